@@ -1,0 +1,69 @@
+"""Every error that Cupola raises on purpose, in one tree.
+
+    CupolaError                 exit status 2: one clear line (the value given, the rule, the next move), never a traceback
+    ├── ConfigError             a recipe, job, setting or option breaks a rule
+    ├── SourceError             a text source is missing, empty or unreadable
+    ├── NotFoundError           no artifact, alias, run or file by that name
+    ├── CorruptArtifactError    a digest does not match, or a manifest is missing or torn; names the file
+    ├── StoreError              the object store refused or cannot be reached
+    ├── RegistryError           the registry's database refused or cannot be reached
+    ├── ServiceError            a server (Prefect, MLflow, console) cannot be started or reached
+    ├── StageFailedError        a stage or a training process failed; names the log      (exit status 1)
+    └── CancelledError          the user or the server cancelled the run                 (exit status 130)
+"""
+
+
+class CupolaError(Exception):
+    """Base of the tree. `str(error)` is the line shown to the user."""
+
+    exit_code = 2
+
+
+class ConfigError(CupolaError):
+    """A recipe, job, setting or option breaks a rule."""
+
+
+class SourceError(CupolaError):
+    """A text source is missing, empty or unreadable."""
+
+
+class NotFoundError(CupolaError):
+    """No artifact, alias, run or file by that name."""
+
+
+class CorruptArtifactError(CupolaError):
+    """A digest does not match its file, or a manifest is missing or torn. The message names the file."""
+
+
+class StoreError(CupolaError):
+    """The object store refused or cannot be reached."""
+
+
+class RegistryError(CupolaError):
+    """The registry's database refused or cannot be reached."""
+
+
+class ServiceError(CupolaError):
+    """A server (Prefect, MLflow, console) cannot be started or reached."""
+
+
+class StageFailedError(CupolaError):
+    """A stage or a training process failed. The message names the log."""
+
+    exit_code = 1
+
+
+class CancelledError(CupolaError):
+    """The user or the server cancelled the run; what is finished is kept."""
+
+    exit_code = 130
+
+
+BY_NAME: dict[str, type[CupolaError]] = {
+    error.__name__: error
+    for error in (
+        ConfigError, SourceError, NotFoundError, CorruptArtifactError, StoreError,
+        RegistryError, ServiceError, StageFailedError, CancelledError,
+    )
+}  # fmt: skip
+"""How an error crosses from a training process to its launcher: by name, in `error.json`."""

@@ -1,0 +1,351 @@
+"""Everything a training process is told: one frozen job, read from one JSON file.
+
+These are pydantic dataclasses with unknown keys forbidden, so that a recipe can embed them as they are, a
+misspelt key is refused, and the JSON schema carries each field's docstring. Nothing here imports torch.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, model_validator
+from pydantic.dataclasses import dataclass
+
+from cupola_platform.errors import ConfigError
+
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class MoEConfig:
+    """The mixture-of-experts part of a model: Qwen2-MoE's block."""
+
+    num_experts: int = Field(default=8, ge=1)
+    """Routed experts per layer, over all ranks."""
+
+    top_k: int = Field(default=2, ge=1)
+    """Experts that each token visits."""
+
+    expert_ffn_hidden_size: int = Field(ge=1)
+    """Intermediate size of one routed expert."""
+
+    shared_expert_ffn_hidden_size: int | None = Field(default=None, ge=1)
+    """Intermediate size of the shared expert (sigmoid-gated); none without a shared expert."""
+
+    norm_topk_prob: bool = False
+    """Renormalise the top-k probabilities to one. Qwen2-MoE does not."""
+
+    aux_loss_coeff: float = Field(default=1e-3, ge=0)
+    """Weight of the load-balancing loss."""
+
+    z_loss_coeff: float = Field(default=0.0, ge=0)
+    """Weight of the router z-loss."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ModelConfig:
+    """The shape of a Qwen2 or Qwen2-MoE decoder: everything needed to build it, nothing about how it is trained."""
+
+    vocab_size: int = Field(default=0, ge=0)
+    """Rows of the embedding. 0 in a recipe: taken from the tokenizer, padded to a multiple of 64."""
+
+    hidden_size: int = Field(ge=1)
+    """Width of the residual stream."""
+
+    num_layers: int = Field(ge=1)
+    """Decoder layers."""
+
+    num_attention_heads: int = Field(ge=1)
+    """Query heads."""
+
+    num_query_groups: int = Field(ge=1)
+    """Key and value heads (GQA)."""
+
+    ffn_hidden_size: int = Field(ge=1)
+    """Intermediate size of the dense SwiGLU FFN."""
+
+    max_position_embeddings: int = Field(ge=1)
+    """Longest sequence, in tokens."""
+
+    rope_theta: float = Field(default=1_000_000.0, gt=0)
+    """RoPE base."""
+
+    rms_norm_eps: float = Field(default=1e-6, gt=0)
+    """Epsilon of RMSNorm."""
+
+    qkv_bias: bool = True
+    """Bias on Q, K and V, as in Qwen2."""
+
+    tie_embeddings: bool = True
+    """Share the input embedding with the output layer, as Qwen2 0.5B and 1.5B do."""
+
+    init_std: float = Field(default=0.02, gt=0)
+    """Standard deviation of the initial weights."""
+
+    moe: MoEConfig | None = None
+    """None for a dense model."""
+
+    @model_validator(mode="after")
+    def _shapes(self) -> "ModelConfig":
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}. "
+                f"Try hidden_size={-(-self.hidden_size // self.num_attention_heads) * self.num_attention_heads}."
+            )
+        if self.num_attention_heads % self.num_query_groups:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} is not a multiple of "
+                f"num_query_groups={self.num_query_groups}. Try num_query_groups={self.num_attention_heads}."
+            )
+        if self.moe and self.moe.top_k > self.moe.num_experts:
+            raise ValueError(f"moe.top_k={self.moe.top_k} is more than moe.num_experts={self.moe.num_experts}.")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ParallelConfig:
+    """How a model is laid out over processes. The world size is tp x pp x cp x dp."""
+
+    tp: int = Field(default=1, ge=1)
+    """Tensor-parallel size."""
+
+    pp: int = Field(default=1, ge=1)
+    """Pipeline-parallel size."""
+
+    vp: int | None = Field(default=None, ge=2)
+    """Model chunks per pipeline rank (interleaved schedule); none for 1F1B."""
+
+    cp: int = Field(default=1, ge=1)
+    """Context-parallel size."""
+
+    ep: int = Field(default=1, ge=1)
+    """Expert-parallel size; divides tp x cp x dp."""
+
+    etp: int | None = Field(default=None, ge=1)
+    """Tensor-parallel size inside experts; none for 1 when ep > 1, else tp."""
+
+    dp: int = Field(default=1, ge=1)
+    """Data-parallel size."""
+
+    sp: bool = False
+    """Sequence parallelism: shard activations of norms over the tensor-parallel group. MoE with tp > 1 needs it."""
+
+    distributed_optimizer: bool = True
+    """Shard optimizer states over the data-parallel group."""
+
+    overlap: bool = False
+    """Overlap gradient reduction and parameter gathering with computation."""
+
+    @property
+    def world_size(self) -> int:
+        return self.tp * self.pp * self.cp * self.dp
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay, as Qwen's pretraining."""
+
+    lr: float = Field(default=3e-4, gt=0)
+    """Peak learning rate."""
+
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Final learning rate over the peak."""
+
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of linear warm-up."""
+
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """AdamW's first moment decay."""
+
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """AdamW's second moment decay."""
+
+    eps: float = Field(default=1e-8, gt=0)
+    """AdamW's epsilon."""
+
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled weight decay, on matrices only."""
+
+    clip_grad: float = Field(default=1.0, ge=0)
+    """Largest global gradient norm; 0 for no clipping."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class BatchConfig:
+    """How many sequences one optimizer step sees, and how long they are."""
+
+    sequence_length: int = Field(ge=8)
+    """Tokens per sequence."""
+
+    micro_batch_size: int = Field(default=4, ge=1)
+    """Sequences per data-parallel rank in one forward pass (pairs, for DPO)."""
+
+    global_batch_size: int = Field(default=16, ge=1)
+    """Sequences per optimizer step, over all ranks (pairs, for DPO)."""
+
+    def num_microbatches(self, data_parallel: int) -> int:
+        """Forward passes per optimizer step on `data_parallel` ranks.
+
+        Raises:
+            ConfigError: the global batch does not divide.
+        """
+        per_pass = self.micro_batch_size * data_parallel
+        passes, rest = divmod(self.global_batch_size, per_pass)
+        if rest:
+            raise ConfigError(
+                f"global_batch_size={self.global_batch_size} is not a multiple of micro_batch_size x data_parallel = "
+                f"{self.micro_batch_size} x {data_parallel} = {per_pass}. Try global_batch_size={(passes + 1) * per_pass}."
+            )
+        return passes
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CheckpointConfig:
+    """When a training job saves, and what it keeps."""
+
+    every: int = Field(default=0, ge=0)
+    """Steps between checkpoints; 0 saves at the end and on SIGTERM only."""
+
+    keep: int = Field(default=2, ge=1)
+    """Newest checkpoints to keep."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class NextTokenData:
+    """Pretraining on packed tokens."""
+
+    objective: Literal["next_token"] = "next_token"
+
+    tokens: Path
+    """A `tokens` artifact's folder."""
+
+    weights: dict[str, float] | None = None
+    """Sampling weight per source; none for weights in proportion to tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SftData:
+    """Supervised fine-tuning: ChatML, loss on assistant tokens only."""
+
+    objective: Literal["sft"] = "sft"
+
+    conversations: Path
+    """A `conversations` artifact's folder."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DpoData:
+    """Direct preference optimization on pairs, against the frozen initial model."""
+
+    objective: Literal["dpo"] = "dpo"
+
+    preferences: Path
+    """A `preferences` artifact's folder."""
+
+    beta: float = Field(default=0.1, gt=0)
+    """Strength of the pull to the reference."""
+
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Probability that a label is wrong (conservative DPO)."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrainJob:
+    """Train a model with one objective, from random weights or from a checkpoint."""
+
+    kind: Literal["train"] = "train"
+    output: Path
+    """Folder of this job: metrics.jsonl, checkpoints/, result.json, error.json. Running again in it resumes."""
+    seed: int = 0
+    model: ModelConfig | None = None
+    """Shape of a new model; none to take the initial checkpoint's."""
+    initial: Path | None = None
+    """Checkpoint folder whose weights (not optimizer) to start from; none for random weights."""
+    tokenizer: Path | None = None
+    """Tokenizer folder to keep with a new model's checkpoints; none to take the initial checkpoint's."""
+    steps: int = Field(ge=1)
+    """Optimizer steps."""
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    batch: BatchConfig
+    data: Annotated[NextTokenData | SftData | DpoData, Field(discriminator="objective")]
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    log_every: int = Field(default=1, ge=1)
+    """Steps between lines in metrics.jsonl."""
+    evaluate_every: int = Field(default=0, ge=0)
+    """Steps between held-out losses; 0 for before the first step and after the last only."""
+    evaluate_batches: int = Field(default=4, ge=1)
+    """Global batches in one held-out loss."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class UpcycleJob:
+    """Turn a dense checkpoint into a mixture of experts, the Qwen2 way."""
+
+    kind: Literal["upcycle"] = "upcycle"
+    output: Path
+    seed: int = 0
+    initial: Path
+    """Dense checkpoint folder."""
+    moe: MoEConfig
+    reinit_fraction: float = Field(default=0.5, ge=0, le=1)
+    """Share of each expert's parameters drawn anew."""
+    reinit: Literal["element", "unit", "none"] = "element"
+    """What is drawn anew: single weights, whole intermediate units, or nothing."""
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SampleJob:
+    """Sample answers from a checkpoint. Reads prompts.jsonl, writes `output/samples.jsonl`."""
+
+    kind: Literal["sample"] = "sample"
+    output: Path
+    seed: int = 0
+    initial: Path
+    prompts: Path
+    """JSON lines: {"id": str, "messages": [{"role", "content"}, ...]} or {"id": str, "text": str} (continued as is)."""
+    num_samples: int = Field(default=1, ge=1)
+    """Answers per prompt."""
+    temperature: float = Field(default=1.0, ge=0)
+    """0 for greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    max_new_tokens: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EvaluateJob:
+    """Measure checkpoints on held-out text and tasks. Writes `output/results.json`."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    output: Path
+    seed: int = 0
+    checkpoints: dict[str, Path]
+    """Name (a stage's) to checkpoint folder."""
+    tokens: Path
+    """A `tokens` artifact's folder: its held-out shards give bits per byte."""
+    conversations: Path | None = None
+    """A `conversations` artifact's folder: its held-out tasks give accuracy."""
+    max_heldout_tokens: int = Field(default=65_536, ge=1)
+    max_tasks: int = Field(default=200, ge=1)
+    """Held-out tasks per task name."""
+    max_new_tokens: int = Field(default=32, ge=1)
+    sample_prompts: tuple[str, ...] = ()
+    """Plain texts that each checkpoint continues, greedily, to be read by people."""
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+
+
+Job = Annotated[TrainJob | UpcycleJob | SampleJob | EvaluateJob, Field(discriminator="kind")]
+JOB: TypeAdapter[TrainJob | UpcycleJob | SampleJob | EvaluateJob] = TypeAdapter(Job)
+
+
+def read_job(path: Path) -> TrainJob | UpcycleJob | SampleJob | EvaluateJob:
+    """The job in a JSON file. Raises pydantic's ValidationError (our launcher writes only valid ones)."""
+    return JOB.validate_json(path.read_bytes())
+
+
+def write_job(job: TrainJob | UpcycleJob | SampleJob | EvaluateJob, path: Path) -> None:
+    """Write a job as JSON that `read_job` gives back."""
+    path.write_bytes(JOB.dump_json(job, indent=2))
