@@ -1,0 +1,19 @@
+"""What a result was made with: versions, read without importing anything."""
+
+import platform
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+_PACKAGES = ("cupola", "torch", "megatron-core", "transformers", "tokenizers", "numpy")
+
+
+@cache
+def environment() -> dict[str, str]:
+    """Versions of Python, the platform and the packages that decide a result. Never the machine's name."""
+    found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,133 @@
+"""What `manifest.json` says of an artifact, and how it is read back without trust."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from cupola_platform.artifacts.digests import digest_files
+from cupola_platform.errors import CorruptArtifactError
+
+MANIFEST = "manifest.json"
+PARTIAL = ".manifest.json.partial"
+ID_LENGTH = 12
+
+_CHECKED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class FileEntry:
+    """One file of an artifact."""
+
+    path: str
+    """Relative to the artifact's folder, with forward slashes."""
+    size: int
+    """Bytes."""
+    blake3: str
+    """Hex digest."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_CHECKED)
+class Manifest:
+    """What an artifact is, what it was made from, and by what."""
+
+    kind: str
+    digest: str
+    """BLAKE3 over the sorted lines `path NUL file-digest`."""
+    files: tuple[FileEntry, ...]
+    parents: tuple[str, ...] = ()
+    """Digests of the artifacts that it was made from."""
+    stage: str = ""
+    recipe: str = ""
+    fingerprint: str = ""
+    config: dict[str, Any]
+    metrics: dict[str, float]
+    code_version: str
+    environment: dict[str, str]
+    created: str
+    """ISO 8601, UTC."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A sealed folder on this machine."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def digest(self) -> str:
+        return self.manifest.digest
+
+    @property
+    def id(self) -> str:
+        """The first 12 characters of the digest."""
+        return self.manifest.digest[:ID_LENGTH]
+
+    @property
+    def kind(self) -> str:
+        return self.manifest.kind
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return self.manifest.metrics
+
+
+_MANIFEST = TypeAdapter(Manifest)
+
+
+def parse_manifest(text: bytes, name: str) -> Manifest:
+    """The manifest in `text`; `name` is how errors call it.
+
+    Raises:
+        CorruptArtifactError: torn or tampered with: not a manifest, files that disagree with its digest, or paths
+            that lead out of the artifact's folder.
+    """
+    try:
+        manifest = _MANIFEST.validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "file"
+        raise CorruptArtifactError(f"{name} is torn or not a manifest: {where}: {first['msg']}.") from None
+    for file in manifest.files:
+        _refuse_unsafe(file.path, name)
+    if digest_files((file.path, file.blake3) for file in manifest.files) != manifest.digest:
+        raise CorruptArtifactError(
+            f"{name} was changed: its digest {manifest.digest[:ID_LENGTH]} is not that of its files."
+        )
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` under a temporary name, sync it, give it its name, and sync the folder."""
+    partial = folder / PARTIAL
+    with partial.open("w", encoding="utf-8") as out:
+        json.dump(asdict(manifest), out, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        out.flush()
+        os.fsync(out.fileno())
+    partial.replace(folder / MANIFEST)
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder outlive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_unsafe(path: str, name: str) -> None:
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or "\0" in path or PurePosixPath(path).as_posix() != path:
+        raise CorruptArtifactError(f"{name} names a file outside its folder: {path!r}. Do not use this artifact.")

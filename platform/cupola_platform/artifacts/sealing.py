@@ -1,0 +1,151 @@
+"""Seal a folder into an artifact, read one back, verify one."""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cupola_platform.artifacts.digests import canonical_json, code_version, digest_file, digest_files
+from cupola_platform.artifacts.environment import environment
+from cupola_platform.artifacts.manifest import (
+    MANIFEST,
+    PARTIAL,
+    Artifact,
+    FileEntry,
+    Manifest,
+    parse_manifest,
+    write_manifest,
+)
+from cupola_platform.errors import ConfigError, CorruptArtifactError
+
+_OUR_CODE = ("cupola_platform", "cupola_trainer")
+
+
+def seal(
+    folder: Path,
+    *,
+    kind: str,
+    parents: Sequence[str] = (),
+    stage: str = "",
+    recipe: str = "",
+    fingerprint: str = "",
+    config: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> Artifact:
+    """Make a folder an artifact: hash and sync every file, then write `manifest.json`. Sealing again replaces it.
+
+    Args:
+        parents: digests of the artifacts that this one was made from.
+        config: plain JSON.
+
+    Raises:
+        CorruptArtifactError: the folder holds a link or another thing that is not a plain file, or nothing at all.
+        ConfigError: a metric is not finite, or the config is not plain JSON.
+    """
+    files = tuple(_entry(folder, path) for path in sorted(_plain_files(folder)))
+    if not files:
+        raise CorruptArtifactError(f"{folder} holds no files: there is nothing to seal.")
+    manifest = Manifest(
+        kind=kind,
+        digest=digest_files((file.path, file.blake3) for file in files),
+        files=files,
+        parents=tuple(parents),
+        stage=stage,
+        recipe=recipe,
+        fingerprint=fingerprint,
+        config=json.loads(canonical_json(config or {})),
+        metrics=_finite(metrics or {}),
+        code_version=code_version(*_OUR_CODE),
+        environment=environment(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    write_manifest(folder, manifest)
+    return Artifact(folder, manifest)
+
+
+def read(folder: Path) -> Artifact:
+    """The artifact in a folder, its files unread.
+
+    Raises:
+        CorruptArtifactError: the manifest is missing, torn or inconsistent.
+    """
+    try:
+        text = (folder / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise CorruptArtifactError(f"{folder / MANIFEST} is missing: the folder is not a finished artifact.") from None
+    return Artifact(folder, parse_manifest(text, str(folder / MANIFEST)))
+
+
+def verify(folder: Path) -> Artifact:
+    """The artifact in a folder, once every file has the size and digest that its manifest says.
+
+    Raises:
+        CorruptArtifactError: names the first file that is missing, changed, a link, or not in the manifest.
+    """
+    artifact = read(folder)
+    present = set(_plain_files(folder))
+    for file in artifact.manifest.files:
+        if file.path not in present:
+            raise CorruptArtifactError(f"{folder / file.path} is missing. Make or fetch artifact {artifact.id} again.")
+        check_file(folder / file.path, file)
+        present.discard(file.path)
+    if present:
+        raise CorruptArtifactError(
+            f"{folder / min(present)} is not in the manifest of artifact {artifact.id}. Remove it."
+        )
+    return artifact
+
+
+def check_file(path: Path, expected: FileEntry) -> None:
+    """Refuse a file whose size or digest is not the expected one.
+
+    Raises:
+        CorruptArtifactError: names the file and says which.
+    """
+    size = path.stat().st_size
+    if size != expected.size:
+        raise CorruptArtifactError(f"{path} is corrupt: {size} bytes, the manifest says {expected.size}.")
+    digest = digest_file(path)
+    if digest != expected.blake3:
+        raise CorruptArtifactError(
+            f"{path} is corrupt: digest {digest[:12]}, the manifest says {expected.blake3[:12]}."
+        )
+
+
+def _plain_files(folder: Path) -> Iterator[str]:
+    """Relative POSIX paths of every file below, without the manifest."""
+    if not folder.is_dir():
+        raise CorruptArtifactError(f"{folder} is not a folder.")
+    for parent, folders, names in os.walk(folder):
+        for name in [*folders, *names]:
+            path = Path(parent, name)
+            if path.is_symlink() or not (path.is_dir() or path.is_file()):
+                raise CorruptArtifactError(
+                    f"{path} is not a plain file. An artifact holds files only: copy what it points to."
+                )
+        for name in names:
+            relative = Path(parent, name).relative_to(folder).as_posix()
+            if relative not in (MANIFEST, PARTIAL):
+                yield relative
+
+
+def _entry(folder: Path, relative: str) -> FileEntry:
+    path = folder / relative
+    try:
+        relative.encode()
+    except UnicodeEncodeError:
+        raise CorruptArtifactError(f"{path!r} has a name that is not UTF-8. Rename it.") from None
+    digest = digest_file(path)
+    with path.open("rb") as file:  # synced, so that a manifest never outlives the bytes that it vouches for
+        os.fsync(file.fileno())
+    return FileEntry(path=relative, size=path.stat().st_size, blake3=digest)
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise ConfigError(f"Metric {name}={value} is not finite. Find where it diverged before publishing.")
+    return {name: float(value) for name, value in metrics.items()}
