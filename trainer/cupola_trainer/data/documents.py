@@ -1,0 +1,101 @@
+"""Questions and answers that documents hold already: what a function does, how a text goes on. Imports no torch."""
+
+import ast
+import random
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as parquet
+
+from cupola_platform.errors import ConfigError
+
+MAX_CHARACTERS = 120
+"""Longest question body and longest answer: a conversation stays within about a hundred tokens."""
+
+MIN_CHARACTERS = 20
+"""A shorter sentence is a heading or a stub."""
+
+PAIRS_PER_DOCUMENT = 3
+"""At most, so that no document dominates."""
+
+Pair = tuple[str, str]
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`'\"(])")
+_NOT_PROSE = re.compile(r"[<>{}|=*_#\\]|https?:|^\s*(?:[-+>]|\d+[.)]) ")
+
+
+def pairs_of_split(documents: Path, split: str, seed: int, drops: Counter[str]) -> Iterator[Pair]:
+    """(question, answer) pairs from the documents of one split, in an order that the seed decides.
+
+    Python sources give what their public functions do, by the first sentence of the docstring; other texts a sentence
+    and the next. `drops` counts documents that gave none: "unparsable_source", "nothing_to_ask".
+
+    Args:
+        documents: a `tokens` artifact's documents.parquet.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    if not documents.is_file():
+        raise ConfigError(f"There is no {documents}. Give the folder of a tokens artifact.")
+    rng = random.Random(f"{seed} {split}")
+    with parquet.ParquetFile(documents) as file:
+        groups = list(range(file.num_row_groups))
+        rng.shuffle(groups)
+        for group in groups:
+            rows = file.read_row_group(group, columns=["path", "split", "text"]).to_pylist()
+            rng.shuffle(rows)
+            for row in rows:
+                if row["split"] == split:
+                    yield from _pairs(row["path"], row["text"], rng, drops)
+
+
+def _pairs(path: str, text: str, rng: random.Random, drops: Counter[str]) -> Iterator[Pair]:
+    try:
+        found = list(what_functions_do(text) if path.endswith(".py") else how_texts_go_on(text))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        drops["unparsable_source"] += 1
+        return
+    if not found:
+        drops["nothing_to_ask"] += 1
+    yield from rng.sample(found, min(PAIRS_PER_DOCUMENT, len(found)))
+
+
+def what_functions_do(source: str) -> Iterator[Pair]:
+    """A question for each public function of a Python source whose docstring begins with a sentence.
+
+    Raises:
+        SyntaxError, ValueError: this Python does not parse it.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # other people's invalid escapes
+        tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+            signature = f"{node.name}({ast.unparse(node.args)})"
+            sentence = _sentences(ast.get_docstring(node) or "")[:1]
+            if len(signature) <= MAX_CHARACTERS and sentence and _fits(sentence[0]):
+                yield f"What does the Python function `{signature}` do?", sentence[0]
+
+
+def how_texts_go_on(text: str) -> Iterator[Pair]:
+    """A sentence of each paragraph of prose, and the next."""
+    for paragraph in re.split(r"\n\s*\n", text):
+        if _NOT_PROSE.search(paragraph):
+            continue
+        sentences = _sentences(paragraph)
+        if len(sentences) > 1 and _fits(sentences[0]) and _fits(sentences[1]):
+            yield f"Continue this text: {sentences[0]}", sentences[1]
+
+
+def _sentences(text: str) -> list[str]:
+    """The sentences of a text's first paragraph, each on one line."""
+    paragraph = re.split(r"\n\s*\n", text.strip(), maxsplit=1)[0]
+    return _SENTENCE_END.split(" ".join(paragraph.split()))
+
+
+def _fits(sentence: str) -> bool:
+    return MIN_CHARACTERS <= len(sentence) <= MAX_CHARACTERS and sentence[-1] in ".!?"
