@@ -247,6 +247,12 @@ class DpoData:
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Probability that a label is wrong (conservative DPO)."""
 
+    loss_type: Literal["sigmoid", "ipo"] = "sigmoid"
+    """DPO's own loss, or IPO's squared one, which does not run off on pairs that are already told apart."""
+
+    sft_weight: float = Field(default=0.0, ge=0)
+    """Weight of the chosen answers' mean token loss beside it: keeps them likely while the margin grows."""
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainJob:
