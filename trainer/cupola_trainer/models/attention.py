@@ -1,0 +1,89 @@
+"""Attention on torch's scaled_dot_product_attention, and an RMSNorm that sequence parallelism can use."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
+
+
+class TorchRMSNorm(torch.nn.RMSNorm):
+    """torch's RMSNorm. Under sequence parallelism each rank sees a part of the tokens: its gradient is summed over TP."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused: Any) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        self.weight.sequence_parallel = config.sequence_parallel
+
+
+class TorchAttention(MegatronModule):
+    """Causal grouped-query attention without a mask in memory; context-parallel by gathering K and V.
+
+    With a mask [b, 1, q, k] (True: hidden), as decoding of padded prompts needs, the mask alone decides. With more keys
+    than queries and no mask, the queries are the last ones.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: Any = None,
+    ) -> None:
+        super().__init__(config=config)
+        self.scale = softmax_scale
+        self.cp_group = pg_collection.cp if pg_collection else parallel_state.get_context_parallel_group()
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None = None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: Any = None,
+    ) -> Tensor:
+        """query [q, b, heads, d], key and value [k, b, groups, d] -> [q, b, heads * d]."""
+        visible = None if attention_mask is None else ~attention_mask
+        if self.cp_group.size() > 1:
+            key = gather_from_sequence_parallel_region(key, group=self.cp_group)
+            value = gather_from_sequence_parallel_region(value, group=self.cp_group)
+            visible = self._visible_to_this_rank(query.size(0), query.device)
+        elif visible is None and 1 < query.size(0) < key.size(0):
+            ones = torch.ones(query.size(0), key.size(0), dtype=torch.bool, device=query.device)
+            visible = ones.tril(key.size(0) - query.size(0))
+        q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))  # [b, heads, s, d]
+        output = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=visible,
+            is_causal=visible is None and query.size(0) > 1,
+            scale=self.scale,
+            enable_gqa=q.size(1) != k.size(1),
+        )
+        return output.permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), -1)
+
+    def _visible_to_this_rank(self, local_length: int, device: torch.device) -> Tensor:
+        """[q, k]: key position <= query position, both in the order of `data.batches.context_parallel_slice`."""
+        size = self.cp_group.size()
+        positions = [zigzag(local_length, rank, size) for rank in range(size)]
+        visible = torch.cat(positions)[None] <= positions[self.cp_group.rank()][:, None]
+        return visible.to(device)
+
+
+def zigzag(local_length: int, rank: int, size: int) -> Tensor:
+    """Global positions of a context-parallel rank's tokens: chunks `rank` and `2 * size - 1 - rank`, so that every rank
+    has the same causal work."""
+    chunk = local_length // 2
+    positions = torch.arange(chunk)
+    return torch.cat([positions + rank * chunk, positions + (2 * size - 1 - rank) * chunk])

@@ -1,0 +1,78 @@
+"""Which modules a decoder layer is made of: Transformer Engine's where it is installed, plain torch's otherwise.
+
+Both name their parameters alike in checkpoints, so that one written with either loads with the other.
+"""
+
+from megatron.core.extensions.transformer_engine import HAVE_TE
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.backends import LocalSpecProvider
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_with_transformer_engine_spec,
+    get_mlp_module_spec_for_backend,
+)
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.moe.moe_layer import MoESubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from cupola_trainer.models.attention import TorchAttention, TorchRMSNorm
+from cupola_trainer.models.router import Router
+
+
+def decoder(config: TransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
+    """The layers of this rank's pipeline stage, and the final norm."""
+    layer = _transformer_engine_layer(config) if HAVE_TE else _torch_layer(config)
+    if isinstance(layer.submodules.mlp.submodules, MoESubmodules):
+        layer.submodules.mlp.submodules.router = Router
+    return TransformerBlockSubmodules(
+        layer_specs=[layer] * get_num_layers_to_build(config, vp_stage=vp_stage), layer_norm=_final_norm()
+    )
+
+
+def _final_norm() -> type:
+    if not HAVE_TE:
+        return TorchRMSNorm
+    from megatron.core.extensions.transformer_engine import TENorm
+
+    norm: type = TENorm
+    return norm
+
+
+def _transformer_engine_layer(config: TransformerConfig) -> ModuleSpec:
+    spec = get_gpt_layer_with_transformer_engine_spec(num_experts=config.num_moe_experts, moe_grouped_gemm=False)
+    if config.num_moe_experts:
+        spec.submodules.sharded_state_dict_keys_map = {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
+    return spec
+
+
+def _torch_layer(config: TransformerConfig) -> ModuleSpec:
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=TorchRMSNorm,
+            self_attention=ModuleSpec(
+                module=SelfAttention,
+                params={"attn_mask_type": AttnMaskType.causal},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=ColumnParallelLinear,
+                    core_attention=TorchAttention,
+                    linear_proj=RowParallelLinear,
+                    q_layernorm=IdentityOp,
+                    k_layernorm=IdentityOp,
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=TorchRMSNorm,
+            mlp=get_mlp_module_spec_for_backend(LocalSpecProvider(), num_experts=config.num_moe_experts),
+            mlp_bda=get_bias_dropout_add,
+            sharded_state_dict_keys_map={
+                "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+                "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+            },
+        ),
+    )

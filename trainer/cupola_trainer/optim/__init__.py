@@ -1,0 +1,103 @@
+"""From a model's chunks to what trains them: data parallelism, AdamW, the learning-rate schedule. All are Megatron's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer.module import Float16Module
+
+from cupola_trainer import runtime
+from cupola_trainer.config import OptimizerConfig, ParallelConfig
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A model in training."""
+
+    chunks: list[torch.nn.Module]
+    """Wrapped in DistributedDataParallel; one per virtual pipeline stage."""
+
+    optimizer: Any
+    """Megatron's MegatronOptimizer."""
+
+    scheduler: OptimizerParamScheduler
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+
+def build(chunks: Sequence[GPTModel], parallel: ParallelConfig, config: OptimizerConfig, steps: int) -> Trainee:
+    """Wrap the chunks for data parallelism and make their optimizer and schedule.
+
+    AdamW decays matrices only: norms' weights and biases are exempt. The gradient is clipped to a global norm.
+    """
+    wrapped = _data_parallel(chunks, parallel)
+    dtype = runtime.dtype()
+    optimizer = get_megatron_optimizer(
+        MegatronOptimizerConfig(
+            optimizer="adam",
+            lr=config.lr,
+            min_lr=config.lr * config.min_lr_ratio,
+            weight_decay=config.weight_decay,
+            adam_beta1=config.beta1,
+            adam_beta2=config.beta2,
+            adam_eps=config.eps,
+            clip_grad=config.clip_grad,
+            bf16=dtype is torch.bfloat16,
+            params_dtype=dtype,
+            use_distributed_optimizer=parallel.distributed_optimizer,
+            overlap_param_gather=parallel.overlap and parallel.distributed_optimizer,
+        ),
+        wrapped,
+    )
+    _schedule_hooks(chunks[0].config, wrapped, optimizer, parallel)
+    return Trainee(wrapped, optimizer, _scheduler(optimizer, config, steps))
+
+
+def _data_parallel(chunks: Sequence[GPTModel], parallel: ParallelConfig) -> list[torch.nn.Module]:
+    config = chunks[0].config
+    ddp = DistributedDataParallelConfig(
+        use_distributed_optimizer=parallel.distributed_optimizer,
+        overlap_grad_reduce=parallel.overlap,
+        overlap_param_gather=parallel.overlap and parallel.distributed_optimizer,
+        grad_reduce_in_fp32=True,
+    )
+    if config.bf16:
+        chunks = [Float16Module(config, chunk) for chunk in chunks]
+    return [DistributedDataParallel(config, ddp, chunk, disable_bucketing=i > 0) for i, chunk in enumerate(chunks)]
+
+
+def _schedule_hooks(config: Any, chunks: list[torch.nn.Module], optimizer: Any, parallel: ParallelConfig) -> None:
+    """What Megatron's pipeline schedules call on the way."""
+    config.finalize_model_grads_func = finalize_model_grads
+    config.grad_scale_func = optimizer.scale_loss
+    if parallel.overlap:
+        no_sync = [chunk.no_sync for chunk in chunks]
+        config.no_sync_func = no_sync if len(chunks) > 1 else no_sync[0]
+
+
+def _scheduler(optimizer: Any, config: OptimizerConfig, steps: int) -> OptimizerParamScheduler:
+    """Linear warm-up from 0 to the peak, then a cosine to `min_lr_ratio` of it at the last step.
+
+    Stepped before each update: the first of w warm-up steps runs at peak / w.
+    """
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=config.lr,
+        min_lr=config.lr * config.min_lr_ratio,
+        lr_warmup_steps=min(config.warmup_steps, steps - 1),
+        lr_decay_steps=steps,
+        lr_decay_style="cosine",
+        start_wd=config.weight_decay,
+        end_wd=config.weight_decay,
+        wd_incr_steps=steps,
+        wd_incr_style="constant",
+    )

@@ -1,0 +1,135 @@
+"""The only place that knows a CPU from a GPU: device, process groups, threads, seeds.
+
+megatron.core is imported inside functions here: its import hook passes through this package.
+"""
+
+import os
+import random
+import resource
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer.config import ParallelConfig
+
+T = TypeVar("T")
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+
+def device() -> torch.device:
+    """This rank's device."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def dtype() -> torch.dtype:
+    """The dtype of parameters and activations: bf16 on a GPU, fp32 on a CPU."""
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
+def world_size() -> int:
+    """Ranks that the launcher started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """This process's global rank; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def start(parallel: ParallelConfig, seed: int) -> None:
+    """Join the process group, lay the ranks out as `parallel` says, and seed every generator.
+
+    May be called again, with another layout, in the same processes.
+
+    Raises:
+        ConfigError: the launcher started another number of ranks than the layout needs.
+    """
+    from megatron.core import parallel_state
+
+    if parallel.world_size != world_size():
+        raise ConfigError(
+            f"parallel: tp x pp x cp x dp = {parallel.tp} x {parallel.pp} x {parallel.cp} x {parallel.dp} = "
+            f"{parallel.world_size} ranks, but the launcher started {world_size()}. "
+            f"Launch {parallel.world_size}, or change the layout."
+        )
+    _join()
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tp,
+        pipeline_model_parallel_size=parallel.pp,
+        virtual_pipeline_model_parallel_size=parallel.vp,
+        context_parallel_size=parallel.cp,
+        expert_model_parallel_size=parallel.ep,
+        expert_tensor_parallel_size=expert_tensor_parallel_size(parallel),
+    )
+    _seed(seed)
+
+
+def expert_tensor_parallel_size(parallel: ParallelConfig) -> int:
+    """Tensor-parallel size inside experts, with its default resolved."""
+    return parallel.etp or (1 if parallel.ep > 1 else parallel.tp)
+
+
+def _join() -> None:
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron orders its collectives by it
+    if dist.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        backend = "nccl"
+    else:
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+        backend = "gloo"
+    if "MASTER_ADDR" in os.environ:
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    else:
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def _seed(seed: int) -> None:
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+
+
+def stop() -> None:
+    """Leave the process group."""
+    from megatron.core import parallel_state
+
+    if dist.is_initialized():
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def memory_bytes() -> int:
+    """The most memory this rank has held: of the GPU, or resident on the host."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux
+
+
+def on_first_rank(work: Callable[[], T]) -> T:
+    """Do something on global rank 0 only; every rank gets its result, or raises its error."""
+    outcome: list[T | Exception | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = work()
+        except Exception as error:  # noqa: BLE001 - whatever it is, every rank must see it
+            outcome[0] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return cast(T, outcome[0])

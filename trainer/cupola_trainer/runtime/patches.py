@@ -1,0 +1,85 @@
+"""What is mended in megatron.core 0.16.1 after import, module by module. Devices are the business of `imports`."""
+
+import queue
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from cupola_trainer.runtime.adam import FusedAdam
+
+
+def patch(module: Any) -> None:
+    """Mend a freshly imported module of megatron.core."""
+    for mend in PATCHES.get(module.__name__, ()):
+        mend(module)
+
+
+def _no_compiler_without_cuda(jit: Any) -> None:
+    """`jit_fuser` would call torch.compile, and with it a C++ compiler, on each fused function."""
+    if not torch.cuda.is_available():
+        jit.disable_jit_fuser()
+
+
+def _router_without_transformer_engine(moe_utils: Any) -> None:
+    """Imported in a try block, then used unguarded when the router has a dtype of its own."""
+    moe_utils.__dict__.setdefault("te_general_gemm", None)
+
+
+def _split_sizes_on_cpu(moe_utils: Any) -> None:
+    """The original converts CUDA tensors only; gloo's all_to_all needs lists all the same."""
+    original = moe_utils.maybe_move_tensor_to_cpu
+
+    def maybe_move_tensor_to_cpu(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+        if torch.is_tensor(tensor) and not tensor.is_cuda:
+            return tensor.numpy() if as_numpy else tensor
+        return original(tensor, as_numpy=as_numpy, record_stream=record_stream)
+
+    moe_utils.maybe_move_tensor_to_cpu = maybe_move_tensor_to_cpu
+
+
+def _adam(optimizer: Any) -> None:
+    """Without Transformer Engine and Apex, an Adam whose distributed checkpoints load (torch's do not)."""
+    if optimizer.USING_PYTORCH_OPTIMIZER:
+        optimizer.Adam, optimizer.USING_PYTORCH_OPTIMIZER = FusedAdam, False
+
+
+def _distributed_adam(optimizer: Any) -> None:
+    if not optimizer.HAVE_APEX_OR_TE:
+        optimizer.Adam, optimizer.HAVE_APEX_OR_TE, optimizer.USING_APEX_OPTIMIZER = FusedAdam, True, True
+    distributed = optimizer.DistributedOptimizer
+    # copies into parameters that require a gradient, and fails for fp32 ones
+    distributed._set_main_param_and_optimizer_states = torch.no_grad()(distributed._set_main_param_and_optimizer_states)
+
+
+def _write_checkpoints_in_threads(filesystem: Any) -> None:
+    """The original starts a Python interpreter and forks writers at each save: seconds, and a fork with threads alive."""
+    writer = filesystem.FileSystemWriterAsync
+
+    def write_buckets(
+        transforms: Sequence[Any], use_msc: bool, rank: int, buckets: Sequence[Any], results: queue.SimpleQueue[Any]
+    ) -> None:
+        def write(i: int) -> tuple[int, Any]:
+            outcome: queue.Queue[tuple[int, Any]] = queue.Queue()
+            running: queue.Queue[int] = queue.Queue()
+            running.put(i)
+            writer.write_preloaded_data(transforms, i, buckets[i], outcome, running, use_fsync=False, use_msc=use_msc)
+            return outcome.get()
+
+        with ThreadPoolExecutor(len(buckets) or 1) as pool:
+            written = dict(pool.map(write, range(len(buckets))))
+        failed = [outcome for outcome in written.values() if isinstance(outcome, Exception)]
+        results.put(failed[0] if failed else written)
+
+    filesystem._get_write_results_queue = queue.SimpleQueue
+    writer.write_preloaded_data_multiproc = staticmethod(write_buckets)
+
+
+PATCHES: dict[str, tuple[Callable[[Any], None], ...]] = {
+    "megatron.core.jit": (_no_compiler_without_cuda,),
+    "megatron.core.transformer.moe.moe_utils": (_router_without_transformer_engine, _split_sizes_on_cpu),
+    "megatron.core.dist_checkpointing.strategies.filesystem_async": (_write_checkpoints_in_threads,),
+    "megatron.core.optimizer": (_adam,),
+    "megatron.core.optimizer.distrib_optimizer": (_distributed_adam,),
+}
