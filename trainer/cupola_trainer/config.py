@@ -231,6 +231,9 @@ class SftData:
     conversations: Path
     """A `conversations` artifact's folder."""
 
+    pack: bool = True
+    """Several conversations share a row, each seeing only itself. Off: one a row, padded."""
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DpoData:

@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from cupola_platform.errors import ConfigError
@@ -73,7 +73,7 @@ def score(task: Mapping[str, Any], answer: str, failures: Counter[str] | None = 
     scorer = _scorer(task["name"])
     try:
         return float(scorer(answer.strip(), task["entry"]))
-    except Exception:  # scorers raise whatever their parsing meets; a model may say anything
+    except Exception:  # noqa: BLE001 - scorers raise whatever their parsing meets; a model may say anything
         if failures is not None:
             failures["scorer_error"] += 1
         return 0.0
@@ -120,7 +120,7 @@ def _refuse_unsafe(name: str) -> None:
         raise ConfigError(f"Task {name} would evaluate the model's answer as code. Choose another task.")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _scorer(name: str) -> Callable[[str, JsonObject], float]:
     _refuse_unsafe(name)
     generator, config_class = _registered(name)

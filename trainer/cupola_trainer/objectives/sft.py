@@ -1,0 +1,130 @@
+"""Supervised fine-tuning: next-token loss on the assistant's words only."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer.config import SftData
+from cupola_trainer.data.chat import ChatTokenizer
+from cupola_trainer.data.conversations import Sample, load_conversations
+from cupola_trainer.data.order import order
+
+OPEN_ROWS = 64
+"""Rows that packing keeps open while it looks for room."""
+
+
+class SftObjective:
+    """Conversations of a `conversations` artifact. A sample is one row: one conversation, or as many as fit when packed."""
+
+    name = "sft"
+
+    def __init__(self, data: SftData, *, tokenizer: ChatTokenizer, sequence_length: int, seed: int) -> None:
+        """
+        Raises:
+            ConfigError: the folder holds no usable conversation, or a file of it is malformed.
+        """
+        self.sequence_length = sequence_length
+        self.seed = seed
+        self.packed = data.pack
+        train, self.drops = load_conversations(data.conversations / "train.jsonl", tokenizer, sequence_length)
+        heldout, self.heldout_drops = load_conversations(
+            data.conversations / "heldout.jsonl", tokenizer, sequence_length
+        )
+        if not train:
+            raise ConfigError(
+                f"{data.conversations} has no conversation that fits sequence_length={sequence_length}; dropped: "
+                f"{dict(self.drops)}. Try a longer sequence_length."
+            )
+        capacity = sequence_length + 1 if data.pack else 0
+        self._train = [_join(train, row) for row in pack([len(s["tokens"]) for s in train], capacity, seed)]
+        self._heldout = [_join(heldout, row) for row in pack([len(s["tokens"]) for s in heldout], capacity, seed)]
+
+    def sample(self, index: int) -> Mapping[str, np.ndarray]:
+        return self._train[order(index, len(self._train), self.seed)]
+
+    def heldout(self, index: int) -> Mapping[str, np.ndarray] | None:
+        return self._heldout[index] if index < len(self._heldout) else None
+
+    def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
+        """`pad`'s tensors; when packed also "attention_mask" [b, 1, s, s], true where hidden: other conversations."""
+        batch = pad([(sample["tokens"], sample["mask"]) for sample in samples], self.sequence_length)
+        if self.packed:
+            batch["attention_mask"] = hidden([sample["segments"] for sample in samples], self.sequence_length)
+        return batch
+
+    def loss(self, token_losses: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Sum over the assistant's tokens, and their number."""
+        mask = batch["loss_mask"]
+        return (token_losses.float() * mask).sum(), mask.sum(), {}
+
+    def prepare(self, forward: Callable[[dict[str, Tensor]], Tensor]) -> None:
+        """Nothing to compute beforehand."""
+
+
+def pack(lengths: Sequence[int], capacity: int, seed: int) -> list[list[int]]:
+    """Places 0 to n - 1 grouped into rows whose lengths add up to at most `capacity`, by first fit in a shuffled order.
+
+    A length over `capacity` has a row to itself.
+    """
+    places = list(range(len(lengths)))
+    random.Random(seed).shuffle(places)
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for place in places:
+        length = lengths[place]
+        start = max(0, len(rows) - OPEN_ROWS)
+        row = next((row for row in range(start, len(rows)) if room[row] >= length), None)
+        if row is None:
+            rows.append([place])
+            room.append(capacity - length)
+        else:
+            rows[row].append(place)
+            room[row] -= length
+    return rows
+
+
+def _join(samples: Sequence[Sample], places: Sequence[int]) -> Sample:
+    """One row: "tokens", "mask" and "segments" (which conversation, from 1) [n]. The first token of a conversation is
+    never learnt, so none is predicted from another's end."""
+    parts = [samples[place] for place in places]
+    return {
+        "tokens": np.concatenate([part["tokens"] for part in parts]),
+        "mask": np.concatenate([part["mask"] for part in parts]),
+        "segments": np.repeat(np.arange(1, len(parts) + 1), [len(part["tokens"]) for part in parts]),
+    }
+
+
+def pad(rows: Sequence[tuple[np.ndarray, np.ndarray]], sequence_length: int) -> dict[str, Tensor]:
+    """Rows of (token ids [n], learnt [n]), n <= s + 1, as tensors [b, s], padded with token 0 that nothing learns from.
+
+    Padding follows what is learnt, so a causal model never sees it from a place that counts.
+    """
+    tokens = _right_padded([ids for ids, _ in rows], sequence_length + 1)
+    learnt = _right_padded([mask for _, mask in rows], sequence_length + 1).astype(np.float32)
+    return {
+        "tokens": torch.from_numpy(tokens[:, :-1].copy()),
+        "labels": torch.from_numpy(tokens[:, 1:].copy()),
+        "loss_mask": torch.from_numpy(learnt[:, 1:].copy()),
+        "position_ids": torch.arange(sequence_length).expand(len(rows), -1).contiguous(),
+    }
+
+
+def hidden(segments: Sequence[np.ndarray], sequence_length: int) -> Tensor:
+    """Attention mask [b, 1, s, s] of packed rows, true where query q must not see key k: later, or another segment.
+
+    Positions run on over a row: rotary attention depends on differences only, so each conversation is as it is alone.
+    """
+    segment = torch.from_numpy(_right_padded(segments, sequence_length + 1)[:, :-1].copy())  # [b, s], 0 for padding
+    later = torch.ones(sequence_length, sequence_length, dtype=torch.bool).triu(1)
+    return (later | (segment[:, :, None] != segment[:, None, :]))[:, None]
+
+
+def _right_padded(rows: Sequence[np.ndarray], width: int) -> np.ndarray:
+    padded = np.zeros((len(rows), width), dtype=np.int64)
+    for row, values in enumerate(rows):
+        padded[row, : len(values)] = values
+    return padded
