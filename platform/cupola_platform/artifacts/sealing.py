@@ -60,7 +60,7 @@ def seal(
         metrics=_finite(metrics or {}),
         code_version=code_version(*_OUR_CODE),
         environment=environment(),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
     write_manifest(folder, manifest)
     return Artifact(folder, manifest)

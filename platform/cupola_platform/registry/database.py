@@ -1,0 +1,124 @@
+"""Connections to the registry's database, and its migrations."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from cupola_platform.errors import RegistryError
+
+HEAD = "r0001"
+"""The newest migration. A registry at it is opened without loading Alembic."""
+
+_ONE_WRITER = "SELECT pg_advisory_xact_lock(109356048673889)"
+_WRITES = "cupola_writes"
+
+
+def open_engine(url: str) -> Engine:
+    """An engine whose schema is migrated to `HEAD`. Several processes may open a new registry at once.
+
+    Raises:
+        RegistryError: the database cannot be reached, refuses, or was made by a newer Cupola.
+    """
+    with refusals(url):
+        engine = create_engine(url, pool_pre_ping=True)
+        if engine.dialect.name == "sqlite":
+            Path(engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
+            _configure_sqlite(engine)
+        else:
+            _configure_postgresql(engine)
+        if _revision(engine) != HEAD:
+            with _migration_lock(engine) as connection:
+                _upgrade(connection)
+    return engine
+
+
+def alembic_config(connection: Connection) -> Any:
+    """Alembic's configuration for one connection, as the tests and `alembic revision --autogenerate` need it."""
+    from alembic.config import Config  # a quarter of a second that an up-to-date registry need not spend
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def writing(engine: Engine) -> Engine:
+    """The engine for transactions that write: one at a time on either database, so that none fails halfway.
+
+    They are a few short ones a stage; SQLite knows nothing else, and PostgreSQL is told by an advisory lock.
+    """
+    return engine.execution_options(**{_WRITES: True})
+
+
+@contextmanager
+def refusals(url: str) -> Iterator[None]:
+    """Turn a database's errors into one line."""
+    try:
+        yield
+    except (SQLAlchemyError, OSError) as error:
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        where = make_url(url).render_as_string(hide_password=True)
+        raise RegistryError(
+            f"The registry {where} refused: {reason}. Check registry_url and that its server runs."
+        ) from error
+
+
+def _configure_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # transactions begin below, not when Python's driver thinks fit
+        connection.execute("PRAGMA busy_timeout = 10000")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA synchronous = NORMAL")
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get(_WRITES) else "BEGIN")
+
+
+def _configure_postgresql(engine: Engine) -> None:
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        if connection.get_execution_options().get(_WRITES):
+            connection.exec_driver_sql(_ONE_WRITER)
+
+
+def _revision(engine: Engine) -> str | None:
+    with engine.connect() as connection:
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+        return revision
+
+
+@contextmanager
+def _migration_lock(engine: Engine) -> Iterator[Connection]:
+    """One connection, alone: SQLite needs a lock file, because its journal mode changes outside of transactions."""
+    if engine.dialect.name != "sqlite":
+        with writing(engine).begin() as connection:
+            yield connection
+        return
+    with Path(f"{engine.url.database}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        raw = engine.raw_connection()
+        raw.cursor().execute("PRAGMA journal_mode = WAL")
+        raw.close()
+        with writing(engine).begin() as connection:
+            yield connection
+
+
+def _upgrade(connection: Connection) -> None:
+    from alembic import command
+    from alembic.util import CommandError
+
+    try:
+        command.upgrade(alembic_config(connection), "head")
+    except CommandError:
+        raise RegistryError(
+            "The registry was made by a newer Cupola. Install that version, or name another registry_url."
+        ) from None

@@ -1,0 +1,244 @@
+"""Every read and write of the registry."""
+
+import os
+import re
+import socket
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from cupola_platform.artifacts import Manifest
+from cupola_platform.errors import ConfigError, NotFoundError
+from cupola_platform.registry.conversion import alias_row, artifact_row, artifact_table, move_row, run_row
+from cupola_platform.registry.database import open_engine, refusals, writing
+from cupola_platform.registry.rows import AliasMove, AliasRow, ArtifactRow, RunRow, RunStatus
+from cupola_platform.registry.tables import (
+    AliasMoveTable,
+    AliasTable,
+    ArtifactTable,
+    EdgeTable,
+    FingerprintTable,
+    RunTable,
+)
+
+_ALIAS = re.compile(r"[a-z][a-z0-9._-]{0,63}")
+
+
+class Registry:
+    """The registry at a SQLAlchemy URL, its schema migrated on open.
+
+    Every method raises RegistryError when the database cannot be reached or refuses.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._engine = open_engine(url)
+        self._writing = writing(self._engine)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._engine.dispose()
+
+    # Artifacts
+
+    def add_artifact(self, manifest: Manifest, run_id: str | None = None) -> None:
+        """Register an artifact. What is known already keeps its row; a new fingerprint that leads to it is added."""
+        with self._write() as session:
+            if session.get(ArtifactTable, manifest.digest) is None:
+                session.add(artifact_table(manifest, run_id))
+                session.flush()
+            if manifest.fingerprint:
+                session.merge(FingerprintTable(fingerprint=manifest.fingerprint, digest=manifest.digest))
+
+    def artifact(self, digest: str) -> ArtifactRow | None:
+        """The artifact with this whole digest."""
+        with self._read() as session:
+            found = session.get(ArtifactTable, digest)
+            return None if found is None else artifact_row(found)
+
+    def artifacts(self, kind: str | None = None, limit: int = 100) -> list[ArtifactRow]:
+        """Newest first."""
+        query = select(ArtifactTable).order_by(ArtifactTable.created.desc(), ArtifactTable.digest).limit(limit)
+        return self._artifacts(query if kind is None else query.where(ArtifactTable.kind == kind))
+
+    def starting_with(self, prefix: str, limit: int = 10) -> list[ArtifactRow]:
+        """Artifacts whose digest starts with `prefix`."""
+        query = select(ArtifactTable).where(ArtifactTable.digest.startswith(prefix, autoescape=True))
+        return self._artifacts(query.order_by(ArtifactTable.digest).limit(limit))
+
+    def digests(self) -> set[str]:
+        """Every registered digest."""
+        with self._read() as session:
+            return set(session.scalars(select(ArtifactTable.digest)))
+
+    def parents(self, digest: str) -> list[ArtifactRow]:
+        """What an artifact was made from, in the order in which the stage took them; those registered here."""
+        query = select(ArtifactTable).join(EdgeTable, EdgeTable.parent == ArtifactTable.digest)
+        return self._artifacts(query.where(EdgeTable.child == digest).order_by(EdgeTable.position))
+
+    def children(self, digest: str) -> list[ArtifactRow]:
+        """What was made from an artifact, oldest first."""
+        made = select(EdgeTable.child).where(EdgeTable.parent == digest)
+        query = select(ArtifactTable).where(ArtifactTable.digest.in_(made))
+        return self._artifacts(query.order_by(ArtifactTable.created, ArtifactTable.digest))
+
+    def made_by(self, fingerprint: str) -> str | None:
+        """Digest of what a stage with this fingerprint made last."""
+        with self._read() as session:
+            found = session.get(FingerprintTable, fingerprint)
+            return None if found is None else found.digest
+
+    # Aliases
+
+    def set_alias(self, name: str, digest: str, reason: str) -> AliasRow:
+        """Move an alias, and remember why.
+
+        Raises:
+            ConfigError: the name breaks the rule.
+            NotFoundError: no such artifact is registered.
+        """
+        if not _ALIAS.fullmatch(name):
+            raise ConfigError(
+                f"Alias {name!r} must be lower-case letters, digits, '.', '_' or '-', and begin with a letter."
+            )
+        moved = datetime.now(UTC)
+        with self._write() as session:
+            if session.get(ArtifactTable, digest) is None:
+                raise NotFoundError(f"No artifact {digest[:12]} to name {name!r}. `cupola artifacts` lists them.")
+            current = session.get(AliasTable, name)
+            previous = None if current is None else current.digest
+            session.merge(AliasTable(name=name, digest=digest, reason=reason, moved=moved))
+            session.add(AliasMoveTable(name=name, previous=previous, digest=digest, reason=reason, moved=moved))
+        return AliasRow(name=name, digest=digest, reason=reason, moved=moved)
+
+    def alias(self, name: str) -> AliasRow | None:
+        """What an alias names now."""
+        with self._read() as session:
+            found = session.get(AliasTable, name)
+            return None if found is None else alias_row(found)
+
+    def aliases(self) -> list[AliasRow]:
+        """Every alias, by name."""
+        with self._read() as session:
+            return [alias_row(row) for row in session.scalars(select(AliasTable).order_by(AliasTable.name))]
+
+    def alias_history(self, name: str) -> list[AliasMove]:
+        """Every move of an alias, newest first."""
+        query = select(AliasMoveTable).where(AliasMoveTable.name == name).order_by(AliasMoveTable.id.desc())
+        with self._read() as session:
+            return [move_row(row) for row in session.scalars(query)]
+
+    # Runs
+
+    def start_run(
+        self, recipe: str, stage: str = "", parent: str | None = None, config: Mapping[str, Any] | None = None
+    ) -> str:
+        """Register a run of this process, and return its id. An empty stage is the run of a whole recipe."""
+        run = uuid.uuid4().hex[:12]
+        with self._write() as session:
+            session.add(
+                RunTable(
+                    id=run, parent_id=parent, recipe=recipe, stage=stage, status="running", config=dict(config or {}),
+                    metrics={}, started=datetime.now(UTC), pid=os.getpid(), process_started=psutil.Process().create_time(),
+                    host=socket.gethostname(),
+                )
+            )  # fmt: skip
+        return run
+
+    def update_run(
+        self, run: str, *, prefect_flow_run_id: str | None = None, mlflow_run_id: str | None = None,
+        work_folder: Path | None = None, metrics: Mapping[str, float] | None = None,
+    ) -> None:  # fmt: skip
+        """Add what became known of a run; what is None stays as it is.
+
+        Raises:
+            NotFoundError: no such run.
+        """
+        with self._write() as session:
+            row = _known_run(session, run)
+            row.prefect_flow_run_id = prefect_flow_run_id or row.prefect_flow_run_id
+            row.mlflow_run_id = mlflow_run_id or row.mlflow_run_id
+            row.work_folder = str(work_folder) if work_folder else row.work_folder
+            row.metrics = {**row.metrics, **(metrics or {})}
+
+    def finish_run(
+        self, run: str, status: RunStatus, artifact: str | None = None, error: str | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:  # fmt: skip
+        """Say how a run ended; `artifact` is the digest of what it made or reused.
+
+        Raises:
+            NotFoundError: no such run.
+        """
+        with self._write() as session:
+            row = _known_run(session, run)
+            row.status, row.artifact, row.error, row.ended = status, artifact, error, datetime.now(UTC)
+            row.metrics = {**row.metrics, **(metrics or {})}
+
+    def runs(self, limit: int = 100, *, parent: str | None = None) -> list[RunRow]:
+        """Newest first; with `parent`, that run's stages, oldest first."""
+        query = select(RunTable).limit(limit)
+        if parent is None:
+            query = query.order_by(RunTable.started.desc(), RunTable.id)
+        else:
+            query = query.where(RunTable.parent_id == parent).order_by(RunTable.started, RunTable.id)
+        with self._read() as session:
+            return [run_row(row) for row in session.scalars(query)]
+
+    def run(self, run: str) -> RunRow:
+        """One run.
+
+        Raises:
+            NotFoundError: no such run.
+        """
+        with self._read() as session:
+            return run_row(_known_run(session, run))
+
+    def sweep_lost_runs(self) -> list[RunRow]:
+        """Mark as failed the runs of this machine whose process is gone, and return them."""
+        query = select(RunTable).where(RunTable.status == "running", RunTable.host == socket.gethostname())
+        with self._read() as session:
+            gone = [row.id for row in session.scalars(query) if not _alive(row.pid, row.process_started)]
+        if not gone:
+            return []
+        with self._write() as session:
+            rows = list(session.scalars(query.where(RunTable.id.in_(gone))))
+            for row in rows:
+                row.status, row.ended = "failed", datetime.now(UTC)
+                row.error = f"lost: process {row.pid} on {row.host} ended without a word. Start it again to resume."
+            return [run_row(row) for row in rows]
+
+    def _artifacts(self, query: Any) -> list[ArtifactRow]:
+        with self._read() as session:
+            return [artifact_row(row) for row in session.scalars(query)]
+
+    @contextmanager
+    def _read(self) -> Iterator[Session]:
+        with refusals(self.url), Session(self._engine) as session:
+            yield session
+
+    @contextmanager
+    def _write(self) -> Iterator[Session]:
+        with refusals(self.url), Session(self._writing) as session, session.begin():
+            yield session
+
+
+def _known_run(session: Session, run: str) -> RunTable:
+    found = session.get(RunTable, run)
+    if found is None:
+        raise NotFoundError(f"No run {run!r}. `cupola runs` lists them.")
+    return found
+
+
+def _alive(pid: int, started: float) -> bool:
+    try:
+        return abs(psutil.Process(pid).create_time() - started) < 1
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,92 @@
+"""What comes out of the registry: frozen rows, never objects bound to a database."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+RunStatus = Literal["running", "completed", "reused", "failed", "cancelled"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactRow:
+    """One registered artifact."""
+
+    digest: str
+    kind: str
+    stage: str
+    recipe: str
+    fingerprint: str
+    config: dict[str, Any]
+    metrics: dict[str, float]
+    parents: tuple[str, ...]
+    """Digests, in the order in which the stage took them."""
+    size: int
+    """Bytes of all files together."""
+    files: int
+    """How many."""
+    run_id: str | None
+    """The run that made it."""
+    created: datetime
+    """UTC."""
+
+    @property
+    def id(self) -> str:
+        """The first 12 characters of the digest."""
+        return self.digest[:12]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRow:
+    """One execution of a stage, or of a recipe when `stage` is empty."""
+
+    id: str
+    parent_id: str | None
+    recipe: str
+    stage: str
+    status: RunStatus
+    config: dict[str, Any]
+    metrics: dict[str, float]
+    started: datetime
+    """UTC."""
+    ended: datetime | None
+    artifact: str | None
+    """Digest of what it made or reused."""
+    prefect_flow_run_id: str | None
+    mlflow_run_id: str | None
+    work_folder: Path | None
+    error: str | None
+    pid: int
+    host: str
+
+    @property
+    def lost(self) -> bool:
+        """Whether its process ended without a word."""
+        return self.status == "failed" and (self.error or "").startswith("lost: ")
+
+    @property
+    def label(self) -> str:
+        """The status as people read it."""
+        return "failed (lost)" if self.lost else self.status
+
+
+@dataclass(frozen=True, kw_only=True)
+class AliasRow:
+    """A movable name and what it names now."""
+
+    name: str
+    digest: str
+    reason: str
+    moved: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class AliasMove:
+    """One move of an alias."""
+
+    name: str
+    previous: str | None
+    """Digest that it named before; none for the first move."""
+    digest: str
+    reason: str
+    moved: datetime

@@ -1,0 +1,111 @@
+"""What this machine or team has: `CUPOLA_*` in the environment, then `cupola.toml` in the working directory, then defaults."""
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from cupola_platform.errors import ConfigError
+
+FILE = "cupola.toml"
+PREFIX = "CUPOLA_"
+
+
+class Settings(BaseSettings):
+    """Where state lives and which servers keep it. Every default needs nothing but this machine."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        toml_file=FILE,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        env_ignore_empty=True,
+    )
+
+    home: Path = Path(".cupola")
+    """The workspace: databases, artifacts, work in progress, logs. Removing it removes everything local."""
+
+    store_url: str | None = None
+    """`s3://bucket/prefix` keeps artifacts there; none keeps them in the workspace."""
+
+    s3_endpoint_url: str | None = None
+    """An S3 server other than AWS, as `http://127.0.0.1:8333`. Credentials come from AWS's own variables and files."""
+
+    s3_region: str | None = None
+    """The bucket's region; none leaves it to AWS's own configuration."""
+
+    registry_url: str | None = None
+    """`postgresql+psycopg://user:password@host/database`; none keeps a SQLite file in the workspace."""
+
+    mlflow_tracking_uri: str | None = None
+    """An MLflow server, as `http://127.0.0.1:5000`; none keeps a SQLite file in the workspace."""
+
+    prefect_api_url: str | None = None
+    """A Prefect server, as `http://127.0.0.1:4200/api`; none starts one on this machine when a run needs it."""
+
+    max_processes: int | None = Field(default=None, ge=1)
+    """Training processes that this machine may run at once; none for one a core."""
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    @field_validator("store_url")
+    @classmethod
+    def _is_bucket(cls, url: str | None) -> str | None:
+        if url is not None and not url.removeprefix("s3://").strip("/"):
+            raise ValueError("names no bucket. Write s3://bucket or s3://bucket/prefix")
+        if url is not None and not url.startswith("s3://"):
+            raise ValueError("is not S3. Write s3://bucket/prefix, or leave it out to keep artifacts in the workspace")
+        return url
+
+    @field_validator("registry_url")
+    @classmethod
+    def _is_supported(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("postgresql+psycopg://", "sqlite:///")):
+            raise ValueError("must begin with postgresql+psycopg:// or sqlite:///")
+        return url
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's URI: the server's, or the workspace's SQLite file."""
+        return self.mlflow_tracking_uri or f"sqlite:///{self.home / 'mlflow.db'}"
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:  # fmt: skip
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load_settings(home: Path | None = None) -> Settings:
+    """The settings in force; `home` (as from `--workspace`) wins over the environment and the file.
+
+    Raises:
+        ConfigError: a value breaks a rule, or `cupola.toml` is not TOML or holds an unknown key.
+    """
+    try:
+        return Settings() if home is None else Settings(home=home)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{FILE} is not TOML: {error}.") from None
+    except ValidationError as error:
+        raise ConfigError(_explain(dict(error.errors()[0]))) from None
+
+
+def _explain(error: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, Settings.model_fields, n=1, cutoff=0.4)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(Settings.model_fields)}."
+        return f"{FILE} has an unknown key {key!r}. {hint}"
+    variable = f"{PREFIX}{key.upper()}"
+    where = variable if variable in os.environ else f"{key} in {FILE}"
+    return f"{where}={error['input']!r} {error['msg'].removeprefix('Value error, ')}."

@@ -1,0 +1,113 @@
+"""Artifacts in a local folder, one folder a digest."""
+
+import errno
+import os
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cupola_platform.artifacts import MANIFEST, Artifact, Manifest, read, verify
+from cupola_platform.artifacts.manifest import sync_folder
+from cupola_platform.errors import CorruptArtifactError, NotFoundError, StoreError
+
+
+class LocalStore:
+    """Artifacts at `root/<digest>/`.
+
+    A sealed folder is renamed into place (copied when it lies on another file system), so it is there wholly or not
+    at all; its files become read-only.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        with _refusals(root):
+            root.mkdir(parents=True, exist_ok=True)
+
+    def put(self, artifact: Artifact) -> Artifact:
+        """Move a sealed folder in. When the store holds that digest already, the folder is only removed.
+
+        A copy in the store that no longer verifies is set aside as `.corrupt-*` and the new one takes its place.
+
+        Raises:
+            StoreError: the folder cannot be written, or the disk is full.
+        """
+        target = self.root / artifact.digest
+        with _refusals(target):
+            if artifact.path.absolute() == target.absolute():
+                return artifact
+            if target.exists() and not self._set_aside_if_corrupt(target):
+                shutil.rmtree(artifact.path)
+                return read(target)
+            self._move(artifact.path, target)
+            _make_read_only(target)
+            sync_folder(self.root)
+        return Artifact(target, artifact.manifest)
+
+    def get(self, digest: str) -> Artifact:
+        """The artifact, unverified: `artifacts.verify` reads every byte.
+
+        Raises:
+            NotFoundError: the store does not hold it.
+            CorruptArtifactError: its manifest is missing or torn.
+        """
+        folder = self.root / digest
+        if not folder.is_dir():
+            raise NotFoundError(
+                f"The store {self.root} does not hold artifact {digest[:12]}. `cupola artifacts` lists them."
+            )
+        return read(folder)
+
+    def holds(self, digest: str) -> bool:
+        return (self.root / digest / MANIFEST).is_file()
+
+    def manifest(self, digest: str) -> Manifest:
+        return self.get(digest).manifest
+
+    def digests(self) -> set[str]:
+        return {entry.name for entry in os.scandir(self.root) if entry.is_dir() and not entry.name.startswith(".")}
+
+    def location(self, digest: str) -> str:
+        return str(self.root / digest)
+
+    def _set_aside_if_corrupt(self, target: Path) -> bool:
+        try:
+            verify(target)
+        except CorruptArtifactError:
+            target.rename(self.root / f".corrupt-{target.name}-{time.time_ns()}")
+            return True
+        return False
+
+    def _move(self, source: Path, target: Path) -> None:
+        try:
+            source.rename(target)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another process published the same digest just now
+                shutil.rmtree(source)
+                return
+            if error.errno != errno.EXDEV:
+                raise
+            staging = self.root / f".incoming-{target.name}-{os.getpid()}"
+            shutil.rmtree(staging, ignore_errors=True)
+            shutil.copytree(source, staging)
+            self._move(staging, target)
+            shutil.rmtree(source)
+
+
+def _make_read_only(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = Path(parent, name)
+            path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"Cannot keep {path}: {error.strerror}. Free space there, or set CUPOLA_HOME elsewhere."
+        ) from error

@@ -1,0 +1,213 @@
+"""The workspace joins what a stage needs of the platform: settings, store and registry."""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cupola_platform.artifacts import MANIFEST, Artifact, read, seal, verify
+from cupola_platform.errors import CorruptArtifactError, NotFoundError
+from cupola_platform.registry import Registry
+from cupola_platform.settings import Settings, load_settings
+from cupola_platform.store import Store, open_store
+
+SHORTEST_PREFIX = 4
+SOURCES = "sources.jsonl"
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file that went into a `tokens` artifact."""
+
+    source: str
+    path: str
+    bytes: int
+    blake3: str
+
+
+@dataclass(frozen=True)
+class SourceSummary:
+    """All files that a `tokens` artifact took from one source of its recipe."""
+
+    name: str
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineageNode:
+    """An artifact and what it was made from."""
+
+    digest: str
+    kind: str
+    """`unknown` when another registry knows it."""
+    stage: str
+    metrics: dict[str, float]
+    sources: tuple[SourceSummary, ...] = ()
+    """Of a `tokens` artifact: where its text came from."""
+    parents: tuple["LineageNode", ...] = ()
+
+    @property
+    def id(self) -> str:
+        """The first 12 characters of the digest."""
+        return self.digest[:12]
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where all state of a person or a team is, opened."""
+
+    settings: Settings
+    store: Store
+    registry: Registry
+
+    @staticmethod
+    def open(root: Path | None = None) -> "Workspace":
+        """The workspace that the settings name; `root` wins over them.
+
+        Raises:
+            ConfigError: a setting breaks a rule.
+            StoreError, RegistryError: they cannot be reached.
+        """
+        settings = load_settings(root)
+        url = settings.registry_url or f"sqlite:///{settings.home / 'registry.db'}"
+        return Workspace(settings, open_store(settings), Registry(url))
+
+    @property
+    def root(self) -> Path:
+        return self.settings.home
+
+    def folder(self, name: str) -> Path:
+        """A folder of the workspace (`logs`, `pids`, `spool`, ...), made when it is not there."""
+        folder = self.root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def work_folder(self, fingerprint: str) -> Path:
+        """Where a stage in progress keeps its files, so that starting it again resumes."""
+        return self.folder(f"work/{fingerprint}")
+
+    def publish(
+        self, folder: Path, *, kind: str, parents: Sequence[Artifact] = (), stage: str = "", recipe: str = "",
+        fingerprint: str = "", config: Mapping[str, Any] | None = None, metrics: Mapping[str, float] | None = None,
+        run_id: str | None = None,
+    ) -> Artifact:  # fmt: skip
+        """Seal a folder, move it into the store, register it with its lineage.
+
+        A content that was published before keeps its first manifest. When this is cut short, `adopt` finishes it.
+
+        Raises:
+            CorruptArtifactError: the folder holds something other than plain files.
+            StoreError, RegistryError: they refuse or cannot be reached.
+        """
+        digests = [parent.digest for parent in parents]
+        sealed = seal(
+            folder, kind=kind, parents=digests, stage=stage, recipe=recipe, fingerprint=fingerprint, config=config, metrics=metrics
+        )  # fmt: skip
+        for parent in parents:
+            self.registry.add_artifact(parent.manifest)
+        stored = self.store.put(sealed)
+        self.registry.add_artifact(sealed.manifest, run_id)
+        return stored
+
+    def adopt(self) -> int:
+        """Register what the store holds and the registry does not know (a lost registry, another machine's work).
+
+        Returns:
+            How many artifacts were new.
+        """
+        adopted = 0
+        for digest in sorted(self.store.digests() - self.registry.digests()):
+            try:
+                self.registry.add_artifact(self.store.manifest(digest))
+            except (NotFoundError, CorruptArtifactError):
+                continue  # an upload in progress, or nothing to be relied on
+            adopted += 1
+        return adopted
+
+    def find(self, fingerprint: str) -> Artifact | None:
+        """What a stage with this fingerprint made, if it is registered, stored and verifies."""
+        digest = self.registry.made_by(fingerprint)
+        if digest is None and self.adopt():
+            digest = self.registry.made_by(fingerprint)
+        if digest is None:
+            return None
+        try:
+            return verify(self.store.get(digest).path)
+        except (NotFoundError, CorruptArtifactError):
+            return None
+
+    def resolve(self, reference: str) -> Artifact:
+        """The artifact that an alias, an id or its first characters, or a folder names.
+
+        Raises:
+            NotFoundError: nothing by that name, or several; lists near ones.
+            CorruptArtifactError: the folder is not a finished artifact.
+            StoreError: the store refused or cannot be reached.
+        """
+        alias = self.registry.alias(reference)
+        if alias is not None:
+            return self.store.get(alias.digest)
+        if (Path(reference) / MANIFEST).is_file() or ("/" in reference and Path(reference).is_dir()):
+            return read(Path(reference).absolute())
+        return self.store.get(self._digest(reference))
+
+    def lineage(self, artifact: Artifact) -> LineageNode:
+        """The tree of what an artifact was made from, down to the sources of its text."""
+        return self._node(artifact.digest, {artifact.digest: artifact})
+
+    def source_files(self, artifact: Artifact) -> Iterator[SourceFile]:
+        """Every source file of a `tokens` artifact, one at a time; none for other kinds."""
+        path = artifact.path / SOURCES
+        if path.is_file():
+            with path.open(encoding="utf-8") as lines:
+                for line in lines:
+                    row = json.loads(line)
+                    yield SourceFile(row["source"], row["path"], row["bytes"], row["blake3"])
+
+    def _digest(self, prefix: str) -> str:
+        if len(prefix) < SHORTEST_PREFIX:
+            raise NotFoundError(
+                f"{prefix!r} is too short for an id: give at least {SHORTEST_PREFIX} characters, or an alias."
+            )
+        found = self.registry.starting_with(prefix)
+        if not found and self.adopt():
+            found = self.registry.starting_with(prefix)
+        if len(found) == 1:
+            return found[0].digest
+        if found:
+            listed = ", ".join(f"{row.id} ({row.kind})" for row in found)
+            raise NotFoundError(f"{prefix!r} could be any of {listed}. Give more characters.")
+        near = self._near(prefix)
+        hint = f"Did you mean {', '.join(near)}?" if near else "`cupola artifacts` lists them."
+        raise NotFoundError(f"No artifact, alias or folder named {prefix!r}. {hint}")
+
+    def _near(self, reference: str) -> list[str]:
+        names = [alias.name for alias in self.registry.aliases()] + [row.id for row in self.registry.artifacts()]
+        return difflib.get_close_matches(reference[:12], names, n=3, cutoff=0.6)
+
+    def _node(self, digest: str, known: Mapping[str, Artifact]) -> LineageNode:
+        row = self.registry.artifact(digest)
+        if row is None and digest not in known:
+            return LineageNode(digest=digest, kind="unknown", stage="", metrics={})
+        manifest = known[digest].manifest if row is None else row
+        return LineageNode(
+            digest=digest,
+            kind=manifest.kind,
+            stage=manifest.stage,
+            metrics=manifest.metrics,
+            sources=self._sources(known.get(digest), digest) if manifest.kind == "tokens" else (),
+            parents=tuple(self._node(parent, known) for parent in manifest.parents if parent != digest),
+        )
+
+    def _sources(self, artifact: Artifact | None, digest: str) -> tuple[SourceSummary, ...]:
+        counts: dict[str, tuple[int, int]] = {}
+        try:
+            for file in self.source_files(artifact or self.store.get(digest)):
+                files, size = counts.get(file.source, (0, 0))
+                counts[file.source] = (files + 1, size + file.bytes)
+        except (NotFoundError, CorruptArtifactError):
+            return ()  # known by name only: its files are no longer in the store
+        return tuple(SourceSummary(name, files, size) for name, (files, size) in sorted(counts.items()))
