@@ -1,0 +1,63 @@
+"""What makes two runs of a stage the same: its config, its parents' content, and the code that it runs. Never paths."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cupola_flows.schema import Recipe
+from cupola_flows.stages import PrepareStage
+from cupola_platform.artifacts import code_version
+from cupola_platform.artifacts import fingerprint as platform_fingerprint
+from cupola_platform.corpus.sources import source_state
+
+MODELS = ("cupola_trainer.checkpoint", "cupola_trainer.runtime", "cupola_trainer.models")
+TRAINING = (
+    *MODELS,
+    "cupola_trainer.loop",
+    "cupola_trainer.data",
+    "cupola_trainer.objectives",
+    "cupola_trainer.optim",
+)
+ROLLOUT = (*MODELS, "cupola_trainer.rollout", "cupola_trainer.data", "cupola_trainer.evaluation")
+SOURCES: Mapping[str, Sequence[str]] = {
+    "prepare": ("cupola_platform.corpus",),
+    "pretrain": TRAINING,
+    "upcycle": (*MODELS, "cupola_trainer.upcycling"),
+    "conversations": ("cupola_trainer.data", "cupola_trainer.evaluation.tasks"),
+    "sft": TRAINING,
+    "preferences": ROLLOUT,
+    "dpo": TRAINING,
+    "evaluate": ROLLOUT,
+    "promote": ("cupola_flows.promote",),
+}
+"""Stage kind to the modules that decide what it gives."""
+
+WITHOUT_EFFECT = ("workers",)
+"""Settings that change how fast a stage is, and not what it gives."""
+
+
+def fingerprint(recipe: Recipe, name: str, parents: Mapping[str, Sequence[str]]) -> str:
+    """BLAKE3 in hex of everything that decides what the stage gives.
+
+    Args:
+        parents: field to the digests of the artifacts that it names.
+    """
+    stage = recipe.stages[name]
+    config = {
+        "stage": _with_effect(stage.model_dump(mode="json", exclude={"seed", *stage.takes})),
+        "seed": recipe.stage_seed(name),
+        "fields": {field: len(digests) for field, digests in parents.items()},
+        "names": list(recipe.inputs(name).get("checkpoints", ())),
+        "sources": _sources(stage) if isinstance(stage, PrepareStage) else {},
+    }
+    ordered = [digest for digests in parents.values() for digest in digests]
+    return platform_fingerprint(config, ordered, code_version(*SOURCES[stage.kind]))
+
+
+def _sources(stage: PrepareStage) -> dict[str, str]:
+    return {name: source_state(source) for name, source in stage.corpus.sources.items()}
+
+
+def _with_effect(config: Any) -> Any:
+    if isinstance(config, dict):
+        return {key: _with_effect(value) for key, value in config.items() if key not in WITHOUT_EFFECT}
+    return [_with_effect(value) for value in config] if isinstance(config, list) else config
