@@ -1,0 +1,177 @@
+"""A training job on this machine: torchrun in a process of its own, of which nothing survives."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+from cupola_platform.errors import ConfigError
+from cupola_platform.launch import tether
+
+GRACE_SECONDS = 25.0
+"""From SIGTERM to SIGKILL: the time that ranks have to finish a step and save."""
+
+_TAG = "CUPOLA_JOB_TAG"
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+class RunningJob:
+    """One torchrun and its ranks.
+
+    The ranks have sessions of their own and may outlive torchrun, so each bears a tag in its environment, by which
+    they are found and ended when torchrun is gone. As a context manager it stops the job on the way out.
+    """
+
+    def __init__(self, command: list[str], environment: Mapping[str, str], log: Path) -> None:
+        self.log = log
+        self._command = command
+        self._tag = uuid.uuid4().hex
+        self._environment = {**environment, _TAG: self._tag}
+        self._grace = GRACE_SECONDS
+        self._started = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._error: OSError | None = None
+        # The tether follows the thread that started the process: this one stays until the process ends.
+        self._keeper = threading.Thread(target=self._keep, name=f"job {log.stem}", daemon=True)
+        self._keeper.start()
+        self._started.wait()
+        if self._error is not None:
+            raise ConfigError(f"Cannot start a job with the log {log}: {self._error.strerror}.") from self._error
+
+    @property
+    def pid(self) -> int:
+        """Process number of torchrun."""
+        return self._torchrun.pid
+
+    def poll(self) -> int | None:
+        """Torchrun's exit code once it and all its ranks have ended, else None. Any failed rank makes it 1."""
+        return None if self._keeper.is_alive() else self._torchrun.returncode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait up to `timeout` seconds (none: to the end), then `poll`."""
+        self._keeper.join(timeout)
+        return self.poll()
+
+    def stop(self, grace_seconds: float = GRACE_SECONDS) -> int:
+        """End the job: SIGTERM, so that the ranks save, then SIGKILL after `grace_seconds` to all that is left.
+
+        Returns:
+            Torchrun's exit code, negative when a signal ended it.
+        """
+        self._grace = grace_seconds
+        ranks = self._processes()
+        if self._torchrun.poll() is None:
+            self._torchrun.terminate()
+        self._keeper.join(grace_seconds)
+        for process in {*ranks, *self._processes()} if self._keeper.is_alive() else ():
+            _quietly(process.kill)
+        self._keeper.join()
+        return self._torchrun.returncode
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.poll() is None:
+            self.stop()
+
+    @property
+    def _torchrun(self) -> "subprocess.Popen[bytes]":
+        assert self._process is not None
+        return self._process
+
+    def _keep(self) -> None:
+        try:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            with self.log.open("ab") as out:  # a file: ranks that live on would hold a pipe open
+                self._process = subprocess.Popen(
+                    self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )  # fmt: skip
+        except OSError as error:
+            self._error = error
+            return
+        finally:
+            self._started.set()
+        self._process.wait()
+        self._end_orphans()
+
+    def _end_orphans(self) -> None:
+        """Ranks live on when torchrun itself was killed: let them save, then end them."""
+        orphans = self._processes()
+        for process in orphans:
+            _quietly(process.terminate)
+        deadline = time.monotonic() + self._grace
+        while orphans and time.monotonic() < deadline:
+            _, orphans = psutil.wait_procs(orphans, timeout=0.5)
+        for process in {*orphans, *self._processes()}:
+            _quietly(process.kill)
+
+    def _processes(self) -> list[psutil.Process]:
+        """Every living process of this job."""
+        return [process for process in psutil.process_iter() if _tag_of(process) == self._tag]
+
+
+class LocalLauncher:
+    """Starts training jobs with torchrun on this machine."""
+
+    def __init__(self, max_processes: int | None = None, module: str = "cupola_trainer") -> None:
+        """
+        Args:
+            max_processes: ranks that may run at once; none for one a core.
+            module: what each rank runs, with the job file as its only argument.
+        """
+        self.max_processes = max_processes or cores()
+        self.module = module
+
+    def check(self, processes: int) -> None:
+        """Refuse a job of more ranks than this machine runs.
+
+        Raises:
+            ConfigError: names both numbers.
+        """
+        if processes > self.max_processes:
+            raise ConfigError(
+                f"The job asks for {processes} processes, this machine runs at most {self.max_processes}. "
+                f"Lower tp x pp x cp x dp, or set CUPOLA_MAX_PROCESSES={processes}."
+            )
+
+    def start(self, job_file: Path, *, processes: int, log: Path, env: Mapping[str, str] | None = None) -> RunningJob:
+        """Start a job; its output is appended to `log`. It ends when this process does.
+
+        Args:
+            processes: ranks, each with its share of the cores as threads.
+            env: variables for the ranks, over this process's own.
+
+        Raises:
+            ConfigError: more ranks than this machine runs, or the log cannot be written.
+        """
+        self.check(processes)
+        threads = str(max(1, cores() // processes))
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command = [sys.executable, tether.__file__, str(os.getpid()), *torchrun, "-m", self.module, str(job_file)]
+        return RunningJob(command, {**os.environ, "OMP_NUM_THREADS": threads, **(env or {})}, log)
+
+
+def _tag_of(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get(_TAG) if process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.Error:
+        return None
+
+
+def _quietly(act: Callable[[], None]) -> None:
+    with suppress(psutil.NoSuchProcess):
+        act()
