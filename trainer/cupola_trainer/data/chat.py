@@ -15,6 +15,7 @@ from cupola_platform.errors import ConfigError
 
 START = "<|im_start|>"
 END = "<|im_end|>"
+CONTROL_TOKENS = (START, END, "<|endoftext|>")
 ROLES = frozenset({"system", "user", "assistant"})
 
 Message = Mapping[str, str]
@@ -30,7 +31,8 @@ class ChatTokenizer(Protocol):
 def problem(messages: Any) -> str | None:
     """Why a conversation cannot be learnt from, as a short name to count drops by; None when it can.
 
-    "malformed", "unknown_role", "empty_message", "control_token" (its text would close a turn), "no_assistant_turn".
+    "malformed", "unknown_role", "empty_message", "control_token" (its text would close a turn), "no_assistant_turn",
+    "no_question".
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         return "malformed"
@@ -41,9 +43,11 @@ def problem(messages: Any) -> str | None:
             return "unknown_role"
         if not message["content"].strip():
             return "empty_message"
-        if START in message["content"] or END in message["content"]:
+        if any(token in message["content"] for token in CONTROL_TOKENS):
             return "control_token"
-    return None if messages[-1]["role"] == "assistant" else "no_assistant_turn"
+    if messages[-1]["role"] != "assistant":
+        return "no_assistant_turn"
+    return None if messages[0]["role"] != "assistant" else "no_question"
 
 
 def encode_prompt(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> list[int]:

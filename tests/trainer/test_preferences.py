@@ -1,0 +1,89 @@
+"""Preference pairs from sampled answers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer.data.instructions import TaskSource, make_conversations
+from cupola_trainer.data.preferences import make_preferences, make_prompts
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    """Ten questions from the training side of a hundred."""
+    tasks = [TaskSource(name="gcd", count=100, config={"max_value": 60})]
+    make_conversations(
+        tasks=tasks, corpus=None, corpus_conversations=0, heldout_per_task=10, seed=1, to=tmp_path / "conversations"
+    )
+    assert make_prompts(tmp_path / "conversations", count=10, seed=5, to=tmp_path / "prompts.jsonl") == 10
+    return tmp_path / "prompts.jsonl"
+
+
+def sample(prompts: Path, answers: list[list[str]], finished: bool = True) -> Path:
+    """What a SampleJob would write: for each prompt its answers; "=" stands for the right one."""
+    path = prompts.with_name("samples.jsonl")
+    with path.open("w") as file:
+        for prompt, given in zip(rows(prompts), answers, strict=True):
+            for number, text in enumerate(given):
+                answer = prompt["task"]["entry"]["answer"] if text == "=" else text
+                row = {"id": prompt["id"], "sample": number, "answer": answer, "finished": finished}
+                file.write(json.dumps(row) + "\n")
+    return path
+
+
+def test_prompts_are_training_questions_without_their_answers(prompts: Path) -> None:
+    train = {row["id"]: row for row in rows(prompts.with_name("conversations") / "train.jsonl")}
+    for prompt in rows(prompts):
+        assert prompt["messages"] == train[prompt["id"]]["messages"][:1]
+        assert prompt["task"] == train[prompt["id"]]["task"]
+
+
+def test_each_pair_is_a_right_and_a_wrong_answer_to_the_same_question(prompts: Path, tmp_path: Path) -> None:
+    answers = [["=", "=", "9999", "no idea", ""]] * 7 + [["=", "="], ["9999", "8888"], ["9999", "9999"]]
+    report = make_preferences(
+        prompts, sample(prompts, answers), heldout_fraction=0.3, pairs_per_prompt=2, seed=0, to=tmp_path / "out"
+    )
+    assert report == {
+        "prompts": 10,
+        "answers": 41,
+        "correct": 16,
+        "accuracy": pytest.approx(16 / 41),
+        "pairs": {"train": 10, "heldout": 4},
+        "sources": {"gcd": 14},
+        "dropped": {"duplicate": 9, "empty": 7, "all_right": 1, "all_wrong": 2},
+    }
+    assert len(rows(tmp_path / "out" / "samples.jsonl")) == 41
+    train, heldout = rows(tmp_path / "out" / "train.jsonl"), rows(tmp_path / "out" / "heldout.jsonl")
+    assert not {row["messages"][0]["content"] for row in train} & {row["messages"][0]["content"] for row in heldout}
+    assert len({row["id"] for row in train + heldout}) == 14
+    for row in train + heldout:
+        assert row["chosen"] == row["task"]["entry"]["answer"]
+        assert row["rejected"] in {"9999", "no idea"}
+        assert row["chosen_score"] == 1.0 > row["rejected_score"]
+
+
+def test_answers_that_ran_out_of_tokens_teach_nothing(prompts: Path, tmp_path: Path) -> None:
+    samples = sample(prompts, [["=", "9999"]] * 10, finished=False)
+    with pytest.raises(ConfigError, match="0 of 20 sampled answers are right, and only 0 prompts got both"):
+        make_preferences(prompts, samples, heldout_fraction=0.1, pairs_per_prompt=1, seed=0, to=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_held_out_pair_remains_even_of_two_prompts(prompts: Path, tmp_path: Path) -> None:
+    samples = sample(prompts, [["=", "9999"]] * 2 + [["="]] * 8)
+    report = make_preferences(prompts, samples, heldout_fraction=0.1, pairs_per_prompt=4, seed=0, to=tmp_path / "out")
+    assert report["pairs"] == {"train": 1, "heldout": 1}
+
+
+def test_conversations_without_tasks_cannot_be_sampled_for_preferences(tmp_path: Path) -> None:
+    row = {"id": "a", "source": "corpus", "messages": [], "task": None}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ConfigError, match="has a task to score answers by"):
+        make_prompts(tmp_path, count=5, seed=0, to=tmp_path / "prompts.jsonl")
