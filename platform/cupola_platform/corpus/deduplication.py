@@ -1,0 +1,183 @@
+"""Exact and near-duplicate removal.
+
+MinHash (Broder 1997) with banding (LSH; Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", chapter 3), in
+numpy: signatures by multiplicative permutations of 32-bit shingles, bands joined by sorting, and every candidate pair
+checked by its true Jaccard similarity, so that nothing is removed on an estimate.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from blake3 import blake3
+
+from cupola_platform.corpus.config import DeduplicationConfig
+from cupola_platform.corpus.documents import Document, Drop, drop
+from cupola_platform.corpus.shingles import I64, U32, U64, Shingles, shingle
+
+BLOCK_SHINGLES = 1 << 16
+"""Shingles permuted at once: a block and its product stay in a core's cache."""
+
+RECALL = 0.95
+"""Chance that banding finds a pair exactly at the threshold; pairs above are surer."""
+
+ALL_PAIRS = 8
+"""Documents that share a band up to which all pairs are checked; of more, only neighbours, which keeps it linear."""
+
+
+@dataclass(frozen=True)
+class ExactDeduplication:
+    """Keep the first of documents with the same text; gives each its digest."""
+
+    name: str = "exact deduplication"
+
+    def __call__(self, documents: Sequence[Document]) -> list[Document | Drop]:
+        first: dict[str, str] = {}
+        kept: list[Document | Drop] = []
+        for document in documents:
+            digest = blake3(document.text.encode()).hexdigest()
+            if digest in first:
+                kept.append(drop(document, "exact duplicate", f"of {first[digest]}"))
+            else:
+                first[digest] = document.name
+                kept.append(replace(document, digest=digest))
+        return kept
+
+
+@dataclass(frozen=True)
+class NearDeduplication:
+    """Keep the first of documents that are nearly the same."""
+
+    config: DeduplicationConfig
+    seed: int = 0
+    name: str = "near deduplication"
+
+    def __call__(self, documents: Sequence[Document]) -> list[Document | Drop]:
+        first = near_duplicates(
+            [document.text for document in documents],
+            threshold=self.config.threshold,
+            num_permutations=self.config.num_permutations,
+            ngram=self.config.ngram,
+            seed=self.seed,
+        )
+        return [
+            document if first[i] == i else drop(document, "near duplicate", f"of {documents[first[i]].name}")
+            for i, document in enumerate(documents)
+        ]
+
+
+def near_duplicates(
+    texts: Sequence[str], *, threshold: float = 0.8, num_permutations: int = 112, ngram: int = 5, seed: int = 0
+) -> list[int]:
+    """For each text the index of its cluster's first member: its own index where it is the first or alone.
+
+    Two texts belong together when the Jaccard similarity of their sets of word n-grams (characters, in scripts without
+    spaces) is at least `threshold`; clusters are the connected components. Texts without any word match when equal.
+    """
+    parents = list(range(len(texts)))
+    shingles = shingle(texts, ngram)
+    signatures = minhash(shingles, num_permutations, seed)
+    with_words = np.flatnonzero(np.diff(shingles.offsets) > 0)
+    sets: dict[int, U32] = {}
+    for left, right in _candidates(signatures, with_words, rows_per_band(threshold, num_permutations)):
+        a, b = _root(parents, left), _root(parents, right)
+        if a != b and _similar(shingles, sets, left, right, threshold):
+            parents[max(a, b)] = min(a, b)
+    _join_wordless(parents, texts, shingles)
+    return [_root(parents, i) for i in range(len(texts))]
+
+
+def minhash(shingles: Shingles, num_permutations: int, seed: int = 0) -> U32:
+    """MinHash signatures, [texts, num_permutations]: the least of each text's shingles under each permutation.
+
+    A permutation is the product with an odd number modulo 2**32: shingles are well mixed already. Texts without
+    shingles get the largest value everywhere.
+    """
+    factors = np.random.default_rng(seed).integers(0, 1 << 32, num_permutations, dtype=np.uint32) | np.uint32(1)
+    counts = np.diff(shingles.offsets)
+    full = np.flatnonzero(counts)
+    starts = shingles.offsets[:-1][full]
+    signatures = np.full((num_permutations, len(counts)), np.iinfo(np.uint32).max, np.uint32)
+    for low, high in _ranges(starts, shingles.offsets[-1]):
+        block = shingles.hashes[starts[low] : starts[high] if high < len(full) else None]
+        product = np.empty_like(block)
+        inside = starts[low:high] - starts[low]
+        for row, factor in zip(signatures, factors, strict=True):
+            np.multiply(block, factor, out=product)
+            row[full[low:high]] = np.minimum.reduceat(product, inside)
+    return np.ascontiguousarray(signatures.T)
+
+
+def rows_per_band(threshold: float, num_permutations: int) -> int:
+    """The most rows of a band with which a pair at the threshold is still found with probability `RECALL`."""
+    rows = 1
+    while 1 - (1 - threshold ** (rows + 1)) ** (num_permutations // (rows + 1)) >= RECALL:
+        rows += 1
+        if rows == num_permutations:
+            break
+    return rows
+
+
+def _ranges(starts: I64, end: np.int64) -> Iterator[tuple[int, int]]:
+    """Consecutive texts, as index ranges of `starts`, of about `BLOCK_SHINGLES` shingles."""
+    low = 0
+    while low < len(starts):
+        high = int(np.searchsorted(starts, starts[low] + BLOCK_SHINGLES))
+        high = max(low + 1, high)
+        yield low, high
+        low = high
+
+
+def _candidates(signatures: U32, texts: I64, rows: int) -> Iterator[tuple[int, int]]:
+    """Pairs of texts that agree in at least one band, each once."""
+    pairs: list[I64] = []
+    for start in range(0, signatures.shape[1] - rows + 1, rows):
+        keys = _band_keys(signatures[texts, start : start + rows])
+        order = np.argsort(keys, kind="stable")
+        same = keys[order[1:]] == keys[order[:-1]]
+        run = np.zeros(len(texts), np.int64)  # how many before it share its key
+        np.cumsum(same, out=run[1:])
+        breaks = np.flatnonzero(~np.concatenate([[False], same]))
+        run -= np.repeat(run[breaks], np.diff(np.append(breaks, len(texts))))
+        members = texts[order]
+        for back in range(1, ALL_PAIRS):
+            later = np.flatnonzero(run >= back)
+            if not len(later):
+                break
+            pairs.append(np.stack([members[later - back], members[later]], axis=1))
+    if pairs:
+        packed = np.unique(np.concatenate([low_high[:, 0] << 32 | low_high[:, 1] for low_high in pairs]))
+        for pair in packed.tolist():
+            yield pair >> 32, pair & 0xFFFFFFFF
+
+
+def _band_keys(rows: U32) -> U64:
+    keys = np.zeros(len(rows), np.uint64)
+    for column in range(rows.shape[1]):
+        keys = (keys ^ rows[:, column]) * np.uint64(0x9E3779B97F4A7C15)
+        keys ^= keys >> np.uint64(29)
+    return keys
+
+
+def _similar(shingles: Shingles, sets: dict[int, U32], left: int, right: int, threshold: float) -> bool:
+    a = sets[left] if left in sets else sets.setdefault(left, shingles.unique(left))
+    b = sets[right] if right in sets else sets.setdefault(right, shingles.unique(right))
+    if min(len(a), len(b)) < threshold * max(len(a), len(b)):
+        return False
+    both = np.concatenate([a, b])
+    both.sort()
+    shared = int(np.count_nonzero(both[1:] == both[:-1]))
+    return shared >= threshold * (len(both) - shared)
+
+
+def _root(parents: list[int], i: int) -> int:
+    while parents[i] != i:
+        parents[i] = parents[parents[i]]
+        i = parents[i]
+    return i
+
+
+def _join_wordless(parents: list[int], texts: Sequence[str], shingles: Shingles) -> None:
+    first: dict[str, int] = {}
+    for i in np.flatnonzero(np.diff(shingles.offsets) == 0).tolist():
+        parents[i] = first.setdefault(texts[i], i)

@@ -1,0 +1,134 @@
+"""What passes between the steps: documents, and what became of those that were dropped."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+EXAMPLES = 3
+EXCERPT = 160
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text on its way from a source to a shard."""
+
+    source: str
+    """Name of its source in the recipe."""
+
+    path: str
+    """The file it came from, as `sources.jsonl` lists it."""
+
+    row: int
+    """Its place in that file; 0 where a file is one document."""
+
+    text: str
+    size: int
+    """Bytes of the text in UTF-8."""
+
+    language: str = ""
+    """ISO 639 code, or `code`; empty before identification."""
+
+    digest: str = ""
+    """BLAKE3 of the text in UTF-8, hexadecimal; empty before exact deduplication."""
+
+    @property
+    def name(self) -> str:
+        """`path`, with `#row` where the file holds several documents."""
+        return f"{self.path}#{self.row}" if self.row else self.path
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A document that a step refused."""
+
+    reason: str
+    """A short phrase; the report counts by it."""
+
+    name: str
+    """Where the document came from."""
+
+    size: int
+    """Bytes that are lost with it."""
+
+    detail: str = ""
+    """The number that broke the rule, or the beginning of the text."""
+
+
+def drop(document: Document, reason: str, detail: str = "") -> Drop:
+    """`document` refused for `reason`."""
+    return Drop(reason, document.name, document.size, detail or excerpt(document.text))
+
+
+def excerpt(text: str) -> str:
+    """The beginning of a text on one line."""
+    return " ".join(text[: 2 * EXCERPT].split())[:EXCERPT]
+
+
+@dataclass(slots=True)
+class Loss:
+    """What one step dropped for one reason."""
+
+    documents: int = 0
+    bytes: int = 0
+    examples: list[tuple[str, str]] = field(default_factory=list)
+    """Name and detail of the first few."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one step did: documents in = kept + dropped, always."""
+
+    step: str
+    documents_in: int = 0
+    bytes_in: int = 0
+    documents_out: int = 0
+    bytes_out: int = 0
+    changed: int = 0
+    """Documents that were kept with another text."""
+
+    lost: dict[str, Loss] = field(default_factory=dict)
+    """By reason."""
+
+    seconds: float = 0.0
+    """Processor time of the step, over all processes."""
+
+    def count(self, before: Document | None, after: Document | Drop) -> None:
+        """Book one outcome; `before` is None when the step reads documents rather than takes them."""
+        self.documents_in += 1
+        self.bytes_in += before.size if before else after.size
+        if isinstance(after, Document):
+            self.documents_out += 1
+            self.bytes_out += after.size
+            self.changed += before is not None and before.text != after.text
+            return
+        loss = self.lost.setdefault(after.reason, Loss())
+        loss.documents += 1
+        loss.bytes += after.size
+        if len(loss.examples) < EXAMPLES:
+            loss.examples.append((after.name, after.detail))
+
+    def add(self, other: "Tally") -> None:
+        """Book another part's counts of the same step; parts are added in the order of their documents."""
+        self.documents_in += other.documents_in
+        self.bytes_in += other.bytes_in
+        self.documents_out += other.documents_out
+        self.bytes_out += other.bytes_out
+        self.changed += other.changed
+        self.seconds += other.seconds
+        for reason, loss in other.lost.items():
+            mine = self.lost.setdefault(reason, Loss())
+            mine.documents += loss.documents
+            mine.bytes += loss.bytes
+            mine.examples = (mine.examples + loss.examples)[:EXAMPLES]
+
+    def check(self) -> None:
+        """Documents in = kept + dropped. A step that loses count is a fault of ours: it must not pass as data."""
+        dropped = sum(loss.documents for loss in self.lost.values())
+        if self.documents_in != self.documents_out + dropped:
+            raise AssertionError(
+                f"{self.step}: {self.documents_in} documents in, {self.documents_out} kept, {dropped} dropped"
+            )
+
+
+def total_size(documents: Iterable[Document]) -> int:
+    """Bytes of all texts in UTF-8."""
+    return sum(document.size for document in documents)

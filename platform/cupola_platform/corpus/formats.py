@@ -1,0 +1,206 @@
+"""Files of text and of rows, read one document at a time in bounded memory."""
+
+import gzip
+import html
+import io
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from cupola_platform.corpus.documents import EXCERPT
+
+BROKEN_UTF8 = "broken UTF-8"
+TRUNCATED = "truncated or corrupt file"
+TOO_LONG = "longer than max_document_bytes"
+MALFORMED = "malformed row"
+NO_TEXT = "no text field"
+
+MARKUP = 8
+"""How much longer than its text the raw form of a document may be (tags, JSON escapes)."""
+
+
+class Row(NamedTuple):
+    """One document of a file, or the reason why it is none."""
+
+    number: int
+    """Counts from 0 in a file of one document, from 1 in a file of rows."""
+
+    text: str | None
+    size: int
+    """Bytes of the text in UTF-8, or of what was refused."""
+
+    reason: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a reader needs to know besides the file."""
+
+    text_field: str
+    document_bytes: int
+
+
+Reader = Callable[[BinaryIO, Limits], Iterator[Row]]
+
+
+def format_of(name: str) -> str | None:
+    """The format that a file's name says (`jsonl`, ...), or None when it is not one we read."""
+    path = PurePosixPath(name)
+    if path.suffix.lower() in COMPRESSIONS:
+        inner = SUFFIXES.get(PurePosixPath(path.stem).suffix.lower())
+        return None if inner == "parquet" else inner
+    return SUFFIXES.get(path.suffix.lower())
+
+
+def read_rows(path: Path, name: str, limits: Limits) -> Iterator[Row]:
+    """The documents of one local file whose original name was `name`. A damaged file ends in a refused row."""
+    format_name = format_of(name)
+    if format_name is None:
+        raise ValueError(f"{name} has no known format")
+    number = 0
+    try:
+        with path.open("rb") as raw, _decompressed(raw, name) as stream:
+            for row in READERS[format_name](stream, limits):
+                number = row.number
+                yield row
+    except (EOFError, OSError, zlib.error, ValueError) as error:
+        detail = " ".join(str(error).split())[:EXCERPT]
+        yield Row(number + 1 if number else 0, None, 0, TRUNCATED, detail)
+
+
+def admit(number: int, text: str, limits: Limits) -> Row:
+    """A row with the text, unless it is one that no step should see."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        return Row(number, None, len(text), BROKEN_UTF8, "lone surrogate")
+    if size > limits.document_bytes:
+        return Row(number, None, size, TOO_LONG, f"{size:,} bytes")
+    if "\0" in text:
+        return Row(number, None, size, "NUL bytes", f"at character {text.index(chr(0)):,}")
+    if not text.strip():
+        return Row(number, None, size, "empty")
+    return Row(number, text, size)
+
+
+def row_of(number: int, row: Any, size: int, limits: Limits) -> Row:
+    """A row of a table: its text, or why it has none. `size` is what is booked when it has none."""
+    text = row.get(limits.text_field) if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        has = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+        return Row(number, None, size, NO_TEXT, f"wanted {limits.text_field!r}, has {has}"[:EXCERPT])
+    return admit(number, text, limits)
+
+
+def _decompressed(raw: BinaryIO, name: str) -> BinaryIO:
+    compression = COMPRESSIONS.get(PurePosixPath(name).suffix.lower())
+    if compression == "gzip":
+        return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
+    if compression == "zstd":
+        import pyarrow  # the one decoder at hand that raises on a truncated frame
+
+        return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"))
+    return raw
+
+
+def _decode(number: int, data: bytes) -> str | Row:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return Row(number, None, len(data), BROKEN_UTF8, f"at byte {error.start:,}")
+
+
+def _read_all(stream: BinaryIO, bound: int) -> str | Row:
+    data = stream.read(bound + 1)
+    if len(data) > bound:
+        size = len(data)
+        while more := stream.read(1 << 20):
+            size += len(more)
+        return Row(0, None, size, TOO_LONG, f"{size:,} bytes")
+    return _decode(0, data)
+
+
+def _read_plain(stream: BinaryIO, limits: Limits) -> Iterator[Row]:
+    text = _read_all(stream, limits.document_bytes)
+    yield text if isinstance(text, Row) else admit(0, text, limits)
+
+
+def _read_html(stream: BinaryIO, limits: Limits) -> Iterator[Row]:
+    markup = _read_all(stream, MARKUP * limits.document_bytes)
+    yield markup if isinstance(markup, Row) else admit(0, html_to_text(markup), limits)
+
+
+def _read_jsonl(stream: BinaryIO, limits: Limits) -> Iterator[Row]:
+    bound = MARKUP * limits.document_bytes
+    number = 0
+    while line := stream.readline(bound + 1):
+        number += 1
+        if len(line) > bound and not line.endswith(b"\n"):
+            size = len(line)
+            while (more := stream.readline(1 << 20)) and not more.endswith(b"\n"):
+                size += len(more)
+            yield Row(number, None, size + len(more), TOO_LONG, f"{size + len(more):,} bytes")
+        elif line.strip():
+            yield _json_row(number, line, limits)
+
+
+def _json_row(number: int, line: bytes, limits: Limits) -> Row:
+    decoded = _decode(number, line)
+    if isinstance(decoded, Row):
+        return decoded
+    try:
+        row = json.loads(decoded)
+    except (ValueError, RecursionError):
+        return Row(number, None, len(line), MALFORMED, " ".join(decoded.split())[:EXCERPT])
+    return row_of(number, row, len(line), limits)
+
+
+def _read_parquet(stream: BinaryIO, limits: Limits) -> Iterator[Row]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        table = parquet.ParquetFile(stream)
+        names = table.schema_arrow.names
+        columns = [limits.text_field] if limits.text_field in names else []
+        number = 0
+        if not columns:
+            detail = f"wanted {limits.text_field!r}, has {', '.join(names)}"[:EXCERPT]
+            for number in range(1, table.metadata.num_rows + 1):
+                yield Row(number, None, 0, NO_TEXT, detail)
+            return
+        for batch in table.iter_batches(batch_size=256, columns=columns):
+            for text in batch.column(0).to_pylist():
+                number += 1
+                yield row_of(number, {limits.text_field: text}, 0, limits)
+    except ArrowException as error:
+        raise ValueError(str(error)) from error
+
+
+_HIDDEN = re.compile(r"<!--.*?-->|<(script|style|head|nav|svg|template)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+_BLOCK = re.compile(
+    r"</?(?:p|div|li|h[1-6]|br|tr|pre|dt|dd|table|ul|ol|section|article|blockquote)\b[^>]*>", re.IGNORECASE
+)
+_TAG = re.compile(r"</?[a-zA-Z!][^>]*>")
+
+
+def html_to_text(markup: str) -> str:
+    """The readable text of a page: block elements end lines; scripts, styles, heads and navigation are left out."""
+    text = html.unescape(_TAG.sub("", _BLOCK.sub("\n", _HIDDEN.sub("", markup))))
+    text = re.sub(r"[ \t\r]+\n", "\n", text)
+    return re.sub(r"\n\s*\n+", "\n\n", text).strip()
+
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+SUFFIXES = {
+    ".txt": "text", ".md": "text", ".rst": "text", ".py": "text",
+    ".html": "html", ".htm": "html", ".jsonl": "jsonl", ".parquet": "parquet",
+}  # fmt: skip
+READERS: dict[str, Reader] = {
+    "text": _read_plain, "html": _read_html, "jsonl": _read_jsonl, "parquet": _read_parquet,
+}  # fmt: skip
+KNOWN = " ".join(sorted(SUFFIXES)) + " (all but .parquet also with " + " or ".join(sorted(COMPRESSIONS)) + ")"

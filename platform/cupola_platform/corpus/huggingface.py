@@ -1,0 +1,95 @@
+"""Datasets of the Hugging Face hub and local folders of them, streamed."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from cupola_platform.corpus.config import HuggingFace
+from cupola_platform.corpus.formats import Limits, Row, row_of
+from cupola_platform.corpus.records import SourceFile, record_file
+from cupola_platform.errors import SourceError
+
+
+def check_dataset(source: HuggingFace) -> None:
+    """Raises SourceError when the dataset, its split or its text column is not there, or it has no row."""
+    first = next(iter(_open(source)), None)
+    if first is None:
+        raise SourceError(f"{_where(source)} has no row. Choose another split.")
+    if source.text_field not in first:
+        raise SourceError(
+            f"{_where(source)} has no column {source.text_field!r}. It has {', '.join(first)}: set text_field."
+        )
+
+
+def dataset_state(source: HuggingFace) -> str:
+    """The hub's commit, or names, sizes and times of a folder's files. Raises SourceError when it cannot be reached."""
+    folder = Path(source.name).expanduser()
+    if folder.is_dir():
+        stats = [(path, path.stat()) for path in _files(folder)]
+        return "\n".join(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().dataset_info(source.name, revision=source.revision).sha)
+    except Exception as error:
+        raise SourceError(_unreachable(source, error)) from error
+
+
+def dataset_rows(name: str, source: HuggingFace, limits: Limits, files: list[SourceFile]) -> Iterator[tuple[str, Row]]:
+    """Every row of the split, with the dataset's name as its path."""
+    folder = Path(source.name).expanduser()
+    local = folder.is_dir()
+    if local:
+        files.extend(record_file(name, str(path), path) for path in _files(folder))
+    digest, size = blake3(), 0
+    try:
+        for number, row in enumerate(_open(source), start=1):
+            outcome = row_of(number, row, 0, limits)
+            if outcome.text is not None and not local:
+                digest.update(outcome.text.encode())
+                size += outcome.size
+            yield _where(source), outcome
+    finally:
+        if not local:  # a hub's files are not seen: what was read of them stands in their place
+            files.append(SourceFile(name, _where(source), size, digest.hexdigest()))
+
+
+def _open(source: HuggingFace) -> Iterable[dict[str, Any]]:
+    import datasets
+
+    folder = Path(source.name).expanduser()
+    try:
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            saved = datasets.load_from_disk(str(folder))
+            rows = saved[source.split] if isinstance(saved, datasets.DatasetDict) else saved
+        else:
+            rows = datasets.load_dataset(
+                str(folder) if folder.is_dir() else source.name,
+                source.subset,
+                split=source.split,
+                revision=source.revision,
+                streaming=True,
+            )
+    except Exception as error:
+        raise SourceError(_unreachable(source, error)) from error
+    return rows  # type: ignore[no-any-return]
+
+
+def _where(source: HuggingFace) -> str:
+    subset = f"/{source.subset}" if source.subset else ""
+    revision = f"@{source.revision}" if source.revision else ""
+    return f"hf://{source.name}{revision}{subset}/{source.split}"
+
+
+def _unreachable(source: HuggingFace, error: Exception) -> str:
+    first_line = (str(error) or type(error).__name__).splitlines()[0]
+    return (
+        f"name={source.name!r}, split={source.split!r} cannot be read: {first_line}. "
+        "Give a dataset of the hub that this machine can reach, or a local folder."
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())

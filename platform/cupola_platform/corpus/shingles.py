@@ -1,0 +1,159 @@
+"""Texts to sets of word n-grams, as 32-bit hashes, many texts at a time.
+
+No Python object is made per word: words are found in one array of code points, and hashed by differences of a
+running polynomial sum modulo 2**64 (the base is odd, so its powers have inverses).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+U32 = NDArray[np.uint32]
+U64 = NDArray[np.uint64]
+I64 = NDArray[np.int64]
+
+BLOCK_CHARACTERS = 1 << 16
+"""Characters hashed at once: the working arrays stay in a core's cache."""
+
+_SEPARATOR, _LETTER, _IDEOGRAPH = 0, 1, 2
+_PLANES = 0x32000
+"""Code points above (unassigned, tags, private use) part words."""
+
+_BASE = 0x9E3779B97F4A7C15
+_MIX_1 = np.uint64(0xFF51AFD7ED558CCD)
+_MIX_2 = np.uint64(0xC4CEB9FE1A85EC53)
+_NEXT_WORD = np.uint64(0xD6E8FEB86659FD93)
+_WORDS_WITHOUT_SPACES = (
+    (0x0E00, 0x0EFF),  # Thai, Lao
+    (0x0F00, 0x0FFF),  # Tibetan
+    (0x1000, 0x109F),  # Burmese
+    (0x1780, 0x17FF),  # Khmer
+    (0x3040, 0x30FF),  # Hiragana, Katakana
+    (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x31FFF),  # Chinese characters
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shingles:
+    """Hashed n-grams of consecutive texts: text i has `hashes[offsets[i]:offsets[i + 1]]`, with repetitions."""
+
+    hashes: U32
+    offsets: I64
+
+    def unique(self, text: int) -> U32:
+        """The sorted set of one text's shingles."""
+        return np.unique(self.hashes[self.offsets[text] : self.offsets[text + 1]])
+
+
+def shingle(texts: Sequence[str], ngram: int) -> Shingles:
+    """The n-grams of each text, of lower-cased words; a text with fewer words than `ngram` is one shingle.
+
+    A character of a script without spaces is a word of its own. A text without any word has no shingle.
+    """
+    parts = [_shingle_block(block, ngram) for block in _blocks(texts)]
+    counts = np.concatenate([count for _, count in parts] or [np.zeros(0, np.int64)])
+    hashes = np.concatenate([part for part, _ in parts] or [np.zeros(0, np.uint32)])
+    return Shingles(hashes, np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]))
+
+
+def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
+    block: list[str] = []
+    filled = 0
+    for text in texts:
+        block.append(text)
+        filled += len(text)
+        if filled >= BLOCK_CHARACTERS:
+            yield block
+            block, filled = [], 0
+    if block:
+        yield block
+
+
+def _shingle_block(texts: Sequence[str], ngram: int) -> tuple[U32, I64]:
+    """Hashes of all shingles of a block, and how many each text has."""
+    lowered = [text.lower() for text in texts]
+    points = np.frombuffer("\n".join(lowered).encode("utf-32-le", "surrogatepass"), np.uint32)
+    ends = np.cumsum([len(text) + 1 for text in lowered]) - 1  # the line feed after each text parts words too
+    starts, stops = _words(points)
+    words = _hash_words(points, starts, stops)
+    counts = np.diff(np.searchsorted(starts, ends), prepend=0)
+    return _join_words(words, counts, ngram)
+
+
+def _words(points: U32) -> tuple[I64, I64]:
+    """Where each word starts and stops."""
+    classes = _classes()[np.minimum(points, _PLANES)]
+    inside = classes != _SEPARATOR
+    alone = classes == _IDEOGRAPH
+    breaks = np.empty(len(points) + 1, bool)  # between a character and the one before it
+    breaks[0] = breaks[-1] = True
+    np.not_equal(classes[1:], classes[:-1], out=breaks[1:-1])
+    breaks[1:-1] |= alone[1:]
+    edges = np.flatnonzero(breaks)
+    keep = inside[edges[:-1]] if len(points) else np.zeros(0, bool)
+    return edges[:-1][keep], edges[1:][keep]
+
+
+def _hash_words(points: U32, starts: I64, stops: I64) -> U64:
+    powers, inverses = _powers(max(BLOCK_CHARACTERS, 1 << len(points).bit_length()))
+    running = np.zeros(len(points) + 1, np.uint64)
+    np.cumsum((points.astype(np.uint64) + np.uint64(1)) * powers[: len(points)], out=running[1:])
+    return _mix((running[stops] - running[starts]) * inverses[starts])
+
+
+def _join_words(words: U64, counts: I64, ngram: int) -> tuple[U32, I64]:
+    """n-grams that stay inside their text: `counts` words of each text follow one another in `words`."""
+    padded = np.concatenate([words, np.zeros(ngram - 1, np.uint64)])
+    joined = np.zeros(len(words), np.uint64)
+    for place in range(ngram):
+        joined = joined * _NEXT_WORD + padded[place : place + len(words)]
+    shingles = np.where(counts >= ngram, counts - ngram + 1, np.minimum(counts, 1))
+    text_of = np.repeat(np.arange(len(counts)), counts)
+    place_in_text = np.arange(len(words)) - np.repeat(np.cumsum(counts) - counts, counts)
+    keep = place_in_text < shingles[text_of]
+    for text in np.flatnonzero((counts > 0) & (counts < ngram)):
+        first = int(counts[:text].sum())
+        joined[first] = _fold(words[first : first + counts[text]])
+    return (_mix(joined[keep]) >> np.uint64(32)).astype(np.uint32), shingles
+
+
+def _fold(words: U64) -> np.uint64:
+    powers = _powers(BLOCK_CHARACTERS)[0]
+    return np.uint64((words * powers[: len(words)]).sum(dtype=np.uint64))
+
+
+def _mix(values: U64) -> U64:
+    """MurmurHash3's finalizer: every bit of the result depends on every bit of the value."""
+    values = (values ^ (values >> np.uint64(33))) * _MIX_1
+    values = (values ^ (values >> np.uint64(33))) * _MIX_2
+    return values ^ (values >> np.uint64(33))
+
+
+@cache
+def _powers(length: int) -> tuple[U64, U64]:
+    inverse = pow(_BASE, -1, 1 << 64)
+    return _geometric(_BASE, length), _geometric(inverse, length)
+
+
+def _geometric(base: int, length: int) -> U64:
+    factors = np.full(length, base, np.uint64)
+    factors[0] = 1
+    return np.cumprod(factors, dtype=np.uint64)
+
+
+@cache
+def _classes() -> NDArray[np.uint8]:
+    """What each code point is to a word: nothing, a letter or digit of it, or a word alone."""
+    table = np.zeros(_PLANES + 1, np.uint8)
+    for point in range(_PLANES):
+        character = chr(point)
+        if character.isalnum() or character == "_":
+            table[point] = _LETTER
+    marks = [point for point in range(0x300, 0x20000) if chr(point).isidentifier() or f"a{chr(point)}".isidentifier()]
+    table[marks] = np.maximum(table[marks], _LETTER)  # combining marks continue a word
+    for low, high in _WORDS_WITHOUT_SPACES:
+        table[low : high + 1] = np.where(table[low : high + 1] == _LETTER, _IDEOGRAPH, _SEPARATOR)
+    return table
