@@ -1,0 +1,157 @@
+"""Direct preference optimization: the formula, its gradient, and learning from pairs."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer.config import DpoData
+from cupola_trainer.objectives.dpo import DpoObjective, dpo_loss
+
+CHOSEN, REJECTED = torch.tensor([-5.0, -12.0, -3.5]), torch.tensor([-7.0, -11.0, -3.5])
+REFERENCE = torch.tensor([-6.0, -10.0, -3.0]), torch.tensor([-6.5, -12.5, -4.0])
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def test_untrained_pairs_lose_ln_2_each() -> None:
+    losses, chosen, rejected = dpo_loss(CHOSEN, REJECTED, CHOSEN, REJECTED)
+    assert losses.tolist() == pytest.approx([math.log(2)] * 3)
+    assert chosen.tolist() == rejected.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("beta", "smoothing"), [(0.1, 0.0), (0.5, 0.0), (0.3, 0.2)])
+def test_the_loss_is_the_papers_for_every_pair(beta: float, smoothing: float) -> None:
+    losses, chosen, rejected = dpo_loss(CHOSEN, REJECTED, *REFERENCE, beta=beta, label_smoothing=smoothing)
+    for pair in range(3):
+        policy_ratio = math.exp(CHOSEN[pair] - REJECTED[pair])  # as probabilities, not logs
+        reference_ratio = math.exp(REFERENCE[0][pair] - REFERENCE[1][pair])
+        preferred = (policy_ratio / reference_ratio) ** beta / (1 + (policy_ratio / reference_ratio) ** beta)
+        expected = -(1 - smoothing) * math.log(preferred) - smoothing * math.log(1 - preferred)
+        assert losses[pair].item() == pytest.approx(expected, rel=1e-5)
+        assert (chosen - rejected)[pair].item() == pytest.approx(math.log(preferred / (1 - preferred)), rel=1e-4)
+
+
+def test_the_gradient_weighs_a_pair_by_how_wrong_it_is() -> None:
+    """Rafailov et al. 2023, section 4: beta sigmoid(rejected reward - chosen reward), up on chosen, down on rejected."""
+    chosen, rejected = CHOSEN.clone().requires_grad_(), REJECTED.clone().requires_grad_()
+    losses, chosen_rewards, rejected_rewards = dpo_loss(chosen, rejected, *REFERENCE, beta=0.4)
+    losses.sum().backward()
+    weights = [0.4 * sigmoid(r - c) for c, r in zip(chosen_rewards.tolist(), rejected_rewards.tolist(), strict=True)]
+    assert chosen.grad is not None
+    assert rejected.grad is not None
+    assert chosen.grad.tolist() == pytest.approx([-weight for weight in weights])
+    assert rejected.grad.tolist() == pytest.approx(weights)
+    assert not chosen_rewards.requires_grad
+
+
+def test_ipo_pulls_the_margin_to_half_of_one_over_beta() -> None:
+    losses, _, _ = dpo_loss(CHOSEN, REJECTED, *REFERENCE, beta=0.2, loss_type="ipo")
+    assert losses.tolist() == pytest.approx([(1.5 - 2.5) ** 2, (-3.5 - 2.5) ** 2, (-1.0 - 2.5) ** 2])
+    at_rest, _, _ = dpo_loss(CHOSEN + 2.5, CHOSEN, CHOSEN, CHOSEN, beta=0.2, loss_type="ipo")
+    assert at_rest.tolist() == pytest.approx([0, 0, 0], abs=1e-9)
+
+
+def test_an_unknown_loss_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no loss_type 'hinge'"):
+        dpo_loss(CHOSEN, REJECTED, *REFERENCE, loss_type="hinge")
+
+
+@pytest.fixture
+def preferences(tmp_path: Path) -> Path:
+    """Six pairs in which the right answer says yes; two held out; one broken."""
+
+    def row(number: int) -> dict[str, Any]:
+        messages = [{"role": "user", "content": f"Is {number} a number?"}]
+        return {"messages": messages, "chosen": f"yes, {number} is", "rejected": "no"}
+
+    bad = [{**row(9), "rejected": ""}, {**row(9), "chosen": "yes " * 100}, {"chosen": "a", "rejected": "b"}]
+    for name, rows in (("train", [*map(row, range(6)), *bad]), ("heldout", [row(6), row(7)])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    return tmp_path
+
+
+def model() -> Any:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return Qwen2ForCausalLM(Qwen2Config(vocab_size=1024, num_key_value_heads=1, initializer_range=0.1, **shape))
+
+
+def token_losses(policy: Any, batch: dict[str, Tensor]) -> Tensor:
+    logits = policy(batch["tokens"], position_ids=batch["position_ids"]).logits
+    return F.cross_entropy(logits.transpose(1, 2), batch["labels"], reduction="none")
+
+
+def objective(preferences: Path, tokenizer: Any, **changes: Any) -> DpoObjective:
+    data = DpoData(preferences=preferences, **changes)
+    return DpoObjective(data, tokenizer=tokenizer, sequence_length=48, pairs_per_pass=3, seed=0)
+
+
+def test_answers_are_scored_without_their_prompts(preferences: Path, chat_tokenizer: Any) -> None:
+    dpo = objective(preferences, chat_tokenizer)
+    assert dpo.drops == {"empty_message": 1, "too_long": 1, "no_question": 1}
+    batch = dpo.collate([pair for pair in (dpo.heldout(0), dpo.heldout(1)) if pair])
+    assert batch["tokens"].shape == (4, 48)
+    answers = [
+        chat_tokenizer.decode(labels[mask > 0])
+        for labels, mask in zip(batch["labels"], batch["loss_mask"], strict=True)
+    ]
+    assert answers == ["yes, 6 is<|im_end|>", "no<|im_end|>", "yes, 7 is<|im_end|>", "no<|im_end|>"]
+
+
+def test_the_reference_is_the_model_as_it_was(preferences: Path, chat_tokenizer: Any) -> None:
+    dpo, policy = objective(preferences, chat_tokenizer), model()
+    with torch.no_grad():
+        dpo.prepare(lambda batch: token_losses(policy, batch))
+    pair = dpo.heldout(1)
+    assert pair
+    tokens = torch.tensor(np.concatenate([pair["prompt"], pair["chosen"]]))
+    with torch.no_grad():
+        logprobs = policy(tokens[None]).logits[0].log_softmax(-1)
+    start = len(pair["prompt"])
+    alone = sum(logprobs[place - 1, tokens[place]].item() for place in range(start, len(tokens)))
+    assert pair["reference"][0] == pytest.approx(alone, rel=1e-5)
+    resumed = objective(preferences, chat_tokenizer)
+    resumed.restore(dpo.state())
+    assert resumed.sample(11)["reference"].tolist() == dpo.sample(11)["reference"].tolist()
+
+
+@pytest.mark.parametrize("changes", [{}, {"loss_type": "ipo"}, {"sft_weight": 0.5}])
+def test_training_on_pairs_turns_held_out_ones(preferences: Path, chat_tokenizer: Any, changes: dict[str, Any]) -> None:
+    dpo, policy = objective(preferences, chat_tokenizer, **changes), model()
+    with torch.no_grad():
+        dpo.prepare(lambda batch: token_losses(policy, batch))
+    heldout = dpo.collate([pair for pair in (dpo.heldout(0), dpo.heldout(1)) if pair])
+    total, count, sums = dpo.loss(token_losses(policy, heldout), heldout)
+    assert count.item() == 2
+    assert sums["margin"].item() == pytest.approx(0, abs=1e-5)
+    if not changes:
+        assert total.item() == pytest.approx(2 * math.log(2), rel=1e-5)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
+    for step in range(8):
+        batch = dpo.collate([dpo.sample(3 * step + place) for place in range(3)])
+        total, count, _ = dpo.loss(token_losses(policy, batch), batch)
+        optimizer.zero_grad()
+        (total / count).backward()
+        optimizer.step()
+    with torch.no_grad():
+        _, _, sums = dpo.loss(token_losses(policy, heldout), heldout)
+    assert sums["margin"].item() > 0.2
+    assert sums["accuracy"].item() == 2
+    assert sums["margin"].item() == pytest.approx((sums["chosen_reward"] - sums["rejected_reward"]).item(), rel=1e-5)
+
+
+def test_no_usable_pair_is_refused(preferences: Path, chat_tokenizer: Any) -> None:
+    data = DpoData(preferences=preferences)
+    with pytest.raises(ConfigError, match="has no pair that fits sequence_length=8"):
+        DpoObjective(data, tokenizer=chat_tokenizer, sequence_length=8, pairs_per_pass=3, seed=0)
