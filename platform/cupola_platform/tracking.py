@@ -1,0 +1,281 @@
+"""MLflow: the only file that imports it, and only off the caller's thread.
+
+What a run has to say is written to the spool first (see `spool`), and sent from there by one thread. So a tracking
+server that is slow or down never holds a stage up, and nothing is lost, or sent twice, when a process dies.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Self
+
+from cupola_platform.errors import NotFoundError, ServiceError
+from cupola_platform.metrics_tail import Cursor, read_points
+from cupola_platform.registry import RunStatus
+from cupola_platform.spool import Spool
+from cupola_platform.workspace import Workspace
+
+BATCH = 1000
+"""Metrics in one request: MLflow's limit."""
+
+RUN_TAG = "cupola.run"
+"""Tag with the registry's id of a run, by which its MLflow run is found again."""
+
+_PARAMETERS_AT_ONCE = 100
+_STATUS = {"completed": "FINISHED", "reused": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
+_SETTLED = timedelta(minutes=1)
+
+
+@dataclass(frozen=True)
+class Flushed:
+    """What sending the spool came to."""
+
+    sent: int
+    """Ended runs of which the server now has everything."""
+    left: int
+    """Runs of which something is still in the spool, or to come."""
+    reason: str | None
+    """Why the last of them could not be sent; none when nothing failed."""
+
+
+class Sender:
+    """Sends a spool to one MLflow server, each point once."""
+
+    def __init__(
+        self, uri: str, spool: Spool, *, experiment: str = "cupola", on_open: Callable[[str, str], None] | None = None
+    ) -> None:
+        """
+        Args:
+            uri: MLflow's tracking URI.
+            on_open: called with a run's id and its MLflow run id, once the server has it.
+        """
+        self.uri = uri
+        self.spool = spool
+        self._experiment = experiment
+        self._on_open = on_open
+        self._connected: Any = None
+
+    def flush(self, runs: Sequence[str] | None = None) -> Flushed:
+        """Send what there is (of `runs`, or of all). Raises nothing: what fails stays for the next time."""
+        sent, left, reason = 0, 0, None
+        for run in self.spool.runs() if runs is None else runs:
+            try:
+                done = self.send(run)
+            except Exception as error:  # noqa: BLE001  whatever a server comes up with must not end a stage
+                left, reason, self._connected = left + 1, (str(error) or repr(error)).splitlines()[0][:200], None
+            else:
+                sent, left = sent + done, left + (not done)
+        return Flushed(sent, left, reason)
+
+    def send(self, run: str) -> bool:
+        """Send what a run has to say; when it has ended and the server has everything, forget it and return True."""
+        with self.spool.locked(run) as mine:
+            if not mine:
+                return not self.spool.holds(run)
+            identity = self._identity(run)
+            end = self.spool.read(run, "end")  # before the metrics: what it vouches for is there by now
+            self._send_metrics(run, identity)
+            if end is None:
+                return False
+            self._log_metrics(identity, [(key, value, end["time"], 0) for key, value in end["metrics"].items()])
+            for key, value in end["tags"].items():
+                self._client.set_tag(identity, key, value)
+            self._client.set_terminated(identity, _STATUS[end["status"]], end["time"])
+            self.spool.remove(run)
+            return True
+
+    @property
+    def _client(self) -> Any:
+        if self._connected is None:
+            # MLflow's own retries would hold the thread for minutes, and its banners would break a progress display.
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+            os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+            os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+            from mlflow import MlflowClient
+
+            logging.getLogger("alembic").setLevel(logging.WARNING)
+            self._connected = MlflowClient(tracking_uri=self.uri)
+        return self._connected
+
+    def _identity(self, run: str) -> str:
+        """The MLflow id of a run that this thread holds: remembered, found by its tag, or made."""
+        state = self.spool.read(run, "state")
+        if state is not None and state["uri"] == self.uri:
+            return str(state["id"])
+        opened = self.spool.read(run, "open")
+        if opened is None:
+            raise ServiceError(
+                f"{self.spool.folder / run} has no open.json: nobody can say what the run was. Remove it."
+            )
+        experiment = self._experiment_id()
+        identity = self._find(experiment, run) or self._create(experiment, run, opened)
+        self._log_parameters(identity, opened["params"])
+        self.spool.write(run, "state", {"uri": self.uri, "id": identity, "cursors": {}})
+        if self._on_open is not None:
+            self._on_open(run, identity)
+        return identity
+
+    def _find(self, experiment: str, run: str) -> str | None:
+        found = self._client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{run}'", max_results=1)
+        return str(found[0].info.run_id) if found else None
+
+    def _create(self, experiment: str, run: str, opened: Mapping[str, Any]) -> str:
+        tags = {**opened["tags"], RUN_TAG: run}
+        parent = self._parent(experiment, opened["parent"]) if opened["parent"] else None
+        if parent is not None:
+            tags["mlflow.parentRunId"] = parent
+        created = self._client.create_run(experiment, start_time=opened["time"], tags=tags, run_name=opened["name"])
+        return str(created.info.run_id)
+
+    def _parent(self, experiment: str, parent: str) -> str | None:
+        with self.spool.locked(parent) as mine:
+            if mine:
+                return self._identity(parent)
+        found = self._find(experiment, parent)
+        if found is None and self.spool.holds(parent):
+            raise ServiceError(f"Run {parent} is being sent by another process; its stages come after it.")
+        return found
+
+    def _experiment_id(self) -> str:
+        found = self._client.get_experiment_by_name(self._experiment)
+        if found is None:
+            with suppress(Exception):  # another process may make it first; what else is wrong shows below
+                self._client.create_experiment(self._experiment)
+            found = self._client.get_experiment_by_name(self._experiment)
+        return str(found.experiment_id)
+
+    def _send_metrics(self, run: str, identity: str) -> None:
+        state = self.spool.read(run, "state")
+        assert state is not None
+        for number, followed in enumerate(self.spool.followed(run)):
+            kept = self.spool.kept(run, number)
+            path = kept if kept.is_file() else Path(followed)
+            more = path.is_file()
+            while more:
+                cursor = Cursor(**state["cursors"].get(followed, {}))
+                points, behind = read_points(path, cursor, BATCH)
+                self._log_metrics(identity, [(point.key, point.value, point.timestamp, point.step) for point in points])
+                state["cursors"][followed] = asdict(behind)
+                more = behind != cursor
+                if more:
+                    self.spool.write(run, "state", state)
+
+    def _log_metrics(self, identity: str, points: Sequence[tuple[str, float, int, int]]) -> None:
+        from mlflow.entities import Metric
+
+        if points:
+            self._client.log_batch(identity, metrics=[Metric(*point) for point in points])
+
+    def _log_parameters(self, identity: str, params: Mapping[str, str]) -> None:
+        from mlflow.entities import Param
+
+        every = [Param(key, value) for key, value in params.items()]
+        for start in range(0, len(every), _PARAMETERS_AT_ONCE):
+            self._client.log_batch(identity, params=every[start : start + _PARAMETERS_AT_ONCE])
+
+
+class Tracker:
+    """What stages tell MLflow. Every method returns at once; a thread sends. As a context manager it closes."""
+
+    def __init__(self, sender: Sender, interval: float = 1.0) -> None:
+        """
+        Args:
+            interval: seconds between two looks at what there is to send.
+        """
+        self._sender = sender
+        self._spool = sender.spool
+        self._interval = interval
+        self._runs: list[str] = []
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._last = Flushed(0, 0, None)
+
+    @staticmethod
+    def open(ws: Workspace) -> "Tracker":
+        """The tracker of a workspace; the registry learns each run's MLflow id once there is one."""
+        return Tracker(_sender(ws))
+
+    def open_run(
+        self, run: str, name: str, *, parent: str | None = None, params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        """Begin a run.
+
+        Args:
+            run: the registry's id of it.
+            parent: the registry's id of the run that it is a part of.
+            params: may be nested; MLflow gets dotted names.
+        """
+        self._spool.open_run(run, name, parent, params or {}, tags or {})
+        self._runs.append(run)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+            self._thread.start()
+
+    def follow(self, run: str, metrics: Path) -> None:
+        """Send the lines of a job's `metrics.jsonl`, those that are there and those to come. A run may have several."""
+        self._spool.follow(run, metrics)
+
+    def end_run(
+        self,
+        run: str,
+        status: RunStatus,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """End a run, with its last metrics and the tags that lead to its artifact. Its jobs' folders may go now."""
+        self._spool.end_run(run, status, metrics or {}, tags or {})
+
+    def close(self, timeout: float = 20.0) -> Flushed:
+        """Send what is left, waiting up to `timeout` seconds; what a server does not take stays in the spool."""
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join(timeout)
+            if self._thread.is_alive():
+                return Flushed(self._last.sent, len(self._runs), f"{self._sender.uri} took longer than {timeout:.0f} s")
+        return self._last
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _work(self) -> None:
+        sent, closing = 0, False
+        while not closing:
+            closing = self._closing.is_set()
+            flushed = self._sender.flush(self._runs)
+            sent += flushed.sent
+            self._last = Flushed(sent, flushed.left, flushed.reason)
+            for run in [run for run in self._runs if not self._spool.holds(run)]:
+                self._runs.remove(run)
+            if not closing:
+                self._closing.wait(self._interval * (5 if flushed.reason else 1))
+
+
+def flush_spool(ws: Workspace) -> Flushed:
+    """Send what earlier runs left in the spool: their tracking server was down, or their process died."""
+    sender = _sender(ws)
+    ws.registry.sweep_lost_runs()
+    for run in sender.spool.runs():
+        if sender.spool.read(run, "end") is None:
+            with suppress(NotFoundError):
+                row = ws.registry.run(run)
+                if row.lost or (row.ended is not None and datetime.now(UTC) - row.ended > _SETTLED):
+                    sender.spool.end_run(run, row.status, row.metrics, {})
+    return sender.flush()
+
+
+def _sender(ws: Workspace) -> Sender:
+    def opened(run: str, identity: str) -> None:
+        ws.registry.update_run(run, mlflow_run_id=identity)
+
+    return Sender(ws.settings.tracking_uri, Spool(ws.folder("spool")), on_open=opened)
