@@ -3,6 +3,7 @@ where a call is all that is needed, and imported only to register."""
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,8 @@ def deploy(name_or_path: str, settings: Settings) -> str:
 
     from cupola_flows.lifecycle import lifecycle
 
-    with get_client(sync_client=True) as client:
-        try:
-            client.create_work_pool(WorkPoolCreate(name=WORK_POOL, type="process", concurrency_limit=CONCURRENT_RUNS))
-        except ObjectAlreadyExists:
-            pass
+    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
+        client.create_work_pool(WorkPoolCreate(name=WORK_POOL, type="process", concurrency_limit=CONCURRENT_RUNS))
     deployment = lifecycle.to_deployment(
         name=recipe.name,
         description=recipe.description,

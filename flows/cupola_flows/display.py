@@ -75,6 +75,10 @@ class Display:
             line.note = text
             self.changed(line, "note")
 
+    def advance(self, name: str, step: str, done: int, total: int) -> None:
+        """Take the progress of a stage that runs in this process."""
+        self.note(name, f"{step} {done / total:.0%}" if total else step)
+
     def event(self, name: str, event: Mapping[str, Any]) -> None:
         """Take one line of `metrics.jsonl`."""
         line = self.lines[name]

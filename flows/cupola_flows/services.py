@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from cupola_platform.errors import ServiceError
+from cupola_platform.launch import tether
 from cupola_platform.settings import Settings
 
 WORK_POOL = "cupola"
@@ -243,8 +243,8 @@ def _spawn(
     command: Sequence[str], log: Path, environment: Mapping[str, str], *, ends_with_us: bool = False
 ) -> "subprocess.Popen[bytes]":
     log.parent.mkdir(parents=True, exist_ok=True)
-    if ends_with_us and shutil.which("setpriv"):
-        command = ["setpriv", "--pdeathsig", "TERM", *command]
+    if ends_with_us:
+        command = [sys.executable, tether.__file__, str(os.getpid()), *command]
     with log.open("ab") as out:
         return subprocess.Popen(
             command,

@@ -1,0 +1,39 @@
+"""The `cupola` command."""
+
+import os
+import sys
+
+import typer
+
+from cupola_flows.cli import artifacts, checkpoint, run, services
+from cupola_platform.errors import CupolaError
+
+app = typer.Typer(
+    name="cupola",
+    help="From raw text to an aligned, evaluated language model, with the lineage of every checkpoint.",
+    epilog="Start with: cupola run tiny",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    add_completion=False,
+)
+run.register(app)
+artifacts.register(app)
+services.register(app)
+app.add_typer(checkpoint.app, name="checkpoint")
+
+
+def main() -> None:
+    """Entry point: a mistake of the user is one line and an exit status, never a traceback."""
+    try:
+        app()
+    except CupolaError as error:
+        sys.stdout.flush()
+        print(f"cupola: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("cupola: cancelled", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `cupola artifacts | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -1,0 +1,132 @@
+"""Commands that look: runs, artifacts, show, lineage, compare."""
+
+import json
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from cupola_flows.cli.options import JsonOption, Reference, WorkspaceOption, open_workspace, print_rows
+from cupola_flows.comparison import compare_checkpoints, print_comparison
+from cupola_flows.lineage import as_json as lineage_as_json
+from cupola_flows.lineage import as_tree
+from cupola_platform.artifacts import Artifact
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command(epilog="Example: cupola runs --limit 5")(runs)
+    app.command("artifacts", epilog="Example: cupola artifacts --kind checkpoint")(artifacts)
+    app.command(epilog="Example: cupola show champion --json")(show)
+    app.command(epilog="Example: cupola lineage champion")(lineage)
+    app.command(epilog="Example: cupola compare champion 3f2a90")(compare)
+
+
+def runs(
+    limit: Annotated[int, typer.Option(min=1, help="Newest runs to list.")] = 20,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """List what was run, newest first."""
+    ws = open_workspace(workspace)
+    ws.registry.sweep_lost_runs()
+    rows = [
+        {
+            "id": run.id,
+            "recipe": run.recipe,
+            "stage": run.stage or "(all)",
+            "status": run.label,
+            "started": f"{run.started:%Y-%m-%d %H:%M:%S}",
+            "artifact": (run.artifact or "")[:12],
+            "error": run.error,
+        }
+        for run in ws.registry.runs(limit)
+    ]
+    print_rows(rows, as_json=as_json, empty="Nothing was run yet. Start with: cupola run tiny")
+
+
+def artifacts(
+    kind: Annotated[str | None, typer.Option(help="Only this kind, such as checkpoint.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Newest artifacts to list.")] = 50,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """List artifacts, newest first, with the aliases that name them."""
+    ws = open_workspace(workspace)
+    names: dict[str, list[str]] = {}
+    for alias in ws.registry.aliases():
+        names.setdefault(alias.digest, []).append(alias.name)
+    rows = [
+        {
+            "id": row.id,
+            "kind": row.kind,
+            "stage": row.stage,
+            "recipe": row.recipe,
+            "alias": ", ".join(names.get(row.digest, [])),
+            "size": size(row.size),
+            "created": f"{row.created:%Y-%m-%d %H:%M:%S}",
+        }
+        for row in ws.registry.artifacts(kind, limit)
+    ]
+    print_rows(rows, as_json=as_json, empty="No artifacts yet. Start with: cupola run tiny")
+
+
+def show(reference: Reference, as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Show one artifact: what it is, where it lies, what it came from, its numbers."""
+    ws = open_workspace(workspace)
+    described = describe(ws.resolve(reference))
+    described["aliases"] = [alias.name for alias in ws.registry.aliases() if alias.digest == described["digest"]]
+    if as_json:
+        print(json.dumps(described, indent=2))
+        return
+    console = Console()
+    for key in ("kind", "digest", "path", "aliases", "stage", "recipe", "created", "parents", "metrics", "config"):
+        value = described[key]
+        if value:
+            text = (
+                value
+                if isinstance(value, str)
+                else json.dumps(value, indent=2 if key in {"metrics", "config"} else None)
+            )
+            console.print(f"[bold]{key:<8}[/] ", end="")
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"[bold]files[/]    {len(described['files'])}, {size(sum(f['size'] for f in described['files']))}")
+
+
+def lineage(reference: Reference, as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Show what an artifact was made from, down to the source files."""
+    ws = open_workspace(workspace)
+    node = ws.lineage(ws.resolve(reference))
+    if as_json:
+        print(json.dumps(lineage_as_json(node), indent=2))
+    else:
+        Console().print(as_tree(node))
+
+
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint: id, alias or folder.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Compare two checkpoints: what they are, how they were measured, where their lives part."""
+    ws = open_workspace(workspace)
+    comparison = compare_checkpoints(ws, ws.resolve(a), ws.resolve(b))
+    if as_json:
+        print(json.dumps(comparison, indent=2))
+    else:
+        print_comparison(comparison, Console())
+
+
+def describe(artifact: Artifact) -> dict[str, Any]:
+    """The manifest as plain JSON, with the place."""
+    return {"id": artifact.id, "path": str(artifact.path), **json.loads(json.dumps(asdict(artifact.manifest)))}
+
+
+def size(count: int) -> str:
+    """`3.1 MB`."""
+    amount, units = float(count), ["B", "kB", "MB", "GB"]
+    while amount >= 1000 and len(units) > 1:
+        amount, units = amount / 1000, units[1:]
+    return f"{amount:.0f} B" if units[0] == "B" else f"{amount:.1f} {units[0]}"

@@ -1,0 +1,96 @@
+"""`cupola checkpoint`: verify, export, import, generate."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from cupola_flows.cli.options import Reference, WorkspaceOption, open_workspace
+from cupola_platform.artifacts import Artifact, verify
+from cupola_platform.errors import BY_NAME, ConfigError, CupolaError, StageFailedError
+
+app = typer.Typer(
+    help="Checkpoints: verify, export to and import from Hugging Face's format, generate.", no_args_is_help=True
+)
+
+
+@app.command("verify", epilog="Example: cupola checkpoint verify champion")
+def verify_command(reference: Reference, workspace: WorkspaceOption = None) -> None:
+    """Check every file of an artifact against its digest."""
+    artifact = verify(open_workspace(workspace).resolve(reference).path)
+    print(f"{artifact.id} is whole: {len(artifact.manifest.files)} files, {artifact.manifest.size:,} bytes.")
+
+
+@app.command("export", epilog="Example: cupola checkpoint export champion --to ./champion-hf")
+def export_command(
+    reference: Reference,
+    to: Annotated[Path, typer.Option(metavar="DIR", help="A new or empty folder.")],
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Write a folder that transformers' AutoModelForCausalLM and AutoTokenizer load."""
+    artifact = _checkpoint(reference, workspace)
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise ConfigError(f"--to {to}: already holds something. Give a new or empty folder.")
+    _convert("export", "--checkpoint", str(artifact.path), "--to", str(to))
+    print(f"Exported {artifact.id} to {to}.")
+
+
+@app.command("import", epilog="Example: cupola checkpoint import ./Qwen2-0.5B --alias qwen")
+def import_command(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="A transformers folder with safetensors.")],
+    alias: Annotated[str | None, typer.Option(help="Name it, so that recipes can say artifact:NAME.")] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Make a checkpoint artifact of a transformers folder."""
+    ws = open_workspace(workspace)
+    if not source.is_dir():
+        raise ConfigError(f"{source}: no such folder. Give one with config.json and safetensors in it.")
+    with TemporaryDirectory(dir=ws.folder("work")) as scratch:
+        folder = Path(scratch) / "checkpoint"
+        _convert("import", "--from", str(source), "--to", str(folder))
+        artifact = ws.publish(folder, kind="checkpoint", stage="import", config={"source": source.name})
+    if alias:
+        ws.registry.set_alias(alias, artifact.digest, f"Imported from {source.name}.")
+    print(f"Imported {artifact.id}. Use it in a recipe as artifact:{alias or artifact.id}.")
+
+
+@app.command("generate", epilog="Example: cupola checkpoint generate champion --prompt 'def main():'")
+def generate_command(
+    reference: Reference,
+    prompt: Annotated[str, typer.Option(help="The text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    temperature: Annotated[float, typer.Option(min=0, help="0 for greedy.")] = 0.0,
+    seed: int = 0,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Continue a text."""
+    artifact = _checkpoint(reference, workspace)
+    arguments = ["--max-new-tokens", str(max_new_tokens), "--temperature", str(temperature), "--seed", str(seed)]
+    print(_convert("generate", "--checkpoint", str(artifact.path), "--prompt", prompt, *arguments), end="")
+
+
+def _checkpoint(reference: str, workspace: Path | None) -> Artifact:
+    artifact = open_workspace(workspace).resolve(reference)
+    if artifact.kind != "checkpoint":
+        raise ConfigError(
+            f"{artifact.id} is of kind {artifact.kind}, not a checkpoint. See: cupola artifacts --kind checkpoint"
+        )
+    return verify(artifact.path)
+
+
+def _convert(*arguments: str) -> str:
+    """Run the trainer's own command, which loads torch, in another process; what it printed."""
+    command: Sequence[str] = [sys.executable, "-m", "cupola_trainer.conversion", *arguments]
+    done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
+        raise _error_of(done.returncode)(lines[-1] if done.returncode == 2 else "\n".join(lines[-15:]))
+    return done.stdout
+
+
+def _error_of(code: int) -> type[CupolaError]:
+    return BY_NAME["ConfigError"] if code == 2 else StageFailedError

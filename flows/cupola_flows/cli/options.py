@@ -1,0 +1,53 @@
+"""What several commands share: options, and how a table is printed."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cupola_platform.settings import Settings, load_settings
+from cupola_platform.workspace import Workspace
+
+WorkspaceOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--workspace", metavar="DIR", help="Local state: databases, store, logs. Default: CUPOLA_HOME or ./.cupola."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Reference = Annotated[str, typer.Argument(metavar="ID", help="An id or its first characters, an alias, or a folder.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key, such as stages.pretrain.steps=200. Repeatable."),
+]
+
+
+def settings_of(workspace: Path | None) -> Settings:
+    """The settings in force."""
+    return load_settings(workspace)
+
+
+def open_workspace(workspace: Path | None) -> Workspace:
+    """The workspace that the options name."""
+    return Workspace.open(workspace)
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool, empty: str) -> None:
+    """Rows as a table, or as a JSON list; `empty` says what to do when there are none."""
+    if as_json:
+        print(json.dumps(list(rows), indent=2, default=str))
+        return
+    console = Console()
+    if not rows:
+        console.print(empty)
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in rows[0]:
+        table.add_column(heading, overflow="fold", no_wrap=heading in {"id", "kind", "status", "stage"})
+    for row in rows:
+        table.add_row(*(str(value) if value is not None else "" for value in row.values()))
+    console.print(table)

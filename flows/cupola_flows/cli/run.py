@@ -1,0 +1,49 @@
+"""`cupola run`."""
+
+import signal
+from functools import partial
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cupola_flows.cli.options import SetOption, WorkspaceOption
+from cupola_flows.display import make_display
+from cupola_flows.launching import open_session, run_plain, run_under_prefect
+from cupola_flows.results import print_results
+from cupola_platform.errors import CupolaError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command(epilog="Example: cupola run tiny --set stages.pretrain.steps=200 --only prepare,pretrain")(run)
+
+
+def run(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name (tiny), or a YAML file.")],
+    overrides: SetOption = None,
+    only: Annotated[str, typer.Option(metavar="STAGE,...", help="Run these stages only.")] = "",
+    prefect: Annotated[bool, typer.Option("--prefect/--no-prefect", help="Run as Prefect flows, or without.")] = True,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Carry out a recipe; what was done before with the same fingerprint is reused."""
+    console = Console()
+    signal.signal(signal.SIGTERM, _interrupt)
+    names = [name for name in only.split(",") if name]
+    session = open_session(recipe, overrides or [], names, workspace, partial(make_display, console=console))
+    if session.reuse_all():
+        print_results(session, console)
+        console.print(f"Nothing to do: all {len(session.names)} stages were run before.")
+        return
+    try:
+        with session.display.shown():
+            (run_under_prefect if prefect else run_plain)(session)
+    except CupolaError:
+        print_results(session, console)
+        console.print("What is finished is kept; the same command goes on from there.")
+        raise
+    print_results(session, console)
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,70 @@
+"""Commands about servers and this machine: up, down, deploy, submit, doctor."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from cupola_flows import services
+from cupola_flows.cli.options import JsonOption, SetOption, WorkspaceOption, print_rows, settings_of
+from cupola_flows.deployments import deploy as register_deployment
+from cupola_flows.deployments import list_recipes
+from cupola_flows.deployments import submit as submit_run
+from cupola_flows.doctor import examine
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command(epilog="Example: cupola up")(up)
+    app.command(epilog="Example: cupola down")(down)
+    app.command(epilog="Example: cupola deploy tiny")(deploy)
+    app.command(epilog="Example: cupola submit tiny --set stages.pretrain.steps=200")(submit)
+    app.command(epilog="Example: cupola doctor")(doctor)
+
+
+def up(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Start Prefect's server and a worker, MLflow and the console on this machine; what runs already is left alone."""
+    found = services.up(settings_of(workspace))
+    rows = [{"service": each.name, "url": each.url.removesuffix("/api"), "pid": each.pid} for each in found]
+    print_rows(rows, as_json=as_json, empty="")
+    if not as_json:
+        print("End them with: cupola down")
+
+
+def down(workspace: WorkspaceOption = None) -> None:
+    """End what `cupola up` started."""
+    ended = services.down(settings_of(workspace))
+    print(f"Ended {', '.join(ended)}." if ended else "Nothing was running.")
+
+
+def deploy(
+    recipes: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE]...", help="Default: the shipped ones.")
+    ] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Register recipes with the running Prefect server: parameters, schedule, work pool."""
+    settings = settings_of(workspace)
+    for recipe in recipes or [shipped.name for shipped in list_recipes()]:
+        print(f"Deployed {register_deployment(recipe, settings)}. Start it with: cupola submit {recipe}")
+
+
+def submit(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A deployed recipe: its name or file.")],
+    overrides: SetOption = None,
+    only: Annotated[str, typer.Option(metavar="STAGE,...", help="Run these stages only.")] = "",
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Start a deployed recipe; the worker of `cupola up` carries it out."""
+    names = [name for name in only.split(",") if name]
+    run = submit_run(recipe, overrides or [], names, settings=settings_of(workspace))
+    print(json.dumps({"flow_run_id": run}) if as_json else f"Submitted: flow run {run}. Follow it with: cupola runs")
+
+
+def doctor(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """Say what this machine has and lacks."""
+    rows = examine(settings_of(workspace))
+    print_rows(rows, as_json=as_json, empty="")
+    if any(row["state"] == "missing" for row in rows):
+        raise typer.Exit(1)

@@ -1,0 +1,64 @@
+"""What a stage is given to work with: its folder, its seed, where to publish, and whom to tell how far it is."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cupola_flows.display import Display
+from cupola_flows.schema import Recipe
+from cupola_platform.artifacts import Artifact
+from cupola_platform.tracking import Tracker
+from cupola_platform.workspace import Workspace
+
+
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a step as it is. Under Prefect, a task with retries takes this one's place."""
+    return function(*arguments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageContext:
+    """One execution of one stage."""
+
+    workspace: Workspace
+    recipe: Recipe
+    name: str
+    """The stage's name in the recipe."""
+    fingerprint: str
+    run_id: str
+    """The registry's run."""
+    folder: Path
+    """Work folder of this fingerprint; a job in it resumes."""
+    display: Display
+    tracker: Tracker | None = None
+    """Where the job's numbers go besides its folder; none without tracking."""
+    step: Callable[..., Any] = field(default=call)
+    """How a step that may be retried is called."""
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.stage_seed(self.name)
+
+    def empty(self, name: str) -> Path:
+        """A new, empty folder inside the work folder."""
+        path = self.folder / name
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        return path
+
+    def publish(self, folder: Path, *, parents: Sequence[Artifact], metrics: dict[str, float]) -> Artifact:
+        """Seal `folder`, store it, and register it as what this stage gives."""
+        stage = self.recipe.stages[self.name]
+        return self.workspace.publish(
+            folder,
+            kind=stage.gives,
+            parents=parents,
+            stage=self.name,
+            recipe=self.recipe.name,
+            fingerprint=self.fingerprint,
+            config=stage.model_dump(mode="json"),
+            metrics=metrics,
+            run_id=self.run_id,
+        )

@@ -1,0 +1,171 @@
+"""One training job: written, started, followed, and its end understood."""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cupola_flows.context import StageContext
+from cupola_flows.stages import TrainStage
+from cupola_platform.artifacts import Artifact
+from cupola_platform.errors import BY_NAME, CancelledError, ConfigError, StageFailedError
+from cupola_platform.launch import LocalLauncher, RunningJob
+from cupola_trainer.config import (
+    DpoData,
+    EvaluateJob,
+    ModelConfig,
+    NextTokenData,
+    SampleJob,
+    SftData,
+    TrainJob,
+    UpcycleJob,
+    write_job,
+)
+
+AnyJob = TrainJob | UpcycleJob | SampleJob | EvaluateJob
+LOOK_EVERY = 0.5
+"""Seconds between looks at a job's metrics."""
+TAIL = 15
+"""Lines of a log that an error shows."""
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What a job made: the folder to publish, and its last numbers."""
+
+    folder: Path
+    metrics: dict[str, float]
+
+
+class MetricsTail:
+    """The lines of `metrics.jsonl` that were not seen yet; a resumed job may have cut the file shorter."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.at = 0
+
+    def new(self) -> Iterator[dict[str, Any]]:
+        """Whole lines since the last look."""
+        try:
+            with self.path.open("rb") as file:
+                if file.seek(0, 2) < self.at:
+                    self.at = 0
+                file.seek(self.at)
+                block = file.read()
+        except FileNotFoundError:
+            return
+        whole = block[: block.rfind(b"\n") + 1]
+        self.at += len(whole)
+        for line in whole.splitlines():
+            yield json.loads(line)
+
+
+def train(
+    ctx: StageContext,
+    stage: TrainStage,
+    *,
+    data: NextTokenData | SftData | DpoData,
+    parents: Sequence[Artifact],
+    parent: Artifact | None,
+    model: ModelConfig | None = None,
+    tokenizer: Path | None = None,
+) -> Artifact:
+    """Train as a recipe's stage says, and publish the last checkpoint."""
+    job = TrainJob(
+        output=ctx.folder / "job",
+        seed=ctx.seed,
+        model=model,
+        initial=parent.path if parent else None,
+        tokenizer=tokenizer,
+        steps=stage.steps,
+        parallel=stage.layout,
+        optimizer=stage.optimizer,
+        batch=stage.batch,
+        data=data,
+        checkpoint=stage.checkpoint,
+        log_every=stage.log_every,
+        evaluate_every=stage.evaluate_every,
+        evaluate_batches=stage.evaluate_batches,
+    )
+    result = run_job(ctx, job)
+    artifact = ctx.publish(result.folder, parents=parents, metrics=result.metrics)
+    shutil.rmtree(job.output / "checkpoints", ignore_errors=True)  # the last one is in the store
+    return artifact
+
+
+def run_job(ctx: StageContext, job: AnyJob) -> JobResult:
+    """Start a job, or go on with it from its newest checkpoint, and follow it to its end.
+
+    Raises:
+        CupolaError: what the job says in `error.json`.
+        StageFailedError: it crashed; with the log's path and last lines.
+        CancelledError: it was told to stop from outside; it has saved.
+    """
+    result: JobResult = ctx.step(_attempt, ctx, job)
+    return result
+
+
+def _attempt(ctx: StageContext, job: AnyJob) -> JobResult:
+    if (found := read_result(job)) is not None:
+        return found
+    if (job.output / "result.json").exists():  # it was published, and the artifact is gone or corrupt since
+        shutil.rmtree(job.output)
+    job.output.mkdir(parents=True, exist_ok=True)
+    (job.output / "error.json").unlink(missing_ok=True)
+    job_file = job.output / "job.json"
+    write_job(job, job_file)
+    log = ctx.workspace.folder("logs") / f"{ctx.name}-{ctx.fingerprint[:12]}.log"
+    launcher = LocalLauncher(ctx.workspace.settings.max_processes)
+    ctx.display.note(ctx.name, "starting torchrun")
+    running = launcher.start(job_file, processes=job.parallel.world_size, log=log)
+    status = _follow(ctx, running, job.output / "metrics.jsonl")
+    code = running.poll()
+    if (job.output / "error.json").exists():
+        error = json.loads((job.output / "error.json").read_text())
+        raise BY_NAME.get(error["type"], ConfigError)(f"stage {ctx.name}: {error['message']}")
+    if status == "preempted":
+        raise CancelledError(f"stage {ctx.name} was told to stop; it saved, and the same command goes on from there.")
+    result = read_result(job)
+    if code != 0 or result is None:
+        raise StageFailedError(f"stage {ctx.name}: its processes ended with status {code}. Log: {log}\n{tail(log)}")
+    return result
+
+
+def _follow(ctx: StageContext, running: RunningJob, metrics: Path) -> str:
+    """Show the job's numbers while it runs. Whatever ends the wait ends the job: it saves, then goes."""
+    lines = MetricsTail(metrics)
+    status = ""
+    if ctx.tracker:
+        ctx.tracker.follow(ctx.run_id, metrics)
+    try:
+        ended = False
+        while not ended:
+            ended = running.wait(LOOK_EVERY) is not None
+            for event in lines.new():
+                ctx.display.event(ctx.name, event)
+                status = event.get("status", "")
+    except BaseException:
+        ctx.display.note(ctx.name, "stopping: saving a checkpoint")
+        running.stop()
+        raise
+    return status
+
+
+def read_result(job: AnyJob) -> JobResult | None:
+    """What a job that completed says of itself; none when it did not."""
+    try:
+        result = json.loads((job.output / "result.json").read_text())
+    except FileNotFoundError:
+        return None
+    folder = job.output / result["folder"]
+    return JobResult(folder, result["metrics"]) if folder.exists() else None
+
+
+def tail(log: Path, lines: int = TAIL) -> str:
+    """The last lines of a log."""
+    try:
+        return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return "(no log)"

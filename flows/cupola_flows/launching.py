@@ -1,0 +1,132 @@
+"""From a recipe's name to its execution: in this process alone, or under a Prefect server that is found or started."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from cupola_flows.display import Display
+from cupola_flows.recipe import load_recipe
+from cupola_flows.schema import select
+from cupola_flows.services import find_prefect, own_prefect, prefect_environment
+from cupola_flows.session import Session
+from cupola_flows.validation import validate
+from cupola_platform.errors import ConfigError
+from cupola_platform.workspace import Workspace
+
+ASK_EVERY = 3.0
+"""Seconds between looks at whether the run was cancelled on the server."""
+
+
+def open_session(
+    recipe: str,
+    overrides: Sequence[str],
+    only: Sequence[str],
+    workspace: Path | None,
+    display: Callable[[Mapping[str, str]], Display],
+) -> Session:
+    """A recipe, checked, ready to be carried out.
+
+    Raises:
+        CupolaError: anything that can be known to be wrong before it starts.
+    """
+    loaded = load_recipe(recipe, overrides)
+    try:
+        names = select(loaded, only)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    opened = Workspace.open(workspace)
+    opened.registry.sweep_lost_runs()
+    session = Session(
+        workspace=opened,
+        recipe=loaded,
+        names=names,
+        overrides=overrides,
+        display=display({name: loaded.stages[name].kind for name in names}),
+    )
+    validate(loaded, opened.settings, names)
+    return session
+
+
+def run_plain(session: Session) -> None:
+    """Carry a session out without Prefect."""
+    with session.recorded(None):
+        for name in session.names:
+            session.execute(name)
+
+
+def run_under_prefect(session: Session) -> None:
+    """Carry a session out as Prefect flows.
+
+    What happens to the server does not change what happens to the run: `session.error` says why it ended early.
+    """
+    settings = session.workspace.settings
+    os.environ.update(prefect_environment(settings))
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the display says what matters
+    with _server(session) as url:
+        os.environ["PREFECT_API_URL"] = url
+        from cupola_flows.lifecycle import SERVER_IS_GONE, SESSION, lifecycle
+
+        SESSION.set(session)
+        with _cancelled_from_the_server(session, url):
+            try:
+                lifecycle(
+                    recipe=session.recipe.name,
+                    overrides=list(session.overrides),
+                    only=list(session.names),
+                    workspace=settings.home,
+                    return_state=True,
+                )
+            except SERVER_IS_GONE as error:
+                session.display.say(f"Prefect's server stopped answering ({type(error).__name__}).")
+    if session.error:
+        raise session.error
+    if not session.complete:
+        run_plain(session)
+
+
+@contextmanager
+def _server(session: Session) -> Iterator[str]:
+    """A Prefect server: one that answers, or one of our own, which starts while Prefect is imported."""
+    found = find_prefect(session.workspace.settings)
+    if found:
+        yield found
+        return
+    session.display.say("Starting a Prefect server for this run (the first start makes its database).")
+    with own_prefect(session.workspace.settings) as server:
+        import prefect  # noqa: F401  # seconds that the server needs too
+
+        yield server.wait()
+
+
+@contextmanager
+def _cancelled_from_the_server(session: Session, url: str) -> Iterator[None]:
+    """Ask the server whether someone has cancelled the run there, and if so, interrupt it as Ctrl-C does."""
+    done = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=url, timeout=10) as client:
+            while not done.wait(ASK_EVERY):
+                if any(_is_cancelled(client, run) for run in session.prefect_ids()):
+                    os.kill(os.getpid(), signal.SIGINT)
+                    return
+
+    watcher = threading.Thread(target=ask, name="cancellation", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _is_cancelled(client: httpx.Client, run: str) -> bool:
+    try:
+        response = client.get(f"/flow_runs/{run}")
+        return response.status_code == 200 and response.json()["state"]["type"] in {"CANCELLING", "CANCELLED"}
+    except (httpx.HTTPError, KeyError, TypeError, ValueError):
+        return False

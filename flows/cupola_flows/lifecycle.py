@@ -1,0 +1,199 @@
+"""The lifecycle as Prefect flows: one flow a stage, and the flow that chains them. Importing this imports Prefect."""
+# mypy: disable-error-code="untyped-decorator"
+
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prefect import State, flow, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
+from prefect.exceptions import CancelledRun, PrefectHTTPStatusError
+from prefect.states import Cancelled
+
+from cupola_flows.display import PlainDisplay
+from cupola_flows.launching import open_session
+from cupola_flows.results import summarize
+from cupola_flows.session import Session
+from cupola_flows.stages import (
+    ConversationsStage,
+    DpoStage,
+    EvaluateStage,
+    PreferencesStage,
+    PrepareStage,
+    PretrainStage,
+    PromoteStage,
+    SftStage,
+    UpcycleStage,
+)
+from cupola_platform.artifacts import Artifact
+from cupola_platform.errors import CancelledError, StageFailedError
+
+SESSION: ContextVar[Session] = ContextVar("session")
+"""The execution that the flows of this thread belong to."""
+SERVER_IS_GONE = (httpx.HTTPError, PrefectHTTPStatusError)
+
+Inputs = dict[str, list[str]]
+"""Field to the ids of the artifacts that a stage takes."""
+
+
+@flow(name="prepare", flow_run_name="{name}")
+def prepare_flow(name: str, stage: PrepareStage, inputs: Inputs) -> Any:
+    """Raw text to token shards."""
+    return _carry_out(name)
+
+
+@flow(name="pretrain", flow_run_name="{name}")
+def pretrain_flow(name: str, stage: PretrainStage, inputs: Inputs) -> Any:
+    """Next-token training."""
+    return _carry_out(name)
+
+
+@flow(name="upcycle", flow_run_name="{name}")
+def upcycle_flow(name: str, stage: UpcycleStage, inputs: Inputs) -> Any:
+    """A dense checkpoint to a mixture of experts."""
+    return _carry_out(name)
+
+
+@flow(name="conversations", flow_run_name="{name}")
+def conversations_flow(name: str, stage: ConversationsStage, inputs: Inputs) -> Any:
+    """Conversations from tasks and corpus."""
+    return _carry_out(name)
+
+
+@flow(name="sft", flow_run_name="{name}")
+def sft_flow(name: str, stage: SftStage, inputs: Inputs) -> Any:
+    """Supervised fine-tuning."""
+    return _carry_out(name)
+
+
+@flow(name="preferences", flow_run_name="{name}")
+def preferences_flow(name: str, stage: PreferencesStage, inputs: Inputs) -> Any:
+    """Pairs from scored samples."""
+    return _carry_out(name)
+
+
+@flow(name="dpo", flow_run_name="{name}")
+def dpo_flow(name: str, stage: DpoStage, inputs: Inputs) -> Any:
+    """Direct preference optimization."""
+    return _carry_out(name)
+
+
+@flow(name="evaluate", flow_run_name="{name}")
+def evaluate_flow(name: str, stage: EvaluateStage, inputs: Inputs) -> Any:
+    """Held-out text, tasks and generations."""
+    return _carry_out(name)
+
+
+@flow(name="promote", flow_run_name="{name}")
+def promote_flow(name: str, stage: PromoteStage, inputs: Inputs) -> Any:
+    """Move an alias, if the numbers allow."""
+    return _carry_out(name)
+
+
+STAGE_FLOWS: Mapping[str, Callable[..., Any]] = {
+    "prepare": prepare_flow,
+    "pretrain": pretrain_flow,
+    "upcycle": upcycle_flow,
+    "conversations": conversations_flow,
+    "sft": sft_flow,
+    "preferences": preferences_flow,
+    "dpo": dpo_flow,
+    "evaluate": evaluate_flow,
+    "promote": promote_flow,
+}
+
+
+@flow(name="lifecycle", flow_run_name="{recipe}")
+def lifecycle(
+    recipe: str = "tiny",
+    overrides: list[str] | None = None,
+    only: list[str] | None = None,
+    workspace: Path | None = None,
+) -> Any:
+    """Carry out a recipe: every stage a flow of its own.
+
+    Args:
+        recipe: A shipped recipe's name, or the path of a YAML file on the worker's machine.
+        overrides: Keys to change, such as stages.pretrain.steps=200.
+        only: Stages to run; empty for all of them.
+        workspace: Where local state is kept; empty for the worker's own.
+    """
+    session = SESSION.get(None)
+    if session is None:
+        session = open_session(recipe, overrides or [], only or [], workspace, PlainDisplay)
+        SESSION.set(session)
+    try:
+        with session.recorded(flow_run_id()):
+            for name in session.names:
+                run_stage(session, name)
+    except CancelledError as error:
+        return Cancelled(message=str(error))
+    return {name: outcome.artifact.id for name, outcome in session.outcomes.items()}
+
+
+def run_stage(session: Session, name: str) -> Artifact:
+    """One stage as a subflow. When Prefect's server goes away, the stage's work is not lost, and the next go on without."""
+    stage = session.recipe.stages[name]
+    inputs = {field: [artifact.id for artifact in found] for field, found in session.inputs(name).items()}
+    try:
+        STAGE_FLOWS[stage.kind](name=name, stage=stage, inputs=inputs)
+    except CancelledRun:
+        raise session.error or CancelledError(f"stage {name} was cancelled.") from None
+    except SERVER_IS_GONE as error:
+        session.display.say(f"Prefect's server does not answer ({type(error).__name__}); {name} goes on without it.")
+    return session.execute(name)
+
+
+def flow_run_id() -> str | None:
+    """The id of the flow run that this is called in."""
+    context = FlowRunContext.get()
+    return str(context.flow_run.id) if context and context.flow_run else None
+
+
+def _carry_out(name: str) -> Any:
+    session = SESSION.get()
+    try:
+        artifact = session.execute(name, step=_retried, prefect_id=flow_run_id())
+    except CancelledError as error:
+        return Cancelled(message=str(error))
+    kind = session.recipe.stages[name].kind
+    _describe(name, kind, artifact)
+    return artifact.id
+
+
+def _describe(name: str, kind: str, artifact: Artifact) -> None:
+    """What the stage gave, on the run's page."""
+    try:
+        rows = [{"metric": metric, "value": f"{value:,.6g}"} for metric, value in artifact.metrics.items()]
+        if rows:
+            create_table_artifact(rows, key=_key(name, "metrics"), description=f"What `{name}` measured")
+        text = (
+            f"`{artifact.id}` ({artifact.kind}): {summarize(kind, artifact.metrics)}\n\nIt lies in `{artifact.path}`."
+        )
+        create_markdown_artifact(text, key=_key(name, "artifact"), description=f"What `{name}` gave")
+    except SERVER_IS_GONE:
+        return
+
+
+def _key(name: str, what: str) -> str:
+    return f"{name}-{what}".replace("_", "-")
+
+
+def _crashed(_task: Any, _run: Any, state: State) -> bool:
+    """A mistake of the user's and a cancellation come again; a crash may not."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, StageFailedError)
+
+
+def _retried(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a step as a task that is tried twice: a job goes on from its newest checkpoint."""
+
+    @task(name="job", retries=1, retry_condition_fn=_crashed, cache_policy=NO_CACHE, persist_result=False)
+    def job() -> Any:
+        return function(*arguments)
+
+    return job()

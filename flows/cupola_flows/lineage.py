@@ -1,0 +1,43 @@
+"""A lineage as a tree to look at, and as JSON."""
+
+from typing import Any
+
+from rich.tree import Tree
+
+from cupola_platform.workspace import LineageNode
+
+
+def as_tree(node: LineageNode) -> Tree:
+    """A rich tree, the artifact at its root; what was shown once is only named again."""
+    tree = Tree(_label(node))
+    _grow(tree, node, {node.digest})
+    return tree
+
+
+def as_json(node: LineageNode) -> dict[str, Any]:
+    """The same tree as plain JSON."""
+    return {
+        "id": node.id,
+        "digest": node.digest,
+        "kind": node.kind,
+        "stage": node.stage,
+        "metrics": node.metrics,
+        "sources": [{"name": s.name, "files": s.files, "bytes": s.bytes} for s in node.sources],
+        "parents": [as_json(parent) for parent in node.parents],
+    }
+
+
+def _grow(tree: Tree, node: LineageNode, shown: set[str]) -> None:
+    for source in node.sources:
+        tree.add(f"[dim]source[/] {source.name}: {source.files:,} files, {source.bytes / 1e6:.1f} MB")
+    for parent in node.parents:
+        if parent.digest in shown:
+            tree.add(f"{_label(parent)} [dim](above)[/]")
+            continue
+        shown.add(parent.digest)
+        _grow(tree.add(_label(parent)), parent, shown)
+
+
+def _label(node: LineageNode) -> str:
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in list(node.metrics.items())[:3])
+    return f"[bold]{node.id}[/] {node.kind} [cyan]{node.stage}[/]" + (f"  [dim]{metrics}[/]" if metrics else "")

@@ -1,0 +1,39 @@
+"""Pretraining, and continued pretraining, on packed tokens."""
+
+import json
+from dataclasses import replace
+
+from cupola_flows.context import StageContext
+from cupola_flows.jobs import train
+from cupola_flows.stages import PretrainStage
+from cupola_platform.artifacts import Artifact
+from cupola_trainer.config import ModelConfig, NextTokenData
+
+
+def pretrain(ctx: StageContext, stage: PretrainStage, tokens: Artifact, parent: Artifact | None = None) -> Artifact:
+    """Train one model on packed tokens, from random weights or from a parent checkpoint."""
+    return train(
+        ctx,
+        stage,
+        data=NextTokenData(tokens=tokens.path, weights=stage.weights or source_weights(tokens)),
+        model=fit_vocabulary(stage.model, tokens, stage.layout.tp) if stage.model else None,
+        parent=parent,
+        tokenizer=None if parent else tokens.path / "tokenizer",
+        parents=[tokens, *([parent] if parent else [])],
+    )
+
+
+def fit_vocabulary(model: ModelConfig, tokens: Artifact, tp: int) -> ModelConfig:
+    """The model with an embedding row for every token, padded to a multiple of 64 x tp, where the recipe left it open."""
+    if model.vocab_size:
+        return model
+    size = int(json.loads((tokens.path / "index.json").read_text())["vocab_size"])
+    unit = 64 * tp
+    return replace(model, vocab_size=-(-size // unit) * unit)
+
+
+def source_weights(tokens: Artifact) -> dict[str, float] | None:
+    """What the sources ask for; none where no source asks."""
+    sources = tokens.manifest.config.get("corpus", {}).get("sources", {})
+    weights = {name: source["weight"] for name, source in sources.items() if source.get("weight")}
+    return weights if weights and len(weights) == len(sources) else None

@@ -1,0 +1,130 @@
+"""The page at the end of a run: what every stage gave, what was measured, what was decided, where to look next."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from cupola_flows.comparison import interval
+from cupola_flows.display import clock
+from cupola_flows.session import Session
+
+SHOWN_ANSWERS = 3
+SHOWN_TEXT = 160
+
+
+def print_results(session: Session, console: Console) -> None:
+    """The whole page; of a run that ended early, what is finished."""
+    console.print(Panel(_stages(session), title=f"[bold]{session.recipe.name}[/]", title_align="left"))
+    for name, outcome in session.outcomes.items():
+        kind = session.recipe.stages[name].kind
+        if kind == "evaluate":
+            results = _read(outcome.artifact.path / "results.json")
+            console.print(Panel(_evaluation(results), title=f"{name}: held-out text and tasks", title_align="left"))
+            console.print(Panel(_samples(results), title="what the checkpoints say", title_align="left"))
+        elif kind == "promote":
+            console.print(_promotion(_read(outcome.artifact.path / "decision.json")), highlight=False)
+    if session.complete:
+        console.print(_next(session), highlight=False)
+
+
+def _stages(session: Session) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("stage", "state", "artifact", "time", "result"):
+        table.add_column(heading, no_wrap=heading == "artifact", justify="right" if heading == "time" else "left")
+    for name in session.names:
+        outcome = session.outcomes.get(name)
+        if outcome:
+            summary = summarize(session.recipe.stages[name].kind, outcome.artifact.metrics)
+            time = clock(outcome.seconds) if outcome.state == "completed" else ""
+            table.add_row(name, outcome.state, outcome.artifact.id, time, summary)
+        else:
+            table.add_row(name, session.display.lines[name].state, "", "", "")
+    return table
+
+
+def summarize(kind: str, metrics: dict[str, float]) -> str:
+    """The numbers of a stage that matter most, in a line."""
+    match kind:
+        case "prepare":
+            return (
+                f"{metrics['documents_kept']:,.0f} of {metrics['documents_read']:,.0f} documents, "
+                f"{metrics['bytes_kept'] / 1e6:.1f} of {metrics['bytes_read'] / 1e6:.1f} MB, "
+                f"{metrics['train_tokens']:,.0f} tokens"
+            )
+        case "pretrain" | "sft" | "dpo":
+            return _training(metrics)
+        case "evaluate":
+            return f"unigram {metrics['unigram_bits_per_byte']:.3f} bits per byte"
+        case "promote":
+            return "promoted" if metrics["promoted"] else "not promoted"
+        case _:
+            return ", ".join(f"{name} {value:,.4g}" for name, value in list(metrics.items())[:4])
+
+
+def _training(metrics: dict[str, float]) -> str:
+    parts = []
+    for name in ("heldout_loss", "loss"):
+        if f"{name}_before" in metrics and f"{name}_after" in metrics:
+            parts.append(
+                f"{name.replace('heldout_', 'held-out ')} {metrics[f'{name}_before']:.3f} -> {metrics[f'{name}_after']:.3f}"
+            )
+    parts += [f"{name.replace('_', ' ')} {metrics[name]:.3f}" for name in metrics if "margin" in name]
+    return ", ".join(parts) or ", ".join(f"{name} {value:,.4g}" for name, value in list(metrics.items())[:4])
+
+
+def _evaluation(results: dict[str, Any]) -> Table:
+    checkpoints: dict[str, Any] = results["checkpoints"]
+    tasks = sorted({task for entry in checkpoints.values() for task in entry.get("tasks", {})})
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("checkpoint", "bits per byte", "accuracy, 95% interval", *tasks):
+        table.add_column(heading)
+    table.add_row("unigram", f"{results['unigram_bits_per_byte']:.4f}")
+    for name, entry in checkpoints.items():
+        per_task = [
+            f"{entry['tasks'][task]['accuracy']:.1%}" if task in entry.get("tasks", {}) else "" for task in tasks
+        ]
+        table.add_row(name, f"{entry['bits_per_byte']:.4f}", interval(entry.get("accuracy")), *per_task)
+    return table
+
+
+def _samples(results: dict[str, Any]) -> RenderableType:
+    lines: list[Text] = []
+    for name, entry in results["checkpoints"].items():
+        lines.append(Text(name, style="bold"))
+        for sample in entry.get("generations", [])[:SHOWN_ANSWERS]:
+            lines.append(Text.assemble("  ", (_flat(sample["prompt"]), "cyan"), " ", _flat(sample["completion"])))
+        for answer in entry.get("answers", [])[:SHOWN_ANSWERS]:
+            mark = ("right", "green") if answer["score"] == 1 else ("wrong", "red")
+            lines.append(
+                Text.assemble("  ", (_flat(answer["prompt"]), "cyan"), " ", _flat(answer["answer"]), " ", mark)
+            )
+    return Group(*lines)
+
+
+def _promotion(decision: dict[str, Any]) -> str:
+    verb = "now names" if decision["promoted"] else "was not moved to"
+    reasons = "\n".join(f"  - {reason}" for reason in decision["reasons"])
+    return f"[bold]{decision['alias']}[/] {verb} [bold]{decision['candidate'][:12]}[/]:\n{reasons}"
+
+
+def _next(session: Session) -> str:
+    last = [outcome.artifact for outcome in session.outcomes.values() if outcome.artifact.kind == "checkpoint"]
+    if not last:
+        return "Look at it: cupola up"
+    artifact = last[-1].id
+    return f"Look at it: cupola up   Where it came from: cupola lineage {artifact}   Talk to it: cupola checkpoint generate {artifact} --prompt TEXT"
+
+
+def _flat(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= SHOWN_TEXT else f"{flat[:SHOWN_TEXT]}..."
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content

@@ -1,0 +1,68 @@
+"""Everything about a recipe that can be known before anything starts."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from cupola_flows.schema import ARTIFACT, Recipe
+from cupola_flows.stages import AnyStage, DpoStage, EvaluateStage, PrepareStage, TrainStage, UpcycleStage
+from cupola_platform.corpus.preparation import check_config
+from cupola_platform.errors import CupolaError
+from cupola_platform.launch import LocalLauncher
+from cupola_platform.settings import Settings
+from cupola_trainer.config import ModelConfig, ParallelConfig
+from cupola_trainer.layout import validate_layout
+
+
+def validate(recipe: Recipe, settings: Settings, only: Sequence[str] = ()) -> None:
+    """Refuse a recipe that would fail later.
+
+    Raises:
+        SourceError: a source is missing or empty.
+        ConfigError: a layout that the model or this machine does not fit, or a batch that does not divide.
+    """
+    launcher = LocalLauncher(settings.max_processes)
+    names = only or recipe.order()
+    for name in names:
+        with _naming(f"stages.{name}"):
+            stage = recipe.stages[name]
+            if isinstance(stage, PrepareStage):
+                check_config(stage.corpus)
+            else:
+                _check_stage(recipe, name, stage, launcher)
+
+
+def model_of(recipe: Recipe, name: str) -> ModelConfig | None:
+    """The shape that a stage's checkpoint will have; none when it comes from an artifact."""
+    stage = recipe.stages[name]
+    model: ModelConfig | None = getattr(stage, "model", None)
+    if model is not None:
+        return model
+    parent = next(iter(recipe.inputs(name)["parent"]), None)
+    if parent is None or parent.startswith(ARTIFACT):
+        return None
+    model = model_of(recipe, parent)
+    return dataclasses.replace(model, moe=stage.moe) if model and isinstance(stage, UpcycleStage) else model
+
+
+def _check_stage(recipe: Recipe, name: str, stage: AnyStage, launcher: LocalLauncher) -> None:
+    layout: ParallelConfig | None = getattr(stage, "layout", None)
+    if layout is None:
+        return
+    launcher.check(layout.world_size)
+    batch = stage.batch if isinstance(stage, TrainStage) else None
+    if batch:
+        batch.num_microbatches(layout.dp)
+    for source in recipe.inputs(name)["checkpoints"] if isinstance(stage, EvaluateStage) else (name,):
+        model = None if source.startswith(ARTIFACT) else model_of(recipe, source)
+        if model is not None:
+            validate_layout(model, layout, batch, objective="dpo" if isinstance(stage, DpoStage) else "next_token")
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Put the place in front of what is wrong there."""
+    try:
+        yield
+    except CupolaError as error:
+        raise type(error)(f"{where}: {error}") from None
