@@ -27,7 +27,10 @@ def test_a_conversation_reads_as_transformers_renders_it_token_by_token(chat_tok
 
 def test_only_the_answer_and_its_end_are_learnt(chat_tokenizer: Any) -> None:
     tokens, mask = encode_conversation(chat_tokenizer, TURNS[1:3])
-    assert chat_tokenizer.decode(tokens) == "<|im_start|>user\nWhat is 12 + 3?<|im_end|>\n<|im_start|>assistant\n15<|im_end|>\n"
+    assert (
+        chat_tokenizer.decode(tokens)
+        == "<|im_start|>user\nWhat is 12 + 3?<|im_end|>\n<|im_start|>assistant\n15<|im_end|>\n"
+    )
     assert [chat_tokenizer.decode([token]) for token in tokens[mask]] == ["1", "5", "<|im_end|>"]
 
 

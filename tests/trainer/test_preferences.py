@@ -83,7 +83,7 @@ def test_a_held_out_pair_remains_even_of_two_prompts(prompts: Path, tmp_path: Pa
 
 
 def test_conversations_without_tasks_cannot_be_sampled_for_preferences(tmp_path: Path) -> None:
-    row = {"id": "a", "source": "corpus", "messages": [], "task": None}
+    row: dict[str, Any] = {"id": "a", "source": "corpus", "messages": [], "task": None}
     (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(ConfigError, match="has a task to score answers by"):
         make_prompts(tmp_path, count=5, seed=0, to=tmp_path / "prompts.jsonl")

@@ -232,7 +232,7 @@ class SftData:
     """A `conversations` artifact's folder."""
 
     pack: bool = True
-    """Several conversations share a row, each seeing only itself. Off: one a row, padded."""
+    """Several conversations share a row, each seeing only itself. Off, or with cp > 1: one a row, padded."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -53,7 +53,7 @@ def make_tasks(name: str, config: Mapping[str, Any], count: int, seed: int) -> l
     dataset = _dataset(name, config, seed, size=count * DRAWS_PER_TASK)
     tasks: dict[str, Task] = {}
     for index in range(count * DRAWS_PER_TASK):
-        entry = dataset[index]
+        entry = _entry(dataset, index, name, config)
         question = entry["question"].strip()
         if question not in tasks:
             tasks[question] = _checked(name, question, entry)
@@ -98,6 +98,14 @@ def _dataset(name: str, config: Mapping[str, Any], seed: int, size: int) -> Any:
         return generator(config=config_class(**config, seed=seed, size=size))
     except (AssertionError, TypeError, ValueError) as error:
         raise ConfigError(f"Task {name} refuses {json.dumps(dict(config), default=str)}: {error}.") from error
+
+
+def _entry(dataset: Any, index: int, name: str, config: Mapping[str, Any]) -> JsonObject:
+    try:
+        return dataset[index]  # type: ignore[no-any-return]
+    except Exception as error:  # generators check their settings in part only, and raise anything
+        settings = json.dumps(dict(config), default=str)
+        raise ConfigError(f"Task {name} cannot generate with {settings}: {error}. Change its settings.") from error
 
 
 def _registered(name: str) -> tuple[Callable[..., Any], Any]:

@@ -64,6 +64,12 @@ class SftObjective:
     def prepare(self, forward: Callable[[dict[str, Tensor]], Tensor]) -> None:
         """Nothing to compute beforehand."""
 
+    def state(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Nothing to take back."""
+
 
 def pack(lengths: Sequence[int], capacity: int, seed: int) -> list[list[int]]:
     """Places 0 to n - 1 grouped into rows whose lengths add up to at most `capacity`, by first fit in a shuffled order.
