@@ -1,19 +1,69 @@
-"""What the trainer's tests share."""
+"""What the trainer's tests share: a small token corpus, and a way to run a function of a test on several real ranks."""
 
-import sysconfig
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
 
-from cupola_platform.corpus.tokenization import save_tokenizer, train_tokenizer
+EOD = 256
+VOCAB = 320
+"""Bytes, the end of a document, and padding to a multiple of 64."""
+
+
+@pytest.fixture(scope="session")
+def tokens_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `tokens` artifact's folder over bytes of Python's own standard library: sources "code" and "tests"."""
+    folder = tmp_path_factory.mktemp("tokens")
+    library = Path(os.__file__).parent
+    texts = {
+        "code": [
+            (library / "json" / name).read_bytes() for name in ("decoder.py", "encoder.py", "scanner.py", "tool.py")
+        ],
+        "email": [(library / "email" / name).read_bytes() for name in ("parser.py", "utils.py", "header.py")],
+    }
+    index: dict[str, Any] = {"vocab_size": VOCAB, "sources": {}}
+    for source, documents in texts.items():
+        index["sources"][source] = {
+            "train": write_shard(folder / "shards" / f"train-{source}", documents[:-1]),
+            "heldout": write_shard(folder / "shards" / f"heldout-{source}", documents[-1:]),
+        }
+    (folder / "index.json").write_text(json.dumps(index))
+    return folder
+
+
+def write_shard(prefix: Path, documents: list[bytes]) -> dict[str, int]:
+    import numpy as np
+    import torch
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    prefix.parent.mkdir(exist_ok=True)
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
+    for document in documents:
+        ids = torch.tensor([*document, EOD])
+        builder.add_document(ids, [len(ids)])
+    builder.finalize(f"{prefix}.idx")
+    size = sum(len(document) for document in documents)
+    return {"documents": len(documents), "tokens": size + len(documents), "bytes": size}
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
 
 
 @pytest.fixture(scope="session")
 def chat_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer of 1,024 rows with the platform's chat template, trained on some of Python's own modules."""
-    library = Path(sysconfig.get_path("stdlib"))
+    from cupola_platform.corpus.tokenization import save_tokenizer, train_tokenizer
+
+    library = Path(os.__file__).parent
     texts = [(library / f"{name}.py").read_text(encoding="utf-8") for name in ("argparse", "textwrap", "random", "csv")]
     folder = tmp_path_factory.mktemp("tokenizer")
     save_tokenizer(train_tokenizer((texts, 1024)), folder)
@@ -22,4 +72,6 @@ def chat_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def chat_tokenizer(chat_tokenizer_folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
     return AutoTokenizer.from_pretrained(chat_tokenizer_folder)

@@ -6,6 +6,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig
+from torch import Tensor
 
 from cupola_trainer import runtime
 from cupola_trainer.config import ModelConfig, ParallelConfig
@@ -49,8 +50,11 @@ def _execution(parallel: ParallelConfig) -> dict[str, Any]:
         # the interleaved schedule's gradients are wrong with batched point-to-point calls over gloo
         "overlap_p2p_comm": parallel.vp is not None,
         "batch_p2p_comm": parallel.vp is None,
+        # marks which parameters are sharded (the gradient norm depends on it); the numbers are `initialize`'s
         "use_cpu_initialization": True,
-        "perform_initialization": False,
+        "init_method": _left_to_initialize,
+        "output_layer_init_method": _left_to_initialize,
+        "embedding_init_method": _left_to_initialize,
         # these fusions need Apex or a compiler
         "gradient_accumulation_fusion": False,
         "masked_softmax_fusion": False,
@@ -59,6 +63,10 @@ def _execution(parallel: ParallelConfig) -> dict[str, Any]:
         "apply_rope_fusion": False,
         "persist_layer_norm": False,
     }
+
+
+def _left_to_initialize(weight: Tensor) -> Tensor:
+    return weight
 
 
 def _chunk(model: ModelConfig, config: TransformerConfig, stage: int) -> GPTModel:

@@ -24,5 +24,4 @@ def settings(model: ModelConfig, parallel: ParallelConfig) -> dict[str, Any]:
         "layernorm_epsilon": model.rms_norm_eps,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
-        "init_method_std": model.init_std,
     }

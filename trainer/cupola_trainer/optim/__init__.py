@@ -1,5 +1,6 @@
 """From a model's chunks to what trains them: data parallelism, AdamW, the learning-rate schedule. All are Megatron's."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 
@@ -27,6 +29,22 @@ class Trainee:
     """Megatron's MegatronOptimizer."""
 
     scheduler: OptimizerParamScheduler
+
+    def update(self) -> tuple[float, bool]:
+        """Clip the gradients that are ready and step; nothing moves when they are not finite.
+
+        Returns:
+            the global gradient norm before clipping, and whether the weights moved.
+        """
+        self.optimizer.prepare_grads()
+        norm = float(self.optimizer.get_grad_norm())
+        if not math.isfinite(norm):
+            return norm, False
+        for part in self.optimizer.chained_optimizers:  # dense and expert parameters, clipped by their common norm
+            if part.config.clip_grad > 0 and not part.is_stub_optimizer:
+                clip_grad_by_total_norm_fp32(part.get_parameters(), part.config.clip_grad, norm)
+        self.optimizer.step_with_ready_grads()
+        return norm, True
 
     @property
     def learning_rate(self) -> float:

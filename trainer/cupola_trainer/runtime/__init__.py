@@ -133,3 +133,10 @@ def on_first_rank(work: Callable[[], T]) -> T:
     if isinstance(outcome[0], Exception):
         raise outcome[0]
     return cast(T, outcome[0])
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on any rank; all ranks call it and agree."""
+    flags = torch.tensor([flag], dtype=torch.int, device=device())
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return bool(flags.item())

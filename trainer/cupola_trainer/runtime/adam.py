@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 
 class FusedAdam(torch.optim.Optimizer):
@@ -41,7 +42,7 @@ class FusedAdam(torch.optim.Optimizer):
                 self._update(group, params)
 
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        torch.optim.adamw.adamw(
+        adamw(
             params,
             [param.grad for param in params],
             [self.state[param]["exp_avg"] for param in params],

@@ -1,0 +1,103 @@
+"""`torchrun -m cupola_trainer JOB.json`: obey one job. Exit status 0 when it is complete, 143 when it was asked to end
+before, 2 for a user's mistake, which error.json then names, 1 for any other failure."""
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+PREEMPTED = 128 + signal.SIGTERM
+
+
+def main(path: Path) -> int:
+    from cupola_platform.errors import CupolaError
+
+    _die_with_the_launcher()
+    termination = Termination()
+    _quiet()
+    output = path.parent
+    try:
+        from cupola_trainer.config import read_job
+
+        job = read_job(path)
+        output = job.output
+        if (output / "result.json").exists():
+            return 0
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "error.json").unlink(missing_ok=True)
+        return run(job, termination)
+    except CupolaError as error:
+        _report(output, error)
+        return error.exit_code
+
+
+def run(job: "object", termination: "Termination") -> int:
+    """Do what the job's kind says."""
+    from cupola_trainer import config, runtime
+
+    complete = True
+    if isinstance(job, config.TrainJob):
+        from cupola_trainer.loop import train
+
+        complete = train(job, termination)
+    elif isinstance(job, config.UpcycleJob):
+        from cupola_trainer import upcycling
+
+        upcycling.run(job)
+    elif isinstance(job, config.SampleJob):
+        from cupola_trainer import rollout
+
+        rollout.run(job)
+    elif isinstance(job, config.EvaluateJob):
+        from cupola_trainer import evaluation
+
+        evaluation.run(job)
+    runtime.stop()
+    return 0 if complete else PREEMPTED
+
+
+class Termination:
+    """Whether SIGTERM has come. The job looks between steps; nothing is interrupted in the middle."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, number: int, frame: object) -> None:
+        self.asked = True
+
+    def __call__(self) -> bool:
+        return self.asked
+
+
+def _die_with_the_launcher() -> None:
+    """Have the kernel kill this rank when torchrun's agent is gone: torchrun killed outright leaves no orphan."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _quiet() -> None:
+    """Log ours on rank 0; Megatron's advice on what is not installed stays out of it."""
+    warnings.simplefilter("ignore")
+    first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
+    logging.getLogger("cupola_trainer").setLevel(logging.INFO if first else logging.ERROR)
+    logging.getLogger("megatron").setLevel(logging.ERROR)
+
+
+def _report(output: Path, error: Exception) -> None:
+    """Ranks may meet the same error at once: each writes whole files, the last one stays."""
+    output.mkdir(parents=True, exist_ok=True)
+    temporary = output / f".error.json.{os.getpid()}"
+    temporary.write_text(json.dumps({"type": type(error).__name__, "message": str(error)}))
+    temporary.replace(output / "error.json")
+    print(f"error: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,69 @@
+"""Which samples each rank sees in which forward pass, as tensors on its device."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from megatron.core import parallel_state
+from torch import Tensor
+
+from cupola_trainer import runtime
+from cupola_trainer.config import BatchConfig
+from cupola_trainer.models.attention import zigzag
+from cupola_trainer.objectives import Batch, Objective
+
+PER_TOKEN = ("tokens", "labels", "loss_mask", "position_ids")
+
+
+def training_batches(objective: Objective, config: BatchConfig, step: int) -> list[Batch]:
+    """This rank's micro-batches of training step `step` (0-based).
+
+    Samples are numbered through the job; each micro-batch is a run of consecutive ones, so its members are the same in
+    every layout.
+    """
+    rows = _rows(config, config.num_microbatches(parallel_state.get_data_parallel_world_size()))
+    first = step * config.global_batch_size
+    return [collate(objective, [objective.sample(first + row) for row in micro]) for micro in rows]
+
+
+def heldout_batches(objective: Objective, config: BatchConfig, global_batches: int) -> list[Batch]:
+    """This rank's micro-batches of the first held-out samples, the same at every call; empty where there are none.
+
+    Only whole passes count; fewer samples than one pass needs are repeated.
+    """
+    samples: list[Mapping[str, np.ndarray]] = []
+    while len(samples) < global_batches * config.global_batch_size:
+        sample = objective.heldout(len(samples))
+        if sample is None:
+            break
+        samples.append(sample)
+    if not samples:
+        return []
+    per_pass = config.micro_batch_size * parallel_state.get_data_parallel_world_size()
+    rows = _rows(config, max(1, len(samples) // per_pass))
+    return [collate(objective, [samples[row % len(samples)] for row in micro]) for micro in rows]
+
+
+def _rows(config: BatchConfig, passes: int) -> list[range]:
+    ranks, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
+    starts = ((number * ranks + rank) * config.micro_batch_size for number in range(passes))
+    return [range(start, start + config.micro_batch_size) for start in starts]
+
+
+def collate(objective: Objective, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+    """A batch on this rank's device, with this context-parallel rank's part of each sequence."""
+    return to_rank(objective.collate(samples))
+
+
+def to_rank(batch: Batch) -> Batch:
+    """Move a collated batch to this rank's device and keep its part of each sequence."""
+    size = parallel_state.get_context_parallel_world_size()
+    if size > 1:
+        local_length = batch["tokens"].size(1) // size
+        positions = zigzag(local_length, parallel_state.get_context_parallel_rank(), size)
+        batch = {name: _take(name, tensor, positions) for name, tensor in batch.items()}
+    return {name: tensor.to(runtime.device()) for name, tensor in batch.items()}
+
+
+def _take(name: str, tensor: Tensor, positions: Tensor) -> Tensor:
+    return torch.index_select(tensor, 1, positions) if name in PER_TOKEN else tensor

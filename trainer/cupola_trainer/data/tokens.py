@@ -1,0 +1,100 @@
+"""Packed token sequences from a `tokens` artifact: Megatron's IndexedDataset, GPTDataset and blending."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+
+from cupola_platform.errors import ConfigError, SourceError
+from cupola_trainer.config import NextTokenData
+
+Dataset = Any
+"""Megatron's BlendedDataset or GPTDataset: `len`, and items with tokens, labels, loss_mask, position_ids [s]."""
+
+
+@dataclass(frozen=True)
+class _Tokenizer:
+    """What GPTDataset asks of a tokenizer. There is no padding: shards are read as one stream, document after document."""
+
+    eod: int = -1
+    pad: int = -1
+    vocab_size: int | None = None
+    special_tokens_dict: dict[str, int] = field(default_factory=dict)
+    unique_identifiers: dict[str, str] = field(default_factory=dict)
+
+
+def build(
+    data: NextTokenData, *, sequence_length: int, samples: int, seed: int, cache: Path
+) -> tuple[Dataset, Dataset]:
+    """The training samples, at least `samples` of them in as many reshuffled epochs as that takes, and the held-out ones,
+    one epoch. Both are decided by the seed. The latter are empty where the held-out shards do not fill one sequence.
+
+    Args:
+        cache: folder for Megatron's index files.
+
+    Raises:
+        SourceError: the folder holds no token shards, or too few tokens for one sequence.
+        ConfigError: a weight names no source.
+    """
+    sources = _sources(data)
+    train = _prefixes(data, sources, "train", sequence_length)
+    if not train:
+        raise SourceError(
+            f"{data.tokens} has no training source with more than {sequence_length} tokens. "
+            "Add text, or shorten sequence_length."
+        )
+    weights = [(data.weights or {}).get(name, sources[name]["train"]["tokens"]) for name in train]
+    heldout = _prefixes(data, sources, "heldout", sequence_length)
+    builder = BlendedMegatronDatasetBuilder(
+        GPTDataset,
+        [samples, None, None],
+        lambda: True,
+        GPTDatasetConfig(
+            random_seed=seed,
+            sequence_length=sequence_length,
+            blend_per_split=[
+                (list(train.values()), weights),
+                (list(heldout.values()), None) if heldout else None,
+                None,
+            ],
+            path_to_cache=str(cache),
+            tokenizer=_Tokenizer(),
+            reset_position_ids=False,
+            reset_attention_mask=False,
+            eod_mask_loss=False,
+            create_attention_mask=False,
+        ),
+    )
+    if dist.get_rank() == 0:
+        cache.mkdir(parents=True, exist_ok=True)
+    datasets = builder.build()
+    return datasets[0], datasets[1] or []
+
+
+def _sources(data: NextTokenData) -> dict[str, dict[str, dict[str, int]]]:
+    try:
+        sources: dict[str, dict[str, dict[str, int]]] = json.loads((data.tokens / "index.json").read_text())["sources"]
+    except (OSError, ValueError, KeyError) as error:
+        raise SourceError(f"{data.tokens} is not a tokens artifact: its index.json cannot be read ({error}).") from None
+    unknown = sorted(set(data.weights or {}) - set(sources))
+    if unknown:
+        raise ConfigError(
+            f"weights name {unknown[0]!r}, which is no source of {data.tokens}. Choose among {sorted(sources)}."
+        )
+    return sources
+
+
+def _prefixes(
+    data: NextTokenData, sources: dict[str, dict[str, dict[str, int]]], split: str, sequence_length: int
+) -> dict[str, str]:
+    """Shard path without its ending, per source that fills a sequence and has a weight above zero."""
+    return {
+        name: str(data.tokens / "shards" / f"{split}-{name}")
+        for name, counts in sources.items()
+        if counts.get(split, {}).get("tokens", 0) > sequence_length and (data.weights or {}).get(name, 1.0) > 0
+    }
+

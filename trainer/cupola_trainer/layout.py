@@ -1,0 +1,114 @@
+"""What a layout cannot do, said before anything starts. Imports no torch."""
+
+from collections.abc import Iterator
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer.config import BatchConfig, ModelConfig, ParallelConfig
+
+
+def validate_layout(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    batch: BatchConfig | None = None,
+    *,
+    objective: str = "next_token",
+    ranks: int | None = None,
+) -> None:
+    """Refuse a layout in which this model, these batches or this objective cannot be trained.
+
+    Args:
+        ranks: processes that the launcher has; none to leave them unchecked.
+
+    Raises:
+        ConfigError: the value given, the rule, the next move.
+    """
+    _check_ranks(parallel, ranks)
+    _check_tensor_parallel(model, parallel)
+    _check_pipeline(model, parallel)
+    _check_experts(model, parallel)
+    if batch:
+        _check_batch(model, parallel, batch)
+    if objective == "dpo" and parallel.cp > 1:
+        raise ConfigError(
+            f"cp={parallel.cp} with the objective dpo: an answer's log-probability needs its whole sequence. Use cp=1."
+        )
+
+
+def _check_ranks(parallel: ParallelConfig, ranks: int | None) -> None:
+    if ranks is not None and parallel.world_size != ranks:
+        raise ConfigError(
+            f"tp x pp x cp x dp = {parallel.tp} x {parallel.pp} x {parallel.cp} x {parallel.dp} = "
+            f"{parallel.world_size} ranks, but there are {ranks}. Launch {parallel.world_size}, or change the layout."
+        )
+
+
+def _check_tensor_parallel(model: ModelConfig, parallel: ParallelConfig) -> None:
+    for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size", "vocab_size"):
+        _check_divides(name, getattr(model, name), "tp", parallel.tp)
+    if parallel.sp and parallel.tp == 1:
+        raise ConfigError(
+            "sp=true with tp=1: sequence parallelism shards over the tensor-parallel group. Use sp=false."
+        )
+
+
+def _check_pipeline(model: ModelConfig, parallel: ParallelConfig) -> None:
+    if parallel.vp and parallel.pp == 1:
+        raise ConfigError(
+            f"vp={parallel.vp} with pp=1: the interleaved schedule needs a pipeline. Use pp=2 or leave vp out."
+        )
+    stages = "pp x vp" if parallel.vp else "pp"
+    _check_divides("num_layers", model.num_layers, stages, parallel.pp * (parallel.vp or 1))
+
+
+def _check_experts(model: ModelConfig, parallel: ParallelConfig) -> None:
+    moe = model.moe
+    if moe is None:
+        if parallel.ep > 1:
+            raise ConfigError(f"ep={parallel.ep}, but the model is dense. Use ep=1.")
+        return
+    if parallel.tp > 1 and not parallel.sp:
+        raise ConfigError(f"tp={parallel.tp} without sp: a mixture of experts under tensor parallelism needs sp=true.")
+    _check_divides("moe.num_experts", moe.num_experts, "ep", parallel.ep)
+    etp = parallel.etp or (1 if parallel.ep > 1 else parallel.tp)
+    if parallel.ep > 1 and etp > 1:
+        raise ConfigError(
+            f"ep={parallel.ep} with etp={etp}: experts are split by number or by width, not both. Use etp=1."
+        )
+    _check_divides("moe.expert_ffn_hidden_size", moe.expert_ffn_hidden_size, "etp", etp)
+    if moe.shared_expert_ffn_hidden_size:
+        _check_divides("moe.shared_expert_ffn_hidden_size", moe.shared_expert_ffn_hidden_size, "tp", parallel.tp)
+    _check_divides("tp x cp x dp", parallel.tp * parallel.cp * parallel.dp, "ep x etp", parallel.ep * etp)
+
+
+def _check_batch(model: ModelConfig, parallel: ParallelConfig, batch: BatchConfig) -> None:
+    if batch.sequence_length > model.max_position_embeddings:
+        raise ConfigError(
+            f"sequence_length={batch.sequence_length} is more than max_position_embeddings="
+            f"{model.max_position_embeddings}. Shorten the sequences, or raise max_position_embeddings."
+        )
+    if parallel.cp > 1:
+        _check_divides("sequence_length", batch.sequence_length, "2 x cp", 2 * parallel.cp)
+    if parallel.sp:
+        _check_divides("sequence_length / cp", batch.sequence_length // parallel.cp, "tp", parallel.tp)
+    passes = batch.num_microbatches(parallel.dp)
+    if parallel.vp and passes % parallel.pp:
+        raise ConfigError(
+            f"{passes} micro-batches are not a multiple of pp={parallel.pp}, as the interleaved schedule needs. "
+            f"Try global_batch_size={batch.micro_batch_size * parallel.dp * _next(passes, parallel.pp)}."
+        )
+
+
+def _check_divides(name: str, value: int, divisor: str, by: int) -> None:
+    if value % by:
+        smaller = " or ".join(str(size) for size in _divisors(value) if size < by)
+        raise ConfigError(
+            f"{name}={value} is not a multiple of {divisor}={by}. Try {divisor}={smaller}, or {name}={_next(value, by)}."
+        )
+
+
+def _next(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _divisors(value: int) -> Iterator[int]:
+    return (size for size in range(1, value + 1) if value % size == 0)

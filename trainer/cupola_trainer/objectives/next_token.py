@@ -1,0 +1,55 @@
+"""Pretraining: the mean negative log-likelihood of the next token, over packed sequences."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cupola_trainer.config import NextTokenData
+from cupola_trainer.data import tokens
+from cupola_trainer.objectives import Batch, Forward
+
+FIELDS = ("tokens", "labels", "loss_mask", "position_ids")
+
+
+class NextTokenObjective:
+    """Every token of a `tokens` artifact's training shards, cut into sequences across documents."""
+
+    name = "next_token"
+
+    def __init__(self, data: NextTokenData, *, sequence_length: int, samples: int, seed: int, cache: Path) -> None:
+        """
+        Raises:
+            SourceError: the artifact has too few tokens, or is none.
+        """
+        self._train, self._heldout = tokens.build(
+            data, sequence_length=sequence_length, samples=samples, seed=seed, cache=cache
+        )
+
+    def sample(self, index: int) -> Mapping[str, np.ndarray]:
+        return _arrays(self._train[index])
+
+    def heldout(self, index: int) -> Mapping[str, np.ndarray] | None:
+        return _arrays(self._heldout[index]) if index < len(self._heldout) else None
+
+    def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+        return {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in FIELDS}
+
+    def loss(self, token_losses: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        mask = batch["loss_mask"]
+        return (token_losses.float() * mask).sum(), mask.sum(), {}
+
+    def prepare(self, forward: Forward) -> None:
+        """Nothing to compute beforehand."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Nothing is kept."""
+
+
+def _arrays(item: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: item[name].numpy() for name in FIELDS}
