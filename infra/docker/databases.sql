@@ -1,0 +1,3 @@
+-- Beside the registry's own database, cupola: one for each server.
+CREATE DATABASE prefect;
+CREATE DATABASE mlflow;
