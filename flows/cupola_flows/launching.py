@@ -65,10 +65,8 @@ def run_under_prefect(session: Session) -> None:
     What happens to the server does not change what happens to the run: `session.error` says why it ended early.
     """
     settings = session.workspace.settings
-    os.environ.update(prefect_environment(settings))
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the display says what matters
     with _server(session) as url:
-        os.environ["PREFECT_API_URL"] = url
         from cupola_flows.lifecycle import SERVER_IS_GONE, SESSION, lifecycle
 
         SESSION.set(session)
@@ -92,12 +90,15 @@ def run_under_prefect(session: Session) -> None:
 @contextmanager
 def _server(session: Session) -> Iterator[str]:
     """A Prefect server: one that answers, or one of our own, which starts while Prefect is imported."""
-    found = find_prefect(session.workspace.settings)
+    settings = session.workspace.settings
+    found = find_prefect(settings)
     if found:
+        os.environ.update(prefect_environment(settings, found))
         yield found
         return
     session.display.say("Starting a Prefect server for this run (the first start makes its database).")
-    with own_prefect(session.workspace.settings) as server:
+    with own_prefect(settings) as server:
+        os.environ.update(prefect_environment(settings, server.url))  # read when Prefect is imported
         import prefect  # noqa: F401  # seconds that the server needs too
 
         yield server.wait()

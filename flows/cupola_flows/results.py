@@ -68,12 +68,10 @@ def summarize(kind: str, metrics: dict[str, float]) -> str:
 
 def _training(metrics: dict[str, float]) -> str:
     parts = []
-    for name in ("heldout_loss", "loss"):
-        if f"{name}_before" in metrics and f"{name}_after" in metrics:
-            parts.append(
-                f"{name.replace('heldout_', 'held-out ')} {metrics[f'{name}_before']:.3f} -> {metrics[f'{name}_after']:.3f}"
-            )
-    parts += [f"{name.replace('_', ' ')} {metrics[name]:.3f}" for name in metrics if "margin" in name]
+    for name in ("loss", "margin", "accuracy"):
+        before, after = metrics.get(f"initial_heldout_{name}"), metrics.get(f"final_heldout_{name}")
+        if after is not None:
+            parts.append(f"held-out {name} " + (f"{before:.3f} -> " if before is not None else "") + f"{after:.3f}")
     return ", ".join(parts) or ", ".join(f"{name} {value:,.4g}" for name, value in list(metrics.items())[:4])
 
 

@@ -63,6 +63,7 @@ class Session:
     """The registry's run of the whole recipe."""
     prefect_run: str | None = None
     """The flow run of the whole recipe."""
+    recorded_reuses: set[str] = field(default_factory=set)
     tracker: Tracker | None = None
     """MLflow, while `recorded`."""
 
@@ -101,14 +102,19 @@ class Session:
         if found is None:
             return None
         if name in self.names:
-            self._finish(self._start(name, {}), "reused", found)
             self.display.finished(name, "reused", f"artifact {found.id}")
         self.outcomes[name] = Outcome("reused", found, 0.0)
         return found
 
     def reuse_all(self) -> bool:
-        """Whether there is nothing to do: every stage has been run before."""
-        return all(self.reuse(name) is not None for name in self.names)
+        """Whether there is nothing to do: every stage has been run before. If so, the registry has a run that says so."""
+        if any(self.reuse(name) is None for name in self.names):
+            return False
+        self.run_id = self._start("", {})
+        for name in self.names:
+            self._record_reuse(name, self.outcomes[name].artifact)
+        self._finish(self.run_id, "reused")
+        return True
 
     def execute(self, name: str, *, step: Callable[..., Any] = call, prefect_id: str | None = None) -> Artifact:
         """Reuse the stage's artifact or make it.
@@ -117,7 +123,11 @@ class Session:
             CupolaError: what went wrong; `self.error` keeps it.
         """
         try:
-            return self.reuse(name) or self._make(name, step, prefect_id)
+            made = name in self.outcomes and self.outcomes[name].state == "completed"
+            found = self.reuse(name)
+            if found and not made:
+                self._record_reuse(name, found)
+            return found or self._make(name, step, prefect_id)
         except CupolaError as error:
             self.error = error
             raise
@@ -186,6 +196,11 @@ class Session:
                 run, title, parent=self.run_id, params=config, tags={"cupola.recipe": self.recipe.name}
             )
         return run
+
+    def _record_reuse(self, name: str, artifact: Artifact) -> None:
+        if name not in self.recorded_reuses:
+            self.recorded_reuses.add(name)
+            self._finish(self._start(name, {}), "reused", artifact)
 
     def _finish(
         self, run: str, status: RunStatus, artifact: Artifact | None = None, error: BaseException | None = None
