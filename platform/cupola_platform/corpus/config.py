@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
@@ -11,9 +11,10 @@ STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan
 Part = Literal["descriptions", "standard_library", "packages"]
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class Share:
+class Share(BaseModel):
     """How much of a source to take."""
+
+    model_config = ConfigDict(**STRICT, frozen=True)
 
     max_bytes: int | None = Field(default=None, ge=1)
     """Stop before the document that would go over this many bytes of text; none to read everything."""
@@ -22,7 +23,6 @@ class Share:
     """Share of training samples, over the sum of all weights; none for a share in proportion to tokens."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Rows(Share):
     """A source that may hold tables."""
 
@@ -30,7 +30,6 @@ class Rows(Share):
     """The column of its rows that holds the text."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
 class PythonEnvironment(Share):
     """The text that every machine has: this Python's own library and what is installed beside it."""
 
@@ -40,7 +39,6 @@ class PythonEnvironment(Share):
     """Read in this order: packages' long descriptions, the standard library's code, packages' code (tests left out)."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Files(Rows):
     """Files on this machine: txt, md, rst, py, html, jsonl, parquet; all but parquet also as .gz or .zst."""
 
@@ -50,7 +48,6 @@ class Files(Rows):
     """A file, a folder (searched to any depth), or a glob (`**` for any depth)."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
 class S3Prefix(Rows):
     """Objects of an S3 bucket, of the same formats as `files`."""
 
@@ -60,7 +57,6 @@ class S3Prefix(Rows):
     """`s3://bucket/prefix`: every object whose key begins so and whose format is known."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
 class HuggingFace(Rows):
     """A dataset of the Hugging Face hub, or a local folder of one."""
 

@@ -22,7 +22,7 @@ RECALL = 0.95
 """Chance that banding finds a pair exactly at the threshold; pairs above are surer."""
 
 ALL_PAIRS = 8
-"""Documents that share a band up to which all pairs are checked; of more, only neighbours, which keeps it linear."""
+"""Documents that share a band up to which all pairs are checked; of more, fewer, which keeps it linear."""
 
 
 @dataclass(frozen=True)
@@ -130,25 +130,29 @@ def _ranges(starts: I64, end: np.int64) -> Iterator[tuple[int, int]]:
 
 def _candidates(signatures: U32, texts: I64, rows: int) -> Iterator[tuple[int, int]]:
     """Pairs of texts that agree in at least one band, each once."""
-    pairs: list[I64] = []
+    packed = np.zeros(0, np.int64)
     for start in range(0, signatures.shape[1] - rows + 1, rows):
         keys = _band_keys(signatures[texts, start : start + rows])
         order = np.argsort(keys, kind="stable")
-        same = keys[order[1:]] == keys[order[:-1]]
-        run = np.zeros(len(texts), np.int64)  # how many before it share its key
-        np.cumsum(same, out=run[1:])
-        breaks = np.flatnonzero(~np.concatenate([[False], same]))
-        run -= np.repeat(run[breaks], np.diff(np.append(breaks, len(texts))))
-        members = texts[order]
-        for back in range(1, ALL_PAIRS):
-            later = np.flatnonzero(run >= back)
-            if not len(later):
-                break
-            pairs.append(np.stack([members[later - back], members[later]], axis=1))
-    if pairs:
-        packed = np.unique(np.concatenate([low_high[:, 0] << 32 | low_high[:, 1] for low_high in pairs]))
-        for pair in packed.tolist():
-            yield pair >> 32, pair & 0xFFFFFFFF
+        pairs = _pairs_in_runs(keys[order], texts[order])
+        packed = np.union1d(packed, pairs[:, 0] << 32 | pairs[:, 1])
+    for pair in packed.tolist():
+        yield pair >> 32, pair & 0xFFFFFFFF
+
+
+def _pairs_in_runs(keys: U64, members: I64) -> I64:
+    """Pairs of members with equal keys, [pairs, 2], of sorted keys: all in a short run, else its first and neighbours."""
+    places = np.arange(len(keys))
+    begins = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
+    lengths = np.diff(np.append(begins, len(keys)))
+    first, length = np.repeat(begins, lengths), np.repeat(lengths, lengths)
+    later = np.flatnonzero(places > first)
+    pairs = [(later - 1, later), (first[later], later)]
+    short = later[length[later] <= ALL_PAIRS]
+    for back in range(2, ALL_PAIRS):
+        far = short[short - first[short] >= back]
+        pairs.append((far - back, far))
+    return np.concatenate([np.stack([members[left], members[right]], axis=1) for left, right in pairs])
 
 
 def _band_keys(rows: U32) -> U64:

@@ -16,8 +16,8 @@ import regex
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from cupola_platform.corpus.ranks import byte_letters
 from cupola_platform.corpus.tokenization import END_OF_TEXT, PATTERN
-from cupola_platform.corpus.vocabulary import byte_letters
 
 MAX_WORDS = 1 << 20
 """Words kept at once, about 200 MB at worst; then the dictionary starts anew."""

@@ -9,20 +9,21 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from cupola_platform.corpus.checking import check_config
 from cupola_platform.corpus.config import PrepareConfig
 from cupola_platform.corpus.deduplication import ExactDeduplication, NearDeduplication
 from cupola_platform.corpus.documents import Document, Tally
 from cupola_platform.corpus.engine import Progress, Step, run_per_document, run_step
 from cupola_platform.corpus.heldout import choose_heldout
-from cupola_platform.corpus.language import LanguageFilter, check_languages
+from cupola_platform.corpus.language import LanguageFilter
 from cupola_platform.corpus.output import Counts, write_shards
 from cupola_platform.corpus.pool import WorkerPool
 from cupola_platform.corpus.quality import QualityFilter
 from cupola_platform.corpus.records import SourceFile
 from cupola_platform.corpus.report import write_report
-from cupola_platform.corpus.sources import check_source, read_source, source_size
+from cupola_platform.corpus.sources import read_source, source_size
 from cupola_platform.corpus.unicode_repair import UnicodeRepair
-from cupola_platform.corpus.vocabulary import check_vocabulary, make_tokenizer
+from cupola_platform.corpus.vocabulary import make_tokenizer
 from cupola_platform.errors import SourceError
 
 
@@ -55,23 +56,6 @@ class PrepareReport:
             "heldout_tokens": float(sum(counts.tokens for counts in splits["heldout"])),
             "vocab_size": float(self.vocab_size),
         }
-
-
-def check_config(config: PrepareConfig) -> None:
-    """Refuse what would fail later: missing sources, unknown languages. Reads no text.
-
-    Raises:
-        SourceError: a source is missing, empty or cannot be reached.
-        ConfigError: a language that does not exist, or no Qwen vocabulary where one is named.
-    """
-    for name, source in config.sources.items():
-        try:
-            check_source(source)
-        except SourceError as error:
-            raise SourceError(f"sources.{name}: {error}") from error
-    if config.language:
-        check_languages(config.language)
-    check_vocabulary(config.tokenizer)
 
 
 def prepare(config: PrepareConfig, to: Path, *, progress: Progress | None = None) -> PrepareReport:

