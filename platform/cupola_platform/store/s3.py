@@ -45,7 +45,7 @@ class S3Store:
             s3=style, connect_timeout=10, retries={"mode": "standard", "total_max_attempts": 4}, max_pool_connections=32
         )
         with self._refusals():
-            self._s3 = boto3.client("s3", endpoint_url=endpoint_url, region_name=region, config=config)
+            self._s3 = boto3.Session().client("s3", endpoint_url=endpoint_url, region_name=region, config=config)
 
     def put(self, artifact: Artifact) -> Artifact:
         """Upload a sealed folder, then move it into the cache. An upload that was cut short goes on where it ended.
@@ -188,18 +188,20 @@ class S3Store:
                 f"No credentials for {where}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
             ) from None
         except ClientError as error:
-            code = error.response["Error"]["Code"]
-            if code in _CREDENTIALS:
-                raise StoreError(
-                    f"{where} refused the credentials ({code}). Check AWS_ACCESS_KEY_ID and its secret."
-                ) from None
-            if code == "NoSuchBucket":
-                raise StoreError(f"{where} does not exist. Create the bucket, or correct store_url.") from None
-            raise StoreError(f"{where} refused: {error}") from None
+            raise _refusal(error, where) from None
         except S3UploadFailedError as error:
-            raise StoreError(f"{where} refused: {error}") from None
+            raise _refusal(error.__context__ or error, where) from None
         except BotoCoreError as error:
             raise StoreError(f"{where} cannot be reached: {error} Check s3_endpoint_url and the network.") from None
+
+
+def _refusal(error: BaseException, where: str) -> StoreError:
+    code = error.response["Error"]["Code"] if isinstance(error, ClientError) else ""
+    if code in _CREDENTIALS:
+        return StoreError(f"{where} refused the credentials ({code}). Check AWS_ACCESS_KEY_ID and its secret.")
+    if code == "NoSuchBucket":
+        return StoreError(f"{where} does not exist. Create the bucket, or correct store_url.")
+    return StoreError(f"{where} refused: {error}")
 
 
 @contextmanager
