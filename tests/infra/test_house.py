@@ -1,0 +1,82 @@
+"""The house keeps its own rules: size of files, no machine's paths, the README's commands, recipes, versions."""
+
+import re
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from cupola_flows.recipe import load_recipe, shipped
+
+PACKAGES = ("platform", "trainer", "flows", "dashboards")
+MOST_LINES = 400
+PATH_OF_A_MACHINE = re.compile(r"(?<![\w.$}])/(?:work|root|home/[a-z]+|opt/pypi[a-z-]*)/|\.\./shared\b")
+DEVICE = re.compile(r"torch\.cuda\b|\"cuda\"|'cuda'|\"nccl\"|\"gloo\"")
+
+
+@pytest.fixture(scope="module")
+def pyproject(root: Path) -> dict[str, dict]:
+    return tomllib.loads((root / "pyproject.toml").read_text())
+
+
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def test_no_module_is_longer_than_four_hundred_lines(root: Path) -> None:
+    modules = [module for package in PACKAGES for module in (root / package).rglob("*.py")]
+    lengths = {str(module.relative_to(root)): len(module.read_text().splitlines()) for module in modules}
+    assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES} == {}
+
+
+def test_no_file_names_a_path_of_the_machine_that_it_was_written_on(root: Path, tracked: list[Path]) -> None:
+    named = {
+        str(path.relative_to(root)): found[0] for path in tracked if (found := PATH_OF_A_MACHINE.search(text_of(path)))
+    }
+    assert named == {}
+
+
+def test_only_the_runtime_knows_cpu_from_gpu(root: Path) -> None:
+    trainer = root / "trainer" / "cupola_trainer"
+    modules = [module for module in trainer.rglob("*.py") if trainer / "runtime" not in module.parents]
+    assert [str(module.relative_to(root)) for module in modules if DEVICE.search(module.read_text())] == []
+
+
+def test_the_readme_names_the_two_commands_and_ci_runs_the_second(root: Path) -> None:
+    readme = (root / "README.md").read_text()
+    makefile = (root / "Makefile").read_text()
+    for command in ("demo", "test"):
+        assert f"make {command}" in readme
+        assert re.search(rf"^{command}:", makefile, re.MULTILINE)
+    assert (root / ".ci" / "run").read_text().splitlines()[-1] == "make test"
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_every_shipped_recipe_loads(name: str) -> None:
+    assert load_recipe(name).name == name
+
+
+def test_the_changelog_tells_of_this_version(root: Path, pyproject: dict[str, dict]) -> None:
+    assert f"## {pyproject['project']['version']}" in (root / "CHANGELOG.md").read_text()
+
+
+def test_the_license_is_apache_2(root: Path, pyproject: dict[str, dict]) -> None:
+    assert pyproject["project"]["license"] == "Apache-2.0"
+    assert "Version 2.0, January 2004" in (root / "LICENSE").read_text()
+
+
+def test_constraints_pin_every_installed_package_to_what_is_installed(root: Path) -> None:
+    lines = [line for line in (root / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    pins = dict(re.fullmatch(r"([\w.-]+)==([\w.!]+)", line).groups() for line in lines)  # type: ignore[union-attr]
+    pinned = {canonical(name): version for name, version in pins.items()}
+    ours = {"cupola", "pip", "setuptools", "wheel"}
+    installed = {canonical(each.name): each.version.partition("+")[0] for each in metadata.distributions()}
+    differing = {
+        name: version for name, version in installed.items() if name not in ours and pinned.get(name) != version
+    }
+    assert differing == {}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
