@@ -1,0 +1,57 @@
+"""Checkpoints from the command line: `python -m cupola_trainer.conversion export|import|generate`.
+
+A user's mistake is one line on stderr and exit status 2.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cupola_platform.errors import CupolaError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and give its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.command == "export":
+            from cupola_trainer.conversion.exporting import export
+
+            print(export(options.checkpoint, options.to))
+        elif options.command == "import":
+            from cupola_trainer.conversion.importing import import_
+
+            print(import_(options.source, options.to).path)
+        else:
+            from cupola_trainer.rollout.continuation import continue_text
+            from cupola_trainer.rollout.sampling import Sampling
+
+            sampling = Sampling(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
+            print(continue_text(options.checkpoint, options.prompt, sampling, options.seed))
+    except CupolaError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m cupola_trainer.conversion", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    export = commands.add_parser("export", help="write a checkpoint as a transformers folder")
+    export.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
+    export.add_argument("--to", type=Path, required=True, metavar="DIR")
+    import_ = commands.add_parser("import", help="make a checkpoint of a transformers folder")
+    import_.add_argument("--from", dest="source", type=Path, required=True, metavar="DIR")
+    import_.add_argument("--to", type=Path, required=True, metavar="DIR")
+    generate = commands.add_parser("generate", help="continue a text")
+    generate.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
+    generate.add_argument("--prompt", required=True, metavar="TEXT")
+    generate.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
+    generate.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy")
+    generate.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""The model card of an exported folder: what the model is, and where it came from."""
+
+import json
+from typing import Any
+
+from cupola_platform.artifacts import Artifact
+from cupola_trainer.config import ModelConfig
+from cupola_trainer.conversion.families import active_parameters
+from cupola_trainer.models import parameter_count
+
+TEMPLATE = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [cupola]
+---
+# {title}
+
+{kind} with {parameters:,} parameters{active}. Exported by Cupola from checkpoint `{id}`.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```
+
+## Shape
+
+{shape}
+
+## Lineage
+
+{lineage}
+
+The whole tree, down to the source files: `cupola lineage {id}`.
+{metrics}"""
+
+
+def render(artifact: Artifact, model: ModelConfig, training: dict[str, Any]) -> str:
+    """The card, in Markdown.
+
+    Args:
+        artifact: the checkpoint.
+        training: its training.json.
+    """
+    manifest = artifact.manifest
+    lineage = {
+        "Checkpoint": f"`{artifact.digest}`",
+        "Made from": ", ".join(f"`{parent}`" for parent in manifest.parents) or "nothing (new weights, or imported)",
+        "Recipe": manifest.recipe,
+        "Stage": manifest.stage,
+        "Created": manifest.created,
+        "Code": f"`{manifest.code_version}`",
+        "Fingerprint": f"`{manifest.fingerprint}`" if manifest.fingerprint else "",
+    }
+    lineage |= {key.replace("_", " ").capitalize(): _inline(value) for key, value in training.items()}
+    metrics = {name: f"{value:.6g}" for name, value in manifest.metrics.items()}
+    return TEMPLATE.format(
+        title=manifest.stage or "Model",
+        kind="A mixture of experts (Qwen2-MoE)" if model.moe else "A dense decoder (Qwen2)",
+        parameters=parameter_count(model),
+        active=f", {active_parameters(model):,} of them active on a token" if model.moe else "",
+        id=artifact.id,
+        shape=_table(_shape(model)),
+        lineage=_table({key: value for key, value in lineage.items() if value}),
+        metrics=f"\n## Metrics\n\n{_table(metrics)}\n" if metrics else "",
+    )
+
+
+def _shape(model: ModelConfig) -> dict[str, str]:
+    shape = {
+        "Layers": model.num_layers,
+        "Hidden size": model.hidden_size,
+        "Query heads / key-value heads": f"{model.num_attention_heads} / {model.num_query_groups}",
+        "Vocabulary rows": model.vocab_size,
+        "Longest sequence": model.max_position_embeddings,
+        "Tied embeddings": model.tie_embeddings,
+    }
+    if model.moe:
+        shape["Experts (active)"] = f"{model.moe.num_experts} ({model.moe.top_k})"
+        shape["Expert intermediate size"] = model.moe.expert_ffn_hidden_size
+        shape["Shared expert intermediate size"] = model.moe.shared_expert_ffn_hidden_size or "none"
+    else:
+        shape["Intermediate size"] = model.ffn_hidden_size
+    return {key: str(value) for key, value in shape.items()}
+
+
+def _inline(value: Any) -> str:
+    return str(value) if isinstance(value, str | int | float) else f"`{json.dumps(value, sort_keys=True)}`"
+
+
+def _table(rows: dict[str, str]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])

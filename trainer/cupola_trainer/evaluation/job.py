@@ -1,0 +1,99 @@
+"""An EvaluateJob: several checkpoints in, results.json out."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from cupola_platform import artifacts
+from cupola_platform.errors import ConfigError
+from cupola_trainer import models, runtime
+from cupola_trainer.checkpoint import read_model
+from cupola_trainer.config import EvaluateJob
+from cupola_trainer.evaluation import answers, likelihood
+from cupola_trainer.evaluation.answers import Question
+from cupola_trainer.evaluation.likelihood import Heldout
+from cupola_trainer.reporting import Report
+from cupola_trainer.rollout.loading import Loaded, check_layout, load
+
+GENERATION_TOKENS = 48
+"""Tokens of a continuation that people read."""
+
+
+def run(job: EvaluateJob) -> None:
+    """Measure every checkpoint, into `output/results.json`.
+
+    Raises:
+        ConfigError: no checkpoints, a tokenizer other than the text's, or a layout that cannot generate.
+        CorruptArtifactError: a checkpoint does not verify.
+    """
+    check_layout(job.parallel)
+    if not job.checkpoints:
+        raise ConfigError("checkpoints is empty: there is nothing to evaluate. Name at least one.")
+    runtime.start(job.parallel, job.seed)
+    largest = max(models.parameter_count(read_model(folder)) for folder in job.checkpoints.values())
+    tokenizer = AutoTokenizer.from_pretrained(job.tokens / "tokenizer")
+    heldout = likelihood.read_heldout(job.tokens, tokenizer, job.max_heldout_tokens)
+    questions = answers.read_questions(job.conversations, job.max_tasks) if job.conversations else []
+    began = time.monotonic()
+    with Report(job.output, kind="evaluate", steps=len(job.checkpoints), parameters=largest) as report:
+        results: dict[str, Any] = {
+            "unigram_bits_per_byte": likelihood.unigram_bits_per_byte(job.tokens, heldout, len(tokenizer)),
+            "checkpoints": {},
+        }
+        for number, (name, folder) in enumerate(job.checkpoints.items(), start=1):
+            results["checkpoints"][name] = measured = _measure(job, folder, tokenizer, heldout, questions)
+            report.step(number, checkpoint=name, **headline(measured))
+        runtime.on_first_rank(lambda: _write(job.output / "results.json", results))
+        report.complete(".", _metrics(results) | {"seconds": time.monotonic() - began})
+
+
+def _measure(
+    job: EvaluateJob, folder: Path, tokenizer: Any, heldout: Heldout, questions: list[Question]
+) -> dict[str, Any]:
+    loaded = load(folder, job.parallel)
+    _check_tokenizer(folder, loaded, tokenizer)
+    window = loaded.model.max_position_embeddings
+    end = tokenizer.convert_tokens_to_ids(likelihood.END_OF_DOCUMENT)
+    fit = likelihood.likelihood(loaded.chunks, heldout, window=window, end=end)
+    said = answers.answer(loaded, questions, job.max_new_tokens)
+    generations = answers.continue_texts(loaded, job.sample_prompts, GENERATION_TOKENS)
+    scored = runtime.on_first_rank(lambda: answers.accuracies(questions, said))
+    return {
+        "digest": artifacts.read(folder).digest,
+        "bits_per_byte": fit.bits_per_byte,
+        "heldout_loss": fit.loss,
+        "heldout_tokens": fit.tokens,
+        **scored,
+        "generations": generations,
+    }
+
+
+def _check_tokenizer(folder: Path, loaded: Loaded, tokenizer: Any) -> None:
+    if loaded.tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise ConfigError(
+            f"{folder} has another tokenizer than the held-out tokens. Evaluate it on tokens made with its own."
+        )
+
+
+def headline(measured: dict[str, Any]) -> dict[str, float]:
+    """The numbers of one checkpoint that a progress line shows."""
+    numbers = {"bits_per_byte": measured["bits_per_byte"], "heldout_loss": measured["heldout_loss"]}
+    if measured["accuracy"]:
+        numbers["accuracy"] = measured["accuracy"]["accuracy"]
+    return numbers
+
+
+def _metrics(results: dict[str, Any]) -> dict[str, float]:
+    metrics = {"unigram_bits_per_byte": results["unigram_bits_per_byte"]}
+    for name, measured in results["checkpoints"].items():
+        metrics |= {f"{key}/{name}": value for key, value in headline(measured).items()}
+    return metrics
+
+
+def _write(path: Path, results: dict[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(results, indent=2, ensure_ascii=False), encoding="utf-8")
+    partial.replace(path)

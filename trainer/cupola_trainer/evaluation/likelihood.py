@@ -1,0 +1,163 @@
+"""Held-out bits per byte: how many bits a model needs for a byte of text that it has not seen.
+
+bits per byte = sum of -log2 p(token) over all tokens, over the UTF-8 bytes of the text. It does not depend on how the
+tokenizer cuts the text, so models with different vocabularies compare.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+from torch import Tensor
+
+from cupola_platform.errors import ConfigError
+
+END_OF_DOCUMENT = "<|endoftext|>"
+LOGITS_PER_PASS = 2**25
+"""Most logits of one forward pass (tokens, padding included, times the vocabulary): 128 MiB in fp32."""
+
+Tokens = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Heldout:
+    """Documents to measure on, each ending in <|endoftext|> (the last of a source may be cut to keep to the budget)."""
+
+    documents: list[Tokens]
+    bytes: int
+    """UTF-8 bytes that their tokens stand for; control tokens stand for none."""
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.documents))
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """A model's loss on held-out text."""
+
+    bits_per_byte: float
+    loss: float
+    """Mean -ln p over tokens."""
+    tokens: int
+
+
+def read_heldout(folder: Path, tokenizer: Any, max_tokens: int) -> Heldout:
+    """The first held-out documents of every source of a `tokens` artifact, each source by its share of the tokens.
+
+    Raises:
+        ConfigError: the artifact holds no held-out text.
+    """
+    sources = json.loads((folder / "index.json").read_bytes())["sources"]
+    total = sum(source["heldout"]["tokens"] for source in sources.values())
+    if not total:
+        raise ConfigError(f"{folder} holds no held-out tokens. Raise the held-out fraction of its prepare stage.")
+    documents: list[Tokens] = []
+    for name, source in sources.items():
+        budget = math.ceil(min(max_tokens, total) * source["heldout"]["tokens"] / total)
+        documents += _first(folder / "shards" / f"heldout-{name}", budget)
+    sizes = byte_lengths(tokenizer)
+    return Heldout(documents, sum(int(sizes[document].sum()) for document in documents))
+
+
+def _first(prefix: Path, budget: int) -> list[Tokens]:
+    documents: list[Tokens] = []
+    if not budget:
+        return documents
+    dataset = IndexedDataset(str(prefix))
+    for index in range(len(dataset)):
+        documents.append(np.asarray(dataset.get(index), dtype=np.int64)[:budget])
+        budget -= len(documents[-1])
+        if budget <= 0:
+            break
+    return documents
+
+
+def byte_lengths(tokenizer: Any) -> Tokens:
+    """UTF-8 bytes of every token of a byte-level vocabulary, where each character of a token stands for one byte."""
+    sizes = [len(token or "") for token in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))]
+    for token, index in tokenizer.get_added_vocab().items():  # written as they are
+        sizes[index] = 0 if index in tokenizer.all_special_ids else len(token.encode())
+    return np.array(sizes)
+
+
+def unigram_bits_per_byte(folder: Path, heldout: Heldout, vocabulary: int) -> float:
+    """Bits per byte of a model that knows only how often each token comes in the training shards (add-one smoothing)."""
+    counts = np.ones(vocabulary)
+    for name, source in json.loads((folder / "index.json").read_bytes())["sources"].items():
+        if source["train"]["tokens"]:
+            dataset = IndexedDataset(str(folder / "shards" / f"train-{name}"))
+            for index in range(len(dataset)):
+                counts += np.bincount(dataset.get(index), minlength=vocabulary)
+    log2 = np.log2(counts) - math.log2(counts.sum())
+    return -sum(float(log2[document].sum()) for document in heldout.documents) / heldout.bytes
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def likelihood(
+    chunks: Sequence[Any], heldout: Heldout, *, window: int, end: int, progress: Callable[[int], None] | None = None
+) -> Likelihood:
+    """A model's loss on every token of the documents. Every rank calls it and gets the same numbers, in any layout.
+
+    A document is read in windows of `window` tokens that do not overlap; a token sees those before it in its window, and
+    the first of a window the one before it: <|endoftext|> at a document's start, as in training.
+
+    Args:
+        chunks: the model in evaluation mode, laid out without pipeline, context or sequence parallelism.
+        end: id of <|endoftext|>.
+        progress: called with the tokens measured so far.
+    """
+    model = chunks[0]
+    device = next(model.parameters()).device
+    batches = _batches(_windows(heldout.documents, window, end), LOGITS_PER_PASS // model.vocab_size)
+    ranks, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
+    nats = torch.zeros((), dtype=torch.float64, device=device)
+    done = 0
+    for start in range(0, len(batches), ranks):
+        # a rank without a batch repeats the last, uncounted: its experts may serve others'
+        tokens, labels, counted = batches[min(start + rank, len(batches) - 1)]
+        positions = torch.arange(tokens.size(1), device=device).expand_as(tokens)
+        losses = model(tokens.to(device), positions, None, labels=labels.to(device))
+        if start + rank < len(batches):
+            nats += (losses.double() * counted.to(device)).sum()
+        done += sum(int(counted.sum()) for _, _, counted in batches[start : start + ranks])
+        if progress:
+            progress(done)
+    dist.all_reduce(nats, group=parallel_state.get_data_parallel_group())
+    total = float(nats)
+    return Likelihood(total / math.log(2) / heldout.bytes, total / heldout.tokens, heldout.tokens)
+
+
+def _windows(documents: Sequence[Tokens], window: int, end: int) -> list[tuple[Tokens, Tokens]]:
+    """(inputs, labels) of at most `window` tokens each."""
+    pairs = []
+    for document in documents:
+        inputs = np.concatenate([[end], document[:-1]])
+        pairs += [(inputs[i : i + window], document[i : i + window]) for i in range(0, len(document), window)]
+    return pairs
+
+
+def _batches(windows: list[tuple[Tokens, Tokens]], tokens_per_pass: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Windows of like length side by side: tokens, labels and whether they count, [b, s] each, padded on the right."""
+    windows = sorted(windows, key=lambda pair: -len(pair[0]))
+    batches = []
+    while windows:
+        width = len(windows[0][0])
+        count = max(1, tokens_per_pass // width)
+        batch, windows = windows[:count], windows[count:]
+        tokens, labels = torch.zeros(2, len(batch), width, dtype=torch.long)
+        counted = torch.zeros(len(batch), width, dtype=torch.bool)
+        for row, (inputs, targets) in enumerate(batch):
+            tokens[row, : len(inputs)] = torch.from_numpy(inputs)
+            labels[row, : len(targets)] = torch.from_numpy(targets)
+            counted[row, : len(targets)] = True
+        batches.append((tokens, labels, counted))
+    return batches

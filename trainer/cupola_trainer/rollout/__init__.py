@@ -1,0 +1,19 @@
+"""Text out of a model: batched generation on the Megatron model itself.
+
+sampling.py       how a token is chosen from logits
+cache.py          keys and values of the tokens seen so far
+batch.py          one batch, from prompts to completions
+generation.py     all prompts, over all ranks: `generate`
+loading.py        a checkpoint, laid out for inference
+job.py            a SampleJob, from prompts.jsonl to samples.jsonl
+continuation.py   one text continued, in one process
+"""
+
+from cupola_trainer.config import SampleJob
+
+
+def run(job: SampleJob) -> None:
+    """Obey a SampleJob. Torch is loaded only then."""
+    from cupola_trainer.rollout import job as sample_job
+
+    sample_job.run(job)

@@ -1,0 +1,72 @@
+"""Keys and values of the tokens seen so far, and the core attention that reads them.
+
+The model itself is the training one: while a cache is attached, each layer's core attention is replaced by one over the
+cache, and everything around it (projections, RoPE, tensor and expert parallelism) stays as it is.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class LayerCache:
+    """One layer's keys and values for a batch: [b, groups, capacity, head_dim], the first `length` columns filled."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self.stored: Tensor | None = None
+        """[2, b, groups, capacity, head_dim]"""
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Add new columns ([s, b, groups, head_dim] each); all columns so far, [b, groups, length, head_dim] each."""
+        new = torch.stack([key, value]).permute(0, 2, 3, 1, 4)
+        if self.stored is None:
+            self.stored = new.new_empty(*new.shape[:3], self.capacity, new.size(4))
+        end = self.length + new.size(3)
+        self.stored[:, :, :, self.length : end] = new
+        self.length = end
+        return self.stored[0, :, :, :end], self.stored[1, :, :, :end]
+
+    def keep(self, rows: Tensor) -> None:
+        """Forget all sequences but these."""
+        if self.stored is not None:
+            self.stored = self.stored[:, rows]
+
+
+class CachedAttention(torch.nn.Module):
+    """Core attention of new queries over everything in the cache. The mask is True where a query may look."""
+
+    def __init__(self, cache: LayerCache, scale: float | None) -> None:
+        super().__init__()
+        self.cache = cache
+        self.scale = scale
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **_: Any) -> Tensor:
+        """[s, b, heads, head_dim] queries, [s, b, groups, head_dim] keys and values -> [s, b, heads * head_dim]."""
+        keys, values = self.cache.append(key, value)
+        queries = query.permute(1, 2, 0, 3)
+        grouped = queries.size(1) != keys.size(1)
+        out = F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=attention_mask, scale=self.scale, enable_gqa=grouped
+        )
+        return out.permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), -1)
+
+
+@contextmanager
+def attached_cache(model: torch.nn.Module, capacity: int) -> Iterator[list[LayerCache]]:
+    """Give every layer of a GPTModel a cache of `capacity` columns for the time of the block."""
+    attentions = [layer.self_attention for layer in model.decoder.layers]
+    originals = [attention.core_attention for attention in attentions]
+    caches = [LayerCache(capacity) for _ in attentions]
+    for attention, cache in zip(attentions, caches, strict=True):
+        attention.core_attention = CachedAttention(cache, attention.config.softmax_scale)
+    try:
+        yield caches
+    finally:
+        for attention, original in zip(attentions, originals, strict=True):
+            attention.core_attention = original

@@ -1,0 +1,53 @@
+"""A checkpoint, loaded to be asked and not to be trained."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer import checkpoint, models
+from cupola_trainer.config import ModelConfig, ParallelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model of a checkpoint on this rank, and its tokenizer."""
+
+    model: ModelConfig
+    chunks: list[Any]
+    tokenizer: Any
+
+
+def check_layout(parallel: ParallelConfig) -> None:
+    """Refuse layouts in which generation and evaluation do not run. A checkpoint loads in any layout, so nothing is lost.
+
+    Raises:
+        ConfigError: pipeline or context parallelism.
+    """
+    if parallel.pp > 1 or parallel.cp > 1:
+        raise ConfigError(
+            f"parallel: pp={parallel.pp}, cp={parallel.cp}. Generation and evaluation need pp=1 and cp=1; "
+            f"use dp={parallel.world_size // parallel.tp} instead."
+        )
+
+
+def load(folder: Path, parallel: ParallelConfig) -> Loaded:
+    """A checkpoint's model in evaluation mode. `runtime.start` comes first.
+
+    Sequence parallelism is off: decoding has one token a sequence. A dense model takes no expert parallelism, so that
+    one layout serves dense checkpoints and mixtures of experts alike.
+
+    Raises:
+        ConfigError: see `check_layout`.
+        CorruptArtifactError: the checkpoint does not verify; names the file.
+    """
+    check_layout(parallel)
+    model = checkpoint.read_model(folder)
+    layout = replace(parallel, sp=False) if model.moe else replace(parallel, sp=False, ep=1, etp=None)
+    chunks = models.build(model, layout)
+    checkpoint.load_weights(folder, chunks)
+    for chunk in chunks:
+        chunk.eval()
+    return Loaded(model, chunks, AutoTokenizer.from_pretrained(folder / "tokenizer"))

@@ -1,0 +1,76 @@
+"""How the next token is chosen from a model's logits."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cupola_platform.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How tokens are drawn, and how many."""
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    """0 for greedy."""
+    top_p: float = 1.0
+    """Smallest set of most likely tokens whose probabilities reach it; 1 for all."""
+    top_k: int = 0
+    """Most likely tokens to draw from; 0 for all."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens={self.max_new_tokens} must be at least 1.")
+        if not self.temperature >= 0:
+            raise ConfigError(f"temperature={self.temperature} must not be negative. 0 is greedy.")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p={self.top_p} must be above 0 and at most 1.")
+        if self.top_k < 0:
+            raise ConfigError(f"top_k={self.top_k} must not be negative. 0 draws from all tokens.")
+
+
+def uniforms(seed: int, streams: list[int], count: int) -> Tensor:
+    """One row of `count` uniform numbers in [0, 1) a stream: it depends on (seed, stream), not on the batch. [b, count]"""
+    rows = [np.random.Generator(np.random.Philox(key=[seed % 2**64, stream])).random(count) for stream in streams]
+    return torch.from_numpy(np.stack(rows))
+
+
+def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
+    """Draw one token a row by inverting the cumulative distribution at `uniform`.
+
+    Temperature comes first, then top-k, then top-p on what top-k leaves.
+
+    Args:
+        logits: [b, vocabulary].
+        uniform: [b], float64, in [0, 1).
+
+    Returns:
+        [b] token ids.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1)
+    probabilities = torch.softmax(logits / sampling.temperature, dim=-1)
+    if sampling.top_k == 0 and sampling.top_p == 1:
+        return _invert(probabilities, uniform)
+    kept, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
+    if sampling.top_k:
+        kept[:, sampling.top_k :] = 0
+        kept = kept / kept.sum(dim=-1, keepdim=True)
+    before = kept.cumsum(dim=-1) - kept
+    kept = kept.masked_fill(before >= sampling.top_p, 0)
+    return tokens.gather(1, _invert(kept, uniform)[:, None])[:, 0]
+
+
+def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
+    """The first index whose cumulative weight exceeds `uniform` of the total: never one of weight 0."""
+    cumulative = weights.double().cumsum(dim=-1)
+    target = uniform.to(cumulative.device)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=weights.size(-1) - 1)
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """log p(token) under the model itself: temperature 1, nothing cut off. [b, v], [b] -> [b]"""
+    return logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)
