@@ -2,10 +2,9 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +51,30 @@ def write_shard(prefix: Path, documents: list[bytes]) -> dict[str, int]:
     return {"documents": len(documents), "tokens": size + len(documents), "bytes": size}
 
 
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
+@pytest.fixture(scope="session")
+def torchrun() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a script, or a module by "-m" and its name, on several ranks; fails with their output."""
+
+    def launch(ranks: int, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [*torchrun_command(ranks), *map(str, arguments)],
+            capture_output=True, text=True, timeout=280, env=environment(), check=False,
+        )  # fmt: skip
+        if check and done.returncode:
+            pytest.fail(f"torchrun ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+        return done
+
+    return launch
+
+
+def torchrun_command(ranks: int) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+
+
+def environment() -> dict[str, str]:
+    """The environment without what another test's process group left in it."""
+    left = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {name: value for name, value in os.environ.items() if name not in left}
 
 
 @pytest.fixture(scope="session")

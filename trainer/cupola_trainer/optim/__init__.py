@@ -37,6 +37,12 @@ class Trainee:
             the global gradient norm before clipping, and whether the weights moved.
         """
         self.optimizer.prepare_grads()
+        try:
+            return self._clip_and_step()
+        finally:
+            self.optimizer.zero_grad()  # a gradient that is left would be added to the next one
+
+    def _clip_and_step(self) -> tuple[float, bool]:
         norm = float(self.optimizer.get_grad_norm())
         if not math.isfinite(norm):
             return norm, False

@@ -1,0 +1,135 @@
+"""Run by test_layouts.py under torchrun: trains one small model in many layouts, one after another, in the same processes.
+
+    layout_ranks.py OUTPUT.json     all layouts whose world size is the launcher's
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from cupola_trainer import models, optim, passes, runtime
+from cupola_trainer.config import BatchConfig, ModelConfig, MoEConfig, OptimizerConfig, ParallelConfig
+from cupola_trainer.data.batches import training_batches
+from cupola_trainer.layout import validate_layout
+from cupola_trainer.objectives import Batch, Forward
+
+STEPS = 4
+BATCH = BatchConfig(sequence_length=32, micro_batch_size=2, global_batch_size=8)
+OPTIMIZER = OptimizerConfig(lr=3e-3, warmup_steps=1)
+DENSE = ModelConfig(
+    vocab_size=128,
+    hidden_size=64,
+    num_layers=4,
+    num_attention_heads=4,
+    num_query_groups=2,
+    ffn_hidden_size=96,
+    max_position_embeddings=32,
+    init_std=0.1,
+)
+MOE = replace(
+    DENSE,
+    tie_embeddings=False,
+    moe=MoEConfig(
+        num_experts=4,
+        expert_ffn_hidden_size=48,
+        shared_expert_ffn_hidden_size=64,
+        aux_loss_coeff=0.05,
+        z_loss_coeff=0.01,
+    ),
+)
+MODELS = {"dense": DENSE, "moe": MOE}
+
+LAYOUTS = {
+    "dense one process": ParallelConfig(),
+    "dense tp2": ParallelConfig(tp=2),
+    "dense tp2 sp": ParallelConfig(tp=2, sp=True),
+    "dense pp2": ParallelConfig(pp=2),
+    "dense pp2 vp2": ParallelConfig(pp=2, vp=2),
+    "dense dp2": ParallelConfig(dp=2),
+    "dense dp2 whole optimizer": ParallelConfig(dp=2, distributed_optimizer=False),
+    "dense dp2 overlap": ParallelConfig(dp=2, overlap=True),
+    "dense cp2": ParallelConfig(cp=2),
+    "dense tp2 pp2": ParallelConfig(tp=2, pp=2),
+    "moe one process": ParallelConfig(),
+    "moe ep2": ParallelConfig(dp=2, ep=2),
+    "moe dp2": ParallelConfig(dp=2),
+    "moe tp2 sp ep2": ParallelConfig(tp=2, sp=True, ep=2),
+    "moe tp2 sp etp2": ParallelConfig(tp=2, sp=True),
+    "moe pp2": ParallelConfig(pp=2),
+    "moe cp2": ParallelConfig(cp=2),
+    "moe tp2 sp ep2 dp2": ParallelConfig(tp=2, sp=True, ep=2, dp=2),
+}
+
+
+class MaskedWords:
+    """Random tokens of which about half count, so that the count is neither the tokens nor equal in two micro-batches."""
+
+    name = "masked_words"
+
+    def sample(self, index: int) -> Mapping[str, np.ndarray]:
+        random = np.random.default_rng(index)
+        return {
+            "tokens": random.integers(0, DENSE.vocab_size, BATCH.sequence_length + 1),
+            "mask": random.integers(0, 2, BATCH.sequence_length).astype(np.float32),
+        }
+
+    def heldout(self, index: int) -> Mapping[str, np.ndarray] | None:
+        return None
+
+    def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+        tokens = torch.from_numpy(np.stack([sample["tokens"] for sample in samples]))
+        return {
+            "tokens": tokens[:, :-1].contiguous(),
+            "labels": tokens[:, 1:].contiguous(),
+            "loss_mask": torch.from_numpy(np.stack([sample["mask"] for sample in samples])),
+            "position_ids": torch.arange(BATCH.sequence_length).expand(len(samples), -1).contiguous(),
+        }
+
+    def loss(
+        self, token_losses: torch.Tensor, batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        mask = batch["loss_mask"]
+        return (token_losses.float() * mask).sum(), mask.sum(), {}
+
+    def prepare(self, forward: Forward) -> None: ...
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None: ...
+
+
+def trajectory(model: ModelConfig, parallel: ParallelConfig) -> list[dict[str, float]]:
+    """Loss, gradient norm and balancing loss of each step."""
+    validate_layout(model, parallel, BATCH)
+    runtime.start(parallel, seed=0)
+    trainee = optim.build(models.build(model, parallel, seed=5), parallel, OPTIMIZER, STEPS)
+    steps = []
+    for step in range(STEPS):
+        batches = training_batches(MaskedWords(), BATCH, step)
+        means = passes.train(trainee.chunks, MaskedWords(), batches)
+        trainee.scheduler.step(increment=1)
+        means["grad_norm"], _ = trainee.update()
+        if model.moe:
+            means |= passes.aux_losses(model.num_layers, len(batches))
+        steps.append(means)
+    return steps
+
+
+def main(output: Path) -> None:
+    found = {
+        name: trajectory(MODELS[name.split()[0]], parallel)
+        for name, parallel in LAYOUTS.items()
+        if parallel.world_size == runtime.world_size()
+    }
+    if runtime.rank() == 0:
+        output.write_text(json.dumps(found))
+    runtime.stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

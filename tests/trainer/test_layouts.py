@@ -1,0 +1,52 @@
+"""The numbers that matter are equal in every layout: loss alone has missed silent faults that the gradient norm showed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Trajectory = list[dict[str, float]]
+
+ONE_PROCESS = {"dense": "dense one process", "moe": "moe one process"}
+NAMES = (
+    "dense tp2", "dense tp2 sp", "dense pp2", "dense pp2 vp2", "dense dp2", "dense dp2 whole optimizer",
+    "dense dp2 overlap", "dense cp2", "dense tp2 pp2",
+    "moe ep2", "moe dp2", "moe tp2 sp ep2", "moe tp2 sp etp2", "moe pp2", "moe cp2", "moe tp2 sp ep2 dp2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trajectories(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., Any]) -> dict[str, Trajectory]:
+    """Every layout's losses and gradient norms; one launch for each world size."""
+    folder = tmp_path_factory.mktemp("layouts")
+    found: dict[str, Trajectory] = {}
+    for ranks in (1, 2, 4):
+        torchrun(ranks, Path(__file__).with_name("layout_ranks.py"), folder / f"{ranks}.json")
+        found |= json.loads((folder / f"{ranks}.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_losses_and_gradient_norms_equal_those_of_one_process(
+    trajectories: dict[str, Trajectory], name: str
+) -> None:
+    expected = trajectories[ONE_PROCESS[name.split()[0]]]
+    for step, (found, wanted) in enumerate(zip(trajectories[name], expected, strict=True)):
+        assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-5), step
+        assert found["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-4), step
+
+
+def test_the_balancing_loss_is_equal_in_every_layout_too(trajectories: dict[str, Trajectory]) -> None:
+    expected = [step["aux_loss"] for step in trajectories["moe one process"]]
+    for name in NAMES:
+        if name.startswith("moe"):
+            assert [step["aux_loss"] for step in trajectories[name]] == pytest.approx(expected, rel=1e-4), name
+
+
+def test_training_moves_the_loss(trajectories: dict[str, Trajectory]) -> None:
+    for name in ONE_PROCESS.values():
+        losses = [step["loss"] for step in trajectories[name]]
+        assert len(set(losses)) == 4
+        assert all(4.0 < loss < 7.0 for loss in losses)  # ln 128 = 4.85, and random weights on random tokens
