@@ -100,7 +100,7 @@ def test_an_alias_moves_and_remembers_why(registry: Registry) -> None:
 def test_a_run_tells_its_life(registry: Registry) -> None:
     whole = registry.start_run("tiny", config={"seed": 1})
     stage = registry.start_run("tiny", "pretrain", parent=whole)
-    registry.update_run(stage, mlflow_run_id="m", work_folder=Path("/work/folder"), metrics={"loss": 3.0})
+    registry.update_run(stage, mlflow_run_id="m", work_folder=Path("/some/folder"), metrics={"loss": 3.0})
     registry.update_run(stage, prefect_flow_run_id="p")
     assert registry.run(stage).status == "running"
     registry.finish_run(stage, "completed", digest("a"), metrics={"tokens": 5.0})
@@ -112,7 +112,7 @@ def test_a_run_tells_its_life(registry: Registry) -> None:
         digest("a"),
         {"loss": 3.0, "tokens": 5.0},
     )
-    assert row.work_folder == Path("/work/folder")
+    assert row.work_folder == Path("/some/folder")
     assert row.pid == os.getpid()
     assert row.ended is not None
     assert timedelta() <= row.ended - row.started < timedelta(minutes=1)
