@@ -30,7 +30,8 @@ def dpo_loss(
     With h = log(policy/ref)(chosen) - log(policy/ref)(rejected):
     "sigmoid": -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h), e the label smoothing (Rafailov et al. 2023,
     equation 7; with smoothing, Mitchell's conservative DPO).
-    "ipo": (h - 1 / (2 beta))^2 (Azar et al. 2023, equation 17); log-probabilities are summed over tokens, as there.
+    "ipo": (h - 1 / (2 beta))^2 (Azar et al. 2023, equation 17). As in the text, h sums over tokens; TRL's divides each
+    answer's part by its length, which suits a larger beta.
 
     Returns:
         losses, chosen rewards and rejected rewards; a reward is beta log(policy/ref), without gradient.

@@ -1,9 +1,7 @@
 """Fine-tuning and alignment as they are launched: real processes, a checkpoint handed on."""
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +30,11 @@ MODEL = ModelConfig(
 )
 
 
-def launch(job: TrainJob, ranks: int) -> list[dict[str, Any]]:
+def launch(torchrun: Callable[..., Any], job: TrainJob, ranks: int) -> list[dict[str, Any]]:
     """The events of a job that ran to its end."""
-    job.output.mkdir(parents=True, exist_ok=True)
+    job.output.mkdir()
     write_job(job, job.output / "job.json")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    run = subprocess.run(
-        [*torchrun, "-m", "cupola_trainer", str(job.output / "job.json")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+    torchrun(ranks, "-m", "cupola_trainer", job.output / "job.json")
     return [json.loads(line) for line in (job.output / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -68,7 +58,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_sft_lowers_the_held_out_loss_and_dpo_turns_held_out_pairs(
-    data: Path, chat_tokenizer_folder: Path, tmp_path: Path
+    data: Path, chat_tokenizer_folder: Path, tmp_path: Path, torchrun: Callable[..., Any]
 ) -> None:
     shared: dict[str, Any] = {"optimizer": OptimizerConfig(lr=1e-2), "seed": 1, "log_every": 5}
     sft = TrainJob(
@@ -81,7 +71,7 @@ def test_sft_lowers_the_held_out_loss_and_dpo_turns_held_out_pairs(
         data=SftData(conversations=data / "conversations"),
         **shared,
     )
-    before, after = evaluations(launch(sft, ranks=2))
+    before, after = evaluations(launch(torchrun, sft, ranks=2))
     assert before["heldout_loss"] == pytest.approx(np.log(1024), rel=0.05)
     assert after["heldout_loss"] < 3.5
     checkpoint = sft.output / json.loads((sft.output / "result.json").read_text())["folder"]
@@ -94,7 +84,7 @@ def test_sft_lowers_the_held_out_loss_and_dpo_turns_held_out_pairs(
         data=DpoData(preferences=data / "preferences", beta=0.2),
         **shared,
     )
-    before, after = evaluations(launch(dpo, ranks=1))
+    before, after = evaluations(launch(torchrun, dpo, ranks=1))
     assert before["heldout_loss"] == pytest.approx(np.log(2), rel=1e-5)  # the policy is the reference
     assert before["heldout_margin"] == pytest.approx(0, abs=1e-5)
     assert after["heldout_margin"] > 0.3
