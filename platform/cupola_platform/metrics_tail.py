@@ -50,7 +50,7 @@ def read_points(path: Path, cursor: Cursor, limit: int) -> tuple[list[Point], Cu
     points: list[Point] = []
     with path.open("rb") as file:
         if _tail(file, cursor.offset) != cursor.tail:
-            cursor = Cursor(skip={**cursor.skip, **cursor.steps})
+            cursor = Cursor(steps=cursor.steps, skip=cursor.steps)
         file.seek(cursor.offset)
         offset, steps = cursor.offset, dict(cursor.steps)
         for line in file:

@@ -34,6 +34,12 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """A function that gives a port nobody listens on."""
+    return lambda: free_ports(1)[0]
+
+
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No `cupola.toml` of the working directory, and no workspace in it."""
@@ -138,21 +144,21 @@ def postgresql_server() -> Iterator[str]:
         pytest.skip("Debian's postgresql is not installed: run scripts/debian-packages")
     folder = Path(tempfile.mkdtemp(prefix="cupola-pg-"))
     (port,) = free_ports(1)
-    as_postgres = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    as_postgres: list[str | Path] = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
     if as_postgres:
         shutil.chown(folder, "postgres", "postgres")
     data = folder / "data"
-    run = {"check": True, "stdout": subprocess.DEVNULL, "cwd": folder}
-    subprocess.run(
-        [*as_postgres, binaries / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "--no-sync"], **run
-    )  # type: ignore[call-overload]
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
-    control = [*as_postgres, binaries / "pg_ctl", "-D", data, "-w", "-l", folder / "log"]
-    subprocess.run([*control, "-o", options, "start"], **run)  # type: ignore[call-overload]
+    control: list[str | Path] = [*as_postgres, binaries / "pg_ctl", "-D", data, "-w", "-l", folder / "log"]
+    for command in (
+        [*as_postgres, binaries / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "--no-sync"],
+        [*control, "-o", options, "start"],
+    ):
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
     try:
         yield f"127.0.0.1:{port}"
     finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], **run)  # type: ignore[call-overload]
+        subprocess.run([*control, "-m", "immediate", "stop"], check=True, stdout=subprocess.DEVNULL, cwd=folder)
         shutil.rmtree(folder)
 
 

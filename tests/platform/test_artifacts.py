@@ -89,7 +89,7 @@ def test_a_manifest_whose_file_list_was_changed_is_refused(make_folder: MakeFold
     seal(folder, kind="tokens")
     text = (folder / "manifest.json").read_text()
     (folder / "manifest.json").write_text(text.replace('"path": "x"', '"path": "y"'))
-    with pytest.raises(CorruptArtifactError, match="its digest .* is not that of its files"):
+    with pytest.raises(CorruptArtifactError, match=r"its digest .* is not that of its files"):
         read(folder)
 
 

@@ -145,5 +145,5 @@ def test_more_ranks_than_the_machine_runs_are_refused(launcher: LocalLauncher, t
 
 def test_a_log_that_cannot_be_written_is_refused(launcher: LocalLauncher, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="Cannot start a job with the log .*file/log"):
+    with pytest.raises(ConfigError, match=r"Cannot start a job with the log .*file/log"):
         launcher.start(job_file(tmp_path, "short"), processes=1, log=tmp_path / "file/log")

@@ -67,5 +67,5 @@ def test_what_is_not_there_is_said_in_one_line(store: LocalStore, tmp_path: Path
     with pytest.raises(NotFoundError, match="does not hold artifact dddddddddddd"):
         store.get("d" * 64)
     (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match="Cannot keep .*file/store: Not a directory"):
+    with pytest.raises(StoreError, match=r"Cannot keep .*file/store: Not a directory"):
         LocalStore(tmp_path / "file/store")

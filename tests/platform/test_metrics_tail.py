@@ -1,0 +1,66 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from cupola_platform.metrics_tail import Cursor, Point, read_points
+
+
+def step(number: int, time: float = 0.0, **metrics: object) -> str:
+    return json.dumps({"event": "step", "time": time or 1000.0 + number, "step": number, **metrics}) + "\n"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "metrics.jsonl"
+
+
+def test_numbers_become_points_with_their_own_times_and_steps(path: Path) -> None:
+    path.write_text(
+        '{"event":"start","time":1,"kind":"train","step":0,"steps":9,"world_size":2,"parameters":5}\n'
+        '{"event":"step","time":2.5,"step":1,"loss":3.5,"note":"x","flag":true,"tokens@second":7,"nested":{"a":1}}\n'
+        '{"event":"end","time":3,"step":1,"status":"completed"}\n'
+    )
+    points, cursor = read_points(path, Cursor(), 1000)
+    assert points == [Point("loss", 3.5, 2500, 1), Point("tokens_second", 7.0, 2500, 1)]
+    assert cursor.offset == path.stat().st_size
+    assert read_points(path, cursor, 1000) == ([], cursor)
+
+
+def test_a_line_is_read_once_it_is_whole(path: Path) -> None:
+    path.write_text(step(1, loss=1.0) + step(2, loss=2.0)[:-5])
+    points, cursor = read_points(path, Cursor(), 1000)
+    assert [point.step for point in points] == [1]
+    path.write_text(step(1, loss=1.0) + step(2, loss=2.0))
+    assert [point.step for point in read_points(path, cursor, 1000)[0]] == [2]
+
+
+def test_a_line_that_a_killed_writer_left_is_passed_over(path: Path) -> None:
+    path.write_text(step(1, loss=1.0) + '{"event": "st' + step(2, loss=2.0) + step(3, loss=3.0))
+    assert [point.step for point in read_points(path, Cursor(), 1000)[0]] == [1, 3]
+
+
+def test_at_most_as_many_points_as_asked_for_are_read_and_none_is_left_out(path: Path) -> None:
+    path.write_text("".join(step(number, loss=1.0, lr=2.0, grad_norm=3.0) for number in range(10)))
+    cursor, sizes, steps = Cursor(), [], []
+    while True:
+        points, behind = read_points(path, cursor, 7)
+        if behind == cursor:
+            break
+        sizes.append(len(points))
+        steps += [point.step for point in points]
+        cursor = behind
+    assert max(sizes) == 6
+    assert steps == [number for number in range(10) for _ in range(3)]
+
+
+def test_a_resumed_job_cuts_the_file_and_its_steps_are_read_once(path: Path) -> None:
+    path.write_text("".join(step(number, loss=float(number)) for number in range(1, 9)))
+    _, cursor = read_points(path, Cursor(), 1000)
+    kept = "".join(step(number, loss=float(number)) for number in range(1, 5))
+    path.write_text(kept + step(5, time=9999.0, loss=5.0))  # shorter than the cursor
+    points, cursor = read_points(path, cursor, 1000)
+    assert points == []
+    again = "".join(step(number, time=9999.0 + number, loss=float(number)) for number in range(5, 12))
+    path.write_text(kept + again)  # longer than before, and other bytes
+    assert [point.step for point in read_points(path, cursor, 1000)[0]] == [9, 10, 11]
