@@ -67,6 +67,8 @@ def run_under_prefect(session: Session) -> None:
     settings = session.workspace.settings
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the display says what matters
     with _server(session) as url:
+        from prefect.logging.handlers import APILogWorker
+
         from cupola_flows.lifecycle import SERVER_IS_GONE, SESSION, lifecycle
 
         SESSION.set(session)
@@ -81,6 +83,7 @@ def run_under_prefect(session: Session) -> None:
                 )
             except SERVER_IS_GONE as error:
                 session.display.say(f"Prefect's server stopped answering ({type(error).__name__}).")
+            APILogWorker.drain_all(timeout=5)  # before its server goes
     if session.error:
         raise session.error
     if not session.complete:

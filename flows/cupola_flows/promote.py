@@ -66,8 +66,7 @@ def _current(ctx: StageContext, alias: str) -> str | None:
 def decide(candidate: Measured, *, incumbent: Measured | None, baseline: Measured | None, tolerance: float) -> Decision:
     """Promote unless a comparison speaks against it.
 
-    Against the baseline the candidate's accuracy must be higher, and its interval must not reach down to the
-    baseline's value. Against the incumbent its interval must reach the incumbent's value, and its bits per byte may
+    Against the baseline the candidate's accuracy must be higher, and the two intervals must not touch. Against the incumbent its interval must reach the incumbent's value, and its bits per byte may
     be worse by `tolerance`, relative.
     """
     checks = [
@@ -81,7 +80,7 @@ def _clearly_better(candidate: Measured, baseline: Measured) -> tuple[bool, str]
     ours, theirs = candidate.get("accuracy"), baseline.get("accuracy")
     if not ours or not theirs:
         return False, "No task accuracy was measured to hold the candidate to its baseline."
-    passed = ours["low"] > theirs["accuracy"]
+    passed = ours["low"] > theirs["high"]
     verdict = "clearly above" if passed else "not clearly above"
     return passed, f"Accuracy {_accuracy(ours)} is {verdict} the baseline's {_accuracy(theirs)}."
 
