@@ -67,6 +67,12 @@ def torchrun() -> Callable[..., subprocess.CompletedProcess[str]]:
     return launch
 
 
+@pytest.fixture(scope="session")
+def launcher() -> Callable[[int], tuple[list[str], dict[str, str]]]:
+    """The command and the environment that start a number of ranks, for tests that hold the process themselves."""
+    return lambda ranks: (torchrun_command(ranks), environment())
+
+
 def torchrun_command(ranks: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
 
@@ -75,22 +81,3 @@ def environment() -> dict[str, str]:
     """The environment without what another test's process group left in it."""
     left = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     return {name: value for name, value in os.environ.items() if name not in left}
-
-
-@pytest.fixture(scope="session")
-def chat_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer of 1,024 rows with the platform's chat template, trained on some of Python's own modules."""
-    from cupola_platform.corpus.tokenization import save_tokenizer, train_tokenizer
-
-    library = Path(os.__file__).parent
-    texts = [(library / f"{name}.py").read_text(encoding="utf-8") for name in ("argparse", "textwrap", "random", "csv")]
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(train_tokenizer((texts, 1024)), folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def chat_tokenizer(chat_tokenizer_folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(chat_tokenizer_folder)

@@ -1,0 +1,139 @@
+"""Training with Megatron-Core gives the numbers of transformers' models and plain PyTorch, step by step."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cupola_trainer import models, optim, passes, runtime
+from cupola_trainer.config import ModelConfig, MoEConfig, OptimizerConfig, ParallelConfig
+from cupola_trainer.conversion.filling import fill
+from cupola_trainer.conversion.mapping import from_huggingface
+from cupola_trainer.objectives import Batch
+from cupola_trainer.objectives.next_token import NextTokenObjective
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+STEPS = 6
+DENSE = ModelConfig(
+    vocab_size=128,
+    hidden_size=64,
+    num_layers=3,
+    num_attention_heads=4,
+    num_query_groups=2,
+    ffn_hidden_size=160,
+    max_position_embeddings=32,
+    rope_theta=10_000.0,
+)
+MOE = ModelConfig(
+    vocab_size=128,
+    hidden_size=64,
+    num_layers=2,
+    num_attention_heads=4,
+    num_query_groups=4,
+    ffn_hidden_size=160,
+    max_position_embeddings=32,
+    tie_embeddings=False,
+    moe=MoEConfig(
+        num_experts=4, top_k=2, expert_ffn_hidden_size=48, shared_expert_ffn_hidden_size=96, aux_loss_coeff=0.0
+    ),
+)
+OPTIMIZER = OptimizerConfig(lr=2e-3, min_lr_ratio=0.1, warmup_steps=2, weight_decay=0.1, clip_grad=0.5)
+
+
+def huggingface(model: ModelConfig) -> Any:
+    torch.manual_seed(1)
+    common = {
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.hidden_size,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_attention_heads,
+        "num_key_value_heads": model.num_query_groups,
+        "intermediate_size": model.ffn_hidden_size,
+        "max_position_embeddings": model.max_position_embeddings,
+        "rms_norm_eps": model.rms_norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+        "tie_word_embeddings": model.tie_embeddings,
+        "attn_implementation": "sdpa",
+        "initializer_range": 0.05,
+        "use_cache": False,
+    }
+    if model.moe is None:
+        return Qwen2ForCausalLM(Qwen2Config(**common)).float()
+    experts = {
+        "num_experts": model.moe.num_experts,
+        "num_experts_per_tok": model.moe.top_k,
+        "moe_intermediate_size": model.moe.expert_ffn_hidden_size,
+        "shared_expert_intermediate_size": model.moe.shared_expert_ffn_hidden_size,
+        "norm_topk_prob": model.moe.norm_topk_prob,
+        "decoder_sparse_step": 1,
+    }
+    return Qwen2MoeForCausalLM(Qwen2MoeConfig(**common, **experts)).float()
+
+
+def named_tensors(model: Any, moe: bool) -> dict[str, torch.Tensor]:
+    """transformers' tensors under the names of its files: one tensor an expert."""
+    tensors = dict(model.state_dict())
+    for name in [name for name in tensors if moe and ".mlp.experts." in name]:
+        stacked, base = tensors.pop(name), name.rsplit(".", 1)[0]
+        for i, expert in enumerate(stacked):
+            if name.endswith("gate_up_proj"):
+                gate, up = expert.chunk(2)
+                tensors |= {f"{base}.{i}.gate_proj.weight": gate, f"{base}.{i}.up_proj.weight": up}
+            else:
+                tensors[f"{base}.{i}.down_proj.weight"] = expert
+    return tensors
+
+
+def batch(step: int) -> Batch:
+    random = np.random.default_rng(step)
+    tokens = torch.from_numpy(random.integers(0, 128, (4, 33)))
+    return {
+        "tokens": tokens[:, :-1].contiguous(),
+        "labels": tokens[:, 1:].contiguous(),
+        "loss_mask": torch.ones(4, 32),
+        "position_ids": torch.arange(32).expand(4, -1),
+    }
+
+
+def plain_pytorch(model: Any) -> list[tuple[float, float, float]]:
+    """Loss, gradient norm and learning rate of each step: AdamW that decays matrices only, warm-up, cosine, clipping."""
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    others = [parameter for parameter in model.parameters() if parameter.dim() == 1]
+    adamw = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.95), eps=1e-8
+    )
+    steps = []
+    for step in range(1, STEPS + 1):
+        cosine = 0.5 * (1 + math.cos(math.pi * (step - 2) / (STEPS - 2)))
+        lr = 2e-3 * step / 2 if step <= 2 else 2e-4 + (2e-3 - 2e-4) * cosine
+        for group in adamw.param_groups:
+            group["lr"] = lr
+        sample = batch(step)
+        logits = model(input_ids=sample["tokens"]).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), sample["labels"].flatten())
+        adamw.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        adamw.step()
+        steps.append((loss.item(), norm.item(), lr))
+    return steps
+
+
+@pytest.mark.parametrize("model", [DENSE, MOE], ids=["dense", "moe"])
+def test_losses_gradient_norms_and_learning_rates_equal_plain_pytorch(model: ModelConfig) -> None:
+    theirs = huggingface(model)
+    runtime.start(ParallelConfig(), seed=0)
+    chunks = models.build(model, ParallelConfig())
+    tensors = named_tensors(theirs, moe=model.moe is not None)
+    fill(chunks, lambda key: from_huggingface(model, key, tensors.__getitem__))
+    trainee = optim.build(chunks, ParallelConfig(), OPTIMIZER, STEPS)
+    objective = NextTokenObjective.__new__(NextTokenObjective)  # its loss, without its data
+    for step, (loss, norm, lr) in enumerate(plain_pytorch(theirs), start=1):
+        means = passes.train(trainee.chunks, objective, [batch(step)])
+        trainee.scheduler.step(increment=1)
+        found_norm, moved = trainee.update()
+        assert moved
+        assert means["loss"] == pytest.approx(loss, rel=1e-5), step
+        assert found_norm == pytest.approx(norm, rel=1e-5), step
+        assert trainee.learning_rate == pytest.approx(lr, rel=1e-12), step
