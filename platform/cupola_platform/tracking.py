@@ -183,12 +183,14 @@ class Sender:
 class Tracker:
     """What stages tell MLflow. Every method returns at once; a thread sends. As a context manager it closes."""
 
-    def __init__(self, sender: Sender, interval: float = 1.0) -> None:
+    def __init__(self, sender: Sender, interval: float = 1.0, leftovers: Callable[[], object] = lambda: None) -> None:
         """
         Args:
             interval: seconds between two looks at what there is to send.
+            leftovers: called once, when the server has answered: sends what earlier runs left.
         """
         self._sender = sender
+        self._leftovers = leftovers
         self._spool = sender.spool
         self._interval = interval
         self._runs: list[str] = []
@@ -198,8 +200,8 @@ class Tracker:
 
     @staticmethod
     def open(ws: Workspace) -> "Tracker":
-        """The tracker of a workspace; the registry learns each run's MLflow id once there is one."""
-        return Tracker(_sender(ws))
+        """The tracker of a workspace. The registry learns each run's MLflow id, and what earlier runs left is sent."""
+        return Tracker(_sender(ws), leftovers=lambda: flush_spool(ws))
 
     def open_run(
         self, run: str, name: str, *, parent: str | None = None, params: Mapping[str, Any] | None = None,
@@ -249,7 +251,7 @@ class Tracker:
         self.close()
 
     def _work(self) -> None:
-        sent, closing = 0, False
+        sent, closing, answered = 0, False, False
         while not closing:
             closing = self._closing.is_set()
             flushed = self._sender.flush(self._runs)
@@ -257,6 +259,9 @@ class Tracker:
             self._last = Flushed(sent, flushed.left, flushed.reason)
             for run in [run for run in self._runs if not self._spool.holds(run)]:
                 self._runs.remove(run)
+            if not answered and flushed.reason is None:
+                self._leftovers()
+                answered = True
             if not closing:
                 self._closing.wait(self._interval * (5 if flushed.reason else 1))
 
