@@ -1,6 +1,6 @@
 """Run by test_layouts.py under torchrun: trains one small model in many layouts, one after another, in the same processes.
 
-    layout_ranks.py OUTPUT.json     all layouts whose world size is the launcher's
+layout_ranks.py OUTPUT.json     all layouts whose world size is the launcher's
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from cupola_trainer import models, optim, passes, runtime
 from cupola_trainer.config import BatchConfig, ModelConfig, MoEConfig, OptimizerConfig, ParallelConfig
 from cupola_trainer.data.batches import training_batches

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
+
 from cupola_trainer import models, optim, passes, runtime
 from cupola_trainer.config import ModelConfig, MoEConfig, OptimizerConfig, ParallelConfig
 from cupola_trainer.conversion.filling import fill
 from cupola_trainer.conversion.mapping import from_huggingface
 from cupola_trainer.objectives import Batch
 from cupola_trainer.objectives.next_token import NextTokenObjective
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 STEPS = 6
 DENSE = ModelConfig(
@@ -101,7 +102,9 @@ def plain_pytorch(model: Any) -> list[tuple[float, float, float]]:
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     others = [parameter for parameter in model.parameters() if parameter.dim() == 1]
     adamw = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.95), eps=1e-8
+        [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
+        betas=(0.9, 0.95),
+        eps=1e-8,
     )
     steps = []
     for step in range(1, STEPS + 1):

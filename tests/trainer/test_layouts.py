@@ -29,9 +29,7 @@ def trajectories(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_losses_and_gradient_norms_equal_those_of_one_process(
-    trajectories: dict[str, Trajectory], name: str
-) -> None:
+def test_losses_and_gradient_norms_equal_those_of_one_process(trajectories: dict[str, Trajectory], name: str) -> None:
     expected = trajectories[ONE_PROCESS[name.split()[0]]]
     for step, (found, wanted) in enumerate(zip(trajectories[name], expected, strict=True)):
         assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-5), step

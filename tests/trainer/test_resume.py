@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+
 from cupola_trainer.config import (
     BatchConfig,
     CheckpointConfig,
@@ -151,7 +151,7 @@ def test_metrics_tell_of_each_start_and_each_end(interrupted: Path) -> None:
 
 
 def test_the_newest_checkpoints_are_kept_and_the_result_names_the_last(interrupted: Path) -> None:
-    assert sorted(path.name for path in (interrupted / "checkpoints").iterdir())[-1] == "step_00000024"
+    assert max(path.name for path in (interrupted / "checkpoints").iterdir()) == "step_00000024"
     assert len(list((interrupted / "checkpoints").glob("step_*"))) == 3
     result = json.loads((interrupted / "result.json").read_text())
     assert result["folder"] == "checkpoints/step_00000024"
@@ -170,9 +170,11 @@ def test_a_torn_checkpoint_is_set_aside_by_name_and_another_layout_goes_on(
     os.truncate(torn, torn.stat().st_size - 1)
     assert start(job, *launcher(2)).wait(200) == 0, (job.output / "log").read_text()[-3000:]
     assert (job.output / "checkpoints" / "torn" / "step_00000024").is_dir()
-    assert f"step_00000024 set aside under torn/: " in (log := (job.output / "log").read_text())
+    assert "step_00000024 set aside under torn/: " in (log := (job.output / "log").read_text())
     assert torn.name in log
-    expected, found = ({line[1]: line for line in numbers(output) if line[0] == "step"} for output in (twin, job.output))
+    expected, found = (
+        {line[1]: line for line in numbers(output) if line[0] == "step"} for output in (twin, job.output)
+    )
     for step in range(21, STEPS + 1):
         assert found[step][2] == pytest.approx(expected[step][2], rel=1e-4)
         assert found[step][4] == pytest.approx(expected[step][4], rel=1e-3)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch.distributed as dist
 
-from cupola_platform.errors import ConfigError, StageFailedError
+from cupola_platform.errors import ConfigError, NotFoundError, StageFailedError
 from cupola_trainer import checkpoint, models, optim, passes, runtime
 from cupola_trainer.checkpoint import Progress
 from cupola_trainer.config import ModelConfig, TrainJob
@@ -201,7 +201,10 @@ def _model_and_tokenizer(job: TrainJob) -> tuple[ModelConfig, Path | None]:
         raise ConfigError("the job names neither a model nor an initial checkpoint. Give one of them.")
     if not model.vocab_size:
         raise ConfigError("model.vocab_size=0: the size is the tokenizer's, padded to a multiple of 64. Fill it in.")
-    return model, job.tokenizer or (job.initial / "tokenizer" if job.initial else None)
+    if job.tokenizer and not job.tokenizer.is_dir():
+        raise NotFoundError(f"tokenizer {job.tokenizer} is no folder. Give the folder that a tokenizer was saved in.")
+    inherited = job.initial / "tokenizer" if job.initial else None
+    return model, job.tokenizer or (inherited if inherited and inherited.is_dir() else None)
 
 
 def _prepare(objective: Objective, trainee: Trainee, kept: Path) -> None:

@@ -97,4 +97,3 @@ def _prefixes(
         for name, counts in sources.items()
         if counts.get(split, {}).get("tokens", 0) > sequence_length and (data.weights or {}).get(name, 1.0) > 0
     }
-

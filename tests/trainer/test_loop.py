@@ -1,0 +1,221 @@
+"""What the training loop does besides training: bad gradients, mistakes, repeated starts, DPO's reference."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cupola_platform.errors import CorruptArtifactError, StageFailedError
+from cupola_trainer import checkpoint, loop, models, optim, runtime
+from cupola_trainer.checkpoint import Progress
+from cupola_trainer.config import (
+    BatchConfig,
+    ModelConfig,
+    NextTokenData,
+    OptimizerConfig,
+    TrainJob,
+    write_job,
+)
+from cupola_trainer.metrics import read_metrics
+from cupola_trainer.objectives import Batch, Forward
+
+MODEL = ModelConfig(
+    vocab_size=320,
+    hidden_size=32,
+    num_layers=2,
+    num_attention_heads=2,
+    num_query_groups=2,
+    ffn_hidden_size=64,
+    max_position_embeddings=32,
+)
+
+
+def job_in(output: Path, tokens: Path) -> TrainJob:
+    return TrainJob(
+        output=output,
+        model=MODEL,
+        steps=6,
+        batch=BatchConfig(sequence_length=32, micro_batch_size=2, global_batch_size=4),
+        optimizer=OptimizerConfig(lr=1e-2),
+        data=NextTokenData(tokens=tokens),
+    )
+
+
+class Exploding:
+    """Counting up, with losses that are infinite at the given steps (of 4 samples each, numbered from 1)."""
+
+    name = "exploding"
+
+    def __init__(self, bad_steps: set[int]) -> None:
+        self.bad_steps = bad_steps
+        self.seen_by_prepare: list[torch.Tensor] = []
+
+    def sample(self, index: int) -> Mapping[str, np.ndarray]:
+        return {"tokens": np.arange(33) + index, "bad": np.array(index // 4 + 1 in self.bad_steps)}
+
+    def heldout(self, index: int) -> Mapping[str, np.ndarray] | None:
+        return None
+
+    def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+        tokens = torch.from_numpy(np.stack([sample["tokens"] for sample in samples]))
+        bad = torch.from_numpy(np.stack([sample["bad"] for sample in samples]))
+        return {
+            "tokens": tokens[:, :-1].contiguous(),
+            "labels": tokens[:, 1:].contiguous(),
+            "loss_mask": torch.ones(len(samples), 32),
+            "position_ids": torch.arange(32).expand(len(samples), -1).contiguous(),
+            "factor": torch.where(bad, torch.inf, 1.0),
+        }
+
+    def loss(
+        self, token_losses: torch.Tensor, batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        return (token_losses * batch["factor"][:, None]).sum(), batch["loss_mask"].sum(), {}
+
+    def prepare(self, forward: Forward) -> None:
+        self.seen_by_prepare.append(forward(self.collate([self.sample(0), self.sample(1)])))
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {"first": self.seen_by_prepare[0].numpy()} if self.seen_by_prepare else {}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        self.seen_by_prepare = [torch.from_numpy(state["first"])]
+
+
+def run_of(job: TrainJob, objective: Exploding) -> loop.Run:
+    runtime.start(job.parallel, job.seed)
+    trainee = optim.build(models.build(MODEL, job.parallel), job.parallel, job.optimizer, job.steps)
+    run = loop.Run(job, MODEL, None, objective, trainee, Progress())
+    run.start()
+    return run
+
+
+def weights_of(run: loop.Run) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in run.trainee.chunks[0].parameters()]
+
+
+def test_a_step_whose_gradient_is_not_finite_is_skipped_and_logged(tmp_path: Path) -> None:
+    run = run_of(job_in(tmp_path, tmp_path), Exploding({2}))
+    run.step()
+    before = weights_of(run)
+    run.step()
+    assert all(torch.equal(x, y) for x, y in zip(weights_of(run), before, strict=True))
+    run.step()
+    assert not all(torch.equal(x, y) for x, y in zip(weights_of(run), before, strict=True))
+    assert all(torch.isfinite(weight).all() for weight in weights_of(run))
+    steps = [line for line in read_metrics(tmp_path / "metrics.jsonl") if line["event"] == "step"]
+    assert [line.get("skipped", False) for line in steps] == [False, True, False]
+    assert steps[1]["grad_norm"] is None
+
+
+def test_three_bad_gradients_in_a_row_end_the_job_naming_the_step(tmp_path: Path) -> None:
+    run = run_of(job_in(tmp_path, tmp_path), Exploding({2, 3, 4}))
+    for _ in range(3):
+        run.step()
+    with pytest.raises(
+        StageFailedError, match=r"not finite 3 steps in a row, the last at step 4\. Lower optimizer.lr=0.01"
+    ):
+        run.step()
+
+
+def test_what_an_objective_prepared_is_kept_for_the_next_start(tmp_path: Path) -> None:
+    run = run_of(job_in(tmp_path, tmp_path), first := Exploding(set()))
+    kept = tmp_path / "reference.npz"
+    loop._prepare(first, run.trainee, kept)
+    run.step()
+    loop._prepare(second := Exploding(set()), run.trainee, kept)
+    assert first.seen_by_prepare[0].shape == (2, 32)
+    assert torch.equal(second.seen_by_prepare[0], first.seen_by_prepare[0])
+
+
+def test_a_flipped_byte_is_refused_by_name_before_anything_is_unpickled(tmp_path: Path) -> None:
+    run = run_of(job_in(tmp_path, tmp_path), Exploding(set()))
+    run.step()
+    run.save()
+    folder = tmp_path / "checkpoints" / "step_00000001"
+    assert checkpoint.read_model(folder) == MODEL
+    victim = folder / "state" / "common.pt"
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    with pytest.raises(CorruptArtifactError, match=r"state/common\.pt"):
+        checkpoint.load_weights(folder, run.trainee.chunks)
+
+
+def trainer(job_file: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cupola_trainer", str(job_file)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+
+
+def test_a_mistake_ends_with_status_2_one_line_and_error_json(tmp_path: Path) -> None:
+    job = job_in(tmp_path / "output", tmp_path / "nowhere")
+    write_job(job, tmp_path / "job.json")
+    done = trainer(tmp_path / "job.json")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    error = json.loads((job.output / "error.json").read_text())
+    assert error["type"] == "SourceError"
+    assert f"{tmp_path / 'nowhere'} is not a tokens artifact" in error["message"]
+
+
+def test_one_process_needs_no_launcher_and_a_complete_job_is_not_run_again(tmp_path: Path, tokens_folder: Path) -> None:
+    job = job_in(tmp_path, tokens_folder)
+    write_job(job, tmp_path / "job.json")
+    assert (done := trainer(tmp_path / "job.json")).returncode == 0, done.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["metrics"]["parameters"] == models.parameter_count(MODEL)
+    assert result["metrics"]["final_heldout_loss"] < result["metrics"]["initial_heldout_loss"]
+    written = (tmp_path / "metrics.jsonl").read_bytes()
+    assert trainer(tmp_path / "job.json").returncode == 0
+    assert (tmp_path / "metrics.jsonl").read_bytes() == written
+
+
+def test_another_job_continues_from_a_checkpoints_weights(tmp_path: Path, tokens_folder: Path) -> None:
+    first = job_in(tmp_path / "first", tokens_folder)
+    assert loop.train(first, lambda: False)
+    second = replace(first, output=tmp_path / "second", model=None, initial=first.output / "checkpoints/step_00000006")
+    assert loop.train(second, lambda: False)
+    ends = [json.loads((job.output / "result.json").read_text())["metrics"] for job in (first, second)]
+    assert ends[1]["initial_heldout_loss"] == pytest.approx(ends[0]["final_heldout_loss"], rel=1e-6)
+
+
+def test_a_job_asked_to_end_says_so_and_saves_nothing_before_its_first_step(
+    tmp_path: Path, tokens_folder: Path
+) -> None:
+    assert not loop.train(job_in(tmp_path, tokens_folder), lambda: True)
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1] | {"time": 0} == {
+        "event": "end", "time": 0, "step": 0, "status": "preempted",
+    }  # fmt: skip
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def adam_reference(steps: int) -> list[Any]:
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(7, 5))
+    adamw = torch.optim.AdamW([weight], lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, foreach=False)
+    values = []
+    for step in range(steps):
+        weight.grad = torch.full_like(weight, float(step + 1)) * weight.detach().sign()
+        adamw.step()
+        values.append(weight.detach().clone())
+    return values
+
+
+def test_fused_adam_equals_pytorchs_adamw() -> None:
+    from cupola_trainer.runtime.adam import FusedAdam
+
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(7, 5))
+    adam = FusedAdam([weight], lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    for step, expected in enumerate(adam_reference(5)):
+        weight.grad = torch.full_like(weight, float(step + 1)) * weight.detach().sign()
+        adam.step()
+        assert torch.allclose(weight, expected, rtol=1e-6, atol=1e-7)
+    assert adam.param_groups[0]["step"] == 5
