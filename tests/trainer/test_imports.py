@@ -1,17 +1,14 @@
 """megatron.core is compiled for the CPU where there is no CUDA, once; nothing else is touched."""
 
 import ast
-import os
-import subprocess
-import sys
+import importlib.util
+import marshal
 from pathlib import Path
 
 import pytest
 import torch
 
-from cupola_trainer.runtime.imports import retarget
-
-without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="megatron.core is imported as it is where CUDA is")
+from cupola_trainer.runtime.imports import RetargetingLoader, retarget
 
 
 @pytest.mark.parametrize(
@@ -24,7 +21,7 @@ without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="megatron.co
         ("torch.empty(1, pin_memory=True)", "torch.empty(1, pin_memory=False)"),
         ("x.type() == 'torch.cuda.HalfTensor'", "x.type() == 'torch.HalfTensor'"),
         ("from torch.cuda import current_stream", "from cupola_trainer.runtime.cuda_on_cpu import current_stream"),
-        ("'the word cuda in a sentence'", "'the word cuda in a sentence'"),
+        ("y = 'the word cuda in a sentence'", "y = 'the word cuda in a sentence'"),
     ],
 )
 def test_devices_are_moved_and_sentences_are_not(source: str, retargeted: str) -> None:
@@ -34,14 +31,38 @@ def test_devices_are_moved_and_sentences_are_not(source: str, retargeted: str) -
     assert lines[2:] == [retargeted]
 
 
-@without_cuda
+def device_of(path: Path) -> str:
+    """What the module calls its device once it is imported."""
+    spec = importlib.util.spec_from_loader("module", RetargetingLoader("module", str(path)))
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return str(module.device)
+
+
 def test_the_second_start_takes_the_compiled_code_of_the_first(tmp_path: Path) -> None:
-    code = "import cupola_trainer, megatron.core.jit, torch; print(torch.cuda.synchronize.__module__)"
-    environment = os.environ | {"PYTHONPYCACHEPREFIX": str(tmp_path)}
-    written = []
-    for _ in range(2):
-        done = subprocess.check_output([sys.executable, "-W", "ignore", "-c", code], env=environment, text=True)
-        assert done == "torch.cuda\n"  # torch itself stays as it is
-        written.append([path.stat().st_mtime_ns for path in tmp_path.rglob("jit.cpython-311.opt-cupola*.pyc")])
-    assert len(written[0]) == 1
-    assert written[1] == written[0]
+    module = tmp_path / "module.py"
+    module.write_text("device = 'cuda'")
+    assert device_of(module) == "cpu"
+    (compiled,) = tmp_path.rglob("module.*.opt-cupola*.pyc")
+    compiled.write_bytes(marshal.dumps(compile("device = 'kept'", "module.py", "exec")))
+    assert device_of(module) == "kept"
+    module.write_text("device = 'cuda:1'")
+    assert device_of(module) == "cpu"
+
+
+def test_a_torn_file_of_compiled_code_is_compiled_again(tmp_path: Path) -> None:
+    module = tmp_path / "module.py"
+    module.write_text("device = 'cuda'")
+    RetargetingLoader("module", str(module)).get_code("module")
+    (compiled,) = tmp_path.rglob("module.*.opt-cupola*.pyc")
+    compiled.write_bytes(compiled.read_bytes()[:10])
+    assert device_of(module) == "cpu"
+
+
+def test_torch_itself_stays_as_it_is() -> None:
+    import megatron.core.jit
+
+    assert megatron.core.jit.torch is torch
+    assert torch.cuda.synchronize.__module__ == "torch.cuda"

@@ -68,7 +68,7 @@ OURS = Path(__file__).read_bytes() + importlib.util.MAGIC_NUMBER
 def _keep(cache: Path, code: bytes) -> None:
     temporary = cache.with_name(f"{cache.name}.{os.getpid()}")
     try:
-        cache.parent.mkdir(exist_ok=True)
+        cache.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(code)
         temporary.replace(cache)
     except OSError:
