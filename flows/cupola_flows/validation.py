@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from cupola_flows.schema import ARTIFACT, Recipe
 from cupola_flows.stages import AnyStage, DpoStage, EvaluateStage, PrepareStage, TrainStage, UpcycleStage
-from cupola_platform.corpus.preparation import check_config
+from cupola_platform.corpus.checking import check_config
 from cupola_platform.errors import CupolaError
 from cupola_platform.launch import LocalLauncher
 from cupola_platform.settings import Settings

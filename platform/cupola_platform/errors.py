@@ -1,15 +1,15 @@
 """Every error that Cupola raises on purpose, in one tree.
 
-    CupolaError                 exit status 2: one clear line (the value given, the rule, the next move), never a traceback
-    ├── ConfigError             a recipe, job, setting or option breaks a rule
-    ├── SourceError             a text source is missing, empty or unreadable
-    ├── NotFoundError           no artifact, alias, run or file by that name
-    ├── CorruptArtifactError    a digest does not match, or a manifest is missing or torn; names the file
-    ├── StoreError              the object store refused or cannot be reached
-    ├── RegistryError           the registry's database refused or cannot be reached
-    ├── ServiceError            a server (Prefect, MLflow, console) cannot be started or reached
-    ├── StageFailedError        a stage or a training process failed; names the log      (exit status 1)
-    └── CancelledError          the user or the server cancelled the run                 (exit status 130)
+CupolaError                 exit status 2: one clear line (the value given, the rule, the next move), never a traceback
+├── ConfigError             a recipe, job, setting or option breaks a rule
+├── SourceError             a text source is missing, empty or unreadable
+├── NotFoundError           no artifact, alias, run or file by that name
+├── CorruptArtifactError    a digest does not match, or a manifest is missing or torn; names the file
+├── StoreError              the object store refused or cannot be reached
+├── RegistryError           the registry's database refused or cannot be reached
+├── ServiceError            a server (Prefect, MLflow, console) cannot be started or reached
+├── StageFailedError        a stage or a training process failed; names the log      (exit status 1)
+└── CancelledError          the user or the server cancelled the run                 (exit status 130)
 """
 
 
