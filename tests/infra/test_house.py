@@ -1,11 +1,13 @@
 """The house keeps its own rules: size of files, no machine's paths, the README's commands, recipes, versions."""
 
 import re
+import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cupola_flows.recipe import load_recipe, shipped
 
@@ -50,6 +52,14 @@ def test_the_readme_names_the_two_commands_and_ci_runs_the_second(root: Path) ->
         assert f"make {command}" in readme
         assert re.search(rf"^{command}:", makefile, re.MULTILINE)
     assert (root / ".ci" / "run").read_text().splitlines()[-1] == "make test"
+
+
+def test_pre_commit_runs_the_environments_own_tools_and_downloads_nothing(root: Path) -> None:
+    hooks = yaml.safe_load((root / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [repository["repo"] for repository in hooks] == ["local"]
+    for hook in hooks[0]["hooks"]:
+        assert hook["language"] == "system"
+        assert (Path(sys.executable).parent / Path(hook["entry"].split()[0]).name).exists()
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))
