@@ -75,30 +75,43 @@ def test_every_conversation_is_sound_and_its_answer_scores_one(tmp_path: Path) -
     train, heldout = rows(tmp_path / "train.jsonl"), rows(tmp_path / "heldout.jsonl")
     assert report == {
         "train": {"chain_sum": 60, "gcd": 50},
-        "heldout": {"chain_sum": 20, "gcd": 20},
-        "short": {},
+        "distinct": {"chain_sum": 60, "gcd": 50},
+        "heldout": {"chain_sum": 20, "gcd": 17},
         "dropped": {},
     }
     assert json.loads((tmp_path / "report.json").read_text()) == report
     assert Counter(row["source"] for row in train) == {"chain_sum": 60, "gcd": 50}
-    assert len({row["id"] for row in train + heldout}) == 150
+    assert len({row["id"] for row in train + heldout}) == 147
     for row in train + heldout:
         assert problem(row["messages"]) is None
         assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
         assert score(row["task"], row["messages"][1]["content"]) == 1.0
 
 
-def test_no_held_out_question_is_trained_on_and_few_questions_are_reported(tmp_path: Path) -> None:
-    twice = [TaskSource(name="chain_sum", count=100, config=ONE_DIGIT)] * 2  # only 200 questions exist
+def test_few_questions_are_repeated_and_none_of_them_is_held_out(tmp_path: Path) -> None:
+    every = TaskSource(name="chain_sum", count=500, config=ONE_DIGIT)  # of 200 questions, a quarter is held out
+    report = make(tmp_path, tasks=[every], heldout_per_task=1000)
+    assert report == {
+        "train": {"chain_sum": 500},
+        "distinct": {"chain_sum": 150},
+        "heldout": {"chain_sum": 50},
+        "dropped": {},
+    }
+    train, heldout = rows(tmp_path / "train.jsonl"), rows(tmp_path / "heldout.jsonl")
+    times = Counter(row["messages"][0]["content"] for row in train)
+    assert set(times.values()) == {3, 4}
+    assert not set(times) & {row["messages"][0]["content"] for row in heldout}
+    assert len({row["id"] for row in train + heldout}) == 550
+
+
+def test_two_sources_never_train_on_what_the_other_holds_out(tmp_path: Path) -> None:
+    twice = [TaskSource(name="chain_sum", count=100, config=ONE_DIGIT)] * 2
     report = make(tmp_path, tasks=twice, heldout_per_task=40)
     train = {row["messages"][0]["content"] for row in rows(tmp_path / "train.jsonl")}
     heldout = {row["messages"][0]["content"] for row in rows(tmp_path / "heldout.jsonl")}
     assert not train & heldout
-    assert len(train) == report["train"]["chain_sum"]
-    assert len(heldout) == report["heldout"]["chain_sum"]
-    assert report["train"]["chain_sum"] + report["short"]["chain_sum"] == 200
-    assert sum(report["dropped"].values()) + len(train) + len(heldout) == 280
-    assert set(report["dropped"]) == {"held_out", "repeated"}
+    assert len(train) == report["distinct"]["chain_sum"]
+    assert report["dropped"]["repeated"] == 2 * (35 + 100) - len(train) - len(heldout)
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -112,7 +125,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_conversations_from_the_corpus_are_held_out_with_their_documents(tmp_path: Path) -> None:
     corpus = documents(tmp_path / "tokens", many(40))
     report = make(tmp_path / "out", tasks=[], corpus=corpus, corpus_conversations=100, heldout_per_task=5)
-    assert report == {"train": {"corpus": 32}, "heldout": {"corpus": 5}, "short": {"corpus": 68}, "dropped": {}}
+    assert report == {"train": {"corpus": 32}, "distinct": {"corpus": 32}, "heldout": {"corpus": 5}, "dropped": {}}
     for name, held in (("train", False), ("heldout", True)):
         for row in rows(tmp_path / "out" / f"{name}.jsonl"):
             number = int(row["messages"][0]["content"].split("function_")[1].split("(")[0])
@@ -144,9 +157,10 @@ def test_documents_that_give_nothing_are_counted(tmp_path: Path) -> None:
     assert drops == {"unparsable_source": 1, "nothing_to_ask": 1}
 
 
-def test_a_task_without_questions_to_spare_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"has only 200 distinct questions; heldout_per_task=200 leaves none"):
-        make(tmp_path, tasks=[TaskSource(name="chain_sum", config=ONE_DIGIT)], heldout_per_task=200)
+def test_a_task_with_too_few_questions_is_refused(tmp_path: Path) -> None:
+    few = TaskSource(name="prime_factorization", config={"min_value": 2, "max_value": 4})
+    with pytest.raises(ConfigError, match="has only 3 distinct questions: too few"):
+        make(tmp_path, tasks=[few])
 
 
 def test_nothing_to_make_conversations_from_is_refused(tmp_path: Path) -> None:

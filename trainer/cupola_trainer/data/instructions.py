@@ -7,6 +7,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from cupola_trainer.config import STRICT
 from cupola_trainer.data.chat import problem
 from cupola_trainer.data.conversations import Row, write_rows
 from cupola_trainer.data.documents import pairs_of_split
-from cupola_trainer.evaluation.tasks import Task, make_tasks
+from cupola_trainer.evaluation.tasks import make_tasks
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -29,7 +30,7 @@ class TaskSource:
     """The generator, such as chain_sum."""
 
     count: int = Field(default=2000, ge=1)
-    """Training conversations; fewer when the generator has no more distinct questions."""
+    """Training conversations. A generator with fewer distinct questions has them repeated, which keeps the mixture."""
 
     config: dict[str, Any] = Field(default_factory=dict)
     """The generator's own settings, such as max_digits. Seed and size come from the recipe."""
@@ -46,17 +47,19 @@ def make_conversations(
 ) -> dict[str, Any]:
     """Write train.jsonl, heldout.jsonl and report.json of a `conversations` artifact. Same arguments, same bytes.
 
-    No question is in both files. Conversations from the corpus are held out with their documents.
+    No question is in both files. Conversations from the corpus are held out with their documents, and never repeated.
 
     Args:
-        tasks: the generators; each gives `heldout_per_task` questions more than it trains on.
+        tasks: the generators.
         corpus: folder of a `tokens` artifact; none for tasks only.
-        corpus_conversations: training conversations to make from the corpus; up to `heldout_per_task` more are held out.
+        corpus_conversations: training conversations to make from the corpus, at most.
+        heldout_per_task: questions of each task to hold out, at most a quarter of the distinct ones; as many
+            conversations from the corpus.
         to: folder to write; made when missing.
 
     Returns:
-        The report: {"train", "heldout": {source: conversations}, "short": {source: conversations wanted but not to be
-        had}, "dropped": {reason: conversations}}.
+        The report: {"train", "distinct", "heldout": {source: conversations}, "dropped": {reason: conversations}};
+        "distinct" are the training conversations without their repetitions.
 
     Raises:
         ConfigError: a task that cannot be used, one with too few questions to hold any out, or nothing to make.
@@ -66,25 +69,22 @@ def make_conversations(
         raise ConfigError(
             "There is nothing to make conversations from. Name at least one task, or a corpus and a count."
         )
-    heldout: list[Row] = []
-    train: list[Row] = []
-    wanted: Counter[str] = Counter()
-    for place, source in enumerate(tasks):
-        made = _from_tasks(source, heldout_per_task, seed + 7919 * place)
-        heldout += made[:heldout_per_task]
-        train += made[heldout_per_task:]
-        wanted[source.name] += source.count
     drops: Counter[str] = Counter()
+    parts = [_from_tasks(source, heldout_per_task, seed + 7919 * place) for place, source in enumerate(tasks)]
+    counts = [source.count for source in tasks]
     if corpus and corpus_conversations:
-        heldout += _from_corpus(corpus, "heldout", heldout_per_task, seed, drops)
-        train += _from_corpus(corpus, "train", corpus_conversations, seed, drops)
-        wanted["corpus"] = corpus_conversations
-    heldout = list(_usable(heldout, set(), drops))
-    train = list(_usable(train, {_question(row) for row in heldout}, drops))
+        documents = corpus / "documents.parquet"
+        held = _from_corpus(documents, "heldout", heldout_per_task, seed, drops)
+        parts.append((held, _from_corpus(documents, "train", corpus_conversations, seed, drops)))
+        counts.append(0)
+    heldout = list(_usable(chain(*(held for held, _ in parts)), set(), drops))
+    seen = {_question(row) for row in heldout}
+    distinct = [list(_usable(train, seen, drops)) for _, train in parts]
+    train = list(chain(*map(_repeated, distinct, counts)))
     random.Random(seed).shuffle(train)
-    counts = {name: Counter(row["source"] for row in rows) for name, rows in (("train", train), ("heldout", heldout))}
-    short = {name: count - counts["train"][name] for name, count in wanted.items() if counts["train"][name] < count}
-    report = {**{name: dict(count) for name, count in counts.items()}, "short": short, "dropped": dict(drops)}
+    made = {"train": train, "distinct": chain(*distinct), "heldout": heldout}
+    report = {name: dict(Counter(row["source"] for row in rows)) for name, rows in made.items()}
+    report["dropped"] = dict(drops)
     to.mkdir(parents=True, exist_ok=True)
     write_rows(to / "train.jsonl", train)
     write_rows(to / "heldout.jsonl", heldout)
@@ -92,24 +92,32 @@ def make_conversations(
     return report
 
 
-def _from_tasks(source: TaskSource, heldout: int, seed: int) -> list[Row]:
+def _from_tasks(source: TaskSource, heldout: int, seed: int) -> tuple[list[Row], list[Row]]:
+    """Held-out and training conversations, all distinct."""
     made = make_tasks(source.name, source.config, heldout + source.count, seed)
-    if len(made) <= heldout:
+    if len(made) < 4:
         raise ConfigError(
-            f"Task {source.name} with {json.dumps(source.config)} has only {len(made)} distinct questions; "
-            f"heldout_per_task={heldout} leaves none to train on. Widen its config, or hold out {len(made) // 4}."
+            f"Task {source.name} with {json.dumps(source.config)} has only {len(made)} distinct questions: too few to "
+            "learn from some and be tested on others. Widen its config."
         )
-    return [_task_row(task, f"{source.name}-{seed}-{number}") for number, task in enumerate(made)]
+    rows = [
+        _row(f"{source.name}-{seed}-{number}", task.name, task.question, task.answer) | {"task": task.reference()}
+        for number, task in enumerate(made)
+    ]
+    cut = min(heldout, len(rows) // 4)
+    return rows[:cut], rows[cut : cut + source.count]
 
 
-def _task_row(task: Task, name: str) -> Row:
-    return _row(name, task.name, task.question, task.answer) | {"task": task.reference()}
+def _repeated(rows: list[Row], count: int) -> list[Row]:
+    """The rows, and more rounds of them until there are `count`."""
+    rounds = (row | {"id": f"{row['id']}/{place // len(rows)}"} for place, row in enumerate(islice(cycle(rows), count)))
+    return rows + list(rounds)[len(rows) :]
 
 
-def _from_corpus(corpus: Path, split: str, count: int, seed: int, drops: Counter[str]) -> list[Row]:
+def _from_corpus(documents: Path, split: str, count: int, seed: int, drops: Counter[str]) -> list[Row]:
     """The first `count` distinct pairs of a split's documents."""
     rows: dict[str, Row] = {}
-    for question, answer in pairs_of_split(corpus / "documents.parquet", split, seed, drops):
+    for question, answer in pairs_of_split(documents, split, seed, drops):
         if len(rows) == count:
             break
         if question in rows:
@@ -124,14 +132,11 @@ def _row(name: str, source: str, question: str, answer: str) -> Row:
     return {"id": name, "source": source, "messages": messages, "task": None}
 
 
-def _usable(rows: Iterable[Row], taken: set[str], drops: Counter[str]) -> Iterator[Row]:
-    """Rows whose question is new and whose text is sound; the others are counted."""
-    seen = set(taken)
+def _usable(rows: Iterable[Row], seen: set[str], drops: Counter[str]) -> Iterator[Row]:
+    """Rows with a question not yet `seen` and sound text; the others are counted."""
     for row in rows:
         question = _question(row)
-        if question in taken:
-            drops["held_out"] += 1
-        elif question in seen:
+        if question in seen:
             drops["repeated"] += 1
         elif reason := problem(row["messages"]):
             drops[reason] += 1

@@ -13,7 +13,7 @@ from cupola_trainer.evaluation.tasks import is_correct, score
 
 
 def make_prompts(conversations: Path, *, count: int, seed: int, to: Path) -> int:
-    """Write the questions of up to `count` training conversations that can be scored, as prompts.jsonl of a SampleJob.
+    """Write up to `count` distinct training questions that can be scored, as prompts.jsonl of a SampleJob.
 
     Rows are {"id", "source", "messages" (without the answer), "task"}, in an order that the seed decides.
 
@@ -27,7 +27,10 @@ def make_prompts(conversations: Path, *, count: int, seed: int, to: Path) -> int
     Raises:
         ConfigError: no conversation of the folder has a task.
     """
-    rows = [row for row in read_rows(conversations / "train.jsonl") if row["task"]]
+    questions = {
+        json.dumps(row["messages"][:-1]): row for row in read_rows(conversations / "train.jsonl") if row["task"]
+    }
+    rows = list(questions.values())
     if not rows:
         raise ConfigError(
             f"No conversation in {conversations} has a task to score answers by. Add a task to the sft stage."
