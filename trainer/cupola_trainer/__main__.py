@@ -36,16 +36,18 @@ def main(path: Path) -> int:
         return error.exit_code
 
 
-def run(job: "object", termination: "Termination") -> int:
+def run(job: object, termination: "Termination") -> int:
     """Do what the job's kind says."""
     from cupola_trainer import config, runtime
 
-    complete = True
     if isinstance(job, config.TrainJob):
         from cupola_trainer.loop import train
 
         complete = train(job, termination)
-    elif isinstance(job, config.UpcycleJob):
+        runtime.stop()
+        return 0 if complete else PREEMPTED
+    termination.at_once()
+    if isinstance(job, config.UpcycleJob):
         from cupola_trainer import upcycling
 
         upcycling.run(job)
@@ -58,11 +60,11 @@ def run(job: "object", termination: "Termination") -> int:
 
         evaluation.run(job)
     runtime.stop()
-    return 0 if complete else PREEMPTED
+    return 0
 
 
 class Termination:
-    """Whether SIGTERM has come. The job looks between steps; nothing is interrupted in the middle."""
+    """Whether SIGTERM has come. Training looks between steps; nothing is interrupted in the middle."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -73,6 +75,12 @@ class Termination:
 
     def __call__(self) -> bool:
         return self.asked
+
+    def at_once(self) -> None:
+        """From now on SIGTERM ends the process where it stands: for jobs that have nothing to save half-way."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self.asked:
+            sys.exit(PREEMPTED)
 
 
 def _die_with_the_launcher() -> None:
