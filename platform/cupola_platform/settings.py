@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from cupola_platform.errors import ConfigError
@@ -50,6 +50,9 @@ class Settings(BaseSettings):
 
     max_processes: int | None = Field(default=None, ge=1)
     """Training processes that this machine may run at once; none for one a core."""
+
+    console_password: SecretStr | None = None
+    """What the console asks for before it shows anything; none lets everyone in who reaches it."""
 
     @field_validator("home")
     @classmethod

@@ -1,0 +1,147 @@
+"""Every chart of the console, in Altair. Colours come from the theme, so that light and dark both read well."""
+
+import altair as alt
+import pandas as pd
+
+SIDES = ["#2f6fb5", "#d2691e"]
+"""A and B, in every chart that compares them."""
+KEPT, DROPPED = "#b5502d", "#d9b8a4"
+TITLES = {
+    "loss": "Loss",
+    "heldout_loss": "Held-out loss",
+    "grad_norm": "Gradient norm",
+    "lr": "Learning rate",
+    "tokens_per_second": "Tokens per second",
+}
+HEIGHT = 190
+
+
+def title(curve: str) -> str:
+    """A curve's name as people write it."""
+    return TITLES.get(curve) or curve.replace("_", " ").replace("/", ": ").capitalize()
+
+
+def loss_curve(frame: pd.DataFrame, height: int = 300) -> alt.Chart:
+    """Training loss as a line, held-out loss as points on a line. `frame`: step, name, value."""
+    shown = frame[frame["name"].isin(["loss", "heldout_loss"])]
+    shown = shown.assign(name=shown["name"].map({"loss": "training", "heldout_loss": "held-out"}))
+    colour = alt.Color(
+        "name:N",
+        title=None,
+        scale=alt.Scale(domain=["training", "held-out"], range=SIDES),
+        legend=alt.Legend(orient="top"),
+    )
+    base = _lines(shown, colour, "Loss")
+    points = base.transform_filter(alt.datum.name == "held-out").mark_point(filled=True, size=45)
+    return (base.mark_line(strokeWidth=1.8) + points).properties(height=height)
+
+
+def curve(frame: pd.DataFrame, name: str, height: int = HEIGHT) -> alt.Chart:
+    """One curve of one job."""
+    shown = frame[frame["name"] == name]
+    mark = {"strokeWidth": 1.6, "color": SIDES[0], "point": len(shown) < 8}
+    return _lines(shown, alt.Undefined, title(name)).mark_line(**mark).properties(height=height)
+
+
+def compared_curve(frame: pd.DataFrame, name: str, checkpoints: tuple[str, str], height: int = 260) -> alt.Chart:
+    """One curve of two jobs, overlaid. `frame`: step, name, value, checkpoint."""
+    shown = frame[frame["name"] == name]
+    colour = alt.Color("checkpoint:N", title=None, scale=_sides(checkpoints), legend=alt.Legend(orient="top"))
+    base = _lines(shown, colour, title(name))
+    return base.mark_line(strokeWidth=1.8, point=len(shown) < 16).properties(height=height)
+
+
+def accuracy_bars(frame: pd.DataFrame, checkpoints: tuple[str, str]) -> alt.LayerChart:
+    """Accuracy of two checkpoints by task, with 95% whiskers. `frame`: task, checkpoint, accuracy, low, high."""
+    offset = alt.YOffset("checkpoint:N", sort=list(checkpoints))
+    order = list(dict.fromkeys(frame["task"]))
+    base = alt.Chart(frame).encode(
+        y=alt.Y("task:N", title=None, sort=order, axis=alt.Axis(labelLimit=220)), yOffset=offset
+    )
+    tooltip = ["task", "checkpoint", *(alt.Tooltip(name, format=".1%") for name in ("accuracy", "low", "high"))]
+    scale = alt.Scale(domain=[0, max(0.05, min(1.0, float(frame["high"].max()) * 1.05))])
+    bars = base.mark_bar(opacity=0.85, cornerRadiusEnd=2).encode(
+        x=alt.X("accuracy:Q", title="Answered correctly", axis=alt.Axis(format=".0%"), scale=scale),
+        color=alt.Color("checkpoint:N", title=None, scale=_sides(checkpoints), legend=alt.Legend(orient="top")),
+        tooltip=tooltip,
+    )
+    whiskers = base.mark_rule(strokeWidth=2, color="#8a837c").encode(x="low:Q", x2="high:Q", tooltip=tooltip)
+    return (bars + whiskers).properties(height=alt.Step(20))
+
+
+def difference_plot(frame: pd.DataFrame) -> alt.LayerChart:
+    """Difference by task with its interval, against zero. `frame`: task, difference, low, high (shares of 1)."""
+    order = list(frame["task"])
+    words = ["B is better", "not clear", "B is worse"]
+    shown = frame.assign(
+        verdict=[words[0] if row.low > 0 else words[2] if row.high < 0 else words[1] for row in frame.itertuples()]
+    )
+    clear = alt.Color(
+        "verdict:N",
+        title=None,
+        scale=alt.Scale(domain=words, range=["#2e8b6f", "#8a837c", "#b03a52"]),
+        legend=alt.Legend(orient="top"),
+    )
+    reach = max(0.05, float(frame[["low", "high"]].abs().to_numpy().max()) * 1.08)
+    axis = alt.X(
+        "low:Q",
+        title="Difference (B minus A), 95% interval",
+        axis=alt.Axis(format="+.0%"),
+        scale=alt.Scale(domain=[-reach, reach]),
+    )
+    base = alt.Chart(shown).encode(
+        y=alt.Y("task:N", title=None, sort=order, axis=alt.Axis(labelLimit=220)), color=clear
+    )
+    tooltip = ["task", *(alt.Tooltip(name, format="+.1%") for name in ("difference", "low", "high"))]
+    zero = alt.Chart(pd.DataFrame({"x": [0]})).mark_rule(strokeDash=[3, 3], color="#8a837c").encode(x="x:Q")
+    lines = base.mark_rule(strokeWidth=2.2).encode(x=axis, x2="high:Q", tooltip=tooltip)
+    points = base.mark_point(filled=True, size=80, opacity=1).encode(x=alt.X("difference:Q"), tooltip=tooltip)
+    return (zero + lines + points).properties(height=alt.Step(40))
+
+
+def funnel(frame: pd.DataFrame) -> alt.LayerChart:
+    """What each step kept of all bytes and what it dropped. `frame`: step, documents_*, bytes_*."""
+    shown = frame.assign(
+        megabytes_in=frame["bytes_in"] / 1e6,
+        megabytes=frame["bytes_out"] / 1e6,
+        label=[f"{row.bytes_out / 1e6:,.1f} MB, {row.documents_out:,} documents" for row in frame.itertuples()],
+    )
+    order = list(frame["step"])
+    y = alt.Y("step:N", title=None, sort=order, axis=alt.Axis(labelLimit=260))
+    tooltip = [
+        "step",
+        *(alt.Tooltip(name, format=",") for name in ("documents_in", "documents_out", "bytes_in", "bytes_out")),
+    ]
+    limit = alt.Scale(domain=[0, float(shown["megabytes_in"].max()) * 1.45 or 1.0])
+    x = alt.X("megabytes_in:Q", title="Megabytes: dark is kept, light is dropped by the step", scale=limit)
+    base = alt.Chart(shown).encode(y=y, tooltip=tooltip)
+    before = base.mark_bar(color=DROPPED, cornerRadiusEnd=2).encode(x=x)
+    after = base.mark_bar(color=KEPT, cornerRadiusEnd=2).encode(x="megabytes:Q")
+    text = base.mark_text(align="left", dx=6, color="#8a837c", fontSize=13).encode(x="megabytes_in:Q", text="label:N")
+    return (before + after + text).properties(height=alt.Step(34))
+
+
+def bars(frame: pd.DataFrame, category: str, amount: str, heading: str) -> alt.Chart:
+    """A bar a category, in the order given."""
+    y = alt.Y(f"{category}:N", title=None, sort=list(frame[category]), axis=alt.Axis(labelLimit=260))
+    x = alt.X(f"{amount}:Q", title=heading)
+    tooltip = [category, alt.Tooltip(amount, format=",")]
+    return (
+        alt.Chart(frame)
+        .mark_bar(color=KEPT, cornerRadiusEnd=2)
+        .encode(x=x, y=y, tooltip=tooltip)
+        .properties(height=alt.Step(26))
+    )
+
+
+def _lines(frame: pd.DataFrame, colour: object, heading: str) -> alt.Chart:
+    return alt.Chart(frame).encode(
+        x=alt.X("step:Q", title="Step", axis=alt.Axis(tickMinStep=1, format="~s")),
+        y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5)),
+        color=colour,
+        tooltip=["step:Q", alt.Tooltip("value:Q", title=heading, format=".5g")],
+    )
+
+
+def _sides(checkpoints: tuple[str, str]) -> alt.Scale:
+    return alt.Scale(domain=list(checkpoints), range=SIDES)

@@ -1,0 +1,47 @@
+"""The console: navigation and sign-in. Started by `cupola up`, or by `streamlit run` with CUPOLA_HOME set."""
+
+import hmac
+from pathlib import Path
+
+import streamlit as st
+
+from cupola_dashboards.views import checkpoints, corpus, launch, lineage, runs
+from cupola_dashboards.words import guarded
+from cupola_platform.settings import load_settings
+
+HERE = Path(__file__).parent
+
+
+@guarded
+def main() -> None:
+    """Draw the page that the address names; the sign-in first where a password is set."""
+    st.set_page_config(page_title="Cupola", page_icon=str(HERE / "icon.svg"), layout="wide")
+    st.logo(str(HERE / "logo.svg"), size="large")
+    password = load_settings().console_password
+    if password and not st.session_state.get("signed_in"):
+        sign_in(password.get_secret_value())
+        return
+    pages = [
+        st.Page(runs.page, title="Runs", default=True),
+        st.Page(checkpoints.page, title="Checkpoints", url_path="checkpoints"),
+        st.Page(lineage.page, title="Lineage", url_path="lineage"),
+        st.Page(corpus.page, title="Corpus", url_path="corpus"),
+        st.Page(launch.page, title="Launch", url_path="launch"),
+    ]
+    st.navigation(pages, position="top").run()
+
+
+def sign_in(password: str) -> None:
+    """Ask for the shared password; what is typed is compared in constant time."""
+    st.navigation([lambda: None], position="hidden")
+    with st.columns([1, 1, 1])[1], st.form("sign-in"):
+        st.subheader("Sign in")
+        typed = st.text_input("Password", type="password", autocomplete="current-password")
+        if st.form_submit_button("Sign in", type="primary"):
+            if hmac.compare_digest(typed.encode(), password.encode()):
+                st.session_state["signed_in"] = True
+                st.rerun()
+            st.error("That is not the password. It is CUPOLA_CONSOLE_PASSWORD of whoever runs this console.")
+
+
+main()

@@ -1,0 +1,140 @@
+"""Checkpoints with their key numbers, the evaluations that measured them, the aliases that name them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from cupola_dashboards.queries.workspace import workspace
+from cupola_platform.errors import CorruptArtifactError, NotFoundError
+from cupola_platform.registry import ArtifactRow
+
+MOST = 2_000
+"""Newest checkpoints, and newest evaluations, that are looked at."""
+COLUMNS = [
+    "digest", "id", "label", "recipe", "stage", "aliases", "bits_per_byte", "accuracy", "low", "high", "interval",
+    "created", "size",
+]  # fmt: skip
+
+Measured = dict[str, Any]
+"""What `results.json` says of one checkpoint."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation, and what it measured of each checkpoint."""
+
+    digest: str
+    created: datetime
+    unigram_bits_per_byte: float | None
+    measured: Mapping[str, Measured]
+    """By the checkpoint's digest."""
+
+
+def checkpoints() -> pd.DataFrame:
+    """Every checkpoint, newest first, with the numbers of the newest evaluation that measured it: COLUMNS."""
+    newest: dict[str, Measured] = {}
+    for evaluation in evaluations():
+        newest = {**evaluation.measured, **newest}
+    named = aliases()
+    rows = [
+        (
+            row.digest, row.id, label(row, named.get(row.digest, ())), row.recipe, row.stage, list(named.get(row.digest, ())),
+            *headline(newest.get(row.digest)), row.created, row.size,
+        )
+        for row in workspace().registry.artifacts("checkpoint", MOST)
+    ]  # fmt: skip
+    numbers = dict.fromkeys(("bits_per_byte", "accuracy", "low", "high"), float)
+    return pd.DataFrame(rows, columns=COLUMNS).astype(numbers)
+
+
+def headline(measured: Measured | None) -> tuple[float | None, float | None, float | None, float | None, str]:
+    """Bits per byte, accuracy, the ends of its interval, and the three as people write them."""
+    if not measured:
+        return None, None, None, None, ""
+    bits: float = measured["bits_per_byte"]
+    accuracy = measured.get("accuracy")
+    if not accuracy:
+        return bits, None, None, None, ""
+    return bits, accuracy["accuracy"], accuracy["low"], accuracy["high"], interval_text(accuracy)
+
+
+def interval_text(accuracy: Mapping[str, float]) -> str:
+    """`61.0% (54 to 68)`."""
+    return f"{accuracy['accuracy']:.1%} ({accuracy['low'] * 100:.0f} to {accuracy['high'] * 100:.0f})"
+
+
+def label(row: ArtifactRow, named: tuple[str, ...] = ()) -> str:
+    """`sft 3f2a90b1 (champion)`."""
+    return f"{row.stage or row.kind} {row.digest[:8]}" + (f" ({', '.join(named)})" if named else "")
+
+
+def evaluations() -> list[Evaluation]:
+    """Newest first; those whose files are gone or torn are left out."""
+    found = (_evaluation(row.digest, row.created) for row in workspace().registry.artifacts("evaluation", MOST))
+    return [evaluation for evaluation in found if evaluation]
+
+
+def aliases() -> dict[str, tuple[str, ...]]:
+    """Digest to the names that it bears now."""
+    named: dict[str, tuple[str, ...]] = {}
+    for alias in workspace().registry.aliases():
+        named[alias.digest] = (*named.get(alias.digest, ()), alias.name)
+    return named
+
+
+def alias_moves() -> pd.DataFrame:
+    """Every move of every alias, newest first: moved, alias, stage, to, previous, reason."""
+    registry = workspace().registry
+    rows = []
+    for alias in registry.aliases():
+        for move in registry.alias_history(alias.name):
+            now = registry.artifact(move.digest)
+            rows.append(
+                (
+                    move.moved,
+                    alias.name,
+                    now.stage if now else "",
+                    move.digest[:12],
+                    (move.previous or "")[:12],
+                    move.reason,
+                )
+            )
+    frame = pd.DataFrame(rows, columns=["moved", "alias", "stage", "to", "previous", "reason"])
+    return frame.sort_values("moved", ascending=False, kind="stable", ignore_index=True)
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The checkpoint that an alias names, with its numbers."""
+
+    alias: str
+    row: ArtifactRow
+    reason: str
+    moved: datetime
+    measured: Measured | None
+
+
+def champion(alias: str = "champion") -> Champion | None:
+    """What `alias` names now; none when nothing was promoted."""
+    registry = workspace().registry
+    found = registry.alias(alias)
+    row = registry.artifact(found.digest) if found else None
+    if found is None or row is None:
+        return None
+    measured = next((e.measured[row.digest] for e in evaluations() if row.digest in e.measured), None)
+    return Champion(alias, row, found.reason, found.moved, measured)
+
+
+@st.cache_data(show_spinner=False, max_entries=MOST)
+def _evaluation(digest: str, created: datetime) -> Evaluation | None:
+    try:
+        results = json.loads((workspace().store.get(digest).path / "results.json").read_text(encoding="utf-8"))
+    except (NotFoundError, CorruptArtifactError, OSError, ValueError):
+        return None
+    measured = {entry["digest"]: {**entry, "name": name} for name, entry in results["checkpoints"].items()}
+    return Evaluation(digest, created, results.get("unigram_bits_per_byte"), measured)

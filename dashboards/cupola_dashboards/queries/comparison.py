@@ -1,0 +1,248 @@
+"""Two checkpoints: what was measured of both, the differences with their intervals, and the verdict in words.
+
+A is what one has, B what one might have instead: every difference is B minus A.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from cupola_dashboards.queries import metrics, runs
+from cupola_dashboards.queries.checkpoints import Measured, aliases, evaluations, label
+from cupola_dashboards.queries.workspace import workspace
+from cupola_platform.errors import NotFoundError
+from cupola_platform.registry import ArtifactRow
+from cupola_trainer.evaluation.intervals import Z95, difference
+
+Level = Literal["better", "worse", "mixed", "unclear"]
+TOLERANCE = 0.05
+"""Relative loss of bits per byte that a clear gain on tasks may cost: what the promote stage allows by default."""
+EQUAL = 0.0005
+"""Relative difference of bits per byte below which it is none."""
+ALL_TASKS = "all tasks"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of two checkpoints."""
+
+    row: ArtifactRow
+    label: str
+    measured: Measured | None
+    metrics_file: Path | None
+
+    @property
+    def name(self) -> str:
+        return self.row.stage or self.row.id
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two checkpoints, with the numbers of the newest evaluation that measured both, else of each one's newest."""
+
+    a: Side
+    b: Side
+    same_evaluation: bool
+    """False: the numbers may be about different text and tasks."""
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The stages; the labels where both are of one stage."""
+        return (self.a.name, self.b.name) if self.a.name != self.b.name else (self.a.label, self.b.label)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a lead reads first."""
+
+    level: Level
+    """Of B, as against A."""
+    headline: str
+    detail: str
+
+
+def compare(a: str, b: str) -> Comparison:
+    """Two checkpoints by digest. Raises NotFoundError."""
+    found = evaluations()
+    both = next((e for e in found if a in e.measured and b in e.measured), None)
+    measured = [both or next((e for e in found if digest in e.measured), None) for digest in (a, b)]
+    sides = [_side(digest, e.measured[digest] if e else None) for digest, e in zip((a, b), measured, strict=True)]
+    return Comparison(sides[0], sides[1], both is not None)
+
+
+def _side(digest: str, measured: Measured | None) -> Side:
+    row = workspace().registry.artifact(digest)
+    if row is None:
+        raise NotFoundError(f"No checkpoint {digest[:12]} is registered. Choose one from the table.")
+    folder = workspace().root / "work" / row.fingerprint if row.fingerprint else None
+    file = metrics.metrics_file(folder) or metrics.metrics_file(_made_in(row))
+    return Side(row, label(row, aliases().get(digest, ())), measured, file)
+
+
+def _made_in(row: ArtifactRow) -> Path | None:
+    try:
+        return runs.run(row.run_id).work_folder if row.run_id else None
+    except NotFoundError:
+        return None
+
+
+def task_table(comparison: Comparison) -> pd.DataFrame:
+    """A row a task that both were asked, all of them together first.
+
+    Returns:
+        task; a, a_low, a_high, b, b_low, b_high (shares of 1); difference, low, high (B minus A, 95%); total.
+    """
+    a, b = (_accuracies(side.measured) for side in (comparison.a, comparison.b))
+    rows = []
+    for task in [name for name in a if name in b]:
+        low, high = difference(b[task]["correct"], b[task]["total"], a[task]["correct"], a[task]["total"], z=Z95)
+        change = b[task]["accuracy"] - a[task]["accuracy"]
+        sides = [side[task][key] for side in (a, b) for key in ("accuracy", "low", "high")]
+        rows.append((task, *sides, change, low, high, b[task]["total"]))
+    columns = ["task", "a", "a_low", "a_high", "b", "b_low", "b_high", "difference", "low", "high", "total"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def task_bars(comparison: Comparison) -> pd.DataFrame:
+    """The same for a chart, a row a bar: task, checkpoint, accuracy, low, high."""
+    return pd.DataFrame(
+        [
+            (task, name, value["accuracy"], value["low"], value["high"])
+            for name, side in zip(comparison.names, (comparison.a, comparison.b), strict=True)
+            for task, value in _accuracies(side.measured).items()
+        ],
+        columns=["task", "checkpoint", "accuracy", "low", "high"],
+    )
+
+
+def bits_per_byte_change(comparison: Comparison) -> float | None:
+    """Relative: 0.004 says that B needs 0.4% more bits than A. None where one was not measured."""
+    a, b = ((side.measured or {}).get("bits_per_byte") for side in (comparison.a, comparison.b))
+    return None if a is None or b is None else b / a - 1
+
+
+def verdict(comparison: Comparison) -> Verdict:
+    """Which of the two is better, by what, and how sure that is."""
+    change = bits_per_byte_change(comparison)
+    table = task_table(comparison)
+    tasks = table.iloc[0].to_dict() if len(table) else None
+    sentences = [*_tasks_sentence(comparison, tasks), *_bits_sentence(change)]
+    level = _level(tasks, change)
+    name_a, name_b = comparison.names
+    headline = {
+        "better": f"{name_b} is better than {name_a}",
+        "worse": f"{name_b} is worse than {name_a}",
+        "mixed": f"{name_b} answers better, and models text worse than {name_a}",
+        "unclear": f"No clear difference between {name_b} and {name_a}",
+    }[level]
+    return Verdict(level, headline, "; ".join(sentences) + "." if sentences else "Nothing was measured of both.")
+
+
+def _level(tasks: dict[str, Any] | None, change: float | None) -> Level:
+    if tasks and tasks["high"] < 0:
+        return "worse"
+    if tasks and tasks["low"] > 0:
+        return "mixed" if change is not None and change > TOLERANCE else "better"
+    if change is not None and change > TOLERANCE:
+        return "worse"
+    return "better" if change is not None and change < -TOLERANCE else "unclear"
+
+
+def _tasks_sentence(comparison: Comparison, tasks: dict[str, Any] | None) -> Iterator[str]:
+    if tasks is None:
+        return
+    points, low, high = (100 * tasks[key] for key in ("difference", "low", "high"))
+    name_a, name_b = comparison.names
+    more = "more" if points >= 0 else "fewer"
+    ends = (low, high) if points >= 0 else (-high, -low)
+    yield (
+        f"{name_b} answers {abs(points):.1f} points {more} tasks correctly than {name_a} "
+        f"(95% interval {_whole(ends[0])} to {_whole(ends[1])})"
+    )
+
+
+def _bits_sentence(change: float | None) -> Iterator[str]:
+    if change is None:
+        return
+    if abs(change) < EQUAL:
+        yield "bits per byte are the same"
+    else:
+        yield f"bits per byte {abs(change):.1%} {'worse' if change > 0 else 'better'}"
+
+
+def _whole(value: float) -> str:
+    return f"{value:.0f}".replace("-0", "0") if round(value) == 0 else f"{value:.0f}".replace("-", "−")
+
+
+def differing_answers(comparison: Comparison) -> pd.DataFrame:
+    """Questions of which one was answered right and the other wrong, of those kept with the evaluation.
+
+    Returns:
+        prompt, expected, a, b (the answers), right (`a` or `b`).
+    """
+    a, b = (
+        {each["prompt"]: each for each in (side.measured or {}).get("answers", [])}
+        for side in (comparison.a, comparison.b)
+    )
+    rows = [
+        (prompt, a[prompt]["expected"], a[prompt]["answer"], b[prompt]["answer"], "b" if right(b[prompt]) else "a")
+        for prompt in a
+        if prompt in b and a[prompt]["expected"] == b[prompt]["expected"] and right(a[prompt]) != right(b[prompt])
+    ]
+    return pd.DataFrame(rows, columns=["prompt", "expected", "a", "b", "right"])
+
+
+def shared_answers(comparison: Comparison) -> int:
+    """How many questions are kept with both."""
+    a, b = (
+        {each["prompt"] for each in (side.measured or {}).get("answers", [])} for side in (comparison.a, comparison.b)
+    )
+    return len(a & b)
+
+
+def right(answer: dict[str, Any]) -> bool:
+    """Whether an answer earned the whole score."""
+    return float(answer["score"]) >= 1.0
+
+
+def generations(comparison: Comparison) -> list[tuple[str, str | None, str | None]]:
+    """(prompt, A's continuation, B's continuation), in A's order, then what only B was given."""
+    a, b = (
+        {each["prompt"]: each["completion"] for each in (s.measured or {}).get("generations", [])}
+        for s in (comparison.a, comparison.b)
+    )
+    return [(prompt, a.get(prompt), b.get(prompt)) for prompt in {**a, **b}]
+
+
+def config_differences(comparison: Comparison) -> pd.DataFrame:
+    """Settings of the two stages that differ: setting, a, b (JSON-like text; empty where it has none)."""
+    a, b = (dict(_flat(side.row.config)) for side in (comparison.a, comparison.b))
+    rows = [(key, a.get(key, ""), b.get(key, "")) for key in {**a, **b} if a.get(key) != b.get(key)]
+    return pd.DataFrame(rows, columns=["setting", "a", "b"])
+
+
+def curves(comparison: Comparison) -> pd.DataFrame:
+    """Columns step, name, value, checkpoint: the curves of the stages that made the two."""
+    frames = [
+        metrics.curves(side.metrics_file).assign(checkpoint=name)
+        for name, side in zip(comparison.names, (comparison.a, comparison.b), strict=True)
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def _accuracies(measured: Measured | None) -> dict[str, dict[str, Any]]:
+    if not measured or not measured.get("accuracy"):
+        return {}
+    tasks: dict[str, dict[str, Any]] = measured.get("tasks", {})
+    return {ALL_TASKS: measured["accuracy"], **tasks} if len(tasks) != 1 else {next(iter(tasks)): measured["accuracy"]}
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{path}.{key}" if path else str(key))
+    elif value is not None:
+        yield path, ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,52 @@
+"""The workspace that the settings name, opened once, and where the servers' own pages are."""
+
+import json
+import os
+
+import streamlit as st
+
+from cupola_flows import services
+from cupola_platform.settings import load_settings
+from cupola_platform.workspace import Workspace
+
+
+def workspace() -> Workspace:
+    """The workspace in force (CUPOLA_HOME, cupola.toml), shared by all sessions.
+
+    Raises:
+        ConfigError: a setting breaks a rule.
+        StoreError, RegistryError: they cannot be reached.
+    """
+    settings = load_settings()
+    return _open(settings.model_dump_json(), str(settings.home))
+
+
+@st.cache_resource(show_spinner=False, max_entries=4)
+def _open(settings: str, home: str) -> Workspace:
+    return Workspace.open()
+
+
+@st.cache_data(ttl=30, show_spinner=False)
+def server_pages() -> dict[str, str]:
+    """Name (`prefect`, `mlflow`) to the address of its page: as `cupola up` tells, else as the settings do."""
+    if told := os.environ.get("CUPOLA_PAGES"):
+        return dict(json.loads(told))
+    settings = load_settings()
+    pages = {service.name: service.url.removesuffix("/api") for service in services.status(settings) if service.url}
+    if settings.prefect_api_url:
+        pages["prefect"] = settings.prefect_api_url.removesuffix("/api")
+    if (settings.mlflow_tracking_uri or "").startswith("http"):
+        pages["mlflow"] = str(settings.mlflow_tracking_uri)
+    return pages
+
+
+def prefect_page(flow_run: str | None) -> str | None:
+    """The address of a flow run on Prefect's server."""
+    server = server_pages().get("prefect")
+    return f"{server}/runs/flow-run/{flow_run}" if server and flow_run else None
+
+
+def mlflow_page(run: str | None) -> str | None:
+    """The address of a run on MLflow's server."""
+    server = server_pages().get("mlflow")
+    return f"{server}/#/runs/{run}" if server and run else None

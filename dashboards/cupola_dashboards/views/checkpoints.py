@@ -1,0 +1,263 @@
+"""Checkpoints: all of them with their numbers, and two side by side to decide which one ships."""
+
+import html
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from cupola_dashboards import charts, lineage_view
+from cupola_dashboards.queries import checkpoints, comparison, metrics
+from cupola_dashboards.queries.comparison import Comparison, Side, Verdict
+from cupola_dashboards.words import NOTHING_YET, ago, alias_column, guarded, number
+
+SIDES = ("a", "b")
+
+
+@guarded
+def page() -> None:
+    """The comparison first (it is what one comes for), then the table, then the aliases' history."""
+    st.title("Checkpoints", anchor=False)
+    frame = checkpoints.checkpoints()
+    if frame.empty:
+        st.info(f"No checkpoints yet. {NOTHING_YET}")
+        return
+    _table(frame)
+    _compare(frame)
+    moves = checkpoints.alias_moves()
+    st.subheader("Alias history", anchor=False)
+    if moves.empty:
+        st.caption("No alias was ever moved.")
+    else:
+        st.dataframe(moves, hide_index=True, column_config={"moved": st.column_config.DatetimeColumn("moved (UTC)")})
+
+
+def _table(frame: pd.DataFrame) -> None:
+    """Every checkpoint, to sort and filter; two selected rows become A and B."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        text = st.text_input("Find", placeholder="Stage, recipe, id or alias", width=280)
+        recipes = st.multiselect("Recipe", sorted(frame["recipe"].unique()), placeholder="Any", width=280)
+        measured = st.toggle("Only evaluated", value=False)
+    shown = frame
+    if text:
+        shown = shown[(shown["label"] + " " + shown["recipe"]).str.contains(text.strip(), case=False, regex=False)]
+    if recipes:
+        shown = shown[shown["recipe"].isin(recipes)]
+    if measured:
+        shown = shown[shown["bits_per_byte"].notna()]
+    digests = list(shown["digest"])
+    event: Any = st.dataframe(
+        shown[["stage", "aliases", "recipe", "bits_per_byte", "accuracy", "interval", "created", "id"]],
+        key=f"checkpoints-{hash(tuple(digests))}",
+        hide_index=True,
+        height="content" if len(shown) < 9 else 330,
+        placeholder="",
+        on_select="rerun",
+        selection_mode="multi-row",
+        column_config={
+            "stage": st.column_config.TextColumn("Stage", pinned=True),
+            "aliases": alias_column(),
+            "recipe": "Recipe",
+            "bits_per_byte": st.column_config.NumberColumn(
+                "Bits per byte", format="%.4f", help="On held-out text; less is better."
+            ),
+            "accuracy": st.column_config.ProgressColumn(
+                "Answered correctly", format="percent", min_value=0, max_value=1
+            ),
+            "interval": st.column_config.TextColumn("with 95% interval"),
+            "created": st.column_config.DatetimeColumn("Made (UTC)", format="YYYY-MM-DD HH:mm"),
+            "id": "Id",
+        },
+    )
+    rows = tuple(row for row in event.selection.rows if row < len(digests))
+    if rows != st.session_state.get("selected_rows"):
+        st.session_state["selected_rows"] = rows
+        if len(rows) == 2:
+            older, newer = sorted((digests[row] for row in rows), key=digests.index, reverse=True)
+            st.session_state["a"], st.session_state["b"] = older, newer
+    st.caption(f"{len(shown):,} of {len(frame):,} checkpoints. Select two rows to compare them, or choose below.")
+
+
+def _compare(frame: pd.DataFrame) -> None:
+    if len(frame) < 2:
+        st.caption("With a second checkpoint there will be something to compare.")
+        return
+    labels = dict(zip(frame["digest"], frame["label"], strict=True))
+    for side, digest in zip(SIDES, _defaults(frame), strict=True):
+        if st.session_state.get(side) not in labels:
+            st.session_state[side] = digest
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.selectbox("A: what we have", list(labels), format_func=labels.__getitem__, key="a")
+        st.selectbox("B: what we might ship", list(labels), format_func=labels.__getitem__, key="b")
+        st.button("Swap", on_click=_swap, width="content")
+    a, b = st.session_state["a"], st.session_state["b"]
+    st.query_params.update({"a": a[:12], "b": b[:12]})
+    if a == b:
+        st.info("A and B are the same checkpoint. Choose another one.")
+        return
+    found = comparison.compare(a, b)
+    _verdict(comparison.verdict(found), found)
+    views = {
+        "Evaluation": _evaluation,
+        "Curves": _curves,
+        "Generations": _generations,
+        "Answers that differ": _answers,
+        "Settings": _settings,
+        "Lineage": _lineage,
+    }
+    for tab, view in zip(st.tabs(list(views)), views.values(), strict=True):
+        with tab:
+            view(found)
+
+
+def _defaults(frame: pd.DataFrame) -> tuple[str, str]:
+    """As the address says; else A is the champion (or the second newest that was evaluated), B the newest other one."""
+    asked = [_starting_with(frame, st.query_params.get(side)) for side in SIDES]
+    measured = frame[frame["bits_per_byte"].notna()]
+    pool = list((measured if len(measured) > 1 else frame)["digest"])
+    champions = [row.digest for row in frame.itertuples() if "champion" in row.aliases]
+    a = asked[0] or next((digest for digest in champions if digest != asked[1]), None)
+    b = asked[1] or next(digest for digest in pool if digest != a)
+    return str(a or next(digest for digest in pool if digest != b)), str(b)
+
+
+def _starting_with(frame: pd.DataFrame, prefix: str | None) -> str | None:
+    found = [digest for digest in frame["digest"] if prefix and digest.startswith(prefix)]
+    return str(found[0]) if len(found) == 1 else None
+
+
+def _swap() -> None:
+    st.session_state["a"], st.session_state["b"] = st.session_state["b"], st.session_state["a"]
+
+
+def _verdict(verdict: Verdict, found: Comparison) -> None:
+    """The line that a lead reads, and the numbers behind it."""
+    show = {"better": st.success, "worse": st.error, "mixed": st.warning, "unclear": st.info}[verdict.level]
+    show(f"**{verdict.headline}.** {verdict.detail[:1].upper()}{verdict.detail[1:]}")
+    if not found.same_evaluation and found.a.measured and found.b.measured:
+        st.warning("No evaluation measured both: their numbers may be about different text and questions.")
+    cells = st.columns(4)
+    bits = [(side.measured or {}).get("bits_per_byte") for side in (found.a, found.b)]
+    change = comparison.bits_per_byte_change(found)
+    tasks = comparison.task_table(found)
+    cells[0].metric(f"Bits per byte, A ({found.a.name})", number(bits[0], ".4f"), border=True, height="stretch")
+    cells[1].metric(
+        f"Bits per byte, B ({found.b.name})", number(bits[1], ".4f"), border=True, height="stretch", delta_color="inverse",
+        delta=None if change is None else f"{change:+.1%}",
+    )  # fmt: skip
+    first = tasks.iloc[0] if len(tasks) else None
+    cells[2].metric(
+        "Answered correctly, A", "–" if first is None else f"{first['a']:.1%}", border=True, height="stretch"
+    )
+    cells[3].metric(
+        "Answered correctly, B", "–" if first is None else f"{first['b']:.1%}", border=True, height="stretch",
+        delta=None if first is None else f"{first['difference'] * 100:+.1f} points",
+    )  # fmt: skip
+
+
+def _evaluation(found: Comparison) -> None:
+    table = comparison.task_table(found)
+    if table.empty:
+        st.caption("No task was asked of both.")
+        return
+    left, right = st.columns(2)
+    with left:
+        st.altair_chart(charts.accuracy_bars(comparison.task_bars(found), found.names))
+    with right:
+        st.altair_chart(charts.difference_plot(table))
+    name_a, name_b = found.names
+    shown = pd.DataFrame(
+        {
+            "Task": table["task"],
+            name_a: [_interval(row, "a") for _, row in table.iterrows()],
+            name_b: [_interval(row, "b") for _, row in table.iterrows()],
+            "Difference (95% interval)": [
+                f"{100 * row['difference']:+.1f} points ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
+                for _, row in table.iterrows()
+            ],
+            "Clear": ["yes" if row["low"] > 0 or row["high"] < 0 else "no" for _, row in table.iterrows()],
+            "Questions": table["total"],
+        }
+    )
+    st.dataframe(shown, hide_index=True)
+    st.caption("Intervals: Wilson's for an accuracy, Newcombe's for a difference. Clear: the interval leaves out zero.")
+
+
+def _interval(row: pd.Series, side: str) -> str:
+    return f"{row[side]:.1%} ({100 * row[f'{side}_low']:.0f} to {100 * row[f'{side}_high']:.0f})"
+
+
+def _curves(found: Comparison) -> None:
+    frame = comparison.curves(found)
+    if frame.empty:
+        st.caption("Neither stage left its curves in this workspace.")
+        return
+    names = metrics.curve_names(frame)
+    for start in range(0, len(names), 2):
+        for cell, name in zip(st.columns(2), names[start : start + 2], strict=False):
+            with cell:
+                st.caption(charts.title(name))
+                st.altair_chart(charts.compared_curve(frame, name, found.names))
+
+
+def _generations(found: Comparison) -> None:
+    pairs = comparison.generations(found)
+    if not pairs:
+        st.caption("The evaluation asked for no continuations.")
+    for prompt, a, b in pairs:
+        for cell, name, text, side in zip(st.columns(2), found.names, (a, b), SIDES, strict=True):
+            with cell:
+                st.caption(f"{side.upper()}: {name}")
+                st.html(_continued(prompt, text))
+
+
+def _continued(prompt: str, text: str | None) -> str:
+    style = "white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace;font-size:0.85rem;margin:0 0 0.6rem"
+    more = "<i>not asked</i>" if text is None else html.escape(text)
+    return f'<div style="{style}"><b>{html.escape(prompt)}</b>{more}</div>'
+
+
+def _answers(found: Comparison) -> None:
+    table = comparison.differing_answers(found)
+    kept = comparison.shared_answers(found)
+    name_a, name_b = found.names
+    counts = table["right"].value_counts()
+    st.markdown(
+        f"Of the {kept} questions kept with both, **{name_b} alone** is right in **{counts.get('b', 0)}**, "
+        f"**{name_a} alone** in **{counts.get('a', 0)}**."
+    )
+    if len(table):
+        shown = table.assign(right=table["right"].map({"a": name_a, "b": name_b}))
+        shown = shown.rename(
+            columns={
+                "prompt": "Question",
+                "expected": "Expected",
+                "a": f"A: {name_a}",
+                "b": f"B: {name_b}",
+                "right": "Right",
+            }
+        )
+        st.dataframe(shown, hide_index=True, row_height=60)
+
+
+def _settings(found: Comparison) -> None:
+    table = comparison.config_differences(found)
+    if table.empty:
+        st.caption("Their stages were set alike.")
+        return
+    name_a, name_b = found.names
+    st.dataframe(
+        table.rename(columns={"setting": "Setting", "a": f"A: {name_a}", "b": f"B: {name_b}"}), hide_index=True
+    )
+
+
+def _lineage(found: Comparison) -> None:
+    for cell, side, letter in zip(st.columns(2), (found.a, found.b), "AB", strict=True):
+        with cell:
+            st.caption(f"{letter}: {side.label}, made {ago(side.row.created)}")
+            _graph(side)
+
+
+@guarded
+def _graph(side: Side) -> None:
+    lineage_view.show(side.row.digest, downwards=True)

@@ -1,0 +1,85 @@
+"""Launch: choose a recipe, set what matters, start it through its deployment."""
+
+from typing import Any
+
+import streamlit as st
+
+from cupola_dashboards.queries.workspace import prefect_page
+from cupola_dashboards.words import guarded
+from cupola_flows import deployments
+from cupola_flows.recipe import Recipe, load_recipe
+from cupola_platform.errors import ServiceError
+
+
+@guarded
+def page() -> None:
+    """The form of one recipe, checked as it is typed, and the button."""
+    st.title("Launch", anchor=False)
+    recipes = {recipe.name: recipe for recipe in deployments.list_recipes()}
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        name = st.selectbox("Recipe", list(recipes), key="recipe", width=280)
+    recipe = load_recipe(name)
+    schedule = f" It starts by itself at `{recipe.schedule}` (UTC)." if recipe.schedule else ""
+    st.markdown(f"{recipe.description}{schedule}")
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        overrides = _form(name, recipe)
+        only = st.multiselect("Only these stages", list(recipe.stages), placeholder="All of them", key=f"only-{name}")
+    with right:
+        _stages(recipe, only)
+        _start(name, overrides, only)
+
+
+def _form(name: str, recipe: Recipe) -> list[str]:
+    """`KEY=VALUE` for everything that differs from the recipe."""
+    st.subheader("Parameters", anchor=False)
+    seed = st.number_input("Seed", min_value=0, value=recipe.seed, step=1, key=f"seed-{name}", width=200)
+    overrides = [f"seed={seed}"] if seed != recipe.seed else []
+    trained = {stage: settings for stage, settings in recipe.stages.items() if hasattr(settings, "steps")}
+    cells = st.columns(max(2, len(trained)))
+    for cell, (stage, settings) in zip(cells, trained.items(), strict=False):
+        overrides += _number(cell, f"{stage}: steps", f"stages.{stage}.steps", settings.steps, name)
+    more = st.text_area(
+        "Overrides, one a line",
+        placeholder="stages.pretrain.optimizer.lr=1e-3",
+        key=f"overrides-{name}",
+        help="As `cupola run --set`: KEY=VALUE, the value in YAML.",
+    )
+    return overrides + [line.strip() for line in more.splitlines() if line.strip()]
+
+
+def _number(cell: Any, label: str, key: str, value: int, name: str) -> list[str]:
+    given = cell.number_input(label, min_value=1, value=value, step=10, key=f"{key}-{name}")
+    return [f"{key}={given}"] if given != value else []
+
+
+def _stages(recipe: Recipe, only: list[str]) -> None:
+    st.subheader("What will happen", anchor=False)
+    chosen = [stage for stage in recipe.order() if not only or stage in only]
+    st.markdown(" ".join(f":gray-badge[{stage}]" for stage in chosen))
+    st.caption("Stages that were run before with the same settings and the same inputs are reused.")
+
+
+def _start(name: str, overrides: list[str], only: list[str]) -> None:
+    """Check what was filled in, show it as the command line would, and start it."""
+    command = " ".join(
+        [
+            "cupola submit",
+            name,
+            *(f"--set {each}" for each in overrides),
+            *([f"--only {','.join(only)}"] if only else []),
+        ]
+    )
+    st.code(command, language=None, wrap_lines=True)
+    load_recipe(name, overrides)
+    if st.button("Start", type="primary", key="start"):
+        try:
+            started = deployments.submit(name, overrides, only)
+        except ServiceError as error:
+            st.error(str(error))
+            st.caption("`cupola up` starts the servers and a worker; `cupola deploy` registers the recipe with them.")
+            return
+        page_of_run = prefect_page(started)
+        st.success(f"Started as flow run {started[:8]}. It appears under **Runs** when the worker picks it up.")
+        if page_of_run:
+            st.link_button("Open in Prefect", page_of_run)

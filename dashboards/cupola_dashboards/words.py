@@ -1,0 +1,81 @@
+"""Numbers and times as people write them, and the few elements that several pages share."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import wraps
+from typing import ParamSpec
+
+import pandas as pd
+import streamlit as st
+
+from cupola_platform.errors import CupolaError
+
+Arguments = ParamSpec("Arguments")
+
+STATUSES = {
+    "running": "blue",
+    "completed": "green",
+    "reused": "gray",
+    "failed": "red",
+    "failed (lost)": "red",
+    "cancelled": "orange",
+}
+"""Status to its colour, everywhere."""
+NOTHING_YET = "Nothing was run yet. Start with `cupola run tiny`, or on the page **Launch**."
+
+
+def guarded(page: Callable[Arguments, None]) -> Callable[Arguments, None]:
+    """A page, or a part of one, that shows an error of ours as its one line."""
+
+    @wraps(page)
+    def shown(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        try:
+            page(*args, **kwargs)
+        except CupolaError as error:
+            st.error(str(error))
+
+    return shown
+
+
+def ago(moment: datetime | None, now: datetime | None = None) -> str:
+    """`3 min ago`; empty for none."""
+    if moment is None or pd.isna(moment):
+        return ""
+    seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit} ago"
+    return "just now"
+
+
+def lasting(seconds: float | None) -> str:
+    """`1:05` or `2:03:04`; empty for none."""
+    if seconds is None or pd.isna(seconds):
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+def megabytes(count: float) -> str:
+    """`3.1 MB`."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+def number(value: float | None, form: str = ".3f") -> str:
+    """Formatted; a dash for none."""
+    return "–" if value is None or pd.isna(value) else format(value, form)
+
+
+def status_column(label: str = "Status") -> object:
+    """Statuses as coloured tags (a column of lists)."""
+    return st.column_config.MultiselectColumn(
+        label, options=list(STATUSES), color=list(STATUSES.values()), width="small"
+    )
+
+
+def alias_column() -> object:
+    """Aliases as coloured tags (a column of lists)."""
+    return st.column_config.MultiselectColumn("Alias", color="primary", width="small")
