@@ -37,7 +37,7 @@ def runs(
             "recipe": run.recipe,
             "stage": run.stage or "(all)",
             "status": run.label,
-            "started": f"{run.started:%Y-%m-%d %H:%M:%S}",
+            "started": f"{run.started:%m-%d %H:%M}",
             "artifact": (run.artifact or "")[:12],
             "error": run.error,
         }
@@ -65,7 +65,7 @@ def artifacts(
             "recipe": row.recipe,
             "alias": ", ".join(names.get(row.digest, [])),
             "size": size(row.size),
-            "created": f"{row.created:%Y-%m-%d %H:%M:%S}",
+            "created": f"{row.created:%m-%d %H:%M}",
         }
         for row in ws.registry.artifacts(kind, limit)
     ]

@@ -47,7 +47,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool, empty: str) 
         return
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in rows[0]:
-        table.add_column(heading, overflow="fold", no_wrap=heading in {"id", "kind", "status", "stage"})
+        table.add_column(heading, overflow="fold", no_wrap=heading not in {"error", "detail"})
     for row in rows:
         table.add_row(*(str(value) if value is not None else "" for value in row.values()))
     console.print(table)

@@ -1,0 +1,94 @@
+"""Runs that are cancelled, killed or broken: nothing is left running, nothing is lost, the same command goes on."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LONG = ("--set", "stages.pretrain.steps=4000", "--set", "stages.pretrain.checkpoint.every=5")
+Eventually = Callable[[Callable[[], bool], float, str], None]
+pytestmark = pytest.mark.timeout(400)
+
+
+def trained(cupola: Any) -> int:
+    return max((event["step"] for event in cupola.events() if event["event"] == "step"), default=0)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_cancelled_run_saves_leaves_no_process_and_resumes(
+    cupola: Any, recipe: Path, eventually: Eventually, how: signal.Signals
+) -> None:
+    run = cupola.start("run", str(recipe), "--no-prefect", *LONG)
+    eventually(lambda: trained(cupola) >= 8, 200, "eight steps")
+    run.send_signal(how)
+    printed, _ = run.communicate(timeout=30)
+    assert run.returncode == 130
+    assert "the same command goes on from there" in printed
+    assert cupola.processes() == []
+    events = cupola.events()
+    assert events[-1]["status"] == "preempted"
+    reached = events[-1]["step"]
+    assert [row["status"] for row in cupola.json("runs")] == ["cancelled", "completed", "cancelled"]
+
+    steps = str(reached + 3)
+    again = cupola.start("run", str(recipe), "--no-prefect", *LONG)  # the same command, hence the same work folder
+    eventually(lambda: trained(cupola) > reached, 200, f"step {steps}")
+    again.send_signal(how)
+    again.communicate(timeout=30)
+    starts = [event["step"] for event in cupola.events() if event["event"] == "start"]
+    assert starts == [0, reached]
+
+
+def test_a_crash_names_the_log_keeps_what_is_finished_and_the_same_command_goes_on(
+    cupola: Any, recipe: Path, eventually: Eventually
+) -> None:
+    run = cupola.start("run", str(recipe), "--no-prefect", "--set", "stages.pretrain.steps=60", *LONG[2:])
+    eventually(lambda: trained(cupola) >= 12, 200, "twelve steps")
+    rank = next(process for process in cupola.processes() if process.environ().get("RANK") == "1")
+    rank.kill()
+    printed, _ = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert "cupola: error: stage pretrain: its processes ended with status 1. Log: " in printed
+    assert "prepare" in printed
+    assert cupola.processes() == []
+
+    again = cupola("run", str(recipe), "--no-prefect", "--set", "stages.pretrain.steps=60", *LONG[2:])
+    assert again.returncode == 0, again.stderr
+    assert "reused" in again.stdout
+    starts = [event["step"] for event in cupola.events() if event["event"] == "start"]
+    assert starts[0] == 0
+    assert starts[1] >= 10
+    steps = [event["step"] for event in cupola.events() if event["event"] == "step"]
+    assert steps == list(range(1, 61))
+
+
+def test_the_launcher_killed_outright_leaves_no_rank(cupola: Any, recipe: Path, eventually: Eventually) -> None:
+    run = cupola.start("run", str(recipe), "--no-prefect", *LONG)
+    eventually(lambda: trained(cupola) >= 2, 200, "two steps")
+    run.kill()
+    run.communicate()
+    eventually(lambda: cupola.processes() == [], 30, "no process")
+    assert cupola.json("runs")[0]["status"] == "failed (lost)"
+
+
+def test_a_second_run_of_the_same_stage_at_the_same_time_is_refused(
+    cupola: Any, recipe: Path, eventually: Eventually
+) -> None:
+    first = cupola.start("run", str(recipe), "--no-prefect", *LONG)
+    eventually(lambda: trained(cupola) >= 1, 200, "a step")
+    second = cupola("run", str(recipe), "--no-prefect", *LONG)
+    assert second.returncode == 1
+    assert "is being run by another process" in second.stderr
+    assert first.poll() is None
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=30)
+
+
+def test_what_a_recipe_gets_wrong_stops_it_before_anything_is_made(cupola: Any, recipe: Path) -> None:
+    done = cupola("run", str(recipe), "--set", "stages.pretrain.layout.tp=8")
+    assert done.returncode == 2
+    assert done.stderr.startswith("cupola: error: stages.pretrain: The job asks for 8 processes")
+    assert done.stderr.count("\n") == 1
+    assert cupola.json("runs") == []

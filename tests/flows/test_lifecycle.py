@@ -1,0 +1,171 @@
+"""One whole life of a small model through the real command, under a real Prefect server, and what is left of it."""
+
+import json
+import sqlite3
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STAGES = [
+    *("prepare", "pretrain", "upcycle", "pretrain_moe", "conversations", "sft", "preferences", "dpo", "evaluate"),
+    "promote",
+]
+pytestmark = pytest.mark.timeout(600)
+
+
+def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
+    connection = sqlite3.connect(database)
+    try:
+        return connection.execute(query).fetchall()
+    finally:
+        connection.close()
+
+
+def test_every_stage_is_completed_and_the_page_says_what_came_of_it(life: Any) -> None:
+    page = (life.workspace / "page.txt").read_text()
+    assert [row["stage"] for row in reversed(life.json("runs"))] == ["(all)", *STAGES]
+    assert all(row["status"] == "completed" for row in life.json("runs"))
+    for part in (
+        "held-out loss",
+        "bits per byte",
+        "accuracy, 95% interval",
+        "held-out margin",
+        "champion",
+        "def main(",
+    ):
+        assert part in page, part
+    assert "cupola up" in page
+    assert "cupola lineage" in page
+
+
+def test_the_training_lowers_the_loss_and_the_stages_give_what_they_should(life: Any) -> None:
+    artifacts = {row["stage"]: row["id"] for row in life.json("artifacts")}
+    pretrained = life.json("show", artifacts["pretrain"])
+    assert pretrained["kind"] == "checkpoint"
+    assert pretrained["metrics"]["final_heldout_loss"] < pretrained["metrics"]["initial_heldout_loss"] - 0.5
+    tuned = life.json("show", artifacts["sft"])
+    assert tuned["metrics"]["final_heldout_loss"] < tuned["metrics"]["initial_heldout_loss"] - 0.5
+    model = json.loads((Path(tuned["path"]) / "model.json").read_text())
+    assert model["moe"]["num_experts"] == 4
+    decision = json.loads((Path(life.json("show", artifacts["promote"])["path"]) / "decision.json").read_text())
+    assert decision["candidate"].startswith(artifacts["dpo"])
+    assert decision["promoted"] == ("champion" in life.json("show", artifacts["dpo"])["aliases"])
+
+
+def test_prefect_has_a_flow_of_flows_with_results_on_their_pages(life: Any) -> None:
+    database = life.workspace / "prefect" / "prefect.db"
+    runs = rows(
+        database, "select name, state_type, parent_task_run_id is null from flow_run order by expected_start_time"
+    )
+    assert runs == [("smoke", "COMPLETED", 1), *((stage, "COMPLETED", 0) for stage in STAGES)]
+    keys = {key for (key,) in rows(database, "select key from artifact")}
+    assert {"pretrain-metrics", "pretrain-moe-artifact", "promote-artifact"} <= keys
+
+
+def test_mlflow_has_a_parent_run_with_nested_stages_and_every_logged_step(life: Any) -> None:
+    database = life.workspace / "mlflow.db"
+    names = rows(database, "select name, status from runs order by start_time")
+    assert names == [("smoke", "FINISHED"), *((stage, "FINISHED") for stage in STAGES)]
+    nested = rows(database, "select count(*) from tags where key = 'mlflow.parentRunId'")
+    assert nested == [(len(STAGES),)]
+    steps = rows(
+        database,
+        "select count(*) from metrics join runs on metrics.run_uuid = runs.run_uuid "
+        "where runs.name = 'pretrain' and key = 'loss'",
+    )
+    assert steps == [(60,)]
+    assert not list((life.workspace / "spool").iterdir())
+
+
+def test_each_run_of_a_stage_names_its_prefect_and_mlflow_runs(life: Any) -> None:
+    linked = rows(
+        life.workspace / "registry.db",
+        "select count(*) from run where prefect_flow_run_id is not null and mlflow_run_id is not null",
+    )
+    assert linked == [(len(STAGES) + 1,)]
+
+
+def test_the_lineage_of_the_last_checkpoint_reaches_the_source_files(life: Any) -> None:
+    dpo = next(row["id"] for row in life.json("artifacts") if row["stage"] == "dpo")
+    shown = life("lineage", dpo).stdout
+    for part in ("dpo", "preferences", "sft", "upcycle", "pretrain", "tokens", "source library"):
+        assert part in shown, part
+    tree = life.json("lineage", dpo)
+    while tree["parents"]:
+        tree = tree["parents"][0]
+    assert tree["kind"] == "tokens"
+    assert tree["sources"][0]["files"] > 10
+
+
+def test_two_checkpoints_are_compared_by_the_evaluation_that_measured_both(life: Any) -> None:
+    ids = {row["stage"]: row["id"] for row in life.json("artifacts")}
+    comparison = life.json("compare", ids["pretrain_moe"], ids["sft"])
+    assert comparison["same_evaluation"]
+    before, after = comparison["checkpoints"]
+    assert before["evaluation"]["accuracy"]["low"] <= after["evaluation"]["accuracy"]["high"]
+    assert any("sft" not in line and "conversations" in line for line in after["only_here"])
+    refused = life("compare", ids["prepare"], ids["sft"])
+    assert refused.returncode == 2
+
+
+def test_the_second_run_reuses_every_stage_within_thirty_seconds_and_starts_no_server(life: Any) -> None:
+    log = life.workspace / "logs" / "prefect-run.log"
+    before = log.stat().st_size
+    started = time.monotonic()
+    done = life("run", "smoke")
+    assert time.monotonic() - started < 30
+    assert done.returncode == 0, done.stderr
+    assert "all 10 stages were run before" in done.stdout
+    assert log.stat().st_size == before
+    newest = life.json("runs", "--limit", "11")
+    assert {row["status"] for row in newest} == {"reused"}
+
+
+def test_a_flipped_byte_is_refused_by_the_files_name(life: Any, tmp_path: Path) -> None:
+    import shutil
+
+    sft = next(row["id"] for row in life.json("artifacts") if row["stage"] == "sft")
+    copy = tmp_path / "copy"
+    shutil.copytree(life.json("show", sft)["path"], copy)
+    assert life("checkpoint", "verify", str(copy)).returncode == 0
+    victim = max((file for file in (copy / "state").rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    refused = life("checkpoint", "verify", str(copy))
+    assert refused.returncode == 2
+    assert victim.name in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+def test_an_exported_checkpoint_is_loaded_by_transformers_alone(life: Any, tmp_path: Path) -> None:
+    import subprocess
+
+    sft = next(row["id"] for row in life.json("artifacts") if row["stage"] == "sft")
+    done = life("checkpoint", "export", sft, "--to", str(tmp_path / "exported"))
+    assert done.returncode == 0, done.stderr
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer; "
+        "m = AutoModelForCausalLM.from_pretrained(sys.argv[1]); t = AutoTokenizer.from_pretrained(sys.argv[1]); "
+        "print(type(m).__name__, t.decode(t('def main').input_ids))"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "exported")], check=True, capture_output=True, text=True
+    )
+    assert loaded.stdout.split(maxsplit=1) == ["Qwen2MoeForCausalLM", "def main\n"]
+    again = life("checkpoint", "export", sft, "--to", str(tmp_path / "exported"))
+    assert again.returncode == 2
+    assert "already holds something" in again.stderr
+
+
+def test_a_checkpoint_continues_a_text(life: Any) -> None:
+    sft = next(row["id"] for row in life.json("artifacts") if row["stage"] == "sft")
+    done = life("checkpoint", "generate", sft, "--prompt", "def main(", "--max-new-tokens", "4")
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_process_is_left(life: Any) -> None:
+    assert life.processes() == []
