@@ -2,6 +2,7 @@
 
 import re
 import sys
+import sysconfig
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -80,8 +81,11 @@ def test_constraints_pin_every_installed_package_to_what_is_installed(root: Path
     lines = [line for line in (root / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.!]+", line)] == []
     pinned = {canonical(name): version for name, _, version in (line.partition("==") for line in lines)}
+    site_packages = [sysconfig.get_path("purelib")]  # not those that setuptools carries inside itself
     ours = {"cupola", "pip"}
-    installed = {canonical(each.name): each.version.partition("+")[0] for each in metadata.distributions()}
+    installed = {
+        canonical(each.name): each.version.partition("+")[0] for each in metadata.distributions(path=site_packages)
+    }
     differing = {
         name: version for name, version in installed.items() if name not in ours and pinned.get(name) != version
     }
