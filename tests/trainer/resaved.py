@@ -1,0 +1,20 @@
+"""Loads a checkpoint's weights in another layout and saves them: `torchrun resaved.py CHECKPOINT TO LAYOUT-JSON`."""
+
+import json
+import sys
+from pathlib import Path
+
+from cupola_trainer import checkpoint, models, runtime
+from cupola_trainer.config import ParallelConfig
+
+if __name__ == "__main__":
+    source, to, parallel = Path(sys.argv[1]), Path(sys.argv[2]), ParallelConfig(**json.loads(sys.argv[3]))
+    runtime.start(parallel, seed=0)
+    model = checkpoint.read_model(source)
+    chunks = models.build(model, parallel)
+    checkpoint.load_weights(source, chunks)
+    checkpoint.save(
+        to, chunks, model=model, parallel=parallel, step=3, consumed_samples=24, seed=1, objective="next_token",
+        tokenizer=source / "tokenizer",
+    )  # fmt: skip
+    runtime.stop()

@@ -1,0 +1,113 @@
+"""Writes what the tests of conversion, upcycling, rollout and evaluation share: `python saved_models.py FOLDER`.
+
+A tokenizer of 512 rows, a `tokens` and a `conversations` folder, and checkpoints of four small models whose weights are
+large enough that no two tokens are near a tie.
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from cupola_platform.corpus.tokenization import save_tokenizer, train_tokenizer
+from cupola_trainer import checkpoint, models, runtime
+from cupola_trainer.config import ModelConfig, MoEConfig, ParallelConfig
+from cupola_trainer.evaluation.tasks import make_tasks
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 512, "hidden_size": 64, "num_layers": 2, "num_attention_heads": 4, "num_query_groups": 2,
+    "ffn_hidden_size": 160, "max_position_embeddings": 128, "rope_theta": 10_000.0,
+}  # fmt: skip
+EXPERTS: dict[str, Any] = {
+    "num_experts": 4,
+    "top_k": 2,
+    "expert_ffn_hidden_size": 48,
+    "shared_expert_ffn_hidden_size": 96,
+}
+MODELS = {
+    "dense": ModelConfig(**SHAPE),
+    "untied": ModelConfig(**SHAPE, tie_embeddings=False),
+    "moe": ModelConfig(**SHAPE, moe=MoEConfig(**EXPERTS)),
+    "moe_normalized": ModelConfig(**SHAPE, moe=MoEConfig(**EXPERTS, norm_topk_prob=True)),
+}
+
+
+def write_checkpoints(folder: Path) -> None:
+    runtime.start(ParallelConfig(), seed=0)
+    for name, model in MODELS.items():
+        chunks = models.build(model, ParallelConfig(), seed=1)
+        generator = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for parameter in chunks[0].parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        checkpoint.save(
+            folder / name, chunks, model=model, parallel=ParallelConfig(), step=3, consumed_samples=24, seed=1,
+            objective="next_token", tokenizer=folder / "tokenizer",
+        )  # fmt: skip
+    runtime.stop()
+
+
+def write_tokens(folder: Path) -> None:
+    library = Path(os.__file__).parent
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    tokens = folder / "tokens"
+    (tokens / "shards").mkdir(parents=True)
+    shutil.copytree(folder / "tokenizer", tokens / "tokenizer")
+    sources = {"json": ["decoder.py", "encoder.py", "scanner.py"], "email": ["header.py", "errors.py", "charset.py"]}
+    index: dict[str, Any] = {"vocab_size": len(tokenizer), "sources": {}}
+    for source, names in sources.items():
+        texts = [(library / source / name).read_text() for name in names]
+        parts = {"train": texts[:1], "heldout": texts[1:]}
+        prefix = tokens / "shards"
+        index["sources"][source] = {
+            split: write_shard(prefix / f"{split}-{source}", texts, tokenizer) for split, texts in parts.items()
+        }
+    (tokens / "index.json").write_text(json.dumps(index))
+
+
+def write_shard(prefix: Path, texts: list[str], tokenizer: Any) -> dict[str, int]:
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    documents = [[*tokenizer.encode(text, add_special_tokens=False), end] for text in texts]
+    for document in documents:
+        builder.add_document(torch.tensor(document), [len(document)])
+    builder.finalize(f"{prefix}.idx")
+    return {
+        "documents": len(documents),
+        "tokens": sum(map(len, documents)),
+        "bytes": sum(len(text.encode()) for text in texts),
+    }
+
+
+def write_conversations(folder: Path) -> None:
+    (folder / "conversations").mkdir()
+    with (folder / "conversations" / "heldout.jsonl").open("w") as file:
+        for name, config in {
+            "chain_sum": {"max_terms": 2, "max_digits": 1},
+            "letter_counting": {"min_words": 1, "max_words": 3},
+        }.items():
+            for number, task in enumerate(make_tasks(name, config, 6, seed=3)):
+                messages = [{"role": "user", "content": task.question}, {"role": "assistant", "content": task.answer}]
+                row = {"id": f"{name}-{number}", "source": name, "messages": messages, "task": task.reference()}
+                file.write(json.dumps(row) + "\n")
+        chat = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Good day."}]
+        file.write(json.dumps({"id": "chat-0", "source": "chat", "messages": chat, "task": None}) + "\n")
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    target.mkdir(parents=True)
+    library = Path(os.__file__).parent
+    texts = [(library / f"{name}.py").read_text(encoding="utf-8") for name in ("argparse", "textwrap", "random", "csv")]
+    save_tokenizer(train_tokenizer((texts, 512)), target / "tokenizer")
+    write_checkpoints(target)
+    write_tokens(target)
+    write_conversations(target)

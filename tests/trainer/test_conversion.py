@@ -1,0 +1,285 @@
+"""Hugging Face <-> checkpoints: against transformers, bit for bit, in one process, from any layout."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+)
+
+from cupola_platform import artifacts
+from cupola_platform.errors import ConfigError, CorruptArtifactError, NotFoundError
+from cupola_trainer import checkpoint, models, runtime
+from cupola_trainer.config import ModelConfig, MoEConfig, ParallelConfig
+from cupola_trainer.conversion.__main__ import main
+from cupola_trainer.conversion.exporting import export
+from cupola_trainer.conversion.families import active_parameters, from_config
+from cupola_trainer.conversion.importing import import_
+from cupola_trainer.conversion.mapping import GroupedQKV
+from cupola_trainer.conversion.stored import StoredTensors
+from cupola_trainer.rollout.loading import load
+
+HERE = Path(__file__).parent
+NAMES = ["dense", "untied", "moe", "moe_normalized"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.getbasetemp() / "saved_models"
+    if not folder.exists():
+        subprocess.run([sys.executable, HERE / "saved_models.py", folder], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("exported")
+    return {name: export(saved / name, folder / name) for name in NAMES}
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    runtime.start(ParallelConfig(), seed=0)
+    yield
+    runtime.stop()
+
+
+def logits_of(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
+    [model] = load(folder, ParallelConfig()).chunks
+    with torch.no_grad():
+        logits: torch.Tensor = model(tokens, torch.arange(tokens.size(1)).expand_as(tokens), None)
+    return logits
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("name", NAMES)
+def test_an_exported_model_gives_our_logits_in_transformers(saved: Path, exported: dict[str, Path], name: str) -> None:
+    tokens = torch.randint(0, 512, (2, 100), generator=torch.Generator().manual_seed(5))
+    ours = logits_of(saved / name, tokens)
+    with torch.no_grad():
+        theirs = AutoModelForCausalLM.from_pretrained(exported[name]).eval()(tokens).logits
+    assert ours.abs().max() > 1
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_export_and_import_give_the_same_bits_back(
+    saved: Path, exported: dict[str, Path], name: str, tmp_path: Path
+) -> None:
+    back = import_(exported[name], tmp_path / "back").path
+    original, returned = StoredTensors(saved / name), StoredTensors(back)
+    assert set(original) == set(returned)
+    assert all(torch.equal(original[key], returned[key]) for key in original)
+    assert checkpoint.read_model(back) == checkpoint.read_model(saved / name)
+    again = export(back, tmp_path / "again")
+    assert (again / "model.safetensors").read_bytes() == (exported[name] / "model.safetensors").read_bytes()
+
+
+SMALL = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 1,
+         "intermediate_size": 48, "max_position_embeddings": 64}  # fmt: skip
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize(
+    ("config", "model"),
+    [
+        (Qwen2Config(**SMALL, tie_word_embeddings=True), Qwen2ForCausalLM),
+        (
+            Qwen2MoeConfig(**SMALL, moe_intermediate_size=24, shared_expert_intermediate_size=40, num_experts=3),
+            Qwen2MoeForCausalLM,
+        ),
+    ],
+    ids=["qwen2", "qwen2_moe"],
+)
+def test_a_folder_that_transformers_saved_is_imported(saved: Path, tmp_path: Path, config: Any, model: Any) -> None:
+    config.num_experts_per_tok = 2
+    torch.manual_seed(0)
+    theirs = model(config).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    theirs.save_pretrained(tmp_path / "theirs")
+    AutoTokenizer.from_pretrained(saved / "tokenizer").save_pretrained(tmp_path / "theirs")
+    import_(tmp_path / "theirs", tmp_path / "ours")
+    runtime.start(ParallelConfig(), seed=0)
+    tokens = torch.randint(0, 512, (2, 40), generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of(tmp_path / "ours", tokens), theirs(tokens).logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("dense", {"tp": 2, "sp": True}), ("dense", {"pp": 2}), ("moe", {"dp": 2, "ep": 2})],
+    ids=["tp2", "pp2", "ep2"],
+)
+def test_a_checkpoint_of_any_layout_exports_the_same_file(
+    saved: Path,
+    exported: dict[str, Path],
+    name: str,
+    layout: dict[str, int],
+    tmp_path: Path,
+    torchrun: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    torchrun(2, HERE / "resaved.py", saved / name, tmp_path / "sharded", json.dumps(layout))
+    folder = export(tmp_path / "sharded", tmp_path / "exported")
+    assert (folder / "model.safetensors").read_bytes() == (exported[name] / "model.safetensors").read_bytes()
+
+
+def test_large_weights_are_split_into_files_with_an_index(
+    saved: Path, exported: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = export(saved / "moe", tmp_path / "split", shard_bytes=200_000)
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    assert len(files) > 2
+    assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    assert all((folder / name).stat().st_size < 250_000 for name in files)
+    whole = AutoModelForCausalLM.from_pretrained(exported["moe"]).state_dict()
+    split = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    assert all(torch.equal(whole[name], split[name]) for name in whole)
+
+
+def test_an_exported_folder_says_what_it_is(saved: Path, exported: dict[str, Path]) -> None:
+    folder = exported["moe"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    original = AutoTokenizer.from_pretrained(saved / "moe" / "tokenizer")
+    chat = [{"role": "user", "content": "def f(x):"}]
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == original.apply_chat_template(chat, tokenize=False)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["vocab_size"] == 512
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10_000.0
+    stops = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+    assert tokenizer.convert_ids_to_tokens(stops) == ["<|im_end|>", "<|endoftext|>"]
+    card = (folder / "README.md").read_text()
+    assert artifacts.read(saved / "moe").digest in card
+    assert f"{active_parameters(from_config(config)):,} of them active" in card
+
+
+def test_parameters_of_a_mixture_are_counted_as_transformers_counts_them(exported: dict[str, Path]) -> None:
+    model = ModelConfig(
+        vocab_size=512, hidden_size=64, num_layers=2, num_attention_heads=4, num_query_groups=2, ffn_hidden_size=160,
+        max_position_embeddings=128,
+        moe=MoEConfig(num_experts=4, top_k=2, expert_ffn_hidden_size=48, shared_expert_ffn_hidden_size=96),
+    )  # fmt: skip
+    theirs = AutoModelForCausalLM.from_pretrained(exported["moe"])
+    assert models.parameter_count(model) == sum(parameter.numel() for parameter in theirs.parameters())
+    assert models.parameter_count(model) - active_parameters(model) == 2 * 2 * 3 * 64 * 48
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.booleans())
+def test_grouped_qkv_comes_apart_as_it_was_joined(groups: int, per_group: int, head_dim: int, bias: bool) -> None:
+    rest = () if bias else (3,)
+    rows = [groups * per_group * head_dim, groups * head_dim, groups * head_dim]
+    parts = [torch.randn(count, *rest) for count in rows]
+    layout = GroupedQKV(groups * per_group, groups)
+    whole = layout.join(parts)
+    assert whole.shape == (sum(rows), *rest)
+    assert torch.equal(whole[: per_group * head_dim], parts[0][: per_group * head_dim])
+    assert all(torch.equal(a, b) for a, b in zip(layout.split(whole), parts, strict=True))
+
+
+def changed(folder: Path, to: Path, **config: Any) -> Path:
+    shutil.copytree(folder, to)
+    original = json.loads((folder / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps(original | config))
+    return to
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"model_type": "gpt2"}, "'gpt2' is not known. Known architectures: qwen2, qwen2_moe"),
+        ({"use_sliding_window": True}, "use_sliding_window=True is not supported"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "'yarn' is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported. Only 'silu' is"),
+        ({"hidden_size": 66}, "hidden_size=66 is not a multiple"),
+    ],
+)  # fmt: skip
+def test_a_configuration_that_we_do_not_build_is_refused(
+    exported: dict[str, Path], tmp_path: Path, config: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        import_(changed(exported["dense"], tmp_path / "other", **config), tmp_path / "to")
+    assert not (tmp_path / "to").exists()
+
+
+def test_tensors_that_do_not_fit_are_named(exported: dict[str, Path], tmp_path: Path) -> None:
+    folder = changed(exported["dense"], tmp_path / "folder")
+    tensors = load_file(folder / "model.safetensors")
+    norm = tensors.pop("model.layers.1.input_layernorm.weight")
+    for wrong, says in [
+        (tensors, "lacks the tensor model.layers.1.input_layernorm.weight"),
+        (tensors | {"model.layers.1.input_layernorm.weight": norm[:9].clone()}, r"has shape \(9,\); .* \(64,\)"),
+        (tensors | {"model.layers.1.input_layernorm.weight": norm, "model.extra": norm.clone()}, "model.extra"),
+    ]:
+        save_file(wrong, folder / "model.safetensors")
+        with pytest.raises(ConfigError, match=says):
+            import_(folder, tmp_path / "to")
+
+
+def test_pickled_weights_are_never_opened(exported: dict[str, Path], tmp_path: Path) -> None:
+    folder = changed(exported["dense"], tmp_path / "folder")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
+    with pytest.raises(ConfigError, match=r"pytorch_model.bin is pickled: .* Save the model as safetensors first"):
+        import_(folder, tmp_path / "to")
+
+
+def test_a_folder_without_a_model_or_tokenizer_is_refused(exported: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"holds no config\.json"):
+        import_(tmp_path, tmp_path / "to")
+    folder = changed(exported["dense"], tmp_path / "folder")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(NotFoundError, match=r"holds no tokenizer\.json"):
+        import_(folder, tmp_path / "to")
+
+
+def test_a_changed_byte_is_refused_by_name_before_anything_is_unpickled(saved: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(saved / "dense", folder)
+    path = folder / "state" / ".metadata"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CorruptArtifactError, match=r"state/\.metadata is corrupt"):
+        export(folder, tmp_path / "to")
+    assert not (tmp_path / "to").exists()
+
+
+def test_the_command_line_exports_imports_and_generates(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "--checkpoint", str(saved / "dense"), "--to", str(tmp_path / "hf")]) == 0
+    assert main(["import", "--from", str(tmp_path / "hf"), "--to", str(tmp_path / "back")]) == 0
+    capsys.readouterr()
+    command = ["generate", "--prompt", "import os", "--max-new-tokens", "12", "--checkpoint"]
+    assert main([*command, str(saved / "dense")]) == 0
+    first = capsys.readouterr().out
+    assert main([*command, str(tmp_path / "back")]) == 0
+    assert capsys.readouterr().out == first != "\n"
+
+
+def test_a_mistake_on_the_command_line_is_one_line_and_status_2(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    done = subprocess.run(
+        [sys.executable, "-m", "cupola_trainer.conversion", "export", "--checkpoint", saved / "dense", "--to", tmp_path],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert [line for line in done.stderr.splitlines() if "Warning" not in line and "warn" not in line] == [
+        f"{tmp_path} exists and is not an empty folder. Name a new one."
+    ]
+    assert (tmp_path / "file").read_text() == "kept"

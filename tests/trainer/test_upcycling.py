@@ -1,0 +1,220 @@
+"""From a dense FFN to experts: what is copied, what is drawn anew, and that every layout writes the same checkpoint."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import Qwen2MoeConfig
+from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer import checkpoint
+from cupola_trainer.config import MoEConfig, ParallelConfig, UpcycleJob, write_job
+from cupola_trainer.conversion.stored import StoredTensors
+from cupola_trainer.metrics import read_metrics
+from cupola_trainer.upcycling import Experts, run, upcycle_ffn
+
+HERE = Path(__file__).parent
+HIDDEN = 3
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.getbasetemp() / "saved_models"
+    if not folder.exists():
+        subprocess.run([sys.executable, HERE / "saved_models.py", folder], check=True)
+    return folder
+
+
+def ffn(h_ffn: int, hidden: int = HIDDEN, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    gate, up, down = (torch.randn(h_ffn, hidden, generator=generator) for _ in range(3))
+    return gate, up, down.t().contiguous()
+
+
+def units(gate: Tensor, up: Tensor, down: Tensor) -> Counter[tuple[float, ...]]:
+    """What each intermediate unit holds, in all three matrices: a row of gate and up, a column of down."""
+    return Counter(tuple(row) for row in torch.cat([gate, up, down.t()], dim=1).tolist())
+
+
+def units_of_experts(experts: Experts) -> Counter[tuple[float, ...]]:
+    return sum((units(*expert) for expert in zip(*experts, strict=True)), Counter())
+
+
+SIZES = st.tuples(st.integers(1, 12), st.integers(1, 6), st.integers(1, 20))  # h_FFN, n, h_E
+
+
+@given(SIZES, st.integers(0, 2**31))
+def test_experts_hold_whole_units_of_the_copies_and_of_the_last_copy_what_fits(
+    sizes: tuple[int, int, int], seed: int
+) -> None:
+    h_ffn, n, h_e = sizes
+    dense = ffn(h_ffn)
+    experts = upcycle_ffn(*dense, num_experts=n, expert_intermediate_size=h_e, reinit="none", seed=seed)
+    assert experts.gate.shape == experts.up.shape == (n, h_e, HIDDEN)
+    assert experts.down.shape == (n, HIDDEN, h_e)
+    whole_copies, rest = divmod(n * h_e, h_ffn)
+    held, once = units_of_experts(experts), units(*dense)
+    beyond = held - Counter(dict.fromkeys(once, whole_copies))
+    assert set(held) <= set(once)
+    assert sum(held.values()) == n * h_e
+    assert max(beyond.values(), default=0) <= 1
+    assert sum(beyond.values()) == rest
+
+
+@given(SIZES, st.floats(0, 1), st.integers(0, 2**31))
+def test_exactly_the_share_of_each_expert_is_drawn_anew(
+    sizes: tuple[int, int, int], fraction: float, seed: int
+) -> None:
+    h_ffn, n, h_e = sizes
+    options: dict[str, Any] = {"num_experts": n, "expert_intermediate_size": h_e, "seed": seed}
+    kept = upcycle_ffn(*ffn(h_ffn), **options, reinit="none")
+    drawn = upcycle_ffn(*ffn(h_ffn), **options, reinit_fraction=fraction)
+    for expert in range(n):
+        changed = sum(int((a[expert] != b[expert]).sum()) for a, b in zip(kept, drawn, strict=True))
+        assert changed == round(fraction * 3 * h_e * HIDDEN)
+
+
+@given(st.tuples(st.integers(2, 12), st.integers(1, 4), st.integers(2, 20)), st.floats(0, 1))
+def test_exactly_the_share_of_whole_units_is_drawn_anew(sizes: tuple[int, int, int], fraction: float) -> None:
+    h_ffn, n, h_e = sizes
+    options: dict[str, Any] = {"num_experts": n, "expert_intermediate_size": h_e, "seed": 4}
+    kept = upcycle_ffn(*ffn(h_ffn), **options, reinit="none")
+    drawn = upcycle_ffn(*ffn(h_ffn), **options, reinit_fraction=fraction, reinit="unit")
+    for expert in range(n):
+        changed = torch.stack([kept.gate[expert] != drawn.gate[expert], kept.up[expert] != drawn.up[expert],
+                               kept.down[expert].t() != drawn.down[expert].t()])  # fmt: skip
+        assert torch.equal(changed.any(dim=(0, 2)), changed.all(dim=(0, 2)))
+        assert int(changed.all(dim=(0, 2)).sum()) == round(fraction * h_e)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**62), st.sampled_from(["element", "unit", "none"]))
+def test_the_seed_decides_everything(seed: int, reinit: Any) -> None:
+    options: dict[str, Any] = {"num_experts": 3, "expert_intermediate_size": 5, "reinit": reinit}
+    first, second = (upcycle_ffn(*ffn(8), **options, seed=seed) for _ in range(2))
+    other = upcycle_ffn(*ffn(8), **options, seed=seed + 1)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(first.gate, other.gate)
+
+
+def test_what_is_drawn_has_the_spread_that_was_asked_for() -> None:
+    dense = tuple(matrix * 10 + 5 for matrix in ffn(64, hidden=64))
+    options: dict[str, Any] = {"num_experts": 8, "expert_intermediate_size": 64, "reinit_fraction": 1.0, "seed": 0}
+    elements = upcycle_ffn(*dense, **options, init_std=0.02)
+    assert elements.gate.std().item() == pytest.approx(0.02, rel=0.02)
+    assert elements.gate.mean().item() == pytest.approx(0, abs=5e-4)
+    whole = upcycle_ffn(*dense, **options, reinit="unit")
+    assert whole.down.std().item() == pytest.approx(10, rel=0.05)
+    assert whole.down.mean().item() == pytest.approx(5, abs=0.3)
+
+
+@pytest.mark.parametrize("granularity", [1, 2, 4])
+def test_whole_copies_together_say_what_the_dense_ffn_said(granularity: int) -> None:
+    """With equal weights over whole copies, an expert holds 1/granularity of a copy, and weighs so much less."""
+    hidden, h_ffn, n = 16, 24, 4
+    gate, up, down = ffn(h_ffn, hidden, seed=1)
+    experts = upcycle_ffn(
+        gate, up, down, num_experts=n, expert_intermediate_size=h_ffn // granularity, reinit="none", seed=2
+    )
+    block = Qwen2MoeSparseMoeBlock(
+        Qwen2MoeConfig(
+            hidden_size=hidden, num_experts=n, num_experts_per_tok=n, norm_topk_prob=True,
+            moe_intermediate_size=h_ffn // granularity, shared_expert_intermediate_size=1,
+        )
+    )  # fmt: skip
+    block.load_state_dict(
+        {
+            "gate.weight": torch.zeros(n, hidden),  # equal weights
+            "experts.gate_up_proj": torch.cat([experts.gate, experts.up], dim=1),
+            "experts.down_proj": experts.down,
+            "shared_expert_gate.weight": torch.zeros(1, hidden),
+            **{f"shared_expert.{name}_proj.weight": torch.zeros(1, hidden) for name in ("gate", "up")},
+            "shared_expert.down_proj.weight": torch.zeros(hidden, 1),
+        }
+    )
+    x = torch.randn(1, 10, hidden, generator=torch.Generator().manual_seed(3))
+    dense = (torch.nn.functional.silu(x @ gate.t()) * (x @ up.t())) @ down.t()
+    with torch.no_grad():
+        torch.testing.assert_close(granularity * block(x), dense, rtol=1e-5, atol=1e-5)
+
+
+def test_qwen2_57b_can_be_cut_from_7b_although_its_sizes_do_not_divide() -> None:
+    """64 experts of 2,560 from an FFN of 18,944: 9 copies, 163,840 of 170,496 units (Qwen2, section 2.2.2)."""
+    dense = ffn(18_944, hidden=1)
+    experts = upcycle_ffn(*dense, num_experts=64, expert_intermediate_size=2_560, reinit="none", seed=0)
+    assert experts.gate.numel() == 163_840
+    assert Counter(units_of_experts(experts).values()) == {9: 163_840 - 8 * 18_944, 8: 9 * 18_944 - 163_840}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"num_experts": 0}, "num_experts=0 and expert_intermediate_size=4 must both be at least 1"),
+        ({"reinit_fraction": 1.5}, "reinit_fraction=1.5 is not between 0 and 1"),
+        ({"reinit": "row"}, "reinit='row' is not known. Use 'element', 'unit' or 'none'"),
+        ({"init_std": 0.0}, "init_std=0.0 is not positive"),
+    ],
+)
+def test_options_that_make_no_experts_are_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        upcycle_ffn(*ffn(8), **({"num_experts": 2, "expert_intermediate_size": 4, "seed": 0} | options))
+
+
+def test_matrices_of_different_ffns_are_refused() -> None:
+    gate, up, down = ffn(8)
+    with pytest.raises(ConfigError, match=r"gate \(8, 3\), up \(8, 3\), down \(8, 3\)"):
+        upcycle_ffn(gate, up, down.t(), num_experts=2, expert_intermediate_size=4, seed=0)
+
+
+MOE = MoEConfig(num_experts=4, top_k=2, expert_ffn_hidden_size=56, shared_expert_ffn_hidden_size=96)
+
+
+def test_a_job_writes_the_same_mixture_of_experts_in_every_layout(
+    saved: Path, tmp_path: Path, torchrun: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    job = UpcycleJob(output=tmp_path / "one", seed=11, initial=saved / "dense", moe=MOE)
+    run(job)
+    one = StoredTensors(tmp_path / "one" / "checkpoint")
+    for name, layout in {"experts": {"dp": 2, "ep": 2}, "tensors": {"tp": 2, "sp": True}}.items():
+        sharded = UpcycleJob(
+            output=tmp_path / name, seed=11, initial=saved / "dense", moe=MOE, parallel=ParallelConfig(**layout)
+        )
+        write_job(sharded, tmp_path / f"{name}.json")
+        torchrun(2, "-m", "cupola_trainer", tmp_path / f"{name}.json")
+        other = StoredTensors(tmp_path / name / "checkpoint")
+        assert set(one) == set(other)
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+    dense = StoredTensors(saved / "dense")
+    assert torch.equal(one["embedding.word_embeddings.weight"], dense["embedding.word_embeddings.weight"])
+    assert one["decoder.layers.mlp.experts.experts.linear_fc1.weight"].shape == (2, 4, 112, 64)
+    fc1, kept = (
+        one["decoder.layers.mlp.experts.experts.linear_fc1.weight"],
+        dense["decoder.layers.mlp.linear_fc1.weight"],
+    )
+    assert torch.isin(fc1, kept).float().mean().item() == pytest.approx(0.5, abs=0.02)
+    assert checkpoint.read_model(tmp_path / "one" / "checkpoint").moe == MOE
+
+
+def test_a_job_reports_parameters_and_where_its_checkpoint_lies(saved: Path, tmp_path: Path) -> None:
+    run(UpcycleJob(output=tmp_path, initial=saved / "dense", moe=MOE))
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["folder"] == "checkpoint"
+    total = sum(tensor.numel() for tensor in StoredTensors(tmp_path / "checkpoint").values())
+    assert result["metrics"] == {"parameters": total, "active_parameters": total - 2 * 2 * 3 * 64 * 56}
+    assert [line["event"] for line in read_metrics(tmp_path / "metrics.jsonl")] == ["start", "step", "end"]
+
+
+def test_a_mixture_of_experts_is_not_upcycled_again(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a mixture of experts already. Upcycle a dense checkpoint"):
+        run(UpcycleJob(output=tmp_path, initial=saved / "moe", moe=MOE))
