@@ -55,9 +55,17 @@ def ranks(folder: Path, count: int = 2) -> list[int]:
     return [int(path.read_text().split()[0]) for path in found]
 
 
+def runs(pid: int) -> bool:
+    """Whether a process lives; one that has ended and waits for its parent to notice does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def gone(pids: list[int], within: float) -> bool:
     deadline = time.monotonic() + within
-    while any(psutil.pid_exists(pid) for pid in pids):
+    while any(runs(pid) for pid in pids):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.05)
