@@ -9,7 +9,8 @@ from typing import Literal, TypedDict
 
 import psutil
 
-from cupola_flows.services import answers, status
+from cupola_flows.processes import answers
+from cupola_flows.services import status
 from cupola_platform.settings import Settings
 
 NEEDED_MEMORY = 6 * 1024**3

@@ -2,12 +2,7 @@
 
 import json
 import os
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,15 +10,15 @@ from pathlib import Path
 
 import psutil
 
+from cupola_flows.processes import answers, end_trees, free_port, spawn, wait_for
 from cupola_platform.errors import ServiceError
-from cupola_platform.launch import tether
 from cupola_platform.settings import Settings
 
 WORK_POOL = "cupola"
-PATIENCE = 180.0
-"""Seconds that a server may take to answer; Prefect's first start makes its database."""
-GRACE = 15.0
-"""Seconds between SIGTERM and SIGKILL."""
+GRACE = 10.0
+"""Seconds between SIGTERM and SIGKILL of a server."""
+WORKER_GRACE = 35.0
+"""The same of the worker: a run that it carries out saves first."""
 NO_TELEMETRY = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -96,15 +91,15 @@ class PrefectServer:
         self.url = f"http://127.0.0.1:{port}/api"
         self.log = settings.home / "logs" / "prefect-run.log"
         command = [*prefect_command(port), "--no-ui", "--no-services"]
-        self.process = _spawn(command, self.log, prefect_environment(settings), ends_with_us=True)
+        self.process = spawn(command, self.log, prefect_environment(settings), ends_with_us=True)
 
     def wait(self) -> str:
         """The API's URL, once it answers. Raises ServiceError."""
-        wait_for(f"{self.url}/health", self.process, "Prefect's server", self.log)
+        wait_for(f"{self.url}/health", lambda: self.process.poll() is None, "Prefect's server", self.log)
         return self.url
 
     def stop(self) -> None:
-        end_tree(self.process.pid, GRACE)
+        end_trees([self.process.pid], GRACE)
         self.process.wait()
 
 
@@ -132,12 +127,12 @@ def up(settings: Settings) -> list[Service]:
 def down(settings: Settings) -> list[str]:
     """End every service of the workspace and its children; names them. The worker first: without its server it lingers."""
     ended = []
-    for name in ("console", "worker", "mlflow", "prefect"):
-        service = load(settings, name)
-        if service and service.alive():
-            end_tree(service.pid, GRACE)
-            ended.append(name)
-        _record(settings, name).unlink(missing_ok=True)
+    for names, grace in ((("worker",), WORKER_GRACE), (("console", "mlflow", "prefect"), GRACE)):
+        living = [service for name in names if (service := load(settings, name)) and service.alive()]
+        end_trees([service.pid for service in living], grace)
+        ended += [service.name for service in living]
+        for name in names:
+            _record(settings, name).unlink(missing_ok=True)
     return ended
 
 
@@ -225,94 +220,15 @@ def _keep(
     known = load(settings, name)
     if known and known.alive():
         return known
-    process = _spawn(command, settings.home / "logs" / f"{name}.log", environment)
+    process = spawn(command, settings.home / "logs" / f"{name}.log", environment)
     service = Service(name, process.pid, psutil.Process(process.pid).create_time(), url, health)
     _record(settings, name).write_text(json.dumps(asdict(service)))
     return service
 
 
 def _ready(settings: Settings, service: Service) -> None:
-    wait_for(service.health, service, service.name, settings.home / "logs" / f"{service.name}.log")
+    wait_for(service.health, service.alive, service.name, settings.home / "logs" / f"{service.name}.log")
 
 
 def _record(settings: Settings, name: str) -> Path:
     return settings.home / "pids" / f"{name}.json"
-
-
-def _spawn(
-    command: Sequence[str], log: Path, environment: Mapping[str, str], *, ends_with_us: bool = False
-) -> "subprocess.Popen[bytes]":
-    log.parent.mkdir(parents=True, exist_ok=True)
-    if ends_with_us:
-        command = [sys.executable, tether.__file__, str(os.getpid()), *command]
-    with log.open("ab") as out:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, **environment},
-        )
-
-
-def wait_for(url: str, process: "subprocess.Popen[bytes] | Service", name: str, log: Path) -> None:
-    """Return when `url` answers 200. Raises ServiceError when the process ends or the patience does."""
-    until = time.monotonic() + PATIENCE
-    while time.monotonic() < until:
-        if answers(url):
-            return
-        alive = process.alive() if isinstance(process, Service) else process.poll() is None
-        if not alive:
-            raise ServiceError(f"{name} ended before it answered. Its log: {log}{last_line(log)}")
-        time.sleep(0.2)
-    raise ServiceError(f"{name} has not answered {url} in {PATIENCE:.0f} s. Its log: {log}")
-
-
-def answers(url: str) -> bool:
-    """Whether a GET gives 200."""
-    try:
-        with urllib.request.urlopen(url, timeout=5) as response:
-            return bool(response.status == 200)
-    except (OSError, urllib.error.URLError):
-        return False
-
-
-def end_tree(pid: int, grace: float) -> None:
-    """SIGTERM to a process and all below it, then SIGKILL to what is left after `grace` seconds."""
-    try:
-        root = psutil.Process(pid)
-        tree = [root, *root.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    for signal_name in ("terminate", "kill"):
-        for process in tree:
-            try:
-                getattr(process, signal_name)()
-            except psutil.NoSuchProcess:
-                continue
-        _, tree = psutil.wait_procs(tree, timeout=grace)
-        if not tree:
-            return
-
-
-def free_port(preferred: int = 0) -> int:
-    """`preferred` when nothing listens there, else one that the system picks."""
-    for port in (preferred, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise ServiceError("No free port on 127.0.0.1.")
-
-
-def last_line(log: Path) -> str:
-    """` (its last line)` of a log; empty when there is none."""
-    try:
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    except OSError:
-        return ""
-    return f" (last line: {lines[-1].strip()[:200]})" if lines else ""

@@ -6,6 +6,7 @@ import sys
 import typer
 
 from cupola_flows.cli import artifacts, checkpoint, run, services
+from cupola_flows.services import NO_TELEMETRY
 from cupola_platform.errors import CupolaError
 
 app = typer.Typer(
@@ -25,6 +26,8 @@ app.add_typer(checkpoint.app, name="checkpoint")
 
 def main() -> None:
     """Entry point: a mistake of the user is one line and an exit status, never a traceback."""
+    for name, value in NO_TELEMETRY.items():
+        os.environ.setdefault(name, value)
     try:
         app()
     except CupolaError as error:

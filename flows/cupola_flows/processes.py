@@ -1,0 +1,96 @@
+"""Processes on this machine: started into a log, waited for, ended with all their children."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from cupola_platform.errors import ServiceError
+from cupola_platform.launch import tether
+
+PATIENCE = 180.0
+"""Seconds that a server may take to answer; Prefect's first start makes its database."""
+
+
+def spawn(
+    command: Sequence[str], log: Path, environment: Mapping[str, str], *, ends_with_us: bool = False
+) -> "subprocess.Popen[bytes]":
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if ends_with_us:
+        command = [sys.executable, tether.__file__, str(os.getpid()), *command]
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **environment},
+        )
+
+
+def wait_for(url: str, alive: Callable[[], bool], name: str, log: Path) -> None:
+    """Return when `url` answers 200. Raises ServiceError when the process behind it or our patience ends."""
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        if answers(url):
+            return
+        if not alive():
+            raise ServiceError(f"{name} ended before it answered. Its log: {log}{last_line(log)}")
+        time.sleep(0.2)
+    raise ServiceError(f"{name} has not answered {url} in {PATIENCE:.0f} s. Its log: {log}")
+
+
+def answers(url: str) -> bool:
+    """Whether a GET gives 200."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def end_trees(pids: Iterable[int], grace: float) -> None:
+    """SIGTERM to processes and all below them, then SIGKILL to what is left after `grace` seconds."""
+    tree: list[psutil.Process] = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            root = psutil.Process(pid)
+            tree += [root, *root.children(recursive=True)]
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for process in tree:
+            with suppress(psutil.NoSuchProcess):
+                end(process)
+        _, tree = psutil.wait_procs(tree, timeout=grace)
+        if not tree:
+            return
+
+
+def free_port(preferred: int = 0) -> int:
+    """`preferred` when nothing listens there, else one that the system picks."""
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise ServiceError("No free port on 127.0.0.1.")
+
+
+def last_line(log: Path) -> str:
+    """` (its last line)` of a log; empty when there is none."""
+    try:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return ""
+    return f" (last line: {lines[-1].strip()[:200]})" if lines else ""

@@ -1,0 +1,53 @@
+"""Every command explains itself, and a mistake is one line with exit status 2."""
+
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cupola_flows.cli import app
+
+COMMANDS = [
+    *(["run"], ["runs"], ["artifacts"], ["show"], ["lineage"], ["compare"], ["up"], ["down"], ["deploy"], ["submit"]),
+    *(["doctor"], ["checkpoint", "verify"], ["checkpoint", "export"], ["checkpoint", "import"]),
+    ["checkpoint", "generate"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_an_example(command: list[str]) -> None:
+    shown = CliRunner().invoke(app, [*command, "--help"])
+    assert shown.exit_code == 0
+    assert f"Example: cupola {' '.join(command)}" in shown.output
+
+
+def test_an_empty_workspace_says_how_to_begin(cupola: Any) -> None:
+    assert cupola("runs").stdout == "Nothing was run yet. Start with: cupola run tiny\n"
+    assert cupola.json("runs") == []
+    assert cupola.json("artifacts") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("run", "tinny"), "tinny: no recipe by that name, and no such file. Did you mean 'tiny'?"),
+        (("run", "tiny", "--only", "pretrian"), "--only pretrian: there is no such stage. Did you mean 'pretrain'?"),
+        (("run", "tiny", "--set", "seed=a"), "tiny: seed: 'a': input should be a valid integer"),
+        (("show", "champion"), "No artifact, alias or folder named 'champion'"),
+        (("checkpoint", "import", "/nowhere"), "/nowhere: no such folder."),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_status_two(cupola: Any, arguments: tuple[str, ...], line: str) -> None:
+    done = cupola(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"cupola: error: {line}")
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_the_doctor_says_what_this_machine_has(cupola: Any) -> None:
+    found = {row["what"]: row for row in json.loads(cupola("doctor", "--json").stdout)}
+    assert found["Python"]["state"] == "ok"
+    assert found["torch"]["detail"].startswith("2.13.0")
+    assert found["registry"]["detail"] == "SQLite"

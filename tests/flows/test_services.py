@@ -1,0 +1,96 @@
+"""The servers of `cupola up`, a deployment whose schedule fires, a run through the worker, and its cancellation."""
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+Eventually = Callable[[Callable[[], bool], float, str], None]
+pytestmark = pytest.mark.timeout(900)
+
+
+def ask(url: str, body: dict[str, Any] | None = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data=data, headers={"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return json.loads(response.read() or "null")
+
+
+@pytest.fixture
+def services(cupola: Any) -> Iterator[dict[str, dict[str, Any]]]:
+    started = cupola("up", "--json", timeout=400)
+    assert started.returncode == 0, started.stderr
+    try:
+        yield {row["service"]: row for row in json.loads(started.stdout)}
+    finally:
+        cupola("down")
+
+
+def test_servers_start_a_schedule_fires_and_a_submitted_run_is_cancelled_from_the_server(
+    cupola: Any, recipe: Path, services: dict[str, dict[str, Any]], eventually: Eventually
+) -> None:
+    assert set(services) == {"prefect", "mlflow", "worker", "console"}
+    again = {row["service"]: row["pid"] for row in cupola.json("up")}
+    assert again == {name: row["pid"] for name, row in services.items()}
+
+    recipe.write_text(recipe.read_text().replace("seed: 3", 'seed: 3\nschedule: "* * * * *"'))
+    deployed = cupola("deploy", str(recipe))
+    assert deployed.returncode == 0, deployed.stderr
+    api = f"{services['prefect']['url']}/api"
+    deployment = ask(f"{api}/deployments/name/lifecycle/short")
+    assert set(deployment["parameter_openapi_schema"]["properties"]) == {"recipe", "overrides", "only", "workspace"}
+    assert deployment["schedules"][0]["schedule"]["cron"] == "* * * * *"
+
+    def fired() -> bool:
+        wanted = {
+            "flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}, "deployment_id": {"any_": [deployment["id"]]}}
+        }
+        return any(run["auto_scheduled"] for run in ask(f"{api}/flow_runs/filter", wanted))
+
+    eventually(fired, 400, "a scheduled run that is completed")
+    assert [row["status"] for row in cupola.json("runs") if row["stage"] == "pretrain"][-1] == "completed"
+    schedule = deployment["schedules"][0]["id"]
+    request = urllib.request.Request(
+        f"{api}/deployments/{deployment['id']}/schedules/{schedule}",
+        data=b'{"active": false}',
+        headers={"content-type": "application/json"},
+        method="PATCH",
+    )
+    urllib.request.urlopen(request, timeout=30).close()
+
+    submitted = cupola.json("submit", str(recipe), "--set", "stages.pretrain.steps=4000")
+    run = submitted["flow_run_id"]
+    eventually(lambda: ranks(cupola) == 2 and len(cupola.events()) > 5, 300, "the submitted run's ranks")
+    ask(f"{api}/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+    started = time.monotonic()
+    eventually(lambda: ranks(cupola) == 0, 30, "no rank after the cancellation")
+    assert time.monotonic() - started < 30
+    assert cupola.events()[-1]["status"] == "preempted"
+    eventually(lambda: ask(f"{api}/flow_runs/{run}")["state"]["type"] == "CANCELLED", 60, "the state CANCELLED")
+
+    ended = cupola("down")
+    assert ended.stdout.startswith("Ended ")
+    assert cupola.processes() == []
+    assert cupola("down").stdout == "Nothing was running.\n"
+
+
+def test_an_undeployed_recipe_and_an_absent_server_are_one_line_each(cupola: Any) -> None:
+    for command in (("deploy", "smoke"), ("submit", "smoke")):
+        done = cupola(*command)
+        assert done.returncode == 2
+        assert done.stderr == "cupola: error: No Prefect server runs. Start one with `cupola up`.\n"
+
+
+def ranks(cupola: Any) -> int:
+    def is_rank(process: psutil.Process) -> bool:
+        try:
+            return "RANK" in process.environ()
+        except psutil.Error:
+            return False
+
+    return sum(is_rank(process) for process in cupola.processes())
