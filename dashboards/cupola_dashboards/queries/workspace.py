@@ -18,7 +18,8 @@ def workspace() -> Workspace:
         StoreError, RegistryError: they cannot be reached.
     """
     settings = load_settings()
-    return _open(settings.model_dump_json(), str(settings.home))
+    opened: Workspace = _open(settings.model_dump_json(), str(settings.home))
+    return opened
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)
