@@ -23,7 +23,12 @@ import yaml
 
 DOCKER = Path(__file__).parents[2] / "infra" / "docker"
 BIN = Path(sys.executable).parent
-SECRETS = {"POSTGRES_PASSWORD": "of-the-database", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "of-the-store"}
+SECRETS = {
+    "POSTGRES_PASSWORD": "of-the-database",
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": "of-the-store",
+    "CUPOLA_CONSOLE_PASSWORD": "of-the-console",
+}
 PATIENCE = 240
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
