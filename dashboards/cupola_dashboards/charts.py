@@ -65,7 +65,7 @@ def accuracy_bars(frame: pd.DataFrame, checkpoints: tuple[str, str]) -> alt.Laye
         color=alt.Color("checkpoint:N", title=None, scale=_sides(checkpoints), legend=alt.Legend(orient="top")),
         tooltip=tooltip,
     )
-    whiskers = base.mark_rule(strokeWidth=2, color="#8a837c").encode(x="low:Q", x2="high:Q", tooltip=tooltip)
+    whiskers = base.mark_bar(size=2, color="#8a837c").encode(x="low:Q", x2="high:Q", tooltip=tooltip)
     return (bars + whiskers).properties(height=alt.Step(20))
 
 

@@ -17,10 +17,6 @@ def main() -> None:
     """Draw the page that the address names; the sign-in first where a password is set."""
     st.set_page_config(page_title="Cupola", page_icon=str(HERE / "icon.svg"), layout="wide")
     st.logo(str(HERE / "logo.svg"), size="large")
-    password = load_settings().console_password
-    if password and not st.session_state.get("signed_in"):
-        sign_in(password.get_secret_value())
-        return
     pages = [
         st.Page(runs.page, title="Runs", default=True),
         st.Page(checkpoints.page, title="Checkpoints", url_path="checkpoints"),
@@ -28,12 +24,16 @@ def main() -> None:
         st.Page(corpus.page, title="Corpus", url_path="corpus"),
         st.Page(launch.page, title="Launch", url_path="launch"),
     ]
-    st.navigation(pages, position="top").run()
+    password = load_settings().console_password
+    if password is None or st.session_state.get("signed_in"):
+        st.navigation(pages, position="top").run()
+        return
+    st.navigation(pages, position="hidden")  # so that the address asked for is known, and kept
+    sign_in(password.get_secret_value())
 
 
 def sign_in(password: str) -> None:
     """Ask for the shared password; what is typed is compared in constant time."""
-    st.navigation([lambda: None], position="hidden")
     with st.columns([1, 1, 1])[1], st.form("sign-in"):
         st.subheader("Sign in")
         typed = st.text_input("Password", type="password", autocomplete="current-password")

@@ -22,7 +22,10 @@ SHOWN = ("loss", "heldout_loss", "bits_per_byte", "accuracy", "documents", "toke
 def show(digest: str, *, downwards: bool = False) -> Graph:
     """Draw what an artifact was made from. Raises NotFoundError."""
     graph = ancestry(digest)
-    st.graphviz_chart(dot(graph, dark=st.context.theme.type == "dark", downwards=downwards), width="stretch")
+    st.graphviz_chart(
+        dot(graph, dark=st.context.theme.type == "dark", downwards=downwards),
+        width="stretch" if len(graph.nodes) > 5 else "content",
+    )
     return graph
 
 
@@ -40,7 +43,7 @@ def dot(graph: Graph, *, dark: bool = False, downwards: bool = False) -> str:
         lines.append(f'"{digest}" [label="{_label(node)}", fillcolor="{COLOURS.get(node.kind, OTHER)}"{frame}];')
     for tokens, source in graph.sources:
         name = f"{tokens}/{source.name}"
-        text = f"{_escaped(source.name)}\\n{source.files:,} files, {megabytes(source.bytes)}"
+        text = f"{_escaped(source.name)}\\n{source.files:,} {'file' if source.files == 1 else 'files'}, {megabytes(source.bytes)}"
         lines.append(f'"{_escaped(name)}" [label="{text}", style="rounded", color="{ink}88", fontcolor="{ink}"];')
         lines.append(f'"{_escaped(name)}" -> "{tokens}";')
     lines += [f'"{parent}" -> "{child}";' for parent, child in graph.edges]

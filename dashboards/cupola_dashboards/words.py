@@ -71,11 +71,9 @@ def number(value: float | None, form: str = ".3f") -> str:
 
 def status_column(label: str = "Status") -> object:
     """Statuses as coloured tags (a column of lists)."""
-    return st.column_config.MultiselectColumn(
-        label, options=list(STATUSES), color=list(STATUSES.values()), width="small"
-    )
+    return st.column_config.MultiselectColumn(label, options=list(STATUSES), color=list(STATUSES.values()), width=112)
 
 
-def alias_column() -> object:
+def alias_column(names: list[str]) -> object:
     """Aliases as coloured tags (a column of lists)."""
-    return st.column_config.MultiselectColumn("Alias", color="primary", width="small")
+    return st.column_config.MultiselectColumn("Alias", options=names, color=["primary"] * len(names), width="small")

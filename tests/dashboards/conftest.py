@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import cupola_dashboards
 from cupola_flows.recipe import load_recipe
@@ -168,7 +168,7 @@ def fill(root: Path) -> Shown:
     publish("pretrain", "checkpoint", {"model.json": "{}", "w": "dense"}, ["prepare"], {"loss": 4.0}, 40)
     publish("conversations", "conversations", {"train.jsonl": "{}"}, ["prepare"], {"train_conversations": 1.0})
     publish("sft", "checkpoint", {"model.json": "{}", "w": "sft"}, ["pretrain", "conversations"], {"loss": 4.0}, 30)
-    publish("preferences", "preferences", {"train.jsonl": "{}"}, ["sft", "conversations"], {"train_pairs": 1.0})
+    publish("preferences", "preferences", {"train.jsonl": '{"id": 1}'}, ["sft", "conversations"], {"train_pairs": 1.0})
     publish("dpo", "checkpoint", {"model.json": "{}", "w": "dpo"}, ["sft", "preferences"], {"loss": 4.0}, 20)
     measured = json.dumps(results(made["sft"].digest, made["dpo"].digest))
     publish("evaluate", "evaluation", {"results.json": measured}, ["sft", "dpo", "prepare"], {})
@@ -217,6 +217,14 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
 
 
 @pytest.fixture
+def growing_metrics(shown: Shown) -> Iterator[Path]:
+    """The metrics of the running stage, put back as they were after the test."""
+    before = shown.live_metrics.read_text()
+    yield shown.live_metrics
+    shown.live_metrics.write_text(before)
+
+
+@pytest.fixture
 def in_workspace(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> Shown:
     """The settings of this process name the workspace of these tests."""
     monkeypatch.setenv("CUPOLA_HOME", str(shown.workspace.root))
@@ -228,6 +236,11 @@ def console(shown: Shown, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """The address of a console, started as `cupola up` starts it."""
     with serve(shown.workspace.root, tmp_path_factory.mktemp("console-log"), {}) as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def step_line() -> Callable[[int, float], str]:
+    return lambda step, loss: json.dumps(step_event(step, loss)) + "\n"
 
 
 @pytest.fixture(scope="session")
@@ -273,6 +286,7 @@ class serve:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Debian's Chromium, which may talk to this machine only."""
+    expect.set_options(timeout=60_000)
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
@@ -285,7 +299,7 @@ def tab(browser: Browser) -> Iterator[Page]:
     """A tab in which whatever the page asks of another machine fails the test."""
     context = browser.new_context(viewport={"width": 1600, "height": 1000})
     page = context.new_page()
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(60_000)
     outside: list[str] = []
     page.on("request", lambda request: outside.append(request.url) if not _inside(request.url) else None)
     yield page

@@ -7,4 +7,5 @@ checkpoints.py   checkpoints with their key numbers, evaluations, aliases
 comparison.py    two checkpoints: differences with intervals, and the verdict in words
 lineage.py       what an artifact was made from, as a graph
 corpus.py        the funnel of a `tokens` artifact
+settings.py      every setting of a recipe, with its meaning
 """

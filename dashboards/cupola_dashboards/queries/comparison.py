@@ -138,7 +138,7 @@ def verdict(comparison: Comparison) -> Verdict:
         "mixed": f"{name_b} answers better, and models text worse than {name_a}",
         "unclear": f"No clear difference between {name_b} and {name_a}",
     }[level]
-    return Verdict(level, headline, "; ".join(sentences) + "." if sentences else "Nothing was measured of both.")
+    return Verdict(level, headline, "; ".join(sentences) + "." if sentences else "nothing was measured of both.")
 
 
 def _level(tasks: dict[str, Any] | None, change: float | None) -> Level:

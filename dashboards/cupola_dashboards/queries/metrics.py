@@ -13,7 +13,18 @@ FILE = "metrics.jsonl"
 TAIL_BYTES = 32_768
 MOST_POINTS = 1_500
 """Points on a curve: more than a screen has pixels for."""
-BOOKKEEPING = {"event", "time", "step", "steps", "kind", "world_size", "parameters", "path", "status"}
+BOOKKEEPING = {
+    "event",
+    "time",
+    "step",
+    "steps",
+    "kind",
+    "world_size",
+    "parameters",
+    "path",
+    "status",
+    "consumed_samples",
+}
 FIRST_CURVES = ("loss", "heldout_loss", "grad_norm", "lr", "tokens_per_second")
 """The curves that every training job has; the others follow by name."""
 

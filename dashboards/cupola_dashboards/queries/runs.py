@@ -26,7 +26,7 @@ def runs(limit: int = NEWEST) -> pd.DataFrame:
     Of more than `NEWEST` rows, those beyond are up to half a minute old.
 
     Returns:
-        COLUMNS; `parent` is empty and `stages` (the names planned) filled for the run of a recipe.
+        COLUMNS and done; `parent` is empty and `stages` (the names planned) filled for the run of a recipe.
     """
     sweep()
     newest = _newest(str(workspace().root), min(limit, NEWEST))
@@ -37,13 +37,18 @@ def runs(limit: int = NEWEST) -> pd.DataFrame:
 
 
 def tree(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows sorted so that stages follow their run. A stage whose run is not among the rows stands for itself."""
+    """Rows sorted so that stages follow their run, and `done`: how many stages of a run are finished.
+
+    A stage whose run is not among the rows stands for itself.
+    """
     known = set(frame["id"])
     root = frame["parent"].where(frame["parent"].isin(known), "")
     top = frame["id"].where(root == "", root)
     begun = frame.set_index("id")["started"].reindex(top).set_axis(frame.index)
     order = frame.assign(begun=begun, top=top, below=root != "")
     order = order.sort_values(["begun", "top", "below", "started"], ascending=[False, True, True, True], kind="stable")
+    done = frame[frame["status"].isin(["completed", "reused"])].groupby("parent").size()
+    order = order.assign(done=order["id"].map(done).fillna(0).astype(int))
     return order.drop(columns=["begun", "top", "below"]).reset_index(drop=True)
 
 
@@ -67,8 +72,15 @@ def work_folder(folder: Path | None, artifact: str | None) -> Path | None:
 
 
 def with_progress(frame: pd.DataFrame) -> pd.DataFrame:
-    """`frame` and what its jobs say of themselves: columns step, steps, share, loss, tokens_per_second, left."""
+    """`frame` and how far each run is: columns step, steps, share, loss, tokens_per_second, left.
+
+    Of a recipe's run, step and steps count stages.
+    """
     seen = [metrics.progress(metrics.metrics_file(folder)) for folder in frame["folder"]]
+    seen = [
+        found or (metrics.Progress(step=row.done, steps=len(row.stages)) if row.stages else None)
+        for found, row in zip(seen, frame.itertuples(), strict=True)
+    ]
     columns = {
         "step": [p and p.step for p in seen],
         "steps": [p and p.steps for p in seen],
@@ -77,9 +89,9 @@ def with_progress(frame: pd.DataFrame) -> pd.DataFrame:
         "tokens_per_second": [p and p.tokens_per_second for p in seen],
         "left": [p and p.seconds_left for p in seen],
     }
-    found = frame.assign(**{name: pd.to_numeric(pd.Series(v, index=frame.index)) for name, v in columns.items()})
-    found.loc[found["status"] != "running", "left"] = None
-    return found
+    told = frame.assign(**{name: pd.to_numeric(pd.Series(v, index=frame.index)) for name, v in columns.items()})
+    told.loc[told["status"] != "running", "left"] = None
+    return told
 
 
 def log_tail(row: RunRow, lines: int = LOG_LINES) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import streamlit as st
 
@@ -23,8 +24,8 @@ def workspace() -> Workspace:
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)
-def _open(settings: str, home: str) -> Workspace:
-    return Workspace.open()
+def _open(settings: str, home: Path) -> Workspace:
+    return Workspace.open(home)
 
 
 @st.cache_data(ttl=30, show_spinner=False)

@@ -29,7 +29,11 @@ def page() -> None:
     if moves.empty:
         st.caption("No alias was ever moved.")
     else:
-        st.dataframe(moves, hide_index=True, column_config={"moved": st.column_config.DatetimeColumn("moved (UTC)")})
+        st.dataframe(
+            moves.rename(columns=str.capitalize),
+            hide_index=True,
+            column_config={"Moved": st.column_config.DatetimeColumn("Moved (UTC)", format="YYYY-MM-DD HH:mm")},
+        )
 
 
 def _table(frame: pd.DataFrame) -> None:
@@ -56,7 +60,7 @@ def _table(frame: pd.DataFrame) -> None:
         selection_mode="multi-row",
         column_config={
             "stage": st.column_config.TextColumn("Stage", pinned=True),
-            "aliases": alias_column(),
+            "aliases": alias_column(sorted({alias for aliases in frame["aliases"] for alias in aliases})),
             "recipe": "Recipe",
             "bits_per_byte": st.column_config.NumberColumn(
                 "Bits per byte", format="%.4f", help="On held-out text; less is better."
@@ -133,7 +137,7 @@ def _swap() -> None:
 def _verdict(verdict: Verdict, found: Comparison) -> None:
     """The line that a lead reads, and the numbers behind it."""
     show = {"better": st.success, "worse": st.error, "mixed": st.warning, "unclear": st.info}[verdict.level]
-    show(f"**{verdict.headline}.** {verdict.detail[:1].upper()}{verdict.detail[1:]}")
+    show(f"**{verdict.headline}:** {verdict.detail}")
     if not found.same_evaluation and found.a.measured and found.b.measured:
         st.warning("No evaluation measured both: their numbers may be about different text and questions.")
     cells = st.columns(4)

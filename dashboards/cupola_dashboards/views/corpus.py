@@ -1,7 +1,5 @@
 """Corpus: the funnel from raw text to tokens, with what was dropped and why."""
 
-import html
-
 import streamlit as st
 
 from cupola_dashboards import charts
@@ -37,9 +35,9 @@ def page() -> None:
     with left:
         st.subheader("Sources", anchor=False)
         st.dataframe(
-            sources.assign(size=sources["bytes"].map(megabytes)).drop(columns="bytes"),
+            sources.assign(size=sources["bytes"].map(megabytes)).drop(columns="bytes").rename(columns=str.capitalize),
             hide_index=True,
-            column_config={name: st.column_config.NumberColumn(format="localized") for name in ("documents", "tokens")},
+            column_config={name: st.column_config.NumberColumn(format="localized") for name in ("Documents", "Tokens")},
         )
     with right:
         st.subheader("Languages", anchor=False)
@@ -55,9 +53,9 @@ def _reasons(told: dict[str, object]) -> None:
         return
     numbers = st.column_config.NumberColumn(format="localized")
     st.dataframe(
-        drops.assign(bytes=drops["bytes"].map(megabytes)),
+        drops.assign(bytes=drops["bytes"].map(megabytes)).rename(columns=str.capitalize),
         hide_index=True,
-        column_config={"documents": numbers, "example": st.column_config.TextColumn(width="large")},
+        column_config={"Documents": numbers, "Example": st.column_config.TextColumn(width="large")},
     )
 
 
@@ -70,5 +68,5 @@ def _examples(digest: str, sources: list[str]) -> None:
     if found.empty:
         st.caption("No document there.")
     for row in found.itertuples():
-        with st.expander(f"{html.escape(str(row.path))}, {row.language or 'unknown'}, {row.tokens:,} tokens"):
+        with st.expander(f"`{row.path}`, {row.language or 'unknown'}, {row.tokens:,} tokens"):
             st.code(str(row.text), language=None, wrap_lines=True)

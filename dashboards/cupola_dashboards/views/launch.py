@@ -4,11 +4,13 @@ from typing import Any
 
 import streamlit as st
 
+from cupola_dashboards.queries import settings
 from cupola_dashboards.queries.workspace import prefect_page
 from cupola_dashboards.words import guarded
 from cupola_flows import deployments
 from cupola_flows.recipe import Recipe, load_recipe
-from cupola_platform.errors import ServiceError
+from cupola_flows.stages import TrainStage
+from cupola_platform.errors import CupolaError
 
 
 @guarded
@@ -34,18 +36,32 @@ def _form(name: str, recipe: Recipe) -> list[str]:
     """`KEY=VALUE` for everything that differs from the recipe."""
     st.subheader("Parameters", anchor=False)
     seed = st.number_input("Seed", min_value=0, value=recipe.seed, step=1, key=f"seed-{name}", width=200)
-    overrides = [f"seed={seed}"] if seed != recipe.seed else []
-    trained = {stage: settings for stage, settings in recipe.stages.items() if hasattr(settings, "steps")}
-    cells = st.columns(max(2, len(trained)))
-    for cell, (stage, settings) in zip(cells, trained.items(), strict=False):
-        overrides += _number(cell, f"{stage}: steps", f"stages.{stage}.steps", settings.steps, name)
+    chosen = [f"seed={seed}"] if seed != recipe.seed else []
+    steps = {stage: held.steps for stage, held in recipe.stages.items() if isinstance(held, TrainStage)}
+    cells = st.columns(max(2, len(steps)))
+    for cell, (stage, count) in zip(cells, steps.items(), strict=False):
+        chosen += _number(cell, f"{stage}: steps", f"stages.{stage}.steps", count, name)
+    with st.expander("Every other setting"):
+        before = settings.recipe_settings(recipe)
+        after = st.data_editor(
+            before,
+            key=f"settings-{name}",
+            hide_index=True,
+            height=340,
+            disabled=["setting", "meaning"],
+            column_config={
+                "setting": st.column_config.TextColumn("Setting", width="medium"),
+                "value": st.column_config.TextColumn("Value (YAML)", width="small"),
+                "meaning": st.column_config.TextColumn("Meaning", width="large"),
+            },
+        )
     more = st.text_area(
         "Overrides, one a line",
         placeholder="stages.pretrain.optimizer.lr=1e-3",
         key=f"overrides-{name}",
-        help="As `cupola run --set`: KEY=VALUE, the value in YAML.",
+        help="As `cupola submit --set`: KEY=VALUE, the value in YAML. They win over the fields above.",
     )
-    return overrides + [line.strip() for line in more.splitlines() if line.strip()]
+    return [*chosen, *settings.overrides(before, after), *(line.strip() for line in more.splitlines() if line.strip())]
 
 
 def _number(cell: Any, label: str, key: str, value: int, name: str) -> list[str]:
@@ -71,15 +87,22 @@ def _start(name: str, overrides: list[str], only: list[str]) -> None:
         ]
     )
     st.code(command, language=None, wrap_lines=True)
-    load_recipe(name, overrides)
+    try:
+        load_recipe(name, overrides)
+    except CupolaError as error:
+        st.error(str(error))
+        return
     if st.button("Start", type="primary", key="start"):
-        try:
-            started = deployments.submit(name, overrides, only)
-        except ServiceError as error:
-            st.error(str(error))
-            st.caption("`cupola up` starts the servers and a worker; `cupola deploy` registers the recipe with them.")
-            return
-        page_of_run = prefect_page(started)
-        st.success(f"Started as flow run {started[:8]}. It appears under **Runs** when the worker picks it up.")
-        if page_of_run:
-            st.link_button("Open in Prefect", page_of_run)
+        _submit(name, overrides, only)
+
+
+def _submit(name: str, overrides: list[str], only: list[str]) -> None:
+    try:
+        started = deployments.submit(name, overrides, only)
+    except CupolaError as error:
+        st.error(str(error))
+        st.caption("`cupola up` starts the servers and a worker; `cupola deploy` registers the recipe with them.")
+        return
+    st.success(f"Started as flow run {started[:8]}. It appears under **Runs** when the worker picks it up.")
+    if address := prefect_page(started):
+        st.link_button("Open in Prefect", address)

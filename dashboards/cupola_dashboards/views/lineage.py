@@ -6,6 +6,7 @@ import streamlit as st
 from cupola_dashboards import lineage_view
 from cupola_dashboards.queries import checkpoints, lineage
 from cupola_dashboards.words import NOTHING_YET, guarded, megabytes
+from cupola_platform.registry import ArtifactRow
 
 
 @guarded
@@ -36,7 +37,7 @@ def page() -> None:
     _tables(graph, chosen)
 
 
-def _first(rows: dict[str, lineage.ArtifactRow]) -> str:
+def _first(rows: dict[str, ArtifactRow]) -> str:
     asked = st.query_params.get("artifact")
     if asked and (found := lineage.artifact(asked)).digest in rows:
         return found.digest
@@ -67,6 +68,6 @@ def _tables(graph: lineage.Graph, chosen: str) -> None:
     children = lineage.made_from(chosen)
     right.caption("What took it in")
     if len(children):
-        right.dataframe(children, hide_index=True)
+        right.dataframe(children.drop(columns="created").rename(columns=str.capitalize), hide_index=True)
     else:
         right.caption("Nothing yet.")

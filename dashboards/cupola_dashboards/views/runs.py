@@ -166,7 +166,8 @@ def _cells(shown: pd.DataFrame) -> pd.DataFrame:
     columns: dict[str, Any] = {"name": names, "status": [[status] for status in shown["status"]]}
     if "share" in shown:
         steps = [
-            f"{at:,.0f} / {of:,.0f}" if pd.notna(of) else "" for at, of in zip(shown["step"], shown["steps"], strict=True)
+            f"{at:,.0f} / {of:,.0f}" if pd.notna(of) else ""
+            for at, of in zip(shown["step"], shown["steps"], strict=True)
         ]
         columns |= {"share": shown["share"], "Step": steps, "loss": shown["loss"]}
         columns |= {"tokens_per_second": shown["tokens_per_second"], "Left": shown["left"].map(lasting)}

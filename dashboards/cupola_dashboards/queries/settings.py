@@ -1,0 +1,53 @@
+"""Every setting of a recipe, with its meaning, as a table to fill in."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from cupola_flows.recipe import Recipe
+
+COLUMNS = ["setting", "value", "meaning"]
+UNLISTED = (".kind", ".steps")
+"""What a stage has a field of its own for, or cannot change."""
+
+
+def recipe_settings(recipe: Recipe) -> pd.DataFrame:
+    """A row a setting of every stage, except its kind and steps: setting (`pretrain.optimizer.lr`), value (as YAML), meaning."""
+    rows = [row for stage, settings in recipe.stages.items() for row in _settings(settings, f"{stage}.")]
+    return pd.DataFrame(
+        [row for row in rows if row[0].count(".") > 1 or not row[0].endswith(UNLISTED)], columns=COLUMNS
+    )
+
+
+def overrides(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
+    """`stages.SETTING=VALUE` for every value that was changed."""
+    values = after["value"].fillna("").astype(str).str.strip()
+    changed = values != before["value"]
+    return [f"stages.{name}={value}" for name, value in zip(after["setting"][changed], values[changed], strict=True)]
+
+
+def _settings(holder: Any, path: str) -> Iterator[tuple[str, str, str]]:
+    """What a model or a pydantic dataclass holds, and what those in it hold."""
+    for name, field in type(holder).__pydantic_fields__.items():
+        value = getattr(holder, name)
+        if hasattr(type(value), "__pydantic_fields__"):
+            yield from _settings(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", _as_yaml(value), " ".join((field.description or "").split())
+
+
+def _as_yaml(value: Any) -> str:
+    if value is None or isinstance(value, bool | int | float | str):
+        return str(yaml.safe_dump(value, width=10_000)).removesuffix("\n").removesuffix("\n...")
+    plain = (
+        {key: _plain(each) for key, each in value.items()} if isinstance(value, dict) else [_plain(v) for v in value]
+    )
+    return str(yaml.safe_dump(plain, default_flow_style=True, width=10_000, sort_keys=False)).strip()
+
+
+def _plain(value: Any) -> Any:
+    if fields := getattr(type(value), "__pydantic_fields__", None):
+        return {name: _plain(getattr(value, name)) for name in fields}
+    return list(value) if isinstance(value, tuple) else value

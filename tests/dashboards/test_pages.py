@@ -1,0 +1,106 @@
+"""Every page, run by Streamlit's own test harness in this process."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+import cupola_dashboards
+
+CONSOLE = Path(cupola_dashboards.__file__).parent / "console.py"
+PATIENCE = 120
+
+
+def show(view: str) -> AppTest:
+    """One page, drawn."""
+    script = f"from cupola_dashboards.views import {view}\n{view}.page()\n"
+    return AppTest.from_string(script, default_timeout=PATIENCE).run()
+
+
+@pytest.mark.parametrize("view", ["runs", "checkpoints", "lineage", "corpus", "launch"])
+def test_every_page_is_drawn_without_an_error(in_workspace: Any, view: str) -> None:
+    page = show(view)
+    assert [error.value for error in page.error] == []
+    assert not page.exception
+    assert page.title[0].value.lower() == view
+
+
+@pytest.mark.parametrize("view", ["runs", "checkpoints", "lineage", "corpus"])
+def test_an_empty_workspace_says_how_to_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, view: str) -> None:
+    monkeypatch.setenv("CUPOLA_HOME", str(tmp_path))
+    page = show(view)
+    assert not page.exception
+    assert "`cupola run tiny`" in page.info[0].value
+
+
+def test_the_runs_page_counts_and_shows_the_champion(in_workspace: Any) -> None:
+    page = show("runs")
+    assert {metric.label: metric.value for metric in page.metric} == {
+        "Running now": "1", "Completed": "1", "Failed or cancelled": "1",
+    }  # fmt: skip
+    assert any("2.000 bits per byte, 50.0% (43 to 57) answered correctly" in text.value for text in page.markdown)
+
+
+def test_a_failed_run_that_the_address_names_shows_its_error_and_log(in_workspace: Any) -> None:
+    stage = in_workspace.workspace.registry.runs(parent=in_workspace.failed)[0]
+    page = AppTest.from_string("from cupola_dashboards.views import runs\nruns.page()\n", default_timeout=PATIENCE)
+    page.query_params["run"] = stage.id
+    page.run()
+    assert page.error[0].value.startswith("stage pretrain: its processes ended with status 1. Log: ")
+    assert "RuntimeError: the disk is full" in page.code[0].value
+
+
+def test_the_champion_is_compared_with_the_newest_checkpoint_at_first(in_workspace: Any) -> None:
+    page = show("checkpoints")
+    assert page.success[0].value.startswith("**dpo is better than sft:** dpo answers 12.5 points more")
+    page.button[0].click().run()
+    assert page.error[0].value.startswith("**sft is worse than dpo:** sft answers 12.5 points fewer")
+
+
+def test_a_bad_override_is_refused_with_the_line_of_the_command(in_workspace: Any) -> None:
+    page = show("launch")
+    page.selectbox(key="recipe").select("tiny").run()
+    page.text_area(key="overrides-tiny").input("stages.pretran.steps=5").run()
+    assert page.error[0].value == "--set stages.pretran.steps: there is no stage 'pretran'. Did you mean 'pretrain'?"
+    assert not [button for button in page.button if button.key == "start"]
+
+
+def test_what_was_filled_in_is_shown_as_the_command(in_workspace: Any) -> None:
+    page = show("launch")
+    page.selectbox(key="recipe").select("tiny").run()
+    page.number_input(key="stages.pretrain.steps-tiny").set_value(30).run()
+    page.number_input(key="seed-tiny").set_value(11).run()
+    assert page.code[0].value == "cupola submit tiny --set seed=11 --set stages.pretrain.steps=30"
+
+
+def test_without_a_server_the_launch_page_says_how_to_start_one(in_workspace: Any) -> None:
+    page = show("launch")
+    page.button(key="start").click().run()
+    assert page.error[0].value == "No Prefect server runs. Start one with `cupola up`."
+
+
+@pytest.fixture
+def guarded_console(in_workspace: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], AppTest]:
+    monkeypatch.setenv("CUPOLA_CONSOLE_PASSWORD", "open sesame")
+    return lambda: AppTest.from_file(str(CONSOLE), default_timeout=PATIENCE).run()
+
+
+def test_with_a_password_nothing_is_shown_before_it_is_given(guarded_console: Callable[[], AppTest]) -> None:
+    page = guarded_console()
+    assert not page.metric
+    page.text_input[0].input("sesame")
+    page.button[0].click().run()
+    assert "CUPOLA_CONSOLE_PASSWORD" in page.error[0].value
+    page.text_input[0].input("open sesame")
+    page.button[0].click().run()
+    assert page.title[0].value == "Runs"
+
+
+def test_a_setting_that_breaks_a_rule_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUPOLA_HOME", str(tmp_path))
+    monkeypatch.setenv("CUPOLA_REGISTRY_URL", "mysql://nowhere")
+    page = AppTest.from_file(str(CONSOLE), default_timeout=PATIENCE).run()
+    assert not page.exception
+    assert page.error[0].value.startswith("CUPOLA_REGISTRY_URL='mysql://nowhere' must begin with")
