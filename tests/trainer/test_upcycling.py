@@ -185,7 +185,8 @@ def test_a_job_writes_the_same_mixture_of_experts_in_every_layout(
     job = UpcycleJob(output=tmp_path / "one", seed=11, initial=saved / "dense", moe=MOE)
     run(job)
     one = StoredTensors(tmp_path / "one" / "checkpoint")
-    for name, layout in {"experts": {"dp": 2, "ep": 2}, "tensors": {"tp": 2, "sp": True}}.items():
+    layouts: dict[str, dict[str, Any]] = {"experts": {"dp": 2, "ep": 2}, "tensors": {"tp": 2, "sp": True}}
+    for name, layout in layouts.items():
         sharded = UpcycleJob(
             output=tmp_path / name, seed=11, initial=saved / "dense", moe=MOE, parallel=ParallelConfig(**layout)
         )
@@ -216,5 +217,5 @@ def test_a_job_reports_parameters_and_where_its_checkpoint_lies(saved: Path, tmp
 
 
 def test_a_mixture_of_experts_is_not_upcycled_again(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is a mixture of experts already. Upcycle a dense checkpoint"):
+    with pytest.raises(ConfigError, match=r"is a mixture of experts already\. Upcycle a dense checkpoint"):
         run(UpcycleJob(output=tmp_path, initial=saved / "moe", moe=MOE))

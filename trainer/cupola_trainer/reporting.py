@@ -28,7 +28,7 @@ class Report:
         self.at = 0
 
     def __enter__(self) -> Self:
-        signal.signal(signal.SIGTERM, _end)
+        self.handler = signal.signal(signal.SIGTERM, _end)
         self.metrics.open(resumed_step=0)
         self.metrics.write("start", **self.start, world_size=runtime.world_size())
         return self
@@ -50,6 +50,7 @@ class Report:
         if isinstance(error, SystemExit):
             self.metrics.write("end", step=self.at, status="preempted")
         self.metrics.close()
+        signal.signal(signal.SIGTERM, self.handler)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -5,6 +5,7 @@ A user's mistake is one line on stderr and exit status 2.
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cupola_platform.errors import CupolaError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit status."""
     options = _parser().parse_args(arguments)
+    warnings.simplefilter("ignore")  # Megatron's advice on what is not installed
     try:
         if options.command == "export":
             from cupola_trainer.conversion.exporting import export

@@ -36,6 +36,7 @@ def export(checkpoint: Path, to: Path, *, shard_bytes: int = SHARD_BYTES) -> Pat
         ConfigError: `to` holds files, or transformers has no such model.
         CorruptArtifactError: the checkpoint does not verify; names the file. Nothing in it was unpickled.
     """
+    to = to.resolve()
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"{to} exists and is not an empty folder. Name a new one.")
     stored, model = StoredTensors(checkpoint), read_model(checkpoint)

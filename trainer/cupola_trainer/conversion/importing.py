@@ -33,6 +33,7 @@ def import_(folder: Path, to: Path) -> Artifact:
         ConfigError: an architecture that we do not build, pickled weights, or tensors that are unknown, missing or of
             another shape; names them.
     """
+    to = to.resolve()
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"{to} exists and is not an empty folder. Name a new one.")
     model = from_config(_read_json(folder, "config.json"))
@@ -68,7 +69,10 @@ def _open_weights(folder: Path, stack: ExitStack) -> dict[str, Any]:
     """Every tensor's name, with the open safetensors file that holds it."""
     if (folder / "model.safetensors.index.json").is_file():
         paths = sorted(
-            {folder / name for name in _read_json(folder, "model.safetensors.index.json")["weight_map"].values()}
+            {
+                folder / name
+                for name in _read_json(folder, "model.safetensors.index.json").get("weight_map", {}).values()
+            }
         )
     else:
         paths = [folder / "model.safetensors"]

@@ -55,7 +55,7 @@ def _measure(
 ) -> dict[str, Any]:
     loaded = load(folder, job.parallel)
     _check_tokenizer(folder, loaded, tokenizer)
-    window = loaded.model.max_position_embeddings
+    window = min(job.window or loaded.model.max_position_embeddings, loaded.model.max_position_embeddings)
     end = tokenizer.convert_tokens_to_ids(likelihood.END_OF_DOCUMENT)
     fit = likelihood.likelihood(loaded.chunks, heldout, window=window, end=end)
     said = answers.answer(loaded, questions, job.max_new_tokens)
