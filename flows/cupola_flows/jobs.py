@@ -27,6 +27,8 @@ from cupola_trainer.config import (
 AnyJob = TrainJob | UpcycleJob | SampleJob | EvaluateJob
 LOOK_EVERY = 0.5
 """Seconds between looks at a job's metrics."""
+GRACE = 20.0
+"""Seconds that a stopped job has to finish a step and save, so that a cancelled run has ended within 30."""
 TAIL = 15
 """Lines of a log that an error shows."""
 
@@ -148,7 +150,7 @@ def _follow(ctx: StageContext, running: RunningJob, metrics: Path) -> str:
                 status = event.get("status", "")
     except BaseException:
         ctx.display.note(ctx.name, "stopping: saving a checkpoint")
-        running.stop()
+        running.stop(GRACE)
         raise
     return status
 

@@ -18,6 +18,12 @@ from cupola_flows.validation import validate
 from cupola_platform.errors import ConfigError
 from cupola_platform.workspace import Workspace
 
+QUIET = {
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_CLIENT_MAX_RETRIES": "3",
+}
+"""Prefect's log stays off a terminal that shows progress already, and a server that is gone is not waited for long."""
 ASK_EVERY = 3.0
 """Seconds between looks at whether the run was cancelled on the server."""
 
@@ -65,7 +71,8 @@ def run_under_prefect(session: Session) -> None:
     What happens to the server does not change what happens to the run: `session.error` says why it ended early.
     """
     settings = session.workspace.settings
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the display says what matters
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     with _server(session) as url:
         from prefect.logging.handlers import APILogWorker
 

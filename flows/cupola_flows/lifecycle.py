@@ -2,13 +2,14 @@
 # mypy: disable-error-code="untyped-decorator"
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import httpx
 from prefect import State, flow, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 from prefect.exceptions import CancelledRun, PrefectHTTPStatusError
@@ -132,6 +133,7 @@ def lifecycle(
                 run_stage(session, name)
     except CancelledError as error:
         return Cancelled(message=str(error))
+    _tell(session)
     return {name: outcome.artifact.id for name, outcome in session.outcomes.items()}
 
 
@@ -165,18 +167,28 @@ def _carry_out(name: str) -> Any:
     return artifact.id
 
 
+def _tell(session: Session) -> None:
+    """The whole life in one table, on the page of its run."""
+    rows = [
+        {
+            "stage": name,
+            "state": outcome.state,
+            "artifact": outcome.artifact.id,
+            "result": summarize(session.recipe.stages[name].kind, outcome.artifact.metrics),
+        }
+        for name, outcome in session.outcomes.items()
+    ]
+    with suppress(*SERVER_IS_GONE):
+        create_table_artifact(rows, key=_key(session.recipe.name, "results"), description="What every stage gave")
+
+
 def _describe(name: str, kind: str, artifact: Artifact) -> None:
-    """What the stage gave, on the run's page."""
-    try:
-        rows = [{"metric": metric, "value": f"{value:,.6g}"} for metric, value in artifact.metrics.items()]
-        if rows:
-            create_table_artifact(rows, key=_key(name, "metrics"), description=f"What `{name}` measured")
-        text = (
-            f"`{artifact.id}` ({artifact.kind}): {summarize(kind, artifact.metrics)}\n\nIt lies in `{artifact.path}`."
-        )
-        create_markdown_artifact(text, key=_key(name, "artifact"), description=f"What `{name}` gave")
-    except SERVER_IS_GONE:
-        return
+    """What the stage gave, on the page of its run."""
+    rows = [{"metric": metric, "value": f"{value:,.6g}"} for metric, value in artifact.metrics.items()]
+    text = f"{artifact.kind}: {summarize(kind, artifact.metrics)}"
+    with suppress(*SERVER_IS_GONE):
+        create_table_artifact(rows, key=_key(name, "metrics"), description=f"What `{name}` measured")
+        create_link_artifact(artifact.path.as_uri(), artifact.id, key=_key(name, "artifact"), description=text)
 
 
 def _key(name: str, what: str) -> str:

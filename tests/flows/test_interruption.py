@@ -92,3 +92,23 @@ def test_what_a_recipe_gets_wrong_stops_it_before_anything_is_made(cupola: Any, 
     assert done.stderr.startswith("cupola: error: stages.pretrain: The job asks for 8 processes")
     assert done.stderr.count("\n") == 1
     assert cupola.json("runs") == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_under_prefect_a_crashed_job_is_tried_again_and_a_lost_server_loses_no_result(
+    cupola: Any, recipe: Path, eventually: Eventually
+) -> None:
+    sizes = ("--set", "stages.pretrain.steps=400", "--set", "stages.pretrain.checkpoint.every=5")
+    run = cupola.start("run", str(recipe), *sizes)
+    eventually(lambda: trained(cupola) >= 12, 300, "twelve steps")
+    next(process for process in cupola.processes() if process.environ().get("RANK") == "1").kill()
+    eventually(lambda: sum(event["event"] == "start" for event in cupola.events()) == 2, 120, "a second start")
+    next(process for process in cupola.processes() if {"prefect", "server"} <= set(process.cmdline())).kill()
+    printed, _ = run.communicate(timeout=600)
+    assert run.returncode == 0, printed
+    assert [event["step"] for event in cupola.events() if event["event"] == "step"] == list(range(1, 401))
+    assert {row["stage"]: row["status"] for row in cupola.json("runs")} == {
+        "(all)": "completed", "pretrain": "completed", "prepare": "completed",
+    }  # fmt: skip
+    assert cupola.processes() == []

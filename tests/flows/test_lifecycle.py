@@ -62,7 +62,7 @@ def test_prefect_has_a_flow_of_flows_with_results_on_their_pages(life: Any) -> N
     )
     assert runs == [("smoke", "COMPLETED", 1), *((stage, "COMPLETED", 0) for stage in STAGES)]
     keys = {key for (key,) in rows(database, "select key from artifact")}
-    assert {"pretrain-metrics", "pretrain-moe-artifact", "promote-artifact"} <= keys
+    assert {"pretrain-metrics", "pretrain-moe-artifact", "promote-artifact", "smoke-results"} <= keys
 
 
 def test_mlflow_has_a_parent_run_with_nested_stages_and_every_logged_step(life: Any) -> None:
