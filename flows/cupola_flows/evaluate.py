@@ -46,6 +46,7 @@ def evaluation_job(
         tokens=tokens.path,
         conversations=conversations.path if conversations else None,
         max_heldout_tokens=stage.max_heldout_tokens,
+        window=stage.window,
         max_tasks=stage.max_tasks,
         max_new_tokens=stage.max_new_tokens,
         sample_prompts=stage.sample_prompts,

@@ -197,6 +197,9 @@ class EvaluateStage(Stage):
     conversations: str | None = None
     """The stage whose held-out tasks to ask."""
     max_heldout_tokens: int = Field(default=65_536, ge=1)
+    window: int | None = Field(default=None, ge=8)
+    """Most tokens of context in a held-out loss; none for the model's longest sequence. Give the length that it was
+    trained at where that is shorter: positions that were never trained make a model look worse."""
     max_tasks: int = Field(default=200, ge=1)
     """Held-out tasks per task name."""
     max_new_tokens: int = Field(default=32, ge=1)
