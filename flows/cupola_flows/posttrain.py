@@ -26,7 +26,7 @@ def conversations(ctx: StageContext, stage: ConversationsStage, tokens: Artifact
 
 def sft(ctx: StageContext, stage: SftStage, parent: Artifact, conversations: Artifact) -> Artifact:
     """Fine-tune a checkpoint on conversations: loss on the assistant's tokens only."""
-    data = SftData(conversations=conversations.path)
+    data = SftData(conversations=conversations.path, pack=stage.pack)
     return train(ctx, stage, data=data, parent=parent, parents=[parent, conversations])
 
 
@@ -42,6 +42,7 @@ def preferences(ctx: StageContext, stage: PreferencesStage, parent: Artifact, co
         num_samples=stage.num_samples,
         temperature=stage.temperature,
         top_p=stage.top_p,
+        top_k=stage.top_k,
         max_new_tokens=stage.max_new_tokens,
         batch_size=stage.batch_size,
         parallel=stage.layout,

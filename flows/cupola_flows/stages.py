@@ -130,6 +130,8 @@ class SftStage(TrainStage):
     """The stage whose checkpoint to fine-tune."""
     conversations: str | None = None
     """The stage that made the conversations."""
+    pack: bool = True
+    """Several conversations share a row, each seeing only itself. Off, or with cp > 1: one a row, padded."""
 
 
 class PreferencesStage(Stage):
@@ -153,6 +155,8 @@ class PreferencesStage(Stage):
     """Share of the prompts whose pairs are kept from training."""
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    """Likeliest tokens to draw from; 0 for all."""
     max_new_tokens: int = Field(default=32, ge=1)
     batch_size: int = Field(default=64, ge=1)
     """Answers sampled together."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cupola_platform.settings import Settings, load_settings
 from cupola_platform.workspace import Workspace
@@ -49,5 +50,5 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool, empty: str) 
     for heading in rows[0]:
         table.add_column(heading, overflow="fold", no_wrap=heading not in {"error", "detail"})
     for row in rows:
-        table.add_row(*(str(value) if value is not None else "" for value in row.values()))
+        table.add_row(*(Text(str(value or ""), no_wrap=True, overflow="ellipsis") for value in row.values()))
     console.print(table)
