@@ -28,7 +28,8 @@ def run(
 ) -> None:
     """Carry out a recipe; what was done before with the same fingerprint is reused."""
     console = Console()
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # what a script starts in the background is born deaf to SIGINT
+        signal.signal(number, _interrupt)
     names = [name for name in only.split(",") if name]
     session = open_session(recipe, overrides or [], names, workspace, partial(make_display, console=console))
     if session.reuse_all():
