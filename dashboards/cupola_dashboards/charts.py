@@ -14,33 +14,30 @@ TITLES = {
     "tokens_per_second": "Tokens per second",
 }
 HEIGHT = 190
+SHORT = "abs(datum.value) >= 1000 ? format(datum.value, '~s') : format(datum.value, '~g')"
+"""Vega's words for 1.2M and 0.0003."""
 
 
 def title(curve: str) -> str:
     """A curve's name as people write it."""
-    return TITLES.get(curve) or curve.replace("_", " ").replace("/", ": ").capitalize()
-
-
-def loss_curve(frame: pd.DataFrame, height: int = 300) -> alt.Chart:
-    """Training loss as a line, held-out loss as points on a line. `frame`: step, name, value."""
-    shown = frame[frame["name"].isin(["loss", "heldout_loss"])]
-    shown = shown.assign(name=shown["name"].map({"loss": "training", "heldout_loss": "held-out"}))
-    colour = alt.Color(
-        "name:N",
-        title=None,
-        scale=alt.Scale(domain=["training", "held-out"], range=SIDES),
-        legend=alt.Legend(orient="top"),
-    )
-    base = _lines(shown, colour, "Loss")
-    points = base.transform_filter(alt.datum.name == "held-out").mark_point(filled=True, size=45)
-    return (base.mark_line(strokeWidth=1.8) + points).properties(height=height)
+    return TITLES.get(curve) or curve.replace("heldout", "held-out").replace("_", " ").replace("/", ": ").capitalize()
 
 
 def curve(frame: pd.DataFrame, name: str, height: int = HEIGHT) -> alt.Chart:
-    """One curve of one job."""
-    shown = frame[frame["name"] == name]
-    mark = {"strokeWidth": 1.6, "color": SIDES[0], "point": len(shown) < 8}
-    return _lines(shown, alt.Undefined, title(name)).mark_line(**mark).properties(height=height)
+    """One curve of one job as a line; the same on held-out data, where there is any, as points on a line.
+
+    `frame`: step, name, value.
+    """
+    held_out = f"heldout_{name}"
+    shown = frame[frame["name"].isin([name, held_out])]
+    if held_out not in set(shown["name"]):
+        base = _lines(shown, alt.value(SIDES[0]), title(name))
+        return base.mark_line(strokeWidth=1.6, point=len(shown) < 8).properties(height=height)
+    shown = shown.assign(name=shown["name"].map({name: "training", held_out: "held-out"}))
+    scale = alt.Scale(domain=["training", "held-out"], range=SIDES)
+    base = _lines(shown, alt.Color("name:N", title=None, scale=scale, legend=alt.Legend(orient="top")), title(name))
+    points = base.transform_filter(alt.datum.name == "held-out").mark_point(filled=True, size=45)
+    return (base.mark_line(strokeWidth=1.6) + points).properties(height=height)
 
 
 def compared_curve(frame: pd.DataFrame, name: str, checkpoints: tuple[str, str], height: int = 260) -> alt.Chart:
@@ -113,7 +110,12 @@ def funnel(frame: pd.DataFrame) -> alt.LayerChart:
         *(alt.Tooltip(name, format=",") for name in ("documents_in", "documents_out", "bytes_in", "bytes_out")),
     ]
     limit = alt.Scale(domain=[0, float(shown["megabytes_in"].max()) * 1.45 or 1.0])
-    x = alt.X("megabytes_in:Q", title="Megabytes: dark is kept, light is dropped by the step", scale=limit)
+    x = alt.X(
+        "megabytes_in:Q",
+        title="Megabytes: dark is kept, light is dropped by the step",
+        scale=limit,
+        axis=alt.Axis(tickCount=8),
+    )
     base = alt.Chart(shown).encode(y=y, tooltip=tooltip)
     before = base.mark_bar(color=DROPPED, cornerRadiusEnd=2).encode(x=x)
     after = base.mark_bar(color=KEPT, cornerRadiusEnd=2).encode(x="megabytes:Q")
@@ -137,7 +139,7 @@ def bars(frame: pd.DataFrame, category: str, amount: str, heading: str) -> alt.C
 def _lines(frame: pd.DataFrame, colour: object, heading: str) -> alt.Chart:
     return alt.Chart(frame).encode(
         x=alt.X("step:Q", title="Step", axis=alt.Axis(tickMinStep=1, format="~s")),
-        y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5)),
+        y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5, labelExpr=SHORT)),
         color=colour,
         tooltip=["step:Q", alt.Tooltip("value:Q", title=heading, format=".5g")],
     )

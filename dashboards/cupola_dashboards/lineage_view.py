@@ -15,8 +15,15 @@ COLOURS = {
     "promotion": "#7a7a2c",
 }
 OTHER = "#7a746d"
-SHOWN = ("loss", "heldout_loss", "bits_per_byte", "accuracy", "documents", "tokens", "train_tokens")
-"""Metrics that a box has room for: the first two that it has."""
+SHOWN = {
+    "final_heldout_loss": "held-out loss {:.3f}",
+    "documents_kept": "{:,.0f} documents",
+    "train_tokens": "{:,.0f} tokens",
+    "train_conversations": "{:,.0f} conversations",
+    "train_pairs": "{:,.0f} pairs",
+    "parameters": "{:,.0f} parameters",
+}
+"""Metrics that a box has room for, as it writes them: the first two that it has."""
 
 
 def show(digest: str, *, downwards: bool = False) -> Graph:
@@ -51,7 +58,7 @@ def dot(graph: Graph, *, dark: bool = False, downwards: bool = False) -> str:
 
 
 def _label(node: LineageNode) -> str:
-    numbers = [f"{name.replace('_', ' ')} {node.metrics[name]:,.4g}" for name in SHOWN if name in node.metrics][:2]
+    numbers = [form.format(node.metrics[name]) for name, form in SHOWN.items() if name in node.metrics][:2]
     first = node.stage or node.kind
     return "\\n".join(_escaped(line) for line in (first, f"{node.kind} {node.digest[:8]}", *numbers))
 

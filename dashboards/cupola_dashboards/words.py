@@ -69,6 +69,11 @@ def number(value: float | None, form: str = ".3f") -> str:
     return "–" if value is None or pd.isna(value) else format(value, form)
 
 
+def short(value: float) -> str:
+    """`6,216,957` or `0.0535`."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def status_column(label: str = "Status") -> object:
     """Statuses as coloured tags (a column of lists)."""
     return st.column_config.MultiselectColumn(label, options=list(STATUSES), color=list(STATUSES.values()), width=112)

@@ -145,7 +145,9 @@ def test_a_gain_that_costs_too_many_bits_is_mixed_and_an_interval_over_zero_is_u
     verdict = comparison.verdict(found)
     assert verdict.level == "unclear"
     assert "0.0 points more tasks" in verdict.detail
-    assert "(95% interval −10 to 10); bits per byte are the same." in verdict.detail
+    assert (
+        "which may be chance (95% interval of the difference -10 to +10); bits per byte are the same." in verdict.detail
+    )
 
 
 def test_every_task_has_its_difference_with_newcombes_interval(in_workspace: Any) -> None:

@@ -30,7 +30,6 @@ class Evaluation:
 
     digest: str
     created: datetime
-    unigram_bits_per_byte: float | None
     measured: Mapping[str, Measured]
     """By the checkpoint's digest."""
 
@@ -137,4 +136,4 @@ def _evaluation(digest: str, created: datetime) -> Evaluation | None:
     except (NotFoundError, CorruptArtifactError, OSError, ValueError):
         return None
     measured = {entry["digest"]: {**entry, "name": name} for name, entry in results["checkpoints"].items()}
-    return Evaluation(digest, created, results.get("unigram_bits_per_byte"), measured)
+    return Evaluation(digest, created, measured)

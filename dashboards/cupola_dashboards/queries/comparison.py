@@ -156,12 +156,15 @@ def _tasks_sentence(comparison: Comparison, tasks: dict[str, Any] | None) -> Ite
         return
     points, low, high = (100 * tasks[key] for key in ("difference", "low", "high"))
     name_a, name_b = comparison.names
-    more = "more" if points >= 0 else "fewer"
-    ends = (low, high) if points >= 0 else (-high, -low)
-    yield (
-        f"{name_b} answers {abs(points):.1f} points {more} tasks correctly than {name_a} "
-        f"(95% interval {_whole(ends[0])} to {_whole(ends[1])})"
+    told = (
+        f"{name_b} answers {abs(points):.1f} points {'more' if points >= 0 else 'fewer'} tasks correctly than {name_a}"
     )
+    if low > 0:
+        yield f"{told} (95% interval {low:.0f} to {high:.0f})"
+    elif high < 0:
+        yield f"{told} (95% interval {-high:.0f} to {-low:.0f})"
+    else:
+        yield f"{told}, which may be chance (95% interval of the difference {low:+.0f} to {high:+.0f})"
 
 
 def _bits_sentence(change: float | None) -> Iterator[str]:
@@ -171,10 +174,6 @@ def _bits_sentence(change: float | None) -> Iterator[str]:
         yield "bits per byte are the same"
     else:
         yield f"bits per byte {abs(change):.1%} {'worse' if change > 0 else 'better'}"
-
-
-def _whole(value: float) -> str:
-    return f"{value:.0f}".replace("-0", "0") if round(value) == 0 else f"{value:.0f}".replace("-", "−")
 
 
 def differing_answers(comparison: Comparison) -> pd.DataFrame:

@@ -86,6 +86,11 @@ def curve_names(frame: pd.DataFrame) -> list[str]:
     return [name for name in FIRST_CURVES if name in names] + [name for name in names if name not in FIRST_CURVES]
 
 
+def drawn_together(names: list[str]) -> list[str]:
+    """Without the held-out curves that are drawn with their training curve."""
+    return [name for name in names if name.removeprefix("heldout_") not in names or not name.startswith("heldout_")]
+
+
 def _stamp(file: Path | None) -> tuple[int, int] | None:
     """Changes whenever the file does."""
     try:

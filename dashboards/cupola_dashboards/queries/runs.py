@@ -57,12 +57,6 @@ def run(identity: str) -> RunRow:
     return workspace().registry.run(identity)
 
 
-def maker(digest: str) -> RunRow | None:
-    """The run that made an artifact, if the registry knows it."""
-    row = workspace().registry.artifact(digest)
-    return run(row.run_id) if row and row.run_id else None
-
-
 def work_folder(folder: Path | None, artifact: str | None) -> Path | None:
     """Where a stage's job wrote: its run's own folder, or, of a reused artifact, the folder of its fingerprint."""
     if folder:

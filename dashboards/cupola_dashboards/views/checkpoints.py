@@ -12,6 +12,8 @@ from cupola_dashboards.queries.comparison import Comparison, Side, Verdict
 from cupola_dashboards.words import NOTHING_YET, ago, alias_column, guarded, number
 
 SIDES = ("a", "b")
+FIRST = 6
+"""Curves that are shown at once."""
 
 
 @guarded
@@ -32,7 +34,10 @@ def page() -> None:
         st.dataframe(
             moves.rename(columns=str.capitalize),
             hide_index=True,
-            column_config={"Moved": st.column_config.DatetimeColumn("Moved (UTC)", format="YYYY-MM-DD HH:mm")},
+            column_config={
+                "Moved": st.column_config.DatetimeColumn("Moved (UTC)", format="YYYY-MM-DD HH:mm"),
+                "Reason": st.column_config.TextColumn(width="large"),
+            },
         )
 
 
@@ -51,7 +56,9 @@ def _table(frame: pd.DataFrame) -> None:
         shown = shown[shown["bits_per_byte"].notna()]
     digests = list(shown["digest"])
     event: Any = st.dataframe(
-        shown[["stage", "aliases", "recipe", "bits_per_byte", "accuracy", "interval", "created", "id"]],
+        shown.assign(accuracy=100 * shown["accuracy"])[
+            ["stage", "aliases", "recipe", "bits_per_byte", "accuracy", "interval", "created", "id"]
+        ],
         key=f"checkpoints-{hash(tuple(digests))}",
         hide_index=True,
         height="content" if len(shown) < 9 else 330,
@@ -66,7 +73,7 @@ def _table(frame: pd.DataFrame) -> None:
                 "Bits per byte", format="%.4f", help="On held-out text; less is better."
             ),
             "accuracy": st.column_config.ProgressColumn(
-                "Answered correctly", format="percent", min_value=0, max_value=1
+                "Answered correctly", format="%.1f%%", min_value=0, max_value=100
             ),
             "interval": st.column_config.TextColumn("with 95% interval"),
             "created": st.column_config.DatetimeColumn("Made (UTC)", format="YYYY-MM-DD HH:mm"),
@@ -115,14 +122,13 @@ def _compare(frame: pd.DataFrame) -> None:
 
 
 def _defaults(frame: pd.DataFrame) -> tuple[str, str]:
-    """As the address says; else A is the champion (or the second newest that was evaluated), B the newest other one."""
-    asked = [_starting_with(frame, st.query_params.get(side)) for side in SIDES]
+    """As the address says; else B is the newest checkpoint that was evaluated, A the champion or the one before B."""
+    a, b = (_starting_with(frame, st.query_params.get(side)) for side in SIDES)
     measured = frame[frame["bits_per_byte"].notna()]
     pool = list((measured if len(measured) > 1 else frame)["digest"])
-    champions = [row.digest for row in frame.itertuples() if "champion" in row.aliases]
-    a = asked[0] or next((digest for digest in champions if digest != asked[1]), None)
-    b = asked[1] or next(digest for digest in pool if digest != a)
-    return str(a or next(digest for digest in pool if digest != b)), str(b)
+    champions = [digest for digest, names in zip(frame["digest"], frame["aliases"], strict=True) if "champion" in names]
+    b = b or next(digest for digest in pool if digest != a)
+    return a or next(digest for digest in [*champions, *pool] if digest != b), b
 
 
 def _starting_with(frame: pd.DataFrame, prefix: str | None) -> str | None:
@@ -196,7 +202,17 @@ def _curves(found: Comparison) -> None:
     if frame.empty:
         st.caption("Neither stage left its curves in this workspace.")
         return
+    kinds = [side.row.config.get("kind") for side in (found.a, found.b)]
+    if kinds[0] != kinds[1]:
+        st.caption(f"{kinds[0]} and {kinds[1]} minimise different losses: compare their course, not their height.")
     names = metrics.curve_names(frame)
+    _overlaid(frame, found, names[:FIRST])
+    if names[FIRST:]:
+        with st.expander("More curves"):
+            _overlaid(frame, found, names[FIRST:])
+
+
+def _overlaid(frame: pd.DataFrame, found: Comparison, names: list[str]) -> None:
     for start in range(0, len(names), 2):
         for cell, name in zip(st.columns(2), names[start : start + 2], strict=False):
             with cell:
@@ -216,9 +232,12 @@ def _generations(found: Comparison) -> None:
 
 
 def _continued(prompt: str, text: str | None) -> str:
+    return _preformatted(f"<b>{html.escape(prompt)}</b>{'<i>not asked</i>' if text is None else html.escape(text)}")
+
+
+def _preformatted(markup: str) -> str:
     style = "white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace;font-size:0.85rem;margin:0 0 0.6rem"
-    more = "<i>not asked</i>" if text is None else html.escape(text)
-    return f'<div style="{style}"><b>{html.escape(prompt)}</b>{more}</div>'
+    return f'<div style="{style}">{markup}</div>'
 
 
 def _answers(found: Comparison) -> None:
@@ -230,18 +249,17 @@ def _answers(found: Comparison) -> None:
         f"Of the {kept} questions kept with both, **{name_b} alone** is right in **{counts.get('b', 0)}**, "
         f"**{name_a} alone** in **{counts.get('a', 0)}**."
     )
-    if len(table):
-        shown = table.assign(right=table["right"].map({"a": name_a, "b": name_b}))
-        shown = shown.rename(
-            columns={
-                "prompt": "Question",
-                "expected": "Expected",
-                "a": f"A: {name_a}",
-                "b": f"B: {name_b}",
-                "right": "Right",
-            }
-        )
-        st.dataframe(shown, hide_index=True, row_height=60)
+    for row in table.itertuples():
+        with st.container(border=True):
+            st.html(_preformatted(html.escape(str(row.prompt))))
+            cells = st.columns(3)
+            cells[0].markdown(f"Expected  \n`{row.expected}`")
+            cells[1].markdown(f"{_mark(row.right == 'a')} A: {name_a}  \n`{row.a}`")
+            cells[2].markdown(f"{_mark(row.right == 'b')} B: {name_b}  \n`{row.b}`")
+
+
+def _mark(right: bool) -> str:
+    return ":green-badge[right]" if right else ":red-badge[wrong]"
 
 
 def _settings(found: Comparison) -> None:

@@ -5,7 +5,7 @@ import streamlit as st
 
 from cupola_dashboards import lineage_view
 from cupola_dashboards.queries import checkpoints, lineage
-from cupola_dashboards.words import NOTHING_YET, guarded, megabytes
+from cupola_dashboards.words import NOTHING_YET, guarded, megabytes, short
 from cupola_platform.registry import ArtifactRow
 
 
@@ -50,7 +50,12 @@ def _first(rows: dict[str, ArtifactRow]) -> str:
 def _tables(graph: lineage.Graph, chosen: str) -> None:
     nodes = pd.DataFrame(
         [
-            (node.stage, node.kind, node.id, ", ".join(f"{name} {value:.4g}" for name, value in node.metrics.items()))
+            (
+                node.stage,
+                node.kind,
+                node.id,
+                ", ".join(f"{name} {short(value)}" for name, value in node.metrics.items()),
+            )
             for node in graph.nodes.values()
         ],
         columns=["Stage", "Kind", "Id", "Numbers"],

@@ -207,17 +207,17 @@ def _curves(row: RunRow) -> None:
         if row.stage:
             st.caption("This stage wrote no curves.")
         return
-    names = metrics.curve_names(frame)
     now = metrics.progress(file)
     if now:
-        cells = st.columns(4)
+        cells = st.columns(5)
         cells[0].metric("Step", f"{now.step:,} / {now.steps:,}")
         cells[1].metric("Loss", number(now.loss))
         cells[2].metric("Tokens/s", number(now.tokens_per_second, ",.0f"))
         cells[3].metric("Time left" if row.status == "running" else "Took", _time(row, now))
-    if {"loss", "heldout_loss"} & set(names):
-        st.altair_chart(charts.loss_curve(frame), key=f"loss-{row.id}")
-    others = [name for name in names if name not in ("loss", "heldout_loss")]
+        cells[4].metric("Parameters", number(metrics.parameters(file), ",d"))
+    first, *others = metrics.drawn_together(metrics.curve_names(frame))
+    st.caption(charts.title(first))
+    st.altair_chart(charts.curve(frame, first, height=300), key=f"{first}-{row.id}")
     for start in range(0, len(others), 3):
         for cell, name in zip(st.columns(3), others[start : start + 3], strict=False):
             with cell:
@@ -228,4 +228,4 @@ def _curves(row: RunRow) -> None:
 def _time(row: RunRow, now: metrics.Progress) -> str:
     if row.status == "running":
         return lasting(now.seconds_left) or "–"
-    return lasting((row.ended - row.started).total_seconds()) if row.ended else "–"
+    return lasting((row.ended - row.started).total_seconds()) if row.ended and row.status != "reused" else "–"

@@ -1,0 +1,50 @@
+"""The launch page against a real Prefect server: what was filled in is what the server was asked for."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from cupola_flows import deployments
+from cupola_flows.services import own_prefect
+from cupola_platform.settings import Settings, load_settings
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Settings]:
+    """Settings that name a Prefect server with the recipe `tiny` deployed. No worker: nothing is trained."""
+    with own_prefect(load_settings(tmp_path / "workspace")) as server:
+        settings = Settings(home=tmp_path / "workspace", prefect_api_url=server.wait())
+        command = [str(Path(sys.executable).with_name("cupola")), "deploy", "tiny", "--workspace", str(settings.home)]
+        environment = {**os.environ, "CUPOLA_PREFECT_API_URL": server.url}
+        subprocess.run(command, check=True, capture_output=True, timeout=200, env=environment)
+        yield settings
+
+
+def test_a_filled_in_recipe_is_started_through_its_deployment(
+    served: Settings, tab: Page, tmp_path: Path, serve_with: Callable[..., Any]
+) -> None:
+    api = str(served.prefect_api_url)
+    with serve_with(served.home, tmp_path, {"CUPOLA_PREFECT_API_URL": api}) as address:
+        tab.goto(f"{address}/launch")
+        tab.get_by_role("combobox", name="Recipe").click()
+        tab.get_by_role("option", name="tiny", exact=True).click()
+        expect(tab.get_by_text("cupola submit tiny", exact=True)).to_be_visible()
+        steps = tab.get_by_label("pretrain: steps")
+        steps.fill("12")
+        steps.press("Enter")
+        expect(tab.get_by_text("cupola submit tiny --set stages.pretrain.steps=12")).to_be_visible()
+        tab.get_by_role("button", name="Start", exact=True).click()
+        link = tab.get_by_role("link", name="Open in Prefect")
+        expect(link).to_be_visible()
+        started = str(link.get_attribute("href"))
+    assert started.startswith(f"{api.removesuffix('/api')}/runs/flow-run/")
+    run = deployments.flow_run(started.rpartition("/")[2], served)
+    assert run["parameters"]["recipe"] == "tiny"
+    assert run["parameters"]["overrides"] == ["stages.pretrain.steps=12"]
+    assert run["state"]["type"] == "SCHEDULED"
