@@ -18,7 +18,7 @@ FIRST = 6
 
 @guarded
 def page() -> None:
-    """The comparison first (it is what one comes for), then the table, then the aliases' history."""
+    """The table, two of its rows side by side, and the history of the aliases."""
     st.title("Checkpoints", anchor=False)
     frame = checkpoints.checkpoints()
     if frame.empty:

@@ -25,7 +25,9 @@ def page() -> None:
         chosen = st.multiselect("Status", list(STATUSES), key="statuses", placeholder="Any", width=320)
         amount = st.segmented_control("Show", list(AMOUNTS), default="Newest", required=True, key="amount")
         stages = st.toggle("Stages", value=True, key="stages", help="Show the stages of each run below it.")
-    _table(text, chosen, AMOUNTS[amount or "Newest"], stages)
+    rows = AMOUNTS[amount or "Newest"]
+    live = LOOK_EVERY if rows == runs.NEWEST else None  # thousands of rows are not sent again and again
+    st.fragment(_table, run_every=live)(text, chosen, rows, stages)
 
 
 @st.fragment(run_every=LOOK_EVERY)
@@ -96,7 +98,6 @@ def _gauge(stage: pd.Series) -> None:
     st.progress(float(stage["share"]), text=" · ".join(told))
 
 
-@st.fragment(run_every=LOOK_EVERY)
 @guarded
 def _table(text: str, statuses: list[str], amount: int, stages: bool) -> None:
     frame = runs.runs(amount)
