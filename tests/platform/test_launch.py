@@ -36,8 +36,9 @@ def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalL
     (tmp_path / "rank_of_test.py").write_text(RANK)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("GREETING", "outside")
+    others = set(psutil.Process().children(recursive=True))  # servers that tests share
     yield LocalLauncher(max_processes=2, module="rank_of_test")
-    for process in psutil.Process().children(recursive=True):
+    for process in set(psutil.Process().children(recursive=True)) - others:
         process.kill()
 
 
