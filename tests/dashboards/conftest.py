@@ -286,7 +286,7 @@ class serve:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Debian's Chromium, which may talk to this machine only."""
-    expect.set_options(timeout=60_000)
+    expect.set_options(timeout=120_000)
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
@@ -299,7 +299,7 @@ def tab(browser: Browser) -> Iterator[Page]:
     """A tab in which whatever the page asks of another machine fails the test."""
     context = browser.new_context(viewport={"width": 1600, "height": 1000})
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(120_000)
     outside: list[str] = []
     page.on("request", lambda request: outside.append(request.url) if not _inside(request.url) else None)
     yield page
