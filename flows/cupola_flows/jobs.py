@@ -1,6 +1,7 @@
 """One training job: written, started, followed, and its end understood."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -42,18 +43,19 @@ class JobResult:
 
 
 class MetricsTail:
-    """The lines of `metrics.jsonl` that were not seen yet; a resumed job may have cut the file shorter."""
+    """The lines of `metrics.jsonl` that were not seen yet. A resumed job puts a shorter file in its place: that is read anew."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.at = 0
+        self.inode = 0
 
     def new(self) -> Iterator[dict[str, Any]]:
         """Whole lines since the last look."""
         try:
             with self.path.open("rb") as file:
-                if file.seek(0, 2) < self.at:
-                    self.at = 0
+                if (inode := os.fstat(file.fileno()).st_ino) != self.inode:
+                    self.at, self.inode = 0, inode
                 file.seek(self.at)
                 block = file.read()
         except FileNotFoundError:

@@ -58,5 +58,7 @@ def test_the_tail_gives_each_whole_line_once_and_starts_over_when_the_file_is_cu
     assert list(tail.new()) == [{"step": 1}]
     path.write_text(json.dumps({"step": 1}) + "\n" + json.dumps({"step": 2}) + "\n")
     assert list(tail.new()) == [{"step": 2}]
-    path.write_text(json.dumps({"step": 1}) + "\n")
-    assert list(tail.new()) == [{"step": 1}]
+    cut = tmp_path / "cut"
+    cut.write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 20, 30)))  # cut, and grown past it already
+    cut.replace(path)
+    assert list(tail.new()) == [{"step": 1}, {"step": 20}, {"step": 30}]

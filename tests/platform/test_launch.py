@@ -94,6 +94,24 @@ def test_stopping_lets_the_ranks_save(launcher: LocalLauncher, tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.glob("saved-?")) == ["saved-0", "saved-1"]
 
 
+def test_a_wait_that_a_signal_ends_leaves_the_job_known_as_running(launcher: LocalLauncher, tmp_path: Path) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    handler = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with launcher.start(job_file(tmp_path, "polite"), processes=2, log=tmp_path / "log") as job:
+            pids = ranks(tmp_path)
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with pytest.raises(KeyboardInterrupt):
+                job.wait(30)
+            assert job.poll() is None
+            job.stop()
+            assert gone([job.pid, *pids], within=0.1)
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+
+
 def test_a_rank_that_ignores_the_signal_is_ended_all_the_same(launcher: LocalLauncher, tmp_path: Path) -> None:
     job = launcher.start(job_file(tmp_path, "stubborn"), processes=2, log=tmp_path / "log")
     pids = ranks(tmp_path)

@@ -41,6 +41,7 @@ class RunningJob:
         self._environment = {**environment, _TAG: self._tag}
         self._grace = GRACE_SECONDS
         self._started = threading.Event()
+        self._ended = threading.Event()  # never Thread.join: a signal's exception in it marks a living thread as ended
         self._process: subprocess.Popen[bytes] | None = None
         self._error: OSError | None = None
         # The tether follows the thread that started the process: this one stays until the process ends.
@@ -57,11 +58,11 @@ class RunningJob:
 
     def poll(self) -> int | None:
         """Torchrun's exit code once it and all its ranks have ended, else None. Any failed rank makes it 1."""
-        return None if self._keeper.is_alive() else self._torchrun.returncode
+        return self._torchrun.returncode if self._ended.is_set() else None
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait up to `timeout` seconds (none: to the end), then `poll`."""
-        self._keeper.join(timeout)
+        self._ended.wait(timeout)
         return self.poll()
 
     def stop(self, grace_seconds: float = GRACE_SECONDS) -> int:
@@ -74,10 +75,10 @@ class RunningJob:
         ranks = self._processes()
         if self._torchrun.poll() is None:
             self._torchrun.terminate()
-        self._keeper.join(grace_seconds)
-        for process in {*ranks, *self._processes()} if self._keeper.is_alive() else ():
-            _quietly(process.kill)
-        self._keeper.join()
+        if not self._ended.wait(grace_seconds):
+            for process in {*ranks, *self._processes()}:
+                _quietly(process.kill)
+        self._ended.wait()
         return self._torchrun.returncode
 
     def __enter__(self) -> Self:
@@ -105,8 +106,11 @@ class RunningJob:
             return
         finally:
             self._started.set()
-        self._process.wait()
-        self._end_orphans()
+        try:
+            self._process.wait()
+            self._end_orphans()
+        finally:
+            self._ended.set()
 
     def _end_orphans(self) -> None:
         """Ranks live on when torchrun itself was killed: let them save, then end them."""
