@@ -284,6 +284,8 @@ class TrainJob:
     """Steps between held-out losses; 0 for before the first step and after the last only."""
     evaluate_batches: int = Field(default=4, ge=1)
     """Global batches in one held-out loss."""
+    dry: bool = False
+    """Only write each step's numbers: no held-out loss, no checkpoint, no result."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -40,6 +40,23 @@ def train(job: TrainJob, terminated: Callable[[], bool]) -> bool:
         ConfigError, SourceError, NotFoundError, CorruptArtifactError: the job cannot be started.
         StageFailedError: the gradient was not finite three steps in a row.
     """
+    run = begin(job)
+    run.start()
+    while run.progress.step < job.steps:
+        if runtime.any_rank(terminated()):
+            run.preempt()
+            return False
+        run.step()
+    run.complete()
+    return True
+
+
+def begin(job: TrainJob) -> "Run":
+    """The job with its model, data and optimizer, at the step of its newest checkpoint. Every rank calls it.
+
+    Raises:
+        ConfigError, SourceError, NotFoundError, CorruptArtifactError: the job cannot be started.
+    """
     model, tokenizer = _model_and_tokenizer(job)
     validate_layout(model, job.parallel, job.batch, objective=job.data.objective, ranks=runtime.world_size())
     runtime.start(job.parallel, job.seed)
@@ -49,15 +66,7 @@ def train(job: TrainJob, terminated: Callable[[], bool]) -> bool:
         checkpoint.load_weights(job.initial, chunks)
     trainee = optim.build(chunks, job.parallel, job.optimizer, job.steps)
     _prepare(objective, trainee, job.output / "reference.npz")
-    run = Run(job, model, tokenizer, objective, trainee, resume(job.output / "checkpoints", trainee))
-    run.start()
-    while run.progress.step < job.steps:
-        if runtime.any_rank(terminated()):
-            run.preempt()
-            return False
-        run.step()
-    run.complete()
-    return True
+    return Run(job, model, tokenizer, objective, trainee, resume(job.output / "checkpoints", trainee))
 
 
 class Run:
@@ -91,7 +100,7 @@ class Run:
             world_size=dist.get_world_size(),
             parameters=models.parameter_count(self.model),
         )
-        if self.progress.step == 0:
+        if self.progress.step == 0 and not self.job.dry:
             self.evaluate()
         self._restart_clock()
 
@@ -112,7 +121,7 @@ class Run:
 
     def _due(self, every: int) -> bool:
         step = self.progress.step
-        return step == self.job.steps or (every > 0 and step % every == 0)
+        return not self.job.dry and (step == self.job.steps or (every > 0 and step % every == 0))
 
     def _log_step(self, means: dict[str, float], grad_norm: float, moved: bool, micro_batches: int) -> None:
         step = self.progress.step
@@ -175,7 +184,7 @@ class Run:
 
     def preempt(self) -> None:
         """Save what was not saved yet, for the next start."""
-        if self.progress.step > self.saved_step:
+        if self.progress.step > self.saved_step and not self.job.dry:
             self.save()
         self.metrics.write("end", step=self.progress.step, status="preempted")
         self.metrics.close()
@@ -184,7 +193,7 @@ class Run:
         """Write result.json; the last step has been evaluated and saved."""
         self.metrics.write("end", step=self.progress.step, status="completed")
         self.metrics.close()
-        if runtime.rank() == 0:
+        if runtime.rank() == 0 and not self.job.dry:
             folder = step_folder(self.job.output / "checkpoints", self.progress.step).relative_to(self.job.output)
             tokens = self.progress.consumed_samples * self.job.batch.sequence_length
             metrics: dict[str, float] = {"parameters": models.parameter_count(self.model), "tokens_seen": tokens}

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from cupola_flows.cli import artifacts, checkpoint, run, services
+from cupola_flows.cli import artifacts, checkpoint, layouts, run, services
 from cupola_flows.services import NO_TELEMETRY
 from cupola_platform.errors import CupolaError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 run.register(app)
 artifacts.register(app)
+layouts.register(app)
 services.register(app)
 app.add_typer(checkpoint.app, name="checkpoint")
 

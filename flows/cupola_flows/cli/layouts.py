@@ -1,0 +1,81 @@
+"""`cupola verify-layout`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cupola_flows.cli.options import JsonOption, SetOption, WorkspaceOption, open_workspace
+from cupola_flows.layouts import parse_layout, trial_job
+from cupola_flows.recipe import load_recipe
+from cupola_trainer.verification import Comparison, layout_name, verify_layout
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("verify-layout", epilog="Example: cupola verify-layout tiny --layout tp=2,pp=2 --against tp=1")(verify)
+
+
+def verify(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")],
+    layout: Annotated[str, typer.Option(metavar="KEY=N,...", help="Keys: tp, pp, vp, cp, ep, etp, dp, sp.")],
+    against: Annotated[str, typer.Option(metavar="KEY=N,...", help="The layout to compare with.")] = "tp=1",
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps to compare.")] = 5,
+    stage: Annotated[str, typer.Option(help="Which pretraining stage's model. Default: the first.")] = "",
+    loss_tolerance: Annotated[float, typer.Option(min=0, help="Largest difference of losses.")] = 1e-5,
+    norm_tolerance: Annotated[float, typer.Option(min=0, help="Largest relative difference of norms.")] = 1e-4,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Train the first steps in two layouts from the same weights and samples; exit status 1 where they differ."""
+    first, second = parse_layout("--layout", layout), parse_layout("--against", against)
+    loaded = load_recipe(recipe, overrides or [])
+    opened = open_workspace(workspace)
+    console = Console(stderr=True)
+    with TemporaryDirectory(dir=opened.folder("work"), prefix="verify-layout-") as scratch:
+        job, data = trial_job(opened, loaded, stage, Path(scratch))
+        if not as_json:
+            console.print(f"Data: {data}")
+        comparison = verify_layout(
+            job,
+            first,
+            second,
+            folder=Path(scratch) / "runs",
+            steps=steps,
+            loss_tolerance=loss_tolerance,
+            norm_tolerance=norm_tolerance,
+            started=lambda each: None if as_json else console.print(f"Training {steps} steps with {layout_name(each)}"),
+        )
+    print(json.dumps(comparison.to_json(), indent=2)) if as_json else _show(comparison)
+    raise typer.Exit(0 if comparison.equal else 1)
+
+
+def _show(found: Comparison) -> None:
+    console = Console()
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    names = layout_name(found.layout), layout_name(found.against)
+    for heading in ("step", *(f"loss {name}" for name in names), "difference"):
+        table.add_column(heading, justify="right")
+    for heading in (*(f"norm {name}" for name in names), "relative"):
+        table.add_column(heading, justify="right")
+    for step in found.steps:
+        values = asdict(step)
+        table.add_row(
+            str(step.step),
+            *(f"{values[key]:.7f}" for key in ("loss", "loss_against")),
+            f"{step.loss_difference:.1e}",
+            *(f"{values[key]:.7f}" for key in ("grad_norm", "grad_norm_against")),
+            f"{step.norm_difference:.1e}",
+        )
+    console.print(table)
+    verdict = "The same" if found.equal else "DIFFERENT"
+    console.print(
+        f"{verdict}: largest difference of losses {found.loss_difference:.1e} (tolerance {found.loss_tolerance:g}), "
+        f"of gradient norms {found.norm_difference:.1e} relative (tolerance {found.norm_tolerance:g})."
+    )
