@@ -92,8 +92,11 @@ def train(
         log_every=stage.log_every,
         evaluate_every=stage.evaluate_every,
         evaluate_batches=stage.evaluate_batches,
+        profile=ctx.profile,
     )
     result = run_job(ctx, job)
+    if (job.output / "profile").is_dir():
+        ctx.display.say(f"{ctx.name}: traces of steps {ctx.profile} are in {job.output / 'profile'}")
     artifact = ctx.publish(result.folder, parents=parents, metrics=result.metrics)
     shutil.rmtree(job.output / "checkpoints", ignore_errors=True)  # the last one is in the store
     return artifact

@@ -59,6 +59,8 @@ class Session:
     """Why it ended early."""
     overrides: Sequence[str] = ()
     """As given, for the record."""
+    profile: tuple[int, int] | None = None
+    """First and last step of each training job to trace with torch's profiler."""
     run_id: str | None = None
     """The registry's run of the whole recipe."""
     prefect_run: str | None = None
@@ -164,6 +166,7 @@ class Session:
                 display=self.display,
                 tracker=self.tracker,
                 step=step,
+                profile=self.profile,
             )
             artifact = FUNCTIONS[stage.kind](ctx, stage, **arguments)
         self.outcomes[name] = Outcome("completed", artifact, self.display.lines[name].elapsed())

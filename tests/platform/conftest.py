@@ -141,7 +141,7 @@ def postgresql_server() -> Iterator[str]:
     """`host:port` of a PostgreSQL server, user postgres, no password."""
     binaries = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
     if binaries is None:
-        pytest.skip("Debian's postgresql is not installed: run scripts/install-debian-packages")
+        pytest.fail("PostgreSQL is missing. `make test` installs it, or: scripts/install-debian-packages")
     folder = Path(tempfile.mkdtemp(prefix="cupola-pg-"))
     (port,) = free_ports(1)
     as_postgres: list[str | Path] = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []

@@ -286,6 +286,8 @@ class TrainJob:
     """Global batches in one held-out loss."""
     dry: bool = False
     """Only write each step's numbers: no held-out loss, no checkpoint, no result."""
+    profile: tuple[int, int] | None = None
+    """First and last step to trace with torch's profiler, into `output/profile`; none for no trace."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

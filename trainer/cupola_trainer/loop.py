@@ -17,9 +17,12 @@ from cupola_trainer.config import ModelConfig, TrainJob
 from cupola_trainer.data.batches import heldout_batches, training_batches
 from cupola_trainer.layout import validate_layout
 from cupola_trainer.metrics import MetricsWriter, train_results
+from cupola_trainer.models.router import take_expert_load
 from cupola_trainer.objectives import Objective, build_objective
 from cupola_trainer.optim import Trainee
+from cupola_trainer.profiling import Profiler
 from cupola_trainer.resume import prune, resume, step_folder
+from cupola_trainer.timing import StepTimes, flops_per_token
 
 SKIPS_IN_A_ROW = 3
 """Steps in a row without a finite gradient that end the job."""
@@ -85,6 +88,11 @@ class Run:
         self.progress = progress
         self.saved_step = progress.step
         self.skipped_in_a_row = 0
+        self.times = StepTimes()
+        self.times.attach(trainee)
+        self.flops_per_token = flops_per_token(model, job.batch.sequence_length)
+        self.matmul_peak = runtime.matmul_peak()
+        self.profiler = Profiler(job.profile, job.output / "profile")
         self.timed_steps = 0
         self.clock = time.monotonic()
         self.heldout = heldout_batches(objective, job.batch, job.evaluate_batches)
@@ -105,10 +113,13 @@ class Run:
         self._restart_clock()
 
     def step(self) -> None:
-        batches = training_batches(self.objective, self.job.batch, self.progress.step)
-        means = passes.train(self.trainee.chunks, self.objective, batches)
-        self.trainee.scheduler.step(increment=1)
-        grad_norm, moved = self.trainee.update()
+        with self.profiler.step(self.progress.step + 1):
+            with self.times.part("data"):
+                batches = training_batches(self.objective, self.job.batch, self.progress.step)
+            means = passes.train(self.trainee.chunks, self.objective, batches)
+            self.trainee.scheduler.step(increment=1)
+            with self.times.part("optimizer"):
+                grad_norm, moved = self.trainee.update()
         consumed = self.progress.consumed_samples + self.job.batch.global_batch_size
         self.progress = Progress(self.progress.step + 1, consumed)
         self.timed_steps += 1
@@ -127,18 +138,22 @@ class Run:
         step = self.progress.step
         if moved and step % self.job.log_every and step != self.job.steps:
             return
+        tokens = self.timed_steps * self.job.batch.global_batch_size * self.job.batch.sequence_length
         if self.model.moe:
             means |= passes.aux_losses(self.model.num_layers, micro_batches * self.timed_steps)
-        tokens = self.timed_steps * self.job.batch.global_batch_size * self.job.batch.sequence_length
+            means |= take_expert_load(self.trainee.chunks, self.model, tokens)
+        tokens_per_second = tokens / (time.monotonic() - self.clock)
         self.metrics.write(
             "step",
             step=step,
             **means,
             grad_norm=grad_norm,
             lr=self.trainee.learning_rate,
-            tokens_per_second=tokens / (time.monotonic() - self.clock),
+            tokens_per_second=tokens_per_second,
+            mfu=tokens_per_second * self.flops_per_token / self.matmul_peak,
             consumed_samples=self.progress.consumed_samples,
             memory_bytes=runtime.memory_bytes(),
+            **self.times.take(self.timed_steps),
             **({} if moved else {"skipped": True}),
         )
         self._restart_clock()

@@ -11,7 +11,7 @@ from cupola_flows.cli.options import SetOption, WorkspaceOption
 from cupola_flows.display import make_display
 from cupola_flows.launching import open_session, run_plain, run_under_prefect
 from cupola_flows.results import print_results
-from cupola_platform.errors import CupolaError
+from cupola_platform.errors import ConfigError, CupolaError
 
 
 def register(app: typer.Typer) -> None:
@@ -24,6 +24,9 @@ def run(
     overrides: SetOption = None,
     only: Annotated[str, typer.Option(metavar="STAGE,...", help="Run these stages only.")] = "",
     prefect: Annotated[bool, typer.Option("--prefect/--no-prefect", help="Run as Prefect flows, or without.")] = True,
+    profile: Annotated[
+        str, typer.Option(metavar="FIRST:LAST", help="Trace these steps of each training stage with torch's profiler.")
+    ] = "",
     workspace: WorkspaceOption = None,
 ) -> None:
     """Carry out a recipe; what was done before with the same fingerprint is reused."""
@@ -31,7 +34,9 @@ def run(
     for number in (signal.SIGINT, signal.SIGTERM):  # what a script starts in the background is born deaf to SIGINT
         signal.signal(number, _interrupt)
     names = [name for name in only.split(",") if name]
+    steps = _steps(profile)
     session = open_session(recipe, overrides or [], names, workspace, partial(make_display, console=console))
+    session.profile = steps
     if session.reuse_all():
         print_results(session, console)
         console.print(f"Nothing to do: all {len(session.names)} stages were run before.")
@@ -44,6 +49,16 @@ def run(
         console.print("What is finished is kept; the same command goes on from there.")
         raise
     print_results(session, console)
+
+
+def _steps(text: str) -> tuple[int, int] | None:
+    """First and last step from `10:12`; none from nothing."""
+    if not text:
+        return None
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise ConfigError(f"--profile {text}: give the first and the last step, such as 10:12.")
+    return int(first), int(last)
 
 
 def _interrupt(_signal: int, _frame: object) -> None:

@@ -1,11 +1,16 @@
 """The router, with balancing losses that weigh the same in every layout and under every objective."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler, save_to_aux_losses_tracker, z_loss_func
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
+
+from cupola_trainer import runtime
+from cupola_trainer.config import ModelConfig
 
 
 class Router(TopKRouter):
@@ -19,6 +24,17 @@ class Router(TopKRouter):
 
     micro_batch_count: float = 1.0
     """The objective's count in the current micro-batch, over its context-parallel ranks. Set on the class before forward."""
+
+    tokens_per_expert: Tensor | None = None
+    """Assignments [num_experts] that this rank's tokens have made in training since `take_expert_load`."""
+
+    def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As Megatron's; counts what each expert was given."""
+        probs, routing_map = super().routing(logits, padding_mask)
+        if self.training and torch.is_grad_enabled():
+            given = routing_map.sum(dim=0)
+            self.tokens_per_expert = given if self.tokens_per_expert is None else self.tokens_per_expert + given
+        return probs, routing_map
 
     def attach_and_log_load_balancing_loss(
         self,
@@ -49,3 +65,28 @@ class Router(TopKRouter):
         z_loss = z_loss_func(logits, share, padding_mask=padding_mask)
         save_to_aux_losses_tracker("z_loss", z_loss / share, self.layer_number, self.config.num_layers)
         return MoEAuxLossAutoScaler.apply(logits, z_loss * Router.micro_batch_count)
+
+
+def take_expert_load(chunks: Sequence[torch.nn.Module], model: ModelConfig, tokens: int) -> dict[str, float]:
+    """How evenly the experts were used since the last call. Every rank calls it.
+
+    Args:
+        tokens: tokens of all steps since then, over all ranks.
+
+    Returns:
+        for each layer (from 1) `expert_load_layer_N`, the busiest expert's share over the mean (1 is even), and, where
+        capacity is limited, `dropped_layer_N`, the share of assignments that were dropped.
+    """
+    moe = model.moe
+    assert moe is not None
+    given = torch.zeros(model.num_layers, moe.num_experts, dtype=torch.float64, device=runtime.device())
+    for module in (module for chunk in chunks for module in chunk.modules()):
+        if isinstance(module, Router) and module.tokens_per_expert is not None:
+            given[module.layer_number - 1] += module.tokens_per_expert
+            module.tokens_per_expert = None
+    dist.all_reduce(given)  # every rank routes tokens of its own
+    loads = {f"expert_load_layer_{i}": float(row.max() / row.mean()) for i, row in enumerate(given, 1) if row.sum()}
+    if getattr(moe, "capacity_factor", None) is None:
+        return loads
+    wanted = tokens * moe.top_k
+    return loads | {f"dropped_layer_{i}": float(1 - row.sum() / wanted) for i, row in enumerate(given, 1)}

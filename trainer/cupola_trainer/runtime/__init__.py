@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import sys
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar, cast
@@ -140,3 +141,26 @@ def any_rank(flag: bool) -> bool:
     flags = torch.tensor([flag], dtype=torch.int, device=device())
     dist.all_reduce(flags, op=dist.ReduceOp.MAX)
     return bool(flags.item())
+
+
+def synchronize() -> None:
+    """Wait until this rank's device has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def matmul_peak() -> float:
+    """Floating-point operations per second of all ranks together, multiplying large matrices at the same time."""
+    size, rounds = (8192, 10) if torch.cuda.is_available() else (1024, 3)
+    matrix = torch.randn(size, size, device=device(), dtype=dtype())
+    best = float("inf")
+    dist.barrier()
+    for _ in range(rounds):
+        synchronize()
+        started = time.perf_counter()
+        matrix @ matrix
+        synchronize()
+        best = min(best, time.perf_counter() - started)
+    total = torch.tensor([2 * size**3 / best], dtype=torch.float64, device=device())
+    dist.all_reduce(total)
+    return float(total)

@@ -1,0 +1,37 @@
+"""Traces of a few training steps, made by torch's profiler, to be read in Perfetto or chrome://tracing."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from cupola_trainer import runtime
+
+
+class Profiler:
+    """Traces the steps from the first to the last of `steps`, each rank into a file of its own."""
+
+    def __init__(self, steps: tuple[int, int] | None, folder: Path) -> None:
+        """`steps` count from 1; none traces nothing."""
+        self.steps = steps
+        self.folder = folder
+        self._profile: torch.profiler.profile | None = None
+
+    @contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        """Trace what is done inside, if this step is asked for; the last one writes the file."""
+        first, last = self.steps or (0, 0)
+        if not first <= step <= last:
+            yield
+            return
+        if self._profile is None:
+            self._profile = torch.profiler.profile(record_shapes=True, profile_memory=True)
+            self._profile.start()
+        with torch.profiler.record_function(f"step {step}"):
+            yield
+        if step == last:
+            self._profile.stop()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._profile.export_chrome_trace(str(self.folder / f"steps-{first}-{last}-rank-{runtime.rank()}.json"))
+            self._profile = None

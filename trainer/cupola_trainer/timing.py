@@ -1,0 +1,90 @@
+"""Where a step's time goes, and how much of the machine's measured arithmetic the model uses."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cupola_trainer import runtime
+from cupola_trainer.config import ModelConfig
+from cupola_trainer.optim import Trainee
+
+PARTS = {"forward-compute": "forward", "backward-compute": "backward"}
+"""Megatron's names of what it times, to ours. Every other name that its schedules use is a transfer between ranks."""
+
+
+class StepTimes:
+    """Seconds of each part of the steps since the last `take`, on this rank. Megatron's schedules take it as `timers`.
+
+    forward and backward hold their own tensor-parallel collectives; communication is what passes between data-parallel
+    ranks and pipeline stages.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._started: dict[str, float] = {}
+
+    def attach(self, trainee: Trainee) -> None:
+        """Have Megatron's schedules tell these times."""
+        for chunk in trainee.chunks:
+            chunk.config.timers = self
+
+    def __call__(self, name: str, log_level: int | None = None) -> "_Timer":
+        return _Timer(self, name)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time what is done inside as the part `name`."""
+        self.start(name)
+        try:
+            yield
+        finally:
+            self.stop(name)
+
+    def start(self, name: str) -> None:
+        runtime.synchronize()
+        self._started[name] = time.perf_counter()
+
+    def stop(self, name: str) -> None:
+        runtime.synchronize()
+        self._seconds[name] += time.perf_counter() - self._started.pop(name)
+
+    def take(self, steps: int) -> dict[str, float]:
+        """Mean seconds a step of each part, under `seconds_PART`; counting starts over."""
+        means = {f"seconds_{name}": seconds / steps for name, seconds in sorted(self._seconds.items())}
+        self._seconds.clear()
+        return means
+
+
+class _Timer:
+    """What Megatron asks of a timer."""
+
+    def __init__(self, times: StepTimes, name: str) -> None:
+        self._times = times
+        self._name = PARTS.get(name, "communication")
+        self._whole = name == "forward-backward"  # holds the others
+
+    def start(self, barrier: bool = False) -> None:
+        if not self._whole:
+            self._times.start(self._name)
+
+    def stop(self, barrier: bool = False) -> None:
+        if not self._whole:
+            self._times.stop(self._name)
+
+
+def flops_per_token(model: ModelConfig, sequence_length: int) -> float:
+    """Floating-point operations that training one token takes: three times the forward pass's matrix products.
+
+    Two for each weight that the token meets (of the experts, the `top_k` that it is sent to), and causal attention's
+    scores and sums over half the sequence on average (PaLM, appendix B, counts the whole). Recomputation is not counted.
+    """
+    h, head = model.hidden_size, model.hidden_size // model.num_attention_heads
+    attention = h * head * (2 * model.num_attention_heads + 2 * model.num_query_groups)
+    if model.moe:
+        width = model.moe.top_k * model.moe.expert_ffn_hidden_size + (model.moe.shared_expert_ffn_hidden_size or 0)
+        ffn = 3 * h * width + h * model.moe.num_experts
+    else:
+        ffn = 3 * h * model.ffn_hidden_size
+    scores = model.num_attention_heads * head * sequence_length  # two products over half the sequence
+    return 6.0 * (model.num_layers * (attention + ffn + scores) + h * model.vocab_size)
