@@ -7,98 +7,32 @@ misspelt key is refused, and the JSON schema carries each field's docstring. Not
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from cupola_platform.errors import ConfigError
+from cupola_trainer.architecture import STRICT, ModelConfig, MoEConfig
 
-STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class MoEConfig:
-    """The mixture-of-experts part of a model: Qwen2-MoE's block."""
-
-    num_experts: int = Field(default=8, ge=1)
-    """Routed experts per layer, over all ranks."""
-
-    top_k: int = Field(default=2, ge=1)
-    """Experts that each token visits."""
-
-    expert_ffn_hidden_size: int = Field(ge=1)
-    """Intermediate size of one routed expert."""
-
-    shared_expert_ffn_hidden_size: int | None = Field(default=None, ge=1)
-    """Intermediate size of the shared expert (sigmoid-gated); none without a shared expert."""
-
-    norm_topk_prob: bool = False
-    """Renormalise the top-k probabilities to one. Qwen2-MoE does not."""
-
-    aux_loss_coeff: float = Field(default=1e-3, ge=0)
-    """Weight of the load-balancing loss."""
-
-    z_loss_coeff: float = Field(default=0.0, ge=0)
-    """Weight of the router z-loss."""
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class ModelConfig:
-    """The shape of a Qwen2 or Qwen2-MoE decoder: everything needed to build it, nothing about how it is trained."""
-
-    vocab_size: int = Field(default=0, ge=0)
-    """Rows of the embedding. 0 in a recipe: taken from the tokenizer, padded to a multiple of 64."""
-
-    hidden_size: int = Field(ge=1)
-    """Width of the residual stream."""
-
-    num_layers: int = Field(ge=1)
-    """Decoder layers."""
-
-    num_attention_heads: int = Field(ge=1)
-    """Query heads."""
-
-    num_query_groups: int = Field(ge=1)
-    """Key and value heads (GQA)."""
-
-    ffn_hidden_size: int = Field(ge=1)
-    """Intermediate size of the dense SwiGLU FFN."""
-
-    max_position_embeddings: int = Field(ge=1)
-    """Longest sequence, in tokens."""
-
-    rope_theta: float = Field(default=1_000_000.0, gt=0)
-    """RoPE base."""
-
-    rms_norm_eps: float = Field(default=1e-6, gt=0)
-    """Epsilon of RMSNorm."""
-
-    qkv_bias: bool = True
-    """Bias on Q, K and V, as in Qwen2."""
-
-    tie_embeddings: bool = True
-    """Share the input embedding with the output layer, as Qwen2 0.5B and 1.5B do."""
-
-    init_std: float = Field(default=0.02, gt=0)
-    """Standard deviation of the initial weights."""
-
-    moe: MoEConfig | None = None
-    """None for a dense model."""
-
-    @model_validator(mode="after")
-    def _shapes(self) -> "ModelConfig":
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}. "
-                f"Try hidden_size={-(-self.hidden_size // self.num_attention_heads) * self.num_attention_heads}."
-            )
-        if self.num_attention_heads % self.num_query_groups:
-            raise ValueError(
-                f"num_attention_heads={self.num_attention_heads} is not a multiple of "
-                f"num_query_groups={self.num_query_groups}. Try num_query_groups={self.num_attention_heads}."
-            )
-        if self.moe and self.moe.top_k > self.moe.num_experts:
-            raise ValueError(f"moe.top_k={self.moe.top_k} is more than moe.num_experts={self.moe.num_experts}.")
-        return self
+__all__ = [
+    "JOB",
+    "STRICT",
+    "BatchConfig",
+    "CheckpointConfig",
+    "DpoData",
+    "EvaluateJob",
+    "Job",
+    "MoEConfig",
+    "ModelConfig",
+    "NextTokenData",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "SampleJob",
+    "SftData",
+    "TrainJob",
+    "UpcycleJob",
+    "read_job",
+    "write_job",
+]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

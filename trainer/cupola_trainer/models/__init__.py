@@ -3,40 +3,44 @@
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
-from megatron.core.models.gpt import GPTModel
-from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
 from cupola_trainer import runtime
 from cupola_trainer.config import ModelConfig, ParallelConfig
-from cupola_trainer.models import qwen2, qwen2_moe
+from cupola_trainer.models.decoder_config import DecoderConfig
 from cupola_trainer.models.initialization import initialize
-from cupola_trainer.models.specs import decoder
+from cupola_trainer.models.language_model import LanguageModel
+from cupola_trainer.models.settings import settings
 
 __all__ = ["build", "parameter_count", "transformer_config"]
 
 
-def build(model: ModelConfig, parallel: ParallelConfig, *, seed: int = 0) -> list[GPTModel]:
+def build(
+    model: ModelConfig, parallel: ParallelConfig, *, seed: int | None = 0, dtype: torch.dtype | None = None
+) -> list[LanguageModel]:
     """This rank's part of the model on its device: one chunk, or one per virtual pipeline stage.
 
     `runtime.start` comes first. Initial weights depend on the seed alone, whatever the layout.
+
+    Args:
+        seed: none to leave the weights undefined, because they are about to be loaded.
+        dtype: of the weights; none for the runtime's.
     """
-    config = transformer_config(model, parallel)
-    chunks = [_chunk(model, config, stage) for stage in range(parallel.vp or 1)]
-    initialize(chunks, model, seed)
+    config = transformer_config(model, parallel, dtype)
+    stages = range(parallel.vp) if parallel.vp else [None]
+    chunks = [LanguageModel(model, config, stage) for stage in stages]
+    if seed is not None:
+        initialize(chunks, model, seed)
     return [chunk.to(runtime.device()) for chunk in chunks]
 
 
-def transformer_config(model: ModelConfig, parallel: ParallelConfig) -> TransformerConfig:
-    """Megatron's whole description of a model in a layout."""
-    family = qwen2_moe if model.moe else qwen2
-    return TransformerConfig(**family.settings(model, parallel), **_execution(parallel))
+def transformer_config(model: ModelConfig, parallel: ParallelConfig, dtype: torch.dtype | None = None) -> DecoderConfig:
+    """Megatron's whole description of a model in a layout, in the runtime's precision or another."""
+    return DecoderConfig(**settings(model, parallel), **_execution(parallel, dtype or runtime.dtype()))
 
 
-def _execution(parallel: ParallelConfig) -> dict[str, Any]:
+def _execution(parallel: ParallelConfig, dtype: torch.dtype) -> dict[str, Any]:
     """How any family is laid out and computed."""
-    dtype = runtime.dtype()
     return {
         "tensor_model_parallel_size": parallel.tp,
         "pipeline_model_parallel_size": parallel.pp,
@@ -69,27 +73,11 @@ def _left_to_initialize(weight: Tensor) -> Tensor:
     return weight
 
 
-def _chunk(model: ModelConfig, config: TransformerConfig, stage: int) -> GPTModel:
-    vp_stage = stage if config.virtual_pipeline_model_parallel_size else None
-    return GPTModel(
-        config,
-        decoder(config, vp_stage),
-        vocab_size=model.vocab_size,
-        max_sequence_length=model.max_position_embeddings,
-        position_embedding_type="rope",
-        rotary_base=model.rope_theta,
-        share_embeddings_and_output_weights=model.tie_embeddings,
-        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
-        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
-        vp_stage=vp_stage,
-    )
-
-
 def parameter_count(model: ModelConfig) -> int:
     """Parameters of the whole model, over all ranks; tied embeddings count once."""
-    h, head_dim = model.hidden_size, model.hidden_size // model.num_attention_heads
-    qkv = (model.num_attention_heads + 2 * model.num_query_groups) * head_dim
-    layer = h * qkv + (qkv if model.qkv_bias else 0) + h * h + 2 * h
+    h, queries = model.hidden_size, model.num_attention_heads * model.head_size
+    qkv = queries + 2 * model.num_query_groups * model.head_size
+    layer = h * qkv + (qkv if model.qkv_bias else 0) + queries * h + (4 if model.post_norm else 2) * h
     if model.moe:
         layer += model.moe.num_experts * (h + 3 * h * model.moe.expert_ffn_hidden_size)
         if model.moe.shared_expert_ffn_hidden_size:

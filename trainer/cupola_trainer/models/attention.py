@@ -11,6 +11,9 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
+from cupola_trainer.models.attend import Attend
+from cupola_trainer.models.decoder_config import DecoderConfig
+
 
 class TorchRMSNorm(torch.nn.RMSNorm):
     """torch's RMSNorm. Under sequence parallelism each rank sees a part of the tokens: its gradient is summed over TP."""
@@ -18,10 +21,17 @@ class TorchRMSNorm(torch.nn.RMSNorm):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused: Any) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel
+        self.zero_centered = config.layernorm_zero_centered_gamma
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.zero_centered:
+            return super().forward(x)
+        # in fp32: 1 + weight would lose the weight's last bits in bf16 (as transformers' Gemma2RMSNorm)
+        return F.rms_norm(x.float(), self.normalized_shape, 1 + self.weight.float(), self.eps).type_as(x)
 
 
 class TorchAttention(MegatronModule):
-    """Causal grouped-query attention without a mask in memory; context-parallel by gathering K and V.
+    """Causal grouped-query attention, without a mask in memory where it can; context-parallel by gathering K and V.
 
     With a mask [b, 1, q, k] (True: hidden), as decoding of padded prompts needs, the mask alone decides. With more keys
     than queries and no mask, the queries are the last ones.
@@ -29,7 +39,7 @@ class TorchAttention(MegatronModule):
 
     def __init__(
         self,
-        config: TransformerConfig,
+        config: DecoderConfig,
         layer_number: int,
         attn_mask_type: AttnMaskType,
         attention_type: str,
@@ -39,7 +49,7 @@ class TorchAttention(MegatronModule):
         pg_collection: Any = None,
     ) -> None:
         super().__init__(config=config)
-        self.scale = softmax_scale
+        self.attend = Attend.of(config, layer_number)
         self.cp_group = pg_collection.cp if pg_collection else parallel_state.get_context_parallel_group()
 
     def forward(
@@ -54,31 +64,20 @@ class TorchAttention(MegatronModule):
     ) -> Tensor:
         """query [q, b, heads, d], key and value [k, b, groups, d] -> [q, b, heads * d]."""
         visible = None if attention_mask is None else ~attention_mask
+        positions = None
         if self.cp_group.size() > 1:
             key = gather_from_sequence_parallel_region(key, group=self.cp_group)
             value = gather_from_sequence_parallel_region(value, group=self.cp_group)
-            visible = self._visible_to_this_rank(query.size(0), query.device)
-        elif visible is None and 1 < query.size(0) < key.size(0):
-            ones = torch.ones(query.size(0), key.size(0), dtype=torch.bool, device=query.device)
-            visible = ones.tril(key.size(0) - query.size(0))
+            positions = self._positions(query.size(0), query.device)
         q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))  # [b, heads, s, d]
-        output = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=visible,
-            is_causal=visible is None and query.size(0) > 1,
-            scale=self.scale,
-            enable_gqa=q.size(1) != k.size(1),
-        )
+        output = self.attend(q, k, v, visible, positions)
         return output.permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), -1)
 
-    def _visible_to_this_rank(self, local_length: int, device: torch.device) -> Tensor:
-        """[q, k]: key position <= query position, both in the order of `data.batches.context_parallel_slice`."""
+    def _positions(self, local_length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Of this rank's queries, and of the gathered keys: the order of `data.batches.context_parallel_slice`."""
         size = self.cp_group.size()
-        positions = [zigzag(local_length, rank, size) for rank in range(size)]
-        visible = torch.cat(positions)[None] <= positions[self.cp_group.rank()][:, None]
-        return visible.to(device)
+        ranks = [zigzag(local_length, rank, size).to(device) for rank in range(size)]
+        return ranks[self.cp_group.rank()], torch.cat(ranks)
 
 
 def zigzag(local_length: int, rank: int, size: int) -> Tensor:

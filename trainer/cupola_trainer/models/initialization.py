@@ -17,7 +17,7 @@ RESIDUAL_OUTPUTS = ("linear_proj.weight", "linear_fc2.weight")
 
 
 def initialize(chunks: Sequence[GPTModel], model: ModelConfig, seed: int) -> None:
-    """Norms 1, biases 0, matrices N(0, init_std), those that write to the residual stream scaled by 1/sqrt(2 * layers)
+    """Norms of factor 1, biases 0, matrices N(0, init_std), those that write to the residual stream scaled by 1/sqrt(2 * layers)
     (GPT-2, section 2.3).
 
     Each tensor (of one layer, of one expert) is drawn whole from a seed of its own; a rank keeps its shard.
@@ -43,7 +43,7 @@ def _draw(shard: ShardedTensor, model: ModelConfig, seed: int) -> Tensor:
     stacked = shard.prepend_axis_num  # leading axes of the global tensor: layer, expert
     shape, offset = shard.global_shape[stacked:], shard.global_offset[stacked:]
     if shard.key.endswith("norm_weight") or shard.key.endswith("norm.weight"):
-        return torch.ones(shard.local_shape)
+        return torch.full(shard.local_shape, 0.0 if model.zero_centered_norm else 1.0)
     if shard.key.endswith(".bias"):
         return torch.zeros(shard.local_shape)
     std = model.init_std

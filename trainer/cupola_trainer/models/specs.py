@@ -11,7 +11,6 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_mlp_module_spec_for_backend,
 )
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -21,12 +20,16 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from cupola_trainer.models.attention import TorchAttention, TorchRMSNorm
+from cupola_trainer.models.decoder_config import DecoderConfig
+from cupola_trainer.models.post_norm import with_post_norms
 from cupola_trainer.models.router import Router
 
 
-def decoder(config: TransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
+def decoder(config: DecoderConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
     """The layers of this rank's pipeline stage, and the final norm."""
     layer = _transformer_engine_layer(config) if HAVE_TE else _torch_layer(config)
+    if config.post_norm:
+        layer = with_post_norms(layer, config, _final_norm())
     if isinstance(layer.submodules.mlp.submodules, MoESubmodules):
         layer.submodules.mlp.submodules.router = Router
     return TransformerBlockSubmodules(
@@ -43,14 +46,16 @@ def _final_norm() -> type:
     return norm
 
 
-def _transformer_engine_layer(config: TransformerConfig) -> ModuleSpec:
+def _transformer_engine_layer(config: DecoderConfig) -> ModuleSpec:
     spec = get_gpt_layer_with_transformer_engine_spec(num_experts=config.num_moe_experts, moe_grouped_gemm=False)
+    if config.attention_windows or config.attn_logit_softcapping:  # its attention has one window, and no soft-capping
+        spec.submodules.self_attention.submodules.core_attention = TorchAttention
     if config.num_moe_experts:
         spec.submodules.sharded_state_dict_keys_map = {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
     return spec
 
 
-def _torch_layer(config: TransformerConfig) -> ModuleSpec:
+def _torch_layer(config: DecoderConfig) -> ModuleSpec:
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(

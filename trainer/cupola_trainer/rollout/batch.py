@@ -56,7 +56,6 @@ class Batch:
         self.padding = torch.tensor([self.width - len(row) for row in rows], device=device)
         self.limits = (model.max_sequence_length - self.width + self.padding).clamp(max=sampling.max_new_tokens)
         self.noise = uniforms(seed, list(streams) or [0], sampling.max_new_tokens).to(device)
-        self.rotary = model.rotary_pos_emb(self.capacity)[:, 0, 0]  # [capacity, head_dim]
 
         shape = (len(rows), sampling.max_new_tokens)
         self.tokens = torch.zeros(shape, dtype=torch.long, device=device)
@@ -111,7 +110,7 @@ class Batch:
         hidden = self.model.decoder(
             hidden_states=self.model.embedding(input_ids=tokens, position_ids=positions),
             attention_mask=mask[:, None],
-            rotary_pos_emb=self.rotary[positions].transpose(0, 1)[:, :, None],  # [s, b, 1, head_dim]
+            rotary_pos_emb=self.model.rotary_pos_emb.at(positions).transpose(0, 1)[:, :, None],  # [s, b, 1, head_dim]
         )
         weight = None
         if self.model.share_embeddings_and_output_weights:

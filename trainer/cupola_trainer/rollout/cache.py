@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from cupola_trainer.models.attend import Attend
 
 
 class LayerCache:
@@ -41,19 +42,15 @@ class LayerCache:
 class CachedAttention(torch.nn.Module):
     """Core attention of new queries over everything in the cache. The mask is True where a query may look."""
 
-    def __init__(self, cache: LayerCache, scale: float | None) -> None:
+    def __init__(self, cache: LayerCache, attend: Attend) -> None:
         super().__init__()
         self.cache = cache
-        self.scale = scale
+        self.attend = attend
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **_: Any) -> Tensor:
         """[s, b, heads, head_dim] queries, [s, b, groups, head_dim] keys and values -> [s, b, heads * head_dim]."""
         keys, values = self.cache.append(key, value)
-        queries = query.permute(1, 2, 0, 3)
-        grouped = queries.size(1) != keys.size(1)
-        out = F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=attention_mask, scale=self.scale, enable_gqa=grouped
-        )
+        out = self.attend(query.permute(1, 2, 0, 3), keys, values, attention_mask)
         return out.permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), -1)
 
 
@@ -64,7 +61,8 @@ def attached_cache(model: torch.nn.Module, capacity: int) -> Iterator[list[Layer
     originals = [attention.core_attention for attention in attentions]
     caches = [LayerCache(capacity) for _ in attentions]
     for attention, cache in zip(attentions, caches, strict=True):
-        attention.core_attention = CachedAttention(cache, attention.config.softmax_scale)
+        attend = Attend.of(attention.config, attention.layer_number)
+        attention.core_attention = CachedAttention(cache, attend)
     try:
         yield caches
     finally:

@@ -1,0 +1,230 @@
+"""The shape of a decoder, whatever its family: one configuration for Qwen2, Qwen2-MoE, Llama and Gemma 2.
+
+A family is a set of values, not a class: `presets` holds the published ones. Nothing here imports torch.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class MoEConfig:
+    """The mixture-of-experts part of a model: Qwen2-MoE's block."""
+
+    num_experts: int = Field(default=8, ge=1)
+    """Routed experts per layer, over all ranks."""
+
+    top_k: int = Field(default=2, ge=1)
+    """Experts that each token visits."""
+
+    expert_ffn_hidden_size: int = Field(ge=1)
+    """Intermediate size of one routed expert."""
+
+    shared_expert_ffn_hidden_size: int | None = Field(default=None, ge=1)
+    """Intermediate size of the shared expert (sigmoid-gated); none without a shared expert."""
+
+    norm_topk_prob: bool = False
+    """Renormalise the top-k probabilities to one. Qwen2-MoE does not."""
+
+    aux_loss_coeff: float = Field(default=1e-3, ge=0)
+    """Weight of the load-balancing loss."""
+
+    z_loss_coeff: float = Field(default=0.0, ge=0)
+    """Weight of the router z-loss."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class LinearRope:
+    """Position interpolation (Chen et al. 2023): positions divided by `factor`."""
+
+    type: Literal["linear"] = "linear"
+
+    factor: float = Field(ge=1)
+    """Longest sequence over the one that the model was trained at."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DynamicRope:
+    """Dynamic NTK-aware scaling: the base grows with the sequence's length, beyond the length that was trained."""
+
+    type: Literal["dynamic"] = "dynamic"
+
+    factor: float = Field(ge=1)
+    """How fast the base grows; the longest sequence is `factor` times the original one."""
+
+    original_max_position_embeddings: int = Field(ge=1)
+    """Longest sequence in training: up to it, RoPE is as it was."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class YarnRope:
+    """YaRN (Peng et al. 2023): NTK by parts, and sharper attention."""
+
+    type: Literal["yarn"] = "yarn"
+
+    factor: float = Field(ge=1)
+    """Longest sequence over the original one."""
+
+    original_max_position_embeddings: int = Field(ge=1)
+    """Longest sequence in training."""
+
+    beta_fast: float = Field(default=32.0, gt=0)
+    """Dimensions that turn more often than this over the original length keep their frequency."""
+
+    beta_slow: float = Field(default=1.0, gt=0)
+    """Dimensions that turn less often than this are interpolated whole."""
+
+    attention_factor: float | None = Field(default=None, gt=0)
+    """Scale of queries and of keys; none for 0.1 ln(factor) + 1 (section 3.4)."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Llama3Rope:
+    """Llama 3.1's scaling by wavelength: long ones are stretched by `factor`, short ones stay, between them a blend."""
+
+    type: Literal["llama3"] = "llama3"
+
+    factor: float = Field(default=8.0, ge=1)
+    """Stretch of the long wavelengths."""
+
+    low_freq_factor: float = Field(default=1.0, gt=0)
+    """Wavelengths over original length / this are stretched whole."""
+
+    high_freq_factor: float = Field(default=4.0, gt=0)
+    """Wavelengths under original length / this stay."""
+
+    original_max_position_embeddings: int = Field(default=8192, ge=1)
+    """Longest sequence before the stretch."""
+
+
+RopeScaling = Annotated[LinearRope | DynamicRope | YarnRope | Llama3Rope, Field(discriminator="type")]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ModelConfig:
+    """A decoder: everything needed to build it, nothing about how it is trained. The defaults are Qwen2's."""
+
+    vocab_size: int = Field(default=0, ge=0)
+    """Rows of the embedding. 0 in a recipe: taken from the tokenizer, padded to a multiple of 64."""
+
+    hidden_size: int = Field(ge=1)
+    """Width of the residual stream."""
+
+    num_layers: int = Field(ge=1)
+    """Decoder layers."""
+
+    num_attention_heads: int = Field(ge=1)
+    """Query heads."""
+
+    num_query_groups: int = Field(ge=1)
+    """Key and value heads (GQA)."""
+
+    head_dim: int | None = Field(default=None, ge=2)
+    """Width of one head; none for hidden_size / num_attention_heads."""
+
+    ffn_hidden_size: int = Field(ge=1)
+    """Intermediate size of the dense gated FFN."""
+
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    """The FFN's gate: SwiGLU, or Gemma's GeGLU (the tanh form of GELU)."""
+
+    max_position_embeddings: int = Field(ge=1)
+    """Longest sequence, in tokens."""
+
+    rope_theta: float = Field(default=1_000_000.0, gt=0)
+    """RoPE base."""
+
+    rope_scaling: RopeScaling | None = None
+    """How RoPE is stretched past the length that it was trained at; none for not at all."""
+
+    attention_windows: tuple[Annotated[int, Field(ge=1)] | None, ...] = ()
+    """Tokens that a layer's queries see back, themselves included; null for all. One entry a layer, or a pattern that
+    repeats: [4096, null] alternates as Gemma 2 does. Empty: every layer sees all."""
+
+    query_pre_attn_scalar: float | None = Field(default=None, gt=0)
+    """Attention scores are divided by its square root; none for head_dim."""
+
+    attn_logit_softcapping: float | None = Field(default=None, gt=0)
+    """Attention scores become cap * tanh(score / cap) (Gemma 2: 50)."""
+
+    final_logit_softcapping: float | None = Field(default=None, gt=0)
+    """So do the final logits (Gemma 2: 30)."""
+
+    rms_norm_eps: float = Field(default=1e-6, gt=0)
+    """Epsilon of RMSNorm."""
+
+    zero_centered_norm: bool = False
+    """RMSNorm multiplies by 1 + weight, and its weight starts at 0 (Gemma)."""
+
+    post_norm: bool = False
+    """A further RMSNorm on what attention and FFN give, before the residual is added (Gemma 2)."""
+
+    qkv_bias: bool = True
+    """Bias on Q, K and V, as in Qwen2."""
+
+    tie_embeddings: bool = True
+    """Share the input embedding with the output layer, as Qwen2 0.5B and 1.5B do."""
+
+    scale_embeddings: bool = False
+    """Multiply the input embedding by sqrt(hidden_size) (Gemma)."""
+
+    init_std: float = Field(default=0.02, gt=0)
+    """Standard deviation of the initial weights."""
+
+    moe: MoEConfig | None = None
+    """None for a dense model."""
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    def window(self, layer: int) -> int | None:
+        """Tokens that the queries of a layer (from 0) see back; None for all."""
+        return self.attention_windows[layer % len(self.attention_windows)] if self.attention_windows else None
+
+    @model_validator(mode="after")
+    def _shapes(self) -> "ModelConfig":
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}. "
+                f"Try hidden_size={-(-self.hidden_size // self.num_attention_heads) * self.num_attention_heads}."
+            )
+        if self.head_size % 2:
+            raise ValueError(
+                f"RoPE turns pairs of dimensions, but a head is {self.head_size} wide. Try an even head_dim."
+            )
+        if self.num_attention_heads % self.num_query_groups:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} is not a multiple of "
+                f"num_query_groups={self.num_query_groups}. Try num_query_groups={self.num_attention_heads}."
+            )
+        if self.moe and self.moe.top_k > self.moe.num_experts:
+            raise ValueError(f"moe.top_k={self.moe.top_k} is more than moe.num_experts={self.moe.num_experts}.")
+        return self
+
+    @model_validator(mode="after")
+    def _positions(self) -> "ModelConfig":
+        scaling = self.rope_scaling
+        if isinstance(scaling, YarnRope | DynamicRope):
+            longest = int(scaling.factor * scaling.original_max_position_embeddings)
+            if self.max_position_embeddings > longest:
+                raise ValueError(
+                    f"max_position_embeddings={self.max_position_embeddings} is beyond what {scaling.type} allows: factor x "
+                    f"original_max_position_embeddings = {longest}. Raise rope_scaling.factor, or shorten the sequences."
+                )
+        if isinstance(scaling, Llama3Rope) and scaling.high_freq_factor <= scaling.low_freq_factor:
+            raise ValueError(
+                f"rope_scaling.high_freq_factor={scaling.high_freq_factor} must be above "
+                f"low_freq_factor={scaling.low_freq_factor}."
+            )
+        if len(self.attention_windows) > self.num_layers:
+            raise ValueError(
+                f"attention_windows has {len(self.attention_windows)} entries for num_layers={self.num_layers}. "
+                "Give one a layer, or a shorter pattern that repeats."
+            )
+        return self

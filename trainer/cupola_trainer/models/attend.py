@@ -1,0 +1,106 @@
+"""Scaled dot-product attention with what the families add to it: windows, and soft-capped scores."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from cupola_trainer.models.decoder_config import DecoderConfig
+
+BLOCK = 512
+"""Queries whose scores soft-capped attention holds at a time."""
+
+
+@dataclass(frozen=True)
+class Attend:
+    """How the queries of one layer read the keys."""
+
+    scale: float | None = None
+    """Of the scores; none for 1 / sqrt(head_dim)."""
+
+    softcap: float | None = None
+    """Scores become softcap * tanh(score / softcap)."""
+
+    window: int | None = None
+    """Tokens that a query sees back, itself included."""
+
+    @classmethod
+    def of(cls, config: DecoderConfig, layer_number: int) -> "Attend":
+        """Of one layer, counted from 1 over the whole model, as Megatron counts."""
+        windows = config.attention_windows
+        window = windows[(layer_number - 1) % len(windows)] if windows else None
+        return cls(config.softmax_scale, config.attn_logit_softcapping, window)
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        visible: Tensor | None = None,
+        positions: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """[b, heads, q, d], [b, groups, k, d] twice -> [b, heads, q, d].
+
+        Args:
+            visible: [q, k] or [b, 1, q, k], True where a query may look; none for causal.
+            positions: of queries [q] and keys [k]; none where keys are in order and the queries are the last of them.
+        """
+        visible = self._mask(query.size(2), key.size(2), query.device, visible, positions)
+        if self.softcap is not None:
+            return self._softcapped(query, key, value, visible)
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=visible,
+            is_causal=visible is None and query.size(2) > 1,
+            scale=self.scale,
+            enable_gqa=query.size(1) != key.size(1),
+        )
+
+    def _mask(
+        self,
+        queries: int,
+        keys: int,
+        device: torch.device,
+        visible: Tensor | None,
+        positions: tuple[Tensor, Tensor] | None,
+    ) -> Tensor | None:
+        """Where queries may look; None where torch's own causal attention does."""
+        if visible is not None and self.window is None:
+            return visible
+        whole = positions is None and queries in (1, keys) and (self.window is None or keys <= self.window)
+        if visible is None and whole and (self.softcap is None or queries == 1):
+            return None
+        order = torch.arange(keys, device=device)
+        of_queries, of_keys = positions or (order[keys - queries :], order)
+        distance = of_queries[:, None] - of_keys  # [q, k]
+        visible = distance >= 0 if visible is None else visible
+        return visible if self.window is None else visible & (distance < self.window)
+
+    def _softcapped(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:
+        """Block by block of queries, each computed again in backward: memory linear in the length."""
+        key, value = key[:, :, None], value[:, :, None]  # [b, groups, 1, k, d]
+        query = query.unflatten(1, (key.size(1), -1))  # [b, groups, heads / groups, q, d]
+        if visible is None:
+            visible = torch.ones(1, key.size(3), dtype=torch.bool, device=key.device)
+        elif visible.dim() == 4:
+            visible = visible[:, :, None]
+        blocks = [
+            checkpoint(self._softcapped_block, q, key, value, mask, use_reentrant=False)
+            if torch.is_grad_enabled() and query.size(3) > BLOCK
+            else self._softcapped_block(q, key, value, mask)
+            for q, mask in zip(query.split(BLOCK, dim=3), visible.split(BLOCK, dim=-2), strict=True)
+        ]
+        return torch.cat(blocks, dim=3).flatten(1, 2)
+
+    def _softcapped_block(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
+        cap = self.softcap
+        assert cap is not None
+        scale = 1 / math.sqrt(query.size(-1)) if self.scale is None else self.scale
+        scores = torch.tanh(query @ key.transpose(-1, -2) * (scale / cap)) * cap
+        scores = scores.masked_fill(~visible, -math.inf)
+        return torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype) @ value

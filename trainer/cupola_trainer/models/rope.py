@@ -1,0 +1,84 @@
+"""Rotary position embedding and the ways to stretch it past the length that a model was trained at."""
+
+import math
+from typing import Any
+
+import torch
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from torch import Tensor
+
+from cupola_trainer.architecture import DynamicRope, LinearRope, Llama3Rope, ModelConfig, YarnRope
+
+
+def inverse_frequencies(model: ModelConfig, length: Tensor | int = 0) -> Tensor:
+    """Radians per position of each pair of dimensions, in fp32: [..., head_dim / 2].
+
+    Args:
+        length: tokens of the sequence [...], on which dynamic scaling depends.
+    """
+    dim, scaling = model.head_size, model.rope_scaling
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
+    if isinstance(scaling, DynamicRope):
+        base = _dynamic_base(model.rope_theta, dim, scaling, torch.as_tensor(length))
+        return 1 / base[..., None] ** exponents.to(base.device)
+    plain = 1 / model.rope_theta**exponents
+    if isinstance(scaling, LinearRope):
+        return plain / scaling.factor
+    if isinstance(scaling, YarnRope):
+        return _yarn(plain, model.rope_theta, dim, scaling)
+    if isinstance(scaling, Llama3Rope):
+        return _llama3(plain, scaling)
+    return plain
+
+
+def attention_factor(model: ModelConfig) -> float:
+    """What YaRN multiplies queries and keys with (section 3.4); 1 elsewhere. Scores get its square."""
+    scaling = model.rope_scaling
+    if not isinstance(scaling, YarnRope):
+        return 1.0
+    return scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1
+
+
+def _dynamic_base(theta: float, dim: int, scaling: DynamicRope, length: Tensor) -> Tensor:
+    original = scaling.original_max_position_embeddings
+    stretch = scaling.factor * length.clamp(min=original) / original - (scaling.factor - 1)
+    return theta * stretch ** (dim / (dim - 2))
+
+
+def _yarn(plain: Tensor, theta: float, dim: int, scaling: YarnRope) -> Tensor:
+    """Peng et al. 2023, equation 23, with the ramp over dimensions of the authors' code (bounds rounded outwards)."""
+
+    def dimension(turns: float) -> float:
+        return dim * math.log(scaling.original_max_position_embeddings / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = max(math.floor(dimension(scaling.beta_fast)), 0)
+    high = min(math.ceil(dimension(scaling.beta_slow)), dim - 1)
+    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low or 0.001)).clamp(0, 1)
+    return plain / scaling.factor * ramp + plain * (1 - ramp)
+
+
+def _llama3(plain: Tensor, scaling: Llama3Rope) -> Tensor:
+    turns = scaling.original_max_position_embeddings * plain / (2 * math.pi)  # over the original length
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return plain / scaling.factor * (1 - kept) + plain * kept
+
+
+class Rotary(RotaryEmbedding):
+    """Megatron's rotary embedding, with any of the scalings."""
+
+    def __init__(self, model: ModelConfig, cp_group: Any) -> None:
+        super().__init__(
+            model.head_size, 1.0, rotary_base=model.rope_theta, use_cpu_initialization=True, cp_group=cp_group
+        )
+        self.model = model
+
+    def get_freqs_non_repeated(self, max_seq_len: int, offset: int = 0) -> Tensor:
+        positions = torch.arange(max_seq_len, device=self.inv_freq.device, dtype=torch.float32) + offset
+        return torch.outer(positions, inverse_frequencies(self.model, max_seq_len).to(positions.device))
+
+    def at(self, positions: Tensor) -> Tensor:
+        """Angles of whole numbers of positions [b, s], each row a sequence that ends at its largest: [b, s, head_dim]."""
+        frequencies = inverse_frequencies(self.model, positions.amax(dim=1) + 1).to(positions.device)
+        angles = positions[..., None] * (frequencies[:, None] if frequencies.dim() == 2 else frequencies)
+        return torch.cat([angles, angles], dim=-1)
