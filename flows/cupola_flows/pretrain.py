@@ -15,7 +15,11 @@ def pretrain(ctx: StageContext, stage: PretrainStage, tokens: Artifact, parent: 
     return train(
         ctx,
         stage,
-        data=NextTokenData(tokens=tokens.path, weights=stage.weights or source_weights(tokens)),
+        data=NextTokenData(
+            tokens=tokens.path,
+            weights=stage.weights or source_weights(tokens),
+            reset_at_documents=stage.reset_at_documents,
+        ),
         model=fit_vocabulary(stage.model, tokens, stage.layout.tp) if stage.model else None,
         parent=parent,
         tokenizer=None if parent else tokens.path / "tokenizer",

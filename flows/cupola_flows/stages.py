@@ -78,6 +78,8 @@ class PretrainStage(TrainStage):
     """Shape of a new model."""
     weights: dict[str, float] | None = None
     """Sampling weight per source; none for weights in proportion to tokens."""
+    reset_at_documents: bool = False
+    """Each document sees only itself: attention ends, and positions begin, at its borders. Off: sequences run across."""
 
     @model_validator(mode="after")
     def _one_beginning(self) -> "PretrainStage":

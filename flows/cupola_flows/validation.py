@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from cupola_flows.schema import ARTIFACT, Recipe
-from cupola_flows.stages import AnyStage, DpoStage, EvaluateStage, PrepareStage, TrainStage, UpcycleStage
+from cupola_flows.stages import AnyStage, DpoStage, EvaluateStage, PrepareStage, PretrainStage, TrainStage, UpcycleStage
 from cupola_platform.corpus.checking import check_config
 from cupola_platform.errors import CupolaError
 from cupola_platform.launch import LocalLauncher
@@ -56,7 +56,13 @@ def _check_stage(recipe: Recipe, name: str, stage: AnyStage, launcher: LocalLaun
     for source in recipe.inputs(name)["checkpoints"] if isinstance(stage, EvaluateStage) else (name,):
         model = None if source.startswith(ARTIFACT) else model_of(recipe, source)
         if model is not None:
-            validate_layout(model, layout, batch, objective="dpo" if isinstance(stage, DpoStage) else "next_token")
+            validate_layout(
+                model,
+                layout,
+                batch,
+                objective="dpo" if isinstance(stage, DpoStage) else "next_token",
+                reset_at_documents=isinstance(stage, PretrainStage) and stage.reset_at_documents,
+            )
 
 
 @contextmanager

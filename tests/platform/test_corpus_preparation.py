@@ -121,6 +121,7 @@ def test_the_shards_hold_every_document_once_and_nothing_of_one_split_is_in_the_
     table = parquet.read_table(prepared.folder / "documents.parquet").to_pylist()
     assert index["vocab_size"] == 512
     assert index["weights"] == {"prose": 3.0}
+    assert index["end_of_document"] == tokenizer.convert_tokens_to_ids("<|endoftext|>")
     texts: dict[str, list[str]] = {"train": [], "heldout": []}
     for source in ("prose", "code"):
         for split in ("train", "heldout"):

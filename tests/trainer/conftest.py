@@ -26,7 +26,7 @@ def tokens_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
         "email": [(library / "email" / name).read_bytes() for name in ("parser.py", "utils.py", "header.py")],
     }
-    index: dict[str, Any] = {"vocab_size": VOCAB, "sources": {}}
+    index: dict[str, Any] = {"vocab_size": VOCAB, "end_of_document": EOD, "sources": {}}
     for source, documents in texts.items():
         index["sources"][source] = {
             "train": write_shard(folder / "shards" / f"train-{source}", documents[:-1]),

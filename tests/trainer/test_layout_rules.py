@@ -93,3 +93,8 @@ def test_layouts_that_work_pass() -> None:
 def test_the_rules_and_the_job_schema_load_no_torch() -> None:
     code = "import sys, cupola_trainer.layout, cupola_trainer.config, cupola_trainer.metrics; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
+
+
+def test_documents_cannot_be_kept_apart_over_context_parallel_ranks() -> None:
+    with pytest.raises(ConfigError, match="reset_at_documents with cp=2: .* Use cp=1"):
+        validate_layout(DENSE, ParallelConfig(cp=2), BATCH, reset_at_documents=True)

@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cupola_trainer.config import (
     BatchConfig,
-    MoEConfig,
     ModelConfig,
+    MoEConfig,
     NextTokenData,
     ParallelConfig,
     TrainJob,
@@ -31,7 +32,7 @@ PARTS = ("data", "forward", "backward", "communication", "optimizer")
 
 
 def test_a_step_tells_its_parts_its_share_of_the_peak_and_the_experts_load(
-    torchrun, tokens_folder: Path, tmp_path: Path
+    torchrun: Any, tokens_folder: Path, tmp_path: Path
 ) -> None:
     job = TrainJob(
         output=tmp_path / "job",

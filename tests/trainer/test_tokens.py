@@ -81,3 +81,56 @@ def test_a_folder_without_tokens_is_refused(tmp_path: Path) -> None:
 def test_sequences_longer_than_the_corpus_are_refused(tokens_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no training source with more than 1000000 tokens"):
         build(NextTokenData(tokens=tokens_folder), sequence_length=1_000_000, samples=1, seed=1, cache=tmp_path)
+
+
+def test_documents_in_one_row_are_learnt_as_if_each_were_alone(tokens_folder: Path, tmp_path: Path) -> None:
+    import torch
+
+    from cupola_trainer import models, passes
+    from cupola_trainer.config import ModelConfig
+    from cupola_trainer.objectives.next_token import NextTokenObjective
+
+    end, length = 256, 24
+    model = ModelConfig(
+        hidden_size=32, num_layers=2, num_attention_heads=4, num_query_groups=2, ffn_hidden_size=64,
+        vocab_size=320, max_position_embeddings=64,
+    )  # fmt: skip
+    chunks = models.build(model, ParallelConfig(), seed=5)
+    documents = [[*list(b"def f(x):"), end], [*list(b"import os"), end], list(b"abcde")]
+
+    def objective(reset: bool) -> NextTokenObjective:
+        data = NextTokenData(tokens=tokens_folder, reset_at_documents=reset)
+        return NextTokenObjective(data, sequence_length=length, samples=1, seed=0, cache=tmp_path / str(reset))
+
+    def total(chosen: NextTokenObjective, stream: list[int]) -> tuple[float, float]:
+        padded = np.array(stream + [0] * (length + 1 - len(stream)))
+        counts = (np.arange(length) < len(stream) - 1).astype(np.float32)
+        sample = {
+            "tokens": padded[:-1],
+            "labels": padded[1:],
+            "loss_mask": counts,
+            "position_ids": np.arange(length),
+        }
+        batch = chosen.collate([sample])
+        with torch.no_grad():
+            losses = passes.token_losses(chunks, batch)
+        return float((losses * batch["loss_mask"]).sum()), float(batch["loss_mask"].sum())
+
+    row = [token for document in documents for token in document]
+    alone = [total(objective(False), document) for document in documents]
+    packed_loss, packed_count = total(objective(True), row)
+    assert packed_count == sum(count for _, count in alone) == len(row) - len(documents)
+    assert packed_loss == pytest.approx(sum(loss for loss, _ in alone), abs=1e-5 * packed_count)
+    across_loss, across_count = total(objective(False), row)
+    assert across_count == packed_count + 2
+    assert abs(across_loss - packed_loss) > 0.1
+
+
+def test_an_artifact_that_names_no_end_of_document_cannot_be_reset_at_one(tokens_folder: Path, tmp_path: Path) -> None:
+    from cupola_trainer.data.tokens import end_of_document
+
+    index = json.loads((tokens_folder / "index.json").read_text())
+    del index["end_of_document"]
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(SourceError, match="names no end_of_document"):
+        end_of_document(NextTokenData(tokens=tmp_path, reset_at_documents=True))

@@ -155,6 +155,9 @@ class NextTokenData:
     weights: dict[str, float] | None = None
     """Sampling weight per source; none for weights in proportion to tokens."""
 
+    reset_at_documents: bool = False
+    """Each document sees only itself: attention ends, and positions begin, at its borders. Off: sequences run across."""
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SftData:

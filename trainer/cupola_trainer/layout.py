@@ -12,6 +12,7 @@ def validate_layout(
     batch: BatchConfig | None = None,
     *,
     objective: str = "next_token",
+    reset_at_documents: bool = False,
     ranks: int | None = None,
 ) -> None:
     """Refuse a layout in which this model, these batches or this objective cannot be trained.
@@ -28,6 +29,10 @@ def validate_layout(
     _check_experts(model, parallel)
     if batch:
         _check_batch(model, parallel, batch)
+    if reset_at_documents and parallel.cp > 1:
+        raise ConfigError(
+            f"reset_at_documents with cp={parallel.cp}: attention over context-parallel ranks takes no mask. Use cp=1."
+        )
     if objective == "dpo" and parallel.cp > 1:
         raise ConfigError(
             f"cp={parallel.cp} with the objective dpo: an answer's log-probability needs its whole sequence. Use cp=1."

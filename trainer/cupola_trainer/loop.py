@@ -61,7 +61,14 @@ def begin(job: TrainJob) -> "Run":
         ConfigError, SourceError, NotFoundError, CorruptArtifactError: the job cannot be started.
     """
     model, tokenizer = _model_and_tokenizer(job)
-    validate_layout(model, job.parallel, job.batch, objective=job.data.objective, ranks=runtime.world_size())
+    validate_layout(
+        model,
+        job.parallel,
+        job.batch,
+        objective=job.data.objective,
+        reset_at_documents=getattr(job.data, "reset_at_documents", False),
+        ranks=runtime.world_size(),
+    )
     runtime.start(job.parallel, job.seed)
     objective = build_objective(job, tokenizer)
     chunks = models.build(model, job.parallel, seed=job.seed)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow
 from pyarrow import parquet
+from tokenizers import Tokenizer
 
 from cupola_platform.corpus.config import PrepareConfig
 from cupola_platform.corpus.documents import Document, total_size
@@ -16,6 +17,7 @@ from cupola_platform.corpus.encoding import encode_documents
 from cupola_platform.corpus.engine import Progress, chunked
 from cupola_platform.corpus.pool import WorkerPool
 from cupola_platform.corpus.shards import ShardWriter, token_dtype
+from cupola_platform.corpus.tokenization import END_OF_TEXT
 
 SPLITS = ("train", "heldout")
 
@@ -97,6 +99,7 @@ def _table(chunk: Sequence[tuple[Document, str]], tokens: Sequence[int]) -> Any:
 def _write_index(config: PrepareConfig, counts: dict[str, dict[str, Counts]], vocab_size: int, to: Path) -> None:
     index: dict[str, object] = {
         "vocab_size": vocab_size,
+        "end_of_document": Tokenizer.from_file(str(to / "tokenizer" / "tokenizer.json")).token_to_id(END_OF_TEXT),
         "sources": {name: {split: asdict(count) for split, count in splits.items()} for name, splits in counts.items()},
     }
     weights = {name: source.weight for name, source in config.sources.items() if source.weight is not None}

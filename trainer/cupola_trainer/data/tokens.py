@@ -75,11 +75,25 @@ def build(
     return datasets[0], datasets[1] or []
 
 
-def _sources(data: NextTokenData) -> dict[str, dict[str, dict[str, int]]]:
+def end_of_document(data: NextTokenData) -> int:
+    """The token that ends each document. Raises SourceError where the artifact names none."""
+    end = _index(data).get("end_of_document")
+    if end is None:
+        raise SourceError(f"{data.tokens} names no end_of_document: prepare it again, or set reset_at_documents=false.")
+    return int(end)
+
+
+def _index(data: NextTokenData) -> dict[str, Any]:
     try:
-        sources: dict[str, dict[str, dict[str, int]]] = json.loads((data.tokens / "index.json").read_text())["sources"]
+        index: dict[str, Any] = json.loads((data.tokens / "index.json").read_text())
+        index["sources"]
     except (OSError, ValueError, KeyError) as error:
         raise SourceError(f"{data.tokens} is not a tokens artifact: its index.json cannot be read ({error}).") from None
+    return index
+
+
+def _sources(data: NextTokenData) -> dict[str, dict[str, dict[str, int]]]:
+    sources: dict[str, dict[str, dict[str, int]]] = _index(data)["sources"]
     unknown = sorted(set(data.weights or {}) - set(sources))
     if unknown:
         raise ConfigError(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cupola_trainer.config import NextTokenData
 from cupola_trainer.data import tokens
+from cupola_trainer.data.packing import document_segments, hidden
 from cupola_trainer.objectives import Batch, Forward
 
 FIELDS = ("tokens", "labels", "loss_mask", "position_ids")
@@ -27,6 +28,7 @@ class NextTokenObjective:
         self._train, self._heldout = tokens.build(
             data, sequence_length=sequence_length, samples=samples, seed=seed, cache=cache
         )
+        self._end = tokens.end_of_document(data) if data.reset_at_documents else None
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
         return _arrays(self._train[index])
@@ -35,7 +37,13 @@ class NextTokenObjective:
         return _arrays(self._heldout[index]) if index < len(self._heldout) else None
 
     def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
-        return {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in FIELDS}
+        """With `reset_at_documents` no document sees another, nor is learnt from another's end."""
+        batch = {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in FIELDS}
+        if self._end is not None:
+            segments, ends = document_segments(batch["tokens"], self._end)
+            batch["attention_mask"] = hidden(segments)
+            batch["loss_mask"] = batch["loss_mask"].masked_fill(ends, 0.0)
+        return batch
 
     def loss(self, token_losses: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         mask = batch["loss_mask"]

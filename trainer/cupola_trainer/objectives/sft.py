@@ -12,6 +12,7 @@ from cupola_trainer.config import SftData
 from cupola_trainer.data.chat import ChatTokenizer
 from cupola_trainer.data.conversations import Sample, load_conversations
 from cupola_trainer.data.order import order
+from cupola_trainer.data.packing import hidden
 
 OPEN_ROWS = 64
 """Rows that packing keeps open while it looks for room."""
@@ -53,7 +54,8 @@ class SftObjective:
         """`pad`'s tensors; when packed also "attention_mask" [b, 1, s, s], true where hidden: other conversations."""
         batch = pad([(sample["tokens"], sample["mask"]) for sample in samples], self.sequence_length)
         if self.packed:
-            batch["attention_mask"] = hidden([sample["segments"] for sample in samples], self.sequence_length)
+            segments = _right_padded([sample["segments"] for sample in samples], self.sequence_length + 1)
+            batch["attention_mask"] = hidden(torch.from_numpy(segments[:, :-1].copy()))  # 0 for padding
         return batch
 
     def loss(self, token_losses: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -117,16 +119,6 @@ def pad(rows: Sequence[tuple[np.ndarray, np.ndarray]], sequence_length: int) -> 
         "loss_mask": torch.from_numpy(learnt[:, 1:].copy()),
         "position_ids": torch.arange(sequence_length).expand(len(rows), -1).contiguous(),
     }
-
-
-def hidden(segments: Sequence[np.ndarray], sequence_length: int) -> Tensor:
-    """Attention mask [b, 1, s, s] of packed rows, true where query q must not see key k: later, or another segment.
-
-    Positions run on over a row: rotary attention depends on differences only, so each conversation is as it is alone.
-    """
-    segment = torch.from_numpy(_right_padded(segments, sequence_length + 1)[:, :-1].copy())  # [b, s], 0 for padding
-    later = torch.ones(sequence_length, sequence_length, dtype=torch.bool).triu(1)
-    return (later | (segment[:, :, None] != segment[:, None, :]))[:, None]
 
 
 def _right_padded(rows: Sequence[np.ndarray], width: int) -> np.ndarray:
