@@ -96,5 +96,5 @@ def test_the_rules_and_the_job_schema_load_no_torch() -> None:
 
 
 def test_documents_cannot_be_kept_apart_over_context_parallel_ranks() -> None:
-    with pytest.raises(ConfigError, match="reset_at_documents with cp=2: .* Use cp=1"):
+    with pytest.raises(ConfigError, match=r"reset_at_documents with cp=2: .* Use cp=1"):
         validate_layout(DENSE, ParallelConfig(cp=2), BATCH, reset_at_documents=True)
