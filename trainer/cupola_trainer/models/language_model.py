@@ -1,20 +1,18 @@
 """Megatron's GPTModel with what the families add outside its layers."""
 
 import math
-from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.models.gpt import GPTModel
-from torch import Tensor
 
 from cupola_trainer.architecture import ModelConfig
 from cupola_trainer.models.decoder_config import DecoderConfig
+from cupola_trainer.models.output import ModelWithLoss
 from cupola_trainer.models.rope import Rotary
 from cupola_trainer.models.specs import decoder
 
 
-class LanguageModel(GPTModel):
+class LanguageModel(ModelWithLoss):
     """One rank's part of a decoder: RoPE of any scaling, scaled embeddings, soft-capped logits."""
 
     def __init__(self, model: ModelConfig, config: DecoderConfig, vp_stage: int | None) -> None:
@@ -28,18 +26,10 @@ class LanguageModel(GPTModel):
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
             vp_stage=vp_stage,
+            softcap=model.final_logit_softcapping,
         )
         self.rotary_pos_emb = Rotary(model, self.pg_collection.cp)
         if model.scale_embeddings and self.pre_process:
             # rounded to the weights' precision, as Gemma was trained
             scale = torch.tensor(math.sqrt(model.hidden_size), dtype=config.params_dtype).item()
             self.embedding.register_forward_hook(lambda module, inputs, output: output * scale)
-        cap = model.final_logit_softcapping
-        if cap is not None and self.post_process:
-
-            def soft_cap(
-                module: Any, inputs: Any, output: tuple[Tensor, Tensor | None]
-            ) -> tuple[Tensor, Tensor | None]:
-                return cap * torch.tanh(output[0] / cap), output[1]
-
-            self.output_layer.register_forward_hook(soft_cap)

@@ -114,6 +114,11 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+def rows_of_logits() -> int:
+    """Tokens whose logits are computed at a time: a few for a CPU's caches, enough to fill a GPU."""
+    return 4096 if torch.cuda.is_available() else 256
+
+
 def memory_bytes() -> int:
     """The most memory this rank has held: of the GPU, or resident on the host."""
     if torch.cuda.is_available():

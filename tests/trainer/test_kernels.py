@@ -1,0 +1,75 @@
+"""Each fused operation against the plain torch expression that it stands for, forward and backward."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cupola_trainer.models.kernels.linear_cross_entropy import Guess, linear_cross_entropy
+
+N, H, V = 37, 8, 50
+
+
+def head(seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(seed)
+    hidden = torch.randn(N, H, dtype=dtype, requires_grad=True)
+    return hidden, torch.randn(V, H, dtype=dtype, requires_grad=True), torch.randint(V, (N,))
+
+
+def plain(hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None) -> Tensor:
+    logits = hidden @ weight.t()
+    return F.cross_entropy(
+        logits if softcap is None else softcap * torch.tanh(logits / softcap), labels, reduction="none"
+    )
+
+
+MASK = (torch.arange(N) % 3 > 0).double()
+GRADIENTS = {"the mask": MASK, "the mask, scaled": MASK * 0.37, "of pairs": torch.linspace(-1, 1, N).double()}
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("of", GRADIENTS)
+def test_cross_entropy_of_a_linear_layer_equals_torch_s_whatever_the_gradient(of: str, softcap: float | None) -> None:
+    hidden, weight, labels = head(0)
+    guess = Guess()
+    losses = linear_cross_entropy(hidden, weight, labels, MASK, softcap=softcap, guess=guess, rows=16)
+    expected = plain(hidden, weight, labels, softcap)
+    assert torch.allclose(losses, expected, rtol=1e-12)
+    found_gradients = torch.autograd.grad(losses, (hidden, weight), GRADIENTS[of])
+    for found, wanted in zip(
+        found_gradients, torch.autograd.grad(expected, (hidden, weight), GRADIENTS[of]), strict=True
+    ):
+        assert torch.allclose(found, wanted, rtol=1e-10, atol=1e-13)
+    assert guess.holds == (of != "of pairs")
+
+
+def test_its_gradient_is_that_of_finite_differences() -> None:
+    hidden, weight, labels = head(1)
+    assert torch.autograd.gradcheck(
+        lambda x, w: linear_cross_entropy(x, w, labels[:5], rows=2), (hidden[:5].detach().requires_grad_(), weight)
+    )
+
+
+def test_a_label_whose_probability_underflows_keeps_its_loss() -> None:
+    hidden, weight, labels = head(2, torch.float32)
+    far = (100 * hidden).detach().requires_grad_()
+    losses, expected = linear_cross_entropy(far, weight, labels, rows=16), plain(far, weight, labels)
+    assert expected.max() > 1000
+    assert torch.allclose(losses, expected, rtol=1e-6)
+    assert torch.isfinite(torch.autograd.grad(losses.sum(), weight)[0]).all()
+
+
+def test_losses_without_gradient_keep_the_shape_of_the_labels() -> None:
+    hidden, weight, labels = head(3, torch.float32)
+    with torch.no_grad():
+        losses = linear_cross_entropy(hidden[:36].view(4, 9, H), weight, labels[:36].view(4, 9), rows=5)
+    assert losses.shape == (4, 9)
+    assert torch.allclose(losses.flatten(), plain(hidden, weight, labels)[:36], rtol=1e-5)
+    assert not losses.requires_grad
+
+
+def test_a_second_backward_computes_the_same_gradient_again() -> None:
+    hidden, weight, labels = head(4)
+    losses = linear_cross_entropy(hidden, weight, labels, MASK, rows=16)
+    first, second = (torch.autograd.grad((losses * MASK).sum(), weight, retain_graph=True)[0] for _ in range(2))
+    assert torch.allclose(first, second, rtol=1e-12)
