@@ -42,7 +42,14 @@ MOE = replace(
         z_loss_coeff=0.01,
     ),
 )
-MODELS = {"dense": DENSE, "moe": MOE}
+MODELS = {
+    "dense": DENSE,
+    "moe": MOE,
+    "seq_aux": replace(MOE, moe=replace(MOE.moe, balancing="seq_aux")),
+    "global_aux": replace(MOE, moe=replace(MOE.moe, balancing="global_aux")),
+    "bias": replace(MOE, moe=replace(MOE.moe, balancing="bias", score_function="sigmoid", bias_update_rate=0.05)),
+    "capacity": replace(MOE, moe=replace(MOE.moe, capacity_factor=0.8)),
+}
 
 LAYOUTS = {
     "dense one process": ParallelConfig(),
@@ -63,6 +70,23 @@ LAYOUTS = {
     "moe pp2": ParallelConfig(pp=2),
     "moe cp2": ParallelConfig(cp=2),
     "moe tp2 sp ep2 dp2": ParallelConfig(tp=2, sp=True, ep=2, dp=2),
+    "seq_aux one process": ParallelConfig(),
+    "seq_aux tp2 sp ep2": ParallelConfig(tp=2, sp=True, ep=2),
+    "seq_aux cp2": ParallelConfig(cp=2),
+    "global_aux one process": ParallelConfig(),
+    "global_aux tp2 sp ep2": ParallelConfig(tp=2, sp=True, ep=2),
+    "global_aux pp2": ParallelConfig(pp=2),
+    "bias one process": ParallelConfig(),
+    "bias dp2 ep2": ParallelConfig(dp=2, ep=2),
+    "bias tp2 sp pp2": ParallelConfig(tp=2, sp=True, pp=2),
+    "capacity one process": ParallelConfig(),
+    "capacity dp2 ep2": ParallelConfig(dp=2, ep=2),
+    "capacity tp2 sp ep2": ParallelConfig(tp=2, sp=True, ep=2),
+    "capacity cp2": ParallelConfig(cp=2),
+    "dense full recompute": ParallelConfig(pp=2, recompute="full"),
+    "dense selective recompute": ParallelConfig(recompute="selective"),
+    "moe full recompute": ParallelConfig(dp=2, ep=2, recompute="full"),
+    "moe selective recompute": ParallelConfig(recompute="selective"),
 }
 
 
@@ -116,7 +140,7 @@ def trajectory(model: ModelConfig, parallel: ParallelConfig) -> list[dict[str, f
         trainee.scheduler.step(increment=1)
         means["grad_norm"], _ = trainee.update()
         if model.moe:
-            means |= passes.aux_losses(model.num_layers, len(batches))
+            means |= passes.aux_losses(model, len(batches))
         steps.append(means)
     return steps
 

@@ -9,11 +9,13 @@ import pytest
 
 Trajectory = list[dict[str, float]]
 
-ONE_PROCESS = {"dense": "dense one process", "moe": "moe one process"}
+MODELS = ("dense", "moe", "seq_aux", "global_aux", "bias", "capacity")
 NAMES = (
     "dense tp2", "dense tp2 sp", "dense pp2", "dense pp2 vp2", "dense dp2", "dense dp2 whole optimizer",
-    "dense dp2 overlap", "dense cp2", "dense tp2 pp2",
+    "dense dp2 overlap", "dense cp2", "dense tp2 pp2", "dense full recompute", "dense selective recompute",
     "moe ep2", "moe dp2", "moe tp2 sp ep2", "moe tp2 sp etp2", "moe pp2", "moe cp2", "moe tp2 sp ep2 dp2",
+    "moe full recompute", "moe selective recompute", "seq_aux tp2 sp ep2", "seq_aux cp2", "global_aux tp2 sp ep2",
+    "global_aux pp2", "bias dp2 ep2", "bias tp2 sp pp2", "capacity dp2 ep2", "capacity tp2 sp ep2", "capacity cp2",
 )  # fmt: skip
 
 
@@ -30,21 +32,27 @@ def trajectories(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..
 
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_and_gradient_norms_equal_those_of_one_process(trajectories: dict[str, Trajectory], name: str) -> None:
-    expected = trajectories[ONE_PROCESS[name.split()[0]]]
+    expected = trajectories[f"{name.split()[0]} one process"]
     for step, (found, wanted) in enumerate(zip(trajectories[name], expected, strict=True)):
         assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-5), step
         assert found["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-4), step
 
 
 def test_the_balancing_loss_is_equal_in_every_layout_too(trajectories: dict[str, Trajectory]) -> None:
-    expected = [step["aux_loss"] for step in trajectories["moe one process"]]
     for name in NAMES:
-        if name.startswith("moe"):
+        model = name.split()[0]
+        if model not in ("dense", "bias"):
+            expected = [step["aux_loss"] for step in trajectories[f"{model} one process"]]
             assert [step["aux_loss"] for step in trajectories[name]] == pytest.approx(expected, rel=1e-4), name
 
 
 def test_training_moves_the_loss(trajectories: dict[str, Trajectory]) -> None:
-    for name in ONE_PROCESS.values():
-        losses = [step["loss"] for step in trajectories[name]]
+    for model in MODELS:
+        losses = [step["loss"] for step in trajectories[f"{model} one process"]]
         assert len(set(losses)) == 4
         assert all(4.0 < loss < 7.0 for loss in losses)  # ln 128 = 4.85, and random weights on random tokens
+
+
+def test_every_way_of_balancing_trains_otherwise(trajectories: dict[str, Trajectory]) -> None:
+    norms = {trajectories[f"{model} one process"][-1]["grad_norm"] for model in MODELS}
+    assert len(norms) == len(MODELS)

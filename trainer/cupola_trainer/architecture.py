@@ -30,11 +30,34 @@ class MoEConfig:
     norm_topk_prob: bool = False
     """Renormalise the top-k probabilities to one. Qwen2-MoE does not."""
 
+    balancing: Literal["aux", "seq_aux", "global_aux", "bias", "none"] = "aux"
+    """How experts are kept evenly used: by a loss over each micro-batch, over each sequence, over the step's micro-batches
+    so far on all ranks; or without a loss, by a bias on the scores that select (Wang et al. 2024), which needs sigmoid scores."""
+
     aux_loss_coeff: float = Field(default=1e-3, ge=0)
     """Weight of the load-balancing loss."""
 
+    bias_update_rate: float = Field(default=1e-3, gt=0)
+    """How far `bias` balancing moves an expert's bias at each step."""
+
+    score_function: Literal["softmax", "sigmoid"] = "softmax"
+    """From router logits to scores. Qwen2-MoE takes softmax; sigmoid's top k are always renormalised."""
+
+    capacity_factor: float | None = Field(default=None, gt=0)
+    """Most assignments that an expert takes of a micro-batch, over the even share; those of least probability are dropped.
+    None for dropless."""
+
     z_loss_coeff: float = Field(default=0.0, ge=0)
     """Weight of the router z-loss."""
+
+    @model_validator(mode="after")
+    def _bias_selects_among_sigmoids(self) -> "MoEConfig":
+        if self.balancing == "bias" and self.score_function != "sigmoid":
+            raise ValueError(
+                f"balancing=bias with score_function={self.score_function}: a bias is added to scores that do not depend "
+                "on each other. Use score_function=sigmoid."
+            )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -69,6 +69,9 @@ class ParallelConfig:
     overlap: bool = False
     """Overlap gradient reduction and parameter gathering with computation."""
 
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations that are computed again in the backward pass: none; attention's scores; every layer's, from its input."""
+
     @property
     def world_size(self) -> int:
         return self.tp * self.pp * self.cp * self.dp

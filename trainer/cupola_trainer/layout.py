@@ -33,6 +33,12 @@ def validate_layout(
         raise ConfigError(
             f"reset_at_documents with cp={parallel.cp}: attention over context-parallel ranks takes no mask. Use cp=1."
         )
+    uneven = objective != "next_token" or reset_at_documents  # micro-batches count differently
+    if model.moe and parallel.pp > 1 and parallel.recompute == "full" and uneven:
+        raise ConfigError(
+            f"recompute=full with pp={parallel.pp} and experts: a balancing loss that is computed again would be weighed "
+            f"by another micro-batch's count. Use recompute=selective, or pp=1."
+        )
     if objective == "dpo" and parallel.cp > 1:
         raise ConfigError(
             f"cp={parallel.cp} with the objective dpo: an answer's log-probability needs its whole sequence. Use cp=1."

@@ -147,7 +147,7 @@ class Run:
             return
         tokens = self.timed_steps * self.job.batch.global_batch_size * self.job.batch.sequence_length
         if self.model.moe:
-            means |= passes.aux_losses(self.model.num_layers, micro_batches * self.timed_steps)
+            means |= passes.aux_losses(self.model, micro_batches * self.timed_steps)
             means |= take_expert_load(self.trainee.chunks, self.model, tokens)
         tokens_per_second = tokens / (time.monotonic() - self.clock)
         self.metrics.write(

@@ -12,8 +12,10 @@ from megatron.core.transformer.moe.moe_utils import clear_aux_losses_tracker, tr
 from torch import Tensor
 
 from cupola_trainer import runtime
+from cupola_trainer.config import ModelConfig
 from cupola_trainer.data.batches import to_rank
 from cupola_trainer.models.router import Router
+from cupola_trainer.models.settings import balancing_loss
 from cupola_trainer.objectives import Batch, Objective
 
 Chunks = list[torch.nn.Module]
@@ -43,19 +45,23 @@ def token_losses(chunks: Chunks, batch: Batch) -> Tensor:
     return losses
 
 
-def aux_losses(num_layers: int, micro_batches: int) -> dict[str, float]:
-    """The experts' balancing losses since the last call, unweighted: means over layers and micro-batches (1 is balanced)."""
+def aux_losses(model: ModelConfig, micro_batches: int) -> dict[str, float]:
+    """The experts' balancing loss since the last call, unweighted: its mean over layers and micro-batches (1 is balanced).
+    Empty where experts are balanced without a loss."""
+    kind = balancing_loss(model.moe) if model.moe else None
     totals: dict[str, Tensor] = {}
-    track_moe_metrics(
-        loss_scale=1 / micro_batches,
-        iteration=0,
-        total_loss_dict=totals,
-        force_initialize=True,
-        track_names=["load_balancing_loss"],
-        num_layers=num_layers,
-    )
+    if kind:
+        name = kind.replace("aux", "load_balancing")
+        track_moe_metrics(
+            loss_scale=1 / micro_batches,
+            iteration=0,
+            total_loss_dict=totals,
+            force_initialize=True,
+            track_names=[name],
+            num_layers=model.num_layers,
+        )
     clear_aux_losses_tracker()
-    return {"aux_loss": float(totals["load_balancing_loss"])}
+    return {"aux_loss": float(totals[name])} if kind else {}
 
 
 def _run(chunks: Chunks, batches: Sequence[Batch], step: Any, *, forward_only: bool) -> list[dict[str, Any]]:

@@ -15,6 +15,13 @@ from cupola_trainer.models.settings import settings
 __all__ = ["build", "parameter_count", "transformer_config"]
 
 
+RECOMPUTE: dict[str, dict[str, Any]] = {
+    "none": {},
+    "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
+
+
 def build(
     model: ModelConfig, parallel: ParallelConfig, *, seed: int | None = 0, dtype: torch.dtype | None = None
 ) -> list[LanguageModel]:
@@ -51,6 +58,7 @@ def _execution(parallel: ParallelConfig, dtype: torch.dtype) -> dict[str, Any]:
         "pipeline_dtype": dtype,
         "bf16": dtype is torch.bfloat16,
         "calculate_per_token_loss": True,
+        **RECOMPUTE[parallel.recompute],
         # the interleaved schedule's gradients are wrong with batched point-to-point calls over gloo
         "overlap_p2p_comm": parallel.vp is not None,
         "batch_p2p_comm": parallel.vp is None,

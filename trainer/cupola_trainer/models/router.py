@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler, save_to_aux_losses_tracker, z_loss_func
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
@@ -46,7 +47,11 @@ class Router(TopKRouter):
         reduce_group_has_dp: bool = False,
         valid_token_count: int | Tensor | None = None,
     ) -> Tensor:
-        """`aux_loss` is this rank's share: the shares of the TP x CP group sum to the micro-batch's loss."""
+        """`aux_loss` is this rank's share: the shares of the reduce group sum to the loss.
+
+        That group is TP x CP for a micro-batch's loss. For the global one it holds the data-parallel ranks as well: the
+        loss then stands for their micro-batches together, which are taken to count alike.
+        """
         save_to_aux_losses_tracker(
             aux_loss_name,
             aux_loss / aux_loss_coeff,
@@ -55,7 +60,8 @@ class Router(TopKRouter):
             reduce_group=reduce_group,
             reduce_group_has_dp=reduce_group_has_dp,
         )
-        return MoEAuxLossAutoScaler.apply(activation, aux_loss * Router.micro_batch_count)
+        micro_batches = parallel_state.get_data_parallel_world_size() if reduce_group_has_dp else 1
+        return MoEAuxLossAutoScaler.apply(activation, aux_loss * Router.micro_batch_count * micro_batches)
 
     def apply_z_loss(self, logits: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """The router z-loss (Zoph et al. 2022, equation 5), its mean over the TP x CP group's tokens."""
@@ -86,7 +92,7 @@ def take_expert_load(chunks: Sequence[torch.nn.Module], model: ModelConfig, toke
             module.tokens_per_expert = None
     dist.all_reduce(given)  # every rank routes tokens of its own
     loads = {f"expert_load_layer_{i}": float(row.max() / row.mean()) for i, row in enumerate(given, 1) if row.sum()}
-    if getattr(moe, "capacity_factor", None) is None:
+    if moe.capacity_factor is None:
         return loads
     wanted = tokens * moe.top_k
     return loads | {f"dropped_layer_{i}": float(1 - row.sum() / wanted) for i, row in enumerate(given, 1)}

@@ -70,10 +70,13 @@ def mixture(moe: MoEConfig, parallel: ParallelConfig) -> dict[str, Any]:
         "moe_shared_expert_intermediate_size": moe.shared_expert_ffn_hidden_size,
         "moe_shared_expert_gate": moe.shared_expert_ffn_hidden_size is not None,
         "moe_layer_freq": 1,
-        "moe_router_score_function": "softmax",
-        "moe_router_pre_softmax": not moe.norm_topk_prob,
+        "moe_router_score_function": moe.score_function,
+        "moe_router_pre_softmax": moe.score_function == "softmax" and not moe.norm_topk_prob,
         "moe_router_dtype": "fp32",
-        "moe_router_load_balancing_type": "aux_loss" if moe.aux_loss_coeff else "none",
+        "moe_router_load_balancing_type": balancing_loss(moe) or "none",
+        "moe_router_enable_expert_bias": moe.balancing == "bias",
+        "moe_router_bias_update_rate": moe.bias_update_rate,
+        "moe_expert_capacity_factor": moe.capacity_factor,
         "moe_aux_loss_coeff": moe.aux_loss_coeff,
         "moe_z_loss_coeff": moe.z_loss_coeff or None,
         "moe_token_dispatcher_type": "alltoall",
@@ -81,3 +84,8 @@ def mixture(moe: MoEConfig, parallel: ParallelConfig) -> dict[str, Any]:
         "expert_model_parallel_size": parallel.ep,
         "expert_tensor_parallel_size": expert_tensor_parallel_size(parallel),
     }
+
+
+def balancing_loss(moe: MoEConfig) -> str | None:
+    """Megatron's name of the balancing loss; none without one."""
+    return f"{moe.balancing}_loss" if moe.balancing.endswith("aux") and moe.aux_loss_coeff else None

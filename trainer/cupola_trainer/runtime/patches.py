@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from cupola_trainer.runtime.adam import FusedAdam
+from cupola_trainer.runtime.capacity import keep_within_capacity
 
 
 def patch(module: Any) -> None:
@@ -25,6 +26,10 @@ def _no_compiler_without_cuda(jit: Any) -> None:
 def _router_without_transformer_engine(moe_utils: Any) -> None:
     """Imported in a try block, then used unguarded when the router has a dtype of its own."""
     moe_utils.__dict__.setdefault("te_general_gemm", None)
+
+
+def _capacity(router: Any) -> None:
+    router.apply_router_token_dropping = keep_within_capacity
 
 
 def _split_sizes_on_cpu(moe_utils: Any) -> None:
@@ -79,6 +84,7 @@ def _write_checkpoints_in_threads(filesystem: Any) -> None:
 PATCHES: dict[str, tuple[Callable[[Any], None], ...]] = {
     "megatron.core.jit": (_no_compiler_without_cuda,),
     "megatron.core.transformer.moe.moe_utils": (_router_without_transformer_engine, _split_sizes_on_cpu),
+    "megatron.core.transformer.moe.router": (_capacity,),
     "megatron.core.dist_checkpointing.strategies.filesystem_async": (_write_checkpoints_in_threads,),
     "megatron.core.optimizer": (_adam,),
     "megatron.core.optimizer.distrib_optimizer": (_distributed_adam,),
