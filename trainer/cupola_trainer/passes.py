@@ -82,7 +82,9 @@ def _run(chunks: Chunks, batches: Sequence[Batch], step: Any, *, forward_only: b
 
 def _forward(batch: Batch, model: torch.nn.Module) -> Tensor:
     mask = batch.get("attention_mask")  # of packed conversations; None: causal
-    output: Tensor = model(batch["tokens"], batch["position_ids"], mask, labels=batch["labels"])
+    output: Tensor = model(
+        batch["tokens"], batch["position_ids"], mask, labels=batch["labels"], loss_mask=batch["loss_mask"]
+    )
     return output
 
 
