@@ -250,11 +250,11 @@ def test_a_folder_without_a_model_or_tokenizer_is_refused(exported: dict[str, Pa
 def test_a_changed_byte_is_refused_by_name_before_anything_is_unpickled(saved: Path, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     shutil.copytree(saved / "dense", folder)
-    path = folder / "state" / ".metadata"
+    path = folder / "state" / "rank_00000.json"
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
-    with pytest.raises(CorruptArtifactError, match=r"state/\.metadata is corrupt"):
+    with pytest.raises(CorruptArtifactError, match=r"state/rank_00000\.json is corrupt"):
         export(folder, tmp_path / "to")
     assert not (tmp_path / "to").exists()
 

@@ -135,17 +135,17 @@ def test_what_an_objective_prepared_is_kept_for_the_next_start(tmp_path: Path) -
     assert torch.equal(second.seen_by_prepare[0], first.seen_by_prepare[0])
 
 
-def test_a_flipped_byte_is_refused_by_name_before_anything_is_unpickled(tmp_path: Path) -> None:
+def test_a_flipped_byte_is_refused_by_name_before_anything_is_read(tmp_path: Path) -> None:
     run = run_of(job_in(tmp_path, tmp_path), Exploding(set()))
     run.step()
     run.save()
     folder = tmp_path / "checkpoints" / "step_00000001"
     assert checkpoint.read_model(folder) == MODEL
-    victim = folder / "state" / "common.pt"
+    victim = folder / "state" / "rank_00000.bin"
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
-    with pytest.raises(CorruptArtifactError, match=r"state/common\.pt"):
+    with pytest.raises(CorruptArtifactError, match=r"state/rank_00000\.bin"):
         checkpoint.load_weights(folder, run.trainee.chunks)
 
 

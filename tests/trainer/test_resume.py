@@ -166,7 +166,7 @@ def test_a_torn_checkpoint_is_set_aside_by_name_and_another_layout_goes_on(
     job = replace(job_in(tmp_path / "moved", tokens_folder), parallel=ParallelConfig(tp=2, sp=True, ep=2))
     (job.output / "result.json").unlink()
     (job.output / "log").unlink()
-    torn = max((job.output / "checkpoints" / "step_00000024" / "state").glob("*.distcp"))
+    torn = max((job.output / "checkpoints" / "step_00000024" / "state").glob("*.bin"))
     os.truncate(torn, torn.stat().st_size - 1)
     assert start(job, *launcher(2)).wait(200) == 0, (job.output / "log").read_text()[-3000:]
     assert (job.output / "checkpoints" / "torn" / "step_00000024").is_dir()

@@ -1,0 +1,72 @@
+"""Training checkpoints: sealed folders that any layout can load.
+
+    model.json      the ModelConfig
+    training.json   step, consumed samples, seed, objective, layout, schedule, and what the loop adds
+    tokenizer/      as transformers saves it
+    state/          weights, moments and random number generators: see `storage`
+    manifest.json   written last; digests are verified before anything is read
+
+A checkpoint is written under a temporary name and renamed when it is whole.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cupola_platform.artifacts import Artifact
+from cupola_trainer.checkpoint.description import MODEL, Progress, read_model, read_training
+from cupola_trainer.checkpoint.loading import load_training, load_weights
+from cupola_trainer.checkpoint.saving import Checkpointer, Save, SaveFailedError
+from cupola_trainer.config import ModelConfig, ParallelConfig
+
+__all__ = [
+    "MODEL",
+    "Checkpointer",
+    "Progress",
+    "Save",
+    "SaveFailedError",
+    "load_training",
+    "load_weights",
+    "read_model",
+    "read_training",
+    "save",
+]
+
+
+def save(
+    folder: Path,
+    chunks: Sequence[torch.nn.Module],
+    *,
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    step: int,
+    consumed_samples: int,
+    seed: int,
+    objective: str,
+    tokenizer: Path | None,
+    optimizer: Any = None,
+    scheduler: Any = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Artifact:
+    """Write one checkpoint and wait for it; every rank calls it. `tokenizer` is a folder to copy.
+
+    Raises:
+        SaveFailedError: the disk is full, for instance; what lay at `folder` is as it was.
+    """
+    return (
+        Checkpointer(chunks, optimizer, scheduler)
+        .begin(
+            folder,
+            model=model,
+            parallel=parallel,
+            step=step,
+            consumed_samples=consumed_samples,
+            seed=seed,
+            objective=objective,
+            tokenizer=tokenizer,
+            extra=extra,
+        )
+        .finish()
+    )

@@ -1,0 +1,120 @@
+"""Reading a checkpoint into any layout: every rank verifies its share of the files and reads the boxes that it needs."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from cupola_platform import artifacts
+from cupola_platform.errors import ConfigError, CorruptArtifactError
+from cupola_trainer import runtime
+from cupola_trainer.checkpoint import generators
+from cupola_trainer.checkpoint.description import Progress, read_training
+from cupola_trainer.checkpoint.shards import MASTER, Shard, moment_key, moment_shards, weight_shards
+from cupola_trainer.checkpoint.storage import StoredState
+
+OURS = ("step", "consumed_samples", "seed", "objective", "parallel", "optimizer", "optimizer_step", "scheduler")
+"""What `Checkpointer` puts into training.json; the rest is the loop's."""
+
+
+def load_weights(folder: Path, chunks: Sequence[torch.nn.Module]) -> None:
+    """Load weights only, into any layout. Every rank calls it.
+
+    Raises:
+        CorruptArtifactError: a file does not match its digest, or a weight is missing.
+    """
+    verify(folder)
+    state = StoredState(folder / "state")
+    _together(lambda: [state.fill(shard) for shard in weight_shards(chunks)])
+
+
+def load_training(folder: Path, chunks: Sequence[torch.nn.Module], optimizer: Any, scheduler: Any) -> Progress:
+    """Load everything that the next step depends on. Bitwise in the layout that saved it; in another, up to rounding.
+
+    Raises:
+        CorruptArtifactError: a file does not match its digest, or a weight or a moment is missing or too many.
+        ConfigError: the checkpoint holds no optimizer, or was trained on another schedule.
+    """
+    verify(folder)
+    training = read_training(folder)
+    if not training["optimizer"]:
+        raise ConfigError(f"{folder} holds weights only. Start a new job from it (initial: {folder}).")
+    _check_schedule(folder, training["scheduler"], scheduler.state_dict())
+    state = StoredState(folder / "state")
+    weights, moments = weight_shards(chunks), moment_shards(chunks, optimizer)
+    _check_moments(folder, state, weights, moments)
+
+    def fill() -> None:
+        for shard in weights:
+            master = moment_key(MASTER, shard.key)  # of a bf16 run: where weights are fp32, the better copy
+            state.fill(shard, master if shard.data.dtype is torch.float32 and master in state.boxes else "")
+        for shard in moments:
+            state.fill(shard, "" if shard.key in state.boxes else shard.key.removeprefix(moment_key(MASTER, "")))
+
+    _together(fill)
+    for group in optimizer.param_groups:
+        group["step"] = training["optimizer_step"]
+    scheduler.num_steps = 0
+    scheduler.step(increment=training["scheduler"]["num_steps"])
+    if _same_ranks(training["parallel"]):
+        generators.restore(state.rng(runtime.rank()))
+    extra = {name: value for name, value in training.items() if name not in OURS}
+    return Progress(training["step"], training["consumed_samples"], extra)
+
+
+def verify(folder: Path) -> None:
+    """Check every file's digest, each rank a share of them. Every rank calls it.
+
+    Raises:
+        CorruptArtifactError: on every rank, naming the file.
+    """
+    _together(lambda: artifacts.verify(folder, share=(runtime.rank(), dist.get_world_size())))
+
+
+def _together(work: Callable[[], object]) -> None:
+    """Do something on every rank; where it fails on one, it fails on all."""
+    failure: CorruptArtifactError | None = None
+    try:
+        work()
+    except CorruptArtifactError as error:
+        failure = error
+    failures: list[CorruptArtifactError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, failure)
+    first = next((found for found in failures if found), None)
+    if first:
+        raise first
+
+
+def _check_moments(folder: Path, state: StoredState, weights: Sequence[Shard], moments: Sequence[Shard]) -> None:
+    """A moment that is missing or too many is an error, never a fresh start."""
+    masters = moment_key(MASTER, "")
+    ranks: list[set[str]] = [set() for _ in range(dist.get_world_size())]
+    dist.all_gather_object(ranks, {shard.key for shard in (*weights, *moments)})
+    wanted = {key for key in set().union(*ranks) if not key.startswith(masters)}
+    stored = {key for key in state.boxes if not key.startswith(masters)}
+    if missing := sorted(wanted - stored):
+        raise CorruptArtifactError(f"{folder} holds no {missing[0]}, which this model trains ({len(missing)} missing).")
+    if extra := sorted(stored - wanted):
+        raise CorruptArtifactError(f"{folder} holds {extra[0]}, which this model has no use for ({len(extra)} extra).")
+
+
+def _check_schedule(folder: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for name, value in wanted.items():
+        if name != "num_steps" and saved.get(name) != value:
+            raise ConfigError(
+                f"{folder} was trained with {name}={saved.get(name)}, this job has {value}. "
+                f"Keep it, or start a new job from its weights (initial: {folder})."
+            )
+
+
+def _same_ranks(saved: dict[str, Any]) -> bool:
+    now = {
+        "tp": parallel_state.get_tensor_model_parallel_world_size(),
+        "pp": parallel_state.get_pipeline_model_parallel_world_size(),
+        "cp": parallel_state.get_context_parallel_world_size(),
+        "dp": parallel_state.get_data_parallel_world_size(),
+    }
+    return all(saved[name] == size for name, size in now.items())

@@ -1,0 +1,155 @@
+"""What a rank holds of a model in training, as boxes of whole tensors: names and places that no layout changes.
+
+A weight is a box of a global tensor already (Megatron's ShardedTensor). The distributed optimizer keeps a run of a
+weight's flattened elements instead: a run of a row-major array is a few boxes (at most 2n - 1 in n dimensions), so its
+moments are saved where they lie, with no gathering, and any other layout finds its part of them.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.utils import unwrap_model
+from torch import Tensor
+
+from cupola_trainer.models.initialization import sharded_tensors
+
+MASTER = "master"
+"""The fp32 copy of a bf16 weight, among an optimizer's moments."""
+
+Box = tuple[tuple[int, ...], tuple[int, ...]]
+"""Offset and size along each axis."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A box of a global tensor, and the memory that it lies in."""
+
+    key: str
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+    offset: tuple[int, ...]
+    data: Tensor
+    """As many axes as `shape`; what is written, and what is read into."""
+    main: bool = True
+    """Whether this rank may be the one that writes it; False on ranks whose copy another layout group keeps."""
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        return tuple(self.data.shape)
+
+    @property
+    def place(self) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+        """The same for every replica."""
+        return self.key, self.offset, self.size
+
+
+def moment_key(moment: str, key: str) -> str:
+    """The name of a weight's moment."""
+    return f"optimizer.{moment}.{key}"
+
+
+def weight_shards(chunks: Sequence[torch.nn.Module]) -> list[Shard]:
+    """Every weight of this rank, each once."""
+    found = [_shard(entry) for entry in sharded_tensors(unwrap_model(list(chunks)))]
+    return list({shard.place: shard for shard in reversed(found)}.values())[::-1]
+
+
+def moment_shards(chunks: Sequence[torch.nn.Module], optimizer: Any) -> list[Shard]:
+    """Every moment of this rank's optimizer, and its fp32 weights where the model's are bf16."""
+    weights = sorted(weight_shards(chunks), key=lambda shard: shard.data.data_ptr())
+    found = []
+    for part in optimizer.chained_optimizers:
+        if part.is_stub_optimizer:
+            continue
+        part.init_state_fn(part.optimizer, part.config)  # the moments of a new optimizer: zeros
+        for parameter, start, moments in _moments(part):
+            found += [
+                piece
+                for weight in _within(weights, parameter)
+                for moment, values in moments.items()
+                for piece in _pieces(weight, parameter, start, moment, values)
+            ]
+    return found
+
+
+def boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
+    """The elements from `start` to `stop` of a flattened row-major array, as boxes in the same order."""
+    if start >= stop:
+        return
+    if len(shape) <= 1:
+        yield ((start,), (stop - start,)) if shape else ((), ())
+        return
+    row = math.prod(shape[1:])
+    (first, head), (last, tail) = divmod(start, row), divmod(stop, row)
+    if first == last:
+        yield from _in_row(first, boxes(shape[1:], head, tail))
+        return
+    if head:
+        yield from _in_row(first, boxes(shape[1:], head, row))
+        first += 1
+    if last > first:
+        yield (first, *(0 for _ in shape[1:])), (last - first, *shape[1:])
+    yield from _in_row(last, boxes(shape[1:], 0, tail))
+
+
+def _in_row(row: int, inner: Iterator[Box]) -> Iterator[Box]:
+    return (((row, *offset), (1, *size)) for offset, size in inner)
+
+
+def _shard(entry: ShardedTensor) -> Shard:
+    data = entry.data.detach()
+    data = data.view(*(1 for _ in range(entry.prepend_axis_num)), *data.shape)
+    replica = entry.replica_id if isinstance(entry.replica_id, tuple) else (entry.replica_id, 0)
+    return Shard(entry.key, tuple(entry.global_shape), tuple(entry.global_offset), data, not any(replica[:-1]))
+
+
+def _moments(part: Any) -> Iterator[tuple[Tensor, int, dict[str, Tensor]]]:
+    """Each parameter, the first of its flattened elements that this rank optimizes, and the moments from there on."""
+    if isinstance(part, DistributedOptimizer):
+        for parameter in part.model_param_gbuf_map:
+            owned = part._get_model_param_range_map(parameter)["param"]
+            states = dict(part._get_main_param_and_optimizer_states(parameter))
+            yield parameter, owned.start, _named(states.pop("param"), parameter, states)
+        return
+    fp16 = zip(_flat(part, "float16_groups"), _flat(part, "fp32_from_float16_groups"), strict=True)
+    model_parameter = {id(main): parameter for parameter, main in fp16}
+    for group in part.optimizer.param_groups:
+        for main in group["params"]:
+            parameter = model_parameter.get(id(main), main)
+            yield parameter, 0, _named(main, parameter, part.optimizer.state[main])
+
+
+def _flat(part: Any, groups: str) -> list[Tensor]:
+    return [parameter for group in getattr(part, groups, ()) for parameter in group]
+
+
+def _named(main: Tensor, parameter: Tensor, states: dict[str, Tensor]) -> dict[str, Tensor]:
+    master = {} if main.dtype == parameter.dtype else {MASTER: main}
+    return {name: value.detach().view(-1) for name, value in (master | states).items()}
+
+
+def _within(weights: Sequence[Shard], parameter: Tensor) -> list[Shard]:
+    first = parameter.data_ptr()
+    last = first + parameter.numel() * parameter.element_size()
+    return [weight for weight in weights if first <= weight.data.data_ptr() < last]
+
+
+def _pieces(weight: Shard, parameter: Tensor, start: int, moment: str, values: Tensor) -> Iterator[Shard]:
+    """The part of a moment that belongs to one weight: a parameter may hold several (SwiGLU's gate and up)."""
+    assert weight.data.is_contiguous(), weight.key
+    skipped = (weight.data.data_ptr() - parameter.data_ptr()) // parameter.element_size()
+    first = max(start, skipped)
+    last = min(start + values.numel(), skipped + weight.data.numel())
+    at = first - start
+    for offset, size in boxes(weight.size, first - skipped, last - skipped):
+        count = math.prod(size)
+        place = tuple(a + b for a, b in zip(weight.offset, offset, strict=True))
+        yield Shard(
+            moment_key(moment, weight.key), weight.shape, place, values[at : at + count].view(size), weight.main
+        )
+        at += count

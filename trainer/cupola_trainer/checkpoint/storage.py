@@ -1,0 +1,207 @@
+"""Boxes of tensors on disk: one file of raw bytes a rank, and beside it what lies where. Nothing is ever unpickled.
+
+state/rank_00000.bin     the boxes, one after the other, each at a multiple of 64 bytes
+state/rank_00000.json    {"size", "blake3", "rng", "tensors": [{"key", "dtype", "shape", "offset", "size", "at"}, ...]}
+"""
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from blake3 import blake3
+from torch import Tensor
+
+from cupola_platform.errors import CorruptArtifactError
+from cupola_trainer.checkpoint.shards import Box, Shard
+
+ALIGNMENT = 64
+"""Bytes; no element of any dtype straddles it."""
+BLOCK = 16 << 20
+"""Bytes written at a time."""
+
+
+@dataclass(frozen=True)
+class StoredBox:
+    """A box of a tensor in a rank's file."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+    offset: tuple[int, ...]
+    size: tuple[int, ...]
+    at: int
+    """First byte in the file."""
+    file: str = ""
+
+
+class Staging:
+    """Host memory that a checkpoint is copied to before it is written, kept from one save to the next."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def copy(self, shards: Sequence[Shard]) -> tuple[Tensor, list[StoredBox]]:
+        """Copy shards side by side. Returns the bytes, and where each lies in them."""
+        stored, end = [], 0
+        for shard in shards:
+            dtype = str(shard.data.dtype).removeprefix("torch.")
+            stored.append(StoredBox(shard.key, dtype, shard.shape, shard.offset, shard.size, at=end))
+            end += -(-shard.data.nbytes // ALIGNMENT) * ALIGNMENT
+        if self._memory.numel() < end:
+            self._memory = torch.empty(end, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        for shard, box in zip(shards, stored, strict=True):
+            place = self._memory[box.at : box.at + shard.data.nbytes]
+            place.view(shard.data.dtype).view(shard.size).copy_(shard.data, non_blocking=True)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return self._memory[:end], stored
+
+
+def write(state: Path, rank: int, content: Tensor, boxes: Sequence[StoredBox], rng: Mapping[str, Any]) -> None:
+    """Write a rank's two files and sync them. The digest is taken while the bytes are written, by other threads.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    path = state / f"rank_{rank:05d}.bin"
+    view = memoryview(content.numpy()).cast("B")
+    with ThreadPoolExecutor(1) as pool, path.open("wb", buffering=0) as file:
+        digest = pool.submit(lambda: blake3(max_threads=blake3.AUTO).update(view).hexdigest())
+        for start in range(0, len(view), BLOCK):
+            block = view[start : start + BLOCK]
+            while block:
+                block = block[file.write(block) :]
+        os.fsync(file.fileno())
+    tensors = [{name: value for name, value in asdict(box).items() if name != "file"} for box in boxes]
+    line = {"size": len(view), "blake3": digest.result(), "rng": rng, "tensors": tensors}
+    with path.with_suffix(".json").open("w") as index:
+        json.dump(line, index)
+        index.flush()
+        os.fsync(index.fileno())
+
+
+def written(state: Path) -> dict[str, tuple[int, str]]:
+    """Size and digest of every rank's bytes, as its writer found them."""
+    return {
+        path.with_suffix(".bin").name: (entry["size"], entry["blake3"])
+        for path in sorted(state.glob("rank_*.json"))
+        for entry in [json.loads(path.read_bytes())]
+    }
+
+
+class StoredState:
+    """The tensors of a checkpoint's `state` folder, whatever the layout that wrote it. Verify its digests first."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+        self.boxes: dict[str, list[StoredBox]] = defaultdict(list)
+        for path in sorted(state.glob("rank_*.json")):
+            for entry in json.loads(path.read_bytes())["tensors"]:
+                places = {name: tuple(entry[name]) for name in ("shape", "offset", "size")}
+                self.boxes[entry["key"]].append(StoredBox(**{**entry, **places}, file=path.with_suffix(".bin").name))
+
+    def rng(self, rank: int) -> Any:
+        """A rank's random number generators."""
+        return json.loads((self.state / f"rank_{rank:05d}.json").read_bytes())["rng"]
+
+    def read(self, key: str, index: tuple[int, ...] = ()) -> Tensor:
+        """A tensor, or what it holds at an index into its leading (layer, expert) axes."""
+        first = self._first(key)
+        rest = first.shape[len(index) :]
+        target = torch.empty(*(1 for _ in index), *rest, dtype=getattr(torch, first.dtype))
+        self.fill(Shard(key, first.shape, (*index, *(0 for _ in rest)), target))
+        return target.reshape(rest)
+
+    def outline(self, key: str, index: tuple[int, ...] = ()) -> Tensor:
+        """What `read` would give, without its numbers: on the meta device."""
+        first = self._first(key)
+        return torch.empty(first.shape[len(index) :], dtype=getattr(torch, first.dtype), device="meta")
+
+    def _first(self, key: str) -> StoredBox:
+        if key not in self.boxes:
+            raise CorruptArtifactError(f"{self.state} holds no tensor {key}. Its model.json describes another model.")
+        return self.boxes[key][0]
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def fill(self, shard: Shard, key: str = "") -> None:
+        """Copy into `shard.data` its box of the tensor, from all the stored boxes that overlap it.
+
+        Args:
+            key: the stored tensor's name; empty for the shard's own.
+
+        Raises:
+            CorruptArtifactError: no such tensor, another shape, or parts of it are not stored.
+        """
+        key = key or shard.key
+        filled = 0
+        for stored in self.boxes.get(key, ()):
+            if stored.shape != shard.shape:
+                raise CorruptArtifactError(f"{self.state} holds {key} as {stored.shape}, the model has {shard.shape}.")
+            overlap = _overlap((stored.offset, stored.size), (shard.offset, shard.size))
+            if overlap:
+                source = self._view(stored)[_slices(overlap, stored.offset)]
+                shard.data[_slices(overlap, shard.offset)].copy_(source)
+                filled += math.prod(overlap[1])
+        if filled != shard.data.numel():
+            raise CorruptArtifactError(
+                f"{self.state} holds {filled:,} of the {shard.data.numel():,} elements of {key} from {shard.offset}."
+            )
+
+    def _view(self, box: StoredBox) -> Tensor:
+        dtype = getattr(torch, box.dtype)
+        count = math.prod(box.size) * dtype.itemsize
+        return self._files[box.file][box.at : box.at + count].view(dtype).view(box.size)
+
+    @cached_property
+    def _files(self) -> dict[str, Tensor]:
+        return {
+            path.name: torch.from_numpy(np.memmap(path, np.uint8, mode="c"))  # copy on write: torch wants it writable
+            for path in sorted(self.state.glob("rank_*.bin"))
+            if path.stat().st_size
+        }
+
+
+def owned(shards: Sequence[Shard], places: Iterable[Iterable[tuple[Any, int]]], rank: int) -> list[Shard]:
+    """The shards that this rank writes: of all ranks that hold the same box, the one with the least to write so far.
+
+    Args:
+        places: for every rank, its shards' places and bytes.
+    """
+    holders: dict[Any, list[int]] = defaultdict(list)
+    size: dict[Any, int] = {}
+    for holder, held in enumerate(places):
+        for place, count in held:
+            holders[place].append(holder)
+            size[place] = count
+    load: dict[int, int] = defaultdict(int)
+    mine = set()
+    for place in sorted(holders, key=lambda place: (len(holders[place]), -size[place], place)):
+        writer = min(holders[place], key=lambda holder: (load[holder], holder))
+        load[writer] += size[place]
+        if writer == rank:
+            mine.add(place)
+    return [shard for shard in shards if shard.main and shard.place in mine]
+
+
+def _overlap(one: Box, other: Box) -> Box | None:
+    edges = [
+        (max(a, b), min(a + m, b + n))
+        for a, m, b, n in zip(one[0], one[1], other[0], other[1], strict=True)
+    ]  # fmt: skip
+    if any(start >= stop for start, stop in edges):
+        return None
+    return tuple(start for start, _ in edges), tuple(stop - start for start, stop in edges)
+
+
+def _slices(box: Box, origin: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(a - o, a - o + n) for a, n, o in zip(*box, origin, strict=True))
