@@ -92,6 +92,7 @@ def train(
         log_every=stage.log_every,
         evaluate_every=stage.evaluate_every,
         evaluate_batches=stage.evaluate_batches,
+        precision=stage.precision,
         profile=ctx.profile,
     )
     result = run_job(ctx, job)

@@ -53,6 +53,8 @@ class TrainStage(Stage):
     """How the model is laid out over processes."""
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     batch: BatchConfig
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of weights and activations; bf16 keeps fp32 master weights, gradients and moments. Auto: bf16 on GPUs, fp32 on CPUs."""
     steps: int = Field(ge=1)
     """Optimizer steps."""
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)

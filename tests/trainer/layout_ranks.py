@@ -48,6 +48,8 @@ MODELS = {
     "seq_aux": replace(MOE, moe=replace(MOE.moe, balancing="seq_aux")),
     "global_aux": replace(MOE, moe=replace(MOE.moe, balancing="global_aux")),
     "bias": replace(MOE, moe=replace(MOE.moe, balancing="bias", score_function="sigmoid", bias_update_rate=0.05)),
+    "bf16": DENSE,
+    "bf16_moe": MOE,
     "capacity": replace(MOE, moe=replace(MOE.moe, capacity_factor=0.8)),
 }
 
@@ -79,6 +81,10 @@ LAYOUTS = {
     "bias one process": ParallelConfig(),
     "bias dp2 ep2": ParallelConfig(dp=2, ep=2),
     "bias tp2 sp pp2": ParallelConfig(tp=2, sp=True, pp=2),
+    "bf16 one process": ParallelConfig(),
+    "bf16 tp2 sp": ParallelConfig(tp=2, sp=True),
+    "bf16 dp2": ParallelConfig(dp=2),
+    "bf16_moe dp2 ep2": ParallelConfig(dp=2, ep=2),
     "capacity one process": ParallelConfig(),
     "capacity dp2 ep2": ParallelConfig(dp=2, ep=2),
     "capacity tp2 sp ep2": ParallelConfig(tp=2, sp=True, ep=2),
@@ -128,11 +134,13 @@ class MaskedWords:
     def restore(self, state: Mapping[str, np.ndarray]) -> None: ...
 
 
-def trajectory(model: ModelConfig, parallel: ParallelConfig) -> list[dict[str, float]]:
+def trajectory(model: ModelConfig, parallel: ParallelConfig, precision: str) -> list[dict[str, float]]:
     """Loss, gradient norm and balancing loss of each step."""
     validate_layout(model, parallel, BATCH)
     runtime.start(parallel, seed=0)
-    trainee = optim.build(models.build(model, parallel, seed=5), parallel, OPTIMIZER, STEPS)
+    chunks = models.build(model, parallel, seed=5, dtype=runtime.dtype(precision))
+    trainee = optim.build(chunks, parallel, OPTIMIZER, STEPS)
+    assert {param.dtype for group in trainee.optimizer.param_groups for param in group["params"]} == {torch.float32}
     steps = []
     for step in range(STEPS):
         batches = training_batches(MaskedWords(), BATCH, step)
@@ -147,7 +155,7 @@ def trajectory(model: ModelConfig, parallel: ParallelConfig) -> list[dict[str, f
 
 def main(output: Path) -> None:
     found = {
-        name: trajectory(MODELS[name.split()[0]], parallel)
+        name: trajectory(MODELS[name.split()[0]], parallel, "bf16" if name.startswith("bf16") else "fp32")
         for name, parallel in LAYOUTS.items()
         if parallel.world_size == runtime.world_size()
     }

@@ -46,6 +46,15 @@ def test_the_balancing_loss_is_equal_in_every_layout_too(trajectories: dict[str,
             assert [step["aux_loss"] for step in trajectories[name]] == pytest.approx(expected, rel=1e-4), name
 
 
+@pytest.mark.parametrize("name", ["bf16 one process", "bf16 tp2 sp", "bf16 dp2", "bf16_moe dp2 ep2"])
+def test_bf16_with_fp32_master_weights_follows_fp32(trajectories: dict[str, Trajectory], name: str) -> None:
+    expected = trajectories["moe one process" if "moe" in name else "dense one process"]
+    for found, wanted in zip(trajectories[name], expected, strict=True):
+        assert found["loss"] == pytest.approx(wanted["loss"], rel=0.005)
+        assert found["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=0.05)
+    assert trajectories[name][-1]["loss"] != expected[-1]["loss"]
+
+
 def test_training_moves_the_loss(trajectories: dict[str, Trajectory]) -> None:
     for model in MODELS:
         losses = [step["loss"] for step in trajectories[f"{model} one process"]]

@@ -224,6 +224,8 @@ class TrainJob:
     """Steps between held-out losses; 0 for before the first step and after the last only."""
     evaluate_batches: int = Field(default=4, ge=1)
     """Global batches in one held-out loss."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of weights and activations; bf16 keeps fp32 master weights, gradients and moments. Auto: bf16 on GPUs, fp32 on CPUs."""
     dry: bool = False
     """Only write each step's numbers: no held-out loss, no checkpoint, no result."""
     profile: tuple[int, int] | None = None

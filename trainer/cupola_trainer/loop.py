@@ -71,7 +71,7 @@ def begin(job: TrainJob) -> "Run":
     )
     runtime.start(job.parallel, job.seed)
     objective = build_objective(job, tokenizer)
-    chunks = models.build(model, job.parallel, seed=job.seed)
+    chunks = models.build(model, job.parallel, seed=job.seed, dtype=runtime.dtype(job.precision))
     if job.initial:
         checkpoint.load_weights(job.initial, chunks)
     trainee = optim.build(chunks, job.parallel, job.optimizer, job.steps)

@@ -60,10 +60,11 @@ class Trainee:
 def build(chunks: Sequence[GPTModel], parallel: ParallelConfig, config: OptimizerConfig, steps: int) -> Trainee:
     """Wrap the chunks for data parallelism and make their optimizer and schedule.
 
-    AdamW decays matrices only: norms' weights and biases are exempt. The gradient is clipped to a global norm.
+    bf16 parameters have fp32 master copies in the optimizer. AdamW decays matrices only: norms' weights and biases are
+    exempt. The gradient is clipped to a global norm.
     """
     wrapped = _data_parallel(chunks, parallel)
-    dtype = runtime.dtype()
+    dtype = chunks[0].config.params_dtype
     optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",

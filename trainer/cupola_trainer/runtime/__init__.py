@@ -29,9 +29,11 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def dtype() -> torch.dtype:
-    """The dtype of parameters and activations: bf16 on a GPU, fp32 on a CPU."""
-    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+def dtype(precision: str = "auto") -> torch.dtype:
+    """The dtype of parameters and activations: what `precision` names; auto is bf16 on a GPU, fp32 on a CPU."""
+    if precision == "auto":
+        precision = "bf16" if torch.cuda.is_available() else "fp32"
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
 
 def world_size() -> int:
