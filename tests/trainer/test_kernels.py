@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cupola_trainer.models.kernels.linear_cross_entropy import Guess, linear_cross_entropy
+from cupola_trainer.kernels.linear_cross_entropy import Guess, linear_cross_entropy
+from cupola_trainer.kernels.rotary import rotary
+from cupola_trainer.kernels.swiglu import swiglu
 
 N, H, V = 37, 8, 50
 
@@ -73,3 +75,46 @@ def test_a_second_backward_computes_the_same_gradient_again() -> None:
     losses = linear_cross_entropy(hidden, weight, labels, MASK, rows=16)
     first, second = (torch.autograd.grad((losses * MASK).sum(), weight, retain_graph=True)[0] for _ in range(2))
     assert torch.allclose(first, second, rtol=1e-12)
+
+
+def same(found: Tensor, expected: Tensor, *inputs: Tensor) -> None:
+    """Values and gradients, for a gradient that differs from place to place."""
+    gradient = torch.linspace(-1, 1, expected.numel(), dtype=expected.dtype).view(expected.shape)
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, inputs, gradient), torch.autograd.grad(expected, inputs, gradient), strict=True
+    ):
+        assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+def test_rotary_turns_pairs_by_their_angles() -> None:
+    torch.manual_seed(5)
+    x = torch.randn(6, 3, 2, 8, dtype=torch.float64, requires_grad=True)
+    angles = torch.randn(6, 1, 1, 4, dtype=torch.float64).repeat(1, 1, 1, 2)
+    halves = torch.cat([-x[..., 4:], x[..., :4]], dim=-1)
+    for _ in range(2):  # the second time with the kept cosines
+        same(rotary(x, angles), x * angles.cos() + halves * angles.sin(), x)
+    assert rotary(x.bfloat16(), angles.float()).dtype is torch.bfloat16
+
+
+def test_rotary_of_rows_with_positions_of_their_own_keeps_lengths() -> None:
+    x = torch.randn(6, 3, 2, 8, requires_grad=True)
+    turned = rotary(x, torch.randn(6, 3, 1, 4).repeat(1, 1, 1, 2))
+    assert torch.allclose(turned.norm(dim=-1), x.norm(dim=-1), rtol=1e-5)
+
+
+def test_swiglu_equals_the_product_with_silu() -> None:
+    torch.manual_seed(6)
+    x = torch.randn(5, 12, dtype=torch.float64, requires_grad=True)
+    gate, up = x.chunk(2, dim=-1)
+    same(swiglu(x), F.silu(gate) * up, x)
+    assert torch.autograd.gradcheck(swiglu, x)
+
+
+def test_swiglu_weighs_tokens() -> None:
+    torch.manual_seed(7)
+    x = torch.randn(5, 12, dtype=torch.float64, requires_grad=True)
+    token_weights = torch.rand(5, 1, dtype=torch.float64, requires_grad=True)
+    gate, up = x.chunk(2, dim=-1)
+    same(swiglu(x, token_weights), F.silu(gate) * up * token_weights, x, token_weights)
+    assert torch.autograd.gradcheck(swiglu, (x, token_weights))

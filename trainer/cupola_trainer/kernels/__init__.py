@@ -1,1 +1,1 @@
-"""Operations that plain torch does in several passes over memory, each as one autograd function."""
+"""Operations that plain torch does in several passes over memory, each as one autograd function. They need only torch."""

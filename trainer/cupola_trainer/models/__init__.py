@@ -38,7 +38,8 @@ def build(
     chunks = [LanguageModel(model, config, stage) for stage in stages]
     if seed is not None:
         initialize(chunks, model, seed)
-    return [chunk.to(runtime.device()) for chunk in chunks]
+    on_meta = next(chunks[0].parameters()).is_meta  # within `torch.device("meta")`, to plan
+    return chunks if on_meta else [chunk.to(runtime.device()) for chunk in chunks]
 
 
 def transformer_config(model: ModelConfig, parallel: ParallelConfig, dtype: torch.dtype | None = None) -> DecoderConfig:
@@ -70,9 +71,8 @@ def _execution(parallel: ParallelConfig, dtype: torch.dtype) -> dict[str, Any]:
         # these fusions need Apex or a compiler
         "gradient_accumulation_fusion": False,
         "masked_softmax_fusion": False,
-        "bias_activation_fusion": False,
         "bias_dropout_fusion": False,
-        "apply_rope_fusion": False,
+        "apply_rope_fusion": True,  # Transformer Engine's, or ours
         "persist_layer_norm": False,
     }
 

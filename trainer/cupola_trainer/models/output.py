@@ -12,7 +12,7 @@ from megatron.core.tensor_parallel.mappings import (
 from torch import Tensor
 
 from cupola_trainer import runtime
-from cupola_trainer.models.kernels.linear_cross_entropy import Guess, linear_cross_entropy
+from cupola_trainer.kernels.linear_cross_entropy import Guess, linear_cross_entropy
 
 
 class OutputLayer(ColumnParallelLinear):

@@ -41,6 +41,7 @@ def settings(model: ModelConfig, parallel: ParallelConfig) -> dict[str, Any]:
         "add_qkv_bias": model.qkv_bias,
         "gated_linear_unit": True,
         "activation_func": ACTIVATIONS[model.activation],
+        "bias_activation_fusion": model.activation == "silu",
         "normalization": "RMSNorm",
         "layernorm_epsilon": model.rms_norm_eps,
         "layernorm_zero_centered_gamma": model.zero_centered_norm,

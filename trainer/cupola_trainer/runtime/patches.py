@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from cupola_trainer.kernels.rotary import rotary
+from cupola_trainer.kernels.swiglu import swiglu
 from cupola_trainer.runtime.adam import FusedAdam
 from cupola_trainer.runtime.capacity import keep_within_capacity
 
@@ -42,6 +44,18 @@ def _split_sizes_on_cpu(moe_utils: Any) -> None:
         return original(tensor, as_numpy=as_numpy, record_stream=record_stream)
 
     moe_utils.maybe_move_tensor_to_cpu = maybe_move_tensor_to_cpu
+
+
+def _rotary_without_transformer_engine(rope_utils: Any) -> None:
+    if rope_utils.fused_apply_rotary_pos_emb is None:
+        rope_utils.fused_apply_rotary_pos_emb = rotary
+
+
+def _swiglu_without_compiler(fused_bias_swiglu: Any) -> None:
+    """The original is meant to be compiled; as it stands it makes several passes, and a concatenation."""
+    if not torch.cuda.is_available():
+        fused_bias_swiglu.bias_swiglu_impl = lambda x, bias, *unused: swiglu(x if bias is None else x + bias)
+        fused_bias_swiglu.weighted_bias_swiglu_impl = lambda x, bias, weights, *unused: swiglu(x, weights)
 
 
 def _adam(optimizer: Any) -> None:
@@ -85,6 +99,8 @@ PATCHES: dict[str, tuple[Callable[[Any], None], ...]] = {
     "megatron.core.jit": (_no_compiler_without_cuda,),
     "megatron.core.transformer.moe.moe_utils": (_router_without_transformer_engine, _split_sizes_on_cpu),
     "megatron.core.transformer.moe.router": (_capacity,),
+    "megatron.core.models.common.embeddings.rope_utils": (_rotary_without_transformer_engine,),
+    "megatron.core.fusions.fused_bias_swiglu": (_swiglu_without_compiler,),
     "megatron.core.dist_checkpointing.strategies.filesystem_async": (_write_checkpoints_in_threads,),
     "megatron.core.optimizer": (_adam,),
     "megatron.core.optimizer.distrib_optimizer": (_distributed_adam,),

@@ -1,0 +1,250 @@
+"""One peer of `benchmarks/training.py`, in processes of its own: prints its speed as one line of JSON on rank 0.
+
+    torchrun --nproc-per-node N benchmarks/training_worker.py PEER HIDDEN LAYERS HEADS FFN VOCAB SEQUENCE ROWS SECONDS FOLDER
+
+Every peer trains the same Qwen2 from random weights on the same shards: fp32, AdamW, clipping to norm 1, `ROWS` sequences a
+step over all processes. Loading and the first steps are left out.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+warnings.simplefilter("ignore")
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained."""
+
+    hidden: int
+    layers: int
+    heads: int
+    ffn: int
+    vocab: int
+    sequence: int
+    rows: int
+    seconds: float
+    folder: Path
+
+
+def main() -> None:
+    peer, *numbers, seconds, folder = sys.argv[1:]
+    hidden, layers, heads, ffn, vocab, sequence, rows = map(int, numbers)
+    case = Case(hidden, layers, heads, ffn, vocab, sequence, rows, float(seconds), Path(folder))
+    measured = PEERS[peer](case)
+    if os.environ["RANK"] == "0":
+        print(json.dumps({"peer": peer, **measured}), flush=True)
+
+
+class Clock:
+    """Steps until the time is up, after the warm-up; then tokens per second of wall and of this process's CPU time."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.steps = 0
+        self.total = 0
+
+    def tick(self) -> bool:
+        """Call after each step; true once enough were timed. All processes time the same number of steps."""
+        now, cpu = time.perf_counter(), time.process_time()
+        self.steps += 1
+        if self.steps == WARM_UP:
+            self.wall, self.cpu = now, cpu
+        if self.steps == WARM_UP + 2:
+            self.total = self.steps + agreed(max(3, round(self.case.seconds / ((now - self.wall) / 2))))
+        self.last, self.last_cpu = now, cpu
+        return self.total > 0 and self.steps >= self.total
+
+    def result(self) -> dict[str, float]:
+        tokens = (self.total - WARM_UP) * self.case.rows * self.case.sequence
+        return {
+            "tokens_per_second": tokens / (self.last - self.wall),
+            "tokens_per_cpu_second": tokens / summed(self.last_cpu - self.cpu),
+            "memory_gib": summed(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20),
+        }
+
+
+def agreed(number: int) -> int:
+    """Rank 0's number, on every rank."""
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return number
+    shared = torch.tensor([number])
+    dist.broadcast(shared, 0)
+    return int(shared)
+
+
+def summed(value: float) -> float:
+    """The sum over processes."""
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return value
+    total = torch.tensor([value], dtype=torch.float64)
+    dist.all_reduce(total)
+    return float(total)
+
+
+def cupola(case: Case, tensor_parallel: bool = False) -> dict[str, float]:
+    """Our own loop, with everything that a job does at each step."""
+    from cupola_trainer import loop, runtime
+    from cupola_trainer.config import (
+        BatchConfig,
+        ModelConfig,
+        NextTokenData,
+        OptimizerConfig,
+        ParallelConfig,
+        TrainJob,
+    )
+
+    ranks = int(os.environ["WORLD_SIZE"])
+    parallel = ParallelConfig(tp=ranks) if tensor_parallel else ParallelConfig(dp=ranks)
+    job = TrainJob(
+        output=case.folder / f"job-{os.environ['MASTER_PORT']}",
+        model=ModelConfig(
+            hidden_size=case.hidden,
+            num_layers=case.layers,
+            num_attention_heads=case.heads,
+            num_query_groups=case.heads // 2,
+            ffn_hidden_size=case.ffn,
+            vocab_size=case.vocab,
+            max_position_embeddings=case.sequence,
+        ),
+        steps=10_000,
+        parallel=parallel,
+        optimizer=OptimizerConfig(lr=1e-4),
+        batch=BatchConfig(
+            sequence_length=case.sequence,
+            micro_batch_size=case.rows // parallel.dp,
+            global_batch_size=case.rows,
+        ),
+        data=NextTokenData(tokens=case.folder / "tokens"),
+    )
+    job.output.mkdir(exist_ok=True)
+    run = loop.begin(job)
+    run.metrics.open(0)
+    clock = Clock(case)
+    while not runtime.any_rank(False):  # as the loop asks whether a rank was told to end
+        run.step()
+        if clock.tick():
+            break
+    return clock.result()
+
+
+def _transformers_model(case: Case) -> Any:
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["WORLD_SIZE"])))
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            hidden_size=case.hidden,
+            num_hidden_layers=case.layers,
+            num_attention_heads=case.heads,
+            num_key_value_heads=case.heads // 2,
+            intermediate_size=case.ffn,
+            vocab_size=case.vocab,
+            max_position_embeddings=case.sequence,
+            tie_word_embeddings=True,
+        )
+    )
+
+
+def _stream(case: Case) -> Any:
+    """The shard as one array of token ids."""
+    import numpy as np
+
+    return np.memmap(case.folder / "tokens/shards/train-text.bin", dtype=np.int32)
+
+
+def bare_loop(case: Case, compiled: bool = False) -> dict[str, float]:
+    """The shortest loop over transformers' model that does the same."""
+    import torch
+    import torch.distributed as dist
+
+    model = _transformers_model(case)
+    ranks, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    if ranks > 1:
+        dist.init_process_group("gloo")
+        model = torch.nn.parallel.DistributedDataParallel(model)
+    if compiled:
+        model = torch.compile(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    tokens, clock = _stream(case), Clock(case)
+    share = case.rows // ranks
+    while True:
+        start = (clock.steps * case.rows + rank * share) * case.sequence % (len(tokens) - case.rows * case.sequence)
+        ids = torch.from_numpy(tokens[start : start + share * case.sequence].astype("int64")).view(share, -1)
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+        if clock.tick():
+            return clock.result()
+
+
+def trainer(case: Case) -> dict[str, float]:
+    """Hugging Face Trainer with its defaults, logging each step as we do."""
+    import torch
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    tokens, clock, ranks = _stream(case), Clock(case), int(os.environ["WORLD_SIZE"])
+
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(tokens) // case.sequence
+
+        def __getitem__(self, i: int) -> dict[str, Any]:
+            ids = torch.from_numpy(tokens[i * case.sequence : (i + 1) * case.sequence].astype("int64"))
+            return {"input_ids": ids, "labels": ids}
+
+    class Timer(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+            control.should_training_stop = clock.tick()
+
+    arguments = TrainingArguments(
+        output_dir=str(case.folder / "trainer"),
+        per_device_train_batch_size=case.rows // ranks,
+        max_steps=10_000,
+        learning_rate=1e-4,
+        max_grad_norm=1.0,
+        weight_decay=0.1,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        ddp_backend="gloo" if ranks > 1 else None,
+    )
+    model = _transformers_model(case)
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):  # its log lines are not ours
+        Trainer(model=model, args=arguments, train_dataset=Rows(), callbacks=[Timer()]).train()
+    return clock.result()
+
+
+PEERS: dict[str, Callable[[Case], dict[str, float]]] = {
+    "cupola": cupola,
+    "cupola-tp": lambda case: cupola(case, tensor_parallel=True),
+    "loop": bare_loop,
+    "loop-compiled": lambda case: bare_loop(case, compiled=True),
+    "trainer": trainer,
+}
+
+if __name__ == "__main__":
+    main()
