@@ -1,6 +1,6 @@
 """Writes what the tests of conversion, upcycling, rollout and evaluation share: `python saved_models.py FOLDER`.
 
-A tokenizer of 512 rows, a `tokens` and a `conversations` folder, and checkpoints of four small models whose weights are
+A tokenizer of 512 rows, a `tokens` and a `conversations` folder, and checkpoints of small models of every family whose weights are
 large enough that no two tokens are near a tie.
 """
 
@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from cupola_platform.corpus.tokenization import save_tokenizer, train_tokenizer
 from cupola_trainer import checkpoint, models, runtime
+from cupola_trainer.architecture import DynamicRope, Llama3Rope, YarnRope
 from cupola_trainer.config import ModelConfig, MoEConfig, ParallelConfig
 from cupola_trainer.evaluation.tasks import make_tasks
 
@@ -35,6 +36,28 @@ MODELS = {
     "untied": ModelConfig(**SHAPE, tie_embeddings=False),
     "moe": ModelConfig(**SHAPE, moe=MoEConfig(**EXPERTS)),
     "moe_normalized": ModelConfig(**SHAPE, moe=MoEConfig(**EXPERTS, norm_topk_prob=True)),
+    "moe_alone": ModelConfig(**SHAPE, moe=MoEConfig(num_experts=4, top_k=2, expert_ffn_hidden_size=48), qkv_bias=False),
+    "windows": ModelConfig(**SHAPE, attention_windows=(None, 24)),
+    "llama": ModelConfig(
+        **SHAPE,
+        qkv_bias=False,
+        rope_scaling=Llama3Rope(original_max_position_embeddings=32),
+    ),
+    "yarn": ModelConfig(**SHAPE, rope_scaling=YarnRope(factor=4.0, original_max_position_embeddings=32)),
+    "dynamic": ModelConfig(**SHAPE, rope_scaling=DynamicRope(factor=4.0, original_max_position_embeddings=32)),
+    "gemma2": ModelConfig(
+        **SHAPE,
+        head_dim=24,
+        activation="gelu_tanh",
+        attention_windows=(24, None),
+        query_pre_attn_scalar=20,
+        attn_logit_softcapping=5.0,
+        final_logit_softcapping=3.0,
+        zero_centered_norm=True,
+        post_norm=True,
+        qkv_bias=False,
+        scale_embeddings=True,
+    ),
 }
 
 

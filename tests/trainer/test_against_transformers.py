@@ -129,7 +129,7 @@ def test_losses_gradient_norms_and_learning_rates_equal_plain_pytorch(model: Mod
     runtime.start(ParallelConfig(), seed=0)
     chunks = models.build(model, ParallelConfig())
     tensors = named_tensors(theirs, moe=model.moe is not None)
-    fill(chunks, lambda key: from_huggingface(model, key, tensors.__getitem__))
+    fill(chunks, lambda key, index: from_huggingface(model, key, index, tensors.__getitem__))
     trainee = optim.build(chunks, ParallelConfig(), OPTIMIZER, STEPS)
     objective = NextTokenObjective.__new__(NextTokenObjective)  # its loss, without its data
     for step, (loss, norm, lr) in enumerate(plain_pytorch(theirs), start=1):

@@ -28,14 +28,16 @@ from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.config import ModelConfig, MoEConfig, ParallelConfig
 from cupola_trainer.conversion.__main__ import main
 from cupola_trainer.conversion.exporting import export
-from cupola_trainer.conversion.families import active_parameters, from_config
+from cupola_trainer.conversion.families import active_parameters, to_config
 from cupola_trainer.conversion.importing import import_
 from cupola_trainer.conversion.mapping import GroupedQKV
+from cupola_trainer.conversion.reading import from_config
 from cupola_trainer.conversion.stored import StoredTensors
+from cupola_trainer.presets import PRESETS
 from cupola_trainer.rollout.loading import load
 
 HERE = Path(__file__).parent
-NAMES = ["dense", "untied", "moe", "moe_normalized"]
+NAMES = ["dense", "untied", "moe", "moe_normalized", "moe_alone", "windows", "llama", "yarn", "dynamic", "gemma2"]
 
 
 @pytest.fixture(scope="module")
@@ -201,9 +203,18 @@ def changed(folder: Path, to: Path, **config: Any) -> Path:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"model_type": "gpt2"}, "'gpt2' is not known. Known architectures: qwen2, qwen2_moe"),
-        ({"use_sliding_window": True}, "use_sliding_window=True is not supported"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "'yarn' is not supported"),
+        ({"model_type": "gpt2"}, "'gpt2' is not known. Known architectures: qwen2, qwen2_moe, llama, gemma2"),
+        (
+            {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "short_factor": [1.0] * 8,
+                                 "long_factor": [2.0] * 8, "original_max_position_embeddings": 32}},
+            "RoPE of type 'longrope' is not supported. Supported: default, linear, dynamic, yarn, llama3",
+        ),
+        (
+            {"max_position_embeddings": 256,
+             "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
+                                 "original_max_position_embeddings": 32}},
+            "max_position_embeddings=256 is beyond what yarn allows: .* = 128",
+        ),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported. Only 'silu' is"),
         ({"hidden_size": 66}, "hidden_size=66 is not a multiple"),
     ],
@@ -238,13 +249,79 @@ def test_pickled_weights_are_never_opened(exported: dict[str, Path], tmp_path: P
         import_(folder, tmp_path / "to")
 
 
-def test_a_folder_without_a_model_or_tokenizer_is_refused(exported: dict[str, Path], tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"holds no config\.json"):
         import_(tmp_path, tmp_path / "to")
+
+
+def test_weights_in_bf16_and_many_files_and_no_tokenizer_come_back_bit_for_bit(
+    exported: dict[str, Path], tmp_path: Path
+) -> None:
+    half = AutoModelForCausalLM.from_pretrained(exported["gemma2"], dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "half", max_shard_size="60KB")
+    assert len(list((tmp_path / "half").glob("*.safetensors"))) > 3
+    import_(tmp_path / "half", tmp_path / "ours")
+    assert not (tmp_path / "ours" / "tokenizer").exists()
+    back = load_file(export(tmp_path / "ours", tmp_path / "back") / "model.safetensors")
+    assert set(back) == set(half.state_dict()) - {"lm_head.weight"}
+    for name, tensor in back.items():
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, half.state_dict()[name]), name
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "back")
+    assert again.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("model.norm.weight", lambda x: x.fill_(float("nan")), "model.norm.weight holds values that are not finite"),
+        ("model.norm.weight", lambda x: x.double(), "model.norm.weight is of type F64. Only F32, BF16, F16"),
+        (
+            "lm_head.weight",
+            lambda x: x + 1,
+            "lm_head.weight differs from model.embed_tokens.weight, but config.json ties",
+        ),
+    ],
+    ids=["nan", "type", "tied"],
+)
+def test_weights_that_cannot_be_right_are_refused_by_name(
+    exported: dict[str, Path], tmp_path: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor], says: str
+) -> None:
     folder = changed(exported["dense"], tmp_path / "folder")
-    (folder / "tokenizer.json").unlink()
-    with pytest.raises(NotFoundError, match=r"holds no tokenizer\.json"):
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = change(tensors.get(name, tensors["model.embed_tokens.weight"]).clone())
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ConfigError, match=says):
         import_(folder, tmp_path / "to")
+    assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"scale_embeddings": True}, "its qwen2 cannot have scale_embeddings=True"),
+        ({"attention_windows": (8, 16)}, "one window for all layers that have any; this model has several sizes"),
+    ],
+)
+def test_a_model_that_transformers_does_not_have_is_not_exported(change: dict[str, Any], says: str) -> None:
+    model = ModelConfig(vocab_size=64, hidden_size=32, num_layers=2, num_attention_heads=2, num_query_groups=2,
+                        ffn_hidden_size=48, max_position_embeddings=64, **change)  # fmt: skip
+    with pytest.raises(ConfigError, match=says):
+        to_config(model, dtype="float32", bos=None, eos=None, pad=None)
+
+
+def test_names_and_defaults_of_a_published_configuration_are_read() -> None:
+    """Llama 3.1 8B's config.json, as published for transformers 4."""
+    config = {
+        "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 128000,
+        "eos_token_id": 128001, "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
+        "intermediate_size": 14336, "max_position_embeddings": 131072, "mlp_bias": False, "model_type": "llama",
+        "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8, "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05, "rope_scaling": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192, "rope_type": "llama3"}, "rope_theta": 500000.0,
+        "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 128256,
+    }  # fmt: skip
+    assert from_config(config) == PRESETS["llama-3.1-8b"]
 
 
 def test_a_changed_byte_is_refused_by_name_before_anything_is_unpickled(saved: Path, tmp_path: Path) -> None:

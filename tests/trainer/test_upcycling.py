@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,15 @@ from transformers import Qwen2MoeConfig
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer import checkpoint
+from cupola_trainer import checkpoint, runtime
 from cupola_trainer.config import MoEConfig, ParallelConfig, UpcycleJob, write_job
 from cupola_trainer.conversion.stored import StoredTensors
 from cupola_trainer.metrics import read_metrics
+from cupola_trainer.models import parameter_count
+from cupola_trainer.presets import PRESETS
+from cupola_trainer.rollout.loading import load
 from cupola_trainer.upcycling import Experts, run, upcycle_ffn
+from cupola_trainer.upcycling.job import plan
 
 HERE = Path(__file__).parent
 HIDDEN = 3
@@ -118,34 +123,122 @@ def test_what_is_drawn_has_the_spread_that_was_asked_for() -> None:
     assert whole.down.mean().item() == pytest.approx(5, abs=0.3)
 
 
-@pytest.mark.parametrize("granularity", [1, 2, 4])
-def test_whole_copies_together_say_what_the_dense_ffn_said(granularity: int) -> None:
-    """With equal weights over whole copies, an expert holds 1/granularity of a copy, and weighs so much less."""
-    hidden, h_ffn, n = 16, 24, 4
-    gate, up, down = ffn(h_ffn, hidden, seed=1)
-    experts = upcycle_ffn(
-        gate, up, down, num_experts=n, expert_intermediate_size=h_ffn // granularity, reinit="none", seed=2
-    )
+def block_of(experts: Experts, shared: Experts | None, router: Tensor, top_k: int) -> Qwen2MoeSparseMoeBlock:
+    """transformers' MoE block with our weights; the shared expert's gate is one half."""
+    n, h_e, hidden = experts.gate.shape
+    width = shared.gate.size(1) if shared else 0
     block = Qwen2MoeSparseMoeBlock(
         Qwen2MoeConfig(
-            hidden_size=hidden, num_experts=n, num_experts_per_tok=n, norm_topk_prob=True,
-            moe_intermediate_size=h_ffn // granularity, shared_expert_intermediate_size=1,
+            hidden_size=hidden, num_experts=n, num_experts_per_tok=top_k, norm_topk_prob=True,
+            moe_intermediate_size=h_e, shared_expert_intermediate_size=width,
         )
     )  # fmt: skip
+    none = torch.zeros(0, hidden)
     block.load_state_dict(
         {
-            "gate.weight": torch.zeros(n, hidden),  # equal weights
+            "gate.weight": router,
             "experts.gate_up_proj": torch.cat([experts.gate, experts.up], dim=1),
             "experts.down_proj": experts.down,
             "shared_expert_gate.weight": torch.zeros(1, hidden),
-            **{f"shared_expert.{name}_proj.weight": torch.zeros(1, hidden) for name in ("gate", "up")},
-            "shared_expert.down_proj.weight": torch.zeros(hidden, 1),
+            "shared_expert.gate_proj.weight": shared.gate[0] if shared else none,
+            "shared_expert.up_proj.weight": shared.up[0] if shared else none,
+            "shared_expert.down_proj.weight": shared.down[0] if shared else none.t(),
         }
     )
-    x = torch.randn(1, 10, hidden, generator=torch.Generator().manual_seed(3))
+    return block
+
+
+@pytest.mark.parametrize("shuffle", [True, False], ids=["shuffled", "in_order"])
+@pytest.mark.parametrize("with_shared", [False, True], ids=["routed", "routed_and_shared"])
+@pytest.mark.parametrize("granularity", [1, 2, 4, 8])
+def test_whole_copies_together_say_what_the_dense_ffn_said(granularity: int, with_shared: bool, shuffle: bool) -> None:
+    """An expert holds 1/granularity of a copy; with one router row a copy, the top k cover whole copies."""
+    hidden, h_ffn, copies = 16, 24, 4
+    gate, up, down = (matrix / 2 for matrix in ffn(h_ffn, hidden, seed=1))
+    options: dict[str, Any] = {"reinit": "none", "shuffle": shuffle, "seed": 2}
+    routed = upcycle_ffn(
+        gate, up, down,
+        num_experts=copies * granularity, expert_intermediate_size=h_ffn // granularity, **options,
+    )  # fmt: skip
+    shared = upcycle_ffn(gate, up, down, num_experts=1, expert_intermediate_size=h_ffn, **options)
+    router = torch.randn(copies, hidden, generator=torch.Generator().manual_seed(3)).repeat_interleave(granularity, 0)
+    scaled = routed._replace(down=routed.down * granularity / (2 if with_shared else 1))
+    block = block_of(scaled, shared if with_shared else None, router, top_k=2 * granularity)
+    x = torch.randn(1, 50, hidden, generator=torch.Generator().manual_seed(4))
     dense = (torch.nn.functional.silu(x @ gate.t()) * (x @ up.t())) @ down.t()
     with torch.no_grad():
-        torch.testing.assert_close(granularity * block(x), dense, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(block(x), dense, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("granularity", "shared"), [(1, None), (2, None), (4, 160), (8, 320)])
+def test_a_job_that_matches_the_dense_model_gives_its_logits(
+    saved: Path, tmp_path: Path, granularity: int, shared: int | None
+) -> None:
+    moe = MoEConfig(num_experts=4 * granularity, top_k=2 * granularity, expert_ffn_hidden_size=160 // granularity,
+                    shared_expert_ffn_hidden_size=shared, norm_topk_prob=True)  # fmt: skip
+    run(
+        UpcycleJob(output=tmp_path, initial=saved / "gemma2", moe=moe, reinit="none", router="copies", match_dense=True)
+    )
+    tokens = torch.randint(0, 512, (2, 40), generator=torch.Generator().manual_seed(5))
+    runtime.start(ParallelConfig(), seed=0)
+    ours, dense = (logits_of(folder, tokens) for folder in (tmp_path / "checkpoint", saved / "gemma2"))
+    runtime.stop()
+    torch.testing.assert_close(ours, dense, rtol=0, atol=1e-5)
+
+
+def logits_of(folder: Path, tokens: Tensor) -> Tensor:
+    [model] = load(folder, ParallelConfig()).chunks
+    with torch.no_grad():
+        logits: Tensor = model(tokens, torch.arange(tokens.size(1)).expand_as(tokens), None)
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("moe", "options", "says"),
+    [
+        ({}, {}, "router='random' is not 'copies'"),
+        ({"norm_topk_prob": False}, {"router": "copies"}, "moe.norm_topk_prob is not true"),
+        ({"expert_ffn_hidden_size": 100}, {"router": "copies"}, "ffn_hidden_size=160 is not a multiple"),
+        ({"top_k": 3}, {"router": "copies"}, "moe.top_k=3 does not cover whole copies"),
+        ({"num_experts": 3}, {"router": "copies"}, "moe.num_experts=3 are not whole copies"),
+        (
+            {"shared_expert_ffn_hidden_size": 96},
+            {"router": "copies"},
+            "shared_expert_ffn_hidden_size is not whole copies",
+        ),
+    ],
+)
+def test_outputs_that_no_scale_makes_equal_are_said_to_be_so(
+    saved: Path, tmp_path: Path, moe: dict[str, Any], options: dict[str, Any], says: str
+) -> None:
+    shape = MoEConfig(**{"num_experts": 4, "top_k": 2, "expert_ffn_hidden_size": 80, "norm_topk_prob": True} | moe)
+    with pytest.raises(ConfigError, match=says):
+        run(UpcycleJob(output=tmp_path, initial=saved / "dense", moe=shape, match_dense=True, **options))
+
+
+@pytest.mark.parametrize(("router", "different"), [("random", 4), ("copies", 2), ("zeros", 1)])
+def test_the_routers_start_is_a_choice(saved: Path, tmp_path: Path, router: Any, different: int) -> None:
+    moe = MoEConfig(num_experts=4, top_k=2, expert_ffn_hidden_size=80)
+    run(UpcycleJob(output=tmp_path, initial=saved / "dense", moe=moe, router=router))
+    rows = StoredTensors(tmp_path / "checkpoint").read("decoder.layers.mlp.router.weight", (1,))
+    assert len({tuple(row) for row in rows.tolist()}) == different
+
+
+def test_7b_to_57b_a14b_is_planned_without_a_byte_of_weights(tmp_path: Path) -> None:
+    """9 copies, 163,840 of 170,496 units used (Qwen2 technical report, section 2.2.2)."""
+    moe = PRESETS["qwen2-57b-a14b"].moe
+    assert moe
+    job = UpcycleJob(output=tmp_path, initial=tmp_path, moe=moe)
+    runtime.start(ParallelConfig(), seed=0)
+    found = plan(PRESETS["qwen2-7b"], job)
+    runtime.stop()
+    assert (found.copies, found.units, found.used) == (9, 170_496, 163_840)
+    assert found.shapes["decoder.layers.mlp.experts.experts.linear_fc1.weight"] == (28, 64, 2 * 2560, 3584)
+    assert found.shapes["decoder.layers.mlp.experts.experts.linear_fc2.weight"] == (28, 64, 3584, 2560)
+    assert found.shapes["decoder.layers.mlp.shared_experts.linear_fc1.weight"] == (28, 2 * 20_480, 3584)
+    assert found.shapes["decoder.layers.mlp.router.weight"] == (28, 64, 3584)
+    sizes = (torch.Size(shape).numel() for shape in found.shapes.values())
+    assert sum(sizes) == parameter_count(replace(PRESETS["qwen2-7b"], moe=moe))
 
 
 def test_qwen2_57b_can_be_cut_from_7b_although_its_sizes_do_not_divide() -> None:

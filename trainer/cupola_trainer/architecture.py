@@ -59,6 +59,15 @@ class MoEConfig:
             )
         return self
 
+    @model_validator(mode="after")
+    def _router_learns(self) -> "MoEConfig":
+        if self.norm_topk_prob and self.top_k == 1:
+            raise ValueError(
+                "norm_topk_prob=true with top_k=1: every weight is 1, so that the router never learns. "
+                "Use top_k=2, or norm_topk_prob=false."
+            )
+        return self
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LinearRope:
@@ -227,7 +236,10 @@ class ModelConfig:
                 f"num_query_groups={self.num_query_groups}. Try num_query_groups={self.num_attention_heads}."
             )
         if self.moe and self.moe.top_k > self.moe.num_experts:
-            raise ValueError(f"moe.top_k={self.moe.top_k} is more than moe.num_experts={self.moe.num_experts}.")
+            raise ValueError(
+                f"moe.top_k={self.moe.top_k} is more than moe.num_experts={self.moe.num_experts}. "
+                f"Try moe.top_k={self.moe.num_experts}."
+            )
         return self
 
     @model_validator(mode="after")

@@ -5,8 +5,10 @@ from typing import Any
 
 from cupola_platform.artifacts import Artifact
 from cupola_trainer.config import ModelConfig
-from cupola_trainer.conversion.families import active_parameters
+from cupola_trainer.conversion.families import active_parameters, family
 from cupola_trainer.models import parameter_count
+
+NAMES = {"qwen2": "Qwen2", "qwen2_moe": "Qwen2-MoE", "llama": "Llama", "gemma2": "Gemma 2"}
 
 TEMPLATE = """---
 library_name: transformers
@@ -20,8 +22,7 @@ tags: [cupola]
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("FOLDER")
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = AutoModelForCausalLM.from_pretrained("FOLDER"){tokenizer}
 ```
 
 ## Shape
@@ -36,7 +37,7 @@ The whole tree, down to the source files: `cupola lineage {id}`.
 {metrics}"""
 
 
-def render(artifact: Artifact, model: ModelConfig, training: dict[str, Any]) -> str:
+def render(artifact: Artifact, model: ModelConfig, training: dict[str, Any], has_tokenizer: bool) -> str:
     """The card, in Markdown.
 
     Args:
@@ -57,7 +58,8 @@ def render(artifact: Artifact, model: ModelConfig, training: dict[str, Any]) -> 
     metrics = {name: f"{value:.6g}" for name, value in manifest.metrics.items()}
     return TEMPLATE.format(
         title=manifest.stage or "Model",
-        kind="A mixture of experts (Qwen2-MoE)" if model.moe else "A dense decoder (Qwen2)",
+        kind=f"A {'mixture of experts' if model.moe else 'dense decoder'} ({NAMES[family(model)]})",
+        tokenizer='\ntokenizer = AutoTokenizer.from_pretrained("FOLDER")' if has_tokenizer else "",
         parameters=parameter_count(model),
         active=f", {active_parameters(model):,} of them active on a token" if model.moe else "",
         id=artifact.id,
@@ -74,6 +76,7 @@ def _shape(model: ModelConfig) -> dict[str, str]:
         "Query heads / key-value heads": f"{model.num_attention_heads} / {model.num_query_groups}",
         "Vocabulary rows": model.vocab_size,
         "Longest sequence": model.max_position_embeddings,
+        "RoPE": f"base {model.rope_theta:g}" + (f", {model.rope_scaling.type}" if model.rope_scaling else ""),
         "Tied embeddings": model.tie_embeddings,
     }
     if model.moe:

@@ -1,15 +1,64 @@
-"""config.json <-> ModelConfig, for the families that transformers knows and we build: Qwen2 and Qwen2-MoE."""
+"""A ModelConfig as one of transformers' families, and its config.json. `reading` is the way back."""
 
-from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
 from cupola_platform.errors import ConfigError
-from cupola_trainer.config import ModelConfig, MoEConfig
+from cupola_trainer.architecture import DynamicRope, ModelConfig
 from cupola_trainer.models import parameter_count
 
-FAMILIES = ("qwen2", "qwen2_moe")
+QWEN: dict[str, Any] = {
+    "activation": "silu", "post_norm": False, "zero_centered_norm": False, "scale_embeddings": False,
+    "query_pre_attn_scalar": None, "attn_logit_softcapping": None, "final_logit_softcapping": None,
+}  # fmt: skip
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen2": QWEN | {"qkv_bias": True, "mixture": False, "own_head_dim": False},
+    "qwen2_moe": QWEN | {"mixture": True, "own_head_dim": False, "score_function": "softmax"},
+    "llama": QWEN | {"qkv_bias": False, "mixture": False, "windows": 0},
+    "gemma2": {
+        "activation": "gelu_tanh", "post_norm": True, "zero_centered_norm": True, "scale_embeddings": True,
+        "qkv_bias": False, "mixture": False,
+    },
+}  # fmt: skip
+"""What a ModelConfig must be for transformers to have it as this family."""
+
+CLASSES = {
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+}
+ROPES = {"default": (), "linear": ("factor",), "dynamic": ("factor",),
+         "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"),
+         "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor")}  # fmt: skip
+"""RoPE's types and their entries in `rope_parameters`, in both configurations alike."""
+
+
+def family(model: ModelConfig) -> str:
+    """Which of transformers' families a model is.
+
+    Raises:
+        ConfigError: none of them; names what the nearest one lacks.
+    """
+    traits = _traits(model)
+    missed = {
+        name: [trait for trait, value in wanted.items() if traits[trait] != value] for name, wanted in FAMILIES.items()
+    }
+    nearest = min(missed, key=lambda name: len(missed[name]))
+    if missed[nearest]:
+        wrong = ", ".join(f"{trait}={traits[trait]!r}" for trait in missed[nearest])
+        raise ConfigError(f"transformers has no such model: its {nearest} cannot have {wrong}. It cannot be exported.")
+    if traits["windows"] > 1:
+        raise ConfigError("transformers has one window for all layers that have any; this model has several sizes.")
+    return nearest
+
+
+def _traits(model: ModelConfig) -> dict[str, Any]:
+    traits: dict[str, Any] = {name: getattr(model, name) for name in (*QWEN, "qkv_bias")}
+    traits["mixture"] = model.moe is not None
+    traits["score_function"] = model.moe.score_function if model.moe else None
+    traits["own_head_dim"] = model.head_size * model.num_attention_heads != model.hidden_size
+    traits["windows"] = len({window for window in model.attention_windows if window})
+    return traits
 
 
 def to_config(model: ModelConfig, *, dtype: str, bos: int | None, eos: int | None, pad: int | None) -> dict[str, Any]:
@@ -18,12 +67,15 @@ def to_config(model: ModelConfig, *, dtype: str, bos: int | None, eos: int | Non
     RoPE's base is given both ways: `rope_parameters` for transformers 5, `rope_theta` for readers of version 4.
 
     Raises:
-        ConfigError: transformers' family has no such model.
+        ConfigError: transformers has no such model.
     """
-    _check_expressible(model)
+    name = family(model)
+    longest = model.max_position_embeddings
+    if isinstance(model.rope_scaling, DynamicRope):
+        longest = model.rope_scaling.original_max_position_embeddings
     config: dict[str, Any] = {
-        "architectures": ["Qwen2MoeForCausalLM" if model.moe else "Qwen2ForCausalLM"],
-        "model_type": "qwen2_moe" if model.moe else "qwen2",
+        "architectures": [CLASSES[name]],
+        "model_type": name,
         "dtype": dtype,
         "torch_dtype": dtype,
         "vocab_size": model.vocab_size,
@@ -32,31 +84,47 @@ def to_config(model: ModelConfig, *, dtype: str, bos: int | None, eos: int | Non
         "num_hidden_layers": model.num_layers,
         "num_attention_heads": model.num_attention_heads,
         "num_key_value_heads": model.num_query_groups,
-        "hidden_act": "silu",
-        "max_position_embeddings": model.max_position_embeddings,
+        "max_position_embeddings": longest,
         "rms_norm_eps": model.rms_norm_eps,
         "rope_theta": model.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+        "rope_parameters": _rope_parameters(model),
         "tie_word_embeddings": model.tie_embeddings,
         "initializer_range": model.init_std,
         "attention_dropout": 0.0,
-        "use_sliding_window": False,
         "use_cache": True,
         "bos_token_id": bos,
         "eos_token_id": eos,
         "pad_token_id": pad,
     }
-    return config | _moe_entries(model)
+    own = {"qwen2": _windows, "qwen2_moe": _mixture, "llama": _llama, "gemma2": _gemma2}
+    return config | own[name](model)
 
 
-def _moe_entries(model: ModelConfig) -> dict[str, Any]:
-    if model.moe is None:
-        return {}
+def _rope_parameters(model: ModelConfig) -> dict[str, Any]:
+    scaling = model.rope_scaling
+    parameters: dict[str, Any] = {"rope_type": scaling.type if scaling else "default", "rope_theta": model.rope_theta}
+    entries = {name: getattr(scaling, name) for name in ROPES[parameters["rope_type"]]}
+    return parameters | {name: value for name, value in entries.items() if value is not None}
+
+
+def _windows(model: ModelConfig) -> dict[str, Any]:
+    windows = [model.window(layer) for layer in range(model.num_layers)]
     return {
+        "hidden_act": "silu",
+        "use_sliding_window": any(windows),
+        "sliding_window": next(filter(None, windows), None),
+        "max_window_layers": next((layer for layer, window in enumerate(windows) if window), model.num_layers),
+        "layer_types": ["sliding_attention" if window else "full_attention" for window in windows],
+    }
+
+
+def _mixture(model: ModelConfig) -> dict[str, Any]:
+    assert model.moe is not None
+    return _windows(model) | {
         "num_experts": model.moe.num_experts,
         "num_experts_per_tok": model.moe.top_k,
         "moe_intermediate_size": model.moe.expert_ffn_hidden_size,
-        "shared_expert_intermediate_size": model.moe.shared_expert_ffn_hidden_size,
+        "shared_expert_intermediate_size": model.moe.shared_expert_ffn_hidden_size or 0,
         "norm_topk_prob": model.moe.norm_topk_prob,
         "router_aux_loss_coef": model.moe.aux_loss_coeff,
         "decoder_sparse_step": 1,
@@ -65,83 +133,25 @@ def _moe_entries(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _check_expressible(model: ModelConfig) -> None:
-    if model.moe and model.moe.shared_expert_ffn_hidden_size is None:
-        raise ConfigError(
-            "A Qwen2-MoE of transformers always has a shared expert; this model has none. It cannot be exported."
-        )
-    if not model.moe and not model.qkv_bias:
-        raise ConfigError("A Qwen2 of transformers always has biases on Q, K and V; qkv_bias=false cannot be exported.")
+def _llama(model: ModelConfig) -> dict[str, Any]:
+    return {"hidden_act": "silu", "head_dim": model.head_size, "attention_bias": False, "mlp_bias": False}
 
 
-def from_config(config: Mapping[str, Any]) -> ModelConfig:
-    """The model that a config.json of transformers describes. Entries that it leaves out get transformers' defaults.
-
-    Raises:
-        ConfigError: another architecture, or a variant of one that we do not build; names the entry.
-    """
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        raise ConfigError(f"model_type={family!r} is not known. Known architectures: {', '.join(FAMILIES)}.")
-    full = _with_defaults(config)
-    _check_supported(full)
-    moe = None
-    if family == "qwen2_moe":
-        moe = {
-            "num_experts": full["num_experts"],
-            "top_k": full["num_experts_per_tok"],
-            "expert_ffn_hidden_size": full["moe_intermediate_size"],
-            "shared_expert_ffn_hidden_size": full["shared_expert_intermediate_size"],
-            "norm_topk_prob": full["norm_topk_prob"],
-            "aux_loss_coeff": full["router_aux_loss_coef"],
-        }
-    try:
-        return ModelConfig(
-            vocab_size=full["vocab_size"],
-            hidden_size=full["hidden_size"],
-            num_layers=full["num_hidden_layers"],
-            num_attention_heads=full["num_attention_heads"],
-            num_query_groups=full["num_key_value_heads"],
-            ffn_hidden_size=full["intermediate_size"],
-            max_position_embeddings=full["max_position_embeddings"],
-            rope_theta=full["rope_parameters"]["rope_theta"],
-            rms_norm_eps=full["rms_norm_eps"],
-            qkv_bias=full.get("qkv_bias", True),
-            tie_embeddings=full["tie_word_embeddings"],
-            init_std=full["initializer_range"],
-            moe=MoEConfig(**moe) if moe else None,
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"config.json: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-
-
-def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    from transformers import AutoConfig  # seconds long
-
-    given = {key: value for key, value in config.items() if key != "model_type"}
-    try:
-        full: dict[str, Any] = AutoConfig.for_model(config["model_type"], **given).to_dict()
-    except Exception as error:  # transformers' strict configs raise types of their own
-        raise ConfigError(f"config.json is not one that transformers takes: {error}") from error
-    return full
-
-
-def _check_supported(config: Mapping[str, Any]) -> None:
-    head_dim = config["hidden_size"] // max(config["num_attention_heads"], 1)
-    supported = {
-        "hidden_act": "silu",
-        "use_sliding_window": False,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-        "head_dim": head_dim,
+def _gemma2(model: ModelConfig) -> dict[str, Any]:
+    scalar = model.query_pre_attn_scalar or model.head_size
+    if scalar != int(scalar):
+        raise ConfigError(f"query_pre_attn_scalar={scalar}: transformers' Gemma 2 takes whole numbers only.")
+    windows = _windows(model)
+    return {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "head_dim": model.head_size,
+        "attention_bias": False,
+        "query_pre_attn_scalar": int(scalar),
+        "attn_logit_softcapping": model.attn_logit_softcapping,
+        "final_logit_softcapping": model.final_logit_softcapping,
+        "sliding_window": windows["sliding_window"],
+        "layer_types": windows["layer_types"],
     }
-    for key, value in supported.items():
-        if config.get(key, value) != value:
-            raise ConfigError(f"config.json: {key}={config[key]!r} is not supported. Only {value!r} is.")
-    rope = config["rope_parameters"]["rope_type"]
-    if rope != "default":
-        raise ConfigError(f"config.json: RoPE of type {rope!r} is not supported. Only 'default' is.")
 
 
 def active_parameters(model: ModelConfig) -> int:

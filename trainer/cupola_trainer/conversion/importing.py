@@ -14,9 +14,10 @@ from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import ConfigError, NotFoundError
 from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.config import ModelConfig, ParallelConfig
-from cupola_trainer.conversion.families import from_config
 from cupola_trainer.conversion.filling import fill, whole_shapes
-from cupola_trainer.conversion.mapping import from_huggingface, to_huggingface
+from cupola_trainer.conversion.mapping import from_huggingface
+from cupola_trainer.conversion.reading import from_config
+from cupola_trainer.conversion.weights import Weights
 
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
@@ -24,28 +25,26 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "mer
 
 
 def import_(folder: Path, to: Path) -> Artifact:
-    """Make a checkpoint of a transformers folder's model, with its tokenizer.
+    """Make a checkpoint of a transformers folder's model, with its tokenizer if there is one, in the weights' precision.
 
-    Runs in one process; the checkpoint can be loaded in any layout.
+    Runs in one process, and holds the model and one layer of it in memory; the checkpoint can be loaded in any layout.
 
     Raises:
-        NotFoundError: no config.json, tokenizer or weights in the folder.
-        ConfigError: an architecture that we do not build, pickled weights, or tensors that are unknown, missing or of
-            another shape; names them.
+        NotFoundError: no config.json or weights in the folder.
+        ConfigError: an architecture that we do not build, pickled weights, or tensors that are unknown, missing, not
+            finite or of another shape; names them.
     """
     to = to.resolve()
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"{to} exists and is not an empty folder. Name a new one.")
     model = from_config(_read_json(folder, "config.json"))
-    if not (folder / "tokenizer.json").is_file():
-        raise NotFoundError(f"{folder} holds no tokenizer.json. Save its fast tokenizer there first.")
     with ExitStack() as stack:
-        files = _open_weights(folder, stack)
+        weights = Weights(folder, _open_weights(folder, stack))
         runtime.start(ParallelConfig(), seed=0)
         try:
-            chunks = models.build(model, ParallelConfig())
-            _check(folder, model, files, whole_shapes(chunks))
-            fill(chunks, lambda key: from_huggingface(model, key, lambda name: files[name].get_tensor(name)))
+            chunks = models.build(model, ParallelConfig(), seed=None, dtype=weights.dtype())
+            weights.check(model, whole_shapes(chunks))
+            fill(chunks, lambda key, index: from_huggingface(model, key, index, weights.read))
             return _save(folder, to, chunks, model)
         finally:
             runtime.stop()
@@ -94,26 +93,12 @@ def _open_weights(folder: Path, stack: ExitStack) -> dict[str, Any]:
     return files
 
 
-def _check(folder: Path, model: ModelConfig, files: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
-    """Refuse weights that are not exactly this model's."""
-    expected = dict(to_huggingface(model, lambda key: torch.empty(shapes[key], device="meta")))
-    for name, tensor in expected.items():
-        if name not in files:
-            raise ConfigError(f"{folder} lacks the tensor {name}, which its config.json calls for.")
-        shape = tuple(files[name].get_slice(name).get_shape())
-        if shape != tuple(tensor.shape):
-            raise ConfigError(f"{folder}: {name} has shape {shape}; its config.json calls for {tuple(tensor.shape)}.")
-    tied = {"lm_head.weight"} if model.tie_embeddings else set()
-    unknown = sorted(set(files) - set(expected) - tied)
-    if unknown:
-        raise ConfigError(f"{folder} holds {len(unknown)} tensors that its config.json does not know: {unknown[0]}.")
-
-
 def _save(folder: Path, to: Path, chunks: list[torch.nn.Module], model: ModelConfig) -> Artifact:
-    with TemporaryDirectory() as tokenizer:
-        for name in TOKENIZER_FILES:
-            if (folder / name).is_file():
-                shutil.copy(folder / name, tokenizer)
+    with TemporaryDirectory() as scratch:
+        tokenizer = Path(scratch) if (folder / "tokenizer.json").is_file() else None
+        for path in (folder / name for name in TOKENIZER_FILES):
+            if tokenizer and path.is_file():
+                shutil.copy(path, tokenizer)
         return checkpoint.save(
             to,
             chunks,
@@ -123,5 +108,5 @@ def _save(folder: Path, to: Path, chunks: list[torch.nn.Module], model: ModelCon
             consumed_samples=0,
             seed=0,
             objective="import",
-            tokenizer=Path(tokenizer),
+            tokenizer=tokenizer,
         )

@@ -1,0 +1,73 @@
+"""Presets have the sizes that were published."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer.conversion.families import active_parameters, to_config
+from cupola_trainer.models import parameter_count
+from cupola_trainer.presets import PRESETS, preset
+
+PUBLISHED = {
+    "qwen2-0.5b": 494_032_768,
+    "qwen2-1.5b": 1_543_714_304,
+    "qwen2-7b": 7_615_616_512,
+    "qwen2-72b": 72_706_203_648,
+    "qwen1.5-moe-a2.7b": 14_315_784_192,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-3b": 3_085_938_688,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen2.5-14b": 14_770_033_664,
+    "qwen2.5-32b": 32_763_876_352,
+    "qwen2.5-72b": 72_706_203_648,
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.1-405b": 405_853_388_800,
+    "gemma-2-2b": 2_614_341_888,
+    "gemma-2-9b": 9_241_705_984,
+    "gemma-2-27b": 27_227_128_320,
+}
+"""Numbers in the published weight files."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_those_of_the_published_weights(name: str) -> None:
+    assert parameter_count(PRESETS[name]) == PUBLISHED[name]
+
+
+def test_every_other_preset_has_as_many_as_transformers_model_of_it() -> None:
+    others = set(PRESETS) - set(PUBLISHED)
+    assert others == {"qwen2-tiny", "qwen2-moe-tiny", "qwen2-57b-a14b"}
+    for name in others:
+        config = to_config(PRESETS[name], dtype="float32", bos=None, eos=None, pad=None)
+        kind = config.pop("model_type")
+        with torch.device("meta"):
+            theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **config))
+        assert parameter_count(PRESETS[name]) == sum(parameter.numel() for parameter in theirs.parameters())
+
+
+def test_57b_a14b_has_57_billion_parameters_and_14_billion_active_ones() -> None:
+    assert parameter_count(PRESETS["qwen2-57b-a14b"]) == 57_408_658_944
+    assert active_parameters(PRESETS["qwen2-57b-a14b"]) == 14_249_270_784
+    assert round(active_parameters(PRESETS["qwen1.5-moe-a2.7b"]) / 1e8) == 27
+
+
+def test_non_embedding_parameters_are_those_of_gemma_2s_table() -> None:
+    """Gemma 2 report, table 2."""
+    table = {"gemma-2-2b": 2_024_517_888, "gemma-2-9b": 8_324_201_984, "gemma-2-27b": 26_047_480_320}
+    for name, expected in table.items():
+        model = PRESETS[name]
+        assert parameter_count(model) - model.vocab_size * model.hidden_size == expected
+
+
+def test_a_preset_can_be_changed_and_an_unknown_one_names_the_others() -> None:
+    assert preset("qwen2-0.5b", max_position_embeddings=4096).max_position_embeddings == 4096
+    with pytest.raises(ConfigError, match=r"preset 'qwen3' is not known\. Known: qwen2-tiny, "):
+        preset("qwen3")

@@ -1,0 +1,97 @@
+"""The weights of a transformers folder: what they must be, and reading them one tensor at a time."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer.architecture import ModelConfig
+from cupola_trainer.conversion.mapping import to_huggingface
+from cupola_trainer.conversion.safetensors_file import DTYPES
+
+DERIVED = ".rotary_emb.inv_freq"
+"""Older Llama files hold RoPE's frequencies, which follow from config.json."""
+
+
+class Weights:
+    """Tensors by name, over all files of a folder.
+
+    Args:
+        files: every tensor's name, with the open safetensors file that holds it.
+    """
+
+    def __init__(self, folder: Path, files: Mapping[str, Any]) -> None:
+        self.folder, self.files = folder, files
+
+    def dtype(self) -> torch.dtype:
+        """The one precision that holds all of them exactly.
+
+        Raises:
+            ConfigError: a tensor is not of 16 or 32 bits in floating point; names it.
+        """
+        by_name = {name: dtype for dtype, name in DTYPES.items()}
+        found = set()
+        for name, file in self.files.items():
+            kind = file.get_slice(name).get_dtype()
+            if kind not in by_name:
+                raise ConfigError(
+                    f"{self.folder}: {name} is of type {kind}. Only {', '.join(by_name)} can be imported."
+                )
+            found.add(by_name[kind])
+        return found.pop() if len(found) == 1 else torch.float32
+
+    def check(self, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuse weights that are not exactly this model's.
+
+        Args:
+            shapes: of the model's whole tensors, by checkpoint key.
+
+        Raises:
+            ConfigError: a tensor is missing, unknown, or of another shape; names it.
+        """
+        expected = to_huggingface(model, lambda key, index: torch.empty(shapes[key][len(index) :], device="meta"))
+        known = {"lm_head.weight"} if model.tie_embeddings else set()
+        for name, tensor in expected:
+            known.add(name)
+            if name not in self.files:
+                if tensor.numel() == 0 or (
+                    name.endswith("shared_expert_gate.weight") and not _has_shared_expert(model)
+                ):
+                    continue
+                raise ConfigError(f"{self.folder} lacks the tensor {name}, which its config.json calls for.")
+            shape = tuple(self.files[name].get_slice(name).get_shape())
+            if shape != tuple(tensor.shape):
+                raise ConfigError(
+                    f"{self.folder}: {name} has shape {shape}; its config.json calls for {tuple(tensor.shape)}."
+                )
+        unknown = sorted(name for name in set(self.files) - known if not name.endswith(DERIVED))
+        if unknown:
+            raise ConfigError(
+                f"{self.folder} holds {len(unknown)} tensors that its config.json does not know: {unknown[0]}."
+            )
+        if model.tie_embeddings and "lm_head.weight" in self.files and not self._tied():
+            raise ConfigError(
+                f"{self.folder}: lm_head.weight differs from model.embed_tokens.weight, but config.json ties them. "
+                "Set tie_word_embeddings to false there."
+            )
+
+    def _tied(self) -> bool:
+        return bool(torch.equal(self.read("lm_head.weight"), self.read("model.embed_tokens.weight")))
+
+    def read(self, name: str) -> Tensor:
+        """One tensor.
+
+        Raises:
+            ConfigError: it holds a value that is not finite.
+        """
+        tensor: Tensor = self.files[name].get_tensor(name)
+        if not torch.isfinite(tensor).all():
+            raise ConfigError(f"{self.folder}: {name} holds values that are not finite (NaN or infinity).")
+        return tensor
+
+
+def _has_shared_expert(model: ModelConfig) -> bool:
+    return bool(model.moe and model.moe.shared_expert_ffn_hidden_size)

@@ -1,0 +1,101 @@
+"""An UpcycleJob: a dense checkpoint, written as a mixture of experts. And what it would do, without doing it."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer import checkpoint, models, runtime
+from cupola_trainer.config import ModelConfig, UpcycleJob
+from cupola_trainer.conversion.families import active_parameters
+from cupola_trainer.conversion.filling import fill, whole_shapes
+from cupola_trainer.conversion.stored import StoredTensors
+from cupola_trainer.layout import validate_layout
+from cupola_trainer.reporting import Report
+from cupola_trainer.upcycling.layers import Upcycled
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What upcycling makes of a dense model."""
+
+    copies: int
+    """Of each layer's FFN."""
+    units: int
+    """Intermediate units of all copies of one layer."""
+    used: int
+    """Of these, in experts; the rest is discarded."""
+    shapes: dict[str, tuple[int, ...]]
+    """Of the whole model's tensors, by checkpoint key."""
+
+
+def run(job: UpcycleJob) -> None:
+    """Write the mixture-of-experts checkpoint of a dense one into `job.output`. Weights only: training starts at step 0.
+
+    Each rank reads the dense layers that its part needs, one at a time, and makes its own experts: the same bytes in
+    every layout, and no rank ever holds the whole model.
+
+    Raises:
+        ConfigError: the checkpoint is a mixture of experts already, or the layout cannot hold the new one.
+        CorruptArtifactError: the checkpoint does not verify.
+    """
+    dense = checkpoint.read_model(job.initial)
+    model = mixture_of(dense, job)
+    validate_layout(model, job.parallel)
+    runtime.start(job.parallel, job.seed)
+    parameters = models.parameter_count(model)
+    with Report(job.output, kind="upcycle", steps=1, parameters=parameters) as report:
+        stored = StoredTensors(job.initial)
+        upcycled = Upcycled(dense, job, stored.read)
+        chunks = models.build(model, job.parallel, seed=None)
+        fill(chunks, upcycled)
+        tokenizer = job.initial / "tokenizer"
+        checkpoint.save(
+            job.output / "checkpoint",
+            chunks,
+            model=model,
+            parallel=job.parallel,
+            step=0,
+            consumed_samples=0,
+            seed=job.seed,
+            objective="upcycle",
+            tokenizer=tokenizer if tokenizer.is_dir() else None,
+        )
+        report.step(1)
+        report.complete("checkpoint", {"parameters": parameters, "active_parameters": active_parameters(model)})
+
+
+def mixture_of(dense: ModelConfig, job: UpcycleJob) -> ModelConfig:
+    """The shape of the upcycled model.
+
+    Raises:
+        ConfigError: the model is a mixture of experts already, or `match_dense` cannot hold.
+    """
+    if dense.moe:
+        raise ConfigError(f"{job.initial} is a mixture of experts already. Upcycle a dense checkpoint.")
+    _ = Upcycled(dense, job, _nothing).scales
+    return replace(dense, moe=job.moe)
+
+
+def plan(dense: ModelConfig, job: UpcycleJob) -> Plan:
+    """Go through an upcycling on the meta device: every tensor is made with its shape and no numbers.
+
+    `runtime.start` with `job.parallel` comes first.
+
+    Raises:
+        ConfigError: see `mixture_of`.
+    """
+    model = mixture_of(dense, job)
+    with torch.device("meta"):
+        source = whole_shapes(models.build(dense, replace(job.parallel, ep=1, etp=None), seed=None))
+        chunks = models.build(model, job.parallel, seed=None)
+    upcycled = Upcycled(dense, job, lambda key, index: torch.empty(source[key][len(index) :], device="meta"))
+    fill(chunks, upcycled)
+    cut = upcycled.routed_cut(0)
+    copies = cut.copies(dense.ffn_hidden_size)
+    used = cut.num_experts * cut.expert_intermediate_size
+    return Plan(copies, copies * dense.ffn_hidden_size, used, whole_shapes(chunks))
+
+
+def _nothing(key: str, index: tuple[int, ...]) -> torch.Tensor:
+    raise KeyError(key)
