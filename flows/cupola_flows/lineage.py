@@ -4,6 +4,7 @@ from typing import Any
 
 from rich.tree import Tree
 
+from cupola_flows.words import number
 from cupola_platform.workspace import LineageNode
 
 
@@ -39,5 +40,5 @@ def _grow(tree: Tree, node: LineageNode, shown: set[str]) -> None:
 
 
 def _label(node: LineageNode) -> str:
-    metrics = ", ".join(f"{name} {value:.4g}" for name, value in list(node.metrics.items())[:3])
+    metrics = ", ".join(f"{name} {number(value)}" for name, value in list(node.metrics.items())[:3])
     return f"[bold]{node.id}[/] {node.kind} [cyan]{node.stage}[/]" + (f"  [dim]{metrics}[/]" if metrics else "")

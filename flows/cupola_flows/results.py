@@ -12,6 +12,7 @@ from rich.text import Text
 from cupola_flows.comparison import interval
 from cupola_flows.display import clock
 from cupola_flows.session import Session
+from cupola_flows.words import number
 
 SHOWN_ANSWERS = 3
 SHOWN_TEXT = 160
@@ -63,7 +64,7 @@ def summarize(kind: str, metrics: dict[str, float]) -> str:
         case "promote":
             return "promoted" if metrics["promoted"] else "not promoted"
         case _:
-            return ", ".join(f"{name} {value:,.4g}" for name, value in list(metrics.items())[:4])
+            return ", ".join(f"{name} {number(value)}" for name, value in list(metrics.items())[:4])
 
 
 def _training(metrics: dict[str, float]) -> str:
@@ -72,7 +73,7 @@ def _training(metrics: dict[str, float]) -> str:
         before, after = metrics.get(f"initial_heldout_{name}"), metrics.get(f"final_heldout_{name}")
         if after is not None:
             parts.append(f"held-out {name} " + (f"{before:.3f} -> " if before is not None else "") + f"{after:.3f}")
-    return ", ".join(parts) or ", ".join(f"{name} {value:,.4g}" for name, value in list(metrics.items())[:4])
+    return ", ".join(parts) or ", ".join(f"{name} {number(value)}" for name, value in list(metrics.items())[:4])
 
 
 def _evaluation(results: dict[str, Any]) -> Table:

@@ -5,12 +5,12 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from cupola_flows.cli.options import JsonOption, Reference, WorkspaceOption, open_workspace, print_rows
 from cupola_flows.comparison import compare_checkpoints, print_comparison
 from cupola_flows.lineage import as_json as lineage_as_json
 from cupola_flows.lineage import as_tree
+from cupola_flows.words import stdout
 from cupola_platform.artifacts import Artifact
 
 
@@ -80,7 +80,7 @@ def show(reference: Reference, as_json: JsonOption = False, workspace: Workspace
     if as_json:
         print(json.dumps(described, indent=2))
         return
-    console = Console()
+    console = stdout()
     for key in ("kind", "digest", "path", "aliases", "stage", "recipe", "created", "parents", "metrics", "config"):
         value = described[key]
         if value:
@@ -101,7 +101,7 @@ def lineage(reference: Reference, as_json: JsonOption = False, workspace: Worksp
     if as_json:
         print(json.dumps(lineage_as_json(node), indent=2))
     else:
-        Console().print(as_tree(node))
+        stdout().print(as_tree(node))
 
 
 def compare(
@@ -116,7 +116,7 @@ def compare(
     if as_json:
         print(json.dumps(comparison, indent=2))
     else:
-        print_comparison(comparison, Console())
+        print_comparison(comparison, stdout())
 
 
 def describe(artifact: Artifact) -> dict[str, Any]:

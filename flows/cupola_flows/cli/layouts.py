@@ -13,6 +13,7 @@ from rich.table import Table
 from cupola_flows.cli.options import JsonOption, SetOption, WorkspaceOption, open_workspace
 from cupola_flows.layouts import parse_layout, trial_job
 from cupola_flows.recipe import load_recipe
+from cupola_flows.words import stdout
 from cupola_trainer.verification import Comparison, layout_name, verify_layout
 
 
@@ -57,7 +58,7 @@ def verify(
 
 
 def _show(found: Comparison) -> None:
-    console = Console()
+    console = stdout()
     table = Table(box=None, padding=(0, 2, 0, 0))
     names = layout_name(found.layout), layout_name(found.against)
     for heading in ("step", *(f"loss {name}" for name in names), "difference"):

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cupola_flows.words import stdout
 from cupola_platform.settings import Settings, load_settings
 from cupola_platform.workspace import Workspace
 
@@ -42,7 +42,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool, empty: str) 
     if as_json:
         print(json.dumps(list(rows), indent=2, default=str))
         return
-    console = Console()
+    console = stdout()
     if not rows:
         console.print(empty)
         return
