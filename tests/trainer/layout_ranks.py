@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from cupola_trainer import models, optim, passes, runtime
+from cupola_trainer.architecture import Llama3Rope
 from cupola_trainer.config import BatchConfig, ModelConfig, MoEConfig, OptimizerConfig, ParallelConfig
 from cupola_trainer.data.batches import training_batches
 from cupola_trainer.layout import validate_layout
@@ -51,6 +52,20 @@ MODELS = {
     "bf16": DENSE,
     "bf16_moe": MOE,
     "capacity": replace(MOE, moe=replace(MOE.moe, capacity_factor=0.8)),
+    "llama": replace(DENSE, qkv_bias=False, rope_scaling=Llama3Rope(original_max_position_embeddings=16)),
+    "gemma2": replace(
+        DENSE,
+        head_dim=24,
+        activation="gelu_tanh",
+        attention_windows=(12, None),
+        query_pre_attn_scalar=20,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+        zero_centered_norm=True,
+        post_norm=True,
+        qkv_bias=False,
+        scale_embeddings=True,
+    ),
 }
 
 LAYOUTS = {
@@ -89,6 +104,13 @@ LAYOUTS = {
     "capacity dp2 ep2": ParallelConfig(dp=2, ep=2),
     "capacity tp2 sp ep2": ParallelConfig(tp=2, sp=True, ep=2),
     "capacity cp2": ParallelConfig(cp=2),
+    "llama one process": ParallelConfig(),
+    "llama tp2 sp": ParallelConfig(tp=2, sp=True),
+    "gemma2 one process": ParallelConfig(),
+    "gemma2 tp2 sp": ParallelConfig(tp=2, sp=True),
+    "gemma2 pp2 vp2": ParallelConfig(pp=2, vp=2),
+    "gemma2 cp2": ParallelConfig(cp=2),
+    "gemma2 dp2 overlap": ParallelConfig(dp=2, overlap=True),
     "dense full recompute": ParallelConfig(pp=2, recompute="full"),
     "dense selective recompute": ParallelConfig(recompute="selective"),
     "moe full recompute": ParallelConfig(dp=2, ep=2, recompute="full"),
