@@ -1,5 +1,5 @@
 """`torchrun -m cupola_trainer JOB.json`: obey one job. Exit status 0 when it is complete, 143 when it was asked to end
-before, 2 for a user's mistake, which error.json then names, 1 for any other failure."""
+before, 2 for a user's mistake, which error.json then names, 75 when it hung, 1 for any other failure."""
 
 import ctypes
 import json

@@ -145,6 +145,33 @@ class CheckpointConfig:
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints to keep."""
 
+    keep_every: int = Field(default=0, ge=0)
+    """Keep the checkpoint of every step that this divides, however old; 0 for none."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FaultConfig:
+    """When a training job takes its weights back to an earlier checkpoint, and when it counts as hung."""
+
+    bad_gradients: int = Field(default=3, ge=1)
+    """Steps in a row without a finite gradient that lead to a rollback. Each one alone is skipped and logged."""
+
+    spike_factor: float | None = Field(default=None, gt=1)
+    """A loss above this many times the running median leads to a rollback; none looks at no loss. 2 suits pretraining;
+    losses near zero (DPO, few data learnt by heart) jump by large factors on their own."""
+
+    spike_window: int = Field(default=32, ge=2)
+    """Steps that the median is taken over; before there are as many, no loss is judged."""
+
+    max_rollbacks: int = Field(default=3, ge=0)
+    """Rollbacks in a job's life; the next fault ends it."""
+
+    hang_seconds: float = Field(default=300.0, ge=0)
+    """Seconds in which no micro-batch, save or other part of a step was finished, after which a job hangs; 0 for never."""
+
+    max_restarts: int = Field(default=2, ge=0)
+    """Times that a job that hung is started again."""
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class NextTokenData:
@@ -220,6 +247,9 @@ class TrainJob:
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     log_every: int = Field(default=1, ge=1)
     """Steps between lines in metrics.jsonl."""
+    faults: FaultConfig = Field(default_factory=FaultConfig)
+    allow_data_change: bool = False
+    """Resume from a checkpoint that was trained on other data than this job's."""
     evaluate_every: int = Field(default=0, ge=0)
     """Steps between held-out losses; 0 for before the first step and after the last only."""
     evaluate_batches: int = Field(default=4, ge=1)

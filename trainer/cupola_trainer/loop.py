@@ -3,9 +3,11 @@
 import json
 import logging
 import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch.distributed as dist
@@ -13,19 +15,21 @@ import torch.distributed as dist
 from cupola_platform.errors import ConfigError, NotFoundError, StageFailedError
 from cupola_trainer import checkpoint, models, optim, passes, runtime
 from cupola_trainer.checkpoint import Progress
-from cupola_trainer.config import ModelConfig, TrainJob
-from cupola_trainer.data.batches import heldout_batches, training_batches
+from cupola_trainer.config import ModelConfig, NextTokenData, TrainJob
+from cupola_trainer.data.batches import heldout_batches, read_batches, training_samples
+from cupola_trainer.faults import Monitor, Rollback, Rollbacks
+from cupola_trainer.identity import check_architecture, check_resumable, check_tokenizer, data_identity
+from cupola_trainer.keeping import Keeper, step_folder
 from cupola_trainer.layout import validate_layout
 from cupola_trainer.metrics import MetricsWriter, train_results
 from cupola_trainer.models.router import take_expert_load
 from cupola_trainer.objectives import Objective, build_objective
 from cupola_trainer.optim import Trainee
 from cupola_trainer.profiling import Profiler
-from cupola_trainer.resume import prune, resume, step_folder
+from cupola_trainer.resume import resume
+from cupola_trainer.sample_log import SampleLog
 from cupola_trainer.timing import StepTimes, flops_per_token
-
-SKIPS_IN_A_ROW = 3
-"""Steps in a row without a finite gradient that end the job."""
+from cupola_trainer.watchdog import FOLDER, REPORT, Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +45,7 @@ def train(job: TrainJob, terminated: Callable[[], bool]) -> bool:
 
     Raises:
         ConfigError, SourceError, NotFoundError, CorruptArtifactError: the job cannot be started.
-        StageFailedError: the gradient was not finite three steps in a row.
+        StageFailedError: training went wrong more often than `job.faults` allows, or its last checkpoint cannot be saved.
     """
     run = begin(job)
     run.start()
@@ -69,14 +73,20 @@ def begin(job: TrainJob) -> "Run":
         reset_at_documents=getattr(job.data, "reset_at_documents", False),
         ranks=runtime.world_size(),
     )
+    if job.initial and job.model:
+        check_architecture(job.initial, job.model, checkpoint.read_model(job.initial))
+    if isinstance(job.data, NextTokenData):
+        check_tokenizer(tokenizer, job.data.tokens)
     runtime.start(job.parallel, job.seed)
+    data = runtime.on_first_rank(lambda: data_identity(job))
+    check_resumable(job.output / "checkpoints", model, {} if job.allow_data_change else data)
     objective = build_objective(job, tokenizer)
     chunks = models.build(model, job.parallel, seed=job.seed, dtype=runtime.dtype(job.precision))
     if job.initial:
         checkpoint.load_weights(job.initial, chunks)
     trainee = optim.build(chunks, job.parallel, job.optimizer, job.steps)
     _prepare(objective, trainee, job.output / "reference.npz")
-    return Run(job, model, tokenizer, objective, trainee, resume(job.output / "checkpoints", trainee))
+    return Run(job, model, tokenizer, objective, trainee, resume(job.output / "checkpoints", trainee), data)
 
 
 class Run:
@@ -90,11 +100,17 @@ class Run:
         objective: Objective,
         trainee: Trainee,
         progress: Progress,
+        data: Mapping[str, Any] | None = None,
     ) -> None:
+        """`data` says what the job's data are, for its checkpoints."""
         self.job, self.model, self.tokenizer, self.objective, self.trainee = job, model, tokenizer, objective, trainee
         self.progress = progress
-        self.saved_step = progress.step
-        self.skipped_in_a_row = 0
+        self.data = dict(data or {})
+        self.monitor = Monitor(job.faults, progress.extra.get("faults"))
+        self.rollbacks = Rollbacks(job.output / "rollbacks.json")
+        self.watchdog = Watchdog(job.output, runtime.rank(), 0 if job.dry else job.faults.hang_seconds)
+        for chunk in trainee.chunks:
+            chunk.register_forward_pre_hook(self.watchdog.beat)
         self.times = StepTimes()
         self.times.attach(trainee)
         self.flops_per_token = flops_per_token(model, job.batch.sequence_length)
@@ -104,9 +120,14 @@ class Run:
         self.clock = time.monotonic()
         self.heldout = heldout_batches(objective, job.batch, job.evaluate_batches)
         self.metrics = MetricsWriter(job.output / "metrics.jsonl" if runtime.rank() == 0 else None)
+        self.samples = SampleLog(job.output, dry=job.dry)
+        self.keeper = Keeper(job, model, tokenizer, objective.name, trainee, self.metrics, self.watchdog.beat)
+        self.keeper.saved_step = progress.step
 
     def start(self) -> None:
-        self.metrics.open(self.progress.step)
+        runtime.on_first_rank(lambda: _clear_heartbeats(self.job.output))
+        self.watchdog.start()
+        self._open_logs()
         self.metrics.write(
             "start",
             kind="train",
@@ -120,18 +141,26 @@ class Run:
         self._restart_clock()
 
     def step(self) -> None:
+        with self.times.part("save"):
+            self.keeper.look()
         with self.profiler.step(self.progress.step + 1):
             with self.times.part("data"):
-                batches = training_batches(self.objective, self.job.batch, self.progress.step)
+                first = self.rollbacks.next_sample(self.progress.consumed_samples)
+                samples = training_samples(self.job.batch, first)
+                batches = read_batches(self.objective, samples)
             means = passes.train(self.trainee.chunks, self.objective, batches)
             self.trainee.scheduler.step(increment=1)
             with self.times.part("optimizer"):
                 grad_norm, moved = self.trainee.update()
-        consumed = self.progress.consumed_samples + self.job.batch.global_batch_size
-        self.progress = Progress(self.progress.step + 1, consumed)
+        self.progress = Progress(self.progress.step + 1, first + self.job.batch.global_batch_size)
+        self.watchdog.step = self.progress.step
         self.timed_steps += 1
-        self._log_step(means, grad_norm, moved, len(batches))
-        self._give_up_on_bad_gradients(moved)
+        fault = self._judge(means["loss"], moved)
+        self._log_step(means, grad_norm, moved, len(batches), odd=fault is not None or not moved)
+        self.samples.write(self.progress.step, samples)
+        if fault:
+            self._roll_back(fault)
+            return
         if self._due(self.job.evaluate_every):
             self.evaluate()
         if self._due(self.job.checkpoint.every):
@@ -141,9 +170,11 @@ class Run:
         step = self.progress.step
         return not self.job.dry and (step == self.job.steps or (every > 0 and step % every == 0))
 
-    def _log_step(self, means: dict[str, float], grad_norm: float, moved: bool, micro_batches: int) -> None:
+    def _log_step(
+        self, means: dict[str, float], grad_norm: float, moved: bool, micro_batches: int, *, odd: bool
+    ) -> None:
         step = self.progress.step
-        if moved and step % self.job.log_every and step != self.job.steps:
+        if not odd and step % self.job.log_every and step != self.job.steps:
             return
         tokens = self.timed_steps * self.job.batch.global_batch_size * self.job.batch.sequence_length
         if self.model.moe:
@@ -165,13 +196,45 @@ class Run:
         )
         self._restart_clock()
 
-    def _give_up_on_bad_gradients(self, moved: bool) -> None:
-        self.skipped_in_a_row = 0 if moved else self.skipped_in_a_row + 1
-        if self.skipped_in_a_row == SKIPS_IN_A_ROW:
+    def _judge(self, loss: float, moved: bool) -> str | None:
+        """What is wrong after this step; every rank hears the same."""
+        fault = self.monitor.judge(loss, moved)
+        return runtime.on_first_rank(lambda: fault) if self.job.faults.spike_factor else fault
+
+    def _roll_back(self, fault: str) -> None:
+        """Take the weights back to an earlier checkpoint; the samples since then are not read again."""
+        self.keeper.wait()
+        step, allowed = self.progress.step, self.job.faults.max_rollbacks
+        if len(self.rollbacks.done) >= allowed:
             raise StageFailedError(
-                f"The gradient was not finite {SKIPS_IN_A_ROW} steps in a row, the last at step {self.progress.step}. "
-                f"Lower optimizer.lr={self.job.optimizer.lr:g}, or look at those steps' data."
+                f"At step {step} {fault}, and there were {len(self.rollbacks.done)} rollbacks "
+                f"(faults.max_rollbacks={allowed}). Lower optimizer.lr={self.job.optimizer.lr:g}, or look at the data."
             )
+        folder, end = self.job.output / "checkpoints", self.progress.consumed_samples
+        rollback: Rollback = runtime.on_first_rank(lambda: self.rollbacks.go_back(folder, step, end, fault))
+        if runtime.rank() > 0:
+            self.rollbacks.done.append(rollback)
+        with self.watchdog.pause():
+            self.progress = resume(folder, self.trainee)
+        if self.progress.step == 0:
+            raise StageFailedError(f"At step {step} {fault}, and no earlier checkpoint is whole. Start a new job.")
+        self.monitor = Monitor(self.job.faults, self.progress.extra.get("faults"))
+        self.keeper.saved_step = self.progress.step
+        self._open_logs()
+        self.metrics.write(
+            "rollback",
+            step=self.progress.step,
+            from_step=step,
+            reason=fault,
+            skipped_samples=[rollback.first_sample, rollback.end_sample],
+            rollbacks=len(self.rollbacks.done),
+        )
+        self._restart_clock()
+
+    def _open_logs(self) -> None:
+        """Begin or go on with the job's logs; what they hold past this step is dropped."""
+        self.metrics.open(self.progress.step)
+        self.samples.open(self.progress.step)
 
     def evaluate(self) -> None:
         """The mean held-out loss, and the objective's own means. Nothing where there are no held-out samples."""
@@ -184,37 +247,29 @@ class Run:
         self._restart_clock()
 
     def save(self) -> None:
-        folder = step_folder(self.job.output / "checkpoints", self.progress.step)
-        checkpoint.save(
-            folder,
-            self.trainee.chunks,
-            model=self.model,
-            parallel=self.job.parallel,
-            step=self.progress.step,
-            consumed_samples=self.progress.consumed_samples,
-            seed=self.job.seed,
-            objective=self.objective.name,
-            tokenizer=self.tokenizer,
-            optimizer=self.trainee.optimizer,
-            scheduler=self.trainee.scheduler,
-        )
-        self.saved_step = self.progress.step
-        self.metrics.write("checkpoint", step=self.progress.step, path=str(folder.relative_to(self.job.output)))
-        if runtime.rank() == 0:
-            prune(folder.parent, self.job.checkpoint.keep)
+        """Begin to save; the checkpoint is whole some steps later."""
+        with self.times.part("save"):
+            self.keeper.begin(self.progress, {"faults": self.monitor.state(), "data": self.data})
         self._restart_clock()
 
     def preempt(self) -> None:
         """Save what was not saved yet, for the next start."""
-        if self.progress.step > self.saved_step and not self.job.dry:
+        self.keeper.wait()
+        if self.progress.step > self.keeper.saved_step and not self.job.dry:
             self.save()
-        self.metrics.write("end", step=self.progress.step, status="preempted")
+            self.keeper.wait(last=True)
+        self._end("preempted")
+
+    def _end(self, status: str) -> None:
+        self.watchdog.stop()
+        self.metrics.write("end", step=self.progress.step, status=status)
         self.metrics.close()
+        self.samples.close()
 
     def complete(self) -> None:
-        """Write result.json; the last step has been evaluated and saved."""
-        self.metrics.write("end", step=self.progress.step, status="completed")
-        self.metrics.close()
+        """Write result.json; the last step has been evaluated, and its checkpoint was begun."""
+        self.keeper.wait(last=True)
+        self._end("completed")
         if runtime.rank() == 0 and not self.job.dry:
             folder = step_folder(self.job.output / "checkpoints", self.progress.step).relative_to(self.job.output)
             tokens = self.progress.consumed_samples * self.job.batch.sequence_length
@@ -224,6 +279,11 @@ class Run:
 
     def _restart_clock(self) -> None:
         self.clock, self.timed_steps = time.monotonic(), 0
+
+
+def _clear_heartbeats(output: Path) -> None:
+    shutil.rmtree(output / FOLDER, ignore_errors=True)
+    (output / REPORT).unlink(missing_ok=True)
 
 
 def _model_and_tokenizer(job: TrainJob) -> tuple[ModelConfig, Path | None]:

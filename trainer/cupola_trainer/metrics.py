@@ -1,42 +1,70 @@
 """`metrics.jsonl`: what a job reports while it runs, one JSON object a line, each step once."""
 
 import json
+import logging
 import math
+import os
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
+
+log = logging.getLogger(__name__)
+
+ALWAYS_KEPT = ("start", "restart", "rollback")
+"""Events that tell of interruptions: no later one makes them untrue."""
 
 
 class MetricsWriter:
-    """Appends events to a job's metrics.jsonl and flushes each line. Only rank 0 makes one that writes."""
+    """Appends events to a file of JSON lines, each at once. Only ranks that have something to tell make one that writes.
+
+    A disk that is full costs lines, never the job: a line is written whole or not at all.
+    """
 
     def __init__(self, path: Path | None) -> None:
         """`path` is none on ranks that do not write."""
         self.path = path
-        self._file: TextIO | None = None
+        self.lost = 0
+        """Lines that could not be written."""
+        self._file: BinaryIO | None = None
 
     def open(self, resumed_step: int) -> None:
-        """Begin or resume: lines past `resumed_step`, and all lines of a job that starts over, are dropped."""
+        """Begin, resume or go back: see `trim`."""
         if self.path is None:
             return
-        kept = [line for line in _whole_lines(self.path) if _survives(json.loads(line), resumed_step)]
+        self.close()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.partial")
-        temporary.write_text("".join(f"{line}\n" for line in kept))
-        temporary.replace(self.path)
-        self._file = self.path.open("a")
+        trim(self.path, resumed_step)
+        self._file = self.path.open("ab", buffering=0)
 
     def write(self, event: str, **values: Any) -> None:
         """Append one event. Numbers keep their exact value; one that is not finite becomes null."""
         if self._file is None:
             return
         line = {"event": event, "time": time.time(), **{name: _plain(value) for name, value in values.items()}}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        block = (json.dumps(line, allow_nan=False) + "\n").encode()
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(block) == len(block):
+                return
+        except OSError:
+            pass
+        os.ftruncate(self._file.fileno(), end)
+        self.lost += 1
+        if self.lost == 1:
+            log.error("%s cannot be written: the disk is full. Its lines are lost until there is room.", self.path)
 
     def close(self) -> None:
         if self._file:
             self._file.close()
+            self._file = None
+
+
+def trim(path: Path, resumed_step: int) -> None:
+    """Drop the lines past `resumed_step`, and all lines of a job that starts over, but for those of interruptions."""
+    kept = [line for line in _whole_lines(path) if _survives(json.loads(line), resumed_step)]
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text("".join(f"{line}\n" for line in kept))
+    temporary.replace(path)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -51,7 +79,7 @@ def _whole_lines(path: Path) -> list[str]:
 
 
 def _survives(line: dict[str, Any], resumed_step: int) -> bool:
-    return bool(line["event"] == "start" or 0 < resumed_step >= line["step"])
+    return bool(line["event"] in ALWAYS_KEPT or 0 < resumed_step >= line["step"])
 
 
 def _plain(value: Any) -> Any:

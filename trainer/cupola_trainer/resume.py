@@ -1,4 +1,4 @@
-"""Where a job goes on from: its newest whole checkpoint. Torn ones are set aside; old ones are removed."""
+"""Where a job goes on from: its newest whole checkpoint. Torn ones are set aside, unfinished ones removed."""
 
 import logging
 import shutil
@@ -15,13 +15,9 @@ TORN = "torn"
 log = logging.getLogger(__name__)
 
 
-def step_folder(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return checkpoints / f"step_{step:08d}"
-
-
 def resume(checkpoints: Path, trainee: Trainee) -> Progress:
     """Load the newest checkpoint that verifies; step 0 when there is none. Every rank calls it."""
+    runtime.on_first_rank(lambda: _remove_unfinished(checkpoints))
     while True:
         newest = runtime.on_first_rank(lambda: max(checkpoints.glob("step_*"), default=None))
         if newest is None:
@@ -43,7 +39,6 @@ def _set_aside(folder: Path) -> None:
     folder.rename(aside)
 
 
-def prune(checkpoints: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints. Rank 0 calls it."""
-    for old in sorted(checkpoints.glob("step_*"))[:-keep]:
-        shutil.rmtree(old)
+def _remove_unfinished(checkpoints: Path) -> None:
+    for partial in checkpoints.glob(".step_*.partial"):
+        shutil.rmtree(partial)

@@ -3,7 +3,7 @@
 import json
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -58,13 +58,17 @@ class Save:
         """Whether every rank has written its part, or failed to. Every rank calls it."""
         return not runtime.any_rank(self._thread is not None and self._thread.is_alive())
 
-    def finish(self) -> Artifact:
+    def finish(self, beat: Callable[[], None] = lambda: None) -> Artifact:
         """Wait for every rank, seal the folder and give it its name. Replaces what lies there. Every rank calls it.
+
+        Args:
+            beat: called now and then while it waits.
 
         Raises:
             SaveFailedError: a rank could not write; nothing is left of this checkpoint.
         """
         while not self.written():
+            beat()
             if self._thread:
                 self._thread.join(POLL)
         failures: list[str | None] = [None] * dist.get_world_size()

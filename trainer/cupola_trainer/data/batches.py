@@ -15,15 +15,24 @@ from cupola_trainer.objectives import Batch, Objective
 PER_TOKEN = ("tokens", "labels", "loss_mask", "position_ids")
 
 
-def training_batches(objective: Objective, config: BatchConfig, step: int) -> list[Batch]:
-    """This rank's micro-batches of training step `step` (0-based).
+def training_samples(config: BatchConfig, first: int) -> list[range]:
+    """This rank's samples of the step that begins at sample `first`, by micro-batch.
 
     Samples are numbered through the job; each micro-batch is a run of consecutive ones, so its members are the same in
     every layout.
     """
     rows = _rows(config, config.num_microbatches(parallel_state.get_data_parallel_world_size()))
-    first = step * config.global_batch_size
-    return [collate(objective, [objective.sample(first + row) for row in micro]) for micro in rows]
+    return [range(first + micro.start, first + micro.stop) for micro in rows]
+
+
+def training_batches(objective: Objective, config: BatchConfig, step: int) -> list[Batch]:
+    """This rank's micro-batches of training step `step` (0-based) of a job that has skipped none."""
+    return read_batches(objective, training_samples(config, step * config.global_batch_size))
+
+
+def read_batches(objective: Objective, samples: Sequence[range]) -> list[Batch]:
+    """The micro-batches of these samples."""
+    return [collate(objective, [objective.sample(index) for index in micro]) for micro in samples]
 
 
 def heldout_batches(objective: Objective, config: BatchConfig, global_batches: int) -> list[Batch]:

@@ -31,7 +31,7 @@ class NextTokenObjective:
         self._end = tokens.end_of_document(data) if data.reset_at_documents else None
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
-        return _arrays(self._train[index])
+        return _arrays(self._train[index % len(self._train)])  # past the end only where a rollback has skipped some
 
     def heldout(self, index: int) -> Mapping[str, np.ndarray] | None:
         return _arrays(self._heldout[index]) if index < len(self._heldout) else None

@@ -1,0 +1,102 @@
+"""What a job's data are, so that a resumed job is the same job: the mixture, its content, and who tokenized it."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from cupola_platform import artifacts
+from cupola_platform.artifacts.digests import digest_bytes, digest_files
+from cupola_platform.errors import ConfigError, NotFoundError
+from cupola_trainer.checkpoint.description import read_model, read_training
+from cupola_trainer.config import ModelConfig, TrainJob
+
+
+def data_identity(job: TrainJob) -> dict[str, Any]:
+    """All that decides which tokens the job reads in which order; plain JSON, without paths."""
+    settings = {field.name: getattr(job.data, field.name) for field in dataclasses.fields(job.data)}
+    folders = {name: value for name, value in settings.items() if isinstance(value, Path)}
+    settings = {name: value for name, value in settings.items() if name not in folders}
+    content = {name: _content(folder) for name, folder in folders.items()}
+    order = {
+        "seed": job.seed,
+        "sequence_length": job.batch.sequence_length,
+        "samples": job.steps * job.batch.global_batch_size,
+    }
+    return json.loads(json.dumps(settings | content | order))  # type: ignore[no-any-return]
+
+
+def check_resumable(checkpoints: Path, model: ModelConfig, data: dict[str, Any]) -> None:
+    """Refuse to go on from a checkpoint of another architecture or of other data. Changes nothing.
+
+    Looks at the newest checkpoint; one that cannot be read is left to `resume`, which sets it aside.
+
+    Args:
+        data: `data_identity` of the job; empty where another mixture is allowed.
+
+    Raises:
+        ConfigError: names what differs.
+    """
+    newest = max(checkpoints.glob("step_*"), default=None)
+    if newest is None:
+        return
+    try:
+        saved_model, saved = read_model(newest), read_training(newest).get("data", {})
+    except (OSError, ValueError, NotFoundError):
+        return
+    check_architecture(newest, model, saved_model)
+    for name, value in data.items():
+        if saved.get(name) != value:
+            raise ConfigError(
+                f"{newest} was trained on other data: {name}={_short(saved.get(name))}, now {_short(value)}. "
+                "Put it back, start a new job from its weights, or allow the change (allow_data_change)."
+            )
+
+
+def check_architecture(folder: Path, model: ModelConfig, saved: ModelConfig) -> None:
+    """Refuse a checkpoint whose model is not the job's."""
+    for field in dataclasses.fields(model):
+        ours, theirs = getattr(model, field.name), getattr(saved, field.name)
+        if ours != theirs:
+            raise ConfigError(
+                f"{folder} holds another architecture: {field.name}={_short(theirs)}, the job's model has "
+                f"{_short(ours)}. Give the model that it was trained with, or another output folder."
+            )
+
+
+def check_tokenizer(ours: Path | None, data: Path) -> None:
+    """Refuse tokens that another tokenizer made than the one that goes with the model.
+
+    Args:
+        ours: the model's tokenizer folder; none leaves it unchecked.
+        data: the data's folder; unchecked where it carries no tokenizer.
+    """
+    theirs = data / "tokenizer" / "tokenizer.json"
+    if ours is None or not theirs.is_file() or not (ours / "tokenizer.json").is_file():
+        return
+    if _words(ours / "tokenizer.json") != _words(theirs):
+        raise ConfigError(
+            f"{data} was tokenized with another tokenizer than the model's, {ours}. "
+            "Prepare the corpus with the model's tokenizer, or train a new model."
+        )
+
+
+def _words(path: Path) -> Any:
+    content = json.loads(path.read_bytes())
+    return content.get("model"), content.get("added_tokens")
+
+
+def _content(folder: Path) -> str:
+    """An artifact's digest; of a folder that is none, that of its files' names and sizes and of its index."""
+    if (folder / artifacts.MANIFEST).is_file():
+        return artifacts.read(folder).digest
+    files = [
+        (path.relative_to(folder).as_posix(), str(path.stat().st_size)) for path in folder.rglob("*") if path.is_file()
+    ]
+    index = folder / "index.json"
+    return digest_files([*files, ("index", digest_bytes(index.read_bytes()) if index.is_file() else "")])
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, default=lambda other: str(other))
+    return text if len(text) <= 60 else f"{text[:57]}..."

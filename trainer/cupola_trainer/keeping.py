@@ -1,0 +1,111 @@
+"""A job's checkpoints while it trains: written beside the next steps, one at a time, and removed when they are old."""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cupola_platform.errors import StageFailedError
+from cupola_trainer import runtime
+from cupola_trainer.checkpoint import Checkpointer, Progress, Save, SaveFailedError
+from cupola_trainer.config import CheckpointConfig, ModelConfig, TrainJob
+from cupola_trainer.metrics import MetricsWriter
+from cupola_trainer.optim import Trainee
+
+log = logging.getLogger(__name__)
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return checkpoints / f"step_{step:08d}"
+
+
+def prune(checkpoints: Path, config: CheckpointConfig) -> None:
+    """Remove all but the newest `keep` checkpoints and every `keep_every`-th step's. The first rank calls it."""
+    for old in sorted(checkpoints.glob("step_*"))[: -config.keep]:
+        step = int(old.name.removeprefix("step_"))
+        if not config.keep_every or step % config.keep_every:
+            shutil.rmtree(old)
+
+
+class Keeper:
+    """Saves a job. A save that fails in between is reported and training goes on; the last one must succeed."""
+
+    def __init__(
+        self,
+        job: TrainJob,
+        model: ModelConfig,
+        tokenizer: Path | None,
+        objective: str,
+        trainee: Trainee,
+        metrics: MetricsWriter,
+        beat: Callable[[], None],
+    ) -> None:
+        """`beat` is called while a save is waited for."""
+        self.job, self.model, self.tokenizer, self.objective = job, model, tokenizer, objective
+        self.metrics, self.beat = metrics, beat
+        self.folder = job.output / "checkpoints"
+        self.checkpointer = Checkpointer(trainee.chunks, trainee.optimizer, trainee.scheduler)
+        self.saved_step = 0
+        """Of the newest checkpoint that is whole."""
+        self._save: Save | None = None
+        self._step = 0
+        self._stalled = 0.0
+        self._started = 0.0
+
+    def begin(self, progress: Progress, extra: Mapping[str, Any]) -> None:
+        """Save this moment; training goes on when it is copied. Every rank calls it."""
+        self.wait()
+        self._started = time.monotonic()
+        self._step = progress.step
+        self._save = self.checkpointer.begin(
+            step_folder(self.folder, progress.step),
+            model=self.model,
+            parallel=self.job.parallel,
+            step=progress.step,
+            consumed_samples=progress.consumed_samples,
+            seed=self.job.seed,
+            objective=self.objective,
+            tokenizer=self.tokenizer,
+            extra=extra,
+        )
+        self._stalled = time.monotonic() - self._started
+
+    def look(self) -> None:
+        """Between steps: make what has been written a checkpoint. Every rank calls it."""
+        if self._save and self._save.written():
+            self.wait()
+
+    def wait(self, *, last: bool = False) -> None:
+        """Until nothing is being written. Every rank calls it.
+
+        Raises:
+            StageFailedError: the save failed, and it is the `last` one.
+        """
+        if self._save is None:
+            return
+        save, self._save = self._save, None
+        began = time.monotonic()
+        try:
+            save.finish(self.beat)
+        except SaveFailedError as error:
+            whole = f"step {self.saved_step}" if self.saved_step else "none"
+            self.metrics.write("checkpoint_failed", step=self._step, reason=str(error))
+            log.error("%s The newest whole checkpoint: %s.", error, whole)
+            if last:
+                raise StageFailedError(
+                    f"{error} Newest whole checkpoint: {whole}. Make room and start again."
+                ) from None
+            return
+        self.saved_step = self._step
+        now = time.monotonic()
+        self.metrics.write(
+            "checkpoint",
+            step=self._step,
+            path=str(save.folder.relative_to(self.job.output)),
+            seconds=now - self._started,
+            stalled_seconds=self._stalled + now - began,
+        )
+        runtime.on_first_rank(lambda: prune(self.folder, self.job.checkpoint))
