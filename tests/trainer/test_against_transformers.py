@@ -1,15 +1,25 @@
 """Training with Megatron-Core gives the numbers of transformers' models and plain PyTorch, step by step."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+)
 
 from cupola_trainer import models, optim, passes, runtime
+from cupola_trainer.architecture import Llama3Rope
 from cupola_trainer.config import ModelConfig, MoEConfig, OptimizerConfig, ParallelConfig
+from cupola_trainer.conversion.families import to_config
 from cupola_trainer.conversion.filling import fill
 from cupola_trainer.conversion.mapping import from_huggingface
 from cupola_trainer.objectives import Batch
@@ -39,6 +49,20 @@ MOE = ModelConfig(
         num_experts=4, top_k=2, expert_ffn_hidden_size=48, shared_expert_ffn_hidden_size=96, aux_loss_coeff=0.0
     ),
 )
+LLAMA = replace(DENSE, qkv_bias=False, rope_scaling=Llama3Rope(original_max_position_embeddings=16))
+GEMMA2 = replace(
+    LLAMA,
+    rope_scaling=None,
+    head_dim=24,
+    activation="gelu_tanh",
+    attention_windows=(12, None),
+    query_pre_attn_scalar=20,
+    attn_logit_softcapping=2.0,
+    final_logit_softcapping=3.0,
+    zero_centered_norm=True,
+    post_norm=True,
+    scale_embeddings=True,
+)
 OPTIMIZER = OptimizerConfig(lr=2e-3, min_lr_ratio=0.1, warmup_steps=2, weight_decay=0.1, clip_grad=0.5)
 
 
@@ -59,6 +83,9 @@ def huggingface(model: ModelConfig) -> Any:
         "initializer_range": 0.05,
         "use_cache": False,
     }
+    if not model.qkv_bias:  # the families whose configurations are written by the export
+        config = to_config(model, dtype="float32", bos=None, eos=None, pad=None) | {"initializer_range": 0.05}
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config)).float()
     if model.moe is None:
         return Qwen2ForCausalLM(Qwen2Config(**common)).float()
     experts = {
@@ -130,7 +157,7 @@ def plain_pytorch(model: Any) -> list[tuple[float, float, float]]:
     return steps
 
 
-@pytest.mark.parametrize("model", [DENSE, MOE], ids=["dense", "moe"])
+@pytest.mark.parametrize("model", [DENSE, MOE, LLAMA, GEMMA2], ids=["dense", "moe", "llama", "gemma2"])
 def test_ten_steps_of_two_unequal_micro_batches_equal_plain_pytorch_on_the_whole(model: ModelConfig) -> None:
     theirs = huggingface(model)
     runtime.start(ParallelConfig(), seed=0)

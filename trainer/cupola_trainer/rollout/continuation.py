@@ -22,7 +22,7 @@ def continue_text(checkpoint: Path, prompt: str, sampling: Sampling, seed: int =
     runtime.start(ParallelConfig(), seed)
     try:
         loaded = load(checkpoint, ParallelConfig())
-        tokens = loaded.tokenizer.encode(prompt, add_special_tokens=False)
+        tokens = loaded.tokenizer.encode(prompt)  # with the beginning of a text where the family has one
         [completion] = generate(loaded.chunks, loaded.tokenizer, [tokens], sampling, seed=seed)
         return str(loaded.tokenizer.decode(completion.tokens, skip_special_tokens=True))
     finally:

@@ -13,7 +13,7 @@ from cupola_platform.errors import ConfigError
 from cupola_trainer.rollout.batch import Batch, Completion
 from cupola_trainer.rollout.sampling import Sampling
 
-STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
+STOP_TOKENS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<end_of_turn>", "<eos>")
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -27,7 +27,7 @@ def generate(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> list[Completion]:
-    """Continue every prompt until <|im_end|>, <|endoftext|>, `max_new_tokens` or the model's longest sequence.
+    """Continue every prompt until a stop token, `max_new_tokens` or the model's longest sequence.
 
     Every rank calls this with the same prompts and gets all completions; data-parallel ranks share the work, and the
     ranks of a tensor- or expert-parallel group step together. What is drawn for prompt i depends on (seed, i) and on
@@ -67,9 +67,11 @@ def _batches(prompts: Sequence[list[int]], count: int) -> list[list[int]]:
 
 
 def stop_ids(tokenizer: Any) -> list[int]:
-    """The tokens at which generation ends: the end of a ChatML turn and the end of a document."""
+    """The tokens at which generation ends: the end of a turn and the end of a document, by their names in each family."""
     vocabulary = tokenizer.get_vocab()
-    return [vocabulary[token] for token in STOP_TOKENS if token in vocabulary]
+    stops = [vocabulary[token] for token in STOP_TOKENS if token in vocabulary]
+    end = tokenizer.eos_token_id
+    return stops if end is None or end in stops else [*stops, end]
 
 
 def _generating_model(chunks: Sequence[torch.nn.Module]) -> Any:

@@ -40,13 +40,17 @@ def load(folder: Path, parallel: ParallelConfig) -> Loaded:
     one layout serves dense checkpoints and mixtures of experts alike.
 
     Raises:
-        ConfigError: see `check_layout`.
+        ConfigError: see `check_layout`; or the checkpoint has no tokenizer.
         CorruptArtifactError: the checkpoint does not verify; names the file.
     """
     check_layout(parallel)
+    if not (folder / "tokenizer").is_dir():
+        raise ConfigError(
+            f"{folder} has no tokenizer: it was imported without one. Import it again from a folder with tokenizer.json."
+        )
     model = checkpoint.read_model(folder)
     layout = replace(parallel, sp=False) if model.moe else replace(parallel, sp=False, ep=1, etp=None)
-    chunks = models.build(model, layout)
+    chunks = models.build(model, layout, seed=None)
     checkpoint.load_weights(folder, chunks)
     for chunk in chunks:
         chunk.eval()
