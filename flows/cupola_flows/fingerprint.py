@@ -13,6 +13,7 @@ MODELS = ("cupola_trainer.checkpoint", "cupola_trainer.runtime", "cupola_trainer
 TRAINING = (
     *MODELS,
     "cupola_trainer.loop",
+    "cupola_trainer.faults",
     "cupola_trainer.data",
     "cupola_trainer.objectives",
     "cupola_trainer.optim",
@@ -31,8 +32,8 @@ SOURCES: Mapping[str, Sequence[str]] = {
 }
 """Stage kind to the modules that decide what it gives."""
 
-WITHOUT_EFFECT = ("workers",)
-"""Settings that change how fast a stage is, and not what it gives."""
+WITHOUT_EFFECT = ("workers", "keep", "keep_every", "hang_seconds", "max_restarts")
+"""Settings that change how fast or how safe a stage is, and not what it gives."""
 
 
 def fingerprint(recipe: Recipe, name: str, parents: Mapping[str, Sequence[str]]) -> str:

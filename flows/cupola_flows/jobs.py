@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cupola_flows import restarts
 from cupola_flows.context import StageContext
 from cupola_flows.stages import TrainStage
 from cupola_platform.artifacts import Artifact
@@ -30,6 +31,8 @@ LOOK_EVERY = 0.5
 """Seconds between looks at a job's metrics."""
 GRACE = 20.0
 """Seconds that a stopped job has to finish a step and save, so that a cancelled run has ended within 30."""
+GRACE_OF_THE_SILENT = 2.0
+"""Seconds for a job of which no rank answers."""
 TAIL = 15
 """Lines of a log that an error shows."""
 
@@ -89,6 +92,7 @@ def train(
         batch=stage.batch,
         data=data,
         checkpoint=stage.checkpoint,
+        faults=stage.faults,
         log_every=stage.log_every,
         evaluate_every=stage.evaluate_every,
         evaluate_batches=stage.evaluate_batches,
@@ -122,14 +126,9 @@ def _attempt(ctx: StageContext, job: AnyJob) -> JobResult:
         shutil.rmtree(job.output)
     job.output.mkdir(parents=True, exist_ok=True)
     (job.output / "error.json").unlink(missing_ok=True)
-    job_file = job.output / "job.json"
-    write_job(job, job_file)
+    write_job(job, job.output / "job.json")
     log = ctx.workspace.folder("logs") / f"{ctx.name}-{ctx.fingerprint[:12]}.log"
-    launcher = LocalLauncher(ctx.workspace.settings.max_processes)
-    ctx.display.note(ctx.name, "starting torchrun")
-    running = launcher.start(job_file, processes=job.parallel.world_size, log=log)
-    status = _follow(ctx, running, job.output / "metrics.jsonl")
-    code = running.poll()
+    status, code = _carry_out(ctx, job, log)
     if (job.output / "error.json").exists():
         error = json.loads((job.output / "error.json").read_text())
         raise BY_NAME.get(error["type"], ConfigError)(f"stage {ctx.name}: {error['message']}")
@@ -141,10 +140,38 @@ def _attempt(ctx: StageContext, job: AnyJob) -> JobResult:
     return result
 
 
-def _follow(ctx: StageContext, running: RunningJob, metrics: Path) -> str:
-    """Show the job's numbers while it runs. Whatever ends the wait ends the job: it saves, then goes."""
+def _carry_out(ctx: StageContext, job: AnyJob, log: Path) -> tuple[str, int | None]:
+    """Run the job's processes to their end, again where they hung. Returns the job's last status and their exit code."""
+    launcher = LocalLauncher(ctx.workspace.settings.max_processes)
+    allowed = job.faults.max_restarts if isinstance(job, TrainJob) else 0
+    for attempt in range(1, allowed + 2):
+        restarts.clear(job.output)
+        ctx.display.note(ctx.name, "starting torchrun")
+        running = launcher.start(job.output / "job.json", processes=job.parallel.world_size, log=log)
+        status, silence = _follow(ctx, running, job)
+        reason = silence or restarts.hang_of(job)
+        if reason is None or read_result(job) is not None:
+            break
+        if attempt > allowed:
+            raise StageFailedError(f"stage {ctx.name}: {reason}; it was started {attempt} times. Log: {log}")
+        assert isinstance(job, TrainJob)
+        restarts.record(job, attempt, reason)
+        line = f"restart {attempt} of {allowed}: {reason}"
+        with log.open("a") as file:
+            file.write(f"cupola: {line}\n")
+        ctx.display.say(f"{ctx.name}: {line}")
+    return status, running.poll()
+
+
+def _follow(ctx: StageContext, running: RunningJob, job: AnyJob) -> tuple[str, str | None]:
+    """Show the job's numbers while it runs. Whatever ends the wait ends the job: it saves, then goes.
+
+    Returns:
+        its last status, and, where no rank answered any more so that it was ended, that.
+    """
+    metrics = job.output / "metrics.jsonl"
     lines = MetricsTail(metrics)
-    status = ""
+    status, silence = "", None
     if ctx.tracker:
         ctx.tracker.follow(ctx.run_id, metrics)
     try:
@@ -154,11 +181,14 @@ def _follow(ctx: StageContext, running: RunningJob, metrics: Path) -> str:
             for event in lines.new():
                 ctx.display.event(ctx.name, event)
                 status = event.get("status", "")
+            if not ended and (silence := restarts.silence_of(job)):
+                running.stop(GRACE_OF_THE_SILENT)
+                ended = True
     except BaseException:
         ctx.display.note(ctx.name, "stopping: saving a checkpoint")
         running.stop(GRACE)
         raise
-    return status
+    return status, silence
 
 
 def read_result(job: AnyJob) -> JobResult | None:

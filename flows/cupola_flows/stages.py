@@ -12,6 +12,7 @@ from cupola_platform.corpus.config import PrepareConfig
 from cupola_trainer.config import (
     BatchConfig,
     CheckpointConfig,
+    FaultConfig,
     ModelConfig,
     MoEConfig,
     OptimizerConfig,
@@ -58,6 +59,7 @@ class TrainStage(Stage):
     steps: int = Field(ge=1)
     """Optimizer steps."""
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    faults: FaultConfig = Field(default_factory=FaultConfig)
     log_every: int = Field(default=1, ge=1)
     """Steps between points on the curves."""
     evaluate_every: int = Field(default=0, ge=0)

@@ -34,6 +34,11 @@ class MetricsWriter:
         self.close()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         trim(self.path, resumed_step)
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Go on at the end of the file, with nothing dropped."""
+        assert self.path
         self._file = self.path.open("ab", buffering=0)
 
     def write(self, event: str, **values: Any) -> None:
@@ -57,6 +62,14 @@ class MetricsWriter:
         if self._file:
             self._file.close()
             self._file = None
+
+
+def append(path: Path, event: str, **values: Any) -> None:
+    """Add one event to the file of a job that is not running."""
+    writer = MetricsWriter(path)
+    writer.reopen()
+    writer.write(event, **values)
+    writer.close()
 
 
 def trim(path: Path, resumed_step: int) -> None:

@@ -1,0 +1,56 @@
+"""Jobs that hang: noticed, ended, told of, and started again from their newest checkpoint, a bounded number of times."""
+
+import json
+import time
+from pathlib import Path
+
+from cupola_trainer.config import TrainJob
+from cupola_trainer.metrics import append, read_metrics
+
+HEARTBEATS = "heartbeats"
+REPORT = "hang.json"
+"""What the ranks' watchdogs leave in a job's folder; see `cupola_trainer.watchdog`."""
+SLACK = 15.0
+"""Seconds beyond the ranks' own time-out: they notice first, unless all of them have stopped."""
+
+
+def hang_of(job: object) -> str | None:
+    """Why a job that ended hung, in words; none when it did not."""
+    if not isinstance(job, TrainJob):
+        return None
+    try:
+        return str(json.loads((job.output / REPORT).read_bytes())["reason"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def silence_of(job: object) -> str | None:
+    """That no rank of a running job answers any more, in words; none when one does, or when none has begun to train."""
+    if not isinstance(job, TrainJob) or not job.faults.hang_seconds:
+        return None
+    beats = [_modified(path) for path in (job.output / HEARTBEATS).glob("rank_*.json")]
+    limit = job.faults.hang_seconds + SLACK
+    if not beats or time.time() - max(beats) <= limit:
+        return None
+    return f"no rank has answered for {limit:.0f} s"
+
+
+def clear(output: Path) -> None:
+    """Forget what an earlier start left."""
+    (output / REPORT).unlink(missing_ok=True)
+    for path in (output / HEARTBEATS).glob("rank_*.json"):
+        path.unlink(missing_ok=True)
+
+
+def record(job: TrainJob, attempt: int, reason: str) -> None:
+    """Put the restart into metrics.jsonl, where no later start removes it."""
+    path = job.output / "metrics.jsonl"
+    step = max((line["step"] for line in read_metrics(path) if "step" in line), default=0)
+    append(path, "restart", step=step, attempt=attempt, of=job.faults.max_restarts, reason=reason)
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

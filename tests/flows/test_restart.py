@@ -1,0 +1,74 @@
+"""A job that hangs is started again from its newest checkpoint, a bounded number of times."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cupola_flows import restarts
+from cupola_trainer.config import BatchConfig, FaultConfig, NextTokenData, TrainJob
+
+Eventually = Callable[[Callable[[], bool], float, str], None]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_stopped_rank_is_noticed_and_the_job_restarted_from_its_newest_checkpoint(
+    cupola: Any, recipe: Path, eventually: Eventually
+) -> None:
+    sizes = ("steps=400", "checkpoint.every=5", "faults.hang_seconds=10", "faults.max_restarts=1")
+    overrides = [word for size in sizes for word in ("--set", f"stages.pretrain.{size}")]
+    run = cupola.start("run", str(recipe), "--no-prefect", *overrides)
+
+    def steps() -> list[int]:
+        return [event["step"] for event in cupola.events() if event["event"] == "step"]
+
+    eventually(lambda: max(steps(), default=0) >= 12, 300, "twelve steps")
+    next(process for process in cupola.processes() if process.environ().get("RANK") == "1").send_signal(signal.SIGSTOP)
+    printed, _ = run.communicate(timeout=600)
+    assert run.returncode == 0, printed
+    restart = next(event for event in cupola.events() if event["event"] == "restart")
+    assert (restart["attempt"], restart["of"]) == (1, 1)
+    assert restart["reason"].startswith("rank 1 hangs at step ")
+    assert f"restart 1 of 1: {restart['reason']}" in printed
+    log = next(path for path in (cupola.workspace / "logs").glob("pretrain-*.log")).read_text()
+    assert f"cupola: restart 1 of 1: {restart['reason']}" in log
+    assert "the stacks of this rank:" in log
+    assert steps() == list(range(1, 401))
+    assert cupola.processes() == []
+
+
+def job_in(output: Path) -> TrainJob:
+    return TrainJob(
+        output=output,
+        steps=1,
+        batch=BatchConfig(sequence_length=32),
+        data=NextTokenData(tokens=output),
+        faults=FaultConfig(hang_seconds=1.0),
+    )
+
+
+def test_silence_of_every_rank_is_noticed_by_the_follower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = job_in(tmp_path)
+    assert restarts.silence_of(job) is None
+    (tmp_path / "heartbeats").mkdir()
+    (tmp_path / "heartbeats" / "rank_00000.json").write_text("{}")
+    assert restarts.silence_of(job) is None
+    monkeypatch.setattr(restarts, "SLACK", -1.0)
+    assert restarts.silence_of(job) == "no rank has answered for 0 s"
+
+
+def test_a_restart_is_told_in_the_metrics_and_what_led_to_it_is_forgotten(tmp_path: Path) -> None:
+    (tmp_path / "hang.json").write_text(json.dumps({"reason": "rank 1 hangs"}))
+    (tmp_path / "metrics.jsonl").write_text('{"event": "step", "time": 1.0, "step": 7}\n')
+    assert restarts.hang_of(job_in(tmp_path)) == "rank 1 hangs"
+    restarts.record(job_in(tmp_path), 1, "rank 1 hangs")
+    restarts.clear(tmp_path)
+    assert restarts.hang_of(job_in(tmp_path)) is None
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last | {"time": 0} == {
+        "event": "restart", "time": 0, "step": 7, "attempt": 1, "of": 2, "reason": "rank 1 hangs",
+    }  # fmt: skip

@@ -1,0 +1,86 @@
+"""Run by test_checkpoint.py under torchrun: trains, saves, loads in other layouts, and tells the numbers.
+
+checkpoint_ranks.py FOLDER save      in each layout of this number of ranks: three steps, a checkpoint, three steps more
+checkpoint_ranks.py FOLDER load      every checkpoint in each layout of this number of ranks, and three steps more
+checkpoint_ranks.py FOLDER both      one after the other
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import layout_ranks as layouts  # type: ignore[import-not-found]  # the script beside this one
+
+from cupola_trainer import checkpoint, models, optim, passes, runtime
+from cupola_trainer.config import ModelConfig, ParallelConfig
+from cupola_trainer.data.batches import training_batches
+from cupola_trainer.optim import Trainee
+
+SAVED = {
+    "moe one process": ParallelConfig(),
+    "moe ep2": ParallelConfig(dp=2, ep=2),
+    "moe tp2 sp ep2": ParallelConfig(tp=2, sp=True, ep=2),
+    "moe pp2": ParallelConfig(pp=2),
+    "dense one process": ParallelConfig(),
+    "dense pp2 vp2": ParallelConfig(pp=2, vp=2),
+    "dense tp2 whole optimizer": ParallelConfig(tp=2, distributed_optimizer=False),
+    "dense dp2": ParallelConfig(dp=2),
+}
+
+
+def model_of(name: str) -> ModelConfig:
+    model: ModelConfig = layouts.MODELS[name.split()[0]]
+    return model
+
+
+def trainee_of(name: str) -> Trainee:
+    parallel = SAVED[name]
+    runtime.start(parallel, seed=0)
+    return optim.build(models.build(model_of(name), parallel, seed=5), parallel, layouts.OPTIMIZER, 8)
+
+
+def train(trainee: Trainee, first: int, steps: int) -> list[tuple[float, float]]:
+    """Loss and gradient norm of each step."""
+    numbers = []
+    for step in range(first, first + steps):
+        means = passes.train(
+            trainee.chunks, layouts.MaskedWords(), training_batches(layouts.MaskedWords(), layouts.BATCH, step)
+        )
+        trainee.scheduler.step(increment=1)
+        numbers.append((means["loss"], trainee.update()[0]))
+    return numbers
+
+
+def save(folder: Path, name: str) -> list[tuple[float, float]]:
+    """What an uninterrupted run goes on with."""
+    trainee = trainee_of(name)
+    train(trainee, 0, 3)
+    checkpoint.save(
+        folder / name, trainee.chunks, model=model_of(name), parallel=SAVED[name], step=3, consumed_samples=24, seed=0,
+        objective="masked_words", tokenizer=None, optimizer=trainee.optimizer, scheduler=trainee.scheduler,
+    )  # fmt: skip
+    return train(trainee, 3, 3)
+
+
+def load(folder: Path, saved: str, name: str) -> list[tuple[float, float]]:
+    """What a run in the layout `name` goes on with."""
+    trainee = trainee_of(name)
+    progress = checkpoint.load_training(folder / saved, trainee.chunks, trainee.optimizer, trainee.scheduler)
+    assert (progress.step, progress.consumed_samples) == (3, 24)
+    return train(trainee, 3, 3)
+
+
+def main(folder: Path, what: str) -> None:
+    here = [name for name, parallel in SAVED.items() if parallel.world_size == runtime.world_size()]
+    found = {name: save(folder, name) for name in here if what != "load"}
+    for name in here if what != "save" else ():
+        for saved in SAVED:
+            if saved.split()[0] == name.split()[0] and saved != name:
+                found[f"{saved} -> {name}"] = load(folder, saved, name)
+    if runtime.rank() == 0:
+        (folder / f"{what}-{runtime.world_size()}.json").write_text(json.dumps(found))
+    runtime.stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

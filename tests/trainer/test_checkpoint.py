@@ -1,0 +1,228 @@
+"""Checkpoints: any layout's optimizer goes on in any other, experts included; torn, foreign and failed ones say so."""
+
+import json
+import os
+import resource
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cupola_platform import artifacts
+from cupola_platform.errors import ConfigError, CorruptArtifactError, StageFailedError
+from cupola_trainer import checkpoint, loop
+from cupola_trainer.checkpoint.shards import Shard, boxes, weight_shards
+from cupola_trainer.checkpoint.storage import Staging, StoredState, owned, write
+from cupola_trainer.config import (
+    BatchConfig,
+    CheckpointConfig,
+    ModelConfig,
+    NextTokenData,
+    OptimizerConfig,
+    TrainJob,
+)
+from cupola_trainer.metrics import read_metrics
+
+MODEL = ModelConfig(
+    vocab_size=320,
+    hidden_size=64,
+    num_layers=1,
+    num_attention_heads=2,
+    num_query_groups=2,
+    ffn_hidden_size=64,
+    max_position_embeddings=32,
+)
+
+
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., Any]) -> dict[str, Any]:
+    """Losses and gradient norms after a checkpoint: uninterrupted, by layout, and after loading, by `saved -> loaded`."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    found: dict[str, Any] = {}
+    for ranks, what in ((2, "save"), (1, "both"), (2, "load")):
+        torchrun(ranks, Path(__file__).with_name("checkpoint_ranks.py"), folder, what)
+        found |= json.loads((folder / f"{what}-{ranks}.json").read_text())
+    return found
+
+
+def test_every_layout_goes_on_from_every_other_as_if_uninterrupted(numbers: dict[str, Any]) -> None:
+    pairs = [name for name in numbers if " -> " in name]
+    assert len(pairs) == 24  # four layouts each, dense and mixtures of experts
+    assert {"moe one process -> moe ep2", "moe ep2 -> moe one process", "moe tp2 sp ep2 -> moe one process"} <= {*pairs}
+    for pair in pairs:
+        expected = numbers[pair.split(" -> ")[0]]
+        for (loss, norm), (wanted_loss, wanted_norm) in zip(numbers[pair], expected, strict=True):
+            assert loss == pytest.approx(wanted_loss, rel=1e-5), pair
+            assert norm == pytest.approx(wanted_norm, rel=1e-4), pair
+
+
+@given(st.lists(st.integers(1, 5), max_size=4), st.data())
+def test_any_run_of_a_flattened_array_is_a_few_boxes_in_order(shape: list[int], data: Any) -> None:
+    array = torch.arange(torch.Size(shape).numel()).view(shape)
+    start = data.draw(st.integers(0, array.numel()))
+    stop = data.draw(st.integers(start, array.numel()))
+    found = list(boxes(shape, start, stop))
+    flat = [
+        array[tuple(slice(a, a + n) for a, n in zip(offset, size, strict=True))].flatten() for offset, size in found
+    ]
+    assert torch.cat([torch.empty(0, dtype=torch.long), *flat]).tolist() == list(range(start, stop))
+    assert len(found) <= max(1, 2 * len(shape) - 1)
+
+
+def test_what_is_missing_of_a_tensor_is_named(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).view(3, 4)
+    content, stored = Staging().copy([Shard("a", (3, 4), (0, 0), whole[:2])])
+    write(tmp_path, 0, content, stored, {})
+    state = StoredState(tmp_path)
+    part = torch.zeros(2, 2)
+    state.fill(Shard("a", (3, 4), (0, 2), part))
+    assert part.tolist() == [[2.0, 3.0], [6.0, 7.0]]
+    with pytest.raises(CorruptArtifactError, match=r"holds 8 of the 12 elements of a from \(0, 0\)"):
+        state.read("a")
+    with pytest.raises(CorruptArtifactError, match=r"holds a as \(3, 4\), the model has \(4, 3\)"):
+        state.fill(Shard("a", (4, 3), (0, 0), torch.zeros(4, 3)))
+
+
+def test_replicas_share_the_writing_evenly() -> None:
+    shards = [Shard(f"w{i}", (8,), (0,), torch.zeros(8)) for i in range(6)]
+    places = [[(shard.place, 32) for shard in shards]] * 3
+    mine = [[shard.key for shard in owned(shards, places, rank)] for rank in range(3)]
+    assert sorted(key for keys in mine for key in keys) == [f"w{i}" for i in range(6)]
+    assert [len(keys) for keys in mine] == [2, 2, 2]
+
+
+def job_in(output: Path, tokens: Path, **changes: Any) -> TrainJob:
+    job = TrainJob(
+        output=output,
+        model=MODEL,
+        steps=6,
+        batch=BatchConfig(sequence_length=32, micro_batch_size=2, global_batch_size=4),
+        optimizer=OptimizerConfig(lr=1e-2),
+        data=NextTokenData(tokens=tokens),
+        checkpoint=CheckpointConfig(every=1, keep=2, keep_every=2),
+    )
+    return replace(job, **changes)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tokens_folder: Path) -> TrainJob:
+    """A job that is complete."""
+    job = job_in(tmp_path_factory.mktemp("trained"), tokens_folder)
+    assert loop.train(job, lambda: False)
+    return job
+
+
+def test_the_newest_and_every_second_checkpoint_are_kept_and_all_verify(trained: TrainJob) -> None:
+    kept = sorted((trained.output / "checkpoints").iterdir())
+    assert [folder.name for folder in kept] == ["step_00000002", "step_00000004", "step_00000005", "step_00000006"]
+    assert all(artifacts.verify(folder).kind == "checkpoint" for folder in kept)
+    events = [line for line in read_metrics(trained.output / "metrics.jsonl") if line["event"] == "checkpoint"]
+    assert [event["step"] for event in events] == [1, 2, 3, 4, 5, 6]
+    assert all(0 < event["stalled_seconds"] <= event["seconds"] for event in events)
+
+
+def test_a_resumed_job_with_another_model_mixture_or_schedule_is_refused_in_one_line(
+    trained: TrainJob, tokens_folder: Path
+) -> None:
+    before = sorted(path.stat().st_mtime_ns for path in trained.output.rglob("*"))
+    wider = replace(trained, model=replace(MODEL, ffn_hidden_size=128))
+    with pytest.raises(ConfigError, match="another architecture: ffn_hidden_size=64, the job's model has 128"):
+        loop.begin(wider)
+    weighted = replace(trained, data=NextTokenData(tokens=tokens_folder, weights={"code": 2.0, "email": 1.0}))
+    with pytest.raises(ConfigError, match=r"other data: weights=null, now {\"code\": 2.0.*allow_data_change"):
+        loop.begin(weighted)
+    assert sorted(path.stat().st_mtime_ns for path in trained.output.rglob("*")) == before
+    with pytest.raises(ConfigError, match=r"trained with lr_decay_steps=6, this job has 7"):
+        loop.begin(replace(trained, steps=7, allow_data_change=True))
+    assert loop.begin(replace(weighted, allow_data_change=True)).progress.step == 6
+
+
+def rewrite(folder: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Change what a checkpoint says that it holds, and seal it again."""
+    index = folder / "state" / "rank_00000.json"
+    content = json.loads(index.read_bytes())
+    change(content["tensors"])
+    index.write_text(json.dumps(content))
+    artifacts.seal(folder, kind="checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda all: all.remove(next(t for t in all if t["key"].startswith("optimizer.exp_avg_sq.embedding"))),
+         r"holds no optimizer\.exp_avg_sq\.embedding\.word_embeddings\.weight, which this model trains \(1 missing\)"),
+        (lambda all: all.append(all[0] | {"key": "optimizer.exp_inf.output"}),
+         r"holds optimizer\.exp_inf\.output, which this model has no use for \(1 extra\)"),
+    ],
+)  # fmt: skip
+def test_a_moment_that_is_missing_or_too_many_is_named(
+    trained: TrainJob, tmp_path: Path, change: Callable[[Any], None], says: str
+) -> None:
+    run = loop.begin(replace(trained, output=tmp_path))
+    run.save()
+    run.keeper.wait()
+    folder = tmp_path / "checkpoints" / "step_00000000"
+    rewrite(folder, change)
+    with pytest.raises(CorruptArtifactError, match=says):
+        checkpoint.load_training(folder, run.trainee.chunks, run.trainee.optimizer, run.trainee.scheduler)
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_whole_and_only_the_last_save_ends_the_job(
+    tmp_path: Path, tokens_folder: Path
+) -> None:
+    run = loop.begin(job_in(tmp_path, tokens_folder, steps=3))
+    run.start()
+    run.step()
+    run.keeper.wait()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # a file may not grow larger
+    try:
+        run.step()
+        run.keeper.wait()
+        failed = [line for line in read_metrics(tmp_path / "metrics.jsonl") if line["event"] == "checkpoint_failed"]
+        assert [line["step"] for line in failed] == [2]
+        assert failed[0]["reason"] == "step_00000002 could not be saved: File too large."
+        run.step()
+        with pytest.raises(StageFailedError, match=r"step_00000003 could not be saved: File too large\. Newest whole"):
+            run.complete()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        run.watchdog.stop()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
+    assert artifacts.verify(tmp_path / "checkpoints" / "step_00000001")
+
+
+def test_tokens_of_another_tokenizer_are_refused(tmp_path: Path, tokens_folder: Path) -> None:
+    for name, vocabulary in (("ours", {"a": 0}), ("data/tokenizer", {"b": 0})):
+        (tmp_path / name).mkdir(parents=True)
+        content = {"model": {"vocab": vocabulary}, "added_tokens": []}
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps(content))
+    for name in ("index.json", "shards"):
+        os.symlink(tokens_folder / name, tmp_path / "data" / name)
+    job = job_in(tmp_path / "job", tmp_path / "data", tokenizer=tmp_path / "ours")
+    with pytest.raises(ConfigError, match="was tokenized with another tokenizer than the model's"):
+        loop.begin(job)
+
+
+def test_a_weight_in_fp32_comes_from_the_master_copy_of_a_bf16_run(tmp_path: Path, tokens_folder: Path) -> None:
+    half = loop.begin(job_in(tmp_path / "half", tokens_folder, precision="bf16"))
+    half.start()
+    half.step()
+    half.keeper.wait()
+    half.watchdog.stop()
+    state = StoredState(tmp_path / "half" / "checkpoints" / "step_00000001" / "state")
+    whole = loop.begin(job_in(tmp_path / "half", tokens_folder, precision="fp32"))
+    assert whole.progress.step == 1
+    rounded = 0
+    for shard in weight_shards(whole.trainee.chunks):
+        master, half_weight = torch.empty_like(shard.data), torch.empty_like(shard.data)
+        state.fill(replace(shard, data=master), f"optimizer.master.{shard.key}")
+        state.fill(replace(shard, data=half_weight))
+        assert torch.equal(shard.data, master)
+        rounded += not torch.equal(half_weight, master)
+    assert rounded > 5
