@@ -60,11 +60,15 @@ class Staging:
         if self._memory.numel() < end:
             self._memory = torch.empty(end, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
         for shard, box in zip(shards, stored, strict=True):
-            place = self._memory[box.at : box.at + shard.data.nbytes]
-            place.view(shard.data.dtype).view(shard.size).copy_(shard.data, non_blocking=True)
+            memory = self._memory[box.at : box.at + shard.data.nbytes]
+            self.place(shard, memory.view(shard.data.dtype).view(shard.size))
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return self._memory[:end], stored
+
+    def place(self, shard: Shard, memory: Tensor) -> None:
+        """Bring a shard's numbers into memory of its shape."""
+        memory.copy_(shard.data, non_blocking=True)
 
 
 def write(state: Path, rank: int, content: Tensor, boxes: Sequence[StoredBox], rng: Mapping[str, Any]) -> None:

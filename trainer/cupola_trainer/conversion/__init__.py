@@ -4,6 +4,7 @@ mapping.py            which tensors hold the same numbers, and in what layout: o
 families.py           ModelConfig -> config.json
 reading.py            config.json -> ModelConfig
 stored.py             tensors out of a checkpoint of any layout
+writing.py            tensors into a checkpoint of any layout, without building the model
 filling.py            tensors into a model of any layout
 weights.py            tensors out of a transformers folder, checked
 safetensors_file.py   tensors into such a folder

@@ -7,17 +7,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import ConfigError, NotFoundError
-from cupola_trainer import checkpoint, models, runtime
+from cupola_trainer import runtime
 from cupola_trainer.config import ModelConfig, ParallelConfig
-from cupola_trainer.conversion.filling import fill, whole_shapes
+from cupola_trainer.conversion.filling import whole_shapes
 from cupola_trainer.conversion.mapping import from_huggingface
 from cupola_trainer.conversion.reading import from_config
 from cupola_trainer.conversion.weights import Weights
+from cupola_trainer.conversion.writing import outline, write
 
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
@@ -42,10 +42,8 @@ def import_(folder: Path, to: Path) -> Artifact:
         weights = Weights(folder, _open_weights(folder, stack))
         runtime.start(ParallelConfig(), seed=0)
         try:
-            chunks = models.build(model, ParallelConfig(), seed=None, dtype=weights.dtype())
-            weights.check(model, whole_shapes(chunks))
-            fill(chunks, lambda key, index: from_huggingface(model, key, index, weights.read))
-            return _save(folder, to, chunks, model)
+            weights.check(model, whole_shapes(outline(model, ParallelConfig())))
+            return _write(folder, to, model, weights)
         finally:
             runtime.stop()
 
@@ -93,19 +91,18 @@ def _open_weights(folder: Path, stack: ExitStack) -> dict[str, Any]:
     return files
 
 
-def _save(folder: Path, to: Path, chunks: list[torch.nn.Module], model: ModelConfig) -> Artifact:
+def _write(folder: Path, to: Path, model: ModelConfig, weights: Weights) -> Artifact:
     with TemporaryDirectory() as scratch:
         tokenizer = Path(scratch) if (folder / "tokenizer.json").is_file() else None
         for path in (folder / name for name in TOKENIZER_FILES):
             if tokenizer and path.is_file():
                 shutil.copy(path, tokenizer)
-        return checkpoint.save(
+        return write(
             to,
-            chunks,
-            model=model,
+            model,
+            lambda key, index: from_huggingface(model, key, index, weights.read),
             parallel=ParallelConfig(),
-            step=0,
-            consumed_samples=0,
+            dtype=weights.dtype(),
             seed=0,
             objective="import",
             tokenizer=tokenizer,

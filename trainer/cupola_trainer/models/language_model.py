@@ -31,5 +31,5 @@ class LanguageModel(ModelWithLoss):
         self.rotary_pos_emb = Rotary(model, self.pg_collection.cp)
         if model.scale_embeddings and self.pre_process:
             # rounded to the weights' precision, as Gemma was trained
-            scale = torch.tensor(math.sqrt(model.hidden_size), dtype=config.params_dtype).item()
+            scale = torch.tensor(math.sqrt(model.hidden_size), dtype=config.params_dtype, device="cpu").item()
             self.embedding.register_forward_hook(lambda module, inputs, output: output * scale)

@@ -10,6 +10,7 @@ from cupola_trainer.config import ModelConfig, UpcycleJob
 from cupola_trainer.conversion.families import active_parameters
 from cupola_trainer.conversion.filling import fill, whole_shapes
 from cupola_trainer.conversion.stored import StoredTensors
+from cupola_trainer.conversion.writing import outline, write
 from cupola_trainer.layout import validate_layout
 from cupola_trainer.reporting import Report
 from cupola_trainer.upcycling.layers import Upcycled
@@ -46,17 +47,13 @@ def run(job: UpcycleJob) -> None:
     parameters = models.parameter_count(model)
     with Report(job.output, kind="upcycle", steps=1, parameters=parameters) as report:
         stored = StoredTensors(job.initial)
-        upcycled = Upcycled(dense, job, stored.read)
-        chunks = models.build(model, job.parallel, seed=None)
-        fill(chunks, upcycled)
         tokenizer = job.initial / "tokenizer"
-        checkpoint.save(
+        write(
             job.output / "checkpoint",
-            chunks,
-            model=model,
+            model,
+            Upcycled(dense, job, stored.read),
             parallel=job.parallel,
-            step=0,
-            consumed_samples=0,
+            dtype=stored.outline("embedding.word_embeddings.weight").dtype,
             seed=job.seed,
             objective="upcycle",
             tokenizer=tokenizer if tokenizer.is_dir() else None,
@@ -86,9 +83,8 @@ def plan(dense: ModelConfig, job: UpcycleJob) -> Plan:
         ConfigError: see `mixture_of`.
     """
     model = mixture_of(dense, job)
-    with torch.device("meta"):
-        source = whole_shapes(models.build(dense, replace(job.parallel, ep=1, etp=None), seed=None))
-        chunks = models.build(model, job.parallel, seed=None)
+    source = whole_shapes(outline(dense, replace(job.parallel, ep=1, etp=None)))
+    chunks = outline(model, job.parallel)
     upcycled = Upcycled(dense, job, lambda key, index: torch.empty(source[key][len(index) :], device="meta"))
     fill(chunks, upcycled)
     cut = upcycled.routed_cut(0)
