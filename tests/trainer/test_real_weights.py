@@ -1,0 +1,99 @@
+"""SmolLM2-135M's real weights come in, say what they say in transformers, and go out as they came.
+
+docs/families.md says how to make the folder that CUPOLA_SMOLLM2 names.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cupola_trainer import runtime
+from cupola_trainer.config import ParallelConfig
+from cupola_trainer.conversion.exporting import export
+from cupola_trainer.conversion.importing import import_
+from cupola_trainer.rollout.continuation import continue_text
+from cupola_trainer.rollout.loading import load
+from cupola_trainer.rollout.sampling import Sampling
+
+FOLDER = os.environ.get("CUPOLA_SMOLLM2")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not FOLDER, reason="needs SmolLM2-135M's folder in CUPOLA_SMOLLM2: see docs/families.md"),
+]
+PROMPT = "Rain falls from clouds because"
+PEAK = """
+import sys, threading, time, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")
+from cupola_trainer.conversion.exporting import export
+from cupola_trainer.conversion.importing import import_
+
+def anonymous():
+    for line in open("/proc/self/status"):
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+
+most, before = [0], anonymous()
+def watch():
+    while True:
+        most[0] = max(most[0], anonymous())
+        time.sleep(0.002)
+threading.Thread(target=watch, daemon=True).start()
+{"import": import_, "export": export}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
+print(most[0] - before)
+"""
+
+
+@pytest.fixture(scope="module")
+def source() -> Path:
+    return Path(FOLDER or "")
+
+
+@pytest.fixture(scope="module")
+def ours(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return import_(source, tmp_path_factory.mktemp("real") / "ours").path
+
+
+def test_every_tensor_comes_back_bit_for_bit(source: Path, ours: Path, tmp_path: Path) -> None:
+    back = load_file(export(ours, tmp_path / "back") / "model.safetensors")
+    original = load_file(source / "model.safetensors")
+    assert set(back) == set(original) - {"lm_head.weight"}
+    assert all(torch.equal(back[name], original[name]) for name in back)
+
+
+def test_logits_and_greedy_text_are_transformers_own(source: Path, ours: Path) -> None:
+    theirs = AutoModelForCausalLM.from_pretrained(source).eval()
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokens = torch.tensor([tokenizer.encode(PROMPT)])
+    runtime.start(ParallelConfig(), seed=0)
+    [model] = load(ours, ParallelConfig()).chunks
+    with torch.no_grad():
+        logits = model(tokens, torch.arange(tokens.size(1))[None], None)
+        expected = theirs(tokens).logits
+        text = theirs.generate(tokens, max_new_tokens=24, do_sample=False)[0, tokens.size(1) :]
+    runtime.stop()
+    assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert continue_text(ours, PROMPT, Sampling(max_new_tokens=24, temperature=0.0)) == tokenizer.decode(
+        text, skip_special_tokens=True
+    )
+
+
+@pytest.mark.parametrize("direction", ["import", "export"])
+def test_no_more_than_the_model_and_one_layer_of_it_are_held(
+    source: Path, ours: Path, tmp_path: Path, direction: str
+) -> None:
+    origin = source if direction == "import" else ours
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, direction, origin, tmp_path / "to"], capture_output=True, text=True, check=True
+    )
+    weights = load_file(source / "model.safetensors")
+    model = sum(tensor.nbytes for tensor in weights.values())
+    largest = max(tensor.nbytes for tensor in weights.values())  # the embedding; a decoder layer is smaller
+    slack = 64 << 20  # Python, tokenizer and allocator, which do not grow with the model
+    assert int(done.stdout.split()[-1]) < model + largest + slack

@@ -1,0 +1,76 @@
+"""A checkpoint out of tensors that are made one at a time: the model itself is never built."""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cupola_platform.artifacts import Artifact
+from cupola_trainer import models
+from cupola_trainer.checkpoint.saving import Checkpointer
+from cupola_trainer.checkpoint.shards import Shard
+from cupola_trainer.checkpoint.storage import Staging, StoredBox
+from cupola_trainer.config import ModelConfig, ParallelConfig
+from cupola_trainer.models.initialization import sharded_tensors
+
+Read = Callable[[str, tuple[int, ...]], Tensor]
+"""Gives a whole tensor by its checkpoint key and an index into its leading (layer, expert) dimensions."""
+
+
+def write(
+    to: Path,
+    model: ModelConfig,
+    read: Read,
+    *,
+    parallel: ParallelConfig,
+    dtype: torch.dtype,
+    seed: int,
+    objective: str,
+    tokenizer: Path | None,
+) -> Artifact:
+    """Write the checkpoint of a model that was not trained yet. Every rank calls it, after `runtime.start`.
+
+    Each rank asks for what its part of the layout needs, and holds that part and one tensor of one layer in memory.
+
+    Raises:
+        SaveFailedError: a rank could not write; nothing is left of this checkpoint. Nor is where `read` raises.
+    """
+    saver = Checkpointer(outline(model, parallel, dtype))
+    saver.staging = _Made(read, {shard.key: shard.prepend_axis_num for shard in sharded_tensors(saver.chunks)})
+    shape: dict[str, Any] = {"model": model, "parallel": parallel, "tokenizer": tokenizer}
+    try:
+        return saver.begin(to, step=0, consumed_samples=0, seed=seed, objective=objective, **shape).finish()
+    except BaseException:
+        rmtree(to.with_name(f".{to.name}.partial"), ignore_errors=True)
+        raise
+
+
+def outline(model: ModelConfig, parallel: ParallelConfig, dtype: torch.dtype | None = None) -> list[Any]:
+    """This rank's part of a model without its weights: on the meta device."""
+    with torch.device("meta"):
+        return models.build(model, parallel, seed=None, dtype=dtype)
+
+
+class _Made(Staging):
+    """Host memory that tensors are made in, layer by layer."""
+
+    def __init__(self, read: Read, stacked: dict[str, int]) -> None:
+        super().__init__()
+        self.read = lru_cache(maxsize=1)(read)  # gate and up are two shards of one tensor
+        self.stacked = stacked
+
+    def copy(self, shards: Sequence[Shard]) -> tuple[Tensor, list[StoredBox]]:
+        return super().copy(sorted(shards, key=self._layer_by_layer))
+
+    def _layer_by_layer(self, shard: Shard) -> tuple[tuple[int, ...], str, tuple[int, ...]]:
+        return shard.offset[: self.stacked[shard.key]], shard.key, shard.offset
+
+    def place(self, shard: Shard, memory: Tensor) -> None:
+        leading = self.stacked[shard.key]
+        whole = self.read(shard.key, shard.offset[:leading])
+        part = tuple(slice(start, start + size) for start, size in zip(shard.offset, shard.size, strict=True))
+        memory.copy_(whole[part[leading:]].view(shard.size))
