@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cupola_trainer.kernels.causal_attention import causal_attention
 from cupola_trainer.kernels.linear_cross_entropy import Guess, linear_cross_entropy
+from cupola_trainer.kernels.rms_norm import rms_norm
 from cupola_trainer.kernels.rotary import rotary
 from cupola_trainer.kernels.swiglu import swiglu
 
@@ -118,3 +120,30 @@ def test_swiglu_weighs_tokens() -> None:
     gate, up = x.chunk(2, dim=-1)
     same(swiglu(x, token_weights), F.silu(gate) * up * token_weights, x, token_weights)
     assert torch.autograd.gradcheck(swiglu, (x, token_weights))
+
+
+@pytest.mark.parametrize("length", [2, 64, 150])
+@pytest.mark.parametrize("heads", [2, 6])
+def test_causal_attention_equals_torch_s(heads: int, length: int) -> None:
+    """Lengths of one block, several, and a last one cut short; groups of one head and of three."""
+    torch.manual_seed(8)
+    query = torch.randn(3, heads, length, 4, dtype=torch.float64, requires_grad=True)
+    key, value = (torch.randn(3, 2, length, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    expected = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.3, enable_gqa=True)
+    same(causal_attention(query, key, value, 0.3), expected, query, key, value)
+
+
+def test_causal_attention_takes_the_layout_of_a_decoder() -> None:
+    """Sequence first in memory, as the projection leaves it."""
+    torch.manual_seed(9)
+    query, key, value = (torch.randn(70, 2, 4, 6).permute(1, 2, 0, 3) for _ in range(3))
+    expected = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    assert torch.allclose(causal_attention(query, key, value), expected, atol=1e-6)
+
+
+def test_rms_norm_equals_torch_s() -> None:
+    torch.manual_seed(10)
+    x = torch.randn(5, 3, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(8, dtype=torch.float64, requires_grad=True)
+    same(rms_norm(x, weight, 1e-3), F.rms_norm(x, (8,), weight, 1e-3), x, weight)
+    assert torch.autograd.gradcheck(lambda x, weight: rms_norm(x, weight, 1e-3), (x, weight))

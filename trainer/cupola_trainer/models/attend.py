@@ -8,7 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from cupola_trainer import runtime
+from cupola_trainer.kernels.causal_attention import causal_attention
 from cupola_trainer.models.decoder_config import DecoderConfig
+
+SHORT = 512
+"""The longest sequence whose scores are kept for backward: they take as much memory as the layer's activations."""
 
 BLOCK = 512
 """Queries whose scores soft-capped attention holds at a time."""
@@ -51,6 +56,8 @@ class Attend:
         visible = self._mask(query.size(2), key.size(2), query.device, visible, positions)
         if self.softcap is not None:
             return self._softcapped(query, key, value, visible)
+        if visible is None and self._short(query, key):
+            return causal_attention(query, key, value, self.scale)
         return F.scaled_dot_product_attention(
             query,
             key,
@@ -60,6 +67,11 @@ class Attend:
             scale=self.scale,
             enable_gqa=query.size(1) != key.size(1),
         )
+
+    def _short(self, query: Tensor, key: Tensor) -> bool:
+        """Whether keeping a sequence's scores is cheap, and worth it."""
+        fits = 1 < query.size(2) == key.size(2) <= SHORT
+        return fits and query.dtype is torch.float32 and not runtime.has_fused_kernels()
 
     def _mask(
         self,

@@ -11,6 +11,8 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
+from cupola_trainer import runtime
+from cupola_trainer.kernels.rms_norm import rms_norm
 from cupola_trainer.models.attend import Attend
 from cupola_trainer.models.decoder_config import DecoderConfig
 
@@ -25,7 +27,8 @@ class TorchRMSNorm(torch.nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.zero_centered:
-            return super().forward(x)
+            plain = x.dtype is not torch.float32 or runtime.has_fused_kernels()
+            return super().forward(x) if plain else rms_norm(x, self.weight, self.eps or 0.0)
         # in fp32: 1 + weight would lose the weight's last bits in bf16 (as transformers' Gemma2RMSNorm)
         return F.rms_norm(x.float(), self.normalized_shape, 1 + self.weight.float(), self.eps).type_as(x)
 

@@ -116,6 +116,11 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+def has_fused_kernels() -> bool:
+    """Whether torch's own attention and norms are one kernel each here; where not, those of `kernels` are faster."""
+    return bool(torch.cuda.is_available())
+
+
 def rows_of_logits() -> int:
     """Tokens whose logits are computed at a time: a few for a CPU's caches, enough to fill a GPU."""
     return 4096 if torch.cuda.is_available() else 256

@@ -9,6 +9,7 @@ import torch
 
 from cupola_trainer.kernels.rotary import rotary
 from cupola_trainer.kernels.swiglu import swiglu
+from cupola_trainer.runtime import shortcuts
 from cupola_trainer.runtime.adam import FusedAdam
 from cupola_trainer.runtime.capacity import keep_within_capacity
 
@@ -99,6 +100,10 @@ PATCHES: dict[str, tuple[Callable[[Any], None], ...]] = {
     "megatron.core.jit": (_no_compiler_without_cuda,),
     "megatron.core.transformer.moe.moe_utils": (_router_without_transformer_engine, _split_sizes_on_cpu),
     "megatron.core.transformer.moe.router": (_capacity,),
+    "megatron.core.utils": (shortcuts.many_tensors_at_once,),
+    "megatron.core.tensor_parallel.mappings": (shortcuts.one_rank_shares_nothing,),
+    "megatron.core.tensor_parallel.layers": (shortcuts.plain_linear_on_one_rank,),
+    "megatron.core.distributed.param_and_grad_buffer": (shortcuts.one_rank_reduces_nothing,),
     "megatron.core.models.common.embeddings.rope_utils": (_rotary_without_transformer_engine,),
     "megatron.core.fusions.fused_bias_swiglu": (_swiglu_without_compiler,),
     "megatron.core.dist_checkpointing.strategies.filesystem_async": (_write_checkpoints_in_threads,),

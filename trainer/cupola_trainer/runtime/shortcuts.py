@@ -1,0 +1,67 @@
+"""Work that Megatron does the same way in every layout, left out or done at once where the layout needs none of it."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def one_rank_reduces_nothing(buffers: Any) -> None:
+    """A data-parallel group of one: its shard of the buffer is the buffer, which gloo would copy onto itself."""
+
+    def unless_alone(collective: Callable[..., Any]) -> Callable[..., Any]:
+        def call(output: Tensor, source: Tensor, *args: Any, group: Any, **kwargs: Any) -> Any:
+            return None if group.size() == 1 else collective(output, source, *args, group=group, **kwargs)
+
+        return call
+
+    buffers.dist_all_gather_func = unless_alone(buffers.dist_all_gather_func)
+    buffers.dist_reduce_scatter_func = unless_alone(buffers.dist_reduce_scatter_func)
+
+
+def one_rank_shares_nothing(mappings: Any) -> None:
+    """A tensor-parallel group of one: the identity, without an autograd function around it."""
+
+    def unless_alone(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(x: Tensor, group: Any = None) -> Tensor:
+            return x if group is not None and group.size() == 1 else function(x, group)
+
+        return call
+
+    for name in ("copy_to_tensor_model_parallel_region", "reduce_from_tensor_model_parallel_region"):
+        setattr(mappings, name, unless_alone(getattr(mappings, name)))
+
+
+def plain_linear_on_one_rank(layers: Any) -> None:
+    """A linear layer without communication is torch's own, whose backward needs no Python."""
+    original = layers.linear_with_grad_accumulation_and_async_allreduce
+
+    @wraps(original)  # with the attributes that it keeps of itself
+    def linear(input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
+        special = ("gradient_accumulation_fusion", "allreduce_dgrad", "sequence_parallel", "grad_output_buffer")
+        if args or any(kwargs.get(name) for name in special):
+            output: Tensor = original(input, weight, bias, *args, **kwargs)
+            return output
+        return F.linear(input, weight, bias)
+
+    layers.linear_with_grad_accumulation_and_async_allreduce = linear
+
+
+def many_tensors_at_once(utils: Any) -> None:
+    """Stand-ins for Apex's multi-tensor functions, without a temporary for each tensor."""
+
+    def l2_norm(chunk_size: int, flag: Tensor, lists: list[list[Tensor]], *unused: Any) -> tuple[Tensor, None]:
+        norms = [norm for tensors in lists for norm in torch._foreach_norm(tensors)]
+        return torch.linalg.vector_norm(torch.stack(norms)).float().view(1), None
+
+    def scale(chunk_size: int, flag: Tensor, lists: list[list[Tensor]], factor: float) -> None:
+        source, target = lists
+        if source is not target:
+            torch._foreach_copy_(target, source)
+        if factor != 1:
+            torch._foreach_mul_(target, factor)
+
+    utils.local_multi_tensor_l2_norm, utils.local_multi_tensor_scale = l2_norm, scale
