@@ -134,7 +134,7 @@ def test_a_resumed_job_with_another_model_mixture_or_schedule_is_refused_in_one_
     with pytest.raises(ConfigError, match="another architecture: ffn_hidden_size=64, the job's model has 128"):
         loop.begin(wider)
     weighted = replace(trained, data=NextTokenData(tokens=tokens_folder, weights={"code": 2.0, "email": 1.0}))
-    with pytest.raises(ConfigError, match=r"other data: weights=null, now {\"code\": 2.0.*allow_data_change"):
+    with pytest.raises(ConfigError, match=r"other data: weights=null, now {\"code\": 2.0.*allow-data-change"):
         loop.begin(weighted)
     assert sorted(path.stat().st_mtime_ns for path in trained.output.rglob("*")) == before
     with pytest.raises(ConfigError, match=r"trained with lr_decay_steps=6, this job has 7"):

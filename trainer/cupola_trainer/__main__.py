@@ -1,4 +1,5 @@
-"""`torchrun -m cupola_trainer JOB.json`: obey one job. Exit status 0 when it is complete, 143 when it was asked to end
+"""`torchrun -m cupola_trainer JOB.json [--allow-data-change]`: obey one job; the option lets a job that resumes read another
+mixture of data than the one that its checkpoint was trained on. Exit status 0 when it is complete, 143 when it was asked to end
 before, 2 for a user's mistake, which error.json then names, 75 when it hung, 1 for any other failure."""
 
 import ctypes
@@ -8,13 +9,14 @@ import os
 import signal
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PREEMPTED = 128 + signal.SIGTERM
 
 
-def main(path: Path) -> int:
+def main(path: Path, *, allow_data_change: bool = False) -> int:
     from cupola_platform.errors import CupolaError
 
     _die_with_the_launcher()
@@ -22,9 +24,11 @@ def main(path: Path) -> int:
     _quiet()
     output = path.parent
     try:
-        from cupola_trainer.config import read_job
+        from cupola_trainer.config import TrainJob, read_job
 
         job = read_job(path)
+        if allow_data_change and isinstance(job, TrainJob):
+            job = replace(job, allow_data_change=True)
         output = job.output
         if (output / "result.json").exists():
             return 0
@@ -108,4 +112,4 @@ def _report(output: Path, error: Exception) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), allow_data_change=sys.argv[2:] == ["--allow-data-change"]))

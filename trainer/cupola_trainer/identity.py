@@ -49,7 +49,7 @@ def check_resumable(checkpoints: Path, model: ModelConfig, data: dict[str, Any])
         if saved.get(name) != value:
             raise ConfigError(
                 f"{newest} was trained on other data: {name}={_short(saved.get(name))}, now {_short(value)}. "
-                "Put it back, start a new job from its weights, or allow the change (allow_data_change)."
+                "Put it back, start a new job from its weights, or allow the change (--allow-data-change)."
             )
 
 
