@@ -32,26 +32,23 @@ DENSE = ModelConfig(
     max_position_embeddings=32,
     init_std=0.1,
 )
-MOE = replace(
-    DENSE,
-    tie_embeddings=False,
-    moe=MoEConfig(
-        num_experts=4,
-        expert_ffn_hidden_size=48,
-        shared_expert_ffn_hidden_size=64,
-        aux_loss_coeff=0.05,
-        z_loss_coeff=0.01,
-    ),
+EXPERTS = MoEConfig(
+    num_experts=4,
+    expert_ffn_hidden_size=48,
+    shared_expert_ffn_hidden_size=64,
+    aux_loss_coeff=0.05,
+    z_loss_coeff=0.01,
 )
+MOE = replace(DENSE, tie_embeddings=False, moe=EXPERTS)
 MODELS = {
     "dense": DENSE,
     "moe": MOE,
-    "seq_aux": replace(MOE, moe=replace(MOE.moe, balancing="seq_aux")),
-    "global_aux": replace(MOE, moe=replace(MOE.moe, balancing="global_aux")),
-    "bias": replace(MOE, moe=replace(MOE.moe, balancing="bias", score_function="sigmoid", bias_update_rate=0.05)),
+    "seq_aux": replace(MOE, moe=replace(EXPERTS, balancing="seq_aux")),
+    "global_aux": replace(MOE, moe=replace(EXPERTS, balancing="global_aux")),
+    "bias": replace(MOE, moe=replace(EXPERTS, balancing="bias", score_function="sigmoid", bias_update_rate=0.05)),
     "bf16": DENSE,
     "bf16_moe": MOE,
-    "capacity": replace(MOE, moe=replace(MOE.moe, capacity_factor=0.8)),
+    "capacity": replace(MOE, moe=replace(EXPERTS, capacity_factor=0.8)),
     "llama": replace(DENSE, qkv_bias=False, rope_scaling=Llama3Rope(original_max_position_embeddings=16)),
     "gemma2": replace(
         DENSE,

@@ -14,7 +14,6 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 
-from cupola_trainer import runtime
 from cupola_trainer.config import OptimizerConfig, ParallelConfig
 
 
