@@ -149,7 +149,7 @@ def _carry_out(ctx: StageContext, job: AnyJob, log: Path) -> tuple[str, int | No
         ctx.display.note(ctx.name, "starting torchrun")
         running = launcher.start(job.output / "job.json", processes=job.parallel.world_size, log=log)
         status, silence = _follow(ctx, running, job)
-        reason = silence or restarts.hang_of(job)
+        reason = restarts.hang_of(job) or silence
         if reason is None or read_result(job) is not None:
             break
         if attempt > allowed:

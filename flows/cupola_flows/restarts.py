@@ -12,6 +12,8 @@ REPORT = "hang.json"
 """What the ranks' watchdogs leave in a job's folder; see `cupola_trainer.watchdog`."""
 SLACK = 15.0
 """Seconds beyond the ranks' own time-out: they notice first, unless all of them have stopped."""
+TO_END = 60.0
+"""Seconds that ranks which noticed have to end."""
 
 
 def hang_of(job: object) -> str | None:
@@ -29,7 +31,7 @@ def silence_of(job: object) -> str | None:
     if not isinstance(job, TrainJob) or not job.faults.hang_seconds:
         return None
     beats = [_modified(path) for path in (job.output / HEARTBEATS).glob("rank_*.json")]
-    limit = job.faults.hang_seconds + SLACK
+    limit = job.faults.hang_seconds + (SLACK if hang_of(job) is None else TO_END)
     if not beats or time.time() - max(beats) <= limit:
         return None
     return f"no rank has answered for {limit:.0f} s"

@@ -19,7 +19,7 @@ Eventually = Callable[[Callable[[], bool], float, str], None]
 def test_a_stopped_rank_is_noticed_and_the_job_restarted_from_its_newest_checkpoint(
     cupola: Any, recipe: Path, eventually: Eventually
 ) -> None:
-    sizes = ("steps=400", "checkpoint.every=5", "faults.hang_seconds=10", "faults.max_restarts=1")
+    sizes = ("steps=400", "checkpoint.every=5", "faults.hang_seconds=12", "faults.max_restarts=1")
     overrides = [word for size in sizes for word in ("--set", f"stages.pretrain.{size}")]
     run = cupola.start("run", str(recipe), "--no-prefect", *overrides)
 

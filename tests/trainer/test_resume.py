@@ -85,6 +85,15 @@ def numbers(output: Path) -> list[tuple[Any, ...]]:
     return [tuple(line.get(name) for name in names) for line in lines if line["event"] in ("step", "evaluate")]
 
 
+def read_samples(output: Path) -> list[list[int]]:
+    """What all data-parallel ranks together read in each step."""
+    steps: dict[int, list[int]] = {}
+    for path in (output / "samples").glob("dp_*.jsonl"):
+        for line in read_metrics(path):
+            steps.setdefault(line["step"], []).extend(i for first, end in line["ranges"] for i in range(first, end))
+    return [sorted(steps[step]) for step in sorted(steps)]
+
+
 def weights(output: Path) -> dict[str, torch.Tensor]:
     from cupola_trainer import checkpoint, models, runtime
 
@@ -172,6 +181,8 @@ def test_a_torn_checkpoint_is_set_aside_by_name_and_another_layout_goes_on(
     assert (job.output / "checkpoints" / "torn" / "step_00000024").is_dir()
     assert "step_00000024 set aside under torn/: " in (log := (job.output / "log").read_text())
     assert torn.name in log
+    assert read_samples(job.output) == read_samples(twin) == [list(range(8 * s, 8 * s + 8)) for s in range(STEPS)]
+    assert len(list((job.output / "samples").iterdir())) == 2  # two data-parallel ranks before, one since
     expected, found = (
         {line[1]: line for line in numbers(output) if line[0] == "step"} for output in (twin, job.output)
     )

@@ -50,6 +50,7 @@ class Watchdog:
         if self.seconds:
             (self.output / FOLDER).mkdir(parents=True, exist_ok=True)
             self.beat()
+            self._touch()  # at once: a rank that stops before its first tick is to be named too
             self._thread.start()
 
     def stop(self) -> None:
