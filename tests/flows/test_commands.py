@@ -35,7 +35,7 @@ def test_an_empty_workspace_says_how_to_begin(cupola: Any) -> None:
         (("run", "tiny", "--only", "pretrian"), "--only pretrian: there is no such stage. Did you mean 'pretrain'?"),
         (("run", "tiny", "--set", "seed=a"), "tiny: seed: 'a': input should be a valid integer"),
         (("show", "champion"), "No artifact, alias or folder named 'champion'"),
-        (("checkpoint", "import", "/nowhere"), "/nowhere: no such folder."),
+        (("checkpoint", "import", "--from", "/nowhere"), "--from /nowhere: no such folder."),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_status_two(cupola: Any, arguments: tuple[str, ...], line: str) -> None:

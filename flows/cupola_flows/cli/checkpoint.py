@@ -33,22 +33,31 @@ def export_command(
 ) -> None:
     """Write a folder that transformers' AutoModelForCausalLM and AutoTokenizer load."""
     artifact = _checkpoint(reference, workspace)
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise ConfigError(f"--to {to}: already holds something. Give a new or empty folder.")
+    _check_empty(to)
     _convert("export", "--checkpoint", str(artifact.path), "--to", str(to))
     print(f"Exported {artifact.id} to {to}.")
 
 
-@app.command("import", epilog="Example: cupola checkpoint import ./Qwen2-0.5B --alias qwen")
+@app.command("import", epilog="Example: cupola checkpoint import --from ./Qwen2-0.5B --alias qwen")
 def import_command(
-    source: Annotated[Path, typer.Argument(metavar="DIR", help="A transformers folder with safetensors.")],
+    source: Annotated[Path, typer.Option("--from", metavar="DIR", help="A transformers folder with safetensors.")],
+    to: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the checkpoint there, and do not publish it.")
+    ] = None,
     alias: Annotated[str | None, typer.Option(help="Name it, so that recipes can say artifact:NAME.")] = None,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Make a checkpoint artifact of a transformers folder."""
-    ws = open_workspace(workspace)
+    """Make a checkpoint of a transformers folder: an artifact, or a folder that commands and recipes take too."""
     if not source.is_dir():
-        raise ConfigError(f"{source}: no such folder. Give one with config.json and safetensors in it.")
+        raise ConfigError(f"--from {source}: no such folder. Give one with config.json and safetensors in it.")
+    if to:
+        if alias:
+            raise ConfigError(f"--alias {alias} with --to: a folder that is not published has no alias. Leave one out.")
+        _check_empty(to)
+        _convert("import", "--from", str(source), "--to", str(to))
+        print(f"Imported {source.name} to {to}.")
+        return
+    ws = open_workspace(workspace)
     with TemporaryDirectory(dir=ws.folder("work")) as scratch:
         folder = Path(scratch) / "checkpoint"
         _convert("import", "--from", str(source), "--to", str(folder))
@@ -71,6 +80,11 @@ def generate_command(
     artifact = _checkpoint(reference, workspace)
     arguments = ["--max-new-tokens", str(max_new_tokens), "--temperature", str(temperature), "--seed", str(seed)]
     print(_convert("generate", "--checkpoint", str(artifact.path), "--prompt", prompt, *arguments), end="")
+
+
+def _check_empty(to: Path) -> None:
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise ConfigError(f"--to {to}: already holds something. Give a new or empty folder.")
 
 
 def _checkpoint(reference: str, workspace: Path | None) -> Artifact:
