@@ -106,6 +106,13 @@ class UpcycleStage(Stage):
     """Share of each expert's parameters drawn anew."""
     reinit: Literal["element", "unit", "none"] = "element"
     """What is drawn anew: single weights, whole intermediate units, or nothing."""
+    shuffle: bool = True
+    """Shuffle the intermediate units of each copy before experts are cut from them."""
+    router: Literal["random", "copies", "zeros"] = "random"
+    """How the router starts: N(0, init_std), the same but one row for all experts of a copy, or zeros."""
+    match_dense: bool = False
+    """Scale the experts' outputs so that without re-initialisation the model says what the dense one said. Needs
+    norm_topk_prob, router=copies, and whole copies in the experts, in top_k and in the shared expert."""
     layout: ParallelConfig = Field(default_factory=ParallelConfig)
 
 

@@ -16,6 +16,9 @@ def upcycle(ctx: StageContext, stage: UpcycleStage, parent: Artifact) -> Artifac
         moe=stage.moe,
         reinit_fraction=stage.reinit_fraction,
         reinit=stage.reinit,
+        shuffle=stage.shuffle,
+        router=stage.router,
+        match_dense=stage.match_dense,
         parallel=stage.layout,
     )
     result = run_job(ctx, job)
