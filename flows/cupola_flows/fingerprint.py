@@ -22,7 +22,7 @@ ROLLOUT = (*MODELS, "cupola_trainer.rollout", "cupola_trainer.data", "cupola_tra
 SOURCES: Mapping[str, Sequence[str]] = {
     "prepare": ("cupola_platform.corpus",),
     "pretrain": TRAINING,
-    "upcycle": (*MODELS, "cupola_trainer.upcycling"),
+    "upcycle": (*MODELS, "cupola_trainer.upcycling", "cupola_trainer.conversion"),
     "conversations": ("cupola_trainer.data", "cupola_trainer.evaluation.tasks"),
     "sft": TRAINING,
     "preferences": ROLLOUT,
