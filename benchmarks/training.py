@@ -1,7 +1,7 @@
 """Training speed and memory against Hugging Face Trainer and a bare transformers loop: same model, same shards, same run.
 
     python benchmarks/training.py [--sizes 1m,10m,1m-152k] [--sequences 256,2048] [--processes 1,2] [--rounds 3]
-                                  [--seconds 12] [--peers cupola,loop,trainer]
+                                  [--seconds 12] [--peers cupola,loop,trainer] [--by-turns]
 
 Peers run one after the other, round by round, each in fresh processes; the best round counts for everyone. Ratios are
 cupola's tokens per second of wall, and per second of processor time, over the peer's.
@@ -36,10 +36,14 @@ def main() -> None:
     parser.add_argument("--peers", default="cupola,loop,trainer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=12)
+    parser.add_argument("--by-turns", action="store_true", help="ours and the bare loop step by step in one process")
     options = parser.parse_args()
     for size in options.sizes.split(","):
         for sequence in map(int, options.sequences.split(",")):
             for processes in map(int, options.processes.split(",")):
+                if options.by_turns:
+                    compare_by_turns(size, sequence, options.seconds)
+                    continue
                 compare(options.peers.split(","), size, sequence, processes, options.rounds, options.seconds)
 
 
@@ -62,6 +66,19 @@ def compare(peers: list[str], size: str, sequence: int, processes: int, rounds: 
             f"{found['memory_gib']:5.2f} GiB   ratio {wall:.2f} wall, {cpu:.2f} CPU",
             flush=True,
         )
+
+
+def compare_by_turns(size: str, sequence: int, seconds: float) -> None:
+    """One case on a busy machine: CPU seconds of a step of ours and of the bare loop, by turns in one process."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_shard(Path(folder) / "tokens", SIZES[size][-1])
+        found = measure("by-turns", (*SIZES[size], sequence, TOKENS_A_STEP // sequence), 1, seconds, folder)
+    ours, theirs = found["cupola_cpu_seconds_a_step"], found["loop_cpu_seconds_a_step"]
+    print(
+        f"{size}, sequence {sequence}: loop {theirs:.3f}, cupola {ours:.3f} CPU-seconds a step, ratio "
+        f"{found['ratio_of_least']:.2f}, median of turns {found['ratio']:.2f}",
+        flush=True,
+    )
 
 
 def better(old: dict[str, float] | None, new: dict[str, float]) -> dict[str, float]:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import resource
+import statistics
 import sys
 import time
 import warnings
@@ -46,6 +47,10 @@ def main() -> None:
         print(json.dumps({"peer": peer, **measured}), flush=True)
 
 
+Step = Callable[[int], None]
+"""Trains one step, counted from 0."""
+
+
 class Clock:
     """Steps until the time is up, after the warm-up; then tokens per second of wall and of this process's CPU time."""
 
@@ -74,6 +79,14 @@ class Clock:
         }
 
 
+def timed(case: Case, step: Step) -> dict[str, float]:
+    clock = Clock(case)
+    while True:
+        step(clock.steps)
+        if clock.tick():
+            return clock.result()
+
+
 def agreed(number: int) -> int:
     """Rank 0's number, on every rank."""
     import torch
@@ -99,7 +112,12 @@ def summed(value: float) -> float:
 
 
 def cupola(case: Case, tensor_parallel: bool = False) -> dict[str, float]:
-    """Our own loop, with everything that a job does at each step."""
+    """Our own loop."""
+    return timed(case, cupola_step(case, tensor_parallel))
+
+
+def cupola_step(case: Case, tensor_parallel: bool = False) -> Step:
+    """Everything that a job does at each step."""
     from cupola_trainer import loop, runtime
     from cupola_trainer.config import (
         BatchConfig,
@@ -136,12 +154,12 @@ def cupola(case: Case, tensor_parallel: bool = False) -> dict[str, float]:
     job.output.mkdir(exist_ok=True)
     run = loop.begin(job)
     run.metrics.open(0)
-    clock = Clock(case)
-    while not runtime.any_rank(False):  # as the loop asks whether a rank was told to end
+
+    def step(number: int) -> None:
+        runtime.any_rank(False)  # as the loop asks whether a rank was told to end
         run.step()
-        if clock.tick():
-            break
-    return clock.result()
+
+    return step
 
 
 def _transformers_model(case: Case) -> Any:
@@ -173,6 +191,10 @@ def _stream(case: Case) -> Any:
 
 def bare_loop(case: Case, compiled: bool = False) -> dict[str, float]:
     """The shortest loop over transformers' model that does the same."""
+    return timed(case, loop_step(case, compiled))
+
+
+def loop_step(case: Case, compiled: bool = False) -> Step:
     import torch
     import torch.distributed as dist
 
@@ -184,10 +206,11 @@ def bare_loop(case: Case, compiled: bool = False) -> dict[str, float]:
     if compiled:
         model = torch.compile(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    tokens, clock = _stream(case), Clock(case)
+    tokens = _stream(case)
     share = case.rows // ranks
-    while True:
-        start = (clock.steps * case.rows + rank * share) * case.sequence % (len(tokens) - case.rows * case.sequence)
+
+    def step(number: int) -> None:
+        start = (number * case.rows + rank * share) * case.sequence % (len(tokens) - case.rows * case.sequence)
         ids = torch.from_numpy(tokens[start : start + share * case.sequence].astype("int64")).view(share, -1)
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
@@ -195,8 +218,26 @@ def bare_loop(case: Case, compiled: bool = False) -> dict[str, float]:
         optimizer.step()
         optimizer.zero_grad()
         loss.item()
-        if clock.tick():
-            return clock.result()
+
+    return step
+
+
+def by_turns(case: Case) -> dict[str, float]:
+    """Ours and the bare loop in one process, step by step: what else the machine does falls on both."""
+    steps = {"cupola": cupola_step(case), "loop": loop_step(case)}
+    spent: dict[str, list[float]] = {name: [] for name in steps}
+    end = time.perf_counter() + case.seconds
+    number = 0
+    while number < WARM_UP + 3 or time.perf_counter() < end:
+        for name, step in steps.items():
+            start = time.process_time()
+            step(number)
+            spent[name].append(time.process_time() - start)
+        number += 1
+    kept = {name: times[WARM_UP:] for name, times in spent.items()}
+    ratios = [theirs / ours for ours, theirs in zip(kept["cupola"], kept["loop"], strict=True)]
+    least = {f"{name}_cpu_seconds_a_step": min(times) for name, times in kept.items()}
+    return {**least, "ratio": statistics.median(ratios), "ratio_of_least": min(kept["loop"]) / min(kept["cupola"])}
 
 
 def trainer(case: Case) -> dict[str, float]:
@@ -244,6 +285,7 @@ PEERS: dict[str, Callable[[Case], dict[str, float]]] = {
     "loop": bare_loop,
     "loop-compiled": lambda case: bare_loop(case, compiled=True),
     "trainer": trainer,
+    "by-turns": by_turns,
 }
 
 if __name__ == "__main__":
