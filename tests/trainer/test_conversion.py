@@ -1,7 +1,6 @@
 """Hugging Face <-> checkpoints: against transformers, bit for bit, in one process, from any layout."""
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -23,12 +22,11 @@ from transformers import (
 )
 
 from cupola_platform import artifacts
-from cupola_platform.errors import ConfigError, CorruptArtifactError, NotFoundError
 from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.config import ModelConfig, MoEConfig, ParallelConfig
 from cupola_trainer.conversion.__main__ import main
 from cupola_trainer.conversion.exporting import export
-from cupola_trainer.conversion.families import active_parameters, to_config
+from cupola_trainer.conversion.families import active_parameters
 from cupola_trainer.conversion.importing import import_
 from cupola_trainer.conversion.mapping import GroupedQKV
 from cupola_trainer.conversion.reading import from_config
@@ -193,67 +191,6 @@ def test_grouped_qkv_comes_apart_as_it_was_joined(groups: int, per_group: int, h
     assert all(torch.equal(a, b) for a, b in zip(layout.split(whole), parts, strict=True))
 
 
-def changed(folder: Path, to: Path, **config: Any) -> Path:
-    shutil.copytree(folder, to)
-    original = json.loads((folder / "config.json").read_text())
-    (to / "config.json").write_text(json.dumps(original | config))
-    return to
-
-
-@pytest.mark.parametrize(
-    ("config", "says"),
-    [
-        ({"model_type": "gpt2"}, "'gpt2' is not known. Known architectures: qwen2, qwen2_moe, llama, gemma2"),
-        (
-            {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "short_factor": [1.0] * 8,
-                                 "long_factor": [2.0] * 8, "original_max_position_embeddings": 32}},
-            "RoPE of type 'longrope' is not supported. Supported: default, linear, dynamic, yarn, llama3",
-        ),
-        (
-            {"max_position_embeddings": 256,
-             "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
-                                 "original_max_position_embeddings": 32}},
-            "max_position_embeddings=256 is beyond what yarn allows: .* = 128",
-        ),
-        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported. Only 'silu' is"),
-        ({"hidden_size": 66}, "hidden_size=66 is not a multiple"),
-    ],
-)  # fmt: skip
-def test_a_configuration_that_we_do_not_build_is_refused(
-    exported: dict[str, Path], tmp_path: Path, config: dict[str, Any], says: str
-) -> None:
-    with pytest.raises(ConfigError, match=says):
-        import_(changed(exported["dense"], tmp_path / "other", **config), tmp_path / "to")
-    assert not (tmp_path / "to").exists()
-
-
-def test_tensors_that_do_not_fit_are_named(exported: dict[str, Path], tmp_path: Path) -> None:
-    folder = changed(exported["dense"], tmp_path / "folder")
-    tensors = load_file(folder / "model.safetensors")
-    norm = tensors.pop("model.layers.1.input_layernorm.weight")
-    for wrong, says in [
-        (tensors, "lacks the tensor model.layers.1.input_layernorm.weight"),
-        (tensors | {"model.layers.1.input_layernorm.weight": norm[:9].clone()}, r"has shape \(9,\); .* \(64,\)"),
-        (tensors | {"model.layers.1.input_layernorm.weight": norm, "model.extra": norm.clone()}, "model.extra"),
-    ]:
-        save_file(wrong, folder / "model.safetensors")
-        with pytest.raises(ConfigError, match=says):
-            import_(folder, tmp_path / "to")
-
-
-def test_pickled_weights_are_never_opened(exported: dict[str, Path], tmp_path: Path) -> None:
-    folder = changed(exported["dense"], tmp_path / "folder")
-    (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
-    with pytest.raises(ConfigError, match=r"pytorch_model.bin is pickled: .* Save the model as safetensors first"):
-        import_(folder, tmp_path / "to")
-
-
-def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match=r"holds no config\.json"):
-        import_(tmp_path, tmp_path / "to")
-
-
 def test_weights_in_bf16_and_many_files_and_no_tokenizer_come_back_bit_for_bit(
     exported: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -271,43 +208,17 @@ def test_weights_in_bf16_and_many_files_and_no_tokenizer_come_back_bit_for_bit(
     assert again.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(
-    ("name", "change", "says"),
-    [
-        ("model.norm.weight", lambda x: x.fill_(float("nan")), "model.norm.weight holds values that are not finite"),
-        ("model.norm.weight", lambda x: x.double(), "model.norm.weight is of type F64. Only F32, BF16, F16"),
-        (
-            "lm_head.weight",
-            lambda x: x + 1,
-            "lm_head.weight differs from model.embed_tokens.weight, but config.json ties",
-        ),
-    ],
-    ids=["nan", "type", "tied"],
-)
-def test_weights_that_cannot_be_right_are_refused_by_name(
-    exported: dict[str, Path], tmp_path: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor], says: str
-) -> None:
-    folder = changed(exported["dense"], tmp_path / "folder")
-    tensors = load_file(folder / "model.safetensors")
-    tensors[name] = change(tensors.get(name, tensors["model.embed_tokens.weight"]).clone())
-    save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(ConfigError, match=says):
-        import_(folder, tmp_path / "to")
-    assert not (tmp_path / "to").exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"scale_embeddings": True}, "its qwen2 cannot have scale_embeddings=True"),
-        ({"attention_windows": (8, 16)}, "one window for all layers that have any; this model has several sizes"),
-    ],
-)
-def test_a_model_that_transformers_does_not_have_is_not_exported(change: dict[str, Any], says: str) -> None:
-    model = ModelConfig(vocab_size=64, hidden_size=32, num_layers=2, num_attention_heads=2, num_query_groups=2,
-                        ffn_hidden_size=48, max_position_embeddings=64, **change)  # fmt: skip
-    with pytest.raises(ConfigError, match=says):
-        to_config(model, dtype="float32", bos=None, eos=None, pad=None)
+@pytest.mark.usefixtures("one_process")
+def test_weights_in_bf16_are_trained_in_the_precision_of_the_run(exported: dict[str, Path], tmp_path: Path) -> None:
+    half = AutoModelForCausalLM.from_pretrained(exported["llama"], dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    import_(tmp_path / "half", tmp_path / "ours")
+    runtime.start(ParallelConfig(), seed=0)
+    [model] = models.build(checkpoint.read_model(tmp_path / "ours"), ParallelConfig())
+    checkpoint.load_weights(tmp_path / "ours", [model])
+    embedding = model.embedding.word_embeddings.weight
+    assert embedding.dtype == torch.float32
+    assert torch.equal(embedding, half.model.embed_tokens.weight.float())
 
 
 def test_names_and_defaults_of_a_published_configuration_are_read() -> None:
@@ -324,18 +235,6 @@ def test_names_and_defaults_of_a_published_configuration_are_read() -> None:
     assert from_config(config) == PRESETS["llama-3.1-8b"]
 
 
-def test_a_changed_byte_is_refused_by_name_before_anything_is_unpickled(saved: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoint"
-    shutil.copytree(saved / "dense", folder)
-    path = folder / "state" / "rank_00000.json"
-    content = bytearray(path.read_bytes())
-    content[100] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(CorruptArtifactError, match=r"state/rank_00000\.json is corrupt"):
-        export(folder, tmp_path / "to")
-    assert not (tmp_path / "to").exists()
-
-
 def test_the_command_line_exports_imports_and_generates(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -347,14 +246,3 @@ def test_the_command_line_exports_imports_and_generates(
     first = capsys.readouterr().out
     assert main([*command, str(tmp_path / "back")]) == 0
     assert capsys.readouterr().out == first != "\n"
-
-
-def test_a_mistake_on_the_command_line_is_one_line_and_status_2(saved: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("kept")
-    done = subprocess.run(
-        [sys.executable, "-m", "cupola_trainer.conversion", "export", "--checkpoint", saved / "dense", "--to", tmp_path],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr == f"{tmp_path} exists and is not an empty folder. Name a new one.\n"
-    assert (tmp_path / "file").read_text() == "kept"

@@ -1,0 +1,157 @@
+"""What cannot be converted is refused in one line that names it, and nothing is left behind."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cupola_platform.errors import ConfigError, CorruptArtifactError, NotFoundError
+from cupola_trainer.config import ModelConfig
+from cupola_trainer.conversion.exporting import export
+from cupola_trainer.conversion.families import to_config
+from cupola_trainer.conversion.importing import import_
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.getbasetemp() / "saved_models"
+    if not folder.exists():
+        subprocess.run([sys.executable, HERE / "saved_models.py", folder], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {"dense": export(saved / "dense", tmp_path_factory.mktemp("exported") / "dense")}
+
+
+def changed(folder: Path, to: Path, **config: Any) -> Path:
+    shutil.copytree(folder, to)
+    original = json.loads((folder / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps(original | config))
+    return to
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"model_type": "gpt2"}, "'gpt2' is not known. Known architectures: qwen2, qwen2_moe, llama, gemma2"),
+        (
+            {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "short_factor": [1.0] * 8,
+                                 "long_factor": [2.0] * 8, "original_max_position_embeddings": 32}},
+            "RoPE of type 'longrope' is not supported. Supported: default, linear, dynamic, yarn, llama3",
+        ),
+        (
+            {"max_position_embeddings": 256,
+             "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
+                                 "original_max_position_embeddings": 32}},
+            "max_position_embeddings=256 is beyond what yarn allows: .* = 128",
+        ),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported. Only 'silu' is"),
+        ({"hidden_size": 66}, "hidden_size=66 is not a multiple"),
+    ],
+)  # fmt: skip
+def test_a_configuration_that_we_do_not_build_is_refused(
+    exported: dict[str, Path], tmp_path: Path, config: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        import_(changed(exported["dense"], tmp_path / "other", **config), tmp_path / "to")
+    assert not (tmp_path / "to").exists()
+
+
+def test_tensors_that_do_not_fit_are_named(exported: dict[str, Path], tmp_path: Path) -> None:
+    folder = changed(exported["dense"], tmp_path / "folder")
+    tensors = load_file(folder / "model.safetensors")
+    norm = tensors.pop("model.layers.1.input_layernorm.weight")
+    for wrong, says in [
+        (tensors, "lacks the tensor model.layers.1.input_layernorm.weight"),
+        (tensors | {"model.layers.1.input_layernorm.weight": norm[:9].clone()}, r"has shape \(9,\); .* \(64,\)"),
+        (tensors | {"model.layers.1.input_layernorm.weight": norm, "model.extra": norm.clone()}, "model.extra"),
+    ]:
+        save_file(wrong, folder / "model.safetensors")
+        with pytest.raises(ConfigError, match=says):
+            import_(folder, tmp_path / "to")
+
+
+def test_pickled_weights_are_never_opened(exported: dict[str, Path], tmp_path: Path) -> None:
+    folder = changed(exported["dense"], tmp_path / "folder")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
+    with pytest.raises(ConfigError, match=r"pytorch_model.bin is pickled: .* Save the model as safetensors first"):
+        import_(folder, tmp_path / "to")
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"holds no config\.json"):
+        import_(tmp_path, tmp_path / "to")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("model.norm.weight", lambda x: x.fill_(float("nan")), "model.norm.weight holds values that are not finite"),
+        ("model.norm.weight", lambda x: x.double(), "model.norm.weight is of type F64. Only F32, BF16, F16"),
+        (
+            "lm_head.weight",
+            lambda x: x + 1,
+            "lm_head.weight differs from model.embed_tokens.weight, but config.json ties",
+        ),
+    ],
+    ids=["nan", "type", "tied"],
+)
+def test_weights_that_cannot_be_right_are_refused_by_name(
+    exported: dict[str, Path], tmp_path: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor], says: str
+) -> None:
+    folder = changed(exported["dense"], tmp_path / "folder")
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = change(tensors.get(name, tensors["model.embed_tokens.weight"]).clone())
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ConfigError, match=says):
+        import_(folder, tmp_path / "to")
+    assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"scale_embeddings": True}, "its qwen2 cannot have scale_embeddings=True"),
+        ({"attention_windows": (8, 16)}, "one window for all layers that have any; this model has several sizes"),
+    ],
+)
+def test_a_model_that_transformers_does_not_have_is_not_exported(change: dict[str, Any], says: str) -> None:
+    model = ModelConfig(vocab_size=64, hidden_size=32, num_layers=2, num_attention_heads=2, num_query_groups=2,
+                        ffn_hidden_size=48, max_position_embeddings=64, **change)  # fmt: skip
+    with pytest.raises(ConfigError, match=says):
+        to_config(model, dtype="float32", bos=None, eos=None, pad=None)
+
+
+def test_a_changed_byte_is_refused_by_name_before_anything_is_unpickled(saved: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(saved / "dense", folder)
+    path = folder / "state" / "rank_00000.json"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CorruptArtifactError, match=r"state/rank_00000\.json is corrupt"):
+        export(folder, tmp_path / "to")
+    assert not (tmp_path / "to").exists()
+
+
+def test_a_mistake_on_the_command_line_is_one_line_and_status_2(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    done = subprocess.run(
+        [sys.executable, "-m", "cupola_trainer.conversion", "export", "--checkpoint", saved / "dense", "--to", tmp_path],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == f"{tmp_path} exists and is not an empty folder. Name a new one.\n"
+    assert (tmp_path / "file").read_text() == "kept"
