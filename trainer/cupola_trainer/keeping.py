@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,11 +24,15 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 
 
 def prune(checkpoints: Path, config: CheckpointConfig) -> None:
-    """Remove all but the newest `keep` checkpoints and every `keep_every`-th step's. The first rank calls it."""
+    """Remove all but the newest `keep` checkpoints and every `keep_every`-th step's. The first rank calls it.
+
+    They lose their names at once; a thread frees the space, which takes long for large files.
+    """
     for old in sorted(checkpoints.glob("step_*"))[: -config.keep]:
         step = int(old.name.removeprefix("step_"))
         if not config.keep_every or step % config.keep_every:
-            shutil.rmtree(old)
+            gone = old.rename(old.with_name(f".{old.name}.partial"))  # what a killed job leaves of it, `resume` removes
+            threading.Thread(target=shutil.rmtree, args=(gone, True), name=f"remove {old.name}").start()
 
 
 class Keeper:
@@ -56,7 +61,7 @@ class Keeper:
         self._started = 0.0
 
     def begin(self, progress: Progress, extra: Mapping[str, Any]) -> None:
-        """Save this moment; training goes on when it is copied. Every rank calls it."""
+        """Save this moment while training goes on. Every rank calls it."""
         self.wait()
         self._started = time.monotonic()
         self._step = progress.step
@@ -73,9 +78,16 @@ class Keeper:
         )
         self._stalled = time.monotonic() - self._started
 
+    def before_update(self) -> None:
+        """Weights and moments are about to change: wait until they are copied."""
+        if self._save:
+            began = time.monotonic()
+            self._save.wait_until_copied()
+            self._stalled += time.monotonic() - began
+
     def look(self) -> None:
         """Between steps: make what has been written a checkpoint. Every rank calls it."""
-        if self._save and self._save.written():
+        if self._save and self._save.ready():
             self.wait()
 
     def wait(self, *, last: bool = False) -> None:

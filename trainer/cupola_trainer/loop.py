@@ -149,6 +149,8 @@ class Run:
                 samples = training_samples(self.job.batch, first)
                 batches = read_batches(self.objective, samples)
             means = passes.train(self.trainee.chunks, self.objective, batches)
+            with self.times.part("save"):
+                self.keeper.before_update()
             self.trainee.scheduler.step(increment=1)
             with self.times.part("optimizer"):
                 grad_norm, moved = self.trainee.update()

@@ -1,4 +1,4 @@
-"""Writing a checkpoint: training stands still while its state is copied; the rest happens beside the next steps."""
+"""Writing a checkpoint beside training: weights and moments change at the next update only, and are copied until then."""
 
 import json
 import shutil
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.utils import unwrap_model
 
 from cupola_platform import artifacts
 from cupola_platform.artifacts import Artifact
@@ -28,38 +29,65 @@ class SaveFailedError(OSError):
 
 
 class Save:
-    """A checkpoint being written. Every rank makes one, goes on training, and calls `finish` once all are `written`."""
+    """A checkpoint being written. Every rank makes one, goes on training, and calls `finish` once it is `ready`."""
 
     def __init__(self, folder: Path, tokenizer: Path | None, model: ModelConfig, training: Mapping[str, Any]) -> None:
         self.folder, self.tokenizer, self.model, self.training = folder, tokenizer, model, training
         self.partial = folder.with_name(f".{folder.name}.partial")
-        self._error: OSError | None = None
+        self._error: Exception | None = None
         self._thread: threading.Thread | None = None
+        self._copied = threading.Event()
+        self._sealing = False
+        self._failure: str | None = None
 
-    def start(self, shards: Sequence[Shard], staging: storage.Staging) -> None:
-        """Copy this rank's shards, and have a thread write them."""
+    def start(self, shards: Sequence[Shard], staging: storage.Staging, *, passing: set[int]) -> None:
+        """Have a thread copy this rank's shards and write them.
+
+        Args:
+            passing: addresses of what changes before the next update; copied at once.
+        """
         failed = runtime.on_first_rank(self._make_folder)
         if failed:
             self._error = OSError(failed)
+            self._copied.set()
             return
-        content, boxes = staging.copy(shards)
+        memory, boxes, copy_the_rest = staging.begin(shards, passing)
         rng = generators.snapshot()
 
         def work() -> None:
             try:
-                storage.write(self.partial / "state", runtime.rank(), content, boxes, rng)
-            except OSError as error:
+                copy_the_rest()
+                self._copied.set()
+                storage.write(self.partial / "state", runtime.rank(), memory, boxes, rng)
+            except Exception as error:  # noqa: BLE001 - whatever it is, this checkpoint must not be sealed
                 self._error = error
+            finally:
+                self._copied.set()
 
         self._thread = threading.Thread(target=work, name=f"save {self.folder.name}")
         self._thread.start()
 
-    def written(self) -> bool:
-        """Whether every rank has written its part, or failed to. Every rank calls it."""
-        return not runtime.any_rank(self._thread is not None and self._thread.is_alive())
+    def wait_until_copied(self) -> None:
+        """Weights and moments may change from here on."""
+        self._copied.wait()
+
+    def ready(self) -> bool:
+        """Whether every rank has written its part and the first has sealed the folder. Every rank calls it."""
+        if runtime.any_rank(self._thread is not None and self._thread.is_alive()):
+            return False
+        if self._sealing:
+            return True
+        self._sealing = True
+        failures: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(failures, _words(self._error))
+        self._failure = next((text for text in failures if text), None)
+        if self._failure is None and runtime.rank() == 0:
+            self._thread = threading.Thread(target=self._seal, name=f"seal {self.folder.name}")
+            self._thread.start()
+        return self._failure is not None
 
     def finish(self, beat: Callable[[], None] = lambda: None) -> Artifact:
-        """Wait for every rank, seal the folder and give it its name. Replaces what lies there. Every rank calls it.
+        """Wait until the folder is sealed and has its name. Replaces what lies there. Every rank calls it.
 
         Args:
             beat: called now and then while it waits.
@@ -67,13 +95,11 @@ class Save:
         Raises:
             SaveFailedError: a rank could not write; nothing is left of this checkpoint.
         """
-        while not self.written():
+        while not self.ready():
             beat()
             if self._thread:
                 self._thread.join(POLL)
-        failures: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(failures, _words(self._error))
-        failure = next((text for text in failures if text), None) or runtime.on_first_rank(self._seal)
+        failure = runtime.on_first_rank(lambda: self._failure)
         if failure:
             runtime.on_first_rank(lambda: shutil.rmtree(self.partial, ignore_errors=True))
             raise SaveFailedError(f"{self.folder.name} could not be saved: {failure}.")
@@ -87,7 +113,7 @@ class Save:
             return _words(error)
         return None
 
-    def _seal(self) -> str | None:
+    def _seal(self) -> None:
         try:
             (self.partial / "model.json").write_bytes(MODEL.dump_json(self.model, indent=2))
             (self.partial / "training.json").write_text(json.dumps(self.training, indent=2))
@@ -97,9 +123,8 @@ class Save:
             artifacts.seal(self.partial, kind="checkpoint", config=self.training, known=known)
             shutil.rmtree(self.folder, ignore_errors=True)
             self.partial.rename(self.folder)
-        except OSError as error:
-            return _words(error)
-        return None
+        except Exception as error:  # noqa: BLE001 - every rank must hear of it
+            self._failure = _words(error)
 
 
 class Checkpointer:
@@ -123,7 +148,7 @@ class Checkpointer:
         tokenizer: Path | None,
         extra: Mapping[str, Any] | None = None,
     ) -> Save:
-        """Copy the state of this moment and begin to write it. Every rank calls it.
+        """Begin to save the state of this moment. Every rank calls it, and `wait_until_copied` before the next update.
 
         Args:
             extra: what else training.json holds; plain JSON.
@@ -141,7 +166,10 @@ class Checkpointer:
             steps = [int(group.get("step", 0)) for group in self.optimizer.param_groups]
             training |= {"optimizer_step": max(steps, default=0), "scheduler": self.scheduler.state_dict()}
         save = Save(folder, tokenizer, model, training)
-        save.start(self._shards(), self.staging)
+        for chunk in self.chunks:
+            _gather(chunk)
+        buffers = {buffer.data_ptr() for chunk in unwrap_model(list(self.chunks)) for buffer in chunk.buffers()}
+        save.start(self._shards(), self.staging, passing=buffers)
         return save
 
     def _shards(self) -> list[Shard]:
@@ -155,5 +183,13 @@ class Checkpointer:
         return storage.owned(shards, self._places, runtime.rank())
 
 
-def _words(error: OSError | None) -> str | None:
-    return (error.strerror or str(error)) if error else None
+def _gather(chunk: torch.nn.Module) -> None:
+    """Bring all weights of a data-parallel chunk up to date, where that is overlapped with the next forward pass."""
+    ddp = getattr(chunk, "ddp_config", None)
+    if ddp and ddp.overlap_param_gather:
+        chunk.disable_forward_pre_hook(param_sync=True)
+        chunk.enable_forward_pre_hook()
+
+
+def _words(error: Exception | None) -> str | None:
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__) if error else None

@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -47,11 +47,32 @@ class StoredBox:
 class Staging:
     """Host memory that a checkpoint is copied to before it is written, kept from one save to the next."""
 
+    deferred = True
+    """Whether `begin` may leave most of the copying for later."""
+
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8)
 
+    def begin(self, shards: Sequence[Shard], passing: set[int]) -> tuple[Tensor, list[StoredBox], Callable[[], None]]:
+        """Find room for shards side by side, and copy those whose memory's address is `passing`.
+
+        Returns:
+            the bytes, where each shard lies in them, and what is left to do: copy the others.
+        """
+        if not self.deferred:
+            return *self.copy(shards), lambda: None
+        memory, stored = self._reserve(shards)
+        self._copy([pair for pair in zip(shards, stored, strict=True) if pair[0].data.data_ptr() in passing])
+        rest = [pair for pair in zip(shards, stored, strict=True) if pair[0].data.data_ptr() not in passing]
+        return memory, stored, lambda: self._copy(rest)
+
     def copy(self, shards: Sequence[Shard]) -> tuple[Tensor, list[StoredBox]]:
         """Copy shards side by side. Returns the bytes, and where each lies in them."""
+        memory, stored = self._reserve(shards)
+        self._copy(zip(shards, stored, strict=True))
+        return memory, stored
+
+    def _reserve(self, shards: Sequence[Shard]) -> tuple[Tensor, list[StoredBox]]:
         stored, end = [], 0
         for shard in shards:
             dtype = str(shard.data.dtype).removeprefix("torch.")
@@ -59,12 +80,14 @@ class Staging:
             end += -(-shard.data.nbytes // ALIGNMENT) * ALIGNMENT
         if self._memory.numel() < end:
             self._memory = torch.empty(end, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-        for shard, box in zip(shards, stored, strict=True):
+        return self._memory[:end], stored
+
+    def _copy(self, placed: Iterable[tuple[Shard, StoredBox]]) -> None:
+        for shard, box in placed:
             memory = self._memory[box.at : box.at + shard.data.nbytes]
             self.place(shard, memory.view(shard.data.dtype).view(shard.size))
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        return self._memory[:end], stored
 
     def place(self, shard: Shard, memory: Tensor) -> None:
         """Bring a shard's numbers into memory of its shape."""

@@ -58,6 +58,8 @@ def outline(model: ModelConfig, parallel: ParallelConfig, dtype: torch.dtype | N
 class _Made(Staging):
     """Host memory that tensors are made in, layer by layer."""
 
+    deferred = False
+
     def __init__(self, read: Read, stacked: dict[str, int]) -> None:
         super().__init__()
         self.read = lru_cache(maxsize=1)(read)  # gate and up are two shards of one tensor
