@@ -13,13 +13,12 @@ def snapshot() -> dict[str, Any]:
     """The state of every generator of this process."""
     version, numbers, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    state = {
+    return {
         "python": [version, list(numbers), gauss],
         "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, cached],
         "torch": _encode(torch.get_rng_state()),
         "megatron": {name: _encode(states) for name, states in get_cuda_rng_tracker().get_states().items()},
     }
-    return state | ({"cuda": _encode(torch.cuda.get_rng_state())} if torch.cuda.is_available() else {})
 
 
 def restore(state: dict[str, Any]) -> None:
@@ -29,8 +28,6 @@ def restore(state: dict[str, Any]) -> None:
     np.random.set_state(tuple(state["numpy"]))
     torch.set_rng_state(_decode(state["torch"]))
     get_cuda_rng_tracker().set_states({name: _decode(text) for name, text in state["megatron"].items()})
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(_decode(state["cuda"]))
 
 
 def _encode(state: torch.Tensor) -> str:

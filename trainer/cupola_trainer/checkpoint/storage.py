@@ -21,6 +21,8 @@ from blake3 import blake3
 from torch import Tensor
 
 from cupola_platform.errors import CorruptArtifactError
+from cupola_trainer import runtime
+from cupola_trainer import runtime
 from cupola_trainer.checkpoint.shards import Box, Shard
 
 ALIGNMENT = 64
@@ -79,15 +81,14 @@ class Staging:
             stored.append(StoredBox(shard.key, dtype, shard.shape, shard.offset, shard.size, at=end))
             end += -(-shard.data.nbytes // ALIGNMENT) * ALIGNMENT
         if self._memory.numel() < end:
-            self._memory = torch.empty(end, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+            self._memory = runtime.host_memory(end)
         return self._memory[:end], stored
 
     def _copy(self, placed: Iterable[tuple[Shard, StoredBox]]) -> None:
         for shard, box in placed:
             memory = self._memory[box.at : box.at + shard.data.nbytes]
             self.place(shard, memory.view(shard.data.dtype).view(shard.size))
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        runtime.synchronize()
 
     def place(self, shard: Shard, memory: Tensor) -> None:
         """Bring a shard's numbers into memory of its shape."""

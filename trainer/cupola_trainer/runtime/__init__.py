@@ -155,6 +155,11 @@ def any_rank(flag: bool) -> bool:
     return bool(flags.item())
 
 
+def host_memory(size: int) -> torch.Tensor:
+    """Bytes on the host that the device copies to fast."""
+    return torch.empty(size, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+
+
 def synchronize() -> None:
     """Wait until this rank's device has done what it was given."""
     if torch.cuda.is_available():
