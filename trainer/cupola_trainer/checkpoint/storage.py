@@ -22,7 +22,6 @@ from torch import Tensor
 
 from cupola_platform.errors import CorruptArtifactError
 from cupola_trainer import runtime
-from cupola_trainer import runtime
 from cupola_trainer.checkpoint.shards import Box, Shard
 
 ALIGNMENT = 64
