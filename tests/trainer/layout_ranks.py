@@ -175,7 +175,7 @@ def trajectory(model: ModelConfig, parallel: ParallelConfig, precision: str) -> 
 def main(output: Path) -> None:
     found = {
         name: trajectory(MODELS[name.split()[0]], parallel, "bf16" if name.startswith("bf16") else "fp32")
-        for name, parallel in LAYOUTS.items()
+        for name, parallel in sorted(LAYOUTS.items(), key=lambda item: str(item[1]))  # equal ones share their groups
         if parallel.world_size == runtime.world_size()
     }
     if runtime.rank() == 0:

@@ -50,6 +50,7 @@ def numbers(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., An
     return found
 
 
+@pytest.mark.slow  # three launches, 24 pairs of layouts: over a minute
 def test_every_layout_goes_on_from_every_other_as_if_uninterrupted(numbers: dict[str, Any]) -> None:
     pairs = [name for name in numbers if " -> " in name]
     assert len(pairs) == 24  # four layouts each, dense and mixtures of experts

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from cupola_platform.errors import ConfigError
 from cupola_trainer.config import ParallelConfig
 
 T = TypeVar("T")
+
+_started: dict[str, Any] = {}
+"""What this process has joined: the store, how often, and the sizes of the layout in force."""
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 
@@ -62,18 +65,24 @@ def start(parallel: ParallelConfig, seed: int) -> None:
             f"{parallel.world_size} ranks, but the launcher started {world_size()}. "
             f"Launch {parallel.world_size}, or change the layout."
         )
-    _join()
-    if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=parallel.tp,
-        pipeline_model_parallel_size=parallel.pp,
-        virtual_pipeline_model_parallel_size=parallel.vp,
-        context_parallel_size=parallel.cp,
-        expert_model_parallel_size=parallel.ep,
-        expert_tensor_parallel_size=expert_tensor_parallel_size(parallel),
-    )
+    sizes = _sizes(parallel)
+    if sizes != _started.get("sizes"):
+        stop()  # an earlier layout's groups have threads
+        _join()
+        parallel_state.initialize_model_parallel(**sizes)
+        _started["sizes"] = sizes
     _seed(seed)
+
+
+def _sizes(parallel: ParallelConfig) -> dict[str, int | None]:
+    return {
+        "tensor_model_parallel_size": parallel.tp,
+        "pipeline_model_parallel_size": parallel.pp,
+        "virtual_pipeline_model_parallel_size": parallel.vp,
+        "context_parallel_size": parallel.cp,
+        "expert_model_parallel_size": parallel.ep,
+        "expert_tensor_parallel_size": expert_tensor_parallel_size(parallel),
+    }
 
 
 def expert_tensor_parallel_size(parallel: ParallelConfig) -> int:
@@ -83,8 +92,6 @@ def expert_tensor_parallel_size(parallel: ParallelConfig) -> int:
 
 def _join() -> None:
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron orders its collectives by it
-    if dist.is_initialized():
-        return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         backend = "nccl"
@@ -92,10 +99,13 @@ def _join() -> None:
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
         backend = "gloo"
-    if "MASTER_ADDR" in os.environ:
-        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
-    else:
-        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, store=dist.HashStore(), rank=0, world_size=1)
+    if "store" not in _started:
+        launched = "MASTER_ADDR" in os.environ
+        _started["store"] = next(dist.rendezvous("env://"))[0] if launched else dist.HashStore()
+        _started["joined"] = 0
+    _started["joined"] += 1  # the keys of an earlier group stay in the store
+    store = dist.PrefixStore(f"join {_started['joined']}", _started["store"])
+    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, store=store, rank=rank(), world_size=world_size())
 
 
 def _seed(seed: int) -> None:
@@ -111,6 +121,7 @@ def stop() -> None:
     """Leave the process group."""
     from megatron.core import parallel_state
 
+    _started.pop("sizes", None)
     if dist.is_initialized():
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
