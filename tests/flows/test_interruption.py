@@ -16,7 +16,7 @@ def trained(cupola: Any) -> int:
     return max((event["step"] for event in cupola.events() if event["event"] == "step"), default=0)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_cancelled_run_saves_leaves_no_process_and_resumes(
     cupola: Any, recipe: Path, eventually: Eventually, how: signal.Signals
 ) -> None:

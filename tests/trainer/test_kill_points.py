@@ -110,6 +110,7 @@ def environment(launcher: Any) -> dict[str, str]:
     return {**settings, "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.slow  # half a minute; test_resume.py kills as well
 def test_two_kills_leave_no_trace(tmp_path: Path, tokens_folder: Path, environment: dict[str, str]) -> None:
     check(tmp_path, tokens_folder, environment, kills=2, steps=100, seed=1)
 
