@@ -26,7 +26,7 @@ def test_two_layouts_give_the_same_numbers(cupola: Any, recipe: Path, layout: st
 
 @pytest.mark.slow
 def test_a_difference_beyond_the_tolerance_ends_with_status_1(cupola: Any, recipe: Path) -> None:
-    strict = ("--steps", "1", "--norm-tolerance", "0", "--loss-tolerance", "0")
+    strict = ("--steps", "6", "--norm-tolerance", "0", "--loss-tolerance", "0")
     again = cupola("verify-layout", str(recipe), "--layout", "tp=2", *strict)
     assert again.returncode == 1
     assert "DIFFERENT" in again.stdout
