@@ -69,7 +69,7 @@ def test_the_contracts_between_the_layers_hold(house: Path) -> None:
 def test_each_contract_reports_a_planted_violation(house: Path) -> None:
     planted = house / "platform" / "cupola_platform" / "planted.py"
     planted.write_text("".join(f"import {module}\n" for module in ("cupola_flows", *PLANTED)))
-    with (house / "trainer" / "cupola_trainer" / "config.py").open("a") as config:
+    with (house / "trainer" / "cupola_trainer" / "config" / "jobs.py").open("a") as config:
         config.write("import torch\n")
 
     result = lint(house)
@@ -79,7 +79,7 @@ def test_each_contract_reports_a_planted_violation(house: Path) -> None:
         assert f"{name} BROKEN" in result.stdout
     for module in PLANTED:
         assert f"cupola_platform.planted -> {module}" in result.stdout
-    assert "cupola_trainer.config -> torch" in result.stdout  # the way by which flows would have reached it
+    assert "cupola_trainer.config.jobs -> torch" in result.stdout  # the way by which flows would have reached it
 
 
 def test_what_flows_call_in_process_loads_no_torch() -> None:

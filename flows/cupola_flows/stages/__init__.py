@@ -1,0 +1,64 @@
+"""The stages of a recipe, typed: what each one takes, what it gives, and everything that a person may set in it.
+
+A field named in `takes` holds the name of another stage, or `artifact:ID` for what the registry already has. Left out,
+it means the nearest earlier stage that gives what is needed.
+
+base.py  pretraining.py  posttraining.py  deciding.py: a class a stage; here, how a recipe tells them apart.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from cupola_flows.stages.base import Stage, TrainStage
+from cupola_flows.stages.deciding import EvaluateStage, PromoteStage
+from cupola_flows.stages.posttraining import ConversationsStage, DpoStage, PreferencesStage, SftStage
+from cupola_flows.stages.pretraining import PrepareStage, PretrainStage, UpcycleStage
+
+__all__ = [
+    "KINDS",
+    "NEVER_GUESSED",
+    "OPTIONAL",
+    "AnyStage",
+    "ConversationsStage",
+    "DpoStage",
+    "EvaluateStage",
+    "PreferencesStage",
+    "PrepareStage",
+    "PretrainStage",
+    "PromoteStage",
+    "SftStage",
+    "Stage",
+    "TrainStage",
+    "UpcycleStage",
+]
+
+
+AnyStage = Annotated[
+    PrepareStage
+    | PretrainStage
+    | UpcycleStage
+    | ConversationsStage
+    | SftStage
+    | PreferencesStage
+    | DpoStage
+    | EvaluateStage
+    | PromoteStage,
+    Field(discriminator="kind"),
+]
+
+KINDS: tuple[str, ...] = (
+    "prepare",
+    "pretrain",
+    "upcycle",
+    "conversations",
+    "sft",
+    "preferences",
+    "dpo",
+    "evaluate",
+    "promote",
+)
+NEVER_GUESSED: frozenset[tuple[str, str]] = frozenset({("pretrain", "parent")})
+"""Inputs that are absent when a recipe does not name them."""
+OPTIONAL: frozenset[tuple[str, str]] = NEVER_GUESSED | {("evaluate", "conversations"), ("promote", "baseline")}
+"""Inputs that a stage can do without."""

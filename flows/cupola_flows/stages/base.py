@@ -1,0 +1,44 @@
+"""What every stage has in common, and every one that trains."""
+
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cupola_trainer.config import BatchConfig, CheckpointConfig, FaultConfig, OptimizerConfig, ParallelConfig
+
+
+class Stage(BaseModel):
+    """One typed step of a recipe: takes artifacts, gives one artifact."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    gives: ClassVar[str]
+    """The artifact's kind."""
+    takes: ClassVar[dict[str, str]] = {}
+    """Field that names another stage, to the artifact kind that it must give."""
+
+    seed: int | None = None
+    """Seed of this stage; none for the recipe's."""
+
+
+class TrainStage(Stage):
+    """What every stage that trains has in common."""
+
+    gives: ClassVar[str] = "checkpoint"
+
+    layout: ParallelConfig = Field(default_factory=ParallelConfig)
+    """How the model is laid out over processes."""
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    batch: BatchConfig
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of weights and activations; bf16 keeps fp32 master weights, gradients and moments. Auto: bf16 on GPUs, fp32 on CPUs."""
+    steps: int = Field(ge=1)
+    """Optimizer steps."""
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    faults: FaultConfig = Field(default_factory=FaultConfig)
+    log_every: int = Field(default=1, ge=1)
+    """Steps between points on the curves."""
+    evaluate_every: int = Field(default=0, ge=0)
+    """Steps between held-out losses; 0 for before the first step and after the last only."""
+    evaluate_batches: int = Field(default=4, ge=1)
+    """Global batches in one held-out loss."""

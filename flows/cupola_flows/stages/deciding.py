@@ -1,0 +1,60 @@
+"""What a model is worth: evaluation, promotion."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from cupola_flows.stages.base import Stage
+from cupola_trainer.config import ParallelConfig
+
+
+class EvaluateStage(Stage):
+    """Held-out bits per byte, task accuracy and generations, for every checkpoint."""
+
+    gives: ClassVar[str] = "evaluation"
+    takes: ClassVar[dict[str, str]] = {
+        "checkpoints": "checkpoint",
+        "tokens": "tokens",
+        "conversations": "conversations",
+    }
+
+    kind: Literal["evaluate"] = "evaluate"
+    checkpoints: tuple[str, ...] = ()
+    """The stages whose checkpoints to measure; empty for every earlier one that trained."""
+    tokens: str | None = None
+    """The stage whose held-out shards to use."""
+    conversations: str | None = None
+    """The stage whose held-out tasks to ask."""
+    max_heldout_tokens: int = Field(default=65_536, ge=1)
+    window: int | None = Field(default=None, ge=8)
+    """Most tokens of context in a held-out loss; none for the model's longest sequence. Give the length that it was
+    trained at where that is shorter: positions that were never trained make a model look worse."""
+    max_tasks: int = Field(default=200, ge=1)
+    """Held-out tasks per task name."""
+    max_new_tokens: int = Field(default=32, ge=1)
+    sample_prompts: tuple[str, ...] = ()
+    """Plain texts that each checkpoint continues, greedily, to be read by people."""
+    layout: ParallelConfig = Field(default_factory=ParallelConfig)
+
+
+class PromoteStage(Stage):
+    """Move an alias to a checkpoint, if the numbers allow it."""
+
+    gives: ClassVar[str] = "promotion"
+    takes: ClassVar[dict[str, str]] = {
+        "candidate": "checkpoint",
+        "baseline": "checkpoint",
+        "evaluation": "evaluation",
+    }
+
+    kind: Literal["promote"] = "promote"
+    candidate: str | None = None
+    """The stage whose checkpoint may be promoted; none for the last that trained."""
+    baseline: str | None = None
+    """The stage whose checkpoint the candidate must beat on tasks; none for the last pretraining."""
+    evaluation: str | None = None
+    """The stage whose numbers decide."""
+    alias: str = Field(default="champion", pattern=r"^[a-z][a-z0-9_-]{0,63}$")
+    """The name that moves."""
+    bits_per_byte_tolerance: float = Field(default=0.05, ge=0)
+    """How much worse, relative, held-out bits per byte may be than the incumbent's."""

@@ -1,0 +1,67 @@
+"""From raw text to a pretrained model: tokens, dense training, upcycling."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from cupola_flows.stages.base import Stage, TrainStage
+from cupola_platform.corpus.config import PrepareConfig
+from cupola_trainer.config import ModelConfig, MoEConfig, ParallelConfig
+
+
+class PrepareStage(Stage):
+    """Raw text -> clean, deduplicated, tokenized shards, and the tokenizer."""
+
+    gives: ClassVar[str] = "tokens"
+
+    kind: Literal["prepare"] = "prepare"
+    corpus: PrepareConfig
+    """Sources, cleaning, deduplication, held-out split and tokenizer."""
+
+
+class PretrainStage(TrainStage):
+    """Next-token training on packed tokens, from random weights (`model`) or from a checkpoint (`parent`)."""
+
+    takes: ClassVar[dict[str, str]] = {"tokens": "tokens", "parent": "checkpoint"}
+
+    kind: Literal["pretrain"] = "pretrain"
+    tokens: str | None = None
+    """The stage that prepared the tokens."""
+    parent: str | None = None
+    """The stage whose checkpoint to go on from."""
+    model: ModelConfig | None = None
+    """Shape of a new model."""
+    weights: dict[str, float] | None = None
+    """Sampling weight per source; none for weights in proportion to tokens."""
+    reset_at_documents: bool = False
+    """Each document sees only itself: attention ends, and positions begin, at its borders. Off: sequences run across."""
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> "PretrainStage":
+        if (self.model is None) == (self.parent is None):
+            raise ValueError("give either `model` (a new model) or `parent` (a stage to go on from), and not both")
+        return self
+
+
+class UpcycleStage(Stage):
+    """A dense checkpoint -> a mixture of experts, the Qwen2 way."""
+
+    gives: ClassVar[str] = "checkpoint"
+    takes: ClassVar[dict[str, str]] = {"parent": "checkpoint"}
+
+    kind: Literal["upcycle"] = "upcycle"
+    parent: str | None = None
+    """The stage whose dense checkpoint to upcycle."""
+    moe: MoEConfig
+    reinit_fraction: float = Field(default=0.5, ge=0, le=1)
+    """Share of each expert's parameters drawn anew."""
+    reinit: Literal["element", "unit", "none"] = "element"
+    """What is drawn anew: single weights, whole intermediate units, or nothing."""
+    shuffle: bool = True
+    """Shuffle the intermediate units of each copy before experts are cut from them."""
+    router: Literal["random", "copies", "zeros"] = "random"
+    """How the router starts: N(0, init_std), the same but one row for all experts of a copy, or zeros."""
+    match_dense: bool = False
+    """Scale the experts' outputs so that without re-initialisation the model says what the dense one said. Needs
+    norm_topk_prob, router=copies, and whole copies in the experts, in top_k and in the shared expert."""
+    layout: ParallelConfig = Field(default_factory=ParallelConfig)

@@ -1,0 +1,139 @@
+"""The jobs: what one start of `python -m cupola_trainer` is told to do."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from cupola_trainer.architecture import STRICT, ModelConfig, MoEConfig
+from cupola_trainer.config.data import TrainingData
+from cupola_trainer.config.training import (
+    BatchConfig,
+    CheckpointConfig,
+    FaultConfig,
+    OptimizerConfig,
+    ParallelConfig,
+)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrainJob:
+    """Train a model with one objective, from random weights or from a checkpoint."""
+
+    kind: Literal["train"] = "train"
+    output: Path
+    """Folder of this job: metrics.jsonl, checkpoints/, result.json, error.json. Running again in it resumes."""
+    seed: int = 0
+    model: ModelConfig | None = None
+    """Shape of a new model; none to take the initial checkpoint's."""
+    initial: Path | None = None
+    """Checkpoint folder whose weights (not optimizer) to start from; none for random weights."""
+    tokenizer: Path | None = None
+    """Tokenizer folder to keep with a new model's checkpoints; none to take the initial checkpoint's."""
+    steps: int = Field(ge=1)
+    """Optimizer steps."""
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    batch: BatchConfig
+    data: TrainingData
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    log_every: int = Field(default=1, ge=1)
+    """Steps between lines in metrics.jsonl."""
+    faults: FaultConfig = Field(default_factory=FaultConfig)
+    allow_data_change: bool = False
+    """Resume from a checkpoint that was trained on other data than this job's."""
+    evaluate_every: int = Field(default=0, ge=0)
+    """Steps between held-out losses; 0 for before the first step and after the last only."""
+    evaluate_batches: int = Field(default=4, ge=1)
+    """Global batches in one held-out loss."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of weights and activations; bf16 keeps fp32 master weights, gradients and moments. Auto: bf16 on GPUs, fp32 on CPUs."""
+    dry: bool = False
+    """Only write each step's numbers: no held-out loss, no checkpoint, no result."""
+    profile: tuple[int, int] | None = None
+    """First and last step to trace with torch's profiler, into `output/profile`; none for no trace."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class UpcycleJob:
+    """Turn a dense checkpoint into a mixture of experts, the Qwen2 way."""
+
+    kind: Literal["upcycle"] = "upcycle"
+    output: Path
+    seed: int = 0
+    initial: Path
+    """Dense checkpoint folder."""
+    moe: MoEConfig
+    reinit_fraction: float = Field(default=0.5, ge=0, le=1)
+    """Share of each expert's parameters drawn anew."""
+    reinit: Literal["element", "unit", "none"] = "element"
+    """What is drawn anew: single weights, whole intermediate units, or nothing."""
+    shuffle: bool = True
+    """Shuffle the intermediate units of each copy before experts are cut from them."""
+    router: Literal["random", "copies", "zeros"] = "random"
+    """How the router starts: N(0, init_std), the same but one row for all experts of a copy, or zeros."""
+    match_dense: bool = False
+    """Scale the experts' outputs so that without re-initialisation the model says what the dense one said. Needs
+    norm_topk_prob, router=copies, and whole copies in the experts, in top_k and in the shared expert."""
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SampleJob:
+    """Sample answers from a checkpoint. Reads prompts.jsonl, writes `output/samples.jsonl`."""
+
+    kind: Literal["sample"] = "sample"
+    output: Path
+    seed: int = 0
+    initial: Path
+    prompts: Path
+    """JSON lines: {"id": str, "messages": [{"role", "content"}, ...]} or {"id": str, "text": str} (continued as is)."""
+    num_samples: int = Field(default=1, ge=1)
+    """Answers per prompt."""
+    temperature: float = Field(default=1.0, ge=0)
+    """0 for greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    max_new_tokens: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EvaluateJob:
+    """Measure checkpoints on held-out text and tasks. Writes `output/results.json`."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    output: Path
+    seed: int = 0
+    checkpoints: dict[str, Path]
+    """Name (a stage's) to checkpoint folder."""
+    tokens: Path
+    """A `tokens` artifact's folder: its held-out shards give bits per byte."""
+    conversations: Path | None = None
+    """A `conversations` artifact's folder: its held-out tasks give accuracy."""
+    max_heldout_tokens: int = Field(default=65_536, ge=1)
+    window: int | None = Field(default=None, ge=8)
+    """Most tokens of context in a held-out loss; none for the model's longest sequence. Give the length that it was trained
+    at where that is shorter: positions that were never trained make a model look worse."""
+    max_tasks: int = Field(default=200, ge=1)
+    """Held-out tasks per task name."""
+    max_new_tokens: int = Field(default=32, ge=1)
+    sample_prompts: tuple[str, ...] = ()
+    """Plain texts that each checkpoint continues, greedily, to be read by people."""
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+
+
+Job = Annotated[TrainJob | UpcycleJob | SampleJob | EvaluateJob, Field(discriminator="kind")]
+JOB: TypeAdapter[TrainJob | UpcycleJob | SampleJob | EvaluateJob] = TypeAdapter(Job)
+
+
+def read_job(path: Path) -> TrainJob | UpcycleJob | SampleJob | EvaluateJob:
+    """The job in a JSON file. Raises pydantic's ValidationError (our launcher writes only valid ones)."""
+    return JOB.validate_json(path.read_bytes())
+
+
+def write_job(job: TrainJob | UpcycleJob | SampleJob | EvaluateJob, path: Path) -> None:
+    """Write a job as JSON that `read_job` gives back."""
+    path.write_bytes(JOB.dump_json(job, indent=2))

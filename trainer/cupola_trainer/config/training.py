@@ -1,0 +1,147 @@
+"""How a training job runs: its layout, optimizer, batches, checkpoints and faults."""
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer.architecture import STRICT
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ParallelConfig:
+    """How a model is laid out over processes. The world size is tp x pp x cp x dp."""
+
+    tp: int = Field(default=1, ge=1)
+    """Tensor-parallel size."""
+
+    pp: int = Field(default=1, ge=1)
+    """Pipeline-parallel size."""
+
+    vp: int | None = Field(default=None, ge=2)
+    """Model chunks per pipeline rank (interleaved schedule); none for 1F1B."""
+
+    cp: int = Field(default=1, ge=1)
+    """Context-parallel size."""
+
+    ep: int = Field(default=1, ge=1)
+    """Expert-parallel size; divides tp x cp x dp."""
+
+    etp: int | None = Field(default=None, ge=1)
+    """Tensor-parallel size inside experts; none for 1 when ep > 1, else tp."""
+
+    dp: int = Field(default=1, ge=1)
+    """Data-parallel size."""
+
+    sp: bool = False
+    """Sequence parallelism: shard activations of norms over the tensor-parallel group. MoE with tp > 1 needs it."""
+
+    distributed_optimizer: bool = True
+    """Shard optimizer states over the data-parallel group."""
+
+    overlap: bool = False
+    """Overlap gradient reduction and parameter gathering with computation."""
+
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations that are computed again in the backward pass: none; attention's scores; every layer's, from its input."""
+
+    @property
+    def world_size(self) -> int:
+        return self.tp * self.pp * self.cp * self.dp
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay, as Qwen's pretraining."""
+
+    lr: float = Field(default=3e-4, gt=0)
+    """Peak learning rate."""
+
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Final learning rate over the peak."""
+
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of linear warm-up."""
+
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """AdamW's first moment decay."""
+
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """AdamW's second moment decay."""
+
+    eps: float = Field(default=1e-8, gt=0)
+    """AdamW's epsilon."""
+
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled weight decay, on matrices only."""
+
+    clip_grad: float = Field(default=1.0, ge=0)
+    """Largest global gradient norm; 0 for no clipping."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class BatchConfig:
+    """How many sequences one optimizer step sees, and how long they are."""
+
+    sequence_length: int = Field(ge=8)
+    """Tokens per sequence."""
+
+    micro_batch_size: int = Field(default=4, ge=1)
+    """Sequences per data-parallel rank in one forward pass (pairs, for DPO)."""
+
+    global_batch_size: int = Field(default=16, ge=1)
+    """Sequences per optimizer step, over all ranks (pairs, for DPO)."""
+
+    def num_microbatches(self, data_parallel: int) -> int:
+        """Forward passes per optimizer step on `data_parallel` ranks.
+
+        Raises:
+            ConfigError: the global batch does not divide.
+        """
+        per_pass = self.micro_batch_size * data_parallel
+        passes, rest = divmod(self.global_batch_size, per_pass)
+        if rest:
+            raise ConfigError(
+                f"global_batch_size={self.global_batch_size} is not a multiple of micro_batch_size x data_parallel = "
+                f"{self.micro_batch_size} x {data_parallel} = {per_pass}. Try global_batch_size={(passes + 1) * per_pass}."
+            )
+        return passes
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CheckpointConfig:
+    """When a training job saves, and what it keeps."""
+
+    every: int = Field(default=0, ge=0)
+    """Steps between checkpoints; 0 saves at the end and on SIGTERM only."""
+
+    keep: int = Field(default=2, ge=1)
+    """Newest checkpoints to keep."""
+
+    keep_every: int = Field(default=0, ge=0)
+    """Keep the checkpoint of every step that this divides, however old; 0 for none."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FaultConfig:
+    """When a training job takes its weights back to an earlier checkpoint, and when it counts as hung."""
+
+    bad_gradients: int = Field(default=3, ge=1)
+    """Steps in a row without a finite gradient that lead to a rollback. Each one alone is skipped and logged."""
+
+    spike_factor: float | None = Field(default=None, gt=1)
+    """A loss above this many times the running median leads to a rollback; none looks at no loss. 2 suits pretraining;
+    losses near zero (DPO, few data learnt by heart) jump by large factors on their own."""
+
+    spike_window: int = Field(default=32, ge=2)
+    """Steps that the median is taken over; before there are as many, no loss is judged."""
+
+    max_rollbacks: int = Field(default=3, ge=0)
+    """Rollbacks in a job's life; the next fault ends it."""
+
+    hang_seconds: float = Field(default=300.0, ge=0)
+    """Seconds in which no micro-batch, save or other part of a step was finished, after which a job hangs; 0 for never."""
+
+    max_restarts: int = Field(default=2, ge=0)
+    """Times that a job that hung is started again."""
