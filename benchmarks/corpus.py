@@ -1,103 +1,48 @@
-"""Near-duplicate removal against datasketch, tokenization against tiktoken and tokenizers: same input, same run, interleaved.
+"""Near-duplicate removal against datasketch and datatrove, tokenization against tiktoken and tokenizers: same input, same
+run, taking turns.
 
-    python benchmarks/corpus.py [--documents 4000] [--megabytes 6] [--rounds 3]
+    python benchmarks/real_text.py FOLDER       # once: real text in many languages
+    python benchmarks/corpus.py [--text FOLDER] [--documents 4000] [--megabytes 6] [--rounds 3]
 
-Speeds are per second of processor time of one core; the best of the rounds counts for everyone. Prints the ratios.
+The best of the rounds counts for everyone. Prints the ratios.
 """
 
 import argparse
 import os
-import random
 import sysconfig
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from itertools import islice
 from pathlib import Path
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import numpy as np
 import tiktoken
-from datasketch import MinHash, MinHashLSH
+from contest import interleaved
+from near_duplicates import near_duplicate_contest
 from numpy.typing import NDArray
+from real_text import real_texts
 from tokenizers import Tokenizer
 
 from cupola_platform.corpus.config import TokenizerConfig
-from cupola_platform.corpus.deduplication import near_duplicates
 from cupola_platform.corpus.encoding import DocumentEncoder
 from cupola_platform.corpus.ranks import byte_letters
 from cupola_platform.corpus.tokenization import END_OF_TEXT, PATTERN
 from cupola_platform.corpus.vocabulary import make_tokenizer
 
-THRESHOLD, PERMUTATIONS, NGRAM, WORDS = 0.8, 112, 5, 400
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--text", type=Path, help="where real_text.py put it; without it this machine's own text, no Chinese"
+    )
     parser.add_argument("--documents", type=int, default=4000)
     parser.add_argument("--megabytes", type=float, default=6.0)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    deduplication(arguments.documents, arguments.rounds)
+    near_duplicate_contest(
+        real_texts(arguments.text, 4000 * arguments.documents), arguments.documents, arguments.rounds
+    )
     tokenization(arguments.megabytes, arguments.rounds)
-
-
-def deduplication(count: int, rounds: int) -> None:
-    """Documents per second end to end, and the share of the true near-duplicate pairs that each finds."""
-    texts, pairs = planted(count)
-    near_duplicates(texts[:10])  # builds the table of characters once
-    found: dict[str, set[tuple[int, int]]] = {}
-
-    def ours() -> None:
-        first = near_duplicates(texts, threshold=THRESHOLD, num_permutations=PERMUTATIONS, ngram=NGRAM)
-        found["cupola"] = {(i, j) for i, j in pairs if first[i] == first[j]}
-
-    def theirs() -> None:
-        found["datasketch"] = datasketch_pairs(texts) & pairs
-
-    seconds = interleaved({"cupola": ours, "datasketch": theirs}, rounds)
-    for name, spent in seconds.items():
-        print(
-            f"near duplicates  {name:11} {count / spent:9,.0f} documents/s   recall {len(found[name]) / len(pairs):.3f}"
-        )
-    print(f"near duplicates  ratio to datasketch {seconds['datasketch'] / seconds['cupola']:.1f}\n")
-
-
-def datasketch_pairs(texts: Sequence[str]) -> set[tuple[int, int]]:
-    """The pairs that datasketch's LSH finds."""
-    index = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS)
-    pairs: set[tuple[int, int]] = set()
-    for i, text in enumerate(texts):
-        words = text.lower().split()
-        signature = MinHash(num_perm=PERMUTATIONS)
-        signature.update_batch({" ".join(words[j : j + NGRAM]).encode() for j in range(len(words) - NGRAM + 1)})
-        pairs.update((j, i) for j in index.query(signature))
-        index.insert(i, signature)
-    return pairs
-
-
-def planted(count: int) -> tuple[list[str], set[tuple[int, int]]]:
-    """Random texts, every fifth an edited copy of the one before; and the pairs whose true similarity is high enough."""
-    rng = random.Random(0)
-    vocabulary = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9))) for _ in range(20_000)]
-    texts: list[list[str]] = []
-    pairs = set()
-    for i in range(count):
-        words = rng.choices(vocabulary, k=WORDS)
-        if i % 5 == 4:
-            words = list(texts[-1])
-            for place in rng.sample(range(WORDS), rng.randint(1, 16)):
-                words[place] = rng.choice(vocabulary)
-            a, b = grams(words), grams(texts[-1])
-            if len(a & b) >= THRESHOLD * len(a | b):
-                pairs.add((i - 1, i))
-        texts.append(words)
-    return [" ".join(words) for words in texts], pairs
-
-
-def grams(words: Sequence[str]) -> set[tuple[str, ...]]:
-    return set(zip(*(islice(words, start, None) for start in range(NGRAM)), strict=False))
 
 
 def tokenization(megabytes: float, rounds: int) -> None:
@@ -129,10 +74,12 @@ def tokenization(megabytes: float, rounds: int) -> None:
 
     seconds = interleaved({"cupola": ours, "tiktoken": openai, "tokenizers": hugging_face}, rounds)
     for name, spent in seconds.items():
-        print(f"tokenization     {name:11} {size / spent:9.2f} MB/s   {sum(map(len, ids[name])):,} tokens")
+        print(f"tokenization     {name:11} {size / spent.processor:9.2f} MB/s   {sum(map(len, ids[name])):,} tokens")
     for peer in ("tiktoken", "tokenizers"):
         same = "equal" if all(map(np.array_equal, ids[peer], ids["cupola"])) else "not equal"
-        print(f"tokenization     ratio to {peer} {seconds[peer] / seconds['cupola']:.2f}, ids {same}")
+        print(
+            f"tokenization     ratio to {peer} {seconds[peer].processor / seconds['cupola'].processor:.2f}, ids {same}"
+        )
 
 
 def library(size: int) -> list[str]:
@@ -145,17 +92,6 @@ def library(size: int) -> list[str]:
             texts.append(path.read_text(encoding="utf-8", errors="replace"))
             size -= path.stat().st_size
     return texts
-
-
-def interleaved(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Each contender's least processor time, taking turns so that a busy machine slows all alike."""
-    best = dict.fromkeys(contenders, float("inf"))
-    for _ in range(rounds):
-        for name, work in contenders.items():
-            start = time.process_time()
-            work()
-            best[name] = min(best[name], time.process_time() - start)
-    return best
 
 
 if __name__ == "__main__":
