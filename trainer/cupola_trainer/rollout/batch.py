@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from cupola_trainer.rollout.cache import attached_cache
 from cupola_trainer.rollout.sampling import Sampling, choose, token_logprobs, uniforms
+from cupola_trainer.rollout.stages import Stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Batch:
 
     def __init__(
         self,
-        model: Any,
+        stages: Stages,
         prompts: Sequence[list[int]],
         streams: Sequence[int],
         sampling: Sampling,
@@ -45,16 +45,17 @@ class Batch:
         vocabulary: int,
         stops: Sequence[int],
     ) -> None:
-        device = next(model.parameters()).device
-        self.model, self.sampling, self.vocabulary = model, sampling, vocabulary
+        device = stages.device
+        self.stages, self.sampling, self.vocabulary = stages, sampling, vocabulary
         self.count = len(prompts)
         rows = list(prompts) or [[0]]
         self.width = max(map(len, rows))
         self.capacity = self.width + sampling.max_new_tokens
-        self.stops = torch.tensor(stops, device=device)
+        self.stops = torch.tensor(stops, dtype=torch.long, device=device)
         self.prompts = torch.tensor([[0] * (self.width - len(row)) + row for row in rows], device=device)
         self.padding = torch.tensor([self.width - len(row) for row in rows], device=device)
-        self.limits = (model.max_sequence_length - self.width + self.padding).clamp(max=sampling.max_new_tokens)
+        self.limits = (stages.max_sequence_length - self.width + self.padding).clamp(max=sampling.max_new_tokens)
+        self.padded = bool(self.padding.any())
         self.noise = uniforms(seed, list(streams) or [0], sampling.max_new_tokens).to(device)
 
         shape = (len(rows), sampling.max_new_tokens)
@@ -67,15 +68,15 @@ class Batch:
         """Run to the end."""
         rows = torch.arange(len(self.prompts), device=self.prompts.device)  # of those still in the batch
         active = torch.full_like(rows, self.count > 0, dtype=torch.bool)
-        with attached_cache(self.model, self.capacity) as caches:
+        with attached_cache(self.stages.layers(), self.capacity) as caches:
             distinct, first, copies = self._distinct()
-            logits = self._forward(distinct, first, start=0)[copies]
+            logits = self._forward(distinct, first, start=0)
+            logits = None if logits is None else logits[copies]
             for cache in caches:
                 cache.keep(copies)
             for step in range(self.sampling.max_new_tokens):
-                new = self._choose(logits, self.noise[rows, step])
-                self.tokens[rows, step] = new
-                self.logprobs[rows, step] = token_logprobs(logits, new)
+                new, logprobs = self._choose(logits, self.noise[rows, step])
+                self.tokens[rows, step], self.logprobs[rows, step] = new, logprobs
                 stopped = torch.isin(new, self.stops)
                 ended = active & (stopped | (self.limits[rows] == step + 1))
                 self.lengths[rows[ended]] = step + 1
@@ -99,37 +100,33 @@ class Batch:
         first = torch.tensor([copies.index(number) for number in range(len(seen))], device=self.prompts.device)
         return self.prompts[first], first, torch.tensor(copies, device=self.prompts.device)
 
-    def _forward(self, tokens: Tensor, rows: Tensor, start: int) -> Tensor:
-        """Logits of the last column, whole vocabulary, in fp32: [b, s] tokens at columns start.. -> [b, v]."""
+    def _forward(self, tokens: Tensor, rows: Tensor, start: int) -> Tensor | None:
+        """Logits of the last column [b, v]: [b, s] tokens at columns start..; none before the last pipeline stage."""
         padding = self.padding[rows][:, None]
         columns = torch.arange(start, start + tokens.size(1), device=tokens.device)
         positions = (columns - padding).clamp(min=0)
+        if not self.padded:
+            return self.stages.forward(tokens, positions, None)
         seen = torch.arange(start + tokens.size(1), device=tokens.device)
         # Padding sees itself, so that its rows stay finite: NaN would not stay in its row in a router.
         mask = (seen <= columns[:, None]) & (seen >= padding[:, :, None]) | (seen == columns[:, None])
-        hidden = self.model.decoder(
-            hidden_states=self.model.embedding(input_ids=tokens, position_ids=positions),
-            attention_mask=mask[:, None],
-            rotary_pos_emb=self.model.rotary_pos_emb.at(positions).transpose(0, 1)[:, :, None],  # [s, b, 1, head_dim]
-        )
-        weight = None
-        if self.model.share_embeddings_and_output_weights:
-            weight = self.model.shared_embedding_or_output_weight()
-        logits, _ = self.model.output_layer(hidden[-1:], weight=weight, runtime_gather_output=True)
-        return logits[0].float()
+        return self.stages.forward(tokens, positions, mask[:, None])
 
-    def _choose(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """One token a row, the same on every tensor-parallel rank; rows of the embedding without a token never come."""
-        new = choose(logits[:, : self.vocabulary], uniform, self.sampling)
-        if parallel_state.get_tensor_model_parallel_world_size() > 1:
-            source = parallel_state.get_tensor_model_parallel_src_rank()
-            dist.broadcast(new, source, group=parallel_state.get_tensor_model_parallel_group())
-        return new
+    def _choose(self, logits: Tensor | None, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """One token a row and its log-probability, the same on every rank that works on these rows; rows of the
+        embedding without a token never come."""
+        both = torch.empty(2, len(uniform), dtype=torch.float64, device=uniform.device)  # holds any token exactly
+        if logits is not None:
+            both[0] = new = choose(logits[:, : self.vocabulary], uniform, self.sampling)
+            both[1] = token_logprobs(logits, new)
+        tokens, logprobs = self.stages.agree(both)
+        return tokens.long(), logprobs.float()
 
     def _anyone(self, active: Tensor) -> bool:
         """Whether a sequence is unfinished here, or on a rank that needs this one's experts."""
         unfinished = active.any()
-        if self.model.config.num_moe_experts and self.model.config.expert_model_parallel_size > 1:
+        config = self.stages.config
+        if config.num_moe_experts and config.expert_model_parallel_size > 1:
             votes = unfinished.int()
             dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=parallel_state.get_expert_model_parallel_group())
             unfinished = votes.bool()

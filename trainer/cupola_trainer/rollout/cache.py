@@ -4,7 +4,7 @@ The model itself is the training one: while a cache is attached, each layer's co
 cache, and everything around it (projections, RoPE, tensor and expert parallelism) stays as it is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,7 +47,7 @@ class CachedAttention(torch.nn.Module):
         self.cache = cache
         self.attend = attend
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **_: Any) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any) -> Tensor:
         """[s, b, heads, head_dim] queries, [s, b, groups, head_dim] keys and values -> [s, b, heads * head_dim]."""
         keys, values = self.cache.append(key, value)
         out = self.attend(query.permute(1, 2, 0, 3), keys, values, attention_mask)
@@ -55,9 +55,9 @@ class CachedAttention(torch.nn.Module):
 
 
 @contextmanager
-def attached_cache(model: torch.nn.Module, capacity: int) -> Iterator[list[LayerCache]]:
-    """Give every layer of a GPTModel a cache of `capacity` columns for the time of the block."""
-    attentions = [layer.self_attention for layer in model.decoder.layers]
+def attached_cache(layers: Iterable[Any], capacity: int) -> Iterator[list[LayerCache]]:
+    """Give every decoder layer a cache of `capacity` columns for the time of the block."""
+    attentions = [layer.self_attention for layer in layers]
     originals = [attention.core_attention for attention in attentions]
     caches = [LayerCache(capacity) for _ in attentions]
     for attention, cache in zip(attentions, caches, strict=True):
