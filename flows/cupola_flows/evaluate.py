@@ -9,6 +9,7 @@ from cupola_flows.jobs import run_job
 from cupola_flows.stages import EvaluateStage
 from cupola_platform.artifacts import Artifact
 from cupola_trainer.config import EvaluateJob
+from cupola_trainer.evaluation.long_context_page import page
 
 
 def evaluate(
@@ -26,6 +27,9 @@ def evaluate(
     results = json.loads((job.output / "results.json").read_text())
     folder = ctx.empty("evaluation")
     (folder / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False))
+    if stage.long_context:
+        reach = {name: measured["long_context"] for name, measured in results["checkpoints"].items()}
+        (folder / "long-context.html").write_text(page(reach), encoding="utf-8")
     parents = [*checkpoints, tokens, *([conversations] if conversations else [])]
     return ctx.publish(folder, parents=parents, metrics=headline(results))
 
@@ -50,6 +54,7 @@ def evaluation_job(
         max_tasks=stage.max_tasks,
         max_new_tokens=stage.max_new_tokens,
         sample_prompts=stage.sample_prompts,
+        long_context=stage.long_context,
         parallel=stage.layout,
     )
 

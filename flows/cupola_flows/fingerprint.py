@@ -23,11 +23,12 @@ SOURCES: Mapping[str, Sequence[str]] = {
     "prepare": ("cupola_platform.corpus",),
     "pretrain": TRAINING,
     "upcycle": (*MODELS, "cupola_trainer.upcycling", "cupola_trainer.conversion"),
+    "long_context": (*TRAINING, "cupola_trainer.long_context"),
     "conversations": ("cupola_trainer.data", "cupola_trainer.evaluation.tasks"),
     "sft": TRAINING,
     "preferences": ROLLOUT,
     "dpo": TRAINING,
-    "evaluate": ROLLOUT,
+    "evaluate": (*ROLLOUT, "cupola_trainer.long_context"),
     "promote": ("cupola_flows.promote",),
 }
 """Stage kind to the modules that decide what it gives."""

@@ -19,6 +19,7 @@ from cupola_trainer.config import (
     EvaluateJob,
     ModelConfig,
     NextTokenData,
+    PositionChange,
     SampleJob,
     SftData,
     TrainJob,
@@ -77,6 +78,7 @@ def train(
     parents: Sequence[Artifact],
     parent: Artifact | None,
     model: ModelConfig | None = None,
+    positions: PositionChange | None = None,
     tokenizer: Path | None = None,
 ) -> Artifact:
     """Train as a recipe's stage says, and publish the last checkpoint."""
@@ -85,6 +87,7 @@ def train(
         seed=ctx.seed,
         model=model,
         initial=parent.path if parent else None,
+        positions=positions,
         tokenizer=tokenizer,
         steps=stage.steps,
         parallel=stage.layout,

@@ -23,6 +23,7 @@ from cupola_flows.stages import (
     ConversationsStage,
     DpoStage,
     EvaluateStage,
+    LongContextStage,
     PreferencesStage,
     PrepareStage,
     PretrainStage,
@@ -56,6 +57,12 @@ def pretrain_flow(name: str, stage: PretrainStage, inputs: Inputs) -> Any:
 @flow(name="upcycle", flow_run_name="{name}")
 def upcycle_flow(name: str, stage: UpcycleStage, inputs: Inputs) -> Any:
     """A dense checkpoint to a mixture of experts."""
+    return _carry_out(name)
+
+
+@flow(name="long_context", flow_run_name="{name}")
+def long_context_flow(name: str, stage: LongContextStage, inputs: Inputs) -> Any:
+    """Next-token training on longer sequences."""
     return _carry_out(name)
 
 
@@ -99,6 +106,7 @@ STAGE_FLOWS: Mapping[str, Callable[..., Any]] = {
     "prepare": prepare_flow,
     "pretrain": pretrain_flow,
     "upcycle": upcycle_flow,
+    "long_context": long_context_flow,
     "conversations": conversations_flow,
     "sft": sft_flow,
     "preferences": preferences_flow,

@@ -57,7 +57,7 @@ def summarize(kind: str, metrics: dict[str, float]) -> str:
                 f"{metrics['bytes_kept'] / 1e6:.1f} of {metrics['bytes_read'] / 1e6:.1f} MB, "
                 f"{metrics['train_tokens']:,.0f} tokens"
             )
-        case "pretrain" | "sft" | "dpo":
+        case "pretrain" | "long_context" | "sft" | "dpo":
             return _training(metrics)
         case "evaluate":
             return f"unigram {metrics['unigram_bits_per_byte']:.3f} bits per byte"

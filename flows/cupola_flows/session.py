@@ -11,6 +11,7 @@ from cupola_flows.context import StageContext, call
 from cupola_flows.display import Display
 from cupola_flows.evaluate import evaluate
 from cupola_flows.fingerprint import fingerprint
+from cupola_flows.long_context import long_context
 from cupola_flows.posttrain import conversations, dpo, preferences, sft
 from cupola_flows.prepare import prepare
 from cupola_flows.pretrain import pretrain
@@ -27,6 +28,7 @@ FUNCTIONS: dict[str, Callable[..., Artifact]] = {
     "prepare": prepare,
     "pretrain": pretrain,
     "upcycle": upcycle,
+    "long_context": long_context,
     "conversations": conversations,
     "sft": sft,
     "preferences": preferences,

@@ -5,13 +5,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from cupola_flows.schema import ARTIFACT, Recipe
-from cupola_flows.stages import AnyStage, DpoStage, EvaluateStage, PrepareStage, PretrainStage, TrainStage, UpcycleStage
+from cupola_flows.stages import (
+    AnyStage,
+    DpoStage,
+    EvaluateStage,
+    LongContextStage,
+    PrepareStage,
+    PretrainStage,
+    SftStage,
+    TrainStage,
+    UpcycleStage,
+)
 from cupola_platform.corpus.checking import check_config
-from cupola_platform.errors import CupolaError
+from cupola_platform.errors import ConfigError, CupolaError
 from cupola_platform.launch import LocalLauncher
 from cupola_platform.settings import Settings
 from cupola_trainer.config import ModelConfig, ParallelConfig
 from cupola_trainer.layout import validate_layout
+from cupola_trainer.long_context import method, stretch
 
 
 def validate(recipe: Recipe, settings: Settings, only: Sequence[str] = ()) -> None:
@@ -42,7 +53,11 @@ def model_of(recipe: Recipe, name: str) -> ModelConfig | None:
     if parent is None or parent.startswith(ARTIFACT):
         return None
     model = model_of(recipe, parent)
-    return dataclasses.replace(model, moe=stage.moe) if model and isinstance(stage, UpcycleStage) else model
+    if model and isinstance(stage, UpcycleStage):
+        return dataclasses.replace(model, moe=stage.moe)
+    if model and isinstance(stage, LongContextStage):
+        return stretch(model, stage.positions, stage.batch.sequence_length)
+    return model
 
 
 def _check_stage(recipe: Recipe, name: str, stage: AnyStage, launcher: LocalLauncher) -> None:
@@ -56,13 +71,30 @@ def _check_stage(recipe: Recipe, name: str, stage: AnyStage, launcher: LocalLaun
     for source in recipe.inputs(name)["checkpoints"] if isinstance(stage, EvaluateStage) else (name,):
         model = None if source.startswith(ARTIFACT) else model_of(recipe, source)
         if model is not None:
+            _check_reach(stage, model)
             validate_layout(
                 model,
                 layout,
                 batch,
                 objective="dpo" if isinstance(stage, DpoStage) else "next_token",
-                reset_at_documents=isinstance(stage, PretrainStage) and stage.reset_at_documents,
+                reset_at_documents=isinstance(stage, PretrainStage | LongContextStage) and stage.reset_at_documents,
+                lengths=stage.lengths() if isinstance(stage, LongContextStage) else None,
+                pack=isinstance(stage, SftStage) and stage.pack and layout.cp == 1,
             )
+
+
+def _check_reach(stage: AnyStage, model: ModelConfig) -> None:
+    """Refuse lengths that a checkpoint's positions do not allow before it has been trained."""
+    if not isinstance(stage, EvaluateStage):
+        return
+    longest = model.max_position_embeddings
+    if stage.window and stage.window > longest:
+        raise ConfigError(
+            f"window={stage.window} is more than a checkpoint's max_position_embeddings={longest}. Use window={longest}."
+        )
+    if reach := stage.long_context:
+        for name in reach.methods:
+            method(model, name, trained=reach.trained_length or longest, longest=max(reach.lengths))
 
 
 @contextmanager

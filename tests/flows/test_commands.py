@@ -12,6 +12,7 @@ COMMANDS = [
     *(["run"], ["runs"], ["artifacts"], ["show"], ["lineage"], ["compare"], ["up"], ["down"], ["deploy"], ["submit"]),
     *(["doctor"], ["checkpoint", "verify"], ["checkpoint", "export"], ["checkpoint", "import"]),
     ["checkpoint", "generate"],
+    ["checkpoint", "long-context"],
 ]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from cupola_trainer import models, optim, passes, runtime
-from cupola_trainer.architecture import Llama3Rope
+from cupola_trainer.architecture import DualChunk, LengthScaling, Llama3Rope, YarnRope
 from cupola_trainer.config import BatchConfig, ModelConfig, MoEConfig, OptimizerConfig, ParallelConfig
 from cupola_trainer.data.batches import training_batches
 from cupola_trainer.layout import validate_layout
@@ -50,6 +50,13 @@ MODELS = {
     "bf16_moe": MOE,
     "capacity": replace(MOE, moe=replace(EXPERTS, capacity_factor=0.8)),
     "llama": replace(DENSE, qkv_bias=False, rope_scaling=Llama3Rope(original_max_position_embeddings=16)),
+    "dual_chunk": replace(
+        DENSE,
+        rope_scaling=YarnRope(factor=2.0, original_max_position_embeddings=8),
+        dual_chunk=DualChunk(chunk_size=12, local_window=4),
+        length_scaling=LengthScaling(original_max_position_embeddings=8),
+    ),
+    "logn": replace(DENSE, length_scaling=LengthScaling(original_max_position_embeddings=8), attention_windows=(6, 12)),
     "gemma2": replace(
         DENSE,
         head_dim=24,
@@ -103,6 +110,11 @@ LAYOUTS = {
     "capacity cp2": ParallelConfig(cp=2),
     "llama one process": ParallelConfig(),
     "llama tp2 sp": ParallelConfig(tp=2, sp=True),
+    "dual_chunk one process": ParallelConfig(),
+    "dual_chunk tp2 sp": ParallelConfig(tp=2, sp=True),
+    "dual_chunk pp2 vp2": ParallelConfig(pp=2, vp=2),
+    "logn one process": ParallelConfig(),
+    "logn cp2": ParallelConfig(cp=2),
     "gemma2 one process": ParallelConfig(),
     "gemma2 tp2 sp": ParallelConfig(tp=2, sp=True),
     "gemma2 pp2 vp2": ParallelConfig(pp=2, vp=2),

@@ -10,7 +10,7 @@ import pytest
 
 from cupola_platform.errors import ConfigError, SourceError
 from cupola_trainer import runtime
-from cupola_trainer.config import NextTokenData, ParallelConfig
+from cupola_trainer.config import BatchConfig, NextTokenData, ParallelConfig
 from cupola_trainer.data.tokens import build
 
 LENGTH = 64
@@ -100,7 +100,9 @@ def test_documents_in_one_row_are_learnt_as_if_each_were_alone(tokens_folder: Pa
 
     def objective(reset: bool) -> NextTokenObjective:
         data = NextTokenData(tokens=tokens_folder, reset_at_documents=reset)
-        return NextTokenObjective(data, sequence_length=length, samples=1, seed=0, cache=tmp_path / str(reset))
+        return NextTokenObjective(
+            data, batch=BatchConfig(sequence_length=length), samples=1, seed=0, cache=tmp_path / str(reset)
+        )
 
     def total(chosen: NextTokenObjective, stream: list[int]) -> tuple[float, float]:
         padded = np.array(stream + [0] * (length + 1 - len(stream)))

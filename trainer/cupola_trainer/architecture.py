@@ -133,6 +133,49 @@ class Llama3Rope:
     """Longest sequence before the stretch."""
 
 
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DualChunk:
+    """Dual chunk attention (An et al. 2024; Qwen2 technical report, section 2.2.1): positions that never leave a chunk.
+
+    Keys count from the beginning of their chunk of `chunk_size - local_window` tokens. Queries do too where they read their own
+    chunk; they stand beyond it where they read the one before, and at the chunk size where they read older ones.
+    """
+
+    chunk_size: int = Field(ge=2)
+    """Largest distance between a query and a key as RoPE sees it; at most the length that the model was trained at."""
+
+    local_window: int = Field(default=0, ge=0)
+    """Tokens back that always keep their true distance, also across chunks. 0: distances to the chunk before are cut off at once."""
+
+    @property
+    def stride(self) -> int:
+        """Tokens of one chunk."""
+        return self.chunk_size - self.local_window
+
+    @model_validator(mode="after")
+    def _window_fits(self) -> "DualChunk":
+        if self.local_window > self.chunk_size // 2:
+            raise ValueError(
+                f"local_window={self.local_window} is more than half of chunk_size={self.chunk_size}: it would reach "
+                f"beyond the chunk before. Try local_window={self.chunk_size // 4}."
+            )
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class LengthScaling:
+    """Queries past the trained length are made longer, so that attention stays as sharp over more keys.
+
+    A query at the n-th place of its row, n > L = `original_max_position_embeddings`, is multiplied by log n / log L (`logn`:
+    Qwen technical report, section 2.3) or by 0.1 ln(n / L) + 1 (`yarn`: YaRN's, as Qwen2.5-1M has it with dual chunks).
+    """
+
+    type: Literal["logn", "yarn"] = "logn"
+
+    original_max_position_embeddings: int = Field(ge=2)
+    """Longest sequence in training: up to it, queries stay as they are."""
+
+
 RopeScaling = Annotated[LinearRope | DynamicRope | YarnRope | Llama3Rope, Field(discriminator="type")]
 
 
@@ -172,6 +215,12 @@ class ModelConfig:
 
     rope_scaling: RopeScaling | None = None
     """How RoPE is stretched past the length that it was trained at; none for not at all."""
+
+    dual_chunk: DualChunk | None = None
+    """Dual chunk attention; none for plain attention."""
+
+    length_scaling: LengthScaling | None = None
+    """How queries grow past the length that was trained; none for not at all."""
 
     attention_windows: tuple[Annotated[int, Field(ge=1)] | None, ...] = ()
     """Tokens that a layer's queries see back, themselves included; null for all. One entry a layer, or a pattern that
@@ -219,6 +268,16 @@ class ModelConfig:
         """Tokens that the queries of a layer (from 0) see back; None for all."""
         return self.attention_windows[layer % len(self.attention_windows)] if self.attention_windows else None
 
+    @property
+    def relative_within(self) -> int | None:
+        """Longest row in which attention knows distances alone, so that several texts can share it; None for any row.
+
+        Dual chunks and length scaling count from a row's beginning.
+        """
+        limits = [self.dual_chunk.stride] if self.dual_chunk else []
+        limits += [self.length_scaling.original_max_position_embeddings] if self.length_scaling else []
+        return min(limits, default=None)
+
     @model_validator(mode="after")
     def _shapes(self) -> "ModelConfig":
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
@@ -247,9 +306,12 @@ class ModelConfig:
         scaling = self.rope_scaling
         if isinstance(scaling, YarnRope | DynamicRope):
             longest = int(scaling.factor * scaling.original_max_position_embeddings)
-            if self.max_position_embeddings > longest:
+            name, reached = "max_position_embeddings", self.max_position_embeddings
+            if self.dual_chunk:
+                name, reached = "dual_chunk.chunk_size", self.dual_chunk.chunk_size
+            if reached > longest:
                 raise ValueError(
-                    f"max_position_embeddings={self.max_position_embeddings} is beyond what {scaling.type} allows: factor x "
+                    f"{name}={reached} is beyond what {scaling.type} allows: factor x "
                     f"original_max_position_embeddings = {longest}. Raise rope_scaling.factor, or shorten the sequences."
                 )
         if isinstance(scaling, Llama3Rope) and scaling.high_freq_factor <= scaling.low_freq_factor:
@@ -261,5 +323,20 @@ class ModelConfig:
             raise ValueError(
                 f"attention_windows has {len(self.attention_windows)} entries for num_layers={self.num_layers}. "
                 "Give one a layer, or a shorter pattern that repeats."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _chunks(self) -> "ModelConfig":
+        others = {
+            "rope_scaling of type dynamic": isinstance(self.rope_scaling, DynamicRope),
+            "attention_windows": any(self.attention_windows),
+            "attn_logit_softcapping": self.attn_logit_softcapping is not None,
+        }
+        clash = next((name for name, given in others.items() if given), None)
+        if self.dual_chunk and clash:
+            raise ValueError(
+                f"dual_chunk with {clash}: dual chunks keep every distance within chunk_size and read all tokens by "
+                f"plain softmax. Leave one of them out."
             )
         return self

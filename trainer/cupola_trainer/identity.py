@@ -23,7 +23,7 @@ def data_identity(job: TrainJob) -> dict[str, Any]:
         "sequence_length": job.batch.sequence_length,
         "samples": job.steps * job.batch.global_batch_size,
     }
-    return json.loads(json.dumps(settings | content | order))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(settings | content | order, default=dataclasses.asdict))  # type: ignore[no-any-return]
 
 
 def check_resumable(checkpoints: Path, model: ModelConfig, data: dict[str, Any]) -> None:

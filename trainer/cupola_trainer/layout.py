@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.config import BatchConfig, ModelConfig, ParallelConfig
+from cupola_trainer.config import BatchConfig, LengthSchedule, ModelConfig, ParallelConfig
 
 
 def validate_layout(
@@ -13,11 +13,15 @@ def validate_layout(
     *,
     objective: str = "next_token",
     reset_at_documents: bool = False,
+    pack: bool = False,
+    lengths: LengthSchedule | None = None,
     ranks: int | None = None,
 ) -> None:
     """Refuse a layout in which this model, these batches or this objective cannot be trained.
 
     Args:
+        pack: whether rows hold several conversations that each see themselves only.
+        lengths: what the rows of a batch are cut into; none for nothing shorter.
         ranks: processes that the launcher has; none to leave them unchecked.
 
     Raises:
@@ -29,6 +33,11 @@ def validate_layout(
     _check_experts(model, parallel)
     if batch:
         _check_batch(model, parallel, batch)
+    if batch and lengths:
+        _check_lengths(lengths, parallel, batch)
+    _check_chunks(model, parallel)
+    if batch and (reset_at_documents or pack):
+        _check_packing(model, batch, "reset_at_documents" if reset_at_documents else "pack")
     if reset_at_documents and parallel.cp > 1:
         raise ConfigError(
             f"reset_at_documents with cp={parallel.cp}: attention over context-parallel ranks takes no mask. Use cp=1."
@@ -106,6 +115,44 @@ def _check_batch(model: ModelConfig, parallel: ParallelConfig, batch: BatchConfi
         raise ConfigError(
             f"{passes} micro-batches are not a multiple of pp={parallel.pp}, as the interleaved schedule needs. "
             f"Try global_batch_size={batch.micro_batch_size * parallel.dp * _next(passes, parallel.pp)}."
+        )
+
+
+def _check_lengths(lengths: LengthSchedule, parallel: ParallelConfig, batch: BatchConfig) -> None:
+    for phase in lengths.phases:
+        if batch.sequence_length % phase.sequence_length:
+            raise ConfigError(
+                f"a phase of {phase.sequence_length} tokens does not divide sequence_length={batch.sequence_length}, and rows "
+                f"are cut into whole sequences. Try {_nearest_divisor(batch.sequence_length, phase.sequence_length)}."
+            )
+        shortest = lengths.lengths(phase.sequence_length)[-1]
+        unit = 2 * parallel.cp * parallel.tp if parallel.cp > 1 else parallel.tp if parallel.sp else 1
+        if shortest % unit:
+            raise ConfigError(
+                f"sequences of {shortest} tokens do not divide among cp={parallel.cp} and tp={parallel.tp} ranks. "
+                f"Raise lengths.shortest, or use lengths that are multiples of {unit}."
+            )
+
+
+def _nearest_divisor(value: int, near: int) -> int:
+    return min(_divisors(value), key=lambda size: abs(size - near))
+
+
+def _check_chunks(model: ModelConfig, parallel: ParallelConfig) -> None:
+    if model.dual_chunk and parallel.cp > 1:
+        raise ConfigError(
+            f"dual_chunk with cp={parallel.cp}: context-parallel ranks hold pieces of several chunks. Use cp=1; dual chunk "
+            "attention needs memory linear in the length only."
+        )
+
+
+def _check_packing(model: ModelConfig, batch: BatchConfig, option: str) -> None:
+    alone = model.relative_within
+    if alone and batch.sequence_length > alone:
+        raise ConfigError(
+            f"{option}=true with sequence_length={batch.sequence_length}: dual_chunk and length_scaling count from a row's "
+            f"beginning, so that beyond {alone} tokens texts that share a row would not be as they are alone. "
+            f"Use {option}=false, or sequence_length={alone}."
         )
 
 

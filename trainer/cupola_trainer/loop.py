@@ -21,6 +21,7 @@ from cupola_trainer.faults import Monitor, Rollback, Rollbacks
 from cupola_trainer.identity import check_architecture, check_resumable, check_tokenizer, data_identity
 from cupola_trainer.keeping import Keeper, step_folder
 from cupola_trainer.layout import validate_layout
+from cupola_trainer.long_context import stretch
 from cupola_trainer.metrics import MetricsWriter, train_results
 from cupola_trainer.models.router import take_expert_load
 from cupola_trainer.objectives import Objective, build_objective
@@ -71,6 +72,8 @@ def begin(job: TrainJob) -> "Run":
         job.batch,
         objective=job.data.objective,
         reset_at_documents=getattr(job.data, "reset_at_documents", False),
+        pack=getattr(job.data, "pack", False) and job.parallel.cp == 1,
+        lengths=getattr(job.data, "lengths", None),
         ranks=runtime.world_size(),
     )
     if job.initial and job.model:
@@ -82,6 +85,8 @@ def begin(job: TrainJob) -> "Run":
     check_resumable(job.output / "checkpoints", model, {} if job.allow_data_change else data)
     objective = build_objective(job, tokenizer)
     chunks = models.build(model, job.parallel, seed=job.seed, dtype=runtime.dtype(job.precision))
+    for chunk in chunks:  # pipeline stages then tell each other each micro-batch's shape
+        chunk.config.variable_seq_lengths = getattr(job.data, "lengths", None) is not None
     if job.initial:
         checkpoint.load_weights(job.initial, chunks)
     trainee = optim.build(chunks, job.parallel, job.optimizer, job.steps)
@@ -290,6 +295,12 @@ def _clear_heartbeats(output: Path) -> None:
 
 def _model_and_tokenizer(job: TrainJob) -> tuple[ModelConfig, Path | None]:
     model = job.model or (checkpoint.read_model(job.initial) if job.initial else None)
+    if model and job.positions:
+        if job.model:
+            raise ConfigError(
+                "the job names a model and a change of positions: a change is made to a checkpoint. Give one."
+            )
+        model = stretch(model, job.positions, job.batch.sequence_length)
     if model is None:
         raise ConfigError("the job names neither a model nor an initial checkpoint. Give one of them.")
     if not model.vocab_size:

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from cupola_flows.cli import artifacts, checkpoint, layouts, run, services
+from cupola_flows.cli import artifacts, checkpoint, layouts, long_context, run, services
 from cupola_flows.services import NO_TELEMETRY
 from cupola_platform.errors import CupolaError
 
@@ -22,6 +22,7 @@ run.register(app)
 artifacts.register(app)
 layouts.register(app)
 services.register(app)
+long_context.register(checkpoint.app)
 app.add_typer(checkpoint.app, name="checkpoint")
 
 

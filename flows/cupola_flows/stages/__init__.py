@@ -3,7 +3,7 @@
 A field named in `takes` holds the name of another stage, or `artifact:ID` for what the registry already has. Left out,
 it means the nearest earlier stage that gives what is needed.
 
-base.py  pretraining.py  posttraining.py  deciding.py: a class a stage; here, how a recipe tells them apart.
+base.py  pretraining.py  long_context.py  posttraining.py  deciding.py: a class a stage; here, how a recipe tells them apart.
 """
 
 from typing import Annotated
@@ -12,6 +12,7 @@ from pydantic import Field
 
 from cupola_flows.stages.base import Stage, TrainStage
 from cupola_flows.stages.deciding import EvaluateStage, PromoteStage
+from cupola_flows.stages.long_context import LongContextStage
 from cupola_flows.stages.posttraining import ConversationsStage, DpoStage, PreferencesStage, SftStage
 from cupola_flows.stages.pretraining import PrepareStage, PretrainStage, UpcycleStage
 
@@ -23,6 +24,7 @@ __all__ = [
     "ConversationsStage",
     "DpoStage",
     "EvaluateStage",
+    "LongContextStage",
     "PreferencesStage",
     "PrepareStage",
     "PretrainStage",
@@ -38,6 +40,7 @@ AnyStage = Annotated[
     PrepareStage
     | PretrainStage
     | UpcycleStage
+    | LongContextStage
     | ConversationsStage
     | SftStage
     | PreferencesStage
@@ -51,6 +54,7 @@ KINDS: tuple[str, ...] = (
     "prepare",
     "pretrain",
     "upcycle",
+    "long_context",
     "conversations",
     "sft",
     "preferences",

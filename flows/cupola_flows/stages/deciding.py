@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from cupola_flows.stages.base import Stage
-from cupola_trainer.config import ParallelConfig
+from cupola_trainer.config import LongContextConfig, ParallelConfig
 
 
 class EvaluateStage(Stage):
@@ -34,6 +34,8 @@ class EvaluateStage(Stage):
     max_new_tokens: int = Field(default=32, ge=1)
     sample_prompts: tuple[str, ...] = ()
     """Plain texts that each checkpoint continues, greedily, to be read by people."""
+    long_context: LongContextConfig | None = None
+    """How far each checkpoint reads: loss by position and needles; none to leave it unmeasured."""
     layout: ParallelConfig = Field(default_factory=ParallelConfig)
 
 

@@ -5,12 +5,14 @@ misspelt key is refused, and the JSON schema carries each field's docstring. Not
 
 training.py   layout, optimizer, batches, checkpoints, faults
 data.py       one class an objective
+lengths.py    long context: positions and lengths
 jobs.py       the jobs
 """
 
 from cupola_trainer.architecture import STRICT, ModelConfig, MoEConfig
 from cupola_trainer.config.data import DpoData, NextTokenData, SftData, TrainingData
 from cupola_trainer.config.jobs import JOB, EvaluateJob, Job, SampleJob, TrainJob, UpcycleJob, read_job, write_job
+from cupola_trainer.config.lengths import LengthPhase, LengthSchedule, LongContextConfig, PositionChange
 from cupola_trainer.config.training import (
     BatchConfig,
     CheckpointConfig,
@@ -28,11 +30,15 @@ __all__ = [
     "EvaluateJob",
     "FaultConfig",
     "Job",
+    "LengthPhase",
+    "LengthSchedule",
+    "LongContextConfig",
     "MoEConfig",
     "ModelConfig",
     "NextTokenData",
     "OptimizerConfig",
     "ParallelConfig",
+    "PositionChange",
     "SampleJob",
     "SftData",
     "TrainJob",

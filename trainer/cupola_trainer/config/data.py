@@ -7,6 +7,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from cupola_trainer.architecture import STRICT
+from cupola_trainer.config.lengths import LengthSchedule
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -23,6 +24,9 @@ class NextTokenData:
 
     reset_at_documents: bool = False
     """Each document sees only itself: attention ends, and positions begin, at its borders. Off: sequences run across."""
+
+    lengths: LengthSchedule | None = None
+    """Sequences of several lengths, step by step; none for `batch.sequence_length` alone."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from cupola_trainer.architecture import STRICT, ModelConfig, MoEConfig
 from cupola_trainer.config.data import TrainingData
+from cupola_trainer.config.lengths import LongContextConfig, PositionChange
 from cupola_trainer.config.training import (
     BatchConfig,
     CheckpointConfig,
@@ -29,6 +30,8 @@ class TrainJob:
     """Shape of a new model; none to take the initial checkpoint's."""
     initial: Path | None = None
     """Checkpoint folder whose weights (not optimizer) to start from; none for random weights."""
+    positions: PositionChange | None = None
+    """What the initial checkpoint's positions become; none to leave them. Not with `model`."""
     tokenizer: Path | None = None
     """Tokenizer folder to keep with a new model's checkpoints; none to take the initial checkpoint's."""
     steps: int = Field(ge=1)
@@ -122,6 +125,8 @@ class EvaluateJob:
     max_new_tokens: int = Field(default=32, ge=1)
     sample_prompts: tuple[str, ...] = ()
     """Plain texts that each checkpoint continues, greedily, to be read by people."""
+    long_context: LongContextConfig | None = None
+    """How far each checkpoint reads; none to leave it unmeasured."""
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
 
 

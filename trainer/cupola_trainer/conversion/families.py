@@ -47,6 +47,11 @@ def family(model: ModelConfig) -> str:
     if missed[nearest]:
         wrong = ", ".join(f"{trait}={traits[trait]!r}" for trait in missed[nearest])
         raise ConfigError(f"transformers has no such model: its {nearest} cannot have {wrong}. It cannot be exported.")
+    if model.length_scaling and (model.length_scaling.type != "yarn" or not model.dual_chunk):
+        raise ConfigError(
+            f"config.json has no words for length_scaling of type {model.length_scaling.type} "
+            f"{'with' if model.dual_chunk else 'without'} dual_chunk. It cannot be exported."
+        )
     if traits["windows"] > 1:
         raise ConfigError("transformers has one window for all layers that have any; this model has several sizes.")
     return nearest
@@ -97,7 +102,7 @@ def to_config(model: ModelConfig, *, dtype: str, bos: int | None, eos: int | Non
         "pad_token_id": pad,
     }
     own = {"qwen2": _windows, "qwen2_moe": _mixture, "llama": _llama, "gemma2": _gemma2}
-    return config | own[name](model)
+    return config | own[name](model) | _dual_chunk(model)
 
 
 def _rope_parameters(model: ModelConfig) -> dict[str, Any]:
@@ -105,6 +110,16 @@ def _rope_parameters(model: ModelConfig) -> dict[str, Any]:
     parameters: dict[str, Any] = {"rope_type": scaling.type if scaling else "default", "rope_theta": model.rope_theta}
     entries = {name: getattr(scaling, name) for name in ROPES[parameters["rope_type"]]}
     return parameters | {name: value for name, value in entries.items() if value is not None}
+
+
+def _dual_chunk(model: ModelConfig) -> dict[str, Any]:
+    """As Qwen2.5-1M's config.json has it: vLLM reads it; transformers does not, and attends plainly."""
+    chunk, scaling = model.dual_chunk, model.length_scaling
+    if chunk is None:
+        return {}
+    entries = {"chunk_size": chunk.chunk_size, "local_size": chunk.local_window}
+    grown = {"original_max_position_embeddings": scaling.original_max_position_embeddings} if scaling else {}
+    return {"dual_chunk_attention_config": entries | grown}
 
 
 def _windows(model: ModelConfig) -> dict[str, Any]:

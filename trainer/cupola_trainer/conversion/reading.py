@@ -35,7 +35,7 @@ def from_config(config: Mapping[str, Any]) -> ModelConfig:
         if (full.get(key, value) or value) != value:
             raise ConfigError(f"config.json: {key}={full[key]!r} is not supported. Only {value!r} is.")
     try:
-        return ModelConfig(**_common(full) | _own(family, full) | _rope(full))
+        return ModelConfig(**_common(full) | _own(family, full) | _rope(full) | _dual_chunk(full))
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"config.json: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
@@ -106,6 +106,20 @@ def _windows(full: dict[str, Any]) -> tuple[int | None, ...]:
     windows = tuple(size if kind == "sliding_attention" else None for kind in types)
     patterns = (windows[:length] for length in range(1, len(windows) + 1))
     return next(pattern for pattern in patterns if windows == (pattern * len(windows))[: len(windows)])
+
+
+def _dual_chunk(full: dict[str, Any]) -> dict[str, Any]:
+    """As Qwen2.5-1M has it; queries grow past `original_max_position_embeddings`, where it is given."""
+    given = dict(full.get("dual_chunk_attention_config") or {})
+    if not given:
+        return {}
+    read: dict[str, Any] = {}
+    if trained := given.pop("original_max_position_embeddings", 0):
+        read["length_scaling"] = {"type": "yarn", "original_max_position_embeddings": trained}
+    chunk = {"chunk_size": given.pop("chunk_size", None), "local_window": given.pop("local_size", None)}
+    if given:
+        raise ConfigError(f"config.json: dual_chunk_attention_config.{min(given)} is not supported.")
+    return read | {"dual_chunk": chunk}
 
 
 def _rope(full: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from cupola_platform.errors import ConfigError
 from cupola_trainer import models, runtime
 from cupola_trainer.checkpoint import read_model
 from cupola_trainer.config import EvaluateJob
-from cupola_trainer.evaluation import answers, likelihood
+from cupola_trainer.evaluation import answers, likelihood, long_context
 from cupola_trainer.evaluation.answers import Question
 from cupola_trainer.evaluation.likelihood import Heldout
 from cupola_trainer.reporting import Report
@@ -55,7 +55,7 @@ def _measure(
 ) -> dict[str, Any]:
     loaded = load(folder, job.parallel)
     _check_tokenizer(folder, loaded, tokenizer)
-    window = min(job.window or loaded.model.max_position_embeddings, loaded.model.max_position_embeddings)
+    window = _window(job, folder, loaded.model.max_position_embeddings)
     end = tokenizer.convert_tokens_to_ids(likelihood.END_OF_DOCUMENT)
     fit = likelihood.likelihood(loaded.chunks, heldout, window=window, end=end)
     said = answers.answer(loaded, questions, job.max_new_tokens)
@@ -68,7 +68,22 @@ def _measure(
         "heldout_tokens": fit.tokens,
         **scored,
         "generations": generations,
+        **({"long_context": _reach(job, folder, heldout)} if job.long_context else {}),
     }
+
+
+def _window(job: EvaluateJob, folder: Path, longest: int) -> int:
+    if job.window and job.window > longest:
+        raise ConfigError(
+            f"window={job.window} is more than the longest sequence of {folder}, max_position_embeddings={longest}. "
+            f"Use window={longest}, or leave it out."
+        )
+    return job.window or longest
+
+
+def _reach(job: EvaluateJob, folder: Path, heldout: Heldout) -> dict[str, Any]:
+    assert job.long_context is not None
+    return long_context.measure(folder, job.parallel, heldout.stream(), job.long_context, seed=job.seed)
 
 
 def _check_tokenizer(folder: Path, loaded: Loaded, tokenizer: Any) -> None:

@@ -39,6 +39,10 @@ class Heldout:
     def tokens(self) -> int:
         return sum(map(len, self.documents))
 
+    def stream(self) -> Tokens:
+        """The documents one after another."""
+        return np.concatenate(self.documents)
+
 
 @dataclass(frozen=True, slots=True)
 class Likelihood:

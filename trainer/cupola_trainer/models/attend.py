@@ -1,4 +1,4 @@
-"""Scaled dot-product attention with what the families add to it: windows, and soft-capped scores."""
+"""Scaled dot-product attention with what is added to it: windows, soft-capped scores, longer queries, dual chunks."""
 
 import math
 from dataclasses import dataclass
@@ -9,14 +9,16 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from cupola_trainer import runtime
+from cupola_trainer.architecture import LengthScaling
 from cupola_trainer.kernels.causal_attention import causal_attention
 from cupola_trainer.models.decoder_config import DecoderConfig
+from cupola_trainer.models.dual_chunks import DualChunks
 
 SHORT = 512
 """The longest sequence whose scores are kept for backward: they take as much memory as the layer's activations."""
 
 BLOCK = 512
-"""Queries whose scores soft-capped attention holds at a time."""
+"""Queries whose scores soft-capped attention holds at a time, and for which windowed attention has a mask."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,26 @@ class Attend:
     window: int | None = None
     """Tokens that a query sees back, itself included."""
 
+    length_scaling: LengthScaling | None = None
+    """How queries past the trained length grow."""
+
+    dual_chunks: DualChunks | None = None
+    """How keys of several chunks are read."""
+
     @classmethod
     def of(cls, config: DecoderConfig, layer_number: int) -> "Attend":
         """Of one layer, counted from 1 over the whole model, as Megatron counts."""
         windows = config.attention_windows
         window = windows[(layer_number - 1) % len(windows)] if windows else None
-        return cls(config.softmax_scale, config.attn_logit_softcapping, window)
+        chunks = None
+        if config.dual_chunk:
+            chunks = DualChunks(config.dual_chunk, config.inverse_frequencies, config.softmax_scale)
+        return cls(config.softmax_scale, config.attn_logit_softcapping, window, config.length_scaling, chunks)
+
+    @property
+    def needs_positions(self) -> bool:
+        """Whether it matters where in its row a token stands, and not only how far from others."""
+        return self.length_scaling is not None or self.dual_chunks is not None
 
     def __call__(
         self,
@@ -51,8 +67,15 @@ class Attend:
 
         Args:
             visible: [q, k] or [b, 1, q, k], True where a query may look; none for causal.
-            positions: of queries [q] and keys [k]; none where keys are in order and the queries are the last of them.
+            positions: of queries [q] or [b, q] and keys [k] or [b, k]; none where keys are in order and the queries are the
+                last of them.
         """
+        if self.length_scaling:
+            query = query * self._growth(query, key, positions)
+        if self.dual_chunks and key.size(2) > self.dual_chunks.chunk.stride:
+            return self.dual_chunks(query, key, value, visible, positions)
+        if self._in_windows(query, key, visible, positions):
+            return self._windowed(query, key, value)
         visible = self._mask(query.size(2), key.size(2), query.device, visible, positions)
         if self.softcap is not None:
             return self._softcapped(query, key, value, visible)
@@ -73,6 +96,38 @@ class Attend:
         fits = 1 < query.size(2) == key.size(2) <= SHORT
         return fits and query.dtype is torch.float32 and not runtime.has_fused_kernels()
 
+    def _in_windows(
+        self, query: Tensor, key: Tensor, visible: Tensor | None, positions: tuple[Tensor, Tensor] | None
+    ) -> bool:
+        """Whether a mask of the whole sequence can be spared."""
+        plain = self.softcap is None and visible is None and positions is None
+        return plain and self.window is not None and query.size(2) == key.size(2) > max(self.window, BLOCK)
+
+    def _windowed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Block by block of queries, each over the keys that its window reaches: memory linear in the length."""
+        assert self.window is not None
+        back, length = self.window - 1, key.size(2)
+        order = torch.arange(BLOCK + back, device=key.device)
+        distance = (
+            back + order[:BLOCK, None] - order
+        )  # from a block's queries to the keys that begin a window before it
+        seen = (distance >= 0) & (distance <= back)
+        outputs = []
+        for start in range(0, length, BLOCK):
+            first, end = max(0, start - back), min(start + BLOCK, length)
+            skipped = first - (start - back)  # keys before the sequence's beginning
+            outputs.append(
+                F.scaled_dot_product_attention(
+                    query[:, :, start:end],
+                    key[:, :, first:end],
+                    value[:, :, first:end],
+                    attn_mask=seen[: end - start, skipped : skipped + end - first],
+                    scale=self.scale,
+                    enable_gqa=query.size(1) != key.size(1),
+                )
+            )
+        return torch.cat(outputs, dim=2)
+
     def _mask(
         self,
         queries: int,
@@ -89,9 +144,23 @@ class Attend:
             return None
         order = torch.arange(keys, device=device)
         of_queries, of_keys = positions or (order[keys - queries :], order)
-        distance = of_queries[:, None] - of_keys  # [q, k]
+        distance = of_queries[..., :, None] - of_keys[..., None, :]  # [q, k] or [b, q, k]
+        distance = distance[:, None] if distance.dim() == 3 else distance
         visible = distance >= 0 if visible is None else visible
         return visible if self.window is None else visible & (distance < self.window)
+
+    def _growth(self, query: Tensor, key: Tensor, positions: tuple[Tensor, Tensor] | None) -> Tensor:
+        """What queries are multiplied with: [q, 1], or [b, 1, q, 1] where rows differ."""
+        assert self.length_scaling is not None
+        trained = self.length_scaling.original_max_position_embeddings
+        last = torch.arange(key.size(2) - query.size(2), key.size(2), device=query.device)
+        places = (positions[0] if positions else last) + 1.0
+        if self.length_scaling.type == "logn":
+            growth = places.log() / math.log(trained)
+        else:
+            growth = 0.1 * (places / trained).log() + 1
+        growth = growth.clamp(min=1)[..., None].to(query.dtype)
+        return growth[:, None] if growth.dim() == 3 else growth
 
     def _softcapped(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:
         """Block by block of queries, each computed again in backward: memory linear in the length."""

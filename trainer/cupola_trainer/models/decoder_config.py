@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from megatron.core.transformer import TransformerConfig
 
+from cupola_trainer.architecture import DualChunk, LengthScaling
+
 
 @dataclass
 class DecoderConfig(TransformerConfig):
@@ -12,3 +14,7 @@ class DecoderConfig(TransformerConfig):
     attention_windows: tuple[int | None, ...] = ()
     attn_logit_softcapping: float | None = None
     post_norm: bool = False
+    length_scaling: LengthScaling | None = None
+    dual_chunk: DualChunk | None = None
+    inverse_frequencies: tuple[float, ...] = ()
+    """RoPE's, in radians per position; only with dual chunks, which turn queries further."""

@@ -65,7 +65,7 @@ def _llama3(plain: Tensor, scaling: Llama3Rope) -> Tensor:
 
 
 class Rotary(RotaryEmbedding):
-    """Megatron's rotary embedding, with any of the scalings."""
+    """Megatron's rotary embedding, with any of the scalings. With dual chunks, positions begin anew in each."""
 
     def __init__(self, model: ModelConfig, cp_group: Any) -> None:
         super().__init__(
@@ -74,11 +74,17 @@ class Rotary(RotaryEmbedding):
         self.model = model
 
     def get_freqs_non_repeated(self, max_seq_len: int, offset: int = 0) -> Tensor:
-        positions = torch.arange(max_seq_len, device=self.inv_freq.device, dtype=torch.float32) + offset
+        places = torch.arange(max_seq_len, device=self.inv_freq.device) + offset
+        positions = self._within_chunk(places).float()
         return torch.outer(positions, inverse_frequencies(self.model, max_seq_len).to(positions.device))
 
     def at(self, positions: Tensor) -> Tensor:
         """Angles of whole numbers of positions [b, s], each row a sequence that ends at its largest: [b, s, head_dim]."""
         frequencies = inverse_frequencies(self.model, positions.amax(dim=1) + 1).to(positions.device)
-        angles = positions[..., None] * (frequencies[:, None] if frequencies.dim() == 2 else frequencies)
+        angles = self._within_chunk(positions)[..., None] * (
+            frequencies[:, None] if frequencies.dim() == 2 else frequencies
+        )
         return torch.cat([angles, angles], dim=-1)
+
+    def _within_chunk(self, positions: Tensor) -> Tensor:
+        return positions % self.model.dual_chunk.stride if self.model.dual_chunk else positions

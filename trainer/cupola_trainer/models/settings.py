@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cupola_trainer.config import ModelConfig, MoEConfig, ParallelConfig
-from cupola_trainer.models.rope import attention_factor
+from cupola_trainer.models.rope import attention_factor, inverse_frequencies
 from cupola_trainer.runtime import expert_tensor_parallel_size
 
 
@@ -36,6 +36,9 @@ def settings(model: ModelConfig, parallel: ParallelConfig) -> dict[str, Any]:
         "softmax_scale": softmax_scale(model),
         "attn_logit_softcapping": model.attn_logit_softcapping,
         "attention_windows": model.attention_windows,
+        "length_scaling": model.length_scaling,
+        "dual_chunk": model.dual_chunk,
+        "inverse_frequencies": tuple(inverse_frequencies(model).tolist()) if model.dual_chunk else (),
         "ffn_hidden_size": model.ffn_hidden_size,
         "add_bias_linear": False,
         "add_qkv_bias": model.qkv_bias,

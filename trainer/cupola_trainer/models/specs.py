@@ -48,7 +48,8 @@ def _final_norm() -> type:
 
 def _transformer_engine_layer(config: DecoderConfig) -> ModuleSpec:
     spec = get_gpt_layer_with_transformer_engine_spec(num_experts=config.num_moe_experts, moe_grouped_gemm=False)
-    if config.attention_windows or config.attn_logit_softcapping:  # its attention has one window, and no soft-capping
+    own = (config.attention_windows, config.attn_logit_softcapping, config.dual_chunk, config.length_scaling)
+    if any(own):  # its attention has one window, and nothing of the others
         spec.submodules.self_attention.submodules.core_attention = TorchAttention
     if config.num_moe_experts:
         spec.submodules.sharded_state_dict_keys_map = {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}

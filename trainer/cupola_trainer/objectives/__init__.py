@@ -68,7 +68,7 @@ def build_objective(job: TrainJob, tokenizer: Path | None) -> Objective:
 
         samples = job.steps * job.batch.global_batch_size
         cache = job.output / "index"
-        return NextTokenObjective(job.data, sequence_length=length, samples=samples, seed=job.seed, cache=cache)
+        return NextTokenObjective(job.data, batch=job.batch, samples=samples, seed=job.seed, cache=cache)
     if tokenizer is None:
         raise ConfigError(
             f"the objective {job.data.objective} needs a tokenizer: name its folder, or an initial checkpoint."

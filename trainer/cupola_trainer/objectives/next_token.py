@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cupola_trainer.config import NextTokenData
+from cupola_trainer.config import BatchConfig, NextTokenData
 from cupola_trainer.data import tokens
+from cupola_trainer.data.lengths import Lengths, cut
 from cupola_trainer.data.packing import document_segments, hidden
 from cupola_trainer.objectives import Batch, Forward
 
@@ -16,22 +17,25 @@ FIELDS = ("tokens", "labels", "loss_mask", "position_ids")
 
 
 class NextTokenObjective:
-    """Every token of a `tokens` artifact's training shards, cut into sequences across documents."""
+    """Every token of a `tokens` artifact's training shards, cut into sequences across documents: all of one length, or of
+    several by a schedule. Held-out sequences have the full length."""
 
     name = "next_token"
 
-    def __init__(self, data: NextTokenData, *, sequence_length: int, samples: int, seed: int, cache: Path) -> None:
+    def __init__(self, data: NextTokenData, *, batch: BatchConfig, samples: int, seed: int, cache: Path) -> None:
         """
         Raises:
             SourceError: the artifact has too few tokens, or is none.
         """
         self._train, self._heldout = tokens.build(
-            data, sequence_length=sequence_length, samples=samples, seed=seed, cache=cache
+            data, sequence_length=batch.sequence_length, samples=samples, seed=seed, cache=cache
         )
         self._end = tokens.end_of_document(data) if data.reset_at_documents else None
+        self._lengths = Lengths(data.lengths, batch, seed) if data.lengths else None
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
-        return _arrays(self._train[index % len(self._train)])  # past the end only where a rollback has skipped some
+        arrays = _arrays(self._train[index % len(self._train)])  # past the end only where a rollback has skipped some
+        return arrays | {"sequence_length": np.array(self._lengths.of(index))} if self._lengths else arrays
 
     def heldout(self, index: int) -> Mapping[str, np.ndarray] | None:
         return _arrays(self._heldout[index]) if index < len(self._heldout) else None
@@ -39,6 +43,8 @@ class NextTokenObjective:
     def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
         """With `reset_at_documents` no document sees another, nor is learnt from another's end."""
         batch = {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in FIELDS}
+        if "sequence_length" in samples[0]:
+            batch = cut(batch, int(samples[0]["sequence_length"]))
         if self._end is not None:
             segments, ends = document_segments(batch["tokens"], self._end)
             batch["attention_mask"] = hidden(segments)

@@ -40,7 +40,8 @@ class LayerCache:
 
 
 class CachedAttention(torch.nn.Module):
-    """Core attention of new queries over everything in the cache. The mask is True where a query may look."""
+    """Core attention of new queries over everything in the cache. The mask is True where a query may look; none where every
+    row began at the first column."""
 
     def __init__(self, cache: LayerCache, attend: Attend) -> None:
         super().__init__()
@@ -50,8 +51,18 @@ class CachedAttention(torch.nn.Module):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any) -> Tensor:
         """[s, b, heads, head_dim] queries, [s, b, groups, head_dim] keys and values -> [s, b, heads * head_dim]."""
         keys, values = self.cache.append(key, value)
-        out = self.attend(query.permute(1, 2, 0, 3), keys, values, attention_mask)
+        positions = _positions(attention_mask) if attention_mask is not None and self.attend.needs_positions else None
+        out = self.attend(query.permute(1, 2, 0, 3), keys, values, attention_mask, positions)
         return out.permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), -1)
+
+
+def _positions(visible: Tensor) -> tuple[Tensor, Tensor]:
+    """Of queries [b, q] and keys [b, k], where padding on the left is what a row's last query [b, 1, q, k] does not see."""
+    queries, keys = visible.shape[-2:]
+    padding = visible[:, 0, -1].int().argmax(dim=-1)
+    columns = torch.arange(keys, device=visible.device)
+    places = (columns - padding[:, None]).clamp(min=0)
+    return places[:, keys - queries :], places
 
 
 @contextmanager

@@ -33,11 +33,14 @@ def check_layout(parallel: ParallelConfig) -> None:
         )
 
 
-def load(folder: Path, parallel: ParallelConfig) -> Loaded:
+def load(folder: Path, parallel: ParallelConfig, model: ModelConfig | None = None) -> Loaded:
     """A checkpoint's model in evaluation mode. `runtime.start` comes first.
 
     Sequence parallelism is off: decoding has one token a sequence. A dense model takes no expert parallelism, so that
     one layout serves dense checkpoints and mixtures of experts alike.
+
+    Args:
+        model: the checkpoint's, with other positions; none for the checkpoint's own.
 
     Raises:
         ConfigError: see `check_layout`; or the checkpoint has no tokenizer.
@@ -48,7 +51,7 @@ def load(folder: Path, parallel: ParallelConfig) -> Loaded:
         raise ConfigError(
             f"{folder} has no tokenizer: it was imported without one. Import it again from a folder with tokenizer.json."
         )
-    model = checkpoint.read_model(folder)
+    model = model or checkpoint.read_model(folder)
     layout = replace(parallel, sp=False) if model.moe else replace(parallel, sp=False, ep=1, etp=None)
     chunks = models.build(model, layout, seed=None)
     checkpoint.load_weights(folder, chunks)

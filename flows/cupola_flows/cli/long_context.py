@@ -1,0 +1,149 @@
+"""`cupola checkpoint long-context`."""
+
+import json
+import subprocess
+import sys
+from collections import deque
+from contextlib import nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import typer
+from pydantic import TypeAdapter, ValidationError
+from rich.console import Console
+
+from cupola_flows.cli.options import JsonOption, Reference, WorkspaceOption, open_workspace, print_rows
+from cupola_platform.artifacts import Artifact, verify
+from cupola_platform.errors import ConfigError, StageFailedError
+from cupola_platform.workspace import LineageNode, Workspace
+from cupola_trainer.config import LongContextConfig
+from cupola_trainer.evaluation.long_context_page import page, summary
+
+CONFIG = TypeAdapter(LongContextConfig)
+MEASURING = "Measuring"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `cupola checkpoint`."""
+    epilog = "Example: cupola checkpoint long-context champion --method none,yarn,dca --lengths 256,512,1024"
+    app.command("long-context", epilog=epilog)(measure)
+
+
+def measure(
+    reference: Reference,
+    lengths: Annotated[str, typer.Option(metavar="N,...", help="Tokens; losses are taken up to the longest.")],
+    method: Annotated[
+        str, typer.Option(metavar="NAME,...", help="none, linear, yarn, ntk, dca, logn, windows; joined: dca+yarn.")
+    ] = "none,yarn,ntk,dca,logn",
+    trained: Annotated[int | None, typer.Option(help="Length that it was trained at. Default: its stage's.")] = None,
+    max_heldout_tokens: Annotated[
+        int, typer.Option(min=64, help="Tokens of held-out text to take losses of.")
+    ] = 65_536,
+    needles: Annotated[int, typer.Option(min=1, help="Needles for each length and depth.")] = 8,
+    tokens: Annotated[
+        str, typer.Option(metavar="ID", help="Held-out text. Default: the tokens that it was trained on.")
+    ] = "",
+    to: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the picture there, as one HTML page.")] = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """How far a checkpoint reads: loss by position and needles found, with each method past its trained length."""
+    opened = open_workspace(workspace)
+    artifact = opened.resolve(reference)
+    if artifact.kind != "checkpoint":
+        raise ConfigError(
+            f"{artifact.id} is of kind {artifact.kind}, not a checkpoint. See: cupola artifacts --kind checkpoint"
+        )
+    text = _tokens(opened, artifact, tokens)
+    config = _config(
+        {
+            "methods": method.split(","),
+            "lengths": lengths.split(","),
+            "trained_length": trained or _trained(artifact),
+            "needles": needles,
+        }
+    )
+    with TemporaryDirectory(dir=opened.folder("work")) as scratch:
+        settings = Path(scratch) / "config.json"
+        settings.write_bytes(CONFIG.dump_json(config))
+        found = _run(verify(artifact.path), text, settings, max_heldout_tokens, quiet=as_json)
+    if to:
+        to.write_text(page({artifact.id: found}), encoding="utf-8")
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    print_rows(summary(found["methods"]), as_json=False, empty="")
+    print(
+        f"Trained at {found['trained_length']:,} tokens, measured to {found['longest']:,}."
+        + (f" Picture: {to}" if to else "")
+    )
+
+
+def _config(values: dict[str, Any]) -> LongContextConfig:
+    try:
+        return CONFIG.validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = str(first["loc"][0]) if first["loc"] else "options"
+        raise ConfigError(f"--{where}: {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}.") from None
+
+
+def _trained(artifact: Artifact) -> int | None:
+    """The length that the checkpoint's stage trained at, where one did."""
+    length = artifact.manifest.config.get("batch", {}).get("sequence_length")
+    return int(length) if length else None
+
+
+def _tokens(workspace: Workspace, artifact: Artifact, reference: str) -> Artifact:
+    if reference:
+        found = workspace.resolve(reference)
+        if found.kind != "tokens":
+            raise ConfigError(
+                f"--tokens {reference}: {found.id} is of kind {found.kind}. See: cupola artifacts --kind tokens"
+            )
+        return found
+    nearest = _nearest(workspace.lineage(artifact))
+    if nearest is None:
+        raise ConfigError(
+            f"{artifact.id} was made without tokens. Name some: --tokens ID; see cupola artifacts --kind tokens"
+        )
+    return workspace.resolve(nearest.digest)
+
+
+def _nearest(node: LineageNode) -> LineageNode | None:
+    if node.kind == "tokens":
+        return node
+    return next((found for parent in node.parents if (found := _nearest(parent))), None)
+
+
+def _run(checkpoint: Artifact, tokens: Artifact, settings: Path, heldout: int, *, quiet: bool) -> dict[str, Any]:
+    """Measure in another process, which loads torch. It names each method on stderr when it begins with it."""
+    results = settings.with_name("results.json")
+    command = [
+        sys.executable,
+        "-m",
+        "cupola_trainer.evaluation",
+        checkpoint.path,
+        tokens.path,
+        settings,
+        heldout,
+        results,
+    ]
+    console, said = Console(stderr=True), deque[str](maxlen=15)
+    with (
+        subprocess.Popen(
+            [str(each) for each in command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True,
+        ) as running,
+        nullcontext() if quiet else console.status("Loading the checkpoint") as status,
+    ):  # fmt: skip
+        assert running.stderr is not None
+        for line in filter(None, map(str.strip, running.stderr)):
+            said.append(line)
+            if status and line.startswith(MEASURING):
+                status.update(line)
+    if running.returncode:
+        raise ConfigError(said[-1]) if running.returncode == 2 else StageFailedError("\n".join(said))
+    found: dict[str, Any] = json.loads(results.read_text())
+    return found

@@ -1,0 +1,46 @@
+"""`cupola checkpoint long-context`: numbers and a picture of a checkpoint of a recipe, and mistakes in one line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def checkpoint(life: Any) -> str:
+    rows = life.json("artifacts", "--kind", "checkpoint")
+    return str(next(row["id"] for row in rows if row["stage"] == "pretrain"))
+
+
+def test_a_checkpoint_of_a_recipe_is_measured_on_the_text_that_it_was_held_out(
+    life: Any, checkpoint: str, tmp_path: Path
+) -> None:
+    picture = tmp_path / "reach.html"
+    found = life.json(
+        "checkpoint", "long-context", checkpoint, "--method", "none,dca", "--lengths", "64,256", "--needles", "2",
+        "--to", str(picture),
+    )  # fmt: skip
+    assert found["trained_length"] == 128
+    plain, chunked = found["methods"]["none"], found["methods"]["dca"]
+    assert len(plain["loss_by_position"]) == 32
+    assert plain["loss_by_position"][0] == pytest.approx(chunked["loss_by_position"][0])
+    assert plain["loss_past"] != chunked["loss_past"]
+    assert "<svg" in picture.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--method", "nkt", "--lengths", "256"), "method 'nkt' is not known. Known: none, linear, yarn, ntk"),
+        (("--lengths", "many"), "--lengths: 'many': input should be a valid integer"),
+        (("--lengths", "900000"), "tokens, and a length of 900000 needs 900001. Measure shorter lengths"),
+    ],
+)
+def test_a_mistake_is_one_line_with_exit_status_two(
+    life: Any, checkpoint: str, arguments: tuple[str, ...], line: str
+) -> None:
+    done = life("checkpoint", "long-context", checkpoint, *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    [said] = done.stderr.splitlines()
+    assert line in said

@@ -1,0 +1,14 @@
+"""Run by test_lengths.py under torchrun: trains the jobs named on the command line, one after another, in the same processes."""
+
+import sys
+from pathlib import Path
+
+from cupola_trainer import loop, runtime
+from cupola_trainer.config import TrainJob, read_job
+
+if __name__ == "__main__":
+    for path in sys.argv[1:]:
+        job = read_job(Path(path))
+        assert isinstance(job, TrainJob)
+        assert loop.train(job, lambda: False)
+    runtime.stop()

@@ -1,0 +1,29 @@
+"""How long the sequences of a micro-batch are, and rows cut to that length."""
+
+import numpy as np
+import torch
+
+from cupola_trainer.config import BatchConfig, LengthSchedule
+from cupola_trainer.objectives import Batch
+
+
+class Lengths:
+    """A length schedule over a job's samples, which are rows of `batch.sequence_length` tokens."""
+
+    def __init__(self, schedule: LengthSchedule, batch: BatchConfig, seed: int) -> None:
+        self.schedule, self.batch, self.seed = schedule, batch, seed
+
+    def of(self, sample: int) -> int:
+        """Tokens of the sequences that a row is cut into: the same in a whole micro-batch, whatever the layout."""
+        longest = self.schedule.longest_at(sample // self.batch.global_batch_size)
+        shares = self.schedule.token_shares(longest)
+        micro_batch = sample // self.batch.micro_batch_size
+        drawn = np.random.default_rng([self.seed, micro_batch]).choice(len(shares), p=list(shares.values()))
+        return list(shares)[drawn]
+
+
+def cut(batch: Batch, length: int) -> Batch:
+    """Rows of [b, s] tensors cut into sequences of `length`, each with positions of its own: [b * s / length, length]."""
+    shorter = {name: tensor.reshape(-1, length) for name, tensor in batch.items()}
+    rows = shorter["tokens"].size(0)
+    return shorter | {"position_ids": torch.arange(length).expand(rows, -1).contiguous()}
