@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-OFFLINE = {
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # two threads spin for each other wherever something else wants their cores
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "DO_NOT_TRACK": "1",
@@ -13,8 +14,10 @@ OFFLINE = {
 }
 
 
+os.environ.update(ENVIRONMENT)  # before a test module imports torch
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _isolated_environment() -> None:
     for name in [name for name in os.environ if name.startswith(("CUPOLA_", "MLFLOW_", "PREFECT_API_"))]:
         del os.environ[name]
-    os.environ.update(OFFLINE)

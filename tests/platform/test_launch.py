@@ -73,14 +73,20 @@ def gone(pids: list[int], within: float) -> bool:
     return True
 
 
-def test_a_job_runs_to_its_end_with_its_share_of_the_cores(launcher: LocalLauncher, tmp_path: Path) -> None:
+SHARE = str(max(1, len(os.sched_getaffinity(0)) // 2))
+
+
+@pytest.mark.parametrize(("given", "threads"), [("", SHARE), ("3", "3")])
+def test_a_job_runs_to_its_end_with_the_threads_asked_for_or_its_share_of_the_cores(
+    launcher: LocalLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, threads: str
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
     job = launcher.start(
         job_file(tmp_path, "short"), processes=2, log=tmp_path / "logs/log", env={"GREETING": "inside"}
     )
     assert job.wait() == 0
     assert job.poll() == 0
     assert (tmp_path / "logs/log").read_text().count("hello from inside") == 2
-    threads = str(max(1, len(os.sched_getaffinity(0)) // 2))
     assert (tmp_path / "rank-1").read_text().split()[1:] == ["2", threads]
 
 

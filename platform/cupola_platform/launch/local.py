@@ -156,14 +156,14 @@ class LocalLauncher:
         """Start a job; its output is appended to `log`. It ends when this process does.
 
         Args:
-            processes: ranks, each with its share of the cores as threads.
+            processes: ranks, each with OMP_NUM_THREADS threads, or with its share of the cores.
             env: variables for the ranks, over this process's own.
 
         Raises:
             ConfigError: more ranks than this machine runs, or the log cannot be written.
         """
         self.check(processes)
-        threads = str(max(1, cores() // processes))
+        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // processes))
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         command = [sys.executable, tether.__file__, str(os.getpid()), *torchrun, "-m", self.module, str(job_file)]
         return RunningJob(command, {**os.environ, "OMP_NUM_THREADS": threads, **(env or {})}, log)

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer.config import ParallelConfig
+from cupola_trainer.runtime.gloo import share_one_device
 
 T = TypeVar("T")
 
@@ -96,8 +97,9 @@ def _join() -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         backend = "nccl"
     else:
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        share_one_device()
         backend = "gloo"
     if "store" not in _started:
         launched = "MASTER_ADDR" in os.environ
