@@ -76,7 +76,7 @@ def _check_stage(recipe: Recipe, name: str, stage: AnyStage, launcher: LocalLaun
                 model,
                 layout,
                 batch,
-                objective="dpo" if isinstance(stage, DpoStage) else "next_token",
+                objective=stage.kind if isinstance(stage, SftStage | DpoStage) else "next_token",
                 reset_at_documents=isinstance(stage, PretrainStage | LongContextStage) and stage.reset_at_documents,
                 lengths=stage.lengths() if isinstance(stage, LongContextStage) else None,
                 pack=isinstance(stage, SftStage) and stage.pack and layout.cp == 1,

@@ -55,10 +55,12 @@ def write_shard(prefix: Path, documents: list[bytes]) -> dict[str, int]:
 def torchrun() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a script, or a module by "-m" and its name, on several ranks; fails with their output."""
 
-    def launch(ranks: int, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def launch(
+        ranks: int, *arguments: object, check: bool = True, timeout: float = 280
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [*torchrun_command(ranks), *map(str, arguments)],
-            capture_output=True, text=True, timeout=280, env=environment(), check=False,
+            capture_output=True, text=True, timeout=timeout, env=environment(), check=False,
         )  # fmt: skip
         if check and done.returncode:
             pytest.fail(f"torchrun ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")

@@ -1,6 +1,7 @@
 """Run by test_layouts.py under torchrun: trains one small model in many layouts, one after another, in the same processes.
 
-layout_ranks.py OUTPUT.json     all layouts whose world size is the launcher's
+layout_ranks.py OUTPUT.json             all layouts whose world size is the launcher's
+layout_ranks.py OUTPUT.json combined    those of COMBINED
 """
 
 import json
@@ -88,6 +89,8 @@ LAYOUTS = {
     "moe dp2": ParallelConfig(dp=2),
     "moe tp2 sp ep2": ParallelConfig(tp=2, sp=True, ep=2),
     "moe tp2 sp etp2": ParallelConfig(tp=2, sp=True),
+    "moe tp2 sp etp1": ParallelConfig(tp=2, sp=True, etp=1),
+    "moe dp2 etp2": ParallelConfig(dp=2, etp=2),
     "moe pp2": ParallelConfig(pp=2),
     "moe cp2": ParallelConfig(cp=2),
     "moe tp2 sp ep2 dp2": ParallelConfig(tp=2, sp=True, ep=2, dp=2),
@@ -125,6 +128,48 @@ LAYOUTS = {
     "moe full recompute": ParallelConfig(dp=2, ep=2, recompute="full"),
     "moe selective recompute": ParallelConfig(recompute="selective"),
 }
+
+COMBINED = {
+    "dense pp2 vp2 full recompute": ParallelConfig(pp=2, vp=2, recompute="full"),
+    "dense tp2 dp2": ParallelConfig(tp=2, dp=2),
+    "dense tp2 cp2": ParallelConfig(tp=2, cp=2),
+    "dense tp2 sp pp2 vp2": ParallelConfig(tp=2, sp=True, pp=2, vp=2),
+    "dense cp2 dp2 overlap": ParallelConfig(cp=2, dp=2, overlap=True),
+    "dense cp2 pp2": ParallelConfig(cp=2, pp=2),
+    "dense pp2 dp2 overlap": ParallelConfig(pp=2, dp=2, overlap=True),
+    "dense pp2 vp2 dp2 overlap": ParallelConfig(pp=2, vp=2, dp=2, overlap=True),
+    "dense pp2 dp2 whole optimizer": ParallelConfig(pp=2, dp=2, distributed_optimizer=False),
+    "dense pp4": ParallelConfig(pp=4),
+    "dense dp4 selective recompute": ParallelConfig(dp=4, recompute="selective"),
+    "moe pp2 vp2": ParallelConfig(pp=2, vp=2),
+    "moe cp2 ep2": ParallelConfig(cp=2, ep=2),
+    "moe dp2 ep2 overlap": ParallelConfig(dp=2, ep=2, overlap=True),
+    "moe dp2 ep2 whole optimizer": ParallelConfig(dp=2, ep=2, distributed_optimizer=False),
+    "moe dp4 ep4": ParallelConfig(dp=4, ep=4),
+    "moe dp4 ep2 overlap": ParallelConfig(dp=4, ep=2, overlap=True),
+    "moe tp2 sp dp2 ep4": ParallelConfig(tp=2, sp=True, dp=2, ep=4),
+    "moe tp2 sp etp2 dp2": ParallelConfig(tp=2, sp=True, dp=2),
+    "moe tp2 sp ep2 etp2 dp2": ParallelConfig(tp=2, sp=True, dp=2, ep=2, etp=2),
+    "moe dp4 ep2 etp2": ParallelConfig(dp=4, ep=2, etp=2),
+    "moe tp2 sp cp2 ep2": ParallelConfig(tp=2, sp=True, cp=2, ep=2),
+    "moe tp2 sp pp2 vp2 ep2": ParallelConfig(tp=2, sp=True, pp=2, vp=2, ep=2),
+    "moe tp2 sp pp2 ep2 full recompute": ParallelConfig(tp=2, sp=True, pp=2, ep=2, recompute="full"),
+    "moe pp2 dp2 ep2 overlap": ParallelConfig(pp=2, dp=2, ep=2, overlap=True),
+    "moe cp2 pp2": ParallelConfig(cp=2, pp=2),
+    "moe cp2 dp2 ep4": ParallelConfig(cp=2, dp=2, ep=4),
+    "seq_aux pp2 dp2 ep2": ParallelConfig(pp=2, dp=2, ep=2),
+    "seq_aux tp2 sp cp2": ParallelConfig(tp=2, sp=True, cp=2),
+    "global_aux cp2 ep2": ParallelConfig(cp=2, ep=2),
+    "global_aux tp2 sp pp2 vp2": ParallelConfig(tp=2, sp=True, pp=2, vp=2),
+    "bias cp2 dp2 ep4": ParallelConfig(cp=2, dp=2, ep=4),
+    "bias pp2 vp2 dp2 ep2": ParallelConfig(pp=2, vp=2, dp=2, ep=2),
+    "bias tp2 sp etp2 dp2 overlap": ParallelConfig(tp=2, sp=True, dp=2, overlap=True),
+    "capacity pp2 dp2 ep2": ParallelConfig(pp=2, dp=2, ep=2),
+    "capacity tp2 sp etp2 dp2": ParallelConfig(tp=2, sp=True, dp=2),
+    "capacity tp2 sp ep2 etp2 dp2": ParallelConfig(tp=2, sp=True, dp=2, ep=2, etp=2),
+    "capacity dp4 ep4 full recompute": ParallelConfig(dp=4, ep=4, recompute="full"),
+}
+"""Two and more kinds of parallelism at once, and what a kind of balancing meets in them. Take long."""
 
 
 class MaskedWords:
@@ -184,10 +229,10 @@ def trajectory(model: ModelConfig, parallel: ParallelConfig, precision: str) -> 
     return steps
 
 
-def main(output: Path) -> None:
+def main(output: Path, layouts: Mapping[str, ParallelConfig]) -> None:
     found = {
         name: trajectory(MODELS[name.split()[0]], parallel, "bf16" if name.startswith("bf16") else "fp32")
-        for name, parallel in sorted(LAYOUTS.items(), key=lambda item: str(item[1]))  # equal ones share their groups
+        for name, parallel in sorted(layouts.items(), key=lambda item: str(item[1]))  # equal ones share their groups
         if parallel.world_size == runtime.world_size()
     }
     if runtime.rank() == 0:
@@ -196,4 +241,4 @@ def main(output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), COMBINED if sys.argv[2:] == ["combined"] else LAYOUTS)

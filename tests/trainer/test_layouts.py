@@ -13,7 +13,7 @@ MODELS = ("dense", "moe", "seq_aux", "global_aux", "bias", "capacity", "llama", 
 NAMES = (
     "dense tp2", "dense tp2 sp", "dense pp2", "dense pp2 vp2", "dense dp2", "dense dp2 whole optimizer",
     "dense dp2 overlap", "dense cp2", "dense tp2 pp2", "dense full recompute", "dense selective recompute",
-    "moe ep2", "moe dp2", "moe tp2 sp ep2", "moe tp2 sp etp2", "moe pp2", "moe cp2", "moe tp2 sp ep2 dp2",
+    "moe ep2", "moe dp2", "moe tp2 sp ep2", "moe tp2 sp etp2", "moe tp2 sp etp1", "moe dp2 etp2", "moe pp2", "moe cp2", "moe tp2 sp ep2 dp2",
     "moe full recompute", "moe selective recompute", "seq_aux tp2 sp ep2", "seq_aux cp2", "global_aux tp2 sp ep2",
     "global_aux pp2", "bias dp2 ep2", "bias tp2 sp pp2", "capacity dp2 ep2", "capacity tp2 sp ep2", "capacity cp2",
     "llama tp2 sp", "dual_chunk tp2 sp", "dual_chunk pp2 vp2", "logn cp2",
@@ -32,20 +32,29 @@ def trajectories(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..
     return found
 
 
+def assert_equal(found: Trajectory, expected: Trajectory, name: str) -> None:
+    for step, (numbers, wanted) in enumerate(zip(found, expected, strict=True)):
+        assert numbers["loss"] == pytest.approx(wanted["loss"], rel=1e-5), (name, step)
+        assert numbers["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-4), (name, step)
+        assert numbers.get("aux_loss") == pytest.approx(wanted.get("aux_loss"), rel=1e-4), (name, step)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_and_gradient_norms_equal_those_of_one_process(trajectories: dict[str, Trajectory], name: str) -> None:
-    expected = trajectories[f"{name.split()[0]} one process"]
-    for step, (found, wanted) in enumerate(zip(trajectories[name], expected, strict=True)):
-        assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-5), step
-        assert found["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-4), step
+    assert_equal(trajectories[name], trajectories[f"{name.split()[0]} one process"], name)
 
 
-def test_the_balancing_loss_is_equal_in_every_layout_too(trajectories: dict[str, Trajectory]) -> None:
-    for name in NAMES:
-        model = name.split()[0]
-        if model not in ("dense", "bias", "llama", "gemma2", "dual_chunk", "logn"):
-            expected = [step["aux_loss"] for step in trajectories[f"{model} one process"]]
-            assert [step["aux_loss"] for step in trajectories[name]] == pytest.approx(expected, rel=1e-4), name
+@pytest.mark.slow  # 38 layouts
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_kinds_of_parallelism_at_once_change_nothing_either(
+    trajectories: dict[str, Trajectory], tmp_path: Path, torchrun: Callable[..., Any], ranks: int
+) -> None:
+    torchrun(ranks, Path(__file__).with_name("layout_ranks.py"), tmp_path / "found.json", "combined", timeout=1000)
+    found: dict[str, Trajectory] = json.loads((tmp_path / "found.json").read_text())
+    assert len(found) == {2: 6, 4: 32}[ranks]
+    for name, numbers in found.items():
+        assert_equal(numbers, trajectories[f"{name.split()[0]} one process"], name)
 
 
 @pytest.mark.parametrize("name", ["bf16 one process", "bf16 tp2 sp", "bf16 dp2", "bf16_moe dp2 ep2"])

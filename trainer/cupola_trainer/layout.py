@@ -90,10 +90,6 @@ def _check_experts(model: ModelConfig, parallel: ParallelConfig) -> None:
         raise ConfigError(f"tp={parallel.tp} without sp: a mixture of experts under tensor parallelism needs sp=true.")
     _check_divides("moe.num_experts", moe.num_experts, "ep", parallel.ep)
     etp = parallel.etp or (1 if parallel.ep > 1 else parallel.tp)
-    if parallel.ep > 1 and etp > 1:
-        raise ConfigError(
-            f"ep={parallel.ep} with etp={etp}: experts are split by number or by width, not both. Use etp=1."
-        )
     _check_divides("moe.expert_ffn_hidden_size", moe.expert_ffn_hidden_size, "etp", etp)
     if moe.shared_expert_ffn_hidden_size:
         _check_divides("moe.shared_expert_ffn_hidden_size", moe.shared_expert_ffn_hidden_size, "tp", parallel.tp)

@@ -97,7 +97,8 @@ def verify_layout(
         raise ConfigError("verify-layout needs the model's shape: job.model is missing.")
     batch = common_batch(job.batch, layout, against)
     for each in (layout, against):
-        validate_layout(job.model, each, batch, objective=job.data.objective)
+        apart = getattr(job.data, "reset_at_documents", False)
+        validate_layout(job.model, each, batch, objective=job.data.objective, reset_at_documents=apart)
     job = replace(job, steps=steps, batch=batch, log_every=1, dry=True)
     folder.mkdir(parents=True, exist_ok=True)
     ours, theirs = (

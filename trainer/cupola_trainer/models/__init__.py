@@ -1,5 +1,6 @@
 """From a ModelConfig to Megatron's GPTModel: the families, their layers, their initial weights."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,10 +37,24 @@ def build(
     config = transformer_config(model, parallel, dtype)
     stages = range(parallel.vp) if parallel.vp else [None]
     chunks = [LanguageModel(model, config, stage) for stage in stages]
+    if runtime.expert_tensor_parallel_size(parallel) != parallel.tp:
+        _reduce_experts_apart(chunks)
     if seed is not None:
         initialize(chunks, model, seed)
     on_meta = next(chunks[0].parameters()).is_meta  # within `torch.device("meta")`, to plan
     return chunks if on_meta else [chunk.to(runtime.device()) for chunk in chunks]
+
+
+def _reduce_experts_apart(chunks: Sequence[torch.nn.Module]) -> None:
+    """Have experts' gradients reduced over the ranks that hold the same ones, which are not those of the dense weights.
+
+    Megatron marks them so for ep > 1 only; with another tensor-parallel size than the dense weights', it would mix
+    different shards, or leave equal ones apart.
+    """
+    for chunk in chunks:
+        for name, weight in chunk.named_parameters():
+            if ".experts." in name:
+                weight.allreduce = False  # type: ignore[attr-defined]
 
 
 def transformer_config(model: ModelConfig, parallel: ParallelConfig, dtype: torch.dtype | None = None) -> DecoderConfig:
