@@ -1,10 +1,8 @@
 """train(): one job from its first step to its last, through interruptions."""
 
 import json
-import logging
 import os
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,16 +21,13 @@ from cupola_trainer.keeping import Keeper, step_folder
 from cupola_trainer.layout import validate_layout
 from cupola_trainer.long_context import stretch
 from cupola_trainer.metrics import MetricsWriter, train_results
-from cupola_trainer.models.router import take_expert_load
 from cupola_trainer.objectives import Objective, build_objective
 from cupola_trainer.optim import Trainee
 from cupola_trainer.profiling import Profiler
 from cupola_trainer.resume import resume
 from cupola_trainer.sample_log import SampleLog
-from cupola_trainer.timing import StepTimes, flops_per_token
+from cupola_trainer.step_log import StepLog
 from cupola_trainer.watchdog import FOLDER, REPORT, Watchdog
-
-log = logging.getLogger(__name__)
 
 
 def train(job: TrainJob, terminated: Callable[[], bool]) -> bool:
@@ -116,15 +111,11 @@ class Run:
         self.watchdog = Watchdog(job.output, runtime.rank(), 0 if job.dry else job.faults.hang_seconds)
         for chunk in trainee.chunks:
             chunk.register_forward_pre_hook(self.watchdog.beat)
-        self.times = StepTimes()
-        self.times.attach(trainee)
-        self.flops_per_token = flops_per_token(model, job.batch.sequence_length)
-        self.matmul_peak = runtime.matmul_peak()
         self.profiler = Profiler(job.profile, job.output / "profile")
-        self.timed_steps = 0
-        self.clock = time.monotonic()
         self.heldout = heldout_batches(objective, job.batch, job.evaluate_batches)
         self.metrics = MetricsWriter(job.output / "metrics.jsonl" if runtime.rank() == 0 else None)
+        self.log = StepLog(job, model, trainee, self.metrics)
+        self.times = self.log.times
         self.samples = SampleLog(job.output, dry=job.dry)
         self.keeper = Keeper(job, model, tokenizer, objective.name, trainee, self.metrics, self.watchdog.beat)
         self.keeper.saved_step = progress.step
@@ -143,7 +134,7 @@ class Run:
         )
         if self.progress.step == 0 and not self.job.dry:
             self.evaluate()
-        self._restart_clock()
+        self.log.restart_clock()
 
     def step(self) -> None:
         with self.times.part("save"):
@@ -161,9 +152,9 @@ class Run:
                 grad_norm, moved = self.trainee.update()
         self.progress = Progress(self.progress.step + 1, first + self.job.batch.global_batch_size)
         self.watchdog.step = self.progress.step
-        self.timed_steps += 1
         fault = self._judge(means["loss"], moved)
-        self._log_step(means, grad_norm, moved, len(batches), odd=fault is not None or not moved)
+        odd = fault is not None or not moved
+        self.log.write(self.progress, means, grad_norm=grad_norm, moved=moved, micro_batches=len(batches), odd=odd)
         self.samples.write(self.progress.step, samples)
         if fault:
             self._roll_back(fault)
@@ -176,32 +167,6 @@ class Run:
     def _due(self, every: int) -> bool:
         step = self.progress.step
         return not self.job.dry and (step == self.job.steps or (every > 0 and step % every == 0))
-
-    def _log_step(
-        self, means: dict[str, float], grad_norm: float, moved: bool, micro_batches: int, *, odd: bool
-    ) -> None:
-        step = self.progress.step
-        if not odd and step % self.job.log_every and step != self.job.steps:
-            return
-        tokens = self.timed_steps * self.job.batch.global_batch_size * self.job.batch.sequence_length
-        if self.model.moe:
-            means |= passes.aux_losses(self.model, micro_batches * self.timed_steps)
-            means |= take_expert_load(self.trainee.chunks, self.model, tokens)
-        tokens_per_second = tokens / (time.monotonic() - self.clock)
-        self.metrics.write(
-            "step",
-            step=step,
-            **means,
-            grad_norm=grad_norm,
-            lr=self.trainee.learning_rate,
-            tokens_per_second=tokens_per_second,
-            mfu=tokens_per_second * self.flops_per_token / self.matmul_peak,
-            consumed_samples=self.progress.consumed_samples,
-            memory_bytes=runtime.memory_bytes(),
-            **self.times.take(self.timed_steps),
-            **({} if moved else {"skipped": True}),
-        )
-        self._restart_clock()
 
     def _judge(self, loss: float, moved: bool) -> str | None:
         """What is wrong after this step; every rank hears the same."""
@@ -236,7 +201,7 @@ class Run:
             skipped_samples=[rollback.first_sample, rollback.end_sample],
             rollbacks=len(self.rollbacks.done),
         )
-        self._restart_clock()
+        self.log.restart_clock()
 
     def _open_logs(self) -> None:
         """Begin or go on with the job's logs; what they hold past this step is dropped."""
@@ -251,13 +216,13 @@ class Run:
         self.metrics.write(
             "evaluate", step=self.progress.step, **{f"heldout_{name}": mean for name, mean in means.items()}
         )
-        self._restart_clock()
+        self.log.restart_clock()
 
     def save(self) -> None:
         """Begin to save; the checkpoint is whole some steps later."""
         with self.times.part("save"):
             self.keeper.begin(self.progress, {"faults": self.monitor.state(), "data": self.data})
-        self._restart_clock()
+        self.log.restart_clock()
 
     def preempt(self) -> None:
         """Save what was not saved yet, for the next start."""
@@ -283,9 +248,6 @@ class Run:
             metrics: dict[str, float] = {"parameters": models.parameter_count(self.model), "tokens_seen": tokens}
             metrics |= train_results(self.job.output / "metrics.jsonl")
             write_result(self.job.output, {"folder": str(folder), "metrics": metrics})
-
-    def _restart_clock(self) -> None:
-        self.clock, self.timed_steps = time.monotonic(), 0
 
 
 def _clear_heartbeats(output: Path) -> None:
