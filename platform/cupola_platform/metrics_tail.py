@@ -9,10 +9,13 @@ from typing import BinaryIO
 
 from cupola_platform.artifacts.digests import digest_bytes
 
+ROLLBACK = "rollback"
+"""The event after which a job's steps are redone on other samples."""
+
 _TAIL = 512
 """Bytes before the cursor that must be what they were; a line's time makes them unique."""
 
-_NOT_METRICS = {"event", "time", "step", "steps", "world_size"}
+_NOT_METRICS = {"event", "time", "step", "steps", "from_step", "world_size"}
 _UNFIT = re.compile(r"[^\w\-./ ]")
 
 
@@ -39,30 +42,41 @@ class Cursor:
     """Last step read, by event."""
     skip: Mapping[str, int] = field(default_factory=dict)
     """Last step, by event, that was read before the file was cut: a resumed job writes the same values again."""
+    rollbacks: int = 0
+    """Rollbacks read; what follows a new one is told although its steps were told before."""
+    seen: int = 0
+    """Rollbacks passed since the file was last begun: they stay in it."""
 
 
 def read_points(path: Path, cursor: Cursor, limit: int) -> tuple[list[Point], Cursor]:
     """Points from the cursor on, at most `limit` (at least one line), and the cursor behind them.
 
     Only whole lines are read; a line that is not JSON (a writer was killed in it) is passed over. When a resumed job
-    has cut the file, reading starts over and leaves out the steps that were read before.
+    has cut the file, reading starts over and leaves out the steps that were read before. The steps that are redone
+    after a rollback have other values: they are read again, with later timestamps.
     """
     points: list[Point] = []
     with path.open("rb") as file:
         if _tail(file, cursor.offset) != cursor.tail:
-            cursor = Cursor(steps=cursor.steps, skip=cursor.steps)
+            cursor = Cursor(steps=cursor.steps, skip=cursor.steps, rollbacks=cursor.rollbacks)
         file.seek(cursor.offset)
-        offset, steps = cursor.offset, dict(cursor.steps)
+        offset, steps, skip = cursor.offset, dict(cursor.steps), dict(cursor.skip)
+        rollbacks, seen = cursor.rollbacks, cursor.seen
         for line in file:
             event, step, found = _parse(line)
-            if step <= cursor.skip.get(event, -1):
-                found = []
+            if seen < rollbacks if event == ROLLBACK else step <= skip.get(event, -1):
+                found = []  # told before
             if not line.endswith(b"\n") or (points and len(points) + len(found) > limit):
                 break
+            if event == ROLLBACK:
+                seen += 1
+                if seen > rollbacks:
+                    rollbacks = seen
+                    steps, skip = ({name: min(last, step) for name, last in told.items()} for told in (steps, skip))
             points += found
             offset += len(line)
             steps[event] = max(step, steps.get(event, -1))
-        return points, Cursor(offset, _tail(file, offset), steps, cursor.skip)
+        return points, Cursor(offset, _tail(file, offset), steps, skip, rollbacks, seen)
 
 
 def _tail(file: BinaryIO, offset: int) -> str:

@@ -64,3 +64,48 @@ def test_a_resumed_job_cuts_the_file_and_its_steps_are_read_once(path: Path) -> 
     again = "".join(step(number, time=9999.0 + number, loss=float(number)) for number in range(5, 12))
     path.write_text(kept + again)  # longer than before, and other bytes
     assert [point.step for point in read_points(path, cursor, 1000)[0]] == [9, 10, 11]
+
+
+def rolled_back(to: int, time: float) -> str:
+    return (
+        json.dumps({"event": "rollback", "time": time, "step": to, "from_step": 7, "reason": "the loss jumped"}) + "\n"
+    )
+
+
+def losses(points: list[Point]) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in points if point.key == "loss"]
+
+
+def test_steps_that_are_redone_after_a_rollback_are_read_again_once_and_later(path: Path) -> None:
+    path.write_text("".join(step(number, loss=float(number)) for number in range(1, 8)))
+    points, cursor = read_points(path, Cursor(), 1000)
+    assert len(points) == 7
+    kept = "".join(step(number, loss=float(number)) for number in range(1, 5))
+    redone = kept + rolled_back(4, 2000.0)
+    redone += "".join(step(number, time=2000.0 + number, loss=number / 2) for number in range(5, 9))
+    path.write_text(redone)
+    points, cursor = read_points(path, cursor, 1000)
+    assert losses(points) == [(5, 2.5), (6, 3.0), (7, 3.5), (8, 4.0)]
+    assert [point.timestamp for point in points] == [2_005_000, 2_006_000, 2_007_000, 2_008_000]
+    path.write_text(redone + step(9, loss=4.5))
+    points, cursor = read_points(path, cursor, 1000)
+    assert losses(points) == [(9, 4.5)]
+
+    lines = redone.splitlines(keepends=True)[:6]  # killed, and resumed at step 5: the rollback is of old
+    path.write_text(
+        "".join(lines) + "".join(step(number, time=3000.0 + number, loss=number / 2) for number in range(6, 11))
+    )
+    points, cursor = read_points(path, cursor, 3)
+    while (more := read_points(path, cursor, 3))[1] != cursor:
+        points, cursor = points + more[0], more[1]
+    assert losses(points) == [(10, 5.0)]
+
+
+def test_a_rollback_and_a_kill_that_nobody_read_between_are_told_alike(path: Path) -> None:
+    path.write_text("".join(step(number, loss=float(number)) for number in range(1, 8)))
+    _, cursor = read_points(path, Cursor(), 1000)
+    first = step(1, loss=1.0) + step(2, loss=2.0) + rolled_back(2, 2000.0) + step(3, time=2001.0, loss=0.3)
+    path.write_text(first + rolled_back(1, 3000.0) + step(2, time=3001.0, loss=0.2))
+    points, cursor = read_points(path, cursor, 1000)
+    assert losses(points)[-1] == (2, 0.2)
+    assert read_points(path, cursor, 1000)[0] == []
