@@ -11,6 +11,7 @@ from typing import Any
 from cupola_flows import restarts
 from cupola_flows.context import StageContext
 from cupola_flows.stages import TrainStage
+from cupola_flows.uploading import EVENTS, backup_of, discard, uploaded
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import BY_NAME, CancelledError, ConfigError, StageFailedError
 from cupola_platform.launch import LocalLauncher, RunningJob
@@ -107,6 +108,7 @@ def train(
         ctx.display.say(f"{ctx.name}: traces of steps {ctx.profile} are in {job.output / 'profile'}")
     artifact = ctx.publish(result.folder, parents=parents, metrics=result.metrics)
     shutil.rmtree(job.output / "checkpoints", ignore_errors=True)  # the last one is in the store
+    discard(ctx, job)
     return artifact
 
 
@@ -115,23 +117,27 @@ def run_job(ctx: StageContext, job: AnyJob) -> JobResult:
 
     Raises:
         CupolaError: what the job says in `error.json`.
-        StageFailedError: it crashed; with the log's path and last lines.
+        StageFailedError: it crashed or hung more often than it may; with the log's path and last lines.
         CancelledError: it was told to stop from outside; it has saved.
     """
-    result: JobResult = ctx.step(_attempt, ctx, job)
+    starts = restarts.Starts(allowed=1 + (job.faults.max_restarts if isinstance(job, TrainJob) else 1))
+    result: JobResult = ctx.step(_attempt, ctx, job, starts)
     return result
 
 
-def _attempt(ctx: StageContext, job: AnyJob) -> JobResult:
+def _attempt(ctx: StageContext, job: AnyJob, starts: restarts.Starts) -> JobResult:
     if (found := read_result(job)) is not None:
         return found
     if (job.output / "result.json").exists():  # it was published, and the artifact is gone or corrupt since
         shutil.rmtree(job.output)
     job.output.mkdir(parents=True, exist_ok=True)
+    if isinstance(job, TrainJob):
+        backup_of(ctx, job).restore(lambda text: ctx.display.say(f"{ctx.name}: {text}"))
     (job.output / "error.json").unlink(missing_ok=True)
     write_job(job, job.output / "job.json")
     log = ctx.workspace.folder("logs") / f"{ctx.name}-{ctx.fingerprint[:12]}.log"
-    status, code = _carry_out(ctx, job, log)
+    with uploaded(ctx, job, log):
+        status, code = _carry_out(ctx, job, log, starts)
     if (job.output / "error.json").exists():
         error = json.loads((job.output / "error.json").read_text())
         raise BY_NAME.get(error["type"], ConfigError)(f"stage {ctx.name}: {error['message']}")
@@ -139,15 +145,17 @@ def _attempt(ctx: StageContext, job: AnyJob) -> JobResult:
         raise CancelledError(f"stage {ctx.name} was told to stop; it saved, and the same command goes on from there.")
     result = read_result(job)
     if code != 0 or result is None:
-        raise StageFailedError(f"stage {ctx.name}: its processes ended with status {code}. Log: {log}\n{tail(log)}")
+        failure = restarts.CrashedError if starts.left else StageFailedError
+        often = f"; started {starts.done} times" if starts.done > 1 else ""
+        raise failure(f"stage {ctx.name}: its processes ended with status {code}{often}. Log: {log}\n{tail(log)}")
     return result
 
 
-def _carry_out(ctx: StageContext, job: AnyJob, log: Path) -> tuple[str, int | None]:
+def _carry_out(ctx: StageContext, job: AnyJob, log: Path, starts: restarts.Starts) -> tuple[str, int | None]:
     """Run the job's processes to their end, again where they hung. Returns the job's last status and their exit code."""
     launcher = LocalLauncher(ctx.workspace.settings.max_processes)
-    allowed = job.faults.max_restarts if isinstance(job, TrainJob) else 0
-    for attempt in range(1, allowed + 2):
+    while True:
+        starts.done += 1
         restarts.clear(job.output)
         ctx.display.note(ctx.name, "starting torchrun")
         running = launcher.start(job.output / "job.json", processes=job.parallel.world_size, log=log)
@@ -155,11 +163,11 @@ def _carry_out(ctx: StageContext, job: AnyJob, log: Path) -> tuple[str, int | No
         reason = restarts.hang_of(job) or silence
         if reason is None or read_result(job) is not None:
             break
-        if attempt > allowed:
-            raise StageFailedError(f"stage {ctx.name}: {reason}; it was started {attempt} times. Log: {log}")
+        if not starts.left:
+            raise StageFailedError(f"stage {ctx.name}: {reason}; it was started {starts.done} times. Log: {log}")
         assert isinstance(job, TrainJob)
-        restarts.record(job, attempt, reason)
-        line = f"restart {attempt} of {allowed}: {reason}"
+        restarts.record(job, starts.done, reason)
+        line = f"restart {starts.done} of {starts.allowed - 1}: {reason}"
         with log.open("a") as file:
             file.write(f"cupola: {line}\n")
         ctx.display.say(f"{ctx.name}: {line}")
@@ -173,7 +181,7 @@ def _follow(ctx: StageContext, running: RunningJob, job: AnyJob) -> tuple[str, s
         its last status, and, where no rank answered any more so that it was ended, that.
     """
     metrics = job.output / "metrics.jsonl"
-    lines = MetricsTail(metrics)
+    lines, uploads = MetricsTail(metrics), MetricsTail(job.output / EVENTS)
     status, silence = "", None
     if ctx.tracker:
         ctx.tracker.follow(ctx.run_id, metrics)
@@ -184,6 +192,9 @@ def _follow(ctx: StageContext, running: RunningJob, job: AnyJob) -> tuple[str, s
             for event in lines.new():
                 ctx.display.event(ctx.name, event)
                 status = event.get("status", "")
+            for event in uploads.new():
+                if event["event"] == "upload_failed":
+                    ctx.display.say(f"{ctx.name}: a checkpoint cannot be uploaded yet: {event['reason']}")
             if not ended and (silence := restarts.silence_of(job)):
                 running.stop(GRACE_OF_THE_SILENT)
                 ended = True

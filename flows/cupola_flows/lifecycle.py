@@ -17,6 +17,7 @@ from prefect.states import Cancelled
 
 from cupola_flows.display import PlainDisplay
 from cupola_flows.launching import open_session
+from cupola_flows.restarts import CrashedError
 from cupola_flows.results import summarize
 from cupola_flows.session import Session
 from cupola_flows.stages import (
@@ -32,10 +33,11 @@ from cupola_flows.stages import (
     UpcycleStage,
 )
 from cupola_platform.artifacts import Artifact
-from cupola_platform.errors import CancelledError, StageFailedError
+from cupola_platform.errors import CancelledError
 
 SESSION: ContextVar[Session] = ContextVar("session")
 """The execution that the flows of this thread belong to."""
+MOST_RETRIES = 100
 SERVER_IS_GONE = (httpx.HTTPError, PrefectHTTPStatusError)
 
 Inputs = dict[str, list[str]]
@@ -204,15 +206,15 @@ def _key(name: str, what: str) -> str:
 
 
 def _crashed(_task: Any, _run: Any, state: State) -> bool:
-    """A mistake of the user's and a cancellation come again; a crash may not."""
-    error = state.result(raise_on_failure=False)
-    return isinstance(error, StageFailedError)
+    """A mistake of the user's and a cancellation come again, and so does what the job itself gave up; a crash may not."""
+    return isinstance(state.result(raise_on_failure=False), CrashedError)
 
 
 def _retried(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a step as a task that is tried twice: a job goes on from its newest checkpoint."""
+    """Run a step as a task that is tried again after a crash: a job goes on from its newest checkpoint, as often as it may
+    be started (`restarts.Starts`, which ends this before the retries do)."""
 
-    @task(name="job", retries=1, retry_condition_fn=_crashed, cache_policy=NO_CACHE, persist_result=False)
+    @task(name="job", retries=MOST_RETRIES, retry_condition_fn=_crashed, cache_policy=NO_CACHE, persist_result=False)
     def job() -> Any:
         return function(*arguments)
 

@@ -1,9 +1,11 @@
-"""Jobs that hang: noticed, ended, told of, and started again from their newest checkpoint, a bounded number of times."""
+"""Jobs that hang or crash: noticed, ended, told of, and started again from their newest checkpoint, a bounded number of times."""
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+from cupola_platform.errors import StageFailedError
 from cupola_trainer.config import TrainJob
 from cupola_trainer.metrics import append, read_metrics
 
@@ -14,6 +16,23 @@ SLACK = 15.0
 """Seconds beyond the ranks' own time-out: they notice first, unless all of them have stopped."""
 TO_END = 60.0
 """Seconds that ranks which noticed have to end."""
+
+
+class CrashedError(StageFailedError):
+    """A job's processes ended and said nothing: started again, it may get past that point."""
+
+
+@dataclass
+class Starts:
+    """How often a job may be started in one run of its stage, whoever starts it again: the stage itself, after a hang, or
+    Prefect, after a crash."""
+
+    allowed: int
+    done: int = 0
+
+    @property
+    def left(self) -> int:
+        return self.allowed - self.done
 
 
 def hang_of(job: object) -> str | None:

@@ -1,4 +1,4 @@
-"""A job that hangs is started again from its newest checkpoint, a bounded number of times."""
+"""A job that hangs or crashes is started again from its newest checkpoint, a bounded number of times."""
 
 import json
 import signal
@@ -38,6 +38,27 @@ def test_a_stopped_rank_is_noticed_and_the_job_restarted_from_its_newest_checkpo
     assert f"cupola: restart 1 of 1: {restart['reason']}" in log
     assert "the stacks of this rank:" in log
     assert steps() == list(range(1, 401))
+    assert cupola.processes() == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_job_that_crashes_again_and_again_is_started_as_often_as_it_may_be_by_prefect_too(
+    cupola: Any, recipe: Path, eventually: Eventually
+) -> None:
+    sizes = ("steps=4000", "checkpoint.every=5", "faults.max_restarts=1")
+    run = cupola.start("run", str(recipe), *(word for size in sizes for word in ("--set", f"stages.pretrain.{size}")))
+
+    def starts() -> int:
+        return sum(event["event"] == "start" for event in cupola.events())
+
+    for number in (1, 2):
+        eventually(lambda: starts() == number, 300, f"start {number}")  # noqa: B023 - asked at once
+        next(process for process in cupola.processes() if process.environ().get("RANK") == "1").kill()
+    printed, _ = run.communicate(timeout=300)
+    assert run.returncode == 1
+    assert "its processes ended with status 1; started 2 times. Log: " in printed
+    assert starts() == 2
     assert cupola.processes() == []
 
 
