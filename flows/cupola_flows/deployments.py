@@ -12,7 +12,7 @@ import httpx
 
 from cupola_flows.nearest import did_you_mean
 from cupola_flows.recipe import Recipe, find_recipe, load_recipe, shipped
-from cupola_flows.services import WORK_POOL, find_prefect, prefect_environment
+from cupola_flows.services import WORK_POOL, find_prefect, prefect_client, prefect_environment
 from cupola_platform.errors import ConfigError, NotFoundError, ServiceError
 from cupola_platform.settings import Settings, load_settings
 
@@ -88,7 +88,7 @@ def submit(
     """
     settings = settings or load_settings()
     loaded = load_recipe(recipe, overrides)
-    with httpx.Client(base_url=_server(settings), timeout=30) as client:
+    with prefect_client(settings, _server(settings), timeout=30) as client:
         found = client.get(f"/deployments/name/{FLOW}/{loaded.name}")
         if found.status_code == 404:
             known = [each["name"] for each in _posted(client, "/deployments/filter", {})]
@@ -107,7 +107,8 @@ def submit(
 
 def flow_run(run_id: str, settings: Settings | None = None) -> dict[str, Any]:
     """A flow run as the server has it: state, times, parameters."""
-    with httpx.Client(base_url=_server(settings or load_settings()), timeout=30) as client:
+    settings = settings or load_settings()
+    with prefect_client(settings, _server(settings), timeout=30) as client:
         response = client.get(f"/flow_runs/{run_id}")
         if response.status_code != 200:
             raise NotFoundError(f"The Prefect server knows no flow run {run_id}.")
@@ -125,6 +126,11 @@ def _server(settings: Settings) -> str:
     url = find_prefect(settings)
     if not url:
         raise ServiceError("No Prefect server runs. Start one with `cupola up`.")
+    with prefect_client(settings, url, timeout=30) as client:
+        if client.get("/admin/version").status_code == 401:
+            raise ServiceError(
+                f"{url} refused the credential. Set CUPOLA_PREFECT_API_AUTH_STRING to the server's own, as user:password."
+            )
     return url
 
 

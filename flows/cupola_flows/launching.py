@@ -12,7 +12,7 @@ import httpx
 from cupola_flows.display import Display
 from cupola_flows.recipe import load_recipe
 from cupola_flows.schema import select
-from cupola_flows.services import find_prefect, own_prefect, prefect_environment
+from cupola_flows.services import find_prefect, own_prefect, prefect_client, prefect_environment
 from cupola_flows.session import Session
 from cupola_flows.validation import validate
 from cupola_platform.errors import ConfigError
@@ -120,7 +120,7 @@ def _cancelled_from_the_server(session: Session, url: str) -> Iterator[None]:
     done = threading.Event()
 
     def ask() -> None:
-        with httpx.Client(base_url=url, timeout=10) as client:
+        with prefect_client(session.workspace.settings, url, timeout=10) as client:
             while not done.wait(ASK_EVERY):
                 if any(_is_cancelled(client, run) for run in session.prefect_ids()):
                     os.kill(os.getpid(), signal.SIGINT)

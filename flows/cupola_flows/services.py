@@ -1,5 +1,6 @@
 """The servers on this machine: Prefect and its worker, MLflow, the console. Started, found again, ended."""
 
+import base64
 import json
 import os
 import sys
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 
 from cupola_flows.processes import answers, end_trees, free_port, spawn, wait_for
@@ -57,7 +59,17 @@ def prefect_environment(settings: Settings, url: str | None = None) -> dict[str,
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         **NO_TELEMETRY,
     }
+    if settings.prefect_api_auth_string:
+        secret = settings.prefect_api_auth_string.get_secret_value()
+        settings_of_prefect |= {"PREFECT_API_AUTH_STRING": secret, "PREFECT_SERVER_API_AUTH_STRING": secret}
     return settings_of_prefect | ({"PREFECT_API_URL": url} if url else {})
+
+
+def prefect_client(settings: Settings, url: str, timeout: float) -> httpx.Client:
+    """A client of a Prefect server's API that bears the settings' credential."""
+    secret = settings.prefect_api_auth_string
+    basic = base64.b64encode(secret.get_secret_value().encode()).decode() if secret else ""
+    return httpx.Client(base_url=url, timeout=timeout, headers={"Authorization": f"Basic {basic}"} if basic else {})
 
 
 def find_prefect(settings: Settings) -> str | None:

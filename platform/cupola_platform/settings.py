@@ -48,6 +48,10 @@ class Settings(BaseSettings):
     prefect_api_url: str | None = None
     """A Prefect server, as `http://127.0.0.1:4200/api`; none starts one on this machine when a run needs it."""
 
+    prefect_api_auth_string: SecretStr | None = None
+    """`user:password` that the Prefect server asks for, as its own PREFECT_SERVER_API_AUTH_STRING says; a server that
+    Cupola starts asks for it too. None for a server that lets everyone in who reaches it."""
+
     max_processes: int | None = Field(default=None, ge=1)
     """Training processes that this machine may run at once; none for one a core."""
 
