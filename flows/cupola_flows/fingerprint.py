@@ -33,7 +33,7 @@ SOURCES: Mapping[str, Sequence[str]] = {
 }
 """Stage kind to the modules that decide what it gives."""
 
-WITHOUT_EFFECT = ("workers", "keep", "keep_every", "hang_seconds", "max_restarts")
+WITHOUT_EFFECT = ("workers", "keep", "keep_every", "upload", "upload_wait", "hang_seconds", "max_restarts")
 """Settings that change how fast or how safe a stage is, and not what it gives."""
 
 

@@ -1,5 +1,6 @@
 """Where artifacts live. A store never overwrites, and what has no manifest does not exist."""
 
+from pathlib import Path
 from typing import Protocol
 
 from cupola_platform.artifacts import Artifact, Manifest
@@ -29,6 +30,21 @@ class Store(Protocol):
 
     def location(self, digest: str) -> str:
         """Where an artifact lies, as a person would write it."""
+
+    def section(self, name: str, cache: Path) -> "Store":
+        """A store of its own beside the artifacts, for what is to be removed some day: work in progress.
+
+        Args:
+            name: may have slashes; the same wherever it is to be found again.
+            cache: a folder of the section's own for what it has on this machine, where it lies on another one.
+        """
+
+    def remove(self, digest: str) -> None:
+        """Take an artifact out of a section. From the first moment on it is not whole, so that nobody takes half of it.
+        What is not there is left so."""
+
+    def clear(self) -> None:
+        """Take everything out of a section."""
 
 
 def open_store(settings: Settings) -> Store:

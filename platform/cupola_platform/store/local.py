@@ -72,6 +72,21 @@ class LocalStore:
     def location(self, digest: str) -> str:
         return str(self.root / digest)
 
+    def section(self, name: str, cache: Path) -> "LocalStore":
+        return LocalStore(self.root.parent / name)
+
+    def remove(self, digest: str) -> None:
+        gone = self.root / f".removed-{digest}"
+        with _refusals(self.root / digest):
+            shutil.rmtree(gone, ignore_errors=True)
+            if (self.root / digest).exists():
+                (self.root / digest).rename(gone)
+                shutil.rmtree(gone)
+
+    def clear(self) -> None:
+        with _refusals(self.root):
+            shutil.rmtree(self.root)
+
     def _set_aside_if_corrupt(self, target: Path) -> bool:
         try:
             verify(target)

@@ -37,8 +37,10 @@ class S3Store:
         self, url: str, *, cache: LocalStore, endpoint_url: str | None = None, region: str | None = None
     ) -> None:
         self.bucket, _, prefix = url.removeprefix("s3://").strip("/").partition("/")
-        self.prefix = f"{prefix}/artifacts/" if prefix else "artifacts/"
+        self._top = f"{prefix}/" if prefix else ""
+        self.prefix = f"{self._top}artifacts/"
         self.cache = cache
+        self._endpoint, self._region = endpoint_url, region
         self._server = endpoint_url or "AWS"
         style: Any = {"addressing_style": "path" if endpoint_url else "auto"}
         config = Config(
@@ -119,6 +121,28 @@ class S3Store:
 
     def location(self, digest: str) -> str:
         return f"s3://{self.bucket}/{self.prefix}{digest}"
+
+    def section(self, name: str, cache: Path) -> "S3Store":
+        url = f"s3://{self.bucket}/{self._top}{name}"
+        return S3Store(url, cache=LocalStore(cache), endpoint_url=self._endpoint, region=self._region)
+
+    def remove(self, digest: str) -> None:
+        """Remove the manifest, then the rest. Raises StoreError when the server refuses."""
+        with self._refusals():
+            self._s3.delete_object(Bucket=self.bucket, Key=self._key(digest, MANIFEST))
+            self._delete(self._key(digest, ""))
+
+    def clear(self) -> None:
+        for digest in self.digests():
+            self.remove(digest)
+        shutil.rmtree(self.cache.root, ignore_errors=True)
+
+    def _delete(self, prefix: str) -> None:
+        pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+        for page in pages:
+            keys: list[Any] = [{"Key": found["Key"]} for found in page.get("Contents", [])]
+            if keys:
+                self._s3.delete_objects(Bucket=self.bucket, Delete={"Objects": keys, "Quiet": True})
 
     def _key(self, digest: str, path: str) -> str:
         return f"{self.prefix}{digest}/{path}"

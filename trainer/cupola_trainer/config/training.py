@@ -122,6 +122,14 @@ class CheckpointConfig:
     keep_every: int = Field(default=0, ge=0)
     """Keep the checkpoint of every step that this divides, however old; 0 for none."""
 
+    upload: bool = False
+    """Copy each checkpoint to the store while training goes on, and keep there what is kept here: a stage that finds its
+    work folder empty, on another machine for instance, goes on from there."""
+
+    upload_wait: float = Field(default=10.0, ge=0)
+    """Seconds that a run which ends early waits for the upload of its last checkpoint. What is not there by then goes
+    with the next start."""
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class FaultConfig:
@@ -144,4 +152,4 @@ class FaultConfig:
     """Seconds in which no micro-batch, save or other part of a step was finished, after which a job hangs; 0 for never."""
 
     max_restarts: int = Field(default=2, ge=0)
-    """Times that a job that hung is started again."""
+    """Times that a job that hung is started again in one run of its stage; under Prefect, one that crashed too."""

@@ -83,6 +83,12 @@ data "aws_iam_policy_document" "jobs" {
   }
 
   statement {
+    sid       = "RemoveProgress"
+    actions   = ["s3:DeleteObject"]
+    resources = ["${var.bucket_arn}/progress/*", "${var.bucket_arn}/*/progress/*"]
+  }
+
+  statement {
     sid       = "Key"
     actions   = ["kms:Decrypt", "kms:GenerateDataKey"]
     resources = [var.bucket_kms_key_arn]

@@ -103,6 +103,24 @@ resource "aws_s3_bucket_lifecycle_configuration" "artifacts" {
     }
   }
 
+  # Checkpoints of stages in progress: removed while training goes on, left behind by stages that nobody finishes.
+  rule {
+    id     = "progress"
+    status = "Enabled"
+
+    filter {
+      prefix = "artifacts/progress/" # beside the artifacts, in the store_url that the environment gives
+    }
+
+    expiration {
+      days = var.progress_days
+    }
+
+    noncurrent_version_expiration {
+      noncurrent_days = 1
+    }
+  }
+
   depends_on = [aws_s3_bucket_versioning.artifacts]
 }
 

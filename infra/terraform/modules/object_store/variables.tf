@@ -40,6 +40,17 @@ variable "old_version_days" {
   }
 }
 
+variable "progress_days" {
+  type        = number
+  description = "Days after which the uploaded checkpoints of a stage that nobody goes on with are removed."
+  default     = 90
+
+  validation {
+    condition     = contains(range(1, 1001), var.progress_days)
+    error_message = "progress_days is a whole number from 1 to 1000."
+  }
+}
+
 variable "log_days" {
   type        = number
   description = "Days that the access log is kept."

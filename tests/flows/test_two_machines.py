@@ -1,0 +1,107 @@
+"""A run that is killed outright, in a step, in a save or in an upload, and goes on from the store on another machine: what
+comes after equals an uninterrupted twin's, bit for bit."""
+
+import random
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cupola_platform.workspace import Workspace
+
+EVERY = 4
+Eventually = Callable[[Callable[[], bool], float, str], None]
+
+
+def command_line(recipe: Path, steps: int) -> list[str]:
+    settings = (f"steps={steps}", f"checkpoint.every={EVERY}", "checkpoint.upload=true", "checkpoint.upload_wait=60")
+    return [
+        "run",
+        str(recipe),
+        "--no-prefect",
+        *(word for each in settings for word in ("--set", f"stages.pretrain.{each}")),
+    ]
+
+
+def numbers(machine: Any) -> list[tuple[Any, ...]]:
+    """What must be equal bit for bit: JSON keeps every float's exact value."""
+    names = ("step", "loss", "grad_norm", "lr", "consumed_samples")
+    return [tuple(line[name] for name in names) for line in machine.events() if line["event"] == "step"]
+
+
+def weights(machine: Any) -> dict[str, str]:
+    """Digests of every weight and moment of the stage's artifact."""
+    (row,) = [row for row in machine.json("artifacts") if row["stage"] == "pretrain"]
+    manifest = Workspace.open(machine.workspace).store.manifest(row["digest"])
+    return {file.path: file.blake3 for file in manifest.files if file.path.endswith(".bin")}
+
+
+def uploads(machine: Any) -> list[Path]:
+    """Copies that are being made or sent."""
+    return list(machine.workspace.glob("work/*/job.upload/*"))
+
+
+def saves(machine: Any) -> list[Path]:
+    return list(machine.workspace.glob("work/*/job/checkpoints/.step_*.partial"))
+
+
+def there(machine: Any, place: str) -> bool:
+    return place == "in a step" or bool(saves(machine) if place == "in a save" else uploads(machine))
+
+
+def kill(machine: Any, run: Any, draw: random.Random) -> str:
+    """End every process of a machine somewhere. Returns where: in a step, in a save, in an upload."""
+    place = draw.choice(["in a step", "in a save", "in an upload"])
+    delay = draw.uniform(0, 0.5 if place == "in a step" else 0.02)
+    first = 0
+    until = time.monotonic() + 200
+    while time.monotonic() < until and run.poll() is None:
+        steps = [line["step"] for line in machine.events() if line["event"] == "step"]
+        first = first or max(steps, default=0)
+        if steps and max(steps) > first and there(machine, place):
+            time.sleep(delay)
+            for process in machine.processes():
+                process.kill()
+            run.communicate()
+            return place
+        time.sleep(0.002)
+    raise AssertionError(f"it ended before it was killed: {run.communicate()[0]}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_kills_on_two_machines_leave_no_trace(
+    cupola: Any, recipe: Path, tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    steps, kills, draw = 120, 3, random.Random(seed)
+    twin = replace(cupola, workspace=tmp_path / "twin")
+    done = twin(*command_line(recipe, steps), timeout=600)
+    assert done.returncode == 0, done.stderr
+
+    monkeypatch.setenv("CUPOLA_STORE_URL", f"s3://{s3.bucket}/{tmp_path.name}")
+    monkeypatch.setenv("CUPOLA_S3_ENDPOINT_URL", s3.endpoint_url)
+    machines = [replace(cupola, workspace=tmp_path / name) for name in ("one", "two")]
+    printed = ""
+    try:
+        for number in range(kills):
+            machine = machines[number % 2]
+            shutil.rmtree(machine.workspace, ignore_errors=True)  # nothing but the store outlives a machine
+            kill(machine, machine.start(*command_line(recipe, steps)), draw)
+        last = machines[kills % 2]
+        shutil.rmtree(last.workspace, ignore_errors=True)
+        done = last(*command_line(recipe, steps), timeout=600)
+        assert done.returncode == 0, done.stderr
+        printed = done.stdout
+    finally:
+        for process in [process for machine in machines for process in machine.processes()]:
+            process.kill()
+    assert "pretrain: goes on from step " in printed
+    assert numbers(last) == numbers(twin)
+    assert weights(last) == weights(twin)
+    left = s3.client.list_objects_v2(Bucket=s3.bucket, Prefix=f"{tmp_path.name}/progress/")
+    assert left.get("Contents", []) == [], "the stage is done: its artifact is there instead"
