@@ -64,7 +64,7 @@ class Backup:
         self.job = job
         self._staging = job.with_name(f"{job.name}.upload")
         self._cache = job.with_name(f"{job.name}.fetched")
-        self._section = store.section(f"{KIND}/{fingerprint}/{job.name}", self._cache)
+        self._section = store.section(f"{KIND}/{fingerprint}-{job.name}", self._cache)
         self._digests: dict[str, str] | None = None
         self._torn: set[str] = set()
 

@@ -110,7 +110,7 @@ def test_the_store_keeps_what_the_job_keeps_and_nothing_when_the_stage_is_done(
 
 
 def steps_in(store: Store) -> list[int]:
-    section = store.section(f"progress/{FINGERPRINT}/job", Path("unused"))
+    section = store.section(f"progress/{FINGERPRINT}-job", Path("unused"))
     return sorted(section.manifest(digest).config["step"] for digest in section.digests() if section.holds(digest))
 
 
@@ -141,7 +141,7 @@ def test_a_killed_upload_leaves_nothing_that_is_taken_for_whole_and_goes_on_wher
         process.wait()
     event = json.loads((job / "uploads.jsonl").read_text().splitlines()[0])
     assert (event["event"], event["step"]) == ("uploaded", 10)
-    assert event["location"].startswith(f"s3://{s3.bucket}/{tmp_path.name}/progress/{FINGERPRINT}/job/")
+    assert event["location"].startswith(f"s3://{s3.bucket}/{tmp_path.name}/progress/{FINGERPRINT}-job/")
     assert all(head(s3, key)["LastModified"] == when for key, when in uploaded.items())
     shutil.rmtree(there)
     assert Backup(bucket("there"), FINGERPRINT, there).restore(print) == 10

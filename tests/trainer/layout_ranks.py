@@ -153,7 +153,7 @@ COMBINED = {
     "moe dp4 ep2 etp2": ParallelConfig(dp=4, ep=2, etp=2),
     "moe tp2 sp cp2 ep2": ParallelConfig(tp=2, sp=True, cp=2, ep=2),
     "moe tp2 sp pp2 vp2 ep2": ParallelConfig(tp=2, sp=True, pp=2, vp=2, ep=2),
-    "moe tp2 sp pp2 ep2 full recompute": ParallelConfig(tp=2, sp=True, pp=2, ep=2, recompute="full"),
+    "moe tp2 sp pp2 ep2 selective recompute": ParallelConfig(tp=2, sp=True, pp=2, ep=2, recompute="selective"),
     "moe pp2 dp2 ep2 overlap": ParallelConfig(pp=2, dp=2, ep=2, overlap=True),
     "moe cp2 pp2": ParallelConfig(cp=2, pp=2),
     "moe cp2 dp2 ep4": ParallelConfig(cp=2, dp=2, ep=4),
