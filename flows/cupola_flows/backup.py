@@ -150,6 +150,7 @@ class Backup:
         self._section.put(copy)
         _empty(self._cache)
         self._stored()[name] = copy.digest
+        self._torn.discard(copy.digest)
         seconds = time.monotonic() - began
         location = self._section.location(copy.digest)
         return Uploaded(name, int(copy.manifest.config["step"]), copy.manifest.size, seconds, location)
