@@ -17,6 +17,7 @@ TRAINING = (
     "cupola_trainer.data",
     "cupola_trainer.objectives",
     "cupola_trainer.optim",
+    "cupola_trainer.lora",
 )
 ROLLOUT = (*MODELS, "cupola_trainer.rollout", "cupola_trainer.data", "cupola_trainer.evaluation")
 SOURCES: Mapping[str, Sequence[str]] = {
@@ -28,6 +29,8 @@ SOURCES: Mapping[str, Sequence[str]] = {
     "sft": TRAINING,
     "preferences": ROLLOUT,
     "dpo": TRAINING,
+    "merge": (*MODELS, "cupola_trainer.merging", "cupola_trainer.conversion"),
+    "prune": (*ROLLOUT, "cupola_trainer.pruning", "cupola_trainer.conversion"),
     "evaluate": (*ROLLOUT, "cupola_trainer.long_context"),
     "promote": ("cupola_flows.promote",),
 }

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,20 @@ from cupola_flows.context import StageContext
 from cupola_flows.stages import TrainStage
 from cupola_flows.uploading import EVENTS, backup_of, discard, uploaded
 from cupola_platform.artifacts import Artifact
-from cupola_platform.errors import BY_NAME, CancelledError, ConfigError, StageFailedError
+from cupola_platform.errors import BY_NAME, CancelledError, ConfigError, CupolaError, StageFailedError
 from cupola_platform.launch import LocalLauncher, RunningJob
 from cupola_trainer.config import (
+    AnyJob,
     DpoData,
-    EvaluateJob,
+    MergeAdapterJob,
     ModelConfig,
     NextTokenData,
     PositionChange,
-    SampleJob,
     SftData,
     TrainJob,
-    UpcycleJob,
     write_job,
 )
 
-AnyJob = TrainJob | UpcycleJob | SampleJob | EvaluateJob
 LOOK_EVERY = 0.5
 """Seconds between looks at a job's metrics."""
 GRACE = 20.0
@@ -81,8 +79,16 @@ def train(
     model: ModelConfig | None = None,
     positions: PositionChange | None = None,
     tokenizer: Path | None = None,
+    base: Artifact | None = None,
 ) -> Artifact:
-    """Train as a recipe's stage says, and publish the last checkpoint."""
+    """Train as a recipe's stage says, and publish the last checkpoint.
+
+    Args:
+        base: what the stage's `optimizer.merging` names.
+    """
+    optimizer = stage.optimizer
+    if base and optimizer.merging:
+        optimizer = replace(optimizer, merging=replace(optimizer.merging, base=base.path))
     job = TrainJob(
         output=ctx.folder / "job",
         seed=ctx.seed,
@@ -92,7 +98,8 @@ def train(
         tokenizer=tokenizer,
         steps=stage.steps,
         parallel=stage.layout,
-        optimizer=stage.optimizer,
+        optimizer=optimizer,
+        lora=stage.lora,
         batch=stage.batch,
         data=data,
         checkpoint=stage.checkpoint,
@@ -106,10 +113,33 @@ def train(
     result = run_job(ctx, job)
     if (job.output / "profile").is_dir():
         ctx.display.say(f"{ctx.name}: traces of steps {ctx.profile} are in {job.output / 'profile'}")
-    artifact = ctx.publish(result.folder, parents=parents, metrics=result.metrics)
+    everything = [*parents, *([base] if base else [])]
+    if stage.lora and parent:
+        adapter = _publish_adapter(ctx, result, everything)
+        fold = MergeAdapterJob(
+            output=ctx.folder / "merge", initial=parent.path, adapter=result.folder, parallel=stage.layout
+        )
+        result = JobResult(run_job(ctx, fold).folder, result.metrics)
+        everything.append(adapter)
+    artifact = ctx.publish(result.folder, parents=everything, metrics=result.metrics)
     shutil.rmtree(job.output / "checkpoints", ignore_errors=True)  # the last one is in the store
     discard(ctx, job)
     return artifact
+
+
+def _publish_adapter(ctx: StageContext, result: JobResult, parents: Sequence[Artifact]) -> Artifact:
+    """The adapters as an artifact of their own, beside what they are folded into. The job keeps its copy until then."""
+    folder = ctx.empty("adapter")
+    shutil.copytree(result.folder, folder, dirs_exist_ok=True)
+    return ctx.workspace.publish(
+        folder,
+        kind="adapter",
+        parents=parents,
+        stage=ctx.name,
+        recipe=ctx.recipe.name,
+        config=ctx.recipe.stages[ctx.name].model_dump(mode="json"),
+        metrics=result.metrics,
+    )
 
 
 def run_job(ctx: StageContext, job: AnyJob) -> JobResult:
@@ -138,9 +168,8 @@ def _attempt(ctx: StageContext, job: AnyJob, starts: restarts.Starts) -> JobResu
     log = ctx.workspace.folder("logs") / f"{ctx.name}-{ctx.fingerprint[:12]}.log"
     with uploaded(ctx, job, log):
         status, code = _carry_out(ctx, job, log, starts)
-    if (job.output / "error.json").exists():
-        error = json.loads((job.output / "error.json").read_text())
-        raise BY_NAME.get(error["type"], ConfigError)(f"stage {ctx.name}: {error['message']}")
+    if error := error_of(job):
+        raise type(error)(f"stage {ctx.name}: {error}")
     if status == "preempted":
         raise CancelledError(f"stage {ctx.name} was told to stop; it saved, and the same command goes on from there.")
     result = read_result(job)
@@ -203,6 +232,15 @@ def _follow(ctx: StageContext, running: RunningJob, job: AnyJob) -> tuple[str, s
         running.stop(GRACE)
         raise
     return status, silence
+
+
+def error_of(job: AnyJob) -> CupolaError | None:
+    """The user's mistake that ended a job; none where it was something else, or nothing."""
+    try:
+        error = json.loads((job.output / "error.json").read_text())
+    except FileNotFoundError:
+        return None
+    return BY_NAME.get(error["type"], ConfigError)(error["message"])
 
 
 def read_result(job: AnyJob) -> JobResult | None:

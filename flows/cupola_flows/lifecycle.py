@@ -25,10 +25,12 @@ from cupola_flows.stages import (
     DpoStage,
     EvaluateStage,
     LongContextStage,
+    MergeStage,
     PreferencesStage,
     PrepareStage,
     PretrainStage,
     PromoteStage,
+    PruneStage,
     SftStage,
     UpcycleStage,
 )
@@ -92,6 +94,18 @@ def dpo_flow(name: str, stage: DpoStage, inputs: Inputs) -> Any:
     return _carry_out(name)
 
 
+@flow(name="merge", flow_run_name="{name}")
+def merge_flow(name: str, stage: MergeStage, inputs: Inputs) -> Any:
+    """Several checkpoints to one."""
+    return _carry_out(name)
+
+
+@flow(name="prune", flow_run_name="{name}")
+def prune_flow(name: str, stage: PruneStage, inputs: Inputs) -> Any:
+    """A checkpoint to a smaller one."""
+    return _carry_out(name)
+
+
 @flow(name="evaluate", flow_run_name="{name}")
 def evaluate_flow(name: str, stage: EvaluateStage, inputs: Inputs) -> Any:
     """Held-out text, tasks and generations."""
@@ -113,6 +127,8 @@ STAGE_FLOWS: Mapping[str, Callable[..., Any]] = {
     "sft": sft_flow,
     "preferences": preferences_flow,
     "dpo": dpo_flow,
+    "merge": merge_flow,
+    "prune": prune_flow,
     "evaluate": evaluate_flow,
     "promote": promote_flow,
 }

@@ -24,10 +24,12 @@ def conversations(ctx: StageContext, stage: ConversationsStage, tokens: Artifact
     return ctx.publish(folder, parents=[tokens], metrics=metrics)
 
 
-def sft(ctx: StageContext, stage: SftStage, parent: Artifact, conversations: Artifact) -> Artifact:
+def sft(
+    ctx: StageContext, stage: SftStage, parent: Artifact, conversations: Artifact, base: Artifact | None = None
+) -> Artifact:
     """Fine-tune a checkpoint on conversations: loss on the assistant's tokens only."""
     data = SftData(conversations=conversations.path, pack=stage.pack)
-    return train(ctx, stage, data=data, parent=parent, parents=[parent, conversations])
+    return train(ctx, stage, data=data, parent=parent, parents=[parent, conversations], base=base)
 
 
 def preferences(ctx: StageContext, stage: PreferencesStage, parent: Artifact, conversations: Artifact) -> Artifact:
@@ -62,7 +64,9 @@ def preferences(ctx: StageContext, stage: PreferencesStage, parent: Artifact, co
     return ctx.publish(folder, parents=[parent, conversations], metrics=metrics)
 
 
-def dpo(ctx: StageContext, stage: DpoStage, parent: Artifact, preferences: Artifact) -> Artifact:
+def dpo(
+    ctx: StageContext, stage: DpoStage, parent: Artifact, preferences: Artifact, base: Artifact | None = None
+) -> Artifact:
     """Align a checkpoint by pairs, against itself frozen."""
     data = DpoData(
         preferences=preferences.path,
@@ -71,4 +75,4 @@ def dpo(ctx: StageContext, stage: DpoStage, parent: Artifact, preferences: Artif
         loss_type=stage.loss_type,
         sft_weight=stage.sft_weight,
     )
-    return train(ctx, stage, data=data, parent=parent, parents=[parent, preferences])
+    return train(ctx, stage, data=data, parent=parent, parents=[parent, preferences], base=base)

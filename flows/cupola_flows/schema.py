@@ -13,6 +13,10 @@ ARTIFACT = "artifact:"
 CRON = re.compile(r"^(@(yearly|annually|monthly|weekly|daily|hourly))$|^[\dA-Za-z*/,\-#?]+( [\dA-Za-z*/,\-#?]+){4}$")
 
 
+UNTRAINED = ("upcycle", "prune")
+"""Stages whose checkpoints are not worth measuring before they are trained further."""
+
+
 class Recipe(BaseModel):
     """A model's whole life, from raw text to a promoted checkpoint."""
 
@@ -96,7 +100,7 @@ class Recipe(BaseModel):
             return references
         earlier = list(self.stages)[: list(self.stages).index(name)]
         if field == "checkpoints":
-            found = tuple(e for e in earlier if self.stages[e].gives == needs and self.stages[e].kind != "upcycle")
+            found = tuple(e for e in earlier if self.stages[e].gives == needs and self.stages[e].kind not in UNTRAINED)
         elif (stage.kind, field) in NEVER_GUESSED:
             found = ()
         else:

@@ -12,6 +12,7 @@ from cupola_flows.display import Display
 from cupola_flows.evaluate import evaluate
 from cupola_flows.fingerprint import fingerprint
 from cupola_flows.long_context import long_context
+from cupola_flows.making import merge, prune
 from cupola_flows.posttrain import conversations, dpo, preferences, sft
 from cupola_flows.prepare import prepare
 from cupola_flows.pretrain import pretrain
@@ -33,6 +34,8 @@ FUNCTIONS: dict[str, Callable[..., Artifact]] = {
     "sft": sft,
     "preferences": preferences,
     "dpo": dpo,
+    "merge": merge,
+    "prune": prune,
     "evaluate": evaluate,
     "promote": promote,
 }

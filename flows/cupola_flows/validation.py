@@ -12,6 +12,7 @@ from cupola_flows.stages import (
     LongContextStage,
     PrepareStage,
     PretrainStage,
+    PruneStage,
     SftStage,
     TrainStage,
     UpcycleStage,
@@ -49,12 +50,15 @@ def model_of(recipe: Recipe, name: str) -> ModelConfig | None:
     model: ModelConfig | None = getattr(stage, "model", None)
     if model is not None:
         return model
-    parent = next(iter(recipe.inputs(name)["parent"]), None)
+    inputs = recipe.inputs(name)
+    parent = next(iter(inputs.get("parent") or inputs.get("checkpoints", ())), None)
     if parent is None or parent.startswith(ARTIFACT):
         return None
     model = model_of(recipe, parent)
     if model and isinstance(stage, UpcycleStage):
         return dataclasses.replace(model, moe=stage.moe)
+    if model and isinstance(stage, PruneStage):
+        return stage.to.shape(model)
     if model and isinstance(stage, LongContextStage):
         return stretch(model, stage.positions, stage.batch.sequence_length)
     return model
@@ -66,10 +70,13 @@ def _check_stage(recipe: Recipe, name: str, stage: AnyStage, launcher: LocalLaun
         return
     launcher.check(layout.world_size)
     batch = stage.batch if isinstance(stage, TrainStage) else None
+    lora = stage.lora if isinstance(stage, TrainStage) else None
     if batch:
         batch.num_microbatches(layout.dp)
     for source in recipe.inputs(name)["checkpoints"] if isinstance(stage, EvaluateStage) else (name,):
         model = None if source.startswith(ARTIFACT) else model_of(recipe, source)
+        if model is not None and lora:
+            lora.check(model, layout)
         if model is not None:
             _check_reach(stage, model)
             validate_layout(

@@ -13,6 +13,9 @@ COMMANDS = [
     *(["doctor"], ["checkpoint", "verify"], ["checkpoint", "export"], ["checkpoint", "import"]),
     ["checkpoint", "generate"],
     ["checkpoint", "long-context"],
+    ["checkpoint", "merge"],
+    ["checkpoint", "merge-adapter"],
+    ["checkpoint", "prune"],
 ]
 
 

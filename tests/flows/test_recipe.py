@@ -24,7 +24,7 @@ def test_the_shipped_recipes_are_valid_and_listed() -> None:
 
 def test_inputs_left_out_are_the_nearest_earlier_stages_that_fit() -> None:
     smoke = load_recipe("smoke")
-    assert smoke.inputs("sft") == {"parent": ("pretrain_moe",), "conversations": ("conversations",)}
+    assert smoke.inputs("sft") == {"parent": ("pretrain_moe",), "conversations": ("conversations",), "base": ()}
     assert smoke.inputs("evaluate")["checkpoints"] == ("pretrain", "pretrain_moe", "sft", "dpo")
     assert smoke.inputs("promote") == {
         "candidate": ("dpo",),

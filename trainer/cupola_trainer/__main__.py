@@ -55,6 +55,18 @@ def run(job: object, termination: "Termination") -> int:
         from cupola_trainer import upcycling
 
         upcycling.run(job)
+    elif isinstance(job, config.MergeJob):
+        from cupola_trainer import merging
+
+        merging.run(job)
+    elif isinstance(job, config.MergeAdapterJob):
+        from cupola_trainer import lora
+
+        lora.merge_adapter(job)
+    elif isinstance(job, config.PruneJob):
+        from cupola_trainer import pruning
+
+        pruning.run(job)
     elif isinstance(job, config.SampleJob):
         from cupola_trainer import rollout
 

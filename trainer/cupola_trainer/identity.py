@@ -71,14 +71,17 @@ def check_tokenizer(ours: Path | None, data: Path) -> None:
         ours: the model's tokenizer folder; none leaves it unchecked.
         data: the data's folder; unchecked where it carries no tokenizer.
     """
-    theirs = data / "tokenizer" / "tokenizer.json"
-    if ours is None or not theirs.is_file() or not (ours / "tokenizer.json").is_file():
-        return
-    if _words(ours / "tokenizer.json") != _words(theirs):
+    if ours is not None and not same_tokenizer(ours, data / "tokenizer"):
         raise ConfigError(
             f"{data} was tokenized with another tokenizer than the model's, {ours}. "
             "Prepare the corpus with the model's tokenizer, or train a new model."
         )
+
+
+def same_tokenizer(one: Path, other: Path) -> bool:
+    """Whether two tokenizer folders give the same ids; true where one of them holds no tokenizer.json to be compared."""
+    paths = one / "tokenizer.json", other / "tokenizer.json"
+    return not all(path.is_file() for path in paths) or _words(paths[0]) == _words(paths[1])
 
 
 def _words(path: Path) -> Any:

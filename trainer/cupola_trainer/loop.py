@@ -20,6 +20,7 @@ from cupola_trainer.identity import check_architecture, check_resumable, check_t
 from cupola_trainer.keeping import Keeper, step_folder
 from cupola_trainer.layout import validate_layout
 from cupola_trainer.long_context import stretch
+from cupola_trainer.lora import attaching
 from cupola_trainer.metrics import MetricsWriter, train_results
 from cupola_trainer.objectives import Objective, build_objective
 from cupola_trainer.optim import Trainee
@@ -84,9 +85,15 @@ def begin(job: TrainJob) -> "Run":
         chunk.config.variable_seq_lengths = getattr(job.data, "lengths", None) is not None
     if job.initial:
         checkpoint.load_weights(job.initial, chunks)
+    if job.lora:
+        attaching.attach(chunks, job.lora, model, job.parallel, job.seed)
     trainee = optim.build(chunks, job.parallel, job.optimizer, job.steps)
+    if job.optimizer.merging:
+        optim.merge_online(trainee, job.optimizer.merging, job.initial, model, job.seed)
     _prepare(objective, trainee, job.output / "reference.npz")
-    return Run(job, model, tokenizer, objective, trainee, resume(job.output / "checkpoints", trainee), data)
+    run = Run(job, model, tokenizer, objective, trainee, resume(job.output / "checkpoints", trainee), data)
+    attaching.check_resumed(run.progress, run.adapter)
+    return run
 
 
 class Run:
@@ -106,6 +113,7 @@ class Run:
         self.job, self.model, self.tokenizer, self.objective, self.trainee = job, model, tokenizer, objective, trainee
         self.progress = progress
         self.data = dict(data or {})
+        self.adapter = attaching.describe(job.initial, job.lora) if job.lora else None
         self.monitor = Monitor(job.faults, progress.extra.get("faults"))
         self.rollbacks = Rollbacks(job.output / "rollbacks.json")
         self.watchdog = Watchdog(job.output, runtime.rank(), 0 if job.dry else job.faults.hang_seconds)
@@ -221,7 +229,8 @@ class Run:
     def save(self) -> None:
         """Begin to save; the checkpoint is whole some steps later."""
         with self.times.part("save"):
-            self.keeper.begin(self.progress, {"faults": self.monitor.state(), "data": self.data})
+            adapter = {"adapter": self.adapter} if self.adapter else {}
+            self.keeper.begin(self.progress, {"faults": self.monitor.state(), "data": self.data, **adapter})
         self.log.restart_clock()
 
     def preempt(self) -> None:

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from cupola_flows.cli import artifacts, checkpoint, layouts, long_context, run, services
+from cupola_flows.cli import artifacts, checkpoint, layouts, long_context, making, pruning, run, services
 from cupola_flows.services import NO_TELEMETRY
 from cupola_platform.errors import CupolaError
 
@@ -23,6 +23,8 @@ artifacts.register(app)
 layouts.register(app)
 services.register(app)
 long_context.register(checkpoint.app)
+making.register(checkpoint.app)
+pruning.register(checkpoint.app)
 app.add_typer(checkpoint.app, name="checkpoint")
 
 

@@ -1,4 +1,4 @@
-"""`cupola checkpoint`: verify, export, import, generate."""
+"""`cupola checkpoint`: verify, export, import, generate. `making` has what makes new ones out of others."""
 
 import subprocess
 import sys
@@ -14,7 +14,8 @@ from cupola_platform.artifacts import Artifact, verify
 from cupola_platform.errors import BY_NAME, ConfigError, CupolaError, StageFailedError
 
 app = typer.Typer(
-    help="Checkpoints: verify, export to and import from Hugging Face's format, generate.", no_args_is_help=True
+    help="Checkpoints: verify, export to and import from Hugging Face's format, generate, merge, prune.",
+    no_args_is_help=True,
 )
 
 
@@ -29,12 +30,15 @@ def verify_command(reference: Reference, workspace: WorkspaceOption = None) -> N
 def export_command(
     reference: Reference,
     to: Annotated[Path, typer.Option(metavar="DIR", help="A new or empty folder.")],
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="ID is an adapter: write it as PEFT's PeftModel loads it.")
+    ] = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Write a folder that transformers' AutoModelForCausalLM and AutoTokenizer load."""
-    artifact = _checkpoint(reference, workspace)
-    _check_empty(to)
-    _convert("export", "--checkpoint", str(artifact.path), "--to", str(to))
+    """Write a folder that transformers' AutoModelForCausalLM and AutoTokenizer load, or PEFT."""
+    artifact = resolve_checkpoint(reference, workspace, kind="adapter" if adapter else "checkpoint")
+    check_empty(to)
+    _convert("export", "--checkpoint", str(artifact.path), "--to", str(to), *(["--adapter"] if adapter else []))
     print(f"Exported {artifact.id} to {to}.")
 
 
@@ -53,7 +57,7 @@ def import_command(
     if to:
         if alias:
             raise ConfigError(f"--alias {alias} with --to: a folder that is not published has no alias. Leave one out.")
-        _check_empty(to)
+        check_empty(to)
         _convert("import", "--from", str(source), "--to", str(to))
         print(f"Imported {source.name} to {to}.")
         return
@@ -77,21 +81,25 @@ def generate_command(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Continue a text."""
-    artifact = _checkpoint(reference, workspace)
+    artifact = resolve_checkpoint(reference, workspace)
     arguments = ["--max-new-tokens", str(max_new_tokens), "--temperature", str(temperature), "--seed", str(seed)]
     print(_convert("generate", "--checkpoint", str(artifact.path), "--prompt", prompt, *arguments), end="")
 
 
-def _check_empty(to: Path) -> None:
+def check_empty(to: Path) -> None:
+    """Refuse a folder that holds something."""
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"--to {to}: already holds something. Give a new or empty folder.")
 
 
-def _checkpoint(reference: str, workspace: Path | None) -> Artifact:
+def resolve_checkpoint(reference: str, workspace: Path | None, *, kind: str = "checkpoint") -> Artifact:
+    """The checkpoint, or adapter, of that name, every byte verified."""
     artifact = open_workspace(workspace).resolve(reference)
-    if artifact.kind != "checkpoint":
+    found = "adapter" if artifact.kind == "checkpoint" and artifact.manifest.config.get("adapter") else artifact.kind
+    if found != kind:
+        other = {"adapter": " Export it with --adapter, or fold it in: cupola checkpoint merge-adapter"}.get(found, "")
         raise ConfigError(
-            f"{artifact.id} is of kind {artifact.kind}, not a checkpoint. See: cupola artifacts --kind checkpoint"
+            f"{artifact.id} is of kind {found}, not {kind}.{other or f' See: cupola artifacts --kind {kind}'}"
         )
     return verify(artifact.path)
 

@@ -3,7 +3,8 @@
 A field named in `takes` holds the name of another stage, or `artifact:ID` for what the registry already has. Left out,
 it means the nearest earlier stage that gives what is needed.
 
-base.py  pretraining.py  long_context.py  posttraining.py  deciding.py: a class a stage; here, how a recipe tells them apart.
+base.py  pretraining.py  long_context.py  posttraining.py  making.py  deciding.py: a class a stage; here, how a recipe tells them
+apart.
 """
 
 from typing import Annotated
@@ -13,6 +14,7 @@ from pydantic import Field
 from cupola_flows.stages.base import Stage, TrainStage
 from cupola_flows.stages.deciding import EvaluateStage, PromoteStage
 from cupola_flows.stages.long_context import LongContextStage
+from cupola_flows.stages.making import MergeStage, PruneStage
 from cupola_flows.stages.posttraining import ConversationsStage, DpoStage, PreferencesStage, SftStage
 from cupola_flows.stages.pretraining import PrepareStage, PretrainStage, UpcycleStage
 
@@ -25,10 +27,12 @@ __all__ = [
     "DpoStage",
     "EvaluateStage",
     "LongContextStage",
+    "MergeStage",
     "PreferencesStage",
     "PrepareStage",
     "PretrainStage",
     "PromoteStage",
+    "PruneStage",
     "SftStage",
     "Stage",
     "TrainStage",
@@ -45,6 +49,8 @@ AnyStage = Annotated[
     | SftStage
     | PreferencesStage
     | DpoStage
+    | MergeStage
+    | PruneStage
     | EvaluateStage
     | PromoteStage,
     Field(discriminator="kind"),
@@ -59,10 +65,18 @@ KINDS: tuple[str, ...] = (
     "sft",
     "preferences",
     "dpo",
+    "merge",
+    "prune",
     "evaluate",
     "promote",
 )
-NEVER_GUESSED: frozenset[tuple[str, str]] = frozenset({("pretrain", "parent")})
+NEVER_GUESSED: frozenset[tuple[str, str]] = frozenset(
+    {("pretrain", "parent"), ("merge", "base"), ("sft", "base"), ("dpo", "base")}
+)
 """Inputs that are absent when a recipe does not name them."""
-OPTIONAL: frozenset[tuple[str, str]] = NEVER_GUESSED | {("evaluate", "conversations"), ("promote", "baseline")}
+OPTIONAL: frozenset[tuple[str, str]] = NEVER_GUESSED | {
+    ("evaluate", "conversations"),
+    ("promote", "baseline"),
+    ("prune", "tokens"),
+}
 """Inputs that a stage can do without."""

@@ -2,9 +2,16 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cupola_trainer.config import BatchConfig, CheckpointConfig, FaultConfig, OptimizerConfig, ParallelConfig
+from cupola_trainer.config import (
+    BatchConfig,
+    CheckpointConfig,
+    FaultConfig,
+    LoraConfig,
+    OptimizerConfig,
+    ParallelConfig,
+)
 
 
 class Stage(BaseModel):
@@ -29,6 +36,8 @@ class TrainStage(Stage):
     layout: ParallelConfig = Field(default_factory=ParallelConfig)
     """How the model is laid out over processes."""
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    lora: LoraConfig | None = None
+    """Train adapters on the frozen parent and fold them in at the end; none to train every weight."""
     batch: BatchConfig
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of weights and activations; bf16 keeps fp32 master weights, gradients and moments. Auto: bf16 on GPUs, fp32 on CPUs."""
@@ -42,3 +51,17 @@ class TrainStage(Stage):
     """Steps between held-out losses; 0 for before the first step and after the last only."""
     evaluate_batches: int = Field(default=4, ge=1)
     """Global batches in one held-out loss."""
+
+    @property
+    def base(self) -> str | None:
+        """The stage whose checkpoint `optimizer.merging` starts at; an input like others, where a kind takes it."""
+        merging = self.optimizer.merging
+        return str(merging.base) if merging else None
+
+    @model_validator(mode="after")
+    def _base_is_taken(self) -> "TrainStage":
+        if self.base is not None and "base" not in self.takes:
+            raise ValueError(
+                "optimizer.merging: this kind of stage has no fine-tuned parent to hold on to. Leave it out"
+            )
+        return self

@@ -29,7 +29,11 @@ class ConversationsStage(Stage):
 class SftStage(TrainStage):
     """Supervised fine-tuning: ChatML, loss on assistant tokens only."""
 
-    takes: ClassVar[dict[str, str]] = {"parent": "checkpoint", "conversations": "conversations"}
+    takes: ClassVar[dict[str, str]] = {
+        "parent": "checkpoint",
+        "conversations": "conversations",
+        "base": "checkpoint",
+    }
 
     kind: Literal["sft"] = "sft"
     parent: str | None = None
@@ -72,7 +76,11 @@ class PreferencesStage(Stage):
 class DpoStage(TrainStage):
     """Direct preference optimization against the frozen parent."""
 
-    takes: ClassVar[dict[str, str]] = {"parent": "checkpoint", "preferences": "preferences"}
+    takes: ClassVar[dict[str, str]] = {
+        "parent": "checkpoint",
+        "preferences": "preferences",
+        "base": "checkpoint",
+    }
 
     kind: Literal["dpo"] = "dpo"
     parent: str | None = None

@@ -40,6 +40,8 @@ class PretrainStage(TrainStage):
     def _one_beginning(self) -> "PretrainStage":
         if (self.model is None) == (self.parent is None):
             raise ValueError("give either `model` (a new model) or `parent` (a stage to go on from), and not both")
+        if self.lora and self.model:
+            raise ValueError("lora: adapters need a model that knows something. Give `parent`, or leave lora out")
         return self
 
 

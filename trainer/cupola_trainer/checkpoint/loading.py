@@ -25,8 +25,11 @@ def load_weights(folder: Path, chunks: Sequence[torch.nn.Module]) -> None:
 
     Raises:
         CorruptArtifactError: a file does not match its digest, or a weight is missing.
+        ConfigError: the checkpoint holds adapters alone.
     """
     verify(folder)
+    if read_training(folder).get("adapter"):
+        raise ConfigError(f"{folder} holds adapters and no model. Merge them first: cupola checkpoint merge-adapter.")
     state = StoredState(folder / "state")
     _together(lambda: [state.fill(shard) for shard in weight_shards(chunks)])
 

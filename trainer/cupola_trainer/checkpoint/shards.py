@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cupola_trainer.models.initialization import sharded_tensors
 
+ADAPTERS = (".lora_a", ".lora_b")
 MASTER = "master"
 """The fp32 copy of a bf16 weight, among an optimizer's moments."""
 
@@ -54,8 +55,9 @@ def moment_key(moment: str, key: str) -> str:
 
 
 def weight_shards(chunks: Sequence[torch.nn.Module]) -> list[Shard]:
-    """Every weight of this rank, each once."""
+    """Every weight of this rank, each once; of a model with adapters, theirs alone: the rest is frozen, and kept elsewhere."""
     found = [_shard(entry) for entry in sharded_tensors(unwrap_model(list(chunks)))]
+    found = [shard for shard in found if shard.key.endswith(ADAPTERS)] or found
     return list({shard.place: shard for shard in reversed(found)}.values())[::-1]
 
 
@@ -66,15 +68,25 @@ def moment_shards(chunks: Sequence[torch.nn.Module], optimizer: Any) -> list[Sha
     for part in optimizer.chained_optimizers:
         if part.is_stub_optimizer:
             continue
-        part.init_state_fn(part.optimizer, part.config)  # the moments of a new optimizer: zeros
-        for parameter, start, moments in _moments(part):
+        for parameter, start, main, states in _moments(part):
             found += [
                 piece
                 for weight in _within(weights, parameter)
-                for moment, values in moments.items()
+                for moment, values in _named(main, parameter, states).items()
                 for piece in _pieces(weight, parameter, start, moment, values)
             ]
     return found
+
+
+def master_shards(chunks: Sequence[torch.nn.Module], part: Any) -> list[Shard]:
+    """The weights that a part of the optimizer updates, in fp32, whether or not they are copies: keys as `MASTER`'s."""
+    weights = sorted(weight_shards(chunks), key=lambda shard: shard.data.data_ptr())
+    return [
+        piece
+        for parameter, start, main, _ in _moments(part)
+        for weight in _within(weights, parameter)
+        for piece in _pieces(weight, parameter, start, MASTER, main.detach().view(-1))
+    ]
 
 
 def boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
@@ -108,20 +120,22 @@ def _shard(entry: ShardedTensor) -> Shard:
     return Shard(entry.key, tuple(entry.global_shape), tuple(entry.global_offset), data, not any(replica[:-1]))
 
 
-def _moments(part: Any) -> Iterator[tuple[Tensor, int, dict[str, Tensor]]]:
-    """Each parameter, the first of its flattened elements that this rank optimizes, and the moments from there on."""
+def _moments(part: Any) -> Iterator[tuple[Tensor, int, Tensor, dict[str, Tensor]]]:
+    """Each parameter, the first of its flattened elements that this rank optimizes, and from there on what it updates and
+    the moments."""
+    part.init_state_fn(part.optimizer, part.config)  # the moments of a new optimizer: zeros
     if isinstance(part, DistributedOptimizer):
         for parameter in part.model_param_gbuf_map:
             owned = part._get_model_param_range_map(parameter)["param"]
             states = dict(part._get_main_param_and_optimizer_states(parameter))
-            yield parameter, owned.start, _named(states.pop("param"), parameter, states)
+            yield parameter, owned.start, states.pop("param"), states
         return
     fp16 = zip(_flat(part, "float16_groups"), _flat(part, "fp32_from_float16_groups"), strict=True)
     model_parameter = {id(main): parameter for parameter, main in fp16}
     for group in part.optimizer.param_groups:
         for main in group["params"]:
             parameter = model_parameter.get(id(main), main)
-            yield parameter, 0, _named(main, parameter, part.optimizer.state[main])
+            yield parameter, 0, main, part.optimizer.state[main]
 
 
 def _flat(part: Any, groups: str) -> list[Tensor]:

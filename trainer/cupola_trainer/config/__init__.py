@@ -6,17 +6,39 @@ misspelt key is refused, and the JSON schema carries each field's docstring. Not
 training.py   layout, optimizer, batches, checkpoints, faults
 data.py       one class an objective
 lengths.py    long context: positions and lengths
+lora.py       low-rank adapters
+making.py     jobs that make a checkpoint out of others
 jobs.py       the jobs
 """
 
 from cupola_trainer.architecture import STRICT, ModelConfig, MoEConfig
 from cupola_trainer.config.data import DpoData, NextTokenData, SftData, TrainingData
-from cupola_trainer.config.jobs import JOB, EvaluateJob, Job, SampleJob, TrainJob, UpcycleJob, read_job, write_job
+from cupola_trainer.config.jobs import (
+    JOB,
+    AnyJob,
+    EvaluateJob,
+    Job,
+    SampleJob,
+    TrainJob,
+    UpcycleJob,
+    read_job,
+    write_job,
+)
 from cupola_trainer.config.lengths import LengthPhase, LengthSchedule, LongContextConfig, PositionChange
+from cupola_trainer.config.lora import LoraConfig
+from cupola_trainer.config.making import (
+    MergeAdapterJob,
+    MergeJob,
+    MergeMethod,
+    PruneJob,
+    PruneTarget,
+    check_merge,
+)
 from cupola_trainer.config.training import (
     BatchConfig,
     CheckpointConfig,
     FaultConfig,
+    OnlineMergingConfig,
     OptimizerConfig,
     ParallelConfig,
 )
@@ -24,6 +46,7 @@ from cupola_trainer.config.training import (
 __all__ = [
     "JOB",
     "STRICT",
+    "AnyJob",
     "BatchConfig",
     "CheckpointConfig",
     "DpoData",
@@ -33,17 +56,25 @@ __all__ = [
     "LengthPhase",
     "LengthSchedule",
     "LongContextConfig",
+    "LoraConfig",
+    "MergeAdapterJob",
+    "MergeJob",
+    "MergeMethod",
     "MoEConfig",
     "ModelConfig",
     "NextTokenData",
+    "OnlineMergingConfig",
     "OptimizerConfig",
     "ParallelConfig",
     "PositionChange",
+    "PruneJob",
+    "PruneTarget",
     "SampleJob",
     "SftData",
     "TrainJob",
     "TrainingData",
     "UpcycleJob",
+    "check_merge",
     "read_job",
     "write_job",
 ]

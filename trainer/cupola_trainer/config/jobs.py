@@ -9,6 +9,8 @@ from pydantic.dataclasses import dataclass
 from cupola_trainer.architecture import STRICT, ModelConfig, MoEConfig
 from cupola_trainer.config.data import TrainingData
 from cupola_trainer.config.lengths import LongContextConfig, PositionChange
+from cupola_trainer.config.lora import LoraConfig
+from cupola_trainer.config.making import MergeAdapterJob, MergeJob, PruneJob
 from cupola_trainer.config.training import (
     BatchConfig,
     CheckpointConfig,
@@ -38,6 +40,8 @@ class TrainJob:
     """Optimizer steps."""
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    lora: LoraConfig | None = None
+    """Train adapters on the frozen initial checkpoint; its checkpoints then hold adapters alone. None to train every weight."""
     batch: BatchConfig
     data: TrainingData
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
@@ -130,15 +134,16 @@ class EvaluateJob:
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
 
 
-Job = Annotated[TrainJob | UpcycleJob | SampleJob | EvaluateJob, Field(discriminator="kind")]
-JOB: TypeAdapter[TrainJob | UpcycleJob | SampleJob | EvaluateJob] = TypeAdapter(Job)
+AnyJob = TrainJob | UpcycleJob | SampleJob | EvaluateJob | MergeJob | MergeAdapterJob | PruneJob
+Job = Annotated[AnyJob, Field(discriminator="kind")]
+JOB: TypeAdapter[AnyJob] = TypeAdapter(Job)
 
 
-def read_job(path: Path) -> TrainJob | UpcycleJob | SampleJob | EvaluateJob:
+def read_job(path: Path) -> AnyJob:
     """The job in a JSON file. Raises pydantic's ValidationError (our launcher writes only valid ones)."""
     return JOB.validate_json(path.read_bytes())
 
 
-def write_job(job: TrainJob | UpcycleJob | SampleJob | EvaluateJob, path: Path) -> None:
+def write_job(job: AnyJob, path: Path) -> None:
     """Write a job as JSON that `read_job` gives back."""
     path.write_bytes(JOB.dump_json(job, indent=2))

@@ -1,5 +1,6 @@
 """How a training job runs: its layout, optimizer, batches, checkpoints and faults."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -52,6 +53,27 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class OnlineMergingConfig:
+    """The online merging optimizer: each step of Adam is merged with what the initial checkpoint has learnt since a base."""
+
+    method: Literal["ondare", "onties"] = "ondare"
+    """How both are thinned out: at random, or by magnitude and consensus of signs."""
+
+    alpha: float = Field(gt=0, lt=1)
+    """Share of what the initial checkpoint has learnt in each merge. It is added at every one: of the order of the learning
+    rate."""
+
+    density: float = Field(gt=0, le=1)
+    """Share of both that is kept."""
+
+    online_step: int = Field(default=1, ge=1)
+    """Steps from one merge to the next; those between are plain AdamW."""
+
+    base: Path
+    """Checkpoint folder that the initial one was fine-tuned from. In a recipe: a stage's name, or artifact:ID."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class OptimizerConfig:
     """AdamW with linear warm-up and cosine decay, as Qwen's pretraining."""
 
@@ -78,6 +100,9 @@ class OptimizerConfig:
 
     clip_grad: float = Field(default=1.0, ge=0)
     """Largest global gradient norm; 0 for no clipping."""
+
+    merging: OnlineMergingConfig | None = None
+    """Keep to what the initial checkpoint can do, by online merging; none for plain AdamW."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -17,7 +17,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     warnings.simplefilter("ignore")  # Megatron's advice on what is not installed
     try:
-        if options.command == "export":
+        if options.command == "export" and options.adapter:
+            from cupola_trainer.lora.exporting import export_adapter
+
+            print(export_adapter(options.checkpoint, options.to))
+        elif options.command == "export":
             from cupola_trainer.conversion.exporting import export
 
             print(export(options.checkpoint, options.to))
@@ -43,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write a checkpoint as a transformers folder")
     export.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
     export.add_argument("--to", type=Path, required=True, metavar="DIR")
+    export.add_argument("--adapter", action="store_true", help="the checkpoint holds adapters: write them as PEFT does")
     import_ = commands.add_parser("import", help="make a checkpoint of a transformers folder")
     import_.add_argument("--from", dest="source", type=Path, required=True, metavar="DIR")
     import_.add_argument("--to", type=Path, required=True, metavar="DIR")

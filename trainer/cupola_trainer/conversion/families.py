@@ -11,8 +11,8 @@ QWEN: dict[str, Any] = {
     "query_pre_attn_scalar": None, "attn_logit_softcapping": None, "final_logit_softcapping": None,
 }  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {
-    "qwen2": QWEN | {"qkv_bias": True, "mixture": False, "own_head_dim": False},
-    "qwen2_moe": QWEN | {"mixture": True, "own_head_dim": False, "score_function": "softmax"},
+    "qwen2": QWEN | {"qkv_bias": True, "mixture": False},
+    "qwen2_moe": QWEN | {"mixture": True, "score_function": "softmax"},
     "llama": QWEN | {"qkv_bias": False, "mixture": False, "windows": 0},
     "gemma2": {
         "activation": "gelu_tanh", "post_norm": True, "zero_centered_norm": True, "scale_embeddings": True,
@@ -61,7 +61,6 @@ def _traits(model: ModelConfig) -> dict[str, Any]:
     traits: dict[str, Any] = {name: getattr(model, name) for name in (*QWEN, "qkv_bias")}
     traits["mixture"] = model.moe is not None
     traits["score_function"] = model.moe.score_function if model.moe else None
-    traits["own_head_dim"] = model.head_size * model.num_attention_heads != model.hidden_size
     traits["windows"] = len({window for window in model.attention_windows if window})
     return traits
 
@@ -101,6 +100,8 @@ def to_config(model: ModelConfig, *, dtype: str, bos: int | None, eos: int | Non
         "eos_token_id": eos,
         "pad_token_id": pad,
     }
+    if model.head_dim:  # a field of Llama's and Gemma's, and read of Qwen's where it is given
+        config["head_dim"] = model.head_dim
     own = {"qwen2": _windows, "qwen2_moe": _mixture, "llama": _llama, "gemma2": _gemma2}
     return config | own[name](model) | _dual_chunk(model)
 

@@ -1,6 +1,6 @@
 """A checkpoint out of tensors that are made one at a time: the model itself is never built."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from shutil import rmtree
@@ -31,17 +31,21 @@ def write(
     seed: int,
     objective: str,
     tokenizer: Path | None,
+    extra: Mapping[str, Any] | None = None,
 ) -> Artifact:
     """Write the checkpoint of a model that was not trained yet. Every rank calls it, after `runtime.start`.
 
     Each rank asks for what its part of the layout needs, and holds that part and one tensor of one layer in memory.
+
+    Args:
+        extra: what else training.json holds; plain JSON.
 
     Raises:
         SaveFailedError: a rank could not write; nothing is left of this checkpoint. Nor is where `read` raises.
     """
     saver = Checkpointer(outline(model, parallel, dtype))
     saver.staging = _Made(read, {shard.key: shard.prepend_axis_num for shard in sharded_tensors(saver.chunks)})
-    shape: dict[str, Any] = {"model": model, "parallel": parallel, "tokenizer": tokenizer}
+    shape: dict[str, Any] = {"model": model, "parallel": parallel, "tokenizer": tokenizer, "extra": extra}
     try:
         return saver.begin(to, step=0, consumed_samples=0, seed=seed, objective=objective, **shape).finish()
     except BaseException:

@@ -55,6 +55,17 @@ class Likelihood:
 
 
 def read_heldout(folder: Path, tokenizer: Any, max_tokens: int) -> Heldout:
+    """The first held-out documents of every source of a `tokens` artifact, and what they stand for in bytes.
+
+    Raises:
+        ConfigError: the artifact holds no held-out text.
+    """
+    documents = heldout_documents(folder, max_tokens)
+    sizes = byte_lengths(tokenizer)
+    return Heldout(documents, sum(int(sizes[document].sum()) for document in documents))
+
+
+def heldout_documents(folder: Path, max_tokens: int) -> list[Tokens]:
     """The first held-out documents of every source of a `tokens` artifact, each source by its share of the tokens.
 
     Raises:
@@ -68,8 +79,7 @@ def read_heldout(folder: Path, tokenizer: Any, max_tokens: int) -> Heldout:
     for name, source in sources.items():
         budget = math.ceil(min(max_tokens, total) * source["heldout"]["tokens"] / total)
         documents += _first(folder / "shards" / f"heldout-{name}", budget)
-    sizes = byte_lengths(tokenizer)
-    return Heldout(documents, sum(int(sizes[document].sum()) for document in documents))
+    return documents
 
 
 def _first(prefix: Path, budget: int) -> list[Tokens]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,12 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 
-from cupola_trainer.config import OptimizerConfig, ParallelConfig
+from cupola_platform.errors import ConfigError
+from cupola_trainer.checkpoint.description import read_model
+from cupola_trainer.checkpoint.shards import ADAPTERS
+from cupola_trainer.config import ModelConfig, OnlineMergingConfig, OptimizerConfig, ParallelConfig
+from cupola_trainer.identity import check_architecture
+from cupola_trainer.optim.online_merging import OnlineMerging
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,23 @@ def build(chunks: Sequence[GPTModel], parallel: ParallelConfig, config: Optimize
     )
     _schedule_hooks(chunks[0].config, wrapped, optimizer, parallel)
     return Trainee(wrapped, optimizer, _scheduler(optimizer, config, steps))
+
+
+def merge_online(
+    trainee: Trainee, config: OnlineMergingConfig, initial: Path | None, model: ModelConfig, seed: int
+) -> None:
+    """Have every step of the trainee merged with what `initial` has learnt since `config.base`. Every rank calls it.
+
+    Raises:
+        ConfigError: there is no initial checkpoint, or the base is of another architecture.
+        CorruptArtifactError: the base does not verify.
+    """
+    if initial is None:
+        raise ConfigError("optimizer.merging without an initial checkpoint: there is nothing to hold on to. Give one.")
+    if any(name.endswith(ADAPTERS) for chunk in trainee.chunks for name, _ in chunk.named_parameters()):
+        raise ConfigError("optimizer.merging with lora: the frozen weights forget nothing. Leave one out.")
+    check_architecture(config.base, model, read_model(config.base))
+    OnlineMerging(config, trainee.chunks, trainee.optimizer, reference=initial, seed=seed)
 
 
 def _data_parallel(chunks: Sequence[GPTModel], parallel: ParallelConfig) -> list[torch.nn.Module]:

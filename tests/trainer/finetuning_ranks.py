@@ -1,0 +1,114 @@
+"""Run by test_finetuning_layouts.py under torchrun: the same fine-tuning in many layouts, with online merging and with LoRA.
+
+finetuning_ranks.py MODELS OUTPUT.json     MODELS as three_models.py writes them
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cupola_trainer import checkpoint, models, optim, passes, runtime
+from cupola_trainer.config import BatchConfig, LoraConfig, OnlineMergingConfig, OptimizerConfig, ParallelConfig
+from cupola_trainer.data.batches import training_batches
+from cupola_trainer.lora import attaching
+from cupola_trainer.objectives import Batch, Forward
+
+STEPS = 3
+BATCH = BatchConfig(sequence_length=32, micro_batch_size=2, global_batch_size=4)
+LAYOUTS = {
+    "one process": ParallelConfig(),
+    "one whole optimizer": ParallelConfig(distributed_optimizer=False),
+    "one full recompute": ParallelConfig(recompute="full"),
+    "tp2": ParallelConfig(tp=2),
+    "tp2 sp": ParallelConfig(tp=2, sp=True),
+    "pp2": ParallelConfig(pp=2),
+    "cp2": ParallelConfig(cp=2),
+    "dp2": ParallelConfig(dp=2),
+    "dp2 ep2": ParallelConfig(dp=2, ep=2),
+    "tp2 sp ep2": ParallelConfig(tp=2, sp=True, ep=2),
+    "dp2 whole optimizer": ParallelConfig(dp=2, distributed_optimizer=False),
+}
+METHODS: dict[str, Callable[[Path], OnlineMergingConfig | LoraConfig]] = {
+    "ondare": lambda base: OnlineMergingConfig(method="ondare", alpha=0.3, density=0.4, online_step=2, base=base),
+    "onties": lambda base: OnlineMergingConfig(method="onties", alpha=0.3, density=0.4, base=base),
+    "lora": lambda base: LoraConfig(rank=4, alpha=16, targets=("attention", "mlp")),
+    "lora of experts": lambda base: LoraConfig(rank=4, alpha=16, targets=("experts",)),
+}
+MODELS = {"dense": ("two", "base"), "moe": ("tuned_mixture", "mixture")}
+
+
+class Words:
+    """Random tokens, all of which count."""
+
+    name = "words"
+
+    def sample(self, index: int) -> Mapping[str, np.ndarray]:
+        return {"tokens": np.random.default_rng(index).integers(0, 256, BATCH.sequence_length + 1)}
+
+    def heldout(self, index: int) -> Mapping[str, np.ndarray] | None:
+        return None
+
+    def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+        tokens = torch.from_numpy(np.stack([sample["tokens"] for sample in samples]))
+        return {
+            "tokens": tokens[:, :-1].contiguous(),
+            "labels": tokens[:, 1:].contiguous(),
+            "loss_mask": torch.ones(len(samples), BATCH.sequence_length),
+            "position_ids": torch.arange(BATCH.sequence_length).expand(len(samples), -1).contiguous(),
+        }
+
+    def loss(self, losses: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        return (losses.float() * batch["loss_mask"]).sum(), batch["loss_mask"].sum(), {}
+
+    def prepare(self, forward: Forward) -> None: ...
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None: ...
+
+
+def trajectory(
+    folder: Path, name: str, parallel: ParallelConfig, method: OnlineMergingConfig | LoraConfig
+) -> list[float]:
+    """Loss and gradient norm of each step, one after the other."""
+    runtime.start(parallel, seed=0)
+    model = checkpoint.read_model(folder / name)
+    chunks = models.build(model, parallel, seed=None)
+    checkpoint.load_weights(folder / name, chunks)
+    if isinstance(method, LoraConfig):
+        attaching.attach(chunks, method, model, parallel, seed=7)
+    trainee = optim.build(chunks, parallel, OptimizerConfig(lr=1e-2), STEPS)
+    if isinstance(method, OnlineMergingConfig):
+        optim.merge_online(trainee, method, folder / name, model, seed=7)
+    found = []
+    for step in range(STEPS):
+        means = passes.train(trainee.chunks, Words(), training_batches(Words(), BATCH, step))
+        trainee.scheduler.step(increment=1)
+        norm, _ = trainee.update()
+        found += [means["loss"], norm]
+    return found
+
+
+def main(folder: Path, output: Path) -> None:
+    found = {}
+    for layout, parallel in LAYOUTS.items():
+        if parallel.world_size != runtime.world_size():
+            continue
+        for kind, (name, base) in MODELS.items():
+            unfit = parallel.ep > 1 if kind == "dense" else parallel.tp > 1 and parallel.ep == 1
+            for method, config in METHODS.items():
+                if unfit or (method == "lora of experts" and kind == "dense"):
+                    continue
+                found[f"{layout}, {kind}, {method}"] = trajectory(folder, name, parallel, config(folder / base))
+    if runtime.rank() == 0:
+        output.write_text(json.dumps(found))
+    runtime.stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,192 @@
+"""Merging: the formulas against cases made by hand and against numpy, and whole checkpoints against the formulas."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer import merging
+from cupola_trainer.checkpoint import read_model
+from cupola_trainer.config import MergeJob, ParallelConfig, write_job
+from cupola_trainer.conversion.stored import StoredTensors
+from cupola_trainer.merging.job import check
+from cupola_trainer.merging.methods import average, dare, keep_largest, slerp, ties
+
+HERE = Path(__file__).parent
+
+
+def vector(*numbers: float) -> torch.Tensor:
+    return torch.tensor(numbers)
+
+
+def masks(seed: int) -> Callable[[int], torch.Generator]:
+    return lambda i: torch.Generator().manual_seed(100 * seed + i)
+
+
+def test_an_average_weighs_in_proportion() -> None:
+    merged = average([vector(1.0, 0.0), vector(5.0, 4.0)], [3.0, 1.0])
+    assert merged.tolist() == [2.0, 1.0]
+
+
+def test_slerp_of_two_unit_vectors_stays_on_the_circle() -> None:
+    merged = slerp([vector(1.0, 0.0), vector(0.0, 1.0)], [2.0, 1.0])  # a third of a right angle
+    torch.testing.assert_close(merged, vector(3**0.5 / 2, 0.5))
+
+
+def test_slerp_of_task_vectors_turns_about_the_base() -> None:
+    base = vector(10.0, 10.0)
+    merged = slerp([vector(12.0, 10.0), vector(10.0, 12.0)], [1.0, 1.0], base)
+    torch.testing.assert_close(merged, base + 2 * vector(0.5**0.5, 0.5**0.5))
+
+
+def test_slerp_of_collinear_vectors_and_of_zeros_is_linear() -> None:
+    torch.testing.assert_close(slerp([vector(1.0, 1.0), vector(3.0, 3.0)], [1.0, 3.0]), vector(2.5, 2.5))
+    assert slerp([vector(0.0, 0.0), vector(2.0, 0.0)], [1.0, 1.0]).tolist() == [1.0, 0.0]
+
+
+def test_ties_trims_elects_and_takes_the_mean_of_those_that_agree() -> None:
+    base = vector(1.0, 1.0, 1.0, 1.0)
+    one = base + vector(4.0, -3.0, 0.1, 2.0)  # density 3/4 drops 0.1
+    two = base + vector(2.0, 1.0, -0.1, -5.0)  # and -0.1
+    merged = ties([one, two], [1.0, 1.0], base, density=0.75)
+    # signs: +6, -2, 0, -3; so both of the first, one alone of the second, none, two alone of the last
+    torch.testing.assert_close(merged, base + vector(3.0, -3.0, 0.0, -5.0))
+    torch.testing.assert_close(
+        ties([one, two], [3.0, 1.0], base, density=0.75, scale=0.5),
+        base + 0.5 * vector(3.5, -3.0, 0.0, 2.0),  # the sign of the last is 3 * 2 - 5 = +1 now
+    )
+
+
+def test_the_largest_are_kept_with_all_that_equal_the_smallest_of_them() -> None:
+    assert keep_largest(vector(1.0, -2.0, 3.0, 2.0, 0.5), 0.4).tolist() == [0.0, -2.0, 3.0, 2.0, 0.0]
+    assert keep_largest(vector(1.0, -2.0), 1.0).tolist() == [1.0, -2.0]
+
+
+def test_dare_keeps_a_share_of_what_was_learnt_and_rescales_it() -> None:
+    base, learnt = torch.ones(100_000), torch.full((100_000,), 2.0)
+    merged = dare([base + learnt], [1.0], base, density=0.25, generator=masks(1)) - base
+    assert set(merged.tolist()) == {0.0, 8.0}
+    assert float((merged > 0).float().mean()) == pytest.approx(0.25, abs=0.01)
+    two = dare([base + learnt, base], [1.0, 1.0], base, density=0.25, generator=masks(1)) - base
+    torch.testing.assert_close(two, merged / 2)  # the second learnt nothing
+
+
+def numpy_ties(thetas: list[np.ndarray], weights: list[float], base: np.ndarray, density: float) -> np.ndarray:
+    """Algorithm 1 of the paper, element by element."""
+    trimmed = []
+    for theta in thetas:
+        tau = theta - base
+        order = np.argsort(-np.abs(tau), axis=None)[: int(np.ceil(density * tau.size))]
+        kept = np.zeros(tau.size)
+        kept[order] = tau.flatten()[order]
+        trimmed.append(kept)
+    merged = base.flatten().copy()
+    for i in range(base.size):
+        sign = np.sign(sum(weight * tau[i] for weight, tau in zip(weights, trimmed, strict=True)))
+        pairs = [
+            (w, tau[i]) for w, tau in zip(weights, trimmed, strict=True) if tau[i] != 0 and np.sign(tau[i]) == sign
+        ]
+        if pairs:
+            merged[i] += sum(w * value for w, value in pairs) / sum(w for w, _ in pairs)
+    return merged.reshape(base.shape)
+
+
+def test_the_formulas_equal_an_independent_writing_out_in_numpy() -> None:
+    random = np.random.default_rng(3)
+    base, *thetas = (random.normal(size=(7, 9)) for _ in range(4))
+    weights = [0.2, 0.5, 0.3]
+    tensors = [torch.from_numpy(theta).float() for theta in thetas]
+    common = torch.from_numpy(base).float()
+
+    def near(found: torch.Tensor, wanted: np.ndarray) -> None:
+        np.testing.assert_allclose(found.numpy(), wanted, atol=1e-6)
+
+    near(average(tensors, weights), np.average(thetas, axis=0, weights=weights))
+    near(ties(tensors, weights, common, density=0.3), numpy_ties(thetas, weights, base, 0.3))
+    taus = [theta - base for theta in thetas]
+    angle = np.arccos(np.vdot(taus[0], taus[1]) / np.linalg.norm(taus[0]) / np.linalg.norm(taus[1]))
+    t = 0.5 / 0.7
+    wanted = (np.sin((1 - t) * angle) * taus[0] + np.sin(t * angle) * taus[1]) / np.sin(angle)
+    near(slerp(tensors[:2], weights[:2], common), base + wanted)
+    drawn = [torch.rand((7, 9), generator=masks(2)(i)).numpy() < 0.5 for i in range(3)]
+    learnt = [w * np.where(mask, tau, 0) / 0.5 for w, mask, tau in zip(weights, drawn, taus, strict=True)]
+    near(dare(tensors, weights, common, density=0.5, generator=masks(2)), base + np.sum(learnt, axis=0))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("three")
+    subprocess.run([sys.executable, HERE / "three_models.py", folder], check=True)
+    return folder
+
+
+def job_of(saved: Path, output: Path, **settings: Any) -> MergeJob:
+    base = saved / "base" if settings.get("method") in ("ties", "dare") else None
+    return MergeJob(output=output, checkpoints=(saved / "one", saved / "two"), base=base, **settings)
+
+
+def test_a_merged_checkpoint_holds_every_tensor_merged(saved: Path, tmp_path: Path) -> None:
+    merging.run(job_of(saved, tmp_path / "average", weights=(1.0, 3.0)))
+    merging.run(job_of(saved, tmp_path / "ties", method="ties", density=0.5))
+    base, one, two = (StoredTensors(saved / name) for name in ("base", "one", "two"))
+    mean, elected = (StoredTensors(tmp_path / name / "checkpoint") for name in ("average", "ties"))
+    assert set(mean) == set(one)
+    assert read_model(tmp_path / "average" / "checkpoint") == read_model(saved / "one")
+    for key in one:
+        torch.testing.assert_close(mean[key], 0.25 * one[key] + 0.75 * two[key])
+        stacked = key.startswith("decoder.layers.")
+        for index in [(layer,) for layer in range(4)] if stacked else [()]:
+            read = [stored.read(key, index) for stored in (one, two, base)]
+            wanted = ties(read[:2], [1.0, 1.0], read[2], density=0.5)
+            assert torch.equal(elected.read(key, index), wanted), (key, index)
+    assert json.loads((tmp_path / "ties" / "result.json").read_text())["metrics"]["merged"] == 2
+
+
+@pytest.mark.slow
+def test_every_layout_writes_the_same_bytes(
+    saved: Path, tmp_path: Path, torchrun: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    found = []
+    for name, layout in {"one": ParallelConfig(), "two": ParallelConfig(tp=2, sp=True)}.items():
+        job = replace(job_of(saved, tmp_path / name, method="dare", seed=4), parallel=layout)
+        job.output.mkdir()
+        write_job(job, job.output / "job.json")
+        torchrun(layout.world_size, "-m", "cupola_trainer", job.output / "job.json")
+        found.append(StoredTensors(job.output / "checkpoint"))
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
+def test_what_cannot_be_merged_is_refused_in_a_line(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"wide has ffn_hidden_size=64 and .*one has 48: only checkpoints of one"):
+        check(MergeJob(output=tmp_path, checkpoints=(saved / "one", saved / "wide")))
+    with pytest.raises(ConfigError, match="mixture has moe="):
+        check(MergeJob(output=tmp_path, checkpoints=(saved / "one", saved / "mixture")))
+    for settings, line in {
+        "{}": "1 checkpoint to merge: at least two",
+        '{"weights": [1.0]}': "1 weights for 2 checkpoints",
+        '{"weights": [-1.0, 2.0]}': "none may be below 0",
+        '{"method": "ties"}': "give `base`",
+        '{"density": 0.5}': "only ties and dare are sparse",
+    }.items():
+        count = 1 if settings == "{}" else 2
+        with pytest.raises(ValidationError, match=line):
+            MergeJob(output=tmp_path, checkpoints=(saved / "one",) * count, **json.loads(settings))
+
+
+def test_checkpoints_of_two_vocabularies_are_refused(saved: Path, tmp_path: Path) -> None:
+    for name, words in {"one": {"a": 0}, "two": {"b": 0}}.items():
+        shutil.copytree(saved / name, tmp_path / name)
+        (tmp_path / name / "tokenizer").mkdir()
+        (tmp_path / name / "tokenizer" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words}}))
+    with pytest.raises(ConfigError, match=r"two has another tokenizer than .*one"):
+        check(MergeJob(output=tmp_path, checkpoints=(tmp_path / "one", tmp_path / "two")))

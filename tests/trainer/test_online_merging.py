@@ -1,0 +1,163 @@
+"""The online merging optimizer: the paper's formula on cases made by hand, in every layout, through a resume."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer import checkpoint, models, optim, runtime
+from cupola_trainer.config import (
+    BatchConfig,
+    CheckpointConfig,
+    NextTokenData,
+    OnlineMergingConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    TrainJob,
+)
+from cupola_trainer.conversion.stored import StoredTensors
+from cupola_trainer.loop import train
+from cupola_trainer.merging.methods import keep_largest
+from cupola_trainer.optim.online_merging import hashed
+from cupola_trainer.optim.selection import thresholds
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("three")
+    subprocess.run([sys.executable, HERE / "three_models.py", folder], check=True)
+    return folder
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    runtime.start(ParallelConfig(), seed=0)
+    yield
+    runtime.stop()
+
+
+def config(saved: Path, **settings: Any) -> OnlineMergingConfig:
+    everything: dict[str, Any] = {"alpha": 0.25, "density": 0.5, "base": saved / "base", **settings}
+    return OnlineMergingConfig(**everything)
+
+
+def steps(saved: Path, merging: OnlineMergingConfig | None, count: int) -> list[dict[str, torch.Tensor]]:
+    """The weights before and after each of some steps, with gradients that depend on the step alone."""
+    model = checkpoint.read_model(saved / "two")
+    chunks = models.build(model, ParallelConfig(), seed=None)
+    checkpoint.load_weights(saved / "two", chunks)
+    trainee = optim.build(chunks, ParallelConfig(), OptimizerConfig(lr=1e-2, min_lr_ratio=1, clip_grad=0), 9)
+    if merging:
+        optim.merge_online(trainee, merging, saved / "two", model, seed=3)
+    weights = dict(chunks[0].named_parameters())
+    found = [{name: weight.detach().clone() for name, weight in weights.items()}]
+    for step in range(count):
+        for i, weight in enumerate(weights.values()):
+            weight.main_grad.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(100 * step + i)))
+        trainee.scheduler.step(increment=1)
+        trainee.update()
+        found.append({name: weight.detach().clone() for name, weight in weights.items()})
+    return found
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_dare_step_holds_each_part_as_it_was_or_not_at_all_and_rescales_nothing(saved: Path) -> None:
+    _, adam = steps(saved, None, 1)
+    before, merged = steps(saved, config(saved), 1)
+    base = dict(zip(adam, [tensor for _, tensor in weights_of(saved / "base")], strict=True))
+    kept = 0.0
+    for name, theta in before.items():
+        delta, tau = adam[name] - theta, theta - base[name]
+        change = merged[name] - theta
+        choices = torch.stack([torch.zeros_like(theta), 0.75 * delta, 0.25 * tau, 0.75 * delta + 0.25 * tau])
+        assert (choices - change).abs().min(0).values.max() < 1e-6, name
+        kept += float(((choices - change).abs().argmin(0) % 2 == 1).float().mean()) / len(before)
+        assert not torch.equal(merged[name], theta), f"{name} was not touched"
+    assert kept == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_ties_step_is_the_sum_of_what_is_large_and_agrees(saved: Path) -> None:
+    _, adam = steps(saved, None, 1)
+    before, merged = steps(saved, config(saved, method="onties"), 1)
+    for (name, theta), (key, base) in zip(before.items(), weights_of(saved / "base"), strict=True):
+        delta = 0.75 * keep_largest(adam[name] - theta, 0.5)
+        tau = 0.25 * keep_largest(theta - base, 0.5)
+        elected = (delta + tau).sign()
+        wanted = torch.where(delta.sign() == elected, delta, 0) + torch.where(tau.sign() == elected, tau, 0)
+        torch.testing.assert_close(
+            merged[name], theta + wanted, rtol=0, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}"
+        )
+
+
+@pytest.mark.usefixtures("one_process")
+def test_between_merges_every_tensor_moves_by_plain_adam(saved: Path) -> None:
+    adam = steps(saved, None, 2)
+    found = steps(saved, config(saved, online_step=2), 2)
+    for name in adam[0]:
+        assert torch.equal(found[1][name], adam[1][name]), name
+        assert not torch.equal(found[2][name], found[1][name]), name
+        assert not torch.equal(found[2][name], adam[2][name]), name
+
+
+def weights_of(folder: Path) -> list[tuple[str, torch.Tensor]]:
+    """A checkpoint's weights, in the order of a model's parameters."""
+    [model] = models.build(checkpoint.read_model(folder), ParallelConfig(), seed=None)
+    checkpoint.load_weights(folder, [model])
+    return [(name, parameter.detach()) for name, parameter in model.named_parameters()]
+
+
+def test_the_kth_largest_is_found_bit_by_bit() -> None:
+    runtime.start(ParallelConfig(), seed=0)
+    values = [torch.randn(1000, generator=torch.Generator().manual_seed(i)) * 10.0**-i for i in range(4)]
+    found = thresholds([values[0][:300], values[0][300:], *values[1:]], [0, 0, 1, 2, 3], [1, 10, 500, 1000])
+    runtime.stop()
+    wanted = [values[i].abs().sort(descending=True).values[k - 1] for i, k in enumerate([1, 10, 500, 1000])]
+    assert torch.equal(found, torch.stack(wanted))
+
+
+def test_masks_are_even_and_independent_of_each_other() -> None:
+    bits = hashed(torch.arange(1 << 18), seed=12345)
+    other = hashed(torch.arange(1 << 18), seed=12346)
+    for mask in (bits >> 40 & 1, bits & 1, bits >> 63 & 1):
+        assert float(mask.double().mean()) == pytest.approx(0.5, abs=0.005)
+    for pair in ((bits >> 40 & 1, bits & 1), (bits & 1, other & 1), (bits[1:] & 1, bits[:-1] & 1)):
+        assert float((pair[0] == pair[1]).double().mean()) == pytest.approx(0.5, abs=0.005)
+
+
+def test_a_resume_is_bitwise(saved: Path, tokens_folder: Path, tmp_path: Path) -> None:
+    job = TrainJob(
+        output=tmp_path / "whole",
+        initial=saved / "two",
+        steps=4,
+        batch=BatchConfig(sequence_length=32, micro_batch_size=2, global_batch_size=2),
+        data=NextTokenData(tokens=tokens_folder),
+        optimizer=OptimizerConfig(merging=config(saved, online_step=2)),
+        checkpoint=CheckpointConfig(every=2),
+    )
+    assert train(job, lambda: False)
+    asked = iter([False, False, False, True])
+    broken = replace(job, output=tmp_path / "broken")
+    assert not train(broken, lambda: next(asked))
+    assert train(broken, lambda: False)
+    whole, resumed = (StoredTensors(each.output / "checkpoints" / "step_00000004") for each in (job, broken))
+    assert set(whole) == set(resumed)
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+@pytest.mark.usefixtures("one_process")
+def test_what_there_is_nothing_to_merge_with_is_refused(saved: Path) -> None:
+    shape = checkpoint.read_model(saved / "two")
+    trainee = optim.build(models.build(shape, ParallelConfig()), ParallelConfig(), OptimizerConfig(), 1)
+    with pytest.raises(ConfigError, match="without an initial checkpoint"):
+        optim.merge_online(trainee, config(saved), None, shape, 0)
+    with pytest.raises(ConfigError, match="ffn_hidden_size"):
+        optim.merge_online(trainee, config(saved, base=saved / "wide"), saved / "two", shape, 0)

@@ -1,0 +1,57 @@
+"""Low-rank adapters: what of a model is trained when the model itself is not."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+from pydantic.dataclasses import dataclass
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer.architecture import STRICT, ModelConfig
+from cupola_trainer.config.training import ParallelConfig
+
+LoraTarget = Literal["attention", "mlp", "experts"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class LoraConfig:
+    """LoRA (Hu et al. 2021): y = W x + alpha / rank * B A x, with W frozen. B starts at zero, A as in PEFT."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rows of A, columns of B."""
+
+    alpha: float = Field(default=32.0, gt=0)
+    """The adapters' output is multiplied with alpha / rank."""
+
+    targets: tuple[LoraTarget, ...] = ("attention", "mlp")
+    """What is adapted: the projections of attention; those of a dense FFN or of the shared expert; the routed experts."""
+
+    @field_validator("targets")
+    @classmethod
+    def _some(cls, targets: tuple[LoraTarget, ...]) -> tuple[LoraTarget, ...]:
+        if not targets:
+            raise ValueError("no targets: nothing would be trained. Give attention, mlp or experts")
+        return targets
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank."""
+        return self.alpha / self.rank
+
+    def check(self, model: ModelConfig, parallel: ParallelConfig) -> None:
+        """Refuse a model or a layout that cannot have these adapters.
+
+        Raises:
+            ConfigError: the value, the rule, the next move.
+        """
+        moe = model.moe
+        if "experts" in self.targets and moe is None:
+            raise ConfigError("lora.targets: experts, but the model is dense. Use attention and mlp.")
+        if self.targets == ("mlp",) and moe and not moe.shared_expert_ffn_hidden_size:
+            raise ConfigError("lora.targets: mlp, but the model has routed experts alone. Use experts.")
+        if moe and moe.balancing == "bias":
+            raise ConfigError(
+                "lora with moe.balancing=bias: the bias would move, and adapters do not hold it. Train all."
+            )
+        etp = parallel.etp or (1 if parallel.ep > 1 else parallel.tp)
+        if "experts" in self.targets and etp > 1:
+            raise ConfigError(f"lora.targets: experts, which etp={etp} splits. Use etp=1, or ep.")

@@ -1,0 +1,110 @@
+"""A model's layers given adapters and everything else frozen; and what an adapter's checkpoint says of itself."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from torch import Tensor
+
+from cupola_platform import artifacts
+from cupola_platform.errors import ConfigError
+from cupola_trainer.checkpoint.description import Progress, read_training
+from cupola_trainer.config import LoraConfig, ModelConfig, ParallelConfig
+from cupola_trainer.lora.layers import A, adapt
+from cupola_trainer.models.initialization import sharded_tensors
+from cupola_trainer.upcycling.experts import derived_seed
+
+
+def attach(chunks: Sequence[Any], lora: LoraConfig, model: ModelConfig, parallel: ParallelConfig, seed: int) -> None:
+    """Freeze a model whose weights are loaded, and give it adapters. Every rank calls it, before the optimizer is made.
+
+    B is zero, so that the model says what it said before; A is drawn whole from the seed and its name, U(-1/sqrt(in),
+    1/sqrt(in)) as PEFT's: the same numbers in every layout.
+
+    Raises:
+        ConfigError: the model has nothing of what is to be adapted, or the layout cannot have it adapted.
+    """
+    lora.check(model, parallel)
+    for chunk in chunks:
+        chunk.requires_grad_(False)
+        for name, layer in _adapted(chunk, lora):
+            if not isinstance(layer, ColumnParallelLinear | RowParallelLinear):
+                raise ConfigError(f"lora: {name} is a {type(layer).__name__}, which has no adapters.")
+            adapt(layer, lora, gated=name == "linear_fc1")
+        if (
+            parallel.recompute == "full" and chunk.pre_process
+        ):  # what is computed again must depend on something trained
+            chunk.embedding.register_forward_hook(lambda module, inputs, output: output.requires_grad_(True))
+    with torch.no_grad():
+        for shard in sharded_tensors(chunks):
+            if shard.key.endswith(A):
+                shard.data.copy_(_draw(shard, seed))
+
+
+def describe(initial: Path | None, lora: LoraConfig) -> dict[str, Any]:
+    """What an adapter's checkpoint says of itself in training.json: its shape, and the base by digest.
+
+    Raises:
+        ConfigError: there is no base.
+    """
+    if initial is None:
+        raise ConfigError("lora without an initial checkpoint: there is nothing to adapt. Give one.")
+    return {**dataclasses.asdict(lora), "targets": list(lora.targets), "base": artifacts.read(initial).digest}
+
+
+def check_resumed(progress: Progress, described: dict[str, Any] | None) -> None:
+    """Refuse to go on with other adapters, or on another base, than a checkpoint's.
+
+    Raises:
+        ConfigError: names what differs.
+    """
+    saved = progress.extra.get("adapter")
+    if progress.step == 0 or saved == described:
+        return
+    name = next(
+        key for key in {**(saved or {}), **(described or {})} if (saved or {}).get(key) != (described or {}).get(key)
+    )
+    raise ConfigError(
+        f"lora.{name}={(described or {}).get(name)}, but the checkpoint at step {progress.step} has "
+        f"{(saved or {}).get(name)}. Put it back, or give another output folder."
+    )
+
+
+def read_adapter(folder: Path) -> tuple[LoraConfig, str]:
+    """An adapter's shape and its base's digest, from its checkpoint.
+
+    Raises:
+        ConfigError: the checkpoint is a whole model.
+    """
+    described = read_training(folder).get("adapter")
+    if not described:
+        raise ConfigError(f"{folder} holds a whole model and no adapter. Give what a stage with `lora` trained.")
+    described = dict(described)
+    base = described.pop("base")
+    return LoraConfig(**described), base
+
+
+def _adapted(chunk: Any, lora: LoraConfig) -> Iterator[tuple[str, Any]]:
+    for block in chunk.decoder.layers:
+        found = []
+        if "attention" in lora.targets:
+            found += [(block.self_attention, name) for name in ("linear_qkv", "linear_proj")]
+        experts = getattr(block.mlp, "experts", None)
+        dense = block.mlp if experts is None else getattr(block.mlp, "shared_experts", None)
+        ffns = [dense] if "mlp" in lora.targets and dense is not None else []
+        ffns += list(experts.local_experts) if experts is not None and "experts" in lora.targets else []
+        found += [(ffn, name) for ffn in ffns for name in ("linear_fc1", "linear_fc2")]
+        yield from ((name, getattr(module, name)) for module, name in found)
+
+
+def _draw(shard: Any, seed: int) -> Tensor:
+    stacked = shard.prepend_axis_num
+    shape, offset = shard.global_shape[stacked:], shard.global_offset[stacked:]
+    name = "/".join((shard.key, *map(str, shard.global_offset[:stacked])))
+    generator = torch.Generator().manual_seed(derived_seed(seed, name))
+    whole = (torch.rand(shape, generator=generator) * 2 - 1) / math.sqrt(shape[-1])
+    return whole[tuple(slice(start, start + size) for start, size in zip(offset, shard.local_shape, strict=True))]

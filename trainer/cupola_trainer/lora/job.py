@@ -1,0 +1,63 @@
+"""A MergeAdapterJob: adapters folded into the weights, one tensor of one layer at a time."""
+
+from torch import Tensor
+
+from cupola_platform import artifacts
+from cupola_platform.errors import ConfigError
+from cupola_trainer import checkpoint, models, runtime
+from cupola_trainer.config import LoraConfig, MergeAdapterJob
+from cupola_trainer.conversion.stored import StoredTensors
+from cupola_trainer.conversion.writing import write
+from cupola_trainer.layout import validate_layout
+from cupola_trainer.lora.attaching import read_adapter
+from cupola_trainer.reporting import Report
+
+
+class Folded:
+    """The tensors of the merged model: W + alpha / rank * B A, in the weights' precision."""
+
+    def __init__(self, base: StoredTensors, adapter: StoredTensors, lora: LoraConfig) -> None:
+        self.base, self.adapter, self.lora = base, adapter, lora
+
+    def __call__(self, key: str, index: tuple[int, ...]) -> Tensor:
+        """One tensor of one layer (and expert)."""
+        weight = self.base.read(key, index)
+        prefix = key.removesuffix("weight")
+        if not key.endswith(".weight") or f"{prefix}lora_a" not in self.adapter:
+            return weight
+        a, b = (self.adapter.read(f"{prefix}{name}", index).float() for name in ("lora_a", "lora_b"))
+        return (weight.float() + self.lora.scale * (b @ a)).to(weight.dtype)
+
+
+def run(job: MergeAdapterJob) -> None:
+    """Write a whole checkpoint of a base and adapters into `job.output`.
+
+    Raises:
+        ConfigError: the adapters were trained on another base, or are none.
+        CorruptArtifactError: one of the two does not verify.
+    """
+    lora, digest = read_adapter(job.adapter)
+    found = artifacts.read(job.initial).digest
+    if found != digest:
+        raise ConfigError(
+            f"{job.adapter} was trained on {digest[:12]}, and {job.initial} is {found[:12]}. Give its own base."
+        )
+    model = checkpoint.read_model(job.adapter)  # the base's, with what training changed about its positions
+    validate_layout(model, job.parallel)
+    runtime.start(job.parallel, job.seed)
+    parameters = models.parameter_count(model)
+    with Report(job.output, kind="merge_adapter", steps=1, parameters=parameters) as report:
+        base = StoredTensors(job.initial)
+        tokenizer = job.initial / "tokenizer"
+        write(
+            job.output / "checkpoint",
+            model,
+            Folded(base, StoredTensors(job.adapter), lora),
+            parallel=job.parallel,
+            dtype=base.outline("embedding.word_embeddings.weight").dtype,
+            seed=job.seed,
+            objective="merge_adapter",
+            tokenizer=tokenizer if tokenizer.is_dir() else None,
+        )
+        report.step(1)
+        report.complete("checkpoint", {"parameters": parameters})

@@ -1,0 +1,123 @@
+"""A MergeJob: the tensors of several checkpoints, read side by side, one of one layer at a time."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer import models, runtime
+from cupola_trainer.checkpoint import read_model
+from cupola_trainer.config import MergeJob, ModelConfig
+from cupola_trainer.conversion.stored import StoredTensors
+from cupola_trainer.conversion.writing import write
+from cupola_trainer.identity import same_tokenizer
+from cupola_trainer.layout import validate_layout
+from cupola_trainer.merging import methods
+from cupola_trainer.reporting import Report
+from cupola_trainer.upcycling.experts import derived_seed
+
+DENSITY = 0.2
+"""TIES's own (section 4), where a job gives none."""
+WITHOUT_SHAPE = ("init_std", "max_position_embeddings")
+"""What two checkpoints of one shape may differ in; the first one's is kept."""
+
+
+def run(job: MergeJob) -> None:
+    """Write the merged checkpoint into `job.output`. Weights only: training starts at step 0.
+
+    Each rank reads what its part of the layout needs, and holds that part and one tensor of one layer of every model: the
+    same bytes in every layout.
+
+    Raises:
+        ConfigError: the checkpoints differ in shape, family or vocabulary, or the method's needs are not met.
+        CorruptArtifactError: a checkpoint does not verify.
+    """
+    model = check(job)
+    validate_layout(model, job.parallel)
+    runtime.start(job.parallel, job.seed)
+    parameters = models.parameter_count(model)
+    with Report(job.output, kind="merge", steps=1, parameters=parameters) as report:
+        merged = Merged(
+            job, [StoredTensors(folder) for folder in job.checkpoints], StoredTensors(job.base) if job.base else None
+        )
+        tokenizer = job.checkpoints[0] / "tokenizer"
+        write(
+            job.output / "checkpoint",
+            model,
+            merged,
+            parallel=job.parallel,
+            dtype=merged.stored[0].outline("embedding.word_embeddings.weight").dtype,
+            seed=job.seed,
+            objective="merge",
+            tokenizer=tokenizer if tokenizer.is_dir() else None,
+        )
+        report.step(1)
+        report.complete("checkpoint", {"parameters": parameters, "merged": len(job.checkpoints)})
+
+
+def check(job: MergeJob) -> ModelConfig:
+    """The merged model's shape: the first checkpoint's.
+
+    Raises:
+        ConfigError: another checkpoint, or the base, cannot be merged with it.
+    """
+    first, *others = job.checkpoints
+    model = read_model(first)
+    for folder in [*others, *([job.base] if job.base else [])]:
+        _check_alike(first, model, folder, read_model(folder))
+    return model
+
+
+def _check_alike(first: Path, model: ModelConfig, folder: Path, other: ModelConfig) -> None:
+    for field in dataclasses.fields(model):
+        ours, theirs = getattr(model, field.name), getattr(other, field.name)
+        if ours != theirs and field.name not in WITHOUT_SHAPE:
+            raise ConfigError(
+                f"{folder} has {field.name}={_words(theirs)} and {first} has {_words(ours)}: only checkpoints of one "
+                "architecture can be merged. Give ones that were trained from a common parent."
+            )
+    if not same_tokenizer(first / "tokenizer", folder / "tokenizer"):
+        raise ConfigError(
+            f"{folder} has another tokenizer than {first}: their embeddings mean other tokens. "
+            "Give checkpoints with the same vocabulary."
+        )
+
+
+class Merged:
+    """The tensors of the merged model, by checkpoint key and (layer, expert) index, each made when asked for."""
+
+    def __init__(self, job: MergeJob, stored: Sequence[StoredTensors], base: StoredTensors | None) -> None:
+        self.job, self.stored, self.base = job, stored, base
+        self.weights = job.weights or (1.0,) * len(stored)
+
+    def __call__(self, key: str, index: tuple[int, ...]) -> Tensor:
+        """One tensor of one layer (and expert)."""
+        thetas = [stored.read(key, index) for stored in self.stored]
+        base = self.base.read(key, index) if self.base else None
+        return self._merge(thetas, base, self._generator(key, index)).to(thetas[0].dtype)
+
+    def _merge(
+        self, thetas: Sequence[Tensor], base: Tensor | None, generator: Callable[[int], torch.Generator]
+    ) -> Tensor:
+        job, weights = self.job, self.weights
+        if job.method == "average":
+            return methods.average(thetas, weights)
+        if job.method == "slerp":
+            return methods.slerp(thetas, weights, base)
+        assert base is not None
+        density = job.density or DENSITY
+        if job.method == "ties":
+            return methods.ties(thetas, weights, base, density=density, scale=job.scale)
+        return methods.dare(thetas, weights, base, density=density, scale=job.scale, generator=generator)
+
+    def _generator(self, key: str, index: tuple[int, ...]) -> Callable[[int], torch.Generator]:
+        place = "/".join((key, *map(str, index)))
+        return lambda i: torch.Generator().manual_seed(derived_seed(self.job.seed, f"{place}/model {i}"))
+
+
+def _words(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
