@@ -53,6 +53,7 @@ def test_four_in_ten_sequences_are_full_and_the_others_halves_and_quarters() -> 
 
 def test_phases_begin_at_their_steps() -> None:
     lengths = Lengths(SCHEDULE, BATCH, seed=1)
+    assert SCHEDULE.mean_length(0) == pytest.approx((0.4 * 32 * 32 + 0.6 * 16 * 16) / (0.4 * 32 + 0.6 * 16))
     assert {lengths.of(sample) for sample in range(12)} == {32, 16}
     assert {lengths.of(sample) for sample in range(12, 60)} == {64, 32, 16}
 

@@ -18,7 +18,6 @@ class StepLog:
         self.job, self.model, self.trainee, self.metrics = job, model, trainee, metrics
         self.times = StepTimes()
         self.times.attach(trainee)
-        self.flops_per_token = flops_per_token(model, job.batch.sequence_length)
         self.matmul_peak = runtime.matmul_peak()
         self.restart_clock()
 
@@ -53,10 +52,16 @@ class StepLog:
             grad_norm=grad_norm,
             lr=self.trainee.learning_rate,
             tokens_per_second=tokens_per_second,
-            mfu=tokens_per_second * self.flops_per_token / self.matmul_peak,
+            mfu=tokens_per_second * self._flops_per_token(step) / self.matmul_peak,
             consumed_samples=progress.consumed_samples,
             memory_bytes=runtime.memory_bytes(),
             **self.times.take(self._steps),
             **({} if moved else {"skipped": True}),
         )
         self.restart_clock()
+
+    def _flops_per_token(self, step: int) -> float:
+        """At the length that sequences have in this step, on average."""
+        schedule = getattr(self.job.data, "lengths", None)
+        length = schedule.mean_length(step - 1) if schedule else self.job.batch.sequence_length
+        return flops_per_token(self.model, length)

@@ -73,7 +73,7 @@ class _Timer:
             self._times.stop(self._name)
 
 
-def flops_per_token(model: ModelConfig, sequence_length: int) -> float:
+def flops_per_token(model: ModelConfig, sequence_length: float) -> float:
     """Floating-point operations that training one token takes: three times the forward pass's matrix products.
 
     Two for each weight that the token meets (of the experts, the `top_k` that it is sent to), and causal attention's

@@ -17,10 +17,12 @@ from cupola_flows.cli.options import JsonOption, Reference, WorkspaceOption, ope
 from cupola_platform.artifacts import Artifact, verify
 from cupola_platform.errors import ConfigError, StageFailedError
 from cupola_platform.workspace import LineageNode, Workspace
-from cupola_trainer.config import LongContextConfig
+from cupola_trainer.config import LongContextConfig, ModelConfig
 from cupola_trainer.evaluation.long_context_page import page, summary
+from cupola_trainer.long_context import method
 
 CONFIG = TypeAdapter(LongContextConfig)
+MODEL = TypeAdapter(ModelConfig)
 MEASURING = "Measuring"
 
 
@@ -33,8 +35,11 @@ def register(app: typer.Typer) -> None:
 def measure(
     reference: Reference,
     lengths: Annotated[str, typer.Option(metavar="N,...", help="Tokens; losses are taken up to the longest.")],
-    method: Annotated[
-        str, typer.Option(metavar="NAME,...", help="none, linear, yarn, ntk, dca, logn, windows; joined: dca+yarn.")
+    methods: Annotated[
+        str,
+        typer.Option(
+            "--method", metavar="NAME,...", help="none, linear, yarn, ntk, dca, logn, windows; joined: dca+yarn."
+        ),
     ] = "none,yarn,ntk,dca,logn",
     trained: Annotated[int | None, typer.Option(help="Length that it was trained at. Default: its stage's.")] = None,
     max_heldout_tokens: Annotated[
@@ -55,15 +60,18 @@ def measure(
         raise ConfigError(
             f"{artifact.id} is of kind {artifact.kind}, not a checkpoint. See: cupola artifacts --kind checkpoint"
         )
+    if to and not to.parent.is_dir():
+        raise ConfigError(f"--to {to}: there is no folder {to.parent}. Make it, or name a file in another.")
     text = _tokens(opened, artifact, tokens)
     config = _config(
         {
-            "methods": method.split(","),
+            "methods": methods.split(","),
             "lengths": lengths.split(","),
             "trained_length": trained or _trained(artifact),
             "needles": needles,
         }
     )
+    _check_methods(artifact, config)
     with TemporaryDirectory(dir=opened.folder("work")) as scratch:
         settings = Path(scratch) / "config.json"
         settings.write_bytes(CONFIG.dump_json(config))
@@ -87,6 +95,14 @@ def _config(values: dict[str, Any]) -> LongContextConfig:
         first = error.errors()[0]
         where = str(first["loc"][0]) if first["loc"] else "options"
         raise ConfigError(f"--{where}: {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}.") from None
+
+
+def _check_methods(checkpoint: Artifact, config: LongContextConfig) -> None:
+    """Refuse what the checkpoint's positions do not allow before torch is loaded."""
+    model = MODEL.validate_json((checkpoint.path / "model.json").read_bytes())
+    trained = config.trained_length or model.max_position_embeddings
+    for name in config.methods:
+        method(model, name, trained=trained, longest=max(config.lengths))
 
 
 def _trained(artifact: Artifact) -> int | None:

@@ -91,6 +91,10 @@ class LengthSchedule:
         tokens = {full: self.full_length_share * full} | {length: others * length for length in shorter}
         return {length: count / sum(tokens.values()) for length, count in tokens.items()}
 
+    def mean_length(self, step: int) -> float:
+        """Tokens of the sequence that a token of this step belongs to, on average."""
+        return sum(length * share for length, share in self.token_shares(self.longest_at(step)).items())
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LongContextConfig:
