@@ -42,12 +42,16 @@ def main() -> None:
     near_duplicate_contest(
         real_texts(arguments.text, 4000 * arguments.documents), arguments.documents, arguments.rounds
     )
-    tokenization(arguments.megabytes, arguments.rounds)
+    tokenization(texts_of(arguments.text, int(arguments.megabytes * 1e6)), arguments.rounds)
 
 
-def tokenization(megabytes: float, rounds: int) -> None:
+def texts_of(folder: Path | None, size: int) -> list[str]:
+    """Real text in many languages where there is some, else the standard library."""
+    return list(real_texts(folder, size)) if folder else library(size)
+
+
+def tokenization(texts: list[str], rounds: int) -> None:
     """Megabytes of text per second, to a shard's arrays; ids should be the same for all."""
-    texts = library(int(megabytes * 1e6))
     size = sum(len(text.encode()) for text in texts) / 1e6
     with tempfile.TemporaryDirectory() as folder:
         make_tokenizer(TokenizerConfig(vocab_size=4096, train_bytes=2_000_000), texts, Path(folder), seed=0)
@@ -63,7 +67,8 @@ def tokenization(megabytes: float, rounds: int) -> None:
 
     def ours() -> None:
         encoder = DocumentEncoder(tokenizer)  # its words are learnt anew in every round
-        ids["cupola"] = [encoder.document(text, "uint16") for text in texts]
+        tokens, counts = encoder.documents(texts)
+        ids["cupola"] = np.split(tokens.astype(np.uint16), np.cumsum(counts)[:-1])
 
     def openai() -> None:
         ids["tiktoken"] = [np.array([*encoding.encode_ordinary(text), end], np.uint16) for text in texts]
@@ -74,7 +79,8 @@ def tokenization(megabytes: float, rounds: int) -> None:
 
     seconds = interleaved({"cupola": ours, "tiktoken": openai, "tokenizers": hugging_face}, rounds)
     for name, spent in seconds.items():
-        print(f"tokenization     {name:11} {size / spent.processor:9.2f} MB/s   {sum(map(len, ids[name])):,} tokens")
+        speeds = f"{size / spent.processor:9.2f} MB a CPU-second {size / spent.wall:9.2f} MB/s"
+        print(f"tokenization     {name:11} {speeds}   {sum(map(len, ids[name])):,} tokens")
     for peer in ("tiktoken", "tokenizers"):
         same = "equal" if all(map(np.array_equal, ids[peer], ids["cupola"])) else "not equal"
         print(

@@ -26,6 +26,7 @@ SOURCES: Mapping[str, Sequence[str]] = {
     "upcycle": (*MODELS, "cupola_trainer.upcycling", "cupola_trainer.conversion"),
     "long_context": (*TRAINING, "cupola_trainer.long_context"),
     "conversations": ("cupola_trainer.data", "cupola_trainer.evaluation.tasks"),
+    "synthesize": ("cupola_flows.synthesis", "cupola_flows.execution", "cupola_trainer.evaluation.tasks"),
     "sft": TRAINING,
     "preferences": ROLLOUT,
     "dpo": TRAINING,
@@ -36,7 +37,19 @@ SOURCES: Mapping[str, Sequence[str]] = {
 }
 """Stage kind to the modules that decide what it gives."""
 
-WITHOUT_EFFECT = ("workers", "keep", "keep_every", "upload", "upload_wait", "hang_seconds", "max_restarts")
+WITHOUT_EFFECT = (
+    "workers",
+    "keep",
+    "keep_every",
+    "upload",
+    "upload_wait",
+    "hang_seconds",
+    "max_restarts",
+    "concurrency",
+    "timeout",
+    "retries",
+    "key_variable",
+)
 """Settings that change how fast or how safe a stage is, and not what it gives."""
 
 

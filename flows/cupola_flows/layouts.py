@@ -60,7 +60,7 @@ def trial_job(workspace: Workspace, recipe: Recipe, stage_name: str, folder: Pat
         raise ConfigError(
             f"stages.{name}: its model comes from an artifact. Name a stage whose recipe gives the shape."
         )
-    prepared = _prepared(workspace, recipe, name)
+    prepared = prepared_tokens(workspace, recipe, name)
     if prepared:
         tokens, words = prepared.path, f"artifact {prepared.id}, the recipe's own tokens"
         model = fit_vocabulary(model, prepared, 2)
@@ -93,7 +93,8 @@ def draw_tokens(folder: Path, vocab_size: int, sequence_length: int, seed: int) 
     (folder / "index.json").write_text(json.dumps(index))
 
 
-def _prepared(workspace: Workspace, recipe: Recipe, name: str) -> Artifact | None:
+def prepared_tokens(workspace: Workspace, recipe: Recipe, name: str) -> Artifact | None:
+    """What a pretraining stage reads; none where its `prepare` has not been run."""
     source = recipe.inputs(name)["tokens"][0]
     if source.startswith(ARTIFACT):
         return workspace.resolve(source.removeprefix(ARTIFACT))

@@ -32,6 +32,7 @@ from cupola_flows.stages import (
     PromoteStage,
     PruneStage,
     SftStage,
+    SynthesizeStage,
     UpcycleStage,
 )
 from cupola_platform.artifacts import Artifact
@@ -73,6 +74,12 @@ def long_context_flow(name: str, stage: LongContextStage, inputs: Inputs) -> Any
 @flow(name="conversations", flow_run_name="{name}")
 def conversations_flow(name: str, stage: ConversationsStage, inputs: Inputs) -> Any:
     """Conversations from tasks and corpus."""
+    return _carry_out(name)
+
+
+@flow(name="synthesize", flow_run_name="{name}")
+def synthesize_flow(name: str, stage: SynthesizeStage, inputs: Inputs) -> Any:
+    """Conversations that a model behind an endpoint writes."""
     return _carry_out(name)
 
 
@@ -124,6 +131,7 @@ STAGE_FLOWS: Mapping[str, Callable[..., Any]] = {
     "upcycle": upcycle_flow,
     "long_context": long_context_flow,
     "conversations": conversations_flow,
+    "synthesize": synthesize_flow,
     "sft": sft_flow,
     "preferences": preferences_flow,
     "dpo": dpo_flow,

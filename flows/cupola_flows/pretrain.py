@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from cupola_flows.context import StageContext
 from cupola_flows.jobs import train
+from cupola_flows.sampling import sampling_weights
 from cupola_flows.stages import PretrainStage
 from cupola_platform.artifacts import Artifact
 from cupola_trainer.config import ModelConfig, NextTokenData
@@ -17,7 +18,7 @@ def pretrain(ctx: StageContext, stage: PretrainStage, tokens: Artifact, parent: 
         stage,
         data=NextTokenData(
             tokens=tokens.path,
-            weights=stage.weights or source_weights(tokens),
+            weights=sampling_weights(stage, tokens),
             reset_at_documents=stage.reset_at_documents,
         ),
         model=fit_vocabulary(stage.model, tokens, stage.layout.tp) if stage.model else None,
@@ -34,10 +35,3 @@ def fit_vocabulary(model: ModelConfig, tokens: Artifact, tp: int) -> ModelConfig
     size = int(json.loads((tokens.path / "index.json").read_text())["vocab_size"])
     unit = 64 * tp
     return replace(model, vocab_size=-(-size // unit) * unit)
-
-
-def source_weights(tokens: Artifact) -> dict[str, float] | None:
-    """What the sources ask for; none where no source asks."""
-    sources = tokens.manifest.config.get("corpus", {}).get("sources", {})
-    weights = {name: source["weight"] for name, source in sources.items() if source.get("weight")}
-    return weights if weights and len(weights) == len(sources) else None

@@ -18,6 +18,7 @@ from cupola_flows.prepare import prepare
 from cupola_flows.pretrain import pretrain
 from cupola_flows.promote import promote
 from cupola_flows.schema import ARTIFACT, Recipe
+from cupola_flows.synthesis import synthesize
 from cupola_flows.upcycle import upcycle
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import CancelledError, ConfigError, CupolaError, StageFailedError
@@ -31,6 +32,7 @@ FUNCTIONS: dict[str, Callable[..., Artifact]] = {
     "upcycle": upcycle,
     "long_context": long_context,
     "conversations": conversations,
+    "synthesize": synthesize,
     "sft": sft,
     "preferences": preferences,
     "dpo": dpo,

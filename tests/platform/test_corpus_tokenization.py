@@ -5,7 +5,6 @@ import sysconfig
 import unicodedata
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tiktoken
 from hypothesis import example, given, settings
@@ -14,9 +13,8 @@ from tokenizers import Tokenizer
 
 from cupola_platform.corpus.checking import check_config
 from cupola_platform.corpus.config import PrepareConfig, PythonEnvironment, TokenizerConfig
-from cupola_platform.corpus.encoding import DocumentEncoder, encode_documents
-from cupola_platform.corpus.ranks import byte_letters, merges_of, read_ranks
-from cupola_platform.corpus.shards import ShardWriter, token_dtype
+from cupola_platform.corpus.encoding import DocumentEncoder
+from cupola_platform.corpus.ranks import byte_letters, follows_its_ranks, merges_of, read_ranks
 from cupola_platform.corpus.tokenization import CONTROL_TOKENS, PATTERN
 from cupola_platform.corpus.vocabulary import make_tokenizer
 from cupola_platform.errors import ConfigError
@@ -64,7 +62,8 @@ def test_autotokenizer_loads_it_with_its_control_tokens_and_template(folder: Pat
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert len(tokenizer) == 512
-    assert tokenizer.convert_tokens_to_ids(list(CONTROL_TOKENS)) == [509, 510, 511]
+    assert tokenizer.convert_tokens_to_ids(list(CONTROL_TOKENS)) == list(range(490, 512))
+    assert tokenizer.decode([490, 504, 505], skip_special_tokens=True) == "<tool_call></tool_call>"
     assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token) == ("<|im_end|>", "<|endoftext|>", None)
     text = "def f(x):\n    return 2024 * x  # naïve 今天\n"
     ids = tokenizer.encode(text)
@@ -91,7 +90,8 @@ def test_digits_are_single_tokens(encoder: DocumentEncoder) -> None:
 
 def test_control_tokens_written_in_a_text_stay_text(encoder: DocumentEncoder, reference: Tokenizer) -> None:
     ids = encoder.encode("a <|endoftext|> b<|im_end|>")
-    assert max(ids) < 509
+    assert max(ids) < 490
+    assert max(encoder.encode("<tool_call>")) < 490
     assert reference.decode(ids) == "a <|endoftext|> b<|im_end|>"
 
 
@@ -109,10 +109,54 @@ def test_encoding_equals_the_tokenizers_and_comes_back_as_nfc(
     assert reference.decode(ids, skip_special_tokens=False) == reference.normalizer.normalize_str(text)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=64))
 def test_every_byte_can_be_written(encoder: DocumentEncoder, reference: Tokenizer, data: bytes) -> None:
     text = data.decode("latin-1")
     assert reference.decode(encoder.encode(text), skip_special_tokens=False) == text
+
+
+def test_contractions_end_as_the_tokenizer_ends_them(encoder: DocumentEncoder, reference: Tokenizer) -> None:
+    points = [chr(point) for point in range(0x3000) if unicodedata.category(chr(point)) != "Cn"]
+    for after in ("", "e", "l", "E "):
+        text = "\n".join(f"x'{point}{after}y '{point}{after}" for point in points)
+        assert encoder.encode(text) == reference.encode(text, add_special_tokens=False).ids
+
+
+def test_documents_side_by_side_are_encoded_as_each_alone(encoder: DocumentEncoder) -> None:
+    texts = [
+        "",
+        " ",
+        "a  ",
+        "\n\n",
+        "  b",
+        "\0",
+        "",
+        "x" * 40 + " \0\0",
+        "今天天气很好，我们去公园散步吧。",
+        "\U000323af 1",
+        "'s",
+    ]
+    ids, counts = encoder.documents(texts)
+    parts = [[*encoder.encode(text), 490] for text in texts]
+    assert ids.tolist() == [token for part in parts for token in part]
+    assert counts.tolist() == list(map(len, parts))
+    assert [len(of) for of in encoder.documents([])] == [0, 0]
+
+
+def test_a_word_of_more_tokens_than_were_ever_seen_is_encoded(folder: Path, reference: Tokenizer) -> None:
+    text = "今天天气很好" * 200
+    fresh = DocumentEncoder(Tokenizer.from_file(str(folder / "tokenizer.json")))
+    assert fresh.encode(text) == reference.encode(text, add_special_tokens=False).ids
+
+
+def test_a_full_table_of_words_starts_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    texts = library_texts()
+    expected = DocumentEncoder(tokenizer).documents(texts)[0]
+    monkeypatch.setattr("cupola_platform.corpus.word_table.MAX_WORDS", 500)
+    monkeypatch.setattr("cupola_platform.corpus.encoding.BATCH_CHARACTERS", 2000)
+    assert DocumentEncoder(tokenizer).documents(texts)[0].tolist() == expected.tolist()
 
 
 def test_every_character_is_split_as_the_tokenizer_splits_it(encoder: DocumentEncoder, reference: Tokenizer) -> None:
@@ -143,10 +187,11 @@ def test_a_tiktoken_vocabulary_gives_tiktokens_ids(folder: Path, tmp_path: Path)
     path = tmp_path / "own.tiktoken"
     ranks = ranked(folder, path)
     assert read_ranks(path) == ranks
-    assert len(merges_of(ranks)) == 509 - 256
+    assert len(merges_of(ranks)) == 490 - 256
     rows = make_tokenizer(TokenizerConfig(vocabulary=path), [], tmp_path / "made", seed=0)
     assert rows == 512
     encoder = DocumentEncoder(Tokenizer.from_file(str(tmp_path / "made" / "tokenizer.json")))
+    assert follows_its_ranks(Tokenizer.from_file(str(tmp_path / "made" / "tokenizer.json"))) == ranks
     theirs = tiktoken.Encoding("own", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
     for text in library_texts()[30:]:
         assert encoder.encode(text) == theirs.encode_ordinary(text)
@@ -155,7 +200,7 @@ def test_a_tiktoken_vocabulary_gives_tiktokens_ids(folder: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"is no file\. Name a \.tiktoken file, qwen or trained"),
+        (None, r"is no file\. Name a \.tiktoken file, a tokenizer\.json, qwen or trained"),
         (b"\x80 not base64\n", r"is no \.tiktoken file"),
         (b"YQ== 0\n", r"is no \.tiktoken file: it lacks some single bytes"),
     ],
@@ -181,29 +226,3 @@ def test_qwens_vocabulary_is_taken_from_an_installed_package_or_refused_before_a
     monkeypatch.syspath_prepend(tmp_path)
     check_config(config)
     assert make_tokenizer(config.tokenizer, [], tmp_path / "made", seed=0) == 512
-
-
-@pytest.mark.parametrize(("vocab_size", "dtype"), [(4096, "uint16"), (151_936, "int32")])
-def test_megatron_reads_the_shards(tmp_path: Path, vocab_size: int, dtype: str) -> None:
-    from megatron.core.datasets.indexed_dataset import DType, IndexedDataset
-
-    assert token_dtype(vocab_size) == dtype == DType.optimal_dtype(vocab_size).__name__
-    documents = [np.arange(length, dtype=dtype) + vocab_size - 200 for length in (5, 1, 120, 33)]
-    with ShardWriter(tmp_path / "train-web", dtype) as writer:
-        for document in documents:
-            writer.add(document)
-        assert (writer.documents, writer.tokens) == (4, 159)
-    dataset = IndexedDataset(str(tmp_path / "train-web"))
-    assert len(dataset) == 4
-    assert dataset.sequence_lengths.tolist() == [5, 1, 120, 33]
-    assert dataset.document_indices.tolist() == [0, 1, 2, 3, 4]
-    for read, written in zip(dataset, documents, strict=True):
-        assert read.dtype == dtype
-        assert read.tolist() == written.tolist()
-    assert dataset.get(2, offset=100, length=20).tolist() == documents[2][100:].tolist()
-
-
-def test_a_document_ends_with_end_of_text(folder: Path, encoder: DocumentEncoder) -> None:
-    (ids,) = encode_documents((str(folder), ["some text"], "uint16"))
-    assert ids.dtype == np.uint16
-    assert ids.tolist() == [*encoder.encode("some text"), 509]

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from cupola_platform.corpus.tokenization import save_tokenizer, train_tokenizer
+from cupola_platform.corpus.tokenization import save_tokenizer
+from cupola_platform.corpus.vocabulary import train_tokenizer
 from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.architecture import DynamicRope, Llama3Rope, YarnRope
 from cupola_trainer.config import ModelConfig, MoEConfig, ParallelConfig
@@ -130,7 +131,7 @@ if __name__ == "__main__":
     target.mkdir(parents=True)
     library = Path(os.__file__).parent
     texts = [(library / f"{name}.py").read_text(encoding="utf-8") for name in ("argparse", "textwrap", "random", "csv")]
-    save_tokenizer(train_tokenizer((texts, 512)), target / "tokenizer")
+    save_tokenizer(train_tokenizer(texts, 512).to_str(), target / "tokenizer")
     write_checkpoints(target)
     write_tokens(target)
     write_conversations(target)

@@ -5,7 +5,18 @@ import sys
 
 import typer
 
-from cupola_flows.cli import artifacts, checkpoint, layouts, long_context, making, pruning, run, services
+from cupola_flows.cli import (
+    artifacts,
+    checkpoint,
+    experiments,
+    layouts,
+    long_context,
+    making,
+    pruning,
+    run,
+    services,
+    tokens,
+)
 from cupola_flows.services import NO_TELEMETRY
 from cupola_platform.errors import CupolaError
 
@@ -21,11 +32,13 @@ app = typer.Typer(
 run.register(app)
 artifacts.register(app)
 layouts.register(app)
+experiments.register(app)
 services.register(app)
 long_context.register(checkpoint.app)
 making.register(checkpoint.app)
 pruning.register(checkpoint.app)
 app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(tokens.app, name="tokens")
 
 
 def main() -> None:

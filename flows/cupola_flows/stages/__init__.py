@@ -17,6 +17,7 @@ from cupola_flows.stages.long_context import LongContextStage
 from cupola_flows.stages.making import MergeStage, PruneStage
 from cupola_flows.stages.posttraining import ConversationsStage, DpoStage, PreferencesStage, SftStage
 from cupola_flows.stages.pretraining import PrepareStage, PretrainStage, UpcycleStage
+from cupola_flows.stages.synthesis import SynthesizeStage
 
 __all__ = [
     "KINDS",
@@ -35,6 +36,7 @@ __all__ = [
     "PruneStage",
     "SftStage",
     "Stage",
+    "SynthesizeStage",
     "TrainStage",
     "UpcycleStage",
 ]
@@ -46,6 +48,7 @@ AnyStage = Annotated[
     | UpcycleStage
     | LongContextStage
     | ConversationsStage
+    | SynthesizeStage
     | SftStage
     | PreferencesStage
     | DpoStage
@@ -62,6 +65,7 @@ KINDS: tuple[str, ...] = (
     "upcycle",
     "long_context",
     "conversations",
+    "synthesize",
     "sft",
     "preferences",
     "dpo",

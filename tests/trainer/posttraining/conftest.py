@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from cupola_platform.corpus.tokenization import save_tokenizer, train_tokenizer
+from cupola_platform.corpus.tokenization import save_tokenizer
+from cupola_platform.corpus.vocabulary import train_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +17,7 @@ def chat_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     library = Path(os.__file__).parent
     texts = [(library / f"{name}.py").read_text(encoding="utf-8") for name in ("argparse", "textwrap", "random", "csv")]
     folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(train_tokenizer((texts, 1024)), folder)
+    save_tokenizer(train_tokenizer(texts, 1024).to_str(), folder)
     return folder
 
 

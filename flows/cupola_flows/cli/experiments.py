@@ -1,0 +1,110 @@
+"""Commands that learn from series of small runs: mix, fit-laws."""
+
+import json
+from functools import partial
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cupola_flows.cli.options import JsonOption, SetOption, WorkspaceOption, open_workspace, print_rows
+from cupola_flows.display import make_display
+from cupola_flows.laws import fit, sized
+from cupola_flows.mixing import mix as find_mixture
+from cupola_flows.recipe import load_recipe
+from cupola_flows.trials import Series, basis_of, by_source, numbers
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")]
+StageOption = Annotated[str, typer.Option("--stage", metavar="NAME", help="The pretraining stage. Default: the first.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command(epilog="Example: cupola mix mine.yaml --runs 24 --steps 200 --target code=0.5 --target web=0.5")(mix)
+    app.command(
+        "fit-laws",
+        epilog="Example: cupola fit-laws mine.yaml --size num_layers=2 --size num_layers=4 --tokens 200000,400000,800000",
+    )(fit_laws)
+
+
+def mix(
+    recipe: RecipeArgument,
+    runs: Annotated[int, typer.Option(min=3, help="Small models to train.")] = 16,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each.")] = 100,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SOURCE=SHARE", help="How much a source's loss counts. Default: all equally. Repeatable."),
+    ] = None,
+    max_epochs: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SOURCE=N", help="Times that the recipe's training may read a source. Repeatable."),
+    ] = None,
+    heldout_tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens of each source, at most.")] = 16_384,
+    stage: StageOption = "",
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Train small models on different mixtures and propose the sources' weights; a run cut short goes on."""
+    opened = open_workspace(workspace)
+    basis = basis_of(opened, load_recipe(recipe, overrides or []), stage)
+    known = list(basis.sources)
+    told = {
+        "runs": runs,
+        "steps": steps,
+        "targets": by_source("--target", target or [], known),
+        "max_epochs": by_source("--max-epochs", max_epochs or [], known),
+        "heldout_tokens": heldout_tokens,
+    }
+    display = partial(make_display, console=Console(stderr=True))
+    series = Series(opened, basis, "mixture", told, display)
+    artifact = find_mixture(series, **told)  # type: ignore[arg-type]
+    found = json.loads((artifact.path / "mixture.json").read_text())
+    if as_json:
+        print(json.dumps({"artifact": artifact.id, **found}, indent=2))
+        return
+    rows = [
+        {"source": name, "baseline": f"{found['baseline'][name]:.3f}", "weight": f"{weight:.3f}",
+         "90%": f"{found['low'][name]:.3f} to {found['high'][name]:.3f}"}
+        for name, weight in found["weights"].items()
+    ]  # fmt: skip
+    print_rows(rows, as_json=False, empty="")
+    print(f"Loss {found['predicted_loss']:.4f} predicted, {found['baseline_loss']:.4f} with the baseline.")
+    print(f"artifact {artifact.id}: {artifact.path / 'mixture.html'}")
+
+
+def fit_laws(
+    recipe: RecipeArgument,
+    size: Annotated[
+        list[str], typer.Option(metavar="KEY=VALUE,...", help="A model: what differs from the recipe's. Repeatable.")
+    ],
+    tokens: Annotated[str, typer.Option(metavar="N,...", help="Lengths of training, in tokens.")],
+    lr: Annotated[str, typer.Option(metavar="X,...", help="Learning rates.")] = "1e-3,2e-3,4e-3,8e-3",
+    batch: Annotated[str, typer.Option(metavar="N,...", help="Global batches, in sequences.")] = "4,8,16",
+    stage: StageOption = "",
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Fit the best learning rate and batch size as power laws of model size N and training tokens D."""
+    opened = open_workspace(workspace)
+    basis = basis_of(opened, load_recipe(recipe, overrides or []), stage)
+    assert basis.job.model is not None
+    lengths = [int(number) for number in numbers("--tokens", tokens)]
+    rates, batches = numbers("--lr", lr), [int(number) for number in numbers("--batch", batch, least=0.99)]
+    told = {"sizes": size, "tokens": lengths, "lr": rates, "batch": batches}
+    series = Series(opened, basis, "laws", told, partial(make_display, console=Console(stderr=True)))
+    models = [sized(basis.job.model, option) for option in size]
+    artifact = fit(series, models=models, tokens=lengths, rates=rates, batches=batches)
+    found = json.loads((artifact.path / "laws.json").read_text())
+    if as_json:
+        print(json.dumps({"artifact": artifact.id, **found}, indent=2))
+        return
+    rows = [
+        {"law": name, "coefficient": f"{found[name]['coefficient']:.4g}"}
+        | {key: "{:.3f} ({:.3f} to {:.3f})".format(found[name][key], *found[name]["intervals"][key])
+           for key in ("n_exponent", "d_exponent")}
+        for name in ("lr", "batch_tokens")
+    ]  # fmt: skip
+    print_rows(rows, as_json=False, empty="")
+    print(f"artifact {artifact.id}: {artifact.path / 'laws.html'}")

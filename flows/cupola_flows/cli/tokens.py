@@ -1,0 +1,63 @@
+"""Commands about prepared tokens: where one comes from, and how well the vocabulary fits."""
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from cupola_flows.cli.options import JsonOption, Reference, WorkspaceOption, open_workspace, print_rows
+from cupola_platform.artifacts import Artifact
+from cupola_platform.corpus.compression import compression as measure
+from cupola_platform.corpus.locating import locate as find
+from cupola_platform.errors import ConfigError
+
+app = typer.Typer(help="Prepared tokens: where one comes from, how well the vocabulary fits.", no_args_is_help=True)
+
+
+@app.command(epilog="Example: cupola tokens locate 3f2a90 --shard train-web --offset 123456")
+def locate(
+    reference: Reference,
+    shard: Annotated[str, typer.Option(metavar="NAME", help="Such as train-web: split and source.")],
+    offset: Annotated[int, typer.Option(metavar="N", help="The token's place in the shard, from 0.")],
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Say which document, file and words a token of a shard comes from."""
+    found = find(_tokens(reference, workspace).path, shard, offset)
+    if as_json:
+        print(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+        return
+    rows = {key: value for key, value in asdict(found).items() if key not in {"before", "text", "after"}}
+    print_rows([{"what": key, "is": value} for key, value in rows.items()], as_json=False, empty="")
+    print(f"\n{found.before!r} >>>{found.text!r}<<< {found.after!r}")
+
+
+@app.command(epilog="Example: cupola tokens compression 3f2a90 --against qwen --against cl100k=cl100k_base.tiktoken")
+def compression(
+    reference: Reference,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="VOCABULARY", help="qwen, cl100k=FILE, or a .tiktoken or tokenizer.json file. Repeatable."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Bytes of held-out text a token, by language, beside other vocabularies."""
+    found = measure(_tokens(reference, workspace).path, against or [])
+    rows = [
+        {"language": of.language, "bytes": of.bytes, **{name: round(ratio, 3) for name, ratio in of.ratios.items()}}
+        for of in found
+    ]
+    print_rows(rows, as_json=as_json, empty="The artifact holds no held-out text.")
+
+
+def _tokens(reference: str, workspace: WorkspaceOption) -> Artifact:
+    artifact = open_workspace(workspace).resolve(reference)
+    if artifact.manifest.kind != "tokens":
+        raise ConfigError(
+            f"{reference} is of kind {artifact.manifest.kind}; tokens are needed. See cupola artifacts --kind tokens."
+        )
+    return artifact

@@ -1,0 +1,1 @@
+"""Laws fitted to small runs: mixtures of data, learning rates and batch sizes, with their uncertainty."""
