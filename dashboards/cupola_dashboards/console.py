@@ -5,7 +5,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from cupola_dashboards.views import checkpoints, corpus, launch, lineage, runs
+from cupola_dashboards.views import annotate, checkpoints, corpus, launch, lineage, runs
 from cupola_dashboards.words import guarded
 from cupola_platform.settings import load_settings
 
@@ -22,6 +22,7 @@ def main() -> None:
         st.Page(checkpoints.page, title="Checkpoints", url_path="checkpoints"),
         st.Page(lineage.page, title="Lineage", url_path="lineage"),
         st.Page(corpus.page, title="Corpus", url_path="corpus"),
+        st.Page(annotate.page, title="Annotate", url_path="annotate"),
         st.Page(launch.page, title="Launch", url_path="launch"),
     ]
     password = load_settings().console_password

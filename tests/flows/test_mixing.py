@@ -41,7 +41,7 @@ def test_a_series_needs_prepared_tokens_and_options_that_fit(cupola, mixed: Path
 
 
 @pytest.mark.slow
-def test_small_runs_propose_weights_and_laws_and_are_found_again(cupola, mixed: Path) -> None:  # type: ignore[no-untyped-def]
+def test_small_runs_propose_weights_and_are_found_again(cupola, mixed: Path) -> None:  # type: ignore[no-untyped-def]
     assert cupola("run", str(mixed), "--no-prefect").returncode == 0
     asked = ("mix", str(mixed), "--runs", "4", "--steps", "4", "--heldout-tokens", "2000")
     found = cupola.json(*asked)
@@ -52,6 +52,11 @@ def test_small_runs_propose_weights_and_laws_and_are_found_again(cupola, mixed: 
     assert cupola.json(*asked)["artifact"] == found["artifact"]
     assert cupola.json("show", found["artifact"])["kind"] == "mixture"
     assert "prepare" in cupola("lineage", found["artifact"]).stdout
+
+
+@pytest.mark.slow
+def test_small_runs_tell_power_laws(cupola, mixed: Path) -> None:  # type: ignore[no-untyped-def]
+    assert cupola("run", str(mixed), "--only", "prepare", "--no-prefect").returncode == 0
     sizes = ("--size", "num_layers=1", "--size", "num_layers=2")
     grid = ("--tokens", "1024,2048", "--lr", "1e-3,4e-3,1.6e-2", "--batch", "2,4,8")
     laws = cupola.json("fit-laws", str(mixed), *sizes, *grid)

@@ -1,6 +1,6 @@
-"""What the workspace knows of its artifacts, runs and aliases: SQLAlchemy on SQLite or PostgreSQL."""
+"""What the workspace knows of its artifacts, runs, aliases and people's judgements: SQLAlchemy on SQLite or PostgreSQL."""
 
 from cupola_platform.registry.registry import Registry
-from cupola_platform.registry.rows import AliasMove, AliasRow, ArtifactRow, RunRow, RunStatus
+from cupola_platform.registry.rows import AliasMove, AliasRow, Annotation, ArtifactRow, Choice, RunRow, RunStatus
 
-__all__ = ["AliasMove", "AliasRow", "ArtifactRow", "Registry", "RunRow", "RunStatus"]
+__all__ = ["AliasMove", "AliasRow", "Annotation", "ArtifactRow", "Choice", "Registry", "RunRow", "RunStatus"]

@@ -5,8 +5,15 @@ from pathlib import Path
 from typing import cast
 
 from cupola_platform.artifacts import Manifest
-from cupola_platform.registry.rows import AliasMove, AliasRow, ArtifactRow, RunRow, RunStatus
-from cupola_platform.registry.tables import AliasMoveTable, AliasTable, ArtifactTable, EdgeTable, RunTable
+from cupola_platform.registry.rows import AliasMove, AliasRow, Annotation, ArtifactRow, Choice, RunRow, RunStatus
+from cupola_platform.registry.tables import (
+    AliasMoveTable,
+    AliasTable,
+    AnnotationTable,
+    ArtifactTable,
+    EdgeTable,
+    RunTable,
+)
 
 
 def artifact_table(manifest: Manifest, run_id: str | None) -> ArtifactTable:
@@ -71,3 +78,13 @@ def alias_row(row: AliasTable) -> AliasRow:
 
 def move_row(row: AliasMoveTable) -> AliasMove:
     return AliasMove(name=row.name, previous=row.previous, digest=row.digest, reason=row.reason, moved=row.moved)
+
+
+def annotation(row: AnnotationTable) -> Annotation:
+    return Annotation(
+        artifact=row.artifact,
+        pair=row.pair,
+        annotator=row.annotator,
+        choice=cast(Choice, row.choice),
+        made=row.made,
+    )

@@ -16,12 +16,13 @@ from sqlalchemy.orm import Session
 
 from cupola_platform.artifacts import Manifest
 from cupola_platform.errors import ConfigError, NotFoundError
-from cupola_platform.registry.conversion import alias_row, artifact_row, artifact_table, move_row, run_row
+from cupola_platform.registry.conversion import alias_row, annotation, artifact_row, artifact_table, move_row, run_row
 from cupola_platform.registry.database import open_engine, refusals, writing
-from cupola_platform.registry.rows import AliasMove, AliasRow, ArtifactRow, RunRow, RunStatus
+from cupola_platform.registry.rows import AliasMove, AliasRow, Annotation, ArtifactRow, Choice, RunRow, RunStatus
 from cupola_platform.registry.tables import (
     AliasMoveTable,
     AliasTable,
+    AnnotationTable,
     ArtifactTable,
     EdgeTable,
     FingerprintTable,
@@ -214,6 +215,23 @@ class Registry:
                 row.status, row.ended = "failed", datetime.now(UTC)
                 row.error = f"lost: process {row.pid} on {row.host} ended without a word. Start it again to resume."
             return [run_row(row) for row in rows]
+
+    # Annotations
+
+    def annotate(self, artifact: str, pair: str, annotator: str, choice: Choice) -> None:
+        """Keep what a person says of a pair; the last word counts."""
+        row = AnnotationTable(artifact=artifact, pair=pair, annotator=annotator, choice=choice, made=datetime.now(UTC))
+        with self._write() as session:
+            session.merge(row)
+
+    def annotations(self, artifact: str, annotator: str | None = None) -> list[Annotation]:
+        """What was said of an artifact's pairs, oldest first."""
+        query = select(AnnotationTable).where(AnnotationTable.artifact == artifact)
+        if annotator is not None:
+            query = query.where(AnnotationTable.annotator == annotator)
+        query = query.order_by(AnnotationTable.made, AnnotationTable.pair, AnnotationTable.annotator)
+        with self._read() as session:
+            return [annotation(row) for row in session.scalars(query)]
 
     def _artifacts(self, query: Any) -> list[ArtifactRow]:
         with self._read() as session:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 RunStatus = Literal["running", "completed", "reused", "failed", "cancelled"]
+Choice = Literal["chosen", "rejected", "tie", "skip"]
+"""Which of a pair's answers a person preferred, by the names that they have in the pair."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,3 +92,16 @@ class AliasMove:
     digest: str
     reason: str
     moved: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotation:
+    """What a person said of a pair of answers."""
+
+    artifact: str
+    """Digest of the artifact that holds the pair."""
+    pair: str
+    annotator: str
+    choice: Choice
+    made: datetime
+    """UTC."""

@@ -122,3 +122,15 @@ class AliasMoveTable(Table):
     digest: Mapped[str] = mapped_column(String(64))
     reason: Mapped[str] = mapped_column(Text)
     moved: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class AnnotationTable(Table):
+    """What a person said of a pair of answers; said again, it takes the old word's place."""
+
+    __tablename__ = "annotation"
+
+    artifact: Mapped[str] = mapped_column(ForeignKey("artifact.digest", ondelete="CASCADE"), primary_key=True)
+    pair: Mapped[str] = mapped_column(String(255), primary_key=True)
+    annotator: Mapped[str] = mapped_column(String(64), primary_key=True)
+    choice: Mapped[str] = mapped_column(String(16))
+    made: Mapped[datetime] = mapped_column(UtcDateTime)

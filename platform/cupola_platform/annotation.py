@@ -1,0 +1,85 @@
+"""Pairs of answers for people to compare, and the `preferences` artifact that their words become."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from cupola_platform.artifacts import Artifact, fingerprint
+from cupola_platform.errors import ConfigError
+from cupola_platform.workspace import Workspace
+
+Pair = dict[str, Any]
+
+
+def pairs_of(folder: Path, split: str = "train") -> list[Pair]:
+    """The pairs of a `preferences` artifact that people can read: an id, a prompt, two different answers."""
+    rows = [json.loads(line) for line in (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if row.get("messages") and row.get("chosen") != row.get("rejected")]
+
+
+def sides(pair: Pair) -> tuple[str, str]:
+    """Which answer stands on the left and which on the right: drawn by the pair's id, so that neither side is the better."""
+    swapped = blake3(str(pair["id"]).encode()).digest(1)[0] % 2
+    return ("rejected", "chosen") if swapped else ("chosen", "rejected")
+
+
+def export(workspace: Workspace, source: Artifact) -> Artifact:
+    """Publish what people preferred as a `preferences` artifact whose parent is the one that they read.
+
+    The majority of each pair's words decides; ties and skips are left out. Training and held-out pairs stay apart.
+
+    Raises:
+        ConfigError: the artifact is of another kind, or too little was said of it.
+    """
+    if source.manifest.kind != "preferences":
+        raise ConfigError(f"{source.id} is of kind {source.manifest.kind}; preferences are needed.")
+    votes: dict[str, Counter[str]] = {}
+    said = workspace.registry.annotations(source.digest)
+    for word in said:
+        votes.setdefault(word.pair, Counter())[word.choice] += 1
+    splits: dict[str, list[Pair]] = {}
+    undecided = 0
+    for split in ("train", "heldout"):
+        splits[split] = []
+        for pair in pairs_of(source.path, split):
+            counts = votes.get(pair["id"], Counter())
+            if counts["chosen"] == counts["rejected"]:
+                undecided += pair["id"] in votes
+            else:
+                splits[split].append(_decided(pair, counts))
+    if not splits["train"]:
+        raise ConfigError(
+            f"people decided no training pair of {source.id}. Compare some on the console's page Annotate."
+        )
+    words = [[word.pair, word.annotator, word.choice] for word in said]
+    mark = fingerprint({"annotations": words}, [source.digest], "annotation-1")
+    folder = workspace.work_folder(mark) / "preferences"
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, rows in splits.items():
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+    report = {
+        "pairs": {split: len(rows) for split, rows in splits.items()},
+        "undecided": undecided,
+        "annotators": dict(Counter(word.annotator for word in said)),
+        "agreement": sum(max(row["votes"].values()) for rows in splits.values() for row in rows)
+        / sum(sum(row["votes"].values()) for rows in splits.values() for row in rows),
+    }
+    (folder / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    metrics = {f"{split}_pairs": float(len(rows)) for split, rows in splits.items()} | {
+        "agreement": report["agreement"]
+    }
+    return workspace.publish(
+        folder, kind="preferences", parents=[source], stage="annotate", fingerprint=mark, metrics=metrics
+    )
+
+
+def _decided(pair: Pair, counts: Counter[str]) -> Pair:
+    """The pair as people would have it, with their votes for and against what is chosen now."""
+    best, other = ("chosen", "rejected") if counts["chosen"] > counts["rejected"] else ("rejected", "chosen")
+    scores = {"chosen_score": float(counts[best]), "rejected_score": float(counts[other])}
+    votes = {"chosen": counts[best], "rejected": counts[other]}
+    return {**pair, "chosen": pair[best], "rejected": pair[other], **scores, "votes": votes}
