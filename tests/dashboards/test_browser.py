@@ -64,7 +64,7 @@ def test_the_launch_page_refuses_a_bad_override_with_one_line(console: str, tab:
 
 def test_every_page_can_be_reached_from_the_first(console: str, tab: Page) -> None:
     tab.goto(console)
-    for name in ("Checkpoints", "Lineage", "Corpus", "Launch", "Runs"):
+    for name in ("Checkpoints", "Lineage", "Corpus", "Annotate", "Launch", "Runs"):
         tab.get_by_role("link", name=name, exact=True).click()
         expect(tab.get_by_role("heading", name=name, exact=True)).to_be_visible()
         expect(tab.locator("[data-testid=stException]")).to_have_count(0)

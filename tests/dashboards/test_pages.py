@@ -19,7 +19,7 @@ def show(view: str) -> AppTest:
     return AppTest.from_string(script, default_timeout=PATIENCE).run()
 
 
-@pytest.mark.parametrize("view", ["runs", "checkpoints", "lineage", "corpus", "launch"])
+@pytest.mark.parametrize("view", ["runs", "checkpoints", "lineage", "corpus", "annotate", "launch"])
 def test_every_page_is_drawn_without_an_error(in_workspace: Any, view: str) -> None:
     page = show(view)
     assert [error.value for error in page.error] == []
@@ -27,7 +27,7 @@ def test_every_page_is_drawn_without_an_error(in_workspace: Any, view: str) -> N
     assert page.title[0].value.lower() == view
 
 
-@pytest.mark.parametrize("view", ["runs", "checkpoints", "lineage", "corpus"])
+@pytest.mark.parametrize("view", ["runs", "checkpoints", "lineage", "corpus", "annotate"])
 def test_an_empty_workspace_says_how_to_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, view: str) -> None:
     monkeypatch.setenv("CUPOLA_HOME", str(tmp_path))
     page = show(view)
