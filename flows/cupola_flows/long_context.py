@@ -2,7 +2,7 @@
 
 from cupola_flows.context import StageContext
 from cupola_flows.jobs import train
-from cupola_flows.pretrain import source_weights
+from cupola_flows.sampling import source_weights
 from cupola_flows.stages import LongContextStage
 from cupola_platform.artifacts import Artifact
 from cupola_trainer.config import NextTokenData

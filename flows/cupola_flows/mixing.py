@@ -2,17 +2,17 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from cupola_flows.trials import Series
+from cupola_flows.trials import Series, replaced
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import ConfigError
 from cupola_platform.fitting.mixtures import draw_mixtures, propose
 from cupola_platform.fitting.plots import mixture_page
-from cupola_trainer.config import EvaluateJob, NextTokenData, TrainJob
+from cupola_trainer.config import EvaluateJob, TrainJob
 
 
 def mix(
@@ -62,7 +62,7 @@ def mix(
     budget = basis.stage.steps * basis.job.batch.global_batch_size * basis.job.batch.sequence_length
     most = {name: cap * basis.sources[name]["train"]["tokens"] / budget for name, cap in max_epochs.items()}
     proposal = propose(domains, mixtures, losses, targets=targets or None, most=most, seed=basis.job.seed)
-    told = {
+    told: dict[str, Any] = {
         "weights": proposal.weights,
         "low": proposal.low,
         "high": proposal.high,
@@ -90,12 +90,9 @@ def mix(
 def _training(series: Series, domains: list[str], mixture: np.ndarray, steps: int) -> TrainJob:
     basis = series.basis
     weights = dict.fromkeys(basis.sources, 0.0) | dict(zip(domains, mixture.tolist(), strict=True))
-    data = asdict(basis.job.data) | {"weights": weights}
-    return TrainJob(**{**_fields(basis.job), "steps": steps, "data": NextTokenData(**data), "evaluate_batches": 1})
-
-
-def _fields(job: TrainJob) -> dict[str, object]:
-    return {name: getattr(job, name) for name in TrainJob.__dataclass_fields__}
+    data = replaced(basis.job.data, weights=weights)
+    job: TrainJob = replaced(basis.job, steps=steps, data=data, evaluate_batches=1)
+    return job
 
 
 def _only(series: Series, source: str) -> Path:

@@ -58,7 +58,12 @@ def synthesize(ctx: StageContext, stage: SynthesizeStage, conversations: Artifac
     for split, rows in splits.items():
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     counts = {split: len(rows) for split, rows in splits.items()}
-    report = {"asked": len(taken) * stage.samples, "kept": len(kept), "dropped": dict(drops), "conversations": counts}
+    report: dict[str, Any] = {
+        "asked": len(taken) * stage.samples,
+        "kept": len(kept),
+        "dropped": dict(drops),
+        "conversations": counts,
+    }
     (folder / "report.json").write_text(json.dumps(report, indent=2))
     metrics = {f"{split}_conversations": float(count) for split, count in counts.items()}
     metrics |= {"asked": float(report["asked"]), "kept": float(len(kept))}

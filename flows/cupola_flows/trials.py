@@ -58,8 +58,8 @@ class Basis:
         """The job with another global batch."""
         batch = self.job.batch
         micro = gcd(sequences, batch.micro_batch_size)
-        changed: TrainJob = _replace(
-            self.job, batch=_replace(batch, global_batch_size=sequences, micro_batch_size=micro), **changes
+        changed: TrainJob = replaced(
+            self.job, batch=replaced(batch, global_batch_size=sequences, micro_batch_size=micro), **changes
         )
         return changed
 
@@ -140,7 +140,7 @@ class Series:
                     folder=self.folder,
                     display=display,
                 )
-                results[name] = run_job(ctx, _replace(job, output=self.folder / name))
+                results[name] = run_job(ctx, replaced(job, output=self.folder / name))
                 display.finished(name, "completed")
         return results
 
@@ -187,6 +187,6 @@ def by_source(option: str, given: Sequence[str], known: Sequence[str]) -> dict[s
     return found
 
 
-def _replace(value: Any, **changes: Any) -> Any:
+def replaced(value: Any, **changes: Any) -> Any:
     """`dataclasses.replace`, checked anew."""
     return type(value)(**{name: getattr(value, name) for name in value.__dataclass_fields__} | changes)

@@ -35,8 +35,11 @@ class DocumentEncoder:
     """Encodes texts with a tokenizer. Control tokens written in a text stay text: only we end documents."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        tokenizer.encode_special_tokens = True
-        self._tokenizer = tokenizer
+        told = json.loads(tokenizer.to_str())
+        for token in told["added_tokens"]:
+            token["special"] = True  # only those can be told to stay text
+        self._tokenizer = Tokenizer.from_str(json.dumps(told))
+        self._tokenizer.encode_special_tokens = True
         self._end: int = tokenizer.token_to_id(END_OF_TEXT)
         self._merge = merges_of_words(tokenizer) if splits_as_qwen(tokenizer) else None
         self._table = WordTable(self._end)
@@ -60,9 +63,8 @@ class DocumentEncoder:
 
     def _by_tokenizer(self, texts: Sequence[str]) -> Encoded:
         encoded = [of.ids for of in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-        return np.array([id for ids in encoded for id in (*ids, self._end)], np.int32), np.array(
-            [len(ids) + 1 for ids in encoded]
-        )
+        counts = np.array([len(ids) + 1 for ids in encoded])
+        return np.array([token for ids in encoded for token in (*ids, self._end)], np.int32), counts
 
     def _batch(self, texts: Sequence[str]) -> Encoded:
         if not texts:
