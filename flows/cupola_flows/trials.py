@@ -15,7 +15,7 @@ from typing import Any
 from cupola_flows.context import StageContext
 from cupola_flows.display import Display
 from cupola_flows.fingerprint import TRAINING
-from cupola_flows.jobs import AnyJob, JobResult, run_job
+from cupola_flows.jobs import JobResult, run_job
 from cupola_flows.layouts import prepared_tokens
 from cupola_flows.nearest import did_you_mean
 from cupola_flows.pretrain import fit_vocabulary
@@ -26,7 +26,7 @@ from cupola_flows.validation import model_of
 from cupola_platform.artifacts import Artifact, code_version, fingerprint
 from cupola_platform.errors import ConfigError
 from cupola_platform.workspace import Workspace
-from cupola_trainer.config import NextTokenData, TrainJob
+from cupola_trainer.config import AnyJob, NextTokenData, TrainJob
 
 
 @dataclass(frozen=True)
