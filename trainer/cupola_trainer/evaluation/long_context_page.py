@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 COLOURS = ("#b4541a", "#2f6f8f", "#5b8c3a", "#8a4f9e", "#b08c1e", "#3d5a99", "#a03a4e")
@@ -76,7 +76,8 @@ def _axes(at: Any, low: float, high: float, trained: int, longest: int) -> Itera
         yield f'<text x="{x - 6}" y="{y + 4:.1f}" font-size="11" text-anchor="end">{loss:.1f}</text>'
     for position in sorted({0, trained, longest}):
         x, y = at(position, low)
-        yield f'<text x="{x:.1f}" y="{y + 16:.1f}" font-size="11" text-anchor="middle">{position:,}</text>'
+        anchor = "end" if position == longest else "middle"
+        yield f'<text x="{x:.1f}" y="{y + 16:.1f}" font-size="11" text-anchor="{anchor}">{position:,}</text>'
     x, bottom = at(trained, low)
     _, top = at(trained, high)
     yield f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{bottom:.1f}" stroke="#888" stroke-dasharray="4 3"/>'
@@ -117,12 +118,14 @@ def _table(methods: Mapping[str, Any]) -> str:
 
 
 def summary(methods: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row a method: losses within and past the trained length, and how much of the needles was found."""
+    """A row a method: losses within and past the trained length, how much of the needles was found, and by how many nats a
+    needle in the text made its own tokens likelier."""
     table = []
     for name, rows in methods.items():
-        told = [cell["recall"] for cell in rows["needle"] if cell["depth"] is not None]
-        longest = max(cell["length"] for cell in rows["needle"])
-        far = [cell["recall"] for cell in rows["needle"] if cell["depth"] is not None and cell["length"] == longest]
+        told = [cell for cell in rows["needle"] if cell["depth"] is not None]
+        longest = max(cell["length"] for cell in told)
+        far = [cell for cell in told if cell["length"] == longest]
+        guessed = _mean(cell["nll"] for cell in rows["needle"] if cell["depth"] is None)
         past = rows["loss_past"]
         table.append(
             {
@@ -130,11 +133,17 @@ def summary(methods: Mapping[str, Any]) -> list[dict[str, str]]:
                 "loss within": f"{rows['loss_within']:.3f}",
                 "loss past": "" if past is None else f"{past:.3f}",
                 "perplexity past": "" if past is None else f"{math.exp(past):,.1f}",
-                "needle recall": f"{sum(told) / len(told):.0%}",
-                f"at {longest:,}": f"{sum(far) / len(far):.0%}",
+                "needle recall": f"{_mean(cell['recall'] for cell in told):.0%}",
+                f"at {longest:,}": f"{_mean(cell['recall'] for cell in far):.0%}",
+                "needle gain": f"{guessed - _mean(cell['nll'] for cell in told):.2f}",
             }
         )
     return table
+
+
+def _mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers)
 
 
 def _colours(methods: Mapping[str, Any]) -> list[str]:
