@@ -18,7 +18,7 @@ from cupola_trainer.architecture import DualChunk, LengthScaling, Llama3Rope, Ya
 from cupola_trainer.config import BatchConfig, ModelConfig, MoEConfig, OptimizerConfig, ParallelConfig
 from cupola_trainer.data.batches import training_batches
 from cupola_trainer.layout import validate_layout
-from cupola_trainer.objectives import Batch, Forward
+from cupola_trainer.objectives import Batch, Objective
 
 STEPS = 4
 BATCH = BatchConfig(sequence_length=32, micro_batch_size=2, global_batch_size=8)
@@ -58,6 +58,9 @@ MODELS = {
         length_scaling=LengthScaling(original_max_position_embeddings=8),
     ),
     "logn": replace(DENSE, length_scaling=LengthScaling(original_max_position_embeddings=8), attention_windows=(6, 12)),
+    "scalar": replace(DENSE, head="scalar"),
+    "scalar_moe": replace(MOE, head="scalar"),
+    "logits": DENSE,
     "gemma2": replace(
         DENSE,
         head_dim=24,
@@ -123,6 +126,19 @@ LAYOUTS = {
     "gemma2 pp2 vp2": ParallelConfig(pp=2, vp=2),
     "gemma2 cp2": ParallelConfig(cp=2),
     "gemma2 dp2 overlap": ParallelConfig(dp=2, overlap=True),
+    "scalar one process": ParallelConfig(),
+    "scalar tp2": ParallelConfig(tp=2),
+    "scalar tp2 sp": ParallelConfig(tp=2, sp=True),
+    "scalar pp2 vp2": ParallelConfig(pp=2, vp=2),
+    "scalar cp2": ParallelConfig(cp=2),
+    "scalar dp2": ParallelConfig(dp=2),
+    "scalar_moe one process": ParallelConfig(),
+    "scalar_moe tp2 sp ep2 dp2": ParallelConfig(tp=2, sp=True, ep=2, dp=2),
+    "scalar_moe pp2": ParallelConfig(pp=2),
+    "logits one process": ParallelConfig(),
+    "logits tp2 sp": ParallelConfig(tp=2, sp=True),
+    "logits tp2 pp2": ParallelConfig(tp=2, pp=2),
+    "logits cp2": ParallelConfig(cp=2),
     "dense full recompute": ParallelConfig(pp=2, recompute="full"),
     "dense selective recompute": ParallelConfig(recompute="selective"),
     "moe full recompute": ParallelConfig(dp=2, ep=2, recompute="full"),
@@ -172,7 +188,7 @@ COMBINED = {
 """Two and more kinds of parallelism at once, and what a kind of balancing meets in them. Take long."""
 
 
-class MaskedWords:
+class MaskedWords(Objective):
     """Random tokens of which about half count, so that the count is neither the tokens nor equal in two micro-batches."""
 
     name = "masked_words"
@@ -196,21 +212,40 @@ class MaskedWords:
             "position_ids": torch.arange(BATCH.sequence_length).expand(len(samples), -1).contiguous(),
         }
 
-    def loss(
-        self, token_losses: torch.Tensor, batch: Batch
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        mask = batch["loss_mask"]
-        return (token_losses.float() * mask).sum(), mask.sum(), {}
-
-    def prepare(self, forward: Forward) -> None: ...
-
-    def state(self) -> dict[str, np.ndarray]:
-        return {}
-
-    def restore(self, state: Mapping[str, np.ndarray]) -> None: ...
+    def loss(self, output: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        return (output.float() * batch["loss_mask"]).sum(), self.count(batch), {}
 
 
-def trajectory(model: ModelConfig, parallel: ParallelConfig, precision: str) -> list[dict[str, float]]:
+class Values(MaskedWords):
+    """Reads a scalar head: squared distances from a number of each token."""
+
+    name = "values"
+    reads = "values"
+
+    def loss(self, output: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        distances = (output - batch["labels"] / DENSE.vocab_size).square()
+        return (distances * batch["loss_mask"]).sum(), self.count(batch), {}
+
+
+class Logits(MaskedWords):
+    """Reads this rank's part of the logits: what MaskedWords learns, the long way."""
+
+    name = "logits"
+    reads = "logits"
+
+    def loss(self, output: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        from megatron.core.tensor_parallel import vocab_parallel_cross_entropy  # after the runtime's patches
+
+        return super().loss(vocab_parallel_cross_entropy(output.clone(), batch["labels"]), batch)
+
+
+def objective_of(name: str) -> MaskedWords:
+    return Logits() if name.startswith("logits") else Values() if name.startswith("scalar") else MaskedWords()
+
+
+def trajectory(
+    model: ModelConfig, parallel: ParallelConfig, precision: str, objective: MaskedWords
+) -> list[dict[str, float]]:
     """Loss, gradient norm and balancing loss of each step."""
     validate_layout(model, parallel, BATCH)
     runtime.start(parallel, seed=0)
@@ -219,8 +254,8 @@ def trajectory(model: ModelConfig, parallel: ParallelConfig, precision: str) -> 
     assert {param.dtype for group in trainee.optimizer.param_groups for param in group["params"]} == {torch.float32}
     steps = []
     for step in range(STEPS):
-        batches = training_batches(MaskedWords(), BATCH, step)
-        means = passes.train(trainee.chunks, MaskedWords(), batches)
+        batches = training_batches(objective, BATCH, step)
+        means = passes.train(trainee.chunks, objective, batches)
         trainee.scheduler.step(increment=1)
         means["grad_norm"], _ = trainee.update()
         if model.moe:
@@ -231,7 +266,9 @@ def trajectory(model: ModelConfig, parallel: ParallelConfig, precision: str) -> 
 
 def main(output: Path, layouts: Mapping[str, ParallelConfig]) -> None:
     found = {
-        name: trajectory(MODELS[name.split()[0]], parallel, "bf16" if name.startswith("bf16") else "fp32")
+        name: trajectory(
+            MODELS[name.split()[0]], parallel, "bf16" if name.startswith("bf16") else "fp32", objective_of(name)
+        )
         for name, parallel in sorted(layouts.items(), key=lambda item: str(item[1]))  # equal ones share their groups
         if parallel.world_size == runtime.world_size()
     }

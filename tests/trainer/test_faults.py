@@ -23,7 +23,7 @@ from cupola_trainer.config import (
 )
 from cupola_trainer.faults import Monitor, Rollback, Rollbacks
 from cupola_trainer.metrics import MetricsWriter, read_metrics
-from cupola_trainer.objectives import Batch, Forward
+from cupola_trainer.objectives import Batch, Objective
 from cupola_trainer.resume import resume
 
 MODEL = ModelConfig(
@@ -37,7 +37,7 @@ MODEL = ModelConfig(
 )
 
 
-class Exploding:
+class Exploding(Objective):
     """Counting up, with losses multiplied by `factor` for some samples. Four samples a step."""
 
     name = "exploding"
@@ -63,17 +63,8 @@ class Exploding:
             "factor": torch.from_numpy(np.stack([sample["factor"] for sample in samples])).float(),
         }
 
-    def loss(
-        self, token_losses: torch.Tensor, batch: Batch
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        return (token_losses * batch["factor"][:, None]).sum(), batch["loss_mask"].sum(), {}
-
-    def prepare(self, forward: Forward) -> None: ...
-
-    def state(self) -> dict[str, np.ndarray]:
-        return {}
-
-    def restore(self, state: Mapping[str, np.ndarray]) -> None: ...
+    def loss(self, output: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        return (output * batch["factor"][:, None]).sum(), self.count(batch), {}
 
 
 def job_in(output: Path, **faults: float) -> TrainJob:

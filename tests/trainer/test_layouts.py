@@ -18,6 +18,8 @@ NAMES = (
     "global_aux pp2", "bias dp2 ep2", "bias tp2 sp pp2", "capacity dp2 ep2", "capacity tp2 sp ep2", "capacity cp2",
     "llama tp2 sp", "dual_chunk tp2 sp", "dual_chunk pp2 vp2", "logn cp2",
     "gemma2 tp2 sp", "gemma2 pp2 vp2", "gemma2 cp2", "gemma2 dp2 overlap",
+    "scalar tp2", "scalar tp2 sp", "scalar pp2 vp2", "scalar cp2", "scalar dp2", "scalar_moe tp2 sp ep2 dp2",
+    "scalar_moe pp2", "logits tp2 sp", "logits tp2 pp2", "logits cp2",
 )  # fmt: skip
 
 
@@ -64,6 +66,11 @@ def test_bf16_with_fp32_master_weights_follows_fp32(trajectories: dict[str, Traj
         assert found["loss"] == pytest.approx(wanted["loss"], rel=0.005)
         assert found["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=0.05)
     assert trajectories[name][-1]["loss"] != expected[-1]["loss"]
+
+
+def test_the_loss_of_the_logits_is_the_loss_of_the_tokens(trajectories: dict[str, Trajectory]) -> None:
+    for found, wanted in zip(trajectories["logits one process"], trajectories["dense one process"], strict=True):
+        assert found == pytest.approx(wanted, rel=1e-5)
 
 
 def test_training_moves_the_loss(trajectories: dict[str, Trajectory]) -> None:

@@ -24,7 +24,7 @@ from cupola_trainer.config import (
     write_job,
 )
 from cupola_trainer.metrics import read_metrics
-from cupola_trainer.objectives import Batch, Forward
+from cupola_trainer.objectives import Batch, Forward, Objective
 
 MODEL = ModelConfig(
     vocab_size=320,
@@ -48,7 +48,7 @@ def job_in(output: Path, tokens: Path) -> TrainJob:
     )
 
 
-class Exploding:
+class Exploding(Objective):
     """Counting up, with losses that are infinite at the given steps (of 4 samples each, numbered from 1)."""
 
     name = "exploding"
@@ -74,10 +74,8 @@ class Exploding:
             "factor": torch.where(bad, torch.inf, 1.0),
         }
 
-    def loss(
-        self, token_losses: torch.Tensor, batch: Batch
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        return (token_losses * batch["factor"][:, None]).sum(), batch["loss_mask"].sum(), {}
+    def loss(self, output: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        return (output * batch["factor"][:, None]).sum(), self.count(batch), {}
 
     def prepare(self, forward: Forward) -> None:
         self.seen_by_prepare.append(forward(self.collate([self.sample(0), self.sample(1)])))

@@ -259,6 +259,14 @@ class ModelConfig:
     moe: MoEConfig | None = None
     """None for a dense model."""
 
+    head: Literal["language_model", "scalar"] = "language_model"
+    """What the last hidden states become: logits over the vocabulary, or one number a token (reward and value models)."""
+
+    @property
+    def is_scalar(self) -> bool:
+        """Whether the model gives a number a token in place of logits."""
+        return self.head == "scalar"
+
     @property
     def head_size(self) -> int:
         """Width of one attention head."""

@@ -64,6 +64,15 @@ def check_architecture(folder: Path, model: ModelConfig, saved: ModelConfig) -> 
             )
 
 
+def check_head(folder: Path, saved: ModelConfig, model: ModelConfig) -> None:
+    """Refuse to train a language model from a reward or value model: its output layer is gone."""
+    if saved.is_scalar and not model.is_scalar:
+        raise ConfigError(
+            f"{folder} is a model with head=scalar: it gives a number a token, and no words. "
+            "Start from a language model's checkpoint."
+        )
+
+
 def check_tokenizer(ours: Path | None, data: Path) -> None:
     """Refuse tokens that another tokenizer made than the one that goes with the model.
 

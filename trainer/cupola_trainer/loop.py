@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ import torch.distributed as dist
 from cupola_platform.errors import ConfigError, NotFoundError, StageFailedError
 from cupola_trainer import checkpoint, models, optim, passes, runtime
 from cupola_trainer.checkpoint import Progress
-from cupola_trainer.config import ModelConfig, NextTokenData, TrainJob
+from cupola_trainer.config import SCALAR, ModelConfig, NextTokenData, TrainJob
 from cupola_trainer.data.batches import heldout_batches, read_batches, training_samples
 from cupola_trainer.faults import Monitor, Rollback, Rollbacks
-from cupola_trainer.identity import check_architecture, check_resumable, check_tokenizer, data_identity
+from cupola_trainer.identity import check_architecture, check_head, check_resumable, check_tokenizer, data_identity
 from cupola_trainer.keeping import Keeper, step_folder
 from cupola_trainer.layout import validate_layout
 from cupola_trainer.long_context import stretch
@@ -72,8 +73,10 @@ def begin(job: TrainJob) -> "Run":
         lengths=getattr(job.data, "lengths", None),
         ranks=runtime.world_size(),
     )
+    if job.initial:
+        check_head(job.initial, checkpoint.read_model(job.initial), model)
     if job.initial and job.model:
-        check_architecture(job.initial, job.model, checkpoint.read_model(job.initial))
+        check_architecture(job.initial, model, replace(checkpoint.read_model(job.initial), head=model.head))
     if isinstance(job.data, NextTokenData):
         check_tokenizer(tokenizer, job.data.tokens)
     runtime.start(job.parallel, job.seed)
@@ -274,6 +277,7 @@ def _model_and_tokenizer(job: TrainJob) -> tuple[ModelConfig, Path | None]:
         model = stretch(model, job.positions, job.batch.sequence_length)
     if model is None:
         raise ConfigError("the job names neither a model nor an initial checkpoint. Give one of them.")
+    model = replace(model, head="scalar" if job.data.objective in SCALAR else "language_model")
     if not model.vocab_size:
         raise ConfigError("model.vocab_size=0: the size is the tokenizer's, padded to a multiple of 64. Fill it in.")
     if job.tokenizer and not job.tokenizer.is_dir():

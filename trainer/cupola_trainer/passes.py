@@ -13,10 +13,10 @@ from torch import Tensor
 
 from cupola_trainer import runtime
 from cupola_trainer.config import ModelConfig
-from cupola_trainer.data.batches import to_rank
+from cupola_trainer.data.batches import from_context_ranks, to_rank
 from cupola_trainer.models.router import Router
 from cupola_trainer.models.settings import balancing_loss
-from cupola_trainer.objectives import Batch, Objective
+from cupola_trainer.objectives import Batch, Objective, Reads
 
 Chunks = list[torch.nn.Module]
 
@@ -36,13 +36,14 @@ def evaluate(chunks: Chunks, objective: Objective, batches: Sequence[Batch]) -> 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def token_losses(chunks: Chunks, batch: Batch) -> Tensor:
-    """-log p(labels) [b, s] of one collated batch, on every rank. Context parallelism is not gathered: cp is 1."""
-    results = _run(chunks, [to_rank(batch)], _with_token_losses, forward_only=True)
-    losses = results[0]["token_losses"] if results else torch.empty(batch["tokens"].shape, device=runtime.device())
-    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
-        last = parallel_state.get_pipeline_model_parallel_last_rank()
-        dist.broadcast(losses, last, group=parallel_state.get_pipeline_model_parallel_group())
-    return losses
+    """-log p(labels) [b, s] of one collated batch of whole sequences, on every rank."""
+    return _per_token(chunks, batch, "token_losses")
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def values(chunks: Chunks, batch: Batch) -> Tensor:
+    """What a scalar head says after each token [b, s] of one collated batch of whole sequences, on every rank."""
+    return _per_token(chunks, batch, "values")
 
 
 def aux_losses(model: ModelConfig, micro_batches: int) -> dict[str, float]:
@@ -64,6 +65,17 @@ def aux_losses(model: ModelConfig, micro_batches: int) -> dict[str, float]:
     return {"aux_loss": float(totals[name])} if kind else {}
 
 
+def _per_token(chunks: Chunks, batch: Batch, reads: Reads) -> Tensor:
+    """What the last pipeline stage gives [b, s], on every rank."""
+    local = to_rank(batch)
+    results = _run(chunks, [local], partial(_kept, reads), forward_only=True)
+    output = results[0]["output"] if results else torch.empty(local["tokens"].shape, device=runtime.device())
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        last = parallel_state.get_pipeline_model_parallel_last_rank()
+        dist.broadcast(output, last, group=parallel_state.get_pipeline_model_parallel_group())
+    return from_context_ranks(output)
+
+
 def _run(chunks: Chunks, batches: Sequence[Batch], step: Any, *, forward_only: bool) -> list[dict[str, Any]]:
     """One pass over the micro-batches. Results are on the last pipeline stage; elsewhere the list is empty."""
     iterators = [iter(batches) for _ in chunks]
@@ -80,11 +92,11 @@ def _run(chunks: Chunks, batches: Sequence[Batch], step: Any, *, forward_only: b
     return results
 
 
-def _forward(batch: Batch, model: torch.nn.Module) -> Tensor:
-    mask = batch.get("attention_mask")  # of packed conversations; None: causal
-    output: Tensor = model(
-        batch["tokens"], batch["position_ids"], mask, labels=batch["labels"], loss_mask=batch["loss_mask"]
-    )
+def _forward(batch: Batch, model: torch.nn.Module, reads: Reads) -> Tensor:
+    """What an objective reads of the model, on the last pipeline stage; hidden states on the others."""
+    mask = batch.get("attention_mask")  # of packed rows; None: causal
+    labels = {"labels": batch["labels"], "loss_mask": batch["loss_mask"]} if reads == "token_losses" else {}
+    output: Tensor = model(batch["tokens"], batch["position_ids"], mask, **labels)
     return output
 
 
@@ -92,24 +104,24 @@ def _with_loss(objective: Objective, iterator: Iterator[Batch], model: torch.nn.
     batch = next(iterator)
     if model.config.num_moe_experts and torch.is_grad_enabled():
         Router.micro_batch_count = _count(objective, batch)
-    return _forward(batch, model), partial(_reduce, objective, batch)
+    return _forward(batch, model, objective.reads), partial(_reduce, objective, batch)
 
 
-def _with_token_losses(iterator: Iterator[Batch], model: torch.nn.Module) -> tuple[Tensor, Any]:
-    def keep(losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        return losses.sum(), torch.ones((), dtype=torch.int, device=losses.device), {"token_losses": losses.float()}
+def _kept(reads: Reads, iterator: Iterator[Batch], model: torch.nn.Module) -> tuple[Tensor, Any]:
+    def keep(output: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        return output.sum(), torch.ones((), dtype=torch.int, device=output.device), {"output": output.float()}
 
-    return _forward(next(iterator), model), keep
+    return _forward(next(iterator), model, reads), keep
 
 
-def _reduce(objective: Objective, batch: Batch, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    total, count, sums = objective.loss(losses, batch)
+def _reduce(objective: Objective, batch: Batch, output: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    total, count, sums = objective.loss(output, batch)
     return total, count.to(torch.int), {"loss": total.detach(), **sums, "count": count}
 
 
 def _count(objective: Objective, batch: Batch) -> float:
     """The objective's count of a micro-batch, over its context-parallel ranks, on every pipeline stage."""
-    _, count, _ = objective.loss(torch.zeros_like(batch["loss_mask"]), batch)
+    count = objective.count(batch)
     if parallel_state.get_context_parallel_world_size() > 1:
         count = count.clone()
         dist.all_reduce(count, group=parallel_state.get_context_parallel_group())

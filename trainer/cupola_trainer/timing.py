@@ -87,4 +87,4 @@ def flops_per_token(model: ModelConfig, sequence_length: float) -> float:
     else:
         ffn = 3 * h * model.ffn_hidden_size
     scores = model.num_attention_heads * head * sequence_length  # two products over half the sequence
-    return 6.0 * (model.num_layers * (attention + ffn + scores) + h * model.vocab_size)
+    return 6.0 * (model.num_layers * (attention + ffn + scores) + h * (1 if model.is_scalar else model.vocab_size))

@@ -12,9 +12,10 @@ from cupola_platform import artifacts
 from cupola_platform.errors import ConfigError, CorruptArtifactError
 from cupola_trainer import runtime
 from cupola_trainer.checkpoint import generators
-from cupola_trainer.checkpoint.description import Progress, read_training
+from cupola_trainer.checkpoint.description import Progress, read_model, read_training
 from cupola_trainer.checkpoint.shards import MASTER, Shard, moment_key, moment_shards, weight_shards
 from cupola_trainer.checkpoint.storage import StoredState
+from cupola_trainer.models.output import SCORE
 
 OURS = ("step", "consumed_samples", "seed", "objective", "parallel", "optimizer", "optimizer_step", "scheduler")
 """What `Checkpointer` puts into training.json; the rest is the loop's."""
@@ -22,6 +23,8 @@ OURS = ("step", "consumed_samples", "seed", "objective", "parallel", "optimizer"
 
 def load_weights(folder: Path, chunks: Sequence[torch.nn.Module]) -> None:
     """Load weights only, into any layout. Every rank calls it.
+
+    A scalar head over a language model's weights stays as it was built.
 
     Raises:
         CorruptArtifactError: a file does not match its digest, or a weight is missing.
@@ -31,7 +34,8 @@ def load_weights(folder: Path, chunks: Sequence[torch.nn.Module]) -> None:
     if read_training(folder).get("adapter"):
         raise ConfigError(f"{folder} holds adapters and no model. Merge them first: cupola checkpoint merge-adapter.")
     state = StoredState(folder / "state")
-    _together(lambda: [state.fill(shard) for shard in weight_shards(chunks)])
+    new = set() if read_model(folder).is_scalar else {SCORE}
+    _together(lambda: [state.fill(shard) for shard in weight_shards(chunks) if shard.key not in new])
 
 
 def load_training(folder: Path, chunks: Sequence[torch.nn.Module], optimizer: Any, scheduler: Any) -> Progress:

@@ -12,7 +12,7 @@ jobs.py       the jobs
 """
 
 from cupola_trainer.architecture import STRICT, ModelConfig, MoEConfig
-from cupola_trainer.config.data import DpoData, NextTokenData, SftData, TrainingData
+from cupola_trainer.config.data import SCALAR, DpoData, NextTokenData, SftData, TrainingData
 from cupola_trainer.config.jobs import (
     JOB,
     AnyJob,
@@ -45,6 +45,7 @@ from cupola_trainer.config.training import (
 
 __all__ = [
     "JOB",
+    "SCALAR",
     "STRICT",
     "AnyJob",
     "BatchConfig",

@@ -65,3 +65,6 @@ class DpoData:
 
 
 TrainingData = Annotated[NextTokenData | SftData | DpoData, Field(discriminator="objective")]
+
+SCALAR: frozenset[str] = frozenset({"reward"})
+"""Objectives whose model has a scalar head in place of the language model's."""

@@ -12,7 +12,7 @@ NAMES = {"qwen2": "Qwen2", "qwen2_moe": "Qwen2-MoE", "llama": "Llama", "gemma2":
 
 TEMPLATE = """---
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: {task}
 tags: [cupola]
 ---
 # {title}
@@ -20,9 +20,9 @@ tags: [cupola]
 {kind} with {parameters:,} parameters{active}. Exported by Cupola from checkpoint `{id}`.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {loader}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("FOLDER"){tokenizer}
+model = {loader}.from_pretrained("FOLDER"){tokenizer}
 ```
 
 ## Shape
@@ -57,6 +57,8 @@ def render(artifact: Artifact, model: ModelConfig, training: dict[str, Any], has
     lineage |= {key.replace("_", " ").capitalize(): _inline(value) for key, value in training.items()}
     metrics = {name: f"{value:.6g}" for name, value in manifest.metrics.items()}
     return TEMPLATE.format(
+        task="text-classification" if model.is_scalar else "text-generation",
+        loader="AutoModelForSequenceClassification" if model.is_scalar else "AutoModelForCausalLM",
         title=manifest.stage or "Model",
         kind=f"A {'mixture of experts' if model.moe else 'dense decoder'} ({NAMES[family(model)]})",
         tokenizer='\ntokenizer = AutoTokenizer.from_pretrained("FOLDER")' if has_tokenizer else "",
@@ -77,7 +79,7 @@ def _shape(model: ModelConfig) -> dict[str, str]:
         "Vocabulary rows": model.vocab_size,
         "Longest sequence": model.max_position_embeddings,
         "RoPE": f"base {model.rope_theta:g}" + (f", {model.rope_scaling.type}" if model.rope_scaling else ""),
-        "Tied embeddings": model.tie_embeddings,
+        **({"Head": "scalar"} if model.is_scalar else {"Tied embeddings": model.tie_embeddings}),
     }
     if model.moe:
         shape["Experts (active)"] = f"{model.moe.num_experts} ({model.moe.top_k})"

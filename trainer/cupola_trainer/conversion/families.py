@@ -27,6 +27,8 @@ CLASSES = {
     "llama": "LlamaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
 }
+SEQUENCE = "ForSequenceClassification"
+"""With one label, transformers' form of a model whose head is scalar."""
 ROPES = {"default": (), "linear": ("factor",), "dynamic": ("factor",),
          "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"),
          "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor")}  # fmt: skip
@@ -78,7 +80,7 @@ def to_config(model: ModelConfig, *, dtype: str, bos: int | None, eos: int | Non
     if isinstance(model.rope_scaling, DynamicRope):
         longest = model.rope_scaling.original_max_position_embeddings
     config: dict[str, Any] = {
-        "architectures": [CLASSES[name]],
+        "architectures": [CLASSES[name].replace("ForCausalLM", SEQUENCE) if model.is_scalar else CLASSES[name]],
         "model_type": name,
         "dtype": dtype,
         "torch_dtype": dtype,
@@ -103,7 +105,8 @@ def to_config(model: ModelConfig, *, dtype: str, bos: int | None, eos: int | Non
     if model.head_dim:  # a field of Llama's and Gemma's, and read of Qwen's where it is given
         config["head_dim"] = model.head_dim
     own = {"qwen2": _windows, "qwen2_moe": _mixture, "llama": _llama, "gemma2": _gemma2}
-    return config | own[name](model) | _dual_chunk(model)
+    scalar = {"id2label": {"0": "reward"}, "label2id": {"reward": 0}} if model.is_scalar else {}
+    return config | scalar | own[name](model) | _dual_chunk(model)
 
 
 def _rope_parameters(model: ModelConfig) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cupola_trainer.config import ModelConfig
+from cupola_trainer.models.output import SCORE
 
 
 class Layout(Protocol):
@@ -116,7 +117,9 @@ def rules(model: ModelConfig) -> list[Rule]:
                 Rule(f"{ours}mlp.shared_experts.gate_weight", (gate,), same),
             ]
     table.append(Rule("decoder.final_layernorm.weight", ("model.norm.weight",), same))
-    if not model.tie_embeddings:
+    if model.is_scalar:
+        table.append(Rule(SCORE, (SCORE,), same))
+    elif not model.tie_embeddings:
         table.append(Rule("output_layer.weight", ("lm_head.weight",), same))
     return table
 

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer.architecture import ModelConfig, MoEConfig
-from cupola_trainer.conversion.families import FAMILIES, ROPES
+from cupola_trainer.conversion.families import FAMILIES, ROPES, SEQUENCE
 
 ONLY: dict[str, Any] = {
     "hidden_act": "silu",
@@ -35,7 +35,7 @@ def from_config(config: Mapping[str, Any]) -> ModelConfig:
         if (full.get(key, value) or value) != value:
             raise ConfigError(f"config.json: {key}={full[key]!r} is not supported. Only {value!r} is.")
     try:
-        return ModelConfig(**_common(full) | _own(family, full) | _rope(full) | _dual_chunk(full))
+        return ModelConfig(**_common(full) | _own(family, full) | _rope(full) | _dual_chunk(full) | _head(config))
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"config.json: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
@@ -69,6 +69,15 @@ def _common(full: dict[str, Any]) -> dict[str, Any]:
         "tie_embeddings": full["tie_word_embeddings"],
         "init_std": full["initializer_range"],
     }
+
+
+def _head(config: Mapping[str, Any]) -> dict[str, Any]:
+    if not any(name.endswith(SEQUENCE) for name in config.get("architectures") or ()):
+        return {}
+    labels = len(config.get("id2label") or (0, 1))  # transformers' default is two
+    if labels != 1:
+        raise ConfigError(f"config.json: {SEQUENCE} with {labels} labels is not supported. A reward model has one.")
+    return {"head": "scalar"}
 
 
 def _own(family: str, full: dict[str, Any]) -> dict[str, Any]:

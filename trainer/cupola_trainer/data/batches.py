@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
@@ -72,6 +73,19 @@ def to_rank(batch: Batch) -> Batch:
         positions = zigzag(local_length, parallel_state.get_context_parallel_rank(), size)
         batch = {name: _take(name, tensor, positions) for name, tensor in batch.items()}
     return {name: tensor.to(runtime.device()) for name, tensor in batch.items()}
+
+
+def from_context_ranks(values: Tensor) -> Tensor:
+    """Whole sequences [b, s], from each context-parallel rank's part of them [b, s / cp]."""
+    size = parallel_state.get_context_parallel_world_size()
+    if size == 1:
+        return values
+    parts = [torch.empty_like(values) for _ in range(size)]
+    dist.all_gather(parts, values.contiguous(), group=parallel_state.get_context_parallel_group())
+    whole = torch.empty(values.size(0), size * values.size(1), dtype=values.dtype, device=values.device)
+    for rank, part in enumerate(parts):
+        whole[:, zigzag(values.size(1), rank, size)] = part
+    return whole
 
 
 def _take(name: str, tensor: Tensor, positions: Tensor) -> Tensor:

@@ -107,4 +107,5 @@ def parameter_count(model: ModelConfig) -> int:
             layer += h + 3 * h * model.moe.shared_expert_ffn_hidden_size
     else:
         layer += 3 * h * model.ffn_hidden_size
-    return model.num_layers * layer + h + model.vocab_size * h * (1 if model.tie_embeddings else 2)
+    output = h if model.is_scalar else 0 if model.tie_embeddings else model.vocab_size * h
+    return model.num_layers * layer + h + model.vocab_size * h + output

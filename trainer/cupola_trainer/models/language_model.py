@@ -22,11 +22,12 @@ class LanguageModel(ModelWithLoss):
             vocab_size=model.vocab_size,
             max_sequence_length=model.max_position_embeddings,
             position_embedding_type="rope",
-            share_embeddings_and_output_weights=model.tie_embeddings,
+            share_embeddings_and_output_weights=model.tie_embeddings and not model.is_scalar,
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
             vp_stage=vp_stage,
             softcap=model.final_logit_softcapping,
+            scalar=model.is_scalar,
         )
         self.rotary_pos_emb = Rotary(model, self.pg_collection.cp)
         if model.scale_embeddings and self.pre_process:

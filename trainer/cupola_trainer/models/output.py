@@ -1,4 +1,4 @@
-"""From the last hidden states to logits, or straight to token losses."""
+"""From the last hidden states to logits, straight to token losses, or to one number a token."""
 
 from typing import Any
 
@@ -9,10 +9,15 @@ from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
 )
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.utils import make_sharded_tensor_for_checkpoint
 from torch import Tensor
 
 from cupola_trainer import runtime
 from cupola_trainer.kernels.linear_cross_entropy import Guess, linear_cross_entropy
+
+SCORE = "score.weight"
+"""A scalar head's weight, in checkpoints and in transformers' folders."""
 
 
 class OutputLayer(ColumnParallelLinear):
@@ -54,18 +59,58 @@ class OutputLayer(ColumnParallelLinear):
         return losses.t().contiguous(), None
 
 
-class ModelWithLoss(GPTModel):
-    """GPTModel whose logits may be soft-capped, and whose token losses come from the output layer itself."""
+class ScalarHead(torch.nn.Module):
+    """One number a token, without bias, as transformers' sequence classification has it; whole on every tensor-parallel rank.
 
-    def __init__(self, *args: Any, softcap: float | None = None, **kwargs: Any) -> None:
+    A checkpoint names it "score.weight" [1, h].
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config, self.sequence_parallel = config, config.sequence_parallel
+        self.weight = torch.nn.Parameter(torch.empty(1, config.hidden_size, dtype=config.params_dtype))
+        self.weight.sequence_parallel = config.sequence_parallel  # each rank's gradient is of its part of the sequence
+
+    def forward(
+        self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
+    ) -> tuple[Tensor, None]:
+        """[s, b, h] -> values [s, b, 1] in fp32, of the whole sequence under sequence parallelism too."""
+        values = torch.nn.functional.linear(input_.float(), self.weight.float())
+        if (
+            self.sequence_parallel
+        ):  # what follows is computed alike on every rank, so that a rank's gradient is its part
+            values = gather_from_sequence_parallel_region(values, tensor_parallel_output_grad=False)
+        return values, None
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        group = (metadata or {}).get("dp_cp_group")
+        shard = make_sharded_tensor_for_checkpoint(self.weight, SCORE, dp_cp_group=group)
+        return {f"{prefix}weight": shard}
+
+
+class ModelWithLoss(GPTModel):
+    """GPTModel whose logits may be soft-capped, and whose token losses come from the output layer itself; or one whose
+    head is a number a token."""
+
+    def __init__(self, *args: Any, softcap: float | None = None, scalar: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.post_process:
+        self.scalar = scalar
+        if not self.post_process:
+            return
+        if scalar:
+            self.output_layer = ScalarHead(self.config)
+        else:
             self.output_layer.__class__ = OutputLayer  # GPTModel makes its own, and wires it to the embedding
             self.output_layer.guess, self.output_layer.softcap = Guess(), softcap
 
     def _postprocess(
         self, hidden_states: Tensor, *args: Any, labels: Tensor | None = None, loss_mask: Any = None, **kwargs: Any
     ) -> Tensor:
+        if self.scalar and self.post_process:
+            values, _ = self.output_layer(hidden_states)
+            return values.squeeze(-1).t().contiguous()  # type: ignore[no-any-return]
         if labels is None or not self.post_process:
             output: Tensor = super()._postprocess(hidden_states, *args, labels=labels, loss_mask=loss_mask, **kwargs)
             return output

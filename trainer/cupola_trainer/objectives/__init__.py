@@ -1,59 +1,14 @@
-"""What a model is trained for: samples by index, a batch, a loss. One file an objective."""
+"""What a model is trained for: one file an objective, and the losses as pure functions of tensors."""
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
-from torch import Tensor
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer.config import NextTokenData, SftData, TrainJob
+from cupola_trainer.objectives.objective import Batch, Forward, Objective, Reads
+from cupola_trainer.objectives.preference_losses import dpo_loss
 
-Batch = dict[str, Tensor]
-Forward = Callable[[Batch], Tensor]
-"""From a collated batch to its token losses [b, s], without gradient; every rank calls it with the same batches."""
-
-
-class Objective(Protocol):
-    """The seam between data and the training loop."""
-
-    name: str
-
-    def sample(self, index: int) -> Mapping[str, np.ndarray]:
-        """Training sample `index`, any index from 0 on: every epoch is in an order of its own, decided by the seed."""
-        ...
-
-    def heldout(self, index: int) -> Mapping[str, np.ndarray] | None:
-        """Held-out sample `index`; None past the last."""
-        ...
-
-    def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
-        """tokens, labels, position_ids [b, s] int64; loss_mask [b, s] float32; and what `loss` needs besides.
-
-        Where rows are packed also attention_mask [b, 1, s, s], true where a query must not see a key.
-        """
-        ...
-
-    def loss(self, token_losses: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """From token losses [b, s] = -log p(labels) to (sum, count, sums to report), local to the rank.
-
-        The count depends on the batch only, never on the losses.
-        """
-        ...
-
-    def prepare(self, forward: Forward) -> None:
-        """Called once, with the initial weights, before the first step."""
-        ...
-
-    def state(self) -> dict[str, np.ndarray]:
-        """What `prepare` found, to be kept with the job: a resumed one has other weights. Empty where there is nothing."""
-        ...
-
-    def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take `state` back in place of `prepare`."""
-        ...
+__all__ = ["Batch", "Forward", "Objective", "Reads", "build_objective", "dpo_loss"]
 
 
 def build_objective(job: TrainJob, tokenizer: Path | None) -> Objective:

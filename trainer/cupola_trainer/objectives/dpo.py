@@ -1,10 +1,9 @@
 """Direct preference optimization on pairs, against the frozen initial model."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cupola_platform.errors import ConfigError
@@ -12,43 +11,12 @@ from cupola_trainer.config import DpoData
 from cupola_trainer.data.chat import ChatTokenizer
 from cupola_trainer.data.conversations import load_preferences
 from cupola_trainer.data.order import order
+from cupola_trainer.objectives.objective import Batch, Forward, Objective
+from cupola_trainer.objectives.preference_losses import dpo_loss
 from cupola_trainer.objectives.sft import pad
 
 
-def dpo_loss(
-    policy_chosen_logps: Tensor,
-    policy_rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
-    *,
-    beta: float = 0.1,
-    label_smoothing: float = 0.0,
-    loss_type: str = "sigmoid",
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses and implicit rewards of preference pairs, from log-probabilities of whole answers; all tensors [pairs].
-
-    With h = log(policy/ref)(chosen) - log(policy/ref)(rejected):
-    "sigmoid": -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h), e the label smoothing (Rafailov et al. 2023,
-    equation 7; with smoothing, Mitchell's conservative DPO).
-    "ipo": (h - 1 / (2 beta))^2 (Azar et al. 2023, equation 17). As in the text, h sums over tokens; TRL's divides each
-    answer's part by its length, which suits a larger beta.
-
-    Returns:
-        losses, chosen rewards and rejected rewards; a reward is beta log(policy/ref), without gradient.
-    """
-    chosen = policy_chosen_logps - ref_chosen_logps
-    rejected = policy_rejected_logps - ref_rejected_logps
-    h = chosen - rejected
-    if loss_type == "sigmoid":
-        losses = -(1 - label_smoothing) * F.logsigmoid(beta * h) - label_smoothing * F.logsigmoid(-beta * h)
-    elif loss_type == "ipo":
-        losses = (h - 1 / (2 * beta)) ** 2
-    else:
-        raise ConfigError(f"DPO has no loss_type {loss_type!r}. Choose sigmoid or ipo.")
-    return losses, (beta * chosen).detach(), (beta * rejected).detach()
-
-
-class DpoObjective:
+class DpoObjective(Objective):
     """Pairs of a `preferences` artifact. A sample is one pair; a batch of p pairs has 2p rows: chosen, rejected, ..."""
 
     name = "dpo"
@@ -85,7 +53,7 @@ class DpoObjective:
     def heldout(self, index: int) -> Mapping[str, np.ndarray] | None:
         return self._pair(len(self._train) + index) if index < len(self._heldout) else None
 
-    def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
+    def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
         """Besides `pad`'s tensors [2 pairs, s]: "reference_logps" [2 pairs], chosen and rejected by turns."""
         rows = []
         for sample in samples:
@@ -95,9 +63,9 @@ class DpoObjective:
         reference = np.concatenate([sample["reference"] for sample in samples])
         return {**pad(rows, self.sequence_length), "reference_logps": torch.from_numpy(reference)}
 
-    def loss(self, token_losses: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Sum over pairs, number of pairs, and the sums over pairs of margin, accuracy and both rewards."""
-        chosen, rejected = answer_logps(token_losses, batch["loss_mask"]).view(-1, 2).unbind(dim=1)  # [pairs] each
+        chosen, rejected = answer_logps(output, batch["loss_mask"]).view(-1, 2).unbind(dim=1)  # [pairs] each
         reference_chosen, reference_rejected = batch["reference_logps"].view(-1, 2).unbind(dim=1)
         losses, chosen_rewards, rejected_rewards = dpo_loss(
             chosen,
@@ -117,9 +85,13 @@ class DpoObjective:
             "chosen_reward": chosen_rewards.sum(),
             "rejected_reward": rejected_rewards.sum(),
         }
-        return losses.sum(), torch.tensor(float(len(losses)), device=losses.device), sums
+        return losses.sum(), self.count(batch), sums
 
-    def prepare(self, forward: Callable[[dict[str, Tensor]], Tensor]) -> None:
+    def count(self, batch: Batch) -> Tensor:
+        """The number of pairs."""
+        return torch.tensor(len(batch["tokens"]) / 2, device=batch["tokens"].device)
+
+    def prepare(self, forward: Forward) -> None:
         """Log-probabilities of every answer under the weights that `forward` has now: the frozen reference.
 
         Args:

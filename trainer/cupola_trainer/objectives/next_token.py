@@ -11,12 +11,12 @@ from cupola_trainer.config import BatchConfig, NextTokenData
 from cupola_trainer.data import tokens
 from cupola_trainer.data.lengths import Lengths, cut
 from cupola_trainer.data.packing import document_segments, hidden
-from cupola_trainer.objectives import Batch, Forward
+from cupola_trainer.objectives.objective import Batch, Objective
 
 FIELDS = ("tokens", "labels", "loss_mask", "position_ids")
 
 
-class NextTokenObjective:
+class NextTokenObjective(Objective):
     """Every token of a `tokens` artifact's training shards, cut into sequences across documents: all of one length, or of
     several by a schedule. Held-out sequences have the full length."""
 
@@ -51,18 +51,8 @@ class NextTokenObjective:
             batch["loss_mask"] = batch["loss_mask"].masked_fill(ends, 0.0)
         return batch
 
-    def loss(self, token_losses: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        mask = batch["loss_mask"]
-        return (token_losses.float() * mask).sum(), mask.sum(), {}
-
-    def prepare(self, forward: Forward) -> None:
-        """Nothing to compute beforehand."""
-
-    def state(self) -> dict[str, np.ndarray]:
-        return {}
-
-    def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Nothing is kept."""
+    def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        return (output.float() * batch["loss_mask"]).sum(), self.count(batch), {}
 
 
 def _arrays(item: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

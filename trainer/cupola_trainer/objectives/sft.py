@@ -1,7 +1,7 @@
 """Supervised fine-tuning: next-token loss on the assistant's words only."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,12 +13,13 @@ from cupola_trainer.data.chat import ChatTokenizer
 from cupola_trainer.data.conversations import Sample, load_conversations
 from cupola_trainer.data.order import order
 from cupola_trainer.data.packing import hidden
+from cupola_trainer.objectives.objective import Batch, Objective
 
 OPEN_ROWS = 64
 """Rows that packing keeps open while it looks for room."""
 
 
-class SftObjective:
+class SftObjective(Objective):
     """Conversations of a `conversations` artifact. A sample is one row: one conversation, or as many as fit when packed."""
 
     name = "sft"
@@ -50,7 +51,7 @@ class SftObjective:
     def heldout(self, index: int) -> Mapping[str, np.ndarray] | None:
         return self._heldout[index] if index < len(self._heldout) else None
 
-    def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
+    def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
         """`pad`'s tensors; when packed also "attention_mask" [b, 1, s, s], true where hidden: other conversations."""
         batch = pad([(sample["tokens"], sample["mask"]) for sample in samples], self.sequence_length)
         if self.packed:
@@ -58,19 +59,9 @@ class SftObjective:
             batch["attention_mask"] = hidden(torch.from_numpy(segments[:, :-1].copy()))  # 0 for padding
         return batch
 
-    def loss(self, token_losses: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Sum over the assistant's tokens, and their number."""
-        mask = batch["loss_mask"]
-        return (token_losses.float() * mask).sum(), mask.sum(), {}
-
-    def prepare(self, forward: Callable[[dict[str, Tensor]], Tensor]) -> None:
-        """Nothing to compute beforehand."""
-
-    def state(self) -> dict[str, np.ndarray]:
-        return {}
-
-    def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Nothing to take back."""
+        return (output.float() * batch["loss_mask"]).sum(), self.count(batch), {}
 
 
 def pack(lengths: Sequence[int], capacity: int, seed: int) -> list[list[int]]:
@@ -106,7 +97,7 @@ def _join(samples: Sequence[Sample], places: Sequence[int]) -> Sample:
     }
 
 
-def pad(rows: Sequence[tuple[np.ndarray, np.ndarray]], sequence_length: int) -> dict[str, Tensor]:
+def pad(rows: Sequence[tuple[np.ndarray, np.ndarray]], sequence_length: int) -> Batch:
     """Rows of (token ids [n], learnt [n]), n <= s + 1, as tensors [b, s], padded with token 0 that nothing learns from.
 
     Padding follows what is learnt, so a causal model never sees it from a place that counts.

@@ -52,6 +52,10 @@ def load(folder: Path, parallel: ParallelConfig, model: ModelConfig | None = Non
             f"{folder} has no tokenizer: it was imported without one. Import it again from a folder with tokenizer.json."
         )
     model = model or checkpoint.read_model(folder)
+    if model.is_scalar:
+        raise ConfigError(
+            f"{folder} is a reward model (head=scalar): it gives a number a token, and no words. Name a language model."
+        )
     layout = replace(parallel, sp=False) if model.moe else replace(parallel, sp=False, ep=1, etp=None)
     chunks = models.build(model, layout, seed=None)
     checkpoint.load_weights(folder, chunks)

@@ -1,0 +1,63 @@
+"""The seam between data and the training loop: samples by index, a batch, a loss."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+from torch import Tensor
+
+Batch = dict[str, Tensor]
+Forward = Callable[[Batch], Tensor]
+"""From a collated batch to what the objective reads [b, s], without gradient; every rank calls it with the same batches."""
+Reads = Literal["token_losses", "values", "logits"]
+
+
+class Objective(ABC):
+    """What a model is trained for. Only samples, collation and loss are an objective's own; the rest has a default."""
+
+    name: str
+
+    reads: ClassVar[Reads] = "token_losses"
+    """What the model gives to `loss`.
+
+    "token_losses": [b, s], -log p(labels), in fp32; no rank ever holds all logits.
+    "values": [b, s], what a scalar head says after each token, in fp32. The model's head must be "scalar".
+    "logits": [b, s, v / tp], this tensor-parallel rank's part of the vocabulary, after soft-capping.
+    """
+
+    @abstractmethod
+    def sample(self, index: int) -> Mapping[str, np.ndarray]:
+        """Training sample `index`, any index from 0 on: every epoch is in an order of its own, decided by the seed."""
+
+    @abstractmethod
+    def heldout(self, index: int) -> Mapping[str, np.ndarray] | None:
+        """Held-out sample `index`; None past the last."""
+
+    @abstractmethod
+    def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+        """tokens, labels, position_ids [b, s] int64; loss_mask [b, s] float32; and what `loss` needs besides.
+
+        Where rows are packed also attention_mask [b, 1, s, s], true where a query must not see a key.
+        """
+
+    @abstractmethod
+    def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """From what the objective reads to (sum, count, sums to report), local to the rank.
+
+        The count depends on the batch only, never on the output.
+        """
+
+    def count(self, batch: Batch) -> Tensor:
+        """The count that `loss` gives for a batch, a whole number, known on every pipeline stage."""
+        return batch["loss_mask"].sum()
+
+    def prepare(self, forward: Forward) -> None:  # noqa: B027 - most have nothing to compute beforehand
+        """Called once, with the initial weights, before the first step."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What `prepare` found, to be kept with the job: a resumed one has other weights. Empty where there is nothing."""
+        return {}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:  # noqa: B027
+        """Take `state` back in place of `prepare`."""
