@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cupola_flows.schema import Recipe
-from cupola_flows.stages import PrepareStage
+from cupola_flows.stages import AnyStage, PrepareStage
 from cupola_platform.artifacts import code_version
 from cupola_platform.artifacts import fingerprint as platform_fingerprint
 from cupola_platform.corpus.sources import source_state
+from cupola_trainer.data.files import state as files_state
 
 MODELS = ("cupola_trainer.checkpoint", "cupola_trainer.runtime", "cupola_trainer.models")
 TRAINING = (
@@ -29,7 +30,10 @@ SOURCES: Mapping[str, Sequence[str]] = {
     "synthesize": ("cupola_flows.synthesis", "cupola_flows.execution", "cupola_trainer.evaluation.tasks"),
     "sft": TRAINING,
     "preferences": ROLLOUT,
+    "pairs": ("cupola_trainer.data",),
     "dpo": TRAINING,
+    "reward": TRAINING,
+    "distillation": TRAINING,
     "merge": (*MODELS, "cupola_trainer.merging", "cupola_trainer.conversion"),
     "prune": (*ROLLOUT, "cupola_trainer.pruning", "cupola_trainer.conversion"),
     "evaluate": (*ROLLOUT, "cupola_trainer.long_context"),
@@ -65,14 +69,16 @@ def fingerprint(recipe: Recipe, name: str, parents: Mapping[str, Sequence[str]])
         "seed": recipe.stage_seed(name),
         "fields": {field: len(digests) for field, digests in parents.items()},
         "names": list(recipe.inputs(name).get("checkpoints", ())),
-        "sources": _sources(stage) if isinstance(stage, PrepareStage) else {},
+        "sources": _sources(stage),
     }
     ordered = [digest for digests in parents.values() for digest in digests]
     return platform_fingerprint(config, ordered, code_version(*SOURCES[stage.kind]))
 
 
-def _sources(stage: PrepareStage) -> dict[str, str]:
-    return {name: source_state(source) for name, source in stage.corpus.sources.items()}
+def _sources(stage: AnyStage) -> dict[str, str]:
+    if isinstance(stage, PrepareStage):
+        return {name: source_state(source) for name, source in stage.corpus.sources.items()}
+    return {str(place): files_state(source) for place, source in enumerate(getattr(stage, "files", ()))}
 
 
 def _with_effect(config: Any) -> Any:

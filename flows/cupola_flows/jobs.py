@@ -17,12 +17,10 @@ from cupola_platform.errors import BY_NAME, CancelledError, ConfigError, CupolaE
 from cupola_platform.launch import LocalLauncher, RunningJob
 from cupola_trainer.config import (
     AnyJob,
-    DpoData,
     MergeAdapterJob,
     ModelConfig,
-    NextTokenData,
     PositionChange,
-    SftData,
+    TrainingData,
     TrainJob,
     write_job,
 )
@@ -73,7 +71,7 @@ def train(
     ctx: StageContext,
     stage: TrainStage,
     *,
-    data: NextTokenData | SftData | DpoData,
+    data: TrainingData,
     parents: Sequence[Artifact],
     parent: Artifact | None,
     model: ModelConfig | None = None,

@@ -22,15 +22,18 @@ from cupola_flows.results import summarize
 from cupola_flows.session import Session
 from cupola_flows.stages import (
     ConversationsStage,
+    DistillationStage,
     DpoStage,
     EvaluateStage,
     LongContextStage,
     MergeStage,
+    PairsStage,
     PreferencesStage,
     PrepareStage,
     PretrainStage,
     PromoteStage,
     PruneStage,
+    RewardStage,
     SftStage,
     SynthesizeStage,
     UpcycleStage,
@@ -95,9 +98,27 @@ def preferences_flow(name: str, stage: PreferencesStage, inputs: Inputs) -> Any:
     return _carry_out(name)
 
 
+@flow(name="pairs", flow_run_name="{name}")
+def pairs_flow(name: str, stage: PairsStage, inputs: Inputs) -> Any:
+    """Pairs from files."""
+    return _carry_out(name)
+
+
 @flow(name="dpo", flow_run_name="{name}")
 def dpo_flow(name: str, stage: DpoStage, inputs: Inputs) -> Any:
     """Direct preference optimization."""
+    return _carry_out(name)
+
+
+@flow(name="reward", flow_run_name="{name}")
+def reward_flow(name: str, stage: RewardStage, inputs: Inputs) -> Any:
+    """A reward model from pairs."""
+    return _carry_out(name)
+
+
+@flow(name="distillation", flow_run_name="{name}")
+def distillation_flow(name: str, stage: DistillationStage, inputs: Inputs) -> Any:
+    """A teacher's distributions, learnt."""
     return _carry_out(name)
 
 
@@ -134,7 +155,10 @@ STAGE_FLOWS: Mapping[str, Callable[..., Any]] = {
     "synthesize": synthesize_flow,
     "sft": sft_flow,
     "preferences": preferences_flow,
+    "pairs": pairs_flow,
     "dpo": dpo_flow,
+    "reward": reward_flow,
+    "distillation": distillation_flow,
     "merge": merge_flow,
     "prune": prune_flow,
     "evaluate": evaluate_flow,

@@ -13,7 +13,7 @@ from cupola_flows.evaluate import evaluate
 from cupola_flows.fingerprint import fingerprint
 from cupola_flows.long_context import long_context
 from cupola_flows.making import merge, prune
-from cupola_flows.posttrain import conversations, dpo, preferences, sft
+from cupola_flows.posttrain import conversations, distillation, dpo, pairs, preferences, reward, sft
 from cupola_flows.prepare import prepare
 from cupola_flows.pretrain import pretrain
 from cupola_flows.promote import promote
@@ -35,7 +35,10 @@ FUNCTIONS: dict[str, Callable[..., Artifact]] = {
     "synthesize": synthesize,
     "sft": sft,
     "preferences": preferences,
+    "pairs": pairs,
     "dpo": dpo,
+    "reward": reward,
+    "distillation": distillation,
     "merge": merge,
     "prune": prune,
     "evaluate": evaluate,

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from cupola_flows.schema import ARTIFACT, Recipe
 from cupola_flows.stages import (
     AnyStage,
-    DpoStage,
     EvaluateStage,
     LongContextStage,
     PrepareStage,
@@ -24,6 +23,9 @@ from cupola_platform.settings import Settings
 from cupola_trainer.config import ModelConfig, ParallelConfig
 from cupola_trainer.layout import validate_layout
 from cupola_trainer.long_context import method, stretch
+
+TEXT = (PretrainStage, LongContextStage)
+"""Stages that learn every next token."""
 
 
 def validate(recipe: Recipe, settings: Settings, only: Sequence[str] = ()) -> None:
@@ -83,7 +85,7 @@ def _check_stage(recipe: Recipe, name: str, stage: AnyStage, launcher: LocalLaun
                 model,
                 layout,
                 batch,
-                objective=stage.kind if isinstance(stage, SftStage | DpoStage) else "next_token",
+                objective="next_token" if isinstance(stage, TEXT) or batch is None else stage.kind,
                 reset_at_documents=isinstance(stage, PretrainStage | LongContextStage) and stage.reset_at_documents,
                 lengths=stage.lengths() if isinstance(stage, LongContextStage) else None,
                 pack=isinstance(stage, SftStage) and stage.pack and layout.cp == 1,

@@ -206,7 +206,7 @@ def test_tokens_of_another_tokenizer_are_refused(tmp_path: Path, tokens_folder: 
     for name in ("index.json", "shards"):
         os.symlink(tokens_folder / name, tmp_path / "data" / name)
     job = job_in(tmp_path / "job", tmp_path / "data", tokenizer=tmp_path / "ours")
-    with pytest.raises(ConfigError, match="was tokenized with another tokenizer than the model's"):
+    with pytest.raises(ConfigError, match="goes with another tokenizer than the model's"):
         loop.begin(job)
 
 

@@ -70,11 +70,6 @@ def test_more_ranks_than_the_launcher_has_are_refused() -> None:
         validate_layout(DENSE, ParallelConfig(tp=2, dp=2), BATCH, ranks=2)
 
 
-def test_dpo_refuses_context_parallelism() -> None:
-    with pytest.raises(ConfigError, match=r"cp=2 with the objective dpo: .* Use cp=1"):
-        validate_layout(DENSE, ParallelConfig(cp=2), BATCH, objective="dpo")
-
-
 def test_layouts_that_work_pass() -> None:
     layouts: tuple[dict[str, Any], ...] = (
         {"tp": 2, "sp": True, "ep": 2},

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def one_process() -> Iterator[None]:
     runtime.stop()
 
 
-def scalar_of(language_model: Path, to: Path) -> list[models.LanguageModel]:
+def scalar_of(language_model: Path, to: Path) -> list[Any]:
     """A scalar head over a language model's weights, saved."""
     model = replace(checkpoint.read_model(language_model), head="scalar")
     chunks = models.build(model, ONE, seed=7)

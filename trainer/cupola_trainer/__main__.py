@@ -71,6 +71,14 @@ def run(job: object, termination: "Termination") -> int:
         from cupola_trainer import rollout
 
         rollout.run(job)
+    elif isinstance(job, config.ReferenceJob):
+        from cupola_trainer import referencing
+
+        referencing.run(job)
+    elif isinstance(job, config.TeachJob):
+        from cupola_trainer import teaching
+
+        teaching.run(job)
     elif isinstance(job, config.EvaluateJob):
         from cupola_trainer import evaluation
 

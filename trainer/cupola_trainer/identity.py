@@ -82,8 +82,8 @@ def check_tokenizer(ours: Path | None, data: Path) -> None:
     """
     if ours is not None and not same_tokenizer(ours, data / "tokenizer"):
         raise ConfigError(
-            f"{data} was tokenized with another tokenizer than the model's, {ours}. "
-            "Prepare the corpus with the model's tokenizer, or train a new model."
+            f"{data} goes with another tokenizer than the model's, {ours}. Its tokens mean other words: "
+            "prepare the corpus (or choose the teacher) with the model's tokenizer, or train a new model."
         )
 
 

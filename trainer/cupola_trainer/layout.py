@@ -48,10 +48,6 @@ def validate_layout(
             f"recompute=full with pp={parallel.pp} and experts: a balancing loss that is computed again would be weighed "
             f"by another micro-batch's count. Use recompute=selective, or pp=1."
         )
-    if objective == "dpo" and parallel.cp > 1:
-        raise ConfigError(
-            f"cp={parallel.cp} with the objective dpo: an answer's log-probability needs its whole sequence. Use cp=1."
-        )
 
 
 def _check_ranks(parallel: ParallelConfig, ranks: int | None) -> None:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from cupola_platform.errors import ConfigError, NotFoundError, StageFailedError
 from cupola_trainer import checkpoint, models, optim, passes, runtime
 from cupola_trainer.checkpoint import Progress
-from cupola_trainer.config import SCALAR, ModelConfig, NextTokenData, TrainJob
+from cupola_trainer.config import SCALAR, ModelConfig, TrainJob
 from cupola_trainer.data.batches import heldout_batches, read_batches, training_samples
 from cupola_trainer.faults import Monitor, Rollback, Rollbacks
 from cupola_trainer.identity import check_architecture, check_head, check_resumable, check_tokenizer, data_identity
@@ -77,12 +77,12 @@ def begin(job: TrainJob) -> "Run":
         check_head(job.initial, checkpoint.read_model(job.initial), model)
     if job.initial and job.model:
         check_architecture(job.initial, model, replace(checkpoint.read_model(job.initial), head=model.head))
-    if isinstance(job.data, NextTokenData):
-        check_tokenizer(tokenizer, job.data.tokens)
+    if (tokens := getattr(job.data, "tokens", None)) is not None:
+        check_tokenizer(tokenizer, tokens)
     runtime.start(job.parallel, job.seed)
     data = runtime.on_first_rank(lambda: data_identity(job))
     check_resumable(job.output / "checkpoints", model, {} if job.allow_data_change else data)
-    objective = build_objective(job, tokenizer)
+    objective = build_objective(job, tokenizer, model)
     chunks = models.build(model, job.parallel, seed=job.seed, dtype=runtime.dtype(job.precision))
     for chunk in chunks:  # pipeline stages then tell each other each micro-batch's shape
         chunk.config.variable_seq_lengths = getattr(job.data, "lengths", None) is not None

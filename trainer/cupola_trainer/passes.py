@@ -23,15 +23,17 @@ Chunks = list[torch.nn.Module]
 
 def train(chunks: Chunks, objective: Objective, batches: Sequence[Batch]) -> dict[str, float]:
     """Leave the step's gradient in the chunks. Returns the means over the global batch: "loss" and the objective's own."""
+    objective.enrich(batches)
     for chunk in chunks:
         chunk.zero_grad_buffer()
-    return _means(_run(chunks, batches, partial(_with_loss, objective), forward_only=False))
+    return objective.report(_means(_run(chunks, batches, partial(_with_loss, objective), forward_only=False)))
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def evaluate(chunks: Chunks, objective: Objective, batches: Sequence[Batch]) -> dict[str, float]:
     """The means over held-out batches, without gradient."""
-    return _means(_run(chunks, batches, partial(_with_loss, objective), forward_only=True))
+    objective.enrich(batches)
+    return objective.report(_means(_run(chunks, batches, partial(_with_loss, objective), forward_only=True)))
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -44,6 +46,12 @@ def token_losses(chunks: Chunks, batch: Batch) -> Tensor:
 def values(chunks: Chunks, batch: Batch) -> Tensor:
     """What a scalar head says after each token [b, s] of one collated batch of whole sequences, on every rank."""
     return _per_token(chunks, batch, "values")
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def hidden_states(chunks: Chunks, batches: Sequence[Batch]) -> list[Tensor]:
+    """What headless chunks give for micro-batches of this rank, on the last pipeline stage; elsewhere nothing."""
+    return [result["output"] for result in _run(chunks, batches, partial(_kept, "logits"), forward_only=True)]
 
 
 def aux_losses(model: ModelConfig, micro_batches: int) -> dict[str, float]:
@@ -69,7 +77,7 @@ def _per_token(chunks: Chunks, batch: Batch, reads: Reads) -> Tensor:
     """What the last pipeline stage gives [b, s], on every rank."""
     local = to_rank(batch)
     results = _run(chunks, [local], partial(_kept, reads), forward_only=True)
-    output = results[0]["output"] if results else torch.empty(local["tokens"].shape, device=runtime.device())
+    output = results[0]["output"].float() if results else torch.empty(local["tokens"].shape, device=runtime.device())
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
         last = parallel_state.get_pipeline_model_parallel_last_rank()
         dist.broadcast(output, last, group=parallel_state.get_pipeline_model_parallel_group())
@@ -109,7 +117,7 @@ def _with_loss(objective: Objective, iterator: Iterator[Batch], model: torch.nn.
 
 def _kept(reads: Reads, iterator: Iterator[Batch], model: torch.nn.Module) -> tuple[Tensor, Any]:
     def keep(output: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        return output.sum(), torch.ones((), dtype=torch.int, device=output.device), {"output": output.float()}
+        return output.sum(), torch.ones((), dtype=torch.int, device=output.device), {"output": output}
 
     return _forward(next(iterator), model, reads), keep
 

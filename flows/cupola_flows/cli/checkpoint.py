@@ -36,7 +36,9 @@ def export_command(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Write a folder that transformers' AutoModelForCausalLM and AutoTokenizer load, or PEFT."""
-    artifact = resolve_checkpoint(reference, workspace, kind="adapter" if adapter else "checkpoint")
+    artifact = resolve_checkpoint(
+        reference, workspace, kinds=["adapter"] if adapter else ["checkpoint", "reward_model"]
+    )
     check_empty(to)
     _convert("export", "--checkpoint", str(artifact.path), "--to", str(to), *(["--adapter"] if adapter else []))
     print(f"Exported {artifact.id} to {to}.")
@@ -92,14 +94,14 @@ def check_empty(to: Path) -> None:
         raise ConfigError(f"--to {to}: already holds something. Give a new or empty folder.")
 
 
-def resolve_checkpoint(reference: str, workspace: Path | None, *, kind: str = "checkpoint") -> Artifact:
-    """The checkpoint, or adapter, of that name, every byte verified."""
+def resolve_checkpoint(reference: str, workspace: Path | None, *, kinds: Sequence[str] = ("checkpoint",)) -> Artifact:
+    """The checkpoint, adapter or reward model of that name, every byte verified."""
     artifact = open_workspace(workspace).resolve(reference)
     found = "adapter" if artifact.kind == "checkpoint" and artifact.manifest.config.get("adapter") else artifact.kind
-    if found != kind:
+    if found not in kinds:
         other = {"adapter": " Export it with --adapter, or fold it in: cupola checkpoint merge-adapter"}.get(found, "")
         raise ConfigError(
-            f"{artifact.id} is of kind {found}, not {kind}.{other or f' See: cupola artifacts --kind {kind}'}"
+            f"{artifact.id} is of kind {found}, not {kinds[0]}.{other or f' See: cupola artifacts --kind {kinds[0]}'}"
         )
     return verify(artifact.path)
 

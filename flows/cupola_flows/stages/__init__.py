@@ -15,7 +15,15 @@ from cupola_flows.stages.base import Stage, TrainStage
 from cupola_flows.stages.deciding import EvaluateStage, PromoteStage
 from cupola_flows.stages.long_context import LongContextStage
 from cupola_flows.stages.making import MergeStage, PruneStage
-from cupola_flows.stages.posttraining import ConversationsStage, DpoStage, PreferencesStage, SftStage
+from cupola_flows.stages.posttraining import (
+    ConversationsStage,
+    DistillationStage,
+    DpoStage,
+    PairsStage,
+    PreferencesStage,
+    RewardStage,
+    SftStage,
+)
 from cupola_flows.stages.pretraining import PrepareStage, PretrainStage, UpcycleStage
 from cupola_flows.stages.synthesis import SynthesizeStage
 
@@ -25,15 +33,18 @@ __all__ = [
     "OPTIONAL",
     "AnyStage",
     "ConversationsStage",
+    "DistillationStage",
     "DpoStage",
     "EvaluateStage",
     "LongContextStage",
     "MergeStage",
+    "PairsStage",
     "PreferencesStage",
     "PrepareStage",
     "PretrainStage",
     "PromoteStage",
     "PruneStage",
+    "RewardStage",
     "SftStage",
     "Stage",
     "SynthesizeStage",
@@ -51,7 +62,10 @@ AnyStage = Annotated[
     | SynthesizeStage
     | SftStage
     | PreferencesStage
+    | PairsStage
     | DpoStage
+    | RewardStage
+    | DistillationStage
     | MergeStage
     | PruneStage
     | EvaluateStage
@@ -68,19 +82,33 @@ KINDS: tuple[str, ...] = (
     "synthesize",
     "sft",
     "preferences",
+    "pairs",
     "dpo",
+    "reward",
+    "distillation",
     "merge",
     "prune",
     "evaluate",
     "promote",
 )
 NEVER_GUESSED: frozenset[tuple[str, str]] = frozenset(
-    {("pretrain", "parent"), ("merge", "base"), ("sft", "base"), ("dpo", "base")}
+    {
+        ("pretrain", "parent"),
+        ("merge", "base"),
+        ("sft", "base"),
+        ("dpo", "base"),
+        ("reward", "reward"),
+        ("distillation", "parent"),
+        ("distillation", "tokens"),
+        ("distillation", "conversations"),
+    }
 )
 """Inputs that are absent when a recipe does not name them."""
 OPTIONAL: frozenset[tuple[str, str]] = NEVER_GUESSED | {
+    ("conversations", "tokens"),
     ("evaluate", "conversations"),
     ("promote", "baseline"),
     ("prune", "tokens"),
+    ("reward", "parent"),
 }
 """Inputs that a stage can do without."""

@@ -2,10 +2,11 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cupola_flows.stages.base import Stage, TrainStage
-from cupola_trainer.config import ParallelConfig
+from cupola_trainer.config import ModelConfig, OptimizerConfig, ParallelConfig
+from cupola_trainer.data.files import RowFiles
 from cupola_trainer.data.instructions import TaskSource
 
 
@@ -23,7 +24,9 @@ class ConversationsStage(Stage):
     corpus_conversations: int = Field(default=0, ge=0)
     """Training conversations to make from the corpus's documents."""
     heldout_per_task: int = Field(default=100, ge=1)
-    """Questions of each task kept from training, to be scored on."""
+    """Questions of each task kept from training, to be scored on; of files, a twentieth, at most as many."""
+    files: tuple[RowFiles, ...] = ()
+    """Conversations of others: JSON lines, or a Hugging Face dataset."""
 
 
 class SftStage(TrainStage):
@@ -40,6 +43,8 @@ class SftStage(TrainStage):
     """The stage whose checkpoint to fine-tune."""
     conversations: str | None = None
     """The stage that made the conversations."""
+    optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(lr=7e-6))
+    """Qwen2's rate: 7e-6 falling to 7e-7 over two epochs."""
     pack: bool = True
     """Several conversations share a row, each seeing only itself. Off, or with cp > 1: one a row, padded."""
 
@@ -73,6 +78,18 @@ class PreferencesStage(Stage):
     layout: ParallelConfig = Field(default_factory=ParallelConfig)
 
 
+class PairsStage(Stage):
+    """Preference pairs of others, from files, -> pairs to learn from."""
+
+    gives: ClassVar[str] = "preferences"
+
+    kind: Literal["pairs"] = "pairs"
+    files: tuple[RowFiles, ...] = Field(min_length=1)
+    """JSON lines, or a Hugging Face dataset: rows with `prompt`, `chosen` and `rejected`."""
+    heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the prompts whose pairs are kept from training."""
+
+
 class DpoStage(TrainStage):
     """Direct preference optimization against the frozen parent."""
 
@@ -95,3 +112,84 @@ class DpoStage(TrainStage):
     """DPO's own loss, or IPO's squared one, which does not run off on pairs that are already told apart."""
     sft_weight: float = Field(default=0.0, ge=0)
     """Weight of the chosen answers' mean token loss beside it: keeps them likely while the margin grows."""
+
+
+class RewardStage(TrainStage):
+    """A reward model from pairs: a language model with a scalar head, or a reward model that is trained on."""
+
+    gives: ClassVar[str] = "reward_model"
+    takes: ClassVar[dict[str, str]] = {
+        "parent": "checkpoint",
+        "reward": "reward_model",
+        "preferences": "preferences",
+    }
+
+    kind: Literal["reward"] = "reward"
+    parent: str | None = None
+    """The stage whose language model gets the scalar head."""
+    reward: str | None = None
+    """The stage whose reward model to go on from, in place of `parent`: preference-model pretraining, then fine-tuning."""
+    preferences: str | None = None
+    """The stage that made the pairs."""
+    optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(lr=3e-6))
+    """Qwen's rate."""
+    margin: float = Field(default=0.0, ge=0)
+    """Weight of a pair's margin (its own, or by how much its scores differ), which the rewards are asked to differ by."""
+    center: float = Field(default=0.0, ge=0)
+    """Weight of the squared sum of both rewards, which keeps them around zero."""
+    balance_tags: bool = False
+    """Each tag (a pair's own, its task's name, or its source) is read equally often, whatever its share of the pairs."""
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> "RewardStage":
+        if self.parent and self.reward:
+            raise ValueError("give either `parent` (a language model) or `reward` (a reward model), and not both")
+        return self
+
+
+class DistillationStage(TrainStage):
+    """A student that learns a live teacher's next-token distributions, on the corpus or on conversations."""
+
+    takes: ClassVar[dict[str, str]] = {
+        "teacher": "checkpoint",
+        "parent": "checkpoint",
+        "tokens": "tokens",
+        "conversations": "conversations",
+    }
+
+    kind: Literal["distillation"] = "distillation"
+    teacher: str | None = None
+    """The stage whose checkpoint teaches; none for the nearest earlier one."""
+    parent: str | None = None
+    """The stage whose checkpoint is the student."""
+    model: ModelConfig | None = None
+    """Shape of a new student, in place of `parent`."""
+    tokens: str | None = None
+    """The stage whose corpus is learnt from. Either this or `conversations`."""
+    conversations: str | None = None
+    """The stage whose conversations are learnt from: the assistant's tokens."""
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    """KL(teacher || student), KL(student || teacher), or generalised Jensen-Shannon."""
+    beta: float = Field(default=0.5, gt=0, lt=1)
+    """The teacher's share of the mean that jsd compares with."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of both distributions."""
+    token_loss: float = Field(default=0.0, ge=0)
+    """Weight of the text's own next-token loss beside the divergence."""
+    stored_top_k: int | None = Field(default=None, ge=1)
+    """Ask the teacher once, before training, and keep so many likeliest tokens at each place, as an artifact that other
+    students of the same text use too; none for a live teacher, beside the student."""
+    teacher_layout: ParallelConfig | None = None
+    """How a teacher that is asked once is laid out; none for `layout`."""
+    weights: dict[str, float] | None = None
+    """Sampling weight per source of the corpus; none for weights in proportion to tokens."""
+    pack: bool = True
+    """Several conversations share a row, each seeing only itself. Off, or with cp > 1: one a row, padded."""
+
+    @model_validator(mode="after")
+    def _one_student_one_text(self) -> "DistillationStage":
+        if (self.model is None) == (self.parent is None):
+            raise ValueError("give either `model` (a new student) or `parent` (a stage to go on from), and not both")
+        if (self.tokens is None) == (self.conversations is None):
+            raise ValueError("name either `tokens` or `conversations` to learn from, and not both")
+        return self

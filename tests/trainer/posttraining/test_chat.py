@@ -1,11 +1,21 @@
 """Conversations as tokens: what the model reads, and what it is to say."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.data.chat import encode_answer, encode_conversation, encode_prompt, problem
+from cupola_trainer.data.chat import (
+    RefusedByTemplateError,
+    encode_answer,
+    encode_conversation,
+    encode_prompt,
+    problem,
+    turn_end,
+)
 
 TURNS = [
     {"role": "system", "content": "Be brief."},
@@ -14,6 +24,122 @@ TURNS = [
     {"role": "user", "content": "and 4 more?"},
     {"role": "assistant", "content": "19, of course:\n\n 15 + 4."},
 ]
+CALLING: list[dict[str, Any]] = [
+    {"role": "user", "content": "What is 12 + 3?"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": '{"a": 12, "b": 3}'}}],
+    },
+    {"role": "tool", "content": "15"},
+    {"role": "assistant", "content": "It is 15."},
+]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "add",
+            "description": "Adds.",
+            "parameters": {
+                "type": "object",
+                "properties": {"a": {"type": "number"}, "b": {"type": "number"}},
+                "required": ["a", "b"],
+            },
+        },
+    }
+]
+QWEN25 = (
+    "{%- if tools %}{{- '<|im_start|>system\\n' }}{{- 'You are Qwen, created by Alibaba Cloud. You are a helpful assistant.' }}"
+    "{{- '\\n\\n# Tools\\n\\nYou may call one or more functions to assist with the user query.\\n\\n"
+    "You are provided with function signatures within <tools></tools> XML tags:\\n<tools>' }}"
+    "{%- for tool in tools %}{{- '\\n' }}{{- tool | tojson }}{%- endfor %}"
+    "{{- '\\n</tools>\\n\\nFor each function call, return a json object<|im_end|>\\n' }}"
+    "{%- else %}{{- '<|im_start|>system\\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\\n' }}{%- endif %}"
+    "{%- for message in messages %}"
+    "{%- if (message.role == 'user') or (message.role == 'system' and not loop.first) or "
+    "(message.role == 'assistant' and not message.tool_calls) %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}"
+    "{%- elif message.role == 'assistant' %}{{- '<|im_start|>' + message.role }}"
+    "{%- if message.content %}{{- '\\n' + message.content }}{%- endif %}"
+    "{%- for tool_call in message.tool_calls %}{%- if tool_call.function is defined %}"
+    "{%- set tool_call = tool_call.function %}{%- endif %}"
+    '{{- \'\\n<tool_call>\\n{"name": "\' }}{{- tool_call.name }}{{- \'", "arguments": \' }}'
+    "{{- tool_call.arguments | tojson }}{{- '}\\n</tool_call>' }}{%- endfor %}{{- '<|im_end|>\\n' }}"
+    "{%- elif message.role == 'tool' %}"
+    "{%- if (loop.index0 == 0) or (messages[loop.index0 - 1].role != 'tool') %}{{- '<|im_start|>user' }}{%- endif %}"
+    "{{- '\\n<tool_response>\\n' }}{{- message.content }}{{- '\\n</tool_response>' }}"
+    "{%- if loop.last or (messages[loop.index0 + 1].role != 'tool') %}{{- '<|im_end|>\\n' }}{%- endif %}"
+    "{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+"""Qwen2.5-Instruct's template, its long instructions on calls cut short."""
+GEMMA = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+    "{{ '<|im_start|>' + role + '\n' + message['content'] | trim + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}"
+)
+"""Gemma 2's, with our control tokens in the place of <start_of_turn> and <end_of_turn>."""
+
+
+@contextmanager
+def template(tokenizer: Any, text: str | None) -> Iterator[None]:
+    """Another chat template, for a while."""
+    ours, tokenizer.chat_template = tokenizer.chat_template, text
+    try:
+        yield
+    finally:
+        tokenizer.chat_template = ours
+
+
+def test_calls_and_their_results_read_as_qwen25_renders_them(chat_tokenizer: Any) -> None:
+    with template(chat_tokenizer, QWEN25):
+        tokens, mask = encode_conversation(chat_tokenizer, CALLING, TOOLS)
+        plain = [dict(turn) for turn in CALLING]
+        plain[1]["tool_calls"] = [{"type": "function", "function": {"name": "add", "arguments": {"a": 12, "b": 3}}}]
+        text = chat_tokenizer.apply_chat_template(plain, tools=TOOLS, tokenize=False)
+    assert tokens.tolist() == chat_tokenizer.encode(text, add_special_tokens=False)
+    assert '"name": "add", "description": "Adds."' in text
+    call = '<tool_call>\n{"name": "add", "arguments": {"a": 12, "b": 3}}\n</tool_call><|im_end|>'
+    learnt = [chat_tokenizer.decode(tokens[part]) for part in runs(mask)]
+    assert learnt == [call, "It is 15.<|im_end|>"]
+    assert "<tool_response>\n15\n</tool_response>" in text
+
+
+def runs(mask: Any) -> list[slice]:
+    """Where the assistant speaks: each unbroken run of the mask."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(int), [0]])))
+    return [slice(start, stop) for start, stop in edges.reshape(-1, 2)]
+
+
+def test_another_familys_template_names_and_trims_as_it_likes(chat_tokenizer: Any) -> None:
+    turns = [TURNS[1], {"role": "assistant", "content": "  15 \n"}, *TURNS[3:]]
+    with template(chat_tokenizer, GEMMA):
+        tokens, mask = encode_conversation(chat_tokenizer, turns)
+        text = chat_tokenizer.apply_chat_template(turns, tokenize=False)
+        assert turn_end(chat_tokenizer) == "<|im_end|>"
+        with pytest.raises(RefusedByTemplateError, match="System role not supported"):
+            encode_conversation(chat_tokenizer, TURNS)
+    assert chat_tokenizer.decode(tokens) == text
+    learnt = [chat_tokenizer.decode(tokens[part]) for part in runs(mask)]
+    assert learnt == ["15<|im_end|>", "19, of course:\n\n 15 + 4.<|im_end|>"]
+
+
+def test_a_template_whose_end_is_no_control_token_is_refused(chat_tokenizer: Any) -> None:
+    plain = chat_tokenizer.chat_template.replace("<|im_end|>", "<|eot|>")
+    with (
+        template(chat_tokenizer, plain),
+        pytest.raises(ConfigError, match=r"ends an assistant's words with '<\|eot\|>.*knows no control token"),
+    ):
+        turn_end(chat_tokenizer)
+
+
+def test_a_template_that_rewrites_what_was_said_is_refused(chat_tokenizer: Any) -> None:
+    forgetful = chat_tokenizer.chat_template.replace(
+        "message['content']", "(message['content'] if loop.index > messages | length - 2 else '')"
+    )
+    with template(chat_tokenizer, forgetful), pytest.raises(ConfigError, match="rewrites earlier turns"):
+        encode_conversation(chat_tokenizer, TURNS[1:])
 
 
 def test_a_conversation_reads_as_transformers_renders_it_token_by_token(chat_tokenizer: Any) -> None:
@@ -45,31 +171,16 @@ def test_a_conversation_begins_with_exactly_the_prompt_that_sampling_gives(chat_
 
 
 def test_qwens_own_template_with_its_default_system_message_works_too(chat_tokenizer: Any) -> None:
-    qwen2 = (
-        "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-        "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
-        "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    )
-    ours = chat_tokenizer.chat_template
-    try:
-        chat_tokenizer.chat_template = qwen2
+    with template(chat_tokenizer, QWEN25):
         tokens, mask = encode_conversation(chat_tokenizer, TURNS[1:])
-    finally:
-        chat_tokenizer.chat_template = ours
-    assert chat_tokenizer.decode(tokens).startswith("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n")
+    assert chat_tokenizer.decode(tokens).startswith("<|im_start|>system\nYou are Qwen, created by Alibaba Cloud.")
     assert chat_tokenizer.decode(tokens[mask]) == "15<|im_end|>19, of course:\n\n 15 + 4.<|im_end|>"
 
 
-@pytest.mark.parametrize("template", ["{{ messages[0]['content'] }}", None])
-def test_a_tokenizer_without_chatml_is_refused(chat_tokenizer: Any, template: str | None) -> None:
-    ours = chat_tokenizer.chat_template
-    try:
-        chat_tokenizer.chat_template = template
-        with pytest.raises(ConfigError, match="chat template"):
-            encode_conversation(chat_tokenizer, TURNS[1:3])
-    finally:
-        chat_tokenizer.chat_template = ours
+@pytest.mark.parametrize("text", ["{{ messages[0]['content'] }}", None])
+def test_a_tokenizer_without_a_usable_template_is_refused(chat_tokenizer: Any, text: str | None) -> None:
+    with template(chat_tokenizer, text), pytest.raises(ConfigError, match="chat template"):
+        encode_conversation(chat_tokenizer, TURNS[1:3])
 
 
 @pytest.mark.parametrize(
@@ -79,7 +190,11 @@ def test_a_tokenizer_without_chatml_is_refused(chat_tokenizer: Any, template: st
         ([], "malformed"),
         ("hello", "malformed"),
         ([{"role": "user"}], "malformed"),
-        ([{"role": "tool", "content": "x"}, TURNS[2]], "unknown_role"),
+        ([{"role": "narrator", "content": "x"}, TURNS[2]], "unknown_role"),
+        ([TURNS[1], {"role": "tool", "content": "x"}, TURNS[2]], "stray_tool_result"),
+        ([TURNS[1], {"role": "assistant", "tool_calls": [{"function": {"name": "add"}}]}], "malformed_tool_call"),
+        ([TURNS[1], {"role": "assistant", "tool_calls": [{"name": "add", "arguments": "[1"}]}], "malformed_tool_call"),
+        (CALLING, None),
         ([TURNS[1], {"role": "assistant", "content": " \n"}], "empty_message"),
         ([{"role": "user", "content": "a<|im_end|>\n<|im_start|>assistant\nb"}, TURNS[2]], "control_token"),
         ([TURNS[1]], "no_assistant_turn"),

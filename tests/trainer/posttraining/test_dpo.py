@@ -14,7 +14,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer.config import DpoData
-from cupola_trainer.objectives.dpo import DpoObjective, dpo_loss
+from cupola_trainer.objectives import dpo_loss
+from cupola_trainer.objectives.dpo import DpoObjective
 
 CHOSEN, REJECTED = torch.tensor([-5.0, -12.0, -3.5]), torch.tensor([-7.0, -11.0, -3.5])
 REFERENCE = torch.tensor([-6.0, -10.0, -3.0]), torch.tensor([-6.5, -12.5, -4.0])

@@ -12,13 +12,23 @@ jobs.py       the jobs
 """
 
 from cupola_trainer.architecture import STRICT, ModelConfig, MoEConfig
-from cupola_trainer.config.data import SCALAR, DpoData, NextTokenData, SftData, TrainingData
+from cupola_trainer.config.data import (
+    SCALAR,
+    DistillationData,
+    DpoData,
+    NextTokenData,
+    RewardData,
+    SftData,
+    TrainingData,
+)
 from cupola_trainer.config.jobs import (
     JOB,
     AnyJob,
     EvaluateJob,
     Job,
+    ReferenceJob,
     SampleJob,
+    TeachJob,
     TrainJob,
     UpcycleJob,
     read_job,
@@ -50,6 +60,7 @@ __all__ = [
     "AnyJob",
     "BatchConfig",
     "CheckpointConfig",
+    "DistillationData",
     "DpoData",
     "EvaluateJob",
     "FaultConfig",
@@ -70,8 +81,11 @@ __all__ = [
     "PositionChange",
     "PruneJob",
     "PruneTarget",
+    "ReferenceJob",
+    "RewardData",
     "SampleJob",
     "SftData",
+    "TeachJob",
     "TrainJob",
     "TrainingData",
     "UpcycleJob",

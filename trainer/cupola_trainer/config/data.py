@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from cupola_trainer.architecture import STRICT
@@ -63,8 +63,90 @@ class DpoData:
     sft_weight: float = Field(default=0.0, ge=0)
     """Weight of the chosen answers' mean token loss beside it: keeps them likely while the margin grows."""
 
+    reference: Path | None = None
+    """A `reference` artifact's folder: what the frozen model says of the answers; none to ask it before the first step."""
 
-TrainingData = Annotated[NextTokenData | SftData | DpoData, Field(discriminator="objective")]
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RewardData:
+    """A reward model: a scalar head that ranks the answers of pairs."""
+
+    objective: Literal["reward"] = "reward"
+
+    preferences: Path
+    """A `preferences` artifact's folder."""
+
+    margin: float = Field(default=0.0, ge=0)
+    """Weight of a pair's margin (its own, or by how much its scores differ), which the rewards are asked to differ by."""
+
+    center: float = Field(default=0.0, ge=0)
+    """Weight of the squared sum of both rewards, which keeps them around zero."""
+
+    balance_tags: bool = False
+    """Each tag (a pair's own, its task's name, or its source) is read equally often, whatever its share of the pairs."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DistillationData:
+    """A student that learns a teacher's next-token distributions, on pretraining data or on conversations."""
+
+    objective: Literal["distillation"] = "distillation"
+
+    teacher: Path | None = None
+    """The checkpoint folder of a live teacher, in the student's layout. Either this or `stored`."""
+
+    stored: Path | None = None
+    """A `teacher` artifact's folder: what a teacher said of this job's samples, its likeliest tokens."""
+
+    tokens: Path | None = None
+    """A `tokens` artifact's folder: every token is learnt. Either this or `conversations`."""
+
+    conversations: Path | None = None
+    """A `conversations` artifact's folder: the assistant's tokens are learnt."""
+
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    """KL(teacher || student), which covers all that the teacher may say; KL(student || teacher), which keeps to what it
+    likely says; or a mixture of both to their mean (generalised Jensen-Shannon)."""
+
+    beta: float = Field(default=0.5, gt=0, lt=1)
+    """The teacher's share of that mean, with jsd."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    """Of both distributions."""
+
+    token_loss: float = Field(default=0.0, ge=0)
+    """Weight of the text's own next-token loss beside the divergence."""
+
+    weights: dict[str, float] | None = None
+    """Sampling weight per source of the tokens; none for weights in proportion to them."""
+
+    pack: bool = True
+    """Several conversations share a row, each seeing only itself. Off, or with cp > 1: one a row, padded."""
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> "DistillationData":
+        if (self.teacher is None) == (self.stored is None):
+            raise ValueError("distillation has either a `teacher` or what one `stored`: give one of them, and not both")
+        return self
+
+    @model_validator(mode="after")
+    def _one_text(self) -> "DistillationData":
+        if (self.tokens is None) == (self.conversations is None):
+            raise ValueError("distillation reads either `tokens` or `conversations`: give one of them, and not both")
+        return self
+
+    @property
+    def text(self) -> NextTokenData | SftData:
+        """What is read, as the objective of its own that it would be."""
+        if self.tokens:
+            return NextTokenData(tokens=self.tokens, weights=self.weights)
+        assert self.conversations
+        return SftData(conversations=self.conversations, pack=self.pack)
+
+
+TrainingData = Annotated[
+    NextTokenData | SftData | DpoData | RewardData | DistillationData, Field(discriminator="objective")
+]
 
 SCALAR: frozenset[str] = frozenset({"reward"})
 """Objectives whose model has a scalar head in place of the language model's."""

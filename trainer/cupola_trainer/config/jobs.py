@@ -7,7 +7,7 @@ from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from cupola_trainer.architecture import STRICT, ModelConfig, MoEConfig
-from cupola_trainer.config.data import TrainingData
+from cupola_trainer.config.data import DpoData, NextTokenData, SftData, TrainingData
 from cupola_trainer.config.lengths import LongContextConfig, PositionChange
 from cupola_trainer.config.lora import LoraConfig
 from cupola_trainer.config.making import MergeAdapterJob, MergeJob, PruneJob
@@ -134,7 +134,47 @@ class EvaluateJob:
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
 
 
-AnyJob = TrainJob | UpcycleJob | SampleJob | EvaluateJob | MergeJob | MergeAdapterJob | PruneJob
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ReferenceJob:
+    """What a frozen model says of every answer of preference pairs, for DPO. Writes `output/reference/`."""
+
+    kind: Literal["reference"] = "reference"
+    output: Path
+    seed: int = 0
+    initial: Path
+    """The checkpoint folder of the frozen model."""
+    data: DpoData
+    batch: BatchConfig
+    """Of the training to come: pairs that do not fit its sequences are left out, there and here."""
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of weights and activations, as in the training to come."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TeachJob:
+    """What a teacher says of the samples of a training to come, its likeliest tokens. Writes `output/teacher/`."""
+
+    kind: Literal["teach"] = "teach"
+    output: Path
+    seed: int = 0
+    initial: Path
+    """The teacher's checkpoint folder."""
+    data: NextTokenData | SftData = Field(discriminator="objective")
+    """The text of the training to come, and below its seed, steps and batch: the samples are the same."""
+    steps: int = Field(ge=1)
+    batch: BatchConfig
+    evaluate_batches: int = Field(default=4, ge=1)
+    top_k: int = Field(default=32, ge=1)
+    """Likeliest tokens to keep at each place; all others together are one outcome."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of the distributions."""
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+
+
+AnyJob = (
+    TrainJob | UpcycleJob | SampleJob | EvaluateJob | MergeJob | MergeAdapterJob | PruneJob | ReferenceJob | TeachJob
+)
 Job = Annotated[AnyJob, Field(discriminator="kind")]
 JOB: TypeAdapter[AnyJob] = TypeAdapter(Job)
 

@@ -13,7 +13,7 @@ from cupola_trainer.config import BatchConfig
 from cupola_trainer.models.attention import zigzag
 from cupola_trainer.objectives import Batch, Objective
 
-PER_TOKEN = ("tokens", "labels", "loss_mask", "position_ids")
+PER_TOKEN = ("tokens", "labels", "loss_mask", "position_ids", "teacher_tokens", "teacher_logprobs")
 
 
 def training_samples(config: BatchConfig, first: int) -> list[range]:

@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.data.chat import ChatTokenizer, encode_answer, encode_conversation, encode_prompt, problem
+from cupola_trainer.data.chat import (
+    ChatTokenizer,
+    RefusedByTemplateError,
+    control_tokens,
+    encode_answer,
+    encode_conversation,
+    encode_prompt,
+    problem,
+    turn_end,
+)
 
 Row = dict[str, Any]
 Sample = Mapping[str, np.ndarray]
@@ -42,14 +51,19 @@ def write_rows(path: Path, rows: list[Row]) -> None:
 def load_conversations(path: Path, tokenizer: ChatTokenizer, sequence_length: int) -> tuple[list[Sample], Counter[str]]:
     """Encoded conversations {"tokens" [n], "mask" [n]}, and how many were dropped, by reason.
 
-    Besides `chat.problem`'s reasons: "too_long", when the tokens do not fit `sequence_length` + 1. Cutting one short
-    would teach answers without an end.
+    Besides `chat.problem`'s reasons: "refused_by_template"; "too_long", when the tokens do not fit `sequence_length` + 1.
+    Cutting one short would teach answers without an end.
+
+    Raises:
+        ConfigError: the file is malformed, or the tokenizer's chat template cannot be learnt from.
     """
+    control = control_tokens(tokenizer)
+    turn_end(tokenizer)
 
     def encode(row: Row) -> Sample | str:
-        if reason := problem(row.get("messages")):
+        if reason := problem(row.get("messages"), control):
             return reason
-        tokens, mask = encode_conversation(tokenizer, row["messages"])
+        tokens, mask = encode_conversation(tokenizer, row["messages"], row.get("tools"))
         last = int(mask.nonzero()[0][-1]) + 1  # what follows the last answer teaches nothing
         return {"tokens": tokens[:last], "mask": mask[:last]} if last <= sequence_length + 1 else "too_long"
 
@@ -57,27 +71,59 @@ def load_conversations(path: Path, tokenizer: ChatTokenizer, sequence_length: in
 
 
 def load_preferences(path: Path, tokenizer: ChatTokenizer, sequence_length: int) -> tuple[list[Sample], Counter[str]]:
-    """Encoded pairs {"prompt" [p], "chosen" [c], "rejected" [r]}, answers with their end, and drops by reason."""
+    """Encoded pairs {"prompt" [p], "chosen" [c], "rejected" [r], "margin" []}, answers with their end, and drops by reason.
+
+    "tag": see `tag_of`. "margin": the row's own, or else by how much its scores differ, or 0. Besides `chat.problem`'s reasons and "too_long":
+    "equal_answers", which say nothing about what is better; "wrong_order", where the rejected answer has the better score.
+    """
+
+    control = control_tokens(tokenizer)
+    turn_end(tokenizer)
 
     def encode(row: Row) -> Sample | str:
         for answer in (row.get("chosen"), row.get("rejected")):
             turn = {"role": "assistant", "content": answer}
-            if reason := problem([*(row.get("messages") or []), turn]):
+            if reason := problem([*(row.get("messages") or []), turn], control):
                 return reason
-        prompt = encode_prompt(tokenizer, row["messages"])
+        if row["chosen"] == row["rejected"]:
+            return "equal_answers"
+        if (margin := _margin(row)) is None:
+            return "wrong_order"
+        prompt = encode_prompt(tokenizer, row["messages"], row.get("tools"))
         answers = {name: encode_answer(tokenizer, row[name]) for name in ("chosen", "rejected")}
         if len(prompt) + max(len(answer) for answer in answers.values()) > sequence_length + 1:
             return "too_long"
-        return {name: np.array(ids, dtype=np.int64) for name, ids in {"prompt": prompt, **answers}.items()}
+        tokens = {name: np.array(ids, dtype=np.int64) for name, ids in {"prompt": prompt, **answers}.items()}
+        return {**tokens, "margin": np.float32(margin), "tag": np.array(tag_of(row))}
 
     return _load(path, encode)
+
+
+def tag_of(row: Row) -> str:
+    """What a row counts as when tags are balanced: its tag, its task's name, its source, or nothing."""
+    task = row.get("task")
+    name = task.get("name") if isinstance(task, Mapping) else None
+    return str(row.get("tag") or name or row.get("source") or "")
+
+
+def _margin(row: Row) -> float | None:
+    """None where the scores contradict the order."""
+    scores = [row.get(name) for name in ("chosen_score", "rejected_score")]
+    better, worse = (float(score) if isinstance(score, int | float) else 0.0 for score in scores)
+    if None not in scores and better < worse:
+        return None
+    margin = row.get("margin")
+    return float(margin) if isinstance(margin, int | float) else better - worse if None not in scores else 0.0
 
 
 def _load(path: Path, encode: Callable[[Row], Sample | str]) -> tuple[list[Sample], Counter[str]]:
     samples: list[Sample] = []
     drops: Counter[str] = Counter()
     for row in read_rows(path):
-        outcome = encode(row)
+        try:
+            outcome = encode(row)
+        except RefusedByTemplateError:
+            outcome = "refused_by_template"
         if isinstance(outcome, str):
             drops[outcome] += 1
         else:

@@ -19,6 +19,7 @@ from cupola_trainer.config import STRICT
 from cupola_trainer.data.chat import problem
 from cupola_trainer.data.conversations import Row, write_rows
 from cupola_trainer.data.documents import pairs_of_split
+from cupola_trainer.data.files import RowFiles, read_conversations
 from cupola_trainer.evaluation.tasks import make_tasks
 
 
@@ -44,6 +45,7 @@ def make_conversations(
     heldout_per_task: int,
     seed: int,
     to: Path,
+    files: Iterable[RowFiles] = (),
 ) -> dict[str, Any]:
     """Write train.jsonl, heldout.jsonl and report.json of a `conversations` artifact. Same arguments, same bytes.
 
@@ -56,6 +58,7 @@ def make_conversations(
         heldout_per_task: questions of each task to hold out, at most a quarter of the distinct ones; as many
             conversations from the corpus.
         to: folder to write; made when missing.
+        files: conversations of others; of each a twentieth is held out, at most `heldout_per_task`.
 
     Returns:
         The report: {"train", "distinct", "heldout": {source: conversations}, "dropped": {reason: conversations}};
@@ -64,10 +67,10 @@ def make_conversations(
     Raises:
         ConfigError: a task that cannot be used, one with too few questions to hold any out, or nothing to make.
     """
-    tasks = tuple(tasks)
-    if not tasks and not (corpus and corpus_conversations):
+    tasks, files = tuple(tasks), tuple(files)
+    if not tasks and not files and not (corpus and corpus_conversations):
         raise ConfigError(
-            "There is nothing to make conversations from. Name at least one task, or a corpus and a count."
+            "There is nothing to make conversations from. Name at least one task, files, or a corpus and a count."
         )
     drops: Counter[str] = Counter()
     parts = [_from_tasks(source, heldout_per_task, seed + 7919 * place) for place, source in enumerate(tasks)]
@@ -76,6 +79,9 @@ def make_conversations(
         documents = corpus / "documents.parquet"
         held = _from_corpus(documents, "heldout", heldout_per_task, seed, drops)
         parts.append((held, _from_corpus(documents, "train", corpus_conversations, seed, drops)))
+        counts.append(0)
+    for place, source in enumerate(files):
+        parts.append(_from_files(source, heldout_per_task, seed + 104_729 * place, drops))
         counts.append(0)
     heldout = list(_usable(chain(*(held for held, _ in parts)), set(), drops))
     seen = {_question(row) for row in heldout}
@@ -127,6 +133,14 @@ def _from_corpus(documents: Path, split: str, count: int, seed: int, drops: Coun
     return list(rows.values())
 
 
+def _from_files(files: RowFiles, most: int, seed: int, drops: Counter[str]) -> tuple[list[Row], list[Row]]:
+    """Held-out and training conversations of others, in an order that the seed decides."""
+    rows = list(read_conversations(files, drops))
+    random.Random(seed).shuffle(rows)
+    cut = min(most, len(rows) // 20)
+    return rows[:cut], rows[cut:]
+
+
 def _row(name: str, source: str, question: str, answer: str) -> Row:
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return {"id": name, "source": source, "messages": messages, "task": None}
@@ -146,4 +160,6 @@ def _usable(rows: Iterable[Row], seen: set[str], drops: Counter[str]) -> Iterato
 
 
 def _question(row: Row) -> str:
-    return str(row["messages"][0]["content"])
+    """What comes before the last answer: a row is the same as another that asks the same."""
+    messages = row["messages"]
+    return str(messages[0]["content"]) if len(messages) == 2 else json.dumps(messages[:-1], ensure_ascii=False)

@@ -3,12 +3,14 @@
 import json
 import random
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer.data.conversations import Row, read_rows, write_rows
+from cupola_trainer.data.files import RowFiles, read_pairs
 from cupola_trainer.evaluation.tasks import is_correct, score
 
 
@@ -140,3 +142,42 @@ def _pair(prompt: Row, judged: list[Row], limit: int, rng: random.Random, drops:
         }
         for chosen, rejected in rng.sample(both, min(limit, len(both)))
     ]
+
+
+def read_preferences(files: Iterable[RowFiles], *, heldout_fraction: float, seed: int, to: Path) -> dict[str, Any]:
+    """Write train.jsonl, heldout.jsonl and report.json of a `preferences` artifact from pairs of others.
+
+    Prompts are held out whole.
+
+    Returns:
+        The report: {"pairs": {"train", "heldout"}, "sources": {source: pairs}, "dropped": {reason: pairs}}.
+
+    Raises:
+        SourceError: a file cannot be read.
+        ConfigError: not two prompts have a usable pair.
+    """
+    drops: Counter[str] = Counter()
+    by_prompt: dict[str, list[Row]] = defaultdict(list)
+    for source in files:
+        for row in read_pairs(source, drops):
+            by_prompt[json.dumps(row["messages"])].append(row)
+    if len(by_prompt) < 2:
+        raise ConfigError(
+            f"The files hold usable pairs of {len(by_prompt)} prompts; dropped: {dict(drops)}. At least two are needed, one of "
+            "them to be held out."
+        )
+    prompts = list(by_prompt)
+    random.Random(seed).shuffle(prompts)
+    cut = min(max(1, round(heldout_fraction * len(prompts))), len(prompts) - 1)
+    parts = {"heldout": prompts[:cut], "train": prompts[cut:]}
+    rows = {name: [row for prompt in part for row in by_prompt[prompt]] for name, part in parts.items()}
+    report = {
+        "pairs": {name: len(part) for name, part in rows.items()},
+        "sources": dict(Counter(row["source"] for part in rows.values() for row in part)),
+        "dropped": dict(drops),
+    }
+    to.mkdir(parents=True, exist_ok=True)
+    for name, part in rows.items():
+        write_rows(to / f"{name}.jsonl", part)
+    (to / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    return report

@@ -92,11 +92,11 @@ class ScalarHead(torch.nn.Module):
 
 class ModelWithLoss(GPTModel):
     """GPTModel whose logits may be soft-capped, and whose token losses come from the output layer itself; or one whose
-    head is a number a token."""
+    head is a number a token. While it is `headless`, it gives its last hidden states."""
 
     def __init__(self, *args: Any, softcap: float | None = None, scalar: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.scalar = scalar
+        self.scalar, self.headless = scalar, False
         if not self.post_process:
             return
         if scalar:
@@ -105,9 +105,17 @@ class ModelWithLoss(GPTModel):
             self.output_layer.__class__ = OutputLayer  # GPTModel makes its own, and wires it to the embedding
             self.output_layer.guess, self.output_layer.softcap = Guess(), softcap
 
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """Of the last stage's hidden states, as a headless model gives them: [b, s, v / tp]."""
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        logits, _ = self.output_layer(hidden_states, weight)
+        return logits.transpose(0, 1)  # type: ignore[no-any-return]
+
     def _postprocess(
         self, hidden_states: Tensor, *args: Any, labels: Tensor | None = None, loss_mask: Any = None, **kwargs: Any
     ) -> Tensor:
+        if self.headless:
+            return hidden_states
         if self.scalar and self.post_process:
             values, _ = self.output_layer(hidden_states)
             return values.squeeze(-1).t().contiguous()  # type: ignore[no-any-return]

@@ -4,39 +4,69 @@ from dataclasses import replace
 from pathlib import Path
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.config import NextTokenData, SftData, TrainJob
+from cupola_trainer.config import DistillationData, ModelConfig, NextTokenData, RewardData, SftData, TrainJob
+from cupola_trainer.identity import check_tokenizer
+from cupola_trainer.objectives.distillation_losses import distillation_loss, topk_distillation_loss
 from cupola_trainer.objectives.objective import Batch, Forward, Objective, Reads
-from cupola_trainer.objectives.preference_losses import dpo_loss
+from cupola_trainer.objectives.preference_losses import dpo_loss, reward_loss
 
-__all__ = ["Batch", "Forward", "Objective", "Reads", "build_objective", "dpo_loss"]
+__all__ = [
+    "Batch",
+    "Forward",
+    "Objective",
+    "Reads",
+    "build_objective",
+    "distillation_loss",
+    "dpo_loss",
+    "reward_loss",
+    "topk_distillation_loss",
+]
 
 
-def build_objective(job: TrainJob, tokenizer: Path | None) -> Objective:
-    """The job's objective over its data; `tokenizer` is the model's tokenizer folder. `runtime.start` comes first.
+def build_objective(job: TrainJob, tokenizer: Path | None, model: ModelConfig | None = None) -> Objective:
+    """The job's objective over its data. `runtime.start` comes first.
+
+    Args:
+        tokenizer: the model's tokenizer folder.
+        model: the model that learns; distillation needs it.
 
     Raises:
         ConfigError, SourceError: the data are missing, malformed or too few.
     """
-    length = job.batch.sequence_length
-    if isinstance(job.data, NextTokenData):
+    length, data = job.batch.sequence_length, job.data
+    if isinstance(data, DistillationData):
+        from cupola_trainer.objectives.distillation import LiveTeacher, StoredTeacher
+
+        text = build_objective(replace(job, data=data.text), tokenizer)
+        if data.stored:
+            return StoredTeacher(data, text)
+        assert model
+        assert data.teacher
+        check_tokenizer(tokenizer, data.teacher)
+        return LiveTeacher(data, text, student=model, parallel=job.parallel)
+    if isinstance(data, NextTokenData):
         from cupola_trainer.objectives.next_token import NextTokenObjective
 
         samples = job.steps * job.batch.global_batch_size
         cache = job.output / "index"
-        return NextTokenObjective(job.data, batch=job.batch, samples=samples, seed=job.seed, cache=cache)
+        return NextTokenObjective(data, batch=job.batch, samples=samples, seed=job.seed, cache=cache)
     if tokenizer is None:
         raise ConfigError(
-            f"the objective {job.data.objective} needs a tokenizer: name its folder, or an initial checkpoint."
+            f"the objective {data.objective} needs a tokenizer: name its folder, or an initial checkpoint."
         )
     from transformers import AutoTokenizer
 
     loaded = AutoTokenizer.from_pretrained(tokenizer)
-    if isinstance(job.data, SftData):
+    if isinstance(data, SftData):
         from cupola_trainer.objectives.sft import SftObjective
 
-        data = replace(job.data, pack=job.data.pack and job.parallel.cp == 1)  # attention over cp ranks takes no mask
+        data = replace(data, pack=data.pack and job.parallel.cp == 1)  # attention over cp ranks takes no mask
         return SftObjective(data, tokenizer=loaded, sequence_length=length, seed=job.seed)
+    if isinstance(data, RewardData):
+        from cupola_trainer.objectives.reward import RewardObjective
+
+        return RewardObjective(data, tokenizer=loaded, sequence_length=length, seed=job.seed)
     from cupola_trainer.objectives.dpo import DpoObjective
 
     pairs = job.batch.micro_batch_size
-    return DpoObjective(job.data, tokenizer=loaded, sequence_length=length, pairs_per_pass=pairs, seed=job.seed)
+    return DpoObjective(data, tokenizer=loaded, sequence_length=length, pairs_per_pass=pairs, seed=job.seed)

@@ -1,16 +1,21 @@
 """Direct preference optimization on pairs, against the frozen initial model."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
 from torch import Tensor
 
 from cupola_platform.errors import ConfigError
+from cupola_trainer import runtime
 from cupola_trainer.config import DpoData
 from cupola_trainer.data.chat import ChatTokenizer
 from cupola_trainer.data.conversations import load_preferences
 from cupola_trainer.data.order import order
+from cupola_trainer.objectives.collectives import shared
 from cupola_trainer.objectives.objective import Batch, Forward, Objective
 from cupola_trainer.objectives.preference_losses import dpo_loss
 from cupola_trainer.objectives.sft import pad
@@ -46,6 +51,8 @@ class DpoObjective(Objective):
             )
         self._pairs = self._train + self._heldout
         self._reference = np.full((len(self._pairs), 2), np.nan, dtype=np.float32)  # until `prepare` or `restore`
+        if data.reference:
+            self._reference = _stored(data.reference, len(self._pairs))
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
         return self._pair(order(index, len(self._train), self.seed))
@@ -55,17 +62,12 @@ class DpoObjective(Objective):
 
     def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
         """Besides `pad`'s tensors [2 pairs, s]: "reference_logps" [2 pairs], chosen and rejected by turns."""
-        rows = []
-        for sample in samples:
-            for answer in (sample["chosen"], sample["rejected"]):
-                tokens = np.concatenate([sample["prompt"], answer])
-                rows.append((tokens, np.arange(len(tokens)) >= len(sample["prompt"])))
         reference = np.concatenate([sample["reference"] for sample in samples])
-        return {**pad(rows, self.sequence_length), "reference_logps": torch.from_numpy(reference)}
+        return {**pad(pair_rows(samples), self.sequence_length), "reference_logps": torch.from_numpy(reference)}
 
     def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Sum over pairs, number of pairs, and the sums over pairs of margin, accuracy and both rewards."""
-        chosen, rejected = answer_logps(output, batch["loss_mask"]).view(-1, 2).unbind(dim=1)  # [pairs] each
+        chosen, rejected = (-over_rows(output, batch["loss_mask"])).view(-1, 2).unbind(dim=1)  # [pairs] each
         reference_chosen, reference_rejected = batch["reference_logps"].view(-1, 2).unbind(dim=1)
         losses, chosen_rewards, rejected_rewards = dpo_loss(
             chosen,
@@ -77,7 +79,9 @@ class DpoObjective(Objective):
             loss_type=self.data.loss_type,
         )
         if self.data.sft_weight:
-            losses = losses - self.data.sft_weight * chosen / batch["loss_mask"].sum(dim=1)[0::2]
+            losses = (
+                losses - self.data.sft_weight * chosen / over_rows(torch.ones_like(output), batch["loss_mask"])[0::2]
+            )
         margins = chosen_rewards - rejected_rewards
         sums = {
             "margin": margins.sum(),
@@ -92,24 +96,36 @@ class DpoObjective(Objective):
         return torch.tensor(len(batch["tokens"]) / 2, device=batch["tokens"].device)
 
     def prepare(self, forward: Forward) -> None:
-        """Log-probabilities of every answer under the weights that `forward` has now: the frozen reference.
+        """Log-probabilities of every answer under the weights that `forward` has now: the frozen reference. Each
+        data-parallel rank asks for a share of them. Nothing where `data.reference` has them already.
 
         Args:
             forward: token losses [2 pairs, s] of a batch, without gradient.
         """
-        pairs = len(self._pairs)
-        self._reference = np.zeros((pairs, 2), dtype=np.float32)
-        for start in range(0, pairs, self.pairs_per_pass):
+        if self.data.reference:
+            return
+        pairs, group = len(self._pairs), _data_parallel_group()
+        ranks, rank = (group.size(), group.rank()) if group else (1, 0)
+        found = torch.zeros(pairs, 2)
+        passes = -(-pairs // (self.pairs_per_pass * ranks))
+        for number in range(passes):
+            start = (number * ranks + rank) * self.pairs_per_pass
             places = [
                 min(start + offset, pairs - 1) for offset in range(self.pairs_per_pass)
             ]  # the shape stays the same
             batch = self.collate([self._pair(place) for place in places])
-            logps = answer_logps(forward(batch).cpu(), batch["loss_mask"])
-            self._reference[places] = logps.view(-1, 2).numpy()
+            logps = -(forward(batch).cpu() * batch["loss_mask"]).sum(dim=1)
+            mine = range(start, min(start + self.pairs_per_pass, pairs))
+            found[list(mine)] = logps.view(-1, 2)[: len(mine)]
+        if group and ranks > 1:
+            total = found.to(runtime.device())
+            dist.all_reduce(total, group=group)
+            found = total.cpu()
+        self._reference = found.numpy()
 
     def state(self) -> dict[str, np.ndarray]:
         """The reference [pairs, 2], to be kept with the job: a resumed one has other weights."""
-        return {"reference": self._reference}
+        return {} if self.data.reference else {"reference": self._reference}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Take `state` back in place of `prepare`."""
@@ -119,6 +135,38 @@ class DpoObjective(Objective):
         return {**self._pairs[place], "reference": self._reference[place]}
 
 
-def answer_logps(token_losses: Tensor, loss_mask: Tensor) -> Tensor:
-    """Log-probability of each row's answer [rows]: the sum over its tokens, in float32."""
-    return -(token_losses.float() * loss_mask).sum(dim=1)
+def _stored(folder: Path, pairs: int) -> np.ndarray:
+    path = folder / "reference.npz"
+    if not path.is_file():
+        raise ConfigError(f"There is no {path}. Give the folder of a `reference` artifact.")
+    found: np.ndarray = np.load(path)["reference"]
+    if found.shape != (pairs, 2):
+        raise ConfigError(
+            f"{folder} holds {len(found)} pairs, and {pairs} are learnt from here. Make it again with the same preferences, "
+            "tokenizer and sequence_length."
+        )
+    return found
+
+
+def _data_parallel_group() -> dist.ProcessGroup | None:
+    return parallel_state.get_data_parallel_group() if parallel_state.is_initialized() else None
+
+
+def pair_rows(samples: Sequence[Mapping[str, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Token ids [n] and whether each is the answer's [n], of pairs: chosen, rejected, chosen, ..."""
+    rows = []
+    for sample in samples:
+        for answer in (sample["chosen"], sample["rejected"]):
+            tokens = np.concatenate([sample["prompt"], answer])
+            rows.append((tokens, np.arange(len(tokens)) >= len(sample["prompt"])))
+    return rows
+
+
+def over_rows(output: Tensor, mask: Tensor) -> Tensor:
+    """The sum over each whole row [rows] of what counts, in float32, on every context-parallel rank.
+
+    Args:
+        output, mask: [rows, s / cp], this context-parallel rank's part of each sequence.
+    """
+    context = parallel_state.get_context_parallel_group() if parallel_state.is_initialized() else None
+    return shared((output.float() * mask).sum(dim=1), context)

@@ -52,6 +52,13 @@ class Objective(ABC):
         """The count that `loss` gives for a batch, a whole number, known on every pipeline stage."""
         return batch["loss_mask"].sum()
 
+    def enrich(self, batches: Sequence[Batch]) -> None:  # noqa: B027
+        """Put into this rank's micro-batches what other models say of them. Every rank calls it, before they are read."""
+
+    def report(self, means: dict[str, float]) -> dict[str, float]:
+        """What to tell of a batch's means of the loss and of the sums to report: all of them, if not said otherwise."""
+        return means
+
     def prepare(self, forward: Forward) -> None:  # noqa: B027 - most have nothing to compute beforehand
         """Called once, with the initial weights, before the first step."""
 

@@ -37,3 +37,17 @@ def dpo_loss(
     else:
         raise ConfigError(f"DPO has no loss_type {loss_type!r}. Choose sigmoid or ipo.")
     return losses, (beta * chosen).detach(), (beta * rejected).detach()
+
+
+def reward_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | None = None, *, center: float = 0.0) -> Tensor:
+    """-log sigmoid(chosen - rejected - margin) of each pair [pairs]: the Bradley-Terry ranking loss, with a margin (Llama 2, section 3.2.2).
+
+    Args:
+        chosen: [pairs], the better answers' rewards.
+        rejected: [pairs], the worse answers'.
+        margin: [pairs], by how much the one should be above the other; none for nothing asked.
+        center: weight of (chosen + rejected)^2, which keeps rewards around zero (Eisenstein et al. 2023).
+    """
+    difference = chosen - rejected if margin is None else chosen - rejected - margin
+    losses = -F.logsigmoid(difference)
+    return losses + center * (chosen + rejected).square() if center else losses

@@ -1,0 +1,164 @@
+"""Run by test_objective_layouts.py under torchrun: trains one small model on each objective of post-training, in many layouts.
+
+objective_ranks.py TEACHER OUTPUT.json     all layouts whose world size is the launcher's; one process also writes the teacher
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cupola_trainer import checkpoint, models, optim, passes, runtime
+from cupola_trainer.config import (
+    BatchConfig,
+    DistillationData,
+    DpoData,
+    ModelConfig,
+    MoEConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RewardData,
+)
+from cupola_trainer.data.batches import training_batches
+from cupola_trainer.layout import validate_layout
+from cupola_trainer.objectives import Batch, Objective
+from cupola_trainer.objectives.distillation import LiveTeacher
+from cupola_trainer.objectives.dpo import DpoObjective
+from cupola_trainer.objectives.reward import RewardObjective
+
+STEPS, LENGTH = 3, 32
+BATCH = BatchConfig(sequence_length=LENGTH, micro_batch_size=2, global_batch_size=8)
+DENSE = ModelConfig(
+    vocab_size=128, hidden_size=64, num_layers=4, num_attention_heads=4, num_query_groups=2, ffn_hidden_size=96,
+    max_position_embeddings=LENGTH, init_std=0.1,
+)  # fmt: skip
+MOE = replace(
+    DENSE,
+    tie_embeddings=False,
+    moe=MoEConfig(num_experts=4, expert_ffn_hidden_size=48, shared_expert_ffn_hidden_size=64, aux_loss_coeff=0.05),
+)
+TEACHER = replace(DENSE, hidden_size=32, num_layers=2, tie_embeddings=False, final_logit_softcapping=5.0)
+LAYOUTS = {
+    "one process": ParallelConfig(),
+    "tp2 sp": ParallelConfig(tp=2, sp=True),
+    "pp2": ParallelConfig(pp=2),
+    "cp2": ParallelConfig(cp=2),
+    "dp2": ParallelConfig(dp=2),
+    "tp2 sp pp2": ParallelConfig(tp=2, sp=True, pp=2),
+    "ep2 dp2": ParallelConfig(ep=2, dp=2),
+}
+OBJECTIVES = ("dpo", "reward", "forward_kl", "reverse_kl", "jsd")
+
+
+def pair(index: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(index)
+    lengths = random.integers(3, 10, 3)
+    parts = [random.integers(0, DENSE.vocab_size, length) for length in lengths]
+    sample = dict(zip(("prompt", "chosen", "rejected"), parts, strict=True))
+    return {**sample, "reference": random.normal(size=2).astype(np.float32) - 30, "margin": np.float32(0.5)}
+
+
+class Pairs(DpoObjective):
+    """Random pairs, with random reference log-probabilities."""
+
+    def __init__(self) -> None:
+        self.data = DpoData(preferences=Path(), sft_weight=0.3)
+        self.sequence_length = LENGTH
+
+    def sample(self, index: int) -> Mapping[str, np.ndarray]:
+        return pair(index)
+
+
+class Ranked(RewardObjective):
+    """Random pairs with margins."""
+
+    def __init__(self) -> None:
+        self.data = RewardData(preferences=Path(), margin=1.0, center=0.01)
+        self.sequence_length = LENGTH
+
+    def sample(self, index: int) -> Mapping[str, np.ndarray]:
+        return pair(index)
+
+
+class Words(Objective):
+    """Random tokens of which about half are learnt."""
+
+    name = "words"
+
+    def sample(self, index: int) -> Mapping[str, np.ndarray]:
+        random = np.random.default_rng(index)
+        mask = random.integers(0, 2, LENGTH).astype(np.float32)
+        return {"tokens": random.integers(0, DENSE.vocab_size, LENGTH + 1), "mask": mask}
+
+    def heldout(self, index: int) -> Mapping[str, np.ndarray] | None:
+        return None
+
+    def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+        tokens = torch.from_numpy(np.stack([sample["tokens"] for sample in samples]))
+        return {
+            "tokens": tokens[:, :-1].contiguous(),
+            "labels": tokens[:, 1:].contiguous(),
+            "loss_mask": torch.from_numpy(np.stack([sample["mask"] for sample in samples])),
+            "position_ids": torch.arange(LENGTH).expand(len(samples), -1).contiguous(),
+        }
+
+    def loss(self, output: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        raise NotImplementedError
+
+
+def objective_of(name: str, teacher: Path, parallel: ParallelConfig) -> Objective:
+    if name == "dpo":
+        return Pairs()
+    if name == "reward":
+        return Ranked()
+    kind: Any = name
+    data = DistillationData(teacher=teacher, tokens=teacher, divergence=kind, temperature=1.5, token_loss=0.2, beta=0.3)
+    return LiveTeacher(data, Words(), student=DENSE, parallel=parallel)
+
+
+def trajectory(name: str, model: ModelConfig, parallel: ParallelConfig, teacher: Path) -> list[dict[str, float]]:
+    model = replace(model, head="scalar" if name == "reward" else "language_model")
+    validate_layout(model, parallel, BATCH, objective=name)
+    runtime.start(parallel, seed=0)
+    if not teacher.exists():
+        write_teacher(teacher)
+    objective = objective_of(name, teacher, parallel)
+    chunks = models.build(model, parallel, seed=5)
+    trainee = optim.build(chunks, parallel, OptimizerConfig(lr=3e-3, warmup_steps=1), STEPS)
+    steps = []
+    for step in range(STEPS):
+        means = passes.train(trainee.chunks, objective, training_batches(objective, BATCH, step))
+        trainee.scheduler.step(increment=1)
+        means["grad_norm"], _ = trainee.update()
+        steps.append(means)
+    return steps
+
+
+def write_teacher(folder: Path) -> None:
+    checkpoint.save(
+        folder, models.build(TEACHER, ParallelConfig(), seed=11), model=TEACHER, parallel=ParallelConfig(), step=0,
+        consumed_samples=0, seed=11, objective="next_token", tokenizer=None,
+    )  # fmt: skip
+
+
+def main(teacher: Path, output: Path) -> None:
+    found = {}
+    for layout, parallel in LAYOUTS.items():
+        if parallel.world_size == runtime.world_size():
+            for name in OBJECTIVES:
+                if parallel.ep == 1:
+                    found[f"{name} dense {layout}"] = trajectory(name, DENSE, parallel, teacher)
+                if name in ("reward", "forward_kl") and layout in ("one process", "ep2 dp2", "tp2 sp"):
+                    found[f"{name} moe {layout}"] = trajectory(name, MOE, parallel, teacher)
+    if runtime.rank() == 0:
+        output.write_text(json.dumps(found))
+    runtime.stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,141 @@
+"""Twenty steps of SFT and of DPO, from the same weights on the same batches: TRL's own trainers give the same curve."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from cupola_trainer import checkpoint, loop, models, runtime
+from cupola_trainer.config import (
+    BatchConfig,
+    DpoData,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    SftData,
+    TrainingData,
+    TrainJob,
+)
+from cupola_trainer.conversion.exporting import export
+from cupola_trainer.data.order import order
+from cupola_trainer.metrics import read_metrics
+
+pytestmark = pytest.mark.slow
+STEPS, BATCH, LR, SEED = 20, 4, 2e-3, 5
+MODEL = ModelConfig(
+    vocab_size=1024, hidden_size=32, num_layers=2, num_attention_heads=2, num_query_groups=1, ffn_hidden_size=64,
+    max_position_embeddings=64, rope_theta=10_000.0, init_std=0.05,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer_folder: Path) -> Path:
+    """A checkpoint, and beside it the same weights for transformers."""
+    folder = tmp_path_factory.mktemp("start")
+    runtime.start(ParallelConfig(), seed=0)
+    checkpoint.save(
+        folder / "ours", models.build(MODEL, ParallelConfig(), seed=SEED), model=MODEL, parallel=ParallelConfig(), step=0,
+        consumed_samples=0, seed=SEED, objective="next_token", tokenizer=chat_tokenizer_folder,
+    )  # fmt: skip
+    runtime.stop()
+    export(folder / "ours", folder / "theirs")
+    return folder
+
+
+def rows(number: int) -> dict[str, Any]:
+    messages = [{"role": "user", "content": f"Is {number} a number?"}]
+    return {"id": str(number), "messages": messages, "chosen": f"yes, {number} is one", "rejected": f"no, not {number}"}
+
+
+def write(folder: Path, made: list[dict[str, Any]]) -> Path:
+    folder.mkdir()
+    for name in ("train", "heldout"):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+    return folder
+
+
+def ours(start: Path, output: Path, data: TrainingData) -> list[float]:
+    job = TrainJob(
+        output=output,
+        seed=SEED,
+        initial=start / "ours",
+        steps=STEPS,
+        batch=BatchConfig(sequence_length=48, micro_batch_size=BATCH, global_batch_size=BATCH),
+        optimizer=OptimizerConfig(lr=LR, min_lr_ratio=1.0, weight_decay=0.0, clip_grad=1.0, beta2=0.95),
+        data=data,
+    )
+    assert loop.train(job, lambda: False)
+    runtime.stop()
+    return [line["loss"] for line in read_metrics(output / "metrics.jsonl") if line["event"] == "step"]
+
+
+def settings(output: Path) -> dict[str, Any]:
+    """As our job: fp32, AdamW without decay, a constant rate, batches in the order given."""
+    return {
+        "output_dir": str(output), "max_steps": STEPS, "per_device_train_batch_size": BATCH, "learning_rate": LR,
+        "lr_scheduler_type": "constant", "optim": "adamw_torch", "adam_beta1": 0.9, "adam_beta2": 0.95, "adam_epsilon": 1e-8,
+        "weight_decay": 0.0, "max_grad_norm": 1.0, "logging_steps": 1, "report_to": [], "use_cpu": True, "bf16": False,
+        "fp16": False, "gradient_checkpointing": False, "save_strategy": "no", "train_sampling_strategy": "sequential",
+        "dataloader_pin_memory": False,
+    }  # fmt: skip
+
+
+def losses(trainer: Any) -> list[float]:
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def theirs(start: Path) -> tuple[Any, Any]:
+    model = AutoModelForCausalLM.from_pretrained(start / "theirs", dtype=torch.float32, attn_implementation="eager")
+    return model, AutoTokenizer.from_pretrained(start / "theirs")
+
+
+def in_our_order(made: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [made[order(index, len(made), SEED)] for index in range(STEPS * BATCH)]
+
+
+def test_sft_follows_trls_sft_trainer(start: Path, tmp_path: Path) -> None:
+    made = [
+        {**row, "messages": [*row["messages"], {"role": "assistant", "content": row["chosen"]}]}
+        for row in map(rows, range(24))
+    ]
+    found = ours(start, tmp_path / "ours", SftData(conversations=write(tmp_path / "data", made), pack=False))
+    dataset = Dataset.from_list([{"messages": row["messages"]} for row in in_our_order(made)])
+    model, tokenizer = theirs(start)
+    config = SFTConfig(**settings(tmp_path / "theirs"), max_length=64, assistant_only_loss=True, packing=False)
+    expected = losses(SFTTrainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer))
+    assert len(found) == len(expected) == STEPS
+    assert found[-1] < found[0] - 1
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid"])
+def test_dpo_follows_trls_dpo_trainer(start: Path, tmp_path: Path, loss_type: Any) -> None:
+    made = [rows(number) for number in range(24)]
+    data = DpoData(preferences=write(tmp_path / "data", made), beta=0.3, loss_type=loss_type)
+    found = ours(start, tmp_path / "ours", data)
+
+    model, tokenizer = theirs(start)
+    dataset = Dataset.from_list(  # as texts: of messages, TRL would learn the newline after <|im_end|> too
+        [
+            {
+                "prompt": tokenizer.apply_chat_template(row["messages"], tokenize=False, add_generation_prompt=True),
+                "chosen": row["chosen"] + "<|im_end|>",
+                "rejected": row["rejected"] + "<|im_end|>",
+            }
+            for row in in_our_order(made)
+        ]
+    )
+    config = DPOConfig(**settings(tmp_path / "theirs"), beta=0.3, loss_type=loss_type, max_length=64)
+    trainer = DPOTrainer(
+        model=model, ref_model=theirs(start)[0], args=config, train_dataset=dataset, processing_class=tokenizer
+    )
+    expected = losses(trainer)
+    assert found[0] == pytest.approx(0.6931, abs=1e-3)
+    assert found[-1] < 0.5
+    assert found == pytest.approx(expected, abs=1e-4)

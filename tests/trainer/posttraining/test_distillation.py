@@ -1,0 +1,150 @@
+"""Distillation jobs: the gradient against torch's own, a teacher that stands by or was asked before, and what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer import checkpoint, loop, models, optim, passes, runtime, teaching
+from cupola_trainer.config import (
+    BatchConfig,
+    DistillationData,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    SftData,
+    TeachJob,
+    TrainJob,
+)
+from cupola_trainer.data.batches import training_batches
+from cupola_trainer.metrics import read_metrics
+from cupola_trainer.objectives.distillation import LiveTeacher
+from cupola_trainer.objectives.sft import SftObjective
+
+ONE = ParallelConfig()
+STUDENT = ModelConfig(
+    vocab_size=1024, hidden_size=32, num_layers=2, num_attention_heads=2, num_query_groups=1, ffn_hidden_size=64,
+    max_position_embeddings=64, rope_theta=10_000.0,
+)  # fmt: skip
+TEACHER = replace(STUDENT, hidden_size=48, num_layers=1, head_dim=16, tie_embeddings=False, init_std=0.2)
+BATCH = BatchConfig(sequence_length=48, micro_batch_size=2, global_batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer_folder: Path) -> Path:
+    folder = tmp_path_factory.mktemp("teacher") / "checkpoint"
+    runtime.start(ONE, seed=0)
+    checkpoint.save(
+        folder, models.build(TEACHER, ONE, seed=3), model=TEACHER, parallel=ONE, step=0, consumed_samples=0, seed=3,
+        objective="sft", tokenizer=chat_tokenizer_folder,
+    )  # fmt: skip
+    runtime.stop()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def conversations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("conversations")
+
+    def row(number: int) -> str:
+        turns = [
+            {"role": "user", "content": f"Is {number} a number?"},
+            {"role": "assistant", "content": f"yes, {number}"},
+        ]
+        return json.dumps({"messages": turns}) + "\n"
+
+    for name, numbers in (("train", range(24)), ("heldout", range(30, 34))):
+        (folder / f"{name}.jsonl").write_text("".join(map(row, numbers)), encoding="utf-8")
+    return folder
+
+
+def job_of(output: Path, conversations: Path, tokenizer: Path, **data: Any) -> TrainJob:
+    return TrainJob(
+        output=output, seed=1, model=STUDENT, tokenizer=tokenizer, steps=8, batch=BATCH, optimizer=OptimizerConfig(lr=5e-3),
+        data=DistillationData(conversations=conversations, **data), evaluate_batches=1,
+    )  # fmt: skip
+
+
+def losses(job: TrainJob) -> list[float]:
+    assert loop.train(job, lambda: False)
+    runtime.stop()
+    return [line["loss"] for line in read_metrics(job.output / "metrics.jsonl") if line["event"] == "step"]
+
+
+def test_the_gradient_is_torchs(teacher: Path, conversations: Path, chat_tokenizer: Any) -> None:
+    runtime.start(ONE, seed=0)
+    data = DistillationData(teacher=teacher, conversations=conversations, temperature=1.7)
+    text = SftObjective(SftData(conversations=conversations), tokenizer=chat_tokenizer, sequence_length=48, seed=0)
+    objective = LiveTeacher(data, text, student=STUDENT, parallel=ONE)
+    chunks = models.build(STUDENT, ONE, seed=5)
+    plain, [theirs] = models.build(STUDENT, ONE, seed=5)[0], models.build(TEACHER, ONE, seed=3)
+    trainee = optim.build(chunks, ONE, OptimizerConfig(), 1)
+    batches = training_batches(objective, BATCH, 0)
+    means = passes.train(trainee.chunks, objective, batches)
+
+    total, count = torch.zeros(()), 0.0
+    for batch in batches:
+        inputs = batch["tokens"], batch["position_ids"], batch["attention_mask"]
+        with torch.no_grad():
+            taught = (theirs(*inputs) / 1.7).log_softmax(-1)
+        learnt = (plain(*inputs) / 1.7).log_softmax(-1)
+        kl = F.kl_div(learnt, taught, reduction="none", log_target=True).sum(-1)
+        total = total + (kl * batch["loss_mask"]).sum()
+        count += float(batch["loss_mask"].sum())
+    (total / count).backward()
+    assert means["loss"] == pytest.approx(float(total) / count, rel=1e-5)
+    ours = dict(trainee.chunks[0].module.named_parameters())
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(ours[name].main_grad, parameter.grad, rtol=1e-4, atol=1e-6)
+    runtime.stop()
+
+
+def test_a_teacher_that_was_asked_before_teaches_as_one_that_stands_by(
+    teacher: Path, conversations: Path, chat_tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    live = job_of(tmp_path / "live", conversations, chat_tokenizer_folder, teacher=teacher)
+    expected = losses(live)
+    assert expected[-1] < expected[0] - 0.2
+
+    def ask(name: str, top_k: int) -> Path:
+        job = TeachJob(
+            output=tmp_path / name, seed=1, initial=teacher, data=live.data.text, steps=8, batch=BATCH, top_k=top_k,  # type: ignore[union-attr]
+        )  # fmt: skip
+        job.output.mkdir()
+        teaching.run(job)
+        runtime.stop()
+        return Path(job.output / "teacher")
+
+    everything = ask("everything", 1024)
+    stored = job_of(tmp_path / "stored", conversations, chat_tokenizer_folder, stored=everything)
+    assert losses(stored) == pytest.approx(expected, rel=1e-4)
+    few = job_of(tmp_path / "few", conversations, chat_tokenizer_folder, stored=ask("eight", 8))
+    found = losses(few)
+    assert found[-1] < found[0] < expected[0]  # fewer outcomes to tell apart
+
+    other = replace(stored, output=tmp_path / "other", seed=2, batch=replace(BATCH, sequence_length=40))
+    with pytest.raises(ConfigError, match="says nothing of a sample"):
+        losses(other)
+    runtime.stop()
+    warm = job_of(tmp_path / "warm", conversations, chat_tokenizer_folder, stored=everything, temperature=2.0)
+    with pytest.raises(ConfigError, match=r"written at temperature=1.0, this job asks for 2.0"):
+        losses(warm)
+    runtime.stop()
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(
+    teacher: Path, conversations: Path, chat_tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    job = job_of(tmp_path / "job", conversations, chat_tokenizer_folder, teacher=teacher)
+    with pytest.raises(ConfigError, match="has vocab_size=1024; the student has vocab_size=1088"):
+        losses(replace(job, model=replace(STUDENT, vocab_size=1088)))
+    runtime.stop()
+    with pytest.raises(ValueError, match="either `tokens` or `conversations`"):
+        DistillationData(teacher=teacher)
+    with pytest.raises(ValueError, match="either a `teacher` or what one `stored`"):
+        DistillationData(tokens=teacher)

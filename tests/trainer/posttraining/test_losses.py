@@ -1,0 +1,122 @@
+"""The losses over pairs and over distributions: values and gradients against TRL's own trainers and torch's KL."""
+
+from collections import defaultdict
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+from trl import DPOTrainer, RewardTrainer
+from trl.experimental.gkd import GKDTrainer
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer.objectives import distillation_loss, dpo_loss, reward_loss, topk_distillation_loss
+
+PAIRS, VOCABULARY = 16, 40
+
+
+def draw(seed: int, *shape: int, spread: float = 1.0) -> Tensor:
+    values = spread * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return values.requires_grad_()
+
+
+def same(ours: Tensor, theirs: Tensor, *inputs: Tensor) -> None:
+    """Equal, and equal gradients, to 1e-6."""
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    found, expected = torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def trl_dpo(logps: Tensor, reference: Tensor, loss_type: str, beta: float) -> Tensor:
+    """TRL's DPO loss of answers of one token each, whose log-probabilities [2 pairs] stand in the place of a model's."""
+    trainer: Any = object.__new__(DPOTrainer)
+    zeros = torch.zeros(2 * PAIRS, 1)
+    outputs = SimpleNamespace(log_probs=logps[:, None], entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
+    trainer.model, trainer.accelerator = SimpleNamespace(training=True), Accelerator(cpu=True)
+    trainer.aux_loss_enabled = trainer.use_weighting = False
+    trainer.ld_alpha, trainer.precompute_ref_logps, trainer.f_divergence_type = None, True, "reverse_kl"
+    trainer.loss_types, trainer.loss_weights = [loss_type], [1.0]
+    trainer.beta, trainer._tp_size, trainer._total_train_tokens = beta, 1, 0
+    trainer._metrics = {"train": defaultdict(list)}
+    chosen, rejected = reference.chunk(2)
+    ids = torch.zeros(2 * PAIRS, 2, dtype=torch.long)
+    inputs = {
+        "input_ids": ids, "attention_mask": torch.ones_like(ids), "completion_mask": torch.tensor([[0, 1]] * 2 * PAIRS),
+        "ref_chosen_logps": chosen, "ref_rejected_logps": rejected,
+    }  # fmt: skip
+    loss: Tensor = trainer._compute_loss(lambda **kwargs: outputs, inputs, False)
+    return loss
+
+
+@pytest.mark.parametrize(("loss_type", "beta"), [("sigmoid", 0.1), ("sigmoid", 0.7), ("ipo", 0.2)])
+def test_dpo_is_trls(loss_type: str, beta: float) -> None:
+    logps, reference = draw(0, 2 * PAIRS, spread=5), draw(1, 2 * PAIRS, spread=5).detach()
+    losses, chosen, rejected = dpo_loss(*logps.chunk(2), *reference.chunk(2), beta=beta, loss_type=loss_type)
+    same(losses.mean(), trl_dpo(logps, reference, loss_type, beta), logps)
+    torch.testing.assert_close(torch.cat([chosen, rejected]), beta * (logps - reference).detach())
+
+
+@pytest.mark.parametrize("margins", [False, True])
+@pytest.mark.parametrize("center", [0.0, 0.01])
+def test_the_ranking_loss_is_trls(margins: bool, center: float) -> None:
+    rewards, margin = draw(2, 2 * PAIRS, spread=3), draw(3, PAIRS).detach().abs()
+    trainer: Any = object.__new__(RewardTrainer)
+    trainer.model, trainer.accelerator = SimpleNamespace(training=False), Accelerator(cpu=True)
+    trainer.args = SimpleNamespace(center_rewards_coefficient=center or None)
+    trainer._metrics = {"eval": defaultdict(list)}
+    inputs: dict[str, Any] = {"margin": margin} if margins else {}
+    theirs = trainer.compute_loss(lambda **kwargs: SimpleNamespace(logits=rewards[:, None]), inputs)
+    chosen, rejected = rewards.chunk(2)
+    ours = reward_loss(chosen, rejected, margin if margins else None, center=center)
+    assert ours.shape == (PAIRS,)
+    same(ours.mean(), theirs, rewards)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize(("divergence", "beta"), [("forward_kl", 0.0), ("reverse_kl", 1.0), ("jsd", 0.3)])
+def test_every_divergence_is_trls(divergence: str, beta: float, temperature: float) -> None:
+    student, teacher = draw(4, 3, 5, VOCABULARY, spread=2), draw(5, 3, 5, VOCABULARY, spread=2).detach()
+    ours = distillation_loss(student, teacher, divergence=divergence, temperature=temperature, beta=beta)
+    theirs = GKDTrainer.generalized_jsd_loss(student, teacher, beta=beta, temperature=temperature, reduction="none")
+    assert ours.shape == (3, 5)
+    same(ours.sum(), theirs.sum(), student)
+
+
+def test_forward_kl_is_torchs() -> None:
+    student, teacher = draw(6, 7, VOCABULARY, spread=4), draw(7, 7, VOCABULARY, spread=4).detach()
+    theirs = F.kl_div(student.log_softmax(-1), teacher.softmax(-1), reduction="none").sum(-1)
+    ours = distillation_loss(student, teacher)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    same(ours.sum(), theirs.sum(), student)
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
+def test_the_top_k_are_told_apart_and_the_rest_is_one_outcome(divergence: str) -> None:
+    student, teacher = draw(8, 6, VOCABULARY, spread=2), draw(9, 6, VOCABULARY, spread=2).detach()
+    logprobs, tokens = (teacher / 1.5).log_softmax(-1).topk(4)
+    ours = topk_distillation_loss(student, logprobs, tokens, divergence=divergence, temperature=1.5, beta=0.4)
+
+    def outcomes(logits: Tensor) -> Tensor:
+        probabilities = (logits / 1.5).softmax(-1)
+        taken = probabilities.gather(-1, tokens)
+        return torch.cat([taken, 1 - taken.sum(-1, keepdim=True)], dim=-1).log()
+
+    theirs = distillation_loss(outcomes(student), outcomes(teacher), divergence=divergence, beta=0.4)
+    same(ours.sum(), theirs.sum(), student)
+
+
+def test_all_of_the_vocabulary_in_the_top_k_is_the_whole_divergence() -> None:
+    student, teacher = draw(10, 6, VOCABULARY), draw(11, 6, VOCABULARY).detach()
+    logprobs, tokens = teacher.log_softmax(-1).topk(VOCABULARY)
+    ours = topk_distillation_loss(student, logprobs, tokens)
+    torch.testing.assert_close(ours, distillation_loss(student, teacher), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("divergence", "beta"), [("wasserstein", 0.5), ("jsd", 1.0)])
+def test_an_unknown_divergence_is_refused(divergence: str, beta: float) -> None:
+    with pytest.raises(ConfigError, match=f"no divergence '{divergence}' with beta={beta}"):
+        distillation_loss(draw(0, 2, 4), draw(1, 2, 4), divergence=divergence, beta=beta)

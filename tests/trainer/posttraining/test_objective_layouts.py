@@ -1,0 +1,39 @@
+"""Post-training's objectives give equal losses and gradient norms in every layout; distillation's gradient is torch's."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Trajectory = list[dict[str, float]]
+
+
+@pytest.fixture(scope="module")
+def trajectories(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., Any]) -> dict[str, Trajectory]:
+    folder = tmp_path_factory.mktemp("objectives")
+    found: dict[str, Trajectory] = {}
+    for ranks in (1, 2, 4):
+        torchrun(ranks, Path(__file__).with_name("objective_ranks.py"), folder / "teacher", folder / f"{ranks}.json")
+        found |= json.loads((folder / f"{ranks}.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("layout", ["tp2 sp", "pp2", "cp2", "dp2", "tp2 sp pp2"])
+@pytest.mark.parametrize("name", ["dpo", "reward", "forward_kl", "reverse_kl", "jsd"])
+def test_every_objective_is_equal_in_every_layout(trajectories: dict[str, Trajectory], name: str, layout: str) -> None:
+    _same(trajectories[f"{name} dense {layout}"], trajectories[f"{name} dense one process"])
+
+
+@pytest.mark.parametrize("layout", ["tp2 sp", "ep2 dp2"])
+@pytest.mark.parametrize("name", ["reward", "forward_kl"])
+def test_mixtures_of_experts_too(trajectories: dict[str, Trajectory], name: str, layout: str) -> None:
+    _same(trajectories[f"{name} moe {layout}"], trajectories[f"{name} moe one process"])
+
+
+def _same(found: Trajectory, expected: Trajectory) -> None:
+    assert len({step["loss"] for step in expected}) == len(expected)
+    for step, (ours, wanted) in enumerate(zip(found, expected, strict=True)):
+        assert ours["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-4), step
+        assert ours == pytest.approx(wanted, rel=1e-4, abs=1e-5), step

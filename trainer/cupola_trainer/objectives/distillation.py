@@ -1,0 +1,145 @@
+"""Learning a teacher's next-token distributions, on the text of another objective."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from megatron.core import parallel_state
+from torch import Tensor
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer import checkpoint, models, passes
+from cupola_trainer.config import DistillationData, ModelConfig, ParallelConfig
+from cupola_trainer.data.teachings import Teachings
+from cupola_trainer.layout import validate_layout
+from cupola_trainer.objectives.distillation_losses import distillation_loss, token_logprobs, topk_distillation_loss
+from cupola_trainer.objectives.objective import Batch, Objective
+
+HIDDEN = "teacher_hidden"
+"""A batch's entry: the live teacher's last hidden states; empty on all pipeline stages but the last."""
+
+
+class DistillationObjective(Objective):
+    """The text and the masks of next_token or sft, and a divergence from a teacher."""
+
+    name = "distillation"
+    reads = "logits"
+
+    def __init__(self, data: DistillationData, text: Objective) -> None:
+        self.data, self.text = data, text
+
+    def sample(self, index: int) -> Mapping[str, np.ndarray]:
+        return self.text.sample(index)
+
+    def heldout(self, index: int) -> Mapping[str, np.ndarray] | None:
+        return self.text.heldout(index)
+
+    def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+        return self.text.collate(samples)
+
+    def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Sums over what the text's objective learns: the divergence, and the token loss beside it."""
+        group, mask = parallel_state.get_tensor_model_parallel_group(), batch["loss_mask"]
+        divergence = (self.divergences(output, batch) * mask).sum()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.data.token_loss > 0):
+            token_losses = -token_logprobs(output.float(), batch["labels"][..., None], group).squeeze(-1)
+        token_loss = (token_losses * mask).sum()
+        sums = {"divergence": divergence.detach(), "token_loss": token_loss.detach()}
+        if self.data.token_loss:
+            divergence = divergence + self.data.token_loss * token_loss
+        return divergence, self.count(batch), sums
+
+    @abstractmethod
+    def divergences(self, logits: Tensor, batch: Batch) -> Tensor:
+        """From the student's logits [b, s, v / tp] to the divergence of each token [b, s]."""
+
+
+class LiveTeacher(DistillationObjective):
+    """The teacher stands beside the student, in the same layout.
+
+    Its hidden states of a step's micro-batches are kept, its logits are made of them one micro-batch at a time.
+    """
+
+    def __init__(
+        self, data: DistillationData, text: Objective, *, student: ModelConfig, parallel: ParallelConfig
+    ) -> None:
+        """
+        Raises:
+            ConfigError: the teacher has another vocabulary than the student, gives no words, or does not fit the layout.
+            CorruptArtifactError: the teacher's checkpoint does not verify.
+        """
+        super().__init__(data, text)
+        assert data.teacher
+        model = checkpoint.read_model(data.teacher)
+        if model.is_scalar or model.vocab_size != student.vocab_size:
+            what = "gives no words (head=scalar)" if model.is_scalar else f"has vocab_size={model.vocab_size}"
+            raise ConfigError(
+                f"the teacher {data.teacher} {what}; the student has vocab_size={student.vocab_size}. "
+                "Distillation compares distributions over one vocabulary: name a teacher with the student's tokenizer."
+            )
+        validate_layout(model, parallel)
+        self.teacher = models.build(model, parallel, seed=None)
+        checkpoint.load_weights(data.teacher, self.teacher)
+        for chunk in self.teacher:
+            chunk.eval()
+            chunk.headless = True
+
+    def enrich(self, batches: Sequence[Batch]) -> None:
+        """Ask the teacher; the held-out batches are asked once."""
+        if HIDDEN in batches[0]:
+            return
+        found = passes.hidden_states(self.teacher, batches)
+        for number, batch in enumerate(batches):
+            batch[HIDDEN] = found[number] if found else torch.empty(0)
+
+    def divergences(self, logits: Tensor, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            teacher = self.teacher[-1].logits(batch[HIDDEN])
+        return distillation_loss(
+            logits,
+            teacher,
+            divergence=self.data.divergence,
+            temperature=self.data.temperature,
+            beta=self.data.beta,
+            group=parallel_state.get_tensor_model_parallel_group(),
+        )
+
+
+class StoredTeacher(DistillationObjective):
+    """What the teacher said of these very samples, its likeliest tokens, was written down before."""
+
+    def __init__(self, data: DistillationData, text: Objective) -> None:
+        """
+        Raises:
+            ConfigError: the artifact is none, or was made at another temperature.
+        """
+        super().__init__(data, text)
+        assert data.stored
+        self.teachings = Teachings(data.stored)
+        if self.teachings.temperature != data.temperature:
+            raise ConfigError(
+                f"{data.stored} was written at temperature={self.teachings.temperature}, this job asks for {data.temperature}. "
+                "Have it written again, or keep its temperature."
+            )
+
+    def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+        """Besides the text's: "teacher_tokens" and "teacher_logprobs" [b, s, k].
+
+        Raises:
+            ConfigError: the teacher was not asked about a sample.
+        """
+        batch = self.text.collate(samples)
+        tokens, logprobs = self.teachings.of(batch["tokens"].numpy())
+        return {**batch, "teacher_tokens": torch.from_numpy(tokens), "teacher_logprobs": torch.from_numpy(logprobs)}
+
+    def divergences(self, logits: Tensor, batch: Batch) -> Tensor:
+        return topk_distillation_loss(
+            logits,
+            batch["teacher_logprobs"],
+            batch["teacher_tokens"],
+            divergence=self.data.divergence,
+            temperature=self.data.temperature,
+            beta=self.data.beta,
+            group=parallel_state.get_tensor_model_parallel_group(),
+        )

@@ -1,0 +1,91 @@
+"""Conversations in, rewards out: what a reward model says at the end of each answer."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer import checkpoint, models, passes, runtime
+from cupola_trainer.config import ParallelConfig
+from cupola_trainer.data.chat import encode_answer, encode_prompt
+from cupola_trainer.layout import validate_layout
+
+
+class RewardModel:
+    """A reward model's checkpoint, in any layout; it may stand beside a model that is being trained."""
+
+    def __init__(self, folder: Path, parallel: ParallelConfig) -> None:
+        """`runtime.start` comes first, in the same layout.
+
+        Raises:
+            ConfigError: the checkpoint is a language model, has no tokenizer, or does not fit the layout.
+            CorruptArtifactError: the checkpoint does not verify; names the file.
+        """
+        self.model = checkpoint.read_model(folder)
+        if not self.model.is_scalar:
+            raise ConfigError(f"{folder} is a language model: it gives no rewards. Name what a stage `reward` gave.")
+        if not (folder / "tokenizer").is_dir():
+            raise ConfigError(f"{folder} has no tokenizer: conversations cannot be read. Import it again with one.")
+        validate_layout(self.model, parallel)
+        self.chunks = models.build(self.model, parallel, seed=None)
+        checkpoint.load_weights(folder, self.chunks)
+        for chunk in self.chunks:
+            chunk.eval()
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        self.unit = 2 * parallel.cp * parallel.tp  # sequences are cut into so many parts
+
+    def score(
+        self, prompts: Sequence[Sequence[Mapping[str, str]]], answers: Sequence[str], *, batch_size: int = 16
+    ) -> list[float]:
+        """The reward of each answer to its prompt, messages; the same on every rank, which calls it with the same texts.
+
+        Raises:
+            ConfigError: a conversation is longer than the model's longest sequence.
+        """
+        rows = [
+            encode_prompt(self.tokenizer, prompt) + encode_answer(self.tokenizer, answer)
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        rewards: list[float] = self.score_tokens(rows, batch_size=batch_size)
+        return rewards
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def score_tokens(self, rows: Sequence[Sequence[int]], *, batch_size: int = 16) -> list[float]:
+        """As `score`, of conversations as token ids, the answer's end included. Rows of like length are scored together."""
+        longest = max(map(len, rows), default=0)
+        if longest > self.model.max_position_embeddings:
+            raise ConfigError(
+                f"a conversation has {longest} tokens; the reward model reads {self.model.max_position_embeddings}. "
+                "Shorten the answers (max_new_tokens)."
+            )
+        ranks, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
+        order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        rewards = torch.zeros(len(rows), device=runtime.device())
+        rounds = -(-len(batches) // ranks)  # every rank as many: its experts may serve another's
+        for place in range(rank, rounds * ranks, ranks):
+            mine = batches[place] if place < len(batches) else batches[0]
+            found = self._ends([rows[number] for number in mine])
+            if place < len(batches):
+                rewards[mine] = found
+        dist.all_reduce(rewards, group=parallel_state.get_data_parallel_group())
+        found: list[float] = rewards.tolist()
+        return found
+
+    def _ends(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """The values [rows] at the rows' last tokens."""
+        lengths = torch.tensor([len(row) for row in rows])
+        width = -(-int(lengths.max()) // self.unit) * self.unit
+        tokens = torch.zeros(len(rows), width, dtype=torch.long)
+        for number, row in enumerate(rows):
+            tokens[number, : len(row)] = torch.tensor(row)
+        positions = torch.arange(width).expand(len(rows), -1).contiguous()
+        batch = {"tokens": tokens, "labels": tokens, "loss_mask": torch.ones(tokens.shape), "position_ids": positions}
+        values = passes.values(self.chunks, batch)
+        return values[torch.arange(len(rows)), (lengths - 1).to(values.device)]

@@ -1,0 +1,98 @@
+"""A TeachJob: the samples of a training to come in, what a teacher says of each of their tokens out."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer import models, runtime
+from cupola_trainer.config import TeachJob, TrainJob
+from cupola_trainer.data.batches import collate
+from cupola_trainer.data.teachings import digest
+from cupola_trainer.objectives import Objective, build_objective
+from cupola_trainer.objectives.distillation_losses import vocabulary_topk
+from cupola_trainer.reporting import Report
+from cupola_trainer.rollout.loading import load
+
+
+def run(job: TeachJob) -> None:
+    """Write `output/teacher/`: see `data.teachings`.
+
+    Raises:
+        ConfigError: the layout has pipeline or context parallelism, the data are unusable, or the teacher gives no words.
+        CorruptArtifactError: the teacher's checkpoint does not verify.
+    """
+    runtime.start(job.parallel, job.seed)
+    loaded = load(job.initial, job.parallel)
+    if job.top_k > loaded.model.vocab_size:
+        raise ConfigError(f"top_k={job.top_k} is more than the vocabulary's {loaded.model.vocab_size}. Lower it.")
+    training = TrainJob(
+        output=job.output, initial=job.initial, steps=job.steps, batch=job.batch, data=job.data, seed=job.seed
+    )
+    text = build_objective(training, job.initial / "tokenizer")
+    samples = list(_samples(text, job))
+    ranks, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
+    size = job.batch.micro_batch_size
+    batches = [samples[start : start + size] for start in range(0, len(samples), size)]
+    folder = job.output / "teacher"
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens, logprobs, digests = [], [], []
+    with Report(
+        job.output, kind="teach", steps=len(samples), parameters=models.parameter_count(loaded.model)
+    ) as report:
+        for place in range(
+            rank, -(-len(batches) // ranks) * ranks, ranks
+        ):  # every rank as many: its experts may serve others
+            batch = collate(text, batches[min(place, len(batches) - 1)])
+            found = _asked(loaded.chunks[0], batch, job)
+            tokens.append(found[0])
+            logprobs.append(found[1])
+            digests += [digest(row) for row in batch["tokens"].cpu().numpy()]
+            report.step(min(len(samples), (place + 1) * size))
+        _write(folder, job, rank, tokens, logprobs, digests)
+        report.complete("teacher", {"samples": float(len(samples)), "top_k": float(job.top_k)})
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def _asked(model: torch.nn.Module, batch: Mapping[str, torch.Tensor], job: TeachJob) -> tuple[np.ndarray, np.ndarray]:
+    """The likeliest tokens and their log-probabilities [b, s, k]."""
+    logits = model(batch["tokens"], batch["position_ids"], batch.get("attention_mask"))
+    group = parallel_state.get_tensor_model_parallel_group()
+    logprobs, tokens = vocabulary_topk(logits / job.temperature, job.top_k, group)
+    return tokens.int().cpu().numpy(), logprobs.cpu().numpy()
+
+
+def _samples(text: Objective, job: TeachJob) -> Iterator[Mapping[str, np.ndarray]]:
+    """Those that the training reads, each once, then the held-out ones that it may look at."""
+    seen: set[str] = set()
+    for index in range(job.steps * job.batch.global_batch_size):
+        sample = text.sample(index)
+        name = digest(sample["tokens"])
+        if name not in seen:
+            seen.add(name)
+            yield sample
+    for index in range(job.evaluate_batches * job.batch.global_batch_size):
+        heldout = text.heldout(index)
+        if heldout is None:
+            return
+        yield heldout
+
+
+def _write(
+    folder: Path, job: TeachJob, rank: int, tokens: list[np.ndarray], logprobs: list[np.ndarray], digests: list[str]
+) -> None:
+    ranks: list[tuple[int, list[str]]] = [(0, [])] * dist.get_world_size()
+    dist.all_gather_object(ranks, (rank, digests))
+    if parallel_state.get_tensor_model_parallel_rank() == 0:
+        np.save(folder / f"tokens-{rank}.npy", np.concatenate(tokens))
+        np.save(folder / f"logprobs-{rank}.npy", np.concatenate(logprobs))
+    if runtime.rank() == 0:
+        places = {name: [part, row] for part, names in ranks for row, name in enumerate(names)}
+        index = {"temperature": job.temperature, "k": job.top_k, "samples": places}
+        (folder / "index.json").write_text(json.dumps(index))
+    dist.barrier()
