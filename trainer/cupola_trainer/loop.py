@@ -142,6 +142,7 @@ class Run:
             steps=self.job.steps,
             world_size=dist.get_world_size(),
             parameters=models.parameter_count(self.model),
+            **({"dropped": dict(self.objective.drops)} if self.objective.drops else {}),
         )
         if self.progress.step == 0 and not self.job.dry:
             self.evaluate()
@@ -259,6 +260,7 @@ class Run:
             tokens = self.progress.consumed_samples * self.job.batch.sequence_length
             metrics: dict[str, float] = {"parameters": models.parameter_count(self.model), "tokens_seen": tokens}
             metrics |= train_results(self.job.output / "metrics.jsonl")
+            metrics |= {f"dropped_{reason}": float(count) for reason, count in self.objective.drops.items()}
             write_result(self.job.output, {"folder": str(folder), "metrics": metrics})
 
 

@@ -117,6 +117,8 @@ def test_a_reward_model_learns_to_rank_and_then_scores(
     )
     assert loop.train(job, lambda: False)
     runtime.stop()
+    metrics = json.loads((job.output / "result.json").read_text())["metrics"]
+    assert (metrics["dropped_equal_answers"], metrics["dropped_wrong_order"]) == (1, 1)
     [first, *_, last] = [line for line in read_metrics(job.output / "metrics.jsonl") if line["event"] == "evaluate"]
     assert last["heldout_loss"] < first["heldout_loss"] - 0.3
     assert last["heldout_accuracy"] == 1.0

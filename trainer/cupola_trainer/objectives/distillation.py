@@ -27,7 +27,7 @@ class DistillationObjective(Objective):
     reads = "logits"
 
     def __init__(self, data: DistillationData, text: Objective) -> None:
-        self.data, self.text = data, text
+        self.data, self.text, self.drops = data, text, text.drops
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
         return self.text.sample(index)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -25,6 +26,9 @@ class Objective(ABC):
     "values": [b, s], what a scalar head says after each token, in fp32. The model's head must be "scalar".
     "logits": [b, s, v / tp], this tensor-parallel rank's part of the vocabulary, after soft-capping.
     """
+
+    drops: Mapping[str, int] = MappingProxyType({})
+    """Training rows that cannot be learnt from, by reason."""
 
     @abstractmethod
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
