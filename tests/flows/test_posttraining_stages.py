@@ -83,6 +83,10 @@ def test_the_stages_of_post_training_follow_each_other(cupola: Any, recipe: Path
     assert refused.returncode == 2
     assert "of kind reward_model, not a checkpoint" in refused.stderr
 
+    rows = cupola.json("checkpoint", "score", ids["reward"], "--file", str(tmp_path / "chats.jsonl"))
+    assert len(rows) == 60
+    assert [row["reward"] for row in rows] == sorted((row["reward"] for row in rows), reverse=True)
+
     again = cupola("run", str(recipe), "--set", "stages.dpo.beta=0.5", "--only", "dpo", timeout=300)
     assert again.returncode == 0, again.stderr
     assert [row["stage"] for row in cupola.json("artifacts")].count("dpo") == 2

@@ -1,6 +1,7 @@
 """What a layout cannot do, said before anything starts. Imports no torch."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer.config import BatchConfig, LengthSchedule, ModelConfig, ParallelConfig
@@ -48,6 +49,11 @@ def validate_layout(
             f"recompute=full with pp={parallel.pp} and experts: a balancing loss that is computed again would be weighed "
             f"by another micro-batch's count. Use recompute=selective, or pp=1."
         )
+
+
+def of_its_own(model: ModelConfig, parallel: ParallelConfig) -> ParallelConfig:
+    """The layout of a model that stands beside another one: a dense one has no experts to lay out."""
+    return parallel if model.moe else replace(parallel, ep=1, etp=None)
 
 
 def _check_ranks(parallel: ParallelConfig, ranks: int | None) -> None:

@@ -1,5 +1,6 @@
 """Conversations in, rewards out: what a reward model says at the end of each answer."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, models, passes, runtime
 from cupola_trainer.config import ParallelConfig
 from cupola_trainer.data.chat import encode_answer, encode_prompt
-from cupola_trainer.layout import validate_layout
+from cupola_trainer.data.files import RowFiles, read_conversations
+from cupola_trainer.layout import of_its_own, validate_layout
 
 
 class RewardModel:
@@ -32,8 +34,9 @@ class RewardModel:
             raise ConfigError(f"{folder} is a language model: it gives no rewards. Name what a stage `reward` gave.")
         if not (folder / "tokenizer").is_dir():
             raise ConfigError(f"{folder} has no tokenizer: conversations cannot be read. Import it again with one.")
-        validate_layout(self.model, parallel)
-        self.chunks = models.build(self.model, parallel, seed=None)
+        layout = of_its_own(self.model, parallel)
+        validate_layout(self.model, layout)
+        self.chunks = models.build(self.model, layout, seed=None)
         checkpoint.load_weights(folder, self.chunks)
         for chunk in self.chunks:
             chunk.eval()
@@ -71,9 +74,9 @@ class RewardModel:
         rounds = -(-len(batches) // ranks)  # every rank as many: its experts may serve another's
         for place in range(rank, rounds * ranks, ranks):
             mine = batches[place] if place < len(batches) else batches[0]
-            found = self._ends([rows[number] for number in mine])
+            ends = self._ends([rows[number] for number in mine])
             if place < len(batches):
-                rewards[mine] = found
+                rewards[mine] = ends
         dist.all_reduce(rewards, group=parallel_state.get_data_parallel_group())
         found: list[float] = rewards.tolist()
         return found
@@ -89,3 +92,27 @@ class RewardModel:
         batch = {"tokens": tokens, "labels": tokens, "loss_mask": torch.ones(tokens.shape), "position_ids": positions}
         values = passes.values(self.chunks, batch)
         return values[torch.arange(len(rows)), (lengths - 1).to(values.device)]
+
+
+def score_file(folder: Path, file: Path) -> list[dict[str, Any]]:
+    """{"id", "reward", "answer"} of each conversation of a file, best first, in one process.
+
+    Raises:
+        SourceError: the file cannot be read.
+        ConfigError: it holds no usable conversation; counts why.
+    """
+    drops: Counter[str] = Counter()
+    rows = list(read_conversations(RowFiles(path=str(file)), drops))
+    if not rows:
+        raise ConfigError(f"{file} holds no conversation that can be scored; dropped: {dict(drops)}.")
+    runtime.start(ParallelConfig(), seed=0)
+    try:
+        judge = RewardModel(folder, ParallelConfig())
+        rewards = judge.score([row["messages"][:-1] for row in rows], [row["messages"][-1]["content"] for row in rows])
+    finally:
+        runtime.stop()
+    found = [
+        {"id": row["id"], "reward": reward, "answer": row["messages"][-1]["content"]}
+        for row, reward in zip(rows, rewards, strict=True)
+    ]
+    return sorted(found, key=lambda row: -row["reward"])

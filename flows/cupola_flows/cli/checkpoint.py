@@ -1,5 +1,6 @@
-"""`cupola checkpoint`: verify, export, import, generate. `making` has what makes new ones out of others."""
+"""`cupola checkpoint`: verify, export, import, generate, score. `making` has what makes new ones out of others."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from cupola_platform.artifacts import Artifact, verify
 from cupola_platform.errors import BY_NAME, ConfigError, CupolaError, StageFailedError
 
 app = typer.Typer(
-    help="Checkpoints: verify, export to and import from Hugging Face's format, generate, merge, prune.",
+    help="Checkpoints: verify, export to and import from Hugging Face's format, generate, score, merge, prune.",
     no_args_is_help=True,
 )
 
@@ -67,7 +68,9 @@ def import_command(
     with TemporaryDirectory(dir=ws.folder("work")) as scratch:
         folder = Path(scratch) / "checkpoint"
         _convert("import", "--from", str(source), "--to", str(folder))
-        artifact = ws.publish(folder, kind="checkpoint", stage="import", config={"source": source.name})
+        scalar = json.loads((folder / "model.json").read_text()).get("head") == "scalar"
+        kind = "reward_model" if scalar else "checkpoint"
+        artifact = ws.publish(folder, kind=kind, stage="import", config={"source": source.name})
     if alias:
         ws.registry.set_alias(alias, artifact.digest, f"Imported from {source.name}.")
     print(f"Imported {artifact.id}. Use it in a recipe as artifact:{alias or artifact.id}.")
@@ -86,6 +89,25 @@ def generate_command(
     artifact = resolve_checkpoint(reference, workspace)
     arguments = ["--max-new-tokens", str(max_new_tokens), "--temperature", str(temperature), "--seed", str(seed)]
     print(_convert("generate", "--checkpoint", str(artifact.path), "--prompt", prompt, *arguments), end="")
+
+
+@app.command("score", epilog="Example: cupola checkpoint score my-reward --file chats.jsonl --json")
+def score_command(
+    reference: Reference,
+    file: Annotated[
+        Path, typer.Option(metavar="FILE", help="Conversations, as JSON lines; the last answer is scored.")
+    ],
+    json_: Annotated[bool, typer.Option("--json", help="Rows of JSON.")] = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Say what a reward model gives each conversation's last answer, best first."""
+    artifact = resolve_checkpoint(reference, workspace, kinds=["reward_model"])
+    rows = json.loads(_convert("score", "--checkpoint", str(artifact.path), "--file", str(file)))
+    if json_:
+        print(json.dumps(rows, ensure_ascii=False))
+        return
+    for row in rows:
+        print(f"{row['reward']:10.4f}  {row['id']}  {row['answer'].splitlines()[0][:80]}")
 
 
 def check_empty(to: Path) -> None:

