@@ -34,7 +34,7 @@ STAGES = """
     steps: 3
   distillation:
     teacher: sft
-    model: {{hidden_size: 16, num_layers: 1, num_attention_heads: 2, num_query_groups: 1, ffn_hidden_size: 32,
+    model: {{hidden_size: 16, num_layers: 1, num_attention_heads: 2, num_query_groups: 2, ffn_hidden_size: 32,
             max_position_embeddings: 128}}
     conversations: conversations
     layout: {{tp: 2}}

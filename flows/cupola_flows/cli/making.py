@@ -86,7 +86,7 @@ def adapter_command(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Fold an adapter into the checkpoint that it was trained on."""
-    adapter = resolve_checkpoint(reference, workspace, kind="adapter")
+    adapter = resolve_checkpoint(reference, workspace, kinds=["adapter"])
     described = json.loads((adapter.path / "training.json").read_bytes())["adapter"]
     parent = resolve_checkpoint(base or described["base"], workspace)
 

@@ -60,6 +60,7 @@ def write(folder: Path, made: list[dict[str, Any]]) -> Path:
 
 
 def ours(start: Path, output: Path, data: TrainingData) -> list[float]:
+    output.mkdir()
     job = TrainJob(
         output=output,
         seed=SEED,
