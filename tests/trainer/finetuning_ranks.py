@@ -15,7 +15,7 @@ from cupola_trainer import checkpoint, models, optim, passes, runtime
 from cupola_trainer.config import BatchConfig, LoraConfig, OnlineMergingConfig, OptimizerConfig, ParallelConfig
 from cupola_trainer.data.batches import training_batches
 from cupola_trainer.lora import attaching
-from cupola_trainer.objectives import Batch, Forward
+from cupola_trainer.objectives import Batch, Objective
 
 STEPS = 3
 BATCH = BatchConfig(sequence_length=32, micro_batch_size=2, global_batch_size=4)
@@ -41,7 +41,7 @@ METHODS: dict[str, Callable[[Path], OnlineMergingConfig | LoraConfig]] = {
 MODELS = {"dense": ("two", "base"), "moe": ("tuned_mixture", "mixture")}
 
 
-class Words:
+class Words(Objective):
     """Random tokens, all of which count."""
 
     name = "words"
@@ -61,15 +61,8 @@ class Words:
             "position_ids": torch.arange(BATCH.sequence_length).expand(len(samples), -1).contiguous(),
         }
 
-    def loss(self, losses: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        return (losses.float() * batch["loss_mask"]).sum(), batch["loss_mask"].sum(), {}
-
-    def prepare(self, forward: Forward) -> None: ...
-
-    def state(self) -> dict[str, np.ndarray]:
-        return {}
-
-    def restore(self, state: Mapping[str, np.ndarray]) -> None: ...
+    def loss(self, output: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        return (output.float() * batch["loss_mask"]).sum(), self.count(batch), {}
 
 
 def trajectory(
