@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STAGES = """
   conversations:
     files: [{{path: {folder}/chats.jsonl}}]
@@ -57,7 +57,7 @@ def test_the_stages_of_post_training_follow_each_other(cupola: Any, recipe: Path
     for name, rows in (("chats", [*chats, {"prompt": "Is it?"}]), ("pairs", [*pairs, pairs[0] | {"rejected": "yes"}])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe.write_text(recipe.read_text() + STAGES.format(folder=tmp_path))
-    done = cupola("run", str(recipe), timeout=500)
+    done = cupola("run", str(recipe), timeout=700)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
     kinds = {row["stage"]: row["kind"] for row in cupola.json("artifacts")}
@@ -81,7 +81,7 @@ def test_the_stages_of_post_training_follow_each_other(cupola: Any, recipe: Path
     assert json.loads((exported / "config.json").read_text())["architectures"] == ["Qwen2ForSequenceClassification"]
     refused = cupola("checkpoint", "generate", ids["reward"], "--prompt", "x")
     assert refused.returncode == 2
-    assert "of kind reward_model, not a checkpoint" in refused.stderr
+    assert "of kind reward_model, not checkpoint" in refused.stderr
 
     rows = cupola.json("checkpoint", "score", ids["reward"], "--file", str(tmp_path / "chats.jsonl"))
     assert len(rows) == 60

@@ -24,6 +24,7 @@ from cupola_trainer.config import (
 from cupola_trainer.conversion.exporting import export
 from cupola_trainer.data.order import order
 from cupola_trainer.metrics import read_metrics
+from cupola_trainer.objectives.sft import pack
 
 pytestmark = pytest.mark.slow
 STEPS, BATCH, LR, SEED = 20, 4, 2e-3, 5
@@ -100,13 +101,18 @@ def in_our_order(made: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [made[order(index, len(made), SEED)] for index in range(STEPS * BATCH)]
 
 
+def shuffled(made: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As SFT's packing orders conversations, also where each has a row to itself."""
+    return [made[place] for [place] in pack([1] * len(made), 0, SEED)]
+
+
 def test_sft_follows_trls_sft_trainer(start: Path, tmp_path: Path) -> None:
     made = [
         {**row, "messages": [*row["messages"], {"role": "assistant", "content": row["chosen"]}]}
         for row in map(rows, range(24))
     ]
     found = ours(start, tmp_path / "ours", SftData(conversations=write(tmp_path / "data", made), pack=False))
-    dataset = Dataset.from_list([{"messages": row["messages"]} for row in in_our_order(made)])
+    dataset = Dataset.from_list([{"messages": row["messages"]} for row in in_our_order(shuffled(made))])
     model, tokenizer = theirs(start)
     config = SFTConfig(**settings(tmp_path / "theirs"), max_length=64, assistant_only_loss=True, packing=False)
     expected = losses(SFTTrainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer))
