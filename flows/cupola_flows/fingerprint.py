@@ -20,6 +20,7 @@ TRAINING = (
     "cupola_trainer.optim",
     "cupola_trainer.lora",
 )
+REINFORCEMENT = (*TRAINING, "cupola_trainer.reinforcement", "cupola_trainer.rollout", "cupola_trainer.evaluation")
 ROLLOUT = (*MODELS, "cupola_trainer.rollout", "cupola_trainer.data", "cupola_trainer.evaluation")
 SOURCES: Mapping[str, Sequence[str]] = {
     "prepare": ("cupola_platform.corpus",),
@@ -36,6 +37,9 @@ SOURCES: Mapping[str, Sequence[str]] = {
     "distillation": TRAINING,
     "merge": (*MODELS, "cupola_trainer.merging", "cupola_trainer.conversion"),
     "prune": (*ROLLOUT, "cupola_trainer.pruning", "cupola_trainer.conversion"),
+    "grpo": REINFORCEMENT,
+    "ppo": REINFORCEMENT,
+    "online_dpo": REINFORCEMENT,
     "evaluate": (*ROLLOUT, "cupola_trainer.long_context"),
     "promote": ("cupola_flows.promote",),
 }

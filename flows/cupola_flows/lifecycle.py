@@ -25,9 +25,12 @@ from cupola_flows.stages import (
     DistillationStage,
     DpoStage,
     EvaluateStage,
+    GrpoStage,
     LongContextStage,
     MergeStage,
+    OnlineDpoStage,
     PairsStage,
+    PpoStage,
     PreferencesStage,
     PrepareStage,
     PretrainStage,
@@ -134,6 +137,24 @@ def prune_flow(name: str, stage: PruneStage, inputs: Inputs) -> Any:
     return _carry_out(name)
 
 
+@flow(name="grpo", flow_run_name="{name}")
+def grpo_flow(name: str, stage: GrpoStage, inputs: Inputs) -> Any:
+    """Group relative policy optimization."""
+    return _carry_out(name)
+
+
+@flow(name="ppo", flow_run_name="{name}")
+def ppo_flow(name: str, stage: PpoStage, inputs: Inputs) -> Any:
+    """Proximal policy optimization."""
+    return _carry_out(name)
+
+
+@flow(name="online_dpo", flow_run_name="{name}")
+def online_dpo_flow(name: str, stage: OnlineDpoStage, inputs: Inputs) -> Any:
+    """DPO on the latest answers."""
+    return _carry_out(name)
+
+
 @flow(name="evaluate", flow_run_name="{name}")
 def evaluate_flow(name: str, stage: EvaluateStage, inputs: Inputs) -> Any:
     """Held-out text, tasks and generations."""
@@ -161,6 +182,9 @@ STAGE_FLOWS: Mapping[str, Callable[..., Any]] = {
     "distillation": distillation_flow,
     "merge": merge_flow,
     "prune": prune_flow,
+    "grpo": grpo_flow,
+    "ppo": ppo_flow,
+    "online_dpo": online_dpo_flow,
     "evaluate": evaluate_flow,
     "promote": promote_flow,
 }

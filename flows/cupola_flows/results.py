@@ -57,7 +57,7 @@ def summarize(kind: str, metrics: dict[str, float]) -> str:
                 f"{metrics['bytes_kept'] / 1e6:.1f} of {metrics['bytes_read'] / 1e6:.1f} MB, "
                 f"{metrics['train_tokens']:,.0f} tokens"
             )
-        case "pretrain" | "long_context" | "sft" | "dpo" | "reward" | "distillation":
+        case "pretrain" | "long_context" | "sft" | "dpo" | "reward" | "distillation" | "grpo" | "ppo" | "online_dpo":
             return _training(metrics)
         case "evaluate":
             return f"unigram {metrics['unigram_bits_per_byte']:.3f} bits per byte"
@@ -69,7 +69,7 @@ def summarize(kind: str, metrics: dict[str, float]) -> str:
 
 def _training(metrics: dict[str, float]) -> str:
     parts = []
-    for name in ("loss", "margin", "accuracy", "ece"):
+    for name in ("loss", "margin", "accuracy", "ece", "reward"):
         before, after = metrics.get(f"initial_heldout_{name}"), metrics.get(f"final_heldout_{name}")
         if after is not None:
             parts.append(f"held-out {name} " + (f"{before:.3f} -> " if before is not None else "") + f"{after:.3f}")

@@ -17,6 +17,7 @@ from cupola_flows.posttrain import conversations, distillation, dpo, pairs, pref
 from cupola_flows.prepare import prepare
 from cupola_flows.pretrain import pretrain
 from cupola_flows.promote import promote
+from cupola_flows.reinforce import grpo, online_dpo, ppo
 from cupola_flows.schema import ARTIFACT, Recipe
 from cupola_flows.synthesis import synthesize
 from cupola_flows.upcycle import upcycle
@@ -41,6 +42,9 @@ FUNCTIONS: dict[str, Callable[..., Artifact]] = {
     "distillation": distillation,
     "merge": merge,
     "prune": prune,
+    "grpo": grpo,
+    "ppo": ppo,
+    "online_dpo": online_dpo,
     "evaluate": evaluate,
     "promote": promote,
 }

@@ -16,6 +16,7 @@ from cupola_flows.stages import (
     TrainStage,
     UpcycleStage,
 )
+from cupola_flows.stages.reinforcing import ReinforcementStage
 from cupola_platform.corpus.checking import check_config
 from cupola_platform.errors import ConfigError, CupolaError
 from cupola_platform.launch import LocalLauncher
@@ -75,6 +76,8 @@ def _check_stage(recipe: Recipe, name: str, stage: AnyStage, launcher: LocalLaun
     lora = stage.lora if isinstance(stage, TrainStage) else None
     if batch:
         batch.num_microbatches(layout.dp)
+    if isinstance(stage, ReinforcementStage):
+        stage.rollout.check(stage.batch, pairs=stage.kind == "online_dpo")
     for source in recipe.inputs(name)["checkpoints"] if isinstance(stage, EvaluateStage) else (name,):
         model = None if source.startswith(ARTIFACT) else model_of(recipe, source)
         if model is not None and lora:

@@ -14,16 +14,13 @@ from cupola_trainer.config import ModelConfig, TrainJob
 
 def data_identity(job: TrainJob) -> dict[str, Any]:
     """All that decides which tokens the job reads in which order; plain JSON, without paths."""
-    settings = {field.name: getattr(job.data, field.name) for field in dataclasses.fields(job.data)}
-    folders = {name: value for name, value in settings.items() if isinstance(value, Path)}
-    settings = {name: value for name, value in settings.items() if name not in folders}
-    content = {name: _content(folder) for name, folder in folders.items()}
+    settings = {field.name: _without_paths(getattr(job.data, field.name)) for field in dataclasses.fields(job.data)}
     order = {
         "seed": job.seed,
         "sequence_length": job.batch.sequence_length,
         "samples": job.steps * job.batch.global_batch_size,
     }
-    return json.loads(json.dumps(settings | content | order, default=dataclasses.asdict))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(settings | order))  # type: ignore[no-any-return]
 
 
 def check_resumable(checkpoints: Path, model: ModelConfig, data: dict[str, Any]) -> None:
@@ -96,6 +93,17 @@ def same_tokenizer(one: Path, other: Path) -> bool:
 def _words(path: Path) -> Any:
     content = json.loads(path.read_bytes())
     return content.get("model"), content.get("added_tokens")
+
+
+def _without_paths(value: Any) -> Any:
+    """A setting with the content of folders in the place of their paths."""
+    if isinstance(value, Path):
+        return _content(value)
+    if isinstance(value, tuple):
+        return [_without_paths(part) for part in value]
+    if dataclasses.is_dataclass(value):
+        return {field.name: _without_paths(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return value
 
 
 def _content(folder: Path) -> str:

@@ -93,8 +93,11 @@ def begin(job: TrainJob) -> "Run":
     trainee = optim.build(chunks, job.parallel, job.optimizer, job.steps)
     if job.optimizer.merging:
         optim.merge_online(trainee, job.optimizer.merging, job.initial, model, job.seed)
+    objective.attach(trainee, model)
     _prepare(objective, trainee, job.output / "reference.npz")
-    run = Run(job, model, tokenizer, objective, trainee, resume(job.output / "checkpoints", trainee), data)
+    progress = resume(job.output / "checkpoints", trainee)
+    objective.resume(progress)
+    run = Run(job, model, tokenizer, objective, trainee, progress, data)
     attaching.check_resumed(run.progress, run.adapter)
     return run
 
@@ -152,16 +155,19 @@ class Run:
         with self.times.part("save"):
             self.keeper.look()
         with self.profiler.step(self.progress.step + 1):
+            first = self.rollbacks.next_sample(self.progress.consumed_samples)
+            with self.watchdog.pause():
+                gathered = self.objective.gather(first)
             with self.times.part("data"):
-                first = self.rollbacks.next_sample(self.progress.consumed_samples)
                 samples = training_samples(self.job.batch, first)
                 batches = read_batches(self.objective, samples)
-            means = passes.train(self.trainee.chunks, self.objective, batches)
+            means = passes.train(self.trainee.chunks, self.objective, batches) | gathered
+            means |= self.objective.beside(batches)
             with self.times.part("save"):
                 self.keeper.before_update()
             self.trainee.scheduler.step(increment=1)
             with self.times.part("optimizer"):
-                grad_norm, moved = self.trainee.update()
+                grad_norm, moved = self.objective.update(self.trainee)
         self.progress = Progress(self.progress.step + 1, first + self.job.batch.global_batch_size)
         self.watchdog.step = self.progress.step
         fault = self._judge(means["loss"], moved)
@@ -200,6 +206,7 @@ class Run:
             self.rollbacks.done.append(rollback)
         with self.watchdog.pause():
             self.progress = resume(folder, self.trainee)
+            self.objective.resume(self.progress)
         if self.progress.step == 0:
             raise StageFailedError(f"At step {step} {fault}, and no earlier checkpoint is whole. Start a new job.")
         self.monitor = Monitor(self.job.faults, self.progress.extra.get("faults"))
@@ -222,9 +229,11 @@ class Run:
 
     def evaluate(self) -> None:
         """The mean held-out loss, and the objective's own means. Nothing where there are no held-out samples."""
-        if not self.heldout:
+        means = passes.evaluate(self.trainee.chunks, self.objective, self.heldout) if self.heldout else {}
+        with self.watchdog.pause():
+            means |= self.objective.measure()
+        if not means:
             return
-        means = passes.evaluate(self.trainee.chunks, self.objective, self.heldout)
         self.metrics.write(
             "evaluate", step=self.progress.step, **{f"heldout_{name}": mean for name, mean in means.items()}
         )
@@ -233,8 +242,11 @@ class Run:
     def save(self) -> None:
         """Begin to save; the checkpoint is whole some steps later."""
         with self.times.part("save"):
+            self.keeper.wait()
+            self.objective.save(self.progress)
             adapter = {"adapter": self.adapter} if self.adapter else {}
-            self.keeper.begin(self.progress, {"faults": self.monitor.state(), "data": self.data, **adapter})
+            state = {"faults": self.monitor.state(), "data": self.data, "objective_state": self.objective.running()}
+            self.keeper.begin(self.progress, state | adapter)
         self.log.restart_clock()
 
     def preempt(self) -> None:

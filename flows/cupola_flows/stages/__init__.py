@@ -3,8 +3,8 @@
 A field named in `takes` holds the name of another stage, or `artifact:ID` for what the registry already has. Left out,
 it means the nearest earlier stage that gives what is needed.
 
-base.py  pretraining.py  long_context.py  posttraining.py  making.py  deciding.py: a class a stage; here, how a recipe tells them
-apart.
+base.py  pretraining.py  long_context.py  posttraining.py  reinforcing.py  making.py  synthesis.py  deciding.py: a class a stage; here, how a
+recipe tells them apart.
 """
 
 from typing import Annotated
@@ -25,6 +25,7 @@ from cupola_flows.stages.posttraining import (
     SftStage,
 )
 from cupola_flows.stages.pretraining import PrepareStage, PretrainStage, UpcycleStage
+from cupola_flows.stages.reinforcing import GrpoStage, OnlineDpoStage, PpoStage
 from cupola_flows.stages.synthesis import SynthesizeStage
 
 __all__ = [
@@ -36,9 +37,12 @@ __all__ = [
     "DistillationStage",
     "DpoStage",
     "EvaluateStage",
+    "GrpoStage",
     "LongContextStage",
     "MergeStage",
+    "OnlineDpoStage",
     "PairsStage",
+    "PpoStage",
     "PreferencesStage",
     "PrepareStage",
     "PretrainStage",
@@ -68,6 +72,9 @@ AnyStage = Annotated[
     | DistillationStage
     | MergeStage
     | PruneStage
+    | GrpoStage
+    | PpoStage
+    | OnlineDpoStage
     | EvaluateStage
     | PromoteStage,
     Field(discriminator="kind"),
@@ -88,6 +95,9 @@ KINDS: tuple[str, ...] = (
     "distillation",
     "merge",
     "prune",
+    "grpo",
+    "ppo",
+    "online_dpo",
     "evaluate",
     "promote",
 )
@@ -101,6 +111,9 @@ NEVER_GUESSED: frozenset[tuple[str, str]] = frozenset(
         ("distillation", "parent"),
         ("distillation", "tokens"),
         ("distillation", "conversations"),
+        *((kind, "reward_model") for kind in ("grpo", "ppo", "online_dpo")),
+        ("ppo", "value_model"),
+        ("ppo", "pretraining"),
     }
 )
 """Inputs that are absent when a recipe does not name them."""

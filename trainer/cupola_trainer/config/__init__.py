@@ -8,6 +8,7 @@ data.py       one class an objective
 lengths.py    long context: positions and lengths
 lora.py       low-rank adapters
 making.py     jobs that make a checkpoint out of others
+reinforcement.py  those that learn from their own answers: questions, sampling, rewards
 jobs.py       the jobs
 """
 
@@ -44,6 +45,17 @@ from cupola_trainer.config.making import (
     PruneTarget,
     check_merge,
 )
+from cupola_trainer.config.reinforcement import (
+    CodeReward,
+    GrpoData,
+    ModelReward,
+    OnlineDpoData,
+    PpoData,
+    PythonReward,
+    Reward,
+    RolloutConfig,
+    TaskReward,
+)
 from cupola_trainer.config.training import (
     BatchConfig,
     CheckpointConfig,
@@ -60,10 +72,12 @@ __all__ = [
     "AnyJob",
     "BatchConfig",
     "CheckpointConfig",
+    "CodeReward",
     "DistillationData",
     "DpoData",
     "EvaluateJob",
     "FaultConfig",
+    "GrpoData",
     "Job",
     "LengthPhase",
     "LengthSchedule",
@@ -74,17 +88,24 @@ __all__ = [
     "MergeMethod",
     "MoEConfig",
     "ModelConfig",
+    "ModelReward",
     "NextTokenData",
+    "OnlineDpoData",
     "OnlineMergingConfig",
     "OptimizerConfig",
     "ParallelConfig",
     "PositionChange",
+    "PpoData",
     "PruneJob",
     "PruneTarget",
+    "PythonReward",
     "ReferenceJob",
+    "Reward",
     "RewardData",
+    "RolloutConfig",
     "SampleJob",
     "SftData",
+    "TaskReward",
     "TeachJob",
     "TrainJob",
     "TrainingData",

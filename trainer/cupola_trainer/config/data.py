@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from cupola_trainer.architecture import STRICT
 from cupola_trainer.config.lengths import LengthSchedule
+from cupola_trainer.config.reinforcement import GrpoData, OnlineDpoData, PpoData
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -145,7 +146,8 @@ class DistillationData:
 
 
 TrainingData = Annotated[
-    NextTokenData | SftData | DpoData | RewardData | DistillationData, Field(discriminator="objective")
+    NextTokenData | SftData | DpoData | RewardData | DistillationData | GrpoData | PpoData | OnlineDpoData,
+    Field(discriminator="objective"),
 ]
 
 SCALAR: frozenset[str] = frozenset({"reward"})

@@ -13,7 +13,13 @@ from cupola_trainer.config import BatchConfig
 from cupola_trainer.models.attention import zigzag
 from cupola_trainer.objectives import Batch, Objective
 
-PER_TOKEN = ("tokens", "labels", "loss_mask", "position_ids", "teacher_tokens", "teacher_logprobs")
+PER_TOKEN = frozenset(
+    {
+        "tokens", "labels", "loss_mask", "position_ids", "row_starts", "shares", "weights", "advantages", "old_logps", "ref_logps",
+        "old_values", "returns", "pretraining", "teacher_tokens", "teacher_logprobs",
+    }
+)  # fmt: skip
+"""A batch's tensors [b, s] of which each context-parallel rank has its own tokens' part."""
 
 
 def training_samples(config: BatchConfig, first: int) -> list[range]:

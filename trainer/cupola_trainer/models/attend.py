@@ -81,6 +81,11 @@ class Attend:
             return self._softcapped(query, key, value, visible)
         if visible is None and self._short(query, key):
             return causal_attention(query, key, value, self.scale)
+        if query.size(2) == 1 and query.size(1) != key.size(1):
+            # a group's heads as so many queries of one head: no copy of the keys for each of them
+            grouped = query.reshape(query.size(0), key.size(1), -1, query.size(3))
+            out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=visible, scale=self.scale)
+            return out.reshape(query.shape)
         return F.scaled_dot_product_attention(
             query,
             key,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer.config import DistillationData, ModelConfig, NextTokenData, RewardData, SftData, TrainJob
+from cupola_trainer.config.reinforcement import ReinforcementData
 from cupola_trainer.identity import check_tokenizer
 from cupola_trainer.objectives.distillation_losses import distillation_loss, topk_distillation_loss
 from cupola_trainer.objectives.objective import Batch, Forward, Objective, Reads
@@ -66,6 +67,10 @@ def build_objective(job: TrainJob, tokenizer: Path | None, model: ModelConfig | 
         from cupola_trainer.objectives.reward import RewardObjective
 
         return RewardObjective(data, tokenizer=loaded, sequence_length=length, seed=job.seed)
+    if isinstance(data, ReinforcementData):
+        from cupola_trainer.reinforcement import build
+
+        return build(job, loaded, tokenizer)
     from cupola_trainer.objectives.dpo import DpoObjective
 
     pairs = job.batch.micro_batch_size

@@ -3,10 +3,16 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor
+
+from cupola_trainer.architecture import ModelConfig
+
+if TYPE_CHECKING:
+    from cupola_trainer.checkpoint import Progress
+    from cupola_trainer.optim import Trainee
 
 Batch = dict[str, Tensor]
 Forward = Callable[[Batch], Tensor]
@@ -72,3 +78,34 @@ class Objective(ABC):
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:  # noqa: B027
         """Take `state` back in place of `prepare`."""
+
+    # of objectives whose samples are the model's own answers
+
+    def attach(self, trainee: "Trainee", model: ModelConfig) -> None:  # noqa: B027
+        """Called once a start with the model in training, before `prepare` or `restore`."""
+
+    def resume(self, progress: "Progress") -> None:  # noqa: B027
+        """The job is at `progress`: at a start, from step 0 or a checkpoint, and after a rollback. Every rank calls it."""
+
+    def gather(self, sample: int) -> dict[str, float]:
+        """Make what the step that begins with this sample reads, unless it is there. Returns what to report of it."""
+        return {}
+
+    def beside(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """Train what is trained beside the model, on the step's micro-batches. Returns what to report."""
+        return {}
+
+    def update(self, trainee: "Trainee") -> tuple[float, bool]:
+        """Let the model take its step: `Trainee.update`."""
+        return trainee.update()
+
+    def save(self, progress: "Progress") -> None:  # noqa: B027
+        """A checkpoint of this moment is about to be written: keep what goes with it. Every rank calls it."""
+
+    def running(self) -> dict[str, Any]:
+        """What a checkpoint's training.json keeps for `resume`, as "objective_state"; plain JSON."""
+        return {}
+
+    def measure(self) -> dict[str, float]:
+        """Means to report as held-out ones, besides those of held-out samples."""
+        return {}

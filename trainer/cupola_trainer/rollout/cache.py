@@ -25,11 +25,12 @@ class LayerCache:
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Add new columns ([s, b, groups, head_dim] each); all columns so far, [b, groups, length, head_dim] each."""
-        new = torch.stack([key, value]).permute(0, 2, 3, 1, 4)
+        key, value = key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3)
         if self.stored is None:
-            self.stored = new.new_empty(*new.shape[:3], self.capacity, new.size(4))
-        end = self.length + new.size(3)
-        self.stored[:, :, :, self.length : end] = new
+            self.stored = key.new_empty(2, *key.shape[:2], self.capacity, key.size(3))
+        end = self.length + key.size(2)
+        self.stored[0, :, :, self.length : end] = key
+        self.stored[1, :, :, self.length : end] = value
         self.length = end
         return self.stored[0, :, :, :end], self.stored[1, :, :, :end]
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cupola_platform.errors import ConfigError
@@ -64,11 +65,21 @@ def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
     return tokens.gather(1, _invert(kept, uniform)[:, None])[:, 0]
 
 
+BLOCK = 64
+"""Weights that inverting a distribution adds up at a time: sums are fast where running sums are not."""
+
+
 def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
-    """The first index whose cumulative weight exceeds `uniform` of the total: never one of weight 0."""
-    cumulative = weights.double().cumsum(dim=-1)
-    target = uniform.to(cumulative.device)[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=weights.size(-1) - 1)
+    """The first index whose cumulative weight exceeds `uniform` of the total: never one of weight 0. [b, v], [b] -> [b]"""
+    blocks = F.pad(weights, (0, -weights.size(1) % BLOCK)).unflatten(1, (-1, BLOCK))
+    ends = blocks.sum(dim=2, dtype=torch.float64).cumsum(dim=1)
+    target = uniform.to(ends.device)[:, None] * ends[:, -1:]
+    block = torch.searchsorted(ends, target, right=True).clamp_(max=ends.size(1) - 1)
+    before = torch.where(block > 0, ends.gather(1, (block - 1).clamp(min=0)), 0.0)
+    inside = blocks.gather(1, block[:, :, None].expand(-1, -1, BLOCK))[:, 0]
+    place = torch.searchsorted(inside.double().cumsum(dim=1), target - before, right=True)
+    last = BLOCK - 1 - (inside > 0).int().flip(1).argmax(dim=1, keepdim=True)  # rounding may point past it
+    return (block * BLOCK + torch.minimum(place, last))[:, 0]
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:

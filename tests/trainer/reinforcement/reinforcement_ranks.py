@@ -1,0 +1,147 @@
+"""Run by test_layouts.py under torchrun: the same jobs in many layouts, one after another, in the same processes.
+
+reinforcement_ranks.py MATERIAL OUTPUT.json     all layouts whose world size is the launcher's
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from cupola_trainer import checkpoint, models, runtime
+from cupola_trainer.config import (
+    BatchConfig,
+    GrpoData,
+    ModelConfig,
+    MoEConfig,
+    OnlineDpoData,
+    OptimizerConfig,
+    ParallelConfig,
+    PpoData,
+    PythonReward,
+    RolloutConfig,
+    TrainJob,
+)
+from cupola_trainer.loop import begin
+from cupola_trainer.rollout.batch import Completion
+from cupola_trainer.rollout.generation import generate
+from cupola_trainer.rollout.sampling import Sampling
+
+HERE = Path(__file__).parent
+STEPS = 2
+DENSE = ModelConfig(
+    vocab_size=512, hidden_size=32, num_layers=4, num_attention_heads=4, num_query_groups=2, ffn_hidden_size=64,
+    max_position_embeddings=64, init_std=0.1,
+)  # fmt: skip
+MOE = replace(DENSE, moe=MoEConfig(num_experts=4, expert_ffn_hidden_size=48, aux_loss_coeff=0.05))
+LAYOUTS = {
+    "grpo dense one process": ParallelConfig(),
+    "grpo dense tp2 sp": ParallelConfig(tp=2, sp=True),
+    "grpo dense pp2": ParallelConfig(pp=2),
+    "grpo dense cp2": ParallelConfig(cp=2),
+    "grpo dense dp2": ParallelConfig(dp=2),
+    "grpo dense tp2 sp cp2": ParallelConfig(tp=2, sp=True, cp=2),
+    "grpo dense pp2 vp2 dp2": ParallelConfig(pp=2, vp=2, dp=2),
+    "grpo moe one process": ParallelConfig(),
+    "grpo moe ep2": ParallelConfig(dp=2, ep=2),
+    "grpo moe tp2 sp pp2": ParallelConfig(tp=2, sp=True, pp=2),
+    "grpo moe cp2 dp2 ep2": ParallelConfig(cp=2, dp=2, ep=2),
+    "ppo dense one process": ParallelConfig(),
+    "ppo dense tp2 sp": ParallelConfig(tp=2, sp=True),
+    "ppo dense pp2 dp2": ParallelConfig(pp=2, dp=2),
+    "ppo dense cp2 tp2": ParallelConfig(cp=2, tp=2),
+    "ppo moe one process": ParallelConfig(),
+    "ppo moe ep2": ParallelConfig(dp=2, ep=2),
+    "online_dpo dense one process": ParallelConfig(),
+    "online_dpo dense pp2": ParallelConfig(pp=2),
+    "online_dpo dense cp2": ParallelConfig(cp=2),
+    "online_dpo dense tp2 sp dp2": ParallelConfig(tp=2, sp=True, dp=2),
+}
+
+
+class Recorded:
+    """An engine that says what was written down for it: random words, the same in every layout."""
+
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, *, seed: int) -> list[Completion]:
+        draws = np.random.default_rng(seed)
+        lengths = draws.integers(3, sampling.max_new_tokens + 1, len(prompts))
+        return [Completion(draws.integers(3, 400, n).tolist(), [0.0] * int(n), bool(n % 2)) for n in lengths]
+
+
+def job_of(kind: str, material: Path, policy: Path, parallel: ParallelConfig, output: Path) -> TrainJob:
+    pairs = kind == "online_dpo"
+    shared: dict[str, Any] = {
+        "conversations": material / "conversations",
+        "rollout": RolloutConfig(queries=8 if pairs else 4, group_size=2 if pairs else 4, epochs=2, max_new_tokens=12),
+        "rewards": (PythonReward(function="toy_rewards:spaces"),),
+    }
+    data: GrpoData | PpoData | OnlineDpoData = GrpoData(**shared, normalization="token")
+    if kind == "ppo":
+        data = PpoData(**shared, value_warmup_steps=1, value_optimizer=OptimizerConfig(lr=1e-3))
+    elif pairs:
+        data = OnlineDpoData(**shared)
+    return TrainJob(
+        output=output, initial=policy, steps=STEPS, seed=3, parallel=parallel, data=data, dry=True,
+        batch=BatchConfig(sequence_length=48, micro_batch_size=2, global_batch_size=8),
+        optimizer=OptimizerConfig(lr=3e-3, warmup_steps=1),
+    )  # fmt: skip
+
+
+def trajectory(kind: str, material: Path, policy: Path, parallel: ParallelConfig) -> dict[str, Any]:
+    """What the initial weights answer, and the numbers of each step on the recorded answers."""
+    folder = [tempfile.mkdtemp() if runtime.rank() == 0 else ""]
+    if dist.is_initialized():
+        dist.broadcast_object_list(folder, src=0)
+    under_way = begin(job_of(kind, material, policy, parallel, Path(folder[0])))
+    objective: Any = under_way.objective
+    prompts = [query.prompt for query in objective.queries[:6]]
+    sampling = Sampling(max_new_tokens=10, temperature=1.2, top_p=0.9)
+    answers = generate(under_way.trainee.chunks, objective.tokenizer, prompts, sampling, batch_size=4, seed=1)
+    objective.gatherer.engine = Recorded()
+    told: list[dict[str, Any]] = []
+    under_way.metrics.write = lambda event, **values: told.append(values) if event == "step" else None  # type: ignore[method-assign]
+    for _ in range(STEPS):
+        under_way.step()
+    return {
+        "tokens": [answer.tokens for answer in answers],
+        "logprobs": [sum(answer.logprobs) for answer in answers],
+        "steps": [{name: step[name] for name in NUMBERS if name in step} for step in told],
+    }
+
+
+NUMBERS = ("loss", "grad_norm", "kl", "policy_kl", "value_loss", "value_grad_norm", "margin", "reference_kl", "entropy")
+
+
+def policy(kind: str, folder: Path) -> Path:
+    """A checkpoint that the first call writes."""
+    model = {"dense": DENSE, "moe": MOE}[kind]
+    if not (folder / kind).exists():
+        runtime.start(ParallelConfig(), seed=0)
+        chunks = models.build(model, ParallelConfig(), seed=5)
+        checkpoint.save(
+            folder / kind, chunks, model=model, parallel=ParallelConfig(), step=1, consumed_samples=1, seed=1,
+            objective="sft", tokenizer=folder / "tokenizer",
+        )  # fmt: skip
+    return folder / kind
+
+
+def main(material: Path, output: Path) -> None:
+    sys.path.insert(0, str(HERE))
+    found = {}
+    for name, parallel in sorted(LAYOUTS.items(), key=lambda item: str(item[1])):  # equal ones share their groups
+        if parallel.world_size == runtime.world_size():
+            kind, model, *_ = name.split()
+            found[name] = trajectory(kind, material, policy(model, material), parallel)
+    if runtime.rank() == 0:
+        output.write_text(json.dumps(found))
+    runtime.stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,239 @@
+"""GRPO, PPO and online DPO as jobs: they learn, they count what they drop, and they go on after an interruption bit for bit."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cupola_platform.errors import ConfigError, CorruptArtifactError
+from cupola_trainer.checkpoint.storage import StoredState
+from cupola_trainer.config import (
+    BatchConfig,
+    CheckpointConfig,
+    GrpoData,
+    OnlineDpoData,
+    OptimizerConfig,
+    PpoData,
+    PythonReward,
+    RolloutConfig,
+    TrainJob,
+)
+from cupola_trainer.loop import begin, train
+from cupola_trainer.metrics import read_metrics
+
+SPACES = (PythonReward(function="toy_rewards:spaces"),)
+ROLLOUT = RolloutConfig(queries=4, group_size=8, epochs=2, max_new_tokens=8, heldout_queries=4)
+LEARNING: dict[str, Any] = {"batch": BatchConfig(sequence_length=32, micro_batch_size=16, global_batch_size=32)}
+"""Two steps a rollout."""
+JobOf = Callable[..., TrainJob]
+
+
+def grpo(material: Path, **changes: Any) -> GrpoData:
+    settings: dict[str, Any] = {"rollout": ROLLOUT, "rewards": SPACES, "kl_coef": 0.02}
+    return GrpoData(conversations=material / "conversations", **(settings | changes))
+
+
+def ppo(material: Path, **changes: Any) -> PpoData:
+    settings: dict[str, Any] = {
+        "rollout": ROLLOUT, "rewards": SPACES, "value_warmup_steps": 2, "value_optimizer": OptimizerConfig(lr=2e-3),
+    }  # fmt: skip
+    return PpoData(conversations=material / "conversations", **(settings | changes))
+
+
+def online_dpo(material: Path, **changes: Any) -> OnlineDpoData:
+    rollout = RolloutConfig(queries=8, group_size=4, max_new_tokens=8, heldout_queries=4)
+    return OnlineDpoData(conversations=material / "conversations", rollout=rollout, rewards=SPACES, **changes)
+
+
+def run(job: TrainJob) -> list[dict[str, Any]]:
+    """Train to the end; the events."""
+    job.output.mkdir(exist_ok=True)
+    assert train(job, lambda: False)
+    return read_metrics(job.output / "metrics.jsonl")
+
+
+def steps(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [event for event in events if event["event"] == "step"]
+
+
+def rewards(events: list[dict[str, Any]], count: int) -> tuple[float, float]:
+    """Mean rewards of the first and of the last steps."""
+    found = [line["reward"] for line in steps(events)]
+    return sum(found[:count]) / count, sum(found[-count:]) / count
+
+
+def test_grpo_raises_the_reward(job: JobOf, material: Path) -> None:
+    events = run(job("grpo", grpo(material), steps=24, **LEARNING))
+    before, after = rewards(events, 4)
+    assert after > before + 0.1
+    lines = steps(events)
+    assert ["heldout_reward" in event for event in events if event["event"] == "evaluate"] == [True, True]
+    assert lines[0]["clip_fraction"] == 0  # the policy is the one that drew
+    assert lines[0]["policy_kl"] == pytest.approx(0, abs=1e-9)
+    assert max(line["clip_fraction"] for line in lines) > 0
+    assert lines[-1]["kl"] > lines[0]["kl"] >= 0
+    assert all(line["sampling_gap"] < 1e-4 for line in lines)
+    assert {"reward_std", "entropy", "length", "cut", "rollout_tokens_per_second", "tokens_per_second"} <= set(lines[0])
+    assert lines[0]["reward"] == lines[1]["reward"] != lines[2]["reward"]  # two steps a rollout
+
+
+def test_online_dpo_raises_the_reward_and_the_margin(job: JobOf, material: Path) -> None:
+    batch = BatchConfig(sequence_length=32, micro_batch_size=8, global_batch_size=8)
+    events = run(job("dpo", online_dpo(material), steps=16, batch=batch))
+    before, after = rewards(events, 3)
+    assert after > before + 0.03
+    assert steps(events)[0]["loss"] == pytest.approx(np.log(2), rel=1e-5)
+    assert steps(events)[-1]["margin"] > 0.05
+
+
+def test_ppo_learns_values_first_and_then_raises_the_reward(job: JobOf, material: Path, tokens_folder: Path) -> None:
+    events = run(
+        job(
+            "ppo",
+            ppo(material, kl_target=1.0, kl_horizon=500.0, pretraining=tokens_folder, pretraining_coef=0.05),
+            steps=24,
+            **LEARNING,
+        )
+    )
+    lines = steps(events)
+    assert [line["grad_norm"] for line in lines[:2]] == [0.0, 0.0]
+    assert lines[2]["grad_norm"] > 0
+    assert lines[1]["value_loss"] < lines[0]["value_loss"]  # the same answers again
+    assert lines[0]["pretraining_loss"] == pytest.approx(np.log(512), rel=0.2)
+    assert lines[-1]["pretraining_loss"] < lines[0]["pretraining_loss"]
+    assert lines[0]["kl_coef"] == 0.04
+    assert lines[2]["kl_coef"] != 0.04
+    before, after = rewards(events, 4)
+    assert after > before + 0.05
+
+
+def test_answers_without_a_number_are_counted_and_left_out(job: JobOf, material: Path) -> None:
+    data = grpo(material, rewards=(PythonReward(function="toy_rewards:moody"),))
+    under_way = begin(job("moody", data))
+    under_way.start()
+    under_way.step()
+    rollout = under_way.objective.current  # type: ignore[attr-defined]
+    missing = np.isnan(rollout.arrays["rewards"])
+    assert 0 < missing.sum() < len(rollout)
+    dropped = {name: count for name, count in rollout.metrics.items() if name.startswith("dropped_")}
+    assert dropped["dropped_reward_raised"] + dropped["dropped_reward_not_finite"] == missing.sum()
+    assert not rollout.arrays["learnt"][missing].any()
+    assert (rollout.arrays["advantages"][missing] == 0).all()
+
+
+def test_cut_answers_are_masked_where_that_is_asked(job: JobOf, material: Path) -> None:
+    rollout = RolloutConfig(queries=4, group_size=4, max_new_tokens=2, cut="mask")
+    under_way = begin(job("cut", grpo(material, rollout=rollout)))
+    under_way.start()
+    under_way.step()
+    found = under_way.objective.current  # type: ignore[attr-defined]
+    cut = ~found.finished
+    assert cut.sum() > 8
+    assert found.metrics["dropped_cut"] == cut.sum()
+    assert not found.arrays["learnt"][cut].any()
+
+
+def test_questions_whose_answers_differ_most_come_first(job: JobOf, material: Path) -> None:
+    rollout = RolloutConfig(queries=4, group_size=4, max_new_tokens=8, order="reward_variance")
+    ordered = job("ordered", grpo(material, rollout=rollout))
+    ordered.output.mkdir()
+    under_way = begin(ordered)
+    order = under_way.objective.order  # type: ignore[attr-defined]
+    ranked = [order.variances[order.place(index)] for index in range(order.size)]
+    assert ranked == sorted(ranked, reverse=True)
+    assert ranked[0] > ranked[-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"rollout": RolloutConfig(group_size=1)}, "group_size=1"),
+        ({"rollout": RolloutConfig(queries=3, group_size=3, max_new_tokens=8)}, r"9 answers, no multiple of global_batch_size=8"),
+        ({"rollout": RolloutConfig(max_new_tokens=32)}, "max_new_tokens=32 leaves no room"),
+        ({"rewards": (PythonReward(function="toy_rewards:nowhere"),)}, "toy_rewards:nowhere cannot be loaded"),
+        ({"rewards": SPACES + SPACES}, "spaces comes 2 times"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_in_one_line(
+    job: JobOf, material: Path, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        run(job("refused", grpo(material, **changes)))
+
+
+KINDS = {"grpo": grpo, "ppo": ppo, "online_dpo": online_dpo}
+
+
+def stored(job: TrainJob) -> dict[str, torch.Tensor]:
+    """Every weight and moment of the last checkpoint, the value model's too."""
+    found: dict[str, torch.Tensor] = {}
+    for folder in ("checkpoints", "value"):
+        for newest in sorted((job.output / folder).glob("step_*"))[-1:]:
+            state = StoredState(newest / "state")
+            found |= {f"{folder} {key}": state.read(key) for key in state.boxes}
+    return found
+
+
+def numbers(events: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    names = (
+        "step",
+        "loss",
+        "grad_norm",
+        "lr",
+        "consumed_samples",
+        "reward",
+        "kl_coef",
+        "value_loss",
+        "value_grad_norm",
+    )
+    return [tuple(line.get(name) for name in names) for line in steps(events)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "stop",
+    [pytest.param(3, id="within a rollout"), pytest.param(8, id="between rollouts", marks=pytest.mark.slow)],
+)
+def test_an_interrupted_job_goes_on_bit_for_bit(job: JobOf, material: Path, kind: str, stop: int) -> None:
+    data = KINDS[kind](material)
+    settings: dict[str, Any] = {"steps": 11, "checkpoint": CheckpointConfig(every=5)}
+    if kind == "online_dpo":
+        settings["batch"] = BatchConfig(sequence_length=32, micro_batch_size=1, global_batch_size=2)
+    twin, victim = (job(name, data, **settings) for name in ("twin", "victim"))
+    expected = run(twin)
+    victim.output.mkdir()
+    looks = iter([False] * stop + [True])
+    assert not train(victim, lambda: next(looks))
+    assert numbers(run(victim)) == numbers(expected)
+    ours, theirs = stored(victim), stored(twin)
+    assert ours.keys() == theirs.keys()
+    assert any(key.startswith("value ") for key in ours) == (kind == "ppo")
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_job_whose_rollout_is_gone_does_not_make_another(job: JobOf, material: Path) -> None:
+    victim = job("victim", grpo(material))
+    victim.output.mkdir()
+    looks = iter([False, False, True])
+    assert not train(victim, lambda: next(looks))
+    for path in (victim.output / "rollouts").iterdir():
+        path.unlink()
+    with pytest.raises(CorruptArtifactError, match=r"rollout_00000000\.npz cannot be read"):
+        train(victim, lambda: False)
+
+
+def test_a_value_model_without_its_optimizer_never_starts_afresh(job: JobOf, material: Path) -> None:
+    victim = job("victim", ppo(material))
+    victim.output.mkdir()
+    looks = iter([False, False, True])
+    assert not train(victim, lambda: next(looks))
+    [saved] = (victim.output / "value").glob("step_*")
+    training = json.loads((saved / "training.json").read_text())
+    assert training["optimizer"] is True
+    saved.rename(saved.with_name("elsewhere"))
+    with pytest.raises(CorruptArtifactError, match="step_00000002 is missing: the value model"):
+        train(victim, lambda: False)

@@ -1,0 +1,100 @@
+"""SIGKILL at random moments of a GRPO and of a PPO job: what comes after equals an uninterrupted twin's, bit for bit."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cupola_trainer.checkpoint.storage import StoredState
+from cupola_trainer.config import (
+    BatchConfig,
+    CheckpointConfig,
+    GrpoData,
+    OptimizerConfig,
+    PpoData,
+    PythonReward,
+    RolloutConfig,
+    TrainJob,
+    write_job,
+)
+from cupola_trainer.metrics import read_metrics
+
+STEPS = 40
+
+
+def start(job: TrainJob, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+    job.output.mkdir(parents=True, exist_ok=True)
+    write_job(job, job.output / "job.json")
+    with (job.output / "log").open("ab") as log:
+        command = [sys.executable, "-m", "cupola_trainer", str(job.output / "job.json")]
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+
+def kill(job: TrainJob, process: "subprocess.Popen[bytes]", delay: float) -> bool:
+    """End the process some time after its first line; false when it was complete before."""
+    metrics = job.output / "metrics.jsonl"
+    started_at = metrics.stat().st_ino if metrics.exists() else 0
+    while process.poll() is None:
+        if metrics.exists() and metrics.stat().st_ino != started_at:
+            time.sleep(delay)
+            process.kill()
+            return process.wait() != 0
+        time.sleep(0.002)
+    return False
+
+
+def tensors(output: Path, folder: str) -> dict[str, torch.Tensor]:
+    newest = max((output / folder).glob("step_*"))
+    state = StoredState(newest / "state")
+    return {key: state.read(key) for key in state.boxes}
+
+
+def numbers(output: Path) -> list[tuple[Any, ...]]:
+    names = ("step", "loss", "grad_norm", "reward", "kl_coef", "value_loss", "heldout_reward")
+    events = [line for line in read_metrics(output / "metrics.jsonl") if line["event"] in ("step", "evaluate")]
+    return [tuple(line.get(name) for name in names) for line in events]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("kind", ["grpo", "ppo"])
+def test_five_kills_leave_no_trace(
+    kind: str, material: Path, tmp_path: Path, launcher: Callable[[int], tuple[list[str], dict[str, str]]]
+) -> None:
+    shared: dict[str, Any] = {
+        "conversations": material / "conversations",
+        "rollout": RolloutConfig(queries=8, group_size=4, epochs=2, max_new_tokens=12),
+        "rewards": (PythonReward(function="toy_rewards:spaces"),),
+    }
+    data = GrpoData(**shared) if kind == "grpo" else PpoData(
+        **shared, value_warmup_steps=5, value_optimizer=OptimizerConfig(lr=1e-3), kl_target=1.0, kl_horizon=200.0
+    )  # fmt: skip
+    victim = TrainJob(
+        output=tmp_path / "victim", initial=material / "policy", data=data, steps=STEPS, seed=3,
+        optimizer=OptimizerConfig(lr=3e-3), checkpoint=CheckpointConfig(every=3), evaluate_every=10,
+        batch=BatchConfig(sequence_length=48, micro_batch_size=4, global_batch_size=8),
+    )  # fmt: skip
+    twin = replace(victim, output=tmp_path / "twin")
+    settings = launcher(1)[1]
+    path = os.pathsep.join([str(Path(__file__).parent), settings.get("PYTHONPATH", "")])
+    environment = {**settings, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    assert start(twin, environment).wait(600) == 0, (twin.output / "log").read_text()[-3000:]
+    draw = random.Random(4)
+    kills = sum(kill(victim, start(victim, environment), draw.uniform(0, 1.0)) for _ in range(5))
+    assert kills >= 3
+    assert start(victim, environment).wait(600) == 0, (victim.output / "log").read_text()[-3000:]
+    assert numbers(victim.output) == numbers(twin.output)
+    for folder in ("checkpoints", "value") if kind == "ppo" else ("checkpoints",):
+        ours, theirs = tensors(victim.output, folder), tensors(twin.output, folder)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert json.loads((victim.output / "result.json").read_text())["metrics"]["final_heldout_reward"] is not None

@@ -1,0 +1,97 @@
+"""What an answer is worth, which questions are asked, and what is kept of a rollout."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cupola_platform.errors import ConfigError, CorruptArtifactError
+from cupola_trainer import runtime
+from cupola_trainer.config import CodeReward, ParallelConfig, PythonReward, TaskReward
+from cupola_trainer.evaluation.tasks import make_tasks
+from cupola_trainer.reinforcement.queries import Order, read_queries
+from cupola_trainer.reinforcement.rewards import combine, judge, load_function
+from cupola_trainer.reinforcement.rollouts import Rollout
+from cupola_trainer.rollout.batch import Completion
+
+
+@pytest.fixture
+def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(Path(__file__).parent)  # type: ignore[no-untyped-call]
+    runtime.start(ParallelConfig(), seed=0)
+    yield
+    runtime.stop()
+
+
+def test_rewards_add_up_by_their_weights_and_one_that_fails_leaves_the_answer_out(one_rank: None) -> None:
+    [task] = make_tasks("chain_sum", {"max_terms": 2, "max_digits": 1}, 1, seed=1)
+    tests = ["assert double(2) == 4", "assert double(0) == 1"]
+    rows = [{"task": task.reference(), "tests": tests}] * 4
+    answers = [task.answer, "def double(x):\n    return 2 * x", " " * 40, "e"]
+    rewards = (TaskReward(weight=2.0), CodeReward(), PythonReward(function="toy_rewards:moody", weight=-1.0))
+    scores = combine(rewards, judge(rewards, rows, answers))
+    assert scores.parts["task"].tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert scores.parts["code"].tolist() == [0.0, 0.5, 0.0, 0.0]
+    assert scores.drops == {"reward_raised": 2, "reward_not_finite": 1}
+    assert scores.total[0] == 2.0
+    assert [math.isnan(value) for value in scores.total] == [False, True, True, True]
+
+
+def test_the_functions_name_must_lead_somewhere() -> None:
+    assert load_function("math:sqrt")(4.0) == 2.0  # type: ignore[call-arg, arg-type]
+    for name in ("no_such_module:f", "math:no_such", "math:pi"):
+        with pytest.raises(ConfigError, match=name):
+            load_function(name)
+
+
+def test_a_question_comes_once_without_its_answer_and_drops_are_named(material: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    def row(*contents: str, **more: Any) -> dict[str, Any]:
+        roles = ("user", "assistant") * 2
+        return {"messages": [{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)], **more}
+
+    task = {"name": "chain_sum", "entry": {}}
+    rows = [
+        row("2 + 2?", "4", task=task), row("2 + 2?", "5", task=task), row("3 + 3?", task=task), row("word " * 100, "x", task=task),
+        row("no task", "x"), row("", "x", task=task), {"messages": []},
+    ]  # fmt: skip
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = AutoTokenizer.from_pretrained(material / "tokenizer")
+    queries, drops = read_queries(tmp_path / "train.jsonl", tokenizer, 40, (TaskReward(),))
+    assert [query.row["messages"] for query in queries] == [
+        [{"role": "user", "content": q}] for q in ("2 + 2?", "3 + 3?")
+    ]
+    assert drops == {"duplicate": 1, "too_long": 1, "no_task": 1, "empty_message": 1, "malformed": 1}
+
+
+def test_every_question_is_asked_once_before_one_is_asked_again() -> None:
+    shuffled = Order(10, seed=1)
+    first, second = ([shuffled.place(index) for index in range(start, start + 10)] for start in (0, 10))
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+    ranked = Order(4, seed=1, variances=np.array([0.0, 0.25, 0.1, 0.2]))
+    assert [ranked.place(index) for index in range(8)] == [1, 3, 2, 0] * 2
+
+
+def test_a_rollout_comes_back_from_its_file_and_a_torn_one_does_not(tmp_path: Path) -> None:
+    done = [Completion([7, 8], [-0.5, -1.0], True), Completion([9], [-2.0], False)]
+    rollout = Rollout.of([[1, 2, 3], [4]], done, sequence_length=6)
+    assert rollout.tokens.tolist() == [[1, 2, 3, 7, 8, 0, 0], [4, 9, 0, 0, 0, 0, 0]]
+    assert rollout.mask.astype(int).tolist() == [[0, 0, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0]]
+    assert rollout.ends().tolist() == [4, 1]
+    assert rollout.lengths.tolist() == [2, 1]
+    rollout.arrays["rewards"], rollout.metrics = np.array([1.0, math.nan]), {"reward": 1.0}
+    rollout.save(tmp_path / "kept.npz")
+    again = Rollout.load(tmp_path / "kept.npz")
+    assert again.metrics == rollout.metrics
+    for name in ("tokens", "mask", "finished", "sampling_logps"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(rollout, name))
+    np.testing.assert_array_equal(again.arrays["rewards"], rollout.arrays["rewards"])
+    (tmp_path / "kept.npz").write_bytes((tmp_path / "kept.npz").read_bytes()[:200])
+    with pytest.raises(CorruptArtifactError, match=r"kept\.npz cannot be read"):
+        Rollout.load(tmp_path / "kept.npz")

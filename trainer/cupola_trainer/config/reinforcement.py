@@ -1,0 +1,216 @@
+"""What a training job learns from its own answers: where questions come from, how answers are drawn, what they are worth."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer.architecture import STRICT
+from cupola_trainer.config.training import BatchConfig, OptimizerConfig
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TaskReward:
+    """The scorer of the question's own task (reasoning-gym): 1 for a right answer, less otherwise."""
+
+    type: Literal["task"] = "task"
+    weight: float = 1.0
+    """Times the score, in the sum of all rewards."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CodeReward:
+    """The share of a row's unit tests that the answer's Python passes: each runs in a process without network, files of its
+    own or time to spare. Rows carry {"tests": [Python statements]}."""
+
+    type: Literal["code"] = "code"
+    weight: float = 1.0
+    """Times the score, in the sum of all rewards."""
+    timeout_seconds: float = Field(default=5.0, gt=0)
+    """Of processor time and of wall, for each answer's tests together."""
+    memory_bytes: int = Field(default=512 * 2**20, ge=2**26)
+    """Address space of the process."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ModelReward:
+    """What a reward model says of question and answer."""
+
+    type: Literal["model"] = "model"
+    weight: float = 1.0
+    """Times the score, in the sum of all rewards."""
+    checkpoint: Path
+    """Folder of a checkpoint with a scalar head, and with the policy's tokenizer."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PythonReward:
+    """Any Python function of a row of the questions and an answer's text: `function(row, answer) -> float`."""
+
+    type: Literal["python"] = "python"
+    weight: float = 1.0
+    """Times the score, in the sum of all rewards."""
+    function: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """`package.module:function`, importable by the job's processes."""
+
+
+Reward = Annotated[TaskReward | CodeReward | ModelReward | PythonReward, Field(discriminator="type")]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RolloutConfig:
+    """How questions are asked, and how often their answers are learnt from."""
+
+    queries: int = Field(default=16, ge=1)
+    """Questions a rollout. Times group_size, it is a multiple of global_batch_size (alone, for online_dpo)."""
+
+    group_size: int = Field(default=8, ge=1)
+    """Answers to each question."""
+
+    epochs: int = Field(default=1, ge=1)
+    """Times that a rollout is learnt from."""
+
+    temperature: float = Field(default=1.0, gt=0)
+
+    top_p: float = Field(default=1.0, gt=0, le=1)
+
+    top_k: int = Field(default=0, ge=0)
+    """Likeliest tokens to draw from; 0 for all."""
+
+    max_new_tokens: int = Field(default=32, ge=1)
+
+    batch_size: int = Field(default=256, ge=1)
+    """Answers that one rank draws together."""
+
+    order: Literal["shuffled", "reward_variance"] = "shuffled"
+    """Questions in a new order each time through; or those first whose answers differ most in reward, as Qwen2.5's GRPO:
+    every question is then answered once before the first step."""
+
+    cut: Literal["keep", "mask"] = "keep"
+    """Answers cut by their length: scored as they are, or left out of the loss too."""
+
+    heldout_queries: int = Field(default=64, ge=0)
+    """Held-out questions whose greedy answers are scored whenever a job evaluates."""
+
+    def check(self, batch: BatchConfig, *, pairs: bool) -> None:
+        """Refuse sizes that do not fit each other.
+
+        Args:
+            pairs: whether a sample is a pair of a question's answers, and not one answer.
+
+        Raises:
+            ConfigError: the value given, the rule, the next move.
+        """
+        if self.group_size < 2:
+            raise ConfigError(
+                f"rollout.group_size={self.group_size}: an answer is judged by others to the same question. Give at least 2."
+            )
+        samples, what = (self.queries, "pairs") if pairs else (self.queries * self.group_size, "answers")
+        if samples % batch.global_batch_size:
+            raise ConfigError(
+                f"a rollout has {samples} {what}, no multiple of global_batch_size={batch.global_batch_size}. "
+                f"Try global_batch_size={samples}, or change rollout.queries={self.queries}."
+            )
+        if batch.sequence_length <= self.max_new_tokens:
+            raise ConfigError(
+                f"rollout.max_new_tokens={self.max_new_tokens} leaves no room for a question in "
+                f"sequence_length={batch.sequence_length}. Give longer sequences."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ReinforcementData:
+    """What every way to learn from one's own answers has in common."""
+
+    conversations: Path
+    """A `conversations` artifact's folder: its rows, without their last answer, are the questions."""
+
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
+
+    rewards: tuple[Reward, ...] = Field(default=(TaskReward(),), min_length=1)
+    """What an answer is worth: the weighted sum of these."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class GrpoData(ReinforcementData):
+    """Group relative policy optimization, against the frozen initial model."""
+
+    objective: Literal["grpo"] = "grpo"
+
+    kl_coef: float = Field(default=0.04, ge=0)
+    """Weight of the KL to the reference in the loss; 0 keeps no reference in memory."""
+
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """How far below 1 the ratio to the policy that drew the answer may fall before it is clipped."""
+
+    clip_high: float = Field(default=0.2, gt=0)
+    """How far above."""
+
+    normalization: Literal["answer", "token", "constant"] = "answer"
+    """Mean over answers of their means over tokens (GRPO); over all tokens (DAPO); over max_new_tokens (Dr. GRPO)."""
+
+    scale_rewards: bool = True
+    """Divide a group's advantages by its standard deviation."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PpoData(ReinforcementData):
+    """Proximal policy optimization with a value model, against the frozen initial model. Defaults are Qwen's."""
+
+    objective: Literal["ppo"] = "ppo"
+
+    rollout: RolloutConfig = Field(default_factory=lambda: RolloutConfig(queries=32, group_size=2, top_p=0.9))
+
+    kl_coef: float = Field(default=0.04, ge=0)
+    """Weight of the KL to the reference in the reward, at each token; the first one, where it adapts."""
+
+    kl_target: float | None = Field(default=None, gt=0)
+    """KL an answer, in nats, that the weight adapts to; none to keep it fixed."""
+
+    kl_horizon: float = Field(default=10_000, gt=0)
+    """Answers over which an adapting weight moves by the error."""
+
+    clip: float = Field(default=0.2, gt=0, lt=1)
+    """How far from 1 the ratio to the policy that drew the answer may go before it is clipped."""
+
+    value_clip: float = Field(default=0.15, gt=0)
+    """How far a value may go from what it was when the answer was drawn."""
+
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    """Discount a token."""
+
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    """Of generalized advantage estimation."""
+
+    value_initial: Path | None = None
+    """Checkpoint with a scalar head to start the value model from, such as the reward model; none for the policy's weights
+    and a head of zeros."""
+
+    value_optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(lr=5e-6))
+
+    value_warmup_steps: int = Field(default=50, ge=0)
+    """First steps, in which the value model learns and the policy stays."""
+
+    pretraining: Path | None = None
+    """A `tokens` artifact's folder whose next-token loss is mixed in, one sequence for each answer; none for no mixing."""
+
+    pretraining_coef: float = Field(default=1.0, gt=0)
+    """Weight of that loss."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class OnlineDpoData(ReinforcementData):
+    """Direct preference optimization on pairs of the policy's own latest answers: the best and the worst of each group."""
+
+    objective: Literal["online_dpo"] = "online_dpo"
+
+    beta: float = Field(default=0.1, gt=0)
+    """Strength of the pull to the reference."""
+
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Probability that a label is wrong (conservative DPO)."""
+
+    loss_type: Literal["sigmoid", "ipo"] = "sigmoid"
+    """DPO's own loss, or IPO's squared one."""

@@ -1,0 +1,126 @@
+"""PPO's value model: a scalar head of its own body, with an optimizer and checkpoints of its own."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cupola_platform.errors import CorruptArtifactError
+from cupola_trainer import checkpoint, models, optim, passes, runtime
+from cupola_trainer.checkpoint import Progress
+from cupola_trainer.config import ModelConfig, TrainJob
+from cupola_trainer.config.reinforcement import PpoData
+from cupola_trainer.identity import check_architecture
+from cupola_trainer.keeping import step_folder
+from cupola_trainer.objectives.objective import Batch, Objective, Reads
+from cupola_trainer.objectives.ppo import clipped_value_loss
+from cupola_trainer.reinforcement.forwarding import over_rows
+from cupola_trainer.reinforcement.rollouts import Rollout
+
+
+class ValueObjective(Objective):
+    """The clipped squared error of values, on the policy's own batches."""
+
+    name = "value"
+    reads: ClassVar[Reads] = "values"
+
+    def __init__(self, clip: float) -> None:
+        self.clip = clip
+
+    def sample(self, index: int) -> Mapping[str, np.ndarray]:
+        raise NotImplementedError("a value model reads the policy's batches")
+
+    def heldout(self, index: int) -> Mapping[str, np.ndarray] | None:
+        return None
+
+    def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+        raise NotImplementedError("a value model reads the policy's batches")
+
+    def count(self, batch: Batch) -> Tensor:
+        return batch["row_starts"].sum()
+
+    def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Sum over answers, their number, and the share of tokens where clipping holds the value."""
+        losses, clipped = clipped_value_loss(output, batch["old_values"], batch["returns"], clip=self.clip)
+        sums = {"clip_fraction": (clipped * batch["shares"]).sum().float()}
+        return (losses * batch["weights"]).sum(), self.count(batch), sums
+
+
+class ValueModel:
+    """The value model in training."""
+
+    def __init__(self, job: TrainJob, data: PpoData, policy: ModelConfig) -> None:
+        """From `value_initial`, or from the policy's initial weights and a head of zeros.
+
+        Raises:
+            ConfigError: `value_initial` is of another architecture.
+        """
+        assert job.initial
+        self.job, self.objective = job, ValueObjective(data.value_clip)
+        self.model = replace(policy, head="scalar")
+        self.folder = job.output / "value"
+        chunks = models.build(self.model, job.parallel, seed=job.seed, dtype=runtime.dtype(job.precision))
+        initial = data.value_initial or job.initial
+        if data.value_initial:
+            check_architecture(initial, self.model, checkpoint.read_model(initial))
+        checkpoint.load_weights(initial, chunks)
+        if not data.value_initial:
+            for chunk in chunks:
+                if chunk.post_process:
+                    torch.nn.init.zeros_(chunk.output_layer.weight)
+        self.trainee = optim.build(chunks, job.parallel, data.value_optimizer, job.steps)
+
+    def values(self, rollout: Rollout) -> np.ndarray:
+        """The value before each of an answer's tokens [rows, s]; 0 elsewhere."""
+        found = over_rows(rollout, self.job, lambda batch: passes.values(self.trainee.chunks, batch))
+        return np.where(rollout.mask, found, 0.0).astype(np.float32)
+
+    def train(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """One step on the policy's micro-batches. Returns what to report."""
+        means = passes.train(self.trainee.chunks, self.objective, batches)
+        self.trainee.scheduler.step(increment=1)
+        norm, moved = self.trainee.update()
+        told = {f"value_{name}": mean for name, mean in means.items()} | {"value_grad_norm": norm}
+        return told if moved else told | {"value_skipped": 1.0}
+
+    def save(self, progress: Progress, tokenizer: Path | None) -> None:
+        """Save weights and optimizer, before the policy's checkpoint of the same step; those without one go."""
+        checkpoint.save(
+            step_folder(self.folder, progress.step),
+            self.trainee.chunks,
+            model=self.model,
+            parallel=self.job.parallel,
+            step=progress.step,
+            consumed_samples=progress.consumed_samples,
+            seed=self.job.seed,
+            objective=self.objective.name,
+            tokenizer=tokenizer,
+            optimizer=self.trainee.optimizer,
+            scheduler=self.trainee.scheduler,
+        )
+        runtime.on_first_rank(lambda: self._prune(progress.step))
+
+    def _prune(self, step: int) -> None:
+        policies = {folder.name for folder in (self.job.output / "checkpoints").glob("step_*")}
+        for folder in self.folder.glob("step_*"):
+            if folder.name not in policies and folder.name != step_folder(self.folder, step).name:
+                shutil.rmtree(folder)
+
+    def resume(self, progress: Progress) -> None:
+        """Go back to `progress`, weights and optimizer.
+
+        Raises:
+            CorruptArtifactError: what was saved with the policy is gone or torn: it never starts afresh beside it.
+        """
+        folder = step_folder(self.folder, progress.step)
+        if not runtime.on_first_rank(folder.is_dir):
+            raise CorruptArtifactError(
+                f"{folder} is missing: the value model that goes with the policy of step {progress.step}. Put it back, or "
+                "start a new job from the policy's weights."
+            )
+        checkpoint.load_training(folder, self.trainee.chunks, self.trainee.optimizer, self.trainee.scheduler)

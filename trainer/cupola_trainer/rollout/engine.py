@@ -1,0 +1,31 @@
+"""What draws answers: the model in training itself, or another engine that is given its weights."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from cupola_trainer.rollout.batch import Completion
+from cupola_trainer.rollout.generation import generate
+from cupola_trainer.rollout.sampling import Sampling
+
+
+class Engine(Protocol):
+    """Every rank calls it with the same prompts, and gets every completion."""
+
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, *, seed: int) -> list[Completion]:
+        """Continue each prompt with the weights of this moment. The same weights, prompts and seed give the same answers."""
+        ...
+
+
+class MegatronEngine:
+    """The model in training, in its own layout: there are no weights to hand over, and log-probabilities agree."""
+
+    def __init__(self, chunks: Sequence[torch.nn.Module], tokenizer: Any, batch_size: int) -> None:
+        self.chunks, self.tokenizer, self.batch_size = chunks, tokenizer, batch_size
+
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, *, seed: int) -> list[Completion]:
+        done: list[Completion] = generate(
+            self.chunks, self.tokenizer, prompts, sampling, batch_size=self.batch_size, seed=seed
+        )
+        return done
