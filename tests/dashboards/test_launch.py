@@ -26,6 +26,7 @@ def served(tmp_path: Path) -> Iterator[Settings]:
         yield settings
 
 
+@pytest.mark.slow  # a Prefect server with a new database, a deployment, a console
 def test_a_filled_in_recipe_is_started_through_its_deployment(
     served: Settings, tab: Page, tmp_path: Path, serve_with: Callable[..., Any]
 ) -> None:

@@ -31,6 +31,7 @@ def services(cupola: Any) -> Iterator[dict[str, dict[str, Any]]]:
         cupola("down")
 
 
+@pytest.mark.slow  # every server with a new database, and a schedule's minute
 def test_servers_start_a_schedule_fires_and_a_submitted_run_is_cancelled_from_the_server(
     cupola: Any, recipe: Path, services: dict[str, dict[str, Any]], eventually: Eventually
 ) -> None:
