@@ -20,3 +20,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["artifact"], ["artifact.digest"], name="fk_annotation_artifact", ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("artifact", "pair", "annotator", name="pk_annotation"),
     )
+
+
+def downgrade() -> None:
+    op.drop_table("annotation")
