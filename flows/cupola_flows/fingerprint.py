@@ -46,7 +46,7 @@ SOURCES: Mapping[str, Sequence[str]] = {
 """Stage kind to the modules that decide what it gives."""
 
 WITHOUT_EFFECT = (
-    "workers",
+    "executor",
     "keep",
     "keep_every",
     "upload",

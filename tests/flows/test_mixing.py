@@ -17,7 +17,7 @@ stages:
       tokenizer: {{vocab_size: 320, train_bytes: 100000}}
       quality: null
       heldout_fraction: 0.2
-      workers: 1
+      executor: {{workers: 1}}
   pretrain:
     model: {{hidden_size: 32, num_layers: 2, num_attention_heads: 4, num_query_groups: 2, ffn_hidden_size: 64,
             max_position_embeddings: 128}}

@@ -145,7 +145,7 @@ def test_a_fingerprint_changes_with_what_decides_the_result_only() -> None:
     parents = {"tokens": ["a" * 64]}
     one = fingerprint(load_recipe("tiny"), "pretrain", parents)
     assert one == fingerprint(load_recipe("tiny", ["name=other", "stages.sft.steps=3"]), "pretrain", parents)
-    assert one == fingerprint(load_recipe("tiny", ["stages.prepare.corpus.workers=1"]), "pretrain", parents)
+    assert one == fingerprint(load_recipe("tiny", ["stages.prepare.corpus.executor.workers=1"]), "pretrain", parents)
     assert one != fingerprint(load_recipe("tiny", ["seed=8"]), "pretrain", parents)
     assert one != fingerprint(load_recipe("tiny", ["stages.pretrain.steps=9"]), "pretrain", parents)
     assert one != fingerprint(load_recipe("tiny"), "pretrain", {"tokens": ["b" * 64]})

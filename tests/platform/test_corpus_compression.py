@@ -10,7 +10,7 @@ import pytest
 import tiktoken
 
 from cupola_platform.corpus.compression import CL100K_PATTERN, compression
-from cupola_platform.corpus.config import Files, PrepareConfig, TokenizerConfig
+from cupola_platform.corpus.config import ExecutorConfig, Files, PrepareConfig, TokenizerConfig
 from cupola_platform.corpus.preparation import prepare
 from cupola_platform.errors import ConfigError
 
@@ -32,7 +32,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
         deduplication=None,
         heldout_fraction=0.5,
         tokenizer=TokenizerConfig(vocab_size=640),
-        workers=1,
+        executor=ExecutorConfig(workers=1),
     )
     prepare(config, folder / "tokens")
     return folder / "tokens"

@@ -13,6 +13,7 @@ from pyarrow import parquet
 
 from cupola_platform.corpus.config import (
     DeduplicationConfig,
+    ExecutorConfig,
     Files,
     LanguageConfig,
     PrepareConfig,
@@ -83,7 +84,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
         language=LanguageConfig(keep=("en", "code")),
         heldout_fraction=0.1,
         tokenizer=TokenizerConfig(vocab_size=512, train_bytes=100_000),
-        workers=2,
+        executor=ExecutorConfig(workers=2),
     )
     progress: list[tuple[str, int, int]] = []
     report = prepare(config, base / "out", progress=lambda *event: progress.append(event))
@@ -156,7 +157,9 @@ def test_every_file_that_was_read_is_listed_with_its_digest(prepared: Prepared) 
 
 def test_progress_rises_to_the_end_of_every_step(prepared: Prepared) -> None:
     steps = list(dict.fromkeys(step for step, _, _ in prepared.progress))
-    assert steps == ["read and clean", "exact deduplication", "near deduplication", "tokenizer", "tokenize"]
+    assert steps == [
+        "read and clean", "find equal", "exact deduplication", "find similar", "near deduplication", "tokenizer", "tokenize",
+    ]  # fmt: skip
     for step in steps:
         events = [(done, total) for name, done, total in prepared.progress if name == step]
         assert [done for done, _ in events] == sorted(done for done, _ in events)
@@ -191,7 +194,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_the_same_input_gives_the_same_bytes_whatever_the_workers(prepared: Prepared, tmp_path: Path) -> None:
     (tmp_path / "out" / "shards").mkdir(parents=True)
     (tmp_path / "out" / "shards" / "train-left.bin").write_bytes(b"of a run that was cut short")
-    prepare(replace(prepared.config, workers=1), tmp_path / "out")
+    prepare(replace(prepared.config, executor=ExecutorConfig(workers=1)), tmp_path / "out")
     assert contents(tmp_path / "out") == contents(prepared.folder)
 
 
@@ -203,7 +206,7 @@ def test_steps_can_be_left_out(tmp_path: Path) -> None:
         quality=None,
         deduplication=None,
         tokenizer=TokenizerConfig(vocab_size=320),
-        workers=1,
+        executor=ExecutorConfig(workers=1),
     )
     report = prepare(config, tmp_path / "out")
     assert [tally.step for tally in report.steps] == ["read", "unicode repair"]
@@ -220,7 +223,11 @@ def test_a_source_of_which_nothing_is_left_is_refused_with_the_reasons(
     tmp_path: Path, make_folder: Callable[..., Path]
 ) -> None:
     folder = make_folder("raw", {"a.txt": prose(1), "b.txt": prose(2), "c.txt": prose(3)})
-    config = PrepareConfig(sources={"web": Files(path=str(folder))}, quality=QualityConfig(min_words=5000), workers=1)
+    config = PrepareConfig(
+        sources={"web": Files(path=str(folder))},
+        quality=QualityConfig(min_words=5000),
+        executor=ExecutorConfig(workers=1),
+    )
     with pytest.raises(SourceError, match=r"sources\.web: no document is left .*: too few words \(3\).*Loosen"):
         prepare(config, tmp_path / "out")
 
@@ -230,7 +237,9 @@ def test_a_corpus_of_one_document_trains_on_it_and_holds_nothing_out(
 ) -> None:
     folder = make_folder("raw", {"a.txt": prose(1)})
     config = PrepareConfig(
-        sources={"one": Files(path=str(folder))}, tokenizer=TokenizerConfig(vocab_size=320), workers=1
+        sources={"one": Files(path=str(folder))},
+        tokenizer=TokenizerConfig(vocab_size=320),
+        executor=ExecutorConfig(workers=1),
     )
     prepare(config, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out" / "shards").iterdir()) == ["train-one.bin", "train-one.idx"]

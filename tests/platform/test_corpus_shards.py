@@ -1,13 +1,17 @@
 """Token shards: read by Megatron-Core, the same from any number of workers, and back from a token to its text."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pyarrow.parquet import read_table
+from pydantic import TypeAdapter
 from tokenizers import Tokenizer
 
-from cupola_platform.corpus.config import Files, PrepareConfig, TokenizerConfig
+from cupola_platform.corpus.config import ExecutorConfig, Files, PrepareConfig, TokenizerConfig
 from cupola_platform.corpus.locating import locate
 from cupola_platform.corpus.preparation import prepare
 from cupola_platform.corpus.shards import ShardWriter, document_lengths, token_dtype
@@ -64,39 +68,56 @@ TEXTS = {
 }
 
 
-def prepared(folder: Path, workers: int) -> Path:
+SMALL_TASKS = """
+import sys
+from pathlib import Path
+from cupola_platform.corpus import driver
+driver.PIECE_BYTES = 300
+sys.exit(driver.main(*map(Path, sys.argv[1:])))
+"""
+
+
+def config_of(folder: Path, workers: int) -> PrepareConfig:
     for name, texts in TEXTS.items():
-        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-        (folder / f"{name}.jsonl").write_text(lines)
-    config = PrepareConfig(
-        sources={name: Files(path=str(folder / f"{name}.jsonl")) for name in TEXTS},
+        (folder / name).mkdir(exist_ok=True)
+        for file in range(3):
+            lines = "".join(json.dumps({"text": text}) + "\n" for text in texts[4 * file : 4 * file + 4])
+            (folder / name / f"{file}.jsonl").write_text(lines)
+    return PrepareConfig(
+        sources={name: Files(path=str(folder / name)) for name in TEXTS},
         language=None,
         quality=None,
         deduplication=None,
         heldout_fraction=0.2,
         tokenizer=TokenizerConfig(vocab_size=320),
-        workers=workers,
+        executor=ExecutorConfig(workers=workers),
     )
-    to = folder / f"made-by-{workers}"
-    prepare(config, to)
-    return to
 
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepared(tmp_path_factory.mktemp("tokens"), 1)
+    """Made by a task a file."""
+    folder = tmp_path_factory.mktemp("tokens")
+    work = folder / "work"
+    work.mkdir()
+    (work / "config.json").write_bytes(TypeAdapter(PrepareConfig).dump_json(config_of(folder, 1)))
+    subprocess.run([sys.executable, "-c", SMALL_TASKS, str(work), str(folder / "made")], check=True)
+    assert len(list((work / "shards").glob("*.parquet"))) == 6
+    return folder / "made"
 
 
-def test_shards_do_not_depend_on_the_workers_or_the_parts(
-    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cupola_platform.corpus.output.PART_BYTES", 300)
-    other = prepared(tmp_path, 3)
+def test_shards_do_not_depend_on_the_workers_or_the_tasks(tokens: Path, tmp_path: Path) -> None:
+    other = tmp_path / "made"
+    prepare(config_of(tmp_path, 2), other)
     names = sorted(path.name for path in (tokens / "shards").iterdir())
     assert names == sorted(path.name for path in (other / "shards").iterdir())
     assert names[:2] == ["heldout-letters.bin", "heldout-letters.idx"]
     for name in names:
         assert (tokens / "shards" / name).read_bytes() == (other / "shards" / name).read_bytes()
+    columns = ["language", "split", "begin", "end", "bytes", "tokens", "document", "digest", "text"]
+    assert read_table(tokens / "documents.parquet", columns=columns) == read_table(
+        other / "documents.parquet", columns=columns
+    )
 
 
 def test_every_token_is_traced_to_its_document_and_its_place_in_the_text(tokens: Path) -> None:
@@ -107,10 +128,11 @@ def test_every_token_is_traced_to_its_document_and_its_place_in_the_text(tokens:
             found = locate(tokens, shard, offset)
             assert found.token == stream[offset]
             assert found.source == shard.partition("-")[2]
-            assert found.path.endswith(f"{found.source}.jsonl")
+            path = Path(found.path)
+            assert path.parent.name == found.source
             start = offset - found.within
             document = tokenizer.decode(stream[start : start + found.tokens - 1].tolist(), skip_special_tokens=False)
-            text = TEXTS[found.source][int(found.id.partition("#")[2]) - 1]
+            text = TEXTS[found.source][4 * int(path.stem) + int(found.id.partition("#")[2]) - 1]
             assert document == tokenizer.normalizer.normalize_str(text)
 
 

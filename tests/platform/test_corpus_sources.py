@@ -17,9 +17,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from cupola_platform.corpus.config import Files, HuggingFace, PrepareConfig, PythonEnvironment, S3Prefix, Source
 from cupola_platform.corpus.documents import Document, Drop
-from cupola_platform.corpus.formats import html_to_text
+from cupola_platform.corpus.markup import html_to_text
 from cupola_platform.corpus.records import SourceFile
-from cupola_platform.corpus.sources import check_source, read_source, source_size, source_state
+from cupola_platform.corpus.sources import check_source, read_source, source_pieces, source_state
 from cupola_platform.errors import SourceError
 
 
@@ -188,7 +188,9 @@ def test_a_dataset_of_the_hub_is_refused_when_the_hub_cannot_be_reached() -> Non
 def test_the_python_environment_holds_twenty_megabytes_in_a_fixed_order() -> None:
     source = PythonEnvironment(max_bytes=30_000_000)
     check_source(source)
-    assert source_size(source) > 20_000_000
+    pieces = source_pieces(source, 4_000_000, 1000)
+    assert len(pieces) >= 6
+    assert sum(entry.size for piece in pieces for entry in piece) > 20_000_000
     kept, _, files = read(PythonEnvironment(max_bytes=6_000_000), limit=2_000_000)
     assert 5_000_000 < sum(document.size for document in kept) <= 6_000_000
     names = [file.path for file in files]

@@ -1,22 +1,18 @@
 """The steps of cleaning, one at a time."""
 
-import random
 import unicodedata
-from dataclasses import replace
 
+import numpy as np
 import pytest
-from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from cupola_platform.corpus.checking import check_config
 from cupola_platform.corpus.config import Files, LanguageConfig, PrepareConfig, PythonEnvironment, QualityConfig
-from cupola_platform.corpus.deduplication import ExactDeduplication
 from cupola_platform.corpus.documents import Document, Drop, Tally
-from cupola_platform.corpus.engine import Step, run_chunk, run_per_document
-from cupola_platform.corpus.heldout import choose_heldout
+from cupola_platform.corpus.heldout import Extremes, Sample, draws
 from cupola_platform.corpus.language import LanguageFilter, identify, looks_like_code
-from cupola_platform.corpus.pool import WorkerPool
 from cupola_platform.corpus.quality import QualityFilter, findings
 from cupola_platform.corpus.unicode_repair import UnicodeRepair, repair
 from cupola_platform.errors import ConfigError, SourceError
@@ -167,53 +163,44 @@ def test_the_first_broken_rule_is_the_reason() -> None:
     assert (lost.reason, lost.detail, lost.size) == ("too few words", "2 words", 9)
 
 
-def test_exact_copies_are_dropped_after_the_first() -> None:
-    first, copy, other = ExactDeduplication()([document("one", "a"), document("one", "b"), document("two", "c")])
-    assert isinstance(first, Document)
-    assert first.digest == blake3(b"one").hexdigest()
-    assert isinstance(copy, Drop)
-    assert (copy.reason, copy.detail) == ("exact duplicate", "of a")
-    assert isinstance(other, Document)
+def digests(count: int, seed: int = 0) -> NDArray[np.uint64]:
+    return np.random.default_rng(seed).integers(0, 1 << 63, (count, 2), dtype=np.uint64) * np.uint64(2)
 
 
-def some_documents(count: int, source: str = "s") -> list[Document]:
-    return [replace(document(f"text {i}", source=source), digest=f"{source}{i}") for i in range(count)]
+def held(drawn: NDArray[np.float64], fraction: float) -> list[bool]:
+    extremes = Extremes()
+    for start in range(0, len(drawn), 2):  # as tasks see them
+        part = drawn[start : start + 2]
+        extremes.see(part, np.arange(start, start + len(part)))
+    return list(extremes.heldout(drawn, fraction).tolist())
 
 
 def test_the_held_out_share_is_about_what_was_asked_and_stays_when_documents_come() -> None:
-    documents = some_documents(5000)
-    heldout = choose_heldout(documents, 0.02, seed=0)
-    assert 70 < sum(heldout) < 130
-    shuffled = list(zip(documents, heldout, strict=True))
-    random.Random(0).shuffle(shuffled)
-    more = [each for each, _ in shuffled] + some_documents(100, "t")
-    assert choose_heldout(more, 0.02, seed=0)[:5000] == [out for _, out in shuffled]
-    assert choose_heldout(documents, 0.02, seed=1) != heldout
+    some = digests(5000)
+    drawn = draws(some, 0)
+    assert 70 < (drawn < 0.02).sum() < 130
+    more = np.concatenate([digests(100, 1), some])
+    assert (draws(more, 0)[100:] == drawn).all()
+    assert (draws(some, 1) != drawn).any()
 
 
 def test_every_source_has_a_document_on_each_side() -> None:
-    documents = some_documents(3, "a") + some_documents(1, "b") + some_documents(2, "c")
+    three, two, one = draws(digests(3), 0), draws(digests(2), 0), draws(digests(1), 0)
     for fraction in (1e-9, 1 - 1e-9):
-        heldout = choose_heldout(documents, fraction, seed=0)
-        assert sorted(heldout[:3]).count(True) == (1 if fraction < 0.5 else 2)
-        assert heldout[4:].count(True) == 1
-    assert choose_heldout(documents, 1e-9, seed=0)[3] is False
+        assert held(three, fraction).count(True) == (1 if fraction < 0.5 else 2)
+        assert held(two, fraction).count(True) == 1
+        assert held(one, fraction) == [False]
+    assert held(np.repeat(three, 2), 1e-9).count(True) == 2  # equal texts are on one side
 
 
-def test_the_number_of_workers_does_not_change_what_is_kept_or_counted() -> None:
-    rng = random.Random(0)
-    documents = [
-        document(rng.choice([ENGLISH, GERMAN, CODE, "short", "caf\ufffd"]) + f"\nNumber {i}.", f"{i}.txt")
-        for i in range(3000)
-    ]
-    steps: list[Step] = [UnicodeRepair(), LanguageFilter(LanguageConfig()), QualityFilter(QualityConfig(min_words=30))]
-    alone, tallies = run_chunk((steps, documents))
-    seen: list[int] = []
-    with WorkerPool(2) as pool:
-        spread, others = run_per_document(steps, documents, pool, seen.append)
-    assert spread == alone
-    assert [replace(tally, seconds=0.0) for tally in others] == [replace(tally, seconds=0.0) for tally in tallies]
-    assert sum(seen) == sum(each.size for each in documents)
+def test_the_tokenizers_sample_is_the_same_however_the_documents_come() -> None:
+    drawn, sizes = draws(digests(1000), 3), np.full(1000, 10)
+    whole, parted = Sample(500), Sample(500)
+    whole.see(drawn, np.arange(1000), sizes)
+    for start in range(0, 1000, 7):
+        part = slice(start, start + 7)
+        parted.see(drawn[part], np.arange(1000)[part], sizes[part])
+    assert whole.numbers().tolist() == parted.numbers().tolist() == sorted(np.argsort(drawn)[:50].tolist())
 
 
 def test_a_step_that_loses_count_is_caught() -> None:

@@ -40,7 +40,7 @@ def library_texts() -> list[str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer of 512 rows, trained on some of the standard library."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    rows = make_tokenizer(TokenizerConfig(vocab_size=512, train_bytes=500_000), library_texts(), folder, seed=0)
+    rows = make_tokenizer(TokenizerConfig(vocab_size=512), library_texts(), folder)
     assert rows == 512
     return folder
 
@@ -170,7 +170,7 @@ def test_every_character_is_split_as_the_tokenizer_splits_it(encoder: DocumentEn
 
 
 def test_training_is_the_same_every_time(folder: Path, tmp_path: Path) -> None:
-    make_tokenizer(TokenizerConfig(vocab_size=512, train_bytes=500_000), library_texts(), tmp_path, seed=0)
+    make_tokenizer(TokenizerConfig(vocab_size=512), library_texts(), tmp_path)
     assert (tmp_path / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
 
 
@@ -189,7 +189,7 @@ def test_a_tiktoken_vocabulary_gives_tiktokens_ids(folder: Path, tmp_path: Path)
     ranks = ranked(folder, path)
     assert read_ranks(path) == ranks
     assert len(merges_of(ranks)) == 490 - 256
-    rows = make_tokenizer(TokenizerConfig(vocabulary=path), [], tmp_path / "made", seed=0)
+    rows = make_tokenizer(TokenizerConfig(vocabulary=path), [], tmp_path / "made")
     assert rows == 512
     encoder = DocumentEncoder(Tokenizer.from_file(str(tmp_path / "made" / "tokenizer.json")))
     assert follows_its_ranks(Tokenizer.from_file(str(tmp_path / "made" / "tokenizer.json"))) == ranks
@@ -211,7 +211,7 @@ def test_a_vocabulary_that_is_none_is_refused(tmp_path: Path, content: bytes | N
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=message):
-        make_tokenizer(TokenizerConfig(vocabulary=path), [], tmp_path / "made", seed=0)
+        make_tokenizer(TokenizerConfig(vocabulary=path), [], tmp_path / "made")
 
 
 def test_qwens_vocabulary_is_taken_from_an_installed_package_or_refused_before_anything_starts(
@@ -226,4 +226,4 @@ def test_qwens_vocabulary_is_taken_from_an_installed_package_or_refused_before_a
     ranked(folder, tmp_path / "a_package_with_qwen" / "resources" / "qwen.tiktoken")
     monkeypatch.syspath_prepend(tmp_path)
     check_config(config)
-    assert make_tokenizer(config.tokenizer, [], tmp_path / "made", seed=0) == 512
+    assert make_tokenizer(config.tokenizer, [], tmp_path / "made") == 512

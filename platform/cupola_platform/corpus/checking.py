@@ -1,10 +1,13 @@
 """What can be known about a preparation before anything is read. Light to import."""
 
-from cupola_platform.corpus.config import PrepareConfig
+import importlib.util
+import shutil
+
+from cupola_platform.corpus.config import ExecutorConfig, PrepareConfig
 from cupola_platform.corpus.language import check_languages
 from cupola_platform.corpus.ranks import check_vocabulary
 from cupola_platform.corpus.sources import check_source
-from cupola_platform.errors import SourceError
+from cupola_platform.errors import ConfigError, SourceError
 
 
 def check_config(config: PrepareConfig) -> None:
@@ -19,6 +22,17 @@ def check_config(config: PrepareConfig) -> None:
             check_source(source)
         except SourceError as error:
             raise SourceError(f"sources.{name}: {error}") from error
+    check_executor(config.executor)
     if config.language:
         check_languages(config.language)
     check_vocabulary(config.tokenizer)
+
+
+def check_executor(config: ExecutorConfig) -> None:
+    """Raises ConfigError when this machine cannot start what the config names."""
+    if config.kind == "slurm" and shutil.which("sbatch") is None:
+        raise ConfigError(
+            "executor.kind=slurm needs sbatch, which is not on the path. Run on a login node, or use local."
+        )
+    if config.kind == "ray" and importlib.util.find_spec("ray") is None:
+        raise ConfigError("executor.kind=ray needs the package ray, which is not installed. Try pip install ray.")

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from cupola_platform.corpus.licences import PERMISSIVE
+
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 Part = Literal["descriptions", "standard_library", "packages"]
@@ -22,12 +24,18 @@ class Share(BaseModel):
     weight: float | None = Field(default=None, gt=0)
     """Share of training samples, over the sum of all weights; none for a share in proportion to tokens."""
 
+    licence: str = ""
+    """SPDX identifier of all its documents, kept with each; empty where it is not known or each file says."""
+
 
 class Rows(Share):
     """A source that may hold tables."""
 
     text_field: str = Field(default="text", min_length=1)
     """The column of its rows that holds the text."""
+
+    whole_pages: bool = False
+    """Take all text of HTML pages, menus and footers too; false for the main text (trafilatura)."""
 
 
 class PythonEnvironment(Share):
@@ -40,12 +48,30 @@ class PythonEnvironment(Share):
 
 
 class Files(Rows):
-    """Files on this machine: txt, md, rst, py, html, jsonl, parquet; all but parquet also as .gz or .zst."""
+    """Files on this machine: txt, md, rst, py, html, jsonl, parquet, warc, man pages; all but parquet also as .gz or .zst."""
 
     type: Literal["files"] = "files"
 
     path: str = Field(min_length=1)
     """A file, a folder (searched to any depth), or a glob (`**` for any depth)."""
+
+
+class Code(Share):
+    """A tree of source code: files of some types under some licences."""
+
+    type: Literal["code"] = "code"
+
+    path: str = Field(min_length=1)
+    """A folder, searched to any depth; folders that begin with a dot are left out."""
+
+    suffixes: tuple[str, ...] = Field(
+        default=(".py", ".c", ".h", ".cpp", ".rs", ".go", ".java", ".js", ".ts"), min_length=1
+    )
+    """Types of files to read."""
+
+    licences: tuple[str, ...] = PERMISSIVE
+    """SPDX identifiers to keep, `unknown` for files without any; empty to keep all. A file's own header counts first,
+    then the nearest licence file above it."""
 
 
 class S3Prefix(Rows):
@@ -75,7 +101,7 @@ class HuggingFace(Rows):
     """A commit or tag of the hub's repository; none for the newest."""
 
 
-Source = Annotated[PythonEnvironment | Files | S3Prefix | HuggingFace, Field(discriminator="type")]
+Source = Annotated[PythonEnvironment | Files | Code | S3Prefix | HuggingFace, Field(discriminator="type")]
 SourceName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 
 
@@ -177,6 +203,29 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class ExecutorConfig:
+    """Which of datatrove's executors runs the preparation, and with how much."""
+
+    kind: Literal["local", "slurm", "ray"] = "local"
+    """`local` for processes of this machine; the others need a workspace that all their machines share."""
+
+    workers: int = Field(default=0, ge=0)
+    """Tasks that run at once; 0 for one a core (`local`) or no limit."""
+
+    memory_gb: int = Field(default=2, ge=1)
+    """Memory of one task (`slurm`, `ray`)."""
+
+    time: str = Field(default="04:00:00", pattern=r"^\d+:\d\d:\d\d$")
+    """Time limit of one task (`slurm`, `ray`)."""
+
+    partition: str = ""
+    """Slurm's partition."""
+
+    sbatch: dict[str, str] = Field(default_factory=dict)
+    """Further options of sbatch, such as `account`."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class PrepareConfig:
     """From sources to token shards."""
 
@@ -203,5 +252,5 @@ class PrepareConfig:
     seed: int = Field(default=0, ge=0)
     """Of the held-out choice and of MinHash."""
 
-    workers: int = Field(default=0, ge=0)
-    """Processes for the per-document steps; 0 for one a core. What is written does not depend on it."""
+    executor: ExecutorConfig = Field(default_factory=ExecutorConfig)
+    """Where the steps run. What is written does not depend on it."""

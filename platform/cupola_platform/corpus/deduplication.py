@@ -1,18 +1,15 @@
-"""Exact and near-duplicate removal.
+"""Near-duplicate removal.
 
 MinHash (Broder 1997) with banding (LSH; Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", chapter 3), in
 numpy: signatures by multiplicative permutations of 32-bit shingles, bands joined by sorting, and every candidate pair
 checked by its true Jaccard similarity, so that nothing is removed on an estimate.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, MutableSequence, Sequence
+from functools import cache
 
 import numpy as np
-from blake3 import blake3
 
-from cupola_platform.corpus.config import DeduplicationConfig
-from cupola_platform.corpus.documents import Document, Drop, drop
 from cupola_platform.corpus.shingles import I64, U32, U64, Shingles, shingle
 
 BLOCK_SHINGLES = 1 << 16
@@ -23,47 +20,6 @@ RECALL = 0.95
 
 ALL_PAIRS = 8
 """Documents that share a band up to which all pairs are checked; of more, fewer, which keeps it linear."""
-
-
-@dataclass(frozen=True)
-class ExactDeduplication:
-    """Keep the first of documents with the same text; gives each its digest."""
-
-    name: str = "exact deduplication"
-
-    def __call__(self, documents: Sequence[Document]) -> list[Document | Drop]:
-        first: dict[str, str] = {}
-        kept: list[Document | Drop] = []
-        for document in documents:
-            digest = blake3(document.text.encode()).hexdigest()
-            if digest in first:
-                kept.append(drop(document, "exact duplicate", f"of {first[digest]}"))
-            else:
-                first[digest] = document.name
-                kept.append(replace(document, digest=digest))
-        return kept
-
-
-@dataclass(frozen=True)
-class NearDeduplication:
-    """Keep the first of documents that are nearly the same."""
-
-    config: DeduplicationConfig
-    seed: int = 0
-    name: str = "near deduplication"
-
-    def __call__(self, documents: Sequence[Document]) -> list[Document | Drop]:
-        first = near_duplicates(
-            [document.text for document in documents],
-            threshold=self.config.threshold,
-            num_permutations=self.config.num_permutations,
-            ngram=self.config.ngram,
-            seed=self.seed,
-        )
-        return [
-            document if first[i] == i else drop(document, "near duplicate", f"of {documents[first[i]].name}")
-            for i, document in enumerate(documents)
-        ]
 
 
 def near_duplicates(
@@ -78,13 +34,13 @@ def near_duplicates(
     shingles = shingle(texts, ngram)
     signatures = minhash(shingles, num_permutations, seed)
     with_words = np.flatnonzero(np.diff(shingles.offsets) > 0)
-    sets: dict[int, U32] = {}
+    set_of = cache(shingles.unique)
     for left, right in _candidates(signatures, with_words, rows_per_band(threshold, num_permutations)):
-        a, b = _root(parents, left), _root(parents, right)
-        if a != b and _similar(shingles, sets, left, right, threshold):
+        a, b = root(parents, left), root(parents, right)
+        if a != b and similar(set_of(left), set_of(right), threshold):
             parents[max(a, b)] = min(a, b)
     _join_wordless(parents, texts, shingles)
-    return [_root(parents, i) for i in range(len(texts))]
+    return [root(parents, i) for i in range(len(texts))]
 
 
 def minhash(shingles: Shingles, num_permutations: int, seed: int = 0) -> U32:
@@ -132,15 +88,15 @@ def _candidates(signatures: U32, texts: I64, rows: int) -> Iterator[tuple[int, i
     """Pairs of texts that agree in at least one band, each once."""
     packed = np.zeros(0, np.int64)
     for start in range(0, signatures.shape[1] - rows + 1, rows):
-        keys = _band_keys(signatures[texts, start : start + rows])
+        keys = band_keys(signatures[texts, start : start + rows])
         order = np.argsort(keys, kind="stable")
-        pairs = _pairs_in_runs(keys[order], texts[order])
+        pairs = pairs_in_runs(keys[order], texts[order])
         packed = np.union1d(packed, pairs[:, 0] << 32 | pairs[:, 1])
     for pair in packed.tolist():
         yield pair >> 32, pair & 0xFFFFFFFF
 
 
-def _pairs_in_runs(keys: U64, members: I64) -> I64:
+def pairs_in_runs(keys: U64, members: I64) -> I64:
     """Pairs of members with equal keys, [pairs, 2], of sorted keys: all in a short run, else its first and neighbours."""
     places = np.arange(len(keys))
     begins = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
@@ -155,7 +111,8 @@ def _pairs_in_runs(keys: U64, members: I64) -> I64:
     return np.concatenate([np.stack([members[left], members[right]], axis=1) for left, right in pairs])
 
 
-def _band_keys(rows: U32) -> U64:
+def band_keys(rows: U32) -> U64:
+    """One number for each row: equal rows have equal ones. Shape [texts]."""
     keys = np.zeros(len(rows), np.uint64)
     for column in range(rows.shape[1]):
         keys = (keys ^ rows[:, column]) * np.uint64(0x9E3779B97F4A7C15)
@@ -163,9 +120,8 @@ def _band_keys(rows: U32) -> U64:
     return keys
 
 
-def _similar(shingles: Shingles, sets: dict[int, U32], left: int, right: int, threshold: float) -> bool:
-    a = sets[left] if left in sets else sets.setdefault(left, shingles.unique(left))
-    b = sets[right] if right in sets else sets.setdefault(right, shingles.unique(right))
+def similar(a: U32, b: U32, threshold: float) -> bool:
+    """Whether the Jaccard similarity of two sorted sets is at least `threshold`."""
     if min(len(a), len(b)) < threshold * max(len(a), len(b)):
         return False
     both = np.concatenate([a, b])
@@ -174,7 +130,8 @@ def _similar(shingles: Shingles, sets: dict[int, U32], left: int, right: int, th
     return shared >= threshold * (len(both) - shared)
 
 
-def _root(parents: list[int], i: int) -> int:
+def root(parents: MutableSequence[int], i: int) -> int:
+    """The first member of a cluster, by the way of its parents, which gets shorter."""
     while parents[i] != i:
         parents[i] = parents[parents[i]]
         i = parents[i]

@@ -1,7 +1,15 @@
 """What passes between the steps: documents, and what became of those that were dropped."""
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Progress = Callable[[str, int, int], None]
+"""Called with a step's name, how much is done and how much there is."""
+
+DEAD_WORKER = 74
+"""Exit status of a preparation's driver one of whose workers was killed."""
 
 EXAMPLES = 3
 EXCERPT = 160
@@ -28,7 +36,15 @@ class Document:
     """ISO 639 code, or `code`; empty before identification."""
 
     digest: str = ""
-    """BLAKE3 of the text in UTF-8, hexadecimal; empty before exact deduplication."""
+    """BLAKE3 of the text in UTF-8, hexadecimal; empty before the steps are done."""
+
+    licence: str = ""
+    """SPDX identifier; empty where neither the source nor the file says."""
+
+    begin: int = 0
+    """Where its bytes begin in the file (decompressed), and where they end; both 0 where the file is one document."""
+
+    end: int = 0
 
     @property
     def name(self) -> str:
@@ -106,6 +122,10 @@ class Tally:
         if len(loss.examples) < EXAMPLES:
             loss.examples.append((after.name, after.detail))
 
+    def wants_example(self, reason: str) -> bool:
+        """Whether an example of this reason would still be kept."""
+        return reason not in self.lost or len(self.lost[reason].examples) < EXAMPLES
+
     def add(self, other: "Tally") -> None:
         """Book another part's counts of the same step; parts are added in the order of their documents."""
         self.documents_in += other.documents_in
@@ -120,6 +140,15 @@ class Tally:
             mine.bytes += loss.bytes
             mine.examples = (mine.examples + loss.examples)[:EXAMPLES]
 
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> "Tally":
+        """A tally again of what `asdict` made of it."""
+        lost = {
+            reason: Loss(loss["documents"], loss["bytes"], [(name, detail) for name, detail in loss["examples"]])
+            for reason, loss in told["lost"].items()
+        }
+        return cls(**{**told, "lost": lost})
+
     def check(self) -> None:
         """Documents in = kept + dropped. A step that loses count is a fault of ours: it must not pass as data."""
         dropped = sum(loss.documents for loss in self.lost.values())
@@ -129,6 +158,34 @@ class Tally:
             )
 
 
-def total_size(documents: Iterable[Document]) -> int:
-    """Bytes of all texts in UTF-8."""
-    return sum(document.size for document in documents)
+@dataclass(slots=True)
+class Counts:
+    """The size of one split of one source."""
+
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    """UTF-8 bytes of the text."""
+
+
+class Step(Protocol):
+    """One step of cleaning: gives back every document it was given, in order, kept (perhaps changed) or dropped."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, documents: Sequence[Document]) -> list[Document | Drop]: ...
+
+
+def run_step(step: Step, documents: Sequence[Document]) -> tuple[list[Document], Tally]:
+    """The documents that one step keeps, and what it did."""
+    tally = Tally(step.name)
+    start = time.process_time()
+    kept: list[Document] = []
+    for before, after in zip(documents, step(documents), strict=True):
+        tally.count(before, after)
+        if isinstance(after, Document):
+            kept.append(after)
+    tally.seconds = time.process_time() - start
+    tally.check()
+    return kept, tally

@@ -1,7 +1,6 @@
 """Files of text and of rows, read one document at a time in bounded memory."""
 
 import gzip
-import html
 import io
 import json
 import re
@@ -12,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from cupola_platform.corpus.documents import EXCERPT
+from cupola_platform.corpus.markup import html_to_text, main_text, man_to_text
 
 BROKEN_UTF8 = "broken UTF-8"
 TRUNCATED = "truncated or corrupt file"
@@ -36,6 +36,11 @@ class Row(NamedTuple):
     reason: str = ""
     detail: str = ""
 
+    begin: int = 0
+    """Where its bytes begin in the file (decompressed; of a WARC, its record), and where they end."""
+
+    end: int = 0
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -43,6 +48,8 @@ class Limits:
 
     text_field: str
     document_bytes: int
+    whole_pages: bool = False
+    """All text of a page rather than its main text."""
 
 
 Reader = Callable[[BinaryIO, Limits], Iterator[Row]]
@@ -51,10 +58,11 @@ Reader = Callable[[BinaryIO, Limits], Iterator[Row]]
 def format_of(name: str) -> str | None:
     """The format that a file's name says (`jsonl`, ...), or None when it is not one we read."""
     path = PurePosixPath(name)
-    if path.suffix.lower() in COMPRESSIONS:
-        inner = SUFFIXES.get(PurePosixPath(path.stem).suffix.lower())
-        return None if inner == "parquet" else inner
-    return SUFFIXES.get(path.suffix.lower())
+    compressed = path.suffix.lower() in COMPRESSIONS
+    if compressed:
+        path = PurePosixPath(path.stem)
+    inner = SUFFIXES.get(path.suffix.lower()) or ("man" if _SECTION.fullmatch(path.name) else None)
+    return None if compressed and inner == "parquet" else inner
 
 
 def read_rows(path: Path, name: str, limits: Limits) -> Iterator[Row]:
@@ -132,21 +140,68 @@ def _read_plain(stream: BinaryIO, limits: Limits) -> Iterator[Row]:
 
 def _read_html(stream: BinaryIO, limits: Limits) -> Iterator[Row]:
     markup = _read_all(stream, MARKUP * limits.document_bytes)
-    yield markup if isinstance(markup, Row) else admit(0, html_to_text(markup), limits)
+    yield markup if isinstance(markup, Row) else admit(0, _page(markup, limits), limits)
+
+
+def _page(markup: str, limits: Limits) -> str:
+    return html_to_text(markup) if limits.whole_pages else main_text(markup)
+
+
+def _read_man(stream: BinaryIO, limits: Limits) -> Iterator[Row]:
+    source = _read_all(stream, MARKUP * limits.document_bytes)
+    yield source if isinstance(source, Row) else admit(0, man_to_text(source), limits)
+
+
+def _read_warc(stream: BinaryIO, limits: Limits) -> Iterator[Row]:
+    """The pages of a web archive; other records (requests, images, errors) are not documents."""
+    from warcio.archiveiterator import ArchiveIterator
+    from warcio.exceptions import ArchiveLoadFailed
+
+    records = ArchiveIterator(stream)
+    number = seen = 0
+    try:
+        for seen, record in enumerate(records, start=1):
+            headers = record.http_headers
+            kind = headers.get_header("Content-Type", "") if headers else ""
+            if record.rec_type != "response" or "html" not in kind or headers.get_statuscode() != "200":
+                continue
+            number += 1
+            data = record.content_stream().read(MARKUP * limits.document_bytes + 1)
+            begin, length = records.get_record_offset(), records.get_record_length()  # reads the rest of the record
+            if record.raw_stream.limit > 0:
+                raise EOFError(f"record {seen} is cut short")
+            yield _web_page(number, data, kind, limits)._replace(begin=begin, end=begin + length)
+        if not seen:
+            raise EOFError("no whole record")
+    except ArchiveLoadFailed as error:
+        raise ValueError(str(error)) from error
+
+
+def _web_page(number: int, data: bytes, kind: str, limits: Limits) -> Row:
+    if len(data) > MARKUP * limits.document_bytes:
+        return Row(number, None, len(data), TOO_LONG, f"over {len(data) - 1:,} bytes")
+    charset = re.search(r"charset=[\"']?([\w-]+)", kind) or re.search(rb"charset=[\"']?([\w-]+)", data[:2048])
+    name = charset[1] if charset else "utf-8"
+    try:
+        markup = data.decode(name if isinstance(name, str) else name.decode())
+    except (UnicodeDecodeError, LookupError) as error:
+        return Row(number, None, len(data), BROKEN_UTF8, str(error)[:EXCERPT])
+    return admit(number, _page(markup, limits), limits)
 
 
 def _read_jsonl(stream: BinaryIO, limits: Limits) -> Iterator[Row]:
     bound = MARKUP * limits.document_bytes
-    number = 0
+    number = end = 0
     while line := stream.readline(bound + 1):
         number += 1
+        begin, end = end, end + len(line)
         if len(line) > bound and not line.endswith(b"\n"):
-            size = len(line)
             while (more := stream.readline(1 << 20)) and not more.endswith(b"\n"):
-                size += len(more)
-            yield Row(number, None, size + len(more), TOO_LONG, f"{size + len(more):,} bytes")
+                end += len(more)
+            end += len(more)
+            yield Row(number, None, end - begin, TOO_LONG, f"{end - begin:,} bytes", begin, end)
         elif line.strip():
-            yield _json_row(number, line, limits)
+            yield _json_row(number, line, limits)._replace(begin=begin, end=end)
 
 
 def _json_row(number: int, line: bytes, limits: Limits) -> Row:
@@ -181,26 +236,15 @@ def _read_parquet(stream: BinaryIO, limits: Limits) -> Iterator[Row]:
         raise ValueError(str(error)) from error
 
 
-_HIDDEN = re.compile(r"<!--.*?-->|<(script|style|head|nav|svg|template)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
-_BLOCK = re.compile(
-    r"</?(?:p|div|li|h[1-6]|br|tr|pre|dt|dd|table|ul|ol|section|article|blockquote)\b[^>]*>", re.IGNORECASE
-)
-_TAG = re.compile(r"</?[a-zA-Z!][^>]*>")
-
-
-def html_to_text(markup: str) -> str:
-    """The readable text of a page: block elements end lines; scripts, styles, heads and navigation are left out."""
-    text = html.unescape(_TAG.sub("", _BLOCK.sub("\n", _HIDDEN.sub("", markup))))
-    text = re.sub(r"[ \t\r]+\n", "\n", text)
-    return re.sub(r"\n\s*\n+", "\n\n", text).strip()
-
-
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 SUFFIXES = {
     ".txt": "text", ".md": "text", ".rst": "text", ".py": "text",
-    ".html": "html", ".htm": "html", ".jsonl": "jsonl", ".parquet": "parquet",
+    ".html": "html", ".htm": "html", ".jsonl": "jsonl", ".parquet": "parquet", ".warc": "warc", ".man": "man",
 }  # fmt: skip
 READERS: dict[str, Reader] = {
-    "text": _read_plain, "html": _read_html, "jsonl": _read_jsonl, "parquet": _read_parquet,
+    "text": _read_plain, "html": _read_html, "jsonl": _read_jsonl, "parquet": _read_parquet, "warc": _read_warc, "man": _read_man,
 }  # fmt: skip
-KNOWN = " ".join(sorted(SUFFIXES)) + " (all but .parquet also with " + " or ".join(sorted(COMPRESSIONS)) + ")"
+_SECTION = re.compile(r"(?!.*\.so\.)[^.].*\.[1-9][a-z]{0,8}")
+"""A manual's name: `ls.1`, `printf.3posix`."""
+
+KNOWN = " ".join(sorted(SUFFIXES)) + " .1 to .9 (all but .parquet also with " + " or ".join(sorted(COMPRESSIONS)) + ")"

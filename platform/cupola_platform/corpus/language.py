@@ -13,6 +13,8 @@ from cupola_platform.errors import ConfigError
 
 CODE = "code"
 
+CODE_SUFFIXES = frozenset({".py", ".c", ".h", ".cc", ".cpp", ".hpp", ".rs", ".go", ".java", ".js", ".ts", ".sh", ".rb"})
+
 WITHOUT_SPACES = frozenset({"zh", "ja", "th", "lo", "km", "my", "bo", "dz"})
 """Languages whose writing does not part words."""
 
@@ -48,13 +50,13 @@ class LanguageFilter:
 
 def identify(text: str, path: str = "") -> tuple[str, float]:
     """The language of a text (ISO 639 code, or `code`) and how sure that is, from 0 to 1."""
-    if PurePosixPath(path).suffix == ".py" or looks_like_code(text):
+    if PurePosixPath(path).suffix in CODE_SUFFIXES or looks_like_code(text):
         return CODE, 1.0
     sample = text
     if len(text) > len(PROBES) * PROBE_CHARACTERS:
         starts = (int(len(text) * place) for place in PROBES)
         sample = "\n".join(text[start : start + PROBE_CHARACTERS] for start in starts)
-    language, confidence = _identifier().classify(sample)
+    language, confidence = identifier().classify(sample)
     return str(language), float(confidence)
 
 
@@ -70,7 +72,7 @@ def check_languages(config: LanguageConfig) -> None:
     Raises:
         ConfigError: an unknown code.
     """
-    known = [*_identifier().labels, CODE]
+    known = [*identifier().labels, CODE]
     for code in config.keep:
         if code not in known:
             raise ConfigError(
@@ -79,7 +81,8 @@ def check_languages(config: LanguageConfig) -> None:
 
 
 @cache
-def _identifier() -> Any:
+def identifier() -> Any:
+    """py3langid with its model, loaded once."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

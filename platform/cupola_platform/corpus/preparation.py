@@ -1,30 +1,24 @@
 """From sources to the content of a `tokens` artifact."""
 
+import json
+import os
 import shutil
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from blake3 import blake3
+from pydantic import TypeAdapter
 
+from cupola_platform.artifacts import code_version
 from cupola_platform.corpus.checking import check_config
 from cupola_platform.corpus.config import PrepareConfig
-from cupola_platform.corpus.deduplication import ExactDeduplication, NearDeduplication
-from cupola_platform.corpus.documents import Document, Tally
-from cupola_platform.corpus.engine import Progress, Step, run_per_document, run_step
-from cupola_platform.corpus.heldout import choose_heldout
-from cupola_platform.corpus.language import LanguageFilter
-from cupola_platform.corpus.output import Counts, write_shards
-from cupola_platform.corpus.pool import WorkerPool
-from cupola_platform.corpus.quality import QualityFilter
-from cupola_platform.corpus.records import SourceFile
-from cupola_platform.corpus.report import write_report
-from cupola_platform.corpus.sources import read_source, source_size
-from cupola_platform.corpus.unicode_repair import UnicodeRepair
-from cupola_platform.corpus.vocabulary import make_tokenizer
-from cupola_platform.errors import SourceError
+from cupola_platform.corpus.documents import DEAD_WORKER, Counts, Progress, Tally
+from cupola_platform.corpus.sources import source_state
+from cupola_platform.errors import BY_NAME, CupolaError, StageFailedError
+from cupola_platform.launch import tether
 
 
 @dataclass(frozen=True)
@@ -58,125 +52,86 @@ class PrepareReport:
         }
 
 
-def prepare(config: PrepareConfig, to: Path, *, progress: Progress | None = None) -> PrepareReport:
+def prepare(
+    config: PrepareConfig, to: Path, *, progress: Progress | None = None, work: Path | None = None
+) -> PrepareReport:
     """Read, clean, deduplicate, split and tokenize; write the content of a `tokens` artifact into `to`.
 
-    What is written depends on the sources and the config only, not on the number of workers or the time.
+    What is written depends on the sources and the config only, not on the number of workers or the time. State goes to
+    `work` (by default `to` with `.work` after it), which is removed at the end: a preparation that was stopped, however
+    that was, goes on from there and repeats no finished task.
 
     Raises:
         SourceError: a source is missing or empty, or nothing of it is left after cleaning.
-        ConfigError: the config names a language or vocabulary that does not exist.
+        ConfigError: the config names a language, vocabulary or executor that does not exist.
+        StageFailedError: a worker process died, or another fault of a step; names the log.
     """
     check_config(config)
-    for folder in (to / "tokenizer", to / "shards"):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    show = progress or _silent
-    seconds: dict[str, float] = {}
-    files: list[SourceFile] = []
-    with WorkerPool(config.workers) as pool:
-        with _timed("read and clean", seconds):
-            documents, tallies = _read_and_clean(config, pool, files, show)
-        with _timed("deduplicate", seconds):
-            documents = _over_corpus(_corpus_steps(config), documents, tallies, show)
-        _refuse_empty(config, documents, tallies)
-        heldout = choose_heldout(documents, config.heldout_fraction, config.seed)
-        with _timed("tokenizer", seconds):
-            show("tokenizer", 0, 1)
-            train = [document.text for document, out in zip(documents, heldout, strict=True) if not out]
-            vocab_size = make_tokenizer(config.tokenizer, train, to / "tokenizer", config.seed)
-            show("tokenizer", 1, 1)
-        with _timed("tokenize", seconds):
-            counts = write_shards(config, documents, heldout, vocab_size, to, pool, show)
-    report = PrepareReport(tallies, counts, vocab_size, seconds)
-    with _timed("report", seconds):
-        write_report(to, tallies, counts, vocab_size, documents, files)
-    return report
+    work = work or to.with_name(to.name + ".work")
+    _resume(config, work)
+    result = _drive(work.absolute(), to.absolute(), progress)
+    shutil.rmtree(work)
+    return PrepareReport(
+        [Tally.of(tally) for tally in result["steps"]],
+        {
+            name: {split: Counts(**counts) for split, counts in splits.items()}
+            for name, splits in result["sources"].items()
+        },
+        result["vocab_size"],
+        result["seconds"],
+    )
 
 
-def _document_steps(config: PrepareConfig) -> list[Step]:
-    """Steps that look at one document at a time, in order."""
-    steps: list[Step] = [UnicodeRepair()]
-    if config.language:
-        steps.append(LanguageFilter(config.language))
-    if config.quality:
-        steps.append(QualityFilter(config.quality))
-    return steps
+def _resume(config: PrepareConfig, work: Path) -> None:
+    """Keep a work folder that was left by the same preparation; else begin a new one."""
+    told = TypeAdapter(PrepareConfig).dump_python(config, mode="json")
+    same = {
+        "config": {key: value for key, value in told.items() if key != "executor"},
+        "sources": {name: source_state(source) for name, source in config.sources.items()},
+        "code": code_version("cupola_platform.corpus"),
+    }
+    told_before = work / "same.json"
+    if not told_before.exists() or json.loads(told_before.read_text(encoding="utf-8")) != same:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        told_before.write_text(json.dumps(same), encoding="utf-8")
+    (work / "config.json").write_text(json.dumps(told), encoding="utf-8")
 
 
-def _corpus_steps(config: PrepareConfig) -> list[Step]:
-    """Steps that look at all documents together, in order."""
-    if config.deduplication is None:
-        return []
-    steps: list[Step] = [ExactDeduplication()]
-    if config.deduplication.near:
-        steps.append(NearDeduplication(config.deduplication, config.seed))
-    return steps
+def _drive(work: Path, to: Path, progress: Progress | None) -> dict[str, Any]:
+    """Run the driver to its end; what it found. When this process is interrupted, the driver and its workers go, too."""
+    log = work / "log.txt"
+    command = [sys.executable, tether.__file__, str(os.getpid()), sys.executable, "-m", "cupola_platform.corpus.driver"]
+    with log.open("ab") as errors:
+        process = subprocess.Popen(
+            [*command, str(work), str(to)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
+            start_new_session=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "true"},
+        )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if progress:
+                progress(*json.loads(line))
+        status = process.wait()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # nothing is lost: a task is done when its marker is there
+        process.wait()
+        process.stdout.close()
+    if status == 0:
+        return dict(json.loads((work / "result.json").read_text(encoding="utf-8")))
+    raise _failure(work, log, status)
 
 
-def _read_and_clean(
-    config: PrepareConfig, pool: WorkerPool, files: list[SourceFile], show: Progress
-) -> tuple[list[Document], list[Tally]]:
-    reading = Tally("read")
-    total = sum(map(source_size, config.sources.values()))
-    done = 0
-
-    def advance(size: int) -> None:
-        nonlocal done
-        done += size
-        show("read and clean", done, max(done, total))
-
-    show("read and clean", 0, total)
-    documents, tallies = run_per_document(_document_steps(config), _read(config, files, reading), pool, advance)
-    reading.check()
-    show("read and clean", done, done)
-    return documents, [reading, *tallies]
-
-
-def _read(config: PrepareConfig, files: list[SourceFile], tally: Tally) -> Iterator[Document]:
-    for name, source in config.sources.items():
-        start = time.process_time()
-        for outcome in read_source(name, source, max_document_bytes=config.max_document_bytes, files=files):
-            tally.count(None, outcome)
-            if isinstance(outcome, Document):
-                yield outcome
-        tally.seconds += time.process_time() - start
-
-
-def _over_corpus(
-    steps: Sequence[Step], documents: list[Document], tallies: list[Tally], show: Progress
-) -> list[Document]:
-    for step in steps:
-        show(step.name, 0, 1)
-        documents, tally = run_step(step, documents)
-        tallies.append(tally)
-        show(step.name, 1, 1)
-    return [
-        document if document.digest else replace(document, digest=blake3(document.text.encode()).hexdigest())
-        for document in documents
-    ]
-
-
-def _refuse_empty(config: PrepareConfig, documents: Sequence[Document], tallies: Sequence[Tally]) -> None:
-    left = {document.source for document in documents}
-    for name in config.sources:
-        if name not in left:
-            reasons = sorted(
-                ((loss.documents, reason) for tally in tallies for reason, loss in tally.lost.items()), reverse=True
-            )
-            why = ", ".join(f"{reason} ({count:,})" for count, reason in reasons[:4]) or "it held no document"
-            raise SourceError(
-                f"sources.{name}: no document is left after cleaning. Of all sources, most were dropped for: {why}. "
-                "Loosen the steps that drop them, or remove the source."
-            )
-
-
-@contextmanager
-def _timed(phase: str, seconds: dict[str, float]) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[phase] = time.perf_counter() - start
-
-
-def _silent(step: str, done: int, total: int) -> None:
-    """No one is watching."""
+def _failure(work: Path, log: Path, status: int) -> CupolaError:
+    told = work / "error.json"
+    if told.exists():
+        error = json.loads(told.read_text(encoding="utf-8"))
+        told.unlink()
+        return BY_NAME[error["type"]](error["message"])
+    if status == DEAD_WORKER:
+        return StageFailedError(
+            "A worker process of the preparation was killed; out of memory? Try fewer executor.workers or a smaller "
+            f"max_document_bytes. What is done is kept. The log: {log}."
+        )
+    return StageFailedError(f"The preparation failed with exit status {status}. What is done is kept. The log: {log}.")

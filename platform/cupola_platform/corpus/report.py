@@ -2,14 +2,12 @@
 
 import html
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from cupola_platform.corpus.documents import Document, Tally
-from cupola_platform.corpus.output import Counts
-from cupola_platform.corpus.records import SourceFile
+from cupola_platform.corpus.documents import Counts, Tally
+from cupola_platform.corpus.tokenizing import Written
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c1b1a;background:#fdfcfa}
@@ -24,24 +22,20 @@ svg{display:block;width:100%;height:auto}code{font-size:.85em;overflow-wrap:anyw
 def write_report(
     to: Path,
     tallies: Sequence[Tally],
-    counts: Mapping[str, Mapping[str, Counts]],
+    written: Written,
     vocab_size: int,
-    documents: Sequence[Document],
-    files: Sequence[SourceFile],
 ) -> None:
-    """Write `report.json`, `report.html` and `sources.jsonl` into `to`. None of them holds a time."""
+    """Write `report.json` and `report.html` into `to`. Neither holds a time."""
+    counts = written.splits
     report = {
         "steps": [_step(tally) for tally in tallies],
         "sources": {name: {split: asdict(count) for split, count in of.items()} for name, of in counts.items()},
-        "languages": _languages(documents),
+        "languages": _languages(written),
         "vocab_size": vocab_size,
         "bytes_per_token": _ratio(counts),
     }
     (to / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
-    (to / "report.html").write_text(render(tallies, counts, _languages(documents)), encoding="utf-8")
-    with (to / "sources.jsonl").open("w", encoding="utf-8") as lines:
-        for file in files:
-            lines.write(json.dumps(asdict(file), ensure_ascii=False) + "\n")
+    (to / "report.html").write_text(render(tallies, counts, _languages(written)), encoding="utf-8")
 
 
 def _step(tally: Tally) -> dict[str, object]:
@@ -60,13 +54,9 @@ def _step(tally: Tally) -> dict[str, object]:
     return {**step, "dropped": dropped}
 
 
-def _languages(documents: Sequence[Document]) -> dict[str, dict[str, int]]:
-    sizes: Counter[str] = Counter()
-    numbers: Counter[str] = Counter()
-    for document in documents:
-        sizes[document.language or "unknown"] += document.size
-        numbers[document.language or "unknown"] += 1
-    return {language: {"documents": numbers[language], "bytes": size} for language, size in sizes.most_common()}
+def _languages(written: Written) -> dict[str, dict[str, int]]:
+    biggest = sorted(written.languages.items(), key=lambda item: (-item[1].bytes, item[0]))
+    return {language: {"documents": of.documents, "bytes": of.bytes} for language, of in biggest}
 
 
 def _ratio(counts: Mapping[str, Mapping[str, Counts]]) -> float:

@@ -1,7 +1,7 @@
 """Text in an S3 bucket: the objects below a prefix, each fetched and read like a local file."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from cupola_platform.corpus.config import S3Prefix
@@ -16,7 +16,7 @@ def check_prefix(source: S3Prefix) -> None:
     everything = list_objects(source.url)
     if not everything:
         raise SourceError(f"url={source.url!r} holds no object. Check the prefix; it may end inside a key.")
-    matching = _matching(source)
+    matching = prefix_objects(source)
     if not matching:
         raise SourceError(f"url={source.url!r} holds no object of a known format. Known are {KNOWN}.")
     if not any(item.size for item in matching):
@@ -25,24 +25,20 @@ def check_prefix(source: S3Prefix) -> None:
 
 def prefix_state(source: S3Prefix) -> str:
     """Names, sizes and ETags: what changes when an object does."""
-    return "\n".join(f"{item.url} {item.size} {item.etag}" for item in _matching(source))
+    return "\n".join(f"{item.url} {item.size} {item.etag}" for item in prefix_objects(source))
 
 
-def prefix_size(source: S3Prefix) -> int:
-    """Bytes of all objects."""
-    return sum(item.size for item in _matching(source))
-
-
-def prefix_rows(name: str, source: S3Prefix, limits: Limits, files: list[SourceFile]) -> Iterator[tuple[str, Row]]:
-    """Every document below the prefix, with its object's URL; one object on this machine at a time."""
+def prefix_rows(name: str, urls: Sequence[str], limits: Limits, files: list[SourceFile]) -> Iterator[tuple[str, Row]]:
+    """Every document of the objects, with its object's URL; one object on this machine at a time."""
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder, "object")
-        for item in _matching(source):
-            fetch_object(item.url, local)
-            files.append(record_file(name, item.url, local))
-            for row in read_rows(local, PurePosixPath(item.url).name, limits):
-                yield item.url, row
+        for url in urls:
+            fetch_object(url, local)
+            files.append(record_file(name, url, local))
+            for row in read_rows(local, PurePosixPath(url).name, limits):
+                yield url, row
 
 
-def _matching(source: S3Prefix) -> list[StoredObject]:
+def prefix_objects(source: S3Prefix) -> list[StoredObject]:
+    """The objects below the prefix whose format is known."""
     return [item for item in list_objects(source.url) if format_of(item.url)]

@@ -115,7 +115,7 @@ def _hash_words(points: U32, starts: I64, stops: I64) -> U64:
         begins, ends = starts[low:high] - first, stops[low:high] - first
         hashes[low:high] = (running[ends] - running[begins]) * inverses[begins]
         low = high
-    return _mix(hashes)
+    return mix(hashes)
 
 
 def _join_words(words: U64, counts: I64, ngram: int) -> tuple[U32, I64]:
@@ -131,7 +131,7 @@ def _join_words(words: U64, counts: I64, ngram: int) -> tuple[U32, I64]:
     for text in np.flatnonzero((counts > 0) & (counts < ngram)):
         first = int(counts[:text].sum())
         joined[first] = _fold(words[first : first + counts[text]])
-    return (_mix(joined[keep]) >> np.uint64(32)).astype(np.uint32), shingles
+    return (mix(joined[keep]) >> np.uint64(32)).astype(np.uint32), shingles
 
 
 def _fold(words: U64) -> np.uint64:
@@ -139,7 +139,7 @@ def _fold(words: U64) -> np.uint64:
     return np.uint64((words * powers[: len(words)]).sum(dtype=np.uint64))
 
 
-def _mix(values: U64) -> U64:
+def mix(values: U64) -> U64:
     """MurmurHash3's finalizer: every bit of the result depends on every bit of the value."""
     values = (values ^ (values >> np.uint64(33))) * _MIX_1
     values = (values ^ (values >> np.uint64(33))) * _MIX_2

@@ -1,14 +1,17 @@
 """Every source of text as one stream of documents, with a record of each file that was read."""
 
 import glob
-from collections.abc import Iterator
-from pathlib import Path
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from blake3 import blake3
 
-from cupola_platform.corpus.config import Files, HuggingFace, PythonEnvironment, S3Prefix, Source
+from cupola_platform.corpus.config import Code, Files, HuggingFace, PythonEnvironment, S3Prefix, Source
 from cupola_platform.corpus.documents import Document, Drop
-from cupola_platform.corpus.formats import KNOWN, Limits, Row, admit, format_of, read_rows
+from cupola_platform.corpus.formats import COMPRESSIONS, KNOWN, Limits, Row, admit, format_of, read_rows
+from cupola_platform.corpus.licences import licence_of
 from cupola_platform.corpus.python_environment import description, environment_files, environment_state
 from cupola_platform.corpus.records import SourceFile, record_file
 from cupola_platform.errors import SourceError
@@ -23,6 +26,11 @@ def check_source(source: Source) -> None:
     match source:
         case Files():
             _check_files(source)
+        case Code():
+            if next(_code_files(source), None) is None:
+                raise SourceError(
+                    f"path={source.path!r} holds no file of {' '.join(source.suffixes)}. Give a folder that does, or suffixes."
+                )
         case S3Prefix():
             from cupola_platform.corpus.s3 import check_prefix
 
@@ -44,8 +52,9 @@ def source_state(source: Source) -> str:
     Files by name, size and time of change; an environment by its packages' versions; objects by name, size and ETag.
     """
     match source:
-        case Files():
-            stats = [(path, path.stat()) for path in _matching(source)]
+        case Files() | Code():
+            paths = _code_files(source) if isinstance(source, Code) else _matching(source)
+            stats = [(path, path.stat()) for path in paths]
             state = "\n".join(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)
         case S3Prefix():
             from cupola_platform.corpus.s3 import prefix_state
@@ -60,68 +69,143 @@ def source_state(source: Source) -> str:
     return blake3(state.encode()).hexdigest()
 
 
-def source_size(source: Source) -> int:
-    """About how many bytes of text a source will give; 0 when that is not known without reading it."""
+class Entry(NamedTuple):
+    """One file, object or dataset of a source."""
+
+    location: str
+    """Where it is read from."""
+
+    label: str
+    """What documents and `sources.jsonl` call it."""
+
+    size: int
+    """Bytes as it is stored; 0 when that is not known."""
+
+
+def source_entries(source: Source) -> Iterator[Entry]:
+    """What a source consists of, in the order in which it is read."""
     match source:
         case Files():
-            size = sum(path.stat().st_size for path in _matching(source))
+            yield from (Entry(str(path), str(path), path.stat().st_size) for path in _matching(source))
         case S3Prefix():
-            from cupola_platform.corpus.s3 import prefix_size
+            from cupola_platform.corpus.s3 import prefix_objects
 
-            size = prefix_size(source)
+            yield from (Entry(item.url, item.url, item.size) for item in prefix_objects(source))
+        case Code():
+            yield from (Entry(str(path), str(path), path.stat().st_size) for path in _code_files(source))
         case HuggingFace():
-            size = source.max_bytes or 0
+            yield Entry(source.name, source.name, 0)
         case PythonEnvironment():
-            size = 0
-            for path, _ in environment_files(source):
-                size += path.stat().st_size
-                if source.max_bytes and size > source.max_bytes:
-                    break
-    return min(size, source.max_bytes or size)
+            yield from (Entry(str(path), label, path.stat().st_size) for path, label in environment_files(source))
+
+
+def source_pieces(source: Source, piece_bytes: int, max_pieces: int) -> list[list[Entry]]:
+    """A source's entries in consecutive groups of about `piece_bytes`, or more for `max_pieces`; one task reads each.
+
+    With `max_bytes`, plain files are counted by their size, beforehand; what must be read to be measured is one piece.
+    """
+    entries: Iterable[Entry] = source_entries(source)
+    if source.max_bytes is not None:
+        if not isinstance(source, PythonEnvironment | Code):
+            entries = list(entries)
+            if not all(map(_is_plain, entries)):
+                return [entries]
+        entries = _within(entries, source.max_bytes)
+    entries = list(entries)
+    piece_bytes = max(piece_bytes, sum(entry.size for entry in entries) // max_pieces)
+    pieces: list[list[Entry]] = [[]]
+    filled = 0
+    for entry in entries:
+        if pieces[-1] and filled + entry.size > piece_bytes:
+            pieces.append([])
+            filled = 0
+        pieces[-1].append(entry)
+        filled += entry.size
+    return pieces
+
+
+def _is_plain(entry: Entry) -> bool:
+    return format_of(entry.label) == "text" and PurePosixPath(entry.label).suffix.lower() not in COMPRESSIONS
+
+
+def _within(entries: Iterable[Entry], max_bytes: int) -> Iterator[Entry]:
+    for entry in entries:
+        max_bytes -= entry.size
+        if max_bytes < 0:
+            return
+        yield entry
 
 
 def read_source(
-    name: str, source: Source, *, max_document_bytes: int, files: list[SourceFile]
+    name: str,
+    source: Source,
+    *,
+    max_document_bytes: int,
+    files: list[SourceFile],
+    entries: Iterable[Entry] | None = None,
 ) -> Iterator[Document | Drop]:
     """Every document of a source, in a fixed order, or why it is none; appends to `files` as they are opened.
+
+    Args:
+        entries: what of the source to read; none for all of it.
 
     Raises:
         SourceError: the source is missing or cannot be read.
     """
-    limits = Limits(getattr(source, "text_field", "text"), max_document_bytes)
+    limits = Limits(getattr(source, "text_field", "text"), max_document_bytes, getattr(source, "whole_pages", False))
     taken = 0
-    for path, row in _rows(name, source, limits, files):
+    for path, row in _rows(name, source, limits, files, source_entries(source) if entries is None else entries):
         if row.text is None:
             yield Drop(row.reason, f"{path}#{row.number}" if row.number else path, row.size, row.detail)
             continue
+        licence = source.licence
+        if isinstance(source, Code):
+            licence = licence or licence_of(row.text, Path(path), Path(source.path).expanduser())
+            if source.licences and licence not in source.licences:
+                yield Drop(f"licence {licence}", path, row.size)
+                continue
         taken += row.size
         if source.max_bytes is not None and taken > source.max_bytes:
             return
-        yield Document(name, path, row.number, row.text, row.size)
+        yield Document(name, path, row.number, row.text, row.size, licence=licence, begin=row.begin, end=row.end)
 
 
-def _rows(name: str, source: Source, limits: Limits, files: list[SourceFile]) -> Iterator[tuple[str, Row]]:
+def _rows(
+    name: str, source: Source, limits: Limits, files: list[SourceFile], entries: Iterable[Entry]
+) -> Iterator[tuple[str, Row]]:
     match source:
-        case Files():
-            for path in _matching(source):
-                files.append(record_file(name, str(path), path))
-                for row in read_rows(path, path.name, limits):
-                    yield str(path), row
         case S3Prefix():
             from cupola_platform.corpus.s3 import prefix_rows
 
-            yield from prefix_rows(name, source, limits, files)
+            yield from prefix_rows(name, [entry.location for entry in entries], limits, files)
         case HuggingFace():
             from cupola_platform.corpus.huggingface import dataset_rows
 
             yield from dataset_rows(name, source, limits, files)
+        case Files():
+            for path, label, _ in entries:
+                files.append(record_file(name, label, Path(path)))
+                for row in read_rows(Path(path), Path(path).name, limits):
+                    yield label, row
+        case Code():
+            for path, label, _ in entries:
+                files.append(record_file(name, label, Path(path)))
+                for row in read_rows(Path(path), "file.txt", limits):
+                    yield label, row
         case PythonEnvironment():
-            for path, label in environment_files(source):
-                files.append(record_file(name, label, path))
-                for row in read_rows(path, "file.txt", limits):
+            for path, label, _ in entries:
+                files.append(record_file(name, label, Path(path)))
+                for row in read_rows(Path(path), "file.txt", limits):
                     if label.endswith("/METADATA") and row.text is not None:
                         row = admit(0, description(row.text), limits)
                     yield label, row
+
+
+def _code_files(source: Code) -> Iterator[Path]:
+    """Files of the wanted types, in a fixed order."""
+    for folder, folders, files in os.walk(Path(source.path).expanduser()):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(folder, name) for name in sorted(files) if name.endswith(source.suffixes))
 
 
 def _matching(source: Files) -> list[Path]:

@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from blake3 import blake3
 from tokenizers import Tokenizer
 
 from cupola_platform.corpus.config import TokenizerConfig
@@ -32,14 +31,11 @@ ROW_MULTIPLE = 64
 """Embedding rows come in multiples of this, for the tensor-parallel split and the GPU's tiles."""
 
 
-def make_tokenizer(config: TokenizerConfig, texts: Iterable[str], folder: Path, seed: int) -> int:
-    """Train or take the vocabulary, save the tokenizer in `folder`, and give its rows, padded to a multiple of 64.
-
-    `texts` is gone through twice where it is trained on.
-    """
+def make_tokenizer(config: TokenizerConfig, texts: Iterable[str], folder: Path) -> int:
+    """Train it on `texts` or take it, save the tokenizer in `folder`, and give its rows, padded to a multiple of 64."""
     if config.vocabulary == "trained":
         base = open_vocabulary(vocabulary_file(config.base)) if config.base else None
-        tokenizer = train_tokenizer(_sample(texts, config.train_bytes, seed), config.vocab_size, base)
+        tokenizer = train_tokenizer(texts, config.vocab_size, base)
     else:
         tokenizer = open_vocabulary(vocabulary_file(config.vocabulary))
     told = tokenizer.to_str()
@@ -113,17 +109,3 @@ def open_vocabulary(path: Path) -> Tokenizer:
         raise ConfigError(f"tokenizer.vocabulary={str(path)!r} is no tokenizer.json: {error}.") from None
     add_control_tokens(tokenizer)
     return tokenizer
-
-
-def _sample(texts: Iterable[str], size: int, seed: int) -> Iterator[str]:
-    """Whole texts of about `size` bytes together, drawn by digest: the same ones in whatever order they come."""
-    total, least = 0, 2**64
-    for text in texts:
-        total += len(text.encode())
-        least = min(least, _draw(text, seed))
-    bound = max(least, int(min(1.0, size / max(total, 1)) * 2**64))  # one text at least
-    yield from (text for text in texts if _draw(text, seed) <= bound)
-
-
-def _draw(text: str, seed: int) -> int:
-    return int.from_bytes(blake3(f"{seed}:".encode() + text.encode()).digest(8), "big")

@@ -1,0 +1,153 @@
+"""The preparation's steps as blocks of datatrove's pipelines: what one task does, whatever machine it runs on.
+
+Each block counts what it did in `tallies/NAME/RANK.json`, written when its last document has gone through: with the
+executor's completion marker for the task, so that a task which was killed is counted once.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TypeVar
+
+from datatrove.pipeline.base import PipelineStep
+
+from cupola_platform.corpus.config import PrepareConfig
+from cupola_platform.corpus.documents import Document, Step, Tally, run_step
+from cupola_platform.corpus.execution import end_with_parent
+from cupola_platform.corpus.records import SourceFile
+from cupola_platform.corpus.sources import Entry, read_source
+from cupola_platform.corpus.storage import DocumentWriter, read_documents, with_digest
+
+CHUNK_BYTES = 1 << 19
+"""Text that a step is given at once."""
+
+T = TypeVar("T")
+
+
+class Read(PipelineStep):  # type: ignore[misc]
+    """The documents of the files that the plan gives to a task."""
+
+    type, name = "reader", "sources"
+
+    def __init__(self, config: PrepareConfig, work: Path) -> None:
+        super().__init__()
+        self.config, self.work = config, work
+
+    def run(self, data: Iterable[Document] | None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        end_with_parent()
+        piece = json.loads((self.work / "plan" / f"{rank:05d}.json").read_text(encoding="utf-8"))
+        entries = [Entry(*entry) for entry in piece["entries"]]
+        tally, files = Tally("read"), list[SourceFile]()
+        outcomes = read_source(
+            piece["source"],
+            self.config.sources[piece["source"]],
+            max_document_bytes=self.config.max_document_bytes,
+            files=files,
+            entries=entries,
+        )
+        for outcome in timed(outcomes, tally):
+            tally.count(None, outcome)
+            if isinstance(outcome, Document):
+                yield outcome
+        save_tally(self.work, tally, rank)
+        lines = "".join(json.dumps(asdict(file), ensure_ascii=False) + "\n" for file in files)
+        write(self.work / "files" / f"{rank:05d}.jsonl", lines)
+
+
+class Apply(PipelineStep):  # type: ignore[misc]
+    """One step that looks at a document at a time."""
+
+    type = "step"
+
+    def __init__(self, step: Step, work: Path) -> None:
+        self.name = step.name
+        super().__init__()
+        self.step, self.work = step, work
+
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        tally = Tally(self.step.name)
+        for chunk in chunked(data, lambda document: document.size):
+            kept, part = run_step(self.step, chunk)
+            tally.add(part)
+            yield from kept
+        save_tally(self.work, tally, rank)
+
+
+class Load(PipelineStep):  # type: ignore[misc]
+    """The documents that an earlier pipeline's task of the same rank kept."""
+
+    type, name = "reader", "documents"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def run(self, data: Iterable[Document] | None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        end_with_parent()
+        yield from read_documents(self.folder, rank)
+
+
+class Save(PipelineStep):  # type: ignore[misc]
+    """Keep the documents for the next pipeline, each with its digest."""
+
+    type, name = "writer", "documents"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        with DocumentWriter(self.folder, rank) as writer:
+            for document in data:
+                labelled = replace(document, digest=with_digest(document))
+                writer.add(labelled)
+                yield labelled
+
+
+def timed(items: Iterator[T], tally: Tally) -> Iterator[T]:
+    """The same items; the processor time that getting them took goes into the tally."""
+    while True:
+        start = time.process_time()
+        item = next(items, None)
+        tally.seconds += time.process_time() - start
+        if item is None:
+            return
+        yield item
+
+
+def chunked(items: Iterable[T], size: Callable[[T], int], bound: int = CHUNK_BYTES) -> Iterator[list[T]]:
+    """Consecutive items in lists of about `bound` bytes."""
+    chunk: list[T] = []
+    filled = 0
+    for item in items:
+        chunk.append(item)
+        filled += size(item)
+        if filled >= bound:
+            yield chunk
+            chunk, filled = [], 0
+    if chunk:
+        yield chunk
+
+
+def save_tally(work: Path, tally: Tally, rank: int) -> None:
+    """Keep what a step did in one task. Raises AssertionError when it lost count."""
+    tally.check()
+    write(work / "tallies" / tally.step / f"{rank:05d}.json", json.dumps(asdict(tally), ensure_ascii=False))
+
+
+def sum_tallies(work: Path, step: str, tasks: int) -> Tally:
+    """What a step did in all its tasks."""
+    total = Tally(step)
+    for rank in range(tasks):
+        text = (work / "tallies" / step / f"{rank:05d}.json").read_text(encoding="utf-8")
+        total.add(Tally.of(json.loads(text)))
+    total.check()
+    return total
+
+
+def write(path: Path, text: str) -> None:
+    """Write a small file into a folder that may not be there yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,231 @@
+"""One preparation, in a process of its own: `python -m cupola_platform.corpus.driver WORK TO`.
+
+A process of its own because its pools fork, which a caller with threads must not, and import their main module again. It
+reads `WORK/config.json`, tells its progress on stdout a JSON list a line, and ends with `WORK/result.json` or
+`WORK/error.json`. What is done stays in WORK: the same command goes on from there.
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from cupola_platform.corpus.blocks import Apply, Load, Read, Save, sum_tallies, write
+from cupola_platform.corpus.config import DeduplicationConfig, PrepareConfig
+from cupola_platform.corpus.deduplication import rows_per_band
+from cupola_platform.corpus.documents import Step, Tally
+from cupola_platform.corpus.duplicates import (
+    RANGE_DOCUMENTS,
+    Cluster,
+    DropDuplicates,
+    FindEqual,
+    FindSimilar,
+    Signatures,
+    pairs_between,
+)
+from cupola_platform.corpus.execution import Runner, die_with_parent
+from cupola_platform.corpus.language import LanguageFilter
+from cupola_platform.corpus.quality import QualityFilter
+from cupola_platform.corpus.report import write_report
+from cupola_platform.corpus.shards import token_dtype
+from cupola_platform.corpus.sources import source_pieces
+from cupola_platform.corpus.storage import first_indices
+from cupola_platform.corpus.tokenizing import MakeTokenizer, Tokenize, join, write_index
+from cupola_platform.corpus.unicode_repair import UnicodeRepair
+from cupola_platform.errors import CupolaError, SourceError
+
+PIECE_BYTES = 4_000_000
+"""Stored bytes that one task reads, or more where there would be over `MAX_PIECES` of a source: whole files in any case."""
+
+MAX_PIECES = 1000
+
+
+class Preparation:
+    """From sources to the content of a `tokens` artifact, pipeline by pipeline."""
+
+    def __init__(self, config: PrepareConfig, work: Path, to: Path, runner: Runner) -> None:
+        self.config, self.work, self.to, self.runner = config, work, to, runner
+        self.seconds: dict[str, float] = {}
+        self.steps = document_steps(config)
+        self.tallies: list[Tally] = []
+        self.sources: list[str] = []
+        """Of each task."""
+
+    @property
+    def tasks(self) -> int:
+        return len(self.sources)
+
+    def run(self) -> None:
+        """Do what is not done yet, and write the result."""
+        with self._timed("plan"):
+            self.sources = plan(self.config, self.work)
+        documents = self._clean()
+        documents = self._deduplicate(documents)
+        self._refuse_empty(documents)
+        self._tokenize(documents)
+
+    def _clean(self) -> Path:
+        cleaned = self.work / "cleaned"
+        blocks = [Read(self.config, self.work), *(Apply(step, self.work) for step in self.steps), Save(cleaned)]
+        with self._timed("read and clean"):
+            self.runner.run("read and clean", blocks, self.tasks)
+        self._count("read", *(step.name for step in self.steps))
+        return cleaned
+
+    def _deduplicate(self, cleaned: Path) -> Path:
+        config = self.config.deduplication
+        if config is None:
+            return cleaned
+        distinct = self.work / "distinct"
+        with self._timed("exact deduplication"):
+            if not self.runner.finished("exact deduplication", self.tasks):
+                self._drop_equal(cleaned, distinct, config)
+            shutil.rmtree(cleaned, ignore_errors=True)
+        self._count("exact deduplication")
+        if config.near:
+            with self._timed("near deduplication"):
+                if not self.runner.finished("near deduplication", 1):
+                    self._find_near(config)
+                shutil.rmtree(self.work / "signatures", ignore_errors=True)
+        return distinct
+
+    def _drop_equal(self, cleaned: Path, distinct: Path, config: DeduplicationConfig) -> None:
+        equal = self.work / "equal"
+        ranges = max(1, -(-int(first_indices(cleaned, self.tasks)[-1]) // RANGE_DOCUMENTS))
+        self.runner.run("find equal", [FindEqual(cleaned, self.tasks, equal)], ranges)
+        blocks = [
+            Load(cleaned),
+            DropDuplicates("exact deduplication", "exact duplicate", cleaned, self.tasks, equal, self.work),
+            *([Signatures(config, self.config.seed, self.work / "signatures")] if config.near else []),
+            Save(distinct),
+        ]
+        self.runner.run("exact deduplication", blocks, self.tasks)
+
+    def _find_near(self, config: DeduplicationConfig) -> None:
+        signatures, candidates = self.work / "signatures", self.work / "candidates"
+        bands = config.num_permutations // rows_per_band(config.threshold, config.num_permutations)
+        self.runner.run("find similar", [FindSimilar(signatures, self.tasks, candidates)], bands)
+        blocks = [Cluster(signatures, self.tasks, candidates, config.threshold, self.work / "near")]
+        self.runner.run("near deduplication", blocks, 1)
+
+    def _refuse_empty(self, documents: Path) -> None:
+        begins = first_indices(documents, self.tasks)
+        left = dict.fromkeys(self.config.sources, 0)
+        for task, source in enumerate(self.sources):
+            removed = len(pairs_between(self.work / "near", begins[task], begins[task + 1]))
+            left[source] += int(begins[task + 1] - begins[task]) - removed
+        for name, count in left.items():
+            if count == 0:
+                reasons = sorted(
+                    ((loss.documents, reason) for tally in self.tallies for reason, loss in tally.lost.items()),
+                    reverse=True,
+                )
+                why = ", ".join(f"{reason} ({count:,})" for count, reason in reasons[:4]) or "it held no document"
+                raise SourceError(
+                    f"sources.{name}: no document is left after cleaning. Of all sources, most were dropped for: {why}. "
+                    "Loosen the steps that drop them, or remove the source."
+                )
+
+    def _tokenize(self, documents: Path) -> None:
+        tokenizer, near, parts = self.work / "tokenizer", self.work / "near", self.work / "shards"
+        with self._timed("tokenizer"):
+            self.runner.run("tokenizer", [MakeTokenizer(self.config, self.sources, documents, near, tokenizer)], 1)
+        drops = DropDuplicates("near deduplication", "near duplicate", documents, self.tasks, near, self.work)
+        with self._timed("tokenize"):
+            blocks = [Load(documents), *([drops] if near.exists() else []), Tokenize(documents, tokenizer, parts)]
+            self.runner.run("tokenize", blocks, self.tasks)
+            if near.exists():
+                self._count("near deduplication")
+            shutil.rmtree(self.to, ignore_errors=True)
+            self.to.mkdir(parents=True)
+            shutil.copytree(tokenizer / "tokenizer", self.to / "tokenizer")
+            vocab_size = int((tokenizer / "vocab_size").read_text())
+            written = join(parts, self.tasks, self.sources, self.to, token_dtype(vocab_size))
+            write_index(self.config, written, tokenizer, self.to)
+        with self._timed("report"):
+            self._join_file_lists()
+            write_report(self.to, self.tallies, written, vocab_size)
+        result = {
+            "steps": [asdict(tally) for tally in self.tallies],
+            "sources": {
+                name: {split: asdict(of) for split, of in written.splits[name].items()} for name in self.config.sources
+            },
+            "vocab_size": vocab_size,
+            "seconds": self.seconds,
+        }
+        write(self.work / "result.json", json.dumps(result, ensure_ascii=False))
+
+    def _join_file_lists(self) -> None:
+        with (self.to / "sources.jsonl").open("wb") as lines:
+            for task in range(self.tasks):
+                lines.write((self.work / "files" / f"{task:05d}.jsonl").read_bytes())
+
+    def _count(self, *steps: str) -> None:
+        """Add what the steps did in all tasks. What one step kept is what the next one gets."""
+        for step in steps:
+            tally = sum_tallies(self.work, step, self.tasks)
+            if self.tallies and tally.documents_in != self.tallies[-1].documents_out:
+                raise AssertionError(
+                    f"{step} got {tally.documents_in} documents, {self.tallies[-1].step} kept {self.tallies[-1].documents_out}"
+                )
+            self.tallies.append(tally)
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = time.perf_counter() - start
+
+
+def document_steps(config: PrepareConfig) -> list[Step]:
+    """Steps that look at one document at a time, in order."""
+    steps: list[Step] = [UnicodeRepair()]
+    if config.language:
+        steps.append(LanguageFilter(config.language))
+    if config.quality:
+        steps.append(QualityFilter(config.quality))
+    return steps
+
+
+def plan(config: PrepareConfig, work: Path) -> list[str]:
+    """Write what each task reads; the source of each. It depends on the sources alone, never on the workers."""
+    folder = work / "plan"
+    done = folder / "sources.json"
+    if done.exists():
+        return list(json.loads(done.read_text(encoding="utf-8")))
+    tasks = [
+        (name, piece)
+        for name, source in config.sources.items()
+        for piece in source_pieces(source, PIECE_BYTES, MAX_PIECES)
+    ]
+    for rank, (name, piece) in enumerate(tasks):
+        write(folder / f"{rank:05d}.json", json.dumps({"source": name, "entries": piece}))
+    sources = [name for name, _ in tasks]
+    write(done, json.dumps(sources))
+    return sources
+
+
+def main(work: Path, to: Path) -> int:
+    """Run the preparation that `work` describes; the exit status."""
+    os.register_at_fork(after_in_child=die_with_parent)  # datatrove's Manager does not end by itself
+    progress = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever else prints goes into the log
+    config = TypeAdapter(PrepareConfig).validate_json((work / "config.json").read_bytes())
+    runner = Runner(config.executor, work, lambda *event: print(json.dumps(event), file=progress))
+    try:
+        Preparation(config, work, to, runner).run()
+    except CupolaError as error:
+        write(work / "error.json", json.dumps({"type": type(error).__name__, "message": str(error)}))
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
