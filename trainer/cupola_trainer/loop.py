@@ -47,12 +47,15 @@ def train(job: TrainJob, terminated: Callable[[], bool]) -> bool:
     """
     run = begin(job)
     run.start()
-    while run.progress.step < job.steps:
-        if runtime.any_rank(terminated()):
-            run.preempt()
-            return False
-        run.step()
-    run.complete()
+    try:
+        while run.progress.step < job.steps:
+            if runtime.any_rank(terminated()):
+                run.preempt()
+                return False
+            run.step()
+        run.complete()
+    finally:
+        run.watchdog.stop()  # after an error too: the process may go on without this job
     return True
 
 

@@ -116,6 +116,7 @@ def test_answers_without_a_number_are_counted_and_left_out(job: JobOf, material:
     under_way = begin(job("moody", data))
     under_way.start()
     under_way.step()
+    under_way.watchdog.stop()
     rollout = under_way.objective.current  # type: ignore[attr-defined]
     missing = np.isnan(rollout.arrays["rewards"])
     assert 0 < missing.sum() < len(rollout)
@@ -130,6 +131,7 @@ def test_cut_answers_are_masked_where_that_is_asked(job: JobOf, material: Path) 
     under_way = begin(job("cut", grpo(material, rollout=rollout)))
     under_way.start()
     under_way.step()
+    under_way.watchdog.stop()
     found = under_way.objective.current  # type: ignore[attr-defined]
     cut = ~found.finished
     assert cut.sum() > 8
