@@ -41,6 +41,7 @@ def test_a_cancelled_run_saves_leaves_no_process_and_resumes(
     assert starts == [0, reached]
 
 
+@pytest.mark.slow
 def test_a_crash_names_the_log_keeps_what_is_finished_and_the_same_command_goes_on(
     cupola: Any, recipe: Path, eventually: Eventually
 ) -> None:

@@ -141,6 +141,7 @@ def test_a_flipped_byte_is_refused_by_the_files_name(life: Any, tmp_path: Path) 
     assert refused.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_an_exported_checkpoint_is_loaded_by_transformers_alone(life: Any, tmp_path: Path) -> None:
     import subprocess
 

@@ -12,6 +12,7 @@ def checkpoint(life: Any) -> str:
     return str(next(row["id"] for row in rows if row["stage"] == "pretrain"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_a_recipe_is_measured_on_the_text_that_it_was_held_out(
     life: Any, checkpoint: str, tmp_path: Path
 ) -> None:

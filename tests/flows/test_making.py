@@ -23,6 +23,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_merged_checkpoints_are_published_with_their_parents_or_written_to_a_folder(
     cupola: Any, saved: Path, tmp_path: Path
 ) -> None:
@@ -39,6 +40,7 @@ def test_merged_checkpoints_are_published_with_their_parents_or_written_to_a_fol
     assert read(tmp_path / "mean").manifest.parents == (one, two)
 
 
+@pytest.mark.slow
 def test_a_merge_that_cannot_be_is_one_line(cupola: Any, saved: Path) -> None:
     done = cupola("checkpoint", "merge", str(saved / "one"), str(saved / "wide"), "--alias", "no")
     assert done.returncode == 2

@@ -109,6 +109,7 @@ def test_a_killed_preparation_repeats_no_finished_task_and_gives_the_same_bytes(
     assert not work.exists()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_preparation_with_a_clear_line_and_the_rest_is_kept(tmp_path: Path) -> None:
     config = config_of(tmp_path / "raw", sources=6, documents=120)
     process = start(config, tmp_path / "out")

@@ -165,7 +165,13 @@ def test_a_job_writes_what_the_contract_says(saved: Path, results: tuple[Path, d
     assert metrics["bits_per_byte/dense"] == dense["bits_per_byte"]
 
 
-@pytest.mark.parametrize("layout", [{"dp": 2, "ep": 2}, {"tp": 2, "sp": True}], ids=["experts", "tensors"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param({"dp": 2, "ep": 2}, id="experts"),
+        pytest.param({"tp": 2, "sp": True}, id="tensors", marks=pytest.mark.slow),
+    ],
+)
 def test_two_ranks_measure_what_one_does(
     saved: Path,
     results: tuple[Path, dict[str, Any]],

@@ -110,6 +110,7 @@ def environment(launcher: Any) -> dict[str, str]:
     return {**settings, "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.slow
 def test_a_kill_in_a_save_leaves_no_trace(tmp_path: Path, tokens_folder: Path, environment: dict[str, str]) -> None:
     assert check(tmp_path, tokens_folder, environment, kills=1, steps=24, seed=1) == ["in a save"]
 

@@ -223,7 +223,11 @@ def test_a_job_writes_every_sample_in_the_order_of_the_prompts(saved: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    ("name", "layout"), [("moe", {"dp": 2, "ep": 2}), ("dense", {"tp": 2})], ids=["experts", "tensors"]
+    ("name", "layout"),
+    [
+        pytest.param("moe", {"dp": 2, "ep": 2}, id="experts"),
+        pytest.param("dense", {"tp": 2}, id="tensors", marks=pytest.mark.slow),
+    ],
 )
 def test_two_ranks_sample_what_one_does(
     saved: Path,

@@ -195,10 +195,21 @@ def numbers(events: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     return [tuple(line.get(name) for name in names) for line in steps(events)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "stop",
-    [pytest.param(3, id="within a rollout"), pytest.param(8, id="between rollouts", marks=pytest.mark.slow)],
+    ("kind", "stop"),
+    [
+        pytest.param("ppo", 3, id="ppo within a rollout"),
+        *(
+            pytest.param(kind, stop, id=f"{kind} {where}", marks=pytest.mark.slow)
+            for kind, stop, where in (
+                ("grpo", 3, "within a rollout"),
+                ("online_dpo", 3, "within a rollout"),
+                ("grpo", 8, "between rollouts"),
+                ("ppo", 8, "between rollouts"),
+                ("online_dpo", 8, "between rollouts"),
+            )
+        ),
+    ],
 )
 def test_an_interrupted_job_goes_on_bit_for_bit(job: JobOf, material: Path, kind: str, stop: int) -> None:
     data = KINDS[kind](material)
