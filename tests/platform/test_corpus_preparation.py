@@ -251,6 +251,7 @@ def test_a_missing_source_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_this_machines_own_text_becomes_tokens(tmp_path: Path) -> None:
     config = PrepareConfig(
         sources={"python": PythonEnvironment(parts=("standard_library",), max_bytes=2_000_000)},

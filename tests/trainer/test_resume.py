@@ -191,6 +191,7 @@ def test_a_torn_checkpoint_is_set_aside_by_name_and_another_layout_goes_on(
         assert found[step][4] == pytest.approx(expected[step][4], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_leaves_no_rank(tmp_path: Path, tokens_folder: Path, launcher: Any) -> None:
     job = replace(job_in(tmp_path, tokens_folder), steps=10_000)
     process = start(job, *launcher(2))

@@ -73,12 +73,14 @@ def wait_until(true: Any, process: "subprocess.Popen[bytes]") -> None:
     raise AssertionError("it did not come")
 
 
+@pytest.mark.slow
 def test_a_stopped_rank_ends_the_job_within_its_time_out(stopped: dict[str, Any]) -> None:
     assert stopped["code"] != 0
     assert HANG_SECONDS - 1 < stopped["seconds"] < HANG_SECONDS + 30
     assert not any(rank.is_running() for rank in stopped["ranks"])  # the stopped one too: it must not wake and write
 
 
+@pytest.mark.slow
 def test_the_report_names_the_rank_and_the_log_holds_the_stacks_of_the_living(stopped: dict[str, Any]) -> None:
     reason = json.loads((stopped["job"].output / "hang.json").read_text())["reason"]
     assert reason.startswith("rank 1 hangs at step ")
@@ -88,6 +90,7 @@ def test_the_report_names_the_rank_and_the_log_holds_the_stacks_of_the_living(st
     assert "rank 1: the job hangs" not in stopped["log"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_from_before_is_there_to_go_on_from(stopped: dict[str, Any]) -> None:
     steps = [line["step"] for line in read_metrics(stopped["job"].output / "metrics.jsonl") if line["event"] == "step"]
     assert steps == list(range(1, len(steps) + 1))
