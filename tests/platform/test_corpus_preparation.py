@@ -100,6 +100,7 @@ def test_each_step_says_what_it_dropped_and_why(prepared: Prepared) -> None:
         "unicode repair": {},
         "language": {"language de": 1, "language unclear": 1},
         "quality": {"too few words": 1},
+        "personal data": {},
         "exact deduplication": {"exact duplicate": 1},
         "near deduplication": {"near duplicate": 1},
     }
@@ -107,7 +108,7 @@ def test_each_step_says_what_it_dropped_and_why(prepared: Prepared) -> None:
         assert (after.documents_in, after.bytes_in) == (before.documents_out, before.bytes_out)
     written = json.loads((prepared.folder / "report.json").read_text())
     assert [step["step"] for step in written["steps"]] == list(steps)
-    exact = written["steps"][4]["dropped"][0]
+    exact = written["steps"][5]["dropped"][0]
     assert (exact["reason"], exact["documents"], exact["bytes"]) == ("exact duplicate", 1, len(prepared.texts[3]))
     assert exact["examples"][0]["document"].endswith("rows.jsonl#61")
     assert exact["examples"][0]["detail"].endswith("rows.jsonl#4")
@@ -169,7 +170,7 @@ def test_progress_rises_to_the_end_of_every_step(prepared: Prepared) -> None:
 def test_the_page_stands_alone_and_shows_the_funnel(prepared: Prepared) -> None:
     page = (prepared.folder / "report.html").read_text()
     assert "http" not in page.replace("http-equiv", "")
-    assert page.count("<rect") == 12
+    assert page.count("<rect") == 14
     for words in (
         "near deduplication",
         "exact duplicate",
@@ -209,7 +210,7 @@ def test_steps_can_be_left_out(tmp_path: Path) -> None:
         executor=ExecutorConfig(workers=1),
     )
     report = prepare(config, tmp_path / "out")
-    assert [tally.step for tally in report.steps] == ["read", "unicode repair"]
+    assert [tally.step for tally in report.steps] == ["read", "unicode repair", "personal data"]
     table = parquet.read_table(tmp_path / "out" / "documents.parquet").to_pylist()
     assert len(table) == 65
     copies = [row["split"] for row in table if row["text"] == prose(3)]

@@ -69,6 +69,22 @@ class Drop:
     """The number that broke the rule, or the beginning of the text."""
 
 
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """A document that a step kept with another text, and what the step did to it."""
+
+    document: Document
+    edits: Mapping[str, int]
+    """How often, by kind; the report counts by it."""
+
+    detail: str = ""
+    """An example of what was changed."""
+
+
+Outcome = Document | Drop | Edited
+"""What becomes of a document in one step."""
+
+
 def drop(document: Document, reason: str, detail: str = "") -> Drop:
     """`document` refused for `reason`."""
     return Drop(reason, document.name, document.size, detail or excerpt(document.text))
@@ -90,6 +106,16 @@ class Loss:
 
 
 @dataclass(slots=True)
+class Edit:
+    """What one step changed in the documents that it kept, of one kind."""
+
+    documents: int = 0
+    count: int = 0
+    examples: list[tuple[str, str]] = field(default_factory=list)
+    """Name and detail of the first few."""
+
+
+@dataclass(slots=True)
 class Tally:
     """What one step did: documents in = kept + dropped, always."""
 
@@ -104,13 +130,19 @@ class Tally:
     lost: dict[str, Loss] = field(default_factory=dict)
     """By reason."""
 
+    edits: dict[str, Edit] = field(default_factory=dict)
+    """By kind, where the step tells them."""
+
     seconds: float = 0.0
     """Processor time of the step, over all processes."""
 
-    def count(self, before: Document | None, after: Document | Drop) -> None:
+    def count(self, before: Document | None, outcome: Outcome) -> None:
         """Book one outcome; `before` is None when the step reads documents rather than takes them."""
+        after = outcome.document if isinstance(outcome, Edited) else outcome
         self.documents_in += 1
         self.bytes_in += before.size if before else after.size
+        if isinstance(outcome, Edited):
+            self._book(outcome)
         if isinstance(after, Document):
             self.documents_out += 1
             self.bytes_out += after.size
@@ -121,6 +153,14 @@ class Tally:
         loss.bytes += after.size
         if len(loss.examples) < EXAMPLES:
             loss.examples.append((after.name, after.detail))
+
+    def _book(self, outcome: Edited) -> None:
+        for kind, count in outcome.edits.items():
+            edit = self.edits.setdefault(kind, Edit())
+            edit.documents += 1
+            edit.count += count
+            if len(edit.examples) < EXAMPLES:
+                edit.examples.append((outcome.document.name, outcome.detail))
 
     def wants_example(self, reason: str) -> bool:
         """Whether an example of this reason would still be kept."""
@@ -139,6 +179,11 @@ class Tally:
             mine.documents += loss.documents
             mine.bytes += loss.bytes
             mine.examples = (mine.examples + loss.examples)[:EXAMPLES]
+        for kind, edit in other.edits.items():
+            same = self.edits.setdefault(kind, Edit())
+            same.documents += edit.documents
+            same.count += edit.count
+            same.examples = (same.examples + edit.examples)[:EXAMPLES]
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> "Tally":
@@ -147,7 +192,11 @@ class Tally:
             reason: Loss(loss["documents"], loss["bytes"], [(name, detail) for name, detail in loss["examples"]])
             for reason, loss in told["lost"].items()
         }
-        return cls(**{**told, "lost": lost})
+        edits = {
+            kind: Edit(edit["documents"], edit["count"], [(name, detail) for name, detail in edit["examples"]])
+            for kind, edit in told["edits"].items()
+        }
+        return cls(**{**told, "lost": lost, "edits": edits})
 
     def check(self) -> None:
         """Documents in = kept + dropped. A step that loses count is a fault of ours: it must not pass as data."""
@@ -156,6 +205,8 @@ class Tally:
             raise AssertionError(
                 f"{self.step}: {self.documents_in} documents in, {self.documents_out} kept, {dropped} dropped"
             )
+        if self.edits and self.changed < max(edit.documents for edit in self.edits.values()):
+            raise AssertionError(f"{self.step}: {self.changed} documents changed, fewer than were edited: {self.edits}")
 
 
 @dataclass(slots=True)
@@ -174,7 +225,7 @@ class Step(Protocol):
     @property
     def name(self) -> str: ...
 
-    def __call__(self, documents: Sequence[Document]) -> list[Document | Drop]: ...
+    def __call__(self, documents: Sequence[Document]) -> Sequence[Outcome]: ...
 
 
 def run_step(step: Step, documents: Sequence[Document]) -> tuple[list[Document], Tally]:
@@ -182,10 +233,12 @@ def run_step(step: Step, documents: Sequence[Document]) -> tuple[list[Document],
     tally = Tally(step.name)
     start = time.process_time()
     kept: list[Document] = []
-    for before, after in zip(documents, step(documents), strict=True):
-        tally.count(before, after)
-        if isinstance(after, Document):
-            kept.append(after)
+    for before, outcome in zip(documents, step(documents), strict=True):
+        tally.count(before, outcome)
+        if isinstance(outcome, Edited):
+            kept.append(outcome.document)
+        elif isinstance(outcome, Document):
+            kept.append(outcome)
     tally.seconds = time.process_time() - start
     tally.check()
     return kept, tally

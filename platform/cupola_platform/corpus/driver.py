@@ -32,6 +32,7 @@ from cupola_platform.corpus.duplicates import (
 )
 from cupola_platform.corpus.execution import Runner, die_with_parent
 from cupola_platform.corpus.language import LanguageFilter
+from cupola_platform.corpus.personal_data import PersonalDataMask
 from cupola_platform.corpus.quality import QualityFilter
 from cupola_platform.corpus.report import write_report
 from cupola_platform.corpus.shards import token_dtype
@@ -191,6 +192,8 @@ def document_steps(config: PrepareConfig) -> list[Step]:
         steps.append(LanguageFilter(config.language))
     if config.quality:
         steps.append(QualityFilter(config.quality))
+    if config.personal_data:
+        steps.append(PersonalDataMask(config.personal_data))
     return steps
 
 

@@ -6,7 +6,7 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cupola_platform.corpus.config import Part, PythonEnvironment
+from cupola_platform.corpus.source_config import Part, PythonEnvironment
 
 NOT_READ = {"__pycache__", "site-packages", "dist-packages", "test", "tests", "testing", "idle_test"}
 """Folders left out: generated, read as another part, or tests (more data than language)."""

@@ -40,7 +40,7 @@ def write_report(
 
 def _step(tally: Tally) -> dict[str, object]:
     step = asdict(tally)
-    del step["seconds"], step["lost"]
+    del step["seconds"], step["lost"], step["edits"]
     losses = sorted(tally.lost.items(), key=lambda item: -item[1].documents)
     dropped = [
         {
@@ -51,7 +51,16 @@ def _step(tally: Tally) -> dict[str, object]:
         }
         for reason, loss in losses
     ]
-    return {**step, "dropped": dropped}
+    edited = [
+        {
+            "kind": kind,
+            "documents": edit.documents,
+            "count": edit.count,
+            "examples": [{"document": name, "detail": detail} for name, detail in edit.examples],
+        }
+        for kind, edit in sorted(tally.edits.items(), key=lambda item: -item[1].count)
+    ]
+    return {**step, "dropped": dropped, "edited": edited}
 
 
 def _languages(written: Written) -> dict[str, dict[str, int]]:
@@ -81,6 +90,7 @@ def render(
             ((name, f"{of['documents']:,}", _mb(of["bytes"])) for name, of in languages.items()),
         ),
         *(_reasons(tally) for tally in tallies if tally.lost),
+        *(_edits(tally) for tally in tallies if tally.edits),
     ]
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
@@ -129,6 +139,19 @@ def _reasons(tally: Tally) -> str:
         f"<h2>Dropped by {html.escape(tally.step)}</h2><table><tr><th>reason<th class='n'>documents<th class='n'>bytes"
         f"<th>examples{''.join(rows)}</table>"
     )
+
+
+def _edits(tally: Tally) -> str:
+    rows = (
+        (
+            kind,
+            f"{edit.count:,}",
+            f"{edit.documents:,}",
+            "; ".join(filter(None, (detail for _, detail in edit.examples))),
+        )
+        for kind, edit in sorted(tally.edits.items(), key=lambda item: -item[1].count)
+    )
+    return f"<h2>Changed by {html.escape(tally.step)}</h2>{_table(('kind', 'times', 'documents', 'examples'), rows)}"
 
 
 def _table(head: Sequence[str], rows: Iterator[tuple[str, ...]]) -> str:
