@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cupola_flows.schema import Recipe
-from cupola_flows.stages import AnyStage, PrepareStage
+from cupola_flows.stages import AnyStage, ConversationsStage, PrepareStage
 from cupola_platform.artifacts import code_version
 from cupola_platform.artifacts import fingerprint as platform_fingerprint
+from cupola_platform.corpus.checking import named_sources
 from cupola_platform.corpus.sources import source_state
 from cupola_trainer.data.files import state as files_state
 
@@ -74,6 +75,7 @@ def fingerprint(recipe: Recipe, name: str, parents: Mapping[str, Sequence[str]])
         "fields": {field: len(digests) for field, digests in parents.items()},
         "names": list(recipe.inputs(name).get("checkpoints", ())),
         "sources": _sources(stage),
+        "tasks": _tasks(recipe, stage),
     }
     ordered = [digest for digests in parents.values() for digest in digests]
     return platform_fingerprint(config, ordered, code_version(*SOURCES[stage.kind]))
@@ -81,8 +83,19 @@ def fingerprint(recipe: Recipe, name: str, parents: Mapping[str, Sequence[str]])
 
 def _sources(stage: AnyStage) -> dict[str, str]:
     if isinstance(stage, PrepareStage):
-        return {name: source_state(source) for name, source in stage.corpus.sources.items()}
+        return {name: source_state(source) for name, source in named_sources(stage.corpus).items()}
     return {str(place): files_state(source) for place, source in enumerate(getattr(stage, "files", ()))}
+
+
+def _tasks(recipe: Recipe, stage: AnyStage) -> dict[str, Any]:
+    """What decides the held-out questions that a corpus is checked against."""
+    if not isinstance(stage, PrepareStage) or not (stage.corpus.decontamination and stage.corpus.decontamination.tasks):
+        return {}
+    return {
+        name: [recipe.stage_seed(name), of.model_dump(mode="json", include={"tasks", "heldout_per_task"})]
+        for name, of in recipe.stages.items()
+        if isinstance(of, ConversationsStage)
+    }
 
 
 def _with_effect(config: Any) -> Any:

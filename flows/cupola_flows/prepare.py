@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 from cupola_flows.context import StageContext
-from cupola_flows.stages import PrepareStage
+from cupola_flows.schema import Recipe
+from cupola_flows.stages import ConversationsStage, PrepareStage
 from cupola_platform.artifacts import Artifact
+from cupola_trainer.data.instructions import heldout_questions
 
 
 def prepare(ctx: StageContext, stage: PrepareStage) -> Artifact:
@@ -16,5 +18,16 @@ def prepare(ctx: StageContext, stage: PrepareStage) -> Artifact:
 
     folder = ctx.empty("tokens")
     config = stage.corpus if stage.corpus.seed else replace(stage.corpus, seed=ctx.seed)
-    report = prepare_corpus(config, folder, progress=show)
+    items = evaluation_questions(ctx.recipe) if config.decontamination and config.decontamination.tasks else None
+    report = prepare_corpus(config, folder, progress=show, test_items=items)
     return ctx.publish(folder, parents=[], metrics=report.metrics)
+
+
+def evaluation_questions(recipe: Recipe) -> dict[str, list[str]]:
+    """The questions that the recipe's `conversations` stages hold out, by stage and task."""
+    return {
+        f"{name}:{task}": questions
+        for name, stage in recipe.stages.items()
+        if isinstance(stage, ConversationsStage)
+        for task, questions in heldout_questions(stage.tasks, stage.heldout_per_task, recipe.stage_seed(name)).items()
+    }

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from cupola_flows.schema import ARTIFACT, Recipe
 from cupola_flows.stages import (
     AnyStage,
+    ConversationsStage,
     EvaluateStage,
     LongContextStage,
     PrepareStage,
@@ -43,6 +44,7 @@ def validate(recipe: Recipe, settings: Settings, only: Sequence[str] = ()) -> No
             stage = recipe.stages[name]
             if isinstance(stage, PrepareStage):
                 check_config(stage.corpus)
+                _check_tasks(recipe, stage)
             else:
                 _check_stage(recipe, name, stage, launcher)
 
@@ -65,6 +67,15 @@ def model_of(recipe: Recipe, name: str) -> ModelConfig | None:
     if model and isinstance(stage, LongContextStage):
         return stretch(model, stage.positions, stage.batch.sequence_length)
     return model
+
+
+def _check_tasks(recipe: Recipe, stage: PrepareStage) -> None:
+    decontamination = stage.corpus.decontamination
+    held = [of for of in recipe.stages.values() if isinstance(of, ConversationsStage) and of.tasks]
+    if decontamination and decontamination.tasks and not held:
+        raise ConfigError(
+            "decontamination.tasks=true: no conversations stage of the recipe has tasks. Name evaluation sets in against."
+        )
 
 
 def _check_stage(recipe: Recipe, name: str, stage: AnyStage, launcher: LocalLauncher) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from cupola_flows.deployments import list_recipes, recipe_schema
 from cupola_flows.fingerprint import fingerprint
+from cupola_flows.prepare import evaluation_questions
 from cupola_flows.recipe import load_recipe, parse_recipe, shipped
 from cupola_flows.validation import validate
 from cupola_platform.errors import ConfigError, CupolaError, NotFoundError, SourceError
@@ -149,3 +150,17 @@ def test_a_fingerprint_changes_with_what_decides_the_result_only() -> None:
     assert one != fingerprint(load_recipe("tiny", ["seed=8"]), "pretrain", parents)
     assert one != fingerprint(load_recipe("tiny", ["stages.pretrain.steps=9"]), "pretrain", parents)
     assert one != fingerprint(load_recipe("tiny"), "pretrain", {"tokens": ["b" * 64]})
+
+
+def test_a_corpus_is_checked_against_the_questions_that_the_recipe_holds_out() -> None:
+    tasks = "stages.prepare.corpus.decontamination={tasks: true}"
+    recipe = load_recipe("tiny", [tasks, "stages.conversations.heldout_per_task=3"])
+    questions = evaluation_questions(recipe)
+    assert {name: len(of) for name, of in questions.items()} == {
+        "conversations:aiw-0": 3, "conversations:syllogism-1": 3, "conversations:chain_sum-2": 3,
+    }  # fmt: skip
+    assert fingerprint(recipe, "prepare", {}) != fingerprint(load_recipe("tiny", [tasks]), "prepare", {})
+    more = [tasks, "stages.conversations.heldout_per_task=3", "stages.conversations.corpus_conversations=9"]
+    assert fingerprint(recipe, "prepare", {}) == fingerprint(load_recipe("tiny", more), "prepare", {})
+    with pytest.raises(ConfigError, match="no conversations stage of the recipe has tasks"):
+        validate(load_recipe("tiny", [tasks, "stages.conversations.tasks=[]"]), Settings(max_processes=2))

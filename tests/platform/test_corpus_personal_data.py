@@ -59,7 +59,7 @@ def test_only_the_kinds_that_are_asked_for_are_masked() -> None:
 def test_the_step_counts_what_it_masked_and_shows_none_of_it() -> None:
     texts = ["jane@acme.org, joe@acme.org and 93.184.216.34", "nothing", "card 4111 1111 1111 1111"]
     documents = [Document("s", f"{i}.txt", 0, text, len(text.encode())) for i, text in enumerate(texts)]
-    kept, tally = run_step(PersonalDataMask(PersonalDataConfig()), documents)
+    kept, _, tally = run_step(PersonalDataMask(PersonalDataConfig()), documents)
     assert [document.text for document in kept] == ["<email>, <email> and <ip>", "nothing", "card <identity>"]
     assert kept[0].size == len(kept[0].text)
     assert {kind: (edit.documents, edit.count) for kind, edit in tally.edits.items()} == {

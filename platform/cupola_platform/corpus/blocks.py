@@ -14,7 +14,7 @@ from typing import TypeVar
 from datatrove.pipeline.base import PipelineStep
 
 from cupola_platform.corpus.config import PrepareConfig
-from cupola_platform.corpus.documents import Document, Step, Tally, run_step
+from cupola_platform.corpus.documents import Document, Drop, Step, Tally, run_step
 from cupola_platform.corpus.execution import end_with_parent
 from cupola_platform.corpus.records import SourceFile
 from cupola_platform.corpus.sources import Entry, read_source
@@ -57,22 +57,31 @@ class Read(PipelineStep):  # type: ignore[misc]
 
 
 class Apply(PipelineStep):  # type: ignore[misc]
-    """One step that looks at a document at a time."""
+    """One step that looks at a document at a time; with a ledger, every document that it drops has a line there."""
 
     type = "step"
 
-    def __init__(self, step: Step, work: Path) -> None:
+    def __init__(self, step: Step, work: Path, ledger: Path | None = None) -> None:
         self.name = step.name
         super().__init__()
-        self.step, self.work = step, work
+        self.step, self.work, self.ledger = step, work, ledger
 
     def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        tally = Tally(self.step.name)
+        tally, lines = Tally(self.step.name), list[str]()
         for chunk in chunked(data, lambda document: document.size):
-            kept, part = run_step(self.step, chunk)
+            kept, dropped, part = run_step(self.step, chunk)
             tally.add(part)
+            if self.ledger:
+                lines += [json.dumps(line_of(each), ensure_ascii=False) + "\n" for each in dropped]
             yield from kept
+        if self.ledger:
+            write(self.ledger / f"{rank:05d}.jsonl", "".join(lines))
         save_tally(self.work, tally, rank)
+
+
+def line_of(dropped: Drop) -> dict[str, object]:
+    """A ledger's line."""
+    return {"document": dropped.name, "bytes": dropped.size, "reason": dropped.reason, "detail": dropped.detail}
 
 
 class Load(PipelineStep):  # type: ignore[misc]

@@ -3,7 +3,7 @@
 import importlib.util
 import shutil
 
-from cupola_platform.corpus.config import ExecutorConfig, PrepareConfig
+from cupola_platform.corpus.config import ExecutorConfig, PrepareConfig, Source
 from cupola_platform.corpus.language import check_languages
 from cupola_platform.corpus.ranks import check_vocabulary
 from cupola_platform.corpus.sources import check_source
@@ -17,15 +17,23 @@ def check_config(config: PrepareConfig) -> None:
         SourceError: a source is missing, empty or cannot be reached.
         ConfigError: a language that does not exist, or no Qwen vocabulary where one is named.
     """
-    for name, source in config.sources.items():
+    for name, source in named_sources(config).items():
         try:
             check_source(source)
         except SourceError as error:
-            raise SourceError(f"sources.{name}: {error}") from error
+            raise SourceError(f"{name}: {error}") from error
     check_executor(config.executor)
     if config.language:
         check_languages(config.language)
     check_vocabulary(config.tokenizer)
+
+
+def named_sources(config: PrepareConfig) -> dict[str, Source]:
+    """Everything that a preparation reads, by its key in the config."""
+    found: dict[str, Source] = {f"sources.{name}": source for name, source in config.sources.items()}
+    if config.decontamination:
+        found |= {f"decontamination.against.{name}": of for name, of in config.decontamination.against.items()}
+    return found
 
 
 def check_executor(config: ExecutorConfig) -> None:

@@ -17,6 +17,7 @@ from cupola_platform.corpus.source_config import (
     SourceName,
 )
 from cupola_platform.corpus.step_config import (
+    DecontaminationConfig,
     DeduplicationConfig,
     LanguageConfig,
     PersonalDataConfig,
@@ -25,6 +26,7 @@ from cupola_platform.corpus.step_config import (
 
 __all__ = [
     "Code",
+    "DecontaminationConfig",
     "DeduplicationConfig",
     "ExecutorConfig",
     "Files",
@@ -96,6 +98,9 @@ class PrepareConfig:
 
     quality: QualityConfig | None = Field(default_factory=QualityConfig)
     """Quality heuristics; none to skip them."""
+
+    decontamination: DecontaminationConfig | None = None
+    """Removal of documents that hold test items of evaluations; none to skip it."""
 
     personal_data: PersonalDataConfig | None = Field(default_factory=PersonalDataConfig)
     """Masking of what identifies a person; none to keep it."""

@@ -228,17 +228,17 @@ class Step(Protocol):
     def __call__(self, documents: Sequence[Document]) -> Sequence[Outcome]: ...
 
 
-def run_step(step: Step, documents: Sequence[Document]) -> tuple[list[Document], Tally]:
-    """The documents that one step keeps, and what it did."""
+def run_step(step: Step, documents: Sequence[Document]) -> tuple[list[Document], list[Drop], Tally]:
+    """The documents that one step keeps, those that it drops, and what it did."""
     tally = Tally(step.name)
     start = time.process_time()
-    kept: list[Document] = []
+    kept, dropped = list[Document](), list[Drop]()
     for before, outcome in zip(documents, step(documents), strict=True):
         tally.count(before, outcome)
-        if isinstance(outcome, Edited):
-            kept.append(outcome.document)
-        elif isinstance(outcome, Document):
-            kept.append(outcome)
+        if isinstance(outcome, Drop):
+            dropped.append(outcome)
+        else:
+            kept.append(outcome.document if isinstance(outcome, Edited) else outcome)
     tally.seconds = time.process_time() - start
     tally.check()
-    return kept, tally
+    return kept, dropped, tally

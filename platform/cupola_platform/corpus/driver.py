@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 
 from cupola_platform.corpus.blocks import Apply, Load, Read, Save, sum_tallies, write
 from cupola_platform.corpus.config import DeduplicationConfig, PrepareConfig
+from cupola_platform.corpus.decontamination import BuildTestItems, Decontamination
 from cupola_platform.corpus.deduplication import rows_per_band
 from cupola_platform.corpus.documents import Step, Tally
 from cupola_platform.corpus.duplicates import (
@@ -54,7 +55,7 @@ class Preparation:
     def __init__(self, config: PrepareConfig, work: Path, to: Path, runner: Runner) -> None:
         self.config, self.work, self.to, self.runner = config, work, to, runner
         self.seconds: dict[str, float] = {}
-        self.steps = document_steps(config)
+        self.steps = document_steps(config, work)
         self.tallies: list[Tally] = []
         self.sources: list[str] = []
         """Of each task."""
@@ -74,11 +75,21 @@ class Preparation:
 
     def _clean(self) -> Path:
         cleaned = self.work / "cleaned"
-        blocks = [Read(self.config, self.work), *(Apply(step, self.work) for step in self.steps), Save(cleaned)]
+        applied = (Apply(step, self.work, self._ledger(step)) for step in self.steps)
+        blocks = [Read(self.config, self.work), *applied, Save(cleaned)]
+        if self.config.decontamination:
+            given = json.loads((self.work / "test_items.json").read_text(encoding="utf-8"))
+            build = BuildTestItems(self.config.decontamination, given, self.work / "items")
+            with self._timed("test items"):
+                self.runner.run("test items", [build], 1)
         with self._timed("read and clean"):
             self.runner.run("read and clean", blocks, self.tasks)
         self._count("read", *(step.name for step in self.steps))
         return cleaned
+
+    def _ledger(self, step: Step) -> Path | None:
+        """Where every document that the step drops is named."""
+        return self.work / "contaminated" if isinstance(step, Decontamination) else None
 
     def _deduplicate(self, cleaned: Path) -> Path:
         config = self.config.deduplication
@@ -151,8 +162,10 @@ class Preparation:
             written = join(parts, self.tasks, self.sources, self.to, token_dtype(vocab_size))
             write_index(self.config, written, tokenizer, self.to)
         with self._timed("report"):
-            self._join_file_lists()
-            write_report(self.to, self.tallies, written, vocab_size)
+            self._join("files", "sources.jsonl")
+            if self.config.decontamination:
+                self._join("contaminated", "contaminated.jsonl")
+            write_report(self.to, self.tallies, written, vocab_size, self._beside())
         result = {
             "steps": [asdict(tally) for tally in self.tallies],
             "sources": {
@@ -163,10 +176,16 @@ class Preparation:
         }
         write(self.work / "result.json", json.dumps(result, ensure_ascii=False))
 
-    def _join_file_lists(self) -> None:
-        with (self.to / "sources.jsonl").open("wb") as lines:
+    def _join(self, folder: str, name: str) -> None:
+        """All tasks' lines as one file."""
+        with (self.to / name).open("wb") as lines:
             for task in range(self.tasks):
-                lines.write((self.work / "files" / f"{task:05d}.jsonl").read_bytes())
+                lines.write((self.work / folder / f"{task:05d}.jsonl").read_bytes())
+
+    def _beside(self) -> dict[str, object]:
+        """What the report tells besides the funnel."""
+        counts = self.work / "items" / "counts.json"
+        return {"test_items": json.loads(counts.read_text(encoding="utf-8"))} if counts.exists() else {}
 
     def _count(self, *steps: str) -> None:
         """Add what the steps did in all tasks. What one step kept is what the next one gets."""
@@ -185,13 +204,15 @@ class Preparation:
         self.seconds[phase] = time.perf_counter() - start
 
 
-def document_steps(config: PrepareConfig) -> list[Step]:
+def document_steps(config: PrepareConfig, work: Path) -> list[Step]:
     """Steps that look at one document at a time, in order."""
     steps: list[Step] = [UnicodeRepair()]
     if config.language:
         steps.append(LanguageFilter(config.language))
     if config.quality:
         steps.append(QualityFilter(config.quality))
+    if config.decontamination:
+        steps.append(Decontamination(config.decontamination, work / "items"))
     if config.personal_data:
         steps.append(PersonalDataMask(config.personal_data))
     return steps

@@ -116,10 +116,10 @@ def mask(
                 if free:
                     spans.insert(place, (begin, end, kind))
     parts, last = [], 0
-    for begin, end, kind in spans:
-        parts += [text[last:begin], f"<{kind}>"]
+    for begin, end, name in spans:
+        parts += [text[last:begin], f"<{name}>"]
         last = end
-    return "".join([*parts, text[last:]]), dict(Counter(kind for _, _, kind in spans))
+    return "".join([*parts, text[last:]]), dict(Counter(name for _, _, name in spans))
 
 
 def luhn(digits: str) -> bool:
@@ -196,8 +196,9 @@ def _phones(text: str, numbers: Sequence[Span], code: bool) -> Iterator[Span]:
     if not code:
         yield from (match.span() for match in _within(_NATIONAL, text, numbers))
     for begin, end in numbers:
-        if _CUE.search(text, max(0, begin - 16), begin) and (match := _LOCAL_NUMBER.match(text, begin, end + 1)):
-            yield match.span()
+        cued = _CUE.search(text, max(0, begin - 16), begin) and _LOCAL_NUMBER.match(text, begin, end + 1)
+        if cued:
+            yield cued.span()
 
 
 def _identities(text: str, numbers: Sequence[Span], code: bool) -> Iterator[Span]:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from cupola_platform.artifacts import code_version
-from cupola_platform.corpus.checking import check_config
+from cupola_platform.corpus.checking import check_config, named_sources
 from cupola_platform.corpus.config import PrepareConfig
 from cupola_platform.corpus.documents import DEAD_WORKER, Counts, Progress, Tally
 from cupola_platform.corpus.sources import source_state
@@ -53,7 +54,12 @@ class PrepareReport:
 
 
 def prepare(
-    config: PrepareConfig, to: Path, *, progress: Progress | None = None, work: Path | None = None
+    config: PrepareConfig,
+    to: Path,
+    *,
+    progress: Progress | None = None,
+    work: Path | None = None,
+    test_items: Mapping[str, Sequence[str]] | None = None,
 ) -> PrepareReport:
     """Read, clean, deduplicate, split and tokenize; write the content of a `tokens` artifact into `to`.
 
@@ -68,7 +74,7 @@ def prepare(
     """
     check_config(config)
     work = work or to.with_name(to.name + ".work")
-    _resume(config, work)
+    _resume(config, work, test_items or {})
     result = _drive(work.absolute(), to.absolute(), progress)
     shutil.rmtree(work)
     return PrepareReport(
@@ -82,12 +88,13 @@ def prepare(
     )
 
 
-def _resume(config: PrepareConfig, work: Path) -> None:
+def _resume(config: PrepareConfig, work: Path, test_items: Mapping[str, Sequence[str]]) -> None:
     """Keep a work folder that was left by the same preparation; else begin a new one."""
     told = TypeAdapter(PrepareConfig).dump_python(config, mode="json")
     same = {
         "config": {key: value for key, value in told.items() if key != "executor"},
-        "sources": {name: source_state(source) for name, source in config.sources.items()},
+        "sources": {name: source_state(source) for name, source in named_sources(config).items()},
+        "test_items": {name: list(texts) for name, texts in test_items.items()},
         "code": code_version("cupola_platform.corpus"),
     }
     told_before = work / "same.json"
@@ -96,6 +103,7 @@ def _resume(config: PrepareConfig, work: Path) -> None:
         work.mkdir(parents=True)
         told_before.write_text(json.dumps(same), encoding="utf-8")
     (work / "config.json").write_text(json.dumps(told), encoding="utf-8")
+    (work / "test_items.json").write_text(json.dumps(same["test_items"]), encoding="utf-8")
 
 
 def _drive(work: Path, to: Path, progress: Progress | None) -> dict[str, Any]:

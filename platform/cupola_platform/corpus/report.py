@@ -24,8 +24,9 @@ def write_report(
     tallies: Sequence[Tally],
     written: Written,
     vocab_size: int,
+    beside: Mapping[str, object],
 ) -> None:
-    """Write `report.json` and `report.html` into `to`. Neither holds a time."""
+    """Write `report.json`, with what is `beside` the funnel, and `report.html` into `to`. Neither holds a time."""
     counts = written.splits
     report = {
         "steps": [_step(tally) for tally in tallies],
@@ -33,6 +34,7 @@ def write_report(
         "languages": _languages(written),
         "vocab_size": vocab_size,
         "bytes_per_token": _ratio(counts),
+        **beside,
     }
     (to / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
     (to / "report.html").write_text(render(tallies, counts, _languages(written)), encoding="utf-8")

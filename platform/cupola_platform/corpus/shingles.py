@@ -63,6 +63,39 @@ def shingle(texts: Sequence[str], ngram: int) -> Shingles:
     return Shingles(hashes, np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]))
 
 
+@dataclass(frozen=True)
+class Words:
+    """Hashed words of consecutive texts, lower-cased: text i has `hashes[offsets[i]:offsets[i + 1]]`."""
+
+    hashes: U64
+    offsets: I64
+
+    def of(self, text: int) -> U64:
+        """One text's words."""
+        return self.hashes[self.offsets[text] : self.offsets[text + 1]]
+
+
+def hashed_words(texts: Sequence[str]) -> Words:
+    """The words of each text, those of `shingle`, in 64 bits."""
+    parts = [_hash_block(block) for block in _blocks(texts)]
+    hashes = np.concatenate([words for words, _ in parts] or [np.zeros(0, np.uint64)])
+    counts = np.concatenate([count for _, count in parts] or [np.zeros(0, np.int64)])
+    return Words(hashes, np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]))
+
+
+def word_spans(text: str) -> I64:
+    """Where the words of `hashed_words` begin and end in a text, in characters. Shape [words, 2]."""
+    return np.stack(_words(_points([text])), axis=1)
+
+
+def ngrams(words: U64, n: int) -> U64:
+    """One number for each run of `n` words; equal runs have equal ones. Shape [max(words - n + 1, 0)]."""
+    keys = np.zeros(max(len(words) - n + 1, 0), np.uint64)
+    for place in range(n if len(keys) else 0):
+        keys = keys * _NEXT_WORD + words[place : place + len(keys)]
+    return mix(keys)
+
+
 def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
     block: list[str] = []
     filled = 0
@@ -78,13 +111,20 @@ def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
 
 def _shingle_block(texts: Sequence[str], ngram: int) -> tuple[U32, I64]:
     """Hashes of all shingles of a block, and how many each text has."""
-    points = np.frombuffer("\n".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
-    points = np.minimum(points, _PLANES)
+    return _join_words(*_hash_block(texts), ngram)
+
+
+def _hash_block(texts: Sequence[str]) -> tuple[U64, I64]:
+    """Hashes of all words of a block, and how many each text has."""
+    points = _points(texts)
     ends = np.cumsum([len(text) + 1 for text in texts]) - 1  # the line feed after each text parts words too
     starts, stops = _words(points)
-    words = _hash_words(_lower()[points], starts, stops)
-    counts = np.diff(np.searchsorted(starts, ends), prepend=0)
-    return _join_words(words, counts, ngram)
+    return _hash_words(_lower()[points], starts, stops), np.diff(np.searchsorted(starts, ends), prepend=0)
+
+
+def _points(texts: Sequence[str]) -> U32:
+    points = np.frombuffer("\n".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
+    return np.minimum(points, _PLANES)
 
 
 def _words(points: U32) -> tuple[I64, I64]:

@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from cupola_platform.corpus.source_config import STRICT
+from cupola_platform.corpus.source_config import STRICT, Source, SourceName
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -100,3 +100,32 @@ class PersonalDataConfig:
     kinds: tuple[PersonalKind, ...] = Field(default=("identity", "email", "ip", "phone"), min_length=1)
     """`identity`: payment cards, IBANs, Chinese resident identity numbers and Brazilian CPFs (all by their checksums), US
     social security numbers (by their form)."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DecontaminationConfig:
+    """Documents that hold test items of evaluations are dropped."""
+
+    against: dict[SourceName, Source] = Field(default_factory=dict)
+    """Evaluation sets, by name: a row (`text_field`, such as `question`) or a file is one item."""
+
+    tasks: bool = False
+    """The questions that the recipe's own `conversations` stages hold out, too."""
+
+    ngram: int = Field(default=13, ge=3)
+    """Words in a row that a document may not share with an item (Qwen)."""
+
+    common_subsequence: bool = True
+    """Look for items with words changed, left out or put in, too (Qwen2.5)."""
+
+    min_common: int = Field(default=13, ge=1)
+    """Words of the longest common subsequence from which a document is contaminated (Qwen2.5)..."""
+
+    min_share: float = Field(default=0.6, gt=0, le=1)
+    """...if they are also this share of the shorter of the two."""
+
+    @model_validator(mode="after")
+    def _something_to_check(self) -> "DecontaminationConfig":
+        if not self.against and not self.tasks:
+            raise ValueError("name evaluation sets in `against`, or set tasks: true; else leave decontamination out")
+        return self

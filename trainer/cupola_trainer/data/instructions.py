@@ -98,6 +98,16 @@ def make_conversations(
     return report
 
 
+def heldout_questions(tasks: Iterable[TaskSource], heldout_per_task: int, seed: int) -> dict[str, list[str]]:
+    """What `make_conversations` holds out of the tasks, by task: what training must not see before."""
+    return {
+        f"{source.name}-{place}": [
+            _question(row) for row in _from_tasks(source, heldout_per_task, seed + 7919 * place)[0]
+        ]
+        for place, source in enumerate(tasks)
+    }
+
+
 def _from_tasks(source: TaskSource, heldout: int, seed: int) -> tuple[list[Row], list[Row]]:
     """Held-out and training conversations, all distinct."""
     made = make_tasks(source.name, source.config, heldout + source.count, seed)
