@@ -1,6 +1,7 @@
 """Hugging Face <-> checkpoints: against transformers, bit for bit, in one process, from any layout."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from transformers import (
 
 from cupola_platform import artifacts
 from cupola_trainer import checkpoint, models, runtime
+from cupola_trainer.architecture import YarnRope
 from cupola_trainer.config import ModelConfig, MoEConfig, ParallelConfig
 from cupola_trainer.conversion.__main__ import main
 from cupola_trainer.conversion.exporting import export
@@ -32,7 +34,9 @@ from cupola_trainer.conversion.mapping import GroupedQKV
 from cupola_trainer.conversion.reading import from_config
 from cupola_trainer.conversion.stored import StoredTensors
 from cupola_trainer.presets import PRESETS
+from cupola_trainer.rollout.continuation import continue_text
 from cupola_trainer.rollout.loading import load
+from cupola_trainer.rollout.sampling import Sampling
 
 HERE = Path(__file__).parent
 NAMES = ["dense", "untied", "moe", "moe_normalized", "moe_alone", "windows", "llama", "yarn", "dynamic", "gemma2"]
@@ -233,6 +237,48 @@ def test_names_and_defaults_of_a_published_configuration_are_read() -> None:
         "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 128256,
     }  # fmt: skip
     assert from_config(config) == PRESETS["llama-3.1-8b"]
+
+
+def test_yarn_is_read_as_qwen_publishes_it() -> None:
+    """What Qwen2.5's model cards say to add to config.json for texts of 131,072 tokens."""
+    config = {
+        "model_type": "qwen2", "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 160, "max_position_embeddings": 32_768, "rope_theta": 1_000_000.0,
+        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768},
+    }  # fmt: skip
+    model = from_config(config)
+    assert model.rope_scaling == YarnRope(factor=4.0, original_max_position_embeddings=32_768)
+    assert (model.max_position_embeddings, model.rope_theta) == (131_072, 1_000_000.0)
+
+
+@pytest.mark.parametrize("with_tokenizer", [True, False])
+def test_where_a_text_ends_comes_back_as_it_came(
+    exported: dict[str, Path], tmp_path: Path, with_tokenizer: bool
+) -> None:
+    shutil.copytree(exported["llama"], tmp_path / "theirs")
+    given = {"bos_token_id": None, "eos_token_id": [7, 9, 11], "pad_token_id": None}
+    (tmp_path / "theirs" / "generation_config.json").write_text(json.dumps(given))
+    if not with_tokenizer:
+        (tmp_path / "theirs" / "tokenizer.json").unlink()
+    import_(tmp_path / "theirs", tmp_path / "ours")
+    back = export(tmp_path / "ours", tmp_path / "back")
+    assert json.loads((back / "generation_config.json").read_text()) == given
+    assert json.loads((back / "config.json").read_text()) | given == json.loads((back / "config.json").read_text())
+
+
+def test_an_imported_model_draws_every_row_and_ends_where_transformers_ends(
+    exported: dict[str, Path], tmp_path: Path
+) -> None:
+    theirs = AutoModelForCausalLM.from_pretrained(exported["llama"]).eval()
+    tokenizer = AutoTokenizer.from_pretrained(exported["llama"])
+    prompt = torch.tensor([tokenizer.encode("import os")])
+    free = theirs.generate(prompt, max_new_tokens=24, do_sample=False, eos_token_id=None)[0, prompt.size(1) :].tolist()
+    end = free[11]
+    shutil.copytree(exported["llama"], tmp_path / "theirs")
+    (tmp_path / "theirs" / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
+    import_(tmp_path / "theirs", tmp_path / "ours")
+    said = continue_text(tmp_path / "ours", "import os", Sampling(max_new_tokens=24, temperature=0.0))
+    assert said == tokenizer.decode(free[: free.index(end) + 1], skip_special_tokens=True)
 
 
 def test_the_command_line_exports_imports_and_generates(

@@ -57,7 +57,18 @@ def changed(folder: Path, to: Path, **config: Any) -> Path:
             "max_position_embeddings=256 is beyond what yarn allows: .* = 128",
         ),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported. Only 'silu' is"),
-        ({"hidden_size": 66}, "hidden_size=66 is not a multiple"),
+        ({"hidden_size": 66}, "config.json: hidden_size=66 is not a multiple"),
+        ({"model_type": ["qwen2"]}, r"model_type=\['qwen2'\] is not known"),
+        ({"architectures": ["FooForCausalLM"]}, r"architectures=\['FooForCausalLM'\] is not known. Of qwen2: Qwen2ForCausalLM"),
+        ({"architectures": 3}, "architectures=3 is not known"),
+        ({"intermediate_size": 0}, "config.json: intermediate_size=0: input should be greater than or equal to 1"),
+        ({"num_key_value_heads": 3}, "config.json: num_attention_heads=4 is not a multiple of num_key_value_heads=3"),
+        ({"dual_chunk_attention_config": 3}, "dual_chunk_attention_config=3 is not a mapping"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": "x"}},
+            "rope_parameters.factor='x' is not a number",
+        ),
+        ({"eos_token_id": "</s>"}, "eos_token_id"),
     ],
 )  # fmt: skip
 def test_a_configuration_that_we_do_not_build_is_refused(
@@ -87,6 +98,21 @@ def test_pickled_weights_are_never_opened(exported: dict[str, Path], tmp_path: P
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
     with pytest.raises(ConfigError, match=r"pytorch_model.bin is pickled: .* Save the model as safetensors first"):
+        import_(folder, tmp_path / "to")
+
+
+@pytest.mark.parametrize("index", ["{}", '{"weight_map": []}', '{"weight_map": {"model.norm.weight": 3}}'])
+def test_an_index_that_names_no_files_is_refused(exported: dict[str, Path], tmp_path: Path, index: str) -> None:
+    folder = changed(exported["dense"], tmp_path / "folder")
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ConfigError, match=r"index\.json has no weight_map from each tensor's name to its file's"):
+        import_(folder, tmp_path / "to")
+
+
+def test_a_tokenizer_that_cannot_be_read_is_refused(exported: dict[str, Path], tmp_path: Path) -> None:
+    folder = changed(exported["dense"], tmp_path / "folder")
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"its tokenizer cannot be read: .* Repair or remove tokenizer\.json"):
         import_(folder, tmp_path / "to")
 
 

@@ -1,6 +1,7 @@
 """From a dense FFN to experts: what is copied, what is drawn anew, and that every layout writes the same checkpoint."""
 
 import json
+import math
 import subprocess
 import sys
 from collections import Counter
@@ -252,15 +253,40 @@ def test_qwen2_57b_can_be_cut_from_7b_although_its_sizes_do_not_divide() -> None
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"num_experts": 0}, "num_experts=0 and expert_intermediate_size=4 must both be at least 1"),
+        ({"num_experts": 0}, "num_experts=0 and expert_intermediate_size=4 must be whole numbers from 1 on"),
         ({"reinit_fraction": 1.5}, "reinit_fraction=1.5 is not between 0 and 1"),
         ({"reinit": "row"}, "reinit='row' is not known. Use 'element', 'unit' or 'none'"),
-        ({"init_std": 0.0}, "init_std=0.0 is not positive"),
+        ({"init_std": 0.0}, "init_std=0.0 is not a positive number"),
+        ({"init_std": math.inf}, "init_std=inf is not a positive number"),
+        ({"num_experts": 2.5}, "num_experts=2.5 and expert_intermediate_size=4 must be whole numbers"),
+        ({"seed": 1 << 64}, "seed=18446744073709551616 has more than 64 bits"),
     ],
 )
 def test_options_that_make_no_experts_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         upcycle_ffn(*ffn(8), **({"num_experts": 2, "expert_intermediate_size": 4, "seed": 0} | options))
+
+
+def test_one_unit_of_one_weight_is_drawn_from_what_it_is() -> None:
+    one = torch.full((1, 1), 3.0)
+    experts = upcycle_ffn(
+        one, one, one, num_experts=2, expert_intermediate_size=1, reinit="unit", reinit_fraction=1, seed=0
+    )
+    assert all(torch.equal(matrix, torch.full((2, 1, 1), 3.0)) for matrix in experts)
+
+
+def test_weights_of_a_model_in_training_are_cut_without_their_history() -> None:
+    gate, up, down = (matrix.requires_grad_() for matrix in ffn(8))
+    experts = upcycle_ffn(gate, up, down, num_experts=2, expert_intermediate_size=4, seed=0)
+    assert not any(matrix.requires_grad for matrix in experts)
+
+
+def test_whole_numbers_are_no_weights() -> None:
+    gate, up, down = ffn(8)
+    with pytest.raises(
+        ConfigError, match=r"of torch.int64, torch.float32 and torch.float32. Give one floating-point type"
+    ):
+        upcycle_ffn(gate.long(), up, down, num_experts=2, expert_intermediate_size=4, seed=0)
 
 
 def test_matrices_of_different_ffns_are_refused() -> None:

@@ -41,19 +41,22 @@ def export(checkpoint: Path, to: Path, *, shard_bytes: int = SHARD_BYTES) -> Pat
     tokenizer = None
     if (checkpoint / "tokenizer").is_dir():
         tokenizer = AutoTokenizer.from_pretrained(checkpoint / "tokenizer")
-    config = families.to_config(model, dtype=str(outlines[0].dtype).removeprefix("torch."), **_ids(tokenizer))
+    training = read_training(checkpoint)
+    ids = training.get("control_tokens") or _ids(tokenizer)  # an imported model's as they came
+    stops = ids["eos"] if "control_tokens" in training or not tokenizer else stop_ids(tokenizer)
+    config = families.to_config(model, dtype=str(outlines[0].dtype).removeprefix("torch."), **ids)
     partial = to.with_name(f".{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         _write_json(partial / "config.json", config)
+        if tokenizer or stops is not None:
+            generation = {"bos_token_id": ids["bos"], "eos_token_id": stops, "pad_token_id": ids["pad"]}
+            _write_json(partial / "generation_config.json", generation)
         if tokenizer:
-            stops = {"eos_token_id": stop_ids(tokenizer)}
-            ids = {name: config[name] for name in ("bos_token_id", "pad_token_id")}
-            _write_json(partial / "generation_config.json", ids | stops)
             shutil.copytree(checkpoint / "tokenizer", partial, dirs_exist_ok=True)
         write_files(partial, outlines, to_huggingface(model, stored.read), shard_bytes)
-        text = card.render(artifacts.read(checkpoint), model, read_training(checkpoint), tokenizer is not None)
+        text = card.render(artifacts.read(checkpoint), model, training, tokenizer is not None)
         (partial / "README.md").write_text(text, encoding="utf-8")
         if to.exists():
             to.rmdir()
@@ -63,7 +66,7 @@ def export(checkpoint: Path, to: Path, *, shard_bytes: int = SHARD_BYTES) -> Pat
     return to
 
 
-def _ids(tokenizer: Any) -> dict[str, int | None]:
+def _ids(tokenizer: Any) -> dict[str, Any]:
     return {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")}
 
 

@@ -67,7 +67,9 @@ def _traits(model: ModelConfig) -> dict[str, Any]:
     return traits
 
 
-def to_config(model: ModelConfig, *, dtype: str, bos: int | None, eos: int | None, pad: int | None) -> dict[str, Any]:
+def to_config(
+    model: ModelConfig, *, dtype: str, bos: int | None, eos: int | list[int] | None, pad: int | None
+) -> dict[str, Any]:
     """A transformers config.json for a model. `vocab_size` is the embedding's rows, padding included.
 
     RoPE's base is given both ways: `rope_parameters` for transformers 5, `rope_theta` for readers of version 4.

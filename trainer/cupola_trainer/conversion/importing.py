@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from transformers import AutoTokenizer
 
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import ConfigError, NotFoundError
@@ -19,7 +20,7 @@ from cupola_trainer.conversion.reading import from_config
 from cupola_trainer.conversion.weights import Weights
 from cupola_trainer.conversion.writing import outline, write
 
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
                    "added_tokens.json", "chat_template.jinja", "chat_template.json")  # fmt: skip
 
@@ -37,13 +38,15 @@ def import_(folder: Path, to: Path) -> Artifact:
     to = to.resolve()
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"{to} exists and is not an empty folder. Name a new one.")
-    model = from_config(_read_json(folder, "config.json"))
+    config = _read_json(folder, "config.json")
+    model = from_config(config)
+    _check_tokenizer(folder)
     with ExitStack() as stack:
         weights = Weights(folder, _open_weights(folder, stack))
         runtime.start(ParallelConfig(), seed=0)
         try:
             weights.check(model, whole_shapes(outline(model, ParallelConfig())))
-            return _write(folder, to, model, weights)
+            return _write(folder, to, model, weights, _control_tokens(folder, config))
         finally:
             runtime.stop()
 
@@ -51,7 +54,7 @@ def import_(folder: Path, to: Path) -> Artifact:
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         value = json.loads((folder / name).read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise NotFoundError(
             f"{folder} holds no {name}. Give a folder that transformers' save_pretrained wrote."
         ) from None
@@ -64,13 +67,12 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
 
 def _open_weights(folder: Path, stack: ExitStack) -> dict[str, Any]:
     """Every tensor's name, with the open safetensors file that holds it."""
-    if (folder / "model.safetensors.index.json").is_file():
-        paths = sorted(
-            {
-                folder / name
-                for name in _read_json(folder, "model.safetensors.index.json").get("weight_map", {}).values()
-            }
-        )
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = _read_json(folder, index.name).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+            raise ConfigError(f"{index} has no weight_map from each tensor's name to its file's. Save the model again.")
+        paths = sorted({folder / name for name in names.values()})
     else:
         paths = [folder / "model.safetensors"]
     if not all(path.is_file() for path in paths):
@@ -91,7 +93,32 @@ def _open_weights(folder: Path, stack: ExitStack) -> dict[str, Any]:
     return files
 
 
-def _write(folder: Path, to: Path, model: ModelConfig, weights: Weights) -> Artifact:
+def _check_tokenizer(folder: Path) -> None:
+    if not (folder / "tokenizer.json").is_file():
+        return
+    try:
+        AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # tokenizers raises bare Exceptions
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"{folder}: its tokenizer cannot be read: {reason}. Repair or remove tokenizer.json."
+        ) from error
+
+
+def _control_tokens(folder: Path, config: dict[str, Any]) -> dict[str, int | list[int] | None]:
+    """Where transformers begins, ends and pads a text: generation_config.json says it, or config.json."""
+    generation = _read_json(folder, "generation_config.json") if (folder / "generation_config.json").is_file() else {}
+    found = {name: generation.get(f"{name}_token_id", config.get(f"{name}_token_id")) for name in ("bos", "eos", "pad")}
+    for name, value in found.items():
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(each, int) and each >= 0 for each in ids):
+            raise ConfigError(f"{folder}: {name}_token_id={value!r} is no token's number. Correct config.json.")
+    return found
+
+
+def _write(
+    folder: Path, to: Path, model: ModelConfig, weights: Weights, control_tokens: dict[str, int | list[int] | None]
+) -> Artifact:
     with TemporaryDirectory() as scratch:
         tokenizer = Path(scratch) if (folder / "tokenizer.json").is_file() else None
         for path in (folder / name for name in TOKENIZER_FILES):
@@ -106,4 +133,5 @@ def _write(folder: Path, to: Path, model: ModelConfig, weights: Weights) -> Arti
             seed=0,
             objective="import",
             tokenizer=tokenizer,
+            extra={"control_tokens": control_tokens},
         )

@@ -1,5 +1,6 @@
 """A config.json of transformers, read as a ModelConfig."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ from pydantic import ValidationError
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer.architecture import ModelConfig, MoEConfig
-from cupola_trainer.conversion.families import FAMILIES, ROPES, SEQUENCE
+from cupola_trainer.conversion.families import CLASSES, FAMILIES, ROPES, SEQUENCE
 
 ONLY: dict[str, Any] = {
     "hidden_act": "silu",
@@ -20,6 +21,23 @@ ONLY: dict[str, Any] = {
 }
 """Entries of which we build one value only."""
 
+NAMES = {
+    "aux_loss_coeff": "router_aux_loss_coef",
+    "attention_windows": "sliding_window",
+    "dual_chunk": "dual_chunk_attention_config",
+    "expert_ffn_hidden_size": "moe_intermediate_size",
+    "ffn_hidden_size": "intermediate_size",
+    "init_std": "initializer_range",
+    "local_window": "local_size",
+    "num_layers": "num_hidden_layers",
+    "num_query_groups": "num_key_value_heads",
+    "rope_scaling": "rope_parameters",
+    "shared_expert_ffn_hidden_size": "shared_expert_intermediate_size",
+    "tie_embeddings": "tie_word_embeddings",
+    "top_k": "num_experts_per_tok",
+}
+"""What config.json calls our entries, where it calls them otherwise."""
+
 
 def from_config(config: Mapping[str, Any]) -> ModelConfig:
     """The model that a config.json of transformers describes. Entries that it leaves out get transformers' defaults.
@@ -27,9 +45,7 @@ def from_config(config: Mapping[str, Any]) -> ModelConfig:
     Raises:
         ConfigError: another architecture, or a variant of one that we do not build; names the entry.
     """
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        raise ConfigError(f"model_type={family!r} is not known. Known architectures: {', '.join(FAMILIES)}.")
+    family = _family(config)
     full = _with_defaults(config)
     for key, value in ONLY.items():
         if (full.get(key, value) or value) != value:
@@ -37,8 +53,27 @@ def from_config(config: Mapping[str, Any]) -> ModelConfig:
     try:
         return ModelConfig(**_common(full) | _own(family, full) | _rope(full) | _dual_chunk(full) | _head(config))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"config.json: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ConfigError(_line(error)) from error
+
+
+def _family(config: Mapping[str, Any]) -> str:
+    family, classes = config.get("model_type"), config.get("architectures") or []
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise ConfigError(f"model_type={family!r} is not known. Known architectures: {', '.join(FAMILIES)}.")
+    known = [CLASSES[family], CLASSES[family].replace("ForCausalLM", SEQUENCE)]
+    if not isinstance(classes, list) or any(name not in known for name in classes):
+        raise ConfigError(f"architectures={classes!r} is not known. Of {family}: {', '.join(known)}.")
+    return family
+
+
+def _line(error: ValidationError) -> str:
+    """The first thing wrong with the values, in config.json's words."""
+    first = error.errors()[0]
+    rule = re.sub(r"\w+", lambda word: NAMES.get(word[0], word[0]), first["msg"].removeprefix("Value error, "))
+    if not first["loc"]:
+        return f"config.json: {rule}"
+    place = ".".join(NAMES.get(str(part), str(part)) for part in first["loc"])
+    return f"config.json: {place}={first['input']!r}: {rule[0].lower()}{rule[1:]}."
 
 
 def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,9 +154,12 @@ def _windows(full: dict[str, Any]) -> tuple[int | None, ...]:
 
 def _dual_chunk(full: dict[str, Any]) -> dict[str, Any]:
     """As Qwen2.5-1M has it; queries grow past `original_max_position_embeddings`, where it is given."""
-    given = dict(full.get("dual_chunk_attention_config") or {})
-    if not given:
+    entries = full.get("dual_chunk_attention_config") or {}
+    if not entries:
         return {}
+    if not isinstance(entries, dict):
+        raise ConfigError(f"config.json: dual_chunk_attention_config={entries!r} is not a mapping.")
+    given = dict(entries)
     read: dict[str, Any] = {}
     if trained := given.pop("original_max_position_embeddings", 0):
         read["length_scaling"] = {"type": "yarn", "original_max_position_embeddings": trained}
@@ -134,6 +172,7 @@ def _dual_chunk(full: dict[str, Any]) -> dict[str, Any]:
 def _rope(full: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in full["rope_parameters"].items() if value is not None}
     kind, theta = given.pop("rope_type"), given.pop("rope_theta")
+    given.pop("type", None)  # what rope_type was called before transformers 4.45
     if given.pop("partial_rotary_factor", 1.0) != 1:
         raise ConfigError("config.json: RoPE on a part of a head (partial_rotary_factor) is not supported.")
     longest = full["max_position_embeddings"]
@@ -150,6 +189,9 @@ def _rope(full: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"config.json: rope_parameters.{unknown[0]} is not supported with RoPE of type {kind!r}.")
     if kind == "linear":
         del given["original_max_position_embeddings"]
+    factor = given.get("factor", 1)
+    if isinstance(factor, bool) or not isinstance(factor, int | float):
+        raise ConfigError(f"config.json: rope_parameters.factor={factor!r} is not a number.")
     if kind in ("yarn", "dynamic"):  # Hugging Face leaves max_position_embeddings at the trained length
-        rope["max_position_embeddings"] = max(longest, int(given["factor"] * original))
+        rope["max_position_embeddings"] = max(longest, int(factor * original))
     return rope | {"rope_scaling": {"type": kind, **given}}

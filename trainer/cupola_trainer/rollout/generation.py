@@ -24,6 +24,7 @@ def generate(
     sampling: Sampling,
     *,
     stops: Sequence[int] | None = None,
+    vocabulary: int | None = None,
     batch_size: int = 64,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
@@ -36,9 +37,10 @@ def generate(
 
     Args:
         chunks: the model, also as it is being trained, wrapped for data parallelism.
-        tokenizer: its length is the number of tokens that may be drawn.
+        tokenizer: gives what is left out below.
         prompts: token ids.
         stops: tokens that end an answer; none for the tokenizer's own.
+        vocabulary: tokens below this may be drawn; none for as many as the tokenizer has.
         batch_size: sequences in one forward pass of a rank.
         progress: called with the number of prompts done so far, over all ranks.
 
@@ -46,6 +48,7 @@ def generate(
         ConfigError: a prompt that is empty or leaves no room for an answer.
     """
     stops = stop_ids(tokenizer) if stops is None else stops
+    vocabulary = len(tokenizer) if vocabulary is None else vocabulary
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     ranks, rank = group.size(), group.rank()
     rounds = -(-len(prompts) // (batch_size * ranks))
@@ -54,7 +57,7 @@ def generate(
     with generating(chunks) as stages:
         _check_prompts(prompts, stages.max_sequence_length)
         for number, indices in enumerate(mine, start=1):
-            batch = Batch(stages, [prompts[i] for i in indices], indices, sampling, seed, len(tokenizer), stops)
+            batch = Batch(stages, [prompts[i] for i in indices], indices, sampling, seed, vocabulary, stops)
             done |= dict(zip(indices, batch.complete(), strict=True))
             if progress:
                 progress(len(prompts) * number // rounds)

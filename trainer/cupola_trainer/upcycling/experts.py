@@ -7,6 +7,7 @@ Nakamura et al. 2025).
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -48,14 +49,18 @@ class Cut:
 
     def __post_init__(self) -> None:
         count, size = self.num_experts, self.expert_intermediate_size
-        if count < 1 or size < 1:
-            raise ConfigError(f"num_experts={count} and expert_intermediate_size={size} must both be at least 1.")
+        if not all(isinstance(number, int) and number >= 1 for number in (count, size)):
+            raise ConfigError(
+                f"num_experts={count} and expert_intermediate_size={size} must be whole numbers from 1 on."
+            )
         if not 0 <= self.reinit_fraction <= 1:
             raise ConfigError(f"reinit_fraction={self.reinit_fraction} is not between 0 and 1.")
         if self.reinit not in ("element", "unit", "none"):
             raise ConfigError(f"reinit={self.reinit!r} is not known. Use 'element', 'unit' or 'none'.")
-        if not self.init_std > 0:
-            raise ConfigError(f"init_std={self.init_std} is not positive.")
+        if not 0 < self.init_std < math.inf:
+            raise ConfigError(f"init_std={self.init_std} is not a positive number.")
+        if not -(1 << 63) <= self.seed < 1 << 64:
+            raise ConfigError(f"seed={self.seed} has more than 64 bits. Use a smaller one.")
 
     def copies(self, h_ffn: int) -> int:
         """How often an FFN of intermediate size `h_ffn` is replicated."""
@@ -82,7 +87,7 @@ class Cut:
         flat = torch.cat([matrix.flatten() for matrix in (gate, up, down)])
         count = round(self.reinit_fraction * flat.numel())
         chosen = torch.randperm(flat.numel(), generator=generator)[:count]
-        flat[chosen] = normal((count,), 0.0, self.init_std, generator).to(flat.dtype)
+        flat[chosen] = normal((count,), 0.0, self.init_std, generator).to(flat)
         a, b, c = flat.split([gate.numel(), up.numel(), down.numel()])
         return a.view_as(gate), b.view_as(up), c.view(down.shape)
 
@@ -92,11 +97,12 @@ class Cut:
         count = round(self.reinit_fraction * gate.size(0))
         chosen = torch.randperm(gate.size(0), generator=generator)[:count]
         for matrix in (gate, up, down.t()):  # all [h_E, H]
-            mean, std = matrix.float().mean().item(), matrix.float().std().item()
-            matrix[chosen] = normal((count, matrix.size(1)), mean, std, generator).to(matrix.dtype)
+            std, mean = torch.std_mean(matrix.float(), correction=0)
+            matrix[chosen] = normal((count, matrix.size(1)), mean.item(), std.item(), generator).to(matrix)
         return gate, up, down
 
 
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def upcycle_ffn(
     gate: Tensor,
     up: Tensor,
@@ -124,6 +130,10 @@ def upcycle_ffn(
     Raises:
         ConfigError: a size, share or name that makes no experts.
     """
+    if not (gate.is_floating_point() and gate.dtype == up.dtype == down.dtype):
+        raise ConfigError(
+            f"gate, up and down are of {gate.dtype}, {up.dtype} and {down.dtype}. Give one floating-point type."
+        )
     if gate.dim() != 2 or not gate.numel() or up.shape != gate.shape or down.shape != gate.shape[::-1]:
         shapes = f"gate {tuple(gate.shape)}, up {tuple(up.shape)}, down {tuple(down.shape)}"
         raise ConfigError(f"These are not the matrices of one SwiGLU FFN: {shapes}. Give [h, H], [h, H] and [H, h].")
