@@ -6,6 +6,8 @@ import pandas as pd
 SIDES = ["#2f6fb5", "#d2691e"]
 """A and B, in every chart that compares them."""
 KEPT, DROPPED = "#b5502d", "#d9b8a4"
+GROUPS = ["#2e8b6f", "#a0762c", "#7a4fa0"]
+"""Further colours where more than two are compared."""
 TITLES = {
     "loss": "Loss",
     "heldout_loss": "Held-out loss",
@@ -96,23 +98,23 @@ def difference_plot(frame: pd.DataFrame) -> alt.LayerChart:
     return (zero + lines + points).properties(height=alt.Step(40))
 
 
-def funnel(frame: pd.DataFrame) -> alt.LayerChart:
-    """What each step kept of all bytes and what it dropped. `frame`: step, documents_*, bytes_*."""
+def funnel(frame: pd.DataFrame, by: str = "step") -> alt.LayerChart:
+    """What each step (or source) kept of all bytes, and what was dropped. `frame`: `by`, documents_*, bytes_*."""
     shown = frame.assign(
         megabytes_in=frame["bytes_in"] / 1e6,
         megabytes=frame["bytes_out"] / 1e6,
         label=[f"{row.bytes_out / 1e6:,.1f} MB, {row.documents_out:,} documents" for row in frame.itertuples()],
     )
-    order = list(frame["step"])
-    y = alt.Y("step:N", title=None, sort=order, axis=alt.Axis(labelLimit=260))
+    order = list(frame[by])
+    y = alt.Y(f"{by}:N", title=None, sort=order, axis=alt.Axis(labelLimit=260))
     tooltip = [
-        "step",
+        by,
         *(alt.Tooltip(name, format=",") for name in ("documents_in", "documents_out", "bytes_in", "bytes_out")),
     ]
     limit = alt.Scale(domain=[0, float(shown["megabytes_in"].max()) * 1.45 or 1.0])
     x = alt.X(
         "megabytes_in:Q",
-        title="Megabytes: dark is kept, light is dropped by the step",
+        title="Megabytes: dark is kept, light is dropped",
         scale=limit,
         axis=alt.Axis(tickCount=8),
     )
@@ -126,7 +128,7 @@ def funnel(frame: pd.DataFrame) -> alt.LayerChart:
 def bars(frame: pd.DataFrame, category: str, amount: str, heading: str) -> alt.Chart:
     """A bar a category, in the order given."""
     y = alt.Y(f"{category}:N", title=None, sort=list(frame[category]), axis=alt.Axis(labelLimit=260))
-    x = alt.X(f"{amount}:Q", title=heading)
+    x = alt.X(f"{amount}:Q", title=heading, axis=alt.Axis(tickCount=8))
     tooltip = [category, alt.Tooltip(amount, format=",")]
     return (
         alt.Chart(frame)
@@ -134,6 +136,49 @@ def bars(frame: pd.DataFrame, category: str, amount: str, heading: str) -> alt.C
         .encode(x=x, y=y, tooltip=tooltip)
         .properties(height=alt.Step(26))
     )
+
+
+def columns(frame: pd.DataFrame, category: str, amount: str, heading: str, below: str) -> alt.Chart:
+    """A column a category, in the order given."""
+    x = alt.X(f"{category}:N", title=below, sort=list(frame[category]), axis=alt.Axis(labelAngle=0))
+    tooltip = [category, alt.Tooltip(amount, format=",")]
+    base = alt.Chart(frame).mark_bar(color=KEPT, cornerRadiusEnd=2)
+    return base.encode(x=x, y=alt.Y(f"{amount}:Q", title=heading), tooltip=tooltip).properties(height=HEIGHT)
+
+
+def grouped(frame: pd.DataFrame, category: str, series: str, amount: str, heading: str, form: str) -> alt.Chart:
+    """For each category a bar a series, in the order given; `form` is the numbers' format."""
+    order, names = list(dict.fromkeys(frame[category])), list(dict.fromkeys(frame[series]))
+    colours = [SIDES[1], SIDES[0], *GROUPS][: len(names)]
+    encoded = {
+        "y": alt.Y(f"{category}:N", title=None, sort=order, axis=alt.Axis(labelLimit=220)),
+        "yOffset": alt.YOffset(f"{series}:N", sort=names),
+        "x": alt.X(f"{amount}:Q", title=heading, axis=alt.Axis(format=form, tickCount=6)),
+        "color": alt.Color(
+            f"{series}:N", title=None, scale=alt.Scale(domain=names, range=colours), legend=alt.Legend(orient="top")
+        ),
+        "tooltip": [category, series, alt.Tooltip(amount, format=form)],
+    }
+    base = alt.Chart(frame).mark_bar(cornerRadiusEnd=2).encode(**encoded)
+    return base.properties(height=alt.Step(14))
+
+
+def shares(frame: pd.DataFrame, across: str, down: str, share: str) -> alt.LayerChart:
+    """A table of shares, the darker the less is left. In the order given."""
+    base = alt.Chart(frame).encode(
+        x=alt.X(
+            f"{across}:N",
+            title=None,
+            sort=list(dict.fromkeys(frame[across])),
+            axis=alt.Axis(labelAngle=0, orient="top"),
+        ),
+        y=alt.Y(f"{down}:N", title=None, sort=list(dict.fromkeys(frame[down])), axis=alt.Axis(labelLimit=220)),
+        tooltip=[down, across, alt.Tooltip(share, format=".2%")],
+    )
+    fade = alt.Opacity("gone:Q", scale=alt.Scale(domain=[0, 1], range=[0.05, 1]), legend=None)
+    cells = base.transform_calculate(gone=f"sqrt(1 - datum.{share})").mark_rect(color=KEPT).encode(opacity=fade)
+    text = base.mark_text(color="#8a837c", fontSize=13).encode(text=alt.Text(f"{share}:Q", format=".1%"))
+    return (cells + text).properties(height=alt.Step(30))
 
 
 def _lines(frame: pd.DataFrame, colour: object, heading: str) -> alt.Chart:

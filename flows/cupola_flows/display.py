@@ -191,5 +191,7 @@ def clock(seconds: float | None) -> str:
 
 
 def make_display(stages: Mapping[str, str], console: Console) -> Display:
-    """Live on a terminal, plain elsewhere."""
-    return LiveDisplay(stages, console) if console.is_terminal else PlainDisplay(stages)
+    """Live on a terminal, plain elsewhere: where the console writes, so that what a command prints stays apart."""
+    if console.is_terminal:
+        return LiveDisplay(stages, console)
+    return PlainDisplay(stages, lambda text: print(text, file=console.file, flush=True))

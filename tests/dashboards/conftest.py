@@ -20,6 +20,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 import cupola_dashboards
 from cupola_flows.recipe import load_recipe
 from cupola_platform.artifacts import Artifact
+from cupola_platform.corpus.page import render
 from cupola_platform.workspace import Workspace
 
 CHROMIUM = "/usr/bin/chromium"
@@ -29,21 +30,28 @@ EPOCH = 1_700_000_000.0
 REPORT: dict[str, Any] = {
     "steps": [
         {
-            "step": "quality", "documents_in": 1000, "bytes_in": 8_000_000, "documents_out": 700, "bytes_out": 6_000_000,
+            "step": "quality", "documents_in": 1000, "bytes_in": 8_000_000, "documents_out": 700, "bytes_out": 6_000_000, "changed": 0, "edited": [],
+            "sources": {"library": {"documents_in": 1000, "bytes_in": 8_000_000, "documents_out": 700, "bytes_out": 6_000_000}},
             "dropped": [
-                {"reason": "too short", "documents": 250, "bytes": 100_000, "examples": [{"document": "a.txt", "detail": "12 words"}]},
+                {"reason": "too short", "documents": 250, "bytes": 100_000, "examples": [{"document": "a.txt", "detail": "12 words", "text": "One line."}]},
                 {"reason": "mostly symbols", "documents": 50, "bytes": 1_900_000, "examples": []},
             ],
         },
         {
-            "step": "near duplicates", "documents_in": 700, "bytes_in": 6_000_000, "documents_out": 600, "bytes_out": 5_000_000,
+            "step": "near duplicates", "documents_in": 700, "bytes_in": 6_000_000, "documents_out": 600, "bytes_out": 5_000_000, "changed": 9,
+            "edited": [{"kind": "email", "documents": 9, "count": 12, "examples": []}],
+            "sources": {"library": {"documents_in": 700, "bytes_in": 6_000_000, "documents_out": 600, "bytes_out": 5_000_000}},
             "dropped": [{"reason": "like another", "documents": 100, "bytes": 1_000_000, "examples": []}],
         },
     ],
     "sources": {
         "library": {"train": {"documents": 540, "tokens": 1_200_000, "bytes": 4_500_000}, "heldout": {"documents": 60, "tokens": 130_000, "bytes": 500_000}},
     },
-    "languages": {"en": {"documents": 580, "bytes": 4_800_000}, "de": {"documents": 20, "bytes": 200_000}},
+    "languages": {"en": {"documents": 580, "tokens": 1_250_000, "bytes": 4_800_000}, "de": {"documents": 20, "tokens": 80_000, "bytes": 200_000}},
+    "lengths": {"512": 200, "2048": 400},
+    "duplicates": {"near duplicates": {"clusters": 60, "dropped": 100, "sizes": {"2": 50, "4": 10}, "largest": [{"document": "b.txt", "documents": 7}]}},
+    "mixture": {"library": {"tokens": 1_200_000, "share_of_tokens": 1.0, "share_of_samples": 1.0}},
+    "compression": {"text": "held-out", "languages": {"en": {"ours": 3.84, "qwen": 4.2}, "de": {"ours": 2.5, "qwen": 3.9}}},
     "vocab_size": 4096,
     "bytes_per_token": 3.76,
 }  # fmt: skip
@@ -163,7 +171,9 @@ def fill(root: Path) -> Shown:
         ws.registry.finish_run(run, "completed", made[stage].digest)
 
     source = {"source": "library", "path": "json/__init__.py", "bytes": 14_000, "blake3": "0" * 64}
-    files = {"report.json": json.dumps(REPORT), "sources.jsonl": json.dumps(source) + "\n"}
+    files = {
+        "report.json": json.dumps(REPORT), "report.html": render(REPORT), "sources.jsonl": json.dumps(source) + "\n"
+    }  # fmt: skip
     publish("prepare", "tokens", files, [], {"documents": 600.0})
     publish("pretrain", "checkpoint", {"model.json": "{}", "w": "dense"}, ["prepare"], {"loss": 4.0}, 40)
     publish("conversations", "conversations", {"train.jsonl": "{}"}, ["prepare"], {"train_conversations": 1.0})

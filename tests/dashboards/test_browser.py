@@ -42,6 +42,16 @@ def test_two_checkpoints_are_compared_side_by_side(console: str, tab: Page, show
     expect(tab.get_by_role("tabpanel").locator(CHARTS).first).to_be_visible()
 
 
+def test_the_corpus_is_told_in_pictures_and_its_examples_open(console: str, tab: Page) -> None:
+    tab.goto(f"{console}/corpus")
+    for heading in ("What each step kept", "Sources", "Languages", "Lengths", "Compression", "Duplicates"):
+        expect(tab.get_by_role("heading", name=heading, exact=True)).to_be_visible()
+    expect(tab.locator(CHARTS).nth(8)).to_be_visible()
+    tab.get_by_text("quality: 300 documents").click()
+    expect(tab.get_by_text("a.txt: 12 words: One line.")).to_be_visible()
+    expect(tab.get_by_role("button", name="All of this as one page")).to_be_visible()
+
+
 def test_the_lineage_is_laid_out_without_anything_from_outside(console: str, tab: Page) -> None:
     tab.goto(f"{console}/lineage")
     graph = tab.locator("[data-testid=stGraphVizChart] svg")

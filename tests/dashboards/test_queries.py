@@ -201,9 +201,22 @@ def test_the_funnel_counts_what_each_step_dropped_and_why(in_workspace: Any) -> 
     told = corpus.report(in_workspace.tokens.digest)
     assert list(corpus.funnel(told)["dropped"]) == [300, 100]
     assert list(corpus.drops(told)["reason"]) == ["too short", "like another", "mostly symbols"]
-    assert corpus.drops(told)["example"][0] == "a.txt: 12 words"
+    assert corpus.drops(told)["examples"][0] == ["a.txt: 12 words: One line."]
     assert corpus.sources(told)["tokens"].sum() == 1_330_000
     assert list(corpus.examples(in_workspace.tokens.digest, "library", "heldout")["path"]) == ["csv.py"]
+
+
+def test_sources_lengths_clusters_mixture_and_compression_are_read_from_the_corpuss_report(in_workspace: Any) -> None:
+    told = corpus.report(in_workspace.tokens.digest)
+    assert corpus.of_sources(told).values.tolist() == [["library", 1000, 8_000_000, 600, 5_000_000]]
+    assert corpus.edits(told).values.tolist() == [["near duplicates: email", 9, 12]]
+    assert corpus.survival(told)["kept"].tolist() == [0.7, 600 / 700]
+    assert corpus.lengths(told).values.tolist() == [["512", 200], ["1K", 0], ["2K", 400]]
+    sizes, largest = corpus.clusters(told)["near duplicates"]
+    assert sizes.values.tolist() == [["2 to 3", 50], ["4 to 7", 10]]
+    assert largest.values.tolist() == [["b.txt", 7]]
+    assert corpus.mixture(told).values.tolist() == [["library", "tokens", 1.0], ["library", "samples", 1.0]]
+    assert corpus.compression(told).values.tolist()[:2] == [["en", "this corpus", 3.84], ["en", "qwen", 4.2]]
 
 
 def test_every_setting_of_a_recipe_is_told_with_its_meaning_and_changes_become_overrides() -> None:

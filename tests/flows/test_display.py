@@ -1,11 +1,13 @@
 """The progress of a run, on a terminal and anywhere else."""
 
+import io
 import json
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
-from cupola_flows.display import LiveDisplay, PlainDisplay, clock
+from cupola_flows.display import LiveDisplay, PlainDisplay, clock, make_display
 from cupola_flows.jobs import MetricsTail
 
 STEP = {"event": "step", "step": 3, "loss": 4.5678, "tokens_per_second": 1234.5}
@@ -32,6 +34,15 @@ def test_where_nobody_watches_it_is_a_line_at_each_start_and_end() -> None:
     display.finished("pretrain", "completed", "artifact 0123")
     assert len(lines) == 2
     assert lines[1] == "pretrain       completed  3/10  loss 4.568  1,234 tokens/s  0:00  artifact 0123"
+
+
+def test_progress_is_told_on_the_console_that_was_given_and_leaves_stdout_to_the_result(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    errors = io.StringIO()
+    make_display({"run-000": "mixture"}, Console(file=errors)).started("run-000")
+    assert errors.getvalue() == "run-000        running  0:00\n"
+    assert capsys.readouterr().out == ""
 
 
 def test_the_time_left_is_reckoned_from_this_starts_pace() -> None:

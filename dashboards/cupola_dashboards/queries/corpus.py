@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import streamlit as st
 
 from cupola_dashboards.queries.workspace import workspace
+from cupola_platform.corpus.pictures import power_of_two
 from cupola_platform.registry import ArtifactRow
 
 EXAMPLE_CHARACTERS = 1_200
@@ -33,13 +34,13 @@ def funnel(told: dict[str, Any]) -> pd.DataFrame:
 
 
 def drops(told: dict[str, Any]) -> pd.DataFrame:
-    """A row a reason, biggest first: step, reason, documents, bytes, example."""
+    """A row a reason, biggest first: step, reason, documents, bytes, examples (a few lines)."""
     rows = [
-        (step["step"], why["reason"], why["documents"], why["bytes"], _example(why["examples"]))
+        (step["step"], why["reason"], why["documents"], why["bytes"], [_example(of) for of in why["examples"]])
         for step in told["steps"]
         for why in step["dropped"]
     ]
-    frame = pd.DataFrame(rows, columns=["step", "reason", "documents", "bytes", "example"])
+    frame = pd.DataFrame(rows, columns=["step", "reason", "documents", "bytes", "examples"])
     return frame.sort_values("documents", ascending=False, kind="stable", ignore_index=True)
 
 
@@ -75,5 +76,88 @@ def examples(digest: str, source: str, split: str, count: int = 5) -> pd.DataFra
     return frame.assign(text=frame["text"].astype(str).str.slice(0, EXAMPLE_CHARACTERS))
 
 
-def _example(found: list[dict[str, str]]) -> str:
-    return f"{found[0]['document']}: {found[0]['detail']}".removesuffix(": ") if found else ""
+def edits(told: dict[str, Any]) -> pd.DataFrame:
+    """A row a kind of change that steps made in documents which they kept: change, documents, count."""
+    rows = [
+        (f"{step['step']}: {edit['kind']}", edit["documents"], edit["count"])
+        for step in told["steps"]
+        for edit in step["edited"]
+    ]
+    return pd.DataFrame(rows, columns=["change", "documents", "count"])
+
+
+def of_sources(told: dict[str, Any]) -> pd.DataFrame:
+    """A row a source, biggest first: source, documents_in (what was read), bytes_in, documents_out (what is left), bytes_out."""
+    first, last = told["steps"][0]["sources"], told["steps"][-1]["sources"]
+    rows = [
+        (
+            name,
+            first[name]["documents_in"],
+            first[name]["bytes_in"],
+            last[name]["documents_out"],
+            last[name]["bytes_out"],
+        )
+        for name in told["sources"]
+    ]
+    frame = pd.DataFrame(rows, columns=["source", "documents_in", "bytes_in", "documents_out", "bytes_out"])
+    return frame.sort_values("bytes_out", ascending=False, kind="stable", ignore_index=True)
+
+
+def survival(told: dict[str, Any]) -> pd.DataFrame:
+    """A row a source and step: source, step, kept (share of the documents that came to the step)."""
+    rows = [
+        (source, step["step"], of["documents_out"] / of["documents_in"])
+        for step in told["steps"]
+        for source, of in step["sources"].items()
+        if of["documents_in"]
+    ]
+    return pd.DataFrame(rows, columns=["source", "step", "kept"])
+
+
+def lengths(told: dict[str, Any]) -> pd.DataFrame:
+    """A row a power of two: from (tokens, as people write them), documents."""
+    found = {int(power): count for power, count in told["lengths"].items()}
+    powers = [1 << i for i in range(min(found).bit_length() - 1, max(found).bit_length())] if found else []
+    return pd.DataFrame([(power_of_two(at), found.get(at, 0)) for at in powers], columns=["from", "documents"])
+
+
+def clusters(told: dict[str, Any]) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
+    """By step: clusters by size (size, clusters), and the largest ones (document, documents)."""
+    return {
+        step: (
+            pd.DataFrame(
+                [(f"{at} to {2 * int(at) - 1}", count) for at, count in found["sizes"].items()],
+                columns=["size", "clusters"],
+            ),
+            pd.DataFrame(found["largest"], columns=["document", "documents"]),
+        )
+        for step, found in told["duplicates"].items()
+        if found["clusters"]
+    }
+
+
+def mixture(told: dict[str, Any]) -> pd.DataFrame:
+    """Two rows a source: source, of (`tokens`, `samples`), share."""
+    names = {"share_of_tokens": "tokens", "share_of_samples": "samples"}
+    rows = [(name, shown, of[key]) for name, of in told["mixture"].items() for key, shown in names.items()]
+    return pd.DataFrame(rows, columns=["source", "of", "share"])
+
+
+def compression(told: dict[str, Any]) -> pd.DataFrame:
+    """A row a language and vocabulary: language, vocabulary, bytes_per_token."""
+    rows = [
+        (language, "this corpus" if name == "ours" else name, ratio)
+        for language, ratios in told["compression"]["languages"].items()
+        for name, ratio in ratios.items()
+    ]
+    return pd.DataFrame(rows, columns=["language", "vocabulary", "bytes_per_token"])
+
+
+@st.cache_data(show_spinner=False, max_entries=32)
+def page(digest: str) -> bytes:
+    """`report.html`: all of it as one page to keep or send."""
+    return (workspace().store.get(digest).path / "report.html").read_bytes()
+
+
+def _example(found: dict[str, str]) -> str:
+    return ": ".join(part for part in (found["document"], found["detail"], found["text"]) if part)

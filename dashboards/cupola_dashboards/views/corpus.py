@@ -1,10 +1,16 @@
 """Corpus: the funnel from raw text to tokens, with what was dropped and why."""
 
+from typing import Any
+
+import pandas as pd
 import streamlit as st
 
 from cupola_dashboards import charts
 from cupola_dashboards.queries import checkpoints, corpus
 from cupola_dashboards.words import NOTHING_YET, guarded, megabytes
+
+BIGGEST = 15
+"""Rows of a chart."""
 
 
 @guarded
@@ -31,32 +37,76 @@ def page() -> None:
     st.subheader("What each step kept", anchor=False)
     st.altair_chart(charts.funnel(steps))
     _reasons(told)
-    left, right = st.columns([3, 2])
+    edits = corpus.edits(told)
+    if not edits.empty:
+        st.subheader("What was changed", anchor=False)
+        st.altair_chart(charts.bars(edits, "change", "count", "Times"))
+    _sources(told, sources)
+    _text(told)
+    _duplicates(told)
+    _examples(chosen, list(dict.fromkeys(sources["source"])))
+    st.download_button("All of this as one page", corpus.page(chosen), f"corpus-{chosen[:12]}.html", "text/html")
+
+
+def _reasons(told: dict[str, Any]) -> None:
+    drops = corpus.drops(told)
+    st.subheader("What was dropped, and why", anchor=False)
+    if drops.empty:
+        st.caption("Nothing was dropped.")
+        return
+    st.altair_chart(charts.bars(drops.head(BIGGEST), "reason", "documents", "Documents"))
+    for step, rows in drops.groupby("step", sort=False):
+        with st.expander(f"{step}: {rows['documents'].sum():,} documents, {megabytes(rows['bytes'].sum())}"):
+            for row in rows.itertuples():
+                st.markdown(f"**{row.reason}**, {row.documents:,} documents, {megabytes(row.bytes)}")
+                st.code("\n".join(row.examples), language=None, wrap_lines=True)
+
+
+def _sources(told: dict[str, Any], sources: pd.DataFrame) -> None:
+    st.subheader("Sources", anchor=False)
+    left, right = st.columns(2)
     with left:
-        st.subheader("Sources", anchor=False)
+        st.altair_chart(charts.funnel(corpus.of_sources(told).head(BIGGEST), "source"))
         st.dataframe(
             sources.assign(size=sources["bytes"].map(megabytes)).drop(columns="bytes").rename(columns=str.capitalize),
             hide_index=True,
             column_config={name: st.column_config.NumberColumn(format="localized") for name in ("Documents", "Tokens")},
         )
     with right:
+        st.caption("Documents that each step kept")
+        st.altair_chart(charts.shares(corpus.survival(told), "step", "source", "kept"))
+        st.caption("Mixture: what training reads, beside what there is")
+        st.altair_chart(charts.grouped(corpus.mixture(told), "source", "of", "share", "Share", ".0%"))
+
+
+def _text(told: dict[str, Any]) -> None:
+    left, middle, right = st.columns(3)
+    with left:
         st.subheader("Languages", anchor=False)
-        st.altair_chart(charts.bars(corpus.languages(told).head(12), "language", "bytes", "Bytes"))
-    _examples(chosen, list(dict.fromkeys(sources["source"])))
+        st.altair_chart(charts.bars(corpus.languages(told).head(BIGGEST), "language", "bytes", "Bytes"))
+    with middle:
+        st.subheader("Lengths", anchor=False)
+        st.altair_chart(charts.columns(corpus.lengths(told), "from", "documents", "Documents", "Tokens, from"))
+    with right:
+        st.subheader("Compression", anchor=False)
+        ratios = corpus.compression(told)
+        shown = ratios[ratios["language"].isin(list(dict.fromkeys(ratios["language"]))[:BIGGEST])]
+        heading = f"Bytes a token, of {told['compression']['text']} text"
+        st.altair_chart(charts.grouped(shown, "language", "vocabulary", "bytes_per_token", heading, ".2f"))
 
 
-def _reasons(told: dict[str, object]) -> None:
-    drops = corpus.drops(told)
-    st.subheader("What was dropped, and why", anchor=False)
-    if drops.empty:
-        st.caption("Nothing was dropped.")
+def _duplicates(told: dict[str, Any]) -> None:
+    found = corpus.clusters(told)
+    if not found:
         return
-    numbers = st.column_config.NumberColumn(format="localized")
-    st.dataframe(
-        drops.assign(bytes=drops["bytes"].map(megabytes)).rename(columns=str.capitalize),
-        hide_index=True,
-        column_config={"Documents": numbers, "Example": st.column_config.TextColumn(width="large")},
-    )
+    st.subheader("Duplicates", anchor=False)
+    for (step, (sizes, largest)), column in zip(found.items(), st.columns(len(found)), strict=True):
+        with column:
+            st.caption(f"Clusters of {step}")
+            st.altair_chart(charts.columns(sizes, "size", "clusters", "Clusters", "Documents in a cluster"))
+            st.dataframe(
+                largest.rename(columns={"document": "Kept of the largest", "documents": "Documents"}), hide_index=True
+            )
 
 
 def _examples(digest: str, sources: list[str]) -> None:

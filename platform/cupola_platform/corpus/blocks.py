@@ -6,7 +6,7 @@ executor's completion marker for the task, so that a task which was killed is co
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
@@ -146,14 +146,13 @@ def save_tally(work: Path, tally: Tally, rank: int) -> None:
     write(work / "tallies" / tally.step / f"{rank:05d}.json", json.dumps(asdict(tally), ensure_ascii=False))
 
 
-def sum_tallies(work: Path, step: str, tasks: int) -> Tally:
-    """What a step did in all its tasks."""
-    total = Tally(step)
-    for rank in range(tasks):
+def sum_tallies(work: Path, step: str, sources: Sequence[str]) -> dict[str, Tally]:
+    """What a step did with each source; `sources`: of each task, in the tasks' order."""
+    found: dict[str, Tally] = {}
+    for rank, source in enumerate(sources):
         text = (work / "tallies" / step / f"{rank:05d}.json").read_text(encoding="utf-8")
-        total.add(Tally.of(json.loads(text)))
-    total.check()
-    return total
+        found.setdefault(source, Tally(step)).add(Tally.of(json.loads(text)))
+    return found
 
 
 def write(path: Path, text: str) -> None:

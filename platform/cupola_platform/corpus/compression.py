@@ -9,9 +9,8 @@ from pyarrow import parquet
 from tokenizers import Tokenizer
 
 from cupola_platform.corpus.encoding import DocumentEncoder
-from cupola_platform.corpus.ranks import read_ranks, vocabulary_file
+from cupola_platform.corpus.ranks import compared_file, is_cl100k, read_ranks
 from cupola_platform.corpus.vocabulary import open_vocabulary
-from cupola_platform.errors import ConfigError
 
 LANGUAGE_BYTES = 1_000_000
 """Text of one language that is encoded, at most."""
@@ -54,18 +53,12 @@ def compression(folder: Path, against: Sequence[str] = ()) -> list[Compression]:
 
 def named_vocabulary(named: str) -> tuple[str, Counter]:
     """The name to show, and what counts a vocabulary's tokens."""
-    if named == "cl100k" or named.startswith("cl100k="):
-        path = Path(named.partition("=")[2])
-        if not path.is_file():
-            raise ConfigError(
-                f"--against {named}: cl100k needs its ranks file, which is never downloaded here. Give it as "
-                "cl100k=FILE (cl100k_base.tiktoken)."
-            )
+    file = compared_file(named)
+    if is_cl100k(named):
         encoding = tiktoken.Encoding(
-            "cl100k", pat_str=CL100K_PATTERN, mergeable_ranks=read_ranks(path), special_tokens={}
+            "cl100k", pat_str=CL100K_PATTERN, mergeable_ranks=read_ranks(file), special_tokens={}
         )
         return "cl100k", lambda texts: sum(len(encoding.encode_ordinary(text)) for text in texts)
-    file = vocabulary_file(named)
     return named if named == "qwen" else Path(named).stem, _counter(open_vocabulary(file))
 
 
@@ -75,13 +68,19 @@ def _counter(tokenizer: Tokenizer) -> Counter:
 
 
 def _heldout(folder: Path) -> Mapping[str, tuple[int, list[str]]]:
-    """Language to the bytes and the texts of its first held-out documents."""
+    """Language to the bytes and the texts of its first held-out documents. Text of no other row group is read."""
     found: dict[str, tuple[int, list[str]]] = {}
-    file = parquet.ParquetFile(folder / "documents.parquet")
-    for batch in file.iter_batches(columns=["language", "split", "bytes", "text"], batch_size=256):
-        for row in batch.to_pylist():
-            language = row["language"] or "unknown"
-            size, texts = found.get(language, (0, []))
-            if row["split"] == "heldout" and size < LANGUAGE_BYTES:
-                found[language] = (size + row["bytes"], [*texts, row["text"]])
-    return found
+    with parquet.ParquetFile(folder / "documents.parquet") as file:
+        for group in range(file.num_row_groups):
+            rows = file.read_row_group(group, columns=["language", "split", "bytes"]).to_pylist()
+            wanted = []
+            for place, row in enumerate(rows):
+                size, texts = found.setdefault(row["language"] or "unknown", (0, []))
+                if row["split"] == "heldout" and size < LANGUAGE_BYTES:
+                    found[row["language"] or "unknown"] = (size + row["bytes"], texts)
+                    wanted.append((place, texts))
+            if wanted:
+                text = file.read_row_group(group, columns=["text"]).column("text")
+                for place, texts in wanted:
+                    texts.append(text[place].as_py())
+    return {language: of for language, of in found.items() if of[1]}

@@ -59,6 +59,10 @@ class TokenizerConfig:
     train_bytes: int = Field(default=8_000_000, ge=1)
     """Bytes of training text that the merges are learnt from: whole documents, drawn over all sources."""
 
+    compare: tuple[str, ...] = ()
+    """Other vocabularies whose compression the report shows beside this one's: `qwen`, `cl100k=FILE`, or the path of a
+    `.tiktoken` file or `tokenizer.json`."""
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ExecutorConfig:

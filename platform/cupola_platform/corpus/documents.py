@@ -1,7 +1,7 @@
 """What passes between the steps: documents, and what became of those that were dropped."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -66,7 +66,10 @@ class Drop:
     """Bytes that are lost with it."""
 
     detail: str = ""
-    """The number that broke the rule, or the beginning of the text."""
+    """The number that broke the rule."""
+
+    text: str = ""
+    """The beginning of the text, on one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ Outcome = Document | Drop | Edited
 
 def drop(document: Document, reason: str, detail: str = "") -> Drop:
     """`document` refused for `reason`."""
-    return Drop(reason, document.name, document.size, detail or excerpt(document.text))
+    return Drop(reason, document.name, document.size, detail, excerpt(document.text))
 
 
 def excerpt(text: str) -> str:
@@ -101,8 +104,8 @@ class Loss:
 
     documents: int = 0
     bytes: int = 0
-    examples: list[tuple[str, str]] = field(default_factory=list)
-    """Name and detail of the first few."""
+    examples: list[tuple[str, str, str]] = field(default_factory=list)
+    """Name, detail and beginning of the first few."""
 
 
 @dataclass(slots=True)
@@ -152,7 +155,7 @@ class Tally:
         loss.documents += 1
         loss.bytes += after.size
         if len(loss.examples) < EXAMPLES:
-            loss.examples.append((after.name, after.detail))
+            loss.examples.append((after.name, after.detail, after.text))
 
     def _book(self, outcome: Edited) -> None:
         for kind, count in outcome.edits.items():
@@ -186,10 +189,22 @@ class Tally:
             same.examples = (same.examples + edit.examples)[:EXAMPLES]
 
     @classmethod
+    def total(cls, parts: Iterable["Tally"]) -> "Tally":
+        """All parts of one step, in the order of their documents."""
+        first, *others = parts
+        total = cls(first.step)
+        for part in (first, *others):
+            total.add(part)
+        total.check()
+        return total
+
+    @classmethod
     def of(cls, told: Mapping[str, Any]) -> "Tally":
         """A tally again of what `asdict` made of it."""
         lost = {
-            reason: Loss(loss["documents"], loss["bytes"], [(name, detail) for name, detail in loss["examples"]])
+            reason: Loss(
+                loss["documents"], loss["bytes"], [(name, detail, text) for name, detail, text in loss["examples"]]
+            )
             for reason, loss in told["lost"].items()
         }
         edits = {

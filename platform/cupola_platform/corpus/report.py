@@ -1,55 +1,86 @@
-"""The funnel: what each step dropped and why, as JSON for programs and one page for people."""
-
-import html
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
-
-from cupola_platform.corpus.documents import Counts, Tally
-from cupola_platform.corpus.tokenizing import Written
-
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c1b1a;background:#fdfcfa}
-h1{font-size:1.5rem}h2{font-size:1.05rem;margin:2rem 0 .4rem}p{margin:.2rem 0}small,.q{color:#6b6660}
-table{border-collapse:collapse;width:100%}td,th{padding:.2rem .6rem .2rem 0;text-align:left;vertical-align:top}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-svg{display:block;width:100%;height:auto}code{font-size:.85em;overflow-wrap:anywhere}
-@media(prefers-color-scheme:dark){body{color:#eae6e1;background:#1b1a19}svg text{fill:#eae6e1}small,.q{color:#a09a92}}
+"""The account of a preparation: what each step kept and dropped, and what there is at the end. Sums only, never a document
+but a few examples, so it stays small however big the corpus is.
 """
 
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
-def write_report(
-    to: Path,
-    tallies: Sequence[Tally],
-    written: Written,
-    vocab_size: int,
-    beside: Mapping[str, object],
-) -> None:
-    """Write `report.json`, with what is `beside` the funnel, and `report.html` into `to`. Neither holds a time."""
-    counts = written.splits
+from cupola_platform.corpus.compression import compression
+from cupola_platform.corpus.documents import Counts, Tally
+from cupola_platform.corpus.page import render
+from cupola_platform.corpus.personal_data import mask
+from cupola_platform.corpus.step_config import PersonalDataConfig
+from cupola_platform.corpus.tokenizing import Written
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What a preparation knows of itself when its shards are written."""
+
+    steps: Sequence[Mapping[str, Tally]]
+    """The funnel, in order: what each step did with each source."""
+
+    written: Written
+    vocab_size: int
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Sampling weights that the sources ask for."""
+
+    duplicates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By step: what `cluster_sizes` says."""
+
+    compare: Sequence[str] = ()
+    """Other vocabularies, as `compression` takes them."""
+
+    beside: Mapping[str, object] = field(default_factory=dict)
+    """What else `report.json` holds."""
+
+    personal_data: PersonalDataConfig | None = None
+    """What is masked in examples, too: documents may be dropped before they are masked."""
+
+
+def write_report(to: Path, account: Account) -> None:
+    """Write `report.json` and `report.html` into `to`, where the tokens artifact lies. Neither holds a time.
+
+    Raises:
+        ConfigError: a vocabulary to compare with that cannot be read.
+    """
+    written = account.written
     report = {
-        "steps": [_step(tally) for tally in tallies],
-        "sources": {name: {split: asdict(count) for split, count in of.items()} for name, of in counts.items()},
-        "languages": _languages(written),
-        "vocab_size": vocab_size,
-        "bytes_per_token": _ratio(counts),
-        **beside,
+        "steps": [_step(of_sources, account.personal_data) for of_sources in account.steps],
+        "sources": {name: {split: asdict(count) for split, count in of.items()} for name, of in written.splits.items()},
+        "languages": _biggest(written.languages),
+        "languages_of_sources": {name: _biggest(of) for name, of in written.languages_of_sources.items()},
+        "lengths": {str(1 << power): written.lengths[power] for power in sorted(written.lengths)},
+        "duplicates": dict(account.duplicates),
+        "mixture": _mixture(written, account.weights),
+        "compression": _compression(to, written, account.compare),
+        "vocab_size": account.vocab_size,
+        "bytes_per_token": _bytes_per_token(sum_counts(written.languages.values())),
+        **account.beside,
     }
     (to / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
-    (to / "report.html").write_text(render(tallies, counts, _languages(written)), encoding="utf-8")
+    (to / "report.html").write_text(render(report), encoding="utf-8")
 
 
-def _step(tally: Tally) -> dict[str, object]:
-    step = asdict(tally)
-    del step["seconds"], step["lost"], step["edits"]
-    losses = sorted(tally.lost.items(), key=lambda item: -item[1].documents)
+def _step(of_sources: Mapping[str, Tally], personal_data: PersonalDataConfig | None) -> dict[str, object]:
+    def shown(text: str) -> str:
+        return mask(text, personal_data.kinds)[0] if personal_data else text
+
+    total = Tally.total(of_sources.values())
+    told = asdict(total)
+    del told["seconds"], told["lost"], told["edits"]
+    losses = sorted(total.lost.items(), key=lambda item: -item[1].documents)
     dropped = [
         {
             "reason": reason,
             "documents": loss.documents,
             "bytes": loss.bytes,
-            "examples": [{"document": name, "detail": detail} for name, detail in loss.examples],
+            "examples": [
+                {"document": name, "detail": shown(detail), "text": shown(text)} for name, detail, text in loss.examples
+            ],
         }
         for reason, loss in losses
     ]
@@ -60,110 +91,47 @@ def _step(tally: Tally) -> dict[str, object]:
             "count": edit.count,
             "examples": [{"document": name, "detail": detail} for name, detail in edit.examples],
         }
-        for kind, edit in sorted(tally.edits.items(), key=lambda item: -item[1].count)
+        for kind, edit in sorted(total.edits.items(), key=lambda item: -item[1].count)
     ]
-    return {**step, "dropped": dropped, "edited": edited}
+    sizes = ("documents_in", "documents_out", "bytes_in", "bytes_out")
+    sources = {name: {size: getattr(tally, size) for size in sizes} for name, tally in of_sources.items()}
+    return {**told, "sources": sources, "dropped": dropped, "edited": edited}
 
 
-def _languages(written: Written) -> dict[str, dict[str, int]]:
+def _biggest(languages: Mapping[str, Counts]) -> dict[str, dict[str, int]]:
+    order = sorted(languages.items(), key=lambda item: (-item[1].bytes, item[0]))
+    return {language: asdict(of) for language, of in order}
+
+
+def _mixture(written: Written, weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Each source's share of the training tokens, and of the samples that are drawn from them."""
+    tokens = {name: of["train"].tokens for name, of in written.splits.items()}
+    asked = dict(weights) if set(weights) == set(tokens) else {name: float(count) for name, count in tokens.items()}
+    all_tokens, all_asked = max(sum(tokens.values()), 1), sum(asked.values()) or 1.0
+    return {
+        name: {"tokens": count, "share_of_tokens": count / all_tokens, "share_of_samples": asked[name] / all_asked}
+        for name, count in tokens.items()
+    }
+
+
+def _compression(to: Path, written: Written, compare: Sequence[str]) -> dict[str, Any]:
+    """Bytes a token by language: of all text, or of held-out text where other vocabularies are asked, too."""
+    if compare:
+        rows = [asdict(row) for row in compression(to, compare)]
+        return {"text": "held-out", "languages": {row["language"]: row["ratios"] for row in rows}}
     biggest = sorted(written.languages.items(), key=lambda item: (-item[1].bytes, item[0]))
-    return {language: {"documents": of.documents, "bytes": of.bytes} for language, of in biggest}
+    return {"text": "all", "languages": {name: {"ours": _bytes_per_token(of)} for name, of in biggest}}
 
 
-def _ratio(counts: Mapping[str, Mapping[str, Counts]]) -> float:
-    splits = [count for of in counts.values() for count in of.values()]
-    return sum(count.bytes for count in splits) / max(sum(count.tokens for count in splits), 1)
+def sum_counts(counts: Any) -> Counts:
+    """All of them together."""
+    total = Counts()
+    for of in counts:
+        total.documents += of.documents
+        total.tokens += of.tokens
+        total.bytes += of.bytes
+    return total
 
 
-def render(
-    tallies: Sequence[Tally], counts: Mapping[str, Mapping[str, Counts]], languages: Mapping[str, Mapping[str, int]]
-) -> str:
-    """One page without anything from elsewhere: the funnel as bars, then each step's reasons with examples."""
-    first, last = tallies[0], tallies[-1]
-    body = [
-        "<h1>Corpus</h1>",
-        f"<p>{first.documents_in:,} documents read, {last.documents_out:,} kept.</p>",
-        f"<p>{_mb(first.bytes_in)} to {_mb(last.bytes_out)}, {_ratio(counts):.2f} bytes a token.</p>",
-        _funnel(tallies),
-        "<h2>What is left</h2>",
-        _table(("source", "split", "documents", "tokens", "bytes"), _split_rows(counts)),
-        _table(
-            ("language", "documents", "bytes"),
-            ((name, f"{of['documents']:,}", _mb(of["bytes"])) for name, of in languages.items()),
-        ),
-        *(_reasons(tally) for tally in tallies if tally.lost),
-        *(_edits(tally) for tally in tallies if tally.edits),
-    ]
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>Corpus</title><style>{_STYLE}</style>{''.join(body)}</html>"
-    )
-
-
-def _funnel(tallies: Sequence[Tally]) -> str:
-    widest = max(tallies[0].bytes_in, 1)
-    height = 30
-    rows = []
-    for i, tally in enumerate(tallies):
-        before, after = 560 * tally.bytes_in / widest, 560 * tally.bytes_out / widest
-        y = i * height
-        rows.append(
-            f'<text x="0" y="{y + 18}">{html.escape(tally.step)}</text>'
-            f'<rect x="150" y="{y + 4}" width="{before:.1f}" height="20" fill="#e2b59a"/>'
-            f'<rect x="150" y="{y + 4}" width="{after:.1f}" height="20" fill="#b5502d"/>'
-            f'<text x="{160 + before:.1f}" y="{y + 18}">{_mb(tally.bytes_out)}, {tally.documents_out:,}</text>'
-        )
-    return (
-        f'<svg viewBox="0 0 900 {height * len(tallies)}" font-size="13" role="img" '
-        f'aria-label="bytes and documents kept by each step">{"".join(rows)}</svg>'
-        "<small>Dark: kept. Light: dropped by the step. Megabytes, then documents.</small>"
-    )
-
-
-def _split_rows(counts: Mapping[str, Mapping[str, Counts]]) -> Iterator[tuple[str, ...]]:
-    for name, splits in counts.items():
-        for split, count in splits.items():
-            yield name, split, f"{count.documents:,}", f"{count.tokens:,}", _mb(count.bytes)
-
-
-def _reasons(tally: Tally) -> str:
-    rows = []
-    for reason, loss in sorted(tally.lost.items(), key=lambda item: -item[1].documents):
-        examples = "<br>".join(
-            f'<code>{html.escape(name)}</code> <span class="q">{html.escape(detail)}</span>'
-            for name, detail in loss.examples
-        )
-        rows.append(
-            f'<tr><td>{html.escape(reason)}<td class="n">{loss.documents:,}<td class="n">{_mb(loss.bytes)}'
-            f"<td>{examples}"
-        )
-    return (
-        f"<h2>Dropped by {html.escape(tally.step)}</h2><table><tr><th>reason<th class='n'>documents<th class='n'>bytes"
-        f"<th>examples{''.join(rows)}</table>"
-    )
-
-
-def _edits(tally: Tally) -> str:
-    rows = (
-        (
-            kind,
-            f"{edit.count:,}",
-            f"{edit.documents:,}",
-            "; ".join(filter(None, (detail for _, detail in edit.examples))),
-        )
-        for kind, edit in sorted(tally.edits.items(), key=lambda item: -item[1].count)
-    )
-    return f"<h2>Changed by {html.escape(tally.step)}</h2>{_table(('kind', 'times', 'documents', 'examples'), rows)}"
-
-
-def _table(head: Sequence[str], rows: Iterator[tuple[str, ...]]) -> str:
-    cells = "".join("<tr>" + "".join(f"<td{_class(value)}>{html.escape(value)}" for value in row) for row in rows)
-    return f"<table><tr>{''.join(f'<th>{name}' for name in head)}{cells}</table>"
-
-
-def _class(value: str) -> str:
-    return ' class="n"' if value[:1].isdigit() else ""
-
-
-def _mb(size: int) -> str:
-    return f"{size / 1e6:,.2f} MB"
+def _bytes_per_token(of: Counts) -> float:
+    return of.bytes / max(of.tokens, 1)

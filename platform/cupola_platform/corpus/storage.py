@@ -81,10 +81,11 @@ def read_documents(folder: Path, rank: int) -> Iterator[Document]:
                 yield Document(**row)
 
 
-def read_name(folder: Path, rank: int, index: int) -> str:
-    """What one document is called, without reading any text."""
+def read_name(folder: Path, begins: I64, number: int) -> str:
+    """What one document is called, without reading any text. `begins`: as `first_indices` gives them."""
+    rank = int(np.searchsorted(begins, number, side="right")) - 1
     with parquet.ParquetFile(documents_file(folder, rank)) as file:
-        row = file.read(["path", "row"]).slice(index, 1).to_pylist()[0]
+        row = file.read(["path", "row"]).slice(number - int(begins[rank]), 1).to_pylist()[0]
     return Document("", row["path"], row["row"], "", 0).name
 
 

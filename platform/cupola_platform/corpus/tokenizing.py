@@ -41,9 +41,21 @@ class Written:
     splits: dict[str, dict[str, Counts]] = field(default_factory=dict)
     """By source and split."""
 
-    languages: dict[str, Counts] = field(default_factory=dict)
+    languages_of_sources: dict[str, dict[str, Counts]] = field(default_factory=dict)
     lengths: dict[int, int] = field(default_factory=dict)
     """Documents by the power of two of their tokens."""
+
+    @property
+    def languages(self) -> dict[str, Counts]:
+        """Of all sources together."""
+        found: dict[str, Counts] = {}
+        for languages in self.languages_of_sources.values():
+            for language, counts in languages.items():
+                _grow(found.setdefault(language, Counts()), **asdict(counts))
+        return found
+
+    def _language(self, source: str, language: str) -> Counts:
+        return self.languages_of_sources.setdefault(source, {}).setdefault(language, Counts())
 
     def of(self, source: str) -> dict[str, Counts]:
         """One source's splits."""
@@ -53,7 +65,7 @@ class Written:
         """Book a document; its row of `documents.parquet`."""
         of_split = self.of(document.source)[split]
         row = _row(document, split, tokens, of_split.documents)
-        for counts in (of_split, self.languages.setdefault(document.language or "unknown", Counts())):
+        for counts in (of_split, self._language(document.source, document.language or "unknown")):
             _grow(counts, 1, tokens, document.size)
         power = max(tokens, 1).bit_length() - 1
         self.lengths[power] = self.lengths.get(power, 0) + 1
@@ -65,8 +77,9 @@ class Written:
             mine = self.of(source)
             for split, counts in splits.items():
                 _grow(mine[split], **counts)
-        for language, counts in told["languages"].items():
-            _grow(self.languages.setdefault(language, Counts()), **counts)
+        for source, languages in told["languages_of_sources"].items():
+            for language, counts in languages.items():
+                _grow(self._language(source, language), **counts)
         for power, count in told["lengths"].items():
             self.lengths[int(power)] = self.lengths.get(int(power), 0) + count
 
