@@ -4,19 +4,21 @@ import json
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from cupola_flows.cli import app
 
-COMMANDS = [
-    *(["run"], ["runs"], ["artifacts"], ["show"], ["lineage"], ["compare"], ["up"], ["down"], ["deploy"], ["submit"]),
-    *(["doctor"], ["checkpoint", "verify"], ["checkpoint", "export"], ["checkpoint", "import"]),
-    ["checkpoint", "generate"],
-    ["checkpoint", "long-context"],
-    ["checkpoint", "merge"],
-    ["checkpoint", "merge-adapter"],
-    ["checkpoint", "prune"],
-]
+
+def commands(group: Any, *before: str) -> list[list[str]]:
+    """Every command below a group, as it is typed."""
+    found = []
+    for name, command in group.commands.items():
+        found += commands(command, *before, name) if hasattr(command, "commands") else [[*before, name]]
+    return found
+
+
+COMMANDS = commands(typer.main.get_command(app))
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

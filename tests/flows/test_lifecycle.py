@@ -1,6 +1,7 @@
 """One whole life of a small model through the real command, under a real Prefect server, and what is left of it."""
 
 import json
+import re
 import sqlite3
 import sys
 import time
@@ -109,6 +110,17 @@ def test_two_checkpoints_are_compared_by_the_evaluation_that_measured_both(life:
     assert any("sft" not in line and "conversations" in line for line in after["only_here"])
     refused = life("compare", ids["prepare"], ids["sft"])
     assert refused.returncode == 2
+
+
+def test_the_weights_of_two_checkpoints_are_compared_layer_by_layer(life: Any) -> None:
+    ids = {row["stage"]: row["id"] for row in life.json("artifacts")}
+    found = life.json("checkpoint", "diff", ids["pretrain"], ids["upcycle"])
+    unchanged = {row["name"]: row["distance"] for row in found["tensors"]}
+    assert unchanged["model.layers.0.self_attn.q_proj.weight"] == 0, "upcycling copies attention"
+    assert any(".mlp.experts." in name for name in found["only_b"])
+    shown = life("checkpoint", "diff", ids["pretrain_moe"], ids["sft"]).stdout
+    assert re.search(r"layer 1 +\d+\.\d\d% +\d+\.\d\d%", shown)
+    assert re.search(r"In all [1-9]\d*\.\d\d%|In all 0\.\d[1-9]%|In all 0\.[1-9]\d%", shown)
 
 
 def test_the_second_run_reuses_every_stage_within_thirty_seconds_and_starts_no_server(life: Any) -> None:

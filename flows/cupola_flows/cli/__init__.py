@@ -8,6 +8,7 @@ import typer
 from cupola_flows.cli import (
     artifacts,
     checkpoint,
+    differences,
     experiments,
     layouts,
     long_context,
@@ -34,6 +35,7 @@ artifacts.register(app)
 layouts.register(app)
 experiments.register(app)
 services.register(app)
+differences.register(checkpoint.app)
 long_context.register(checkpoint.app)
 making.register(checkpoint.app)
 pruning.register(checkpoint.app)

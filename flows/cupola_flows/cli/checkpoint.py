@@ -41,7 +41,7 @@ def export_command(
         reference, workspace, kinds=["adapter"] if adapter else ["checkpoint", "reward_model"]
     )
     check_empty(to)
-    _convert("export", "--checkpoint", str(artifact.path), "--to", str(to), *(["--adapter"] if adapter else []))
+    convert("export", "--checkpoint", str(artifact.path), "--to", str(to), *(["--adapter"] if adapter else []))
     print(f"Exported {artifact.id} to {to}.")
 
 
@@ -61,13 +61,13 @@ def import_command(
         if alias:
             raise ConfigError(f"--alias {alias} with --to: a folder that is not published has no alias. Leave one out.")
         check_empty(to)
-        _convert("import", "--from", str(source), "--to", str(to))
+        convert("import", "--from", str(source), "--to", str(to))
         print(f"Imported {source.name} to {to}.")
         return
     ws = open_workspace(workspace)
     with TemporaryDirectory(dir=ws.folder("work")) as scratch:
         folder = Path(scratch) / "checkpoint"
-        _convert("import", "--from", str(source), "--to", str(folder))
+        convert("import", "--from", str(source), "--to", str(folder))
         scalar = json.loads((folder / "model.json").read_text()).get("head") == "scalar"
         kind = "reward_model" if scalar else "checkpoint"
         artifact = ws.publish(folder, kind=kind, stage="import", config={"source": source.name})
@@ -88,7 +88,7 @@ def generate_command(
     """Continue a text."""
     artifact = resolve_checkpoint(reference, workspace)
     arguments = ["--max-new-tokens", str(max_new_tokens), "--temperature", str(temperature), "--seed", str(seed)]
-    print(_convert("generate", "--checkpoint", str(artifact.path), "--prompt", prompt, *arguments), end="")
+    print(convert("generate", "--checkpoint", str(artifact.path), "--prompt", prompt, *arguments), end="")
 
 
 @app.command("score", epilog="Example: cupola checkpoint score my-reward --file chats.jsonl --json")
@@ -102,7 +102,7 @@ def score_command(
 ) -> None:
     """Say what a reward model gives each conversation's last answer, best first."""
     artifact = resolve_checkpoint(reference, workspace, kinds=["reward_model"])
-    rows = json.loads(_convert("score", "--checkpoint", str(artifact.path), "--file", str(file)))
+    rows = json.loads(convert("score", "--checkpoint", str(artifact.path), "--file", str(file)))
     if json_:
         print(json.dumps(rows, ensure_ascii=False))
         return
@@ -128,7 +128,7 @@ def resolve_checkpoint(reference: str, workspace: Path | None, *, kinds: Sequenc
     return verify(artifact.path)
 
 
-def _convert(*arguments: str) -> str:
+def convert(*arguments: str) -> str:
     """Run the trainer's own command, which loads torch, in another process; what it printed."""
     command: Sequence[str] = [sys.executable, "-m", "cupola_trainer.conversion", *arguments]
     done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True)

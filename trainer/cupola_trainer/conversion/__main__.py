@@ -1,4 +1,4 @@
-"""Checkpoints from the command line: `python -m cupola_trainer.conversion export|import|generate|score`.
+"""Checkpoints from the command line: `python -m cupola_trainer.conversion export|import|generate|score|diff`.
 
 A user's mistake is one line on stderr and exit status 2.
 """
@@ -34,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from cupola_trainer.rewarding import score_file
 
             print(json.dumps(score_file(options.checkpoint, options.file), ensure_ascii=False))
+        elif options.command == "diff":
+            from cupola_trainer.conversion.differences import compare_weights
+
+            print(json.dumps(compare_weights(options.checkpoint, options.other)))
         else:
             from cupola_trainer.rollout.continuation import continue_text
             from cupola_trainer.rollout.sampling import Sampling
@@ -65,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     score = commands.add_parser("score", help="what a reward model gives conversations")
     score.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
     score.add_argument("--file", type=Path, required=True, metavar="FILE")
+    diff = commands.add_parser("diff", help="how far apart two checkpoints' weights are")
+    diff.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
+    diff.add_argument("--other", type=Path, required=True, metavar="DIR")
     return parser
 
 
