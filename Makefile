@@ -4,6 +4,8 @@ PIP_VERSION := 26.3
 VENV := .venv
 BIN := $(VENV)/bin
 CHECKOV := $(VENV)/tools/checkov
+# Two processes share the files; tests of one file stay together, for what they share.
+BY_FILE := -n 2 --dist loadfile
 INSTALLED := $(VENV)/.installed
 CHECKOV_INSTALLED := $(CHECKOV)/.installed
 
@@ -20,11 +22,11 @@ demo: install  ## run the recipe `tiny`: from text that every machine has to an 
 
 test: lint $(CHECKOV_INSTALLED)  ## lint, types, layers, and every test that is not slow
 	scripts/install-debian-packages
-	$(BIN)/pytest
+	$(BIN)/pytest $(BY_FILE)
 
 test-all: lint $(CHECKOV_INSTALLED)  ## the same with the slow tests
 	scripts/install-debian-packages
-	$(BIN)/pytest -m ''
+	$(BIN)/pytest $(BY_FILE) -m ''
 
 lint: install  ## ruff, mypy and the contracts between the layers
 	$(BIN)/ruff check .

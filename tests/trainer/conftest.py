@@ -36,6 +36,14 @@ def tokens_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `saved_models.py` writes: small checkpoints of every family, a tokenizer, tokens, conversations."""
+    folder = tmp_path_factory.mktemp("saved_models") / "saved"
+    subprocess.run([sys.executable, Path(__file__).with_name("saved_models.py"), folder], check=True)
+    return folder
+
+
 def write_shard(prefix: Path, documents: list[bytes]) -> dict[str, int]:
     import numpy as np
     import torch

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,14 +39,6 @@ from cupola_trainer.rollout.sampling import Sampling
 
 HERE = Path(__file__).parent
 NAMES = ["dense", "untied", "moe", "moe_normalized", "moe_alone", "windows", "llama", "yarn", "dynamic", "gemma2"]
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.getbasetemp() / "saved_models"
-    if not folder.exists():
-        subprocess.run([sys.executable, HERE / "saved_models.py", folder], check=True)
-    return folder
 
 
 @pytest.fixture(scope="module")

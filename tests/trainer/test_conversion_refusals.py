@@ -18,16 +18,6 @@ from cupola_trainer.conversion.exporting import export
 from cupola_trainer.conversion.families import to_config
 from cupola_trainer.conversion.importing import import_
 
-HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.getbasetemp() / "saved_models"
-    if not folder.exists():
-        subprocess.run([sys.executable, HERE / "saved_models.py", folder], check=True)
-    return folder
-
 
 @pytest.fixture(scope="module")
 def exported(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:

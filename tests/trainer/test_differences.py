@@ -1,7 +1,5 @@
 """How far apart two checkpoints are, against the same arithmetic on the folders that transformers reads."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,16 +11,7 @@ from cupola_trainer.conversion.differences import compare_weights
 from cupola_trainer.conversion.exporting import export
 from cupola_trainer.conversion.importing import import_
 
-HERE = Path(__file__).parent
 KEY, BIAS = "model.layers.1.self_attn.k_proj.weight", "model.layers.0.self_attn.q_proj.bias"
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.getbasetemp() / "saved_models"
-    if not folder.exists():
-        subprocess.run([sys.executable, HERE / "saved_models.py", folder], check=True)
-    return folder
 
 
 def test_what_was_changed_is_found_in_its_place_and_size(saved: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,16 +24,6 @@ from cupola_trainer.evaluation.job import run
 from cupola_trainer.evaluation.likelihood import byte_lengths, likelihood, read_heldout, unigram_bits_per_byte
 from cupola_trainer.metrics import read_metrics
 from cupola_trainer.rollout.loading import load
-
-HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.getbasetemp() / "saved_models"
-    if not folder.exists():
-        subprocess.run([sys.executable, HERE / "saved_models.py", folder], check=True)
-    return folder
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """How far a model reads: the measure agrees with the training forward, each method is the configuration that it names."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from cupola_trainer.evaluation.long_context_page import page, summary
 from cupola_trainer.long_context import layer_windows, method, stretch
 from cupola_trainer.rollout.loading import load
 
-HERE = Path(__file__).parent
 MODEL = ModelConfig(
     vocab_size=64, hidden_size=32, num_layers=4, num_attention_heads=2, num_query_groups=2, ffn_hidden_size=48,
     max_position_embeddings=64, rope_theta=1e4,
@@ -30,11 +27,8 @@ STREAM = np.random.default_rng(1).integers(3, 500, 1000)
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.getbasetemp() / "saved_models"
-    if not folder.exists():
-        subprocess.run([sys.executable, HERE / "saved_models.py", folder], check=True)
-    return folder / "dense"
+def saved(saved: Path) -> Path:
+    return saved / "dense"
 
 
 @pytest.fixture

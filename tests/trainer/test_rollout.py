@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -23,16 +22,7 @@ from cupola_trainer.rollout.job import run
 from cupola_trainer.rollout.loading import Loaded, load
 from cupola_trainer.rollout.sampling import Sampling, choose, uniforms
 
-HERE = Path(__file__).parent
 NAMES = ["dense", "moe", "moe_normalized", "moe_alone", "windows", "llama", "yarn", "dynamic", "gemma2"]
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.getbasetemp() / "saved_models"
-    if not folder.exists():
-        subprocess.run([sys.executable, HERE / "saved_models.py", folder], check=True)
-    return folder
 
 
 @pytest.fixture(scope="module")

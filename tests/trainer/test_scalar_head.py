@@ -1,8 +1,6 @@
 """A model that gives one number a token: against transformers' sequence classification, and from a language model's weights."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,17 +19,8 @@ from cupola_trainer.conversion.importing import import_
 from cupola_trainer.loop import begin
 from cupola_trainer.rollout.loading import load
 
-HERE = Path(__file__).parent
 NAMES = ["dense", "untied", "moe", "llama", "gemma2"]
 ONE = ParallelConfig()
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.getbasetemp() / "saved_models"
-    if not folder.exists():
-        subprocess.run([sys.executable, HERE / "saved_models.py", folder], check=True)
-    return folder
 
 
 @pytest.fixture

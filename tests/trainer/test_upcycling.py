@@ -3,7 +3,6 @@
 import json
 import math
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,16 +28,7 @@ from cupola_trainer.rollout.loading import load
 from cupola_trainer.upcycling import Experts, run, upcycle_ffn
 from cupola_trainer.upcycling.job import plan
 
-HERE = Path(__file__).parent
 HIDDEN = 3
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.getbasetemp() / "saved_models"
-    if not folder.exists():
-        subprocess.run([sys.executable, HERE / "saved_models.py", folder], check=True)
-    return folder
 
 
 def ffn(h_ffn: int, hidden: int = HIDDEN, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
