@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CHECKOV := $(VENV)/tools/checkov
 # Two processes share the files; tests of one file stay together, for what they share.
-BY_FILE := -n 2 --dist loadfile
+BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
 CHECKOV_INSTALLED := $(CHECKOV)/.installed
 

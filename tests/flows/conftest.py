@@ -124,7 +124,7 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Command:
     """A workspace in which the recipe `smoke` was carried out under Prefect, start to end."""
     command = Command(tmp_path_factory.mktemp("life") / "home")
     started = time.monotonic()
-    done = command("run", "smoke", timeout=580)
+    done = command("run", "smoke", timeout=880)
     (command.workspace / "page.txt").write_text(done.stdout)
     (command.workspace / "seconds.txt").write_text(str(time.monotonic() - started))
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

@@ -14,7 +14,7 @@ STAGES = [
     *("prepare", "pretrain", "upcycle", "pretrain_moe", "conversations", "sft", "preferences", "dpo", "evaluate"),
     "promote",
 ]
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 
 def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
