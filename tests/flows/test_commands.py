@@ -12,7 +12,7 @@ from cupola_flows.cli import app
 
 def commands(group: Any, *before: str) -> list[list[str]]:
     """Every command below a group, as it is typed."""
-    found = []
+    found: list[list[str]] = []
     for name, command in group.commands.items():
         found += commands(command, *before, name) if hasattr(command, "commands") else [[*before, name]]
     return found
