@@ -7,7 +7,7 @@ from cupola_flows.schema import Recipe
 from cupola_flows.stages import AnyStage, ConversationsStage, PrepareStage
 from cupola_platform.artifacts import code_version
 from cupola_platform.artifacts import fingerprint as platform_fingerprint
-from cupola_platform.corpus.checking import named_sources
+from cupola_platform.corpus.checking import file_digests, named_sources
 from cupola_platform.corpus.sources import source_state
 from cupola_trainer.data.files import state as files_state
 
@@ -83,7 +83,8 @@ def fingerprint(recipe: Recipe, name: str, parents: Mapping[str, Sequence[str]])
 
 def _sources(stage: AnyStage) -> dict[str, str]:
     if isinstance(stage, PrepareStage):
-        return {name: source_state(source) for name, source in named_sources(stage.corpus).items()}
+        states = {name: source_state(source) for name, source in named_sources(stage.corpus).items()}
+        return states | file_digests(stage.corpus)
     return {str(place): files_state(source) for place, source in enumerate(getattr(stage, "files", ()))}
 
 

@@ -1,5 +1,6 @@
 """Raw text to token shards and a tokenizer."""
 
+import sys
 from dataclasses import replace
 
 from cupola_flows.context import StageContext
@@ -9,7 +10,7 @@ from cupola_platform.artifacts import Artifact
 from cupola_trainer.data.instructions import heldout_questions
 
 
-def prepare(ctx: StageContext, stage: PrepareStage) -> Artifact:
+def prepare(ctx: StageContext, stage: PrepareStage, judge: Artifact | None) -> Artifact:
     """Clean, deduplicate, split, and tokenize what the recipe's sources hold."""
     from cupola_platform.corpus.preparation import prepare as prepare_corpus  # pyarrow and tokenizers: a second
 
@@ -19,8 +20,9 @@ def prepare(ctx: StageContext, stage: PrepareStage) -> Artifact:
     folder = ctx.empty("tokens")
     config = stage.corpus if stage.corpus.seed else replace(stage.corpus, seed=ctx.seed)
     items = evaluation_questions(ctx.recipe) if config.decontamination and config.decontamination.tasks else None
-    report = prepare_corpus(config, folder, progress=show, test_items=items)
-    return ctx.publish(folder, parents=[], metrics=report.metrics)
+    scorer = (sys.executable, "-m", "cupola_trainer.evaluation.surprise", str(judge.path)) if judge else ()
+    report = prepare_corpus(config, folder, progress=show, test_items=items, scorer=scorer)
+    return ctx.publish(folder, parents=[judge] if judge else [], metrics=report.metrics)
 
 
 def evaluation_questions(recipe: Recipe) -> dict[str, list[str]]:

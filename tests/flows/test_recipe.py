@@ -164,3 +164,12 @@ def test_a_corpus_is_checked_against_the_questions_that_the_recipe_holds_out() -
     assert fingerprint(recipe, "prepare", {}) == fingerprint(load_recipe("tiny", more), "prepare", {})
     with pytest.raises(ConfigError, match="no conversations stage of the recipe has tasks"):
         validate(load_recipe("tiny", [tasks, "stages.conversations.tasks=[]"]), Settings(max_processes=2))
+
+
+def test_perplexity_and_its_judge_need_each_other() -> None:
+    judge = "stages.prepare.judge=artifact:champion"
+    with pytest.raises(ConfigError, match=r"`judge` .* and `corpus\.perplexity` .* need each other"):
+        load_recipe("tiny", [judge])
+    recipe = load_recipe("tiny", [judge, "stages.prepare.corpus.perplexity={max_bits_per_byte: 3}"])
+    assert recipe.inputs("prepare") == {"judge": ("artifact:champion",)}
+    assert load_recipe("tiny").inputs("prepare") == {"judge": ()}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cupola_platform.corpus.config import DecontaminationConfig, ExecutorConfig, Files, PrepareConfig, TokenizerConfig
-from cupola_platform.corpus.decontamination import Decontamination, ItemIndex, common_subsequence
+from cupola_platform.corpus.decontamination import BuildTestItems, Decontamination, ItemIndex, common_subsequence
 from cupola_platform.corpus.documents import Document, Drop
 from cupola_platform.corpus.preparation import prepare
 from cupola_platform.errors import SourceError
@@ -148,7 +148,12 @@ def test_evaluation_sets_that_cannot_be_used_are_refused(tmp_path: Path) -> None
     with pytest.raises(SourceError, match=r"decontamination\.against\.sums: path=.* does not exist"):
         prepare(config_of(tmp_path / "raw", sums), tmp_path / "out")
     sums.write_text('{"text": "x"}')
+    against = config_of(tmp_path / "raw", sums).decontamination
+    assert against is not None
     with pytest.raises(SourceError, match=r"decontamination\.against\.sums: no row of it has text\. Set text_field"):
-        prepare(config_of(tmp_path / "raw", sums), tmp_path / "out")
+        list(BuildTestItems(against, {}, tmp_path / "items").run(None))
+    sums.write_text('{"question": "too short"}')
+    with pytest.raises(SourceError, match=r"none of 1 test items has 13 words"):
+        list(BuildTestItems(against, {}, tmp_path / "items").run(None))
     with pytest.raises(ValidationError, match="name evaluation sets in `against`, or set tasks: true"):
         DecontaminationConfig()

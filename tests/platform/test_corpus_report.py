@@ -53,7 +53,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "briefe": Files(path=str(folder / "briefe.jsonl"), weight=3.0),
         },
         language=LanguageConfig(min_confidence=0),
-        quality=QualityConfig(min_words=9, max_repeated_ngram_characters=1, max_duplicate_line_characters=1),
+        quality=QualityConfig(min_words=9, rules=("gopher",)),
         heldout_fraction=0.2,
         tokenizer=TokenizerConfig(vocab_size=512, compare=(str(folder / "bytes.tiktoken"),)),
         executor=ExecutorConfig(workers=1),

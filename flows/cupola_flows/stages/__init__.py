@@ -103,6 +103,7 @@ KINDS: tuple[str, ...] = (
 )
 NEVER_GUESSED: frozenset[tuple[str, str]] = frozenset(
     {
+        ("prepare", "judge"),
         ("pretrain", "parent"),
         ("merge", "base"),
         ("sft", "base"),

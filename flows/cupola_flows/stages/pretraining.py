@@ -14,10 +14,21 @@ class PrepareStage(Stage):
     """Raw text -> clean, deduplicated, tokenized shards, and the tokenizer."""
 
     gives: ClassVar[str] = "tokens"
+    takes: ClassVar[dict[str, str]] = {"judge": "checkpoint"}
 
     kind: Literal["prepare"] = "prepare"
+    judge: str | None = None
+    """The small model that `corpus.perplexity` asks: a stage of an earlier corpus, or `artifact:ID`."""
     corpus: PrepareConfig
     """Sources, cleaning, deduplication, held-out split and tokenizer."""
+
+    @model_validator(mode="after")
+    def _a_judge_is_asked(self) -> "PrepareStage":
+        if bool(self.judge) != bool(self.corpus.perplexity):
+            raise ValueError(
+                "`judge` (a model) and `corpus.perplexity` (its bounds) need each other: give both or neither"
+            )
+        return self
 
 
 class PretrainStage(TrainStage):

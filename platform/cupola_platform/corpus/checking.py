@@ -2,8 +2,11 @@
 
 import importlib.util
 import shutil
+from pathlib import Path
 
-from cupola_platform.corpus.config import ExecutorConfig, PrepareConfig, Source
+from blake3 import blake3
+
+from cupola_platform.corpus.config import ClassifierConfig, ExecutorConfig, PrepareConfig, Source
 from cupola_platform.corpus.language import check_languages
 from cupola_platform.corpus.ranks import check_vocabulary
 from cupola_platform.corpus.sources import check_source
@@ -23,6 +26,11 @@ def check_config(config: PrepareConfig) -> None:
         except SourceError as error:
             raise SourceError(f"{name}: {error}") from error
     check_executor(config.executor)
+    for path in files_beside(config):
+        if not path.is_file():
+            raise ConfigError(
+                f"{path}: there is no such file. toxicity.lexicon names files, model a folder models/NAME."
+            )
     if config.language:
         check_languages(config.language)
     check_vocabulary(config.tokenizer)
@@ -33,7 +41,33 @@ def named_sources(config: PrepareConfig) -> dict[str, Source]:
     found: dict[str, Source] = {f"sources.{name}": source for name, source in config.sources.items()}
     if config.decontamination:
         found |= {f"decontamination.against.{name}": of for name, of in config.decontamination.against.items()}
+    for key, classifier in classifiers(config).items():
+        for side in ("positive", "negative"):
+            found |= {f"{key}.{side}.{name}": of for name, of in getattr(classifier, side).items()}
     return found
+
+
+def classifiers(config: PrepareConfig) -> dict[str, ClassifierConfig]:
+    """What a preparation learns from labelled sources, by its key in the config."""
+    found: dict[str, ClassifierConfig] = {"quality_model": config.quality_model} if config.quality_model else {}
+    if config.toxicity and config.toxicity.classifier:
+        found["toxicity.classifier"] = config.toxicity.classifier
+    return found
+
+
+def files_beside(config: PrepareConfig) -> list[Path]:
+    """Lists of words and classifiers that the config names."""
+    lists = list(config.toxicity.lexicon.values()) if config.toxicity else []
+    folders = [of.model for of in classifiers(config).values() if of.model]
+    return [
+        path.expanduser()
+        for path in [*lists, *(of / name for of in folders for name in ("weights.npz", "classifier.json"))]
+    ]
+
+
+def file_digests(config: PrepareConfig) -> dict[str, str]:
+    """Digests of those files: what a preparation gives depends on them."""
+    return {str(path): blake3(path.read_bytes()).hexdigest() for path in files_beside(config) if path.is_file()}
 
 
 def check_executor(config: ExecutorConfig) -> None:

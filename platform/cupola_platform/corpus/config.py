@@ -6,6 +6,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from cupola_platform.corpus.classifier_config import ClassifierConfig, QualityModelConfig, ToxicityConfig
+from cupola_platform.corpus.quality_config import QualityConfig
 from cupola_platform.corpus.source_config import (
     STRICT,
     Code,
@@ -20,11 +22,13 @@ from cupola_platform.corpus.step_config import (
     DecontaminationConfig,
     DeduplicationConfig,
     LanguageConfig,
+    PerplexityConfig,
     PersonalDataConfig,
-    QualityConfig,
+    RepeatsConfig,
 )
 
 __all__ = [
+    "ClassifierConfig",
     "Code",
     "DecontaminationConfig",
     "DeduplicationConfig",
@@ -32,13 +36,17 @@ __all__ = [
     "Files",
     "HuggingFace",
     "LanguageConfig",
+    "PerplexityConfig",
     "PersonalDataConfig",
     "PrepareConfig",
     "PythonEnvironment",
     "QualityConfig",
+    "QualityModelConfig",
+    "RepeatsConfig",
     "S3Prefix",
     "Source",
     "TokenizerConfig",
+    "ToxicityConfig",
 ]
 
 
@@ -103,6 +111,15 @@ class PrepareConfig:
     quality: QualityConfig | None = Field(default_factory=QualityConfig)
     """Quality heuristics; none to skip them."""
 
+    quality_model: QualityModelConfig | None = None
+    """A classifier of quality, learnt from good and other documents; none to skip it."""
+
+    perplexity: PerplexityConfig | None = None
+    """Removal of what a model finds too surprising or too predictable; none to skip it."""
+
+    toxicity: ToxicityConfig | None = None
+    """Removal of toxic documents, by lists of words or a classifier; none to skip it."""
+
     decontamination: DecontaminationConfig | None = None
     """Removal of documents that hold test items of evaluations; none to skip it."""
 
@@ -111,6 +128,9 @@ class PrepareConfig:
 
     deduplication: DeduplicationConfig | None = Field(default_factory=DeduplicationConfig)
     """Duplicate removal; none to skip it."""
+
+    repeats: RepeatsConfig | None = None
+    """Removal of paragraphs and lines that stand in many documents; none to keep them."""
 
     heldout_fraction: float = Field(default=0.02, gt=0, lt=1)
     """Share of documents kept from training, chosen by their digest; at least one of every source."""
@@ -122,3 +142,8 @@ class PrepareConfig:
 
     executor: ExecutorConfig = Field(default_factory=ExecutorConfig)
     """Where the steps run. What is written does not depend on it."""
+
+    @property
+    def conversations(self) -> frozenset[str]:
+        """The sources whose documents are conversations, with the chat template's control tokens in them."""
+        return frozenset(name for name, source in self.sources.items() if getattr(source, "messages_field", None))

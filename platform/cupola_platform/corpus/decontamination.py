@@ -1,7 +1,7 @@
 """Documents that hold test items of evaluations are dropped.
 
 Two rules. GPT-3's, and Qwen's after it (Bai et al. 2023, section 2.1): a document shares a run of 13 words with an item.
-Qwen2.5's (Qwen Team 2024, section 3.2): the longest common subsequence of words is at least 13 long and at least 0.6 of the
+Qwen2.5's (Qwen Team 2024, section 5): the longest common subsequence of words is at least 13 long and at least 0.6 of the
 shorter of the two. A common subsequence of a whole book with a short question says nothing, so a long document is
 compared passage by passage: those of three item lengths in which two runs of three words are the item's, in its order of
 places. An index of these runs finds them in time linear in the text.

@@ -10,15 +10,18 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from datatrove.pipeline.base import PipelineStep
 from pydantic import TypeAdapter
 
 from cupola_platform.corpus.blocks import Apply, Load, Read, Save, sum_tallies, write
+from cupola_platform.corpus.checking import classifiers
+from cupola_platform.corpus.classifier import LearnClassifier, QualityModel
 from cupola_platform.corpus.clusters import cluster_sizes
 from cupola_platform.corpus.config import DeduplicationConfig, PrepareConfig
 from cupola_platform.corpus.decontamination import BuildTestItems, Decontamination
@@ -35,13 +38,16 @@ from cupola_platform.corpus.duplicates import (
 )
 from cupola_platform.corpus.execution import Runner, die_with_parent
 from cupola_platform.corpus.language import LanguageFilter
+from cupola_platform.corpus.perplexity import PerplexityFilter
 from cupola_platform.corpus.personal_data import PersonalDataMask
 from cupola_platform.corpus.quality import QualityFilter
+from cupola_platform.corpus.repeats import CollectUnits, DropRepeats, FindRepeats, Unit
 from cupola_platform.corpus.report import Account, write_report
 from cupola_platform.corpus.shards import token_dtype
 from cupola_platform.corpus.sources import source_pieces
-from cupola_platform.corpus.storage import first_indices
+from cupola_platform.corpus.storage import first_indices, read_array
 from cupola_platform.corpus.tokenizing import MakeTokenizer, Tokenize, Written, join, write_index
+from cupola_platform.corpus.toxicity import ToxicityFilter
 from cupola_platform.corpus.unicode_repair import UnicodeRepair
 from cupola_platform.errors import CupolaError, SourceError
 
@@ -90,6 +96,9 @@ class Preparation:
             build = BuildTestItems(self.config.decontamination, given, self.work / "items")
             with self._timed("test items"):
                 self.runner.run("test items", [build], 1)
+        for key, config in classifiers(self.config).items():
+            with self._timed(key):
+                self.runner.run(key, [LearnClassifier(key, config, models(self.work) / key)], 1)
         with self._timed("read and clean"):
             self.runner.run("read and clean", blocks, self.tasks)
         self._count("read", *(step.name for step in self.steps))
@@ -99,36 +108,50 @@ class Preparation:
         """Where every document that the step drops is named."""
         return self.work / "contaminated" if isinstance(step, Decontamination) else None
 
-    def _deduplicate(self, cleaned: Path) -> Path:
-        config = self.config.deduplication
-        if config is None:
-            return cleaned
-        distinct = self.work / "distinct"
-        with self._timed("exact deduplication"):
-            if not self.runner.finished("exact deduplication", self.tasks):
-                self._drop_equal(cleaned, distinct, config)
-            shutil.rmtree(cleaned, ignore_errors=True)
-        self._count("exact deduplication")
-        if config.near:
+    def _deduplicate(self, documents: Path) -> Path:
+        config, units = self.config.deduplication, self.config.repeats.units if self.config.repeats else ()
+        near = [Signatures(config, self.config.seed, self.work / "signatures")] if config and config.near else []
+        if config:
+            documents = self._drop_equal(documents, [] if units else near)
+        for unit in units:
+            documents = self._drop_repeats(documents, unit, near if unit == units[-1] else [])
+        if config and config.near:
             with self._timed("near deduplication"):
                 if not self.runner.finished("near deduplication", 1):
                     self._find_near(config)
                 shutil.rmtree(self.work / "signatures", ignore_errors=True)
-        return distinct
+        return documents
 
-    def _drop_equal(self, cleaned: Path, distinct: Path, config: DeduplicationConfig) -> None:
-        equal = self.work / "equal"
-        ranges = max(1, -(-int(first_indices(cleaned, self.tasks)[-1]) // RANGE_DOCUMENTS))
-        self.runner.run("find equal", [FindEqual(cleaned, self.tasks, equal)], ranges)
-        found = cluster_sizes(equal, cleaned, first_indices(cleaned, self.tasks))
-        write(self.work / "clusters.json", json.dumps(found, ensure_ascii=False))  # now: `cleaned` is removed later
-        blocks = [
-            Load(cleaned),
-            DropDuplicates("exact deduplication", "exact duplicate", cleaned, self.tasks, equal, self.work),
-            *([Signatures(config, self.config.seed, self.work / "signatures")] if config.near else []),
-            Save(distinct),
-        ]
-        self.runner.run("exact deduplication", blocks, self.tasks)
+    def _drop_equal(self, documents: Path, then: Sequence[PipelineStep]) -> Path:
+        step, equal, to = "exact deduplication", self.work / "equal", self.work / "distinct"
+        with self._timed(step):
+            if not self.runner.finished(step, self.tasks):
+                ranges = max(1, -(-int(first_indices(documents, self.tasks)[-1]) // RANGE_DOCUMENTS))
+                self.runner.run("find equal", [FindEqual(documents, self.tasks, equal)], ranges)
+                found = cluster_sizes(equal, documents, first_indices(documents, self.tasks))
+                write(self.work / "clusters.json", json.dumps(found, ensure_ascii=False))  # now: they are removed below
+                drops = DropDuplicates(step, "exact duplicate", documents, self.tasks, equal, self.work)
+                self.runner.run(step, [Load(documents), drops, *then, Save(to)], self.tasks)
+            shutil.rmtree(documents, ignore_errors=True)
+        self._count(step)
+        return to
+
+    def _drop_repeats(self, documents: Path, unit: Unit, then: Sequence[PipelineStep]) -> Path:
+        config = self.config.repeats
+        assert config is not None
+        step = f"repeated {unit}s"
+        digests, pairs, to = (self.work / f"{unit}-{what}" for what in ("digests", "repeats", "documents"))
+        with self._timed(step):
+            if not self.runner.finished(step, self.tasks):
+                self.runner.run(f"find {unit}s", [Load(documents), CollectUnits(unit, config, digests)], self.tasks)
+                count = sum(len(read_array(digests, task, "units")) for task in range(self.tasks))
+                find = FindRepeats(digests, self.tasks, config.min_documents, pairs)
+                self.runner.run(f"compare {unit}s", [find], max(1, -(-count // RANGE_DOCUMENTS)))
+                drops = DropRepeats(unit, config, digests, pairs, self.work)
+                self.runner.run(step, [Load(documents), drops, *then, Save(to)], self.tasks)
+            shutil.rmtree(documents, ignore_errors=True)
+        self._count(step)
+        return to
 
     def _find_near(self, config: DeduplicationConfig) -> None:
         signatures, candidates = self.work / "signatures", self.work / "candidates"
@@ -161,7 +184,11 @@ class Preparation:
             self.runner.run("tokenizer", [MakeTokenizer(self.config, self.sources, documents, near, tokenizer)], 1)
         drops = DropDuplicates("near deduplication", "near duplicate", documents, self.tasks, near, self.work)
         with self._timed("tokenize"):
-            blocks = [Load(documents), *([drops] if near.exists() else []), Tokenize(documents, tokenizer, parts)]
+            blocks = [
+                Load(documents),
+                *([drops] if near.exists() else []),
+                Tokenize(documents, tokenizer, parts, self.config.conversations),
+            ]
             self.runner.run("tokenize", blocks, self.tasks)
             if near.exists():
                 self._count("near deduplication")
@@ -175,7 +202,9 @@ class Preparation:
             self._join("files", "sources.jsonl")
             if self.config.decontamination:
                 self._join("contaminated", "contaminated.jsonl")
-            write_report(self.to, self._account(written, vocab_size))
+            if classifiers(self.config):
+                shutil.copytree(models(self.work), self.to / "models")
+            write_report(self.to, self._account(written, vocab_size, documents))
         result = {
             "steps": [asdict(tally) for tally in self.tallies],
             "sources": {
@@ -186,16 +215,14 @@ class Preparation:
         }
         write(self.work / "result.json", json.dumps(result, ensure_ascii=False))
 
-    def _clusters(self) -> dict[str, dict[str, Any]]:
-        """What is known of clusters of duplicates, by step."""
+    def _clusters(self, documents: Path) -> dict[str, dict[str, Any]]:
+        """What is known of clusters of duplicates, by step; `documents` are those that near ones are known by."""
         found = {}
         if (self.work / "clusters.json").exists():
             found["exact deduplication"] = json.loads((self.work / "clusters.json").read_text(encoding="utf-8"))
         if (self.work / "near").exists():
-            distinct = self.work / "distinct"
-            found["near deduplication"] = cluster_sizes(
-                self.work / "near", distinct, first_indices(distinct, self.tasks)
-            )
+            begins = first_indices(documents, self.tasks)
+            found["near deduplication"] = cluster_sizes(self.work / "near", documents, begins)
         return found
 
     def _join(self, folder: str, name: str) -> None:
@@ -204,17 +231,25 @@ class Preparation:
             for task in range(self.tasks):
                 lines.write((self.work / folder / f"{task:05d}.jsonl").read_bytes())
 
-    def _account(self, written: Written, vocab_size: int) -> Account:
+    def _account(self, written: Written, vocab_size: int, documents: Path) -> Account:
         """What the report tells."""
         counts = self.work / "items" / "counts.json"
+        beside: dict[str, object] = {}
+        if counts.exists():
+            beside["test_items"] = json.loads(counts.read_text(encoding="utf-8"))
+        if learnt := list(classifiers(self.config)):
+            told = (self.to / "models" / key / "classifier.json" for key in learnt)
+            beside["models"] = dict(
+                zip(learnt, (json.loads(path.read_text(encoding="utf-8")) for path in told), strict=True)
+            )
         return Account(
             steps=self.counted,
             written=written,
             vocab_size=vocab_size,
             weights={name: source.weight for name, source in self.config.sources.items() if source.weight},
-            duplicates=self._clusters(),
+            duplicates=self._clusters(documents),
             compare=self.config.tokenizer.compare,
-            beside={"test_items": json.loads(counts.read_text(encoding="utf-8"))} if counts.exists() else {},
+            beside=beside,
             personal_data=self.config.personal_data,
         )
 
@@ -242,12 +277,24 @@ def document_steps(config: PrepareConfig, work: Path) -> list[Step]:
     if config.language:
         steps.append(LanguageFilter(config.language))
     if config.quality:
-        steps.append(QualityFilter(config.quality))
+        steps.append(QualityFilter(config.quality, config.conversations))
+    if config.quality_model:
+        steps.append(QualityModel(config.quality_model, models(work) / "quality_model"))
+    if config.perplexity:
+        command = json.loads((work / "scorer.json").read_text(encoding="utf-8"))
+        steps.append(PerplexityFilter(config.perplexity, (*command, str(config.perplexity.max_bytes))))
+    if config.toxicity:
+        steps.append(ToxicityFilter(config.toxicity, models(work) / "toxicity.classifier"))
     if config.decontamination:
         steps.append(Decontamination(config.decontamination, work / "items"))
     if config.personal_data:
         steps.append(PersonalDataMask(config.personal_data))
     return steps
+
+
+def models(work: Path) -> Path:
+    """Where the classifiers are kept, by their key in the config; a folder of the artifact of the same name holds them."""
+    return work / "models"
 
 
 def plan(config: PrepareConfig, work: Path) -> list[str]:

@@ -38,13 +38,13 @@ class FindEqual(PipelineStep):  # type: ignore[misc]
 
     def run(self, data: None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         end_with_parent()
-        digests, numbers = _in_range(self.documents, self.tasks, "digests", None, rank, world_size)
+        digests, numbers = in_range(self.documents, self.tasks, "digests", None, rank, world_size)
         order = np.lexsort((numbers, digests[:, 1], digests[:, 0]))
         digests, numbers = digests[order], numbers[order]
         begins = np.ones(len(numbers), bool)
         begins[1:] = (digests[1:] != digests[:-1]).any(axis=1)
         first = numbers[begins][np.cumsum(begins) - 1]
-        _save_pairs(self.pairs, rank, np.stack([numbers, first], axis=1)[~begins])
+        save_pairs(self.pairs, rank, np.stack([numbers, first], axis=1)[~begins])
         yield from ()
 
 
@@ -123,11 +123,11 @@ class FindSimilar(PipelineStep):  # type: ignore[misc]
         ranges = -(-len(with_words) // RANGE_DOCUMENTS)
         found = []
         for part in range(ranges):
-            keys, numbers = _in_range(self.signatures, self.tasks, "keys", rank, part, ranges)
+            keys, numbers = in_range(self.signatures, self.tasks, "keys", rank, part, ranges)
             keys, numbers = keys[with_words[numbers]], numbers[with_words[numbers]]
             order = np.argsort(keys, kind="stable")
             found.append(pairs_in_runs(keys[order], numbers[order]))
-        _save_pairs(self.pairs, rank, np.concatenate(found) if found else np.zeros((0, 2), np.int64))
+        save_pairs(self.pairs, rank, np.concatenate(found) if found else np.zeros((0, 2), np.int64))
         yield from ()
 
 
@@ -161,11 +161,11 @@ class Cluster(PipelineStep):  # type: ignore[misc]
                         parents[max(a, b)] = min(a, b)
         joined = np.flatnonzero(np.frombuffer(parents, np.int64) != np.arange(len(parents)))
         found = np.array([(number, root(parents, number)) for number in joined.tolist()], np.int64).reshape(-1, 2)
-        _save_pairs(self.pairs, rank, found)
+        save_pairs(self.pairs, rank, found)
         yield from ()
 
 
-def _in_range(folder: Path, tasks: int, name: str, row: int | None, part: int, parts: int) -> tuple[U64, I64]:
+def in_range(folder: Path, tasks: int, name: str, row: int | None, part: int, parts: int) -> tuple[U64, I64]:
     """What of all tasks' arrays falls into one of `parts` equal ranges of 64 bits, and the documents' numbers."""
     low, high = (part << 64) // parts, ((part + 1) << 64) // parts - 1
     values, numbers, begin = [], [], 0
@@ -180,7 +180,7 @@ def _in_range(folder: Path, tasks: int, name: str, row: int | None, part: int, p
     return np.concatenate(values), np.concatenate(numbers)
 
 
-def _save_pairs(folder: Path, rank: int, pairs: I64) -> None:
+def save_pairs(folder: Path, rank: int, pairs: I64) -> None:
     """Sorted by the first column, each once."""
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / f"{rank:05d}.npy", np.unique(pairs, axis=0) if len(pairs) else pairs)

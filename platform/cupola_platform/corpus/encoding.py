@@ -32,7 +32,7 @@ Encoded = tuple[NDArray[np.int32], NDArray[np.int64]]
 
 
 class DocumentEncoder:
-    """Encodes texts with a tokenizer. Control tokens written in a text stay text: only we end documents."""
+    """Encodes texts with a tokenizer. Control tokens written in a text stay text, but for conversations that we wrote."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         told = json.loads(tokenizer.to_str())
@@ -40,6 +40,7 @@ class DocumentEncoder:
             token["special"] = True  # only those can be told to stay text
         self._tokenizer = Tokenizer.from_str(json.dumps(told))
         self._tokenizer.encode_special_tokens = True
+        self._with_control = tokenizer
         self._end: int = tokenizer.token_to_id(END_OF_TEXT)
         self._merge = merges_of_words(tokenizer) if splits_as_qwen(tokenizer) else None
         self._table = WordTable(self._end)
@@ -61,8 +62,12 @@ class DocumentEncoder:
         ids, counts = zip(*done, self._batch(batch), strict=True)
         return np.concatenate(ids), np.concatenate(counts)
 
-    def _by_tokenizer(self, texts: Sequence[str]) -> Encoded:
-        encoded = [of.ids for of in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    def conversations(self, texts: Sequence[str]) -> Encoded:
+        """The same of texts whose control tokens are control tokens: those of the chat template."""
+        return self._by_tokenizer(texts, self._with_control)
+
+    def _by_tokenizer(self, texts: Sequence[str], tokenizer: Tokenizer | None = None) -> Encoded:
+        encoded = [of.ids for of in (tokenizer or self._tokenizer).encode_batch_fast(texts, add_special_tokens=False)]
         counts = np.array([len(ids) + 1 for ids in encoded])
         return np.array([token for ids in encoded for token in (*ids, self._end)], np.int32), counts
 

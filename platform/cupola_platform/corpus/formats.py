@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, cast
 
+from cupola_platform.corpus.chat import render
 from cupola_platform.corpus.documents import EXCERPT
 from cupola_platform.corpus.markup import html_to_text, main_text, man_to_text
 
@@ -50,6 +51,12 @@ class Limits:
     document_bytes: int
     whole_pages: bool = False
     """All text of a page rather than its main text."""
+    messages_field: str | None = None
+    """The column of conversations; none for that of texts."""
+
+    @property
+    def column(self) -> str:
+        return self.messages_field or self.text_field
 
 
 Reader = Callable[[BinaryIO, Limits], Iterator[Row]]
@@ -98,11 +105,14 @@ def admit(number: int, text: str, limits: Limits) -> Row:
 
 def row_of(number: int, row: Any, size: int, limits: Limits) -> Row:
     """A row of a table: its text, or why it has none. `size` is what is booked when it has none."""
-    text = row.get(limits.text_field) if isinstance(row, dict) else None
-    if not isinstance(text, str):
+    found = row.get(limits.column) if isinstance(row, dict) else None
+    if limits.messages_field and found is not None:
+        text, reason = render(found)
+        return admit(number, text, limits) if text else Row(number, None, size, reason, str(found)[:EXCERPT])
+    if not isinstance(found, str):
         has = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-        return Row(number, None, size, NO_TEXT, f"wanted {limits.text_field!r}, has {has}"[:EXCERPT])
-    return admit(number, text, limits)
+        return Row(number, None, size, NO_TEXT, f"wanted {limits.column!r}, has {has}"[:EXCERPT])
+    return admit(number, found, limits)
 
 
 def _decompressed(raw: BinaryIO, name: str) -> BinaryIO:
@@ -221,17 +231,17 @@ def _read_parquet(stream: BinaryIO, limits: Limits) -> Iterator[Row]:
     try:
         table = parquet.ParquetFile(stream)
         names = table.schema_arrow.names
-        columns = [limits.text_field] if limits.text_field in names else []
+        columns = [limits.column] if limits.column in names else []
         number = 0
         if not columns:
-            detail = f"wanted {limits.text_field!r}, has {', '.join(names)}"[:EXCERPT]
+            detail = f"wanted {limits.column!r}, has {', '.join(names)}"[:EXCERPT]
             for number in range(1, table.metadata.num_rows + 1):
                 yield Row(number, None, 0, NO_TEXT, detail)
             return
         for batch in table.iter_batches(batch_size=256, columns=columns):
-            for text in batch.column(0).to_pylist():
+            for value in batch.column(0).to_pylist():
                 number += 1
-                yield row_of(number, {limits.text_field: text}, 0, limits)
+                yield row_of(number, {limits.column: value}, 0, limits)
     except ArrowException as error:
         raise ValueError(str(error)) from error
 

@@ -17,9 +17,10 @@ def check_dataset(source: HuggingFace) -> None:
     first = next(iter(_open(source)), None)
     if first is None:
         raise SourceError(f"{_where(source)} has no row. Choose another split.")
-    if source.text_field not in first:
+    key = "messages_field" if source.messages_field else "text_field"
+    if getattr(source, key) not in first:
         raise SourceError(
-            f"{_where(source)} has no column {source.text_field!r}. It has {', '.join(first)}: set text_field."
+            f"{_where(source)} has no column {getattr(source, key)!r}. It has {', '.join(first)}: set {key}."
         )
 
 

@@ -15,9 +15,6 @@ CODE = "code"
 
 CODE_SUFFIXES = frozenset({".py", ".c", ".h", ".cc", ".cpp", ".hpp", ".rs", ".go", ".java", ".js", ".ts", ".sh", ".rb"})
 
-WITHOUT_SPACES = frozenset({"zh", "ja", "th", "lo", "km", "my", "bo", "dz"})
-"""Languages whose writing does not part words."""
-
 PROBES = (0.1, 0.5, 0.9)
 """Where in a text to look: beginnings alone are licences and headers."""
 

@@ -14,11 +14,11 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from cupola_platform.artifacts import code_version
-from cupola_platform.corpus.checking import check_config, named_sources
+from cupola_platform.corpus.checking import check_config, file_digests, named_sources
 from cupola_platform.corpus.config import PrepareConfig
 from cupola_platform.corpus.documents import DEAD_WORKER, Counts, Progress, Tally
 from cupola_platform.corpus.sources import source_state
-from cupola_platform.errors import BY_NAME, CupolaError, StageFailedError
+from cupola_platform.errors import BY_NAME, ConfigError, CupolaError, StageFailedError
 from cupola_platform.launch import tether
 
 
@@ -60,6 +60,7 @@ def prepare(
     progress: Progress | None = None,
     work: Path | None = None,
     test_items: Mapping[str, Sequence[str]] | None = None,
+    scorer: Sequence[str] = (),
 ) -> PrepareReport:
     """Read, clean, deduplicate, split and tokenize; write the content of a `tokens` artifact into `to`.
 
@@ -69,12 +70,16 @@ def prepare(
 
     Raises:
         SourceError: a source is missing or empty, or nothing of it is left after cleaning.
-        ConfigError: the config names a language, vocabulary or executor that does not exist.
+        ConfigError: the config names a language, vocabulary or executor that does not exist, or perplexity without a scorer.
         StageFailedError: a worker process died, or another fault of a step; names the log.
     """
     check_config(config)
+    if config.perplexity and not scorer:
+        raise ConfigError(
+            "perplexity needs a model to ask. Name a checkpoint as the stage's judge, as judge: artifact:ID."
+        )
     work = work or to.with_name(to.name + ".work")
-    _resume(config, work, test_items or {})
+    _resume(config, work, {"test_items": {**(test_items or {})}, "scorer": list(scorer)})
     result = _drive(work.absolute(), to.absolute(), progress)
     shutil.rmtree(work)
     return PrepareReport(
@@ -88,13 +93,14 @@ def prepare(
     )
 
 
-def _resume(config: PrepareConfig, work: Path, test_items: Mapping[str, Sequence[str]]) -> None:
+def _resume(config: PrepareConfig, work: Path, given: Mapping[str, Any]) -> None:
     """Keep a work folder that was left by the same preparation; else begin a new one."""
     told = TypeAdapter(PrepareConfig).dump_python(config, mode="json")
     same = {
         "config": {key: value for key, value in told.items() if key != "executor"},
         "sources": {name: source_state(source) for name, source in named_sources(config).items()},
-        "test_items": {name: list(texts) for name, texts in test_items.items()},
+        "files": file_digests(config),
+        "given": given,
         "code": code_version("cupola_platform.corpus"),
     }
     told_before = work / "same.json"
@@ -103,7 +109,8 @@ def _resume(config: PrepareConfig, work: Path, test_items: Mapping[str, Sequence
         work.mkdir(parents=True)
         told_before.write_text(json.dumps(same), encoding="utf-8")
     (work / "config.json").write_text(json.dumps(told), encoding="utf-8")
-    (work / "test_items.json").write_text(json.dumps(same["test_items"]), encoding="utf-8")
+    for name, value in given.items():
+        (work / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
 
 
 def _drive(work: Path, to: Path, progress: Progress | None) -> dict[str, Any]:

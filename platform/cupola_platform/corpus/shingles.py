@@ -68,19 +68,26 @@ class Words:
     """Hashed words of consecutive texts, lower-cased: text i has `hashes[offsets[i]:offsets[i + 1]]`."""
 
     hashes: U64
+    lengths: I64
+    """Characters of each word."""
     offsets: I64
 
     def of(self, text: int) -> U64:
         """One text's words."""
         return self.hashes[self.offsets[text] : self.offsets[text + 1]]
 
+    def lengths_of(self, text: int) -> I64:
+        """How long they are."""
+        return self.lengths[self.offsets[text] : self.offsets[text + 1]]
+
 
 def hashed_words(texts: Sequence[str]) -> Words:
     """The words of each text, those of `shingle`, in 64 bits."""
     parts = [_hash_block(block) for block in _blocks(texts)]
-    hashes = np.concatenate([words for words, _ in parts] or [np.zeros(0, np.uint64)])
-    counts = np.concatenate([count for _, count in parts] or [np.zeros(0, np.int64)])
-    return Words(hashes, np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]))
+    none = np.zeros(0, np.int64)
+    hashes = np.concatenate([part[0] for part in parts] or [none.astype(np.uint64)])
+    counts, lengths = (np.concatenate([part[place] for part in parts] or [none]) for place in (1, 2))
+    return Words(hashes, lengths, np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]))
 
 
 def word_spans(text: str) -> I64:
@@ -111,15 +118,17 @@ def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
 
 def _shingle_block(texts: Sequence[str], ngram: int) -> tuple[U32, I64]:
     """Hashes of all shingles of a block, and how many each text has."""
-    return _join_words(*_hash_block(texts), ngram)
+    words, counts, _ = _hash_block(texts)
+    return _join_words(words, counts, ngram)
 
 
-def _hash_block(texts: Sequence[str]) -> tuple[U64, I64]:
-    """Hashes of all words of a block, and how many each text has."""
+def _hash_block(texts: Sequence[str]) -> tuple[U64, I64, I64]:
+    """Hashes of all words of a block, how many each text has, and how long each word is."""
     points = _points(texts)
     ends = np.cumsum([len(text) + 1 for text in texts]) - 1  # the line feed after each text parts words too
     starts, stops = _words(points)
-    return _hash_words(_lower()[points], starts, stops), np.diff(np.searchsorted(starts, ends), prepend=0)
+    counts = np.diff(np.searchsorted(starts, ends), prepend=0)
+    return _hash_words(_lower()[points], starts, stops), counts, stops - starts
 
 
 def _points(texts: Sequence[str]) -> U32:

@@ -32,6 +32,10 @@ class Rows(Share):
     text_field: str = Field(default="text", min_length=1)
     """The column of its rows that holds the text."""
 
+    messages_field: str | None = None
+    """The column that holds a conversation, in the place of a text: `[{role, content}, ...]` (or ShareGPT's names). It becomes a
+    document as the chat template writes it. Only rows hold any: jsonl, parquet, datasets."""
+
     whole_pages: bool = False
     """Take all text of HTML pages, menus and footers too; false for the main text (trafilatura)."""
 

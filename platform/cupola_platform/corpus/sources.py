@@ -23,6 +23,7 @@ def check_source(source: Source) -> None:
     Raises:
         SourceError: it is missing, empty, of no known format, or cannot be reached.
     """
+    _check_conversations(source)
     match source:
         case Files():
             _check_files(source)
@@ -43,6 +44,16 @@ def check_source(source: Source) -> None:
             if next(environment_files(source), None) is None:
                 raise SourceError(
                     f"parts={list(source.parts)}: this Python has no such files. Try parts: [standard_library]."
+                )
+
+
+def _check_conversations(source: Source) -> None:
+    """Only rows hold conversations."""
+    if isinstance(source, Files | S3Prefix) and source.messages_field:
+        for entry in source_entries(source):
+            if format_of(entry.label) not in ("jsonl", "parquet"):
+                raise SourceError(
+                    f"messages_field={source.messages_field!r}: {entry.label} has no rows. Name .jsonl or .parquet files only."
                 )
 
 
@@ -152,7 +163,12 @@ def read_source(
     Raises:
         SourceError: the source is missing or cannot be read.
     """
-    limits = Limits(getattr(source, "text_field", "text"), max_document_bytes, getattr(source, "whole_pages", False))
+    limits = Limits(
+        getattr(source, "text_field", "text"),
+        max_document_bytes,
+        getattr(source, "whole_pages", False),
+        getattr(source, "messages_field", None),
+    )
     taken = 0
     for path, row in _rows(name, source, limits, files, source_entries(source) if entries is None else entries):
         if row.text is None:

@@ -20,57 +20,6 @@ class LanguageConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class QualityConfig:
-    """Heuristics of Gopher (Rae et al. 2021, table A1), C4 (Raffel et al. 2020) and FineWeb (Penedo et al. 2024).
-
-    Words of languages written without spaces are counted by character, and rules about English or about prose do not
-    bind them or code.
-    """
-
-    min_words: int = Field(default=50, ge=0)
-    """Fewest words of a document (code: words and identifiers)."""
-
-    max_words: int = Field(default=100_000, ge=1)
-    """Most words of a prose document (Gopher)."""
-
-    min_mean_word_length: float = Field(default=3.0, ge=0)
-    """Characters, for languages with spaces (Gopher)."""
-
-    max_mean_word_length: float = Field(default=10.0, gt=0)
-    """Characters, for languages with spaces (Gopher)."""
-
-    max_symbol_ratio: float = Field(default=0.1, ge=0)
-    """Hash signs and ellipses per word of prose (Gopher)."""
-
-    max_bullet_lines: float = Field(default=0.9, ge=0, le=1)
-    """Share of prose lines that begin with a bullet (Gopher)."""
-
-    max_ellipsis_lines: float = Field(default=0.3, ge=0, le=1)
-    """Share of prose lines that end with an ellipsis (Gopher)."""
-
-    min_alphabetic_words: float = Field(default=0.6, ge=0, le=1)
-    """Share of words with a letter. Gopher's 0.8 loses technical text with tables."""
-
-    min_alphabetic_characters: float = Field(default=0.25, ge=0, le=1)
-    """Share of letters among a code file's characters: below, it is data (StarCoder)."""
-
-    max_mean_line_length: float = Field(default=100.0, gt=0)
-    """Characters per line of code: above, it is generated or minified (StarCoder)."""
-
-    min_stop_words: int = Field(default=2, ge=0)
-    """Different English stop words of an English document (Gopher)."""
-
-    max_duplicate_line_characters: float = Field(default=0.3, ge=0, le=1)
-    """Share of characters in lines seen before in the same document (Gopher's 0.2 is for web pages)."""
-
-    max_repeated_ngram_characters: float = Field(default=0.2, ge=0, le=1)
-    """Share of characters covered by the most frequent 2-gram of prose words; 3- and 4-grams get 0.02 less each (Gopher)."""
-
-    min_punctuated_lines: float = Field(default=0.05, ge=0, le=1)
-    """Share of prose lines that end a sentence. FineWeb's 0.12 is for web pages; manuals have lists and examples."""
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
 class DeduplicationConfig:
     """Exact and near-duplicate removal, over all sources together; the first of a cluster stays."""
 
@@ -129,3 +78,40 @@ class DecontaminationConfig:
         if not self.against and not self.tasks:
             raise ValueError("name evaluation sets in `against`, or set tasks: true; else leave decontamination out")
         return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RepeatsConfig:
+    """Paragraphs and lines that stand in many documents (menus, notices, licences) are removed from all but the first."""
+
+    units: tuple[Literal["paragraph", "line"], ...] = Field(default=("paragraph",), min_length=1)
+    """What is compared, in this order. Paragraphs are parted by empty lines."""
+
+    min_documents: int = Field(default=3, ge=2)
+    """Documents in which it stands before it is boilerplate."""
+
+    min_characters: int = Field(default=20, ge=1)
+    """Shorter ones stay: headings and list items are in many documents."""
+
+    code: bool = False
+    """Take them out of programs, too, which then may not run."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PerplexityConfig:
+    """Documents whose bits per byte under a model of ours are out of bounds are dropped; the stage's `judge` names the model.
+
+    Bounds are the model's: look at its held-out bits per byte, and at the report's examples.
+    """
+
+    max_bits_per_byte: float = Field(default=4.0, gt=0)
+    """Above it, a text is unlike what the model has learnt: noise, lists, other languages."""
+
+    min_bits_per_byte: float = Field(default=0.3, ge=0)
+    """Below it, a text repeats itself or is known by heart."""
+
+    max_bytes: int = Field(default=4096, ge=64)
+    """Bytes of a document's beginning that are read, at most; no more tokens than the model has positions."""
+
+    languages: tuple[str, ...] = ()
+    """Judge documents of these languages only, which the model knows; empty for all."""

@@ -15,6 +15,7 @@ from pyarrow import compute, parquet
 from tokenizers import Tokenizer
 
 from cupola_platform.corpus.blocks import chunked, write
+from cupola_platform.corpus.chat import without_control_tokens
 from cupola_platform.corpus.config import PrepareConfig
 from cupola_platform.corpus.documents import Counts, Document
 from cupola_platform.corpus.duplicates import pairs_between
@@ -161,7 +162,8 @@ class MakeTokenizer(PipelineStep):  # type: ignore[misc]
             if wanted:
                 for number, document in enumerate(read_documents(self.documents, task), start=int(begins[task])):
                     if number in wanted:
-                        yield document.text
+                        chat = document.source in self.config.conversations
+                        yield without_control_tokens(document.text) if chat else document.text
 
 
 class Tokenize(PipelineStep):  # type: ignore[misc]
@@ -169,9 +171,9 @@ class Tokenize(PipelineStep):  # type: ignore[misc]
 
     type, name = "tokenizer", "shards"
 
-    def __init__(self, documents: Path, tokenizer: Path, to: Path) -> None:
+    def __init__(self, documents: Path, tokenizer: Path, to: Path, conversations: frozenset[str]) -> None:
         super().__init__()
-        self.documents, self.tokenizer, self.to = documents, tokenizer, to
+        self.documents, self.tokenizer, self.to, self.conversations = documents, tokenizer, to, conversations
 
     def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         dtype = token_dtype(int((self.tokenizer / "vocab_size").read_text()))
@@ -186,7 +188,8 @@ class Tokenize(PipelineStep):  # type: ignore[misc]
                 parquet.ParquetWriter(self.to / f"{rank:05d}.parquet", _SCHEMA, compression="zstd")
             )
             for chunk in chunked(data, lambda document: document.size):
-                ids, counts = encoder.documents([document.text for document in chunk])
+                encode = encoder.conversations if chunk[0].source in self.conversations else encoder.documents
+                ids, counts = encode([document.text for document in chunk])  # a task has one source
                 of_chunk = sides[done : done + len(chunk)]
                 done += len(chunk)
                 for side in np.unique(of_chunk).tolist():

@@ -1,0 +1,86 @@
+"""How surprising single texts are to a checkpoint: `python -m cupola_trainer.evaluation.surprise CHECKPOINT MAX_BYTES`.
+
+Reads a JSON list of texts a line, and answers each line with the list of their bits per byte. Of a text the beginning
+counts: `MAX_BYTES` bytes, and no more tokens than the model has positions. Ends when its input does.
+"""
+
+import json
+import math
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cupola_platform.errors import CupolaError
+from cupola_trainer import runtime
+from cupola_trainer.config import ParallelConfig
+from cupola_trainer.evaluation.likelihood import END_OF_DOCUMENT, LOGITS_PER_PASS, byte_lengths
+from cupola_trainer.rollout.loading import Loaded, load
+
+
+class Surprise:
+    """Measures texts with a loaded checkpoint."""
+
+    def __init__(self, loaded: Loaded, max_bytes: int) -> None:
+        self.loaded, self.max_bytes = loaded, max_bytes
+        self.end = loaded.tokenizer.convert_tokens_to_ids(END_OF_DOCUMENT)
+        self.sizes = byte_lengths(loaded.tokenizer)
+
+    def __call__(self, texts: Sequence[str]) -> list[float]:
+        """Bits per byte of each text, 0 for an empty one. The first token is predicted from <|endoftext|>, as in training."""
+        documents = [self._tokens(text) for text in texts]
+        bits = [0.0] * len(texts)
+        order = sorted((place for place, of in enumerate(documents) if of), key=lambda place: -len(documents[place]))
+        while order:
+            count = max(1, LOGITS_PER_PASS // (len(documents[order[0]]) * self.loaded.model.vocab_size))
+            batch, order = order[:count], order[count:]
+            for place, nats in zip(batch, self._nats([documents[place] for place in batch]), strict=True):
+                size = int(self.sizes[np.array(documents[place])].sum())
+                bits[place] = nats / math.log(2) / max(size, 1)
+        return bits
+
+    def _tokens(self, text: str) -> list[int]:
+        beginning = text.encode()[: self.max_bytes].decode(errors="ignore")
+        ids: list[int] = self.loaded.tokenizer.encode(beginning, add_special_tokens=False)
+        return ids[: self.loaded.model.max_position_embeddings]
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def _nats(self, documents: Sequence[list[int]]) -> list[float]:
+        """-log p of each document, padded side by side: tokens, labels and losses are [b, s]."""
+        model = self.loaded.chunks[0]
+        device = next(model.parameters()).device
+        tokens, labels = torch.zeros(2, len(documents), len(documents[0]), dtype=torch.long)
+        counted = torch.zeros(tokens.shape, dtype=torch.bool)
+        for row, ids in enumerate(documents):
+            tokens[row, : len(ids)] = torch.tensor([self.end, *ids[:-1]])
+            labels[row, : len(ids)] = torch.tensor(ids)
+            counted[row, : len(ids)] = True
+        positions = torch.arange(tokens.size(1), device=device).expand_as(tokens)
+        losses = model(tokens.to(device), positions, None, labels=labels.to(device))
+        sums: list[float] = (losses.double() * counted.to(device)).sum(dim=1).tolist()
+        return sums
+
+
+def main(checkpoint: Path, max_bytes: int) -> int:
+    """Answer lines until there are no more; the exit status."""
+    warnings.simplefilter("ignore")  # Megatron's advice on what is not installed
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever else prints is no answer
+    try:
+        runtime.start(ParallelConfig(), seed=0)
+        surprise = Surprise(load(checkpoint, ParallelConfig()), max_bytes)
+    except CupolaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    for line in sys.stdin:
+        print(json.dumps(surprise(json.loads(line))), file=answers, flush=True)
+    runtime.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
