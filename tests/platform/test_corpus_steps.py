@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cupola_platform.corpus.checking import check_config
-from cupola_platform.corpus.config import Files, LanguageConfig, PrepareConfig, PythonEnvironment, QualityConfig
+from cupola_platform.corpus.config import (
+    Files,
+    LanguageConfig,
+    PerplexityConfig,
+    PrepareConfig,
+    PythonEnvironment,
+    QualityConfig,
+)
 from cupola_platform.corpus.documents import Document, Drop, Tally
 from cupola_platform.corpus.heldout import Extremes, Sample, draws
 from cupola_platform.corpus.language import LanguageFilter, identify, looks_like_code
@@ -122,6 +129,13 @@ def test_an_unknown_language_is_refused_before_anything_starts() -> None:
     config = PrepareConfig(sources={"py": PythonEnvironment()}, language=LanguageConfig(keep=("english",)))
     with pytest.raises(ConfigError, match=r"language.keep='english' is no language .* Known are .* en "):
         check_config(config)
+    for change, line in (
+        ({"quality": QualityConfig(languages={"german": {}})}, "quality.languages='german' is no language"),
+        ({"perplexity": PerplexityConfig(languages=("English",))}, "perplexity.languages='English' is no language"),
+        ({"quality": QualityConfig(languages={"de": {}}), "language": None}, "quality.languages names languages, and"),
+    ):
+        with pytest.raises(ConfigError, match=line):
+            check_config(PrepareConfig(sources={"py": PythonEnvironment()}, **change))  # type: ignore[arg-type]
     with pytest.raises(SourceError, match=r"sources\.web: path='/no/such' does not exist"):
         check_config(PrepareConfig(sources={"web": Files(path="/no/such")}))
 

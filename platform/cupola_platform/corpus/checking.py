@@ -2,10 +2,12 @@
 
 import importlib.util
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from blake3 import blake3
 
+from cupola_platform.corpus.classifier_config import ANY_LANGUAGE
 from cupola_platform.corpus.config import ClassifierConfig, ExecutorConfig, PrepareConfig, Source
 from cupola_platform.corpus.language import check_languages
 from cupola_platform.corpus.ranks import check_vocabulary
@@ -18,7 +20,7 @@ def check_config(config: PrepareConfig) -> None:
 
     Raises:
         SourceError: a source is missing, empty or cannot be reached.
-        ConfigError: a language that does not exist, or no Qwen vocabulary where one is named.
+        ConfigError: a language that does not exist or is never identified, or no Qwen vocabulary where one is named.
     """
     for name, source in named_sources(config).items():
         try:
@@ -31,9 +33,24 @@ def check_config(config: PrepareConfig) -> None:
             raise ConfigError(
                 f"{path}: there is no such file. toxicity.lexicon names files, model a folder models/NAME."
             )
-    if config.language:
-        check_languages(config.language)
+    for key, codes in _languages(config).items():
+        check_languages(key, codes)
+        if codes and config.language is None:
+            raise ConfigError(
+                f"{key} names languages, and language: null identifies none, so it would bind no document. Give one of the two."
+            )
     check_vocabulary(config.tokenizer)
+
+
+def _languages(config: PrepareConfig) -> dict[str, Collection[str]]:
+    """The languages that the config names, by key."""
+    return {
+        "language.keep": config.language.keep if config.language else (),
+        "quality.languages": config.quality.languages if config.quality else (),
+        "quality_model.languages": config.quality_model.languages if config.quality_model else (),
+        "perplexity.languages": config.perplexity.languages if config.perplexity else (),
+        "toxicity.lexicon": config.toxicity.lexicon.keys() - {ANY_LANGUAGE} if config.toxicity else (),
+    }
 
 
 def named_sources(config: PrepareConfig) -> dict[str, Source]:

@@ -7,6 +7,9 @@ from pydantic.dataclasses import dataclass
 
 from cupola_platform.corpus.source_config import STRICT, Source, SourceName
 
+ANY_LANGUAGE = "*"
+"""Key of a list of words that is for documents of any language."""
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ClassifierConfig:

@@ -1,7 +1,7 @@
 """Which language a text is in: natural ones by py3langid, programs by their suffix or their look."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import PurePosixPath
@@ -63,17 +63,17 @@ def looks_like_code(text: str) -> bool:
     return len(lines) >= 5 and sum(_CODE_LINE.match(line) is not None for line in lines) > 0.6 * len(lines)
 
 
-def check_languages(config: LanguageConfig) -> None:
+def check_languages(key: str, codes: Iterable[str]) -> None:
     """Refuse codes that identification never gives.
 
     Raises:
         ConfigError: an unknown code.
     """
     known = [*identifier().labels, CODE]
-    for code in config.keep:
+    for code in codes:
         if code not in known:
             raise ConfigError(
-                f"language.keep={code!r} is no language that can be identified. Known are {' '.join(sorted(known))}."
+                f"{key}={code!r} is no language that can be identified. Known are {' '.join(sorted(known))}."
             )
 
 

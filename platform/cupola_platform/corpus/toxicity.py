@@ -13,13 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from cupola_platform.corpus.classifier import loaded
-from cupola_platform.corpus.classifier_config import ToxicityConfig
+from cupola_platform.corpus.classifier_config import ANY_LANGUAGE, ToxicityConfig
 from cupola_platform.corpus.documents import Document, Drop, drop
 from cupola_platform.corpus.shingles import U64, hashed_words, ngrams
 from cupola_platform.errors import ConfigError
-
-ANY = "*"
-"""Key of a list that is for documents of any language."""
 
 Lexicon = Mapping[int, U64]
 """Sorted hashes of phrases, by how many words they have."""
@@ -44,7 +41,7 @@ class ToxicityFilter:
         ]
 
     def _judge(self, document: Document, words: U64, score: float) -> Document | Drop:
-        lists = [self.config.lexicon[key] for key in (document.language, ANY) if key in self.config.lexicon]
+        lists = [self.config.lexicon[key] for key in (document.language, ANY_LANGUAGE) if key in self.config.lexicon]
         matches = sum(count_matches(words, read_lexicon(path)) for path in lists)
         if matches >= self.config.min_matches and matches > self.config.max_share * len(words):
             return drop(document, "words of a toxic list", f"{matches} of {len(words)} words")
