@@ -26,7 +26,7 @@ ROLLOUT = (*MODELS, "cupola_trainer.rollout", "cupola_trainer.data", "cupola_tra
 SOURCES: Mapping[str, Sequence[str]] = {
     "prepare": ("cupola_platform.corpus",),
     "pretrain": TRAINING,
-    "upcycle": (*MODELS, "cupola_trainer.upcycling", "cupola_trainer.conversion"),
+    "upcycle": (*MODELS, "cupola_trainer.mixture", "cupola_trainer.upcycling", "cupola_trainer.conversion"),
     "long_context": (*TRAINING, "cupola_trainer.long_context"),
     "conversations": ("cupola_trainer.data", "cupola_trainer.evaluation.tasks"),
     "synthesize": ("cupola_flows.synthesis", "cupola_flows.execution", "cupola_trainer.evaluation.tasks"),

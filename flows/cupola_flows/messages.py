@@ -37,7 +37,8 @@ def _describe(error: ErrorDetails, schema: dict[str, Any]) -> str:
             )
         case "union_tag_not_found":
             kinds = str(context.get("discriminator", "'kind'")).strip("'")
-            return f"{where}: needs {kinds}: {_choices(context, location[-1])}"
+            what = _choices(context, location[-1]) if kinds == "kind" else f"{_shown(given)} has none."
+            return f"{where}: needs {kinds}: {what}"
         case "union_tag_invalid":
             expected = [tag.strip("' ") for tag in str(context["expected_tags"]).split(",")]
             key = str(context["discriminator"]).strip("'")

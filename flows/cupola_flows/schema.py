@@ -26,7 +26,7 @@ class Recipe(BaseModel):
     """What the runs and artifacts are filed under."""
     description: str = ""
     """What it is for, in a sentence."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of every stage that names none."""
     schedule: str | None = None
     """When a deployment starts by itself: five cron fields, in UTC."""

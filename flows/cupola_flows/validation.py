@@ -1,6 +1,5 @@
 """Everything about a recipe that can be known before anything starts."""
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -25,6 +24,7 @@ from cupola_platform.settings import Settings
 from cupola_trainer.config import ModelConfig, ParallelConfig
 from cupola_trainer.layout import validate_layout
 from cupola_trainer.long_context import method, stretch
+from cupola_trainer.mixture import mixture_of
 
 TEXT = (PretrainStage, LongContextStage)
 """Stages that learn every next token."""
@@ -61,7 +61,7 @@ def model_of(recipe: Recipe, name: str) -> ModelConfig | None:
         return None
     model = model_of(recipe, parent)
     if model and isinstance(stage, UpcycleStage):
-        return dataclasses.replace(model, moe=stage.moe)
+        return mixture_of(model, stage.moe, router=stage.router, match_dense=stage.match_dense)
     if model and isinstance(stage, PruneStage):
         return stage.to.shape(model)
     if model and isinstance(stage, LongContextStage):

@@ -11,10 +11,10 @@ from cupola_flows.cli import app
 
 
 def commands(group: Any, *before: str) -> list[list[str]]:
-    """Every command below a group, as it is typed."""
+    """Every command and group of commands below a group, as it is typed."""
     found: list[list[str]] = []
     for name, command in group.commands.items():
-        found += commands(command, *before, name) if hasattr(command, "commands") else [[*before, name]]
+        found += [[*before, name], *(commands(command, *before, name) if hasattr(command, "commands") else [])]
     return found
 
 

@@ -111,6 +111,9 @@ def test_overrides_are_yaml_and_reach_into_lists_and_missing_mappings() -> None:
         ("stages.conversations.tasks.9.count=1", "'9' is no position in a list of"),
         ("stages.pretrain.steps", "give KEY=VALUE"),
         ("seed=!!int 3", "YAML tags"),
+        ("seed=-1", "seed: -1: input should be greater than or equal to 0"),
+        ("stages.sft.seed=4294967296", "stages.sft.seed: 4294967296: input should be less than 2147483648"),
+        ("stages.prepare.corpus.sources={mine: {path: x}}", "sources.mine: needs type: {'path': 'x'} has none"),
     ],
 )
 def test_an_unknown_override_is_refused(override: str, line: str) -> None:
@@ -127,6 +130,8 @@ def test_an_unknown_override_is_refused(override: str, line: str) -> None:
         ("stages.pretrain.batch.global_batch_size=9", ConfigError, "Try global_batch_size=12"),
         ("stages.prepare.corpus.sources.library={type: files, path: /nowhere/x.txt}", SourceError, "does not exist"),
         ("stages.evaluate.layout.tp=2", ConfigError, "stages.evaluate: tp=2 without sp"),
+        ("stages.upcycle.moe.top_k=9", ConfigError, "stages.upcycle: moe.top_k=9 is more than moe.num_experts=8"),
+        ("stages.upcycle.match_dense=true", ConfigError, "stages.upcycle: match_dense: router='random' is not 'copies'"),
     ],
 )  # fmt: skip
 def test_what_can_be_known_before_the_start_is_checked(override: str, error: type[CupolaError], line: str) -> None:

@@ -8,6 +8,7 @@ import typer
 from cupola_flows.cli import (
     artifacts,
     checkpoint,
+    curves,
     differences,
     experiments,
     layouts,
@@ -24,7 +25,7 @@ from cupola_platform.errors import CupolaError
 app = typer.Typer(
     name="cupola",
     help="From raw text to an aligned, evaluated language model, with the lineage of every checkpoint.",
-    epilog="Start with: cupola run tiny",
+    epilog="Example: cupola run tiny",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -33,6 +34,7 @@ app = typer.Typer(
 run.register(app)
 artifacts.register(app)
 layouts.register(app)
+curves.register(app)
 experiments.register(app)
 services.register(app)
 differences.register(checkpoint.app)

@@ -16,6 +16,7 @@ from cupola_platform.errors import BY_NAME, ConfigError, CupolaError, StageFaile
 
 app = typer.Typer(
     help="Checkpoints: verify, export to and import from Hugging Face's format, generate, score, merge, prune.",
+    epilog="Example: cupola checkpoint export champion --to ./champion-hf",
     no_args_is_help=True,
 )
 

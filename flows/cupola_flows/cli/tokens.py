@@ -12,7 +12,11 @@ from cupola_platform.corpus.compression import compression as measure
 from cupola_platform.corpus.locating import locate as find
 from cupola_platform.errors import ConfigError
 
-app = typer.Typer(help="Prepared tokens: where one comes from, how well the vocabulary fits.", no_args_is_help=True)
+app = typer.Typer(
+    help="Prepared tokens: where one comes from, how well the vocabulary fits.",
+    epilog="Example: cupola tokens compression 3f2a90",
+    no_args_is_help=True,
+)
 
 
 @app.command(epilog="Example: cupola tokens locate 3f2a90 --shard train-web --offset 123456")

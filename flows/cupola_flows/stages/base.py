@@ -24,7 +24,7 @@ class Stage(BaseModel):
     takes: ClassVar[dict[str, str]] = {}
     """Field that names another stage, to the artifact kind that it must give."""
 
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=0, lt=2**31)
     """Seed of this stage; none for the recipe's."""
 
 

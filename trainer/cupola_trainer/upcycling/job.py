@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.config import ModelConfig, UpcycleJob
 from cupola_trainer.conversion.families import active_parameters
@@ -12,6 +11,7 @@ from cupola_trainer.conversion.filling import fill, whole_shapes
 from cupola_trainer.conversion.stored import StoredTensors
 from cupola_trainer.conversion.writing import outline, write
 from cupola_trainer.layout import validate_layout
+from cupola_trainer.mixture import mixture_of
 from cupola_trainer.reporting import Report
 from cupola_trainer.upcycling.layers import Upcycled
 
@@ -41,7 +41,7 @@ def run(job: UpcycleJob) -> None:
         CorruptArtifactError: the checkpoint does not verify.
     """
     dense = checkpoint.read_model(job.initial)
-    model = mixture_of(dense, job)
+    model = mixture_of(dense, job.moe, router=job.router, match_dense=job.match_dense)
     validate_layout(model, job.parallel)
     runtime.start(job.parallel, job.seed)
     parameters = models.parameter_count(model)
@@ -62,18 +62,6 @@ def run(job: UpcycleJob) -> None:
         report.complete("checkpoint", {"parameters": parameters, "active_parameters": active_parameters(model)})
 
 
-def mixture_of(dense: ModelConfig, job: UpcycleJob) -> ModelConfig:
-    """The shape of the upcycled model.
-
-    Raises:
-        ConfigError: the model is a mixture of experts already, or `match_dense` cannot hold.
-    """
-    if dense.moe:
-        raise ConfigError(f"{job.initial} is a mixture of experts already. Upcycle a dense checkpoint.")
-    _ = Upcycled(dense, job, _nothing).scales
-    return replace(dense, moe=job.moe)
-
-
 def plan(dense: ModelConfig, job: UpcycleJob) -> Plan:
     """Go through an upcycling on the meta device: every tensor is made with its shape and no numbers.
 
@@ -82,7 +70,7 @@ def plan(dense: ModelConfig, job: UpcycleJob) -> Plan:
     Raises:
         ConfigError: see `mixture_of`.
     """
-    model = mixture_of(dense, job)
+    model = mixture_of(dense, job.moe, router=job.router, match_dense=job.match_dense)
     source = whole_shapes(outline(dense, replace(job.parallel, ep=1, etp=None)))
     chunks = outline(model, job.parallel)
     upcycled = Upcycled(dense, job, lambda key, index: torch.empty(source[key][len(index) :], device="meta"))
@@ -91,7 +79,3 @@ def plan(dense: ModelConfig, job: UpcycleJob) -> Plan:
     copies = cut.copies(dense.ffn_hidden_size)
     used = cut.num_experts * cut.expert_intermediate_size
     return Plan(copies, copies * dense.ffn_hidden_size, used, whole_shapes(chunks))
-
-
-def _nothing(key: str, index: tuple[int, ...]) -> torch.Tensor:
-    raise KeyError(key)

@@ -7,8 +7,8 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from cupola_platform.errors import ConfigError
 from cupola_trainer.config import ModelConfig, UpcycleJob
+from cupola_trainer.mixture import output_scales
 from cupola_trainer.upcycling.experts import Cut, derived_seed, normal
 
 Read = Callable[[str, tuple[int, ...]], Tensor]
@@ -101,28 +101,6 @@ class Upcycled:
 
     @cached_property
     def scales(self) -> tuple[float, float]:
-        """What the outputs of routed and of shared experts are multiplied with, see `UpcycleJob.match_dense`.
-
-        An expert is 1 / granularity of a copy and k of them weigh 1 together, so that whole copies say 1 / granularity of
-        what the dense FFN said. A shared expert of m copies says m times it, and its gate lets half of it through.
-
-        Raises:
-            ConfigError: no factor makes the outputs equal.
-        """
-        moe, h_ffn = self.job.moe, self.dense.ffn_hidden_size
-        if not self.job.match_dense:
-            return 1.0, 1.0
-        granularity, rest = divmod(h_ffn, moe.expert_ffn_hidden_size)
-        shared, shared_rest = divmod(moe.shared_expert_ffn_hidden_size or h_ffn, h_ffn)
-        problems = {
-            f"router={self.job.router!r} is not 'copies'": self.job.router != "copies",
-            "moe.norm_topk_prob is not true": not moe.norm_topk_prob,
-            f"ffn_hidden_size={h_ffn} is not a multiple of moe.expert_ffn_hidden_size": rest != 0,
-            f"moe.num_experts={moe.num_experts} are not whole copies": moe.num_experts % (granularity or 1) != 0,
-            f"moe.top_k={moe.top_k} does not cover whole copies": moe.top_k % (granularity or 1) != 0,
-            "moe.shared_expert_ffn_hidden_size is not whole copies": shared_rest != 0,
-        }
-        for problem, found in problems.items():
-            if found:
-                raise ConfigError(f"match_dense: {problem}, so that no scale makes the outputs equal. Change it.")
-        return (granularity / 2, 1 / shared) if moe.shared_expert_ffn_hidden_size else (float(granularity), 1.0)
+        """What the outputs of routed and of shared experts are multiplied with."""
+        job = self.job
+        return output_scales(self.dense, job.moe, router=job.router, match_dense=job.match_dense)

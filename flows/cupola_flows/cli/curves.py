@@ -1,0 +1,45 @@
+"""`cupola curves`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cupola_flows.cli.options import JsonOption, WorkspaceOption, open_workspace, print_rows
+from cupola_flows.curves import draw, heldout_curves
+from cupola_flows.recipe import load_recipe
+from cupola_platform.errors import ConfigError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command(epilog="Example: cupola curves upcycling --to upcycling.svg")(curves)
+
+
+def curves(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")],
+    stage: Annotated[
+        list[str] | None, typer.Option("--stage", metavar="NAME", help="This one only. Repeatable. Default: all.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the curves there, as SVG.")] = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Compare the training stages of a recipe: held-out loss where each began and ended, and the curve between."""
+    if to and not to.parent.is_dir():
+        raise ConfigError(f"--to {to}: there is no folder {to.parent}. Make it, or name a file in another.")
+    loaded = load_recipe(recipe, [])
+    found = heldout_curves(open_workspace(workspace), loaded, stage or [])
+    rows = [
+        {
+            "stage": name,
+            "first": round(curve[0][1], 4),
+            "last": round(curve[-1][1], 4),
+            "Mtokens": round(curve[-1][0], 3),
+        }
+        | ({"curve": curve} if as_json else {})
+        for name, curve in found.items()
+    ]
+    print_rows(rows, as_json=as_json, empty="")
+    if to:
+        to.write_text(draw(found, f"Held-out loss, recipe {loaded.name}"))

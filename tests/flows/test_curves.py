@@ -1,0 +1,77 @@
+"""A recipe's training stages side by side: held-out loss over the tokens since each began."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cupola_flows.cli import app
+from cupola_flows.curves import draw, heldout_curves
+from cupola_flows.recipe import load_recipe
+from cupola_flows.stages import PretrainStage, UpcycleStage
+from cupola_platform.errors import ConfigError, NotFoundError
+from cupola_platform.workspace import Workspace
+
+BATCH = {"sequence_length": 256, "global_batch_size": 8}
+LOSSES = {"dense": [(0, 4.0), (240, 3.0)], "drawn_anew_0": [(0, 4.5), (120, 3.5), (240, 2.5)]}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """Where two stages of the recipe `upcycling` were run, the first of them twice."""
+    ws = Workspace.open(tmp_path / "home")
+    for number, (stage, losses) in enumerate([("dense", [(0, 9.0)]), *LOSSES.items()]):
+        mark = f"{number}" * 64
+        folder = tmp_path / stage
+        folder.mkdir()
+        (folder / "weights").write_text(f"{number}")
+        made = ws.publish(
+            folder, kind="checkpoint", stage=stage, recipe="upcycling", fingerprint=mark, config={"batch": BATCH}
+        )
+        lines: list[dict[str, Any]] = [{"event": "start", "step": 0}]
+        lines += [{"event": "evaluate", "step": step, "heldout_loss": loss} for step, loss in losses]
+        job = ws.work_folder(mark) / "job"
+        job.mkdir()
+        (job / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        run = ws.registry.start_run("upcycling", stage, config={})
+        ws.registry.finish_run(run, "completed", artifact=made.digest)
+    return ws
+
+
+def test_the_newest_run_of_each_stage_gives_its_curve(workspace: Workspace) -> None:
+    found = heldout_curves(workspace, load_recipe("upcycling", []))
+    assert found == {name: [(step * 256 * 8 / 1e6, loss) for step, loss in losses] for name, losses in LOSSES.items()}
+    drawn = draw(found, "Held-out loss")
+    assert drawn.count("<polyline") == 2
+    assert 'points="64.0,' in drawn  # every curve begins at no token
+    assert ">drawn_anew_0</text>" in drawn
+
+
+def test_the_command_prints_the_table_and_draws_the_picture(workspace: Workspace, tmp_path: Path) -> None:
+    arguments = ["curves", "upcycling", "--workspace", str(workspace.root), "--stage", "drawn_anew_0"]
+    shown = CliRunner().invoke(app, [*arguments, "--json", "--to", str(tmp_path / "plot.svg")])
+    assert shown.exit_code == 0
+    [row] = json.loads(shown.stdout)
+    assert (row["stage"], row["first"], row["last"], row["Mtokens"]) == ("drawn_anew_0", 4.5, 2.5, 0.492)
+    assert (tmp_path / "plot.svg").read_text().startswith("<svg ")
+
+
+def test_what_cannot_be_drawn_is_one_line(workspace: Workspace) -> None:
+    recipe = load_recipe("upcycling", [])
+    with pytest.raises(ConfigError, match="--stage upcycle_0: no stage of upcycling that trains"):
+        heldout_curves(workspace, recipe, ["upcycle_0"])
+    with pytest.raises(NotFoundError, match=r"on this machine yet\. Start with: cupola run upcycling"):
+        heldout_curves(workspace, recipe, ["drawn_anew_50"])
+
+
+def test_the_recipe_goes_on_from_tinys_dense_model_in_four_ways() -> None:
+    tiny, ours = load_recipe("tiny", []), load_recipe("upcycling", [])
+    assert ours.seed == tiny.seed
+    assert all(ours.stages[name] == tiny.stages[name] for name in ("prepare", "pretrain"))  # run once for both
+    ways = [stage for name, stage in ours.stages.items() if isinstance(stage, PretrainStage) and name != "pretrain"]
+    assert len({(stage.steps, stage.batch, stage.optimizer) for stage in ways}) == 1
+    cuts = [stage for stage in ours.stages.values() if isinstance(stage, UpcycleStage)]
+    assert [cut.reinit_fraction for cut in cuts] == [0, 0.5, 1]
+    assert {cut.moe for cut in cuts} == {tiny.stages["upcycle"].moe}  # type: ignore[union-attr]
