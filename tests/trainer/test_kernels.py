@@ -29,6 +29,7 @@ def plain(hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None 
 
 MASK = (torch.arange(N) % 3 > 0).double()
 GRADIENTS = {"the mask": MASK, "the mask, scaled": MASK * 0.37, "of pairs": torch.linspace(-1, 1, N).double()}
+"""Where the mask is 0 the loss is 0, whatever its gradient."""
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
@@ -37,7 +38,7 @@ def test_cross_entropy_of_a_linear_layer_equals_torch_s_whatever_the_gradient(of
     hidden, weight, labels = head(0)
     guess = Guess()
     losses = linear_cross_entropy(hidden, weight, labels, MASK, softcap=softcap, guess=guess, rows=16)
-    expected = plain(hidden, weight, labels, softcap)
+    expected = plain(hidden, weight, labels, softcap) * MASK
     assert torch.allclose(losses, expected, rtol=1e-12)
     found_gradients = torch.autograd.grad(losses, (hidden, weight), GRADIENTS[of])
     for found, wanted in zip(
@@ -45,6 +46,14 @@ def test_cross_entropy_of_a_linear_layer_equals_torch_s_whatever_the_gradient(of
     ):
         assert torch.allclose(found, wanted, rtol=1e-10, atol=1e-13)
     assert guess.holds == (of != "of pairs")
+
+
+def test_a_batch_that_nothing_is_learnt_from_has_no_loss_and_no_gradient() -> None:
+    hidden, weight, labels = head(6)
+    losses = linear_cross_entropy(hidden, weight, labels, torch.zeros(N).double(), rows=16)
+    assert losses.tolist() == [0.0] * N
+    for gradient in torch.autograd.grad(losses.sum(), (hidden, weight)):
+        assert torch.count_nonzero(gradient) == 0
 
 
 def test_its_gradient_is_that_of_finite_differences() -> None:

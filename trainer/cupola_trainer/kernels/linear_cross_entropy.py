@@ -30,7 +30,7 @@ def linear_cross_entropy(
     guess: Guess | None = None,
     rows: int = 256,
 ) -> Tensor:
-    """-log softmax(hidden @ weight.T)[labels], in fp32 or better.
+    """-log softmax(hidden @ weight.T)[labels], in fp32 or better; 0, and no work, where a token's weight is 0.
 
     Logits are made and used up `rows` tokens at a time. Forward also computes the gradients, as they are when the losses'
     gradient is a number times `token_weights`; backward multiplies by that number. Where it is not so (a loss over pairs),
@@ -40,7 +40,7 @@ def linear_cross_entropy(
         hidden: [..., h], the same on each rank of the group.
         weight: [vocabulary / ranks, h], this rank's part.
         labels: [...], over the whole vocabulary.
-        token_weights: [...]; none for ones.
+        token_weights: [...], the same on each rank of the group; none for ones.
         group: the ranks that share the vocabulary; gradients of `hidden` are this rank's part of a sum over them.
         softcap: logits become softcap * tanh(logits / softcap).
         guess: kept by the caller from one call to the next.
@@ -50,13 +50,24 @@ def linear_cross_entropy(
     """
     guess = guess or Guess()
     needed = (hidden.requires_grad, weight.requires_grad) if torch.is_grad_enabled() else (False, False)
+    head = _Head(group if group and group.size() > 1 else None, softcap, rows)
     if token_weights is None:
         token_weights = torch.ones_like(labels, dtype=hidden.dtype)
-    head = _Head(group if group and group.size() > 1 else None, softcap, rows)
-    losses: Tensor = _LinearCrossEntropy.apply(
-        hidden.reshape(-1, hidden.size(-1)), weight, labels.reshape(-1), token_weights.reshape(-1), head, guess, needed
-    )
+    flat = (hidden.reshape(-1, hidden.size(-1)), labels.reshape(-1), token_weights.reshape(-1))
+    kept = _kept(flat[2])
+    h, targets, weights = flat if kept is None else (part.index_select(0, kept) for part in flat)
+    losses: Tensor = _LinearCrossEntropy.apply(h, weight, targets, weights, head, guess, needed)
+    if kept is not None:
+        losses = losses.new_zeros(labels.numel()).index_copy(0, kept, losses * (weights != 0))
     return losses.view(labels.shape)
+
+
+def _kept(weights: Tensor) -> Tensor | None:
+    """Places of the weights that are not 0, in order, one at least; none where that is all of them."""
+    kept = weights.nonzero().squeeze(1)
+    if len(kept) == len(weights):
+        return None
+    return kept if len(kept) else weights.new_zeros(1, dtype=torch.long)
 
 
 Needed = tuple[bool, bool]

@@ -37,7 +37,8 @@ class OutputLayer(ColumnParallelLinear):
         """[s, b, h] -> logits [s, b, v]; with labels [b, s], losses [b, s]. The second is no bias.
 
         Args:
-            token_weights: [b, s], what the objective will multiply the losses with, as far as it is known.
+            token_weights: [b, s], what the objective will multiply the losses with, as far as it is known; where it is 0,
+                so is the loss, and its logits are not made.
         """
         if labels is None:
             logits, bias = super().forward(input_, weight, runtime_gather_output)
