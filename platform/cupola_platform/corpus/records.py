@@ -7,6 +7,8 @@ from blake3 import blake3
 
 from cupola_platform.errors import SourceError
 
+BLOCK_BYTES = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
@@ -21,8 +23,11 @@ class SourceFile:
 def record_file(source: str, label: str, path: Path) -> SourceFile:
     """Size and digest of a local file, under the name `label`. Raises SourceError when it cannot be read."""
     try:
-        size = path.stat().st_size
-        digest = blake3().update_mmap(path) if size else blake3()
+        digest, size = blake3(), 0
+        with path.open("rb") as file:
+            while block := file.read(BLOCK_BYTES):  # mapped, a file would count as memory of the process
+                digest.update(block)
+                size += len(block)
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
     return SourceFile(source, label, size, digest.hexdigest())
