@@ -1,5 +1,6 @@
 """Runs a model's Python in a process of its own, with little time, memory and no home."""
 
+import re
 import resource
 import subprocess
 import sys
@@ -37,6 +38,12 @@ def runs(code: str, seconds: float = SECONDS) -> bool:
         except OSError:  # longer than an argument may be
             return False
     return done.returncode == 0
+
+
+def code_of(answer: str) -> str:
+    """The first fenced block of an answer, or all of it."""
+    found = re.search(r"```(?:python)?\s*\n(.*?)```", answer, re.DOTALL)
+    return found[1] if found else answer
 
 
 def _bounds() -> None:

@@ -2,7 +2,7 @@
 
 from cupola_flows.context import StageContext
 from cupola_flows.jobs import train
-from cupola_flows.sampling import source_weights
+from cupola_flows.sampling import sampling_weights
 from cupola_flows.stages import LongContextStage
 from cupola_platform.artifacts import Artifact
 from cupola_trainer.config import NextTokenData
@@ -15,7 +15,7 @@ def long_context(ctx: StageContext, stage: LongContextStage, tokens: Artifact, p
         stage,
         data=NextTokenData(
             tokens=tokens.path,
-            weights=stage.weights or source_weights(tokens),
+            weights=sampling_weights(stage, tokens),
             reset_at_documents=stage.reset_at_documents,
             lengths=stage.lengths(),
         ),

@@ -2,8 +2,10 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 from cupola_flows.context import StageContext
+from cupola_flows.execution import code_of, runs
 from cupola_flows.fingerprint import TRAINING
 from cupola_flows.jobs import run_job, train
 from cupola_flows.stages import (
@@ -15,9 +17,11 @@ from cupola_flows.stages import (
     RewardStage,
     SftStage,
 )
+from cupola_flows.writing import rewards
 from cupola_platform.artifacts import Artifact, code_version, fingerprint
 from cupola_platform.errors import ConfigError
 from cupola_trainer.config import DistillationData, DpoData, ReferenceJob, RewardData, SampleJob, SftData, TeachJob
+from cupola_trainer.data.conversations import read_rows
 from cupola_trainer.data.instructions import make_conversations
 from cupola_trainer.data.preferences import make_preferences, make_prompts, read_preferences
 
@@ -48,10 +52,17 @@ def sft(
     return train(ctx, stage, data=data, parent=parent, parents=[parent, conversations], base=base)
 
 
-def preferences(ctx: StageContext, stage: PreferencesStage, parent: Artifact, conversations: Artifact) -> Artifact:
-    """Ask a checkpoint the training tasks several times, score its answers, and pair better with worse ones."""
+def preferences(
+    ctx: StageContext,
+    stage: PreferencesStage,
+    parent: Artifact,
+    conversations: Artifact,
+    reward_model: Artifact | None = None,
+) -> Artifact:
+    """Ask a checkpoint the training questions several times, score its answers, and pair better with worse ones."""
     prompts = ctx.folder / "prompts.jsonl"
-    make_prompts(conversations.path, count=stage.max_prompts, seed=ctx.seed, to=prompts)
+    needs = {"task": "task", "execution": "tests"}.get(stage.score_by)
+    make_prompts(conversations.path, needs=needs, count=stage.max_prompts, seed=ctx.seed, to=prompts)
     job = SampleJob(
         output=ctx.folder / "job",
         seed=ctx.seed,
@@ -70,14 +81,35 @@ def preferences(ctx: StageContext, stage: PreferencesStage, parent: Artifact, co
     report = make_preferences(
         prompts,
         job.output / "samples.jsonl",
+        scores=answer_scores(ctx, stage, prompts, job.output / "samples.jsonl", reward_model),
+        min_gap=stage.min_gap if stage.score_by == "reward" else None,
+        made_by={"model": parent.id, "filter": stage.score_by},
         heldout_fraction=stage.heldout_fraction,
         pairs_per_prompt=stage.pairs_per_prompt,
         seed=ctx.seed,
         to=folder,
     )
-    metrics = {"sampled_accuracy": report["accuracy"], "answers": float(report["answers"])}
+    told = {"sampled_accuracy": "accuracy", "mean_score": "mean_score"}
+    metrics = {"answers": float(report["answers"])} | {name: report[key] for name, key in told.items() if key in report}
     metrics |= {f"{split}_pairs": float(count) for split, count in report["pairs"].items()}
-    return ctx.publish(folder, parents=[parent, conversations], metrics=metrics)
+    parents = [parent, conversations, *([reward_model] if reward_model else [])]
+    return ctx.publish(folder, parents=parents, metrics=metrics)
+
+
+def answer_scores(
+    ctx: StageContext, stage: PreferencesStage, prompts: Path, samples: Path, reward_model: Artifact | None
+) -> list[float] | None:
+    """The score of each sampled answer, in order; none where its task scores it."""
+    if stage.score_by == "task":
+        return None
+    asked = {row["id"]: row for row in read_rows(prompts)}
+    answered = list(read_rows(samples))
+    if reward_model is None:
+        programs = (f"{code_of(row['answer'])}\n\n{asked[row['id']]['tests']}" for row in answered)
+        return [float(runs(program)) for program in programs]
+    told = [[*asked[row["id"]]["messages"], {"role": "assistant", "content": row["answer"]}] for row in answered]
+    found: list[float] = rewards(ctx, reward_model, told, stage.layout)
+    return found
 
 
 def pairs(ctx: StageContext, stage: PairsStage) -> Artifact:

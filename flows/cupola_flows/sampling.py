@@ -1,13 +1,13 @@
 """From a pretraining stage and its tokens to the weights by which sources are sampled."""
 
 from cupola_flows.nearest import did_you_mean
-from cupola_flows.stages import PretrainStage
+from cupola_flows.stages import LongContextStage, PretrainStage
 from cupola_platform.artifacts import Artifact
 from cupola_platform.corpus.mixture import training_tokens, with_epoch_caps, with_temperature
 from cupola_platform.errors import ConfigError
 
 
-def sampling_weights(stage: PretrainStage, tokens: Artifact) -> dict[str, float] | None:
+def sampling_weights(stage: PretrainStage | LongContextStage, tokens: Artifact) -> dict[str, float] | None:
     """The stage's own weights, or what the sources ask for, under its mixture; none for a share in proportion to tokens.
 
     Raises:

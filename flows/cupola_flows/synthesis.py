@@ -1,49 +1,54 @@
-"""The stage `synthesize`: conversations that a model behind an endpoint writes, each with its prompt, model and score."""
+"""The stage `synthesize`: conversations that a model writes, each with its prompt, model and score."""
 
+import heapq
 import json
 import random
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pyarrow import parquet
+
+from cupola_flows import wordings
 from cupola_flows.context import StageContext
-from cupola_flows.execution import runs
+from cupola_flows.execution import code_of, runs
 from cupola_flows.stages.synthesis import SynthesizeStage
+from cupola_flows.wordings import judging, mark_of
+from cupola_flows.writing import CheckpointWriter, EndpointWriter, Writer, rewards
 from cupola_platform.artifacts import Artifact
-from cupola_platform.endpoint import Completion, Endpoint
 from cupola_platform.errors import ConfigError
 from cupola_trainer.evaluation.tasks import score
 
 Row = dict[str, Any]
 
-REWORD = (
-    "Write the following request in other words. Keep its meaning and every number and name in it. Give the new request "
-    "only.\n\n{question}"
-)
-JUDGE = (
-    "Mark the answer to the question from 0 (useless or wrong) to 10 (right, complete, clear). Give the mark only.\n\n"
-    "Question:\n{question}\n\nAnswer:\n{answer}"
-)
+ABOUT = ("messages", "finished", "score", "drop")
+"""What a text's line holds besides what is published."""
 
 
-def synthesize(ctx: StageContext, stage: SynthesizeStage, conversations: Artifact) -> Artifact:
+def synthesize(
+    ctx: StageContext,
+    stage: SynthesizeStage,
+    conversations: Artifact | None,
+    tokens: Artifact | None,
+    writer: Artifact | None,
+    reward_model: Artifact | None,
+) -> Artifact:
     """Ask the model, filter what it says, and publish what is left; what was answered before a stop is not asked again.
 
     Raises:
         ConfigError: no question to ask, a filter that has nothing to go by, or nothing passes it.
         ServiceError: the endpoint does not answer.
     """
-    taken = questions(conversations.path, stage, ctx.seed)
-    answered = ctx.folder / "answered.jsonl"
-    drops: Counter[str] = Counter()
-    kept: list[Row] = []
-    for row in _answered(ctx, stage, taken, answered):
-        if row["drop"]:
-            drops[row["drop"]] += 1
-        else:
-            kept.append({key: value for key, value in row.items() if key != "drop"})
+    taken = _taken(stage, conversations, tokens, ctx.seed)
+    pen = _pen(ctx, stage, writer)
+    texts = list(_written(ctx, stage, pen, taken, ctx.folder / "answered.jsonl"))
+    if reward_model:
+        usable = [text for text in texts if text["messages"]]
+        found = rewards(ctx, reward_model, [text["messages"] for text in usable], stage.layout)
+        for text, value in zip(usable, found, strict=True):
+            text["synthesis"]["score"] = value
+    kept, drops = _filtered(stage, texts)
     held = {row["id"] for row in taken[: max(1, round(len(taken) * stage.heldout_fraction))]}
     splits = {
         "train": [row for row in kept if row["synthesis"]["of"] not in held],
@@ -51,23 +56,33 @@ def synthesize(ctx: StageContext, stage: SynthesizeStage, conversations: Artifac
     }
     if not splits["train"]:
         raise ConfigError(
-            f"stage {ctx.name}: of {len(taken) * stage.samples} texts none is left to train on ({_told(drops)}). Lower "
+            f"stage {ctx.name}: of {len(texts)} texts none is left to train on ({_told(drops)}). Lower "
             "min_score, ask another model, or take more rows."
         )
     folder = ctx.empty("conversations")
     for split, rows in splits.items():
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     counts = {split: len(rows) for split, rows in splits.items()}
-    report: dict[str, Any] = {
-        "asked": len(taken) * stage.samples,
-        "kept": len(kept),
-        "dropped": dict(drops),
-        "conversations": counts,
-    }
+    report = {"asked": len(texts), "kept": len(kept), "dropped": dict(drops), "conversations": counts}
     (folder / "report.json").write_text(json.dumps(report, indent=2))
     metrics = {f"{split}_conversations": float(count) for split, count in counts.items()}
-    metrics |= {"asked": float(report["asked"]), "kept": float(len(kept))}
-    return ctx.publish(folder, parents=[conversations], metrics=metrics)
+    metrics |= {"asked": float(len(texts)), "kept": float(len(kept)), "mean_score": _mean_score(kept)}
+    parents = [artifact for artifact in (conversations, tokens, writer, reward_model) if artifact]
+    return ctx.publish(folder, parents=parents, metrics=metrics)
+
+
+def _taken(stage: SynthesizeStage, conversations: Artifact | None, tokens: Artifact | None, seed: int) -> list[Row]:
+    if tokens:
+        return documents(tokens.path, stage, seed)
+    assert conversations is not None, "tokens or conversations: the stage has checked it"
+    return questions(conversations.path, stage, seed)
+
+
+def _pen(ctx: StageContext, stage: SynthesizeStage, writer: Artifact | None) -> Writer:
+    if writer:
+        return CheckpointWriter(ctx, writer, stage.layout)
+    assert stage.endpoint is not None, "an endpoint or a writer: the stage has checked it"
+    return EndpointWriter(stage.endpoint)
 
 
 def questions(folder: Path, stage: SynthesizeStage, seed: int) -> list[Row]:
@@ -79,107 +94,132 @@ def questions(folder: Path, stage: SynthesizeStage, seed: int) -> list[Row]:
         raise ConfigError(
             f"filter={stage.filter} needs conversations with `{needs}`, and none has any. Choose another filter."
         )
-    found = list(distinct.values())
+    found = [row for row in distinct.values() if stage.make == "answers" or _answered_in_text(row)]
+    if not found:
+        raise ConfigError(
+            f"make={stage.make} needs a question and its answer in words, and no conversation ends in them."
+        )
     random.Random(seed).shuffle(found)
     return found[: stage.max_rows]
 
 
-def _answered(ctx: StageContext, stage: SynthesizeStage, taken: Sequence[Row], file: Path) -> Iterator[Row]:
-    """Every text with its score or the reason of its drop, in order; each is written down as soon as it is known."""
+def documents(folder: Path, stage: SynthesizeStage, seed: int) -> list[Row]:
+    """Training documents of the corpus, drawn by their digests; only those that are taken are held in memory."""
+    taken: list[tuple[int, str, Row]] = []
+    with parquet.ParquetFile(folder / "documents.parquet") as file:
+        columns = ["id", "source", "split", "digest", "text"]
+        for batch in file.iter_batches(columns=columns, batch_size=256):
+            for row in batch.to_pylist():
+                if row["split"] == "train":
+                    draw = random.Random(f"{seed}{row['digest']}").getrandbits(62)
+                    text = {**row, "text": row["text"][: stage.document_characters]}
+                    add = heapq.heappush if len(taken) < stage.max_rows else heapq.heappushpop
+                    add(taken, (-draw, row["id"], text))
+    return [row for _, _, row in sorted(taken, key=lambda item: -item[0])]
+
+
+def _answered_in_text(row: Row) -> bool:
+    last: list[Row] = row["messages"][-2:]
+    return [turn["role"] for turn in last] == ["user", "assistant"] and bool(last[1].get("content"))
+
+
+def _written(ctx: StageContext, stage: SynthesizeStage, pen: Writer, taken: Sequence[Row], file: Path) -> Iterator[Row]:
+    """Every text with its score, in order; each is written down as soon as it is known."""
     done = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
     whole = [line for line in done if line.endswith("\n")]  # the last may be torn
     file.write_text("".join(whole), encoding="utf-8")
     work = [(row, sample) for row in taken for sample in range(stage.samples)]
     yield from (json.loads(line) for line in whole)
-    size = 4 * stage.endpoint.concurrency
     with file.open("a", encoding="utf-8") as lines:
-        for start in range(len(whole), len(work), size):
-            for row in _write(stage, work[start : start + size], ctx.seed + start):
+        for start in range(len(whole), len(work), pen.at_once):
+            part = work[start : start + pen.at_once]
+            for row in _write(stage, pen, part, ctx.seed + start, start):
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")
                 lines.flush()
                 yield row
-            ctx.display.advance(ctx.name, "synthesize", min(start + size, len(work)), len(work))
+            ctx.display.advance(ctx.name, "synthesize", start + len(part), len(work))
 
 
-def _write(stage: SynthesizeStage, work: Sequence[tuple[Row, int]], seed: int) -> list[Row]:
-    seeds = range(seed, seed + len(work))
-    prompts = [_prompt(stage, row) for row, _ in work]
-    model = Endpoint(stage.endpoint)
-    said = list(model.map(prompts, temperature=stage.temperature, max_new_tokens=stage.max_new_tokens, seeds=seeds))
-    made = [_messages(stage, row, of.text.strip()) for (row, _), of in zip(work, said, strict=True)]
-    scores = _scores(stage, [row for row, _ in work], made, seeds)
+def _write(stage: SynthesizeStage, pen: Writer, work: Sequence[tuple[Row, int]], seed: int, start: int) -> list[Row]:
+    def say(asked: Any, step: str) -> Any:
+        at = f"{step}-{start}"
+        return pen.say(asked, temperature=stage.temperature, length=stage.max_new_tokens, seed=seed, step=at)
+
+    rows = [row for row, _ in work]
+    made = wordings.make(stage, rows, range(seed, seed + len(work)), say)
+    scores = _scores(stage, pen, rows, made, seed, start)
     return [
         {
             "id": f"{row['id']}/{stage.make}-{sample}",
             "source": f"synthesis-{row['source']}",
-            "messages": messages,
+            "messages": text["messages"],
             "task": row.get("task"),
+            "finished": text["finished"],
             "synthesis": {
                 "of": row["id"],
-                "prompt": prompt,
-                "model": stage.endpoint.model,
+                "model": pen.name,
                 "filter": stage.filter,
                 "score": value,
+                **{key: told for key, told in text.items() if key not in ABOUT},
             },
-            "drop": _reason(stage, of, value),
         }
-        for (row, sample), prompt, of, messages, value in zip(work, prompts, said, made, scores, strict=True)
+        for (row, sample), text, value in zip(work, made, scores, strict=True)
     ]
 
 
-def _prompt(stage: SynthesizeStage, row: Row) -> list[Row]:
-    asked: list[Row] = row["messages"][:-1]
-    if stage.make == "answers":
-        return asked
-    return [{"role": "user", "content": REWORD.format(question=asked[-1]["content"])}]
+def _filtered(stage: SynthesizeStage, texts: Sequence[Row]) -> tuple[list[Row], Counter[str]]:
+    """The texts that are kept, and how many are dropped for what."""
+    drops: Counter[str] = Counter()
+    passing: dict[str, list[Row]] = {}
+    for text in texts:
+        if reason := _reason(stage, text):
+            drops[reason] += 1
+        else:
+            row = {key: value for key, value in text.items() if key != "finished"}
+            passing.setdefault(row["synthesis"]["of"], []).append(row)
+    if stage.keep == "best":
+        best = [max(rows, key=lambda row: row["synthesis"]["score"]) for rows in passing.values()]
+        if more := sum(map(len, passing.values())) - len(best):
+            drops["not the best"] = more
+        return best, drops
+    return [row for rows in passing.values() for row in rows], drops
 
 
-def _messages(stage: SynthesizeStage, row: Row, text: str) -> list[Row]:
-    """The conversation with the model's text in it."""
-    if stage.make == "answers":
-        return [*row["messages"][:-1], {"role": "assistant", "content": text}]
-    return [*row["messages"][:-2], {"role": "user", "content": text}, row["messages"][-1]]
-
-
-def _reason(stage: SynthesizeStage, said: Completion, score: float) -> str:
+def _reason(stage: SynthesizeStage, text: Row) -> str:
     """Why a text is dropped; empty where it is kept."""
-    if not said.finished:
+    if not text["finished"]:
         return "unfinished"
-    if not said.text.strip():
-        return "empty"
-    return "" if score >= stage.min_score else "low score"
+    if not text["messages"]:
+        return "no question and answer" if stage.make == "questions" else "empty"
+    return "" if text["synthesis"]["score"] >= stage.min_score else "low score"
 
 
 def _scores(
-    stage: SynthesizeStage, rows: Sequence[Row], made: Sequence[list[Row]], seeds: Sequence[int]
+    stage: SynthesizeStage, pen: Writer, rows: Sequence[Row], made: Sequence[Row], seed: int, start: int
 ) -> list[float]:
-    answers = [str(messages[-1]["content"]) for messages in made]
+    """Of texts that came to nothing, 0; of what a reward model is to score later, 0 too."""
+    good = [place for place, text in enumerate(made) if text["messages"]]
+    answers = [str(made[place]["messages"][-1]["content"]) for place in good]
+    found = [0.0] * len(made)
     if stage.filter == "scorer":
-        return [score(row["task"], answer) for row, answer in zip(rows, answers, strict=True)]
-    if stage.filter == "execution":
-        programs = (f"{code_of(answer)}\n\n{row['tests']}" for row, answer in zip(rows, answers, strict=True))
-        return [float(runs(program)) for program in programs]
-    if stage.filter == "none":
-        return [stage.min_score] * len(rows)
-    prompts = [
-        [{"role": "user", "content": JUDGE.format(question=messages[-2]["content"], answer=messages[-1]["content"])}]
-        for messages in made
-    ]
-    marks = Endpoint(stage.judge or stage.endpoint).map(prompts, temperature=0.0, max_new_tokens=16, seeds=seeds)
-    return [mark_of(completion.text) for completion in marks]
+        values = [score(rows[place]["task"], answer) for place, answer in zip(good, answers, strict=True)]
+    elif stage.filter == "execution":
+        programs = [f"{code_of(answer)}\n\n{rows[place]['tests']}" for place, answer in zip(good, answers, strict=True)]
+        values = [float(runs(program)) for program in programs]
+    elif stage.filter == "judge":
+        judge = EndpointWriter(stage.judge) if stage.judge else pen
+        prompts = [judging(made[place]["messages"]) for place in good]
+        marks = judge.say(prompts, temperature=0.0, length=16, seed=seed, step=f"judge-{start}")
+        values = [mark_of(mark.text) for mark in marks]
+    else:
+        values = [stage.min_score if stage.filter == "none" else 0.0] * len(good)
+    for place, value in zip(good, values, strict=True):
+        found[place] = value
+    return found
 
 
-def mark_of(text: str) -> float:
-    """A judge's mark over 10; 0 where it gives none from 0 to 10."""
-    found = re.search(r"\d+(?:\.\d+)?", text)
-    value = float(found[0]) / 10 if found else 0.0
-    return value if value <= 1 else 0.0
-
-
-def code_of(answer: str) -> str:
-    """The first fenced block of an answer, or all of it."""
-    found = re.search(r"```(?:python)?\s*\n(.*?)```", answer, re.DOTALL)
-    return found[1] if found else answer
+def _mean_score(rows: Sequence[Row]) -> float:
+    return float(sum(row["synthesis"]["score"] for row in rows) / max(len(rows), 1))
 
 
 def _told(drops: Counter[str]) -> str:

@@ -65,9 +65,9 @@ class Command:
             cwd=self.workspace.parent,
         )
 
-    def json(self, *arguments: str) -> Any:
+    def json(self, *arguments: str, timeout: float = 280) -> Any:
         """What a command prints with --json."""
-        done = self(*arguments, "--json")
+        done = self(*arguments, "--json", timeout=timeout)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 

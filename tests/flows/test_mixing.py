@@ -41,10 +41,11 @@ def test_a_series_needs_prepared_tokens_and_options_that_fit(cupola, mixed: Path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_small_runs_propose_weights_and_are_found_again(cupola, mixed: Path) -> None:  # type: ignore[no-untyped-def]
     assert cupola("run", str(mixed), "--no-prefect").returncode == 0
     asked = ("mix", str(mixed), "--runs", "4", "--steps", "4", "--heldout-tokens", "2000")
-    found = cupola.json(*asked)
+    found = cupola.json(*asked, timeout=600)
     assert sum(found["weights"].values()) == pytest.approx(1)
     assert all(found["low"][name] <= found["high"][name] for name in ("mail", "data"))
     assert len(found["runs"]) == 4
@@ -55,11 +56,12 @@ def test_small_runs_propose_weights_and_are_found_again(cupola, mixed: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # twenty trainings, each in processes of its own
 def test_small_runs_tell_power_laws(cupola, mixed: Path) -> None:  # type: ignore[no-untyped-def]
     assert cupola("run", str(mixed), "--only", "prepare", "--no-prefect").returncode == 0
     sizes = ("--size", "num_layers=1", "--size", "num_layers=2")
     grid = ("--tokens", "1024,2048", "--lr", "1e-3,4e-3,1.6e-2", "--batch", "2,4,8")
-    laws = cupola.json("fit-laws", str(mixed), *sizes, *grid)
+    laws = cupola.json("fit-laws", str(mixed), *sizes, *grid, timeout=1400)
     assert len(laws["runs"]) == 2 * 2 * 5
     assert {"coefficient", "n_exponent", "d_exponent", "intervals"} == set(laws["lr"])
     page = Path(cupola.json("show", laws["artifact"])["path"]) / "laws.html"

@@ -16,7 +16,7 @@ TINY = shipped()["tiny"].read_text()
 
 
 def test_the_shipped_recipes_are_valid_and_listed() -> None:
-    assert {"long-context", "post-training", "smoke", "tiny"} <= {recipe.name for recipe in list_recipes()}
+    assert {"long-context", "post-training", "smoke", "staged", "tiny"} <= {recipe.name for recipe in list_recipes()}
     assert load_recipe("tiny").order() == (
         *("prepare", "pretrain", "upcycle", "pretrain_moe", "conversations", "sft", "preferences", "dpo", "evaluate"),
         "promote",

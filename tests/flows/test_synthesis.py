@@ -1,18 +1,22 @@
 """Text from an OpenAI-compatible endpoint: a real HTTP server on this machine, scripted, so that it fails as real ones do."""
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from cupola_flows.display import PlainDisplay
-from cupola_flows.execution import runs
+from cupola_flows.execution import code_of, runs
 from cupola_flows.launching import open_session, run_plain
-from cupola_flows.synthesis import code_of, mark_of
+from cupola_flows.wordings import mark_of
 from cupola_platform.artifacts import Artifact
 from cupola_platform.endpoint import Endpoint, EndpointConfig
 from cupola_platform.errors import ConfigError, ServiceError
@@ -180,6 +184,10 @@ class Solver(list[Answer]):
         text = self.server.asked[-1][1]["messages"][-1]["content"]
         if text.startswith("Mark"):
             return said("Mark: 9" if "what comes after" in text else "2")
+        if text.startswith("Principle") and "Critique" not in text:
+            return said("It is curt.")
+        if text.startswith("Principle"):
+            return said("" if "Question:\n3 + 1" in text else f"Surely {text.split('Answer:')[1].split()[0]}")
         if text.startswith("Write"):
             return said(f"Tell me what comes after {text.split()[-3]}")
         n = int(text.split()[0])
@@ -228,6 +236,183 @@ def test_programs_are_run_and_other_wordings_are_marked(server: Server, tmp_path
         {"role": "user", "content": "Tell me what comes after 5"}, {"role": "assistant", "content": "6"},
     ]  # fmt: skip
     assert row["synthesis"]["score"] == 0.9
+
+
+def test_answers_are_criticised_by_a_principle_and_written_again(server: Server, tmp_path: Path) -> None:
+    server.script = Solver(server, wrong=())
+    more = 'make: revisions\n    filter: none\n    constitution: ["Be polite.", "Be brief."]'
+    artifact = made(server, tmp_path, more)
+    rows = {row["synthesis"]["of"]: row for row in rows_of(artifact)}
+    assert set(rows) == {f"sum-{n}" for n in range(10)} - {"sum-3"}
+    row = rows["sum-7"]
+    assert row["messages"][-1] == {"role": "assistant", "content": "Surely 8"}
+    origin = row["synthesis"]
+    assert (origin["critique"], origin["before"], origin["model"]) == ("It is curt.", "8", "tiny")
+    assert {row["synthesis"]["principle"] for row in rows.values()} == {"Be polite.", "Be brief."}
+    assert origin["principle"] in origin["prompt"][0]["content"]
+    assert "It is curt." in origin["prompt"][0]["content"]
+    assert json.loads((artifact.path / "report.json").read_text())["dropped"] == {"empty": 1}
+
+
+class Marker(list[Answer]):
+    """Answers a question each time otherwise, and marks the answer by its number."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__()
+        self.server, self.said = server, 0
+
+    def __bool__(self) -> bool:
+        return True
+
+    def pop(self, _: Any = -1) -> Answer:
+        text = self.server.asked[-1][1]["messages"][-1]["content"]
+        if text.startswith("Mark"):
+            return said(text.split()[-1])
+        self.said += 1
+        return said(str(self.said % 3 + 5))
+
+
+def test_of_several_answers_the_best_one_is_kept(server: Server, tmp_path: Path) -> None:
+    server.script = Marker(server)
+    artifact = made(
+        server, tmp_path, "filter: judge\n    keep: best\n    samples: 3\n    min_score: 0.5\n    max_rows: 4"
+    )
+    rows = rows_of(artifact)
+    assert [(row["messages"][-1]["content"], row["synthesis"]["score"]) for row in rows] == [("7", 0.7)] * 4
+    report = json.loads((artifact.path / "report.json").read_text())
+    assert (report["asked"], report["kept"], report["dropped"]) == (12, 4, {"not the best": 8})
+
+
+DOCUMENTS = """
+name: asked
+seed: 1
+stages:
+  synthesize:
+    make: questions
+    tokens: artifact:{artifact}
+    endpoint: {{url: "{url}", model: tiny, retries: 0, concurrency: 2}}
+    filter: none
+    max_rows: 6
+    document_characters: 40
+    heldout_fraction: 0.2
+"""
+
+
+def test_questions_are_made_about_documents_of_the_corpus(server: Server, tmp_path: Path) -> None:
+    workspace = Workspace.open(tmp_path)
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    rows = [
+        {"id": f"web:{n}", "source": "web", "split": "train" if n < 8 else "heldout", "digest": f"{n:064x}",
+         "text": f"Furnace {n} is fired at {n}00 degrees. " + "It is made of clay. " * 5}
+        for n in range(9)
+    ]  # fmt: skip
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "documents.parquet")
+    tokens = workspace.publish(folder, kind="tokens")
+    server.script = [said(f"Question: How hot is it?\n\nAnswer: {n}00 degrees.") for n in range(5)] + [said("No.")]
+    path = tmp_path / "asked.yaml"
+    path.write_text(DOCUMENTS.format(artifact=tokens.id, url=server.url))
+    session = open_session(str(path), [], [], tmp_path, PlainDisplay)
+    run_plain(session)
+    artifact = session.outcomes["synthesize"].artifact
+    assert artifact.manifest.parents == (tokens.digest,)
+    found = rows_of(artifact)
+    assert len(found) == 5
+    assert json.loads((artifact.path / "report.json").read_text())["dropped"] == {"no question and answer": 1}
+    assert found[0]["messages"][0] == {"role": "user", "content": "How hot is it?"}
+    assert found[0]["messages"][1]["content"].endswith("00 degrees.")
+    of = {row["synthesis"]["of"] for row in found}
+    assert of < {f"web:{n}" for n in range(8)}
+    row = found[0]
+    text = next(each["text"] for each in rows if each["id"] == row["synthesis"]["of"])
+    assert str(row["synthesis"]["prompt"][0]["content"]).endswith(f"Text:\n{str(text)[:40]}")
+
+
+MODELS = """
+import sys
+from pathlib import Path
+from cupola_platform.corpus.tokenization import save_tokenizer
+from cupola_platform.corpus.vocabulary import train_tokenizer
+from cupola_trainer import checkpoint, models, runtime
+from cupola_trainer.config import ModelConfig, ParallelConfig
+
+folder, one = Path(sys.argv[1]), ParallelConfig()
+save_tokenizer(train_tokenizer(["0 + 1? 2 + 3? 4 5 6 7 8 9 " * 9], 320).to_str(), folder / "tokenizer")
+runtime.start(one, seed=3)
+shape = dict(vocab_size=320, hidden_size=32, num_layers=2, num_attention_heads=4, num_query_groups=2,
+             ffn_hidden_size=64, max_position_embeddings=256)
+for name, head in (("writer", "language"), ("judge", "scalar")):
+    model = ModelConfig(**shape, **({"head": "scalar"} if head == "scalar" else {}))
+    chunks = models.build(model, one, seed=5)
+    checkpoint.save(folder / name, chunks, model=model, parallel=one, step=0, consumed_samples=0, seed=0,
+                    objective="reward" if head == "scalar" else "sft", tokenizer=folder / "tokenizer")
+runtime.stop()
+"""
+
+OURS = """
+name: ours
+seed: 1
+stages:
+  synthesize:
+    conversations: artifact:{given}
+    writer: artifact:{writer}
+    filter: reward
+    reward_model: artifact:{judge}
+    min_score: -1000
+    keep: best
+    samples: 2
+    temperature: 1.0
+    max_new_tokens: 200
+    heldout_fraction: 0.2
+  preferences:
+    parent: artifact:{writer}
+    conversations: artifact:{given}
+    score_by: reward
+    reward_model: artifact:{judge}
+    max_prompts: 6
+    max_new_tokens: 200
+"""
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_ours_writes_and_a_reward_model_of_ours_scores(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", MODELS, str(tmp_path / "models")], check=True, timeout=250)
+    workspace = Workspace.open(tmp_path)
+    given = conversations(workspace, tmp_path / "given")
+    kinds = {"writer": "checkpoint", "judge": "reward_model"}
+    made = {name: workspace.publish(tmp_path / "models" / name, kind=kind) for name, kind in kinds.items()}
+    path = tmp_path / "ours.yaml"
+    path.write_text(OURS.format(given=given.id, **{name: artifact.id for name, artifact in made.items()}))
+    session = open_session(str(path), [], [], tmp_path, PlainDisplay)
+    run_plain(session)
+    artifact = session.outcomes["synthesize"].artifact
+    assert set(artifact.manifest.parents) == {given.digest, made["writer"].digest, made["judge"].digest}
+    report = json.loads((artifact.path / "report.json").read_text())
+    assert report["asked"] == 20
+    assert report["kept"] + sum(report["dropped"].values()) == 20
+    for row in rows_of(artifact):
+        assert row["synthesis"]["model"] == made["writer"].id
+        assert row["synthesis"]["filter"] == "reward"
+        assert row["synthesis"]["score"] != 0.0
+    pairs = session.outcomes["preferences"].artifact
+    assert set(pairs.manifest.parents) == {given.digest, made["writer"].digest, made["judge"].digest}
+    for pair in rows_of(pairs):
+        assert pair["chosen_score"] > pair["rejected_score"]
+        assert pair["synthesis"] == {"of": pair["id"].split("/")[0], "model": made["writer"].id, "filter": "reward"}
+
+
+@pytest.mark.parametrize(
+    ("more", "rule"),
+    [
+        ("filter: reward", "filter=reward and `reward_model` go together"),
+        ("make: questions\n    filter: none", "name `tokens` for make=questions"),
+        ("writer: sft", "give either `endpoint` or `writer`"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_one_line(server: Server, tmp_path: Path, more: str, rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule) as caught:
+        made(server, tmp_path, more)
+    assert "\n" not in str(caught.value)
 
 
 def test_what_cannot_be_filtered_or_passes_no_filter_is_one_line(server: Server, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     config = PrepareConfig(
         sources={
             "prose": Files(path=str(base / "raw" / "*.*"), weight=3.0),
-            "code": Files(path=str(base / "raw" / "code")),
+            "code": Files(path=str(base / "raw" / "code"), weight=1.0),
         },
         language=LanguageConfig(keep=("en", "code")),
         heldout_fraction=0.1,
@@ -122,7 +122,7 @@ def test_the_shards_hold_every_document_once_and_nothing_of_one_split_is_in_the_
     index = json.loads((prepared.folder / "index.json").read_text())
     table = parquet.read_table(prepared.folder / "documents.parquet").to_pylist()
     assert index["vocab_size"] == 512
-    assert index["weights"] == {"prose": 3.0}
+    assert index["weights"] == {"prose": 3.0, "code": 1.0}
     assert index["end_of_document"] == tokenizer.convert_tokens_to_ids("<|endoftext|>")
     texts: dict[str, list[str]] = {"train": [], "heldout": []}
     for source in ("prose", "code"):

@@ -201,3 +201,11 @@ def test_where_personal_data_is_masked_it_is_in_examples_too(tmp_path: Path) -> 
         write_report(tmp_path, Account([{"s": tally}], Written(), 64, personal_data=masked))
         step = json.loads((tmp_path / "report.json").read_text())["steps"][0]
         assert step["dropped"][0]["examples"][0]["text"] == shown
+
+
+def test_a_weight_that_only_some_sources_have_is_refused(tmp_path: Path) -> None:
+    rows(tmp_path / "a.jsonl", ["text"])
+    path = str(tmp_path / "a.jsonl")
+    config = PrepareConfig(sources={"a": Files(path=path, weight=2.0), "b": Files(path=path)})
+    with pytest.raises(ConfigError, match=r"^sources\.a has a weight and sources\.b has none\. Give every source"):
+        prepare(config, tmp_path / "out")

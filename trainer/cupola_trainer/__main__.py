@@ -71,6 +71,10 @@ def run(job: object, termination: "Termination") -> int:
         from cupola_trainer import rollout
 
         rollout.run(job)
+    elif isinstance(job, config.ScoreJob):
+        from cupola_trainer import rewarding
+
+        rewarding.run(job)
     elif isinstance(job, config.ReferenceJob):
         from cupola_trainer import referencing
 

@@ -1,5 +1,6 @@
 """Conversations in, rewards out: what a reward model says at the end of each answer."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,11 @@ from transformers import AutoTokenizer
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, models, passes, runtime
-from cupola_trainer.config import ParallelConfig
+from cupola_trainer.config import ParallelConfig, ScoreJob
 from cupola_trainer.data.chat import encode_answer, encode_prompt
 from cupola_trainer.data.files import RowFiles, read_conversations
 from cupola_trainer.layout import of_its_own, validate_layout
+from cupola_trainer.reporting import Report
 
 
 class RewardModel:
@@ -92,6 +94,23 @@ class RewardModel:
         batch = {"tokens": tokens, "labels": tokens, "loss_mask": torch.ones(tokens.shape), "position_ids": positions}
         values = passes.values(self.chunks, batch)
         return values[torch.arange(len(rows)), (lengths - 1).to(values.device)]
+
+
+def run(job: ScoreJob) -> None:
+    """Write `output/rewards.json`: the reward of each conversation's last answer.
+
+    Raises:
+        ConfigError: the checkpoint gives no rewards, or a conversation is longer than it reads.
+    """
+    rows = [json.loads(line) for line in job.conversations.read_text(encoding="utf-8").splitlines()]
+    runtime.start(job.parallel, job.seed)
+    judge = RewardModel(job.initial, job.parallel)
+    with Report(job.output, kind="score", steps=1, parameters=models.parameter_count(judge.model)) as report:
+        prompts, answers = [row["messages"][:-1] for row in rows], [row["messages"][-1]["content"] for row in rows]
+        rewards = judge.score(prompts, answers, batch_size=job.batch_size)
+        runtime.on_first_rank(lambda: (job.output / "rewards.json").write_text(json.dumps(rewards)))
+        report.step(1)
+        report.complete(".", {"conversations": len(rows), "mean_reward": sum(rewards) / max(len(rewards), 1)})
 
 
 def score_file(folder: Path, file: Path) -> list[dict[str, Any]]:

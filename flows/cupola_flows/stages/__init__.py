@@ -113,6 +113,8 @@ NEVER_GUESSED: frozenset[tuple[str, str]] = frozenset(
         ("distillation", "tokens"),
         ("distillation", "conversations"),
         *((kind, "reward_model") for kind in ("grpo", "ppo", "online_dpo")),
+        *(("synthesize", field) for field in ("conversations", "tokens", "writer", "reward_model")),
+        ("preferences", "reward_model"),
         ("ppo", "value_model"),
         ("ppo", "pretraining"),
     }

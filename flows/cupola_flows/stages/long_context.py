@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cupola_flows.stages.base import TrainStage
+from cupola_flows.stages.mixture import Mixture
 from cupola_trainer.config import LengthPhase, LengthSchedule, PositionChange
 
 
@@ -28,6 +29,8 @@ class LongContextStage(TrainStage):
     """No sequence is halved below this."""
     weights: dict[str, float] | None = None
     """Sampling weight per source; none for weights in proportion to tokens."""
+    mixture: Mixture | None = None
+    """What bends the weights: temperature over languages, caps on epochs."""
     reset_at_documents: bool = False
     """Each document sees only itself: attention ends, and positions begin, at its borders. Off: sequences run across."""
 

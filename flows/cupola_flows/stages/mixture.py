@@ -13,4 +13,4 @@ class Mixture(BaseModel):
     temperature: float = Field(default=1.0, ge=1)
     """Of languages: a language's share p becomes proportional to p^(1/temperature). 1 leaves it; 3.3 is mT5's."""
     max_epochs: dict[str, Annotated[float, Field(gt=0)]] = {}
-    """Times that a source may be read, by source; what its weight asks beyond that goes to the others."""
+    """Times that this stage may read a source, by source; what its weight asks beyond that goes to the others."""

@@ -53,13 +53,24 @@ class PreferencesStage(Stage):
     """Answers sampled from a checkpoint and scored -> pairs of a better and a worse one."""
 
     gives: ClassVar[str] = "preferences"
-    takes: ClassVar[dict[str, str]] = {"parent": "checkpoint", "conversations": "conversations"}
+    takes: ClassVar[dict[str, str]] = {
+        "parent": "checkpoint",
+        "conversations": "conversations",
+        "reward_model": "reward_model",
+    }
 
     kind: Literal["preferences"] = "preferences"
     parent: str | None = None
     """The stage whose checkpoint answers."""
     conversations: str | None = None
-    """The stage whose tasks are asked."""
+    """The stage whose questions are asked."""
+    score_by: Literal["task", "execution", "reward"] = "task"
+    """`task`: the questions' verifiable tasks. `execution`: an answer's Python code must run, the tests of the question's
+    row (`tests`) after it. `reward`: what `reward_model` gives; the widest differences make the pairs."""
+    reward_model: str | None = None
+    """The stage whose reward model scores (`score_by: reward`)."""
+    min_gap: float = Field(default=0.0, ge=0)
+    """Least difference between the two scores of a pair."""
     num_samples: int = Field(default=4, ge=2)
     """Answers per prompt."""
     max_prompts: int = Field(default=512, ge=1)
@@ -76,6 +87,12 @@ class PreferencesStage(Stage):
     batch_size: int = Field(default=64, ge=1)
     """Answers sampled together."""
     layout: ParallelConfig = Field(default_factory=ParallelConfig)
+
+    @model_validator(mode="after")
+    def _scorer_is_there(self) -> "PreferencesStage":
+        if (self.score_by == "reward") != (self.reward_model is not None):
+            raise ValueError("score_by=reward and `reward_model` go together: give both or neither")
+        return self
 
 
 class PairsStage(Stage):

@@ -27,6 +27,7 @@ def check_config(config: PrepareConfig) -> None:
             check_source(source)
         except SourceError as error:
             raise SourceError(f"{name}: {error}") from error
+    check_weights(config)
     check_executor(config.executor)
     for path in files_beside(config):
         if not path.is_file():
@@ -85,6 +86,16 @@ def files_beside(config: PrepareConfig) -> list[Path]:
 def file_digests(config: PrepareConfig) -> dict[str, str]:
     """Digests of those files: what a preparation gives depends on them."""
     return {str(path): blake3(path.read_bytes()).hexdigest() for path in files_beside(config) if path.is_file()}
+
+
+def check_weights(config: PrepareConfig) -> None:
+    """Raises ConfigError when some sources ask for a weight and others do not: no share would follow for these."""
+    without = [name for name, source in config.sources.items() if source.weight is None]
+    if without and len(without) < len(config.sources):
+        some = next(name for name in config.sources if name not in without)
+        raise ConfigError(
+            f"sources.{some} has a weight and sources.{without[0]} has none. Give every source a weight, or none of them."
+        )
 
 
 def check_executor(config: ExecutorConfig) -> None:

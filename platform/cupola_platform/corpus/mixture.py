@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import pyarrow
 from pyarrow import parquet
 
 from cupola_platform.errors import ConfigError
@@ -10,12 +11,16 @@ from cupola_platform.errors import ConfigError
 
 def training_tokens(folder: Path) -> dict[str, dict[str, int]]:
     """Source to language to training tokens, of a `tokens` artifact."""
-    table = parquet.read_table(
-        folder / "documents.parquet", columns=["source", "language", "tokens"], filters=[("split", "==", "train")]
-    )
     found: dict[str, dict[str, int]] = {}
-    for row in table.group_by(["source", "language"]).aggregate([("tokens", "sum")]).to_pylist():
-        found.setdefault(row["source"], {})[row["language"]] = row["tokens_sum"]
+    columns = ["source", "language", "split", "tokens"]
+    with parquet.ParquetFile(folder / "documents.parquet") as file:
+        for batch in file.iter_batches(columns=columns, batch_size=1 << 16):
+            table = pyarrow.Table.from_batches([batch])
+            summed = table.group_by(["split", "source", "language"]).aggregate([("tokens", "sum")])
+            for row in summed.to_pylist():
+                if row["split"] == "train":
+                    of = found.setdefault(row["source"], {})
+                    of[row["language"]] = of.get(row["language"], 0) + row["tokens_sum"]
     return found
 
 

@@ -20,7 +20,8 @@ class Share(BaseModel):
     """Stop before the document that would go over this many bytes of text; none to read everything."""
 
     weight: float | None = Field(default=None, gt=0)
-    """Share of training samples, over the sum of all weights; none for a share in proportion to tokens."""
+    """Share of training samples, over the sum of all weights; without any, shares are in proportion to tokens. Every source
+    of a corpus has one, or none has."""
 
     licence: str = ""
     """SPDX identifier of all its documents, kept with each; empty where it is not known or each file says."""

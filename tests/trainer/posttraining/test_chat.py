@@ -73,6 +73,25 @@ QWEN25 = (
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
 """Qwen2.5-Instruct's template, its long instructions on calls cut short."""
+MARKED = (
+    QWEN25.replace(
+        "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}",
+        "{{- '<|im_start|>' + message.role + '\\n' }}{%- if message.role == 'assistant' %}{% generation %}"
+        "{{- message.content + '<|im_end|>' }}{% endgeneration %}{%- else %}{{- message.content + '<|im_end|>' }}{%- endif %}"
+        "{{- '\\n' }}",
+    )
+    .replace(
+        "{{- '<|im_start|>' + message.role }}{%- if message.content %}{{- '\\n' + message.content }}{%- endif %}",
+        "{{- '<|im_start|>' + message.role + '\\n' }}{% generation %}"
+        "{%- if message.content %}{{- message.content + '\\n' }}{%- endif %}",
+    )
+    .replace("{{- '\\n<tool_call>", "{%- if not loop.first %}{{- '\\n' }}{%- endif %}{{- '<tool_call>")
+    .replace(
+        "</tool_call>' }}{%- endfor %}{{- '<|im_end|>\\n' }}",
+        "</tool_call>' }}{%- endfor %}{{- '<|im_end|>' }}{% endgeneration %}{{- '\\n' }}",
+    )
+)
+"""The same, with transformers' marks around what the assistant says."""
 GEMMA = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for message in messages %}{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
@@ -104,6 +123,42 @@ def test_calls_and_their_results_read_as_qwen25_renders_them(chat_tokenizer: Any
     learnt = [chat_tokenizer.decode(tokens[part]) for part in runs(mask)]
     assert learnt == [call, "It is 15.<|im_end|>"]
     assert "<tool_response>\n15\n</tool_response>" in text
+
+
+def call(a: int, b: int) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "add", "arguments": {"a": a, "b": b}}}
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [TURNS[1], {**CALLING[1], "tool_calls": [call(12, 3)]}, *CALLING[2:], *TURNS[3:]],
+        [
+            TURNS[1],
+            {"role": "assistant", "content": "Two sums, then.", "tool_calls": [call(1, 2), call(3, 4)]},
+            {"role": "tool", "content": "3"},
+            {"role": "tool", "content": "7"},
+            {"role": "assistant", "content": "3 and 7."},
+            TURNS[3],
+            {"role": "assistant", "content": "", "tool_calls": [call(7, 4)]},
+            {"role": "tool", "content": "11"},
+            TURNS[4],
+        ],
+    ],
+    ids=["one call", "two calls, two results"],
+)
+def test_what_is_learnt_is_what_transformers_marks_as_the_assistants_token_by_token(
+    chat_tokenizer: Any, turns: list[dict[str, Any]]
+) -> None:
+    with template(chat_tokenizer, QWEN25):
+        tokens, mask = encode_conversation(chat_tokenizer, turns, TOOLS)
+    with template(chat_tokenizer, MARKED):
+        told = chat_tokenizer.apply_chat_template(
+            turns, tools=TOOLS, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+    assert tokens.tolist() == told["input_ids"]
+    assert mask.astype(int).tolist() == told["assistant_masks"]
+    assert 0 < mask.sum() < len(mask)
 
 
 def runs(mask: Any) -> list[slice]:

@@ -69,6 +69,23 @@ def test_each_pair_is_a_right_and_a_wrong_answer_to_the_same_question(prompts: P
         assert row["chosen_score"] == 1.0 > row["rejected_score"]
 
 
+def test_by_rewards_the_widest_differences_make_the_pairs(prompts: Path, tmp_path: Path) -> None:
+    samples = sample(prompts, [["a", "b", "c"]] * 9 + [["a", "b", "c"]])
+    rewards = [0.5, -2.0, 1.5] * 9 + [0.1, 0.2, 0.3]
+    report = make_preferences(
+        prompts, samples, heldout_fraction=0.2, pairs_per_prompt=2, seed=0, to=tmp_path / "out",
+        scores=rewards, min_gap=0.5, made_by={"model": "abc", "filter": "reward"},
+    )  # fmt: skip
+    assert report["dropped"] == {"alike": 1}
+    assert report["mean_score"] == pytest.approx(sum(rewards) / 30)
+    pairs = rows(tmp_path / "out" / "train.jsonl") + rows(tmp_path / "out" / "heldout.jsonl")
+    assert [(row["chosen"], row["rejected"], row["chosen_score"]) for row in pairs] == [
+        ("c", "b", 1.5),
+        ("a", "b", 0.5),
+    ] * 9
+    assert pairs[0]["synthesis"] == {"of": pairs[0]["id"].split("/")[0], "model": "abc", "filter": "reward"}
+
+
 def test_answers_that_ran_out_of_tokens_teach_nothing(prompts: Path, tmp_path: Path) -> None:
     samples = sample(prompts, [["=", "9999"]] * 10, finished=False)
     with pytest.raises(ConfigError, match="0 of 20 sampled answers are right, and only 0 prompts got both"):

@@ -108,6 +108,21 @@ class SampleJob:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class ScoreJob:
+    """What a reward model gives the last answers of conversations. Writes `output/rewards.json`, a list in their order."""
+
+    kind: Literal["score"] = "score"
+    output: Path
+    seed: int = 0
+    initial: Path
+    """The reward model's checkpoint folder."""
+    conversations: Path
+    """JSON lines: {"messages": [{"role", "content"}, ..., the answer]}."""
+    batch_size: int = Field(default=16, ge=1)
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvaluateJob:
     """Measure checkpoints on held-out text and tasks. Writes `output/results.json`."""
 
@@ -173,7 +188,16 @@ class TeachJob:
 
 
 AnyJob = (
-    TrainJob | UpcycleJob | SampleJob | EvaluateJob | MergeJob | MergeAdapterJob | PruneJob | ReferenceJob | TeachJob
+    TrainJob
+    | UpcycleJob
+    | SampleJob
+    | ScoreJob
+    | EvaluateJob
+    | MergeJob
+    | MergeAdapterJob
+    | PruneJob
+    | ReferenceJob
+    | TeachJob
 )
 Job = Annotated[AnyJob, Field(discriminator="kind")]
 JOB: TypeAdapter[AnyJob] = TypeAdapter(Job)

@@ -3,8 +3,8 @@
 import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from itertools import chain
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from cupola_trainer.data.files import RowFiles, read_pairs
 from cupola_trainer.evaluation.tasks import is_correct, score
 
 
-def make_prompts(conversations: Path, *, count: int, seed: int, to: Path) -> int:
+def make_prompts(conversations: Path, *, count: int, seed: int, to: Path, needs: str | None = "task") -> int:
     """Write up to `count` distinct training questions that can be scored, as prompts.jsonl of a SampleJob.
 
-    Rows are {"id", "source", "messages" (without the answer), "task"}, in an order that the seed decides.
+    Rows are {"id", "source", "messages" (without the answer), "task", "tests"}, in an order that the seed decides.
 
     Args:
         conversations: folder of a `conversations` artifact.
+        needs: what a question must have to be scored: `task`, `tests`, or nothing.
         to: the file to write.
 
     Returns:
@@ -30,28 +31,44 @@ def make_prompts(conversations: Path, *, count: int, seed: int, to: Path) -> int
         ConfigError: no conversation of the folder has a task.
     """
     questions = {
-        json.dumps(row["messages"][:-1]): row for row in read_rows(conversations / "train.jsonl") if row["task"]
+        json.dumps(row["messages"][:-1]): row
+        for row in read_rows(conversations / "train.jsonl")
+        if not needs or row.get(needs)
     }
     rows = list(questions.values())
     if not rows:
+        wanted = {"task": "a task to score answers by", "tests": "tests to score answers by"}.get(
+            needs or "", "a question"
+        )
         raise ConfigError(
-            f"No conversation in {conversations} has a task to score answers by. Add a task to the sft stage."
+            f"No conversation in {conversations} has {wanted}. Add some to the conversations, or score otherwise."
         )
     random.Random(seed).shuffle(rows)
     prompts = [
-        {key: row[key] for key in ("id", "source", "task")} | {"messages": row["messages"][:-1]} for row in rows[:count]
+        {key: row.get(key) for key in ("id", "source", "task", "tests")} | {"messages": row["messages"][:-1]}
+        for row in rows[:count]
     ]
     write_rows(to, prompts)
     return len(prompts)
 
 
 def make_preferences(
-    prompts: Path, samples: Path, *, heldout_fraction: float, pairs_per_prompt: int, seed: int, to: Path
+    prompts: Path,
+    samples: Path,
+    *,
+    heldout_fraction: float,
+    pairs_per_prompt: int,
+    seed: int,
+    to: Path,
+    scores: Sequence[float] | None = None,
+    min_gap: float | None = None,
+    made_by: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Write train.jsonl, heldout.jsonl, samples.jsonl and report.json of a `preferences` artifact.
 
-    A pair is a right and a wrong answer that the model gave to one prompt, both ended by itself. Prompts are held out
-    whole. samples.jsonl keeps every answer, with its score.
+    A pair is a right and a wrong answer that the model gave to one prompt, both ended by itself; with `min_gap`, a better
+    and a worse one, the widest differences first. Prompts are held out whole. samples.jsonl keeps every answer, with its
+    score.
 
     Args:
         prompts: what `make_prompts` wrote.
@@ -59,19 +76,23 @@ def make_preferences(
         heldout_fraction: of the prompts that give pairs.
         pairs_per_prompt: at most; a right answer may be in several.
         to: folder to write; made when missing.
+        scores: of the samples, in order; none for what the prompts' tasks say.
+        min_gap: where the scores are rewards: what those of a pair differ by at least.
+        made_by: what each pair says of its `model` and `filter`.
 
     Returns:
-        The report: {"prompts", "answers", "correct", "accuracy", "pairs": {"train", "heldout"}, "sources": {source:
-        pairs}, "dropped"}. Dropped are answers ("unfinished", "empty", "duplicate") and prompts ("all_right",
-        "all_wrong"); "scorer_error" counts answers on which the scorer failed, kept as wrong.
+        The report: {"prompts", "answers", "correct", "accuracy" (with `min_gap` "mean_score" in their place), "pairs":
+        {"train", "heldout"}, "sources": {source: pairs}, "dropped"}. Dropped are answers ("unfinished", "empty",
+        "duplicate") and prompts ("all_right", "all_wrong", "alike"); "scorer_error" counts answers on which the scorer
+        failed, kept as wrong.
 
     Raises:
-        ConfigError: not two prompts got both a right and a wrong answer.
+        ConfigError: not two prompts got both a right and a wrong answer, or answers that are far enough apart.
     """
     drops: Counter[str] = Counter()
     answers: dict[str, list[Row]] = defaultdict(list)
-    for sample in read_rows(samples):
-        answers[sample["id"]].append(sample)
+    for place, sample in enumerate(read_rows(samples)):
+        answers[sample["id"]].append(sample if scores is None else {**sample, "score": scores[place]})
     rng = random.Random(seed)
     asked = list(read_rows(prompts))
     scored: list[Row] = []
@@ -79,24 +100,28 @@ def make_preferences(
     for prompt in asked:
         judged = [_judge(prompt, sample, drops) for sample in answers[prompt["id"]]]
         scored += judged
-        groups.append(_pair(prompt, judged, pairs_per_prompt, rng, drops))
+        found = _pair(prompt, judged, pairs_per_prompt, min_gap, rng, drops)
+        groups.append([pair | {"synthesis": {"of": prompt["id"], **made_by}} for pair in found] if made_by else found)
     groups = [group for group in groups if group]
     correct = sum(row["correct"] for row in scored)
     if len(groups) < 2:
+        wanted = "both a right and a wrong one" if min_gap is None else f"two whose rewards differ by over {min_gap:g}"
         raise ConfigError(
-            f"{correct} of {len(scored)} sampled answers are right, and only {len(groups)} prompts got both a right and a "
-            "wrong one. Sample more prompts or answers, at another temperature, or change how long sft trains."
+            f"{correct} of {len(scored)} sampled answers are right, and only {len(groups)} prompts got {wanted}. "
+            "Sample more prompts or answers, at another temperature, or change how long sft trains."
         )
+    numbers = {"correct": correct, "accuracy": correct / len(scored)}
+    if min_gap is not None:
+        numbers = {"mean_score": sum(row["score"] for row in scored) / len(scored)}
     rng.shuffle(groups)
     cut = min(max(1, round(len(groups) * heldout_fraction)), len(groups) - 1)
     pairs = {"train": list(chain(*groups[cut:])), "heldout": list(chain(*groups[:cut]))}
     report = {
         "prompts": len(asked),
         "answers": len(scored),
-        "correct": correct,
-        "accuracy": correct / len(scored),
+        **numbers,
         "pairs": {split: len(rows) for split, rows in pairs.items()},
-        "sources": dict(Counter(row["task"]["name"] for rows in pairs.values() for row in rows)),
+        "sources": dict(Counter(_source(row) for rows in pairs.values() for row in rows)),
         "dropped": dict(drops),
     }
     to.mkdir(parents=True, exist_ok=True)
@@ -108,12 +133,21 @@ def make_preferences(
 
 
 def _judge(prompt: Row, sample: Row, drops: Counter[str]) -> Row:
-    value = score(prompt["task"], sample["answer"], drops) if sample["finished"] else 0.0
+    value = sample.get("score")
+    if value is None:
+        value = score(prompt["task"], sample["answer"], drops) if sample["finished"] else 0.0
     return {**sample, "score": value, "correct": is_correct(value)}
 
 
-def _pair(prompt: Row, judged: list[Row], limit: int, rng: random.Random, drops: Counter[str]) -> list[Row]:
-    """Up to `limit` different pairs of a right and a wrong answer to one prompt."""
+def _source(pair: Row) -> str:
+    task = pair["task"] or {}
+    return str(task.get("name") or "without a task")
+
+
+def _pair(
+    prompt: Row, judged: list[Row], limit: int, min_gap: float | None, rng: random.Random, drops: Counter[str]
+) -> list[Row]:
+    """Up to `limit` different pairs of a better and a worse answer to one prompt."""
     distinct: dict[str, Row] = {}
     for row in judged:
         if not row["finished"]:
@@ -124,12 +158,7 @@ def _pair(prompt: Row, judged: list[Row], limit: int, rng: random.Random, drops:
             drops["duplicate"] += 1
         else:
             distinct[row["answer"]] = row
-    right = [row for row in distinct.values() if row["correct"]]
-    wrong = [row for row in distinct.values() if not row["correct"]]
-    if not right or not wrong:
-        drops["all_wrong" if not right else "all_right"] += 1
-        return []
-    both = [(chosen, rejected) for chosen in right for rejected in wrong]
+    both = _right_and_wrong(distinct, rng, drops) if min_gap is None else _apart(distinct, min_gap, drops)
     return [
         {
             "id": f"{prompt['id']}/{chosen['sample']}-{rejected['sample']}",
@@ -140,8 +169,27 @@ def _pair(prompt: Row, judged: list[Row], limit: int, rng: random.Random, drops:
             "rejected_score": rejected["score"],
             "task": prompt["task"],
         }
-        for chosen, rejected in rng.sample(both, min(limit, len(both)))
+        for chosen, rejected in both[:limit]
     ]
+
+
+def _right_and_wrong(answers: Mapping[str, Row], rng: random.Random, drops: Counter[str]) -> list[tuple[Row, Row]]:
+    """Every right answer with every wrong one, in an order by chance."""
+    right = [row for row in answers.values() if row["correct"]]
+    wrong = [row for row in answers.values() if not row["correct"]]
+    if not right or not wrong:
+        drops["all_wrong" if not right else "all_right"] += 1
+        return []
+    return rng.sample(pairs := list(product(right, wrong)), len(pairs))
+
+
+def _apart(answers: Mapping[str, Row], min_gap: float, drops: Counter[str]) -> list[tuple[Row, Row]]:
+    """Answers whose scores differ by more than `min_gap`, the widest difference first."""
+    ordered = sorted(answers.values(), key=lambda row: -row["score"])
+    found = [pair for pair in combinations(ordered, 2) if pair[0]["score"] - pair[1]["score"] > min_gap]
+    if not found:
+        drops["alike"] += 1
+    return sorted(found, key=lambda pair: pair[1]["score"] - pair[0]["score"])
 
 
 def read_preferences(files: Iterable[RowFiles], *, heldout_fraction: float, seed: int, to: Path) -> dict[str, Any]:
