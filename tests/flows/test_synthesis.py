@@ -1,8 +1,6 @@
 """Text from an OpenAI-compatible endpoint: a real HTTP server on this machine, scripted, so that it fails as real ones do."""
 
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -326,79 +324,6 @@ def test_questions_are_made_about_documents_of_the_corpus(server: Server, tmp_pa
     row = found[0]
     text = next(each["text"] for each in rows if each["id"] == row["synthesis"]["of"])
     assert str(row["synthesis"]["prompt"][0]["content"]).endswith(f"Text:\n{str(text)[:40]}")
-
-
-MODELS = """
-import sys
-from pathlib import Path
-from cupola_platform.corpus.tokenization import save_tokenizer
-from cupola_platform.corpus.vocabulary import train_tokenizer
-from cupola_trainer import checkpoint, models, runtime
-from cupola_trainer.config import ModelConfig, ParallelConfig
-
-folder, one = Path(sys.argv[1]), ParallelConfig()
-save_tokenizer(train_tokenizer(["0 + 1? 2 + 3? 4 5 6 7 8 9 " * 9], 320).to_str(), folder / "tokenizer")
-runtime.start(one, seed=3)
-shape = dict(vocab_size=320, hidden_size=32, num_layers=2, num_attention_heads=4, num_query_groups=2,
-             ffn_hidden_size=64, max_position_embeddings=256)
-for name, head in (("writer", "language"), ("judge", "scalar")):
-    model = ModelConfig(**shape, **({"head": "scalar"} if head == "scalar" else {}))
-    chunks = models.build(model, one, seed=5)
-    checkpoint.save(folder / name, chunks, model=model, parallel=one, step=0, consumed_samples=0, seed=0,
-                    objective="reward" if head == "scalar" else "sft", tokenizer=folder / "tokenizer")
-runtime.stop()
-"""
-
-OURS = """
-name: ours
-seed: 1
-stages:
-  synthesize:
-    conversations: artifact:{given}
-    writer: artifact:{writer}
-    filter: reward
-    reward_model: artifact:{judge}
-    min_score: -1000
-    keep: best
-    samples: 2
-    temperature: 1.0
-    max_new_tokens: 200
-    heldout_fraction: 0.2
-  preferences:
-    parent: artifact:{writer}
-    conversations: artifact:{given}
-    score_by: reward
-    reward_model: artifact:{judge}
-    max_prompts: 6
-    max_new_tokens: 200
-"""
-
-
-@pytest.mark.slow
-def test_a_checkpoint_of_ours_writes_and_a_reward_model_of_ours_scores(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-c", MODELS, str(tmp_path / "models")], check=True, timeout=250)
-    workspace = Workspace.open(tmp_path)
-    given = conversations(workspace, tmp_path / "given")
-    kinds = {"writer": "checkpoint", "judge": "reward_model"}
-    made = {name: workspace.publish(tmp_path / "models" / name, kind=kind) for name, kind in kinds.items()}
-    path = tmp_path / "ours.yaml"
-    path.write_text(OURS.format(given=given.id, **{name: artifact.id for name, artifact in made.items()}))
-    session = open_session(str(path), [], [], tmp_path, PlainDisplay)
-    run_plain(session)
-    artifact = session.outcomes["synthesize"].artifact
-    assert set(artifact.manifest.parents) == {given.digest, made["writer"].digest, made["judge"].digest}
-    report = json.loads((artifact.path / "report.json").read_text())
-    assert report["asked"] == 20
-    assert report["kept"] + sum(report["dropped"].values()) == 20
-    for row in rows_of(artifact):
-        assert row["synthesis"]["model"] == made["writer"].id
-        assert row["synthesis"]["filter"] == "reward"
-        assert row["synthesis"]["score"] != 0.0
-    pairs = session.outcomes["preferences"].artifact
-    assert set(pairs.manifest.parents) == {given.digest, made["writer"].digest, made["judge"].digest}
-    for pair in rows_of(pairs):
-        assert pair["chosen_score"] > pair["rejected_score"]
-        assert pair["synthesis"] == {"of": pair["id"].split("/")[0], "model": made["writer"].id, "filter": "reward"}
 
 
 @pytest.mark.parametrize(
