@@ -107,9 +107,10 @@ def answer_scores(
     if reward_model is None:
         programs = (f"{code_of(row['answer'])}\n\n{asked[row['id']]['tests']}" for row in answered)
         return [float(runs(program)) for program in programs]
-    told = [[*asked[row["id"]]["messages"], {"role": "assistant", "content": row["answer"]}] for row in answered]
-    found: list[float] = rewards(ctx, reward_model, told, stage.layout)
-    return found
+    ended = [row for row in answered if row["finished"]]  # the others make no pair
+    told = [[*asked[row["id"]]["messages"], {"role": "assistant", "content": row["answer"]}] for row in ended]
+    found = iter(rewards(ctx, reward_model, told, stage.layout))
+    return [next(found) if row["finished"] else 0.0 for row in answered]
 
 
 def pairs(ctx: StageContext, stage: PairsStage) -> Artifact:

@@ -44,7 +44,7 @@ def synthesize(
     pen = _pen(ctx, stage, writer)
     texts = list(_written(ctx, stage, pen, taken, ctx.folder / "answered.jsonl"))
     if reward_model:
-        usable = [text for text in texts if text["messages"]]
+        usable = [text for text in texts if text["messages"] and text["finished"]]
         found = rewards(ctx, reward_model, [text["messages"] for text in usable], stage.layout)
         for text, value in zip(usable, found, strict=True):
             text["synthesis"]["score"] = value

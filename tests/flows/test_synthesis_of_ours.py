@@ -25,7 +25,7 @@ folder, one = Path(sys.argv[1]), ParallelConfig()
 save_tokenizer(train_tokenizer(["0 + 1? 2 + 3? 4 5 6 7 8 9 " * 9], 320).to_str(), folder / "tokenizer")
 runtime.start(one, seed=3)
 shape = dict(vocab_size=320, hidden_size=32, num_layers=2, num_attention_heads=4, num_query_groups=2,
-             ffn_hidden_size=64, max_position_embeddings=256)
+             ffn_hidden_size=64, max_position_embeddings=1024)
 for name, head in (("writer", "language"), ("judge", "scalar")):
     model = ModelConfig(**shape, **({"head": "scalar"} if head == "scalar" else {}))
     chunks = models.build(model, one, seed=5)
