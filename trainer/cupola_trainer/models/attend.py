@@ -81,11 +81,6 @@ class Attend:
             return self._softcapped(query, key, value, visible)
         if visible is None and self._short(query, key):
             return causal_attention(query, key, value, self.scale)
-        if query.size(2) == 1 and query.size(1) != key.size(1):
-            # a group's heads as so many queries of one head: no copy of the keys for each of them
-            grouped = query.reshape(query.size(0), key.size(1), -1, query.size(3))
-            out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=visible, scale=self.scale)
-            return out.reshape(query.shape)
         return F.scaled_dot_product_attention(
             query,
             key,
@@ -95,6 +90,23 @@ class Attend:
             scale=self.scale,
             enable_gqa=query.size(1) != key.size(1),
         )
+
+    def one(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        visible: Tensor | None = None,
+        positions: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """One query a row, the last: [b, groups, heads / groups, d], [b, groups, k, d] twice -> [b, groups, heads / groups, d].
+
+        A group's heads are so many queries of one head: no copy of the keys is made for each of them.
+        """
+        special = self.softcap is not None or self.needs_positions
+        if special or (self.window is not None and key.size(2) > self.window):
+            return self(query.flatten(1, 2)[:, :, None], key, value, visible, positions).reshape(query.shape)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=self.scale)
 
     def _short(self, query: Tensor, key: Tensor) -> bool:
         """Whether keeping a sequence's scores is cheap, and worth it."""

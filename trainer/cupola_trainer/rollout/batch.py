@@ -9,6 +9,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from cupola_trainer.rollout.cache import attached_cache
+from cupola_trainer.rollout.decoding import DecodingLayer, decoding_layers
 from cupola_trainer.rollout.sampling import Sampling, choose, token_logprobs, uniforms
 from cupola_trainer.rollout.stages import Stages
 
@@ -74,6 +75,7 @@ class Batch:
             logits = None if logits is None else logits[copies]
             for cache in caches:
                 cache.keep(copies)
+            layers = decoding_layers(list(self.stages.layers()), caches)
             for step in range(self.sampling.max_new_tokens):
                 new, logprobs = self._choose(logits, self.noise[rows, step])
                 self.tokens[rows, step], self.logprobs[rows, step] = new, logprobs
@@ -89,7 +91,7 @@ class Batch:
                     rows, active, new = rows[kept], active[kept], new[kept]
                     for cache in caches:
                         cache.keep(kept)
-                logits = self._forward(new[:, None], rows, start=self.width + step)
+                logits = self._forward(new[:, None], rows, self.width + step, layers)
         return [self._completion(row) for row in range(self.count)]
 
     def _distinct(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,17 +102,19 @@ class Batch:
         first = torch.tensor([copies.index(number) for number in range(len(seen))], device=self.prompts.device)
         return self.prompts[first], first, torch.tensor(copies, device=self.prompts.device)
 
-    def _forward(self, tokens: Tensor, rows: Tensor, start: int) -> Tensor | None:
+    def _forward(
+        self, tokens: Tensor, rows: Tensor, start: int, layers: Sequence[DecodingLayer] | None = None
+    ) -> Tensor | None:
         """Logits of the last column [b, v]: [b, s] tokens at columns start..; none before the last pipeline stage."""
         padding = self.padding[rows][:, None]
         columns = torch.arange(start, start + tokens.size(1), device=tokens.device)
         positions = (columns - padding).clamp(min=0)
         if not self.padded:
-            return self.stages.forward(tokens, positions, None)
+            return self.stages.forward(tokens, positions, None, layers)
         seen = torch.arange(start + tokens.size(1), device=tokens.device)
         # Padding sees itself, so that its rows stay finite: NaN would not stay in its row in a router.
         mask = (seen <= columns[:, None]) & (seen >= padding[:, :, None]) | (seen == columns[:, None])
-        return self.stages.forward(tokens, positions, mask[:, None])
+        return self.stages.forward(tokens, positions, mask[:, None], layers)
 
     def _choose(self, logits: Tensor | None, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """One token a row and its log-probability, the same on every rank that works on these rows; rows of the

@@ -21,23 +21,33 @@ class LayerCache:
         self.capacity = capacity
         self.length = 0
         self.stored: Tensor | None = None
-        """[2, b, groups, capacity, head_dim]"""
+        """[b, groups, 2, capacity, head_dim]"""
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Add new columns ([s, b, groups, head_dim] each); all columns so far, [b, groups, length, head_dim] each."""
-        key, value = key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3)
+        both = torch.stack([key, value]).permute(2, 3, 0, 1, 4)  # [b, groups, 2, s, head_dim]
         if self.stored is None:
-            self.stored = key.new_empty(2, *key.shape[:2], self.capacity, key.size(3))
-        end = self.length + key.size(2)
-        self.stored[0, :, :, self.length : end] = key
-        self.stored[1, :, :, self.length : end] = value
+            self.stored = both.new_empty(*both.shape[:3], self.capacity, both.size(4))
+        end = self.length + both.size(3)
+        self.stored[:, :, :, self.length : end] = both
+        return self._columns(end)
+
+    def append_one(self, both: Tensor) -> tuple[Tensor, Tensor]:
+        """Add one column's key and value [b, groups, 2, head_dim] to those that there are; all columns so far."""
+        assert self.stored is not None
+        self.stored.select(3, self.length).copy_(both)
+        return self._columns(self.length + 1)
+
+    def _columns(self, end: int) -> tuple[Tensor, Tensor]:
+        assert self.stored is not None
         self.length = end
-        return self.stored[0, :, :, :end], self.stored[1, :, :, :end]
+        keys, values = self.stored.narrow(3, 0, end).unbind(2)
+        return keys, values
 
     def keep(self, rows: Tensor) -> None:
         """Forget all sequences but these."""
         if self.stored is not None:
-            self.stored = self.stored[:, rows]
+            self.stored = self.stored[rows]
 
 
 class CachedAttention(torch.nn.Module):
@@ -52,18 +62,18 @@ class CachedAttention(torch.nn.Module):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any) -> Tensor:
         """[s, b, heads, head_dim] queries, [s, b, groups, head_dim] keys and values -> [s, b, heads * head_dim]."""
         keys, values = self.cache.append(key, value)
-        positions = _positions(attention_mask) if attention_mask is not None and self.attend.needs_positions else None
+        positions = places(attention_mask) if attention_mask is not None and self.attend.needs_positions else None
         out = self.attend(query.permute(1, 2, 0, 3), keys, values, attention_mask, positions)
         return out.permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), -1)
 
 
-def _positions(visible: Tensor) -> tuple[Tensor, Tensor]:
-    """Of queries [b, q] and keys [b, k], where padding on the left is what a row's last query [b, 1, q, k] does not see."""
+def places(visible: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions of queries [b, q] and keys [b, k], where padding on the left is what a row's last query [b, 1, q, k] does not see."""
     queries, keys = visible.shape[-2:]
     padding = visible[:, 0, -1].int().argmax(dim=-1)
     columns = torch.arange(keys, device=visible.device)
-    places = (columns - padding[:, None]).clamp(min=0)
-    return places[:, keys - queries :], places
+    of_keys = (columns - padding[:, None]).clamp(min=0)
+    return of_keys[:, keys - queries :], of_keys
 
 
 @contextmanager

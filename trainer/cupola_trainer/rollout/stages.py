@@ -5,7 +5,7 @@ generation, since a single new token cannot be shared out; the ranks of a contex
 take prompts of their own, like data-parallel ones.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.utils import unwrap_model
 from torch import Tensor
+
+from cupola_trainer.rollout.decoding import DecodingLayer, Turn
 
 
 class Stages:
@@ -34,24 +36,55 @@ class Stages:
         for chunk in self.chunks:
             yield from chunk.decoder.layers
 
-    def forward(self, tokens: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor | None:
+    def forward(
+        self, tokens: Tensor, positions: Tensor, mask: Tensor | None, layers: Sequence[DecodingLayer] | None = None
+    ) -> Tensor | None:
         """Logits of the last column, over the whole vocabulary, in fp32: [b, s] -> [b, v]; none before the last stage.
 
         Args:
             positions: [b, s].
             mask: [b, 1, s, columns so far], true where a query may look; none for causal.
+            layers: of this rank, with their caches, to read one more token; none for Megatron's own.
         """
         rope = self.chunks[0].rotary_pos_emb.at(positions).transpose(0, 1)[:, :, None]  # [s, b, 1, head_dim]
+        through = self._one(layers, mask, rope) if layers else self._whole(mask, rope)
         hidden = None
         for number, chunk in enumerate(self.chunks):
             if chunk.pre_process:
                 hidden = chunk.embedding(input_ids=tokens, position_ids=positions)
             elif self.stages > 1:
-                chunk.decoder.set_input_tensor(self._receive(tokens.shape))
-            hidden = chunk.decoder(hidden_states=hidden, attention_mask=mask, rotary_pos_emb=rope)
+                hidden = self._receive(tokens.shape)
+            hidden = through(chunk.decoder, hidden)
             if not (self.last and number == len(self.chunks) - 1):
                 dist.send(hidden.contiguous(), group=self.group, group_dst=(self.stage + 1) % self.stages)
         return self._logits(hidden) if self.last else None
+
+    def _whole(self, mask: Tensor | None, rope: Tensor) -> Callable[[Any, Tensor | None], Tensor]:
+        """Megatron's own way through a chunk's layers."""
+
+        def through(decoder: Any, hidden: Tensor | None) -> Tensor:
+            if not decoder.pre_process:
+                decoder.set_input_tensor(hidden)
+            output: Tensor = decoder(hidden_states=hidden, attention_mask=mask, rotary_pos_emb=rope)
+            return output
+
+        return through
+
+    def _one(
+        self, layers: Sequence[DecodingLayer], mask: Tensor | None, rope: Tensor
+    ) -> Callable[[Any, Tensor | None], Tensor]:
+        """The same for one token of each row."""
+        turn, following = Turn(rope, layers[0].each, self.dtype), iter(layers)
+
+        def through(decoder: Any, hidden: Tensor | None) -> Tensor:
+            assert hidden is not None
+            state = hidden[0]  # [1, b, h] -> [b, h]
+            for _ in decoder.layers:
+                state = next(following)(state, turn, mask)
+            norm = decoder.final_layernorm
+            return (state if norm is None else norm(state))[None]
+
+        return through
 
     def _receive(self, shape: Sequence[int]) -> Tensor:
         rows, length = shape
