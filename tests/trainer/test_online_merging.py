@@ -84,28 +84,41 @@ def test_a_dare_step_holds_each_part_as_it_was_or_not_at_all_and_rescales_nothin
     assert kept == pytest.approx(0.5, abs=0.05)
 
 
+def ties(delta: torch.Tensor, tau: torch.Tensor) -> torch.Tensor:
+    """Half of either by magnitude, and what is within a 64th of the last kept; then what agrees with the sum's sign."""
+    kept = []
+    for part, share in ((delta, 0.75), (tau, 0.25)):
+        smallest = keep_largest(part, 0.5).abs()
+        smallest = smallest[smallest > 0].min() * (1 - 1 / 64)
+        kept.append(torch.where(part.abs() >= smallest, part * share, 0))
+    elected = (kept[0] + kept[1]).sign()
+    return sum((torch.where(part.sign() == elected, part, 0) for part in kept), torch.zeros_like(delta))
+
+
 @pytest.mark.usefixtures("one_process")
-def test_a_ties_step_is_the_sum_of_what_is_large_and_agrees(saved: Path) -> None:
-    _, adam = steps(saved, None, 1)
-    before, merged = steps(saved, config(saved, method="onties"), 1)
-    for (name, theta), (key, base) in zip(before.items(), weights_of(saved / "base"), strict=True):
-        delta = 0.75 * keep_largest(adam[name] - theta, 0.5)
-        tau = 0.25 * keep_largest(theta - base, 0.5)
-        elected = (delta + tau).sign()
-        wanted = torch.where(delta.sign() == elected, delta, 0) + torch.where(tau.sign() == elected, tau, 0)
+@pytest.mark.parametrize("online_step", [1, 2])
+def test_a_ties_merge_is_the_sum_of_what_is_large_and_agrees(saved: Path, online_step: int) -> None:
+    adam = steps(saved, None, online_step)
+    found = steps(saved, config(saved, method="onties", online_step=online_step), online_step)
+    for (name, theta), (key, base) in zip(found[0].items(), weights_of(saved / "base"), strict=True):
+        wanted = theta + ties(adam[-1][name] - theta, theta - base)
         torch.testing.assert_close(
-            merged[name], theta + wanted, rtol=0, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}"
+            found[-1][name], wanted, rtol=0, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}"
         )
 
 
 @pytest.mark.usefixtures("one_process")
-def test_between_merges_every_tensor_moves_by_plain_adam(saved: Path) -> None:
+def test_between_merges_every_tensor_moves_by_plain_adam_and_all_that_moved_is_merged(saved: Path) -> None:
     adam = steps(saved, None, 2)
-    found = steps(saved, config(saved, online_step=2), 2)
-    for name in adam[0]:
+    found = steps(saved, config(saved, online_step=2), 3)
+    base = dict(zip(adam[0], [tensor for _, tensor in weights_of(saved / "base")], strict=True))
+    for name, theta in adam[0].items():
         assert torch.equal(found[1][name], adam[1][name]), name
+        delta, tau = 0.75 * (adam[2][name] - theta), 0.25 * (theta - base[name])
+        choices = torch.stack([torch.zeros_like(theta), delta, tau, delta + tau])  # of both steps, kept or not
+        assert (choices - (found[2][name] - theta)).abs().min(0).values.max() < 1e-6, name
         assert not torch.equal(found[2][name], found[1][name]), name
-        assert not torch.equal(found[2][name], adam[2][name]), name
+        assert not torch.equal(found[3][name], found[2][name]), name
 
 
 def weights_of(folder: Path) -> list[tuple[str, torch.Tensor]]:
@@ -137,18 +150,18 @@ def test_a_resume_is_bitwise(saved: Path, tokens_folder: Path, tmp_path: Path) -
     job = TrainJob(
         output=tmp_path / "whole",
         initial=saved / "two",
-        steps=4,
+        steps=6,
         batch=BatchConfig(sequence_length=32, micro_batch_size=2, global_batch_size=2),
         data=NextTokenData(tokens=tokens_folder),
-        optimizer=OptimizerConfig(merging=config(saved, online_step=2)),
-        checkpoint=CheckpointConfig(every=2),
+        optimizer=OptimizerConfig(merging=config(saved, online_step=4)),
+        checkpoint=CheckpointConfig(every=2),  # in the middle of what is merged together
     )
     assert train(job, lambda: False)
-    asked = iter([False, False, False, True])
+    asked = iter([False, False, True])
     broken = replace(job, output=tmp_path / "broken")
     assert not train(broken, lambda: next(asked))
     assert train(broken, lambda: False)
-    whole, resumed = (StoredTensors(each.output / "checkpoints" / "step_00000004") for each in (job, broken))
+    whole, resumed = (StoredTensors(each.output / "checkpoints" / "step_00000006") for each in (job, broken))
     assert set(whole) == set(resumed)
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 

@@ -78,14 +78,15 @@ def moment_shards(chunks: Sequence[torch.nn.Module], optimizer: Any) -> list[Sha
     return found
 
 
-def master_shards(chunks: Sequence[torch.nn.Module], part: Any) -> list[Shard]:
-    """The weights that a part of the optimizer updates, in fp32, whether or not they are copies: keys as `MASTER`'s."""
+def master_shards(chunks: Sequence[torch.nn.Module], part: Any, moment: str | None = None) -> list[Shard]:
+    """The weights that a part of the optimizer updates, in fp32, whether or not they are copies, or a moment of theirs in the
+    same pieces: keys as `MASTER`'s."""
     weights = sorted(weight_shards(chunks), key=lambda shard: shard.data.data_ptr())
     return [
         piece
-        for parameter, start, main, _ in _moments(part)
+        for parameter, start, main, states in _moments(part)
         for weight in _within(weights, parameter)
-        for piece in _pieces(weight, parameter, start, MASTER, main.detach().view(-1))
+        for piece in _pieces(weight, parameter, start, MASTER, (states[moment] if moment else main).detach().view(-1))
     ]
 
 

@@ -54,7 +54,7 @@ class ParallelConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class OnlineMergingConfig:
-    """The online merging optimizer: each step of Adam is merged with what the initial checkpoint has learnt since a base."""
+    """The online merging optimizer: what Adam does is merged with what the initial checkpoint has learnt since a base."""
 
     method: Literal["ondare", "onties"] = "ondare"
     """How both are thinned out: at random, or by magnitude and consensus of signs."""
@@ -67,7 +67,7 @@ class OnlineMergingConfig:
     """Share of both that is kept."""
 
     online_step: int = Field(default=1, ge=1)
-    """Steps from one merge to the next; those between are plain AdamW."""
+    """Steps from one merge to the next, which are merged together; costs one more copy of the weights where it is above 1."""
 
     base: Path
     """Checkpoint folder that the initial one was fine-tuned from. In a recipe: a stage's name, or artifact:ID."""

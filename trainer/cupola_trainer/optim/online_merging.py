@@ -1,20 +1,24 @@
-"""The online merging optimizer (Lu et al. 2024, arXiv 2405.17931): each step of Adam is merged with what the reference learnt.
+"""The online merging optimizer (Lu et al. 2024, arXiv 2405.17931): what Adam does is merged with what the reference learnt.
 
     theta <- theta + (1 - alpha) F(delta) + alpha F(tau)
 
-delta is AdamW's step (weight decay included) and tau = theta_reference - theta_base: fine-tuned less pretrained.
+delta is what AdamW's steps since the last merge (or the start) come to, weight decay included: one step, or `online_step`;
+theta on the right are the weights as the last merge left them; tau = theta_reference - theta_base: fine-tuned less pretrained.
 
 OnDARE   F keeps each element with probability `density`, and does not rescale what is left.
 OnTIES   F keeps the `density` share of largest magnitude; where the two then differ in sign, only the one stays that their
          weighted sum agrees with.
 
+Magnitudes within 2^-6 of the smallest that is kept count as equal to it, and are kept too: Adam's first steps are as large
+as the learning rate in every element, and which of them are the largest would be decided by the last bits.
+
 The published code departs from the paper: its dropout divides by the probability, and with online_step > 1 a `return` in the
-loop over parameters leaves all but the first without an update. Here neither is so: every `online_step`-th step is merged,
-the others are plain AdamW, and all of them move every tensor.
+loop over parameters leaves all but the first without an update. Here neither is so. Between merges steps are plain AdamW, and
+every step moves every tensor.
 
 Masks depend on the seed, the step, a tensor's name and the place of an element in the whole tensor, thresholds on the
-whole tensor of a layer: the update is the same in every layout. Nothing has to be saved: tau is read from the two
-checkpoints, and the step is Adam's own.
+whole tensor of a layer: the update is the same in every layout. Tau is read from the two checkpoints; with online_step > 1
+the weights as the last merge left them are saved with Adam's moments, as one of them.
 """
 
 import math
@@ -42,6 +46,10 @@ BLOCK = 1 << 22
 """Elements whose places are held in memory at a time."""
 BITS = 24
 """Of a hash, for one mask."""
+TIE = 2.0**-6
+"""Relative difference of magnitudes that count as equal."""
+MERGED = "merged"
+"""The weights as the last merge left them, among an optimizer's moments."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,8 @@ class Piece:
     """[*size], fp32: the memory that Adam updates."""
     tau: Tensor
     """[*size], fp32."""
+    merged: Tensor | None
+    """[*size], fp32: theta as the last merge left it, where several steps are merged together."""
     counted: bool
     """Whether this rank is the one that counts the box: replicas are counted once."""
 
@@ -76,7 +86,7 @@ class Piece:
 
 
 class OnlineMerging:
-    """Merges after each of Adam's steps; hooked into the optimizers, it lives as long as they do."""
+    """Merges after Adam's steps; hooked into the optimizers, it lives as long as they do."""
 
     def __init__(
         self, config: OnlineMergingConfig, chunks: Sequence[Any], optimizer: Any, *, reference: Path, seed: int
@@ -99,19 +109,26 @@ class OnlineMerging:
 
     def _pieces(self, chunks: Sequence[Any], part: Any) -> list[Piece]:
         shards = master_shards(chunks, part)
+        merged: list[Tensor | None] = [None] * len(shards)
+        if self.config.online_step > 1:
+            for group in part.optimizer.param_groups:
+                for main in group["params"]:
+                    part.optimizer.state[main][MERGED] = main.detach().clone()
+            merged = [shard.data for shard in master_shards(chunks, part, MERGED)]
         places: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(places, [(shard.place, shard.data.nbytes) for shard in shards if shard.main])
         counted = {shard.place for shard in owned(shards, places, runtime.rank())}
-        return [self._piece(shard, shard.place in counted) for shard in shards]
+        return [self._piece(shard, last, shard.place in counted) for shard, last in zip(shards, merged, strict=True)]
 
-    def _piece(self, shard: Shard, counted: bool) -> Piece:
+    def _piece(self, shard: Shard, merged: Tensor | None, counted: bool) -> Piece:
         key = shard.key.removeprefix(moment_key(MASTER, ""))
         tau = self._read(0, key, shard) - self._read(1, key, shard)
         leading = self.leading[key]
         name = "/".join((key, *map(str, shard.offset[:leading])))
         size = shard.size[leading:]
         theta = shard.data.view(size)
-        return Piece(name, shard.shape[leading:], shard.offset[leading:], theta, tau.view(size), counted)
+        last = None if merged is None else merged.view(size)
+        return Piece(name, shard.shape[leading:], shard.offset[leading:], theta, tau.view(size), last, counted)
 
     def _read(self, which: int, key: str, shard: Shard) -> Tensor:
         target = torch.empty(shard.size, dtype=torch.float32, device=shard.data.device)
@@ -137,7 +154,9 @@ class Part:
     def _remember(self, adam: Any, *_: Any) -> None:
         self.due = (int(adam.param_groups[0].get("step", 0)) + 1) % self.config.online_step == 0
         if self.due:
-            self.before = [piece.theta.clone() for piece in self.pieces]
+            self.before = [
+                piece.theta.clone() if piece.merged is None else piece.merged.clone() for piece in self.pieces
+            ]
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def _merge(self, adam: Any, *_: Any) -> None:
@@ -148,6 +167,9 @@ class Part:
         else:
             self._onties()
         self.before = []
+        for piece in self.pieces:
+            if piece.merged is not None:
+                piece.merged.copy_(piece.theta)
 
     def _ondare(self, step: int) -> None:
         alpha, limit = self.config.alpha, round(self.config.density * (1 << BITS))
@@ -173,13 +195,13 @@ class Part:
             piece.theta.copy_(before + step)
 
     def _smallest(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """Of each piece's whole tensor, the smallest magnitude that is kept."""
+        """Of each piece's whole tensor, the smallest magnitude that is kept: a little less than that of the last one wanted."""
         count = [math.ceil(self.config.density * size) for size in self.tensors.values()]
         number = {name: i for i, name in enumerate(self.tensors)}
         of = [number[piece.name] for piece in self.pieces]
         counted = [value if piece.counted else value[:0] for piece, value in zip(self.pieces, values, strict=True)]
         found = thresholds(counted, of, count)
-        return [found[i] for i in of]
+        return [found[i] * (1 - TIE) for i in of]
 
 
 def hashed(places: Tensor, seed: int) -> Tensor:
