@@ -17,6 +17,7 @@ def grpo(
     data = GrpoData(
         **_shared(stage, conversations, reward_model),
         kl_coef=stage.kl_coef,
+        anchor_rate=stage.anchor_rate,
         clip_low=stage.clip_low,
         clip_high=stage.clip_high,
         normalization=stage.normalization,

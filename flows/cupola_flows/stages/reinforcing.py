@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cupola_flows.stages.base import TrainStage
-from cupola_trainer.config import CodeReward, OptimizerConfig, PythonReward, RolloutConfig, TaskReward
+from cupola_trainer.config import CodeReward, OptimizerConfig, PythonReward, RolloutConfig, TaskReward, check_anchor
 
 RewardRule = Annotated[TaskReward | CodeReward | PythonReward, Field(discriminator="type")]
 
@@ -46,6 +46,8 @@ class GrpoStage(ReinforcementStage):
     kind: Literal["grpo"] = "grpo"
     kl_coef: float = Field(default=0.04, ge=0)
     """Weight of the KL to the reference in the loss; 0 keeps no reference in memory."""
+    anchor_rate: float = Field(default=0.0, ge=0, lt=1)
+    """How far the reference moves to the policy after each step (WARP's moving average, there 0.01); 0 leaves it frozen."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     """How far below 1 the ratio to the policy that drew the answer may fall before it is clipped."""
     clip_high: float = Field(default=0.2, gt=0)
@@ -54,6 +56,11 @@ class GrpoStage(ReinforcementStage):
     """Mean over answers of their means over tokens (GRPO); over all tokens (DAPO); over max_new_tokens (Dr. GRPO)."""
     scale_rewards: bool = True
     """Divide a group's advantages by its standard deviation."""
+
+    @model_validator(mode="after")
+    def _anchor_pulls(self) -> "GrpoStage":
+        check_anchor(self.anchor_rate, self.kl_coef)
+        return self
 
 
 class PpoStage(ReinforcementStage):

@@ -167,7 +167,7 @@ class Checkpointer:
             training |= {"optimizer_step": max(steps, default=0), "scheduler": self.scheduler.state_dict()}
         save = Save(folder, tokenizer, model, training)
         for chunk in self.chunks:
-            _gather(chunk)
+            gather(chunk)
         buffers = {buffer.data_ptr() for chunk in unwrap_model(list(self.chunks)) for buffer in chunk.buffers()}
         save.start(self._shards(), self.staging, passing=buffers)
         return save
@@ -183,7 +183,7 @@ class Checkpointer:
         return storage.owned(shards, self._places, runtime.rank())
 
 
-def _gather(chunk: torch.nn.Module) -> None:
+def gather(chunk: torch.nn.Module) -> None:
     """Bring all weights of a data-parallel chunk up to date, where that is overlapped with the next forward pass."""
     ddp = getattr(chunk, "ddp_config", None)
     if ddp and ddp.overlap_param_gather:

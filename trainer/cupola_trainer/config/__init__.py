@@ -56,6 +56,7 @@ from cupola_trainer.config.reinforcement import (
     Reward,
     RolloutConfig,
     TaskReward,
+    check_anchor,
 )
 from cupola_trainer.config.training import (
     BatchConfig,
@@ -112,6 +113,7 @@ __all__ = [
     "TrainJob",
     "TrainingData",
     "UpcycleJob",
+    "check_anchor",
     "check_merge",
     "read_job",
     "write_job",

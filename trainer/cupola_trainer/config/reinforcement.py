@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from cupola_platform.errors import ConfigError
@@ -133,6 +133,19 @@ class ReinforcementData:
     """What an answer is worth: the weighted sum of these."""
 
 
+def check_anchor(anchor_rate: float, kl_coef: float) -> None:
+    """Refuse a reference that moves and pulls at nothing.
+
+    Raises:
+        ValueError: the values given, the rule, the next move.
+    """
+    if anchor_rate and not kl_coef:
+        raise ValueError(
+            f"anchor_rate={anchor_rate} with kl_coef=0: nothing pulls to the reference that moves. Give kl_coef "
+            "(WARP's is 0.1), or leave anchor_rate out"
+        )
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class GrpoData(ReinforcementData):
     """Group relative policy optimization, against the frozen initial model."""
@@ -141,6 +154,9 @@ class GrpoData(ReinforcementData):
 
     kl_coef: float = Field(default=0.04, ge=0)
     """Weight of the KL to the reference in the loss; 0 keeps no reference in memory."""
+
+    anchor_rate: float = Field(default=0.0, ge=0, lt=1)
+    """How far the reference moves to the policy after each step (WARP's moving average, there 0.01); 0 leaves it frozen."""
 
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     """How far below 1 the ratio to the policy that drew the answer may fall before it is clipped."""
@@ -153,6 +169,11 @@ class GrpoData(ReinforcementData):
 
     scale_rewards: bool = True
     """Divide a group's advantages by its standard deviation."""
+
+    @model_validator(mode="after")
+    def _anchor_pulls(self) -> "GrpoData":
+        check_anchor(self.anchor_rate, self.kl_coef)
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

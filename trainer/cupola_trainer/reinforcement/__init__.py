@@ -5,6 +5,8 @@ rewards.py     what an answer is worth
 rollouts.py    questions asked, answers drawn and scored, as arrays; kept with the job until they are learnt
 learning.py    what the three have in common: an objective whose samples come from rollouts of the model in training
 grpo.py  ppo.py  online_dpo.py    each one's loss
+anchor.py      a reference that follows the policy (WARP's)
+beside.py      checkpoints of models that go with the one in training
 value.py       PPO's value model, with an optimizer and checkpoints of its own
 """
 

@@ -30,13 +30,16 @@ def initial_of(job: TrainJob) -> Path:
     return job.initial
 
 
-def frozen(job: TrainJob, folder: Path, model: ModelConfig) -> Chunks:
-    """A checkpoint in the job's layout and precision, never trained.
+def frozen(job: TrainJob, folder: Path, model: ModelConfig, dtype: torch.dtype | None = None) -> Chunks:
+    """A checkpoint in the job's layout, never trained.
+
+    Args:
+        dtype: none for the job's precision.
 
     Raises:
         CorruptArtifactError: it does not verify.
     """
-    chunks: Chunks = list(models.build(model, job.parallel, seed=None, dtype=runtime.dtype(job.precision)))
+    chunks: Chunks = list(models.build(model, job.parallel, seed=None, dtype=dtype or runtime.dtype(job.precision)))
     checkpoint.load_weights(folder, chunks)
     for chunk in chunks:
         chunk.eval().requires_grad_(False)

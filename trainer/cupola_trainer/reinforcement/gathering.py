@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from cupola_trainer import passes
 from cupola_trainer.config import ModelConfig, TrainJob
@@ -48,7 +49,8 @@ class Gatherer:
             top_p=self.config.top_p,
             top_k=self.config.top_k,
         )
-        self.reference = frozen(job, initial_of(job), model) if keeps_reference else None
+        exact = torch.float32 if getattr(data, "anchor_rate", 0.0) else None  # a reference that moves
+        self.reference = frozen(job, initial_of(job), model, exact) if keeps_reference else None
         self.reward_models = {
             name_of(reward): RewardModel(job, reward.checkpoint)
             for reward in data.rewards

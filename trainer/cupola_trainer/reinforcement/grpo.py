@@ -7,10 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cupola_trainer.config import TrainJob
+from cupola_trainer.checkpoint import Progress
+from cupola_trainer.config import ModelConfig, TrainJob
 from cupola_trainer.config.reinforcement import GrpoData
 from cupola_trainer.objectives.grpo import clipped_ratio_loss, group_advantages, kl_estimate, token_weights
 from cupola_trainer.objectives.objective import Batch
+from cupola_trainer.optim import Trainee
+from cupola_trainer.reinforcement.anchor import Anchor
 from cupola_trainer.reinforcement.learning import Learning
 from cupola_trainer.reinforcement.rollouts import Rollout
 
@@ -22,11 +25,34 @@ class GrpoObjective(Learning):
 
     def __init__(self, job: TrainJob, data: GrpoData, tokenizer: Any) -> None:
         self.grpo = data
+        self.anchor: Anchor | None = None
         self.keeps_reference = data.kl_coef > 0
         self.normalization = data.normalization
         self._weighed: tuple[int, np.ndarray] = (-1, np.empty(0))
         """First sample of a step, and the weights of its tokens."""
         super().__init__(job, data, tokenizer)
+
+    def attach(self, trainee: Trainee, model: ModelConfig) -> None:
+        super().attach(trainee, model)
+        reference = self.gatherer.reference
+        if self.grpo.anchor_rate and reference:
+            self.anchor = Anchor(self.job, model, reference, trainee.chunks, self.grpo.anchor_rate)
+
+    def update(self, trainee: Trainee) -> tuple[float, bool]:
+        norm, moved = super().update(trainee)
+        if self.anchor and moved:
+            self.anchor.follow()
+        return norm, moved
+
+    def save(self, progress: Progress) -> None:
+        super().save(progress)
+        if self.anchor:
+            self.anchor.save(progress)
+
+    def resume(self, progress: Progress) -> None:
+        super().resume(progress)
+        if self.anchor and progress.step:
+            self.anchor.resume(progress)
 
     def complete(self, rollout: Rollout) -> None:
         groups = rollout.arrays["rewards"].reshape(-1, self.config.group_size)

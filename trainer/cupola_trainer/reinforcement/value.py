@@ -1,6 +1,5 @@
 """PPO's value model: a scalar head of its own body, with an optimizer and checkpoints of its own."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cupola_platform.errors import CorruptArtifactError
 from cupola_trainer import checkpoint, models, optim, passes, runtime
 from cupola_trainer.checkpoint import Progress
 from cupola_trainer.config import ModelConfig, TrainJob
 from cupola_trainer.config.reinforcement import PpoData
 from cupola_trainer.identity import check_architecture
-from cupola_trainer.keeping import step_folder
 from cupola_trainer.objectives.objective import Batch, Objective, Reads
 from cupola_trainer.objectives.ppo import clipped_value_loss
+from cupola_trainer.reinforcement.beside import Beside
 from cupola_trainer.reinforcement.forwarding import over_rows
 from cupola_trainer.reinforcement.rollouts import Rollout
 
@@ -63,7 +61,7 @@ class ValueModel:
         assert job.initial
         self.job, self.objective = job, ValueObjective(data.value_clip)
         self.model = replace(policy, head="scalar")
-        self.folder = job.output / "value"
+        self.beside = Beside(job, self.objective.name, self.model)
         chunks = models.build(self.model, job.parallel, seed=job.seed, dtype=runtime.dtype(job.precision))
         initial = data.value_initial or job.initial
         if data.value_initial:
@@ -90,26 +88,8 @@ class ValueModel:
 
     def save(self, progress: Progress, tokenizer: Path | None) -> None:
         """Save weights and optimizer, before the policy's checkpoint of the same step; those without one go."""
-        checkpoint.save(
-            step_folder(self.folder, progress.step),
-            self.trainee.chunks,
-            model=self.model,
-            parallel=self.job.parallel,
-            step=progress.step,
-            consumed_samples=progress.consumed_samples,
-            seed=self.job.seed,
-            objective=self.objective.name,
-            tokenizer=tokenizer,
-            optimizer=self.trainee.optimizer,
-            scheduler=self.trainee.scheduler,
-        )
-        runtime.on_first_rank(lambda: self._prune(progress.step))
-
-    def _prune(self, step: int) -> None:
-        policies = {folder.name for folder in (self.job.output / "checkpoints").glob("step_*")}
-        for folder in self.folder.glob("step_*"):
-            if folder.name not in policies and folder.name != step_folder(self.folder, step).name:
-                shutil.rmtree(folder)
+        trainee = self.trainee
+        self.beside.save(progress, trainee.chunks, tokenizer, trainee.optimizer, trainee.scheduler)
 
     def resume(self, progress: Progress) -> None:
         """Go back to `progress`, weights and optimizer.
@@ -117,10 +97,5 @@ class ValueModel:
         Raises:
             CorruptArtifactError: what was saved with the policy is gone or torn: it never starts afresh beside it.
         """
-        folder = step_folder(self.folder, progress.step)
-        if not runtime.on_first_rank(folder.is_dir):
-            raise CorruptArtifactError(
-                f"{folder} is missing: the value model that goes with the policy of step {progress.step}. Put it back, or "
-                "start a new job from the policy's weights."
-            )
+        folder = self.beside.at(progress, "the value model")
         checkpoint.load_training(folder, self.trainee.chunks, self.trainee.optimizer, self.trainee.scheduler)

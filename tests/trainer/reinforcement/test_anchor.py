@@ -1,0 +1,87 @@
+"""WARP's anchor: the reference is the moving average of the policy, also through an interruption."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from cupola_platform.errors import CorruptArtifactError
+from cupola_trainer.config import (
+    BatchConfig,
+    CheckpointConfig,
+    GrpoData,
+    PythonReward,
+    RolloutConfig,
+    TrainJob,
+)
+from cupola_trainer.conversion.stored import StoredTensors
+from cupola_trainer.loop import begin, train
+from cupola_trainer.metrics import read_metrics
+
+JobOf = Callable[..., TrainJob]
+BATCH = BatchConfig(sequence_length=32, micro_batch_size=16, global_batch_size=16)
+
+
+def grpo(material: Path, **changes: Any) -> GrpoData:
+    settings: dict[str, Any] = {
+        "rollout": RolloutConfig(queries=4, group_size=4, max_new_tokens=8, heldout_queries=4),
+        "rewards": (PythonReward(function="toy_rewards:spaces"),),
+        "kl_coef": 0.1,
+        "anchor_rate": 0.25,
+    }
+    return GrpoData(conversations=material / "conversations", **(settings | changes))
+
+
+def test_the_reference_follows_the_policy_step_by_step(job: JobOf, material: Path) -> None:
+    under_way = begin(job("anchored", grpo(material), batch=BATCH))
+    under_way.start()
+    objective: Any = under_way.objective
+    policy = [parameter for chunk in under_way.trainee.chunks for parameter in chunk.parameters()]
+    average = [parameter.detach().clone() for parameter in policy]
+    for _ in range(3):
+        under_way.step()
+        average = [0.75 * old + 0.25 * new.detach() for old, new in zip(average, policy, strict=True)]
+    reference = [parameter for chunk in objective.gatherer.reference for parameter in chunk.parameters()]
+    for ours, expected in zip(reference, average, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+    assert any(not torch.equal(ours, theirs) for ours, theirs in zip(reference, policy, strict=True))
+    kl = float((objective.current.arrays["logps"] - objective.current.arrays["ref_logps"]).sum())
+    assert kl != 0  # the third rollout was compared with the average, not with the policy
+    under_way.watchdog.stop()
+
+
+def numbers(output: Path) -> list[tuple[Any, ...]]:
+    names = ("step", "loss", "grad_norm", "kl", "reward")
+    return [
+        tuple(line[name] for name in names)
+        for line in read_metrics(output / "metrics.jsonl")
+        if line["event"] == "step"
+    ]
+
+
+def test_an_interrupted_run_goes_on_with_its_average_or_not_at_all(job: JobOf, material: Path) -> None:
+    settings: dict[str, Any] = {"steps": 5, "batch": BATCH, "checkpoint": CheckpointConfig(every=2)}
+    twin, victim = (job(name, grpo(material), **settings) for name in ("twin", "victim"))
+    for each in (twin, victim):
+        each.output.mkdir()
+    assert train(twin, lambda: False)
+    looks = iter([False] * 3 + [True])
+    assert not train(victim, lambda: next(looks))
+    [saved] = (victim.output / "anchor").glob("step_00000003")
+    aside = saved.rename(victim.output / "elsewhere")
+    with pytest.raises(CorruptArtifactError, match="step_00000003 is missing: the average that goes with the policy"):
+        train(victim, lambda: False)
+    aside.rename(saved)
+    assert train(victim, lambda: False)
+    assert numbers(victim.output) == numbers(twin.output)
+    ours, theirs = (StoredTensors(each.output / "anchor" / "step_00000005") for each in (victim, twin))
+    assert set(ours) == set(theirs)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_an_anchor_that_pulls_at_nothing_is_refused(material: Path) -> None:
+    with pytest.raises(ValidationError, match=r"anchor_rate=0\.01 with kl_coef=0: nothing pulls"):
+        grpo(material, anchor_rate=0.01, kl_coef=0.0)
