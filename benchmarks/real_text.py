@@ -42,6 +42,7 @@ def build(folder: Path) -> None:
         if subprocess.run(["apt-get", "download", "-qq", package], cwd=downloads, check=False).returncode:
             print(f"{package}: not to be had here", file=sys.stderr)
             continue
+        to.parent.mkdir(exist_ok=True)
         (archive,) = downloads.glob(f"{package}_*.deb")
         subprocess.run(["dpkg-deb", "-x", archive, to], check=True)
         archive.unlink()
