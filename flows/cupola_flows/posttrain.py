@@ -25,6 +25,9 @@ from cupola_trainer.data.conversations import read_rows
 from cupola_trainer.data.instructions import make_conversations
 from cupola_trainer.data.preferences import make_preferences, make_prompts, read_preferences
 
+EPOCHS = 2.0
+"""Of fine-tuning, where a recipe says nothing (Qwen2's)."""
+
 
 def conversations(ctx: StageContext, stage: ConversationsStage, tokens: Artifact | None) -> Artifact:
     """Make conversations from verifiable tasks, from the corpus's own documents, and from files."""
@@ -48,7 +51,8 @@ def sft(
     ctx: StageContext, stage: SftStage, parent: Artifact, conversations: Artifact, base: Artifact | None = None
 ) -> Artifact:
     """Fine-tune a checkpoint on conversations: loss on the assistant's tokens only."""
-    data = SftData(conversations=conversations.path, pack=stage.pack)
+    epochs = None if stage.steps else stage.epochs or EPOCHS
+    data = SftData(conversations=conversations.path, epochs=epochs, pack=stage.pack)
     return train(ctx, stage, data=data, parent=parent, parents=[parent, conversations], base=base)
 
 

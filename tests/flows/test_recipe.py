@@ -114,6 +114,7 @@ def test_overrides_are_yaml_and_reach_into_lists_and_missing_mappings() -> None:
         ("seed=-1", "seed: -1: input should be greater than or equal to 0"),
         ("stages.sft.seed=4294967296", "stages.sft.seed: 4294967296: input should be less than 2147483648"),
         ("stages.prepare.corpus.sources={mine: {path: x}}", "sources.mine: needs type: {'path': 'x'} has none"),
+        ("stages.sft.epochs=2", "stages.sft: give either `steps` ("),
     ],
 )
 def test_an_unknown_override_is_refused(override: str, line: str) -> None:

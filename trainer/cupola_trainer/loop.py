@@ -1,6 +1,7 @@
 """train(): one job from its first step to its last, through interruptions."""
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ import torch.distributed as dist
 from cupola_platform.errors import ConfigError, NotFoundError, StageFailedError
 from cupola_trainer import checkpoint, models, optim, passes, runtime
 from cupola_trainer.checkpoint import Progress
-from cupola_trainer.config import SCALAR, ModelConfig, TrainJob
+from cupola_trainer.config import SCALAR, ModelConfig, SftData, TrainJob
 from cupola_trainer.data.batches import heldout_batches, read_batches, training_samples
 from cupola_trainer.faults import Monitor, Rollback, Rollbacks
 from cupola_trainer.identity import check_architecture, check_head, check_resumable, check_tokenizer, data_identity
@@ -48,7 +49,7 @@ def train(job: TrainJob, terminated: Callable[[], bool]) -> bool:
     run = begin(job)
     run.start()
     try:
-        while run.progress.step < job.steps:
+        while run.progress.step < run.job.steps:
             if runtime.any_rank(terminated()):
                 run.preempt()
                 return False
@@ -86,6 +87,7 @@ def begin(job: TrainJob) -> "Run":
     data = runtime.on_first_rank(lambda: data_identity(job))
     check_resumable(job.output / "checkpoints", model, {} if job.allow_data_change else data)
     objective = build_objective(job, tokenizer, model)
+    job = _counted(job, objective)
     chunks = models.build(model, job.parallel, seed=job.seed, dtype=runtime.dtype(job.precision))
     for chunk in chunks:  # pipeline stages then tell each other each micro-batch's shape
         chunk.config.variable_seq_lengths = getattr(job.data, "lengths", None) is not None
@@ -103,6 +105,15 @@ def begin(job: TrainJob) -> "Run":
     run = Run(job, model, tokenizer, objective, trainee, progress, data)
     attaching.check_resumed(run.progress, run.adapter)
     return run
+
+
+def _counted(job: TrainJob, objective: Objective) -> TrainJob:
+    """The job with as many steps as its epochs take, the last one begun counted whole."""
+    if not isinstance(job.data, SftData) or job.data.epochs is None:
+        return job
+    assert objective.epoch
+    steps = math.ceil(job.data.epochs * objective.epoch / job.batch.global_batch_size)
+    return replace(job, steps=steps, data=replace(job.data, epochs=None))
 
 
 class Run:

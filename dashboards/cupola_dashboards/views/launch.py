@@ -37,7 +37,7 @@ def _form(name: str, recipe: Recipe) -> list[str]:
     st.subheader("Parameters", anchor=False)
     seed = st.number_input("Seed", min_value=0, value=recipe.seed, step=1, key=f"seed-{name}", width=200)
     chosen = [f"seed={seed}"] if seed != recipe.seed else []
-    steps = {stage: held.steps for stage, held in recipe.stages.items() if isinstance(held, TrainStage)}
+    steps = {stage: held.steps for stage, held in recipe.stages.items() if isinstance(held, TrainStage) and held.steps}
     cells = st.columns(max(2, len(steps)))
     for cell, (stage, count) in zip(cells, steps.items(), strict=False):
         chosen += _number(cell, f"{stage}: steps", f"stages.{stage}.steps", count, name)

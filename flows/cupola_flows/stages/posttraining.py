@@ -45,8 +45,20 @@ class SftStage(TrainStage):
     """The stage that made the conversations."""
     optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(lr=7e-6))
     """Qwen2's rate: 7e-6 falling to 7e-7 over two epochs."""
+    steps: int = Field(default=0, ge=0)
+    """Optimizer steps; 0 for `epochs`."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the conversations, in place of `steps`; two, as Qwen2, where neither is given."""
     pack: bool = True
     """Several conversations share a row, each seeing only itself. Off, or with cp > 1: one a row, padded."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "SftStage":
+        if self.steps and self.epochs:
+            raise ValueError(
+                f"give either `steps` ({self.steps}) or `epochs` ({self.epochs:g}), and not both (steps=0 for epochs)"
+            )
+        return self
 
 
 class PreferencesStage(Stage):

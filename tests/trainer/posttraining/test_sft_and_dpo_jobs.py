@@ -1,12 +1,14 @@
 """Fine-tuning and alignment as they are launched: real processes, a checkpoint handed on."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from cupola_trainer.config import (
     BatchConfig,
@@ -18,6 +20,7 @@ from cupola_trainer.config import (
     TrainJob,
     write_job,
 )
+from cupola_trainer.objectives.sft import SftObjective
 
 MODEL = ModelConfig(
     vocab_size=1024,
@@ -65,13 +68,18 @@ def test_sft_lowers_the_held_out_loss_and_dpo_turns_held_out_pairs(
         output=tmp_path / "sft",
         model=MODEL,
         tokenizer=chat_tokenizer_folder,
-        steps=30,
+        steps=0,
         parallel=ParallelConfig(dp=2),
         batch=BatchConfig(sequence_length=64, micro_batch_size=4, global_batch_size=8),
-        data=SftData(conversations=data / "conversations"),
+        data=SftData(conversations=data / "conversations", epochs=9.5),
         **shared,
     )
-    before, after = evaluations(launch(torchrun, sft, ranks=2))
+    events = launch(torchrun, sft, ranks=2)
+    tokenizer = AutoTokenizer.from_pretrained(chat_tokenizer_folder)
+    rows = SftObjective(sft.data, tokenizer=tokenizer, sequence_length=64, seed=1).epoch  # type: ignore[arg-type]
+    assert rows
+    assert events[0]["steps"] == events[-1]["step"] == math.ceil(9.5 * rows / 8)
+    before, after = evaluations(events)
     assert before["heldout_loss"] == pytest.approx(np.log(1024), rel=0.05)
     assert after["heldout_loss"] < 3.5
     checkpoint = sft.output / json.loads((sft.output / "result.json").read_text())["folder"]

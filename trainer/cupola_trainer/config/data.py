@@ -39,6 +39,9 @@ class SftData:
     conversations: Path
     """A `conversations` artifact's folder."""
 
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the conversations, in place of the job's steps; none for its steps."""
+
     pack: bool = True
     """Several conversations share a row, each seeing only itself. Off, or with cp > 1: one a row, padded."""
 

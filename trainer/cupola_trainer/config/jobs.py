@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 
 from cupola_trainer.architecture import STRICT, ModelConfig, MoEConfig
@@ -36,8 +36,8 @@ class TrainJob:
     """What the initial checkpoint's positions become; none to leave them. Not with `model`."""
     tokenizer: Path | None = None
     """Tokenizer folder to keep with a new model's checkpoints; none to take the initial checkpoint's."""
-    steps: int = Field(ge=1)
-    """Optimizer steps."""
+    steps: int = Field(ge=0)
+    """Optimizer steps; 0 for as many as `data.epochs` take."""
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     lora: LoraConfig | None = None
@@ -60,6 +60,13 @@ class TrainJob:
     """Only write each step's numbers: no held-out loss, no checkpoint, no result."""
     profile: tuple[int, int] | None = None
     """First and last step to trace with torch's profiler, into `output/profile`; none for no trace."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainJob":
+        epochs = getattr(self.data, "epochs", None)
+        if bool(self.steps) == bool(epochs):
+            raise ValueError(f"steps={self.steps} and data.epochs={epochs}: give one of them")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -33,6 +33,9 @@ class Objective(ABC):
     "logits": [b, s, v / tp], this tensor-parallel rank's part of the vocabulary, after soft-capping.
     """
 
+    epoch: int | None = None
+    """Training samples in one pass over the data; none where nothing counts them."""
+
     drops: Mapping[str, int] = MappingProxyType({})
     """Training rows that cannot be learnt from, by reason."""
 

@@ -43,6 +43,7 @@ class SftObjective(Objective):
             )
         capacity = sequence_length + 1 if data.pack else 0
         self._train = [_join(train, row) for row in pack([len(s["tokens"]) for s in train], capacity, seed)]
+        self.epoch = len(self._train)
         self._heldout = [_join(heldout, row) for row in pack([len(s["tokens"]) for s in heldout], capacity, seed)]
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
