@@ -41,6 +41,16 @@ def test_merged_checkpoints_are_published_with_their_parents_or_written_to_a_fol
 
 
 @pytest.mark.slow
+def test_merged_reward_models_are_a_reward_model(cupola: Any, saved: Path) -> None:
+    done = cupola("checkpoint", "merge", str(saved / "judge"), str(saved / "other_judge"), "--alias", "warm")
+    assert done.returncode == 0, done.stderr
+    assert cupola.json("show", "warm")["kind"] == "reward_model"
+    done = cupola("checkpoint", "merge", "warm", str(saved / "one"), "--alias", "no")
+    assert done.returncode == 2
+    assert "has head=" in done.stderr
+
+
+@pytest.mark.slow
 def test_a_merge_that_cannot_be_is_one_line(cupola: Any, saved: Path) -> None:
     done = cupola("checkpoint", "merge", str(saved / "one"), str(saved / "wide"), "--alias", "no")
     assert done.returncode == 2

@@ -1,6 +1,7 @@
 """Writes what the tests of merging, pruning and adapters share: `python three_models.py FOLDER`.
 
-`base`, and `one` and `two`, which moved away from it as if each had been fine-tuned; `mixture` and `tuned_mixture`; `wide`, of another shape.
+`base`, and `one` and `two`, which moved away from it as if each had been fine-tuned; `mixture` and `tuned_mixture`; `judge` and
+`other_judge`, with scalar heads; `wide`, of another shape.
 All are tiny, over bytes, and without a tokenizer.
 """
 
@@ -29,6 +30,8 @@ MODELS = {
     "base": (BASE, 0.0),
     "one": (BASE, 0.05),
     "two": (BASE, 0.1),
+    "judge": (replace(BASE, head="scalar"), 0.05),
+    "other_judge": (replace(BASE, head="scalar"), 0.1),
     "wide": (replace(BASE, ffn_hidden_size=64), 0.0),
     "mixture": (MIXTURE, 0.0),
     "tuned_mixture": (MIXTURE, 0.05),

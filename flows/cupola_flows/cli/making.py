@@ -36,7 +36,9 @@ def register(app: typer.Typer) -> None:
 
 
 def merge_command(
-    references: Annotated[list[str], typer.Argument(metavar="ID...", help="Two checkpoints or more.")],
+    references: Annotated[
+        list[str], typer.Argument(metavar="ID...", help="Two checkpoints or more, or reward models.")
+    ],
     method: Annotated[str, typer.Option(help="average, slerp, ties or dare.")] = "average",
     weights: Annotated[
         str | None, typer.Option(metavar="W,W,...", help="One for each; only their proportions matter.")
@@ -51,7 +53,7 @@ def merge_command(
     alias: AliasOption = None,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Merge checkpoints of one architecture into one."""
+    """Merge checkpoints of one architecture, or reward models, into one."""
     stage = stage_of(
         MergeStage,
         checkpoints=references,
@@ -62,7 +64,8 @@ def merge_command(
         scale=scale,
         seed=seed,
     )
-    found = [resolve_checkpoint(reference, workspace) for reference in references]
+    kinds = ("checkpoint", "reward_model")
+    found = [resolve_checkpoint(reference, workspace, kinds=kinds) for reference in references]
     common = resolve_checkpoint(base, workspace) if base else None
     parents = [*found, *([common] if common else [])]
     make(
@@ -73,6 +76,7 @@ def merge_command(
         to,
         alias,
         workspace,
+        kind=kind_of(found[0]),
     )
 
 
@@ -104,6 +108,12 @@ def stage_of(kind: type[AnyStage], **settings: Any) -> AnyStage:
         raise ConfigError(one_line(error, kind)) from None
 
 
+def kind_of(checkpoint: Artifact) -> str:
+    """What is made of checkpoints like this one."""
+    head = json.loads((checkpoint.path / "model.json").read_bytes()).get("head")
+    return "reward_model" if head == "scalar" else "checkpoint"
+
+
 def make(
     job: Callable[[Path], AnyJob],
     name: str,
@@ -112,6 +122,7 @@ def make(
     to: Path | None,
     alias: str | None,
     workspace: Path | None,
+    kind: str = "checkpoint",
 ) -> None:
     """Run a job in one process of its own, and publish what it made, or write it to a folder."""
     if to and alias:
@@ -124,13 +135,13 @@ def make(
         made = _run(job(Path(scratch)))
         if to:
             digests = [parent.digest for parent in parents]
-            artifact = seal(made, kind="checkpoint", parents=digests, stage=name, config=config)
+            artifact = seal(made, kind=kind, parents=digests, stage=name, config=config)
             if to.exists():
                 to.rmdir()
             made.rename(to)
             print(f"Wrote {artifact.id} to {to}.")
             return
-        artifact = ws.publish(made, kind="checkpoint", parents=parents, stage=name, config=config)
+        artifact = ws.publish(made, kind=kind, parents=parents, stage=name, config=config)
     if alias:
         ws.registry.set_alias(alias, artifact.digest, f"Made by cupola checkpoint {name}.")
     print(f"Made {artifact.id}. Use it in a recipe as artifact:{alias or artifact.id}.")
