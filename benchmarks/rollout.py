@@ -1,6 +1,6 @@
 """Generated tokens per second, ours against transformers' `generate`: same weights, same prompts, by turns in one process.
 
-    python benchmarks/rollout.py [--sizes 1m,10m,10m-152k] [--batches 1,8,64] [--prompt 64] [--new 64] [--rounds 5] [--ragged]
+    python benchmarks/rollout.py [--sizes 1m,10m,1m-152k] [--batches 1,8,64] [--prompt 64] [--new 64] [--rounds 5] [--ragged]
 
 No token ends an answer, so both always make as many. Sampling is plain (temperature 1, nothing cut off); prompts are random,
 of one length, or with --ragged of any up to it. Processor seconds are counted as well as wall: others may use the machine.
@@ -20,13 +20,13 @@ import torch
 SIZES = {  # hidden, layers, heads, ffn, vocabulary
     "1m": (128, 4, 4, 352, 4096),
     "10m": (320, 7, 8, 864, 4096),
-    "10m-152k": (128, 4, 4, 352, 152_064),
+    "1m-152k": (128, 4, 4, 352, 152_064),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default="1m,10m,10m-152k")
+    parser.add_argument("--sizes", default="1m,10m,1m-152k")
     parser.add_argument("--batches", default="1,8,64")
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--new", type=int, default=64)
