@@ -12,6 +12,7 @@ from cupola_trainer.kernels.swiglu import swiglu
 from cupola_trainer.runtime import shortcuts
 from cupola_trainer.runtime.adam import FusedAdam
 from cupola_trainer.runtime.capacity import keep_within_capacity
+from cupola_trainer.runtime.exchange import exchange_at_once_over_gloo, exchange_over_gloo
 from cupola_trainer.runtime.uneven import parts_of_any_length
 
 
@@ -102,9 +103,13 @@ PATCHES: dict[str, tuple[Callable[[Any], None], ...]] = {
     "megatron.core.transformer.moe.moe_utils": (_router_without_transformer_engine, _split_sizes_on_cpu),
     "megatron.core.transformer.moe.router": (_capacity,),
     "megatron.core.utils": (shortcuts.many_tensors_at_once,),
-    "megatron.core.tensor_parallel.mappings": (parts_of_any_length, shortcuts.one_rank_shares_nothing),
-    "megatron.core.tensor_parallel.layers": (shortcuts.plain_linear_on_one_rank,),
-    "megatron.core.distributed.param_and_grad_buffer": (shortcuts.one_rank_reduces_nothing,),
+    "megatron.core.tensor_parallel.mappings": (
+        parts_of_any_length,
+        shortcuts.one_rank_shares_nothing,
+        exchange_over_gloo,
+    ),
+    "megatron.core.tensor_parallel.layers": (shortcuts.plain_linear_on_one_rank, exchange_over_gloo),
+    "megatron.core.distributed.param_and_grad_buffer": (exchange_at_once_over_gloo,),
     "megatron.core.models.common.embeddings.rope_utils": (_rotary_without_transformer_engine,),
     "megatron.core.fusions.fused_bias_swiglu": (_swiglu_without_compiler,),
     "megatron.core.dist_checkpointing.strategies.filesystem_async": (_write_checkpoints_in_threads,),

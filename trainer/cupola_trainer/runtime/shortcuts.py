@@ -9,19 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def one_rank_reduces_nothing(buffers: Any) -> None:
-    """A data-parallel group of one: its shard of the buffer is the buffer, which gloo would copy onto itself."""
-
-    def unless_alone(collective: Callable[..., Any]) -> Callable[..., Any]:
-        def call(output: Tensor, source: Tensor, *args: Any, group: Any, **kwargs: Any) -> Any:
-            return None if group.size() == 1 else collective(output, source, *args, group=group, **kwargs)
-
-        return call
-
-    buffers.dist_all_gather_func = unless_alone(buffers.dist_all_gather_func)
-    buffers.dist_reduce_scatter_func = unless_alone(buffers.dist_reduce_scatter_func)
-
-
 def one_rank_shares_nothing(mappings: Any) -> None:
     """A tensor-parallel group of one: the identity, without an autograd function around it."""
 
