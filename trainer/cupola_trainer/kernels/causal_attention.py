@@ -61,7 +61,7 @@ class _CausalAttention(torch.autograd.Function):
             rows = slice(start * shared, end * shared)
             of_v[:, :end].baddbmm_(p.transpose(1, 2), gradient[:, rows])
             of_p = torch.bmm(gradient[:, rows], v[:, :end].transpose(1, 2))
-            of_scores = torch._softmax_backward_data(of_p, p, -1, p.dtype)
+            of_scores = torch._softmax_backward_data(of_p, p, -1, p.dtype, grad_input=of_p)
             torch.bmm(of_scores, k[:, :end], out=of_q[:, rows])
             of_k[:, :end].baddbmm_(of_scores.transpose(1, 2), q[:, rows])
         return _by_head(of_q.mul_(ctx.scale), ctx.shape), of_k.view(b, groups, s, d), of_v.view(b, groups, s, d), None
