@@ -2,9 +2,13 @@
 
 import random
 import sysconfig
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers, trainers
 
 from cupola_platform.corpus.config import TokenizerConfig
@@ -54,6 +58,36 @@ def test_a_base_without_room_or_beside_a_vocabulary_is_refused(tmp_path: Path) -
         make_tokenizer(TokenizerConfig(vocab_size=448, base=tmp_path / "small"), texts(), tmp_path / "no")
     with pytest.raises(ConfigError, match=r"tokenizer\.base=.* is for a trained vocabulary"):
         check_vocabulary(TokenizerConfig(vocabulary=tmp_path / "small", base=tmp_path / "small"))
+
+
+def textbook(words: dict[bytes, int], count: int) -> list[tuple[int, int]]:
+    """All pairs counted anew for every merge."""
+    parts, merges = [list(word) for word in words], list[tuple[int, int]]()
+    while len(merges) < count:
+        counts: Counter[tuple[int, int]] = Counter()
+        for ids, often in zip(parts, words.values(), strict=True):
+            for pair in pairwise(ids):
+                counts[pair] += often
+        if not counts:
+            break
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(best)
+        for number, ids in enumerate(parts):
+            joined: list[int] = []
+            while ids:
+                step = 2 if tuple(ids[:2]) == best else 1
+                joined.append(255 + len(merges) if step == 2 else ids[0])
+                ids = ids[step:]
+            parts[number] = joined
+    return merges
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.dictionaries(st.text("abc", min_size=1, max_size=12).map(str.encode), st.integers(1, 3), max_size=12))
+@example({b"aaaa": 1})
+@example({b"aaaaa": 2, b"abababa": 1})
+def test_merges_are_those_of_the_textbook_until_nothing_is_left_to_join(words: dict[bytes, int]) -> None:
+    assert learn_merges(words, [list(word) for word in words], 256, 30) == textbook(words, 30)
 
 
 def test_counts_beyond_32_bits_do_not_overflow() -> None:

@@ -3,6 +3,7 @@
 import base64
 import sysconfig
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer
 
 from cupola_platform.corpus.checking import check_config
 from cupola_platform.corpus.config import PrepareConfig, PythonEnvironment, TokenizerConfig
-from cupola_platform.corpus.encoding import DocumentEncoder
+from cupola_platform.corpus.encoding import DocumentEncoder, Encoded
 from cupola_platform.corpus.ranks import byte_letters, follows_its_ranks, merges_of, read_ranks
 from cupola_platform.corpus.tokenization import CONTROL_TOKENS, PATTERN
 from cupola_platform.corpus.vocabulary import make_tokenizer
@@ -145,6 +146,23 @@ def test_documents_side_by_side_are_encoded_as_each_alone(encoder: DocumentEncod
     assert [len(of) for of in encoder.documents([])] == [0, 0]
 
 
+def test_a_character_newer_than_the_tables_takes_only_its_own_text_the_long_way(
+    encoder: DocumentEncoder, reference: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["a \U000323af", "naïve 1", "b\U000323af'll"]
+    asked: list[str] = []
+    by_tokenizer = encoder._by_tokenizer
+
+    def seen(texts: Sequence[str]) -> Encoded:
+        asked.extend(texts)
+        return by_tokenizer(texts)
+
+    monkeypatch.setattr(encoder, "_by_tokenizer", seen)
+    ids, _ = encoder.documents(texts)
+    assert asked == [texts[0], texts[2]]
+    assert ids.tolist() == [id for text in texts for id in (*reference.encode(text).ids, 490)]
+
+
 def test_a_word_of_more_tokens_than_were_ever_seen_is_encoded(folder: Path, reference: Tokenizer) -> None:
     text = "今天天气很好" * 200
     fresh = DocumentEncoder(Tokenizer.from_file(str(folder / "tokenizer.json")))
@@ -196,6 +214,16 @@ def test_a_tiktoken_vocabulary_gives_tiktokens_ids(folder: Path, tmp_path: Path)
     theirs = tiktoken.Encoding("own", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
     for text in library_texts()[30:]:
         assert encoder.encode(text) == theirs.encode_ordinary(text)
+
+
+def test_a_token_that_no_merge_makes_is_never_given(tmp_path: Path) -> None:
+    ranks = {bytes([byte]): byte for byte in range(256)} | {b"ab": 256, b"xyz": 257}
+    lines = (f"{base64.b64encode(token).decode()} {rank}" for token, rank in ranks.items())
+    (tmp_path / "own.tiktoken").write_text("\n".join(lines) + "\n")
+    make_tokenizer(TokenizerConfig(vocabulary=tmp_path / "own.tiktoken"), [], tmp_path / "made")
+    tokenizer = Tokenizer.from_file(str(tmp_path / "made" / "tokenizer.json"))
+    assert tokenizer.encode("ab xyz").ids == [256, 32, 120, 121, 122]
+    assert DocumentEncoder(tokenizer).encode("ab xyz") == [256, 32, 120, 121, 122]
 
 
 @pytest.mark.parametrize(

@@ -74,12 +74,21 @@ class DocumentEncoder:
     def _batch(self, texts: Sequence[str]) -> Encoded:
         if not texts:
             return np.empty(0, np.int32), np.empty(0, np.int64)
-        if self._merge is None or (not all(map(str.isascii, texts)) and has_unknown(texts)):
+        if self._merge is None:
             return self._by_tokenizer(texts)
+        if not all(map(str.isascii, texts)) and has_unknown(texts):
+            return self._each(texts)
         texts = [text if text.isascii() else unicodedata.normalize("NFC", text) for text in texts]
         ends = np.cumsum([len(text) + 1 for text in texts]) - 1
         data, starts = bytes_and_words("\0".join([*texts, ""]), ends)
         return self._encode(data, starts, np.searchsorted(starts[0], ends))
+
+    def _each(self, texts: Sequence[str]) -> Encoded:
+        """Each by itself: what takes the long way should be the text with an unknown character, not its neighbours."""
+        if len(texts) == 1:
+            return self._by_tokenizer(texts)
+        ids, counts = zip(*(self._batch([text]) for text in texts), strict=True)
+        return np.concatenate(ids), np.concatenate(counts)
 
     def _encode(
         self, data: NDArray[np.uint8], words: tuple[NDArray[np.int64], NDArray[np.int64]], last: NDArray[np.int64]

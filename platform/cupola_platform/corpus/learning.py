@@ -1,20 +1,22 @@
 """Byte-pair encoding learnt from counted words (Sennrich et al. 2016), from single bytes or on top of a vocabulary.
 
 What it takes in memory grows with the distinct words, never with the text: words are counted first, and counts that
-outgrow their bound go to disk in sorted runs. Counts are Python's integers: none overflows.
+outgrow their bound go to disk in sorted runs. Counts have 64 bits: none overflows.
 """
 
 import heapq
 import pickle
 import tempfile
-from collections import Counter, defaultdict
+from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from itertools import groupby, pairwise
+from itertools import groupby
 from operator import itemgetter
 from typing import IO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cupola_platform.corpus.splitting import bytes_and_words
 from cupola_platform.corpus.word_table import LONGEST, keys_of
@@ -26,6 +28,11 @@ BATCH_CHARACTERS = 1 << 18
 _RUN = 10_000
 """Words written to a run at once."""
 
+_NONE = -1
+"""Between two words, and where a part was joined to the one before it."""
+
+I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
 Pair = tuple[int, int]
 Count = tuple[bytes, int]
 
@@ -64,56 +71,110 @@ def learn_merges(words: Mapping[bytes, int], parts: Iterable[Sequence[int]], fir
         first: id of the first new token.
         count: merges to learn, at most: fewer when no word has two parts left.
     """
-    tokens = [list(ids) for ids in parts]
-    often = list(words.values())
-    counts: dict[Pair, int] = defaultdict(int)
-    where: dict[Pair, set[int]] = defaultdict(set)
-    for i, ids in enumerate(tokens):
-        for pair in pairwise(ids):
-            counts[pair] += often[i]
-            where[pair].add(i)
-    heap = [(-total, pair) for pair, total in counts.items()]
-    heapq.heapify(heap)
+    chain = _Chain(list(words.values()), parts)
+    counts = dict[int, int]()
+    where = dict[int, I32]()
+    heap: list[tuple[int, int]] = []
+
+    def see(found: Iterable[tuple[int, int, I32]]) -> None:
+        for key, total, places in found:
+            counts[key], where[key] = total, places
+            heapq.heappush(heap, (-total, key))
+
+    see(chain.pairs())
     merges: list[Pair] = []
     while heap and len(merges) < count:
-        total, pair = heapq.heappop(heap)
-        if -total != counts[pair]:  # fewer than when it was put here
-            if counts[pair] > 0:
-                heapq.heappush(heap, (-counts[pair], pair))
+        total, key = heapq.heappop(heap)
+        if -total != counts.get(key, 0):  # fewer than when it was put here
+            if key in counts:
+                heapq.heappush(heap, (-counts[key], key))
             continue
-        grown = set()
-        for i in where.pop(pair):
-            tokens[i], changes = _merge(tokens[i], pair, first + len(merges))
-            for changed, step in changes:
-                counts[changed] += step * often[i]
-                if step > 0:
-                    where[changed].add(i)
-                    grown.add(changed)
+        pair = (key >> 32, key & 0xFFFFFFFF)
+        gone, come = chain.merge(where[key], pair, first + len(merges))
         merges.append(pair)
-        del counts[pair]
-        for changed in grown - {pair}:
-            heapq.heappush(heap, (-counts[changed], changed))
+        for other, lost in gone:
+            counts[other] -= lost
+            if not counts[other]:
+                del counts[other], where[other]
+        counts.pop(key, None)  # what is left of it lies in runs of one part: `aaa` is (a, a), then a
+        where.pop(key, None)
+        see(come)
     return merges
 
 
-def _merge(ids: list[int], pair: Pair, new: int) -> tuple[list[int], list[tuple[Pair, int]]]:
-    """A word with every such pair joined, from the left, and the neighbours that went and came."""
-    first, second = pair
-    merged: list[int] = []
-    changes: list[tuple[Pair, int]] = []
-    i, last = 0, len(ids) - 1
-    while i <= last:
-        if i < last and ids[i] == first and ids[i + 1] == second:
-            if merged:
-                changes += [((merged[-1], first), -1), ((merged[-1], new), 1)]
-            if i + 2 <= last:
-                changes += [((second, ids[i + 2]), -1), ((new, ids[i + 2]), 1)]
-            merged.append(new)
-            i += 2
-        else:
-            merged.append(ids[i])
-            i += 1
-    return merged, changes
+class _Chain:
+    """All words' parts one after another, in arrays; a merge is done in all places at once.
+
+    A place that was joined to the one before it stays, and is stepped over.
+    """
+
+    def __init__(self, often: Sequence[int], parts: Iterable[Sequence[int]]) -> None:
+        flat, lengths = array("i"), array("q")
+        for ids in parts:
+            flat.extend(ids)
+            flat.append(_NONE)
+            lengths.append(len(ids) + 1)
+        self._ids: I32 = np.array(flat, np.int32)
+        self._word: I32 = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+        self._often = np.array(often, np.int64)
+        self._after: I32 = np.arange(1, len(flat) + 1, dtype=np.int32)
+        self._before: I32 = np.arange(-1, len(flat) - 1, dtype=np.int32)
+
+    def pairs(self) -> Iterator[tuple[int, int, I32]]:
+        """Neighbours, as one number; how often they come; and where the first of the two lies."""
+        left, right = self._ids[:-1], self._ids[1:]
+        places = np.flatnonzero((left != _NONE) & (right != _NONE)).astype(np.int32)
+        keys = _keys(left[places], right[places])
+        return _grouped(keys, self._often[self._word[places]], places)
+
+    def merge(
+        self, places: I32, pair: Pair, new: int
+    ) -> tuple[Iterator[tuple[int, int]], Iterator[tuple[int, int, I32]]]:
+        """Join a pair wherever it stands, from the left; the neighbours that go, and those that come."""
+        ids, first, second = self._ids, *pair
+        left = np.sort(places)
+        left = left[(ids[left] == first) & (ids[self._after[left]] == second)]
+        if first == second:
+            left = left[_every_other(self._after[left[:-1]] == left[1:])]
+        right = self._after[left]
+        after, before, often = self._after[right], self._before[left], self._often[self._word[left]]
+        touching = after[:-1] == left[1:]  # the next pair follows at once
+        follows, followed = np.append(False, touching), np.append(touching, False)
+        has_before, has_after = (ids[before] != _NONE) & ~follows, ids[after] != _NONE
+        old_before, old_after = ids[before][has_before], ids[after][has_after]
+        new_after = np.where(followed[has_after], np.int32(new), old_after)
+        weights = np.concatenate([often[has_before], often[has_after]])
+        gone = np.concatenate([_keys(old_before, first), _keys(second, old_after)])
+        come = np.concatenate([_keys(old_before, new), _keys(new, new_after)])
+        at = np.concatenate([before[has_before], left[has_after]])
+        ids[left], ids[right] = new, _NONE
+        self._after[left], self._before[after] = after, left
+        lost = ((key, total) for key, total, _ in _grouped(gone, weights, at))
+        return lost, _grouped(come, weights, at)
+
+
+def _keys(left: I32 | int, right: I32 | int) -> I64:
+    return np.asarray(left, np.int64) << 32 | np.asarray(right, np.int64)
+
+
+def _grouped(keys: I64, weights: I64, places: I32) -> Iterator[tuple[int, int, I32]]:
+    """Each key once, with the sum of its weights and its places."""
+    if not len(keys):
+        return
+    order = np.argsort(keys, kind="stable")
+    keys, places = keys[order], places[order]
+    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
+    totals = np.add.reduceat(weights[order], starts)
+    ends = np.append(starts[1:], len(keys))
+    for key, total, start, end in zip(*(of.tolist() for of in (keys[starts], totals, starts, ends)), strict=True):
+        yield key, total, places[start:end]
+
+
+def _every_other(touching: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Of places, each of which touches the next or does not: the first, third, ... of every row that touch."""
+    numbers = np.arange(len(touching) + 1)
+    starts = np.maximum.accumulate(np.where(np.append(True, ~touching), numbers, 0))
+    return np.asarray((numbers - starts) % 2 == 0)
 
 
 def _count(texts: Sequence[str]) -> Iterator[Count]:

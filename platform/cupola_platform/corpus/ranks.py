@@ -134,7 +134,8 @@ def follows_its_ranks(tokenizer: Tokenizer) -> dict[bytes, int] | None:
     """The ranks of a byte-level BPE tokenizer whose merges are those that its ids imply, else none.
 
     Then tiktoken gives the same ids: were any other two tokens (c, d) of the same bytes ever to meet, the merges of lower
-    rank would have parted those bytes alone in the same way, which is the way that the merge list has.
+    rank would have parted those bytes alone in the same way, which is the way that the merge list has. A token that no
+    merge makes is what tiktoken gives for a word of its bytes, and the tokenizer never.
     """
     model = json.loads(tokenizer.to_str())["model"]
     try:
@@ -142,7 +143,9 @@ def follows_its_ranks(tokenizer: Tokenizer) -> dict[bytes, int] | None:
         merges = [(bytes_of_letters(a), bytes_of_letters(b)) for a, b in map(_pair, model["merges"])]
     except KeyError:
         return None
-    complete = len(ranks) == len(model["vocab"]) and all(bytes([byte]) in ranks for byte in range(256))
+    complete = len(ranks) == len(model["vocab"]) == len(merges) + 256 and all(
+        bytes([byte]) in ranks for byte in range(256)
+    )
     return ranks if complete and merges == merges_of(ranks) else None
 
 

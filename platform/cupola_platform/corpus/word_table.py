@@ -13,6 +13,9 @@ LONGEST = 15
 MAX_WORDS = 1 << 20
 """Words kept at once, about 90 MB with their ids; then the table starts anew."""
 
+_FIRST_BITS = 17
+"""Slots to begin with, as a power of two (3 MB): growing costs as much as looking up."""
+
 _PROBES = 8
 _MULTIPLIERS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 _BYTE_MASKS = np.array([(1 << 8 * length) - 1 for length in range(9)], np.uint64)
@@ -45,7 +48,7 @@ class WordTable:
 
     def clear(self) -> None:
         """Forget every word."""
-        self._allocate(12)
+        self._allocate(_FIRST_BITS)
         self._words = 0
         self._ids = np.full(1 << 12, self._end, np.int32)
         self._used = 1
@@ -60,16 +63,16 @@ class WordTable:
         slots = self._slots(keys)
         places, counts = self._places[slots], self._counts[slots]
         wrong = (self._low[slots] != keys[0]) | (self._high[slots] != keys[1])
+        left = np.flatnonzero(wrong & (counts > 0))  # at a free slot the search ends
         counts[wrong] = 0
-        left = np.flatnonzero(wrong)
         for step in range(1, _PROBES):
             if not len(left):
                 break
-            slots_left = (slots[left] + step) & self._mask
-            hit = (self._low[slots_left] == keys[0][left]) & (self._high[slots_left] == keys[1][left])
-            places[left[hit]] = self._places[slots_left[hit]]
-            counts[left[hit]] = self._counts[slots_left[hit]]
-            left = left[~hit]
+            tried = (slots[left] + step) & self._mask
+            hit = (self._low[tried] == keys[0][left]) & (self._high[tried] == keys[1][left])
+            places[left[hit]] = self._places[tried[hit]]
+            counts[left[hit]] = self._counts[tried[hit]]
+            left = left[~hit & (self._counts[tried] > 0)]
         return places, counts
 
     def add(self, keys: Keys, ids: NDArray[np.int32], counts: NDArray[np.int64]) -> None:
@@ -93,12 +96,13 @@ class WordTable:
         slots = self._slots(keys)
         for step in range(_PROBES):
             tried = (slots[left] + step) & self._mask
-            free = np.flatnonzero(self._counts[tried] == 0)
-            taken, first = np.unique(tried[free], return_index=True)
-            chosen = left[free[first]]
+            won = self._counts[tried] == 0
+            self._places[tried[won]] = left[won]  # of several that want a slot, one is found there
+            won[won] = self._places[tried[won]] == left[won]
+            taken, chosen = tried[won], left[won]
             self._low[taken], self._high[taken] = keys[0][chosen], keys[1][chosen]
             self._places[taken], self._counts[taken] = places[chosen], counts[chosen]
-            left = np.setdiff1d(left, chosen, assume_unique=True)
+            left = left[~won]
             if not len(left):
                 return
         self._grow()
