@@ -46,6 +46,9 @@ class Document:
 
     end: int = 0
 
+    bits_per_byte: float | None = None
+    """How surprising its beginning is to the perplexity step's model; none where it was not asked."""
+
     @property
     def name(self) -> str:
         """`path`, with `#row` where the file holds several documents."""

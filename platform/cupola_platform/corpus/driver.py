@@ -38,7 +38,7 @@ from cupola_platform.corpus.duplicates import (
 )
 from cupola_platform.corpus.execution import Runner, die_with_parent
 from cupola_platform.corpus.language import LanguageFilter
-from cupola_platform.corpus.perplexity import PerplexityFilter
+from cupola_platform.corpus.perplexity import PercentileFilter, PerplexityFilter, cutoffs_of
 from cupola_platform.corpus.personal_data import PersonalDataMask
 from cupola_platform.corpus.quality import QualityFilter
 from cupola_platform.corpus.repeats import CollectUnits, DropRepeats, FindRepeats, Unit
@@ -88,9 +88,6 @@ class Preparation:
         self._tokenize(documents)
 
     def _clean(self) -> Path:
-        cleaned = self.work / "cleaned"
-        applied = (Apply(step, self.work, self._ledger(step)) for step in self.steps)
-        blocks = [Read(self.config, self.work), *applied, Save(cleaned)]
         if self.config.decontamination:
             given = json.loads((self.work / "test_items.json").read_text(encoding="utf-8"))
             build = BuildTestItems(self.config.decontamination, given, self.work / "items")
@@ -99,10 +96,31 @@ class Preparation:
         for key, config in classifiers(self.config).items():
             with self._timed(key):
                 self.runner.run(key, [LearnClassifier(key, config, models(self.work) / key)], 1)
+        limit = self.config.perplexity.max_percentile if self.config.perplexity else None
+        names = [step.name for step in self.steps]
+        first = len(names) if limit is None else names.index("perplexity") + 1
+        documents = self.work / "cleaned"
         with self._timed("read and clean"):
+            blocks = [Read(self.config, self.work), *self._apply(self.steps[:first]), Save(documents)]
             self.runner.run("read and clean", blocks, self.tasks)
-        self._count("read", *(step.name for step in self.steps))
-        return cleaned
+        self._count("read", *names[:first])
+        return documents if limit is None else self._keep_percentile(documents, limit, self.steps[first:])
+
+    def _keep_percentile(self, documents: Path, percentile: float, then: Sequence[Step]) -> Path:
+        """Of each language what its model finds least surprising; that is known when all documents are scored."""
+        name, kept, told = PercentileFilter.name, self.work / "familiar", self.work / "cutoffs.json"
+        with self._timed(name):
+            if not self.runner.finished(name, self.tasks):
+                cutoffs = cutoffs_of(documents, self.tasks, percentile)
+                write(told, json.dumps(cutoffs))
+                blocks = [Load(documents), *self._apply([PercentileFilter(cutoffs), *then]), Save(kept)]
+                self.runner.run(name, blocks, self.tasks)
+            shutil.rmtree(documents, ignore_errors=True)
+        self._count(name, *(step.name for step in then))
+        return kept
+
+    def _apply(self, steps: Sequence[Step]) -> list[PipelineStep]:
+        return [Apply(step, self.work, self._ledger(step)) for step in steps]
 
     def _ledger(self, step: Step) -> Path | None:
         """Where every document that the step drops is named."""
@@ -237,6 +255,8 @@ class Preparation:
         beside: dict[str, object] = {}
         if counts.exists():
             beside["test_items"] = json.loads(counts.read_text(encoding="utf-8"))
+        if (cutoffs := self.work / "cutoffs.json").exists():
+            beside["perplexity_cutoffs"] = json.loads(cutoffs.read_text(encoding="utf-8"))
         if learnt := list(classifiers(self.config)):
             told = (self.to / "models" / key / "classifier.json" for key in learnt)
             beside["models"] = dict(

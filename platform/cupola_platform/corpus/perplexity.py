@@ -1,4 +1,5 @@
-"""Documents that a model finds too surprising or too predictable, dropped (as CCNet does it: Wenzek et al. 2020, section 3.3).
+"""Documents that a model finds too surprising or too predictable, dropped: by bounds, and by percentiles of each language (as
+CCNet does it: Wenzek et al. 2020, section 3.3).
 
 The model lives in another process: this package knows no torch. A command reads a JSON list of texts a line and answers with
 a JSON list of their bits per byte; each worker starts it once.
@@ -8,14 +9,22 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
+
+from pyarrow import parquet
 
 from cupola_platform.corpus.documents import Document, Drop, drop
 from cupola_platform.corpus.step_config import PerplexityConfig
+from cupola_platform.corpus.storage import documents_file
 from cupola_platform.errors import StageFailedError
 from cupola_platform.launch import tether
+
+DECIMALS = 3
+"""Of bits per byte: no model tells more, and so there are few different ones to count."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +46,56 @@ class PerplexityFilter:
         ]
 
     def _judge(self, document: Document, bits: float) -> Document | Drop:
+        bits = round(bits, DECIMALS)
         if bits > self.config.max_bits_per_byte:
             return drop(document, "too surprising", f"{bits:.2f} bits a byte")
         if bits < self.config.min_bits_per_byte:
             return drop(document, "too predictable", f"{bits:.2f} bits a byte")
-        return document
+        return replace(document, bits_per_byte=bits)
+
+
+@dataclass(frozen=True)
+class PercentileFilter:
+    """Drop documents that are more surprising than most of their language."""
+
+    cutoffs: Mapping[str, float]
+    """Bits per byte by language, as `cutoffs_of` finds them."""
+    name: str = "perplexity by language"
+
+    def __call__(self, documents: Sequence[Document]) -> list[Document | Drop]:
+        return [self._judge(document) for document in documents]
+
+    def _judge(self, document: Document) -> Document | Drop:
+        bits = document.bits_per_byte
+        if bits is None or bits <= self.cutoffs[document.language]:
+            return document
+        language = document.language or "unknown"
+        return drop(
+            document, f"surprising for {language}", f"{bits:.2f} of {self.cutoffs[document.language]:.2f} bits a byte"
+        )
+
+
+def cutoffs_of(folder: Path, tasks: int, percentile: float) -> dict[str, float]:
+    """Of each language the bits per byte that `percentile` percent of the documents in `folder` do not exceed.
+
+    Counts by value are kept, not documents: memory grows with neither.
+    """
+    counts: dict[str, Counter[float]] = defaultdict(Counter)
+    for task in range(tasks):
+        told = parquet.read_table(documents_file(folder, task), columns=["language", "bits_per_byte"]).drop_null()
+        alike = told.group_by(["language", "bits_per_byte"]).aggregate([([], "count_all")])
+        for language, bits, count in zip(*(column.to_pylist() for column in alike.columns), strict=True):
+            counts[language][bits] += count
+    return {language: _percentile(of, percentile) for language, of in sorted(counts.items())}
+
+
+def _percentile(counts: Counter[float], percentile: float) -> float:
+    needed = counts.total() * percentile / 100
+    for bits in sorted(counts):
+        needed -= counts[bits]
+        if needed <= 0:
+            break
+    return bits
 
 
 class Scorer:

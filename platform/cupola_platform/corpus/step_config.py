@@ -110,6 +110,10 @@ class PerplexityConfig:
     min_bits_per_byte: float = Field(default=0.3, ge=0)
     """Below it, a text repeats itself or is known by heart."""
 
+    max_percentile: float | None = Field(default=None, gt=0, lt=100)
+    """Of each language (and of code), documents above this percentile of its bits per byte are dropped, too: 30 keeps what
+    CCNet calls the head, 60 head and middle. None for the bounds alone, which come first: one number fits no two languages."""
+
     max_bytes: int = Field(default=4096, ge=64)
     """Bytes of a document's beginning that are read, at most; no more tokens than the model has positions."""
 

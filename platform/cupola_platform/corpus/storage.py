@@ -20,7 +20,11 @@ I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 
 _STRINGS, _NUMBERS = ("source", "path", "text", "language", "digest", "licence"), ("row", "size", "begin", "end")
-_SCHEMA = pyarrow.schema({name: pyarrow.string() for name in _STRINGS} | {name: pyarrow.int64() for name in _NUMBERS})
+_SCHEMA = pyarrow.schema(
+    {name: pyarrow.string() for name in _STRINGS}
+    | {name: pyarrow.int64() for name in _NUMBERS}
+    | {"bits_per_byte": pyarrow.float64()}
+)
 
 
 def documents_file(folder: Path, rank: int) -> Path:

@@ -31,6 +31,7 @@ SPLITS = ("train", "heldout")
 _SCHEMA = pyarrow.schema(
     [(name, pyarrow.string()) for name in ("id", "source", "path", "licence", "language", "split")]
     + [(name, pyarrow.int64()) for name in ("begin", "end", "bytes", "tokens", "document")]
+    + [("bits_per_byte", pyarrow.float64())]
     + [(name, pyarrow.string()) for name in ("digest", "text")]
 )
 
@@ -98,6 +99,7 @@ def _row(document: Document, split: str, tokens: int, number: int) -> dict[str, 
         "bytes": document.size,
         "tokens": tokens,
         "document": number,
+        "bits_per_byte": document.bits_per_byte,
         "digest": document.digest,
         "text": document.text,
     }
