@@ -35,6 +35,8 @@ class Runner:
     def __init__(self, config: ExecutorConfig, work: Path, progress: Progress) -> None:
         self.config, self.work, self.progress = config, work, progress
         multiprocess.set_forkserver_preload(["cupola_platform.corpus.preloaded"])
+        if config.kind == "local" and config.workers != 1:
+            multiprocess.forkserver.ensure_running()  # it imports while the sources are listed
 
     def run(self, name: str, pipeline: Sequence[PipelineStep], tasks: int) -> None:
         """Run what is not done of `tasks` tasks.
@@ -50,8 +52,6 @@ class Runner:
             watch.start()
             try:
                 self._executor(list(pipeline), tasks, folder).run()
-                while self.config.kind == "slurm" and _done(folder) < tasks and not ended.wait(POLL_SECONDS):
-                    pass  # Slurm's executor only submits
             finally:
                 ended.set()
                 watch.join()
@@ -67,28 +67,15 @@ class Runner:
         return self.work / "runs" / name.replace(" ", "_")
 
     def _executor(self, pipeline: list[PipelineStep], tasks: int, folder: Path) -> PipelineExecutor:
-        workers = min(self.config.workers or len(os.sched_getaffinity(0)), tasks)
+        if self.config.kind == "slurm":
+            from cupola_platform.corpus.slurm import SlurmExecutor
+
+            return SlurmExecutor(self.config, pipeline, tasks, folder)
         options: dict[str, Any] = {"pipeline": pipeline, "tasks": tasks, "logging_dir": str(folder)}
-        if self.config.kind == "local":
-            return LocalPipelineExecutor(workers=workers, **options)
-        options |= {"mem_per_cpu_gb": self.config.memory_gb, "workers": self.config.workers or -1}
         if self.config.kind == "ray":
-            from datatrove.executor.ray import RayPipelineExecutor
-
-            return RayPipelineExecutor(**options)
-        from datatrove.executor.slurm import SlurmPipelineExecutor
-
-        return SlurmPipelineExecutor(
-            time=self.config.time,
-            partition=self.config.partition,
-            job_name=f"cupola-{folder.name}",
-            env_command=f"export PYTHONPATH={':'.join(path for path in sys.path if path)}",
-            venv_path=sys.prefix + "/bin/activate",
-            sbatch_args=self.config.sbatch,
-            slurm_logs_folder=str(folder / "slurm"),
-            mail_user=None,
-            **options,
-        )
+            return _on_ray(self.config, options)
+        workers = min(self.config.workers or len(os.sched_getaffinity(0)), tasks)
+        return LocalPipelineExecutor(workers=workers, **options)
 
     def _watch(self, name: str, folder: Path, tasks: int, ended: threading.Event) -> None:
         """Show how many tasks are done, and end this process when a worker dies: a pool would wait for it forever."""
@@ -104,6 +91,25 @@ class Runner:
             if missed == MISSED_POLLS:
                 print(f"A worker process died in {name}", file=sys.stderr, flush=True)
                 os._exit(DEAD_WORKER)
+
+
+def _on_ray(config: ExecutorConfig, options: dict[str, Any]) -> PipelineExecutor:
+    """On the cluster that RAY_ADDRESS names; without one, on a Ray that is started here."""
+    import ray
+    from datatrove.executor.ray import RayPipelineExecutor
+
+    if not ray.is_initialized():
+        paths = ":".join(
+            path for path in sys.path if path
+        )  # of the shared file system, as everything that workers read
+        ray.init(runtime_env={"env_vars": {"PYTHONPATH": paths}}, log_to_driver=False)
+    hours, minutes, seconds = map(int, config.time.split(":"))
+    return RayPipelineExecutor(
+        workers=config.workers or -1,
+        mem_per_cpu_gb=config.memory_gb,
+        time=3600 * hours + 60 * minutes + seconds,
+        **options,
+    )
 
 
 def end_with_parent() -> None:
