@@ -13,8 +13,8 @@ from cupola_flows.trials import Series
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import ConfigError
 from cupola_platform.fitting.plots import laws_page
-from cupola_platform.fitting.scaling import PowerLaw, Run, check_design, fit_laws
-from cupola_trainer.config import ModelConfig, OptimizerConfig, TrainJob
+from cupola_platform.fitting.scaling import PowerLaw, Run, at_edges, check_design, fit_laws
+from cupola_trainer.config import ModelConfig, TrainJob
 
 MODEL = TypeAdapter(ModelConfig)
 
@@ -48,9 +48,10 @@ def fit(
         runs.append(Run(metrics["parameters"], float(length), job.optimizer.lr, batch, metrics["final_heldout_loss"]))
     laws = fit_laws(runs, seed=series.basis.job.seed)
     told = {
-        "lr": _told(laws.lr),
-        "batch_tokens": _told(laws.batch),
+        "lr": laws.lr.told(),
+        "batch_tokens": laws.batch.told(),
         "residual": laws.residual,
+        "at_edges": at_edges(runs),
         "runs": [asdict(run) for run in runs],
         "config": dict(series.config),
     }
@@ -95,20 +96,15 @@ def _plan(
 
 def _job(series: Series, model: ModelConfig, length: int, rate: float, batch: int, largest: int) -> TrainJob:
     basis = series.basis
-    optimizer = OptimizerConfig(**{**asdict(basis.job.optimizer), "lr": rate})
     steps = round(length / (batch * basis.job.batch.sequence_length))
     if steps < 2:
         raise ConfigError(
             f"--tokens {length}: fewer than two steps of {batch} sequences. Give more tokens, or smaller batches."
         )
     evaluated = -(-4 * largest // batch)  # as many held-out sequences whatever the batch
+    optimizer = basis.optimizer(steps, lr=rate)
     return basis.with_batch(batch, model=model, steps=steps, optimizer=optimizer, evaluate_batches=evaluated)
 
 
-def _told(law: PowerLaw) -> dict[str, Any]:
-    values = {"coefficient": law.coefficient, "n_exponent": law.n_exponent, "d_exponent": law.d_exponent}
-    return values | {"intervals": law.intervals()}
-
-
 def _metrics(name: str, law: PowerLaw) -> dict[str, float]:
-    return {f"{name}/{key}": value for key, value in _told(law).items() if key != "intervals"}
+    return {f"{name}/{key}": getattr(law, key) for key in ("coefficient", "n_exponent", "d_exponent")}

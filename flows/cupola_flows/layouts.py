@@ -95,10 +95,20 @@ def draw_tokens(folder: Path, vocab_size: int, sequence_length: int, seed: int) 
 
 def prepared_tokens(workspace: Workspace, recipe: Recipe, name: str) -> Artifact | None:
     """What a pretraining stage reads; none where its `prepare` has not been run."""
-    source = recipe.inputs(name)["tokens"][0]
-    if source.startswith(ARTIFACT):
-        return workspace.resolve(source.removeprefix(ARTIFACT))
-    return workspace.find(fingerprint(recipe, source, {}))
+    return _stored(workspace, recipe, recipe.inputs(name)["tokens"][0])
+
+
+def _stored(workspace: Workspace, recipe: Recipe, reference: str) -> Artifact | None:
+    """The artifact that a stage of a recipe takes; none where the stage that gives it, or one before that, has not been run."""
+    if reference.startswith(ARTIFACT):
+        return workspace.resolve(reference.removeprefix(ARTIFACT))
+    digests: dict[str, list[str]] = {}
+    for field, references in recipe.inputs(reference).items():
+        taken = [_stored(workspace, recipe, each) for each in references]
+        digests[field] = [artifact.digest for artifact in taken if artifact]
+        if len(digests[field]) < len(taken):
+            return None
+    return workspace.find(fingerprint(recipe, reference, digests))
 
 
 def _vocabulary(recipe: Recipe, name: str) -> int:

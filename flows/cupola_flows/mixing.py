@@ -70,6 +70,8 @@ def mix(
         "predicted_loss": proposal.predicted,
         "baseline_loss": proposal.baseline,
         "residual": proposal.residual,
+        "left_out_error": proposal.error,
+        "rank_correlation": proposal.rank_correlation,
         "laws": {name: {"floor": law.floor, "slopes": law.slopes.tolist()} for name, law in proposal.laws.items()},
         "runs": [
             {
@@ -91,7 +93,7 @@ def _training(series: Series, domains: list[str], mixture: np.ndarray, steps: in
     basis = series.basis
     weights = dict.fromkeys(basis.sources, 0.0) | dict(zip(domains, mixture.tolist(), strict=True))
     data = replaced(basis.job.data, weights=weights)
-    job: TrainJob = replaced(basis.job, steps=steps, data=data, evaluate_batches=1)
+    job: TrainJob = replaced(basis.job, steps=steps, data=data, optimizer=basis.optimizer(steps), evaluate_batches=1)
     return job
 
 

@@ -26,7 +26,7 @@ from cupola_flows.validation import model_of
 from cupola_platform.artifacts import Artifact, code_version, fingerprint
 from cupola_platform.errors import ConfigError
 from cupola_platform.workspace import Workspace
-from cupola_trainer.config import AnyJob, NextTokenData, TrainJob
+from cupola_trainer.config import AnyJob, NextTokenData, OptimizerConfig, TrainJob
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,14 @@ class Basis:
         """The stage's sampling weights."""
         tokens = {name: float(splits["train"]["tokens"]) for name, splits in self.sources.items()}
         return self.stage.weights or source_weights(self.tokens) or tokens
+
+    def optimizer(self, steps: int, **changes: Any) -> OptimizerConfig:
+        """The stage's, with the same share of `steps` to warm up in as it has of its own."""
+        of = self.job.optimizer
+        changed: OptimizerConfig = replaced(
+            of, warmup_steps=round(of.warmup_steps * steps / self.stage.steps), **changes
+        )
+        return changed
 
     def with_batch(self, sequences: int, **changes: Any) -> TrainJob:
         """The job with another global batch."""
@@ -174,6 +182,14 @@ def numbers(option: str, text: str, least: float = 0) -> list[float]:
     if not all(number > least for number in found):
         raise ConfigError(f"{option} {text}: every number must be above {least:g}.")
     return found
+
+
+def pair_of(option: str, text: str) -> tuple[float, float]:
+    """Two numbers from `1e7,5e7`. Raises ConfigError that names the option."""
+    found = numbers(option, text)
+    if len(found) != 2:
+        raise ConfigError(f"{option} {text}: give two numbers, parameters and tokens, such as 1e7,5e7.")
+    return found[0], found[1]
 
 
 def by_source(option: str, given: Sequence[str], known: Sequence[str]) -> dict[str, float]:

@@ -4,6 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
+from cupola_flows.display import make_display
+from cupola_flows.layouts import prepared_tokens
+from cupola_flows.recipe import load_recipe
+from cupola_flows.session import Session
+from cupola_platform.artifacts import Artifact
+from cupola_platform.workspace import Workspace
 
 CORPUS = """
 name: mixed
@@ -40,6 +48,28 @@ def test_a_series_needs_prepared_tokens_and_options_that_fit(cupola, mixed: Path
     assert "are not prepared yet. Run cupola run mixed --only prepare first." in done.stderr
 
 
+@pytest.mark.parametrize("judged", [False, True])
+def test_tokens_are_found_as_a_recipe_left_them(mixed: Path, tmp_path: Path, judged: bool) -> None:
+    workspace = Workspace.open(tmp_path / "home")
+
+    def published(name: str, mark: str) -> Artifact:
+        folder = workspace.folder(f"made/{name}")
+        (folder / "content.txt").write_text(name)
+        return workspace.publish(folder, kind=name, stage=name, recipe="mixed", fingerprint=mark)
+
+    judge = published("checkpoint", "a" * 64)
+    if judged:
+        told = mixed.read_text().replace("      quality: null", "      perplexity: {}\n      quality: null")
+        mixed.write_text(told.replace("  prepare:\n", f"  prepare:\n    judge: artifact:{judge.id}\n"))
+    recipe = load_recipe(str(mixed), [])
+    assert prepared_tokens(workspace, recipe, "pretrain") is None
+    session = Session(workspace=workspace, recipe=recipe, names=["prepare"], display=make_display({}, Console()))
+    tokens = published("tokens", session.fingerprint("prepare", session.inputs("prepare")))
+    found = prepared_tokens(workspace, recipe, "pretrain")
+    assert found is not None
+    assert found.digest == tokens.digest
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_small_runs_propose_weights_and_are_found_again(cupola, mixed: Path) -> None:  # type: ignore[no-untyped-def]
@@ -61,12 +91,18 @@ def test_small_runs_tell_power_laws(cupola, mixed: Path) -> None:  # type: ignor
     assert cupola("run", str(mixed), "--only", "prepare", "--no-prefect").returncode == 0
     sizes = ("--size", "num_layers=1", "--size", "num_layers=2")
     grid = ("--tokens", "1024,2048", "--lr", "1e-3,4e-3,1.6e-2", "--batch", "2,4,8")
-    laws = cupola.json("fit-laws", str(mixed), *sizes, *grid, timeout=1400)
+    laws = cupola.json("fit-laws", str(mixed), *sizes, *grid, "--at", "1e6,1e5", timeout=1400)
     assert len(laws["runs"]) == 2 * 2 * 5
-    assert {"coefficient", "n_exponent", "d_exponent", "intervals"} == set(laws["lr"])
+    assert {"coefficient", "n_exponent", "d_exponent", "intervals", "samples"} == set(laws["lr"])
+    (told,) = laws["at"]
+    assert told["lr"]["best"] == pytest.approx(
+        laws["lr"]["coefficient"] * 1e6 ** laws["lr"]["n_exponent"] * 1e5 ** laws["lr"]["d_exponent"]
+    )
     page = Path(cupola.json("show", laws["artifact"])["path"]) / "laws.html"
-    assert page.read_text().count("<svg") == 2
+    assert page.read_text().count("<svg") == 4
     done = cupola("fit-laws", str(mixed), "--size", "num_layers=1", "--tokens", "1024,2048")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "1 different model sizes cannot tell a power law" in done.stderr
+    done = cupola("fit-laws", str(mixed), *sizes, *grid, "--at", "1e6")
+    assert "--at 1e6: give two numbers, parameters and tokens, such as 1e7,5e7." in done.stderr
     assert json.loads((page.parent / "laws.json").read_text())["lr"] == laws["lr"]

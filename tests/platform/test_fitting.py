@@ -7,7 +7,7 @@ from cupola_platform.corpus.mixture import with_epoch_caps, with_temperature
 from cupola_platform.errors import ConfigError
 from cupola_platform.fitting.mixtures import best_mixture, draw_mixtures, fit_law, propose
 from cupola_platform.fitting.plots import laws_page, mixture_page
-from cupola_platform.fitting.scaling import Run, fit_laws
+from cupola_platform.fitting.scaling import Run, at_edges, fit_laws
 
 SLOPES = np.array([[-1.2, 0.3, 0.4], [0.5, -0.8, 0.1], [0.3, 0.2, -2.0]])
 
@@ -44,7 +44,12 @@ def test_the_proposal_is_the_true_optimum_and_its_interval_holds_it() -> None:
         assert found.low[name] <= found.weights[name] <= found.high[name]
     assert found.predicted < found.baseline
     assert max(found.residual.values()) < 0.01
-    assert "maths" in mixture_page(found, {"web": 0.6, "code": 0.2, "maths": 0.2})
+    assert found.left_out.shape == (32, 3)
+    assert found.error < 0.02
+    assert found.rank_correlation > 0.9
+    page = mixture_page(found, {"web": 0.6, "code": 0.2, "maths": 0.2})
+    assert page.count("maths") == 2
+    assert page.count("<circle") == 32 * 3 + 3
 
 
 def test_caps_and_targets_bind_the_proposal() -> None:
@@ -102,8 +107,18 @@ def test_under_noise_the_intervals_hold_the_truth_and_the_page_shows_both_laws()
     low, high = laws.lr.interval(4e5, 4e6)
     assert low < laws.lr(4e5, 4e6) < high
     page = laws_page(laws, made)
-    assert page.count("<svg") == 2
-    assert page.count("<circle") == 18
+    assert page.count("<svg") == 4
+    assert page.count("<polyline") == 3 + 3 + 9 + 9
+    fits = np.array([run.loss for run in made]) - laws.fitted
+    assert np.sqrt(np.mean(fits**2)) == pytest.approx(laws.residual)
+
+
+def test_best_settings_at_the_edge_of_what_was_tried_are_told() -> None:
+    made = runs(0.0)
+    assert at_edges(made) == {"lr": [], "batch": []}
+    low = [run for run in made if run.lr < 1.5 * 3.0 * run.parameters**-0.4 * run.tokens**0.1]
+    assert at_edges(low)["lr"] == sorted({(run.parameters, run.tokens) for run in made})
+    assert at_edges(low)["batch"] == []
 
 
 def test_runs_that_cannot_tell_the_law_are_refused() -> None:

@@ -12,7 +12,8 @@ from cupola_flows.display import make_display
 from cupola_flows.laws import fit, sized
 from cupola_flows.mixing import mix as find_mixture
 from cupola_flows.recipe import load_recipe
-from cupola_flows.trials import Series, basis_of, by_source, numbers
+from cupola_flows.trials import Series, basis_of, by_source, numbers, pair_of
+from cupola_platform.fitting.scaling import PowerLaw
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")]
 StageOption = Annotated[str, typer.Option("--stage", metavar="NAME", help="The pretraining stage. Default: the first.")]
@@ -23,7 +24,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: cupola mix mine.yaml --runs 24 --steps 200 --target code=0.5 --target web=0.5")(mix)
     app.command(
         "fit-laws",
-        epilog="Example: cupola fit-laws mine.yaml --size num_layers=2 --size num_layers=4 --tokens 200000,400000,800000",
+        epilog="Example: cupola fit-laws mine.yaml --size num_layers=2 --size num_layers=4 --tokens 200000,400000,800000 --at 1e7,5e7",
     )(fit_laws)
 
 
@@ -69,7 +70,12 @@ def mix(
         for name, weight in found["weights"].items()
     ]  # fmt: skip
     print_rows(rows, as_json=False, empty="")
+    print(f"weights: {{{', '.join(f'{name}: {weight:.3f}' for name, weight in found['weights'].items())}}}")
     print(f"Loss {found['predicted_loss']:.4f} predicted, {found['baseline_loss']:.4f} with the baseline.")
+    print(
+        f"Each run's loss, predicted from the other runs: off by {found['left_out_error']:.4f}, rank correlation "
+        f"{found['rank_correlation']:.2f}."
+    )
     print(f"artifact {artifact.id}: {artifact.path / 'mixture.html'}")
 
 
@@ -81,6 +87,10 @@ def fit_laws(
     tokens: Annotated[str, typer.Option(metavar="N,...", help="Lengths of training, in tokens.")],
     lr: Annotated[str, typer.Option(metavar="X,...", help="Learning rates.")] = "1e-3,2e-3,4e-3,8e-3",
     batch: Annotated[str, typer.Option(metavar="N,...", help="Global batches, in sequences.")] = "4,8,16",
+    at: Annotated[
+        list[str] | None,
+        typer.Option(metavar="N,D", help="Tell the best settings of N parameters on D tokens. Repeatable."),
+    ] = None,
     stage: StageOption = "",
     overrides: SetOption = None,
     as_json: JsonOption = False,
@@ -91,12 +101,19 @@ def fit_laws(
     basis = basis_of(opened, load_recipe(recipe, overrides or []), stage)
     assert basis.job.model is not None
     lengths = [int(number) for number in numbers("--tokens", tokens)]
+    wanted = [pair_of("--at", text) for text in at or []]
     rates, batches = numbers("--lr", lr), [int(number) for number in numbers("--batch", batch, least=0.99)]
     told = {"sizes": size, "tokens": lengths, "lr": rates, "batch": batches}
     series = Series(opened, basis, "laws", told, partial(make_display, console=Console(stderr=True)))
     models = [sized(basis.job.model, option) for option in size]
     artifact = fit(series, models=models, tokens=lengths, rates=rates, batches=batches)
     found = json.loads((artifact.path / "laws.json").read_text())
+    laws = {name: PowerLaw.of(found[name]) for name in ("lr", "batch_tokens")}
+    found["at"] = [
+        {"parameters": n, "tokens": d}
+        | {name: {"best": law(n, d), "interval": law.interval(n, d)} for name, law in laws.items()}
+        for n, d in wanted
+    ]
     if as_json:
         print(json.dumps({"artifact": artifact.id, **found}, indent=2))
         return
@@ -107,4 +124,14 @@ def fit_laws(
         for name in ("lr", "batch_tokens")
     ]  # fmt: skip
     print_rows(rows, as_json=False, empty="")
+    for told_at in found["at"]:
+        best = ", ".join(
+            "{} {:.3g} ({:.3g} to {:.3g})".format(name, told_at[name]["best"], *told_at[name]["interval"])
+            for name in laws
+        )
+        print(f"N={told_at['parameters']:.3g} D={told_at['tokens']:.3g}: {best}")
+    for option, name in (("--lr", "lr"), ("--batch", "batch")):
+        if outside := found["at_edges"][name]:
+            pairs = ", ".join(f"N={n:.3g} D={d:.3g}" for n, d in outside)
+            print(f"The best {option} is the least or the greatest tried for {pairs}: try a wider {option}.")
     print(f"artifact {artifact.id}: {artifact.path / 'laws.html'}")

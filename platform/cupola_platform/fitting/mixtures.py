@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares, minimize
+from scipy.stats import spearmanr
 
 from cupola_platform.errors import ConfigError
 
@@ -49,6 +50,18 @@ class Proposal:
     """The weighted loss at the proposal."""
     baseline: float
     """The same, at the first run's mixture."""
+    measured: Array
+    """Shape [runs, domains]."""
+    left_out: Array
+    """What laws fitted to the other runs say of each run. Shape [runs, domains]."""
+    rank_correlation: float
+    """Spearman's, between the runs' weighted losses and what `left_out` makes of them: below about 0.5 the laws order mixtures little
+    better than chance. Zero where all are alike."""
+
+    @property
+    def error(self) -> float:
+        """Root mean square by which `left_out` misses, nats."""
+        return float(np.sqrt(np.mean((self.left_out - self.measured) ** 2)))
 
 
 def draw_mixtures(baseline: Sequence[float], count: int, seed: int, concentration: float = 4.0) -> Array:
@@ -134,6 +147,7 @@ def propose(
             others.append(
                 best_mixture([fit_law(mixtures[rows], losses[rows, d]) for d in range(len(domains))], shares, bounds)
             )
+    left_out = np.array([_without(i, mixtures, losses) for i in range(len(mixtures))])
     low, high = np.percentile(others, INTERVAL, axis=0) if others else (weights, weights)
     return Proposal(
         weights=dict(zip(domains, weights.tolist(), strict=True)),
@@ -145,4 +159,14 @@ def propose(
         },
         predicted=float(sum(share * law(weights) for share, law in zip(shares, laws, strict=True))),
         baseline=float(sum(share * law(mixtures[0]) for share, law in zip(shares, laws, strict=True))),
+        measured=losses,
+        left_out=left_out,
+        rank_correlation=float(np.nan_to_num(spearmanr(losses @ shares, left_out @ shares).statistic)),
     )
+
+
+def _without(run: int, mixtures: Array, losses: Array) -> Array:
+    """Each domain's loss of a run, from the others. Shape [domains]."""
+    others = np.arange(len(mixtures)) != run
+    laws = (fit_law(mixtures[others], of[others]) for of in losses.T)
+    return np.array([float(law(mixtures[run])) for law in laws])

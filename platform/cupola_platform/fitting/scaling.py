@@ -10,8 +10,9 @@ Qwen2.5's finding (technical report, section 3.2), whose coefficients are unpubl
 drawn again.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,15 @@ class PowerLaw:
         low, high = np.exp(np.percentile(logs, [5, 95]))
         return float(low), float(high)
 
+    def told(self) -> dict[str, Any]:
+        """What JSON holds of it."""
+        return asdict(self) | {"samples": self.samples.tolist(), "intervals": self.intervals()}
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> "PowerLaw":
+        """The law again, of what `told` gave."""
+        return cls(told["coefficient"], told["n_exponent"], told["d_exponent"], np.array(told["samples"]))
+
     def intervals(self) -> dict[str, tuple[float, float]]:
         """5th and 95th percentile of coefficient and exponents."""
         low, high = np.percentile(self.samples, [5, 95], axis=0)
@@ -75,6 +85,21 @@ class Laws:
     batch: PowerLaw
     residual: float
     """Root mean square of the misses, nats."""
+    fitted: Array
+    """The loss that the fit gives each run. Shape [runs]."""
+
+
+def at_edges(runs: Sequence[Run]) -> dict[str, list[tuple[float, float]]]:
+    """Pairs (N, D) whose best run has the least or the greatest rate (`lr`) or batch that was tried: their optimum may lie outside."""
+    found: dict[str, list[tuple[float, float]]] = {"lr": [], "batch": []}
+    for pair in sorted({(run.parameters, run.tokens) for run in runs}):
+        of_pair = [run for run in runs if (run.parameters, run.tokens) == pair]
+        best = min(of_pair, key=lambda run: run.loss)
+        for name, pairs in found.items():
+            tried = [getattr(run, name) for run in of_pair]
+            if getattr(best, name) in (min(tried), max(tried)):
+                pairs.append(pair)
+    return found
 
 
 def fit_laws(runs: Sequence[Run], *, resamples: int = 100, seed: int = 0) -> Laws:
@@ -114,6 +139,7 @@ def fit_laws(runs: Sequence[Run], *, resamples: int = 100, seed: int = 0) -> Law
         lr=_power_law(best[-6:-3], samples[:, 0], centers),
         batch=_power_law(best[-3:], samples[:, 1], centers),
         residual=float(np.sqrt(np.mean(misses**2))),
+        fitted=predicted(best),
     )
 
 
