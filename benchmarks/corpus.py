@@ -1,8 +1,9 @@
-"""Near-duplicate removal against datasketch and datatrove, tokenization against tiktoken and tokenizers: same input, same
-run, taking turns.
+"""Near-duplicate removal against datasketch and datatrove, tokenization against tiktoken and tokenizers (same input, same
+run, taking turns), and the whole preparation by phase.
 
     python benchmarks/real_text.py FOLDER       # once: real text in many languages
-    python benchmarks/corpus.py [--text FOLDER] [--documents 4000] [--megabytes 6] [--rounds 3]
+    python benchmarks/corpus.py [--text FOLDER] [--documents 4000] [--megabytes 6] [--rounds 3] [--only near|tokens]
+    python benchmarks/corpus.py [--text FOLDER] --pipeline [--megabytes 50,500] [--workers 2,1]
 
 The best of the rounds counts for everyone. Prints the ratios.
 """
@@ -20,6 +21,7 @@ import tiktoken
 from contest import interleaved
 from near_duplicates import near_duplicate_contest
 from numpy.typing import NDArray
+from preparation import pipeline
 from real_text import real_texts
 from tokenizers import Tokenizer
 
@@ -36,18 +38,27 @@ def main() -> None:
         "--text", type=Path, help="where real_text.py put it; without it this machine's own text, no Chinese"
     )
     parser.add_argument("--documents", type=int, default=4000)
-    parser.add_argument("--megabytes", type=float, default=6.0)
+    parser.add_argument("--megabytes", default="6", help="with --pipeline several, as 50,500")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=("near", "tokens"))
+    parser.add_argument("--pipeline", action="store_true", help="the whole preparation instead")
+    parser.add_argument("--workers", default="2,1")
     arguments = parser.parse_args()
-    near_duplicate_contest(
-        real_texts(arguments.text, 4000 * arguments.documents), arguments.documents, arguments.rounds
-    )
-    tokenization(texts_of(arguments.text, int(arguments.megabytes * 1e6)), arguments.rounds)
+    sizes = [float(size) for size in arguments.megabytes.split(",")]
+    if arguments.pipeline:
+        pipeline(arguments.text, sizes, [int(count) for count in arguments.workers.split(",")])
+        return
+    if arguments.only != "tokens":
+        near_duplicate_contest(
+            real_texts(arguments.text, 4000 * arguments.documents), arguments.documents, arguments.rounds
+        )
+    if arguments.only != "near":
+        tokenization(texts_of(arguments.text, int(sizes[0] * 1e6)), arguments.rounds)
 
 
 def texts_of(folder: Path | None, size: int) -> list[str]:
     """Real text in many languages where there is some, else the standard library."""
-    return list(real_texts(folder, size)) if folder else library(size)
+    return real_texts(folder, size) if folder else library(size)
 
 
 def tokenization(texts: list[str], rounds: int) -> None:
@@ -63,11 +74,11 @@ def tokenization(texts: list[str], rounds: int) -> None:
     }
     encoding = tiktoken.Encoding("cupola", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
     end = tokenizer.token_to_id(END_OF_TEXT)
+    fresh = [DocumentEncoder(tokenizer) for _ in range(rounds)]  # its words are learnt anew in every round
     ids: dict[str, list[NDArray[np.integer]]] = {}
 
     def ours() -> None:
-        encoder = DocumentEncoder(tokenizer)  # its words are learnt anew in every round
-        tokens, counts = encoder.documents(texts)
+        tokens, counts = fresh.pop().documents(texts)
         ids["cupola"] = np.split(tokens.astype(np.uint16), np.cumsum(counts)[:-1])
 
     def openai() -> None:

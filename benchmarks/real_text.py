@@ -6,10 +6,14 @@ Nothing of it belongs to this repository; every package says its licence in usr/
 """
 
 import argparse
+import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from glob import glob
 from pathlib import Path
+
+from blake3 import blake3
 
 from cupola_platform.corpus.config import Files, PythonEnvironment, Source
 from cupola_platform.corpus.documents import Document
@@ -48,34 +52,67 @@ def build(folder: Path) -> None:
         archive.unlink()
 
 
-def real_sources(folder: Path | None, max_bytes: int | None = None) -> dict[str, Source]:
+def real_sources(folder: Path | None, size: int | None = None) -> dict[str, Source]:
     """Sources over what `build` left in `folder`; without one the text that every machine has, which is no Chinese.
 
-    `max_bytes` is shared by the sources alike.
+    With `size` they are over about so many bytes of files, decompressed, drawn over all packages (links, in `parts/`).
     """
     if folder is None:
-        return {"python": PythonEnvironment(max_bytes=max_bytes)}
-    files = folder.absolute() / "files"
+        return {"python": PythonEnvironment(max_bytes=size)}
+    files = part_of(folder.absolute(), size) if size else folder.absolute() / "files"
     paths = {
         "manuals": "manpages-*/usr/share/man/**/*.gz",
         "help": "libreoffice-help-*/**/*.html",
         "handbook": "debian-handbook/**/*.html",
         "documentation": "*-doc*/usr/share/doc/**/*.html",
     }
-    share = max_bytes // len(paths) if max_bytes else None
-    return {name: Files(path=str(files / path), max_bytes=share) for name, path in paths.items()}
+    return {name: Files(path=str(files / path)) for name, path in paths.items() if any(files.glob(path))}
+
+
+def part_of(folder: Path, size: int) -> Path:
+    """A folder with links to files of all packages, those whose names' digests come first, of about `size` bytes."""
+    files, part = folder / "files", folder / "parts" / str(size)
+    if part.exists():
+        return part
+    found = [path for path in files.rglob("*") if path.suffix in (".gz", ".html") and not path.is_symlink()]
+    found = [path for path in found if path.is_file()]
+    unfinished = part.with_name(f"{size}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    for path in sorted(found, key=lambda path: blake3(str(path.relative_to(files)).encode()).digest()):
+        if size <= 0:
+            break
+        link = unfinished / path.relative_to(files)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.hardlink_to(path)
+        size -= decompressed(path)
+    return unfinished.rename(part)
+
+
+def decompressed(path: Path) -> int:
+    """Bytes of a file's content; gzip has them in its last four bytes."""
+    if path.suffix != ".gz":
+        return path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(-4, os.SEEK_END)
+        return int.from_bytes(file.read(), "little")
+
+
+def bytes_of(sources: dict[str, Source]) -> int:
+    """Bytes of all files of `files` sources, decompressed."""
+    paths = (
+        path for source in sources.values() if isinstance(source, Files) for path in glob(source.path, recursive=True)
+    )
+    return sum(map(decompressed, map(Path, paths)))
 
 
 def real_texts(folder: Path | None, size: int) -> list[str]:
-    """About `size` bytes of text, in equal parts of every source."""
-    return list(_texts(folder, size))
-
-
-def _texts(folder: Path | None, size: int) -> Iterator[str]:
-    for name, source in real_sources(folder, size).items():
-        for document in read_source(name, source, max_document_bytes=2_000_000, files=[]):
-            if isinstance(document, Document):
-                yield document.text
+    """The text of about `size` bytes of files."""
+    return [
+        document.text
+        for name, source in real_sources(folder, size).items()
+        for document in read_source(name, source, max_document_bytes=2_000_000, files=[])
+        if isinstance(document, Document)
+    ]
 
 
 if __name__ == "__main__":
