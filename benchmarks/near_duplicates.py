@@ -35,6 +35,8 @@ THRESHOLD, PERMUTATIONS, NGRAM, WORDS = 0.8, 112, 5, 400
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\W\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
 """Words as ours are: each Chinese or Japanese character is one."""
 
+HAN = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
+
 Gram = tuple[str, ...]
 Pairs = set[tuple[int, int]]
 
@@ -59,8 +61,10 @@ def near_duplicate_contest(texts: Sequence[str], count: int, rounds: int) -> Non
 
     spent = interleaved({"cupola": ours, "datasketch": datasketch, "datatrove": datatrove}, rounds)
     size = sum(len(text.encode()) for text in texts) / 1e6
+    han = {i for i, text in enumerate(texts) if len(HAN.findall(text)) > 0.3 * len(text)}
     print(
-        f"near duplicates: {len(texts):,} documents, {size:.1f} MB, {len(true_pairs):,} planted at {THRESHOLD} and above"
+        f"near duplicates: {len(texts):,} documents ({len(han):,} Chinese or Japanese), {size:.1f} MB, {len(true_pairs):,} planted at "
+        f"{THRESHOLD} and above ({sum(i in han for i, _ in true_pairs):,})"
     )
     for name, of in spent.items():
         recall = sum(found[name][i] == found[name][j] for i, j in true_pairs) / len(true_pairs)
