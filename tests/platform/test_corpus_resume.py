@@ -126,8 +126,11 @@ def test_a_killed_worker_ends_the_preparation_with_a_clear_line_and_the_rest_is_
     assert len(markers(tmp_path / "out.work")) >= 1
 
 
-def test_an_executor_that_this_machine_does_not_have_is_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_an_executor_that_this_machine_does_not_have_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "a.txt").write_text("text")
+    monkeypatch.setenv("PATH", str(tmp_path))
     for kind, words in (("ray", "needs the package ray"), ("slurm", "needs sbatch")):
         config = PrepareConfig(
             sources={"one": Files(path=str(tmp_path / "a.txt"))},

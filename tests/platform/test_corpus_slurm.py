@@ -165,6 +165,18 @@ def test_jobs_that_somebody_cancels_are_told_and_the_same_command_goes_on(
     assert report.steps[0].documents_in == 12
 
 
+def test_a_slurm_that_does_not_answer_is_one_line(
+    slurm: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = tmp_path / "slurm.conf"
+    away.write_text((slurm / "slurm.conf").read_text().replace("SlurmctldPort=", "SlurmctldPort=1\n# "))
+    monkeypatch.setenv("SLURM_CONF", str(away))
+    with pytest.raises(
+        StageFailedError, match=r"^Slurm does not answer: scancel: .*\. Nothing was submitted\.$"
+    ):
+        prepare(config(texts, **SLURM), tmp_path / "out")
+
+
 def test_what_sbatch_refuses_is_one_line(slurm: Path, texts: Path, tmp_path: Path) -> None:
     with pytest.raises(
         StageFailedError,

@@ -25,6 +25,9 @@ POLL_SECONDS = 2.0
 SETTLE_SECONDS = 40.0
 """How long what a job wrote may stay unseen on a shared file system after the job is gone: NFS keeps folders for 30."""
 
+AWAY_SECONDS = 900.0
+"""How long a controller may be away, as for an upgrade, before the jobs are given up."""
+
 
 class SlurmExecutor(SlurmPipelineExecutor):  # type: ignore[misc]
     """Submits a pipeline's tasks, and returns when its jobs are gone, whatever became of them."""
@@ -54,11 +57,12 @@ class SlurmExecutor(SlurmPipelineExecutor):  # type: ignore[misc]
         """Submit what is not done, and wait.
 
         Raises:
-            StageFailedError: sbatch refuses it.
+            StageFailedError: sbatch refuses it, or Slurm does not answer.
         """
-        _ask("scancel", "--name", self.job_name)
-        while self._queued():
-            time.sleep(POLL_SECONDS)
+        ended = _ask("scancel", "--name", self.job_name)
+        if ended.returncode:
+            raise StageFailedError(f"Slurm does not answer: {_last_line(ended.stderr)}. Nothing was submitted.")
+        self._wait()
         try:
             super().launch_job()
         except subprocess.CalledProcessError as error:
@@ -66,8 +70,7 @@ class SlurmExecutor(SlurmPipelineExecutor):  # type: ignore[misc]
                 f"sbatch refused {self.job_name} with exit status {error.returncode}; it says why in {self._log}. "
                 "Look at executor.partition, time, memory_gb and sbatch."
             ) from None
-        while self._queued():
-            time.sleep(POLL_SECONDS)
+        self._wait()
         deadline = time.monotonic() + SETTLE_SECONDS
         while self.get_incomplete_ranks() and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
@@ -80,9 +83,23 @@ class SlurmExecutor(SlurmPipelineExecutor):  # type: ignore[misc]
         told = super().get_sbatch_args(max_array)
         return told if self.partition else {key: value for key, value in told.items() if key != "partition"}
 
-    def _queued(self) -> bool:
-        asked = _ask("squeue", "--noheader", "--format=%i", "--name", self.job_name)
-        return asked.returncode != 0 or bool(asked.stdout.strip())  # a controller that is away says nothing of the jobs
+    def _wait(self) -> None:
+        """Until no job is in the queue. A controller that is away for a while says nothing of the jobs."""
+        answered = time.monotonic()
+        while (
+            asked := _ask("squeue", "--noheader", "--format=%i", "--name", self.job_name)
+        ).returncode or asked.stdout.strip():
+            if not asked.returncode:
+                answered = time.monotonic()
+            elif time.monotonic() - answered > AWAY_SECONDS:
+                raise StageFailedError(
+                    f"Slurm does not answer: {_last_line(asked.stderr)}. Its jobs go on; the same command ends them and submits what is left."
+                )
+            time.sleep(POLL_SECONDS)
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["it says nothing"])[-1].rstrip(".")
 
 
 def _ask(*command: str) -> subprocess.CompletedProcess[str]:
