@@ -22,7 +22,7 @@ def served(tmp_path: Path) -> Iterator[Settings]:
         settings = Settings(home=tmp_path / "workspace", prefect_api_url=server.wait())
         command = [str(Path(sys.executable).with_name("cupola")), "deploy", "tiny", "--workspace", str(settings.home)]
         environment = {**os.environ, "CUPOLA_PREFECT_API_URL": server.url}
-        subprocess.run(command, check=True, capture_output=True, timeout=200, env=environment)
+        subprocess.run(command, check=True, capture_output=True, timeout=500, env=environment)
         yield settings
 
 

@@ -43,7 +43,7 @@ class Command:
 
     workspace: Path
 
-    def __call__(self, *arguments: str, timeout: float = 280) -> "subprocess.CompletedProcess[str]":
+    def __call__(self, *arguments: str, timeout: float = 560) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [CUPOLA, *arguments],
             check=False,
@@ -65,7 +65,7 @@ class Command:
             cwd=self.workspace.parent,
         )
 
-    def json(self, *arguments: str, timeout: float = 280) -> Any:
+    def json(self, *arguments: str, timeout: float = 560) -> Any:
         """What a command prints with --json."""
         done = self(*arguments, "--json", timeout=timeout)
         assert done.returncode == 0, done.stderr

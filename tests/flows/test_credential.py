@@ -13,7 +13,6 @@ from cupola_platform.settings import Settings
 
 
 @pytest.mark.slow  # a Prefect server with a new database
-@pytest.mark.timeout(600)
 def test_a_protected_server_is_deployed_to_and_asked_for_runs_with_the_credential_only(
     cupola: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 LONG = ("--set", "stages.pretrain.steps=4000", "--set", "stages.pretrain.checkpoint.every=5")
 Eventually = Callable[[Callable[[], bool], float, str], None]
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 
 def trained(cupola: Any) -> int:

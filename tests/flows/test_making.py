@@ -66,7 +66,6 @@ def test_a_recipe_is_told_what_a_merge_lacks() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_recipe_merges_with_the_base_in_the_lineage(cupola: Any, saved: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "merge.yaml"
     recipe.write_text(
@@ -82,7 +81,6 @@ def test_a_recipe_merges_with_the_base_in_the_lineage(cupola: Any, saved: Path, 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_stage_with_lora_publishes_the_adapter_and_what_it_is_folded_into(
     cupola: Any, recipe: Path, tmp_path: Path
 ) -> None:

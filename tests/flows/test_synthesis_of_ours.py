@@ -66,7 +66,7 @@ def rows_of(artifact: Artifact) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_a_checkpoint_of_ours_writes_and_a_reward_model_of_ours_scores(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-c", MODELS, str(tmp_path / "models")], check=True, timeout=250)
+    subprocess.run([sys.executable, "-c", MODELS, str(tmp_path / "models")], check=True, timeout=500)
     workspace = Workspace.open(tmp_path)
     folder = tmp_path / "given"
     folder.mkdir()

@@ -30,7 +30,7 @@ SECRETS = {
     "CUPOLA_CONSOLE_PASSWORD": "of-the-console",
 }
 PATIENCE = 240
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 
 def free_port() -> int:

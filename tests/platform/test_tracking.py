@@ -103,7 +103,6 @@ def until(condition: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.timeout(600)
 def test_every_point_arrives_once_though_the_server_comes_late_and_is_killed(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,7 +64,7 @@ def torchrun() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a script, or a module by "-m" and its name, on several ranks; fails with their output."""
 
     def launch(
-        ranks: int, *arguments: object, check: bool = True, timeout: float = 280
+        ranks: int, *arguments: object, check: bool = True, timeout: float = 560
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [*torchrun_command(ranks), *map(str, arguments)],

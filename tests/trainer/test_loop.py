@@ -152,7 +152,7 @@ def test_a_flipped_byte_is_refused_by_name_before_anything_is_read(tmp_path: Pat
 
 def trainer(job_file: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cupola_trainer", str(job_file)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
 
 
 def test_a_mistake_ends_with_status_2_one_line_and_error_json(tmp_path: Path) -> None:
