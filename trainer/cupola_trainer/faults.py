@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cupola_platform.errors import StageFailedError
 from cupola_trainer.checkpoint.description import read_training
 from cupola_trainer.config import FaultConfig
 
@@ -107,23 +106,15 @@ class Rollbacks:
         temporary.replace(self.path)
 
     def go_back(self, checkpoints: Path, from_step: int, end_sample: int, reason: str) -> Rollback:
-        """Choose a checkpoint, remove those after it, and keep that. The first rank calls it.
+        """Choose a checkpoint, or the beginning where none is left; remove those after it, and keep that. The first rank calls it.
 
         Removing comes first: a job that is killed in between resumes at the chosen checkpoint and meets the same fault.
-
-        Raises:
-            StageFailedError: there is no checkpoint to go back to.
         """
-        step = self.choose(checkpoints)
-        if step is None:
-            raise StageFailedError(
-                f"At step {from_step} {reason}, and there is no earlier checkpoint to go back to. "
-                "Set checkpoint.every, lower optimizer.lr, or look at the data of that step."
-            )
+        step = self.choose(checkpoints) or 0
         for folder in checkpoints.glob("step_*"):
             if int(folder.name.removeprefix("step_")) > step:
                 shutil.rmtree(folder)
-        first = int(read_training(checkpoints / f"step_{step:08d}")["consumed_samples"])
+        first = int(read_training(checkpoints / f"step_{step:08d}")["consumed_samples"]) if step else 0
         self.add(rollback := Rollback(from_step, step, self.next_sample(first), end_sample, reason))
         log.warning("step %d: %s; going back to step %d, samples %d to %d are skipped",
                     from_step, reason, step, rollback.first_sample, end_sample - 1)  # fmt: skip

@@ -46,6 +46,14 @@ def train(job: TrainJob, terminated: Callable[[], bool]) -> bool:
         ConfigError, SourceError, NotFoundError, CorruptArtifactError: the job cannot be started.
         StageFailedError: training went wrong more often than `job.faults` allows, or its last checkpoint cannot be saved.
     """
+    while True:
+        try:
+            return _train(job, terminated)
+        except BeginAgain:
+            continue
+
+
+def _train(job: TrainJob, terminated: Callable[[], bool]) -> bool:
     run = begin(job)
     run.start()
     try:
@@ -58,6 +66,10 @@ def train(job: TrainJob, terminated: Callable[[], bool]) -> bool:
     finally:
         run.watchdog.stop()  # after an error too: the process may go on without this job
     return True
+
+
+class BeginAgain(Exception):
+    """A rollback found no checkpoint: models, optimizers and what goes with them have to be those of step 0 again."""
 
 
 def begin(job: TrainJob) -> "Run":
@@ -206,7 +218,12 @@ class Run:
         return runtime.on_first_rank(lambda: fault) if self.job.faults.spike_factor else fault
 
     def _roll_back(self, fault: str) -> None:
-        """Take the weights back to an earlier checkpoint; the samples since then are not read again."""
+        """Take the weights back to an earlier checkpoint; the samples since then are not read again.
+
+        Raises:
+            BeginAgain: there is none.
+            StageFailedError: it went wrong as often as `job.faults` allows.
+        """
         self.keeper.wait()
         step, allowed = self.progress.step, self.job.faults.max_rollbacks
         if len(self.rollbacks.done) >= allowed:
@@ -220,11 +237,8 @@ class Run:
             self.rollbacks.done.append(rollback)
         with self.watchdog.pause():
             self.progress = resume(folder, self.trainee)
-            self.objective.resume(self.progress)
-        if self.progress.step == 0:
-            raise StageFailedError(f"At step {step} {fault}, and no earlier checkpoint is whole. Start a new job.")
-        self.monitor = Monitor(self.job.faults, self.progress.extra.get("faults"))
-        self.keeper.saved_step = self.progress.step
+            if self.progress.step:
+                self.objective.resume(self.progress)
         self._open_logs()
         self.metrics.write(
             "rollback",
@@ -234,6 +248,10 @@ class Run:
             skipped_samples=[rollback.first_sample, rollback.end_sample],
             rollbacks=len(self.rollbacks.done),
         )
+        if self.progress.step == 0:
+            raise BeginAgain
+        self.monitor = Monitor(self.job.faults, self.progress.extra.get("faults"))
+        self.keeper.saved_step = self.progress.step
         self.log.restart_clock()
 
     def _open_logs(self) -> None:
