@@ -23,24 +23,26 @@ TRAINING = (
 )
 REINFORCEMENT = (*TRAINING, "cupola_trainer.reinforcement", "cupola_trainer.rollout", "cupola_trainer.evaluation")
 ROLLOUT = (*MODELS, "cupola_trainer.rollout", "cupola_trainer.data", "cupola_trainer.evaluation")
+MERGING = (*MODELS, "cupola_trainer.merging", "cupola_trainer.conversion", "cupola_trainer.optim.selection")
 SOURCES: Mapping[str, Sequence[str]] = {
     "prepare": ("cupola_platform.corpus",),
     "pretrain": TRAINING,
     "upcycle": (*MODELS, "cupola_trainer.mixture", "cupola_trainer.upcycling", "cupola_trainer.conversion"),
     "long_context": (*TRAINING, "cupola_trainer.long_context"),
     "conversations": ("cupola_trainer.data", "cupola_trainer.evaluation.tasks"),
-    "synthesize": ("cupola_flows.synthesis", "cupola_flows.wordings", "cupola_flows.execution", *ROLLOUT),
+    "synthesize": ("cupola_flows.synthesis", "cupola_flows.wordings", *ROLLOUT),
     "sft": TRAINING,
-    "preferences": ("cupola_flows.execution", *ROLLOUT),
+    "preferences": ROLLOUT,
     "pairs": ("cupola_trainer.data",),
     "dpo": TRAINING,
     "reward": TRAINING,
     "distillation": TRAINING,
-    "merge": (*MODELS, "cupola_trainer.merging", "cupola_trainer.conversion"),
+    "merge": MERGING,
     "prune": (*ROLLOUT, "cupola_trainer.pruning", "cupola_trainer.conversion"),
     "grpo": REINFORCEMENT,
     "ppo": REINFORCEMENT,
     "online_dpo": REINFORCEMENT,
+    "warp": (*REINFORCEMENT, *MERGING, "cupola_flows.warp"),
     "evaluate": (*ROLLOUT, "cupola_trainer.long_context"),
     "promote": ("cupola_flows.promote",),
 }

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from cupola_flows.context import StageContext
-from cupola_flows.execution import code_of, runs
 from cupola_flows.fingerprint import TRAINING
 from cupola_flows.jobs import run_job, train
 from cupola_flows.stages import (
@@ -24,6 +23,7 @@ from cupola_trainer.config import DistillationData, DpoData, ReferenceJob, Rewar
 from cupola_trainer.data.conversations import read_rows
 from cupola_trainer.data.instructions import make_conversations
 from cupola_trainer.data.preferences import make_preferences, make_prompts, read_preferences
+from cupola_trainer.evaluation.execution import shares_passed
 
 EPOCHS = 2.0
 """Of fine-tuning, where a recipe says nothing (Qwen2's)."""
@@ -109,8 +109,7 @@ def answer_scores(
     asked = {row["id"]: row for row in read_rows(prompts)}
     answered = list(read_rows(samples))
     if reward_model is None:
-        programs = (f"{code_of(row['answer'])}\n\n{asked[row['id']]['tests']}" for row in answered)
-        return [float(runs(program)) for program in programs]
+        return shares_passed([(row["answer"], asked[row["id"]]["tests"]) for row in answered])
     ended = [row for row in answered if row["finished"]]  # the others make no pair
     told = [[*asked[row["id"]]["messages"], {"role": "assistant", "content": row["answer"]}] for row in ended]
     found = iter(rewards(ctx, reward_model, told, stage.layout))

@@ -12,12 +12,12 @@ from pyarrow import parquet
 
 from cupola_flows import wordings
 from cupola_flows.context import StageContext
-from cupola_flows.execution import code_of, runs
 from cupola_flows.stages.synthesis import SynthesizeStage
 from cupola_flows.wordings import judging, mark_of
 from cupola_flows.writing import CheckpointWriter, EndpointWriter, Writer, rewards
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import ConfigError
+from cupola_trainer.evaluation.execution import shares_passed
 from cupola_trainer.evaluation.tasks import score
 
 Row = dict[str, Any]
@@ -204,8 +204,7 @@ def _scores(
     if stage.filter == "scorer":
         values = [score(rows[place]["task"], answer) for place, answer in zip(good, answers, strict=True)]
     elif stage.filter == "execution":
-        programs = [f"{code_of(answer)}\n\n{rows[place]['tests']}" for place, answer in zip(good, answers, strict=True)]
-        values = [float(runs(program)) for program in programs]
+        values = shares_passed([(answer, rows[place]["tests"]) for place, answer in zip(good, answers, strict=True)])
     elif stage.filter == "judge":
         judge = EndpointWriter(stage.judge) if stage.judge else pen
         prompts = [judging(made[place]["messages"]) for place in good]

@@ -30,6 +30,7 @@ TORCH_FREE = (
     "cupola_trainer.data.preferences",
     "cupola_trainer.evaluation.tasks",
     "cupola_trainer.evaluation.intervals",
+    "cupola_trainer.evaluation.execution",
     "cupola_flows.recipe",
     "cupola_flows.cli",
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cupola_trainer.evaluation.execution import code_of, passed
+from cupola_trainer.evaluation.execution import code_of, passed, shares_passed
 
 SQUARE = ["assert square(3) == 9", "assert square(-2) == 4", "assert square(0) == 0", "assert square(2) == 5"]
 
@@ -21,10 +21,17 @@ SQUARE = ["assert square(3) == 9", "assert square(-2) == 4", "assert square(0) =
         ("raise SystemExit(0)", 0.0),
         ("import math, re, collections\ndef square(x):\n    return int(math.pow(x, 2))", 0.75),
         ("", 0.0),
+        ("\0", 0.0),
     ],
 )
 def test_the_score_is_the_share_of_tests_that_hold(answer: str, share: float) -> None:
     assert passed(answer, SQUARE) == share
+
+
+def test_tests_may_be_one_text_and_many_answers_are_scored_at_once() -> None:
+    together = "\n".join(SQUARE[:3])
+    right, wrong = "def square(x):\n    return x * x", "def square(x):\n    return 9"
+    assert shares_passed([(right, together), (wrong, together), (wrong, SQUARE)]) == [1.0, 0.0, 0.25]
 
 
 def test_code_is_taken_from_the_first_fenced_block() -> None:

@@ -66,16 +66,18 @@ def state(files: RowFiles) -> str:
 
 
 def read_conversations(files: RowFiles, drops: Counter[str]) -> Iterator[Row]:
-    """Rows {"id", "source", "messages", "task": null} and "tools", "tag" where there are any; what is not usable is counted.
+    """Rows {"id", "source", "messages", "task": null} and "tools", "tag", "tests" where there are any; what is not usable is
+    counted.
 
-    A row has "messages", ShareGPT's "conversations", a "prompt" with a "completion", or Alpaca's "instruction".
+    A row has "messages", ShareGPT's "conversations", a "prompt" with a "completion", or Alpaca's "instruction". "tests" are
+    Python that an answer has to pass: a text, or a list of them.
 
     Raises:
         SourceError: a file or a dataset cannot be read; names the line.
     """
     for name, row in _rows(files):
         messages = _messages(row)
-        if reason := problem(messages):
+        if reason := problem(messages) or _problem_of_tests(row.get("tests")):
             drops[reason] += 1
         else:
             yield {"id": name, "source": files.source or _stem(files), "messages": messages, "task": None} | _extras(
@@ -151,7 +153,13 @@ def _extras(row: Row, files: RowFiles) -> Row:
     tools = row.get("tools")
     tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
     found = {"tools": tools, "tag": row.get("tag") or files.tag, "margin": row.get("margin")}
+    found["tests"] = row.get("tests")
     return {name: value for name, value in found.items() if value}
+
+
+def _problem_of_tests(tests: Any) -> str | None:
+    parts = tests if isinstance(tests, list) else [tests or ""]
+    return None if all(isinstance(part, str) for part in parts) else "malformed_tests"
 
 
 def _rows(files: RowFiles) -> Iterator[tuple[str, Row]]:

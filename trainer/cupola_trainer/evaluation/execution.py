@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cupola_platform.errors import ConfigError
@@ -35,17 +36,20 @@ def code_of(answer: str) -> str:
     return body if newline and first.strip().lower() in ("", "python", "py", "python3") else block
 
 
-def passed(answer: str, tests: Sequence[str], timeout_seconds: float = 5.0, memory_bytes: int = 512 * 2**20) -> float:
+def passed(
+    answer: str, tests: str | Sequence[str], timeout_seconds: float = 5.0, memory_bytes: int = 512 * 2**20
+) -> float:
     """The share of tests that hold after the answer's code has run; 0 where it does not run to its end in time.
 
     Args:
-        tests: Python statements, such as asserts, each run on its own.
+        tests: Python statements, such as asserts, each run on its own; a text is one of them.
 
     Raises:
         ConfigError: this machine cannot confine a process.
     """
     if not tests:
         return 0.0
+    tests = [tests] if isinstance(tests, str) else tests
     nonce = secrets.token_hex(16)
     told = {
         "code": code_of(answer), "tests": list(tests), "seconds": timeout_seconds, "memory": memory_bytes, "nonce": nonce,
@@ -68,3 +72,13 @@ def passed(answer: str, tests: Sequence[str], timeout_seconds: float = 5.0, memo
         )
     last = output.decode(errors="replace").rpartition(nonce)
     return int(last[2]) / len(tests) if last[1] and last[2].isdigit() else 0.0
+
+
+def shares_passed(answers: Sequence[tuple[str, str | Sequence[str]]]) -> list[float]:
+    """`passed` of each answer and its tests, as many at a time as there are cores.
+
+    Raises:
+        ConfigError: this machine cannot confine a process.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda pair: passed(*pair), answers))
