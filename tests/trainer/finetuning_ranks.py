@@ -1,21 +1,32 @@
 """Run by test_finetuning_layouts.py under torchrun: the same fine-tuning in many layouts, with online merging and with LoRA.
 
 finetuning_ranks.py MODELS OUTPUT.json     MODELS as three_models.py writes them
+
+OUTPUT.json gets "trajectories", losses and gradient norms, and "weights", digests of what online merging makes of the weights
+where the gradients are given: bit for bit the same ones in every layout.
 """
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from cupola_trainer import checkpoint, models, optim, passes, runtime
+from cupola_trainer.checkpoint.shards import Shard, master_shards, weight_shards
 from cupola_trainer.config import BatchConfig, LoraConfig, OnlineMergingConfig, OptimizerConfig, ParallelConfig
 from cupola_trainer.data.batches import training_batches
 from cupola_trainer.lora import attaching
 from cupola_trainer.objectives import Batch, Objective
+from cupola_trainer.optim import Trainee
+from cupola_trainer.optim.online_merging import hashed
+from cupola_trainer.upcycling.experts import derived_seed
 
 STEPS = 3
 BATCH = BatchConfig(sequence_length=32, micro_batch_size=2, global_batch_size=4)
@@ -65,10 +76,7 @@ class Words(Objective):
         return (output.float() * batch["loss_mask"]).sum(), self.count(batch), {}
 
 
-def trajectory(
-    folder: Path, name: str, parallel: ParallelConfig, method: OnlineMergingConfig | LoraConfig
-) -> list[float]:
-    """Loss and gradient norm of each step, one after the other."""
+def trainee_of(folder: Path, name: str, parallel: ParallelConfig, method: OnlineMergingConfig | LoraConfig) -> Trainee:
     runtime.start(parallel, seed=0)
     model = checkpoint.read_model(folder / name)
     chunks = models.build(model, parallel, seed=None)
@@ -78,6 +86,11 @@ def trajectory(
     trainee = optim.build(chunks, parallel, OptimizerConfig(lr=1e-2), STEPS)
     if isinstance(method, OnlineMergingConfig):
         optim.merge_online(trainee, method, folder / name, model, seed=7)
+    return trainee
+
+
+def trajectory(trainee: Trainee) -> list[float]:
+    """Loss and gradient norm of each step, one after the other."""
     found = []
     for step in range(STEPS):
         means = passes.train(trainee.chunks, Words(), training_batches(Words(), BATCH, step))
@@ -87,8 +100,49 @@ def trajectory(
     return found
 
 
+def weights(trainee: Trainee) -> str:
+    """Digest of all weights after `STEPS` updates by gradients that depend on an element's name and place alone."""
+    for step in range(STEPS):
+        for part in trainee.optimizer.chained_optimizers:
+            if not part.is_stub_optimizer:
+                give_gradients(trainee, part, step)
+        trainee.optimizer.step_with_ready_grads()
+    mine = [(shard.key, shard.shape, shard.offset, shard.data.numpy()) for shard in weight_shards(trainee.chunks)]
+    everyones: list[list[tuple[str, tuple[int, ...], tuple[int, ...], np.ndarray]]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(everyones, mine)
+    whole: dict[str, np.ndarray] = {}
+    for key, shape, offset, data in chain(*everyones):
+        box = tuple(slice(at, at + size) for at, size in zip(offset, data.shape, strict=True))
+        whole.setdefault(key, np.full(shape, np.nan, np.float32))[box] = data
+    digest = hashlib.sha256()
+    for key in sorted(whole):
+        assert not np.isnan(whole[key]).any(), key
+        digest.update(key.encode() + whole[key].tobytes())
+    return digest.hexdigest()
+
+
+def give_gradients(trainee: Trainee, part: Any, step: int) -> None:
+    part.init_state_fn(part.optimizer, part.config)
+    mains = [main for group in part.optimizer.param_groups for main in group["params"]]
+    for main in mains:
+        part.optimizer.state[main]["given"] = torch.zeros_like(main)
+    for shard in master_shards(trainee.chunks, part, "given"):
+        bits = hashed(places(shard), derived_seed(step, shard.key))
+        shard.data.copy_((bits >> 40).float() / (1 << 23))
+    for main in mains:
+        main.grad = part.optimizer.state[main].pop("given")
+
+
+def places(shard: Shard) -> torch.Tensor:
+    """Of each element in the flattened whole tensor."""
+    found = torch.zeros((), dtype=torch.int64)
+    for size, start, count in zip(shard.shape, shard.offset, shard.size, strict=True):
+        found = found[..., None] * size + start + torch.arange(count)
+    return found
+
+
 def main(folder: Path, output: Path) -> None:
-    found = {}
+    trajectories, digests = {}, {}
     for layout, parallel in LAYOUTS.items():
         if parallel.world_size != runtime.world_size():
             continue
@@ -97,9 +151,12 @@ def main(folder: Path, output: Path) -> None:
             for method, config in METHODS.items():
                 if unfit or (method == "lora of experts" and kind == "dense"):
                     continue
-                found[f"{layout}, {kind}, {method}"] = trajectory(folder, name, parallel, config(folder / base))
+                case, settings = f"{layout}, {kind}, {method}", config(folder / base)
+                trajectories[case] = trajectory(trainee_of(folder, name, parallel, settings))
+                if isinstance(settings, OnlineMergingConfig):
+                    digests[case] = weights(trainee_of(folder, name, parallel, settings))
     if runtime.rank() == 0:
-        output.write_text(json.dumps(found))
+        output.write_text(json.dumps({"trajectories": trajectories, "weights": digests}))
     runtime.stop()
 
 

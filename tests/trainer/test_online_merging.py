@@ -1,5 +1,6 @@
 """The online merging optimizer: the paper's formula on cases made by hand, in every layout, through a resume."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,9 +24,8 @@ from cupola_trainer.config import (
 )
 from cupola_trainer.conversion.stored import StoredTensors
 from cupola_trainer.loop import train
-from cupola_trainer.merging.methods import keep_largest
 from cupola_trainer.optim.online_merging import hashed
-from cupola_trainer.optim.selection import thresholds
+from cupola_trainer.optim.selection import magnitude_bits, thresholds
 
 HERE = Path(__file__).parent
 
@@ -88,8 +88,7 @@ def ties(delta: torch.Tensor, tau: torch.Tensor) -> torch.Tensor:
     """Half of either by magnitude, and what is within a 64th of the last kept; then what agrees with the sum's sign."""
     kept = []
     for part, share in ((delta, 0.75), (tau, 0.25)):
-        smallest = keep_largest(part, 0.5).abs()
-        smallest = smallest[smallest > 0].min() * (1 - 1 / 64)
+        smallest = part.abs().flatten().topk(math.ceil(part.numel() / 2)).values[-1] * (1 - 1 / 64)
         kept.append(torch.where(part.abs() >= smallest, part * share, 0))
     elected = (kept[0] + kept[1]).sign()
     return sum((torch.where(part.sign() == elected, part, 0) for part in kept), torch.zeros_like(delta))
@@ -131,7 +130,9 @@ def weights_of(folder: Path) -> list[tuple[str, torch.Tensor]]:
 def test_the_kth_largest_is_found_bit_by_bit() -> None:
     runtime.start(ParallelConfig(), seed=0)
     values = [torch.randn(1000, generator=torch.Generator().manual_seed(i)) * 10.0**-i for i in range(4)]
-    found = thresholds([values[0][:300], values[0][300:], *values[1:]], [0, 0, 1, 2, 3], [1, 10, 500, 1000])
+    parts = [(0, values[0][:300]), (0, values[0][300:]), *((i, values[i]) for i in (1, 2, 3))]
+    bits = [(i, magnitude_bits(part)) for i, part in parts]
+    found = thresholds(bits, [1, 10, 500, 1000], torch.device("cpu"))
     runtime.stop()
     wanted = [values[i].abs().sort(descending=True).values[k - 1] for i, k in enumerate([1, 10, 500, 1000])]
     assert torch.equal(found, torch.stack(wanted))

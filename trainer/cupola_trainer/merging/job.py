@@ -16,6 +16,7 @@ from cupola_trainer.conversion.writing import write
 from cupola_trainer.identity import same_tokenizer
 from cupola_trainer.layout import validate_layout
 from cupola_trainer.merging import methods
+from cupola_trainer.merging.trimming import smallest_kept
 from cupola_trainer.reporting import Report
 from cupola_trainer.upcycling.experts import derived_seed
 
@@ -41,8 +42,9 @@ def run(job: MergeJob) -> None:
     parameters = models.parameter_count(model)
     with Report(job.output, kind="merge", steps=1, parameters=parameters) as report:
         merged = Merged(
-            job, [StoredTensors(folder) for folder in job.checkpoints], StoredTensors(job.base) if job.base else None
-        )
+            job, model, [StoredTensors(folder) for folder in job.checkpoints],
+            StoredTensors(job.base) if job.base else None,
+        )  # fmt: skip
         tokenizer = job.checkpoints[0] / "tokenizer"
         write(
             job.output / "checkpoint",
@@ -89,9 +91,15 @@ def _check_alike(first: Path, model: ModelConfig, folder: Path, other: ModelConf
 class Merged:
     """The tensors of the merged model, by checkpoint key and (layer, expert) index, each made when asked for."""
 
-    def __init__(self, job: MergeJob, stored: Sequence[StoredTensors], base: StoredTensors | None) -> None:
+    def __init__(
+        self, job: MergeJob, model: ModelConfig, stored: Sequence[StoredTensors], base: StoredTensors | None
+    ) -> None:
         self.job, self.stored, self.base = job, stored, base
         self.weights = job.weights or (1.0,) * len(stored)
+        self.density = job.density or DENSITY
+        self.smallest: list[float] = []
+        if job.method == "ties" and base:
+            self.smallest = smallest_kept(model, stored, base, self.density)
 
     def __call__(self, key: str, index: tuple[int, ...]) -> Tensor:
         """One tensor of one layer (and expert)."""
@@ -108,10 +116,9 @@ class Merged:
         if job.method == "slerp":
             return methods.slerp(thetas, weights, base)
         assert base is not None
-        density = job.density or DENSITY
         if job.method == "ties":
-            return methods.ties(thetas, weights, base, density=density, scale=job.scale)
-        return methods.dare(thetas, weights, base, density=density, scale=job.scale, generator=generator)
+            return methods.ties(thetas, weights, base, smallest=self.smallest, scale=job.scale)
+        return methods.dare(thetas, weights, base, density=self.density, scale=job.scale, generator=generator)
 
     def _generator(self, key: str, index: tuple[int, ...]) -> Callable[[int], torch.Generator]:
         place = "/".join((key, *map(str, index)))

@@ -36,15 +36,18 @@ def slerp(thetas: Sequence[Tensor], weights: Sequence[float], base: Tensor | Non
 
 
 def ties(
-    thetas: Sequence[Tensor], weights: Sequence[float], base: Tensor, *, density: float, scale: float = 1.0
+    thetas: Sequence[Tensor], weights: Sequence[float], base: Tensor, *, smallest: Sequence[float], scale: float = 1.0
 ) -> Tensor:
     """TIES (Yadav et al. 2023, algorithm 1): trim, elect signs, take the mean of those that agree.
 
-    Each task vector keeps its `density` share of largest magnitude; an element's sign is that of the weighted sum; the
-    mean, by weight, is over the trimmed vectors that are not zero there and have that sign. The paper trims the vector of
-    the whole model; here each tensor of each layer is trimmed on its own, so that no model has to be in memory.
+    Each task vector keeps its elements of largest magnitude; an element's sign is that of the weighted sum; the mean, by
+    weight, is over the trimmed vectors that are not zero there and have that sign.
+
+    Args:
+        smallest: magnitude of each model that is kept at least, see `trimming.smallest_kept`.
     """
-    trimmed = [keep_largest(vector, density) for vector in task_vectors(thetas, base)]
+    pairs = zip(task_vectors(thetas, base), smallest, strict=True)
+    trimmed = [torch.where(vector.abs() >= least, vector, 0) for vector, least in pairs]
     elected = _sum([vector * weight for vector, weight in zip(trimmed, weights, strict=True)]).sign()
     total, weight_of = torch.zeros_like(elected), torch.zeros_like(elected)
     for vector, weight in zip(trimmed, weights, strict=True):
@@ -80,14 +83,6 @@ def dare(
 def task_vectors(thetas: Sequence[Tensor], base: Tensor) -> list[Tensor]:
     """theta_i - theta_base."""
     return [theta.float() - base.float() for theta in thetas]
-
-
-def keep_largest(vector: Tensor, density: float) -> Tensor:
-    """The ceil(density * n) elements of largest magnitude, and those equal to the smallest of them; zeros elsewhere."""
-    magnitudes = vector.abs().flatten()
-    count = math.ceil(density * magnitudes.numel())
-    smallest = torch.kthvalue(magnitudes, magnitudes.numel() - count + 1).values
-    return torch.where(vector.abs() >= smallest, vector, 0)
 
 
 def _slerp(a: Tensor, b: Tensor, t: float) -> Tensor:

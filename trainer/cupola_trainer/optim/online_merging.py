@@ -39,7 +39,7 @@ from cupola_trainer.checkpoint.shards import MASTER, Shard, master_shards, momen
 from cupola_trainer.checkpoint.storage import StoredState, owned
 from cupola_trainer.config import OnlineMergingConfig
 from cupola_trainer.models.initialization import sharded_tensors
-from cupola_trainer.optim.selection import thresholds
+from cupola_trainer.optim.selection import magnitude_bits, thresholds
 from cupola_trainer.upcycling.experts import derived_seed
 
 BLOCK = 1 << 22
@@ -199,8 +199,10 @@ class Part:
         count = [math.ceil(self.config.density * size) for size in self.tensors.values()]
         number = {name: i for i, name in enumerate(self.tensors)}
         of = [number[piece.name] for piece in self.pieces]
-        counted = [value if piece.counted else value[:0] for piece, value in zip(self.pieces, values, strict=True)]
-        found = thresholds(counted, of, count)
+        counted = [
+            (i, magnitude_bits(value)) for i, piece, value in zip(of, self.pieces, values, strict=True) if piece.counted
+        ]
+        found = thresholds(counted, count, runtime.device())
         return [found[i] * (1 - TIE) for i in of]
 
 

@@ -1,6 +1,6 @@
 """The k-th largest magnitude of tensors that lie on many ranks, exactly, without gathering them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -10,24 +10,28 @@ DIGIT = 8
 """Bits decided in one pass over the tensors."""
 
 
-def thresholds(values: Sequence[Tensor], of: Sequence[int], counts: Sequence[int]) -> Tensor:
+def magnitude_bits(value: Tensor) -> Tensor:
+    """[elements], int32: they order as the magnitudes of `value` (fp32) do."""
+    return value.abs().flatten().view(torch.int32)
+
+
+def thresholds(bits: Iterable[tuple[int, Tensor]], counts: Sequence[int], device: torch.device) -> Tensor:
     """A radix selection: the bits of floats that are not negative order as integers do. Every rank calls it.
 
     Args:
-        values: this rank's parts, fp32.
-        of: the tensor's number for each part, the same on all ranks.
+        bits: this rank's parts: the number of the tensor that each belongs to, the same on all ranks, and its
+            `magnitude_bits`. Gone through four times.
         counts: k of each tensor, from 1 to its elements over all ranks.
+        device: where the parts lie.
 
     Returns:
         [tensors], fp32: the k-th largest magnitude of each; the same on every rank.
     """
-    device = values[0].device if values else torch.device("cpu")
-    bits = [value.abs().flatten().view(torch.int32) for value in values]
     left = torch.tensor(counts, device=device)
     prefix = torch.zeros(len(counts), dtype=torch.int32, device=device)
     for shift in range(32 - DIGIT, -1, -DIGIT):
         histogram = torch.zeros(len(counts), 1 << DIGIT, dtype=torch.int64, device=device)
-        for part, tensor in zip(bits, of, strict=True):
+        for tensor, part in bits:
             above = shift + DIGIT
             among = part if above == 32 else part[part >> above == prefix[tensor] >> above]
             histogram[tensor] += torch.bincount(among >> shift & ((1 << DIGIT) - 1), minlength=1 << DIGIT)
