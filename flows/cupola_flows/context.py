@@ -36,6 +36,8 @@ class StageContext:
     """Where the job's numbers go besides its folder; none without tracking."""
     step: Callable[..., Any] = field(default=call)
     """How a step that may be retried is called."""
+    part: str = ""
+    """Before the names of a job's metrics, where a stage has several jobs with the same steps."""
     profile: tuple[int, int] | None = None
     """First and last training step to trace with torch's profiler."""
 

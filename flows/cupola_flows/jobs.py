@@ -84,30 +84,12 @@ def train(
     Args:
         base: what the stage's `optimizer.merging` names.
     """
-    optimizer = stage.optimizer
+    initial = parent.path if parent else None
+    made = train_job(stage, data=data, initial=initial, output=ctx.folder / "job", seed=ctx.seed)
+    optimizer = made.optimizer
     if base and optimizer.merging:
         optimizer = replace(optimizer, merging=replace(optimizer.merging, base=base.path))
-    job = TrainJob(
-        output=ctx.folder / "job",
-        seed=ctx.seed,
-        model=model,
-        initial=parent.path if parent else None,
-        positions=positions,
-        tokenizer=tokenizer,
-        steps=stage.steps,
-        parallel=stage.layout,
-        optimizer=optimizer,
-        lora=stage.lora,
-        batch=stage.batch,
-        data=data,
-        checkpoint=stage.checkpoint,
-        faults=stage.faults,
-        log_every=stage.log_every,
-        evaluate_every=stage.evaluate_every,
-        evaluate_batches=stage.evaluate_batches,
-        precision=stage.precision,
-        profile=ctx.profile,
-    )
+    job = replace(made, model=model, positions=positions, tokenizer=tokenizer, optimizer=optimizer, profile=ctx.profile)
     result = run_job(ctx, job)
     if (job.output / "profile").is_dir():
         ctx.display.say(f"{ctx.name}: traces of steps {ctx.profile} are in {job.output / 'profile'}")
@@ -123,6 +105,27 @@ def train(
     shutil.rmtree(job.output / "checkpoints", ignore_errors=True)  # the last one is in the store
     discard(ctx, job)
     return artifact
+
+
+def train_job(stage: TrainStage, *, data: TrainingData, initial: Path | None, output: Path, seed: int) -> TrainJob:
+    """The job that trains as a recipe's stage says."""
+    return TrainJob(
+        output=output,
+        seed=seed,
+        initial=initial,
+        steps=stage.steps,
+        parallel=stage.layout,
+        optimizer=stage.optimizer,
+        lora=stage.lora,
+        batch=stage.batch,
+        data=data,
+        checkpoint=stage.checkpoint,
+        faults=stage.faults,
+        log_every=stage.log_every,
+        evaluate_every=stage.evaluate_every,
+        evaluate_batches=stage.evaluate_batches,
+        precision=stage.precision,
+    )
 
 
 def _publish_adapter(ctx: StageContext, result: JobResult, parents: Sequence[Artifact]) -> Artifact:
@@ -211,7 +214,7 @@ def _follow(ctx: StageContext, running: RunningJob, job: AnyJob) -> tuple[str, s
     lines, uploads = MetricsTail(metrics), MetricsTail(job.output / EVENTS)
     status, silence = "", None
     if ctx.tracker:
-        ctx.tracker.follow(ctx.run_id, metrics)
+        ctx.tracker.follow(ctx.run_id, metrics, ctx.part)
     try:
         ended = False
         while not ended:

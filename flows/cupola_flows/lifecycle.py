@@ -40,6 +40,7 @@ from cupola_flows.stages import (
     SftStage,
     SynthesizeStage,
     UpcycleStage,
+    WarpStage,
 )
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import CancelledError
@@ -155,6 +156,12 @@ def online_dpo_flow(name: str, stage: OnlineDpoStage, inputs: Inputs) -> Any:
     return _carry_out(name)
 
 
+@flow(name="warp", flow_run_name="{name}")
+def warp_flow(name: str, stage: WarpStage, inputs: Inputs) -> Any:
+    """Rounds of GRPO runs, merged."""
+    return _carry_out(name)
+
+
 @flow(name="evaluate", flow_run_name="{name}")
 def evaluate_flow(name: str, stage: EvaluateStage, inputs: Inputs) -> Any:
     """Held-out text, tasks and generations."""
@@ -185,6 +192,7 @@ STAGE_FLOWS: Mapping[str, Callable[..., Any]] = {
     "grpo": grpo_flow,
     "ppo": ppo_flow,
     "online_dpo": online_dpo_flow,
+    "warp": warp_flow,
     "evaluate": evaluate_flow,
     "promote": promote_flow,
 }

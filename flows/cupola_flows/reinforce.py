@@ -5,7 +5,7 @@ from typing import Any
 from cupola_flows.context import StageContext
 from cupola_flows.jobs import train
 from cupola_flows.stages import GrpoStage, OnlineDpoStage, PpoStage
-from cupola_flows.stages.reinforcing import ReinforcementStage
+from cupola_flows.stages.reinforcing import GrpoSettings, ReinforcementStage
 from cupola_platform.artifacts import Artifact
 from cupola_trainer.config import GrpoData, ModelReward, OnlineDpoData, PpoData, Reward
 
@@ -14,7 +14,13 @@ def grpo(
     ctx: StageContext, stage: GrpoStage, parent: Artifact, conversations: Artifact, reward_model: Artifact | None
 ) -> Artifact:
     """Group relative policy optimization."""
-    data = GrpoData(
+    data = grpo_data(stage, conversations, reward_model)
+    return train(ctx, stage, data=data, parent=parent, parents=_parents(parent, conversations, reward_model))
+
+
+def grpo_data(stage: GrpoSettings, conversations: Artifact, reward_model: Artifact | None) -> GrpoData:
+    """What a job of such a stage learns from."""
+    return GrpoData(
         **_shared(stage, conversations, reward_model),
         kl_coef=stage.kl_coef,
         anchor_rate=stage.anchor_rate,
@@ -23,7 +29,6 @@ def grpo(
         normalization=stage.normalization,
         scale_rewards=stage.scale_rewards,
     )
-    return train(ctx, stage, data=data, parent=parent, parents=_parents(parent, conversations, reward_model))
 
 
 def ppo(

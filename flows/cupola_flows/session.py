@@ -21,6 +21,7 @@ from cupola_flows.reinforce import grpo, online_dpo, ppo
 from cupola_flows.schema import ARTIFACT, Recipe
 from cupola_flows.synthesis import synthesize
 from cupola_flows.upcycle import upcycle
+from cupola_flows.warp import warp
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import CancelledError, ConfigError, CupolaError, StageFailedError
 from cupola_platform.registry import RunStatus
@@ -43,6 +44,7 @@ FUNCTIONS: dict[str, Callable[..., Artifact]] = {
     "merge": merge,
     "prune": prune,
     "grpo": grpo,
+    "warp": warp,
     "ppo": ppo,
     "online_dpo": online_dpo,
     "evaluate": evaluate,

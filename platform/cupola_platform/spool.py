@@ -1,7 +1,7 @@
 """What runs have to tell the tracking server, on disk until it has been told.
 
 spool/<run>/open.json        name, parent, parameters, tags
-spool/<run>/follow.json      the metrics.jsonl files of its jobs
+spool/<run>/follow.json      the metrics.jsonl files of its jobs, and what goes before their metrics' names
 spool/<run>/end.json         status, last metrics, tags
 spool/<run>/metrics-0.jsonl  copies of those files, made when the run ends, so that its folder may go
 spool/<run>/state.json       what the server has: its id of the run, and a cursor per file
@@ -45,16 +45,16 @@ class Spool:
             run, "open", {"name": name, "parent": parent, "params": _flat(params), "tags": dict(tags), "time": _now()}
         )
 
-    def follow(self, run: str, metrics: Path) -> None:
-        """Add a `metrics.jsonl` to those that a run sends."""
-        paths = self.followed(run)
-        if str(metrics.absolute()) not in paths:
-            self.write(run, "follow", {"paths": [*paths, str(metrics.absolute())]})
+    def follow(self, run: str, metrics: Path, prefix: str = "") -> None:
+        """Add a `metrics.jsonl` to those that a run sends; `prefix` goes before its metrics' names."""
+        files = self.followed(run)
+        if str(metrics.absolute()) not in files:
+            self.write(run, "follow", {"files": files | {str(metrics.absolute()): prefix}})
 
-    def followed(self, run: str) -> list[str]:
-        """The `metrics.jsonl` files of a run, where its jobs write them."""
+    def followed(self, run: str) -> dict[str, str]:
+        """The `metrics.jsonl` files of a run, where its jobs write them, and their prefixes."""
         found = self.read(run, "follow")
-        return [] if found is None else list(found["paths"])
+        return {} if found is None else dict(found["files"])
 
     def end_run(self, run: str, status: RunStatus, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
         """Say how a run ended, and keep a copy of its files."""

@@ -153,14 +153,15 @@ class Sender:
     def _send_metrics(self, run: str, identity: str) -> None:
         state = self.spool.read(run, "state")
         assert state is not None
-        for number, followed in enumerate(self.spool.followed(run)):
+        for number, (followed, prefix) in enumerate(self.spool.followed(run).items()):
             kept = self.spool.kept(run, number)
             path = kept if kept.is_file() else Path(followed)
             more = path.is_file()
             while more:
                 cursor = Cursor(**state["cursors"].get(followed, {}))
                 points, behind = read_points(path, cursor, BATCH)
-                self._log_metrics(identity, [(point.key, point.value, point.timestamp, point.step) for point in points])
+                told = [(prefix + point.key, point.value, point.timestamp, point.step) for point in points]
+                self._log_metrics(identity, told)
                 state["cursors"][followed] = asdict(behind)
                 more = behind != cursor
                 if more:
@@ -220,9 +221,10 @@ class Tracker:
             self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
             self._thread.start()
 
-    def follow(self, run: str, metrics: Path) -> None:
-        """Send the lines of a job's `metrics.jsonl`, those that are there and those to come. A run may have several."""
-        self._spool.follow(run, metrics)
+    def follow(self, run: str, metrics: Path, prefix: str = "") -> None:
+        """Send the lines of a job's `metrics.jsonl`, those that are there and those to come. A run may have several; those
+        with the same steps need prefixes of their metrics' names, to be told apart."""
+        self._spool.follow(run, metrics, prefix)
 
     def end_run(
         self,

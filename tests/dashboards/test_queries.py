@@ -1,6 +1,7 @@
 """What the console reads, against a workspace whose numbers were written by hand."""
 
 import json
+import os
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -81,6 +82,16 @@ def test_a_job_that_has_written_nothing_has_no_progress(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
     assert metrics.progress(tmp_path / "metrics.jsonl") is None
     assert metrics.curves(tmp_path / "metrics.jsonl").empty
+
+
+def test_of_a_stages_several_jobs_the_newest_is_shown(tmp_path: Path) -> None:
+    for number, name in enumerate(("round1/run1", "round1/run2", "front")):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "metrics.jsonl").write_text("{}\n")
+        os.utime(tmp_path / name / "metrics.jsonl", (number, number))
+    assert metrics.metrics_file(tmp_path) == tmp_path / "front" / "metrics.jsonl"
+    (tmp_path / "front" / "metrics.jsonl").unlink()
+    assert metrics.metrics_file(tmp_path) == tmp_path / "round1" / "run2" / "metrics.jsonl"
 
 
 def test_curves_hold_every_number_of_steps_and_evaluations(in_workspace: Any) -> None:

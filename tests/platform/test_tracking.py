@@ -166,7 +166,7 @@ def test_metrics_appear_while_the_job_runs_and_a_stage_may_have_several_jobs(
     tracked: Workspace, tmp_path: Path
 ) -> None:
     run = tracked.registry.start_run("tiny", "upcycle")
-    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    one, two, three = (tmp_path / f"{name}.jsonl" for name in ("one", "two", "three"))
     client = MlflowClient(tracked.settings.tracking_uri)
     with Tracker.open(tracked) as tracker:
         tracker.open_run(run, "upcycle")
@@ -179,6 +179,10 @@ def test_metrics_appear_while_the_job_runs_and_a_stage_may_have_several_jobs(
         write_metrics(two, 6, 7)
         tracker.follow(run, two)
         until(lambda: history(client, identity, "loss") == expected(range(1, 8)))
+        write_metrics(three, 1, 3)
+        tracker.follow(run, three, "round1/")
+        until(lambda: history(client, identity, "round1/loss") == expected(range(1, 4)))
+        assert history(client, identity, "loss") == expected(range(1, 8))
         tracker.end_run(run, "completed")
 
 

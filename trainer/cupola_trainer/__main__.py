@@ -83,6 +83,10 @@ def run(job: object, termination: "Termination") -> int:
         from cupola_trainer import teaching
 
         teaching.run(job)
+    elif isinstance(job, config.FrontJob):
+        from cupola_trainer.reinforcement import front
+
+        front.run(job)
     elif isinstance(job, config.EvaluateJob):
         from cupola_trainer import evaluation
 

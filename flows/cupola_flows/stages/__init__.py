@@ -25,7 +25,7 @@ from cupola_flows.stages.posttraining import (
     SftStage,
 )
 from cupola_flows.stages.pretraining import PrepareStage, PretrainStage, UpcycleStage
-from cupola_flows.stages.reinforcing import GrpoStage, OnlineDpoStage, PpoStage
+from cupola_flows.stages.reinforcing import GrpoStage, OnlineDpoStage, PpoStage, WarpStage
 from cupola_flows.stages.synthesis import SynthesizeStage
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "SynthesizeStage",
     "TrainStage",
     "UpcycleStage",
+    "WarpStage",
 ]
 
 
@@ -75,6 +76,7 @@ AnyStage = Annotated[
     | GrpoStage
     | PpoStage
     | OnlineDpoStage
+    | WarpStage
     | EvaluateStage
     | PromoteStage,
     Field(discriminator="kind"),
@@ -98,6 +100,7 @@ KINDS: tuple[str, ...] = (
     "grpo",
     "ppo",
     "online_dpo",
+    "warp",
     "evaluate",
     "promote",
 )
@@ -112,7 +115,7 @@ NEVER_GUESSED: frozenset[tuple[str, str]] = frozenset(
         ("distillation", "parent"),
         ("distillation", "tokens"),
         ("distillation", "conversations"),
-        *((kind, "reward_model") for kind in ("grpo", "ppo", "online_dpo")),
+        *((kind, "reward_model") for kind in ("grpo", "ppo", "online_dpo", "warp")),
         *(("synthesize", field) for field in ("conversations", "tokens", "writer", "reward_model")),
         ("preferences", "reward_model"),
         ("ppo", "value_model"),

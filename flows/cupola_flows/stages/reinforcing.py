@@ -40,10 +40,9 @@ class ReinforcementStage(TrainStage):
         return self
 
 
-class GrpoStage(ReinforcementStage):
-    """Group relative policy optimization against the frozen parent."""
+class GrpoSettings(ReinforcementStage):
+    """What every stage that learns by GRPO has in common."""
 
-    kind: Literal["grpo"] = "grpo"
     kl_coef: float = Field(default=0.04, ge=0)
     """Weight of the KL to the reference in the loss; 0 keeps no reference in memory."""
     anchor_rate: float = Field(default=0.0, ge=0, lt=1)
@@ -58,8 +57,44 @@ class GrpoStage(ReinforcementStage):
     """Divide a group's advantages by its standard deviation."""
 
     @model_validator(mode="after")
-    def _anchor_pulls(self) -> "GrpoStage":
+    def _anchor_pulls(self) -> "GrpoSettings":
         check_anchor(self.anchor_rate, self.kl_coef)
+        return self
+
+
+class GrpoStage(GrpoSettings):
+    """Group relative policy optimization against the frozen parent, or the moving average of its own policy."""
+
+    kind: Literal["grpo"] = "grpo"
+
+
+class WarpStage(GrpoSettings):
+    """WARP (Gemma 2's): rounds of several GRPO runs, merged by SLERP of what they learnt, then drawn back to where they began."""
+
+    kind: Literal["warp"] = "warp"
+    kl_coef: float = Field(default=0.1, ge=0)
+    """Weight of the KL to the moving average."""
+    anchor_rate: float = Field(default=0.01, ge=0, lt=1)
+    """How far that average moves to the policy after each step."""
+    runs: int = Field(default=2, ge=2)
+    """Runs of a round, each with questions and answers of its own; `steps` are one run's."""
+    rounds: int = Field(default=2, ge=1)
+    """Each begins where the one before ended."""
+    eta: float = Field(default=0.3, gt=0, le=1)
+    """How far from a round's beginning to its merged runs it ends."""
+    front: tuple[float, ...] = (0.1, 0.5, 0.8)
+    """Other such distances that are measured in the last round, besides 0, `eta` and 1: points of the KL-reward front."""
+
+    @model_validator(mode="after")
+    def _can_be(self) -> "WarpStage":
+        if self.lora:
+            raise ValueError("lora: WARP merges whole checkpoints. Leave it out, or use a grpo stage")
+        if self.checkpoint.upload:
+            raise ValueError("checkpoint.upload: a stage of several jobs cannot be taken up elsewhere. Leave it out")
+        if any(not 0 < share < 1 for share in self.front):
+            raise ValueError(
+                f"front={list(self.front)}: distances lie between 0 (the beginning) and 1 (the merged runs)"
+            )
         return self
 
 

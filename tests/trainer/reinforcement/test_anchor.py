@@ -1,5 +1,6 @@
-"""WARP's anchor: the reference is the moving average of the policy, also through an interruption."""
+"""WARP's anchor: the reference is the moving average of the policy, also through an interruption; and the front it is drawn on."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ import torch
 from pydantic import ValidationError
 
 from cupola_platform.errors import CorruptArtifactError
+from cupola_trainer import checkpoint, runtime
 from cupola_trainer.config import (
     BatchConfig,
     CheckpointConfig,
+    FrontJob,
     GrpoData,
     PythonReward,
     RolloutConfig,
@@ -20,6 +23,7 @@ from cupola_trainer.config import (
 from cupola_trainer.conversion.stored import StoredTensors
 from cupola_trainer.loop import begin, train
 from cupola_trainer.metrics import read_metrics
+from cupola_trainer.reinforcement import front
 
 JobOf = Callable[..., TrainJob]
 BATCH = BatchConfig(sequence_length=32, micro_batch_size=16, global_batch_size=16)
@@ -80,6 +84,25 @@ def test_an_interrupted_run_goes_on_with_its_average_or_not_at_all(job: JobOf, m
     ours, theirs = (StoredTensors(each.output / "anchor" / "step_00000005") for each in (victim, twin))
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_front_has_no_distance_at_the_reference_and_some_elsewhere(job: JobOf, material: Path) -> None:
+    tuned = job("tuned", grpo(material), steps=4, batch=BATCH)
+    tuned.output.mkdir()
+    assert train(tuned, lambda: False)
+    runtime.stop()
+    checkpoints = {"beginning": material / "policy", "tuned": tuned.output / "checkpoints" / "step_00000004"}
+    measuring = FrontJob(
+        output=tuned.output / "front", reference=material / "policy", checkpoints=checkpoints, batch=BATCH,
+        data=grpo(material, anchor_rate=0.0),
+    )  # fmt: skip
+    measuring.output.mkdir()
+    front.run(measuring)
+    found = json.loads((measuring.output / "front.json").read_text())
+    assert found["beginning"]["kl"] == pytest.approx(0, abs=1e-5)
+    assert found["tuned"]["kl"] > 0.01
+    assert found["tuned"]["reward"] != found["beginning"]["reward"]
+    assert checkpoint.read_model(checkpoints["tuned"]) == checkpoint.read_model(material / "policy")
 
 
 def test_an_anchor_that_pulls_at_nothing_is_refused(material: Path) -> None:

@@ -13,7 +13,7 @@ from cupola_platform.errors import ConfigError, CorruptArtifactError
 from cupola_trainer import runtime
 from cupola_trainer.config import CodeReward, ParallelConfig, PythonReward, TaskReward
 from cupola_trainer.evaluation.tasks import make_tasks
-from cupola_trainer.reinforcement.queries import Order, read_queries
+from cupola_trainer.reinforcement.queries import Order, Query, read_queries, spread
 from cupola_trainer.reinforcement.rewards import combine, judge, load_function
 from cupola_trainer.reinforcement.rollouts import Rollout
 from cupola_trainer.rollout.batch import Completion
@@ -67,6 +67,13 @@ def test_a_question_comes_once_without_its_answer_and_drops_are_named(material: 
         [{"role": "user", "content": q}] for q in ("2 + 2?", "3 + 3?")
     ]
     assert drops == {"duplicate": 1, "too_long": 1, "no_task": 1, "empty_message": 1, "malformed": 1}
+
+
+def test_held_out_questions_are_of_all_tasks() -> None:
+    queries = [Query({"task": {"name": "one" if i < 8 else "two"}}, [i]) for i in range(10)]
+    assert [query.prompt for query in spread(queries, 5)] == [[0], [2], [4], [6], [8]]
+    assert spread(queries, 20) == queries
+    assert spread([], 5) == []
 
 
 def test_every_question_is_asked_once_before_one_is_asked_again() -> None:

@@ -11,6 +11,7 @@ from cupola_trainer.config.data import DpoData, NextTokenData, SftData, Training
 from cupola_trainer.config.lengths import LongContextConfig, PositionChange
 from cupola_trainer.config.lora import LoraConfig
 from cupola_trainer.config.making import MergeAdapterJob, MergeJob, PruneJob
+from cupola_trainer.config.reinforcement import GrpoData
 from cupola_trainer.config.training import (
     BatchConfig,
     CheckpointConfig,
@@ -194,6 +195,26 @@ class TeachJob:
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
 
 
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FrontJob:
+    """What checkpoints' answers to held-out questions are worth, and how far they are from a reference. Writes
+    `output/front.json`: name to "reward", "kl" (nats an answer) and "length"."""
+
+    kind: Literal["front"] = "front"
+    output: Path
+    seed: int = 0
+    reference: Path
+    """Checkpoint folder, of the architecture of all."""
+    checkpoints: dict[str, Path]
+    """Name to checkpoint folder."""
+    data: GrpoData
+    """Questions, sampling, rewards."""
+    batch: BatchConfig
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of weights and activations, as in training."""
+
+
 AnyJob = (
     TrainJob
     | UpcycleJob
@@ -205,6 +226,7 @@ AnyJob = (
     | PruneJob
     | ReferenceJob
     | TeachJob
+    | FrontJob
 )
 Job = Annotated[AnyJob, Field(discriminator="kind")]
 JOB: TypeAdapter[AnyJob] = TypeAdapter(Job)

@@ -92,7 +92,7 @@ class RolloutConfig:
     """Answers cut by their length: scored as they are, or left out of the loss too."""
 
     heldout_queries: int = Field(default=64, ge=0)
-    """Held-out questions whose greedy answers are scored whenever a job evaluates."""
+    """Held-out questions, from all over their file, whose greedy answers are scored whenever a job evaluates."""
 
     def check(self, batch: BatchConfig, *, pairs: bool) -> None:
         """Refuse sizes that do not fit each other.

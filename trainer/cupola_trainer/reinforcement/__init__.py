@@ -7,6 +7,7 @@ learning.py    what the three have in common: an objective whose samples come fr
 grpo.py  ppo.py  online_dpo.py    each one's loss
 anchor.py      a reference that follows the policy (WARP's)
 beside.py      checkpoints of models that go with the one in training
+front.py       what checkpoints are worth, and how far they are from a reference
 value.py       PPO's value model, with an optimizer and checkpoints of its own
 """
 

@@ -22,7 +22,7 @@ from cupola_trainer.data.order import order
 from cupola_trainer.objectives.objective import Forward, Objective
 from cupola_trainer.optim import Trainee
 from cupola_trainer.reinforcement.gathering import Gatherer
-from cupola_trainer.reinforcement.queries import Order, Query, read_queries
+from cupola_trainer.reinforcement.queries import Order, Query, read_queries, spread
 from cupola_trainer.reinforcement.rewards import check_rewards
 from cupola_trainer.reinforcement.rollouts import Rollout
 
@@ -53,7 +53,7 @@ class Learning(Objective):
             )
         if self.drops:
             log.info("questions dropped: %s", dict(self.drops))
-        self.asked: list[Query] = self._read("heldout", longest)[0][: self.config.heldout_queries]
+        self.asked: list[Query] = spread(self._read("heldout", longest)[0], self.config.heldout_queries)
         self.order = Order(len(self.queries), job.seed)
         self.folder = job.output / "rollouts"
         self.current: Rollout | None = None

@@ -52,6 +52,12 @@ def read_queries(
     return list(queries.values()), drops
 
 
+def spread(queries: Sequence[Query], count: int) -> list[Query]:
+    """At most `count` of them, from all over the file: rows of one task lie together."""
+    count = min(count, len(queries))
+    return [queries[place * len(queries) // count] for place in range(count)]
+
+
 def _query(row: Row, tokenizer: ChatTokenizer, longest: int, rewards: Sequence[Reward]) -> Query | str:
     messages: Any = row.get("messages")
     reason = problem(messages)
