@@ -13,6 +13,7 @@ from cupola_flows.comparison import interval
 from cupola_flows.display import clock
 from cupola_flows.session import Session
 from cupola_flows.words import number
+from cupola_trainer.evaluation.long_context_page import summary
 
 SHOWN_ANSWERS = 3
 SHOWN_TEXT = 160
@@ -27,6 +28,8 @@ def print_results(session: Session, console: Console) -> None:
             results = _read(outcome.artifact.path / "results.json")
             console.print(Panel(_evaluation(results), title=f"{name}: held-out text and tasks", title_align="left"))
             console.print(Panel(_samples(results), title="what the checkpoints say", title_align="left"))
+            if any("long_context" in entry for entry in results["checkpoints"].values()):
+                console.print(Panel(_reach(results), title=f"{name}: how far they read", title_align="left"))
         elif kind == "promote":
             console.print(_promotion(_read(outcome.artifact.path / "decision.json")), highlight=False)
     if session.complete:
@@ -40,9 +43,9 @@ def _stages(session: Session) -> Table:
     for name in session.names:
         outcome = session.outcomes.get(name)
         if outcome:
-            summary = summarize(session.recipe.stages[name].kind, outcome.artifact.metrics)
+            result = summarize(session.recipe.stages[name].kind, outcome.artifact.metrics)
             time = clock(outcome.seconds) if outcome.state == "completed" else ""
-            table.add_row(name, outcome.state, outcome.artifact.id, time, summary)
+            table.add_row(name, outcome.state, outcome.artifact.id, time, result)
         else:
             table.add_row(name, session.display.lines[name].state, "", "", "")
     return table
@@ -88,6 +91,18 @@ def _evaluation(results: dict[str, Any]) -> Table:
             f"{entry['tasks'][task]['accuracy']:.1%}" if task in entry.get("tasks", {}) else "" for task in tasks
         ]
         table.add_row(name, f"{entry['bits_per_byte']:.4f}", interval(entry.get("accuracy")), *per_task)
+    return table
+
+
+def _reach(results: dict[str, Any]) -> Table:
+    rows = [
+        {"checkpoint": name, **row}
+        for name, entry in results["checkpoints"].items()
+        for row in summary(entry["long_context"]["methods"])
+    ]
+    table = Table(*rows[0], box=None, padding=(0, 1, 0, 0))
+    for row in rows:
+        table.add_row(*row.values())
     return table
 
 

@@ -118,13 +118,15 @@ def _table(methods: Mapping[str, Any]) -> str:
 
 
 def summary(methods: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row a method: losses within and past the trained length, how much of the needles was found, and by how many nats a
-    needle in the text made its own tokens likelier."""
+    """A row a method: losses within and past the trained length, how much of the needles was found, in all and at each length,
+    and by how many nats a needle in the text made its own tokens likelier."""
     table = []
     for name, rows in methods.items():
         told = [cell for cell in rows["needle"] if cell["depth"] is not None]
-        longest = max(cell["length"] for cell in told)
-        far = [cell for cell in told if cell["length"] == longest]
+        by_length = {
+            f"at {length:,}": f"{_mean(cell['recall'] for cell in told if cell['length'] == length):.0%}"
+            for length in sorted({cell["length"] for cell in told})
+        }
         guessed = _mean(cell["nll"] for cell in rows["needle"] if cell["depth"] is None)
         past = rows["loss_past"]
         table.append(
@@ -134,7 +136,7 @@ def summary(methods: Mapping[str, Any]) -> list[dict[str, str]]:
                 "loss past": "" if past is None else f"{past:.3f}",
                 "perplexity past": "" if past is None else f"{math.exp(past):,.1f}",
                 "needle recall": f"{_mean(cell['recall'] for cell in told):.0%}",
-                f"at {longest:,}": f"{_mean(cell['recall'] for cell in far):.0%}",
+                **by_length,
                 "needle gain": f"{guessed - _mean(cell['nll'] for cell in told):.2f}",
             }
         )
