@@ -17,6 +17,7 @@ def long_context(ctx: StageContext, stage: LongContextStage, tokens: Artifact, p
             tokens=tokens.path,
             weights=sampling_weights(stage, tokens),
             reset_at_documents=stage.reset_at_documents,
+            copying=stage.copying,
             lengths=stage.lengths(),
         ),
         positions=stage.positions,

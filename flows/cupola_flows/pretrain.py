@@ -20,6 +20,7 @@ def pretrain(ctx: StageContext, stage: PretrainStage, tokens: Artifact, parent: 
             tokens=tokens.path,
             weights=sampling_weights(stage, tokens),
             reset_at_documents=stage.reset_at_documents,
+            copying=stage.copying,
         ),
         model=fit_vocabulary(stage.model, tokens, stage.layout.tp) if stage.model else None,
         parent=parent,

@@ -102,7 +102,7 @@ def basis_of(workspace: Workspace, recipe: Recipe, stage_name: str = "") -> Basi
         steps=stage.steps,
         optimizer=stage.optimizer,
         batch=stage.batch,
-        data=NextTokenData(tokens=tokens.path, reset_at_documents=stage.reset_at_documents),
+        data=NextTokenData(tokens=tokens.path, reset_at_documents=stage.reset_at_documents, copying=stage.copying),
         precision=stage.precision,
     )
     return Basis(recipe, name, stage, tokens, job)

@@ -104,8 +104,9 @@ def _check_stage(recipe: Recipe, name: str, stage: AnyStage, launcher: LocalLaun
                 objective="next_token"
                 if isinstance(stage, TEXT) or batch is None
                 else OBJECTIVES.get(stage.kind, stage.kind),
-                reset_at_documents=isinstance(stage, PretrainStage | LongContextStage) and stage.reset_at_documents,
+                reset_at_documents=isinstance(stage, TEXT) and stage.reset_at_documents,
                 lengths=stage.lengths() if isinstance(stage, LongContextStage) else None,
+                copying=stage.copying if isinstance(stage, TEXT) else None,
                 pack=isinstance(stage, SftStage) and stage.pack and layout.cp == 1,
             )
 

@@ -16,6 +16,7 @@ from cupola_trainer.architecture import DualChunk
 from cupola_trainer.config import (
     BatchConfig,
     CheckpointConfig,
+    CopyingConfig,
     LengthPhase,
     LengthSchedule,
     ModelConfig,
@@ -90,7 +91,7 @@ def test_lengths_that_no_row_or_rank_can_have_are_refused() -> None:
 def job_in(output: Path, tokens: Path, **changes: Any) -> TrainJob:
     settings: dict[str, Any] = {
         "output": output, "seed": 3, "model": replace(MODEL, max_position_embeddings=64), "steps": 6, "batch": BATCH,
-        "optimizer": OptimizerConfig(lr=2e-3), "data": NextTokenData(tokens=tokens, lengths=SCHEDULE),
+        "optimizer": OptimizerConfig(lr=2e-3), "data": NextTokenData(tokens=tokens, lengths=SCHEDULE, copying=CopyingConfig(share=0.5, shortest=4)),
         "checkpoint": CheckpointConfig(every=2), "evaluate_batches": 1,
     }  # fmt: skip
     return TrainJob(**settings | changes)

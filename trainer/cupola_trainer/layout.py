@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.config import BatchConfig, LengthSchedule, ModelConfig, ParallelConfig
+from cupola_trainer.config import BatchConfig, CopyingConfig, LengthSchedule, ModelConfig, ParallelConfig
 
 
 def validate_layout(
@@ -16,6 +16,7 @@ def validate_layout(
     reset_at_documents: bool = False,
     pack: bool = False,
     lengths: LengthSchedule | None = None,
+    copying: CopyingConfig | None = None,
     ranks: int | None = None,
 ) -> None:
     """Refuse a layout in which this model, these batches or this objective cannot be trained.
@@ -23,6 +24,7 @@ def validate_layout(
     Args:
         pack: whether rows hold several conversations that each see themselves only.
         lengths: what the rows of a batch are cut into; none for nothing shorter.
+        copying: the pieces that are said again; none for nothing but text.
         ranks: processes that the launcher has; none to leave them unchecked.
 
     Raises:
@@ -37,6 +39,8 @@ def validate_layout(
     if batch and lengths:
         _check_lengths(lengths, parallel, batch)
     _check_chunks(model, parallel)
+    if batch and copying:
+        _check_copying(copying, batch, lengths, reset_at_documents)
     if batch and (reset_at_documents or pack):
         _check_packing(model, batch, "reset_at_documents" if reset_at_documents else "pack")
     if reset_at_documents and parallel.cp > 1:
@@ -130,6 +134,23 @@ def _check_lengths(lengths: LengthSchedule, parallel: ParallelConfig, batch: Bat
                 f"sequences of {shortest} tokens do not divide among cp={parallel.cp} and tp={parallel.tp} ranks. "
                 f"Raise lengths.shortest, or use lengths that are multiples of {unit}."
             )
+
+
+def _check_copying(
+    copying: CopyingConfig, batch: BatchConfig, lengths: LengthSchedule | None, reset_at_documents: bool
+) -> None:
+    if reset_at_documents:
+        raise ConfigError(
+            "copying with reset_at_documents=true: pieces are said again in other documents, which would not see the first. "
+            "Leave one of them out."
+        )
+    longest = [phase.sequence_length for phase in lengths.phases] if lengths else [batch.sequence_length]
+    shortest = min(lengths.lengths(length)[-1] if lengths else length for length in longest)
+    if shortest < 3 * copying.shortest:
+        raise ConfigError(
+            f"copying.shortest={copying.shortest} in sequences of {shortest} tokens: a piece is at most a third of its "
+            f"sequence. Use copying.shortest={max(2, shortest // 3)}, or longer sequences."
+        )
 
 
 def _nearest_divisor(value: int, near: int) -> int:

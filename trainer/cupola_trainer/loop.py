@@ -87,6 +87,7 @@ def begin(job: TrainJob) -> "Run":
         reset_at_documents=getattr(job.data, "reset_at_documents", False),
         pack=getattr(job.data, "pack", False) and job.parallel.cp == 1,
         lengths=getattr(job.data, "lengths", None),
+        copying=getattr(job.data, "copying", None),
         ranks=runtime.world_size(),
     )
     if job.initial:

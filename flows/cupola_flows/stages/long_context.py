@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from cupola_flows.stages.base import TrainStage
 from cupola_flows.stages.mixture import Mixture
-from cupola_trainer.config import LengthPhase, LengthSchedule, PositionChange
+from cupola_trainer.config import CopyingConfig, LengthPhase, LengthSchedule, PositionChange
 
 
 class LongContextStage(TrainStage):
@@ -33,6 +33,8 @@ class LongContextStage(TrainStage):
     """What bends the weights: temperature over languages, caps on epochs."""
     reset_at_documents: bool = False
     """Each document sees only itself: attention ends, and positions begin, at its borders. Off: sequences run across."""
+    copying: CopyingConfig | None = None
+    """Random pieces that sequences say again, put over the text; none to leave the text as it is."""
 
     def lengths(self) -> LengthSchedule:
         """The schedule that the stage's values describe."""

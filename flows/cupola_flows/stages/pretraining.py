@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from cupola_flows.stages.base import Stage, TrainStage
 from cupola_flows.stages.mixture import Mixture
 from cupola_platform.corpus.config import PrepareConfig
-from cupola_trainer.config import ModelConfig, MoEConfig, ParallelConfig
+from cupola_trainer.config import CopyingConfig, ModelConfig, MoEConfig, ParallelConfig
 
 
 class PrepareStage(Stage):
@@ -49,6 +49,8 @@ class PretrainStage(TrainStage):
     """What bends the weights: temperature over languages, caps on epochs."""
     reset_at_documents: bool = False
     """Each document sees only itself: attention ends, and positions begin, at its borders. Off: sequences run across."""
+    copying: CopyingConfig | None = None
+    """Random pieces that sequences say again, put over the text; none to leave the text as it is."""
 
     @model_validator(mode="after")
     def _one_beginning(self) -> "PretrainStage":

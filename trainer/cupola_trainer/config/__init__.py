@@ -37,7 +37,7 @@ from cupola_trainer.config.jobs import (
     read_job,
     write_job,
 )
-from cupola_trainer.config.lengths import LengthPhase, LengthSchedule, LongContextConfig, PositionChange
+from cupola_trainer.config.lengths import CopyingConfig, LengthPhase, LengthSchedule, LongContextConfig, PositionChange
 from cupola_trainer.config.lora import LoraConfig
 from cupola_trainer.config.making import (
     MergeAdapterJob,
@@ -76,6 +76,7 @@ __all__ = [
     "BatchConfig",
     "CheckpointConfig",
     "CodeReward",
+    "CopyingConfig",
     "DistillationData",
     "DpoData",
     "EvaluateJob",

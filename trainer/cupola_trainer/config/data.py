@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from cupola_trainer.architecture import STRICT
-from cupola_trainer.config.lengths import LengthSchedule
+from cupola_trainer.config.lengths import CopyingConfig, LengthSchedule
 from cupola_trainer.config.reinforcement import GrpoData, OnlineDpoData, PpoData
 
 
@@ -28,6 +28,9 @@ class NextTokenData:
 
     lengths: LengthSchedule | None = None
     """Sequences of several lengths, step by step; none for `batch.sequence_length` alone."""
+
+    copying: CopyingConfig | None = None
+    """Random pieces that sequences say again, put over the text; none to leave the text as it is."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

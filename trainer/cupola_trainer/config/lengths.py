@@ -97,6 +97,20 @@ class LengthSchedule:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class CopyingConfig:
+    """Random pieces that sequences say again: what teaches a small model to find what it has read, as a needle.
+
+    What follows a random token can be told from nothing but an earlier occurrence (Olsson et al. 2022, induction heads).
+    """
+
+    share: float = Field(gt=0, le=1)
+    """Share of the sequences that have such a piece in place of a part of their text."""
+
+    shortest: int = Field(default=8, ge=2)
+    """Tokens of a piece, at least; at most a third of the sequence."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class LongContextConfig:
     """How far a checkpoint reads: loss by position, and words that it must find again."""
 

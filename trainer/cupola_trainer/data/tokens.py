@@ -79,7 +79,9 @@ def end_of_document(data: NextTokenData) -> int:
     """The token that ends each document. Raises SourceError where the artifact names none."""
     end = _index(data).get("end_of_document")
     if end is None:
-        raise SourceError(f"{data.tokens} names no end_of_document: prepare it again, or set reset_at_documents=false.")
+        raise SourceError(
+            f"{data.tokens} names no end_of_document: prepare it again, or leave reset_at_documents and copying out."
+        )
     return int(end)
 
 

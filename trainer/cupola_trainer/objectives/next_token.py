@@ -1,5 +1,6 @@
 """Pretraining: the mean negative log-likelihood of the next token, over packed sequences."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,16 +10,19 @@ from torch import Tensor
 
 from cupola_trainer.config import BatchConfig, NextTokenData
 from cupola_trainer.data import tokens
+from cupola_trainer.data.copying import Copying
 from cupola_trainer.data.lengths import Lengths, cut
 from cupola_trainer.data.packing import document_segments, hidden
 from cupola_trainer.objectives.objective import Batch, Objective
 
+WORDS_FROM = 1 << 17
+"""Training tokens among which those are found that pieces to copy are made of."""
 FIELDS = ("tokens", "labels", "loss_mask", "position_ids")
 
 
 class NextTokenObjective(Objective):
     """Every token of a `tokens` artifact's training shards, cut into sequences across documents: all of one length, or of
-    several by a schedule. Held-out sequences have the full length."""
+    several by a schedule, some with pieces to copy. Held-out sequences have the full length, and are the text as it is."""
 
     name = "next_token"
 
@@ -32,10 +36,20 @@ class NextTokenObjective(Objective):
         )
         self._end = tokens.end_of_document(data) if data.reset_at_documents else None
         self._lengths = Lengths(data.lengths, batch, seed) if data.lengths else None
+        self._copying = Copying(data.copying, self._words(tokens.end_of_document(data)), seed) if data.copying else None
+
+    def _words(self, end_of_document: int) -> np.ndarray:
+        """The tokens that occur in the first training sequences, each once, in order."""
+        rows = min(len(self._train), math.ceil(WORDS_FROM / len(self._train[0]["tokens"])))
+        text = np.concatenate([self._train[row]["tokens"].numpy() for row in range(rows)])
+        return np.setdiff1d(text, [end_of_document])
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
         arrays = _arrays(self._train[index % len(self._train)])  # past the end only where a rollback has skipped some
-        return arrays | {"sequence_length": np.array(self._lengths.of(index))} if self._lengths else arrays
+        length = self._lengths.of(index) if self._lengths else len(arrays["tokens"])
+        if self._copying:
+            arrays = self._copying.apply(arrays, index, length)
+        return arrays | {"sequence_length": np.array(length)} if self._lengths else arrays
 
     def heldout(self, index: int) -> Mapping[str, np.ndarray] | None:
         return _arrays(self._heldout[index]) if index < len(self._heldout) else None
