@@ -28,8 +28,9 @@ def print_results(session: Session, console: Console) -> None:
             results = _read(outcome.artifact.path / "results.json")
             console.print(Panel(_evaluation(results), title=f"{name}: held-out text and tasks", title_align="left"))
             console.print(Panel(_samples(results), title="what the checkpoints say", title_align="left"))
-            if any("long_context" in entry for entry in results["checkpoints"].values()):
-                console.print(Panel(_reach(results), title=f"{name}: how far they read", title_align="left"))
+            for checkpoint, entry in results["checkpoints"].items():
+                if reach := entry.get("long_context"):
+                    console.print(Panel(_reach(reach), title=f"how far {checkpoint} reads", title_align="left"))
         elif kind == "promote":
             console.print(_promotion(_read(outcome.artifact.path / "decision.json")), highlight=False)
     if session.complete:
@@ -94,12 +95,8 @@ def _evaluation(results: dict[str, Any]) -> Table:
     return table
 
 
-def _reach(results: dict[str, Any]) -> Table:
-    rows = [
-        {"checkpoint": name, **row}
-        for name, entry in results["checkpoints"].items()
-        for row in summary(entry["long_context"]["methods"])
-    ]
+def _reach(found: dict[str, Any]) -> Table:
+    rows = summary(found["methods"])
     table = Table(*rows[0], box=None, padding=(0, 1, 0, 0))
     for row in rows:
         table.add_row(*row.values())

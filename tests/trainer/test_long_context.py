@@ -116,6 +116,18 @@ def test_a_needle_lies_where_it_should_and_is_asked_for_at_the_end(saved: Path) 
     assert _cell(load(saved, ParallelConfig()), first)["exact"] == 0  # random weights
 
 
+def test_the_table_says_what_was_found_at_each_length() -> None:
+    cells = [
+        {"length": length, "depth": depth, "recall": recall, "exact": 0.0, "nll": nll}
+        for length, depth, recall, nll in ((64, 0.0, 1.0, 0.5), (64, None, 0.0, 7.0), (1024, 0.0, 0.5, 2.5), (1024, None, 0.0, 9.0))
+    ]  # fmt: skip
+    found = {"none": {"loss_within": 3.0, "loss_past": 4.0, "needle": cells}}
+    assert summary(found) == [
+        {"method": "none", "loss within": "3.000", "loss past": "4.000", "perplexity past": "54.6",
+         "needle recall": "75%", "at 64": "100%", "at 1,024": "50%", "needle gain": "6.50"}
+    ]  # fmt: skip
+
+
 @pytest.mark.usefixtures("one_process")
 def test_too_little_text_is_one_line(saved: Path) -> None:
     with pytest.raises(ConfigError, match=r"has 150 tokens, and a length of 192 needs 193\. Measure shorter"):
