@@ -1,4 +1,5 @@
-"""SIGKILL at random moments of a GRPO and of a PPO job: what comes after equals an uninterrupted twin's, bit for bit."""
+"""SIGKILL of a GRPO and of a PPO job in a rollout, in an update and in a save: what comes after equals an uninterrupted twin's,
+bit for bit."""
 
 import json
 import os
@@ -29,6 +30,8 @@ from cupola_trainer.config import (
 from cupola_trainer.metrics import read_metrics
 
 STEPS = 40
+STEPS_A_ROLLOUT = 8
+KILLS = ("rollout", "update", "save", "rollout", "save")
 
 
 def start(job: TrainJob, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
@@ -39,15 +42,22 @@ def start(job: TrainJob, environment: dict[str, str]) -> "subprocess.Popen[bytes
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
 
-def kill(job: TrainJob, process: "subprocess.Popen[bytes]", delay: float) -> bool:
-    """End the process some time after its first line; false when it was complete before."""
-    metrics = job.output / "metrics.jsonl"
+def kill(job: TrainJob, process: "subprocess.Popen[bytes]", where: str, delay: float) -> bool:
+    """End the process there, past its first step; false when it was complete before."""
+    metrics, folders = job.output / "metrics.jsonl", [job.output / name for name in ("checkpoints", "value")]
     started_at = metrics.stat().st_ino if metrics.exists() else 0
     while process.poll() is None:
         if metrics.exists() and metrics.stat().st_ino != started_at:
-            time.sleep(delay)
-            process.kill()
-            return process.wait() != 0
+            lines = read_metrics(metrics)
+            began = max((line["step"] for line in lines if line["event"] == "start"), default=STEPS)
+            step = max((line["step"] for line in lines if line["event"] == "step"), default=0)
+            between = step % STEPS_A_ROLLOUT == 0  # the next thing is a rollout
+            saves = any(path for folder in folders for path in folder.glob(".step_*.partial"))
+            here = saves if where == "save" else not saves and between == (where == "rollout")
+            if step > began and here:
+                time.sleep(delay)
+                process.kill()
+                return process.wait() != 0
         time.sleep(0.002)
     return False
 
@@ -89,8 +99,8 @@ def test_five_kills_leave_no_trace(
     environment = {**settings, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     assert start(twin, environment).wait(600) == 0, (twin.output / "log").read_text()[-3000:]
     draw = random.Random(4)
-    kills = sum(kill(victim, start(victim, environment), draw.uniform(0, 1.0)) for _ in range(5))
-    assert kills >= 3
+    for where in KILLS:
+        assert kill(victim, start(victim, environment), where, draw.uniform(0, 0.03)), where
     assert start(victim, environment).wait(600) == 0, (victim.output / "log").read_text()[-3000:]
     assert numbers(victim.output) == numbers(twin.output)
     for folder in ("checkpoints", "value") if kind == "ppo" else ("checkpoints",):

@@ -84,6 +84,12 @@ class RolloutConfig:
     batch_size: int = Field(default=256, ge=1)
     """Answers that one rank draws together."""
 
+    engine: Literal["megatron", "vllm"] = "megatron"
+    """What draws them: the model in training itself, or vLLM with a copy of its weights on every GPU."""
+
+    engine_memory: float = Field(default=0.3, gt=0, lt=1)
+    """Share of a GPU's memory that vLLM takes while it draws."""
+
     order: Literal["shuffled", "reward_variance"] = "shuffled"
     """Questions in a new order each time through; or those first whose answers differ most in reward, as Qwen2.5's GRPO:
     every question is then answered once before the first step."""

@@ -16,7 +16,7 @@ from cupola_trainer.reinforcement.judging import RewardModel
 from cupola_trainer.reinforcement.queries import Query
 from cupola_trainer.reinforcement.rewards import Scores, combine, judge, name_of
 from cupola_trainer.reinforcement.rollouts import Rollout
-from cupola_trainer.rollout.engine import MegatronEngine
+from cupola_trainer.rollout.engine import engine_of
 from cupola_trainer.rollout.sampling import Sampling
 
 
@@ -42,7 +42,7 @@ class Gatherer:
         """
         self.job, self.data, self.config = job, data, data.rollout
         self.tokenizer, self.chunks = tokenizer, chunks
-        self.engine = MegatronEngine(chunks, tokenizer, self.config.batch_size)
+        self.engine = engine_of(self.config, chunks, tokenizer, model)
         self.sampling = Sampling(
             max_new_tokens=self.config.max_new_tokens,
             temperature=self.config.temperature,

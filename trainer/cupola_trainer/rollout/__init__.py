@@ -6,6 +6,8 @@ batch.py          one batch, from prompts to completions
 generation.py     all prompts, over all ranks: `generate`
 loading.py        a checkpoint, laid out for inference
 job.py            a SampleJob, from prompts.jsonl to samples.jsonl
+engine.py         what a training job draws answers with: the model itself, or
+vllm.py           vLLM, handed the weights of the moment
 continuation.py   one text continued, in one process
 """
 

@@ -5,6 +5,9 @@ from typing import Any, Protocol
 
 import torch
 
+from cupola_platform.errors import ConfigError
+from cupola_trainer.checkpoint.shards import ADAPTERS
+from cupola_trainer.config import ModelConfig, RolloutConfig
 from cupola_trainer.rollout.batch import Completion
 from cupola_trainer.rollout.generation import generate
 from cupola_trainer.rollout.sampling import Sampling
@@ -29,3 +32,20 @@ class MegatronEngine:
             self.chunks, self.tokenizer, prompts, sampling, batch_size=self.batch_size, seed=seed
         )
         return done
+
+
+def engine_of(config: RolloutConfig, chunks: Sequence[torch.nn.Module], tokenizer: Any, model: ModelConfig) -> Engine:
+    """The engine that a job names.
+
+    Raises:
+        ConfigError: it is not installed, or cannot have such a model, or adapters.
+    """
+    if config.engine == "megatron":
+        return MegatronEngine(chunks, tokenizer, config.batch_size)
+    if any(name.endswith(ADAPTERS) for chunk in chunks for name, _ in chunk.named_parameters()):
+        raise ConfigError(
+            "rollout.engine=vllm with lora: it would be given the adapters alone. Take the engine megatron."
+        )
+    from cupola_trainer.rollout.vllm import VllmEngine  # takes a GPU's memory where it is chosen
+
+    return VllmEngine(chunks, tokenizer, model, config.engine_memory)

@@ -55,7 +55,7 @@ def generate(
     mine = _batches(prompts, rounds * ranks)[rank::ranks]
     done: dict[int, Completion] = {}
     with generating(chunks) as stages:
-        _check_prompts(prompts, stages.max_sequence_length)
+        check_prompts(prompts, stages.max_sequence_length)
         for number, indices in enumerate(mine, start=1):
             batch = Batch(stages, [prompts[i] for i in indices], indices, sampling, seed, vocabulary, stops)
             done |= dict(zip(indices, batch.complete(), strict=True))
@@ -78,7 +78,12 @@ def stop_ids(tokenizer: Any) -> list[int]:
     return stops if end is None or end in stops else [*stops, end]
 
 
-def _check_prompts(prompts: Sequence[list[int]], longest: int) -> None:
+def check_prompts(prompts: Sequence[list[int]], longest: int) -> None:
+    """Refuse a prompt that is empty or leaves no room for an answer.
+
+    Raises:
+        ConfigError: names the prompt by its number.
+    """
     for number, prompt in enumerate(prompts):
         if not 0 < len(prompt) < longest:
             raise ConfigError(

@@ -1,0 +1,62 @@
+"""Run by test_engines.py under torchrun: what an engine answers that is handed the weights of a model in two layouts.
+
+engine_ranks.py SAVED OUTPUT.json     SAVED: folder of the fixture `saved`
+"""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from cupola_trainer import checkpoint, models, optim, runtime
+from cupola_trainer.config import OptimizerConfig, ParallelConfig, RolloutConfig
+from cupola_trainer.rollout.engine import engine_of
+from cupola_trainer.rollout.sampling import Sampling
+
+sys.path.insert(0, str(Path(__file__).with_name("standins")))
+LAYOUTS = {
+    "dense tp2 sp": ParallelConfig(tp=2, sp=True),
+    "dense pp2": ParallelConfig(pp=2),
+    "moe dp2 ep2": ParallelConfig(dp=2, ep=2),
+    "moe tp2 sp": ParallelConfig(tp=2, sp=True),
+}
+
+
+def answers(saved: Path, name: str, parallel: ParallelConfig) -> dict[str, list[Any]]:
+    """Of both engines: with the weights as loaded, and after they moved."""
+    folder = saved / name.split()[0]
+    model = checkpoint.read_model(folder)
+    chunks: Any = models.build(model, parallel)
+    checkpoint.load_weights(folder, chunks)
+    chunks = optim.build(chunks, parallel, OptimizerConfig(), 1).chunks  # wrapped, as in training
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    engines = {kind: engine_of(RolloutConfig(engine=kind), chunks, tokenizer, model) for kind in ("megatron", "vllm")}
+    greedy = Sampling(max_new_tokens=12, temperature=0.0)
+    prompts = [[5, 6, 7], [9] * 40, [11, 12], [400, 3], [77]]
+    found: dict[str, list[Any]] = {kind: [] for kind in engines}
+    for _ in range(2):
+        for kind, engine in engines.items():
+            found[kind].append([asdict(done) for done in engine.generate(prompts, greedy, seed=1)])
+        with torch.no_grad():
+            for chunk in chunks:
+                for parameter in chunk.parameters():
+                    parameter.mul_(1.3)
+    return found
+
+
+def main(saved: Path, output: Path) -> None:
+    found = {}
+    for name, parallel in LAYOUTS.items():
+        runtime.start(parallel, seed=0)
+        found[name] = answers(saved, name, parallel)
+    if runtime.rank() == 0:
+        output.write_text(json.dumps(found))
+    runtime.stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

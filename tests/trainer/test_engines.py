@@ -1,0 +1,47 @@
+"""An engine beside the training answers with the weights that the training has at that moment, from any layout."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer.architecture import ModelConfig
+from cupola_trainer.config import RolloutConfig
+from cupola_trainer.rollout.engine import engine_of
+
+MODEL = ModelConfig(
+    vocab_size=64, hidden_size=16, num_layers=1, num_attention_heads=2, num_query_groups=1, ffn_hidden_size=16,
+    max_position_embeddings=16,
+)  # fmt: skip
+
+
+def test_an_engine_is_handed_the_weights_of_the_moment(
+    saved: Path, tmp_path: Path, torchrun: Callable[..., Any]
+) -> None:
+    torchrun(2, Path(__file__).with_name("engine_ranks.py"), saved, tmp_path / "found.json")
+    for name, found in json.loads((tmp_path / "found.json").read_text()).items():
+        first, moved = found["vllm"]
+        assert first != moved, name
+        for theirs, ours in zip((first, moved), found["megatron"], strict=True):
+            for answer, expected in zip(theirs, ours, strict=True):
+                assert answer["tokens"] == expected["tokens"], name
+                assert answer["finished"] == expected["finished"], name
+                assert answer["logprobs"] == pytest.approx(expected["logprobs"], abs=1e-4), name
+
+
+def test_an_engine_that_is_not_installed_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"rollout\.engine=vllm: No module named 'vllm'\. Install vllm"):
+        engine_of(RolloutConfig(engine="vllm"), [], None, MODEL)
+
+
+def test_adapters_are_not_handed_on() -> None:
+    chunk = torch.nn.Module()
+    module = torch.nn.Module()
+    module.lora_a = torch.nn.Parameter(torch.zeros(1))
+    chunk.add_module("linear", module)
+    with pytest.raises(ConfigError, match=r"rollout\.engine=vllm with lora"):
+        engine_of(RolloutConfig(engine="vllm"), [chunk], None, MODEL)

@@ -1,0 +1,60 @@
+"""The weights of a model in training under Hugging Face's names: handed on with no disk between."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cupola_trainer import runtime
+from cupola_trainer.checkpoint.saving import gather
+from cupola_trainer.checkpoint.shards import Shard, weight_shards
+from cupola_trainer.config import ModelConfig
+from cupola_trainer.conversion.mapping import to_huggingface
+
+
+def huggingface_weights(chunks: Sequence[torch.nn.Module], model: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that an export of this moment would hold, by name, whole on every rank.
+
+    Every rank iterates, to the end. One tensor of one layer is in memory at a time; each is summed over all ranks, of which
+    one holds a number and the others zero.
+
+    Args:
+        chunks: the model, also as it is being trained, in any layout, without adapters.
+    """
+    for chunk in chunks:
+        gather(chunk)
+    return to_huggingface(model, _Whole(chunks).read)
+
+
+class _Whole:
+    """Whole tensors out of what the ranks hold."""
+
+    def __init__(self, chunks: Sequence[torch.nn.Module]) -> None:
+        shards = [shard for shard in weight_shards(chunks) if shard.main]
+        told: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(told, [(shard.place, shard.shape, shard.data.dtype) for shard in shards])
+        keepers: dict[Any, int] = {}
+        self._outline: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        for rank, entries in enumerate(told):
+            for place, shape, dtype in entries:
+                keepers.setdefault(place, rank)
+                self._outline[place[0]] = shape, dtype
+        self._mine: dict[str, list[Shard]] = defaultdict(list)
+        for shard in shards:
+            if keepers[shard.place] == dist.get_rank():
+                self._mine[shard.key].append(shard)
+
+    def read(self, key: str, index: tuple[int, ...]) -> Tensor:
+        """What the tensor holds at an index into its leading dimensions."""
+        shape, dtype = self._outline[key]
+        whole = torch.zeros(shape[len(index) :], dtype=dtype, device=runtime.device())
+        for shard in self._mine[key]:
+            inside = tuple(at - start for at, start in zip(index, shard.offset, strict=False))
+            if all(0 <= at < size for at, size in zip(inside, shard.size, strict=False)):
+                ends = zip(shard.offset[len(index) :], shard.size[len(index) :], strict=True)
+                whole[tuple(slice(start, start + size) for start, size in ends)] = shard.data[inside]
+        dist.all_reduce(whole)
+        return whole
