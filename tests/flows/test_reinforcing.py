@@ -47,8 +47,8 @@ def test_a_mistake_is_one_line(wrong: str, says: str) -> None:
     ("right", "wrong", "says"),
     [
         ("group_size: 8", "group_size: 1", r"stages\.grpo: rollout\.group_size=1"),
-        ("queries: 32", "queries: 5", r"stages\.grpo: a rollout has 40 answers, no multiple of global_batch_size=128"),
-        ("max_new_tokens: 12, held", "max_new_tokens: 128, held", r"max_new_tokens=128 leaves no room"),
+        ("queries: 64", "queries: 5", r"stages\.grpo: a rollout has 40 answers, no multiple of global_batch_size=128"),
+        ("max_new_tokens: 8, held", "max_new_tokens: 128, held", r"max_new_tokens=128 leaves no room"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_before_anything_starts(right: str, wrong: str, says: str) -> None:

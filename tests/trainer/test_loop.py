@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from cupola_platform.errors import CorruptArtifactError, StageFailedError
+from cupola_platform.errors import CorruptArtifactError
 from cupola_trainer import checkpoint, loop, models, optim, runtime
 from cupola_trainer.checkpoint import Progress
 from cupola_trainer.config import (
@@ -24,6 +24,7 @@ from cupola_trainer.config import (
     TrainJob,
     write_job,
 )
+from cupola_trainer.faults import Rollbacks
 from cupola_trainer.metrics import read_metrics
 from cupola_trainer.objectives import Batch, Forward, Objective
 
@@ -115,14 +116,14 @@ def test_a_step_whose_gradient_is_not_finite_is_skipped_and_logged(tmp_path: Pat
     assert steps[1]["grad_norm"] is None
 
 
-def test_three_bad_gradients_in_a_row_without_a_checkpoint_end_the_job_naming_the_step(tmp_path: Path) -> None:
+def test_three_bad_gradients_in_a_row_without_a_checkpoint_take_the_job_to_its_beginning(tmp_path: Path) -> None:
     run = run_of(job_in(tmp_path, tmp_path), Exploding({2, 3, 4}))
     for _ in range(3):
         run.step()
-    with pytest.raises(
-        StageFailedError, match=r"At step 4 the gradient was not finite 3 steps in a row, and there is no earlier"
-    ):
+    with pytest.raises(loop.BeginAgain):
         run.step()
+    [rollback] = Rollbacks(tmp_path / "rollbacks.json").done
+    assert (rollback.from_step, rollback.first_sample, rollback.end_sample) == (4, 0, 16)
 
 
 def test_what_an_objective_prepared_is_kept_for_the_next_start(tmp_path: Path) -> None:
