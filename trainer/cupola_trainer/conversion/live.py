@@ -11,6 +11,7 @@ from torch import Tensor
 from cupola_trainer import runtime
 from cupola_trainer.checkpoint.saving import gather
 from cupola_trainer.checkpoint.shards import Shard, weight_shards
+from cupola_trainer.checkpoint.storage import owned
 from cupola_trainer.config import ModelConfig
 from cupola_trainer.conversion.mapping import to_huggingface
 
@@ -34,18 +35,14 @@ class _Whole:
 
     def __init__(self, chunks: Sequence[torch.nn.Module]) -> None:
         shards = [shard for shard in weight_shards(chunks) if shard.main]
-        told: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(told, [(shard.place, shard.shape, shard.data.dtype) for shard in shards])
-        keepers: dict[Any, int] = {}
-        self._outline: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
-        for rank, entries in enumerate(told):
-            for place, shape, dtype in entries:
-                keepers.setdefault(place, rank)
-                self._outline[place[0]] = shape, dtype
+        told: list[Any] = [None] * runtime.world_size()
+        dist.all_gather_object(
+            told, [(shard.place, shard.data.nbytes, shard.shape, shard.data.dtype) for shard in shards]
+        )
+        self._outline = {place[0]: (shape, dtype) for entries in told for place, _, shape, dtype in entries}
         self._mine: dict[str, list[Shard]] = defaultdict(list)
-        for shard in shards:
-            if keepers[shard.place] == dist.get_rank():
-                self._mine[shard.key].append(shard)
+        for shard in owned(shards, ([entry[:2] for entry in entries] for entries in told), runtime.rank()):
+            self._mine[shard.key].append(shard)
 
     def read(self, key: str, index: tuple[int, ...]) -> Tensor:
         """What the tensor holds at an index into its leading dimensions."""
