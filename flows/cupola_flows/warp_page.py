@@ -4,15 +4,10 @@ import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from cupola_platform.page import page as html_page
+
 WIDTH, HEIGHT, LEFT, BOTTOM = 720, 360, 52, 40
 COLOURS = ("#b4541a", "#2f6f8f", "#5b8c3a", "#8a4f9e", "#b08c1e", "#3d5a99", "#a03a4e")
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c1b1a;background:#fdfcfa}
-h1{font-size:1.5rem}p{margin:.2rem 0}small{color:#6b6660}
-table{border-collapse:collapse;margin-top:1rem}td,th{padding:.2rem .9rem .2rem 0;text-align:left}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}svg{max-width:100%;height:auto}
-@media(prefers-color-scheme:dark){body{color:#eae6e1;background:#1b1a19}svg text{fill:#eae6e1}small{color:#a09a92}}
-"""
 Place = Callable[[float, float], tuple[float, float]]
 
 
@@ -35,12 +30,12 @@ def page(name: str, points: Mapping[str, Point], measured: Mapping[str, Mapping[
     Args:
         measured: of each of the points, "reward", "kl" (nats an answer) and "length" (tokens).
     """
-    title = f"{html.escape(name)}: reward over KL"
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>'
+    return html_page(
+        f"{name}: reward over KL",
         "<p><small>Held-out questions; KL to the beginning, nats an answer. Dots are single runs, diamonds their merged "
-        "weights (SLERP), the line what lies between those and the round's beginning (LITI).</small></p>"
-        f"{_picture(points, measured)}{_table(points, measured)}</html>\n"
+        "weights (SLERP), the line what lies between those and the round's beginning (LITI).</small></p>",
+        _picture(points, measured),
+        _table(points, measured),
     )
 
 
