@@ -1,4 +1,4 @@
-"""Commands that learn from series of small runs: mix, fit-laws."""
+"""Commands that learn from series of small runs: mix, fit-laws. SciPy is loaded only by them."""
 
 import json
 from functools import partial
@@ -9,11 +9,8 @@ from rich.console import Console
 
 from cupola_flows.cli.options import JsonOption, SetOption, WorkspaceOption, open_workspace, print_rows
 from cupola_flows.display import make_display
-from cupola_flows.laws import fit, sized
-from cupola_flows.mixing import mix as find_mixture
 from cupola_flows.recipe import load_recipe
 from cupola_flows.trials import Series, basis_of, by_source, numbers, pair_of
-from cupola_platform.fitting.scaling import PowerLaw
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")]
 StageOption = Annotated[str, typer.Option("--stage", metavar="NAME", help="The pretraining stage. Default: the first.")]
@@ -47,6 +44,8 @@ def mix(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Train small models on different mixtures and propose the sources' weights; a run cut short goes on."""
+    from cupola_flows import mixing
+
     opened = open_workspace(workspace)
     basis = basis_of(opened, load_recipe(recipe, overrides or []), stage)
     known = list(basis.sources)
@@ -59,7 +58,7 @@ def mix(
     }
     display = partial(make_display, console=Console(stderr=True))
     series = Series(opened, basis, "mixture", told, display)
-    artifact = find_mixture(series, **told)  # type: ignore[arg-type]
+    artifact = mixing.mix(series, **told)  # type: ignore[arg-type]
     found = json.loads((artifact.path / "mixture.json").read_text())
     if as_json:
         print(json.dumps({"artifact": artifact.id, **found}, indent=2))
@@ -97,6 +96,9 @@ def fit_laws(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Fit the best learning rate and batch size as power laws of model size N and training tokens D."""
+    from cupola_flows.laws import fit, sized
+    from cupola_platform.fitting.scaling import PowerLaw
+
     opened = open_workspace(workspace)
     basis = basis_of(opened, load_recipe(recipe, overrides or []), stage)
     assert basis.job.model is not None
