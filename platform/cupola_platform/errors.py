@@ -12,6 +12,8 @@ CupolaError                 exit status 2: one clear line (the value given, the 
 └── CancelledError          the user or the server cancelled the run                 (exit status 130)
 """
 
+import errno
+
 
 class CupolaError(Exception):
     """Base of the tree. `str(error)` is the line shown to the user."""
@@ -67,3 +69,13 @@ BY_NAME: dict[str, type[CupolaError]] = {
     )
 }  # fmt: skip
 """How an error crosses from a training process to its launcher: by name, in `error.json`."""
+
+REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
+
+
+def refusal(error: OSError) -> str | None:
+    """One line for a path that the disk refuses to the user (rights, space, a file where a folder should be); else None."""
+    if error.errno not in REFUSALS:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror}. Free space there, change its permissions, or name another folder."

@@ -1,5 +1,6 @@
 """A recipe is refused before anything starts, in one line that names the place, the value and the way out."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from cupola_flows.recipe import load_recipe, parse_recipe, shipped
 from cupola_flows.validation import validate
 from cupola_platform.errors import ConfigError, CupolaError, NotFoundError, SourceError
 from cupola_platform.settings import Settings
+from cupola_trainer.presets import preset
 
 TINY = shipped()["tiny"].read_text()
 
@@ -102,6 +104,34 @@ def test_overrides_are_yaml_and_reach_into_lists_and_missing_mappings() -> None:
     assert recipe.schedule is None
 
 
+def test_a_model_by_its_presets_name_has_the_published_values_and_the_changes() -> None:
+    given = "stages.pretrain.model={preset: qwen2-57b-a14b, num_layers: 4, moe: {top_k: 2}}"
+    recipe = load_recipe("tiny", [given, "stages.pretrain.model.rope_theta=10000000"])
+    model = recipe.stages["pretrain"].model  # type: ignore[union-attr]
+    published = preset("qwen2-57b-a14b")
+    assert published.moe
+    assert model == replace(published, num_layers=4, vocab_size=0, rope_theta=1e7, moe=replace(published.moe, top_k=2))
+    shown = recipe_schema()["$defs"]["ModelConfig"]
+    assert "qwen2-0.5b" in shown["properties"]["preset"]["enum"]
+    assert {"required": ["preset"]} in shown["anyOf"]
+
+
+@pytest.mark.parametrize(
+    ("model", "line"),
+    [
+        ("{preset: qwen2-0.6b}", "stages.pretrain.model: preset 'qwen2-0.6b' is unknown. Did you mean 'qwen2-0.5b'?"),
+        ("{preset: 3}", "stages.pretrain.model: preset 3 is unknown. Known: gemma-2-27b,"),
+        ("{presett: qwen2-0.5b}", "stages.pretrain.model.presett: there is no such key. Did you mean 'preset'?"),
+        ("{preset: qwen2-0.5b, num_layer: 3}", "model.num_layer: there is no such key. Did you mean 'num_layers'?"),
+        ("{preset: qwen2-0.5b, hidden_size: 900}", "stages.pretrain.model: hidden_size=900 is not a multiple of"),
+    ],
+)
+def test_a_preset_that_is_not_there_names_the_nearest(model: str, line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("tiny", [f"stages.pretrain.model={model}"])
+    assert line in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("override", "line"),
     [
@@ -131,7 +161,7 @@ def test_an_unknown_override_is_refused(override: str, line: str) -> None:
         ("stages.pretrain.batch.global_batch_size=9", ConfigError, "Try global_batch_size=12"),
         ("stages.prepare.corpus.sources.library={type: files, path: /nowhere/x.txt}", SourceError, "does not exist"),
         ("stages.evaluate.layout.tp=2", ConfigError, "stages.evaluate: tp=2 without sp"),
-        ("stages.upcycle.moe.top_k=9", ConfigError, "stages.upcycle: moe.top_k=9 is more than moe.num_experts=8"),
+        ("stages.upcycle.moe.top_k=9", ConfigError, "stages.upcycle.moe: top_k=9 is more than num_experts=8"),
         ("stages.upcycle.match_dense=true", ConfigError, "stages.upcycle: match_dense: router='random' is not 'copies'"),
     ],
 )  # fmt: skip

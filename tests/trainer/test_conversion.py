@@ -23,19 +23,17 @@ from transformers import (
 
 from cupola_platform import artifacts
 from cupola_trainer import checkpoint, models, runtime
-from cupola_trainer.architecture import YarnRope
 from cupola_trainer.config import ModelConfig, MoEConfig, ParallelConfig
 from cupola_trainer.conversion.__main__ import main
 from cupola_trainer.conversion.exporting import export
-from cupola_trainer.conversion.families import active_parameters
 from cupola_trainer.conversion.importing import import_
 from cupola_trainer.conversion.mapping import GroupedQKV
 from cupola_trainer.conversion.reading import from_config
 from cupola_trainer.conversion.stored import StoredTensors
-from cupola_trainer.presets import PRESETS
 from cupola_trainer.rollout.continuation import continue_text
 from cupola_trainer.rollout.loading import load
 from cupola_trainer.rollout.sampling import Sampling
+from cupola_trainer.sizes import active_parameters
 
 HERE = Path(__file__).parent
 NAMES = ["dense", "untied", "moe", "moe_normalized", "moe_alone", "windows", "llama", "yarn", "dynamic", "gemma2"]
@@ -216,45 +214,20 @@ def test_weights_in_bf16_are_trained_in_the_precision_of_the_run(exported: dict[
     assert torch.equal(embedding, half.model.embed_tokens.weight.float())
 
 
-def test_names_and_defaults_of_a_published_configuration_are_read() -> None:
-    """Llama 3.1 8B's config.json, as published for transformers 4."""
-    config = {
-        "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 128000,
-        "eos_token_id": 128001, "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
-        "intermediate_size": 14336, "max_position_embeddings": 131072, "mlp_bias": False, "model_type": "llama",
-        "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8, "pretraining_tp": 1,
-        "rms_norm_eps": 1e-05, "rope_scaling": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192, "rope_type": "llama3"}, "rope_theta": 500000.0,
-        "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 128256,
-    }  # fmt: skip
-    assert from_config(config) == PRESETS["llama-3.1-8b"]
-
-
-def test_yarn_is_read_as_qwen_publishes_it() -> None:
-    """What Qwen2.5's model cards say to add to config.json for texts of 131,072 tokens."""
-    config = {
-        "model_type": "qwen2", "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "intermediate_size": 160, "max_position_embeddings": 32_768, "rope_theta": 1_000_000.0,
-        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768},
-    }  # fmt: skip
-    model = from_config(config)
-    assert model.rope_scaling == YarnRope(factor=4.0, original_max_position_embeddings=32_768)
-    assert (model.max_position_embeddings, model.rope_theta) == (131_072, 1_000_000.0)
-
-
 @pytest.mark.parametrize("with_tokenizer", [True, False])
-def test_where_a_text_ends_comes_back_as_it_came(
+def test_where_a_text_ends_and_how_it_is_sampled_come_back_as_they_came(
     exported: dict[str, Path], tmp_path: Path, with_tokenizer: bool
 ) -> None:
     shutil.copytree(exported["llama"], tmp_path / "theirs")
-    given = {"bos_token_id": None, "eos_token_id": [7, 9, 11], "pad_token_id": None}
-    (tmp_path / "theirs" / "generation_config.json").write_text(json.dumps(given))
+    ids = {"bos_token_id": None, "eos_token_id": [7, 9, 11], "pad_token_id": None}
+    given = ids | {"do_sample": True, "repetition_penalty": 1.05, "top_k": 20}
+    (tmp_path / "theirs" / "generation_config.json").write_text(json.dumps(given | {"transformers_version": "4.37.0"}))
     if not with_tokenizer:
         (tmp_path / "theirs" / "tokenizer.json").unlink()
     import_(tmp_path / "theirs", tmp_path / "ours")
     back = export(tmp_path / "ours", tmp_path / "back")
     assert json.loads((back / "generation_config.json").read_text()) == given
-    assert json.loads((back / "config.json").read_text()) | given == json.loads((back / "config.json").read_text())
+    assert json.loads((back / "config.json").read_text()) | ids == json.loads((back / "config.json").read_text())
 
 
 def test_an_imported_model_draws_every_row_and_ends_where_transformers_ends(

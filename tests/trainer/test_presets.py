@@ -5,9 +5,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.conversion.families import active_parameters, to_config
-from cupola_trainer.models import parameter_count
+from cupola_trainer.conversion.families import to_config
 from cupola_trainer.presets import PRESETS, preset
+from cupola_trainer.sizes import active_parameters, parameter_count
 
 PUBLISHED = {
     "qwen2-0.5b": 494_032_768,

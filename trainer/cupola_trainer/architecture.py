@@ -51,6 +51,14 @@ class MoEConfig:
     """Weight of the router z-loss."""
 
     @model_validator(mode="after")
+    def _enough_experts(self) -> "MoEConfig":
+        if self.top_k > self.num_experts:
+            raise ValueError(
+                f"top_k={self.top_k} is more than num_experts={self.num_experts}. Try top_k={self.num_experts}."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _bias_selects_among_sigmoids(self) -> "MoEConfig":
         if self.balancing == "bias" and self.score_function != "sigmoid":
             raise ValueError(
@@ -301,11 +309,6 @@ class ModelConfig:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} is not a multiple of "
                 f"num_query_groups={self.num_query_groups}. Try num_query_groups={self.num_attention_heads}."
-            )
-        if self.moe and self.moe.top_k > self.moe.num_experts:
-            raise ValueError(
-                f"moe.top_k={self.moe.top_k} is more than moe.num_experts={self.moe.num_experts}. "
-                f"Try moe.top_k={self.moe.num_experts}."
             )
         return self
 

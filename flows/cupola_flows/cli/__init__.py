@@ -14,13 +14,14 @@ from cupola_flows.cli import (
     layouts,
     long_context,
     making,
+    presets,
     pruning,
     run,
     services,
     tokens,
 )
 from cupola_flows.services import NO_TELEMETRY
-from cupola_platform.errors import CupolaError
+from cupola_platform.errors import CupolaError, refusal
 
 app = typer.Typer(
     name="cupola",
@@ -36,6 +37,7 @@ artifacts.register(app)
 layouts.register(app)
 curves.register(app)
 experiments.register(app)
+presets.register(app)
 services.register(app)
 differences.register(checkpoint.app)
 long_context.register(checkpoint.app)
@@ -61,3 +63,9 @@ def main() -> None:
     except BrokenPipeError:  # `cupola artifacts | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        if (line := refusal(error)) is None:
+            raise
+        sys.stdout.flush()
+        print(f"cupola: error: {line}", file=sys.stderr)
+        sys.exit(CupolaError.exit_code)

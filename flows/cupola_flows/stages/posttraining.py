@@ -5,7 +5,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cupola_flows.stages.base import Stage, TrainStage
-from cupola_trainer.config import ModelConfig, OptimizerConfig, ParallelConfig
+from cupola_flows.stages.shapes import ModelShape
+from cupola_trainer.config import OptimizerConfig, ParallelConfig
 from cupola_trainer.data.files import RowFiles
 from cupola_trainer.data.instructions import TaskSource
 
@@ -191,8 +192,8 @@ class DistillationStage(TrainStage):
     """The stage whose checkpoint teaches; none for the nearest earlier one."""
     parent: str | None = None
     """The stage whose checkpoint is the student."""
-    model: ModelConfig | None = None
-    """Shape of a new student, in place of `parent`."""
+    model: ModelShape | None = None
+    """Shape of a new student, in place of `parent`: values, or a published model's (`preset: NAME`) with changes."""
     tokens: str | None = None
     """The stage whose corpus is learnt from. Either this or `conversations`."""
     conversations: str | None = None

@@ -6,8 +6,9 @@ from pydantic import Field, model_validator
 
 from cupola_flows.stages.base import Stage, TrainStage
 from cupola_flows.stages.mixture import Mixture
+from cupola_flows.stages.shapes import ModelShape
 from cupola_platform.corpus.config import PrepareConfig
-from cupola_trainer.config import CopyingConfig, ModelConfig, MoEConfig, ParallelConfig
+from cupola_trainer.config import CopyingConfig, MoEConfig, ParallelConfig
 
 
 class PrepareStage(Stage):
@@ -41,8 +42,8 @@ class PretrainStage(TrainStage):
     """The stage that prepared the tokens."""
     parent: str | None = None
     """The stage whose checkpoint to go on from."""
-    model: ModelConfig | None = None
-    """Shape of a new model."""
+    model: ModelShape | None = None
+    """Shape of a new model: values, or a published model's (`preset: NAME`) with changes."""
     weights: dict[str, float] | None = None
     """Sampling weight per source; none for weights in proportion to tokens."""
     mixture: Mixture | None = None

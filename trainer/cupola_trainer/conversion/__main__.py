@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from cupola_platform.errors import CupolaError
+from cupola_platform.errors import CupolaError, refusal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,6 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CupolaError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if (line := refusal(error)) is None:
+            raise
+        print(line, file=sys.stderr)
+        return CupolaError.exit_code
     return 0
 
 

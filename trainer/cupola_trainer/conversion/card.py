@@ -5,8 +5,8 @@ from typing import Any
 
 from cupola_platform.artifacts import Artifact
 from cupola_trainer.config import ModelConfig
-from cupola_trainer.conversion.families import active_parameters, family
-from cupola_trainer.models import parameter_count
+from cupola_trainer.conversion.families import family
+from cupola_trainer.sizes import active_parameters, parameter_count
 
 NAMES = {"qwen2": "Qwen2", "qwen2_moe": "Qwen2-MoE", "llama": "Llama", "gemma2": "Gemma 2"}
 

@@ -50,9 +50,9 @@ def export(checkpoint: Path, to: Path, *, shard_bytes: int = SHARD_BYTES) -> Pat
     partial.mkdir(parents=True)
     try:
         _write_json(partial / "config.json", config)
-        if tokenizer or stops is not None:
+        if tokenizer or stops is not None or "sampling" in training:
             generation = {"bos_token_id": ids["bos"], "eos_token_id": stops, "pad_token_id": ids["pad"]}
-            _write_json(partial / "generation_config.json", generation)
+            _write_json(partial / "generation_config.json", training.get("sampling", {}) | generation)
         if tokenizer:
             shutil.copytree(checkpoint / "tokenizer", partial, dirs_exist_ok=True)
         write_files(partial, outlines, to_huggingface(model, stored.read), shard_bytes)

@@ -4,7 +4,6 @@ from typing import Any
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer.architecture import DynamicRope, ModelConfig
-from cupola_trainer.models import parameter_count
 
 QWEN: dict[str, Any] = {
     "activation": "silu", "post_norm": False, "zero_centered_norm": False, "scale_embeddings": False,
@@ -173,12 +172,3 @@ def _gemma2(model: ModelConfig) -> dict[str, Any]:
         "sliding_window": windows["sliding_window"],
         "layer_types": windows["layer_types"],
     }
-
-
-def active_parameters(model: ModelConfig) -> int:
-    """Parameters that one token meets: all but the experts that it does not visit."""
-    total = parameter_count(model)
-    if model.moe is None:
-        return total
-    expert = 3 * model.hidden_size * model.moe.expert_ffn_hidden_size
-    return total - model.num_layers * (model.moe.num_experts - model.moe.top_k) * expert

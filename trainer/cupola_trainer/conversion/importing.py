@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import ConfigError, NotFoundError
 from cupola_trainer import runtime
+from cupola_trainer.checkpoint import SaveFailedError
 from cupola_trainer.config import ModelConfig, ParallelConfig
 from cupola_trainer.conversion.filling import whole_shapes
 from cupola_trainer.conversion.mapping import from_huggingface
@@ -24,6 +25,9 @@ PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
                    "added_tokens.json", "chat_template.jinja", "chat_template.json")  # fmt: skip
 
+WRITERS = ("_from_model_config", "transformers_version")
+"""Entries of generation_config.json that tell of the program that wrote it."""
+
 
 def import_(folder: Path, to: Path) -> Artifact:
     """Make a checkpoint of a transformers folder's model, with its tokenizer if there is one, in the weights' precision.
@@ -33,7 +37,7 @@ def import_(folder: Path, to: Path) -> Artifact:
     Raises:
         NotFoundError: no config.json or weights in the folder.
         ConfigError: an architecture that we do not build, pickled weights, or tensors that are unknown, missing, not
-            finite or of another shape; names them.
+            finite or of another shape; names them. Or `to` cannot be written; nothing is left there.
     """
     to = to.resolve()
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
@@ -46,7 +50,11 @@ def import_(folder: Path, to: Path) -> Artifact:
         runtime.start(ParallelConfig(), seed=0)
         try:
             weights.check(model, whole_shapes(outline(model, ParallelConfig())))
-            return _write(folder, to, model, weights, _control_tokens(folder, config))
+            return _write(folder, to, model, weights, _generation(folder, config))
+        except SaveFailedError as error:
+            raise ConfigError(
+                f"{to}: {error} Free space there, change its permissions, or name another folder."
+            ) from error
         finally:
             runtime.stop()
 
@@ -59,9 +67,9 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
             f"{folder} holds no {name}. Give a folder that transformers' save_pretrained wrote."
         ) from None
     except ValueError as error:
-        raise ConfigError(f"{folder / name} is not JSON: {error}.") from error
+        raise ConfigError(f"{folder / name} is not JSON: {error}. Copy it again.") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{folder / name} holds no JSON object.")
+        raise ConfigError(f"{folder / name} holds no JSON object. Copy it again.")
     return value
 
 
@@ -88,7 +96,7 @@ def _open_weights(folder: Path, stack: ExitStack) -> dict[str, Any]:
         try:
             file = stack.enter_context(safe_open(path, framework="pt"))
         except SafetensorError as error:
-            raise ConfigError(f"{path} is not a safetensors file: {error}.") from error
+            raise ConfigError(f"{path} is not a safetensors file: {error}. Copy it again.") from error
         files |= dict.fromkeys(file.keys(), file)
     return files
 
@@ -105,20 +113,19 @@ def _check_tokenizer(folder: Path) -> None:
         ) from error
 
 
-def _control_tokens(folder: Path, config: dict[str, Any]) -> dict[str, int | list[int] | None]:
-    """Where transformers begins, ends and pads a text: generation_config.json says it, or config.json."""
-    generation = _read_json(folder, "generation_config.json") if (folder / "generation_config.json").is_file() else {}
-    found = {name: generation.get(f"{name}_token_id", config.get(f"{name}_token_id")) for name in ("bos", "eos", "pad")}
+def _generation(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Where transformers begins, ends and pads a text, in generation_config.json or config.json; and how it samples."""
+    given = _read_json(folder, "generation_config.json") if (folder / "generation_config.json").is_file() else {}
+    found = {name: given.pop(f"{name}_token_id", config.get(f"{name}_token_id")) for name in ("bos", "eos", "pad")}
     for name, value in found.items():
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(each, int) and each >= 0 for each in ids):
             raise ConfigError(f"{folder}: {name}_token_id={value!r} is no token's number. Correct config.json.")
-    return found
+    sampling = {key: value for key, value in given.items() if key not in WRITERS}
+    return {"control_tokens": found} | ({"sampling": sampling} if sampling else {})
 
 
-def _write(
-    folder: Path, to: Path, model: ModelConfig, weights: Weights, control_tokens: dict[str, int | list[int] | None]
-) -> Artifact:
+def _write(folder: Path, to: Path, model: ModelConfig, weights: Weights, generation: dict[str, Any]) -> Artifact:
     with TemporaryDirectory() as scratch:
         tokenizer = Path(scratch) if (folder / "tokenizer.json").is_file() else None
         for path in (folder / name for name in TOKENIZER_FILES):
@@ -133,5 +140,5 @@ def _write(
             seed=0,
             objective="import",
             tokenizer=tokenizer,
-            extra={"control_tokens": control_tokens},
+            extra=generation,
         )

@@ -18,6 +18,7 @@ ONLY: dict[str, Any] = {
     "attention_bias": False,
     "mlp_bias": False,
     "use_bidirectional_attention": None,
+    "quantization_config": None,
 }
 """Entries of which we build one value only."""
 
@@ -48,6 +49,8 @@ def from_config(config: Mapping[str, Any]) -> ModelConfig:
     family = _family(config)
     full = _with_defaults(config)
     for key, value in ONLY.items():
+        if key == "hidden_act" and "hidden_activation" in full:
+            continue  # Gemma's files give both, and transformers reads the other
         if (full.get(key, value) or value) != value:
             raise ConfigError(f"config.json: {key}={full[key]!r} is not supported. Only {value!r} is.")
     try:

@@ -12,6 +12,9 @@ from cupola_trainer.architecture import ModelConfig
 from cupola_trainer.conversion.mapping import to_huggingface
 from cupola_trainer.conversion.safetensors_file import DTYPES
 
+AGAIN = "Correct config.json, or copy the folder again."
+"""What to do where the two do not fit."""
+
 DERIVED = ".rotary_emb.inv_freq"
 """Older Llama files hold RoPE's frequencies, which follow from config.json."""
 
@@ -38,7 +41,8 @@ class Weights:
             kind = file.get_slice(name).get_dtype()
             if kind not in by_name:
                 raise ConfigError(
-                    f"{self.folder}: {name} is of type {kind}. Only {', '.join(by_name)} can be imported."
+                    f"{self.folder}: {name} is of type {kind}. Only {', '.join(by_name)} can be imported. "
+                    "Save the model in one of these first."
                 )
             found.add(by_name[kind])
         return found.pop() if len(found) == 1 else torch.float32
@@ -61,17 +65,16 @@ class Weights:
                     name.endswith("shared_expert_gate.weight") and not _has_shared_expert(model)
                 ):
                     continue
-                raise ConfigError(f"{self.folder} lacks the tensor {name}, which its config.json calls for.")
+                raise ConfigError(f"{self.folder} lacks the tensor {name}, which its config.json calls for. {AGAIN}")
             shape = tuple(self.files[name].get_slice(name).get_shape())
             if shape != tuple(tensor.shape):
                 raise ConfigError(
-                    f"{self.folder}: {name} has shape {shape}; its config.json calls for {tuple(tensor.shape)}."
+                    f"{self.folder}: {name} has shape {shape}; its config.json calls for {tuple(tensor.shape)}. {AGAIN}"
                 )
         unknown = sorted(name for name in set(self.files) - known if not name.endswith(DERIVED))
         if unknown:
-            raise ConfigError(
-                f"{self.folder} holds {len(unknown)} tensors that its config.json does not know: {unknown[0]}."
-            )
+            more = f", nor {len(unknown) - 1} others" if len(unknown) > 1 else ""
+            raise ConfigError(f"{self.folder}: its config.json does not know the tensor {unknown[0]}{more}. {AGAIN}")
         if model.tie_embeddings and "lm_head.weight" in self.files and not self._tied():
             raise ConfigError(
                 f"{self.folder}: lm_head.weight differs from model.embed_tokens.weight, but config.json ties them. "
@@ -89,7 +92,10 @@ class Weights:
         """
         tensor: Tensor = self.files[name].get_tensor(name)
         if not torch.isfinite(tensor).all():
-            raise ConfigError(f"{self.folder}: {name} holds values that are not finite (NaN or infinity).")
+            raise ConfigError(
+                f"{self.folder}: {name} holds values that are not finite (NaN or infinity). "
+                "Such a model is broken: take one that was saved earlier."
+            )
         return tensor
 
 

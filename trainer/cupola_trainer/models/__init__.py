@@ -12,6 +12,7 @@ from cupola_trainer.models.decoder_config import DecoderConfig
 from cupola_trainer.models.initialization import initialize
 from cupola_trainer.models.language_model import LanguageModel
 from cupola_trainer.models.settings import settings
+from cupola_trainer.sizes import parameter_count
 
 __all__ = ["build", "parameter_count", "transformer_config"]
 
@@ -94,18 +95,3 @@ def _execution(parallel: ParallelConfig, dtype: torch.dtype) -> dict[str, Any]:
 
 def _left_to_initialize(weight: Tensor) -> Tensor:
     return weight
-
-
-def parameter_count(model: ModelConfig) -> int:
-    """Parameters of the whole model, over all ranks; tied embeddings count once."""
-    h, queries = model.hidden_size, model.num_attention_heads * model.head_size
-    qkv = queries + 2 * model.num_query_groups * model.head_size
-    layer = h * qkv + (qkv if model.qkv_bias else 0) + queries * h + (4 if model.post_norm else 2) * h
-    if model.moe:
-        layer += model.moe.num_experts * (h + 3 * h * model.moe.expert_ffn_hidden_size)
-        if model.moe.shared_expert_ffn_hidden_size:
-            layer += h + 3 * h * model.moe.shared_expert_ffn_hidden_size
-    else:
-        layer += 3 * h * model.ffn_hidden_size
-    output = h if model.is_scalar else 0 if model.tie_embeddings else model.vocab_size * h
-    return model.num_layers * layer + h + model.vocab_size * h + output

@@ -88,7 +88,7 @@ def check_prompts(prompts: Sequence[list[int]], longest: int) -> None:
         if not 0 < len(prompt) < longest:
             raise ConfigError(
                 f"Prompt {number} has {len(prompt)} tokens. It must have at least 1 and leave room for an answer within "
-                f"the model's {longest} positions."
+                f"the model's {longest} positions. {'Shorten' if prompt else 'Lengthen'} it."
             )
 
 

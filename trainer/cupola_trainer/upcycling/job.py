@@ -6,13 +6,13 @@ import torch
 
 from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.config import ModelConfig, UpcycleJob
-from cupola_trainer.conversion.families import active_parameters
 from cupola_trainer.conversion.filling import fill, whole_shapes
 from cupola_trainer.conversion.stored import StoredTensors
 from cupola_trainer.conversion.writing import outline, write
 from cupola_trainer.layout import validate_layout
 from cupola_trainer.mixture import mixture_of
 from cupola_trainer.reporting import Report
+from cupola_trainer.sizes import active_parameters
 from cupola_trainer.upcycling.layers import Upcycled
 
 

@@ -1,0 +1,34 @@
+"""`cupola presets`."""
+
+import typer
+
+from cupola_flows.cli.options import JsonOption, print_rows
+from cupola_trainer.presets import PRESETS
+from cupola_trainer.sizes import active_parameters, parameter_count
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command(epilog="Example: cupola presets --json")(presets)
+
+
+def presets(as_json: JsonOption = False) -> None:
+    """List the published models whose shape a recipe can name, as in model: {preset: qwen2-0.5b}."""
+
+    def count(parameters: int) -> int | str:
+        return parameters if as_json else f"{parameters / 1e6:,.0f}M"
+
+    rows = [
+        {
+            "preset": name,
+            "parameters": count(parameter_count(model)),
+            "active": count(active_parameters(model)),
+            "layers": model.num_layers,
+            "hidden": model.hidden_size,
+            "heads/groups": f"{model.num_attention_heads}/{model.num_query_groups}",
+            "vocabulary": model.vocab_size,
+            "longest": model.max_position_embeddings,
+        }
+        for name, model in PRESETS.items()
+    ]
+    print_rows(rows, as_json=as_json, empty="")
