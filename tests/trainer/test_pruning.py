@@ -20,6 +20,7 @@ from cupola_trainer import checkpoint, models, pruning, runtime
 from cupola_trainer.config import (
     BatchConfig,
     ModelConfig,
+    MoEConfig,
     NextTokenData,
     ParallelConfig,
     PruneJob,
@@ -215,6 +216,7 @@ MODEL = ModelConfig(
     ffn_hidden_size=48,
     max_position_embeddings=64,
 )
+MIXED = replace(MODEL, moe=MoEConfig(num_experts=4, top_k=2, expert_ffn_hidden_size=24))
 
 
 @pytest.mark.parametrize(
@@ -222,8 +224,9 @@ MODEL = ModelConfig(
     [
         (lambda: PruneTarget(ffn_hidden_size=64).shape(MODEL), "ffn_hidden_size=64, but the model has 48"),
         (lambda: PruneTarget(drop_layers=(4,)).shape(MODEL), "drop_layers: 4, but the model's layers are 0 to 3"),
-        (lambda: PruneTarget(drop_layers=(0, 1, 2, 3)).shape(MODEL), "greater than or equal to 1"),
+        (lambda: PruneTarget(drop_layers=(0, 1, 2, 3)).shape(MODEL), "drop_layers names all 4 layers of the model"),
         (lambda: PruneTarget(num_experts=2).shape(MODEL), "num_experts=2, but the model is dense"),
+        (lambda: PruneTarget(num_experts=1).shape(MIXED), "num_experts=1, but each token visits 2. Keep 2 or more."),
         (lambda: PruneTarget(num_query_groups=1).shape(MODEL), "Try num_attention_heads=2"),
         (lambda: PruneTarget(num_attention_heads=3).shape(MODEL), "num_attention_heads=3 is not a multiple of"),
     ],

@@ -37,7 +37,12 @@ def export_command(
     ] = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Write a folder that transformers' AutoModelForCausalLM and AutoTokenizer load, or PEFT."""
+    """Write a folder that transformers' AutoModelForCausalLM and AutoTokenizer load, or PEFT.
+
+    config.json, generation_config.json, safetensors in files of 5 GB, the
+    tokenizer and a model card. What was imported goes out with the same bits.
+    One process writes a checkpoint of any layout, a tensor at a time.
+    """
     artifact = resolve_checkpoint(
         reference, workspace, kinds=["adapter"] if adapter else ["checkpoint", "reward_model"]
     )
@@ -55,7 +60,13 @@ def import_command(
     alias: Annotated[str | None, typer.Option(help="Name it, so that recipes can say artifact:NAME.")] = None,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Make a checkpoint of a transformers folder: an artifact, or a folder that commands and recipes take too."""
+    """Make a checkpoint of a transformers folder: an artifact, or a folder that commands and recipes take too.
+
+    Qwen2, Qwen2-MoE, Llama and Gemma 2, and their reward models of one label.
+    Weights keep their precision bit for bit; a tensor that is missing, unknown,
+    not finite or of another shape is refused by name, and pickled weights are
+    never opened.
+    """
     if not source.is_dir():
         raise ConfigError(f"--from {source}: no such folder. Give one with config.json and safetensors in it.")
     if to:
@@ -81,12 +92,22 @@ def import_command(
 def generate_command(
     reference: Reference,
     prompt: Annotated[str, typer.Option(help="The text to continue.")],
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    temperature: Annotated[float, typer.Option(min=0, help="0 for greedy.")] = 0.0,
-    seed: int = 0,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Tokens at most; fewer where the model ends the text.")
+    ] = 64,
+    temperature: Annotated[
+        float, typer.Option(min=0, metavar="T", help="0: always the likeliest token. 1: as likely as the model says.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of what is drawn: the same seed gives the same text.")] = 0,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Continue a text."""
+    """Continue a text as it stands: no chat template is put around it.
+
+    An imported model ends where its generation_config.json says, and its
+    greedy text is transformers' own; a model made here ends at its tokenizer's
+    control tokens. Both end at the model's longest sequence; a prompt that
+    leaves no room is refused.
+    """
     artifact = resolve_checkpoint(reference, workspace)
     arguments = ["--max-new-tokens", str(max_new_tokens), "--temperature", str(temperature), "--seed", str(seed)]
     print(convert("generate", "--checkpoint", str(artifact.path), "--prompt", prompt, *arguments), end="")

@@ -53,7 +53,15 @@ def merge_command(
     alias: AliasOption = None,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Merge checkpoints of one architecture, or reward models, into one."""
+    """Merge checkpoints of one architecture, or reward models, into one.
+
+    average: the weighted mean.
+    slerp: each tensor on the arc between the models, or between their task
+    vectors (a model less its base) with --base.
+    ties: of each task vector the largest elements, signs elected, the mean of
+    those that agree; needs --base.
+    dare: of each task vector a random share, rescaled; needs --base.
+    """
     stage = stage_of(
         MergeStage,
         checkpoints=references,

@@ -1,7 +1,7 @@
 """`cupola checkpoint prune`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,7 +14,10 @@ from cupola_platform.errors import ConfigError
 from cupola_trainer.config import PruneJob
 
 EXAMPLE = "Example: cupola checkpoint prune big --layers 12 --ffn-hidden-size 2048 --tokens corpus --alias small"
-SizeOption = Annotated[int | None, typer.Option(metavar="N", min=1)]
+
+
+def _size(what: str) -> Any:
+    return typer.Option(metavar="N", min=1, help=what)
 
 
 def register(app: typer.Typer) -> None:
@@ -28,13 +31,13 @@ def prune_command(
     drop_layers: Annotated[
         str | None, typer.Option(metavar="I,I,...", help="Drop these, from 0: no tokens needed.")
     ] = None,
-    hidden_size: SizeOption = None,
-    num_attention_heads: SizeOption = None,
-    num_query_groups: SizeOption = None,
-    ffn_hidden_size: SizeOption = None,
-    num_experts: SizeOption = None,
-    expert_ffn_hidden_size: SizeOption = None,
-    shared_expert_ffn_hidden_size: SizeOption = None,
+    hidden_size: Annotated[int | None, _size("Channels of the residual stream to keep.")] = None,
+    num_attention_heads: Annotated[int | None, _size("Query heads to keep, as many in each group.")] = None,
+    num_query_groups: Annotated[int | None, _size("Key-value heads to keep, each with its query heads.")] = None,
+    ffn_hidden_size: Annotated[int | None, _size("Units of a dense FFN to keep, in each layer.")] = None,
+    num_experts: Annotated[int | None, _size("Routed experts to keep, in each layer.")] = None,
+    expert_ffn_hidden_size: Annotated[int | None, _size("Units of each routed expert to keep.")] = None,
+    shared_expert_ffn_hidden_size: Annotated[int | None, _size("Units of the shared expert to keep.")] = None,
     tokens: Annotated[
         str | None, typer.Option(metavar="ID", help="Tokens whose held-out shards show what matters.")
     ] = None,
@@ -44,7 +47,12 @@ def prune_command(
     alias: AliasOption = None,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Make a smaller checkpoint of a larger one, to go on training: what matters least is left out."""
+    """Make a smaller checkpoint of a larger one, to go on training: what matters least is left out.
+
+    Give the sizes to reach; what is left out stays as it is. What matters is
+    measured in one pass over the held-out text of the artifact that --tokens
+    names; layers that --drop-layers names go without.
+    """
     sizes = {
         "num_layers": layers,
         "drop_layers": drop_layers.split(",") if drop_layers else (),

@@ -140,6 +140,8 @@ class PruneTarget:
             if (last := max(self.drop_layers)) >= model.num_layers:
                 raise ConfigError(f"drop_layers: {last}, but the model's layers are 0 to {model.num_layers - 1}.")
             changed["num_layers"] = model.num_layers - len(set(self.drop_layers))
+            if not changed["num_layers"]:
+                raise ConfigError(f"drop_layers names all {model.num_layers} layers of the model. Leave one in.")
         if layers is not None and model.attention_windows:
             changed["attention_windows"] = tuple(model.window(layer) for layer in layers)
         elif changed["num_layers"] < len(model.attention_windows):
@@ -156,6 +158,11 @@ class PruneTarget:
         experts = {"num_experts", "expert_ffn_hidden_size", "shared_expert_ffn_hidden_size"}
         if model.moe:
             found: dict[str, Any] = {name: self._size(name, getattr(model.moe, name)) for name in experts}
+            if found["num_experts"] < model.moe.top_k:
+                raise ConfigError(
+                    f"num_experts={found['num_experts']}, but each token visits {model.moe.top_k}. "
+                    f"Keep {model.moe.top_k} or more."
+                )
             changed["moe"] = dataclasses.replace(model.moe, **found)
         elif given := sorted(name for name in experts if getattr(self, name)):
             raise ConfigError(f"{given[0]}={getattr(self, given[0])}, but the model is dense. Leave it out.")
