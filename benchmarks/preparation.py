@@ -24,7 +24,8 @@ from cupola_platform.corpus.preparation import PrepareReport, prepare
 SERIAL = ("plan", "tokenizer", "near deduplication", "between")
 """One task each, or none: the driver's own work."""
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.5
+"""Looking costs the kernel a walk over every page of every process: more often, it slows what it measures."""
 
 
 @dataclass

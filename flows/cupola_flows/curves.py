@@ -2,15 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from xml.sax.saxutils import escape
+from pathlib import Path
 
 from cupola_flows.schema import Recipe
 from cupola_flows.stages import TrainStage
 from cupola_platform.errors import ConfigError, NotFoundError
 from cupola_platform.workspace import Workspace
 
-WIDTH, HEIGHT, MARGIN = 760, 440, 64
-COLOURS = ("#888888", "#1f77b4", "#d9822b", "#2e8b57", "#9467bd", "#b03a48")
 Curve = list[tuple[float, float]]
 """Million tokens since the stage began, and held-out loss in nats a token."""
 
@@ -53,36 +51,23 @@ def _curve(workspace: Workspace, digest: str) -> Curve:
     return [(each["step"] * tokens / 1e6, each["heldout_loss"]) for each in events if each["event"] == "evaluate"]
 
 
-def draw(curves: Mapping[str, Curve], title: str) -> str:
-    """The curves as SVG, each with its stage's name."""
-    points = [point for curve in curves.values() for point in curve]
-    right = max(x for x, _ in points) or 1.0
-    low, high = min(y for _, y in points), max(y for _, y in points)
+def draw(curves: Mapping[str, Curve], title: str, to: Path) -> None:
+    """The curves as a picture, each with its stage's name; the name's ending says of what kind.
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        down = (high - y) / (high - low or 1.0)
-        return MARGIN + x / right * (WIDTH - 2 * MARGIN), MARGIN + down * (HEIGHT - 2 * MARGIN)
+    Raises:
+        ConfigError: a kind of picture that there is not.
+    """
+    from matplotlib import rc_context  # here: half a second, which other commands need not wait for
+    from matplotlib.figure import Figure
 
-    parts = []
-    for i in range(5):
-        x, y = i / 4 * right, low + i / 4 * (high - low)
-        across, down = place(x, low)[0], place(0, y)[1]
-        parts += [
-            f'<line x1="{MARGIN}" y1="{down:.1f}" x2="{WIDTH - MARGIN}" y2="{down:.1f}" stroke="#dddddd"/>',
-            f'<text x="{MARGIN - 8}" y="{down + 4:.1f}" text-anchor="end">{y:.2f}</text>',
-            f'<text x="{across:.1f}" y="{HEIGHT - MARGIN + 20}" text-anchor="middle">{x:.2f}</text>',
-        ]
-    for row, (name, curve) in enumerate(curves.items()):
-        colour = COLOURS[row % len(COLOURS)]
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in curve))
-        at = MARGIN + 18 * row
-        parts += [
-            f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>',
-            f'<text x="{WIDTH - MARGIN - 8}" y="{at}" text-anchor="end" fill="{colour}">{escape(name)}</text>',
-        ]
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="13">'
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>{"".join(parts)}'
-        f'<text x="{WIDTH / 2}" y="{HEIGHT - 16}" text-anchor="middle">million tokens since the stage began</text>'
-        f'<text x="{MARGIN}" y="28" font-size="16">{escape(title)}</text></svg>\n'
-    )
+    kinds = Figure().canvas.get_supported_filetypes()
+    if to.suffix[1:] not in kinds:
+        raise ConfigError(f"--to {to}: no kind of picture. End the name in one of: .{', .'.join(sorted(kinds))}.")
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):  # text stays text, equal curves equal files
+        figure = Figure(figsize=(8, 4.6), layout="constrained")
+        axes = figure.add_subplot(title=title, xlabel="million tokens since the stage began", ylabel="nats a token")
+        for name, curve in curves.items():
+            axes.plot(*zip(*curve, strict=True), label=name)
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(to, dpi=144, metadata={"Date": None} if to.suffix == ".svg" else None)

@@ -1,6 +1,7 @@
 """A recipe's training stages side by side: held-out loss over the tokens since each began."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,16 @@ def workspace(tmp_path: Path) -> Workspace:
     return ws
 
 
-def test_the_newest_run_of_each_stage_gives_its_curve(workspace: Workspace) -> None:
+def test_the_newest_run_of_each_stage_gives_its_curve(workspace: Workspace, tmp_path: Path) -> None:
     found = heldout_curves(workspace, load_recipe("upcycling", []))
     assert found == {name: [(step * 256 * 8 / 1e6, loss) for step, loss in losses] for name, losses in LOSSES.items()}
-    drawn = draw(found, "Held-out loss")
-    assert drawn.count("<polyline") == 2
-    assert 'points="64.0,' in drawn  # every curve begins at no token
-    assert ">drawn_anew_0</text>" in drawn
+    draw(found, "Held-out loss", tmp_path / "plot.svg")
+    drawn = (tmp_path / "plot.svg").read_text()
+    assert all(f">{name}</text>" in drawn for name in LOSSES)
+    lines = re.findall(r'<g id="line2d_\d+">\s*<path d="([^"]*)" clip-path[^>]*stroke-width: 1\.5', drawn)
+    assert [line.count("L") + 1 for line in lines] == [len(losses) for losses in LOSSES.values()]
+    draw(found, "Held-out loss", tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_text() == drawn
 
 
 def test_the_command_prints_the_table_and_draws_the_picture(workspace: Workspace, tmp_path: Path) -> None:
@@ -55,7 +59,7 @@ def test_the_command_prints_the_table_and_draws_the_picture(workspace: Workspace
     assert shown.exit_code == 0
     [row] = json.loads(shown.stdout)
     assert (row["stage"], row["first"], row["last"], row["Mtokens"]) == ("drawn_anew_0", 4.5, 2.5, 0.492)
-    assert (tmp_path / "plot.svg").read_text().startswith("<svg ")
+    assert "<svg " in (tmp_path / "plot.svg").read_text()
 
 
 def test_what_cannot_be_drawn_is_one_line(workspace: Workspace) -> None:
@@ -64,6 +68,8 @@ def test_what_cannot_be_drawn_is_one_line(workspace: Workspace) -> None:
         heldout_curves(workspace, recipe, ["upcycle_0"])
     with pytest.raises(NotFoundError, match=r"on this machine yet\. Start with: cupola run upcycling"):
         heldout_curves(workspace, recipe, ["drawn_anew_50"])
+    with pytest.raises(ConfigError, match=r"--to plot.txt: no kind of picture. End the name in one of: .*\.png"):
+        draw({"dense": [(0.0, 5.0)]}, "", Path("plot.txt"))
 
 
 def test_the_recipe_goes_on_from_tinys_dense_model_in_four_ways() -> None:

@@ -21,7 +21,7 @@ def curves(
     stage: Annotated[
         list[str] | None, typer.Option("--stage", metavar="NAME", help="This one only. Repeatable. Default: all.")
     ] = None,
-    to: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the curves there, as SVG.")] = None,
+    to: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the curves there: .svg, .png or .pdf.")] = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
@@ -42,4 +42,4 @@ def curves(
     ]
     print_rows(rows, as_json=as_json, empty="")
     if to:
-        to.write_text(draw(found, f"Held-out loss, recipe {loaded.name}"))
+        draw(found, f"Held-out loss, recipe {loaded.name}", to)
