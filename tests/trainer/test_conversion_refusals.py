@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from cupola_platform.errors import ConfigError, CorruptArtifactError, NotFoundError
 from cupola_trainer.config import ModelConfig
+from cupola_trainer.conversion.__main__ import main
 from cupola_trainer.conversion.exporting import export
 from cupola_trainer.conversion.families import to_config
 from cupola_trainer.conversion.importing import import_
@@ -171,3 +172,16 @@ def test_a_mistake_on_the_command_line_is_one_line_and_status_2(saved: Path, tmp
     assert done.returncode == 2
     assert done.stderr == f"{tmp_path} exists and is not an empty folder. Name a new one.\n"
     assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_disk_that_refuses_is_one_line_and_nothing_is_left(
+    saved: Path, exported: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    below = tmp_path / "file" / "to"
+    assert main(["export", "--checkpoint", str(saved / "dense"), "--to", str(below)]) == 2
+    line = "Not a directory. Free space there, change its permissions, or name another folder.\n"
+    assert capsys.readouterr().err == f"{tmp_path}/file/.to.partial: {line}"
+    assert main(["import", "--from", str(exported["dense"]), "--to", str(below)]) == 2
+    assert capsys.readouterr().err == f"{below}: to could not be saved: {line}"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 from pydantic import ValidationError
@@ -82,7 +83,8 @@ def _line(error: ValidationError) -> str:
 def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     from transformers import AutoConfig  # seconds long
 
-    given = {key: value for key, value in config.items() if key != "model_type"}
+    # a copy: transformers writes into what it is given
+    given = deepcopy({key: value for key, value in config.items() if key != "model_type"})
     try:
         full: dict[str, Any] = AutoConfig.for_model(config["model_type"], **given).to_dict()
     except Exception as error:  # transformers' strict configs raise types of their own

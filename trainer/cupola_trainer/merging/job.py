@@ -78,14 +78,19 @@ def _check_alike(first: Path, model: ModelConfig, folder: Path, other: ModelConf
         ours, theirs = getattr(model, field.name), getattr(other, field.name)
         if ours != theirs and field.name not in WITHOUT_SHAPE:
             raise ConfigError(
-                f"{folder} has {field.name}={_words(theirs)} and {first} has {_words(ours)}: only checkpoints of one "
+                f"{_name(folder)} has {field.name}={_words(theirs)} and {_name(first)} has {_words(ours)}: only checkpoints of one "
                 "architecture can be merged. Give ones that were trained from a common parent."
             )
     if not same_tokenizer(first / "tokenizer", folder / "tokenizer"):
         raise ConfigError(
-            f"{folder} has another tokenizer than {first}: their embeddings mean other tokens. "
+            f"{_name(folder)} has another tokenizer than {_name(first)}: their embeddings mean other tokens. "
             "Give checkpoints with the same vocabulary."
         )
+
+
+def _name(folder: Path) -> str:
+    """A folder of the store by its artifact's id, another one by its name."""
+    return folder.name[:12] if len(folder.name) == 64 else folder.name
 
 
 class Merged:
