@@ -76,7 +76,9 @@ def aux_losses(model: ModelConfig, micro_batches: int) -> dict[str, float]:
 def _per_token(chunks: Chunks, batch: Batch, reads: Reads) -> Tensor:
     """What the last pipeline stage gives [b, s], on every rank."""
     local = to_rank(batch)
-    results = _run(chunks, [local], partial(_kept, reads), forward_only=True)
+    # interleaved stages take as many micro-batches as there are stages, at least: the others fill what would stand idle
+    passes = parallel_state.get_pipeline_model_parallel_world_size() if len(chunks) > 1 else 1
+    results = _run(chunks, [local] * passes, partial(_kept, reads), forward_only=True)
     output = results[0]["output"].float() if results else torch.empty(local["tokens"].shape, device=runtime.device())
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
         last = parallel_state.get_pipeline_model_parallel_last_rank()

@@ -42,11 +42,12 @@ MOE = replace(
     tie_embeddings=False,
     moe=MoEConfig(num_experts=4, expert_ffn_hidden_size=48, shared_expert_ffn_hidden_size=64, aux_loss_coeff=0.05),
 )
-TEACHER = replace(DENSE, hidden_size=32, num_layers=2, tie_embeddings=False, final_logit_softcapping=5.0)
+TEACHER = replace(DENSE, hidden_size=32, tie_embeddings=False, final_logit_softcapping=5.0)
 LAYOUTS = {
     "one process": ParallelConfig(),
     "tp2 sp": ParallelConfig(tp=2, sp=True),
     "pp2": ParallelConfig(pp=2),
+    "pp2 vp2": ParallelConfig(pp=2, vp=2),
     "cp2": ParallelConfig(cp=2),
     "dp2": ParallelConfig(dp=2),
     "ep2 dp2": ParallelConfig(ep=2, dp=2),
@@ -129,13 +130,21 @@ def trajectory(name: str, model: ModelConfig, parallel: ParallelConfig, teacher:
     objective = objective_of(name, teacher, parallel)
     chunks = models.build(model, parallel, seed=5)
     trainee = optim.build(chunks, parallel, OptimizerConfig(lr=3e-3, warmup_steps=1), STEPS)
+    before = said(trainee.chunks, objective) if name in ("dpo", "reward") else {}
     steps = []
     for step in range(STEPS):
         means = passes.train(trainee.chunks, objective, training_batches(objective, BATCH, step))
         trainee.scheduler.step(increment=1)
         means["grad_norm"], _ = trainee.update()
-        steps.append(means)
+        steps.append(means | before)
     return steps
+
+
+def said(chunks: list[torch.nn.Module], objective: Objective) -> dict[str, float]:
+    """What a pass that only looks says of one batch: a reference's or a judge's."""
+    batch = objective.collate([pair(100), pair(101)])
+    look = passes.values if objective.reads == "values" else passes.token_losses
+    return {"said": float((look(chunks, batch) * batch["loss_mask"].to(runtime.device())).sum())}
 
 
 def write_teacher(folder: Path) -> None:

@@ -20,7 +20,7 @@ def trajectories(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..
     return found
 
 
-@pytest.mark.parametrize("layout", ["tp2 sp", "pp2", "cp2", "dp2"])
+@pytest.mark.parametrize("layout", ["tp2 sp", "pp2", "pp2 vp2", "cp2", "dp2"])
 @pytest.mark.parametrize("name", ["dpo", "reward", "forward_kl", "jsd"])
 def test_every_objective_is_equal_in_every_layout(trajectories: dict[str, Trajectory], name: str, layout: str) -> None:
     _same(trajectories[f"{name} dense {layout}"], trajectories[f"{name} dense one process"])
