@@ -29,7 +29,7 @@ from cupola_trainer.conversion.exporting import export
 from cupola_trainer.conversion.importing import import_
 from cupola_trainer.conversion.mapping import GroupedQKV
 from cupola_trainer.conversion.reading import from_config
-from cupola_trainer.conversion.stored import StoredTensors
+from cupola_trainer.conversion.stored import StoredTensors, read_training
 from cupola_trainer.rollout.continuation import continue_text
 from cupola_trainer.rollout.loading import load
 from cupola_trainer.rollout.sampling import Sampling
@@ -227,7 +227,23 @@ def test_where_a_text_ends_and_how_it_is_sampled_come_back_as_they_came(
     import_(tmp_path / "theirs", tmp_path / "ours")
     back = export(tmp_path / "ours", tmp_path / "back")
     assert json.loads((back / "generation_config.json").read_text()) == given
-    assert json.loads((back / "config.json").read_text()) | ids == json.loads((back / "config.json").read_text())
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (exported["llama"], back))
+    assert {key: after[key] for key in ids} == {key: before[key] for key in ids}
+
+
+def test_an_end_that_config_json_alone_names_is_none_beside_a_generation_config_as_in_transformers(
+    exported: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(exported["llama"], tmp_path / "theirs")
+    described = json.loads((exported["llama"] / "config.json").read_text()) | {"eos_token_id": 9}
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(described))
+    (tmp_path / "theirs" / "generation_config.json").write_text("{}")
+    import_(tmp_path / "theirs", tmp_path / "ours")
+    assert read_training(tmp_path / "ours")["control_tokens"]["eos"] is None
+    back = AutoModelForCausalLM.from_pretrained(export(tmp_path / "ours", tmp_path / "back"))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "theirs")
+    assert back.generation_config.eos_token_id is theirs.generation_config.eos_token_id is None
+    assert back.config.eos_token_id == theirs.config.eos_token_id == 9
 
 
 def test_an_imported_model_draws_every_row_and_ends_where_transformers_ends(

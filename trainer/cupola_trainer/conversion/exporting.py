@@ -44,13 +44,14 @@ def export(checkpoint: Path, to: Path, *, shard_bytes: int = SHARD_BYTES) -> Pat
     training = read_training(checkpoint)
     ids = training.get("control_tokens") or _ids(tokenizer)  # an imported model's as they came
     stops = ids["eos"] if "control_tokens" in training or not tokenizer else stop_ids(tokenizer)
-    config = families.to_config(model, dtype=str(outlines[0].dtype).removeprefix("torch."), **ids)
+    described = training.get("config_tokens", ids)
+    config = families.to_config(model, dtype=str(outlines[0].dtype).removeprefix("torch."), **described)
     partial = to.with_name(f".{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         _write_json(partial / "config.json", config)
-        if tokenizer or stops is not None or "sampling" in training:
+        if tokenizer or stops is not None or training.keys() & {"sampling", "config_tokens"}:
             generation = {"bos_token_id": ids["bos"], "eos_token_id": stops, "pad_token_id": ids["pad"]}
             _write_json(partial / "generation_config.json", training.get("sampling", {}) | generation)
         if tokenizer:

@@ -25,6 +25,7 @@ PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
                    "added_tokens.json", "chat_template.jinja", "chat_template.json")  # fmt: skip
 
+CONTROL = {name: f"{name}_token_id" for name in ("bos", "eos", "pad")}
 WRITERS = ("_from_model_config", "transformers_version")
 """Entries of generation_config.json that tell of the program that wrote it."""
 
@@ -114,15 +115,29 @@ def _check_tokenizer(folder: Path) -> None:
 
 
 def _generation(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Where transformers begins, ends and pads a text, in generation_config.json or config.json; and how it samples."""
-    given = _read_json(folder, "generation_config.json") if (folder / "generation_config.json").is_file() else {}
-    found = {name: given.pop(f"{name}_token_id", config.get(f"{name}_token_id")) for name in ("bos", "eos", "pad")}
+    """Where transformers begins, ends and pads a text, and how it samples: what generation_config.json says, if there is one.
+
+    transformers then takes nothing of it from config.json, whose own numbers are kept beside where they are others.
+    """
+    described = _ids(folder / "config.json", config)
+    if not (folder / "generation_config.json").is_file():
+        return {"control_tokens": described}
+    given = _read_json(folder, "generation_config.json")
+    kept: dict[str, Any] = {"control_tokens": _ids(folder / "generation_config.json", given)}
+    if kept["control_tokens"] != described:
+        kept["config_tokens"] = described
+    if sampling := {key: value for key, value in given.items() if key not in (*CONTROL.values(), *WRITERS)}:
+        kept["sampling"] = sampling
+    return kept
+
+
+def _ids(path: Path, entries: dict[str, Any]) -> dict[str, int | list[int] | None]:
+    found = {name: entries.get(key) for name, key in CONTROL.items()}
     for name, value in found.items():
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(each, int) and each >= 0 for each in ids):
-            raise ConfigError(f"{folder}: {name}_token_id={value!r} is no token's number. Correct config.json.")
-    sampling = {key: value for key, value in given.items() if key not in WRITERS}
-    return {"control_tokens": found} | ({"sampling": sampling} if sampling else {})
+            raise ConfigError(f"{path}: {CONTROL[name]}={value!r} is no token's number. Correct it there.")
+    return found
 
 
 def _write(folder: Path, to: Path, model: ModelConfig, weights: Weights, generation: dict[str, Any]) -> Artifact:
