@@ -52,6 +52,14 @@ def test_a_mistake_is_one_line_and_exit_status_two(cupola: Any, arguments: tuple
     assert "Traceback" not in done.stderr
 
 
+def test_presets_are_listed_with_their_sizes(cupola: Any) -> None:
+    rows = {row.pop("preset"): row for row in cupola.json("presets")}
+    assert rows["qwen2-57b-a14b"] == {
+        "parameters": 57_408_658_944, "active": 14_249_270_784, "layers": 28, "hidden": 3584, "heads": 28, "groups": 4,
+        "vocabulary": 151_936, "longest": 32_768,
+    }  # fmt: skip
+
+
 def test_the_doctor_says_what_this_machine_has(cupola: Any) -> None:
     found = {row["what"]: row for row in json.loads(cupola("doctor", "--json").stdout)}
     assert found["Python"]["state"] == "ok"

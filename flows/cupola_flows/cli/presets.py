@@ -25,7 +25,8 @@ def presets(as_json: JsonOption = False) -> None:
             "active": count(active_parameters(model)),
             "layers": model.num_layers,
             "hidden": model.hidden_size,
-            "heads/groups": f"{model.num_attention_heads}/{model.num_query_groups}",
+            "heads": model.num_attention_heads,
+            "groups": model.num_query_groups,
             "vocabulary": model.vocab_size,
             "longest": model.max_position_embeddings,
         }
