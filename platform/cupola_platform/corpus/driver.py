@@ -37,6 +37,7 @@ from cupola_platform.corpus.duplicates import (
     pairs_between,
 )
 from cupola_platform.corpus.execution import Runner, die_with_parent
+from cupola_platform.corpus.formats import NO_TEXT
 from cupola_platform.corpus.language import LanguageFilter
 from cupola_platform.corpus.perplexity import PercentileFilter, PerplexityFilter, cutoffs_of
 from cupola_platform.corpus.personal_data import PersonalDataMask
@@ -191,9 +192,11 @@ class Preparation:
                     reverse=True,
                 )
                 why = ", ".join(f"{reason} ({count:,})" for count, reason in reasons[:4]) or "it held no document"
+                unnamed = reasons and reasons[0][1] == NO_TEXT
+                move = "Name the field that holds it as text_field" if unnamed else "Loosen the steps that drop them"
                 raise SourceError(
                     f"sources.{name}: no document is left after cleaning. Of all sources, most were dropped for: {why}. "
-                    "Loosen the steps that drop them, or remove the source."
+                    f"{move}, or remove the source."
                 )
 
     def _tokenize(self, documents: Path) -> None:
