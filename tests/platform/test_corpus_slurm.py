@@ -171,7 +171,7 @@ def test_a_slurm_that_does_not_answer_is_one_line(
     away = tmp_path / "slurm.conf"
     away.write_text((slurm / "slurm.conf").read_text().replace("SlurmctldPort=", "SlurmctldPort=1\n# "))
     monkeypatch.setenv("SLURM_CONF", str(away))
-    with pytest.raises(StageFailedError, match=r"^Slurm does not answer: scancel: .*\. Nothing was submitted\.$"):
+    with pytest.raises(StageFailedError, match=r"^Slurm does not answer: .*controller.*\. Nothing was submitted\.$"):
         prepare(config(texts, **SLURM), tmp_path / "out")
 
 

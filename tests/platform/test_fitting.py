@@ -7,7 +7,7 @@ from cupola_platform.corpus.mixture import with_epoch_caps, with_temperature
 from cupola_platform.errors import ConfigError
 from cupola_platform.fitting.mixtures import best_mixture, draw_mixtures, fit_law, propose
 from cupola_platform.fitting.plots import laws_page, mixture_page
-from cupola_platform.fitting.scaling import Run, at_edges, fit_laws
+from cupola_platform.fitting.scaling import BEYOND, MAX_EXPONENT, Run, at_edges, fit_laws
 
 SLOPES = np.array([[-1.2, 0.3, 0.4], [0.5, -0.8, 0.1], [0.3, 0.2, -2.0]])
 
@@ -119,6 +119,22 @@ def test_best_settings_at_the_edge_of_what_was_tried_are_told() -> None:
     low = [run for run in made if run.lr < 1.5 * 3.0 * run.parameters**-0.4 * run.tokens**0.1]
     assert at_edges(low)["lr"] == sorted({(run.parameters, run.tokens) for run in made})
     assert at_edges(low)["batch"] == []
+
+
+def test_runs_that_never_saw_an_optimum_give_numbers_that_can_be_drawn() -> None:
+    draws = np.random.default_rng(3)
+    made = [
+        Run(n, d, lr, batch, float(6 - 0.4 * np.log(lr) - 0.05 * np.log(batch) + 0.01 * draws.normal()))
+        for n in (21_000, 34_000) for d in (1024, 2048)
+        for lr, batch in [(1e-3, 128), (4e-3, 128), (1.6e-2, 128), (4e-3, 64), (4e-3, 256)]
+    ]  # fmt: skip
+    laws = fit_laws(made, resamples=10)
+    assert len(at_edges(made)["lr"]) == 4
+    for law, (least, most) in ((laws.lr, (1e-3, 1.6e-2)), (laws.batch, (64, 256))):
+        assert max(abs(law.n_exponent), abs(law.d_exponent)) <= MAX_EXPONENT
+        assert least / BEYOND <= law(np.sqrt(21_000 * 34_000), np.sqrt(1024 * 2048)) <= most * BEYOND
+    assert "nan" not in (page := laws_page(laws, made))
+    assert "inf" not in page
 
 
 def test_runs_that_cannot_tell_the_law_are_refused() -> None:

@@ -22,6 +22,12 @@ from cupola_platform.errors import ConfigError
 
 Array = NDArray[np.float64]
 
+MAX_EXPONENT = 4.0
+"""Of N or D, either way. Runs that say nothing of a setting would have its optimum run away to where numbers end."""
+
+BEYOND = 100.0
+"""How far past the settings that were tried an optimum may lie, at the middle of the sizes and lengths: as a factor."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -116,16 +122,19 @@ def fit_laws(runs: Sequence[Run], *, resamples: int = 100, seed: int = 0) -> Law
     centers = pairs.mean(axis=1)
     design = np.stack([np.ones_like(n), n - centers[0], d - centers[1]])  # [3, runs]
     scale = max(float(np.ptp(loss)), 1e-9)
-    start = _start(design, lr, batch, loss, cell, pairs.shape[1])
+    bounds = _bounds(lr, batch, pairs.shape[1])
+    start = np.clip(_start(design, lr, batch, loss, cell, pairs.shape[1]), *bounds)
 
     def predicted(parameters: Array) -> Array:
         levels, curvatures, rate, size = np.split(parameters, [pairs.shape[1], pairs.shape[1] + 2, pairs.shape[1] + 5])
-        bends = np.exp(np.clip(curvatures, -20, 20))
+        bends = np.exp(curvatures)
         return np.asarray(levels[cell] + bends[0] * (lr - rate @ design) ** 2 + bends[1] * (batch - size @ design) ** 2)
 
     def fitted(targets: Array, begin: Array) -> Array:
         return np.asarray(
-            least_squares(lambda p: (predicted(p) - targets) / scale, begin, x_scale="jac", max_nfev=2000).x
+            least_squares(
+                lambda p: (predicted(p) - targets) / scale, begin, bounds=bounds, x_scale="jac", max_nfev=2000
+            ).x
         )
 
     best = fitted(loss, start)
@@ -141,6 +150,15 @@ def fit_laws(runs: Sequence[Run], *, resamples: int = 100, seed: int = 0) -> Law
         residual=float(np.sqrt(np.mean(misses**2))),
         fitted=predicted(best),
     )
+
+
+def _bounds(lr: Array, batch: Array, cells: int) -> tuple[Array, Array]:
+    """Of each pair's level, the logs of both curvatures, and both laws."""
+    sides = []
+    for side, end in ((-1.0, np.min), (1.0, np.max)):
+        law = [np.array([end(of) + side * np.log(BEYOND), *2 * [side * MAX_EXPONENT]]) for of in (lr, batch)]
+        sides.append(np.concatenate([np.full(cells, side * np.inf), np.full(2, side * 20.0), *law]))
+    return sides[0], sides[1]
 
 
 def _start(design: Array, lr: Array, batch: Array, loss: Array, cell: NDArray[np.int64], cells: int) -> Array:
