@@ -60,11 +60,11 @@ def draw(curves: Mapping[str, Curve], title: str, to: Path) -> None:
     from matplotlib import rc_context  # here: half a second, which other commands need not wait for
     from matplotlib.figure import Figure
 
-    kinds = Figure().canvas.get_supported_filetypes()
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    kinds = figure.canvas.get_supported_filetypes()
     if to.suffix[1:] not in kinds:
         raise ConfigError(f"--to {to}: no kind of picture. End the name in one of: .{', .'.join(sorted(kinds))}.")
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):  # text stays text, equal curves equal files
-        figure = Figure(figsize=(8, 4.6), layout="constrained")
         axes = figure.add_subplot(title=title, xlabel="million tokens since the stage began", ylabel="nats a token")
         for name, curve in curves.items():
             axes.plot(*zip(*curve, strict=True), label=name)

@@ -70,6 +70,9 @@ BY_NAME: dict[str, type[CupolaError]] = {
 }  # fmt: skip
 """How an error crosses from a training process to its launcher: by name, in `error.json`."""
 
+ELSEWHERE = "Free space there, change its permissions, or name another folder."
+"""What to do where the disk refuses a path."""
+
 REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
 
 
@@ -78,4 +81,4 @@ def refusal(error: OSError) -> str | None:
     if error.errno not in REFUSALS:
         return None
     where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror}. Free space there, change its permissions, or name another folder."
+    return f"{where}{error.strerror}. {ELSEWHERE}"

@@ -33,7 +33,7 @@ from cupola_trainer.conversion.stored import StoredTensors, read_training
 from cupola_trainer.rollout.continuation import continue_text
 from cupola_trainer.rollout.loading import load
 from cupola_trainer.rollout.sampling import Sampling
-from cupola_trainer.sizes import active_parameters
+from cupola_trainer.sizes import active_parameters, parameter_count
 
 HERE = Path(__file__).parent
 NAMES = ["dense", "untied", "moe", "moe_normalized", "moe_alone", "windows", "llama", "yarn", "dynamic", "gemma2"]
@@ -168,8 +168,8 @@ def test_parameters_of_a_mixture_are_counted_as_transformers_counts_them(exporte
         moe=MoEConfig(num_experts=4, top_k=2, expert_ffn_hidden_size=48, shared_expert_ffn_hidden_size=96),
     )  # fmt: skip
     theirs = AutoModelForCausalLM.from_pretrained(exported["moe"])
-    assert models.parameter_count(model) == sum(parameter.numel() for parameter in theirs.parameters())
-    assert models.parameter_count(model) - active_parameters(model) == 2 * 2 * 3 * 64 * 48
+    assert parameter_count(model) == sum(parameter.numel() for parameter in theirs.parameters())
+    assert parameter_count(model) - active_parameters(model) == 2 * 2 * 3 * 64 * 48
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.booleans())

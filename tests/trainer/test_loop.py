@@ -27,6 +27,7 @@ from cupola_trainer.config import (
 from cupola_trainer.faults import Rollbacks
 from cupola_trainer.metrics import read_metrics
 from cupola_trainer.objectives import Batch, Forward, Objective
+from cupola_trainer.sizes import parameter_count
 
 MODEL = ModelConfig(
     vocab_size=320,
@@ -172,7 +173,7 @@ def test_one_process_needs_no_launcher_and_a_complete_job_is_not_run_again(tmp_p
     write_job(job, tmp_path / "job.json")
     assert (done := trainer(tmp_path / "job.json")).returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["metrics"]["parameters"] == models.parameter_count(MODEL)
+    assert result["metrics"]["parameters"] == parameter_count(MODEL)
     assert result["metrics"]["final_heldout_loss"] < result["metrics"]["initial_heldout_loss"]
     written = (tmp_path / "metrics.jsonl").read_bytes()
     assert trainer(tmp_path / "job.json").returncode == 0

@@ -29,6 +29,7 @@ from cupola_trainer.optim import Trainee
 from cupola_trainer.profiling import Profiler
 from cupola_trainer.resume import resume
 from cupola_trainer.sample_log import SampleLog
+from cupola_trainer.sizes import parameter_count
 from cupola_trainer.step_log import StepLog
 from cupola_trainer.watchdog import FOLDER, REPORT, Watchdog
 
@@ -171,7 +172,7 @@ class Run:
             step=self.progress.step,
             steps=self.job.steps,
             world_size=dist.get_world_size(),
-            parameters=models.parameter_count(self.model),
+            parameters=parameter_count(self.model),
             **({"dropped": dict(self.objective.drops)} if self.objective.drops else {}),
         )
         if self.progress.step == 0 and not self.job.dry:
@@ -303,7 +304,7 @@ class Run:
         if runtime.rank() == 0 and not self.job.dry:
             folder = step_folder(self.job.output / "checkpoints", self.progress.step).relative_to(self.job.output)
             tokens = self.progress.consumed_samples * self.job.batch.sequence_length
-            metrics: dict[str, float] = {"parameters": models.parameter_count(self.model), "tokens_seen": tokens}
+            metrics: dict[str, float] = {"parameters": parameter_count(self.model), "tokens_seen": tokens}
             metrics |= train_results(self.job.output / "metrics.jsonl")
             metrics |= {f"dropped_{reason}": float(count) for reason, count in self.objective.drops.items()}
             write_result(self.job.output, {"folder": str(folder), "metrics": metrics})

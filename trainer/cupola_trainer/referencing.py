@@ -8,6 +8,7 @@ from cupola_trainer.config import ReferenceJob, TrainJob
 from cupola_trainer.layout import validate_layout
 from cupola_trainer.objectives import build_objective
 from cupola_trainer.reporting import Report
+from cupola_trainer.sizes import parameter_count
 
 
 def run(job: ReferenceJob) -> None:
@@ -31,7 +32,7 @@ def run(job: ReferenceJob) -> None:
     checkpoint.load_weights(job.initial, chunks)
     for chunk in chunks:
         chunk.eval()
-    with Report(job.output, kind="reference", steps=1, parameters=models.parameter_count(model)) as report:
+    with Report(job.output, kind="reference", steps=1, parameters=parameter_count(model)) as report:
         objective.prepare(lambda batch: passes.token_losses(chunks, batch))
         found = objective.state()["reference"]
         if runtime.rank() == 0:

@@ -19,6 +19,7 @@ from cupola_trainer.data.chat import encode_answer, encode_prompt
 from cupola_trainer.data.files import RowFiles, read_conversations
 from cupola_trainer.layout import of_its_own, validate_layout
 from cupola_trainer.reporting import Report
+from cupola_trainer.sizes import parameter_count
 
 
 class RewardModel:
@@ -105,7 +106,7 @@ def run(job: ScoreJob) -> None:
     rows = [json.loads(line) for line in job.conversations.read_text(encoding="utf-8").splitlines()]
     runtime.start(job.parallel, job.seed)
     judge = RewardModel(job.initial, job.parallel)
-    with Report(job.output, kind="score", steps=1, parameters=models.parameter_count(judge.model)) as report:
+    with Report(job.output, kind="score", steps=1, parameters=parameter_count(judge.model)) as report:
         prompts, answers = [row["messages"][:-1] for row in rows], [row["messages"][-1]["content"] for row in rows]
         rewards = judge.score(prompts, answers, batch_size=job.batch_size)
         runtime.on_first_rank(lambda: (job.output / "rewards.json").write_text(json.dumps(rewards)))

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer import models, runtime
+from cupola_trainer import runtime
 from cupola_trainer.config import TeachJob, TrainJob
 from cupola_trainer.data.batches import collate
 from cupola_trainer.data.teachings import digest
@@ -18,6 +18,7 @@ from cupola_trainer.objectives import Objective, build_objective
 from cupola_trainer.objectives.distillation_losses import vocabulary_topk
 from cupola_trainer.reporting import Report
 from cupola_trainer.rollout.loading import load
+from cupola_trainer.sizes import parameter_count
 
 
 def run(job: TeachJob) -> None:
@@ -42,9 +43,7 @@ def run(job: TeachJob) -> None:
     folder = job.output / "teacher"
     folder.mkdir(parents=True, exist_ok=True)
     tokens, logprobs, digests = [], [], []
-    with Report(
-        job.output, kind="teach", steps=len(samples), parameters=models.parameter_count(loaded.model)
-    ) as report:
+    with Report(job.output, kind="teach", steps=len(samples), parameters=parameter_count(loaded.model)) as report:
         for place in range(
             rank, -(-len(batches) // ranks) * ranks, ranks
         ):  # every rank as many: its experts may serve others

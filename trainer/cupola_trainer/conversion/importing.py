@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 
 from cupola_platform.artifacts import Artifact
-from cupola_platform.errors import ConfigError, NotFoundError
+from cupola_platform.errors import ELSEWHERE, ConfigError, NotFoundError
 from cupola_trainer import runtime
 from cupola_trainer.checkpoint import SaveFailedError
 from cupola_trainer.config import ModelConfig, ParallelConfig
@@ -53,9 +53,7 @@ def import_(folder: Path, to: Path) -> Artifact:
             weights.check(model, whole_shapes(outline(model, ParallelConfig())))
             return _write(folder, to, model, weights, _generation(folder, config))
         except SaveFailedError as error:
-            raise ConfigError(
-                f"{to}: {error} Free space there, change its permissions, or name another folder."
-            ) from error
+            raise ConfigError(f"{to}: {error} {ELSEWHERE}") from error
         finally:
             runtime.stop()
 

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from cupola_platform import artifacts
 from cupola_platform.errors import ConfigError
-from cupola_trainer import models, runtime
+from cupola_trainer import runtime
 from cupola_trainer.checkpoint import read_model
 from cupola_trainer.config import EvaluateJob
 from cupola_trainer.evaluation import answers, likelihood, long_context
@@ -17,6 +17,7 @@ from cupola_trainer.evaluation.answers import Question
 from cupola_trainer.evaluation.likelihood import Heldout
 from cupola_trainer.reporting import Report
 from cupola_trainer.rollout.loading import Loaded, check_layout, load
+from cupola_trainer.sizes import parameter_count
 
 GENERATION_TOKENS = 48
 """Tokens of a continuation that people read."""
@@ -33,7 +34,7 @@ def run(job: EvaluateJob) -> None:
     if not job.checkpoints:
         raise ConfigError("checkpoints is empty: there is nothing to evaluate. Name at least one.")
     runtime.start(job.parallel, job.seed)
-    largest = max(models.parameter_count(read_model(folder)) for folder in job.checkpoints.values())
+    largest = max(parameter_count(read_model(folder)) for folder in job.checkpoints.values())
     tokenizer = AutoTokenizer.from_pretrained(job.tokens / "tokenizer")
     heldout = likelihood.read_heldout(job.tokens, tokenizer, job.max_heldout_tokens)
     questions = answers.read_questions(job.conversations, job.max_tasks) if job.conversations else []

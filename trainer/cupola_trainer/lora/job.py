@@ -4,13 +4,14 @@ from torch import Tensor
 
 from cupola_platform import artifacts
 from cupola_platform.errors import ConfigError
-from cupola_trainer import checkpoint, models, runtime
+from cupola_trainer import checkpoint, runtime
 from cupola_trainer.config import LoraConfig, MergeAdapterJob
 from cupola_trainer.conversion.stored import StoredTensors
 from cupola_trainer.conversion.writing import write
 from cupola_trainer.layout import validate_layout
 from cupola_trainer.lora.attaching import read_adapter
 from cupola_trainer.reporting import Report
+from cupola_trainer.sizes import parameter_count
 
 
 class Folded:
@@ -45,7 +46,7 @@ def run(job: MergeAdapterJob) -> None:
     model = checkpoint.read_model(job.adapter)  # the base's, with what training changed about its positions
     validate_layout(model, job.parallel)
     runtime.start(job.parallel, job.seed)
-    parameters = models.parameter_count(model)
+    parameters = parameter_count(model)
     with Report(job.output, kind="merge_adapter", steps=1, parameters=parameters) as report:
         base = StoredTensors(job.initial)
         tokenizer = job.initial / "tokenizer"

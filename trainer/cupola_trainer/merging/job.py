@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer import models, runtime
+from cupola_trainer import runtime
 from cupola_trainer.checkpoint import read_model
 from cupola_trainer.config import MergeJob, ModelConfig
 from cupola_trainer.conversion.stored import StoredTensors
@@ -18,6 +18,7 @@ from cupola_trainer.layout import validate_layout
 from cupola_trainer.merging import methods
 from cupola_trainer.merging.trimming import smallest_kept
 from cupola_trainer.reporting import Report
+from cupola_trainer.sizes import parameter_count
 from cupola_trainer.upcycling.experts import derived_seed
 
 DENSITY = 0.2
@@ -39,7 +40,7 @@ def run(job: MergeJob) -> None:
     model = check(job)
     validate_layout(model, job.parallel)
     runtime.start(job.parallel, job.seed)
-    parameters = models.parameter_count(model)
+    parameters = parameter_count(model)
     with Report(job.output, kind="merge", steps=1, parameters=parameters) as report:
         merged = Merged(
             job, model, [StoredTensors(folder) for folder in job.checkpoints],

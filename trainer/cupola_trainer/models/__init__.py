@@ -12,9 +12,8 @@ from cupola_trainer.models.decoder_config import DecoderConfig
 from cupola_trainer.models.initialization import initialize
 from cupola_trainer.models.language_model import LanguageModel
 from cupola_trainer.models.settings import settings
-from cupola_trainer.sizes import parameter_count
 
-__all__ = ["build", "parameter_count", "transformer_config"]
+__all__ = ["build", "transformer_config"]
 
 
 RECOMPUTE: dict[str, dict[str, Any]] = {

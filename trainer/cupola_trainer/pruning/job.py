@@ -18,6 +18,7 @@ from cupola_trainer.pruning.choice import choose
 from cupola_trainer.pruning.importance import Importance, measure
 from cupola_trainer.pruning.tensors import Pruned
 from cupola_trainer.reporting import Report
+from cupola_trainer.sizes import parameter_count
 
 ROWS = 8
 """Sequences of one forward pass."""
@@ -39,7 +40,7 @@ def run(job: PruneJob) -> None:
         raise ConfigError("layout: pruning looks at the whole model on each rank. Use dp alone.")
     validate_layout(small, job.parallel)
     runtime.start(job.parallel, job.seed)
-    before, after = models.parameter_count(model), models.parameter_count(small)
+    before, after = parameter_count(model), parameter_count(small)
     with Report(job.output, kind="prune", steps=2, parameters=after) as report:
         importance = _importance(job, model) if job.to.by_importance else None
         report.step(1)

@@ -15,6 +15,7 @@ from cupola_trainer.reinforcement.gathering import Gatherer
 from cupola_trainer.reinforcement.queries import read_queries, spread
 from cupola_trainer.reinforcement.rewards import check_rewards
 from cupola_trainer.reporting import Report
+from cupola_trainer.sizes import parameter_count
 
 
 def run(job: FrontJob) -> None:
@@ -45,7 +46,7 @@ def run(job: FrontJob) -> None:
     chunks = list(models.build(model, job.parallel, seed=None, dtype=runtime.dtype(job.precision)))
     gatherer = Gatherer(training, job.data, tokenizer, model, chunks, keeps_reference=True)
     found = {}
-    size, count = models.parameter_count(model), len(job.checkpoints)
+    size, count = parameter_count(model), len(job.checkpoints)
     with Report(job.output, kind="front", steps=count, parameters=size) as report:
         for number, (name, folder) in enumerate(job.checkpoints.items(), start=1):
             checkpoint.load_weights(folder, chunks)

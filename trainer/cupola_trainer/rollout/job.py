@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from cupola_platform.errors import ConfigError, NotFoundError
-from cupola_trainer import models, runtime
+from cupola_trainer import runtime
 from cupola_trainer.config import SampleJob
 from cupola_trainer.data.chat import encode_prompt, problem
 from cupola_trainer.reporting import Report
 from cupola_trainer.rollout.generation import generate
 from cupola_trainer.rollout.loading import check_layout, load
 from cupola_trainer.rollout.sampling import Sampling
+from cupola_trainer.sizes import parameter_count
 
 Row = dict[str, Any]
 
@@ -37,7 +38,7 @@ def run(job: SampleJob) -> None:
     )
     rows = [(prompt["id"], sample) for prompt in prompts for sample in range(job.num_samples)]
     tokens = [encode(loaded.tokenizer, prompt) for prompt in prompts for _ in range(job.num_samples)]
-    size = models.parameter_count(loaded.model)
+    size = parameter_count(loaded.model)
     with Report(job.output, kind="sample", steps=len(rows), parameters=size) as report:
         began = time.monotonic()
         completions = generate(

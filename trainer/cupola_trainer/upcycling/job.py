@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from cupola_trainer import checkpoint, models, runtime
+from cupola_trainer import checkpoint, runtime
 from cupola_trainer.config import ModelConfig, UpcycleJob
 from cupola_trainer.conversion.filling import fill, whole_shapes
 from cupola_trainer.conversion.stored import StoredTensors
@@ -12,7 +12,7 @@ from cupola_trainer.conversion.writing import outline, write
 from cupola_trainer.layout import validate_layout
 from cupola_trainer.mixture import mixture_of
 from cupola_trainer.reporting import Report
-from cupola_trainer.sizes import active_parameters
+from cupola_trainer.sizes import active_parameters, parameter_count
 from cupola_trainer.upcycling.layers import Upcycled
 
 
@@ -44,7 +44,7 @@ def run(job: UpcycleJob) -> None:
     model = mixture_of(dense, job.moe, router=job.router, match_dense=job.match_dense)
     validate_layout(model, job.parallel)
     runtime.start(job.parallel, job.seed)
-    parameters = models.parameter_count(model)
+    parameters = parameter_count(model)
     with Report(job.output, kind="upcycle", steps=1, parameters=parameters) as report:
         stored = StoredTensors(job.initial)
         tokenizer = job.initial / "tokenizer"
