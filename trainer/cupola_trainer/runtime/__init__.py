@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer.config import ParallelConfig
+from cupola_trainer.runtime.allocator import keep_freed_memory
 from cupola_trainer.runtime.gloo import share_one_device
 
 T = TypeVar("T")
@@ -99,6 +100,7 @@ def _join() -> None:
     else:
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        keep_freed_memory()
         share_one_device()
         backend = "gloo"
     if "store" not in _started:
