@@ -47,15 +47,16 @@ class OutputLayer(ColumnParallelLinear):
             input_ = gather_from_sequence_parallel_region(input_, tensor_parallel_output_grad=True, group=self.tp_group)
         else:
             input_ = copy_to_tensor_model_parallel_region(input_, group=self.tp_group)
+        weight = self.weight if weight is None else weight
         losses = linear_cross_entropy(
             input_,
-            self.weight if weight is None else weight,
+            weight,
             labels.t(),
             None if token_weights is None else token_weights.t(),
             group=self.tp_group,
             softcap=self.softcap,
             guess=self.guess,
-            rows=runtime.rows_of_logits(),
+            rows=runtime.rows_of_logits(len(weight)),
         )
         return losses.t().contiguous(), None
 

@@ -136,9 +136,12 @@ def has_fused_kernels() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def rows_of_logits() -> int:
-    """Tokens whose logits are computed at a time: a few for a CPU's caches, enough to fill a GPU."""
-    return 4096 if torch.cuda.is_available() else 256
+def rows_of_logits(vocabulary: int) -> int:
+    """Tokens whose logits are computed at a time: enough to fill a GPU; on a CPU a few for its caches (32 MiB), and more where
+    the logits of a few would not fit either, so that the weights are read less often."""
+    if torch.cuda.is_available():
+        return 4096
+    return 256 if 256 * vocabulary * 4 <= 2**25 else 1024
 
 
 def memory_bytes() -> int:
