@@ -33,7 +33,7 @@ class _CausalAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         b, groups, s, d = key.shape
         shared = query.size(1) // groups
-        q = _by_group(query, groups, scale)
+        q = by_group(query, groups, scale)
         k, v = (x.reshape(b * groups, s, d) for x in (key, value))
         output = torch.empty_like(q)
         probabilities = []
@@ -47,7 +47,7 @@ class _CausalAttention(torch.autograd.Function):
             probabilities.append(p)
         ctx.save_for_backward(q, k, v, *probabilities)
         ctx.scale, ctx.shape = scale, query.shape
-        return _by_head(output, query.shape)
+        return by_head(output, query.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
@@ -55,7 +55,7 @@ class _CausalAttention(torch.autograd.Function):
         b, heads, s, d = ctx.shape
         groups = len(k) // b
         shared = heads // groups
-        gradient = _by_group(gradients[0], groups)
+        gradient = by_group(gradients[0], groups)
         of_q, of_k, of_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for (start, end), p in zip(_blocks(s), probabilities, strict=True):
             rows = slice(start * shared, end * shared)
@@ -64,14 +64,14 @@ class _CausalAttention(torch.autograd.Function):
             of_scores = torch._softmax_backward_data(of_p, p, -1, p.dtype, grad_input=of_p)
             torch.bmm(of_scores, k[:, :end], out=of_q[:, rows])
             of_k[:, :end].baddbmm_(of_scores.transpose(1, 2), q[:, rows])
-        return _by_head(of_q.mul_(ctx.scale), ctx.shape), of_k.view(b, groups, s, d), of_v.view(b, groups, s, d), None
+        return by_head(of_q.mul_(ctx.scale), ctx.shape), of_k.view(b, groups, s, d), of_v.view(b, groups, s, d), None
 
 
 def _blocks(length: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + BLOCK, length)) for start in range(0, length, BLOCK))
 
 
-def _by_group(x: Tensor, groups: int, factor: float = 1.0) -> Tensor:
+def by_group(x: Tensor, groups: int, factor: float = 1.0) -> Tensor:
     """[b, heads, s, d] -> [b * groups, s * heads / groups, d], times a factor: heads that share keys stand side by side."""
     b, heads, s, d = x.shape
     result = x.new_empty(b * groups, s * heads // groups, d)
@@ -79,8 +79,8 @@ def _by_group(x: Tensor, groups: int, factor: float = 1.0) -> Tensor:
     return result
 
 
-def _by_head(x: Tensor, shape: torch.Size) -> Tensor:
-    """The inverse of `_by_group`: [b, heads, s, d], a view."""
+def by_head(x: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `by_group`: [b, heads, s, d], a view."""
     b, heads, s, d = shape
     groups = len(x) // b
     return x.view(b, groups, s, -1, d).transpose(2, 3).reshape(shape) if heads != groups else x.view(shape)
