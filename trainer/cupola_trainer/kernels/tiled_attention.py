@@ -1,7 +1,7 @@
 """Causal grouped-query attention for long sequences on a CPU: torch's fused forward, and a backward made of large products.
 
-torch's own backward multiplies one head at a time, with shapes that a CPU's matrix products like less, and takes an
-exponential that costs twice a power of two. This one takes 80% of its time.
+torch's own backward multiplies one head at a time, with shapes that a CPU's matrix products like less, and takes
+exponentials, which cost twice a power of two. `benchmarks/attention.py` compares the two.
 """
 
 import math
