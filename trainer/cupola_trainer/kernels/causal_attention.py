@@ -33,7 +33,7 @@ class _CausalAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         b, groups, s, d = key.shape
         shared = query.size(1) // groups
-        q = by_group(query, groups, scale)
+        q = _by_group(query, groups, scale)
         k, v = (x.reshape(b * groups, s, d) for x in (key, value))
         output = torch.empty_like(q)
         probabilities = []
@@ -55,7 +55,7 @@ class _CausalAttention(torch.autograd.Function):
         b, heads, s, d = ctx.shape
         groups = len(k) // b
         shared = heads // groups
-        gradient = by_group(gradients[0], groups)
+        gradient = _by_group(gradients[0], groups)
         of_q, of_k, of_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for (start, end), p in zip(_blocks(s), probabilities, strict=True):
             rows = slice(start * shared, end * shared)
@@ -71,7 +71,7 @@ def _blocks(length: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + BLOCK, length)) for start in range(0, length, BLOCK))
 
 
-def by_group(x: Tensor, groups: int, factor: float = 1.0) -> Tensor:
+def _by_group(x: Tensor, groups: int, factor: float = 1.0) -> Tensor:
     """[b, heads, s, d] -> [b * groups, s * heads / groups, d], times a factor: heads that share keys stand side by side."""
     b, heads, s, d = x.shape
     result = x.new_empty(b * groups, s * heads // groups, d)
@@ -80,7 +80,7 @@ def by_group(x: Tensor, groups: int, factor: float = 1.0) -> Tensor:
 
 
 def by_head(x: Tensor, shape: torch.Size) -> Tensor:
-    """The inverse of `by_group`: [b, heads, s, d], a view."""
+    """The inverse of `_by_group`: [b, heads, s, d], a view."""
     b, heads, s, d = shape
     groups = len(x) // b
     return x.view(b, groups, s, -1, d).transpose(2, 3).reshape(shape) if heads != groups else x.view(shape)

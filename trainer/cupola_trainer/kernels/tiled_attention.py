@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cupola_trainer.kernels.causal_attention import by_group, by_head
+from cupola_trainer.kernels.causal_attention import by_head
 from cupola_trainer.runtime import fused_attention
 
 TILE = 256
@@ -50,8 +50,8 @@ class _TiledAttention(torch.autograd.Function):
         b, groups, s, d = key.shape
         base = math.log2(math.e)  # probabilities are powers of two
         # One column more subtracts in the products themselves: from scores their log-sum-exp, from gradients their mean.
-        q = _widened(query * (ctx.scale * base), logsumexp * -base, groups)
-        g = _widened(gradients[0], (gradients[0] * output).sum(-1).neg_(), groups)
+        q = _widened(query, ctx.scale * base, logsumexp * -base, groups)
+        g = _widened(gradients[0], 1.0, (gradients[0] * output).sum(-1).neg_(), groups)
         k, v = (_with_ones(x) for x in (key, value))
         of_q, of_k, of_v = _gradients(q, k, v, g, query.size(1) // groups)
         of_query = by_head(of_q[:, : s * query.size(1) // groups].mul_(ctx.scale), query.shape)
@@ -95,10 +95,15 @@ def _gradients(q: Tensor, k: Tensor, v: Tensor, g: Tensor, shared: int) -> tuple
     return of_q.transpose(0, 1).flatten(1, 2), *(x.permute(1, 0, 3, 2).flatten(1, 2) for x in (of_k, of_v))
 
 
-def _widened(x: Tensor, column: Tensor, groups: int) -> Tensor:
-    """[b, heads, s, d] and [b, heads, s] -> [b * groups, s' * heads / groups, d + 1], zeros to a whole number of tiles."""
-    joined = by_group(torch.cat([x, column[..., None]], dim=-1), groups)
-    return torch.nn.functional.pad(joined, (0, 0, 0, -x.size(2) % TILE * (x.size(1) // groups)))
+def _widened(x: Tensor, factor: float, column: Tensor, groups: int) -> Tensor:
+    """[b, heads, s, d], times a factor, and [b, heads, s] -> [b * groups, s' * heads / groups, d + 1], heads that share
+    keys side by side, and zeros to a whole number of tiles."""
+    b, heads, s, d = x.shape
+    result = x.new_zeros(b, groups, s + -s % TILE, heads // groups, d + 1)
+    filled = result[:, :, :s].transpose(2, 3)
+    torch.mul(x.unflatten(1, (groups, -1)), factor, out=filled[..., :d])
+    filled[..., d] = column.unflatten(1, (groups, -1))
+    return result.view(b * groups, -1, d + 1)
 
 
 def _with_ones(x: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ class Attend:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=self.scale)
 
     def _by_tiles(self, query: Tensor, key: Tensor) -> bool:
-        """Whether our own kernels are faster than torch's."""
+        """Whether our own causal kernels stand in for torch's: fp32 on a CPU, a whole sequence at once."""
         return 1 < query.size(2) == key.size(2) and query.dtype is torch.float32 and not runtime.has_fused_kernels()
 
     def _in_windows(
