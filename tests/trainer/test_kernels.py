@@ -1,7 +1,5 @@
 """Each fused operation against the plain torch expression that it stands for, forward and backward."""
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +10,6 @@ from cupola_trainer.kernels.linear_cross_entropy import Guess, linear_cross_entr
 from cupola_trainer.kernels.rms_norm import rms_norm
 from cupola_trainer.kernels.rotary import rotary
 from cupola_trainer.kernels.swiglu import swiglu
-from cupola_trainer.kernels.tiled_attention import tiled_attention
 
 N, H, V = 37, 8, 50
 
@@ -159,42 +156,3 @@ def test_rms_norm_equals_torch_s() -> None:
     weight = torch.randn(8, dtype=torch.float64, requires_grad=True)
     same(rms_norm(x, weight, 1e-3), F.rms_norm(x, (8,), weight, 1e-3), x, weight)
     assert torch.autograd.gradcheck(lambda x, weight: rms_norm(x, weight, 1e-3), (x, weight))
-
-
-@pytest.mark.parametrize("heads", [2, 6])
-@pytest.mark.parametrize("length", [512, 600])
-@pytest.mark.parametrize("size", [1.0, 12.0])
-def test_attention_by_tiles_is_as_near_to_the_truth_as_torch_s(heads: int, length: int, size: float) -> None:
-    torch.manual_seed(9)
-    tensors = [torch.randn(2, n, length, 8) for n in (heads, 2, 2)]
-    tensors[0] *= size  # scores of up to 150: their exponentials fit no fp32
-    gradient = torch.randn(2, heads, length, 8)
-
-    def outcome(attention: Any, dtype: torch.dtype) -> list[Tensor]:
-        leaves = [x.to(dtype).requires_grad_() for x in tensors]
-        output = attention(*leaves)
-        return [output, *torch.autograd.grad(output, leaves, gradient.to(dtype))]
-
-    def torch_s(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
-
-    truth = outcome(torch_s, torch.float64)
-    for ours, theirs, exact in zip(
-        outcome(tiled_attention, torch.float32), outcome(torch_s, torch.float32), truth, strict=True
-    ):
-        assert ours.shape == exact.shape
-        assert (ours - exact).abs().max() <= 2 * (theirs - exact).abs().max()
-
-
-def test_attention_by_tiles_takes_the_layout_of_a_decoder() -> None:
-    torch.manual_seed(10)
-    query, key, value = (torch.randn(300, 2, 3, 8).permute(1, 2, 0, 3).requires_grad_() for _ in range(3))
-    expected = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.3)
-    found = tiled_attention(query, key, value, 0.3)
-    assert torch.allclose(found, expected, atol=1e-6)
-    for ours, theirs in zip(
-        torch.autograd.grad(found.square().sum(), (query, key, value)),
-        torch.autograd.grad(expected.square().sum(), (query, key, value)),
-        strict=True,
-    ):
-        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)

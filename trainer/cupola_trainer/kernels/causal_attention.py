@@ -47,7 +47,7 @@ class _CausalAttention(torch.autograd.Function):
             probabilities.append(p)
         ctx.save_for_backward(q, k, v, *probabilities)
         ctx.scale, ctx.shape = scale, query.shape
-        return by_head(output, query.shape)
+        return _by_head(output, query.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
@@ -64,7 +64,7 @@ class _CausalAttention(torch.autograd.Function):
             of_scores = torch._softmax_backward_data(of_p, p, -1, p.dtype, grad_input=of_p)
             torch.bmm(of_scores, k[:, :end], out=of_q[:, rows])
             of_k[:, :end].baddbmm_(of_scores.transpose(1, 2), q[:, rows])
-        return by_head(of_q.mul_(ctx.scale), ctx.shape), of_k.view(b, groups, s, d), of_v.view(b, groups, s, d), None
+        return _by_head(of_q.mul_(ctx.scale), ctx.shape), of_k.view(b, groups, s, d), of_v.view(b, groups, s, d), None
 
 
 def _blocks(length: int) -> Iterator[tuple[int, int]]:
@@ -79,7 +79,7 @@ def _by_group(x: Tensor, groups: int, factor: float = 1.0) -> Tensor:
     return result
 
 
-def by_head(x: Tensor, shape: torch.Size) -> Tensor:
+def _by_head(x: Tensor, shape: torch.Size) -> Tensor:
     """The inverse of `_by_group`: [b, heads, s, d], a view."""
     b, heads, s, d = shape
     groups = len(x) // b

@@ -11,7 +11,6 @@ from torch.utils.checkpoint import checkpoint
 from cupola_trainer import runtime
 from cupola_trainer.architecture import LengthScaling
 from cupola_trainer.kernels.causal_attention import causal_attention
-from cupola_trainer.kernels.tiled_attention import tiled_attention
 from cupola_trainer.models.decoder_config import DecoderConfig
 from cupola_trainer.models.dual_chunks import DualChunks
 
@@ -80,9 +79,8 @@ class Attend:
         visible = self._mask(query.size(2), key.size(2), query.device, visible, positions)
         if self.softcap is not None:
             return self._softcapped(query, key, value, visible)
-        if visible is None and self._by_tiles(query, key):
-            attention = causal_attention if query.size(2) <= SHORT else tiled_attention
-            return attention(query, key, value, self.scale)
+        if visible is None and self._short(query, key):
+            return causal_attention(query, key, value, self.scale)
         return F.scaled_dot_product_attention(
             query,
             key,
@@ -110,9 +108,10 @@ class Attend:
             return self(query.flatten(1, 2)[:, :, None], key, value, visible, positions).reshape(query.shape)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=self.scale)
 
-    def _by_tiles(self, query: Tensor, key: Tensor) -> bool:
-        """Whether our own causal kernels stand in for torch's: fp32 on a CPU, a whole sequence at once."""
-        return 1 < query.size(2) == key.size(2) and query.dtype is torch.float32 and not runtime.has_fused_kernels()
+    def _short(self, query: Tensor, key: Tensor) -> bool:
+        """Whether keeping a sequence's scores is cheap, and worth it."""
+        fits = 1 < query.size(2) == key.size(2) <= SHORT
+        return fits and query.dtype is torch.float32 and not runtime.has_fused_kernels()
 
     def _in_windows(
         self, query: Tensor, key: Tensor, visible: Tensor | None, positions: tuple[Tensor, Tensor] | None
