@@ -97,6 +97,7 @@ def measure(peer: str, numbers: tuple[int, ...], processes: int, seconds: float,
         "torch.distributed.run",
         "--standalone",
         f"--nproc-per-node={processes}",
+        f"--log-dir={os.devnull}",
         str(worker),
     ]
     threads = max(1, len(os.sched_getaffinity(0)) // processes)

@@ -42,6 +42,13 @@ def test_an_empty_workspace_says_how_to_begin(cupola: Any) -> None:
         (("run", "tiny", "--set", "seed=a"), "tiny: seed: 'a': input should be a valid integer"),
         (("show", "champion"), "No artifact, alias or folder named 'champion'"),
         (("checkpoint", "import", "--from", "/nowhere"), "--from /nowhere: no such folder."),
+        (
+            ("verify-layout", "smoke", "--layout", "tp=2", "--against", "tp=1", "--steps", "a"),
+            "Invalid value for '--steps'",
+        ),
+        (("run", "tiny", "--bogus"), "No such option: --bogus. See: cupola run --help"),
+        (("checkpoint", "imprt"), "No such command 'imprt'. Did you mean 'import'? See: cupola checkpoint --help"),
+        (("run",), "Missing argument 'RECIPE'. See: cupola run --help"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_status_two(cupola: Any, arguments: tuple[str, ...], line: str) -> None:

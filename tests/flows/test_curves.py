@@ -60,6 +60,9 @@ def test_the_command_prints_the_table_and_draws_the_picture(workspace: Workspace
     [row] = json.loads(shown.stdout)
     assert (row["stage"], row["first"], row["last"], row["Mtokens"]) == ("drawn_anew_0", 4.5, 2.5, 0.492)
     assert "<svg " in (tmp_path / "plot.svg").read_text()
+    refused = CliRunner().invoke(app, [*arguments, "--to", str(tmp_path / "plot.txt")])
+    assert isinstance(refused.exception, ConfigError)
+    assert refused.stdout == ""
 
 
 def test_what_cannot_be_drawn_is_one_line(workspace: Workspace) -> None:

@@ -81,11 +81,12 @@ def test_a_job_runs_to_its_end_with_the_threads_asked_for_or_its_share_of_the_co
     launcher: LocalLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, threads: str
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", given)
-    job = launcher.start(
-        job_file(tmp_path, "short"), processes=2, log=tmp_path / "logs/log", env={"GREETING": "inside"}
-    )
+    (temporary := tmp_path / "temporary").mkdir()
+    env = {"GREETING": "inside", "TMPDIR": str(temporary)}
+    job = launcher.start(job_file(tmp_path, "short"), processes=2, log=tmp_path / "logs/log", env=env)
     assert job.wait() == 0
     assert job.poll() == 0
+    assert not list(temporary.iterdir())
     assert (tmp_path / "logs/log").read_text().count("hello from inside") == 2
     assert (tmp_path / "rank-1").read_text().split()[1:] == ["2", threads]
 

@@ -84,7 +84,8 @@ def launcher() -> Callable[[int], tuple[list[str], dict[str, str]]]:
 
 
 def torchrun_command(ranks: int) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    started = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return [*started, f"--log-dir={os.devnull}"]
 
 
 def environment() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Merging: the formulas against cases made by hand and against numpy, and whole checkpoints against the formulas."""
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -158,6 +159,25 @@ def test_every_layout_writes_the_same_bytes(
         torchrun(layout.world_size, "-m", "cupola_trainer", job.output / "job.json")
         found.append(StoredTensors(job.output / "checkpoint"))
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
+def test_a_full_disk_is_one_line_and_exit_status_two(saved: Path, tmp_path: Path) -> None:
+    job = job_of(saved, tmp_path)
+    write_job(job, tmp_path / "job.json")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # a file may not grow larger
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "cupola_trainer", tmp_path / "job.json"], capture_output=True, text=True, check=False
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    line = "checkpoint could not be saved: File too large. Free space there, change its permissions, or name another folder."
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"error: {line}"
+    assert "Traceback" not in done.stderr
+    assert json.loads((tmp_path / "error.json").read_text()) == {"type": "ConfigError", "message": line}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["error.json", "job.json", "metrics.jsonl"]
 
 
 def test_what_cannot_be_merged_is_refused_in_a_line(saved: Path, tmp_path: Path) -> None:

@@ -9,15 +9,20 @@ import os
 import signal
 import sys
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cupola_platform.errors import CupolaError
 
 PR_SET_PDEATHSIG = 1
 PREEMPTED = 128 + signal.SIGTERM
 
 
 def main(path: Path, *, allow_data_change: bool = False) -> int:
-    from cupola_platform.errors import CupolaError
+    from cupola_platform.errors import ELSEWHERE, ConfigError, CupolaError, refusal
 
     _die_with_the_launcher()
     termination = Termination()
@@ -36,8 +41,13 @@ def main(path: Path, *, allow_data_change: bool = False) -> int:
         (output / "error.json").unlink(missing_ok=True)
         return run(job, termination)
     except CupolaError as error:
-        _report(output, error)
-        return error.exit_code
+        return _report(output, error)
+    except OSError as error:
+        from cupola_trainer.checkpoint import SaveFailedError
+
+        if (line := f"{error} {ELSEWHERE}" if isinstance(error, SaveFailedError) else refusal(error)) is None:
+            raise
+        return _report(output, ConfigError(line))
 
 
 def run(job: object, termination: "Termination") -> int:
@@ -130,13 +140,15 @@ def _quiet() -> None:
     logging.getLogger("megatron").setLevel(logging.ERROR)
 
 
-def _report(output: Path, error: Exception) -> None:
-    """Ranks may meet the same error at once: each writes whole files, the last one stays."""
-    output.mkdir(parents=True, exist_ok=True)
+def _report(output: Path, error: "CupolaError") -> int:
+    """Ranks may meet the same error at once: each writes whole files, the last one stays. Returns the exit status."""
     temporary = output / f".error.json.{os.getpid()}"
-    temporary.write_text(json.dumps({"type": type(error).__name__, "message": str(error)}))
-    temporary.replace(output / "error.json")
+    with suppress(OSError):  # a full disk: the log has the line
+        output.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({"type": type(error).__name__, "message": str(error)}))
+        temporary.replace(output / "error.json")
     print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -52,11 +53,11 @@ def main() -> None:
     for name, value in NO_TELEMETRY.items():
         os.environ.setdefault(name, value)
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except CupolaError as error:
-        sys.stdout.flush()
-        print(f"cupola: error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _refuse(str(error), error.exit_code)
+    except typer.TyperException as error:
+        _refuse_arguments(error)
     except KeyboardInterrupt:
         print("cupola: cancelled", file=sys.stderr)
         sys.exit(130)
@@ -66,6 +67,20 @@ def main() -> None:
     except OSError as error:
         if (line := refusal(error)) is None:
             raise
-        sys.stdout.flush()
-        print(f"cupola: error: {line}", file=sys.stderr)
-        sys.exit(CupolaError.exit_code)
+        _refuse(line, CupolaError.exit_code)
+
+
+def _refuse_arguments(error: typer.TyperException) -> NoReturn:
+    """What Typer would put in a box of several lines; a group without a command has printed its help."""
+    line = " ".join(error.format_message().split())
+    if not line:
+        sys.exit(error.exit_code)
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else app.info.name
+    _refuse(f"{line if line.endswith(('.', '?')) else line + '.'} See: {command} --help", error.exit_code)
+
+
+def _refuse(line: str, status: int) -> NoReturn:
+    sys.stdout.flush()
+    print(f"cupola: error: {line}", file=sys.stderr)
+    sys.exit(status)

@@ -30,6 +30,8 @@ def curves(
         raise ConfigError(f"--to {to}: there is no folder {to.parent}. Make it, or name a file in another.")
     loaded = load_recipe(recipe, [])
     found = heldout_curves(open_workspace(workspace), loaded, stage or [])
+    if to:
+        draw(found, f"Held-out loss, recipe {loaded.name}", to)
     rows = [
         {
             "stage": name,
@@ -41,5 +43,3 @@ def curves(
         for name, curve in found.items()
     ]
     print_rows(rows, as_json=as_json, empty="")
-    if to:
-        draw(found, f"Held-out loss, recipe {loaded.name}", to)

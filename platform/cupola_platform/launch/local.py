@@ -165,6 +165,7 @@ class LocalLauncher:
         self.check(processes)
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // processes))
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        torchrun.append(f"--log-dir={os.devnull}")  # or it leaves empty folders in /tmp for every job
         command = [sys.executable, tether.__file__, str(os.getpid()), *torchrun, "-m", self.module, str(job_file)]
         return RunningJob(command, {**os.environ, "OMP_NUM_THREADS": threads, **(env or {})}, log)
 
