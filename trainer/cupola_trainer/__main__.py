@@ -45,7 +45,7 @@ def main(path: Path, *, allow_data_change: bool = False) -> int:
     except OSError as error:
         from cupola_trainer.checkpoint import SaveFailedError
 
-        if (line := f"{error} {ELSEWHERE}" if isinstance(error, SaveFailedError) else refusal(error)) is None:
+        if (line := f"{output}: {error} {ELSEWHERE}" if isinstance(error, SaveFailedError) else refusal(error)) is None:
             raise
         return _report(output, ConfigError(line))
 
