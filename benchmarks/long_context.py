@@ -40,8 +40,9 @@ def measure(method: str, length: int) -> dict[str, float]:
     import torch
 
     from cupola_trainer import models, runtime
-    from cupola_trainer.architecture import DualChunk, ModelConfig
+    from cupola_trainer.architecture import ModelConfig
     from cupola_trainer.config import ParallelConfig
+    from cupola_trainer.positions import DualChunk
 
     runtime.start(ParallelConfig(), seed=0)
     model = ModelConfig(

@@ -4,49 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cupola_flows.schema import Recipe
+from cupola_flows.stage_code import modules_of
 from cupola_flows.stages import AnyStage, ConversationsStage, PrepareStage
 from cupola_platform.artifacts import code_version
 from cupola_platform.artifacts import fingerprint as platform_fingerprint
 from cupola_platform.corpus.checking import file_digests, named_sources
 from cupola_platform.corpus.sources import source_state
 from cupola_trainer.data.files import state as files_state
-
-MODELS = ("cupola_trainer.checkpoint", "cupola_trainer.runtime", "cupola_trainer.models")
-TRAINING = (
-    *MODELS,
-    "cupola_trainer.loop",
-    "cupola_trainer.faults",
-    "cupola_trainer.data",
-    "cupola_trainer.objectives",
-    "cupola_trainer.optim",
-    "cupola_trainer.lora",
-)
-REINFORCEMENT = (*TRAINING, "cupola_trainer.reinforcement", "cupola_trainer.rollout", "cupola_trainer.evaluation")
-ROLLOUT = (*MODELS, "cupola_trainer.rollout", "cupola_trainer.data", "cupola_trainer.evaluation")
-MERGING = (*MODELS, "cupola_trainer.merging", "cupola_trainer.conversion", "cupola_trainer.optim.selection")
-SOURCES: Mapping[str, Sequence[str]] = {
-    "prepare": ("cupola_platform.corpus",),
-    "pretrain": TRAINING,
-    "upcycle": (*MODELS, "cupola_trainer.mixture", "cupola_trainer.upcycling", "cupola_trainer.conversion"),
-    "long_context": (*TRAINING, "cupola_trainer.long_context"),
-    "conversations": ("cupola_trainer.data", "cupola_trainer.evaluation.tasks"),
-    "synthesize": ("cupola_flows.synthesis", "cupola_flows.wordings", *ROLLOUT),
-    "sft": TRAINING,
-    "preferences": ROLLOUT,
-    "pairs": ("cupola_trainer.data",),
-    "dpo": TRAINING,
-    "reward": TRAINING,
-    "distillation": TRAINING,
-    "merge": MERGING,
-    "prune": (*ROLLOUT, "cupola_trainer.pruning", "cupola_trainer.conversion"),
-    "grpo": REINFORCEMENT,
-    "ppo": REINFORCEMENT,
-    "online_dpo": REINFORCEMENT,
-    "warp": (*REINFORCEMENT, *MERGING, "cupola_flows.warp"),
-    "evaluate": (*ROLLOUT, "cupola_trainer.long_context"),
-    "promote": ("cupola_flows.promote",),
-}
-"""Stage kind to the modules that decide what it gives."""
 
 WITHOUT_EFFECT = (
     "executor",
@@ -80,7 +44,7 @@ def fingerprint(recipe: Recipe, name: str, parents: Mapping[str, Sequence[str]])
         "tasks": _tasks(recipe, stage),
     }
     ordered = [digest for digests in parents.values() for digest in digests]
-    return platform_fingerprint(config, ordered, code_version(*SOURCES[stage.kind]))
+    return platform_fingerprint(config, ordered, code_version(*modules_of(stage)))
 
 
 def _sources(stage: AnyStage) -> dict[str, str]:

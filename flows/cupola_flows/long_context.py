@@ -1,9 +1,9 @@
 """A pretrained model that learns to read further."""
 
 from cupola_flows.context import StageContext
-from cupola_flows.jobs import train
 from cupola_flows.sampling import sampling_weights
 from cupola_flows.stages import LongContextStage
+from cupola_flows.training import train
 from cupola_platform.artifacts import Artifact
 from cupola_trainer.config import NextTokenData
 

@@ -4,9 +4,9 @@ import json
 from dataclasses import replace
 
 from cupola_flows.context import StageContext
-from cupola_flows.jobs import train
 from cupola_flows.sampling import sampling_weights
 from cupola_flows.stages import PretrainStage
+from cupola_flows.training import train
 from cupola_platform.artifacts import Artifact
 from cupola_trainer.config import ModelConfig, NextTokenData
 

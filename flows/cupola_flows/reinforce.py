@@ -3,9 +3,9 @@
 from typing import Any
 
 from cupola_flows.context import StageContext
-from cupola_flows.jobs import train
 from cupola_flows.stages import GrpoStage, OnlineDpoStage, PpoStage
 from cupola_flows.stages.reinforcing import GrpoSettings, ReinforcementStage
+from cupola_flows.training import train
 from cupola_platform.artifacts import Artifact
 from cupola_trainer.config import GrpoData, ModelReward, OnlineDpoData, PpoData, Reward
 

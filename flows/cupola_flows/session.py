@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from cupola_flows.context import StageContext, call
+from cupola_flows.conversations import conversations
 from cupola_flows.display import Display
+from cupola_flows.distillation import distillation
 from cupola_flows.evaluate import evaluate
 from cupola_flows.fingerprint import fingerprint
 from cupola_flows.long_context import long_context
 from cupola_flows.making import merge, prune
-from cupola_flows.posttrain import conversations, distillation, dpo, pairs, preferences, reward, sft
+from cupola_flows.posttrain import dpo, reward, sft
+from cupola_flows.preferences import pairs, preferences
 from cupola_flows.prepare import prepare
 from cupola_flows.pretrain import pretrain
 from cupola_flows.promote import promote

@@ -14,13 +14,13 @@ from typing import Any
 
 from cupola_flows.context import StageContext
 from cupola_flows.display import Display
-from cupola_flows.fingerprint import TRAINING
 from cupola_flows.jobs import JobResult, run_job
 from cupola_flows.layouts import prepared_tokens
 from cupola_flows.nearest import did_you_mean
 from cupola_flows.pretrain import fit_vocabulary
 from cupola_flows.sampling import source_weights
 from cupola_flows.schema import Recipe
+from cupola_flows.stage_code import TRIALS
 from cupola_flows.stages import PretrainStage
 from cupola_flows.validation import model_of
 from cupola_platform.artifacts import Artifact, code_version, fingerprint
@@ -121,8 +121,7 @@ class Series:
 
     def __post_init__(self) -> None:
         config = {"kind": self.kind, "config": dict(self.config), "stage": self.basis.stage.model_dump(mode="json")}
-        code = code_version("cupola_platform.fitting", *TRAINING)
-        self.mark = fingerprint(config, [self.basis.tokens.digest], code)
+        self.mark = fingerprint(config, [self.basis.tokens.digest], code_version(*TRIALS))
 
     @property
     def folder(self) -> Path:

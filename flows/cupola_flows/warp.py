@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from cupola_flows.context import StageContext
-from cupola_flows.jobs import run_job, train_job
+from cupola_flows.jobs import run_job
 from cupola_flows.reinforce import grpo_data
 from cupola_flows.stages import WarpStage
+from cupola_flows.training import train_job
 from cupola_flows.warp_page import Point, page
 from cupola_platform.artifacts import Artifact
 from cupola_trainer.config import AnyJob, FrontJob, GrpoData, MergeJob

@@ -139,7 +139,8 @@ def test_a_failed_rank_fails_the_job_and_ends_the_others(launcher: LocalLauncher
 def test_when_torchrun_is_killed_its_ranks_save_and_end(launcher: LocalLauncher, tmp_path: Path) -> None:
     job = launcher.start(job_file(tmp_path, "polite"), processes=2, log=tmp_path / "log")
     pids = ranks(tmp_path)
-    os.kill(job.pid, signal.SIGKILL)
+    [torchrun] = psutil.Process(job.pid).children()
+    torchrun.kill()
     assert job.wait(60) == -signal.SIGKILL
     assert gone(pids, within=1)
     assert len(list(tmp_path.glob("saved-?"))) == 2

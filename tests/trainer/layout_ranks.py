@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from cupola_trainer import models, optim, passes, runtime
-from cupola_trainer.architecture import DualChunk, LengthScaling, Llama3Rope, YarnRope
 from cupola_trainer.config import BatchConfig, ModelConfig, MoEConfig, OptimizerConfig, ParallelConfig
 from cupola_trainer.data.batches import training_batches
 from cupola_trainer.layout import validate_layout
 from cupola_trainer.objectives import Batch, Objective
+from cupola_trainer.positions import DualChunk, LengthScaling, Llama3Rope, YarnRope
 
 STEPS = 4
 BATCH = BatchConfig(sequence_length=32, micro_batch_size=2, global_batch_size=8)

@@ -18,9 +18,9 @@ from transformers import AutoTokenizer
 from cupola_platform.corpus.tokenization import save_tokenizer
 from cupola_platform.corpus.vocabulary import train_tokenizer
 from cupola_trainer import checkpoint, models, runtime
-from cupola_trainer.architecture import DynamicRope, Llama3Rope, YarnRope
 from cupola_trainer.config import ModelConfig, MoEConfig, ParallelConfig
 from cupola_trainer.evaluation.tasks import make_tasks
+from cupola_trainer.positions import DynamicRope, Llama3Rope, YarnRope
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 512, "hidden_size": 64, "num_layers": 2, "num_attention_heads": 4, "num_query_groups": 2,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer import models, runtime
-from cupola_trainer.architecture import DualChunk, LengthScaling, ModelConfig, YarnRope
+from cupola_trainer.architecture import ModelConfig
 from cupola_trainer.config import BatchConfig, ParallelConfig
 from cupola_trainer.conversion.families import to_config
 from cupola_trainer.conversion.reading import from_config
@@ -25,6 +25,7 @@ from cupola_trainer.layout import validate_layout
 from cupola_trainer.models import dual_chunks
 from cupola_trainer.models.attend import Attend
 from cupola_trainer.models.dual_chunks import DualChunks
+from cupola_trainer.positions import DualChunk, LengthScaling, YarnRope
 from cupola_trainer.rollout.generation import generate
 from cupola_trainer.rollout.sampling import Sampling
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cupola_platform.errors import StageFailedError
-from cupola_trainer import loop, models, optim, runtime
+from cupola_trainer import models, optim, runtime
 from cupola_trainer.config import (
     BatchConfig,
     CheckpointConfig,
@@ -25,6 +25,7 @@ from cupola_trainer.faults import Monitor, Rollback, Rollbacks
 from cupola_trainer.metrics import MetricsWriter, read_metrics
 from cupola_trainer.objectives import Batch, Objective
 from cupola_trainer.resume import resume
+from cupola_trainer.run import Run
 
 MODEL = ModelConfig(
     vocab_size=320,
@@ -80,16 +81,16 @@ def job_in(output: Path, **faults: float) -> TrainJob:
     )
 
 
-def start(job: TrainJob, objective: Exploding) -> loop.Run:
+def start(job: TrainJob, objective: Exploding) -> Run:
     runtime.start(job.parallel, job.seed)
     trainee = optim.build(models.build(MODEL, job.parallel), job.parallel, job.optimizer, job.steps)
     progress = resume(job.output / "checkpoints", trainee)
-    run = loop.Run(job, MODEL, None, objective, trainee, progress)
+    run = Run(job, MODEL, None, objective, trainee, progress)
     run.start()
     return run
 
 
-def train(run: loop.Run, until: int) -> list[torch.Tensor]:
+def train(run: Run, until: int) -> list[torch.Tensor]:
     while run.progress.step < until:
         run.step()
     run.keeper.wait()

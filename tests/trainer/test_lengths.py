@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, loop
-from cupola_trainer.architecture import DualChunk
 from cupola_trainer.config import (
     BatchConfig,
     CheckpointConfig,
@@ -30,6 +29,7 @@ from cupola_trainer.config import (
 from cupola_trainer.data.lengths import Lengths, cut
 from cupola_trainer.layout import validate_layout
 from cupola_trainer.metrics import read_metrics
+from cupola_trainer.positions import DualChunk
 
 PHASES = (LengthPhase(sequence_length=32), LengthPhase(sequence_length=64, from_step=3))
 SCHEDULE = LengthSchedule(phases=PHASES, shortest=16)

@@ -9,11 +9,12 @@ import torch
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer import runtime
-from cupola_trainer.architecture import DualChunk, DynamicRope, LengthScaling, ModelConfig, YarnRope
+from cupola_trainer.architecture import ModelConfig
 from cupola_trainer.config import LongContextConfig, ParallelConfig, PositionChange
 from cupola_trainer.evaluation.long_context import ANSWER, _cell, _cells, measure
 from cupola_trainer.evaluation.long_context_page import page, summary
 from cupola_trainer.long_context import layer_windows, method, stretch
+from cupola_trainer.positions import DualChunk, DynamicRope, LengthScaling, YarnRope
 from cupola_trainer.rollout.loading import load
 
 MODEL = ModelConfig(

@@ -27,6 +27,7 @@ from cupola_trainer.config import (
 from cupola_trainer.faults import Rollbacks
 from cupola_trainer.metrics import read_metrics
 from cupola_trainer.objectives import Batch, Forward, Objective
+from cupola_trainer.run import BeginAgain, Run
 from cupola_trainer.sizes import parameter_count
 
 MODEL = ModelConfig(
@@ -90,16 +91,16 @@ class Exploding(Objective):
         self.seen_by_prepare = [torch.from_numpy(state["first"])]
 
 
-def run_of(job: TrainJob, objective: Exploding) -> loop.Run:
+def run_of(job: TrainJob, objective: Exploding) -> Run:
     runtime.start(job.parallel, job.seed)
     trainee = optim.build(models.build(MODEL, job.parallel), job.parallel, job.optimizer, job.steps)
     unwatched = replace(job, faults=FaultConfig(hang_seconds=0))  # these tests take single steps, and never end the job
-    run = loop.Run(unwatched, MODEL, None, objective, trainee, Progress())
+    run = Run(unwatched, MODEL, None, objective, trainee, Progress())
     run.start()
     return run
 
 
-def weights_of(run: loop.Run) -> list[torch.Tensor]:
+def weights_of(run: Run) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in run.trainee.chunks[0].parameters()]
 
 
@@ -121,7 +122,7 @@ def test_three_bad_gradients_in_a_row_without_a_checkpoint_take_the_job_to_its_b
     run = run_of(job_in(tmp_path, tmp_path), Exploding({2, 3, 4}))
     for _ in range(3):
         run.step()
-    with pytest.raises(loop.BeginAgain):
+    with pytest.raises(BeginAgain):
         run.step()
     [rollback] = Rollbacks(tmp_path / "rollbacks.json").done
     assert (rollback.from_step, rollback.first_sample, rollback.end_sample) == (4, 0, 16)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cupola_trainer.metrics import MetricsWriter, read_metrics, train_results
+from cupola_trainer.metrics import MetricsWriter, read_metrics
+from cupola_trainer.results import train_results
 
 
 def test_a_resumed_job_drops_lines_past_its_step_and_the_torn_one(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.architecture import DualChunk, LengthScaling, YarnRope
 from cupola_trainer.conversion.reading import from_config
+from cupola_trainer.positions import DualChunk, LengthScaling, YarnRope
 from cupola_trainer.presets import PRESETS
 
 QWEN: dict[str, Any] = {

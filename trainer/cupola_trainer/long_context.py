@@ -7,8 +7,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.architecture import DualChunk, DynamicRope, LengthScaling, LinearRope, ModelConfig, YarnRope
+from cupola_trainer.architecture import ModelConfig
 from cupola_trainer.config.lengths import PositionChange
+from cupola_trainer.positions import DualChunk, DynamicRope, LengthScaling, LinearRope, YarnRope
 
 METHODS = ("none", "linear", "yarn", "ntk", "dca", "logn", "windows")
 """What `method` knows; several are joined by +."""

@@ -4,7 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.architecture import Llama3Rope, ModelConfig, MoEConfig
+from cupola_trainer.architecture import ModelConfig, MoEConfig
+from cupola_trainer.positions import Llama3Rope
 
 QWEN2: dict[str, Any] = {"max_position_embeddings": 32_768}
 """Qwen2 technical report, sections 2.2 and 2.3."""

@@ -7,8 +7,8 @@ from types import FrameType, TracebackType
 from typing import Self
 
 from cupola_trainer import runtime
-from cupola_trainer.loop import write_result
 from cupola_trainer.metrics import MetricsWriter
+from cupola_trainer.results import write_result
 
 PREEMPTED = 128 + signal.SIGTERM
 

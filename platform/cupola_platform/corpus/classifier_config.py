@@ -5,7 +5,8 @@ from pathlib import Path
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from cupola_platform.corpus.source_config import STRICT, Source, SourceName
+from cupola_platform.corpus.source_config import Source, SourceName
+from cupola_platform.strict import STRICT
 
 ANY_LANGUAGE = "*"
 """Key of a list of words that is for documents of any language."""

@@ -9,7 +9,6 @@ from pydantic.dataclasses import dataclass
 from cupola_platform.corpus.classifier_config import ClassifierConfig, QualityModelConfig, ToxicityConfig
 from cupola_platform.corpus.quality_config import QualityConfig
 from cupola_platform.corpus.source_config import (
-    STRICT,
     Code,
     Files,
     HuggingFace,
@@ -26,6 +25,7 @@ from cupola_platform.corpus.step_config import (
     PersonalDataConfig,
     RepeatsConfig,
 )
+from cupola_platform.strict import STRICT
 
 __all__ = [
     "ClassifierConfig",

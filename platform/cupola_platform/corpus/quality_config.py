@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 from pydantic.dataclasses import dataclass
 
-from cupola_platform.corpus.source_config import STRICT
 from cupola_platform.corpus.writing import LANGUAGE_RULES
+from cupola_platform.strict import STRICT
 
 RuleFamily = Literal["gopher", "gopher_repetition", "c4", "fineweb", "code"]
 

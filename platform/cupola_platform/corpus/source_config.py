@@ -5,8 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cupola_platform.corpus.licences import PERMISSIVE
-
-STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+from cupola_platform.strict import STRICT
 
 Part = Literal["descriptions", "standard_library", "packages"]
 

@@ -5,7 +5,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from cupola_platform.corpus.source_config import STRICT, Source, SourceName
+from cupola_platform.corpus.source_config import Source, SourceName
+from cupola_platform.strict import STRICT
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

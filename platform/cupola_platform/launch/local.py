@@ -53,7 +53,7 @@ class RunningJob:
 
     @property
     def pid(self) -> int:
-        """Process number of torchrun."""
+        """Number of the process above torchrun, which ends as torchrun ends."""
         return self._torchrun.pid
 
     def poll(self) -> int | None:

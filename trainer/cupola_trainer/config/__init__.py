@@ -12,7 +12,7 @@ reinforcement.py  those that learn from their own answers: questions, sampling, 
 jobs.py       the jobs
 """
 
-from cupola_trainer.architecture import STRICT, ModelConfig, MoEConfig
+from cupola_trainer.architecture import ModelConfig, MoEConfig
 from cupola_trainer.config.data import (
     SCALAR,
     DistillationData,
@@ -71,7 +71,6 @@ from cupola_trainer.config.training import (
 __all__ = [
     "JOB",
     "SCALAR",
-    "STRICT",
     "AnyJob",
     "BatchConfig",
     "CheckpointConfig",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from cupola_trainer.architecture import STRICT
+from cupola_platform.strict import STRICT
 from cupola_trainer.config.lengths import CopyingConfig, LengthSchedule
 from cupola_trainer.config.reinforcement import GrpoData, OnlineDpoData, PpoData
 

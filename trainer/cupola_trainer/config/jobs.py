@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 
-from cupola_trainer.architecture import STRICT, ModelConfig, MoEConfig
+from cupola_platform.strict import STRICT
+from cupola_trainer.architecture import ModelConfig, MoEConfig
 from cupola_trainer.config.data import DpoData, NextTokenData, SftData, TrainingData
 from cupola_trainer.config.lengths import LongContextConfig, PositionChange
 from cupola_trainer.config.lora import LoraConfig

@@ -6,7 +6,8 @@ from typing import Annotated
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from cupola_trainer.architecture import STRICT, DualChunk, LengthScaling, RopeScaling
+from cupola_platform.strict import STRICT
+from cupola_trainer.positions import DualChunk, LengthScaling, RopeScaling
 
 Window = Annotated[int, Field(ge=1)] | None
 

@@ -6,7 +6,8 @@ from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.architecture import STRICT, ModelConfig
+from cupola_platform.strict import STRICT
+from cupola_trainer.architecture import ModelConfig
 from cupola_trainer.config.training import ParallelConfig
 
 LoraTarget = Literal["attention", "mlp", "experts"]

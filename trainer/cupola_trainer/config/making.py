@@ -8,7 +8,8 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.architecture import STRICT, ModelConfig
+from cupola_platform.strict import STRICT
+from cupola_trainer.architecture import ModelConfig
 from cupola_trainer.config.training import ParallelConfig
 
 MergeMethod = Literal["average", "slerp", "ties", "dare"]

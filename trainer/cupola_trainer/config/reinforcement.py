@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.architecture import STRICT
+from cupola_platform.strict import STRICT
 from cupola_trainer.config.training import BatchConfig, OptimizerConfig
 
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.architecture import STRICT
+from cupola_platform.strict import STRICT
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -3,7 +3,8 @@
 from typing import Any
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.architecture import DynamicRope, ModelConfig
+from cupola_trainer.architecture import ModelConfig
+from cupola_trainer.positions import DynamicRope
 
 QWEN: dict[str, Any] = {
     "activation": "silu", "post_norm": False, "zero_centered_norm": False, "scale_embeddings": False,

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from cupola_platform.artifacts.digests import digest_file, digest_files
 from cupola_platform.errors import SourceError
-from cupola_trainer.config import STRICT
+from cupola_platform.strict import STRICT
 from cupola_trainer.data.chat import problem
 from cupola_trainer.data.conversations import Row
 

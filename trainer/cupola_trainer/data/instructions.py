@@ -15,7 +15,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.config import STRICT
+from cupola_platform.strict import STRICT
 from cupola_trainer.data.chat import problem
 from cupola_trainer.data.conversations import Row, write_rows
 from cupola_trainer.data.documents import pairs_of_split
