@@ -71,8 +71,8 @@ TEXTS = {
 SMALL_TASKS = """
 import sys
 from pathlib import Path
-from cupola_platform.corpus import driver
-driver.PIECE_BYTES = 300
+from cupola_platform.corpus import driver, planning
+planning.PIECE_BYTES = 300
 sys.exit(driver.main(*map(Path, sys.argv[1:])))
 """
 
