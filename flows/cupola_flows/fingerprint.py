@@ -12,12 +12,11 @@ from cupola_platform.corpus.checking import file_digests, named_sources
 from cupola_platform.corpus.sources import source_state
 from cupola_trainer.data.files import state as files_state
 
-WITHOUT_EFFECT = (
+WITHOUT_EFFECT = ("layout", "teacher_layout", "checkpoint", "log_every", "evaluate_every")
+"""Fields of a stage that change how fast, how safe or how talkative it is, and not what it gives: an interrupted stage goes on
+with others, on fewer machines for instance, and one that is done is not done again."""
+NESTED_WITHOUT_EFFECT = (
     "executor",
-    "keep",
-    "keep_every",
-    "upload",
-    "upload_wait",
     "hang_seconds",
     "max_restarts",
     "concurrency",
@@ -25,7 +24,7 @@ WITHOUT_EFFECT = (
     "retries",
     "key_variable",
 )
-"""Settings that change how fast or how safe a stage is, and not what it gives."""
+"""The same, wherever they are in a stage's settings."""
 
 
 def fingerprint(recipe: Recipe, name: str, parents: Mapping[str, Sequence[str]]) -> str:
@@ -36,7 +35,7 @@ def fingerprint(recipe: Recipe, name: str, parents: Mapping[str, Sequence[str]])
     """
     stage = recipe.stages[name]
     config = {
-        "stage": _with_effect(stage.model_dump(mode="json", exclude={"seed", *stage.takes})),
+        "stage": _with_effect(stage.model_dump(mode="json", exclude={"seed", *stage.takes, *WITHOUT_EFFECT})),
         "seed": recipe.stage_seed(name),
         "fields": {field: len(digests) for field, digests in parents.items()},
         "names": list(recipe.inputs(name).get("checkpoints", ())),
@@ -67,5 +66,5 @@ def _tasks(recipe: Recipe, stage: AnyStage) -> dict[str, Any]:
 
 def _with_effect(config: Any) -> Any:
     if isinstance(config, dict):
-        return {key: _with_effect(value) for key, value in config.items() if key not in WITHOUT_EFFECT}
+        return {key: _with_effect(value) for key, value in config.items() if key not in NESTED_WITHOUT_EFFECT}
     return [_with_effect(value) for value in config] if isinstance(config, list) else config

@@ -63,10 +63,10 @@ def trial_job(workspace: Workspace, recipe: Recipe, stage_name: str, folder: Pat
     prepared = prepared_tokens(workspace, recipe, name)
     if prepared:
         tokens, words = prepared.path, f"artifact {prepared.id}, the recipe's own tokens"
-        model = fit_vocabulary(model, prepared, 2)
+        model = fit_vocabulary(model, prepared, 1)
     else:
         size = model.vocab_size or _vocabulary(recipe, name)
-        model = replace(model, vocab_size=-(-size // 128) * 128)
+        model = replace(model, vocab_size=-(-size // 64) * 64)
         tokens, words = folder / "tokens", "tokens drawn at random (the recipe's prepare stage has not been run)"
         draw_tokens(tokens, model.vocab_size, stage.batch.sequence_length, recipe.seed)
     job = TrainJob(

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from math import lcm
 
 from cupola_flows.context import StageContext
 from cupola_flows.sampling import sampling_weights
@@ -30,9 +31,12 @@ def pretrain(ctx: StageContext, stage: PretrainStage, tokens: Artifact, parent: 
 
 
 def fit_vocabulary(model: ModelConfig, tokens: Artifact, tp: int) -> ModelConfig:
-    """The model with an embedding row for every token, padded to a multiple of 64 x tp, where the recipe left it open."""
+    """The model with an embedding row for every token, padded to a multiple of 64 and of tp, where the recipe left it open.
+
+    64 is for the processors' sake; up to 64 tensor-parallel ranks that are powers of two so have one shape.
+    """
     if model.vocab_size:
         return model
     size = int(json.loads((tokens.path / "index.json").read_text())["vocab_size"])
-    unit = 64 * tp
+    unit = lcm(64, tp)
     return replace(model, vocab_size=-(-size // unit) * unit)

@@ -317,5 +317,11 @@ def tab(browser: Browser) -> Iterator[Page]:
     assert outside == []
 
 
+@pytest.fixture
+def settled(tab: Page) -> Callable[[], None]:
+    """Waits until the page stands still: while it is drawn, what was there before is still beside what comes, and keys are lost."""
+    return lambda: expect(tab.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
+
+
 def _inside(url: str) -> bool:
     return url.startswith(("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:"))

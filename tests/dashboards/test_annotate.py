@@ -12,7 +12,7 @@ from cupola_platform.workspace import Workspace
 
 
 def test_keys_judge_pairs_and_the_words_become_an_artifact(
-    tab: Page, tmp_path: Path, serve_with: Callable[..., Any]
+    tab: Page, tmp_path: Path, serve_with: Callable[..., Any], settled: Callable[[], None]
 ) -> None:
     workspace = Workspace.open(tmp_path / "home")
     folder = tmp_path / "given"
@@ -41,7 +41,7 @@ def test_keys_judge_pairs_and_the_words_become_an_artifact(
             expect(tab.get_by_text(f"What is {n} + 1?")).to_be_visible()
             expect(tab.get_by_text(f"{n} of 3 pairs judged")).to_be_visible()
             tab.get_by_role("heading", name="Annotate", exact=True).click()  # out of the text field
-            expect(tab.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
+            settled()
             tab.keyboard.press(key)
         expect(tab.get_by_text("Every pair is judged.")).to_be_visible()
         tab.get_by_role("button", name="Export as preferences").click()

@@ -28,7 +28,7 @@ def served(tmp_path: Path) -> Iterator[Settings]:
 
 @pytest.mark.slow  # a Prefect server with a new database, a deployment, a console
 def test_a_filled_in_recipe_is_started_through_its_deployment(
-    served: Settings, tab: Page, tmp_path: Path, serve_with: Callable[..., Any]
+    served: Settings, tab: Page, settled: Callable[[], None], tmp_path: Path, serve_with: Callable[..., Any]
 ) -> None:
     api = str(served.prefect_api_url)
     with serve_with(served.home, tmp_path, {"CUPOLA_PREFECT_API_URL": api}) as address:
@@ -36,6 +36,7 @@ def test_a_filled_in_recipe_is_started_through_its_deployment(
         tab.get_by_role("combobox", name="Recipe").click()
         tab.get_by_role("option", name="tiny", exact=True).click()
         expect(tab.get_by_text("cupola submit tiny", exact=True)).to_be_visible()
+        settled()
         steps = tab.get_by_label("pretrain: steps")
         steps.fill("12")
         steps.press("Enter")

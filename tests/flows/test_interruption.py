@@ -33,12 +33,13 @@ def test_a_cancelled_run_saves_leaves_no_process_and_resumes(
     assert [row["status"] for row in cupola.json("runs")] == ["cancelled", "completed", "cancelled"]
 
     steps = str(reached + 3)
-    again = cupola.start("run", str(recipe), "--no-prefect", *LONG)  # the same command, hence the same work folder
+    alone = ("--set", "stages.pretrain.layout={tp: 1}")  # two ranks before: the same stage on half of the machine
+    again = cupola.start("run", str(recipe), "--no-prefect", *LONG, *alone)
     eventually(lambda: trained(cupola) > reached, 200, f"step {steps}")
     again.send_signal(how)
     again.communicate(timeout=30)
-    starts = [event["step"] for event in cupola.events() if event["event"] == "start"]
-    assert starts == [0, reached]
+    starts = [(event["step"], event["world_size"]) for event in cupola.events() if event["event"] == "start"]
+    assert starts == [(0, 2), (reached, 1)]
 
 
 @pytest.mark.slow

@@ -183,6 +183,11 @@ def test_a_fingerprint_changes_with_what_decides_the_result_only() -> None:
     one = fingerprint(load_recipe("tiny"), "pretrain", parents)
     assert one == fingerprint(load_recipe("tiny", ["name=other", "stages.sft.steps=3"]), "pretrain", parents)
     assert one == fingerprint(load_recipe("tiny", ["stages.prepare.corpus.executor.workers=1"]), "pretrain", parents)
+    elsewhere = [
+        "stages.pretrain.layout={dp: 4, recompute: full}",
+        "stages.pretrain.checkpoint={every: 7, upload: true}",
+    ]
+    assert one == fingerprint(load_recipe("tiny", [*elsewhere, "stages.pretrain.log_every=5"]), "pretrain", parents)
     assert one != fingerprint(load_recipe("tiny", ["seed=8"]), "pretrain", parents)
     assert one != fingerprint(load_recipe("tiny", ["stages.pretrain.steps=9"]), "pretrain", parents)
     assert one != fingerprint(load_recipe("tiny"), "pretrain", {"tokens": ["b" * 64]})

@@ -67,8 +67,10 @@ def test_results_leave_out_the_time_between_an_interruption_and_the_next_start(t
     )
 
 
-def test_other_ranks_write_nothing() -> None:
+def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     writer = MetricsWriter(None)
     writer.open(resumed_step=0)
     writer.write("step", step=1)
     writer.close()
+    assert list(tmp_path.iterdir()) == []
