@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,8 @@ def running(command: list[str], folder: Path, environment: Mapping[str, str] = {
     finally:
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         for each in family:
-            each.kill()
+            with suppress(psutil.NoSuchProcess):  # it has ended with the one before
+                each.kill()
         process.wait()
 
 
