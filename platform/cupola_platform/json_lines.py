@@ -1,0 +1,97 @@
+"""JSON lines: the one reader and the one writer of the project.
+
+Lines end at "\\n" and nowhere else. `str.splitlines` would also split at U+2028, U+2029 and U+0085, which JSON allows
+inside strings. A byte-order mark, CRLF and blank lines are taken.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cupola_platform.errors import ConfigError
+
+Row = dict[str, Any]
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class BadLineError(ValueError):
+    """A line that is not one JSON object of valid text. `reason` is a word to count it under."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """(line number from 1, line) of each line that is not blank, without byte-order mark and line end.
+
+    `lines` are split at "\\n": a binary file, or what iterates like one.
+    """
+    for number, line in enumerate(lines, start=1):
+        if number == 1:
+            line = line.removeprefix(BYTE_ORDER_MARK)
+        if line := line.strip(b" \t\r\n"):
+            yield number, line
+
+
+def parse(line: bytes) -> Row:
+    """One line's object.
+
+    Raises:
+        BadLineError: not UTF-8 ("not_utf8"), not JSON ("not_json"), nested too deep to read ("nested_too_deep"), not an
+            object ("not_an_object"), or with half of a surrogate pair in a string ("lone_surrogate").
+    """
+    try:
+        row = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise BadLineError("not_utf8", f"not UTF-8 (byte {error.start})") from None
+    except RecursionError:
+        raise BadLineError("nested_too_deep", "nested too deep") from None
+    except ValueError as error:
+        raise BadLineError("not_json", f"not JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise BadLineError("not_an_object", f"not a JSON object but {type(row).__name__}")
+    if has_lone_surrogate(row):
+        raise BadLineError("lone_surrogate", "half of a surrogate pair (\\ud800 to \\udfff) in a string")
+    return row
+
+
+def has_lone_surrogate(value: object) -> bool:
+    """Whether a string in `value`, JSON-like, holds half of a surrogate pair: no UTF-8 file and no tokenizer takes one."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def read(path: Path) -> Iterator[Row]:
+    """The objects of a file that Cupola wrote, or that must be whole.
+
+    Raises:
+        ConfigError: there is no such file, or a line is not a JSON object; names the file and the line.
+    """
+    if not path.is_file():
+        raise ConfigError(f"There is no {path}. Give the folder of an artifact of the right kind.")
+    with path.open("rb") as lines:
+        for number, line in numbered(lines):
+            try:
+                yield parse(line)
+            except BadLineError as error:
+                raise ConfigError(f"{path}, line {number}: {error}. Mend or remove the line.") from None
+
+
+def dump(row: Mapping[str, Any]) -> bytes:
+    """One line. Half of a surrogate pair stays as JSON's own escape, so that the line is valid UTF-8."""
+    return json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as JSON lines in UTF-8; the file is whole or not there."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.writelines(map(dump, rows))
+    os.replace(partial, path)
