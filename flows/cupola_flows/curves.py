@@ -1,6 +1,5 @@
 """Held-out losses of a recipe's training stages over the tokens that each was trained on, in one picture."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from cupola_flows.schema import Recipe
 from cupola_flows.stages import TrainStage
 from cupola_platform.errors import ConfigError, NotFoundError
 from cupola_platform.workspace import Workspace
+from cupola_trainer.metrics import read_metrics
 
 Curve = list[tuple[float, float]]
 """Million tokens since the stage began, and held-out loss in nats a token."""
@@ -47,7 +47,7 @@ def _curve(workspace: Workspace, digest: str) -> Curve:
         return []
     batch = manifest.config["batch"]
     tokens = batch["sequence_length"] * batch["global_batch_size"]
-    events = (json.loads(line) for line in path.read_text().splitlines())
+    events = read_metrics(path)
     return [(each["step"] * tokens / 1e6, each["heldout_loss"]) for each in events if each["event"] == "evaluate"]
 
 

@@ -12,6 +12,7 @@ from cupola_flows import restarts
 from cupola_flows.context import StageContext
 from cupola_flows.uploading import EVENTS, backup_of, uploaded
 from cupola_platform.errors import BY_NAME, CancelledError, ConfigError, CupolaError, StageFailedError
+from cupola_platform.json_lines import numbered
 from cupola_platform.launch import LocalLauncher, RunningJob
 from cupola_trainer.config import (
     AnyJob,
@@ -57,7 +58,7 @@ class MetricsTail:
             return
         whole = block[: block.rfind(b"\n") + 1]
         self.at += len(whole)
-        for line in whole.splitlines():
+        for _, line in numbered(whole.split(b"\n")):
             yield json.loads(line)
 
 

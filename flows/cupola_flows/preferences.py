@@ -9,9 +9,9 @@ from cupola_flows.stages import (
     PreferencesStage,
 )
 from cupola_flows.writing import rewards
+from cupola_platform import json_lines
 from cupola_platform.artifacts import Artifact
 from cupola_trainer.config import SampleJob
-from cupola_trainer.data.conversations import read_rows
 from cupola_trainer.data.preferences import make_preferences, make_prompts, read_preferences
 from cupola_trainer.evaluation.execution import shares_passed
 
@@ -66,8 +66,8 @@ def answer_scores(
     """The score of each sampled answer, in order; none where its task scores it."""
     if stage.score_by == "task":
         return None
-    asked = {row["id"]: row for row in read_rows(prompts)}
-    answered = list(read_rows(samples))
+    asked = {row["id"]: row for row in json_lines.read(prompts)}
+    answered = list(json_lines.read(samples))
     if reward_model is None:
         return shares_passed([(row["answer"], asked[row["id"]]["tests"]) for row in answered])
     ended = [row for row in answered if row["finished"]]  # the others make no pair

@@ -15,6 +15,7 @@ from cupola_flows.context import StageContext
 from cupola_flows.stages.synthesis import SynthesizeStage
 from cupola_flows.wordings import judging, mark_of
 from cupola_flows.writing import CheckpointWriter, EndpointWriter, Writer, rewards
+from cupola_platform import json_lines
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import ConfigError
 from cupola_trainer.evaluation.execution import shares_passed
@@ -61,7 +62,7 @@ def synthesize(
         )
     folder = ctx.empty("conversations")
     for split, rows in splits.items():
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        json_lines.write(folder / f"{split}.jsonl", rows)
     counts = {split: len(rows) for split, rows in splits.items()}
     report = {"asked": len(texts), "kept": len(kept), "dropped": dict(drops), "conversations": counts}
     (folder / "report.json").write_text(json.dumps(report, indent=2))
@@ -87,7 +88,7 @@ def _pen(ctx: StageContext, stage: SynthesizeStage, writer: Artifact | None) -> 
 
 def questions(folder: Path, stage: SynthesizeStage, seed: int) -> list[Row]:
     """The distinct training questions that the filter can judge, in an order that the seed decides."""
-    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = list(json_lines.read(folder / "train.jsonl"))
     needs = {"scorer": "task", "execution": "tests"}.get(stage.filter)
     distinct = {json.dumps(row["messages"][:-1]): row for row in rows if not needs or row.get(needs)}
     if not distinct:
@@ -125,16 +126,15 @@ def _answered_in_text(row: Row) -> bool:
 
 def _written(ctx: StageContext, stage: SynthesizeStage, pen: Writer, taken: Sequence[Row], file: Path) -> Iterator[Row]:
     """Every text with its score, in order; each is written down as soon as it is known."""
-    done = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-    whole = [line for line in done if line.endswith("\n")]  # the last may be torn
-    file.write_text("".join(whole), encoding="utf-8")
+    done = [json_lines.parse(line) for line in json_lines.whole_lines(file)]
+    json_lines.write(file, done)
     work = [(row, sample) for row in taken for sample in range(stage.samples)]
-    yield from (json.loads(line) for line in whole)
-    with file.open("a", encoding="utf-8") as lines:
-        for start in range(len(whole), len(work), pen.at_once):
+    yield from done
+    with file.open("ab") as lines:
+        for start in range(len(done), len(work), pen.at_once):
             part = work[start : start + pen.at_once]
             for row in _write(stage, pen, part, ctx.seed + start, start):
-                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+                lines.write(json_lines.dump(row))
                 lines.flush()
                 yield row
             ctx.display.advance(ctx.name, "synthesize", start + len(part), len(work))

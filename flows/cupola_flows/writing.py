@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from cupola_flows.context import StageContext
 from cupola_flows.jobs import run_job
+from cupola_platform import json_lines
 from cupola_platform.artifacts import Artifact
 from cupola_platform.endpoint import Completion, Endpoint, EndpointConfig
 from cupola_trainer.config import ParallelConfig, SampleJob, ScoreJob
@@ -74,7 +75,7 @@ class CheckpointWriter:
         output = self.ctx.folder / f"write-{step}"
         prompts = self.ctx.folder / f"write-{step}.jsonl"
         rows = [{"id": str(number), "messages": list(messages)} for number, messages in enumerate(asked)]
-        prompts.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        json_lines.write(prompts, rows)
         job = SampleJob(
             output=output,
             seed=seed,
@@ -85,8 +86,8 @@ class CheckpointWriter:
             parallel=self.layout,
         )
         run_job(self.ctx, job)
-        lines = (output / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-        return [Completion(row["answer"], row["finished"]) for row in map(json.loads, lines)]
+        answered = json_lines.read(output / "samples.jsonl")
+        return [Completion(row["answer"], row["finished"]) for row in answered]
 
 
 def rewards(
@@ -94,8 +95,7 @@ def rewards(
 ) -> list[float]:
     """What a reward model gives the last answer of each conversation, in order."""
     file = ctx.folder / "to-score.jsonl"
-    lines = (json.dumps({"messages": list(messages)}, ensure_ascii=False) + "\n" for messages in conversations)
-    file.write_text("".join(lines), encoding="utf-8")
+    json_lines.write(file, ({"messages": list(messages)} for messages in conversations))
     job = ScoreJob(
         output=ctx.folder / "score", seed=ctx.seed, initial=reward_model.path, conversations=file, parallel=layout
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from cupola_platform import json_lines
 from cupola_platform.artifacts import Artifact, fingerprint
 from cupola_platform.errors import ConfigError
 from cupola_platform.workspace import Workspace
@@ -16,7 +17,7 @@ Pair = dict[str, Any]
 
 def pairs_of(folder: Path, split: str = "train") -> list[Pair]:
     """The pairs of a `preferences` artifact that people can read: an id, a prompt, two different answers."""
-    rows = [json.loads(line) for line in (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = json_lines.read(folder / f"{split}.jsonl")
     return [row for row in rows if row.get("messages") and row.get("chosen") != row.get("rejected")]
 
 
@@ -59,8 +60,7 @@ def export(workspace: Workspace, source: Artifact) -> Artifact:
     folder = workspace.work_folder(mark) / "preferences"
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in splits.items():
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+        json_lines.write(folder / f"{split}.jsonl", rows)
     report = {
         "pairs": {split: len(rows) for split, rows in splits.items()},
         "undecided": undecided,

@@ -84,6 +84,14 @@ def read(path: Path) -> Iterator[Row]:
                 raise ConfigError(f"{path}, line {number}: {error}. Mend or remove the line.") from None
 
 
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file that grows or was killed while it grew, with their ends; one that is torn is left out."""
+    if not path.exists():
+        return []
+    with path.open("rb") as lines:
+        return [line for line in lines if line.endswith(b"\n")]
+
+
 def dump(row: Mapping[str, Any]) -> bytes:
     """One line. Half of a surrogate pair stays as JSON's own escape, so that the line is valid UTF-8."""
     return json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"

@@ -1,12 +1,12 @@
 """The workspace joins what a stage needs of the platform: settings, store and registry."""
 
 import difflib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cupola_platform import json_lines
 from cupola_platform.artifacts import MANIFEST, Artifact, read, seal, verify
 from cupola_platform.errors import CorruptArtifactError, NotFoundError
 from cupola_platform.registry import Registry
@@ -162,10 +162,8 @@ class Workspace:
         """Every source file of a `tokens` artifact, one at a time; none for other kinds."""
         path = artifact.path / SOURCES
         if path.is_file():
-            with path.open(encoding="utf-8") as lines:
-                for line in lines:
-                    row = json.loads(line)
-                    yield SourceFile(row["source"], row["path"], row["bytes"], row["blake3"])
+            for row in json_lines.read(path):
+                yield SourceFile(row["source"], row["path"], row["bytes"], row["blake3"])
 
     def _digest(self, prefix: str) -> str:
         if len(prefix) < SHORTEST_PREFIX:

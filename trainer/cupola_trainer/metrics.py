@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from cupola_platform.json_lines import whole_lines
+
 log = logging.getLogger(__name__)
 
 ALWAYS_KEPT = ("start", "restart", "rollback")
@@ -74,21 +76,15 @@ def append(path: Path, event: str, **values: Any) -> None:
 
 def trim(path: Path, resumed_step: int) -> None:
     """Drop the lines past `resumed_step`, and all lines of a job that starts over, but for those of interruptions."""
-    kept = [line for line in _whole_lines(path) if _survives(json.loads(line), resumed_step)]
+    kept = [line for line in whole_lines(path) if _survives(json.loads(line), resumed_step)]
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text("".join(f"{line}\n" for line in kept))
+    temporary.write_bytes(b"".join(kept))
     temporary.replace(path)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Every whole line of a metrics.jsonl, in order; a line that is still being written is left out."""
-    return [json.loads(line) for line in _whole_lines(path)]
-
-
-def _whole_lines(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    return [line.rstrip("\n") for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [json.loads(line) for line in whole_lines(path)]
 
 
 def _survives(line: dict[str, Any], resumed_step: int) -> bool:

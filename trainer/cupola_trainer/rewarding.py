@@ -12,6 +12,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from cupola_platform import json_lines
 from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, models, passes, runtime
 from cupola_trainer.config import ParallelConfig, ScoreJob
@@ -103,7 +104,7 @@ def run(job: ScoreJob) -> None:
     Raises:
         ConfigError: the checkpoint gives no rewards, or a conversation is longer than it reads.
     """
-    rows = [json.loads(line) for line in job.conversations.read_text(encoding="utf-8").splitlines()]
+    rows = list(json_lines.read(job.conversations))
     runtime.start(job.parallel, job.seed)
     judge = RewardModel(job.initial, job.parallel)
     with Report(job.output, kind="score", steps=1, parameters=parameter_count(judge.model)) as report:

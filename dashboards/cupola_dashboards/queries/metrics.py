@@ -153,7 +153,7 @@ def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
 
 def _events(text: bytes) -> Iterator[dict[str, Any]]:
     """Whole lines that are JSON objects: the first and the last may be cut."""
-    for line in text.splitlines():
+    for line in text.split(b"\n"):
         try:
             event = json.loads(line)
         except ValueError:

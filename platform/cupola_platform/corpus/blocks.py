@@ -13,12 +13,14 @@ from typing import TypeVar
 
 from datatrove.pipeline.base import PipelineStep
 
+from cupola_platform import json_lines
 from cupola_platform.corpus.config import PrepareConfig
 from cupola_platform.corpus.documents import Document, Drop, Step, Tally, run_step
 from cupola_platform.corpus.execution import end_with_parent
 from cupola_platform.corpus.records import SourceFile
 from cupola_platform.corpus.sources import Entry, read_source
 from cupola_platform.corpus.storage import DocumentWriter, read_documents, with_digest
+from cupola_platform.json_lines import Row
 
 CHUNK_BYTES = 1 << 19
 """Text that a step is given at once."""
@@ -52,8 +54,7 @@ class Read(PipelineStep):  # type: ignore[misc]
             if isinstance(outcome, Document):
                 yield outcome
         save_tally(self.work, tally, rank)
-        lines = "".join(json.dumps(asdict(file), ensure_ascii=False) + "\n" for file in files)
-        write(self.work / "files" / f"{rank:05d}.jsonl", lines)
+        json_lines.write(self.work / "files" / f"{rank:05d}.jsonl", map(asdict, files))
 
 
 class Apply(PipelineStep):  # type: ignore[misc]
@@ -67,15 +68,15 @@ class Apply(PipelineStep):  # type: ignore[misc]
         self.step, self.work, self.ledger = step, work, ledger
 
     def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        tally, lines = Tally(self.step.name), list[str]()
+        tally, ledger = Tally(self.step.name), list[Row]()
         for chunk in chunked(data, lambda document: document.size):
             kept, dropped, part = run_step(self.step, chunk)
             tally.add(part)
             if self.ledger:
-                lines += [json.dumps(line_of(each), ensure_ascii=False) + "\n" for each in dropped]
+                ledger += map(line_of, dropped)
             yield from kept
         if self.ledger:
-            write(self.ledger / f"{rank:05d}.jsonl", "".join(lines))
+            json_lines.write(self.ledger / f"{rank:05d}.jsonl", ledger)
         save_tally(self.work, tally, rank)
 
 

@@ -1,14 +1,14 @@
 """Conversation and preference rows from JSON lines to token arrays: what the SFT and DPO objectives read. No torch."""
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from cupola_platform.errors import ConfigError
+from cupola_platform.json_lines import Row
+from cupola_platform.json_lines import read as read_rows
+from cupola_platform.json_lines import write as write_rows
 from cupola_trainer.data.chat import (
     ChatTokenizer,
     RefusedByTemplateError,
@@ -20,32 +20,9 @@ from cupola_trainer.data.chat import (
     turn_end,
 )
 
-Row = dict[str, Any]
+__all__ = ["Sample", "load_conversations", "load_preferences", "read_rows", "tag_of", "write_rows"]
+
 Sample = Mapping[str, np.ndarray]
-
-
-def read_rows(path: Path) -> Iterator[Row]:
-    """The objects of a JSON-lines file.
-
-    Raises:
-        ConfigError: there is no such file, or a line is not a JSON object; names the line.
-    """
-    if not path.is_file():
-        raise ConfigError(f"There is no {path}. Give the folder of an artifact of the right kind.")
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ConfigError(f"{path}, line {number}: not JSON ({error.msg}). Mend or remove the line.") from error
-            if not isinstance(row, dict):
-                raise ConfigError(f"{path}, line {number}: not a JSON object. Mend or remove the line.")
-            yield row
-
-
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """Write objects as JSON lines, UTF-8."""
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def load_conversations(path: Path, tokenizer: ChatTokenizer, sequence_length: int) -> tuple[list[Sample], Counter[str]]:

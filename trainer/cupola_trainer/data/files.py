@@ -16,9 +16,9 @@ from pydantic.dataclasses import dataclass
 
 from cupola_platform.artifacts.digests import digest_file, digest_files
 from cupola_platform.errors import SourceError
+from cupola_platform.json_lines import Row
 from cupola_platform.strict import STRICT
 from cupola_trainer.data.chat import problem
-from cupola_trainer.data.conversations import Row
 
 SPEAKERS = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system",
             "tool": "tool", "observation": "tool"}  # fmt: skip

@@ -14,10 +14,11 @@ from typing import Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from cupola_platform import json_lines
 from cupola_platform.errors import ConfigError
+from cupola_platform.json_lines import Row
 from cupola_platform.strict import STRICT
 from cupola_trainer.data.chat import problem
-from cupola_trainer.data.conversations import Row, write_rows
 from cupola_trainer.data.documents import pairs_of_split
 from cupola_trainer.data.files import RowFiles, read_conversations
 from cupola_trainer.evaluation.tasks import make_tasks
@@ -92,8 +93,8 @@ def make_conversations(
     report = {name: dict(Counter(row["source"] for row in rows)) for name, rows in made.items()}
     report["dropped"] = dict(drops)
     to.mkdir(parents=True, exist_ok=True)
-    write_rows(to / "train.jsonl", train)
-    write_rows(to / "heldout.jsonl", heldout)
+    json_lines.write(to / "train.jsonl", train)
+    json_lines.write(to / "heldout.jsonl", heldout)
     (to / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
     return report
 

@@ -8,8 +8,9 @@ from itertools import chain, combinations, product
 from pathlib import Path
 from typing import Any
 
+from cupola_platform import json_lines
 from cupola_platform.errors import ConfigError
-from cupola_trainer.data.conversations import Row, read_rows, write_rows
+from cupola_platform.json_lines import Row
 from cupola_trainer.data.files import RowFiles, read_pairs
 from cupola_trainer.evaluation.tasks import is_correct, score
 
@@ -32,7 +33,7 @@ def make_prompts(conversations: Path, *, count: int, seed: int, to: Path, needs:
     """
     questions = {
         json.dumps(row["messages"][:-1]): row
-        for row in read_rows(conversations / "train.jsonl")
+        for row in json_lines.read(conversations / "train.jsonl")
         if not needs or row.get(needs)
     }
     rows = list(questions.values())
@@ -48,7 +49,7 @@ def make_prompts(conversations: Path, *, count: int, seed: int, to: Path, needs:
         {key: row.get(key) for key in ("id", "source", "task", "tests")} | {"messages": row["messages"][:-1]}
         for row in rows[:count]
     ]
-    write_rows(to, prompts)
+    json_lines.write(to, prompts)
     return len(prompts)
 
 
@@ -91,10 +92,10 @@ def make_preferences(
     """
     drops: Counter[str] = Counter()
     answers: dict[str, list[Row]] = defaultdict(list)
-    for place, sample in enumerate(read_rows(samples)):
+    for place, sample in enumerate(json_lines.read(samples)):
         answers[sample["id"]].append(sample if scores is None else {**sample, "score": scores[place]})
     rng = random.Random(seed)
-    asked = list(read_rows(prompts))
+    asked = list(json_lines.read(prompts))
     scored: list[Row] = []
     groups: list[list[Row]] = []
     for prompt in asked:
@@ -126,8 +127,8 @@ def make_preferences(
     }
     to.mkdir(parents=True, exist_ok=True)
     for split, rows in pairs.items():
-        write_rows(to / f"{split}.jsonl", rows)
-    write_rows(to / "samples.jsonl", scored)
+        json_lines.write(to / f"{split}.jsonl", rows)
+    json_lines.write(to / "samples.jsonl", scored)
     (to / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
     return report
 
@@ -226,6 +227,6 @@ def read_preferences(files: Iterable[RowFiles], *, heldout_fraction: float, seed
     }
     to.mkdir(parents=True, exist_ok=True)
     for name, part in rows.items():
-        write_rows(to / f"{name}.jsonl", part)
+        json_lines.write(to / f"{name}.jsonl", part)
     (to / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
     return report

@@ -1,12 +1,12 @@
 """Task accuracy by generation, and texts to be read by people."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cupola_platform import json_lines
 from cupola_trainer.data.chat import encode_prompt
 from cupola_trainer.evaluation.intervals import wilson
 from cupola_trainer.evaluation.tasks import is_correct, score
@@ -35,11 +35,10 @@ def read_questions(conversations: Path, per_task: int) -> list[Question]:
     """The first `per_task` held-out questions of every task of a `conversations` artifact."""
     seen: Counter[str] = Counter()
     questions = []
-    with (conversations / "heldout.jsonl").open(encoding="utf-8") as lines:
-        for row in map(json.loads, lines):
-            if row["task"] and seen[row["task"]["name"]] < per_task:
-                seen[row["task"]["name"]] += 1
-                questions.append(Question(row["messages"][:-1], row["task"]))
+    for row in json_lines.read(conversations / "heldout.jsonl"):
+        if row["task"] and seen[row["task"]["name"]] < per_task:
+            seen[row["task"]["name"]] += 1
+            questions.append(Question(row["messages"][:-1], row["task"]))
     return questions
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from cupola_platform import json_lines
+from cupola_platform.json_lines import Row
 from cupola_trainer.config.reinforcement import CodeReward, Reward, TaskReward
 from cupola_trainer.data.chat import ChatTokenizer, encode_prompt, problem
-from cupola_trainer.data.conversations import Row, read_rows
 from cupola_trainer.data.order import order
 
 
@@ -39,7 +40,7 @@ def read_queries(
     """
     queries: dict[str, Query] = {}
     drops: Counter[str] = Counter()
-    for row in read_rows(path):
+    for row in json_lines.read(path):
         found = _query(row, tokenizer, longest, rewards)
         if isinstance(found, str):
             drops[found] += 1

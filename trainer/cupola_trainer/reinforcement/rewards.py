@@ -12,9 +12,9 @@ import numpy as np
 import torch.distributed as dist
 
 from cupola_platform.errors import ConfigError
+from cupola_platform.json_lines import Row
 from cupola_trainer import runtime
 from cupola_trainer.config.reinforcement import CodeReward, ModelReward, PythonReward, Reward, TaskReward
-from cupola_trainer.data.conversations import Row
 from cupola_trainer.evaluation.execution import passed
 from cupola_trainer.evaluation.tasks import score
 

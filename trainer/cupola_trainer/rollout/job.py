@@ -1,11 +1,12 @@
 """A SampleJob: prompts.jsonl in, samples.jsonl out."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
+from cupola_platform import json_lines
 from cupola_platform.errors import ConfigError, NotFoundError
+from cupola_platform.json_lines import Row
 from cupola_trainer import runtime
 from cupola_trainer.config import SampleJob
 from cupola_trainer.data.chat import encode_prompt, problem
@@ -14,8 +15,6 @@ from cupola_trainer.rollout.generation import generate
 from cupola_trainer.rollout.loading import check_layout, load
 from cupola_trainer.rollout.sampling import Sampling
 from cupola_trainer.sizes import parameter_count
-
-Row = dict[str, Any]
 
 
 def run(job: SampleJob) -> None:
@@ -61,7 +60,7 @@ def run(job: SampleJob) -> None:
             }
             for (name, sample), completion in zip(rows, completions, strict=True)
         ]
-        runtime.on_first_rank(lambda: _write(job.output / "samples.jsonl", answers))
+        runtime.on_first_rank(lambda: json_lines.write(job.output / "samples.jsonl", answers))
         finished = sum(completion.finished for completion in completions)
         new_tokens = sum(len(completion.tokens) for completion in completions)
         report.complete(
@@ -84,13 +83,9 @@ def read_prompts(path: Path) -> list[Row]:
     if not path.is_file():
         raise NotFoundError(f"There is no {path} to read prompts from.")
     prompts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"{path}, line {number} is not JSON: {error}.") from error
-        if not isinstance(row, dict) or not isinstance(row.get("id"), str) or not _is_prompt(row):
-            raise ConfigError(f'{path}, line {number} is no prompt. Give {{"id", "messages"}} or {{"id", "text"}}.')
+    for number, row in enumerate(json_lines.read(path), start=1):
+        if not isinstance(row.get("id"), str) or not _is_prompt(row):
+            raise ConfigError(f'{path}, row {number} is not a prompt. Give {{"id", "messages"}} or {{"id", "text"}}.')
         prompts.append(row)
     if not prompts:
         raise ConfigError(f"{path} holds no prompts.")
@@ -108,9 +103,3 @@ def encode(tokenizer: Any, prompt: Row) -> list[int]:
     if "messages" in prompt:
         return encode_prompt(tokenizer, prompt["messages"])
     return list(tokenizer.encode(prompt["text"], add_special_tokens=False))
-
-
-def _write(path: Path, rows: list[Row]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    partial.replace(path)
