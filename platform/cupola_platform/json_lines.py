@@ -69,7 +69,12 @@ def has_lone_surrogate(value: object) -> bool:
 
 
 def read(path: Path) -> Iterator[Row]:
-    """The objects of a file that Cupola wrote, or that must be whole.
+    """The objects of a file that Cupola wrote, or that must be whole. Raises as `read_numbered` does."""
+    return (row for _, row in read_numbered(path))
+
+
+def read_numbered(path: Path) -> Iterator[tuple[int, Row]]:
+    """(line number from 1, object) of a file that must be whole.
 
     Raises:
         ConfigError: there is no such file, or a line is not a JSON object; names the file and the line.
@@ -79,7 +84,7 @@ def read(path: Path) -> Iterator[Row]:
     with path.open("rb") as lines:
         for number, line in numbered(lines):
             try:
-                yield parse(line)
+                yield number, parse(line)
             except BadLineError as error:
                 raise ConfigError(f"{path}, line {number}: {error}. Mend or remove the line.") from None
 

@@ -1,5 +1,6 @@
 """The house keeps its own rules: size of files, no machine's paths, the README's commands, recipes, versions."""
 
+import ast
 import re
 import sys
 import sysconfig
@@ -44,6 +45,18 @@ def test_only_the_runtime_knows_cpu_from_gpu(root: Path) -> None:
     trainer = root / "trainer" / "cupola_trainer"
     modules = [module for module in trainer.rglob("*.py") if trainer / "runtime" not in module.parents]
     assert [str(module.relative_to(root)) for module in modules if DEVICE.search(module.read_text())] == []
+
+
+def test_no_function_splits_json_lines_at_separators_that_strings_may_hold(root: Path) -> None:
+    split = re.compile(r" in [^\n]*\.splitlines\(|\blines = [^\n]*\.splitlines\(")
+    found = [
+        f"{module.relative_to(root)}:{node.lineno}"
+        for package in PACKAGES
+        for module in (root / package).rglob("*.py")
+        for node in ast.walk(ast.parse(text_of(module)))
+        if isinstance(node, ast.FunctionDef) and "json.loads" in (code := ast.unparse(node)) and split.search(code)
+    ]
+    assert found == []
 
 
 def test_the_readme_names_the_two_commands_and_ci_runs_the_second(root: Path) -> None:

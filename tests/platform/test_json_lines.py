@@ -12,7 +12,7 @@ SEPARATORS = "a\u2028b\u2029c\u0085d\x0be\x0cf\x1cg\x1dh\x1ei\r\nj"
 
 
 def test_what_is_written_is_read_back_whatever_separators_its_strings_hold(tmp_path: Path) -> None:
-    rows = [{"text": SEPARATORS}, {"text": "plain", SEPARATORS: [1, None, {"deep": SEPARATORS}]}]
+    rows: list[json_lines.Row] = [{"text": SEPARATORS}, {"text": "plain", SEPARATORS: [1, None, {"deep": SEPARATORS}]}]
     json_lines.write(tmp_path / "rows.jsonl", rows)
     assert list(json_lines.read(tmp_path / "rows.jsonl")) == rows
     assert (tmp_path / "rows.jsonl").read_bytes().count(b"\n") == 2
@@ -59,3 +59,9 @@ def test_a_broken_line_of_our_own_file_is_named(tmp_path: Path) -> None:
         list(json_lines.read(tmp_path / "rows.jsonl"))
     with pytest.raises(ConfigError, match="There is no"):
         list(json_lines.read(tmp_path / "none.jsonl"))
+
+
+def test_the_torn_end_of_a_file_that_was_killed_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes('{"a": "\u2028"}\n{"a": 2}\n{"a"'.encode())
+    assert json_lines.whole_lines(tmp_path / "rows.jsonl") == ['{"a": "\u2028"}\n'.encode(), b'{"a": 2}\n']
+    assert json_lines.whole_lines(tmp_path / "none.jsonl") == []

@@ -244,7 +244,7 @@ def test_a_chat_prompt_is_encoded_as_training_encodes_it(saved: Path, loaded: di
     ("content", "error", "says"),
     [
         ("", ConfigError, "holds no prompts"),
-        ('{"id": "a", "text": "x"}\n{"id": "b"}\n', ConfigError, 'line 2 is no prompt. Give {"id", "messages"}'),
+        ('{"id": "a", "text": "x"}\n{"id": "b"}\n', ConfigError, 'line 2 is not a prompt. Give {"id", "messages"}'),
         ('{"id": "a", "text": "x"}\nnonsense\n', ConfigError, "line 2 is not JSON"),
         (None, NotFoundError, "to read prompts from"),
     ],

@@ -129,7 +129,7 @@ def score_command(
         print(json.dumps(rows, ensure_ascii=False))
         return
     for row in rows:
-        print(f"{row['reward']:10.4f}  {row['id']}  {row['answer'].splitlines()[0][:80]}")
+        print(f"{row['reward']:10.4f}  {row['id']}  {' '.join(row['answer'].split())[:80]}")
 
 
 def check_empty(to: Path) -> None:

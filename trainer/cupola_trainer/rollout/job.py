@@ -83,9 +83,9 @@ def read_prompts(path: Path) -> list[Row]:
     if not path.is_file():
         raise NotFoundError(f"There is no {path} to read prompts from.")
     prompts = []
-    for number, row in enumerate(json_lines.read(path), start=1):
+    for number, row in json_lines.read_numbered(path):
         if not isinstance(row.get("id"), str) or not _is_prompt(row):
-            raise ConfigError(f'{path}, row {number} is not a prompt. Give {{"id", "messages"}} or {{"id", "text"}}.')
+            raise ConfigError(f'{path}, line {number} is not a prompt. Give {{"id", "messages"}} or {{"id", "text"}}.')
         prompts.append(row)
     if not prompts:
         raise ConfigError(f"{path} holds no prompts.")
