@@ -245,7 +245,7 @@ def test_a_chat_prompt_is_encoded_as_training_encodes_it(saved: Path, loaded: di
     [
         ("", ConfigError, "holds no prompts"),
         ('{"id": "a", "text": "x"}\n{"id": "b"}\n', ConfigError, 'line 2 is not a prompt. Give {"id", "messages"}'),
-        ('{"id": "a", "text": "x"}\nnonsense\n', ConfigError, "line 2 is not JSON"),
+        ('{"id": "a", "text": "x"}\nnonsense\n', ConfigError, "line 2: not JSON"),
         (None, NotFoundError, "to read prompts from"),
     ],
 )
