@@ -40,6 +40,28 @@ def _isolated_environment() -> None:
 
 
 @pytest.fixture(scope="session")
+def changed_files() -> Callable[[Path, Path], list[str]]:
+    """The comparison that every test of an interruption makes: the names of the files that differ between the artifact made
+    through the interruption and the undisturbed twin's. Empty when their digests are equal."""
+    return _changed_files
+
+
+def _changed_files(artifact: Path, twin: Path) -> list[str]:
+    from cupola_platform import artifacts
+
+    ours, theirs = (artifacts.verify(folder).manifest for folder in (artifact, twin))
+    files = {(file.path, file.blake3) for file in ours.files} ^ {(file.path, file.blake3) for file in theirs.files}
+    assert bool(files) == (ours.digest != theirs.digest)
+    return sorted({path for path, _ in files})
+
+
+@pytest.fixture(scope="session")
+def result_folder() -> Callable[[Path], Path]:
+    """The folder that a job's stage publishes, of the job's own folder."""
+    return lambda output: output / json.loads((output / "result.json").read_bytes())["folder"]
+
+
+@pytest.fixture(scope="session")
 def free_ports() -> Callable[[int], list[int]]:
     """A function that gives as many ports nobody listens on."""
     return _free_ports

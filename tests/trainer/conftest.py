@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,15 +61,15 @@ def write_shard(prefix: Path, documents: list[bytes]) -> dict[str, int]:
 
 
 @pytest.fixture(scope="session")
-def torchrun() -> Callable[..., subprocess.CompletedProcess[str]]:
+def torchrun(launcher: Callable[[int], Any]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a script, or a module by "-m" and its name, on several ranks; fails with their output."""
 
     def launch(
         ranks: int, *arguments: object, check: bool = True, timeout: float = 560
     ) -> subprocess.CompletedProcess[str]:
+        command, variables = launcher(ranks)
         done = subprocess.run(
-            [*torchrun_command(ranks), *map(str, arguments)],
-            capture_output=True, text=True, timeout=timeout, env=environment(), check=False,
+            [*command, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, env=variables, check=False
         )  # fmt: skip
         if check and done.returncode:
             pytest.fail(f"torchrun ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
@@ -78,14 +79,17 @@ def torchrun() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def launcher() -> Callable[[int], tuple[list[str], dict[str, str]]]:
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[list[str], dict[str, str]]]:
     """The command and the environment that start a number of ranks, for tests that hold the process themselves."""
-    return lambda ranks: (torchrun_command(ranks), environment())
+    folder = tmp_path_factory.mktemp("rendezvous")
+    return lambda ranks: started(ranks, folder)
 
 
-def torchrun_command(ranks: int) -> list[str]:
-    started = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return [*started, f"--log-dir={os.devnull}"]
+def started(ranks: int, folder: Path) -> tuple[list[str], dict[str, str]]:
+    from cupola_platform.launch import torchrun
+
+    command, variables = torchrun(ranks, Path(tempfile.mkdtemp(dir=folder)))
+    return command, {**environment(), **variables}
 
 
 def environment() -> dict[str, str]:

@@ -78,7 +78,7 @@ def test_any_run_of_a_flattened_array_is_a_few_boxes_in_order(shape: list[int], 
 def test_what_is_missing_of_a_tensor_is_named(tmp_path: Path) -> None:
     whole = torch.arange(12.0).view(3, 4)
     content, stored = Staging().copy([Shard("a", (3, 4), (0, 0), whole[:2])])
-    write(tmp_path, 0, content, stored, {})
+    write(tmp_path, 0, content, stored)
     state = StoredState(tmp_path)
     part = torch.zeros(2, 2)
     state.fill(Shard("a", (3, 4), (0, 2), part))

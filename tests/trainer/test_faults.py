@@ -2,7 +2,7 @@
 
 import json
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,6 +149,24 @@ def test_a_job_killed_after_or_before_the_rollback_ends_with_the_same_weights(
     resumed = start(job_in(tmp_path), INFINITE)  # killed again: at 4, with the window in rollbacks.json
     assert resumed.progress.step == 4
     assert equal(train(resumed, 9), rolled_back[1])
+
+
+def test_a_job_told_to_end_just_before_the_fault_publishes_what_an_undisturbed_one_does(
+    tmp_path: Path, changed_files: Callable[[Path, Path], list[str]]
+) -> None:
+    twin, victim = job_in(tmp_path / "twin"), job_in(tmp_path / "victim")
+    bad = Exploding(range(20, 32), float("inf"))  # steps 6, 7 and 8
+    train(start(twin, bad), 12)
+    run = start(victim, bad)
+    train(run, 5)
+    run.preempt()  # saves step 5, in good health, which no undisturbed job does
+    run = start(victim, bad)
+    assert run.progress.step == 5
+    train(run, 12)
+    assert [entry["to_step"] for entry in json.loads((victim.output / "rollbacks.json").read_text())] == [4]
+    ours, theirs = (sorted((job.output / "checkpoints").glob("step_*")) for job in (victim, twin))
+    assert [folder.name for folder in ours] == [folder.name for folder in theirs]
+    assert changed_files(ours[-1], theirs[-1]) == []
 
 
 def test_a_loss_over_the_factor_of_the_median_goes_back_too(tmp_path: Path) -> None:

@@ -1,19 +1,17 @@
-"""SIGKILL at random moments, in a step and in a save: what comes after equals an uninterrupted twin's, bit for bit."""
+"""SIGKILL at random moments, in a step and in a save: the artifact at the end is an undisturbed twin's, to the last bit."""
 
-import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from cupola_trainer.checkpoint.storage import StoredState
 from cupola_trainer.config import (
     BatchConfig,
     CheckpointConfig,
@@ -72,20 +70,17 @@ def kill(job: TrainJob, process: "subprocess.Popen[bytes]", draw: random.Random)
     return None
 
 
-def tensors(output: Path) -> dict[str, torch.Tensor]:
-    """Every weight and every moment at the end."""
-    state = StoredState(output / json.loads((output / "result.json").read_text())["folder"] / "state")
-    return {key: state.read(key) for key in state.boxes}
-
-
 def numbers(output: Path) -> list[tuple[Any, ...]]:
     lines = read_metrics(output / "metrics.jsonl")
     names = ("event", "step", "loss", "grad_norm", "lr", "consumed_samples", "heldout_loss")
     return [tuple(line.get(name) for name in names) for line in lines if line["event"] in ("step", "evaluate")]
 
 
-def check(folder: Path, tokens: Path, environment: dict[str, str], *, kills: int, steps: int, seed: int) -> list[str]:
-    """Kill a job at random moments, let it finish, compare it with its twin. Returns where it was killed."""
+def check(
+    folder: Path, tokens: Path, environment: dict[str, str], *, kills: int, steps: int, seed: int
+) -> tuple[list[str], Path, Path]:
+    """Kill a job at random moments, let it finish, compare its numbers with its twin's. Returns where it was killed, and both
+    folders."""
     twin, victim = (job_in(folder / name, tokens, steps) for name in ("twin", "victim"))
     assert start(twin, environment).wait(800) == 0, (twin.output / "log").read_text()[-3000:]
     draw = random.Random(seed)
@@ -96,12 +91,9 @@ def check(folder: Path, tokens: Path, environment: dict[str, str], *, kills: int
         places.append(place)
     assert start(victim, environment).wait(800) == 0, (victim.output / "log").read_text()[-3000:]
     assert numbers(victim.output) == numbers(twin.output)
-    expected, found = tensors(twin.output), tensors(victim.output)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
     samples = read_metrics(victim.output / "samples" / "dp_00000.jsonl")
     assert [line["ranges"] for line in samples] == [[[4 * s, 4 * s + 2], [4 * s + 2, 4 * s + 4]] for s in range(steps)]
-    return places
+    return places, victim.output, twin.output
 
 
 @pytest.fixture
@@ -111,15 +103,29 @@ def environment(launcher: Any) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_a_kill_in_a_save_leaves_no_trace(tmp_path: Path, tokens_folder: Path, environment: dict[str, str]) -> None:
-    assert check(tmp_path, tokens_folder, environment, kills=1, steps=24, seed=1) == ["in a save"]
+def test_a_kill_in_a_save_leaves_no_trace(
+    tmp_path: Path,
+    tokens_folder: Path,
+    environment: dict[str, str],
+    changed_files: Callable[..., list[str]],
+    result_folder: Callable[[Path], Path],
+) -> None:
+    places, victim, twin = check(tmp_path, tokens_folder, environment, kills=1, steps=24, seed=1)
+    assert places == ["in a save"]
+    assert changed_files(result_folder(victim), result_folder(twin)) == []
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seed", [2, 3, 4, 5])
 def test_twenty_kills_leave_no_trace(
-    tmp_path: Path, tokens_folder: Path, environment: dict[str, str], seed: int
+    tmp_path: Path,
+    tokens_folder: Path,
+    environment: dict[str, str],
+    seed: int,
+    changed_files: Callable[..., list[str]],
+    result_folder: Callable[[Path], Path],
 ) -> None:
-    places = check(tmp_path, tokens_folder, environment, kills=5, steps=200, seed=seed)
+    places, victim, twin = check(tmp_path, tokens_folder, environment, kills=5, steps=200, seed=seed)
     assert {*places} == {"in a save", "in a step"}
+    assert changed_files(result_folder(victim), result_folder(twin)) == []

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,12 @@ def test_the_final_weights_equal_the_twins_bit_for_bit(twin: Path, interrupted: 
     expected, found = weights(twin), weights(interrupted)
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_the_published_artifact_is_the_twins(
+    twin: Path, interrupted: Path, changed_files: Callable[..., list[str]], result_folder: Callable[[Path], Path]
+) -> None:
+    assert changed_files(result_folder(interrupted), result_folder(twin)) == []
 
 
 def test_metrics_tell_of_each_start_and_each_end(interrupted: Path) -> None:

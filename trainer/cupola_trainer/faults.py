@@ -7,15 +7,15 @@ reads what it would have read: a run is a function of its seed and of these wind
 
 import json
 import logging
-import os
 import shutil
 import statistics
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cupola_platform.durable import replacing
 from cupola_trainer.checkpoint.description import read_training
 from cupola_trainer.config import FaultConfig
 
@@ -72,8 +72,10 @@ class Rollback:
 class Rollbacks:
     """The rollbacks of a job, as rollbacks.json keeps them."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, due: Callable[[int], bool] = lambda step: True) -> None:
+        """`due` says after which steps an undisturbed job saves. What an interruption saved besides is never gone back to, or
+        the samples that are skipped would depend on it."""
+        self.path, self.due = path, due
         kept = json.loads(path.read_bytes()) if path.exists() else []
         self.done = [Rollback(**entry) for entry in kept]
 
@@ -91,19 +93,15 @@ class Rollbacks:
         good = []
         for folder in sorted(checkpoints.glob("step_*"), reverse=True):
             training = read_training(folder)
-            if training["faults"]["bad_in_a_row"] == 0:
+            if training["faults"]["bad_in_a_row"] == 0 and self.due(int(training["step"])):
                 good.append(int(training["step"]))
         return next((step for step in good if step not in tried), good[-1] if good else None)
 
     def add(self, rollback: Rollback) -> None:
         """Keep one, synced to disk."""
         self.done.append(rollback)
-        temporary = self.path.with_name(f".{self.path.name}.partial")
-        with temporary.open("w") as file:
-            json.dump([asdict(entry) for entry in self.done], file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path)
+        with replacing(self.path) as file:
+            file.write(json.dumps([asdict(entry) for entry in self.done], indent=1).encode())
 
     def go_back(self, checkpoints: Path, from_step: int, end_sample: int, reason: str) -> Rollback:
         """Choose a checkpoint, or the beginning where none is left; remove those after it, and keep that. The first rank calls it.

@@ -23,14 +23,27 @@ def step_folder(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step_{step:08d}"
 
 
-def prune(checkpoints: Path, config: CheckpointConfig) -> None:
+def step_of(folder: Path) -> int:
+    """The step whose checkpoint lies there."""
+    return int(folder.name.removeprefix("step_"))
+
+
+def is_due(every: int, step: int, last: int) -> bool:
+    """Whether something that is done every so many steps, and at the last one, is done after `step`; 0: at the last one only."""
+    return step == last or (every > 0 and step % every == 0)
+
+
+def prune(checkpoints: Path, config: CheckpointConfig, last: int) -> None:
     """Remove all but the newest `keep` checkpoints and every `keep_every`-th step's. The first rank calls it.
 
-    They lose their names at once; a thread frees the space, which takes long for large files.
+    What an interruption saved between two that are due goes when there is a newer one: those that are due are the same,
+    interrupted or not. They lose their names at once; a thread frees the space, which takes long for large files.
     """
-    for old in sorted(checkpoints.glob("step_*"))[: -config.keep]:
-        step = int(old.name.removeprefix("step_"))
-        if not config.keep_every or step % config.keep_every:
+    *older, _ = saved = sorted(checkpoints.glob("step_*"))
+    due = [folder for folder in saved if is_due(config.every, step_of(folder), last)]
+    for old in older:
+        kept = old in due and config.keep_every and step_of(old) % config.keep_every == 0
+        if old not in due[-config.keep :] and not kept:
             gone = old.rename(old.with_name(f".{old.name}.partial"))  # what a killed job leaves of it, `resume` removes
             threading.Thread(target=shutil.rmtree, args=(gone, True), name=f"remove {old.name}").start()
 
@@ -120,4 +133,4 @@ class Keeper:
             seconds=now - self._started,
             stalled_seconds=self._stalled + now - began,
         )
-        runtime.on_first_rank(lambda: prune(self.folder, self.job.checkpoint))
+        runtime.on_first_rank(lambda: prune(self.folder, self.job.checkpoint, self.job.steps))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cupola_platform.durable import replacing
 from cupola_platform.errors import ConfigError, NotFoundError
 from cupola_trainer import checkpoint, models, optim, passes, runtime
 from cupola_trainer.config import SCALAR, ModelConfig, SftData, TrainJob
@@ -139,6 +140,5 @@ def _prepare(objective: Objective, trainee: Trainee, kept: Path) -> None:
     objective.prepare(lambda batch: passes.token_losses(trainee.chunks, batch))
     state = objective.state()
     if state and runtime.rank() == 0:
-        temporary = kept.with_name(f".{kept.stem}.partial.npz")
-        np.savez(temporary, **state)  # type: ignore[arg-type]
-        temporary.replace(kept)
+        with replacing(kept) as file:
+            np.savez(file, **state)  # type: ignore[arg-type]

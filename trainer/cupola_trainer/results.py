@@ -1,10 +1,10 @@
 """`result.json`: what a job came to, written when it is done."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from cupola_platform.durable import replacing, sync_file_system
 from cupola_trainer.metrics import read_metrics
 
 
@@ -29,10 +29,7 @@ def _seconds_at_work(lines: list[dict[str, Any]]) -> float:
 
 
 def write_result(output: Path, result: dict[str, object]) -> None:
-    """Write result.json in one piece: from then on the job is complete."""
-    temporary = output / ".result.json.partial"
-    with temporary.open("w") as file:
-        json.dump(result, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(output / "result.json")
+    """Write result.json in one piece: from then on the job is complete, and what it wrote before is on disk."""
+    sync_file_system(output)
+    with replacing(output / "result.json") as file:
+        file.write(json.dumps(result, indent=2).encode())

@@ -13,7 +13,7 @@ from cupola_trainer.checkpoint import Progress
 from cupola_trainer.config import ModelConfig, TrainJob
 from cupola_trainer.data.batches import heldout_batches, read_batches, training_samples
 from cupola_trainer.faults import Monitor, Rollback, Rollbacks
-from cupola_trainer.keeping import Keeper, step_folder
+from cupola_trainer.keeping import Keeper, is_due, step_folder
 from cupola_trainer.lora import attaching
 from cupola_trainer.metrics import MetricsWriter
 from cupola_trainer.objectives import Objective
@@ -50,7 +50,9 @@ class Run:
         self.data = dict(data or {})
         self.adapter = attaching.describe(job.initial, job.lora) if job.lora else None
         self.monitor = Monitor(job.faults, progress.extra.get("faults"))
-        self.rollbacks = Rollbacks(job.output / "rollbacks.json")
+        self.rollbacks = Rollbacks(
+            job.output / "rollbacks.json", lambda step: is_due(job.checkpoint.every, step, job.steps)
+        )
         self.watchdog = Watchdog(job.output, runtime.rank(), 0 if job.dry else job.faults.hang_seconds)
         for chunk in trainee.chunks:
             chunk.register_forward_pre_hook(self.watchdog.beat)
@@ -81,6 +83,7 @@ class Run:
         self.log.restart_clock()
 
     def step(self) -> None:
+        runtime.seed_step(self.job.seed, self.progress.step)
         with self.times.part("save"):
             self.keeper.look()
         with self.profiler.step(self.progress.step + 1):
@@ -112,8 +115,7 @@ class Run:
             self.save()
 
     def _due(self, every: int) -> bool:
-        step = self.progress.step
-        return not self.job.dry and (step == self.job.steps or (every > 0 and step % every == 0))
+        return not self.job.dry and is_due(every, self.progress.step, self.job.steps)
 
     def _judge(self, loss: float, moved: bool) -> str | None:
         """What is wrong after this step; every rank hears the same."""

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from cupola_platform.artifacts.digests import digest_files
+from cupola_platform.durable import sync_folder
 from cupola_platform.errors import CorruptArtifactError
 
 MANIFEST = "manifest.json"
@@ -116,15 +117,6 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         os.fsync(out.fileno())
     partial.replace(folder / MANIFEST)
     sync_folder(folder)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder outlive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _refuse_unsafe(path: str, name: str) -> None:

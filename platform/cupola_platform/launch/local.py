@@ -1,8 +1,10 @@
 """A training job on this machine: torchrun in a process of its own, of which nothing survives."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -15,6 +17,7 @@ import psutil
 
 from cupola_platform.errors import ConfigError
 from cupola_platform.launch import tether
+from cupola_platform.launch.rendezvous import torchrun
 
 GRACE_SECONDS = 25.0
 """From SIGTERM to SIGKILL: the time that ranks have to finish a step and save."""
@@ -34,8 +37,9 @@ class RunningJob:
     they are found and ended when torchrun is gone. As a context manager it stops the job on the way out.
     """
 
-    def __init__(self, command: list[str], environment: Mapping[str, str], log: Path) -> None:
-        self.log = log
+    def __init__(self, command: list[str], environment: Mapping[str, str], log: Path, folder: Path) -> None:
+        """`folder` is where the ranks meet; it goes when the job ends."""
+        self.log, self._folder = log, folder
         self._command = command
         self._tag = uuid.uuid4().hex
         self._environment = {**environment, _TAG: self._tag}
@@ -103,6 +107,7 @@ class RunningJob:
                 )  # fmt: skip
         except OSError as error:
             self._error = error
+            shutil.rmtree(self._folder, ignore_errors=True)
             return
         finally:
             self._started.set()
@@ -110,6 +115,7 @@ class RunningJob:
             self._process.wait()
             self._end_orphans()
         finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
             self._ended.set()
 
     def _end_orphans(self) -> None:
@@ -164,10 +170,11 @@ class LocalLauncher:
         """
         self.check(processes)
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // processes))
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        torchrun.append(f"--log-dir={os.devnull}")  # or it leaves empty folders in /tmp for every job
-        command = [sys.executable, tether.__file__, str(os.getpid()), *torchrun, "-m", self.module, str(job_file)]
-        return RunningJob(command, {**os.environ, "OMP_NUM_THREADS": threads, **(env or {})}, log)
+        folder = Path(tempfile.mkdtemp(prefix="cupola-job-"))
+        ranks, variables = torchrun(processes, folder)
+        command = [sys.executable, tether.__file__, str(os.getpid()), *ranks, "-m", self.module, str(job_file)]
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, **(env or {}), **variables}
+        return RunningJob(command, environment, log, folder)
 
 
 def _tag_of(process: psutil.Process) -> str | None:

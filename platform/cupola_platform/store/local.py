@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cupola_platform.artifacts import MANIFEST, Artifact, Manifest, read, verify
-from cupola_platform.artifacts.manifest import sync_folder
+from cupola_platform.durable import sync_folder
 from cupola_platform.errors import CorruptArtifactError, NotFoundError, StoreError
 
 

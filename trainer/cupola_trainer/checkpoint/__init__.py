@@ -3,7 +3,7 @@
     model.json      the ModelConfig
     training.json   step, consumed samples, seed, objective, layout, schedule, and what the loop adds
     tokenizer/      as transformers saves it
-    state/          weights, moments and random number generators: see `storage`
+    state/          weights and moments: see `storage`
     manifest.json   written last; digests are verified before anything is read
 
 A checkpoint is written under a temporary name and renamed when it is whole.

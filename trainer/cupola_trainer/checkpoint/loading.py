@@ -6,12 +6,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 
 from cupola_platform import artifacts
 from cupola_platform.errors import ConfigError, CorruptArtifactError
 from cupola_trainer import runtime
-from cupola_trainer.checkpoint import generators
 from cupola_trainer.checkpoint.description import Progress, read_model, read_training
 from cupola_trainer.checkpoint.shards import MASTER, Shard, moment_key, moment_shards, weight_shards
 from cupola_trainer.checkpoint.storage import StoredState
@@ -66,8 +64,6 @@ def load_training(folder: Path, chunks: Sequence[torch.nn.Module], optimizer: An
         group["step"] = training["optimizer_step"]
     scheduler.num_steps = 0
     scheduler.step(increment=training["scheduler"]["num_steps"])
-    if _same_ranks(training["parallel"]):
-        generators.restore(state.rng(runtime.rank()))
     extra = {name: value for name, value in training.items() if name not in OURS}
     return Progress(training["step"], training["consumed_samples"], extra)
 
@@ -115,13 +111,3 @@ def _check_schedule(folder: Path, saved: dict[str, Any], wanted: dict[str, Any])
                 f"{folder} was trained with {name}={saved.get(name)}, this job has {value}. "
                 f"Keep it, or start a new job from its weights (initial: {folder})."
             )
-
-
-def _same_ranks(saved: dict[str, Any]) -> bool:
-    now = {
-        "tp": parallel_state.get_tensor_model_parallel_world_size(),
-        "pp": parallel_state.get_pipeline_model_parallel_world_size(),
-        "cp": parallel_state.get_context_parallel_world_size(),
-        "dp": parallel_state.get_data_parallel_world_size(),
-    }
-    return all(saved[name] == size for name, size in now.items())

@@ -14,8 +14,9 @@ from megatron.core.utils import unwrap_model
 
 from cupola_platform import artifacts
 from cupola_platform.artifacts import Artifact
+from cupola_platform.durable import sync_folder
 from cupola_trainer import runtime
-from cupola_trainer.checkpoint import generators, storage
+from cupola_trainer.checkpoint import storage
 from cupola_trainer.checkpoint.description import MODEL
 from cupola_trainer.checkpoint.shards import Shard, moment_shards, weight_shards
 from cupola_trainer.config import ModelConfig, ParallelConfig
@@ -52,13 +53,12 @@ class Save:
             self._copied.set()
             return
         memory, boxes, copy_the_rest = staging.begin(shards, passing)
-        rng = generators.snapshot()
 
         def work() -> None:
             try:
                 copy_the_rest()
                 self._copied.set()
-                storage.write(self.partial / "state", runtime.rank(), memory, boxes, rng)
+                storage.write(self.partial / "state", runtime.rank(), memory, boxes)
             except Exception as error:  # noqa: BLE001 - whatever it is, this checkpoint must not be sealed
                 self._error = error
             finally:
@@ -123,6 +123,7 @@ class Save:
             artifacts.seal(self.partial, kind="checkpoint", config=self.training, known=known)
             shutil.rmtree(self.folder, ignore_errors=True)
             self.partial.rename(self.folder)
+            sync_folder(self.folder.parent)  # before older ones are removed
         except Exception as error:  # noqa: BLE001 - every rank must hear of it
             self._failure = _words(error)
 

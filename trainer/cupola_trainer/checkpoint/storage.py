@@ -1,14 +1,14 @@
 """Boxes of tensors on disk: one file of raw bytes a rank, and beside it what lies where. Nothing is ever unpickled.
 
 state/rank_00000.bin     the boxes, one after the other, each at a multiple of 64 bytes
-state/rank_00000.json    {"size", "blake3", "rng", "tensors": [{"key", "dtype", "shape", "offset", "size", "at"}, ...]}
+state/rank_00000.json    {"size", "blake3", "tensors": [{"key", "dtype", "shape", "offset", "size", "at"}, ...]}
 """
 
 import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -94,7 +94,7 @@ class Staging:
         memory.copy_(shard.data, non_blocking=True)
 
 
-def write(state: Path, rank: int, content: Tensor, boxes: Sequence[StoredBox], rng: Mapping[str, Any]) -> None:
+def write(state: Path, rank: int, content: Tensor, boxes: Sequence[StoredBox]) -> None:
     """Write a rank's two files and sync them. The digest is taken while the bytes are written, by other threads.
 
     Raises:
@@ -110,7 +110,7 @@ def write(state: Path, rank: int, content: Tensor, boxes: Sequence[StoredBox], r
                 block = block[file.write(block) :]
         os.fsync(file.fileno())
     tensors = [{name: value for name, value in asdict(box).items() if name != "file"} for box in boxes]
-    line = {"size": len(view), "blake3": digest.result(), "rng": rng, "tensors": tensors}
+    line = {"size": len(view), "blake3": digest.result(), "tensors": tensors}
     with path.with_suffix(".json").open("w") as index:
         json.dump(line, index)
         index.flush()
@@ -136,10 +136,6 @@ class StoredState:
             for entry in json.loads(path.read_bytes())["tensors"]:
                 places = {name: tuple(entry[name]) for name in ("shape", "offset", "size")}
                 self.boxes[entry["key"]].append(StoredBox(**{**entry, **places}, file=path.with_suffix(".bin").name))
-
-    def rng(self, rank: int) -> Any:
-        """A rank's random number generators."""
-        return json.loads((self.state / f"rank_{rank:05d}.json").read_bytes())["rng"]
 
     def read(self, key: str, index: tuple[int, ...] = ()) -> Tensor:
         """A tensor, or what it holds at an index into its leading (layer, expert) axes."""

@@ -1,6 +1,9 @@
 """Packed token sequences from a `tokens` artifact: Megatron's IndexedDataset, GPTDataset and blending."""
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ import torch.distributed as dist
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
+from cupola_platform.durable import sync_file_system
 from cupola_platform.errors import ConfigError, SourceError
 from cupola_trainer.config import NextTokenData
 
@@ -69,10 +73,24 @@ def build(
             create_attention_mask=False,
         ),
     )
-    if dist.get_rank() == 0:
-        cache.mkdir(parents=True, exist_ok=True)
-    datasets = builder.build()
+    with _whole(cache):
+        datasets = builder.build()
     return datasets[0], datasets[1] or []
+
+
+@contextmanager
+def _whole(cache: Path) -> Iterator[None]:
+    """Begin anew where a job was killed while it wrote its index: Megatron would take a torn file for the whole one."""
+    marker = cache / "whole"
+    if dist.get_rank() == 0:
+        if not marker.exists():
+            shutil.rmtree(cache, ignore_errors=True)
+        cache.mkdir(parents=True, exist_ok=True)
+        marker.unlink(missing_ok=True)
+    yield
+    if dist.get_rank() == 0:
+        sync_file_system(cache)
+        marker.touch()
 
 
 def end_of_document(data: NextTokenData) -> int:

@@ -1,6 +1,5 @@
 """A rollout: questions asked, answers drawn and scored, as arrays that every rank has whole."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cupola_platform.durable import replacing
 from cupola_platform.errors import CorruptArtifactError
 from cupola_trainer.rollout.batch import Completion
 
@@ -81,16 +81,11 @@ class Rollout:
 
     def save(self, path: Path) -> None:
         """Write it in one piece, synced to disk."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.stem}.partial.npz")
         fields = {name: getattr(self, name) for name in FIELDS}
         found = {f"found.{name}": array for name, array in self.arrays.items()}
         told = {f"told.{name}": np.array(value) for name, value in self.metrics.items()}
-        with temporary.open("wb") as file:
+        with replacing(path) as file:
             np.savez(file, **fields, **found, **told)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "Rollout":

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer.config import ParallelConfig
+from cupola_trainer.runtime import network
 from cupola_trainer.runtime.allocator import keep_freed_memory
 from cupola_trainer.runtime.gloo import share_one_device
 
@@ -94,6 +95,8 @@ def expert_tensor_parallel_size(parallel: ParallelConfig) -> int:
 
 def _join() -> None:
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron orders its collectives by it
+    if world_size() == int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+        network.stay_on_this_machine()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         backend = "nccl"
@@ -101,15 +104,23 @@ def _join() -> None:
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         keep_freed_memory()
-        share_one_device()
+        share_one_device(os.environ.get("GLOO_SOCKET_IFNAME", ""))
         backend = "gloo"
     if "store" not in _started:
-        launched = "MASTER_ADDR" in os.environ
-        _started["store"] = next(dist.rendezvous("env://"))[0] if launched else dist.HashStore()
+        _started["store"] = network.store(world_size())
         _started["joined"] = 0
     _started["joined"] += 1  # the keys of an earlier group stay in the store
     store = dist.PrefixStore(f"join {_started['joined']}", _started["store"])
     dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, store=store, rank=rank(), world_size=world_size())
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seed every generator for one step of a job.
+
+    What a step draws then depends on nothing that ran before it, so a resumed job draws what an undisturbed one draws, and
+    checkpoints hold no generator's state.
+    """
+    _seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
 
 
 def _seed(seed: int) -> None:

@@ -13,9 +13,14 @@ from torch.distributed import distributed_c10d
 
 
 @cache
-def share_one_device() -> None:
-    """Let every gloo group made from here on run on the same device."""
-    device = dist.ProcessGroupGloo.create_default_device()
+def share_one_device(interface: str = "") -> None:
+    """Let every gloo group made from here on run on the same device.
+
+    Args:
+        interface: the network that it listens on; empty for the one that this machine's name stands for.
+    """
+    new = dist.ProcessGroupGloo
+    device = new.create_device(interface=interface) if interface else new.create_default_device()
 
     class SharedProcessGroupGloo(dist.ProcessGroupGloo):
         def __init__(self, store: Any, rank: int, size: int, timeout: timedelta) -> None:
