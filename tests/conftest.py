@@ -55,6 +55,64 @@ def _changed_files(artifact: Path, twin: Path) -> list[str]:
     return sorted({path for path, _ in files})
 
 
+RECORDER = """
+import os, time
+from cupola_platform import durable
+
+log = os.open(os.environ["CUPOLA_TEST_SYNCED"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+fsync, sync_file_system = os.fsync, durable.sync_file_system
+
+def recorded_fsync(file):
+    fsync(file)
+    now = os.fstat(file)
+    os.write(log, f"{now.st_dev} {now.st_ino} {now.st_mtime_ns} {now.st_size}\\n".encode())
+
+def recorded_sync(folder):
+    began = time.time_ns()
+    sync_file_system(folder)
+    os.write(log, f"all {began}\\n".encode())
+
+os.fsync, durable.sync_file_system = recorded_fsync, recorded_sync
+"""
+"""A sitecustomize.py that notes what a process has synced."""
+
+
+@dataclass(frozen=True)
+class PowerCut:
+    """What a machine that loses its power does to files: names are there (file systems keep a journal of them), and of what
+    was not synced the bytes are gone. Works on what processes wrote that were started with `environment`."""
+
+    folder: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        path = os.pathsep.join([str(self.folder), os.environ.get("PYTHONPATH", "")])
+        return {**os.environ, "PYTHONPATH": path, "CUPOLA_TEST_SYNCED": str(self.folder / "synced")}
+
+    def strike(self, *folders: Path) -> list[Path]:
+        """Empty every file that was not synced; returns those that held something."""
+        lines = [line.split() for line in (self.folder / "synced").read_text().splitlines()]
+        synced = {tuple(map(int, line)) for line in lines if len(line) == 4}
+        everything = max((int(line[1]) for line in lines if line[0] == "all"), default=0)
+        lost = []
+        for path in sorted(path for folder in folders for path in folder.rglob("*") if path.is_file()):
+            now = path.stat()
+            known = (now.st_dev, now.st_ino, now.st_mtime_ns, now.st_size) in synced
+            if now.st_size and not known and now.st_mtime_ns > everything:
+                os.truncate(path, 0)
+                lost.append(path)
+        return lost
+
+
+@pytest.fixture
+def power_cut(tmp_path: Path) -> PowerCut:
+    """For tests of a machine that goes down."""
+    folder = tmp_path / "power_cut"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(RECORDER)
+    return PowerCut(folder)
+
+
 @pytest.fixture(scope="session")
 def result_folder() -> Callable[[Path], Path]:
     """The folder that a job's stage publishes, of the job's own folder."""

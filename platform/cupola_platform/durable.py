@@ -22,6 +22,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a small file in one piece, in UTF-8."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder outlive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -104,6 +104,7 @@ def dump(row: Mapping[str, Any]) -> bytes:
 
 def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as JSON lines in UTF-8; the file is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
         file.writelines(map(dump, rows))

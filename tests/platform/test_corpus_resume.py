@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -62,11 +63,12 @@ def config_of(folder: Path, sources: int, documents: int) -> PrepareConfig:
     )
 
 
-def start(config: PrepareConfig, to: Path) -> subprocess.Popen[bytes]:
+def start(config: PrepareConfig, to: Path, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
     from pydantic import TypeAdapter
 
     told = TypeAdapter(PrepareConfig).dump_json(config)
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, told.decode(), str(to)], stderr=subprocess.PIPE)
+    command = [sys.executable, "-c", SCRIPT, told.decode(), str(to)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, env=environment)
 
 
 def markers(work: Path) -> dict[str, int]:
@@ -107,6 +109,30 @@ def test_a_killed_preparation_repeats_no_finished_task_and_gives_the_same_bytes(
     assert {name: after[name] for name in before} == before
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert not work.exists()
+
+
+def test_a_machine_that_goes_down_costs_no_finished_task_and_gives_the_same_bytes(
+    tmp_path: Path, power_cut: Any
+) -> None:
+    config = config_of(tmp_path / "raw", sources=4, documents=10)
+    prepare(config, tmp_path / "whole")
+    lost: list[Path] = []
+    for count in (1, 6, 12):
+        process = start(config, tmp_path / "out", power_cut.environment)
+        wait_for(tmp_path / "out.work", count)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        for each in [psutil.Process(process.pid), *workers]:
+            each.kill()
+        process.communicate()
+        psutil.wait_procs(workers, timeout=20)
+        before = markers(tmp_path / "out.work")
+        assert len(before) >= count
+        lost += power_cut.strike(tmp_path / "out.work", *tmp_path.glob("out"))
+    assert lost
+    after: dict[str, int] = {}
+    prepare(config, tmp_path / "out", progress=lambda *_: after.update(markers(tmp_path / "out.work")))
+    assert {name: after[name] for name in before} == before
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cupola_platform.durable import replacing
+from cupola_platform.durable import write_text
 from cupola_trainer.checkpoint.description import read_training
 from cupola_trainer.config import FaultConfig
 
@@ -100,8 +100,7 @@ class Rollbacks:
     def add(self, rollback: Rollback) -> None:
         """Keep one, synced to disk."""
         self.done.append(rollback)
-        with replacing(self.path) as file:
-            file.write(json.dumps([asdict(entry) for entry in self.done], indent=1).encode())
+        write_text(self.path, json.dumps([asdict(entry) for entry in self.done], indent=1))
 
     def go_back(self, checkpoints: Path, from_step: int, end_sample: int, reason: str) -> Rollback:
         """Choose a checkpoint, or the beginning where none is left; remove those after it, and keep that. The first rank calls it.

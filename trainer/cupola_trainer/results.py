@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cupola_platform.durable import replacing, sync_file_system
+from cupola_platform.durable import sync_file_system, write_text
 from cupola_trainer.metrics import read_metrics
 
 
@@ -31,5 +31,4 @@ def _seconds_at_work(lines: list[dict[str, Any]]) -> float:
 def write_result(output: Path, result: dict[str, object]) -> None:
     """Write result.json in one piece: from then on the job is complete, and what it wrote before is on disk."""
     sync_file_system(output)
-    with replacing(output / "result.json") as file:
-        file.write(json.dumps(result, indent=2).encode())
+    write_text(output / "result.json", json.dumps(result, indent=2))

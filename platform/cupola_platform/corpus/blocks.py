@@ -157,6 +157,6 @@ def sum_tallies(work: Path, step: str, sources: Sequence[str]) -> dict[str, Tall
 
 
 def write(path: Path, text: str) -> None:
-    """Write a small file into a folder that may not be there yet."""
+    """Write a small file into a folder that may not be there yet. Its task syncs it: see `execution.Sync`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")

@@ -19,7 +19,7 @@ from typing import Any
 from datatrove.pipeline.base import PipelineStep
 from pydantic import TypeAdapter
 
-from cupola_platform.corpus.blocks import Apply, Load, Read, Save, sum_tallies, write
+from cupola_platform.corpus.blocks import Apply, Load, Read, Save, sum_tallies
 from cupola_platform.corpus.checking import classifiers
 from cupola_platform.corpus.classifier import LearnClassifier
 from cupola_platform.corpus.clusters import cluster_sizes
@@ -45,6 +45,7 @@ from cupola_platform.corpus.report import Account, write_report
 from cupola_platform.corpus.shards import token_dtype
 from cupola_platform.corpus.storage import first_indices, read_array
 from cupola_platform.corpus.tokenizing import MakeTokenizer, Tokenize, Written, join, write_index
+from cupola_platform.durable import write_text
 from cupola_platform.errors import CupolaError, SourceError
 
 
@@ -103,7 +104,7 @@ class Preparation:
         with self._timed(name):
             if not self.runner.finished(name, self.tasks):
                 cutoffs = cutoffs_of(documents, self.tasks, percentile)
-                write(told, json.dumps(cutoffs))
+                write_text(told, json.dumps(cutoffs))
                 blocks = [Load(documents), *self._apply([PercentileFilter(cutoffs), *then]), Save(kept)]
                 self.runner.run(name, blocks, self.tasks)
             shutil.rmtree(documents, ignore_errors=True)
@@ -138,7 +139,9 @@ class Preparation:
                 ranges = max(1, -(-int(first_indices(documents, self.tasks)[-1]) // RANGE_DOCUMENTS))
                 self.runner.run("find equal", [FindEqual(documents, self.tasks, equal)], ranges)
                 found = cluster_sizes(equal, documents, first_indices(documents, self.tasks))
-                write(self.work / "clusters.json", json.dumps(found, ensure_ascii=False))  # now: they are removed below
+                write_text(
+                    self.work / "clusters.json", json.dumps(found, ensure_ascii=False)
+                )  # now: they are removed below
                 drops = DropDuplicates(step, "exact duplicate", documents, self.tasks, equal, self.work)
                 self.runner.run(step, [Load(documents), drops, *then, Save(to)], self.tasks)
             shutil.rmtree(documents, ignore_errors=True)
@@ -224,7 +227,7 @@ class Preparation:
             "vocab_size": vocab_size,
             "seconds": self.seconds,
         }
-        write(self.work / "result.json", json.dumps(result, ensure_ascii=False))
+        write_text(self.work / "result.json", json.dumps(result, ensure_ascii=False))
 
     def _clusters(self, documents: Path) -> dict[str, dict[str, Any]]:
         """What is known of clusters of duplicates, by step; `documents` are those that near ones are known by."""
@@ -294,7 +297,7 @@ def main(work: Path, to: Path) -> int:
     try:
         Preparation(config, work, to, runner).run()
     except CupolaError as error:
-        write(work / "error.json", json.dumps({"type": type(error).__name__, "message": str(error)}))
+        write_text(work / "error.json", json.dumps({"type": type(error).__name__, "message": str(error)}))
         return error.exit_code
     return 0
 

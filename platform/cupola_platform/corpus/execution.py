@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 
 from cupola_platform.corpus.config import ExecutorConfig
-from cupola_platform.corpus.documents import DEAD_WORKER, Progress
+from cupola_platform.corpus.documents import DEAD_WORKER, Document, Progress
+from cupola_platform.durable import sync_file_system
 from cupola_platform.errors import StageFailedError
 
 POLL_SECONDS = 0.25
@@ -51,7 +52,7 @@ class Runner:
             watch = threading.Thread(target=self._watch, args=(name, folder, tasks, ended), daemon=True)
             watch.start()
             try:
-                self._executor(list(pipeline), tasks, folder).run()
+                self._executor([*pipeline, Sync(self.work)], tasks, folder).run()
             finally:
                 ended.set()
                 watch.join()
@@ -91,6 +92,20 @@ class Runner:
             if missed == MISSED_POLLS:
                 print(f"A worker process died in {name}", file=sys.stderr, flush=True)
                 os._exit(DEAD_WORKER)
+
+
+class Sync(PipelineStep):  # type: ignore[misc]
+    """The last step of every task: what it wrote is on disk before its completion marker says that it is done."""
+
+    type, name = "writer", "sync"
+
+    def __init__(self, work: Path) -> None:
+        super().__init__()
+        self.work = work
+
+    def run(self, data: Iterable[Document] | None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        yield from data or ()
+        sync_file_system(self.work)
 
 
 def _on_ray(config: ExecutorConfig, options: dict[str, Any]) -> PipelineExecutor:

@@ -15,6 +15,7 @@ from cupola_platform.corpus.quality import QualityFilter
 from cupola_platform.corpus.sources import source_pieces
 from cupola_platform.corpus.toxicity import ToxicityFilter
 from cupola_platform.corpus.unicode_repair import UnicodeRepair
+from cupola_platform.durable import sync_file_system, write_text
 
 PIECE_BYTES = 4_000_000
 """Stored bytes that one task reads, or more where there would be over `MAX_PIECES` of a source: whole files in any case."""
@@ -62,5 +63,6 @@ def plan(config: PrepareConfig, work: Path) -> list[str]:
     for rank, (name, piece) in enumerate(tasks):
         write(folder / f"{rank:05d}.json", json.dumps({"source": name, "entries": piece}))
     sources = [name for name, _ in tasks]
-    write(done, json.dumps(sources))
+    sync_file_system(folder)
+    write_text(done, json.dumps(sources))
     return sources

@@ -18,6 +18,7 @@ from cupola_platform.corpus.checking import check_config, file_digests, named_so
 from cupola_platform.corpus.config import PrepareConfig
 from cupola_platform.corpus.documents import DEAD_WORKER, Counts, Progress, Tally
 from cupola_platform.corpus.sources import source_state
+from cupola_platform.durable import write_text
 from cupola_platform.errors import BY_NAME, ConfigError, CupolaError, StageFailedError
 from cupola_platform.launch import tether
 
@@ -107,7 +108,7 @@ def _resume(config: PrepareConfig, work: Path, given: Mapping[str, Any]) -> None
     if not told_before.exists() or json.loads(told_before.read_text(encoding="utf-8")) != same:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        told_before.write_text(json.dumps(same), encoding="utf-8")
+        write_text(told_before, json.dumps(same))
     (work / "config.json").write_text(json.dumps(told), encoding="utf-8")
     for name, value in given.items():
         (work / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")

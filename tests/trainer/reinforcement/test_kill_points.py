@@ -83,15 +83,15 @@ def test_five_kills_leave_no_trace(
         "rollout": RolloutConfig(queries=8, group_size=4, epochs=2, max_new_tokens=12),
         "rewards": (PythonReward(function="toy_rewards:spaces"),),
     }
-    data = {
+    kinds: dict[str, Callable[[], GrpoData | PpoData | OnlineDpoData]] = {
         "grpo": lambda: GrpoData(**shared),
         "online_dpo": lambda: OnlineDpoData(**shared),
         "ppo": lambda: PpoData(
             **shared, value_warmup_steps=5, value_optimizer=OptimizerConfig(lr=1e-3), kl_target=1.0, kl_horizon=200.0
         ),
-    }[kind]()
+    }
     victim = TrainJob(
-        output=tmp_path / "victim", initial=material / "policy", data=data, steps=STEPS, seed=3,
+        output=tmp_path / "victim", initial=material / "policy", data=kinds[kind](), steps=STEPS, seed=3,
         optimizer=OptimizerConfig(lr=3e-3), checkpoint=CheckpointConfig(every=3), evaluate_every=10,
         batch=BatchConfig(sequence_length=48, micro_batch_size=4, global_batch_size=8),
     )  # fmt: skip
