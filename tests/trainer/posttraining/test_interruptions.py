@@ -117,7 +117,8 @@ def wait_for_steps(job: TrainJob, running: RunningJob, count: int) -> None:
 
 def processes(running: RunningJob) -> list[psutil.Process]:
     """The one above torchrun, torchrun, and the ranks."""
-    return [parent := psutil.Process(running.pid), *parent.children(recursive=True)]
+    above = psutil.Process(running.pid)
+    return [above, *above.children(recursive=True)]
 
 
 @pytest.mark.slow
