@@ -3,7 +3,6 @@ where a call is all that is needed, and imported only to register."""
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,15 @@ from typing import Any
 import httpx
 
 from cupola_flows.nearest import did_you_mean
+from cupola_flows.prefect_api import PrefectApi
 from cupola_flows.recipe import Recipe, find_recipe, load_recipe, shipped
-from cupola_flows.services import WORK_POOL, find_prefect, prefect_client, prefect_environment
+from cupola_flows.services import find_prefect
+from cupola_flows.work_pool import WORK_POOL, ensure_work_pool
+from cupola_platform import credential
 from cupola_platform.errors import ConfigError, NotFoundError, ServiceError
 from cupola_platform.settings import Settings, load_settings
 
 FLOW = "lifecycle"
-CONCURRENT_RUNS = 1
-"""Runs of one worker's machine at a time: a run takes all of its cores."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,14 @@ def deploy(name_or_path: str, settings: Settings) -> str:
         ServiceError: no server runs.
     """
     recipe = load_recipe(name_or_path)
-    url = _server(settings)
-    os.environ.update(prefect_environment(settings, url))
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
+    api = _server(settings)
+    ensure_work_pool(api)
+    os.environ.update(api.environment(settings))
     from prefect.client.schemas.schedules import CronSchedule
-    from prefect.exceptions import ObjectAlreadyExists
     from prefect.flows import EntrypointType
 
     from cupola_flows.lifecycle import lifecycle
 
-    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
-        client.create_work_pool(WorkPoolCreate(name=WORK_POOL, type="process", concurrency_limit=CONCURRENT_RUNS))
     deployment = lifecycle.to_deployment(
         name=recipe.name,
         description=recipe.description,
@@ -88,7 +84,7 @@ def submit(
     """
     settings = settings or load_settings()
     loaded = load_recipe(recipe, overrides)
-    with prefect_client(settings, _server(settings), timeout=30) as client:
+    with _server(settings).client(timeout=30) as client:
         found = client.get(f"/deployments/name/{FLOW}/{loaded.name}")
         if found.status_code == 404:
             known = [each["name"] for each in _posted(client, "/deployments/filter", {})]
@@ -108,7 +104,7 @@ def submit(
 def flow_run(run_id: str, settings: Settings | None = None) -> dict[str, Any]:
     """A flow run as the server has it: state, times, parameters."""
     settings = settings or load_settings()
-    with prefect_client(settings, _server(settings), timeout=30) as client:
+    with _server(settings).client(timeout=30) as client:
         response = client.get(f"/flow_runs/{run_id}")
         if response.status_code != 200:
             raise NotFoundError(f"The Prefect server knows no flow run {run_id}.")
@@ -122,16 +118,18 @@ def _posted(client: httpx.Client, path: str, body: Mapping[str, Any]) -> Any:
     return response.json()
 
 
-def _server(settings: Settings) -> str:
-    url = find_prefect(settings)
-    if not url:
+def _server(settings: Settings) -> PrefectApi:
+    api = find_prefect(settings)
+    if not api:
         raise ServiceError("No Prefect server runs. Start one with `cupola up`.")
-    with prefect_client(settings, url, timeout=30) as client:
-        if client.get("/admin/version").status_code == 401:
-            raise ServiceError(
-                f"{url} refused the credential. Set CUPOLA_PREFECT_API_AUTH_STRING to the server's own, as user:password."
-            )
-    return url
+    with api.client(timeout=30) as client:
+        if client.get("/admin/version").status_code != 401:
+            return api
+    if settings.prefect_api_url:
+        next_move = "Set CUPOLA_PREFECT_API_AUTH_STRING to the server's own, as user:password."
+    else:
+        next_move = f"{settings.home / credential.FILE} is not its own. Run `cupola down`, then `cupola up`."
+    raise ServiceError(f"{api.url} refused the credential. {next_move}")
 
 
 def _reference(name_or_path: str) -> str:

@@ -10,9 +10,10 @@ from pathlib import Path
 import httpx
 
 from cupola_flows.display import Display
+from cupola_flows.prefect_api import PrefectApi, own_prefect
 from cupola_flows.recipe import load_recipe
 from cupola_flows.schema import select
-from cupola_flows.services import find_prefect, own_prefect, prefect_client, prefect_environment
+from cupola_flows.services import find_prefect
 from cupola_flows.session import Session
 from cupola_flows.validation import validate
 from cupola_platform.errors import ConfigError
@@ -73,13 +74,13 @@ def run_under_prefect(session: Session) -> None:
     settings = session.workspace.settings
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    with _server(session) as url:
+    with _server(session) as api:
         from prefect.logging.handlers import APILogWorker
 
         from cupola_flows.lifecycle import SERVER_IS_GONE, SESSION, lifecycle
 
         SESSION.set(session)
-        with _cancelled_from_the_server(session, url):
+        with _cancelled_from_the_server(session, api):
             try:
                 lifecycle(
                     recipe=session.recipe.name,
@@ -98,29 +99,29 @@ def run_under_prefect(session: Session) -> None:
 
 
 @contextmanager
-def _server(session: Session) -> Iterator[str]:
+def _server(session: Session) -> Iterator[PrefectApi]:
     """A Prefect server: one that answers, or one of our own, which starts while Prefect is imported."""
     settings = session.workspace.settings
     found = find_prefect(settings)
     if found:
-        os.environ.update(prefect_environment(settings, found))
+        os.environ.update(found.environment(settings))
         yield found
         return
     session.display.say("Starting a Prefect server for this run (the first start makes its database).")
     with own_prefect(settings) as server:
-        os.environ.update(prefect_environment(settings, server.url))  # read when Prefect is imported
+        os.environ.update(server.api.environment(settings))  # read when Prefect is imported
         import prefect  # noqa: F401  # seconds that the server needs too
 
         yield server.wait()
 
 
 @contextmanager
-def _cancelled_from_the_server(session: Session, url: str) -> Iterator[None]:
+def _cancelled_from_the_server(session: Session, api: PrefectApi) -> Iterator[None]:
     """Ask the server whether someone has cancelled the run there, and if so, interrupt it as Ctrl-C does."""
     done = threading.Event()
 
     def ask() -> None:
-        with prefect_client(session.workspace.settings, url, timeout=10) as client:
+        with api.client(timeout=10) as client:
             while not done.wait(ASK_EVERY):
                 if any(_is_cancelled(client, run) for run in session.prefect_ids()):
                     os.kill(os.getpid(), signal.SIGINT)

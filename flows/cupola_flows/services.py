@@ -1,33 +1,22 @@
 """The servers on this machine: Prefect and its worker, MLflow, the console. Started, found again, ended."""
 
-import base64
 import json
-import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import httpx
 import psutil
+from pydantic import SecretStr
 
+from cupola_flows.prefect_api import GRACE, NO_TELEMETRY, PrefectApi, prefect_command
 from cupola_flows.processes import answers, end_trees, free_port, spawn, wait_for
+from cupola_platform import credential
 from cupola_platform.errors import ServiceError
 from cupola_platform.settings import Settings
 
-WORK_POOL = "cupola"
-GRACE = 10.0
-"""Seconds between SIGTERM and SIGKILL of a server."""
 WORKER_GRACE = 35.0
-"""The same of the worker: a run that it carries out saves first."""
-NO_TELEMETRY = {
-    "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false",
-}
+"""Seconds between SIGTERM and SIGKILL of the worker: a run that it carries out saves first."""
 
 
 @dataclass(frozen=True)
@@ -50,88 +39,34 @@ class Service:
             return False
 
 
-def prefect_environment(settings: Settings, url: str | None = None) -> dict[str, str]:
-    """Variables that keep Prefect inside the workspace, and point its clients at `url`."""
-    settings_of_prefect = {
-        "PREFECT_HOME": str(settings.home / "prefect"),
-        "PREFECT_PROFILES_PATH": str(settings.home / "prefect" / "profiles.toml"),
-        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
-        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
-        **NO_TELEMETRY,
-    }
-    if settings.prefect_api_auth_string:
-        secret = settings.prefect_api_auth_string.get_secret_value()
-        settings_of_prefect |= {"PREFECT_API_AUTH_STRING": secret, "PREFECT_SERVER_API_AUTH_STRING": secret}
-    return settings_of_prefect | ({"PREFECT_API_URL": url} if url else {})
-
-
-def prefect_client(settings: Settings, url: str, timeout: float) -> httpx.Client:
-    """A client of a Prefect server's API that bears the settings' credential."""
-    secret = settings.prefect_api_auth_string
-    basic = base64.b64encode(secret.get_secret_value().encode()).decode() if secret else ""
-    return httpx.Client(base_url=url, timeout=timeout, headers={"Authorization": f"Basic {basic}"} if basic else {})
-
-
-def find_prefect(settings: Settings) -> str | None:
-    """The API of a Prefect server that answers: the settings', or the one that `cupola up` started."""
+def find_prefect(settings: Settings) -> PrefectApi | None:
+    """A Prefect server that answers: the settings', or the one that `cupola up` started."""
     if settings.prefect_api_url:
         if not answers(f"{settings.prefect_api_url}/health"):
             raise ServiceError(
                 f"prefect_api_url={settings.prefect_api_url} does not answer. Start that server, or leave the setting "
                 "out to let one start on this machine."
             )
-        return settings.prefect_api_url
+        return PrefectApi(settings.prefect_api_url, settings.prefect_api_auth_string)
     service = load(settings, "prefect")
-    return service.url if service and service.alive() and answers(service.health) else None
-
-
-@contextmanager
-def own_prefect(settings: Settings) -> Iterator["PrefectServer"]:
-    """A Prefect server that ends with the block, and with this process whatever ends it. Not waited for yet."""
-    server = PrefectServer(settings)
-    try:
-        yield server
-    finally:
-        server.stop()
-
-
-class PrefectServer:
-    """A server of the API alone, for one run."""
-
-    def __init__(self, settings: Settings) -> None:
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}/api"
-        self.log = settings.home / "logs" / "prefect-run.log"
-        command = [*prefect_command(port), "--no-ui", "--no-services"]
-        self.process = spawn(command, self.log, prefect_environment(settings), ends_with_us=True)
-
-    def wait(self) -> str:
-        """The API's URL, once it answers. Raises ServiceError."""
-        wait_for(f"{self.url}/health", lambda: self.process.poll() is None, "Prefect's server", self.log)
-        return self.url
-
-    def stop(self) -> None:
-        end_trees([self.process.pid], GRACE)
-        self.process.wait()
-
-
-def prefect_command(port: int) -> list[str]:
-    return [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    if service and service.alive() and answers(service.health):
+        return PrefectApi(service.url, credential.read(settings.home))
+    return None
 
 
 def up(settings: Settings) -> list[Service]:
-    """Start what does not run yet; give all of it. Idempotent.
+    """Start what does not run yet; give all of it. Idempotent. The first one to start gets a new credential made for all.
 
     Raises:
         ServiceError: a server ended, or did not answer in time; names its log.
     """
     (settings.home / "pids").mkdir(parents=True, exist_ok=True)
-    services = [service for service in (_prefect(settings), _mlflow(settings)) if service]
-    url = settings.prefect_api_url or services[0].url
+    secret = _credential(settings)
+    services = [service for service in (_prefect(settings, secret), _mlflow(settings, secret)) if service]
     for service in services:
         _ready(settings, service)
-    services.append(_worker(settings, url))
-    services.append(_console(settings, url, services))
+    services.append(_worker(settings))
+    services.append(_console(settings, secret, services))
     _ready(settings, services[-1])
     return services
 
@@ -145,6 +80,7 @@ def down(settings: Settings) -> list[str]:
         ended += [service.name for service in living]
         for name in names:
             _record(settings, name).unlink(missing_ok=True)
+    credential.remove(settings.home)
     return ended
 
 
@@ -168,57 +104,67 @@ def tracking_server(settings: Settings) -> str | None:
     return service.url if service and service.alive() else None
 
 
-def _prefect(settings: Settings) -> Service | None:
+def _credential(settings: Settings) -> SecretStr:
+    """What every server of the workspace asks for: made anew when none of them lives."""
+    known = credential.read(settings.home)
+    if known and status(settings):
+        return known
+    made = credential.generate()
+    credential.keep(settings.home, made)
+    return made
+
+
+def _prefect(settings: Settings, secret: SecretStr) -> Service | None:
     if settings.prefect_api_url:
         return None
     port = free_port(4200)
-    url = f"http://127.0.0.1:{port}/api"
-    environment = prefect_environment(settings, url) | {"PREFECT_UI_API_URL": url}
-    return _keep(settings, "prefect", prefect_command(port), environment, url, f"{url}/health")
+    api = PrefectApi(f"http://127.0.0.1:{port}/api", secret)
+    environment = api.server_environment(settings) | {"PREFECT_UI_API_URL": api.url}
+    return _keep(settings, "prefect", prefect_command(port), environment, api.url, f"{api.url}/health")
 
 
-def _mlflow(settings: Settings) -> Service | None:
+def _mlflow(settings: Settings, secret: SecretStr) -> Service | None:
     if settings.mlflow_tracking_uri:
         return None
     port = free_port(5000)
     command = [
-        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *(sys.executable, "-m", "mlflow", "server", "--app-name", "cupola"),
+        *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", settings.tracking_uri),
         *("--artifacts-destination", str(settings.home / "mlflow-artifacts")),
     ]
-    url = f"http://127.0.0.1:{port}"
-    return _keep(settings, "mlflow", command, NO_TELEMETRY, url, f"{url}/health")
-
-
-def _worker(settings: Settings, url: str) -> Service:
-    environment = prefect_environment(settings, url) | {
+    environment = NO_TELEMETRY | {
         "CUPOLA_HOME": str(settings.home),
-        "CUPOLA_PREFECT_API_URL": url,
-        "PREFECT_WORKER_QUERY_SECONDS": "5",
+        "CUPOLA_MLFLOW_AUTH_STRING": secret.get_secret_value(),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    prefect = [sys.executable, "-m", "prefect"]
-    command = [*prefect, "worker", "start", "--pool", WORK_POOL, "--type", "process", "--name", f"cupola-{os.getpid()}"]
-    return _keep(settings, "worker", command, environment, "", "")
+    url = f"http://127.0.0.1:{port}"
+    return _keep(settings, "mlflow", command, environment, url, f"{url}/health")
 
 
-def _console(settings: Settings, url: str, services: Sequence[Service]) -> Service:
+def _worker(settings: Settings) -> Service:
+    environment = {"CUPOLA_HOME": str(settings.home), "PREFECT_WORKER_QUERY_SECONDS": "5"}
+    return _keep(settings, "worker", [sys.executable, "-m", "cupola_flows.worker"], environment, "", "")
+
+
+def _console(settings: Settings, secret: SecretStr, services: Sequence[Service]) -> Service:
     from importlib.util import find_spec
 
     spec = find_spec("cupola_dashboards")
     if spec is None or not spec.submodule_search_locations:
         raise ServiceError("The console's package cupola_dashboards is not installed. Install cupola again.")
     port = free_port(8501)
-    page = Path(spec.submodule_search_locations[0]) / "console.py"
+    page = Path(spec.submodule_search_locations[0]) / "server.py"
     command = [
         *(sys.executable, "-m", "streamlit", "run", str(page), "--server.address", "127.0.0.1"),
         *("--server.port", str(port), "--server.headless", "true", "--browser.gatherUsageStats", "false"),
     ]
     pages = {service.name: service.url.removesuffix("/api") for service in services if service.url}
-    environment = {
-        **prefect_environment(settings, url),
+    password = settings.console_password
+    environment = NO_TELEMETRY | {
         "CUPOLA_HOME": str(settings.home),
-        "CUPOLA_PREFECT_API_URL": url,
         "CUPOLA_PAGES": json.dumps(pages),
+        "CUPOLA_CONSOLE_PASSWORD": password.get_secret_value() if password else credential.password(secret),
     }
     return _keep(
         settings, "console", command, environment, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port}/_stcore/health"

@@ -4,10 +4,16 @@ import difflib
 import os
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from cupola_platform.errors import ConfigError
 
@@ -49,8 +55,15 @@ class Settings(BaseSettings):
     """A Prefect server, as `http://127.0.0.1:4200/api`; none starts one on this machine when a run needs it."""
 
     prefect_api_auth_string: SecretStr | None = None
-    """`user:password` that the Prefect server asks for, as its own PREFECT_SERVER_API_AUTH_STRING says; a server that
-    Cupola starts asks for it too. None for a server that lets everyone in who reaches it."""
+    """`user:password` that the server of `prefect_api_url` asks for: its PREFECT_SERVER_API_AUTH_STRING. None for a server
+    that lets everyone in who reaches it. A server that Cupola starts has a credential of its own."""
+
+    mlflow_auth_string: SecretStr | None = None
+    """The same of the server of `mlflow_tracking_uri`."""
+
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Names by which people and programs reach the servers that run here, besides this machine's loopback names, such as
+    `mlflow,cupola.example.org`. A request for any other host is refused."""
 
     max_processes: int | None = Field(default=None, ge=1)
     """Training processes that this machine may run at once; none for one a core."""
@@ -62,6 +75,15 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, home: Path) -> Path:
         return home.expanduser().absolute()
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _names(cls, names: Any) -> Any:
+        return (
+            tuple(name.strip().lower() for name in names.split(",") if name.strip())
+            if isinstance(names, str)
+            else names
+        )
 
     @field_validator("store_url")
     @classmethod

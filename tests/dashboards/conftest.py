@@ -24,7 +24,7 @@ from cupola_platform.corpus.page import render
 from cupola_platform.workspace import Workspace
 
 CHROMIUM = "/usr/bin/chromium"
-CONSOLE = Path(cupola_dashboards.__file__).parent / "console.py"
+CONSOLE = Path(cupola_dashboards.__file__).parent / "server.py"
 EPOCH = 1_700_000_000.0
 
 REPORT: dict[str, Any] = {

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from cupola_flows import deployments
-from cupola_flows.services import own_prefect
+from cupola_flows.prefect_api import own_prefect
 from cupola_platform.settings import Settings, load_settings
 
 
@@ -19,11 +19,21 @@ from cupola_platform.settings import Settings, load_settings
 def served(tmp_path: Path) -> Iterator[Settings]:
     """Settings that name a Prefect server with the recipe `tiny` deployed. No worker: nothing is trained."""
     with own_prefect(load_settings(tmp_path / "workspace")) as server:
-        settings = Settings(home=tmp_path / "workspace", prefect_api_url=server.wait())
+        api = server.wait()
+        settings = Settings(
+            home=tmp_path / "workspace", prefect_api_url=api.url, prefect_api_auth_string=api.credential
+        )
         command = [str(Path(sys.executable).with_name("cupola")), "deploy", "tiny", "--workspace", str(settings.home)]
-        environment = {**os.environ, "CUPOLA_PREFECT_API_URL": server.url}
-        subprocess.run(command, check=True, capture_output=True, timeout=500, env=environment)
+        subprocess.run(command, check=True, capture_output=True, timeout=500, env={**os.environ, **variables(settings)})
         yield settings
+
+
+def variables(settings: Settings) -> dict[str, str]:
+    assert settings.prefect_api_auth_string
+    return {
+        "CUPOLA_PREFECT_API_URL": str(settings.prefect_api_url),
+        "CUPOLA_PREFECT_API_AUTH_STRING": settings.prefect_api_auth_string.get_secret_value(),
+    }
 
 
 @pytest.mark.slow  # a Prefect server with a new database, a deployment, a console
@@ -31,7 +41,7 @@ def test_a_filled_in_recipe_is_started_through_its_deployment(
     served: Settings, tab: Page, settled: Callable[[], None], tmp_path: Path, serve_with: Callable[..., Any]
 ) -> None:
     api = str(served.prefect_api_url)
-    with serve_with(served.home, tmp_path, {"CUPOLA_PREFECT_API_URL": api}) as address:
+    with serve_with(served.home, tmp_path, variables(served)) as address:
         tab.goto(f"{address}/launch")
         tab.get_by_role("combobox", name="Recipe").click()
         tab.get_by_role("option", name="tiny", exact=True).click()

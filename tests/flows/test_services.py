@@ -1,5 +1,6 @@
 """The servers of `cupola up`, a deployment whose schedule fires, a run through the worker, and its cancellation."""
 
+import base64
 import json
 import time
 import urllib.request
@@ -14,11 +15,19 @@ Eventually = Callable[[Callable[[], bool], float, str], None]
 pytestmark = pytest.mark.timeout(900)
 
 
-def ask(url: str, body: dict[str, Any] | None = None) -> Any:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data=data, headers={"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as response:
-        return json.loads(response.read() or "null")
+class Api:
+    """Prefect's API, asked with the credential of the workspace."""
+
+    def __init__(self, cupola: Any, url: str) -> None:
+        self.url = f"{url}/api"
+        self.basic = base64.b64encode((cupola.workspace / "credential").read_bytes().strip()).decode()
+
+    def __call__(self, path: str, body: dict[str, Any] | None = None, method: str | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"content-type": "application/json", "authorization": f"Basic {self.basic}"}
+        request = urllib.request.Request(f"{self.url}{path}", data=data, headers=headers, method=method)
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return json.loads(response.read() or "null")
 
 
 @pytest.fixture
@@ -42,8 +51,8 @@ def test_servers_start_a_schedule_fires_and_a_submitted_run_is_cancelled_from_th
     recipe.write_text(recipe.read_text().replace("seed: 3", 'seed: 3\nschedule: "* * * * *"'))
     deployed = cupola("deploy", str(recipe))
     assert deployed.returncode == 0, deployed.stderr
-    api = f"{services['prefect']['url']}/api"
-    deployment = ask(f"{api}/deployments/name/lifecycle/short")
+    api = Api(cupola, services["prefect"]["url"])
+    deployment = api("/deployments/name/lifecycle/short")
     assert set(deployment["parameter_openapi_schema"]["properties"]) == {"recipe", "overrides", "only", "workspace"}
     assert deployment["schedules"][0]["schedule"]["cron"] == "* * * * *"
 
@@ -51,29 +60,23 @@ def test_servers_start_a_schedule_fires_and_a_submitted_run_is_cancelled_from_th
         wanted = {
             "flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}, "deployment_id": {"any_": [deployment["id"]]}}
         }
-        return any(run["auto_scheduled"] for run in ask(f"{api}/flow_runs/filter", wanted))
+        return any(run["auto_scheduled"] for run in api("/flow_runs/filter", wanted))
 
     eventually(fired, 400, "a scheduled run that is completed")
     assert [row["status"] for row in cupola.json("runs") if row["stage"] == "pretrain"][-1] == "completed"
     schedule = deployment["schedules"][0]["id"]
-    request = urllib.request.Request(
-        f"{api}/deployments/{deployment['id']}/schedules/{schedule}",
-        data=b'{"active": false}',
-        headers={"content-type": "application/json"},
-        method="PATCH",
-    )
-    urllib.request.urlopen(request, timeout=30).close()
+    api(f"/deployments/{deployment['id']}/schedules/{schedule}", {"active": False}, "PATCH")
 
     submitted = cupola.json("submit", str(recipe), "--set", "stages.pretrain.steps=4000")
     run = submitted["flow_run_id"]
     eventually(lambda: any(event.get("step", 0) > 25 for event in cupola.events()), 300, "the submitted run's steps")
     assert ranks(cupola) == 2
-    ask(f"{api}/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+    api(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
     started = time.monotonic()
     eventually(lambda: ranks(cupola) == 0, 30, "no rank after the cancellation")
     assert time.monotonic() - started < 30
     assert cupola.events()[-1]["status"] == "preempted"
-    eventually(lambda: ask(f"{api}/flow_runs/{run}")["state"]["type"] == "CANCELLED", 60, "the state CANCELLED")
+    eventually(lambda: api(f"/flow_runs/{run}")["state"]["type"] == "CANCELLED", 60, "the state CANCELLED")
 
     ended = cupola("down")
     assert ended.stdout.startswith("Ended ")

@@ -21,7 +21,7 @@ from cupola_flows.cli import (
     services,
     tokens,
 )
-from cupola_flows.services import NO_TELEMETRY
+from cupola_flows.prefect_api import NO_TELEMETRY
 from cupola_platform.errors import CupolaError, refusal
 
 app = typer.Typer(

@@ -11,6 +11,8 @@ from cupola_flows.deployments import deploy as register_deployment
 from cupola_flows.deployments import list_recipes
 from cupola_flows.deployments import submit as submit_run
 from cupola_flows.doctor import examine
+from cupola_platform import credential
+from cupola_platform.settings import Settings
 
 
 def register(app: typer.Typer) -> None:
@@ -22,13 +24,29 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: cupola doctor")(doctor)
 
 
-def up(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+def up(
+    show_credential: Annotated[
+        bool, typer.Option("--show-credential", help="Print what the servers' pages ask for.")
+    ] = False,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
     """Start Prefect's server and a worker, MLflow and the console on this machine; what runs already is left alone."""
-    found = services.up(settings_of(workspace))
+    settings = settings_of(workspace)
+    found = services.up(settings)
     rows = [{"service": each.name, "url": each.url.removesuffix("/api"), "pid": each.pid} for each in found]
     print_rows(rows, as_json=as_json, empty="")
     if not as_json:
+        print(_how_to_sign_in(settings, show_credential))
         print("End them with: cupola down")
+
+
+def _how_to_sign_in(settings: Settings, show: bool) -> str:
+    secret = credential.read(settings.home)
+    if not show or secret is None:
+        return f"Sign in as {credential.USER}; the password: cupola up --show-credential, or {settings.home / credential.FILE}"
+    whole, password = secret.get_secret_value(), credential.password(secret)
+    return f"Sign in as {credential.USER} with the password {password} (Prefect's page: {whole})"
 
 
 def down(workspace: WorkspaceOption = None) -> None:

@@ -1,0 +1,43 @@
+"""The credential of the servers that `cupola up` starts: `user:password`, in a file that only its owner can read."""
+
+import os
+import secrets
+from pathlib import Path
+
+from pydantic import SecretStr
+
+FILE = "credential"
+USER = "cupola"
+
+
+def generate() -> SecretStr:
+    """A new `cupola:PASSWORD`, with 192 bits of the system's randomness."""
+    return SecretStr(f"{USER}:{secrets.token_urlsafe(24)}")
+
+
+def keep(home: Path, credential: SecretStr) -> None:
+    """Write it as the workspace's credential. The file is never readable by others, not even for a moment."""
+    path = home / FILE
+    made = path.with_name(f"{FILE}.{os.getpid()}")
+    made.unlink(missing_ok=True)
+    with open(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(f"{credential.get_secret_value()}\n")
+    made.replace(path)
+
+
+def read(home: Path) -> SecretStr | None:
+    """The workspace's credential; None when no server has been started there."""
+    try:
+        text = (home / FILE).read_text().strip()
+    except OSError:
+        return None
+    return SecretStr(text) if text else None
+
+
+def remove(home: Path) -> None:
+    (home / FILE).unlink(missing_ok=True)
+
+
+def password(credential: SecretStr) -> str:
+    """The part after the user's name."""
+    return credential.get_secret_value().partition(":")[2]
