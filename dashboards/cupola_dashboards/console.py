@@ -1,10 +1,10 @@
-"""The console: navigation and sign-in. Started by `cupola up`, or by `streamlit run` with CUPOLA_HOME set."""
+"""The console: navigation and sign-in. `server.py` serves it."""
 
-import hmac
 from pathlib import Path
 
 import streamlit as st
 
+from cupola_dashboards.sign_in import sign_in
 from cupola_dashboards.views import annotate, checkpoints, corpus, launch, lineage, runs
 from cupola_dashboards.words import guarded
 from cupola_platform.settings import load_settings
@@ -31,18 +31,6 @@ def main() -> None:
         return
     st.navigation(pages, position="hidden")  # so that the address asked for is known, and kept
     sign_in(password.get_secret_value())
-
-
-def sign_in(password: str) -> None:
-    """Ask for the shared password; what is typed is compared in constant time."""
-    with st.columns([1, 1, 1])[1], st.form("sign-in"):
-        st.subheader("Sign in")
-        typed = st.text_input("Password", type="password", autocomplete="current-password")
-        if st.form_submit_button("Sign in", type="primary"):
-            if hmac.compare_digest(typed.encode(), password.encode()):
-                st.session_state["signed_in"] = True
-                st.rerun()
-            st.error("That is not the password. It is CUPOLA_CONSOLE_PASSWORD of whoever runs this console.")
 
 
 main()

@@ -1,6 +1,6 @@
 """Every page, run by Streamlit's own test harness in this process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import cupola_dashboards
+from cupola_dashboards import sign_in
 
 CONSOLE = Path(cupola_dashboards.__file__).parent / "console.py"
 PATIENCE = 120
@@ -82,20 +83,58 @@ def test_without_a_server_the_launch_page_says_how_to_start_one(in_workspace: An
 
 
 @pytest.fixture
-def guarded_console(in_workspace: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], AppTest]:
+def guarded_console(in_workspace: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], AppTest]]:
     monkeypatch.setenv("CUPOLA_CONSOLE_PASSWORD", "open sesame")
-    return lambda: AppTest.from_file(str(CONSOLE), default_timeout=PATIENCE).run()
+    sign_in.TRIES.forget()
+    yield lambda: AppTest.from_file(str(CONSOLE), default_timeout=PATIENCE).run()
+    sign_in.TRIES.forget()
+
+
+def type_password(page: AppTest, password: str) -> AppTest:
+    page.text_input[0].input(password)
+    return page.button[0].click().run()
 
 
 def test_with_a_password_nothing_is_shown_before_it_is_given(guarded_console: Callable[[], AppTest]) -> None:
     page = guarded_console()
     assert not page.metric
-    page.text_input[0].input("sesame")
-    page.button[0].click().run()
+    type_password(page, "sesame")
     assert "CUPOLA_CONSOLE_PASSWORD" in page.error[0].value
-    page.text_input[0].input("open sesame")
-    page.button[0].click().run()
+    type_password(page, "open sesame")
     assert page.title[0].value == "Runs"
+
+
+def test_after_five_wrong_passwords_each_has_to_wait_longer_in_every_session(
+    guarded_console: Callable[[], AppTest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(sign_in, "monotonic", lambda: clock[0])
+    for _ in range(4):
+        assert not type_password(guarded_console(), "wrong").warning
+    page = type_password(guarded_console(), "wrong")
+    assert page.warning[0].value == "Too many wrong passwords. The next one is looked at in 5 s."
+    clock[0] += 4.9
+    page = type_password(guarded_console(), "open sesame")
+    assert page.warning[0].value == "Too many wrong passwords. The next one is looked at in 1 s."
+    assert not page.title
+    clock[0] += 0.2
+    page = type_password(page, "wrong")
+    assert page.warning[0].value == "Too many wrong passwords. The next one is looked at in 10 s."
+    clock[0] += 10.1
+    assert type_password(page, "open sesame").title[0].value == "Runs"
+
+
+def test_a_hundred_guesses_take_more_than_an_hour(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(sign_in, "monotonic", lambda: clock[0])
+    tries = sign_in.Tries()
+    for guess in range(100):
+        assert not tries.admits(str(guess), "password")
+        clock[0] += tries.wait()
+    assert clock[0] == 5 + 10 + 20 + 40 + 92 * 60
+    assert tries.admits("password", "password")
 
 
 def test_a_setting_that_breaks_a_rule_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
