@@ -52,6 +52,8 @@ ROLLOUT = (
 VERIFIERS = (
     "cupola_trainer.evaluation.execution",
     "cupola_trainer.evaluation.confined",
+    "cupola_trainer.evaluation.sandbox",
+    "cupola_trainer.evaluation.workers",
     "cupola_trainer.evaluation.tasks",
 )
 QUESTIONS = (

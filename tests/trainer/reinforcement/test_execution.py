@@ -92,3 +92,144 @@ def test_ctypes_is_no_way_around(tmp_path: Path) -> None:
 def test_an_answer_sees_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUPOLA_SECRET", "x")
     assert passed("import os", ["assert 'CUPOLA_SECRET' not in os.environ"]) == 1
+
+
+LIBRARY = """import math, os, collections
+from dataclasses import dataclass
+from enum import Enum
+class Stack:
+    
+    made = 0
+    def __init__(self): self.items=[]; Stack.made += 1
+    def push(self,x): self.items.append(x); return self
+    def pop(self):
+        if not self.items: raise Empty("nothing")
+        return self.items.pop()
+    def __len__(self): return len(self.items)
+    def __iter__(self): return iter(self.items)
+    def __getitem__(self, i): return self.items[i]
+    @property
+    def top(self): return self.items[-1]
+class Empty(Exception): pass
+class Child(Stack): pass
+@dataclass
+class Point:
+    x: int
+    y: int = 0
+    def __add__(self, o): return Point(self.x+o.x, self.y+o.y)
+P = collections.namedtuple("P", "a b")
+class Color(Enum): RED=1; BLUE=2
+def point(): return P(1,2)
+def sort(x): x.sort()
+def rotate(m): m[:] = [list(r) for r in zip(*m[::-1])]
+def apply(f, x): return f(x)
+def gen(n):
+    for i in range(n): yield i
+def hello(): print("hello"); return input()
+def fail(): raise ValueError("no", 3)
+def total(*a, **k): return sum(a) + sum(k.values())
+def last(node):
+    while node.next: node = node.next
+    return node.value
+def link(a, b): a.next = b
+counter = 0
+def inc():
+    global counter
+    counter += 1
+_one = object()
+def one(): return _one
+def big(n): return 10**n
+class L(list): pass
+def el(): return L([1,2])
+class Ctx:
+    def __enter__(self): return 5
+    def __exit__(self, t, v, tb): return t is ValueError
+def fr():
+    from fractions import Fraction
+    return Fraction(1,3)
+"""
+USES = {
+    "methods, items and length": """s=Stack(); s.push(1).push(2); assert s.pop()==2 and len(s)==1 and list(s)==[1] and s[0]==1 and s.top==1 and 1 in s and 2 not in s and s""",
+    "an exception of the answer's own": """try:
+ Stack().pop()
+except Empty as e:
+ assert str(e)=="nothing"
+else:
+ assert False""",
+    "the arguments of an exception": """try:
+ fail()
+except ValueError as e:
+ assert e.args==("no",3)
+else: assert False""",
+    "isinstance and issubclass": """assert isinstance(Child(), Stack) and not isinstance(Stack(), Child) and issubclass(Child, Stack) and not isinstance(3, Stack)""",
+    "operators of two objects": """assert Point(1)+Point(2,3)==Point(3,3) and Point(1)!=Point(2) and Point(x=1).x==1 and repr(Point(1))=="Point(x=1, y=0)" """,
+    "a named tuple": """assert point()==(1,2) and point().a==1 and point()[1]==2 and tuple(point())==(1,2) and (1,2)==point()""",
+    "a list sorted in place": """x=[3,1,2]
+sort(x)
+assert x==[1,2,3]""",
+    "a matrix turned in place": """m=[[1,2],[3,4]]
+rotate(m)
+assert m==[[3,1],[4,2]]""",
+    "functions handed over": """assert apply(lambda v: v+1, 3)==4 and apply(len, "abc")==3 and apply(math.sqrt, 9)==3""",
+    "generators": """assert list(gen(3))==[0,1,2] and sum(gen(4))==6 and next(gen(1))==0""",
+    "standard input and output": """import io, contextlib, sys
+sys.stdin=io.StringIO("you\\n")
+b=io.StringIO()
+with contextlib.redirect_stdout(b):
+ r=hello()
+assert r=="you" and b.getvalue()=="hello\\n" """,
+    "any arguments": """assert total(1,2,k=3)==6""",
+    "objects of the test's own class, changed": """class N:
+  def __init__(s,v,n=None): s.value=v; s.next=n
+assert last(N(1,N(2)))==2
+a,b=N(1),N(2)
+link(a,b)
+assert a.next is b""",
+    "a global that changes": """inc()
+assert counter==1""",
+    "one object is itself": """assert one() is one() and one()==one()""",
+    "a number of 5,000 digits": """assert big(5000)==10**5000""",
+    "a list of the answer's own class": """assert el()==[1,2] and el()[0]==1 and len(el())==2""",
+    "a context manager": """with Ctx() as c:
+ assert c==5
+ raise ValueError
+assert True""",
+    "a fraction": """from fractions import Fraction
+assert fr()==Fraction(1,3)""",
+    "an enumeration": """assert Color.RED==Color.RED and Color.RED!=Color.BLUE and Color.RED.value==1 and Color(2)==Color.BLUE and [c.name for c in Color]==["RED","BLUE"]""",
+    "HumanEval's check(candidate)": """def check(candidate):
+  assert candidate(1,2)==3
+  assert candidate()==0
+check(total)""",
+    "a module that the answer imported": """assert math.isclose(big(1), 10.0)""",
+    "a key function": """assert sorted([Point(1)], key=lambda p:p.x)[0].x==1""",
+    "a key of a dictionary": """assert {Color.RED: 1}[Color.RED]==1""",
+    "types": """assert type(total(1)) is int and callable(total) and hasattr(Stack,"made") and not hasattr(Stack,"nope")""",
+    "a built-in exception": """try:
+  total("a")
+except TypeError: pass
+else: assert False""",
+    "unittest": """import unittest
+class C(unittest.TestCase):
+  def test(self): self.assertEqual(total(1,2),3)
+  def test2(self):
+    with self.assertRaises(ValueError): fail()
+r=unittest.TextTestRunner(stream=__import__("io").StringIO()).run(unittest.defaultTestLoader.loadTestsFromTestCase(C))
+assert r.wasSuccessful() and r.testsRun==2""",
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_test_uses_the_answers_names_as_if_they_were_its_own(use: str) -> None:
+    assert passed(LIBRARY, [USES[use], "assert False"]) == 0.5
+
+
+def test_what_a_test_defines_is_seen_by_no_other_test() -> None:
+    assert passed("x = 1", ["y = x", "assert y == 1", "assert x == 1"]) == 2 / 3
+
+
+@pytest.mark.parametrize(
+    "test", ["assert sum(1, 2) == 3", "assert bisect(4) == 2", "assert sum(1, 2) == 3 == len([0] * 3)"]
+)
+def test_an_answer_may_have_the_name_of_a_built_in(test: str) -> None:
+    assert passed("def sum(a, b): return a + b\ndef bisect(x): return x // 2", test) == 1

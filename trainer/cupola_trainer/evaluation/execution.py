@@ -1,29 +1,15 @@
-"""A model's Python, run to be scored: in a process of its own that can compute and nothing else.
+"""A model's Python, run to be scored.
 
-Each answer runs in a fresh interpreter, in an empty folder and without environment, held by the kernel to a list of calls
-(seccomp, see `confined.py`): it reads files, but writes, removes or renames none, opens no socket, starts no process and
-signals none. Processor time, wall time and memory are limited. This guards the machine. It does not guard the score from an
-answer that goes looking for its tests in its own process; read what scores high.
+Each answer runs in a process that can compute and nothing else (see `sandbox.py`), its tests in a second one that calls it
+(see `confined/`). The second says of each test whether it holds, and the count of that is made here.
 """
 
 import json
 import os
-import secrets
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from cupola_platform.errors import ConfigError
-
-CONFINED = Path(__file__).with_name("confined.py")
-UNCONFINED = 3
-"""Exit status of a process that the kernel did not confine; the answer has not run then."""
-STARTING = 10.0
-"""Seconds that an interpreter may take to start on a busy machine, beside the answer's own."""
+from cupola_trainer.evaluation import sandbox, workers
 
 
 def code_of(answer: str) -> str:
@@ -39,39 +25,26 @@ def code_of(answer: str) -> str:
 def passed(
     answer: str, tests: str | Sequence[str], timeout_seconds: float = 5.0, memory_bytes: int = 512 * 2**20
 ) -> float:
-    """The share of tests that hold after the answer's code has run; 0 where it does not run to its end in time.
+    """The share of tests that hold after the answer's code has run; 0 where it ends itself, or does not end in time.
 
     Args:
         tests: Python statements, such as asserts, each run on its own; a text is one of them.
+        timeout_seconds: wall time of the code and all tests.
+        memory_bytes: of the code's process, and of the tests'.
 
     Raises:
         ConfigError: this machine cannot confine a process.
+        RuntimeError: no process starts.
     """
     if not tests:
         return 0.0
-    tests = [tests] if isinstance(tests, str) else tests
-    nonce = secrets.token_hex(16)
+    tests = [tests] if isinstance(tests, str) else list(tests)
     told = {
-        "code": code_of(answer), "tests": list(tests), "seconds": timeout_seconds, "memory": memory_bytes, "nonce": nonce,
+        "code": code_of(answer), "seconds": timeout_seconds, "memory": memory_bytes, "filter": sandbox.call_filter().hex(),
     }  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="cupola-answer-") as folder:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(CONFINED)], cwd=folder, env={}, start_new_session=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            output, _ = process.communicate(json.dumps(told).encode(), timeout=timeout_seconds + STARTING)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            return 0.0
-    if process.returncode == UNCONFINED:
-        raise ConfigError(
-            "This machine cannot confine a process (seccomp on Linux, x86-64 or ARM64), so no answer's code was run. "
-            "Use another reward than code here, or another machine."
-        )
-    last = output.decode(errors="replace").rpartition(nonce)
-    return int(last[2]) / len(tests) if last[1] and last[2].isdigit() else 0.0
+    parts = [json.dumps(part).encode() for part in (told, tests)]
+    request = b"!" + b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+    return workers.count_held(request, len(tests), timeout_seconds) / len(tests)
 
 
 def shares_passed(answers: Sequence[tuple[str, str | Sequence[str]]]) -> list[float]:

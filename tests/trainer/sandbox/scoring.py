@@ -1,0 +1,17 @@
+"""Run by the tests as another user: scores what it reads, one JSON object a line, and says how much memory it took."""
+
+import json
+import resource
+import sys
+from typing import Any
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer.evaluation.execution import passed
+
+for line in sys.stdin:
+    answer, tests, seconds = json.loads(line)
+    try:
+        told: dict[str, Any] = {"score": passed(answer, tests, timeout_seconds=seconds)}
+    except ConfigError as error:
+        told = {"error": str(error)}
+    print(json.dumps(told | {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}), flush=True)
