@@ -204,3 +204,27 @@ def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     return s3_server
+
+
+@pytest.fixture
+def with_clock_set(tmp_path: Path) -> Callable[[list[str], int], list[str]]:
+    """A function that gives a command as it is on a machine whose clock was set forward by so many seconds.
+
+    The kernel then says that the machine was booted later. Here a mount of the command's own says so: no test sets a clock.
+    """
+    rights = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    alone = ["unshare", *rights, "--mount"]
+    if subprocess.run([*alone, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("This machine gives no mount namespaces.")
+
+    def stepped(command: list[str], seconds: int) -> list[str]:
+        lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+        moved = [
+            [name, str(int(first) + seconds)] if name == "btime" else [name, first, *rest]
+            for name, first, *rest in lines
+        ]
+        stat = tmp_path / f"stat{seconds}"
+        stat.write_text("".join(" ".join(line) + "\n" for line in moved))
+        return [*alone, "sh", "-c", 'mount --bind "$0" /proc/stat && exec "$@"', str(stat), *command]
+
+    return stepped

@@ -131,7 +131,7 @@ def _follow(ctx: StageContext, running: RunningJob, job: AnyJob) -> tuple[str, s
     """
     metrics = job.output / "metrics.jsonl"
     lines, uploads = MetricsTail(metrics), MetricsTail(job.output / EVENTS)
-    status, silence = "", None
+    status, silence, heartbeats = "", None, restarts.Follower(job)
     if ctx.tracker:
         ctx.tracker.follow(ctx.run_id, metrics, ctx.part)
     try:
@@ -144,7 +144,7 @@ def _follow(ctx: StageContext, running: RunningJob, job: AnyJob) -> tuple[str, s
             for event in uploads.new():
                 if event["event"] == "upload_failed":
                     ctx.display.say(f"{ctx.name}: a checkpoint cannot be uploaded yet: {event['reason']}")
-            if not ended and (silence := restarts.silence_of(job)):
+            if not ended and (silence := heartbeats.silence()):
                 running.stop(GRACE_OF_THE_SILENT)
                 ended = True
     except BaseException:

@@ -1,17 +1,14 @@
 """Jobs that hang or crash: noticed, ended, told of, and started again from their newest checkpoint, a bounded number of times."""
 
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from cupola_platform.errors import StageFailedError
 from cupola_trainer.config import TrainJob
 from cupola_trainer.metrics import append, read_metrics
+from cupola_trainer.watchdog import FOLDER, REPORT, Listener
 
-HEARTBEATS = "heartbeats"
-REPORT = "hang.json"
-"""What the ranks' watchdogs leave in a job's folder; see `cupola_trainer.watchdog`."""
 SLACK = 15.0
 """Seconds beyond the ranks' own time-out: they notice first, unless all of them have stopped."""
 TO_END = 60.0
@@ -45,21 +42,26 @@ def hang_of(job: object) -> str | None:
         return None
 
 
-def silence_of(job: object) -> str | None:
-    """That no rank of a running job answers any more, in words; none when one does, or when none has begun to train."""
-    if not isinstance(job, TrainJob) or not job.faults.hang_seconds:
-        return None
-    beats = [_modified(path) for path in (job.output / HEARTBEATS).glob("rank_*.json")]
-    limit = job.faults.hang_seconds + (SLACK if hang_of(job) is None else TO_END)
-    if not beats or time.time() - max(beats) <= limit:
-        return None
-    return f"no rank has answered for {limit:.0f} s"
+class Follower:
+    """Listens to the heartbeats of one start of a job."""
+
+    def __init__(self, job: object) -> None:
+        self.job = job if isinstance(job, TrainJob) and job.faults.hang_seconds else None
+        self.listener = Listener(self.job.output / FOLDER) if self.job else None
+
+    def silence(self) -> str | None:
+        """That no rank answers any more, in words; none when one does, or when none has begun to train. To be asked often."""
+        if self.job is None or self.listener is None:
+            return None
+        self.listener.listen()
+        limit = self.job.faults.hang_seconds + (SLACK if hang_of(self.job) is None else TO_END)
+        return f"no rank has answered for {limit:.0f} s" if self.listener.all_silent(limit) else None
 
 
 def clear(output: Path) -> None:
     """Forget what an earlier start left."""
     (output / REPORT).unlink(missing_ok=True)
-    for path in (output / HEARTBEATS).glob("rank_*.json"):
+    for path in (output / FOLDER).glob("rank_*.json"):
         path.unlink(missing_ok=True)
 
 
@@ -68,10 +70,3 @@ def record(job: TrainJob, attempt: int, reason: str) -> None:
     path = job.output / "metrics.jsonl"
     step = max((line["step"] for line in read_metrics(path) if "step" in line), default=0)
     append(path, "restart", step=step, attempt=attempt, of=job.faults.max_restarts, reason=reason)
-
-
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0

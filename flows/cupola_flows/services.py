@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
 from pydantic import SecretStr
 
 from cupola_flows.prefect_api import GRACE, NO_TELEMETRY, PrefectApi, prefect_command
 from cupola_flows.processes import answers, end_trees, free_port, spawn, wait_for
 from cupola_platform import credential
 from cupola_platform.errors import ServiceError
+from cupola_platform.living import lives, start_of
 from cupola_platform.settings import Settings
 
 WORKER_GRACE = 35.0
@@ -25,18 +25,14 @@ class Service:
 
     name: str
     pid: int
-    born: float
-    """Creation time of the process: a number may be given to another process later."""
+    start: str
+    """`living.start_of` the process: its number may be given to another process later."""
     url: str = ""
     health: str = ""
     """What answers 200 when the service is ready; empty for the worker."""
 
     def alive(self) -> bool:
-        try:
-            process = psutil.Process(self.pid)
-            return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - self.born) < 1
-        except psutil.NoSuchProcess:
-            return False
+        return lives(self.pid, self.start)
 
 
 def find_prefect(settings: Settings) -> PrefectApi | None:
@@ -179,7 +175,7 @@ def _keep(
     if known and known.alive():
         return known
     process = spawn(command, settings.home / "logs" / f"{name}.log", environment)
-    service = Service(name, process.pid, psutil.Process(process.pid).create_time(), url, health)
+    service = Service(name, process.pid, start_of(process.pid) or "", url, health)
     _record(settings, name).write_text(json.dumps(asdict(service)))
     return service
 

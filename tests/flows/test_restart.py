@@ -1,7 +1,9 @@
 """A job that hangs or crashes is started again from its newest checkpoint, a bounded number of times."""
 
 import json
+import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 
 from cupola_flows import restarts
 from cupola_trainer.config import BatchConfig, FaultConfig, NextTokenData, TrainJob
+from cupola_trainer.watchdog import Watchdog
 
 Eventually = Callable[[Callable[[], bool], float, str], None]
 
@@ -73,13 +76,37 @@ def job_in(output: Path) -> TrainJob:
 
 
 def test_silence_of_every_rank_is_noticed_by_the_follower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = job_in(tmp_path)
-    assert restarts.silence_of(job) is None
-    (tmp_path / "heartbeats").mkdir()
-    (tmp_path / "heartbeats" / "rank_00000.json").write_text("{}")
-    assert restarts.silence_of(job) is None
-    monkeypatch.setattr(restarts, "SLACK", -1.0)
-    assert restarts.silence_of(job) == "no rank has answered for 0 s"
+    monkeypatch.setattr(restarts, "SLACK", -0.9)  # 0.1 s of silence are enough
+    follower = restarts.Follower(job_in(tmp_path))
+    assert follower.silence() is None
+    heartbeats = tmp_path / "heartbeats"
+    heartbeats.mkdir()
+    for beat in range(3):
+        for rank in ("rank_00000.json", "rank_00001.json"):
+            (heartbeats / rank).write_text(f'{{"beat": {beat}}}')
+            an_hour_ago = time.time() - 3600
+            os.utime(heartbeats / rank, (an_hour_ago, an_hour_ago))  # the clock was set since, or is another machine's
+        assert follower.silence() is None
+        time.sleep(0.15)
+    (heartbeats / "rank_00001.json").write_text('{"beat": 3}')
+    assert follower.silence() is None, "one rank answers"
+    time.sleep(0.15)
+    assert follower.silence() == "no rank has answered for 0 s"
+
+
+def test_ranks_that_beat_are_not_silent_though_their_clocks_differ(tmp_path: Path) -> None:
+    watchdog = Watchdog(tmp_path, rank=0, seconds=1.0)
+    watchdog.start()
+    other = tmp_path / "heartbeats" / "rank_00001.json"
+    with watchdog.pause():  # nothing gets on here; the other rank beats on a machine whose clock is an hour behind
+        for beat in range(30):
+            other.write_text(f'{{"beat": {beat}}}')
+            os.utime(other, (time.time() - 3600, time.time() - 3600))
+            time.sleep(0.05)
+        assert watchdog._silent() == []
+        time.sleep(1.0)
+        assert watchdog._silent() == [other]
+    watchdog.stop()
 
 
 def test_a_restart_is_told_in_the_metrics_and_what_led_to_it_is_forgotten(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import base64
 import json
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -11,6 +13,10 @@ from typing import Any
 import psutil
 import pytest
 
+from cupola_flows import services
+from cupola_platform.settings import Settings
+
+CUPOLA = Path(sys.executable).with_name("cupola")
 Eventually = Callable[[Callable[[], bool], float, str], None]
 pytestmark = pytest.mark.timeout(900)
 
@@ -31,27 +37,27 @@ class Api:
 
 
 @pytest.fixture
-def services(cupola: Any) -> Iterator[dict[str, dict[str, Any]]]:
-    started = cupola("up", "--json", timeout=400)
-    assert started.returncode == 0, started.stderr
+def started(cupola: Any) -> Iterator[dict[str, dict[str, Any]]]:
+    up = cupola("up", "--json", timeout=400)
+    assert up.returncode == 0, up.stderr
     try:
-        yield {row["service"]: row for row in json.loads(started.stdout)}
+        yield {row["service"]: row for row in json.loads(up.stdout)}
     finally:
         cupola("down")
 
 
 @pytest.mark.slow  # every server with a new database, and a schedule's minute
 def test_servers_start_a_schedule_fires_and_a_submitted_run_is_cancelled_from_the_server(
-    cupola: Any, recipe: Path, services: dict[str, dict[str, Any]], eventually: Eventually
+    cupola: Any, recipe: Path, started: dict[str, dict[str, Any]], eventually: Eventually
 ) -> None:
-    assert set(services) == {"prefect", "mlflow", "worker", "console"}
+    assert set(started) == {"prefect", "mlflow", "worker", "console"}
     again = {row["service"]: row["pid"] for row in cupola.json("up")}
-    assert again == {name: row["pid"] for name, row in services.items()}
+    assert again == {name: row["pid"] for name, row in started.items()}
 
     recipe.write_text(recipe.read_text().replace("seed: 3", 'seed: 3\nschedule: "* * * * *"'))
     deployed = cupola("deploy", str(recipe))
     assert deployed.returncode == 0, deployed.stderr
-    api = Api(cupola, services["prefect"]["url"])
+    api = Api(cupola, started["prefect"]["url"])
     deployment = api("/deployments/name/lifecycle/short")
     assert set(deployment["parameter_openapi_schema"]["properties"]) == {"recipe", "overrides", "only", "workspace"}
     assert deployment["schedules"][0]["schedule"]["cron"] == "* * * * *"
@@ -72,9 +78,9 @@ def test_servers_start_a_schedule_fires_and_a_submitted_run_is_cancelled_from_th
     eventually(lambda: any(event.get("step", 0) > 25 for event in cupola.events()), 300, "the submitted run's steps")
     assert ranks(cupola) == 2
     api(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
-    started = time.monotonic()
+    asked = time.monotonic()
     eventually(lambda: ranks(cupola) == 0, 30, "no rank after the cancellation")
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - asked < 30
     assert cupola.events()[-1]["status"] == "preempted"
     eventually(lambda: api(f"/flow_runs/{run}")["state"]["type"] == "CANCELLED", 60, "the state CANCELLED")
 
@@ -89,6 +95,21 @@ def test_an_undeployed_recipe_and_an_absent_server_are_one_line_each(cupola: Any
         done = cupola(*command)
         assert done.returncode == 2
         assert done.stderr == "cupola: error: No Prefect server runs. Start one with `cupola up`.\n"
+
+
+def test_servers_are_found_and_ended_after_the_clock_was_set(
+    cupola: Any, with_clock_set: Callable[[list[str], int], list[str]]
+) -> None:
+    settings = Settings(home=cupola.workspace)
+    (cupola.workspace / "pids").mkdir(parents=True)
+    service = services._keep(settings, "mlflow", ["sleep", "600"], {"CUPOLA_HOME": str(cupola.workspace)}, "", "")
+    down = subprocess.run(
+        with_clock_set([str(CUPOLA), "down"], 30),
+        check=False, capture_output=True, text=True, env=cupola.environment(), cwd=cupola.workspace.parent,
+    )  # fmt: skip
+    assert (down.stdout, down.stderr) == ("Ended mlflow.\n", "")
+    assert not service.alive()
+    assert cupola.processes() == []
 
 
 def ranks(cupola: Any) -> int:

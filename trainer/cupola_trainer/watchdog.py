@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
+from cupola_platform.living import lives, start_of
 
 HUNG = 75
 """Exit status of a rank that ended itself because the job hung."""
@@ -26,6 +26,36 @@ FOLDER = "heartbeats"
 REPORT = "hang.json"
 
 log = logging.getLogger(__name__)
+
+
+class Listener:
+    """Hears the heartbeats in a folder, and tells which have stopped.
+
+    A heartbeat counts its beats. Only changes are looked at, and the time between them is this process's own monotonic one: the
+    clocks of two machines differ, and a clock may be set while a job runs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._heard: dict[Path, tuple[bytes, float]] = {}
+
+    def listen(self) -> None:
+        """Look once. A heartbeat is silent from the first look that found it as it is."""
+        heard = {path: _content(path) for path in self.folder.glob("rank_*.json")}
+        now = time.monotonic()
+        self._heard = {
+            path: self._heard[path] if path in self._heard and self._heard[path][0] == content else (content, now)
+            for path, content in heard.items()
+        }
+
+    def silent(self, seconds: float) -> list[Path]:
+        """The heartbeats that have not changed for so long, by rank."""
+        until = time.monotonic() - seconds
+        return sorted(path for path, (_, since) in self._heard.items() if since < until)
+
+    def all_silent(self, seconds: float) -> bool:
+        """Whether there are heartbeats and none has changed for so long."""
+        return bool(self._heard) and len(self.silent(seconds)) == len(self._heard)
 
 
 class Watchdog:
@@ -40,6 +70,8 @@ class Watchdog:
         self.output, self.rank, self.seconds = output, rank, seconds
         self.tick = min(seconds / 4, 5.0)
         self.step = 0
+        self.beats = 0
+        self.others = Listener(output / FOLDER)
         self.paused = False
         self.last = time.monotonic()
         self._end = threading.Event()
@@ -76,26 +108,31 @@ class Watchdog:
         report = self.output / REPORT
         while not self._end.wait(self.tick):
             self._touch()
-            late = not self.paused and time.monotonic() - self.last > self.seconds
+            idle = time.monotonic() - self.last
+            if idle > self.tick or report.exists():  # while it trains, nobody reads the others' files
+                self.others.listen()
+            late = not self.paused and idle > self.seconds
             if late and not report.exists():
                 write_report(report, self._reason())
             if late or report.exists():
                 self._give_up()
 
     def _touch(self) -> None:
-        process = psutil.Process()
-        place = {"host": socket.gethostname(), "pid": process.pid, "started": process.create_time(), "step": self.step}
+        self.beats += 1
+        pid = os.getpid()
+        place = {
+            "host": socket.gethostname(),
+            "pid": pid,
+            "start": start_of(pid),
+            "step": self.step,
+            "beat": self.beats,
+        }
         with suppress(OSError):  # a full disk is no hang
             (self.output / FOLDER / f"rank_{self.rank:05d}.json").write_text(json.dumps(place))
 
     def _silent(self) -> list[Path]:
         """The heartbeats of ranks whose watchdog has stopped as well."""
-        now = time.time()
-        return [
-            path
-            for path in sorted((self.output / FOLDER).glob("rank_*.json"))
-            if now - path.stat().st_mtime > 3 * self.tick
-        ]
+        return self.others.silent(2.5 * self.tick)
 
     def _reason(self) -> str:
         waited = f"{time.monotonic() - self.last:.0f} s"
@@ -109,8 +146,9 @@ class Watchdog:
         faulthandler.dump_traceback(sys.stderr)
         sys.stderr.flush()
         time.sleep(2 * self.tick)  # until every other living rank has seen the report
+        self.others.listen()
         for path in self._silent():
-            with suppress(OSError, ValueError, psutil.Error):
+            with suppress(OSError, ValueError, KeyError):
                 _kill(json.loads(path.read_bytes()))
         os._exit(HUNG)
 
@@ -124,6 +162,13 @@ def write_report(path: Path, reason: str) -> None:
 
 def _kill(place: dict[str, object]) -> None:
     """A rank given up must not wake up later and write."""
-    process = psutil.Process(int(str(place["pid"])))
-    if place["host"] == socket.gethostname() and process.create_time() == place["started"]:
-        process.send_signal(signal.SIGKILL)
+    pid = int(str(place["pid"]))
+    if place["host"] == socket.gethostname() and lives(pid, str(place["start"])):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cupola_platform.errors import RegistryError
 
-HEAD = "r0002"
+HEAD = "r0003"
 """The newest migration. A registry at it is opened without loading Alembic."""
 
 _ONE_WRITER = "SELECT pg_advisory_xact_lock(109356048673889)"

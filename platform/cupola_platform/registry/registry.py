@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from cupola_platform.artifacts import Manifest
 from cupola_platform.errors import ConfigError, NotFoundError
+from cupola_platform.living import lives, start_of
 from cupola_platform.registry.conversion import alias_row, annotation, artifact_row, artifact_table, move_row, run_row
 from cupola_platform.registry.database import open_engine, refusals, writing
 from cupola_platform.registry.rows import AliasMove, AliasRow, Annotation, ArtifactRow, Choice, RunRow, RunStatus
@@ -147,7 +147,7 @@ class Registry:
             session.add(
                 RunTable(
                     id=run, parent_id=parent, recipe=recipe, stage=stage, status="running", config=dict(config or {}),
-                    metrics={}, started=datetime.now(UTC), pid=os.getpid(), process_started=psutil.Process().create_time(),
+                    metrics={}, started=datetime.now(UTC), pid=os.getpid(), process_start=start_of(os.getpid()),
                     host=socket.gethostname(),
                 )
             )  # fmt: skip
@@ -206,7 +206,7 @@ class Registry:
         """Mark as failed the runs of this machine whose process is gone, and return them."""
         query = select(RunTable).where(RunTable.status == "running", RunTable.host == socket.gethostname())
         with self._read() as session:
-            gone = [row.id for row in session.scalars(query) if not _alive(row.pid, row.process_started)]
+            gone = [row.id for row in session.scalars(query) if not lives(row.pid, row.process_start)]
         if not gone:
             return []
         with self._write() as session:
@@ -253,10 +253,3 @@ def _known_run(session: Session, run: str) -> RunTable:
     if found is None:
         raise NotFoundError(f"No run {run!r}. `cupola runs` lists them.")
     return found
-
-
-def _alive(pid: int, started: float) -> bool:
-    try:
-        return abs(psutil.Process(pid).create_time() - started) < 1
-    except psutil.NoSuchProcess:
-        return False

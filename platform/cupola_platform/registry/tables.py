@@ -95,8 +95,8 @@ class RunTable(Table):
     work_folder: Mapped[str | None] = mapped_column(Text)
     error: Mapped[str | None] = mapped_column(Text)
     pid: Mapped[int] = mapped_column(BigInteger)
-    process_started: Mapped[float]
-    """Unix seconds: tells a process from a later one with its number."""
+    process_start: Mapped[str] = mapped_column(String(64), server_default="")
+    """`living.start_of` the process: tells it from a later one with its number."""
     host: Mapped[str] = mapped_column(String(255))
 
 

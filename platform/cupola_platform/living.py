@@ -1,0 +1,37 @@
+"""Whether a process still lives, told without a clock: a number may be given to a later process, and clocks are set."""
+
+import sys
+from pathlib import Path
+
+import psutil
+
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+def start_of(pid: int) -> str | None:
+    """When a process was started, as a mark that only its own life has; None when it has ended.
+
+    On Linux the mark is the machine's boot id and the clock ticks since then (field 22 of /proc/PID/stat): neither moves when
+    the clock is set.
+    """
+    if sys.platform != "linux":
+        return _start_by_psutil(pid)
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    state, ticks = fields[0], fields[19]  # fields 3 and 22; the name before them may hold spaces and brackets
+    return None if state in (b"Z", b"X") else f"{_BOOT.read_text().strip()}:{ticks.decode()}"
+
+
+def lives(pid: int, start: str) -> bool:
+    """Whether the process of this number that had this `start_of` is still running."""
+    return start != "" and start_of(pid) == start
+
+
+def _start_by_psutil(pid: int) -> str | None:
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
+    except psutil.Error:
+        return None
