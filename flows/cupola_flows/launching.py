@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -15,6 +15,7 @@ from cupola_flows.recipe import load_recipe
 from cupola_flows.schema import select
 from cupola_flows.services import find_prefect
 from cupola_flows.session import Session
+from cupola_flows.sweeping import OWN_SERVER_TAG, Sweeper, process_tag
 from cupola_flows.validation import validate
 from cupola_platform.errors import ConfigError
 from cupola_platform.workspace import Workspace
@@ -75,12 +76,15 @@ def run_under_prefect(session: Session) -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     with _server(session) as api:
+        _sweep(session, api)
+        from prefect import tags
         from prefect.logging.handlers import APILogWorker
 
         from cupola_flows.lifecycle import SERVER_IS_GONE, SESSION, lifecycle
 
         SESSION.set(session)
-        with _cancelled_from_the_server(session, api):
+        marks = [process_tag()] if find_prefect(settings) == api else [process_tag(), OWN_SERVER_TAG]
+        with _cancelled_from_the_server(session, api), tags(*marks):
             try:
                 lifecycle(
                     recipe=session.recipe.name,
@@ -90,8 +94,9 @@ def run_under_prefect(session: Session) -> None:
                     return_state=True,
                 )
             except SERVER_IS_GONE as error:
-                session.display.say(f"Prefect's server stopped answering ({type(error).__name__}).")
-            APILogWorker.drain_all(timeout=5)  # before its server goes
+                session.lose_prefect(type(error).__name__)
+            if not session.prefect_is_gone.is_set():
+                APILogWorker.drain_all(timeout=5)  # before its server goes
     if session.error:
         raise session.error
     if not session.complete:
@@ -113,6 +118,12 @@ def _server(session: Session) -> Iterator[PrefectApi]:
         import prefect  # noqa: F401  # seconds that the server needs too
 
         yield server.wait()
+
+
+def _sweep(session: Session, api: PrefectApi) -> None:
+    """Say what became of earlier runs whose process is gone."""
+    with api.client(timeout=30) as client, suppress(httpx.HTTPError):
+        Sweeper(session.workspace, client).sweep()
 
 
 @contextmanager

@@ -1,16 +1,17 @@
 """The lifecycle as Prefect flows: one flow a stage, and the flow that chains them. Importing this imports Prefect."""
 # mypy: disable-error-code="untyped-decorator"
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import httpx
-from prefect import State, flow, task
+from prefect import State, flow, tags, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.exceptions import CancelledRun, PrefectHTTPStatusError
 from prefect.states import Cancelled
@@ -19,6 +20,7 @@ from cupola_flows.display import PlainDisplay
 from cupola_flows.launching import open_session
 from cupola_flows.restarts import CrashedError
 from cupola_flows.results import summarize
+from cupola_flows.server_watch import server_watched
 from cupola_flows.session import Session
 from cupola_flows.stages import (
     ConversationsStage,
@@ -42,6 +44,7 @@ from cupola_flows.stages import (
     UpcycleStage,
     WarpStage,
 )
+from cupola_flows.sweeping import claimed, process_tag
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import CancelledError
 
@@ -213,31 +216,46 @@ def lifecycle(
         only: Stages to run; empty for all of them.
         workspace: Where local state is kept; empty for the worker's own.
     """
-    session = SESSION.get(None)
-    if session is None:
-        session = open_session(recipe, overrides or [], only or [], workspace, PlainDisplay)
-        SESSION.set(session)
-    try:
-        with session.recorded(flow_run_id()):
-            for name in session.names:
-                run_stage(session, name)
-    except CancelledError as error:
-        return Cancelled(message=str(error))
-    _tell(session)
-    return {name: outcome.artifact.id for name, outcome in session.outcomes.items()}
+    with _claimed():
+        session = SESSION.get(None)
+        if session is None:
+            session = open_session(recipe, overrides or [], only or [], workspace, PlainDisplay)
+            SESSION.set(session)
+        try:
+            with server_watched(session), session.recorded(flow_run_id()):
+                for name in session.names:
+                    run_stage(session, name)
+        except CancelledError as error:
+            return Cancelled(message=str(error))
+        _tell(session)
+        return {name: outcome.artifact.id for name, outcome in session.outcomes.items()}
 
 
 def run_stage(session: Session, name: str) -> Artifact:
     """One stage as a subflow. When Prefect's server goes away, the stage's work is not lost, and the next go on without."""
     stage = session.recipe.stages[name]
     inputs = {field: [artifact.id for artifact in found] for field, found in session.inputs(name).items()}
+    if session.prefect_is_gone.is_set():
+        return session.execute(name)
     try:
         STAGE_FLOWS[stage.kind](name=name, stage=stage, inputs=inputs)
     except CancelledRun:
         raise session.error or CancelledError(f"stage {name} was cancelled.") from None
     except SERVER_IS_GONE as error:
-        session.display.say(f"Prefect's server does not answer ({type(error).__name__}); {name} goes on without it.")
+        session.lose_prefect(type(error).__name__)
     return session.execute(name)
+
+
+@contextmanager
+def _claimed() -> Iterator[None]:
+    """The process that carries this flow run and its stages' out, written on them: see `sweeping`."""
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    if run is not None and process_tag() not in run.tags:
+        with suppress(*SERVER_IS_GONE), get_client(sync_client=True) as client:
+            client.update_flow_run(run.id, tags=claimed(run.tags))
+    with tags(process_tag()):
+        yield
 
 
 def flow_run_id() -> str | None:

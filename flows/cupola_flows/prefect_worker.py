@@ -83,7 +83,9 @@ class CupolaWorker(ProcessWorker):
                         task_status.started(handle.pid)
         if result is None or result.status_code is None:
             raise RuntimeError("The flow run's process could not be started.")
-        return ProcessWorkerResult(status_code=result.status_code, identifier=str(result.handle.pid))
+        # The executor has told the server of a crash. Told again some seconds later, it would end the run that the sweeper has
+        # scheduled anew by then.
+        return ProcessWorkerResult(status_code=0, identifier=str(result.handle.pid))
 
 
 async def _lifecycle(_run: Any) -> Any:

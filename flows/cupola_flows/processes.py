@@ -15,6 +15,7 @@ import psutil
 
 from cupola_platform.errors import ServiceError
 from cupola_platform.launch import tether
+from cupola_platform.launch.local import JOB_TAG
 
 PATIENCE = 180.0
 """Seconds that a server may take to answer; Prefect's first start makes its database."""
@@ -56,6 +57,17 @@ def answers(url: str) -> bool:
             return bool(response.status == 200)
     except (OSError, urllib.error.URLError):
         return False
+
+
+def jobs_in(folder: Path) -> list[psutil.Process]:
+    """Living processes of training jobs whose file is in `folder`, whoever started them."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            names_it = any(word.startswith(f"{folder}/") for word in process.cmdline())
+            if names_it and JOB_TAG in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def end_trees(pids: Iterable[int], grace: float) -> None:

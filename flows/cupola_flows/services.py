@@ -2,18 +2,21 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import SecretStr
 
+from cupola_flows.cancelling import runs_cancelled
 from cupola_flows.prefect_api import GRACE, NO_TELEMETRY, PrefectApi, prefect_command
 from cupola_flows.processes import answers, end_trees, free_port, spawn, wait_for
 from cupola_platform import credential
-from cupola_platform.errors import ServiceError
+from cupola_platform.errors import CupolaError, ServiceError
 from cupola_platform.living import lives, start_of
 from cupola_platform.settings import Settings
+from cupola_platform.workspace import Workspace
 
 WORKER_GRACE = 35.0
 """Seconds between SIGTERM and SIGKILL of the worker: a run that it carries out saves first."""
@@ -61,28 +64,55 @@ def up(settings: Settings) -> list[Service]:
     services = [service for service in (_prefect(settings, secret), _mlflow(settings, secret)) if service]
     for service in services:
         _ready(settings, service)
+    services.append(_sweeper(settings))
     services.append(_worker(settings))
     services.append(_console(settings, secret, services))
     _ready(settings, services[-1])
     return services
 
 
-def down(settings: Settings) -> list[str]:
-    """End every service of the workspace and its children; names them. The worker first: without its server it lingers."""
-    ended = []
-    for names, grace in ((("worker",), WORKER_GRACE), (("console", "mlflow", "prefect"), GRACE)):
-        living = [service for name in names if (service := load(settings, name)) and service.alive()]
-        end_trees([service.pid for service in living], grace)
-        ended += [service.name for service in living]
-        for name in names:
-            _record(settings, name).unlink(missing_ok=True)
+def down(settings: Settings) -> tuple[list[str], list[str]]:
+    """Cancel the runs that the services of the workspace carry, then end the services and their children.
+
+    The sweeper goes first, so that it starts nothing again, and the worker before its server, without which it lingers.
+
+    Returns:
+        the names of the runs, and of the services.
+    """
+    ended = _end(settings, ["sweeper"], GRACE)
+    with _runs_cancelled(settings) as runs:
+        ended += _end(settings, ["worker"], WORKER_GRACE)
+    ended += _end(settings, ["console", "mlflow", "prefect"], GRACE)
     credential.remove(settings.home)
-    return ended
+    return runs, ended
+
+
+@contextmanager
+def _runs_cancelled(settings: Settings) -> Iterator[list[str]]:
+    with ExitStack() as stack:
+        runs: list[str] = []
+        with suppress(CupolaError):  # without a server or a registry, the next sweep finds the runs
+            if api := find_prefect(settings):
+                workspace, client = (
+                    Workspace.open(settings.home, patience=5),
+                    stack.enter_context(api.client(timeout=30)),
+                )
+                ending = runs_cancelled(workspace, client, submitted_only=bool(settings.prefect_api_url))
+                runs = stack.enter_context(ending)
+        yield runs
+
+
+def _end(settings: Settings, names: Sequence[str], grace: float) -> list[str]:
+    living = [service for name in names if (service := load(settings, name)) and service.alive()]
+    end_trees([service.pid for service in living], grace)
+    for name in names:
+        _record(settings, name).unlink(missing_ok=True)
+    return [service.name for service in living]
 
 
 def status(settings: Settings) -> list[Service]:
     """The services that live."""
-    found = (load(settings, name) for name in ("prefect", "worker", "mlflow", "console"))
+    found = (load(settings, name) for name in ("prefect", "sweeper", "worker", "mlflow", "console"))
     return [service for service in found if service and service.alive()]
 
 
@@ -141,6 +171,11 @@ def _mlflow(settings: Settings, secret: SecretStr) -> Service | None:
 def _worker(settings: Settings) -> Service:
     environment = {"CUPOLA_HOME": str(settings.home), "PREFECT_WORKER_QUERY_SECONDS": "5"}
     return _keep(settings, "worker", [sys.executable, "-m", "cupola_flows.worker"], environment, "", "")
+
+
+def _sweeper(settings: Settings) -> Service:
+    environment = {"CUPOLA_HOME": str(settings.home)}
+    return _keep(settings, "sweeper", [sys.executable, "-m", "cupola_flows.sweeper"], environment, "", "")
 
 
 def _console(settings: Settings, secret: SecretStr, services: Sequence[Service]) -> Service:

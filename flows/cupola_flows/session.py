@@ -1,11 +1,14 @@
 """One execution of a recipe: which stages, what each one takes, and what came of it. Knows nothing of Prefect."""
 
 import fcntl
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from cupola_flows.context import StageContext, call
 from cupola_flows.conversations import conversations
@@ -19,6 +22,7 @@ from cupola_flows.posttrain import dpo, reward, sft
 from cupola_flows.preferences import pairs, preferences
 from cupola_flows.prepare import prepare
 from cupola_flows.pretrain import pretrain
+from cupola_flows.processes import jobs_in
 from cupola_flows.promote import promote
 from cupola_flows.reinforce import grpo, online_dpo, ppo
 from cupola_flows.schema import ARTIFACT, Recipe
@@ -27,6 +31,7 @@ from cupola_flows.upcycle import upcycle
 from cupola_flows.warp import warp
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import CancelledError, ConfigError, CupolaError, StageFailedError
+from cupola_platform.launch import tether
 from cupola_platform.registry import RunStatus
 from cupola_platform.tracking import Tracker
 from cupola_platform.workspace import Workspace
@@ -54,6 +59,9 @@ FUNCTIONS: dict[str, Callable[..., Artifact]] = {
     "promote": promote,
 }
 """Stage kind to the plain function that carries it out."""
+
+REMAINS_PATIENCE = tether.GRACE_SECONDS + 30
+"""Seconds that processes have to end after their run was killed."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,8 @@ class Session:
     """The registry's run of the whole recipe."""
     prefect_run: str | None = None
     """The flow run of the whole recipe."""
+    prefect_is_gone: threading.Event = field(default_factory=threading.Event)
+    """Set once Prefect's server has stopped answering: the run goes on without it."""
     recorded_reuses: set[str] = field(default_factory=set)
     tracker: Tracker | None = None
     """MLflow, while `recorded`."""
@@ -95,7 +105,7 @@ class Session:
     @contextmanager
     def recorded(self, prefect_id: str | None) -> Iterator[None]:
         """The run of the whole recipe in the registry and in MLflow, and how it ended."""
-        with Tracker.open(self.workspace) as self.tracker:
+        with Tracker.open(self.workspace, self.display.say) as self.tracker:
             self.prefect_run = prefect_id
             self.run_id = self._start("", self.recipe.model_dump(mode="json"))
             self.workspace.registry.update_run(self.run_id, prefect_flow_run_id=prefect_id)
@@ -109,6 +119,12 @@ class Session:
                     raise
                 raise ended from error
             self._finish(self.run_id, "completed")
+
+    def lose_prefect(self, reason: str) -> None:
+        """Go on without Prefect's server, and say so once."""
+        if not self.prefect_is_gone.is_set():
+            self.prefect_is_gone.set()
+            self.display.say(f"Prefect's server does not answer ({reason}); the run goes on without it.")
 
     def prefect_ids(self) -> list[str]:
         """The flow runs by which this can be cancelled."""
@@ -174,7 +190,7 @@ class Session:
             for field, artifacts in inputs.items()
         }
         folder = self.workspace.work_folder(mark)
-        with _alone(folder, name), self._recorded(name, folder, prefect_id) as run_id:
+        with _alone(folder, name, self.display.say), self._recorded(name, folder, prefect_id) as run_id:
             ctx = StageContext(
                 workspace=self.workspace,
                 recipe=self.recipe,
@@ -260,8 +276,9 @@ def _as_ours(error: BaseException, name: str) -> BaseException:
 
 
 @contextmanager
-def _alone(folder: Path, name: str) -> Iterator[None]:
-    """Hold a work folder against another process that runs the same stage."""
+def _alone(folder: Path, name: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold a work folder against another process that runs the same stage, and against what is left of one: the ranks of a
+    run that was killed save before they end."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
         try:
@@ -270,4 +287,17 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
             raise StageFailedError(
                 f"stage {name} is being run by another process in {folder}. Wait for it, or end it first."
             ) from None
+        _wait_for_remains(folder, name, say)
         yield
+
+
+def _wait_for_remains(folder: Path, name: str, say: Callable[[str], None]) -> None:
+    remains = jobs_in(folder)
+    if remains:
+        say(f"stage {name}: waiting until what a killed run left in {folder} has saved and ended.")
+        psutil.wait_procs(remains, timeout=REMAINS_PATIENCE)
+        if left := jobs_in(folder):
+            pids = ", ".join(str(process.pid) for process in left)
+            raise StageFailedError(
+                f"stage {name}: processes {pids} of a killed run still work in {folder}. End them first."
+            )

@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,21 @@ class Spool:
         """Runs of which something may be unsent, oldest first."""
         opened = [path for path in self.folder.glob("*/open.json") if path.is_file()]
         return [path.parent.name for path in sorted(opened, key=lambda path: path.stat().st_mtime_ns)]
+
+    def waiting(self) -> tuple[int, int]:
+        """How many runs have something unsent, and how many lines of metrics that is."""
+        runs = self.runs()
+        return len(runs), sum(self._unsent(run) for run in runs)
+
+    def _unsent(self, run: str) -> int:
+        cursors = (self.read(run, "state") or {"cursors": {}})["cursors"]
+        lines = 0
+        for number, followed in enumerate(self.followed(run)):
+            kept = self.kept(run, number)
+            with suppress(FileNotFoundError), (kept if kept.is_file() else Path(followed)).open("rb") as file:
+                file.seek(cursors.get(followed, {}).get("offset", 0))
+                lines += sum(1 for _ in file)
+        return lines
 
     def holds(self, run: str) -> bool:
         """Whether a run is there still."""

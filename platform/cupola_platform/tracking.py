@@ -6,6 +6,7 @@ server that is slow or down never holds a stage up, and nothing is lost, or sent
 
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -29,6 +30,9 @@ RUN_TAG = "cupola.run"
 _PARAMETERS_AT_ONCE = 100
 _STATUS = {"completed": "FINISHED", "reused": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
 _SETTLED = timedelta(minutes=1)
+_AWAY_AFTER = 2
+"""Failures in a row after which the server is taken to be away."""
+_SECRET = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,15 @@ class Flushed:
     """Runs of which something is still in the spool, or to come."""
     reason: str | None
     """Why the last of them could not be sent; none when nothing failed."""
+
+    def said(self, spool: Spool) -> str:
+        """What waits, in a line for people."""
+        runs, lines = spool.waiting()
+        why = f" ({self.reason})" if self.reason else ""
+        return (
+            f"MLflow has not got everything{why}: {runs} runs with {lines:,} lines of metrics wait in {spool.folder}. "
+            "The same command, `cupola up` and `cupola tracking flush` send them."
+        )
 
 
 class Sender:
@@ -62,14 +75,18 @@ class Sender:
 
     def flush(self, runs: Sequence[str] | None = None) -> Flushed:
         """Send what there is (of `runs`, or of all). Raises nothing: what fails stays for the next time."""
-        sent, left, reason = 0, 0, None
-        for run in self.spool.runs() if runs is None else runs:
+        sent, left, reason, failed = 0, 0, None, 0
+        waiting = self.spool.runs() if runs is None else runs
+        for number, run in enumerate(waiting):
             try:
                 done = self.send(run)
             except Exception as error:  # noqa: BLE001  whatever a server comes up with must not end a stage
-                left, reason, self._connected = left + 1, (str(error) or repr(error)).splitlines()[0][:200], None
+                line = (str(error) or repr(error)).splitlines()[0]
+                left, reason, self._connected, failed = left + 1, _SECRET.sub("", line)[:200], None, failed + 1
+                if failed == _AWAY_AFTER:
+                    return Flushed(sent, left + len(waiting) - number - 1, reason)
             else:
-                sent, left = sent + done, left + (not done)
+                sent, left, failed = sent + done, left + (not done), 0
         return Flushed(sent, left, reason)
 
     def send(self, run: str) -> bool:
@@ -100,6 +117,7 @@ class Sender:
             from mlflow import MlflowClient
 
             logging.getLogger("alembic").setLevel(logging.WARNING)
+            logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it tells of every try
             self._connected = MlflowClient(tracking_uri=self.uri)
         return self._connected
 
@@ -184,14 +202,23 @@ class Sender:
 class Tracker:
     """What stages tell MLflow. Every method returns at once; a thread sends. As a context manager it closes."""
 
-    def __init__(self, sender: Sender, interval: float = 1.0, leftovers: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self,
+        sender: Sender,
+        interval: float = 1.0,
+        leftovers: Callable[[], object] = lambda: None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """
         Args:
             interval: seconds between two looks at what there is to send.
             leftovers: called once, when the server has answered: sends what earlier runs left.
+            say: told once when the server goes away, when it is back, and at the end what still waits.
         """
         self._sender = sender
         self._leftovers = leftovers
+        self._say = say
+        self._failed = 0
         self._spool = sender.spool
         self._interval = interval
         self._runs: list[str] = []
@@ -200,9 +227,9 @@ class Tracker:
         self._last = Flushed(0, 0, None)
 
     @staticmethod
-    def open(ws: Workspace) -> "Tracker":
+    def open(ws: Workspace, say: Callable[[str], None] = lambda _: None) -> "Tracker":
         """The tracker of a workspace. The registry learns each run's MLflow id, and what earlier runs left is sent."""
-        return Tracker(_sender(ws), leftovers=lambda: flush_spool(ws))
+        return Tracker(_sender(ws), leftovers=lambda: flush_spool(ws), say=say)
 
     def open_run(
         self, run: str, name: str, *, parent: str | None = None, params: Mapping[str, Any] | None = None,
@@ -250,7 +277,17 @@ class Tracker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        flushed = self.close()
+        if flushed.left:
+            self._say(flushed.said(self._spool))
+
+    def _tell(self, reason: str | None) -> None:
+        """Say that the server has gone, once, and that it is back."""
+        before, self._failed = self._failed, self._failed + 1 if reason else 0
+        if self._failed == _AWAY_AFTER:
+            self._say(f"MLflow does not answer ({reason}). The run goes on; what there is to tell waits.")
+        elif before >= _AWAY_AFTER and not reason:
+            self._say("MLflow answers again.")
 
     def _work(self) -> None:
         sent, closing, answered = 0, False, False
@@ -259,6 +296,7 @@ class Tracker:
             flushed = self._sender.flush(self._runs)
             sent += flushed.sent
             self._last = Flushed(sent, flushed.left, flushed.reason)
+            self._tell(flushed.reason)
             for run in [run for run in self._runs if not self._spool.holds(run)]:
                 self._runs.remove(run)
             if not answered and flushed.reason is None:
@@ -269,16 +307,20 @@ class Tracker:
 
 
 def flush_spool(ws: Workspace) -> Flushed:
-    """Send what earlier runs left in the spool: their tracking server was down, or their process died."""
+    """Send what ended runs left in the spool: their tracking server was away, or their process died. What a living process
+    has to tell is left to it."""
     sender = _sender(ws)
+    waiting = sender.spool.runs()
+    if not waiting:
+        return Flushed(0, 0, None)
     ws.registry.sweep_lost_runs()
-    for run in sender.spool.runs():
+    for run in waiting:
         if sender.spool.read(run, "end") is None:
             with suppress(NotFoundError):
                 row = ws.registry.run(run)
                 if row.lost or (row.ended is not None and datetime.now(UTC) - row.ended > _SETTLED):
                     sender.spool.end_run(run, row.status, row.metrics, {})
-    return sender.flush()
+    return sender.flush([run for run in waiting if sender.spool.read(run, "end") is not None])
 
 
 def _sender(ws: Workspace) -> Sender:

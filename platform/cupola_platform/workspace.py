@@ -9,7 +9,7 @@ from typing import Any
 from cupola_platform import json_lines
 from cupola_platform.artifacts import MANIFEST, Artifact, read, seal, verify
 from cupola_platform.errors import CorruptArtifactError, NotFoundError
-from cupola_platform.registry import Registry
+from cupola_platform.registry import PATIENCE, Registry
 from cupola_platform.settings import Settings, load_settings
 from cupola_platform.store import Store, open_store
 
@@ -64,8 +64,9 @@ class Workspace:
     registry: Registry
 
     @staticmethod
-    def open(root: Path | None = None) -> "Workspace":
-        """The workspace that the settings name; `root` wins over them.
+    def open(root: Path | None = None, patience: float = PATIENCE) -> "Workspace":
+        """The workspace that the settings name; `root` wins over them. A registry's server that does not answer is asked again
+        for `patience` seconds.
 
         Raises:
             ConfigError: a setting breaks a rule.
@@ -73,7 +74,7 @@ class Workspace:
         """
         settings = load_settings(root)
         url = settings.registry_url or f"sqlite:///{settings.home / 'registry.db'}"
-        return Workspace(settings, open_store(settings), Registry(url))
+        return Workspace(settings, open_store(settings), Registry(url, patience))
 
     @property
     def root(self) -> Path:

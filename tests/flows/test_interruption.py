@@ -1,11 +1,19 @@
 """Runs that are cancelled, killed or broken: nothing is left running, nothing is lost, the same command goes on."""
 
+import os
 import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from cupola_flows import session
+from cupola_platform.errors import StageFailedError
 
 LONG = ("--set", "stages.pretrain.steps=4000", "--set", "stages.pretrain.checkpoint.every=5")
 Eventually = Callable[[Callable[[], bool], float, str], None]
@@ -79,6 +87,33 @@ def test_a_second_run_of_the_same_stage_is_refused_and_the_first_ones_launcher_k
     first.communicate()
     eventually(lambda: cupola.processes() == [], 30, "no process")
     assert "failed (lost)" in {row["status"] for row in cupola.json("runs")}
+
+
+def test_a_stage_begins_once_what_a_killed_run_left_in_its_folder_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "work" / "f"
+    program = "import time; time.sleep(600)"
+    rank = subprocess.Popen(
+        [sys.executable, "-c", program, str(folder / "job" / "job.json")], env={**os.environ, "CUPOLA_JOB_TAG": "a"}
+    )
+    said: list[str] = []
+    try:
+        time.sleep(0.5)
+        monkeypatch.setattr(session, "REMAINS_PATIENCE", 0.5)
+        with (
+            pytest.raises(StageFailedError, match=rf"^stage sft: processes {rank.pid} of a killed run still work in "),
+            session._alone(folder, "sft", said.append),
+        ):
+            pass
+        monkeypatch.setattr(session, "REMAINS_PATIENCE", 60.0)
+        threading.Timer(1.0, rank.kill).start()
+        with session._alone(folder, "sft", said.append):
+            assert rank.poll() is not None
+    finally:
+        rank.kill()
+        rank.wait()
+    assert said == [f"stage sft: waiting until what a killed run left in {folder} has saved and ended."] * 2
 
 
 def test_what_a_recipe_gets_wrong_stops_it_before_anything_is_made(cupola: Any, recipe: Path) -> None:

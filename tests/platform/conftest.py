@@ -45,39 +45,67 @@ def ws(tmp_path: Path) -> Workspace:
     return Workspace.open(tmp_path / "workspace")
 
 
+class PostgreSQL:
+    """A real server, user postgres, no password, that can be stopped and started again on its port."""
+
+    def __init__(self, port: int) -> None:
+        binaries = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
+        if binaries is None:
+            pytest.fail("PostgreSQL is missing. `make test` installs it, or: scripts/install-debian-packages")
+        self.address = f"127.0.0.1:{port}"
+        self.folder = Path(tempfile.mkdtemp(prefix="cupola-pg-"))
+        as_postgres: list[str | Path] = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+        if as_postgres:
+            shutil.chown(self.folder, "postgres", "postgres")
+        data = self.folder / "data"
+        self._options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder} -c fsync=off"
+        self._control = [*as_postgres, binaries / "pg_ctl", "-D", data, "-w", "-l", self.folder / "log"]
+        self._run(*as_postgres, binaries / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "--no-sync")
+
+    def start(self) -> None:
+        self._run(*self._control, "-o", self._options, "start")
+
+    def stop(self) -> None:
+        """At once, in the middle of whatever it does."""
+        self._run(*self._control, "-m", "immediate", "stop")
+
+    def database(self) -> str:
+        """SQLAlchemy's URL of a new, empty database."""
+        name = f"test_{time.time_ns()}"
+        with psycopg.connect(f"postgresql://postgres@{self.address}/postgres", autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}".encode())
+        return f"postgresql+psycopg://postgres@{self.address}/{name}"
+
+    def _run(self, *command: str | Path) -> None:
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=self.folder)
+
+
 @pytest.fixture(scope="session")
-def postgresql_server(free_ports: Callable[[int], list[int]]) -> Iterator[str]:
-    """`host:port` of a PostgreSQL server, user postgres, no password."""
-    binaries = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
-    if binaries is None:
-        pytest.fail("PostgreSQL is missing. `make test` installs it, or: scripts/install-debian-packages")
-    folder = Path(tempfile.mkdtemp(prefix="cupola-pg-"))
-    (port,) = free_ports(1)
-    as_postgres: list[str | Path] = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    if as_postgres:
-        shutil.chown(folder, "postgres", "postgres")
-    data = folder / "data"
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
-    control: list[str | Path] = [*as_postgres, binaries / "pg_ctl", "-D", data, "-w", "-l", folder / "log"]
-    for command in (
-        [*as_postgres, binaries / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "--no-sync"],
-        [*control, "-o", options, "start"],
-    ):
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], check=True, stdout=subprocess.DEVNULL, cwd=folder)
-        shutil.rmtree(folder)
+def postgresql_server(free_ports: Callable[[int], list[int]]) -> Iterator[PostgreSQL]:
+    """A server for every test that does not stop it."""
+    yield from _postgresql(free_ports)
 
 
 @pytest.fixture
-def postgresql_url(postgresql_server: str, request: pytest.FixtureRequest) -> str:
+def own_postgresql(free_ports: Callable[[int], list[int]]) -> Iterator[PostgreSQL]:
+    """A server that the test may stop."""
+    yield from _postgresql(free_ports)
+
+
+def _postgresql(free_ports: Callable[[int], list[int]]) -> Iterator[PostgreSQL]:
+    server = PostgreSQL(*free_ports(1))
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(server.folder)
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: PostgreSQL) -> str:
     """SQLAlchemy URL of an empty PostgreSQL database of the test's own."""
-    database = f"test_{time.time_ns()}"
-    with psycopg.connect(f"postgresql://postgres@{postgresql_server}/postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {database}".encode())
-    return f"postgresql+psycopg://postgres@{postgresql_server}/{database}"
+    return postgresql_server.database()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

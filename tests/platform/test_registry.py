@@ -2,10 +2,13 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
@@ -133,6 +136,48 @@ def test_a_run_whose_process_died_is_shown_as_lost(registry: Registry) -> None:
     assert "ended without a word" in str(registry.run(other).error)
     assert registry.run(mine).label == "running"
     assert registry.sweep_lost_runs() == []
+
+
+def test_a_postgresql_that_is_restarted_is_waited_for_and_nothing_is_written_twice(
+    own_postgresql: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(Registry(own_postgresql.database())) as registry:
+        registry.add_artifact(manifest("a"))
+        own_postgresql.stop()
+        restart = threading.Timer(3.0, own_postgresql.start)
+        restart.start()
+        began = time.monotonic()
+        run = registry.start_run("tiny", "pretrain")
+        assert time.monotonic() - began > 2.5
+        restart.join()
+        registry.set_alias("champion", digest("a"), "because")
+        registry.finish_run(run, "completed", digest("a"))
+        assert [row.label for row in registry.runs()] == ["completed"]
+        assert len(registry.alias_history("champion")) == 1
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].endswith("Check registry_url and that its server runs. Trying again for 60 s.")
+
+
+def test_a_postgresql_that_stays_away_is_one_line_after_its_time_and_a_wrong_name_is_one_at_once(
+    own_postgresql: Any,
+) -> None:
+    url = own_postgresql.database()
+    began = time.monotonic()
+    with pytest.raises(RegistryError, match='database "nothing" does not exist'):
+        Registry(f"{url.rpartition('/')[0]}/nothing")
+    assert time.monotonic() - began < 5, "it answered: there is nothing to wait for"
+    with closing(Registry(url, patience=2.0)) as registry:
+        own_postgresql.stop()
+        began = time.monotonic()
+        with pytest.raises(
+            RegistryError, match=r"^The registry postgresql\+psycopg://postgres@127.0.0.1:\d+/test_\d+ refused: "
+        ):
+            registry.start_run("tiny")
+        assert 2.0 <= time.monotonic() - began < 10
+        with pytest.raises(RegistryError, match=r"Connection refused"):
+            Registry(url, patience=0)
+        own_postgresql.start()
+        assert registry.runs() == []
 
 
 WRITER = """

@@ -113,10 +113,12 @@ def test_every_point_arrives_once_though_the_server_comes_late_and_is_killed(
     run = ws.registry.start_run("tiny", "pretrain")
     state = ws.root / "spool" / run / "state.json"
     started = time.monotonic()
-    tracker = Tracker.open(ws)
+    said: list[str] = []
+    tracker = Tracker.open(ws, said.append)
     tracker.open_run(run, "pretrain")
     tracker.follow(run, metrics)
     assert time.monotonic() - started < 1, "no server: nothing waits"
+    until(lambda: said)  # it is away: said once, however often it is tried
 
     server.start()  # after the metrics were written
     until(lambda: state.exists() and json.loads(state.read_text())["cursors"])
@@ -127,6 +129,15 @@ def test_every_point_arrives_once_though_the_server_comes_late_and_is_killed(
     tracker.end_run(run, "completed", metrics={"final": 0.5}, tags={"cupola.artifact": "abc"})
     left = tracker.close(timeout=60)
     assert (left.sent, left.left) == (0, 1)
+    with tracker:
+        pass
+    assert [line.partition(" (")[0] for line in said] == ["MLflow does not answer", "MLflow has not got everything"]
+    unsent = metrics.read_bytes()[sent:].count(b"\n")
+    assert 100 < unsent < STEPS + 100
+    assert said[1].endswith(
+        f": 1 runs with {unsent:,} lines of metrics wait in {ws.root / 'spool'}. "
+        "The same command, `cupola up` and `cupola tracking flush` send them."
+    )
     metrics.unlink()  # the job's folder may go
 
     server.start()
@@ -218,6 +229,46 @@ def test_the_spool_of_a_lost_run_is_sent_and_closed_as_failed(tracked: Workspace
     assert flush_spool(tracked) == Flushed(1, 0, None)
     identity = tracked.registry.run(lost).mlflow_run_id
     assert MlflowClient(tracked.settings.tracking_uri).get_run(identity).info.status == "FAILED"
+
+
+def test_what_a_living_process_has_to_tell_is_left_to_it(tracked: Workspace) -> None:
+    run = tracked.registry.start_run("tiny", "sft")
+    Spool(tracked.folder("spool")).open_run(run, "sft", None, {}, {})
+    assert flush_spool(tracked) == Flushed(0, 0, None)
+    tracked.registry.finish_run(run, "failed")
+    assert flush_spool(tracked) == Flushed(0, 0, None), "it is about to say how it ended"
+
+
+def test_that_mlflow_goes_is_said_once_and_that_it_is_back(tracked: Workspace, free_port: Callable[[], int]) -> None:
+    away = f"http://someone:secret@127.0.0.1:{free_port()}"
+    sender = Sender(away, Spool(tracked.folder("spool")))
+    said: list[str] = []
+    with Tracker(sender, interval=0.02, say=said.append) as tracker:
+        tracker.open_run("r", "sft")
+        until(lambda: said)
+        time.sleep(1.0)
+        assert len(said) == 1
+        assert said[0].startswith("MLflow does not answer (")
+        assert said[0].endswith("). The run goes on; what there is to tell waits.")
+        assert "secret" not in said[0]
+        sender.uri = tracked.settings.tracking_uri
+        until(lambda: len(said) == 2)
+        assert said[1] == "MLflow answers again."
+        tracker.end_run("r", "completed")
+    assert len(said) == 2
+    assert not sender.spool.holds("r")
+
+
+def test_a_server_that_is_away_is_not_asked_for_every_run(tracked: Workspace, free_port: Callable[[], int]) -> None:
+    spool = Spool(tracked.folder("spool"))
+    for number in range(50):
+        spool.open_run(f"r{number}", "sft", None, {}, {})
+        spool.end_run(f"r{number}", "completed", {}, {})
+    began = time.monotonic()
+    flushed = Sender(f"http://someone:secret@127.0.0.1:{free_port()}", spool).flush()
+    assert time.monotonic() - began < 30
+    assert (flushed.sent, flushed.left) == (0, 50)
+    assert "secret" not in str(flushed.reason)
 
 
 def test_the_next_run_sends_what_an_earlier_one_left(tracked: Workspace) -> None:

@@ -25,7 +25,7 @@ def workspace() -> Workspace:
 
 @st.cache_resource(show_spinner=False, max_entries=4)
 def _open(settings: str, home: Path) -> Workspace:
-    return Workspace.open(home)
+    return Workspace.open(home, patience=0)  # a page says at once what is wrong
 
 
 @st.cache_data(ttl=30, show_spinner=False)

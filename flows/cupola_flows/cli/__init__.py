@@ -20,6 +20,7 @@ from cupola_flows.cli import (
     run,
     services,
     tokens,
+    tracking,
 )
 from cupola_flows.prefect_api import NO_TELEMETRY
 from cupola_platform.errors import CupolaError, refusal
@@ -46,6 +47,7 @@ making.register(checkpoint.app)
 pruning.register(checkpoint.app)
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(tokens.app, name="tokens")
+app.add_typer(tracking.app, name="tracking")
 
 
 def main() -> None:

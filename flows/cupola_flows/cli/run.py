@@ -11,7 +11,10 @@ from cupola_flows.cli.options import SetOption, WorkspaceOption
 from cupola_flows.display import make_display
 from cupola_flows.launching import open_session, run_plain, run_under_prefect
 from cupola_flows.results import print_results
+from cupola_flows.session import Session
 from cupola_platform.errors import ConfigError, CupolaError
+from cupola_platform.spool import Spool
+from cupola_platform.tracking import flush_spool
 
 
 def register(app: typer.Typer) -> None:
@@ -40,6 +43,7 @@ def run(
     if session.reuse_all():
         print_results(session, console)
         console.print(f"Nothing to do: all {len(session.names)} stages were run before.")
+        _send_what_waits(session, console)
         return
     try:
         with session.display.shown():
@@ -49,6 +53,15 @@ def run(
         console.print("What is finished is kept; the same command goes on from there.")
         raise
     print_results(session, console)
+
+
+def _send_what_waits(session: Session, console: Console) -> None:
+    """What an earlier run could not tell MLflow: it is told now, though there is nothing to run."""
+    flushed = flush_spool(session.workspace)
+    if flushed.left:
+        console.print(flushed.said(Spool(session.workspace.folder("spool"))), markup=False)
+    elif flushed.sent:
+        console.print(f"Sent MLflow what {flushed.sent} earlier runs had left.")
 
 
 def _steps(text: str) -> tuple[int, int] | None:

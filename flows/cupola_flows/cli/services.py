@@ -50,8 +50,10 @@ def _how_to_sign_in(settings: Settings, show: bool) -> str:
 
 
 def down(workspace: WorkspaceOption = None) -> None:
-    """End what `cupola up` started."""
-    ended = services.down(settings_of(workspace))
+    """Cancel the runs that the servers of `cupola up` carry, then end the servers."""
+    runs, ended = services.down(settings_of(workspace))
+    for run in runs:
+        print(f"Cancelled the run {run}; what is finished is kept, and the same command goes on from there.")
     print(f"Ended {', '.join(ended)}." if ended else "Nothing was running.")
 
 

@@ -22,7 +22,8 @@ from cupola_platform.launch.rendezvous import torchrun
 GRACE_SECONDS = 25.0
 """From SIGTERM to SIGKILL: the time that ranks have to finish a step and save."""
 
-_TAG = "CUPOLA_JOB_TAG"
+JOB_TAG = "CUPOLA_JOB_TAG"
+"""Variable in the environment of a job's processes: which start of a job they belong to."""
 
 
 def cores() -> int:
@@ -42,7 +43,7 @@ class RunningJob:
         self.log, self._folder = log, folder
         self._command = command
         self._tag = uuid.uuid4().hex
-        self._environment = {**environment, _TAG: self._tag}
+        self._environment = {**environment, JOB_TAG: self._tag}
         self._grace = GRACE_SECONDS
         self._started = threading.Event()
         self._ended = threading.Event()  # never Thread.join: a signal's exception in it marks a living thread as ended
@@ -179,7 +180,7 @@ class LocalLauncher:
 
 def _tag_of(process: psutil.Process) -> str | None:
     try:
-        return process.environ().get(_TAG) if process.status() != psutil.STATUS_ZOMBIE else None
+        return process.environ().get(JOB_TAG) if process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.Error:
         return None
 

@@ -1,6 +1,17 @@
 """What the workspace knows of its artifacts, runs, aliases and people's judgements: SQLAlchemy on SQLite or PostgreSQL."""
 
+from cupola_platform.registry.database import PATIENCE
 from cupola_platform.registry.registry import Registry
 from cupola_platform.registry.rows import AliasMove, AliasRow, Annotation, ArtifactRow, Choice, RunRow, RunStatus
 
-__all__ = ["AliasMove", "AliasRow", "Annotation", "ArtifactRow", "Choice", "Registry", "RunRow", "RunStatus"]
+__all__ = [
+    "PATIENCE",
+    "AliasMove",
+    "AliasRow",
+    "Annotation",
+    "ArtifactRow",
+    "Choice",
+    "Registry",
+    "RunRow",
+    "RunStatus",
+]

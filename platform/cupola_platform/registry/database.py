@@ -1,10 +1,14 @@
 """Connections to the registry's database, and its migrations."""
 
 import fcntl
-from collections.abc import Iterator
+import functools
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -14,8 +18,62 @@ from cupola_platform.errors import RegistryError
 HEAD = "r0003"
 """The newest migration. A registry at it is opened without loading Alembic."""
 
+PATIENCE = 60.0
+"""Seconds for which a PostgreSQL that does not answer is asked again: it is being restarted, or the network is."""
+RETRY_EVERY = 1.0
+CONNECT_TIMEOUT = 10
+"""Seconds that a connection may take."""
+
 _ONE_WRITER = "SELECT pg_advisory_xact_lock(109356048673889)"
 _WRITES = "cupola_writes"
+_NO_ANSWER = re.compile(
+    "connection refused|timeout|timed out|unreachable|no route|closed the connection|connection is (closed|lost)|connection reset"
+    "|starting up|shutting down|not yet accepting|terminating connection",
+    re.IGNORECASE,
+)
+"""What PostgreSQL and its driver say when there is no server to refuse anything. A wrong password or name is not among it."""
+
+log = logging.getLogger(__name__)
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+class AwayError(RegistryError):
+    """The registry's server does not answer, or went away in the middle of a transaction."""
+
+
+class Patient(Protocol):
+    """What has methods that wait for a server."""
+
+    patience: float
+
+
+Owner = TypeVar("Owner", bound=Patient)
+
+
+def patient(method: Callable[Concatenate[Owner, Given], Result]) -> Callable[Concatenate[Owner, Given], Result]:
+    """Call a method that is one transaction again while the server is away, for `self.patience` seconds."""
+
+    @functools.wraps(method)
+    def until_it_answers(self: Owner, /, *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        return patiently(lambda: method(self, *args, **kwargs), self.patience)
+
+    return until_it_answers
+
+
+def patiently(act: Callable[[], Result], patience: float) -> Result:
+    """What `act` gives, once the server answers. Raises AwayError when it has not for `patience` seconds."""
+    deadline, told = time.monotonic() + patience, False
+    while True:
+        try:
+            return act()
+        except AwayError as error:
+            if time.monotonic() >= deadline:
+                raise
+            if not told:
+                log.warning("%s Trying again for %.0f s.", error, patience)
+                told = True
+            time.sleep(min(RETRY_EVERY, patience))
 
 
 def open_engine(url: str) -> Engine:
@@ -25,7 +83,8 @@ def open_engine(url: str) -> Engine:
         RegistryError: the database cannot be reached, refuses, or was made by a newer Cupola.
     """
     with refusals(url):
-        engine = create_engine(url, pool_pre_ping=True)
+        limits = {"connect_timeout": CONNECT_TIMEOUT} if url.startswith("postgresql") else {}
+        engine = create_engine(url, pool_pre_ping=True, connect_args=limits)
         if engine.dialect.name == "sqlite":
             Path(engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
             _configure_sqlite(engine)
@@ -63,7 +122,8 @@ def refusals(url: str) -> Iterator[None]:
     except (SQLAlchemyError, OSError) as error:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         where = make_url(url).render_as_string(hide_password=True)
-        raise RegistryError(
+        away = getattr(error, "connection_invalidated", False) or _NO_ANSWER.search(reason)
+        raise (AwayError if away and not url.startswith("sqlite") else RegistryError)(
             f"The registry {where} refused: {reason}. Check registry_url and that its server runs."
         ) from error
 

@@ -17,7 +17,7 @@ from cupola_platform.artifacts import Manifest
 from cupola_platform.errors import ConfigError, NotFoundError
 from cupola_platform.living import lives, start_of
 from cupola_platform.registry.conversion import alias_row, annotation, artifact_row, artifact_table, move_row, run_row
-from cupola_platform.registry.database import open_engine, refusals, writing
+from cupola_platform.registry.database import PATIENCE, open_engine, patient, patiently, refusals, writing
 from cupola_platform.registry.rows import AliasMove, AliasRow, Annotation, ArtifactRow, Choice, RunRow, RunStatus
 from cupola_platform.registry.tables import (
     AliasMoveTable,
@@ -38,9 +38,11 @@ class Registry:
     Every method raises RegistryError when the database cannot be reached or refuses.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, patience: float = PATIENCE) -> None:
+        """`patience`: seconds for which a server that does not answer is asked again."""
         self.url = url
-        self._engine = open_engine(url)
+        self.patience = patience
+        self._engine = patiently(lambda: open_engine(url), patience)
         self._writing = writing(self._engine)
 
     def close(self) -> None:
@@ -49,6 +51,7 @@ class Registry:
 
     # Artifacts
 
+    @patient
     def add_artifact(self, manifest: Manifest, run_id: str | None = None) -> None:
         """Register an artifact. What is known already keeps its row; a new fingerprint that leads to it is added."""
         with self._write() as session:
@@ -58,38 +61,45 @@ class Registry:
             if manifest.fingerprint:
                 session.merge(FingerprintTable(fingerprint=manifest.fingerprint, digest=manifest.digest))
 
+    @patient
     def artifact(self, digest: str) -> ArtifactRow | None:
         """The artifact with this whole digest."""
         with self._read() as session:
             found = session.get(ArtifactTable, digest)
             return None if found is None else artifact_row(found)
 
+    @patient
     def artifacts(self, kind: str | None = None, limit: int = 100) -> list[ArtifactRow]:
         """Newest first."""
         query = select(ArtifactTable).order_by(ArtifactTable.created.desc(), ArtifactTable.digest).limit(limit)
         return self._artifacts(query if kind is None else query.where(ArtifactTable.kind == kind))
 
+    @patient
     def starting_with(self, prefix: str, limit: int = 10) -> list[ArtifactRow]:
         """Artifacts whose digest starts with `prefix`."""
         query = select(ArtifactTable).where(ArtifactTable.digest.startswith(prefix, autoescape=True))
         return self._artifacts(query.order_by(ArtifactTable.digest).limit(limit))
 
+    @patient
     def digests(self) -> set[str]:
         """Every registered digest."""
         with self._read() as session:
             return set(session.scalars(select(ArtifactTable.digest)))
 
+    @patient
     def parents(self, digest: str) -> list[ArtifactRow]:
         """What an artifact was made from, in the order in which the stage took them; those registered here."""
         query = select(ArtifactTable).join(EdgeTable, EdgeTable.parent == ArtifactTable.digest)
         return self._artifacts(query.where(EdgeTable.child == digest).order_by(EdgeTable.position))
 
+    @patient
     def children(self, digest: str) -> list[ArtifactRow]:
         """What was made from an artifact, oldest first."""
         made = select(EdgeTable.child).where(EdgeTable.parent == digest)
         query = select(ArtifactTable).where(ArtifactTable.digest.in_(made))
         return self._artifacts(query.order_by(ArtifactTable.created, ArtifactTable.digest))
 
+    @patient
     def made_by(self, fingerprint: str) -> str | None:
         """Digest of what a stage with this fingerprint made last."""
         with self._read() as session:
@@ -109,27 +119,22 @@ class Registry:
             raise ConfigError(
                 f"Alias {name!r} must be lower-case letters, digits, '.', '_' or '-', and begin with a letter."
             )
-        moved = datetime.now(UTC)
-        with self._write() as session:
-            if session.get(ArtifactTable, digest) is None:
-                raise NotFoundError(f"No artifact {digest[:12]} to name {name!r}. `cupola artifacts` lists them.")
-            current = session.get(AliasTable, name)
-            previous = None if current is None else current.digest
-            session.merge(AliasTable(name=name, digest=digest, reason=reason, moved=moved))
-            session.add(AliasMoveTable(name=name, previous=previous, digest=digest, reason=reason, moved=moved))
-        return AliasRow(name=name, digest=digest, reason=reason, moved=moved)
+        return self._move_alias(AliasRow(name=name, digest=digest, reason=reason, moved=datetime.now(UTC)))
 
+    @patient
     def alias(self, name: str) -> AliasRow | None:
         """What an alias names now."""
         with self._read() as session:
             found = session.get(AliasTable, name)
             return None if found is None else alias_row(found)
 
+    @patient
     def aliases(self) -> list[AliasRow]:
         """Every alias, by name."""
         with self._read() as session:
             return [alias_row(row) for row in session.scalars(select(AliasTable).order_by(AliasTable.name))]
 
+    @patient
     def alias_history(self, name: str) -> list[AliasMove]:
         """Every move of an alias, newest first."""
         query = select(AliasMoveTable).where(AliasMoveTable.name == name).order_by(AliasMoveTable.id.desc())
@@ -143,16 +148,13 @@ class Registry:
     ) -> str:
         """Register a run of this process, and return its id. An empty stage is the run of a whole recipe."""
         run = uuid.uuid4().hex[:12]
-        with self._write() as session:
-            session.add(
-                RunTable(
-                    id=run, parent_id=parent, recipe=recipe, stage=stage, status="running", config=dict(config or {}),
-                    metrics={}, started=datetime.now(UTC), pid=os.getpid(), process_start=start_of(os.getpid()),
-                    host=socket.gethostname(),
-                )
-            )  # fmt: skip
+        self._add_run(
+            id=run, parent_id=parent, recipe=recipe, stage=stage, status="running", config=dict(config or {}), metrics={},
+            started=datetime.now(UTC), pid=os.getpid(), process_start=start_of(os.getpid()), host=socket.gethostname(),
+        )  # fmt: skip
         return run
 
+    @patient
     def update_run(
         self, run: str, *, prefect_flow_run_id: str | None = None, mlflow_run_id: str | None = None,
         work_folder: Path | None = None, metrics: Mapping[str, float] | None = None,
@@ -169,6 +171,7 @@ class Registry:
             row.work_folder = str(work_folder) if work_folder else row.work_folder
             row.metrics = {**row.metrics, **(metrics or {})}
 
+    @patient
     def finish_run(
         self, run: str, status: RunStatus, artifact: str | None = None, error: str | None = None,
         metrics: Mapping[str, float] | None = None,
@@ -183,9 +186,12 @@ class Registry:
             row.status, row.artifact, row.error, row.ended = status, artifact, error, datetime.now(UTC)
             row.metrics = {**row.metrics, **(metrics or {})}
 
-    def runs(self, limit: int = 100, *, parent: str | None = None) -> list[RunRow]:
-        """Newest first; with `parent`, that run's stages, oldest first."""
+    @patient
+    def runs(self, limit: int = 100, *, parent: str | None = None, flow_run: str | None = None) -> list[RunRow]:
+        """Newest first; with `parent`, that run's stages, oldest first; with `flow_run`, those of this flow run of Prefect's."""
         query = select(RunTable).limit(limit)
+        if flow_run is not None:
+            query = query.where(RunTable.prefect_flow_run_id == flow_run)
         if parent is None:
             query = query.order_by(RunTable.started.desc(), RunTable.id)
         else:
@@ -193,6 +199,7 @@ class Registry:
         with self._read() as session:
             return [run_row(row) for row in session.scalars(query)]
 
+    @patient
     def run(self, run: str) -> RunRow:
         """One run.
 
@@ -202,6 +209,7 @@ class Registry:
         with self._read() as session:
             return run_row(_known_run(session, run))
 
+    @patient
     def sweep_lost_runs(self) -> list[RunRow]:
         """Mark as failed the runs of this machine whose process is gone, and return them."""
         query = select(RunTable).where(RunTable.status == "running", RunTable.host == socket.gethostname())
@@ -218,12 +226,14 @@ class Registry:
 
     # Annotations
 
+    @patient
     def annotate(self, artifact: str, pair: str, annotator: str, choice: Choice) -> None:
         """Keep what a person says of a pair; the last word counts."""
         row = AnnotationTable(artifact=artifact, pair=pair, annotator=annotator, choice=choice, made=datetime.now(UTC))
         with self._write() as session:
             session.merge(row)
 
+    @patient
     def annotations(self, artifact: str, annotator: str | None = None) -> list[Annotation]:
         """What was said of an artifact's pairs, oldest first."""
         query = select(AnnotationTable).where(AnnotationTable.artifact == artifact)
@@ -232,6 +242,26 @@ class Registry:
         query = query.order_by(AnnotationTable.made, AnnotationTable.pair, AnnotationTable.annotator)
         with self._read() as session:
             return [annotation(row) for row in session.scalars(query)]
+
+    @patient
+    def _add_run(self, /, **columns: Any) -> None:
+        with self._write() as session:
+            session.merge(RunTable(**columns))  # it is there already where the server went just after the commit
+
+    @patient
+    def _move_alias(self, row: AliasRow) -> AliasRow:
+        with self._write() as session:
+            if session.get(ArtifactTable, row.digest) is None:
+                raise NotFoundError(
+                    f"No artifact {row.digest[:12]} to name {row.name!r}. `cupola artifacts` lists them."
+                )
+            current = session.get(AliasTable, row.name)
+            if current is None or current.moved != row.moved:
+                previous = None if current is None else current.digest
+                columns = {"name": row.name, "digest": row.digest, "reason": row.reason, "moved": row.moved}
+                session.merge(AliasTable(**columns))
+                session.add(AliasMoveTable(previous=previous, **columns))
+        return row
 
     def _artifacts(self, query: Any) -> list[ArtifactRow]:
         with self._read() as session:
