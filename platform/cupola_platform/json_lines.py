@@ -37,26 +37,46 @@ def numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def parse(line: bytes) -> Row:
-    """One line's object.
+def parse_value(line: bytes) -> Any:
+    """One line's value, an object or not.
 
     Raises:
-        BadLineError: not UTF-8 ("not_utf8"), not JSON ("not_json"), nested too deep to read ("nested_too_deep"), not an
-            object ("not_an_object"), or with half of a surrogate pair in a string ("lone_surrogate").
+        BadLineError: not UTF-8 ("not_utf8"), not JSON ("not_json") or nested too deep to read ("nested_too_deep").
     """
     try:
-        row = json.loads(line.decode())
+        return json.loads(line.decode())
     except UnicodeDecodeError as error:
         raise BadLineError("not_utf8", f"not UTF-8 (byte {error.start})") from None
     except RecursionError:
         raise BadLineError("nested_too_deep", "nested too deep") from None
     except ValueError as error:
         raise BadLineError("not_json", f"not JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise BadLineError("not_an_object", f"not a JSON object but {type(row).__name__}")
-    if has_lone_surrogate(row):
-        raise BadLineError("lone_surrogate", "half of a surrogate pair (\\ud800 to \\udfff) in a string")
-    return row
+
+
+def parse(line: bytes) -> Row:
+    """One line's object.
+
+    Raises:
+        BadLineError: as `parse_value` and `check_row`.
+    """
+    return check_row(parse_value(line))
+
+
+def check_row(value: object) -> Row:
+    """A JSON value that is an object of valid text.
+
+    Raises:
+        BadLineError: not an object ("not_an_object"), half of a surrogate pair in a string ("lone_surrogate"), or nested too
+            deep to be written ("nested_too_deep").
+    """
+    if not isinstance(value, dict):
+        raise BadLineError("not_an_object", f"not a JSON object but {type(value).__name__}")
+    try:
+        if has_lone_surrogate(value):
+            raise BadLineError("lone_surrogate", "half of a surrogate pair (\\ud800 to \\udfff) in a string")
+    except RecursionError:
+        raise BadLineError("nested_too_deep", "nested too deep") from None
+    return value
 
 
 def has_lone_surrogate(value: object) -> bool:

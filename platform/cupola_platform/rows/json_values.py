@@ -1,0 +1,131 @@
+"""JSON that is not lines: one array of rows, objects over several lines, rows below a key such as "data"."""
+
+import codecs
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from cupola_platform.json_lines import BadLineError, Row
+from cupola_platform.rows.record import NOT_UTF8, Record, bad, is_message, row_of
+
+WRAPPERS = ("data", "rows", "examples", "instances", "train")
+"""Keys below which a file's rows are found where the file is one object."""
+
+SPACE = " \t\r\n,"
+"""Between values. Commas too: people leave one after the last."""
+
+FIRST = 1 << 16
+"""Characters that are read at first; as many again as are held, while a value goes on."""
+
+
+class _Scanner:
+    """One value at a time of a text that comes in parts; no more of it is held than a value and a part."""
+
+    def __init__(self, parts: Iterator[str], bound: int) -> None:
+        self._parts, self._bound = parts, bound
+        self._text, self._place, self._ended = "", 0, False
+        self._decoder = json.JSONDecoder()
+
+    def peek(self) -> str:
+        """The next character that is not between values; empty at the end."""
+        while True:
+            while self._place < len(self._text) and self._text[self._place] in SPACE:
+                self._place += 1
+            if self._place < len(self._text) or not self._more(1):
+                return self._text[self._place : self._place + 1]
+
+    def skip(self) -> None:
+        """Pass the character that `peek` gave."""
+        self._place += 1
+
+    def value(self) -> tuple[Any, str]:
+        """The value that begins here, and its text.
+
+        Raises:
+            BadLineError: it is not JSON, or longer than the bound.
+        """
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._place)
+                if end < len(self._text) or not self._more(1):  # at the end of a part a number may go on
+                    text, self._place = self._text[self._place : end], end
+                    return value, text
+            except RecursionError:
+                raise BadLineError("nested_too_deep", "nested too deep") from None
+            except ValueError as error:
+                held = len(self._text) - self._place
+                if held > self._bound:
+                    raise BadLineError("too_long", f"over {self._bound:,} characters without an end") from None
+                if not self._more(max(held, FIRST)):
+                    raise BadLineError("not_json", f"not JSON ({error})") from None
+
+    def _more(self, size: int) -> bool:
+        found = []
+        while size > 0 and (part := next(self._parts, "")):
+            found.append(part)
+            size -= len(part)
+        if found:
+            self._text, self._place = self._text[self._place :] + "".join(found), 0
+        return bool(found)
+
+
+def records(blocks: Iterable[bytes], bound: int) -> Iterator[Record]:
+    """The rows of top-level objects and arrays. Where one is not JSON, the rest of the file is not read.
+
+    Args:
+        blocks: the file's bytes, without a byte-order mark.
+        bound: characters that a value may have.
+    """
+    parts = (part for part in codecs.iterdecode(blocks, "utf-8", "surrogateescape") if part)
+    number = 0
+    try:
+        for number, (value, text) in enumerate(_values(_Scanner(parts, bound)), start=1):
+            yield _record(number, value, text)
+    except BadLineError as error:
+        yield bad(number + 1, error.reason, f"{error}; nothing after it is read")
+
+
+def _values(scanner: _Scanner) -> Iterator[tuple[Any, str]]:
+    """What may be rows, with their texts."""
+    while start := scanner.peek():
+        if start == "[":
+            scanner.skip()
+            yield from _elements(scanner)
+            continue
+        value, text = scanner.value()
+        wrapped = unwrap(value)
+        yield from ((row, "") for row in wrapped) if wrapped else [(value, text)]
+
+
+def _elements(scanner: _Scanner) -> Iterator[tuple[Any, str]]:
+    messages: list[Any] = []
+    while (start := scanner.peek()) != "]":
+        if not start:
+            raise BadLineError("cut_short", "the file ends inside an array")
+        value, text = scanner.value()
+        if is_message(value):
+            messages.append(value)
+        else:
+            yield value, text
+    scanner.skip()
+    if messages:
+        yield messages, ""
+
+
+def unwrap(value: Any) -> list[Row]:
+    """The rows that one object holds below a key; none where it is a row itself."""
+    for name in WRAPPERS:
+        rows = value.get(name) if isinstance(value, dict) else None
+        if isinstance(rows, list) and rows and all(isinstance(row, dict) and not is_message(row) for row in rows):
+            return rows
+    return []
+
+
+def _record(number: int, value: Any, text: str) -> Record:
+    size = len(text.encode("utf-8", "surrogateescape"))
+    if NOT_UTF8.search(text):
+        return bad(number, "not_utf8", "not UTF-8", size=size)
+    try:
+        return Record(number, row_of(value), size=size)
+    except BadLineError as error:
+        return bad(number, error.reason, str(error), size=size)

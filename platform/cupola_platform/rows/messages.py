@@ -1,0 +1,136 @@
+"""Conversations of others as messages of one form: {"role", "content", "tool_calls", ...}."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from cupola_platform.json_lines import BadLineError, Row
+from cupola_platform.rows.values import decoded, plain
+
+ROLES = {
+    "system": "system", "developer": "system",
+    "user": "user", "human": "user", "prompter": "user",
+    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
+    "model": "assistant", "bot": "assistant", "ai": "assistant",
+    "tool": "tool", "observation": "tool", "function": "tool", "ipython": "tool", "environment": "tool",
+    "tool_response": "tool", "function_response": "tool",
+}  # fmt: skip
+"""What others call the four roles: ShareGPT, OpenAI, OpenAssistant, Gemini, Llama."""
+
+CALLERS = ("function_call", "tool_call")
+"""ShareGPT's roles of turns that are calls; LLaMA-Factory has them with `observation`."""
+
+TEXT_PARTS = ("text", "input_text", "output_text")
+
+KEPT = ("tool_call_id", "name", "reasoning_content")
+"""What else of a message a chat template may read."""
+
+
+def messages_of(value: Any) -> list[Row] | None:
+    """The messages of a column, of whatever shape, without empty system messages; none where it holds no conversation.
+
+    A list of messages, of texts (user and assistant by turns) or of ShareGPT's turns; one message; an object that holds
+    "messages"; lists by key; and any of these written as JSON. A role that is not known stays as it is.
+
+    Raises:
+        BadLineError: a part of a message is no text ("not_text"), or JSON in it is nested too deep.
+    """
+    given, value = value, decoded(value)
+    if isinstance(value, Mapping):
+        value = value["messages"] if isinstance(value.get("messages"), list) else _by_place(value)
+    if not isinstance(value, list) or not value:
+        return None
+    if (
+        value is given and len(value) > 1 and all(isinstance(turn, str) for turn in value)
+    ):  # JSON of texts is a text itself
+        return [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(value)]
+    if not all(isinstance(turn, Mapping) and ("role" in turn or "from" in turn) for turn in value):
+        return None
+    found: list[Row] = []
+    for turn in value:
+        _add(found, plain(turn))
+    return found
+
+
+def _by_place(value: Mapping[str, Any]) -> list[Any]:
+    """One message as a list of one; lists by key, as `datasets` gives sequences of objects, as objects."""
+    columns = {key: held for key, held in value.items() if isinstance(held, list)}
+    if not columns or not isinstance(value.get("role", value.get("from")), list):
+        return [value]
+    return [dict(zip(columns, turn, strict=True)) for turn in zip(*columns.values(), strict=False)]
+
+
+def _add(found: list[Row], turn: Row) -> None:
+    """One more turn in our form."""
+    name = str(turn.get("role", turn.get("from")))
+    role = name.strip().lower()
+    content = next((turn[key] for key in ("content", "value", "parts", "text") if key in turn), None)
+    if role in CALLERS:
+        calls = calls_of(content)
+        if found and found[-1]["role"] == "assistant":
+            found[-1]["tool_calls"] = found[-1].get("tool_calls", []) + calls
+        else:
+            found.append({"role": "assistant", "content": "", "tool_calls": calls})
+        return
+    role = ROLES.get(role, name)
+    content = _result(content) if role == "tool" else _text(content)
+    if role == "system" and (content is None or not str(content).strip()):
+        return
+    made = {"role": role, "content": content} | {key: turn[key] for key in KEPT if key in turn}
+    if calls := calls_of(turn.get("tool_calls") or turn.get("function_call") or []):
+        made |= {"content": content or "", "tool_calls": calls}
+    found.append(made)
+
+
+def _text(content: Any) -> Any:
+    """A message's text, of parts joined by line ends."""
+    if not isinstance(content, list):
+        return content
+    return "\n".join(map(_part, content))
+
+
+def _part(part: Any) -> str:
+    text = part.get("text") if isinstance(part, Mapping) else part
+    if isinstance(text, str) and (not isinstance(part, Mapping) or part.get("type", "text") in TEXT_PARTS):
+        return text
+    kind = part.get("type", "unknown") if isinstance(part, Mapping) else type(part).__name__
+    raise BadLineError("not_text", f"a message has a part of type {kind}")
+
+
+def _result(content: Any) -> str:
+    """A tool's result: any value is one, and so is none."""
+    if isinstance(content, list) and all(isinstance(part, Mapping) and "text" in part for part in content):
+        return str(_text(content))
+    if content is None or isinstance(content, str):
+        return content or ""
+    return json.dumps(content, ensure_ascii=False)
+
+
+def calls_of(value: Any) -> list[Any]:
+    """Tool calls in OpenAI's form, of one call or a list of them, also written as JSON. What is no call stays as it is."""
+    value = decoded(value)
+    return [_call(call) for call in (value if isinstance(value, list) else [value])]
+
+
+def _call(call: Any) -> Any:
+    call = decoded(call)
+    function = decoded(call.get("function", call)) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping):
+        return call
+    arguments = function.get("arguments", function.get("parameters"))
+    about = {"name": function.get("name"), "arguments": {} if arguments in (None, "") else arguments}
+    return {**({"id": call["id"]} if "id" in call else {}), "type": "function", "function": about}
+
+
+def tools_of(value: Any) -> list[Row]:
+    """What an assistant may call, as a list of objects.
+
+    Raises:
+        BadLineError: it is not ("malformed_tools").
+    """
+    found = decoded(value) or []
+    given = [found] if isinstance(found, dict) else found
+    tools = [tool for each in given if isinstance(tool := decoded(each), dict)] if isinstance(given, list) else None
+    if tools is None or len(tools) < len(given):
+        raise BadLineError("malformed_tools", f"`tools` is no JSON list of objects: {value!r}"[:120])
+    return tools

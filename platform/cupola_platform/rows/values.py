@@ -1,0 +1,52 @@
+"""Values of rows as JSON has them."""
+
+import ast
+import json
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from cupola_platform.json_lines import BadLineError
+
+
+def plain(value: Any) -> Any:
+    """A value in JSON's types, without keys that hold null.
+
+    A table's rows have every key that any row has: Arrow fills up with nulls, which say nothing.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(held) for key, held in value.items() if held is not None}
+    if isinstance(value, list | tuple):
+        return [plain(held) for held in value]
+    if isinstance(value, Decimal):
+        return float(value)
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)
+
+
+def decoded(value: Any) -> Any:
+    """What a text that is written JSON, or a list or dict as Python prints it, stands for; anything else as it is.
+
+    Raises:
+        BadLineError: its JSON is nested too deep to be read.
+    """
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    try:
+        return plain(json.loads(value))
+    except RecursionError:
+        raise BadLineError("nested_too_deep", "nested too deep") from None
+    except ValueError:
+        pass
+    try:
+        return plain(ast.literal_eval(value.strip()))  # pandas writes lists so into CSV
+    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+        return value
+
+
+def number(value: Any) -> float | None:
+    """A number, or a text of one; none for anything else."""
+    try:
+        found = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else None
+    except (ValueError, OverflowError):
+        return None
+    return found if found is not None and abs(found) < float("inf") else None
