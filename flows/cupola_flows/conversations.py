@@ -1,6 +1,7 @@
 """Conversations to learn from and to be asked."""
 
 from cupola_flows.context import StageContext
+from cupola_flows.dropping import say_dropped
 from cupola_flows.stages import (
     ConversationsStage,
 )
@@ -24,4 +25,4 @@ def conversations(ctx: StageContext, stage: ConversationsStage, tokens: Artifact
         files=stage.files,
     )
     metrics = {f"{split}_conversations": float(sum(report[split].values())) for split in ("train", "heldout")}
-    return ctx.publish(folder, parents=[tokens] if tokens else [], metrics=metrics)
+    return ctx.publish(folder, parents=[tokens] if tokens else [], metrics=metrics | say_dropped(ctx, report))

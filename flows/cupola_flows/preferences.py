@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from cupola_flows.context import StageContext
+from cupola_flows.dropping import say_dropped
 from cupola_flows.jobs import run_job
 from cupola_flows.stages import (
     PairsStage,
@@ -57,7 +58,7 @@ def preferences(
     metrics = {"answers": float(report["answers"])} | {name: report[key] for name, key in told.items() if key in report}
     metrics |= {f"{split}_pairs": float(count) for split, count in report["pairs"].items()}
     parents = [parent, conversations, *([reward_model] if reward_model else [])]
-    return ctx.publish(folder, parents=parents, metrics=metrics)
+    return ctx.publish(folder, parents=parents, metrics=metrics | say_dropped(ctx, report))
 
 
 def answer_scores(
@@ -81,4 +82,4 @@ def pairs(ctx: StageContext, stage: PairsStage) -> Artifact:
     folder = ctx.empty("preferences")
     report = read_preferences(stage.files, heldout_fraction=stage.heldout_fraction, seed=ctx.seed, to=folder)
     metrics = {f"{split}_pairs": float(count) for split, count in report["pairs"].items()}
-    return ctx.publish(folder, parents=[], metrics=metrics | {"dropped": float(sum(report["dropped"].values()))})
+    return ctx.publish(folder, parents=[], metrics=metrics | say_dropped(ctx, report))

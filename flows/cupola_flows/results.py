@@ -13,6 +13,7 @@ from cupola_flows.comparison import interval
 from cupola_flows.display import clock
 from cupola_flows.session import Session
 from cupola_flows.words import number
+from cupola_platform.rows.drops import told
 from cupola_trainer.evaluation.long_context_page import summary
 
 SHOWN_ANSWERS = 3
@@ -53,7 +54,13 @@ def _stages(session: Session) -> Table:
 
 
 def summarize(kind: str, metrics: dict[str, float]) -> str:
-    """The numbers of a stage that matter most, in a line."""
+    """The numbers of a stage that matter most, in a line; and what it dropped, and why."""
+    reasons = {name.removeprefix("dropped_"): int(n) for name, n in metrics.items() if name.startswith("dropped_")}
+    line = _numbers(kind, {name: value for name, value in metrics.items() if not name.startswith("dropped")})
+    return f"{line}, dropped {sum(reasons.values()):,}: {told(reasons, {})}" if reasons else line
+
+
+def _numbers(kind: str, metrics: dict[str, float]) -> str:
     match kind:
         case "prepare":
             return (

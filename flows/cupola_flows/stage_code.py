@@ -8,7 +8,12 @@ from collections.abc import Mapping, Sequence
 
 from cupola_flows.stages import AnyStage, PrepareStage
 
+ROWS = (
+    "cupola_platform.json_lines",
+    "cupola_platform.rows",
+)
 MODEL = (
+    "cupola_platform.json_lines",
     "cupola_trainer.architecture",
     "cupola_trainer.positions",
     "cupola_trainer.layout",
@@ -57,10 +62,13 @@ VERIFIERS = (
     "cupola_trainer.evaluation.tasks",
 )
 QUESTIONS = (
+    *ROWS,
     "cupola_trainer.data.instructions",
     "cupola_trainer.data.conversations",
     "cupola_trainer.data.documents",
     "cupola_trainer.data.files",
+    "cupola_trainer.data.shapes",
+    "cupola_trainer.data.trees",
     "cupola_trainer.data.chat",
     "cupola_trainer.evaluation.tasks",
 )
@@ -72,6 +80,7 @@ REINFORCEMENT = (
     "cupola_flows.reinforce",
 )
 WRITING = (
+    *ROWS,
     *ROLLOUT,
     *FORWARD,
     *VERIFIERS,
@@ -131,7 +140,7 @@ OF_KIND: Mapping[str, Sequence[str]] = {
     "pretrain": (*TRAINING, "cupola_flows.pretrain", *MIXTURE),
     "upcycle": (*MODEL, *CONVERSION, "cupola_trainer.conversion.filling", "cupola_trainer.mixture", "cupola_trainer.upcycling", "cupola_flows.upcycle"),
     "long_context": (*TRAINING, "cupola_flows.long_context", *MIXTURE),
-    "conversations": ("cupola_trainer.data", *VERIFIERS, "cupola_flows.conversations"),
+    "conversations": (*ROWS, "cupola_trainer.data", *VERIFIERS, "cupola_flows.conversations"),
     "synthesize": (*WRITING, "cupola_flows.synthesis", "cupola_flows.wordings"),
     "sft": POSTTRAINING,
     "preferences": (*WRITING, "cupola_flows.preferences"),

@@ -12,12 +12,15 @@ from pyarrow import parquet
 
 from cupola_flows import wordings
 from cupola_flows.context import StageContext
+from cupola_flows.dropping import say_dropped
 from cupola_flows.stages.synthesis import SynthesizeStage
 from cupola_flows.wordings import judging, mark_of
 from cupola_flows.writing import CheckpointWriter, EndpointWriter, Writer, rewards
 from cupola_platform import json_lines
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import ConfigError
+from cupola_platform.rows.drops import told
+from cupola_trainer.data.shapes import question_of
 from cupola_trainer.evaluation.execution import shares_passed
 from cupola_trainer.evaluation.tasks import score
 
@@ -57,7 +60,7 @@ def synthesize(
     }
     if not splits["train"]:
         raise ConfigError(
-            f"stage {ctx.name}: of {len(texts)} texts none is left to train on ({_told(drops)}). Lower "
+            f"stage {ctx.name}: of {len(texts)} texts none is left to train on ({told(drops, {})}). Lower "
             "min_score, ask another model, or take more rows."
         )
     folder = ctx.empty("conversations")
@@ -69,7 +72,7 @@ def synthesize(
     metrics = {f"{split}_conversations": float(count) for split, count in counts.items()}
     metrics |= {"asked": float(len(texts)), "kept": float(len(kept)), "mean_score": _mean_score(kept)}
     parents = [artifact for artifact in (conversations, tokens, writer, reward_model) if artifact]
-    return ctx.publish(folder, parents=parents, metrics=metrics)
+    return ctx.publish(folder, parents=parents, metrics=metrics | say_dropped(ctx, report))
 
 
 def _taken(stage: SynthesizeStage, conversations: Artifact | None, tokens: Artifact | None, seed: int) -> list[Row]:
@@ -90,7 +93,7 @@ def questions(folder: Path, stage: SynthesizeStage, seed: int) -> list[Row]:
     """The distinct training questions that the filter can judge, in an order that the seed decides."""
     rows = list(json_lines.read(folder / "train.jsonl"))
     needs = {"scorer": "task", "execution": "tests"}.get(stage.filter)
-    distinct = {json.dumps(row["messages"][:-1]): row for row in rows if not needs or row.get(needs)}
+    distinct = {question_of(row): row for row in rows if not needs or row.get(needs)}
     if not distinct:
         raise ConfigError(
             f"filter={stage.filter} needs conversations with `{needs}`, and none has any. Choose another filter."
@@ -219,7 +222,3 @@ def _scores(
 
 def _mean_score(rows: Sequence[Row]) -> float:
     return float(sum(row["synthesis"]["score"] for row in rows) / max(len(rows), 1))
-
-
-def _told(drops: Counter[str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in drops.most_common()) or "nothing was dropped"

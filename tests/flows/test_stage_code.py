@@ -29,6 +29,7 @@ LEFT_OUT = (
     "cupola_platform.store",
     "cupola_platform.workspace",
     "cupola_flows.display",
+    "cupola_flows.dropping",
     # who refuses what cannot be, and computes nothing
     "cupola_trainer.identity",
     "cupola_platform.errors",

@@ -341,7 +341,7 @@ def test_settings_that_do_not_go_together_are_one_line(server: Server, tmp_path:
 
 def test_what_cannot_be_filtered_or_passes_no_filter_is_one_line(server: Server, tmp_path: Path) -> None:
     server.script = Solver(server, wrong=tuple(range(10)))
-    with pytest.raises(ConfigError, match=r"of 10 texts none is left to train on \(10 low score\)\. Lower min_score"):
+    with pytest.raises(ConfigError, match=r"of 10 texts none is left to train on \(low score 10\)\. Lower min_score"):
         made(server, tmp_path / "a", "max_rows: 10")
     with pytest.raises(ConfigError, match=r"variants keep the answers they had: filter=scorer would pass all"):
         made(server, tmp_path / "b", "make: variants")

@@ -1,7 +1,6 @@
 """Conversations in, rewards out: what a reward model says at the end of each answer."""
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from transformers import AutoTokenizer
 
 from cupola_platform import json_lines
 from cupola_platform.errors import ConfigError
+from cupola_platform.rows.drops import Drops
 from cupola_trainer import checkpoint, models, passes, runtime
 from cupola_trainer.config import ParallelConfig, ScoreJob
 from cupola_trainer.data.chat import encode_answer, encode_prompt
@@ -119,13 +119,9 @@ def score_file(folder: Path, file: Path) -> list[dict[str, Any]]:
     """{"id", "reward", "answer"} of each conversation of a file, best first, in one process.
 
     Raises:
-        SourceError: the file cannot be read.
-        ConfigError: it holds no usable conversation; counts why.
+        SourceError: the file cannot be read, or holds no usable conversation; says why.
     """
-    drops: Counter[str] = Counter()
-    rows = list(read_conversations(RowFiles(path=str(file)), drops))
-    if not rows:
-        raise ConfigError(f"{file} holds no conversation that can be scored; dropped: {dict(drops)}.")
+    rows = list(read_conversations(RowFiles(path=str(file)), Drops()))
     runtime.start(ParallelConfig(), seed=0)
     try:
         judge = RewardModel(folder, ParallelConfig())

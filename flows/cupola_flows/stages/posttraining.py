@@ -27,7 +27,7 @@ class ConversationsStage(Stage):
     heldout_per_task: int = Field(default=100, ge=1)
     """Questions of each task kept from training, to be scored on; of files, a twentieth, at most as many."""
     files: tuple[RowFiles, ...] = ()
-    """Conversations of others: JSON lines, or a Hugging Face dataset."""
+    """Conversations of others: files of rows in any format, or a Hugging Face dataset."""
 
 
 class SftStage(TrainStage):
@@ -115,7 +115,7 @@ class PairsStage(Stage):
 
     kind: Literal["pairs"] = "pairs"
     files: tuple[RowFiles, ...] = Field(min_length=1)
-    """JSON lines, or a Hugging Face dataset: rows with `prompt`, `chosen` and `rejected`."""
+    """Files of rows in any format, or a Hugging Face dataset: `prompt`, `chosen` and `rejected`, or a published set's columns."""
     heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the prompts whose pairs are kept from training."""
 

@@ -67,7 +67,7 @@ def _problem_of(message: Any, control_tokens: Collection[str]) -> str | None:
         return "unknown_role"
     if not isinstance(calls, list) or not all(map(_is_call, calls)) or (calls and message["role"] != "assistant"):
         return "malformed_tool_call"
-    if not (content or "").strip() and not calls:
+    if not (content or "").strip() and not calls and message["role"] != "tool":  # a tool may return nothing
         return "empty_message"
     text = (content or "") + json.dumps(calls, ensure_ascii=False)
     return "control_token" if any(token in text for token in control_tokens) else None

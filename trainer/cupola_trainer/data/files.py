@@ -1,28 +1,25 @@
-"""Conversations and pairs from files of others: JSON lines, or a Hugging Face dataset, in the shapes that are about.
+"""Conversations and pairs from files of others: every format and shape that is about.
 
 Called in process by flows; imports no torch.
 """
 
 import glob
-import gzip
-import json
+import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from cupola_platform.artifacts.digests import digest_file, digest_files
 from cupola_platform.errors import SourceError
-from cupola_platform.json_lines import Row
+from cupola_platform.json_lines import BadLineError, Row
+from cupola_platform.rows.drops import Drops
+from cupola_platform.rows.reading import FORMATS, KNOWN, read, suffix_of
 from cupola_platform.strict import STRICT
-from cupola_trainer.data.chat import problem
-
-SPEAKERS = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system",
-            "tool": "tool", "observation": "tool"}  # fmt: skip
-"""ShareGPT's names of roles."""
+from cupola_trainer.data import shapes, trees
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -30,7 +27,8 @@ class RowFiles:
     """Files of rows, or a dataset of rows."""
 
     path: str | None = None
-    """JSON-lines files (.jsonl, .jsonl.gz), `**` allowed. Either this or `dataset`."""
+    """A file, a folder (searched to any depth) or a glob (`**` for any depth) of rows: JSON lines, a JSON array, Parquet,
+    Arrow, CSV or TSV, each also compressed. Either this or `dataset`."""
 
     dataset: str | None = None
     """A dataset of the Hugging Face hub, or a local folder of one."""
@@ -51,6 +49,16 @@ class RowFiles:
         return self
 
 
+@plain_dataclass(frozen=True)
+class Place:
+    """Where a row is."""
+
+    name: str
+    """Part of an id."""
+    where: str
+    """For people: file and line."""
+
+
 def state(files: RowFiles) -> str:
     """What the files hold, for a fingerprint: their digests; of a dataset on the hub, its name.
 
@@ -65,117 +73,61 @@ def state(files: RowFiles) -> str:
     return digest_files((str(path), digest_file(path)) for path in folder.rglob("*") if path.is_file())
 
 
-def read_conversations(files: RowFiles, drops: Counter[str]) -> Iterator[Row]:
-    """Rows {"id", "source", "messages", "task": null} and "tools", "tag", "tests" where there are any; what is not usable is
-    counted.
-
-    A row has "messages", ShareGPT's "conversations", a "prompt" with a "completion", or Alpaca's "instruction". "tests" are
-    Python that an answer has to pass: a text, or a list of them.
+def read_conversations(files: RowFiles, drops: Drops) -> Iterator[Row]:
+    """Rows {"id", "source", "messages", "task": null} and "tools", "tag", "tests" where there are any, see
+    `shapes.conversation`; what is not usable is counted.
 
     Raises:
-        SourceError: a file or a dataset cannot be read; names the line.
+        SourceError: there is no such file, a dataset cannot be read, or not one row is usable; says why.
     """
-    for name, row in _rows(files):
-        messages = _messages(row)
-        if reason := problem(messages) or _problem_of_tests(row.get("tests")):
-            drops[reason] += 1
-        else:
-            yield {"id": name, "source": files.source or _stem(files), "messages": messages, "task": None} | _extras(
-                row, files
-            )
+    return _shaped(files, drops, shapes.conversation, trees.best_path)
 
 
-def read_pairs(files: RowFiles, drops: Counter[str]) -> Iterator[Row]:
-    """Rows {"id", "source", "messages", "chosen", "rejected", "chosen_score", "rejected_score", "task": null}.
-
-    "chosen" and "rejected" are answers, or whole conversations of which the last turn is the answer. Besides
-    `chat.problem`'s reasons: "equal_answers", "other_prompts" (the two conversations differ before their ends).
+def read_pairs(files: RowFiles, drops: Drops) -> Iterator[Row]:
+    """Rows {"id", "source", "messages", "chosen", "rejected", "chosen_score", "rejected_score", "task": null}, see
+    `shapes.pair`; what is not usable is counted.
 
     Raises:
-        SourceError: a file or a dataset cannot be read; names the line.
+        SourceError: there is no such file, a dataset cannot be read, or not one row is usable; says why.
     """
-    for name, row in _rows(files):
-        prompt = _prompt(row.get("prompt", row.get("messages")))
-        (before, chosen), (other, rejected) = (_answer(row.get(side), prompt) for side in ("chosen", "rejected"))
-        reason = next(
-            filter(None, (problem([*start, *end]) for start, end in ((before, chosen), (other, rejected)))), None
-        )
-        if before != other:
-            drops["other_prompts"] += 1
-        elif reason:
-            drops[reason] += 1
-        elif chosen == rejected:
-            drops["equal_answers"] += 1
-        else:
-            yield {
-                "id": name,
-                "source": files.source or _stem(files),
-                "messages": before,
-                "chosen": chosen[0]["content"],
-                "rejected": rejected[0]["content"],
-                "chosen_score": row.get("chosen_score"),
-                "rejected_score": row.get("rejected_score"),
-                "task": None,
-            } | _extras(row, files)
+    return _shaped(files, drops, shapes.pair, trees.ranked_pairs)
 
 
-def _messages(row: Row) -> Any:
-    if "conversations" in row and isinstance(row["conversations"], Sequence):
-        turns = [_shared(turn) for turn in row["conversations"]]
-        return [{"role": "system", "content": row["system"]}, *turns] if row.get("system") else turns
-    if "instruction" in row:
-        question = "\n\n".join(part for part in (row["instruction"], row.get("input")) if part)
-        return [*_prompt(question), {"role": "assistant", "content": row.get("output")}]
-    if "prompt" in row:
-        before, answer = _answer(row.get("completion"), _prompt(row["prompt"]))
-        return [*before, *answer]
-    return row.get("messages")
+def _shaped(
+    files: RowFiles, drops: Drops, shape: Callable[[Row], Row], of_tree: Callable[[Row], Iterator[Row]]
+) -> Iterator[Row]:
+    mine, kept = Drops(), False
+    for place, number, row in trees.grown(_rows(files, mine), of_tree):
+        try:
+            made = shape(row)
+        except BadLineError as error:
+            mine.drop(error.reason, place.where, str(error))
+            continue
+        kept = True
+        source = {"id": f"{place.name}-{number}" if number else place.name, "source": files.source or _stem(files)}
+        tag = {"tag": files.tag} if files.tag and "tag" not in made else {}
+        yield {**source, **made, "task": None, **tag}
+    drops.add(mine)
+    if not kept:
+        given = f"path={files.path!r}" if files.path else f"dataset={files.dataset!r}"
+        raise SourceError(f"{given} holds no usable row; dropped: {mine.told()}. Mend the rows, or name other files.")
 
 
-def _shared(turn: Any) -> Any:
-    if not isinstance(turn, Mapping) or "from" not in turn:
-        return turn
-    return {"role": SPEAKERS.get(turn["from"], turn["from"]), "content": turn.get("value")}
-
-
-def _prompt(value: Any) -> list[Any]:
-    return [{"role": "user", "content": value}] if isinstance(value, str) else list(value or [])
-
-
-def _answer(value: Any, prompt: list[Any]) -> tuple[list[Any], list[Any]]:
-    """What comes before an answer, and the answer as a turn. A whole conversation brings its own beginning."""
-    if not isinstance(value, list) or not value:
-        return prompt, [{"role": "assistant", "content": value}]
-    return (value[:-1] if len(value) > 1 else prompt), value[-1:]
-
-
-def _extras(row: Row, files: RowFiles) -> Row:
-    tools = row.get("tools")
-    tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
-    found = {"tools": tools, "tag": row.get("tag") or files.tag, "margin": row.get("margin")}
-    found["tests"] = row.get("tests")
-    return {name: value for name, value in found.items() if value}
-
-
-def _problem_of_tests(tests: Any) -> str | None:
-    parts = tests if isinstance(tests, list) else [tests or ""]
-    return None if all(isinstance(part, str) for part in parts) else "malformed_tests"
-
-
-def _rows(files: RowFiles) -> Iterator[tuple[str, Row]]:
+def _rows(files: RowFiles, drops: Drops) -> Iterator[tuple[Place, Row]]:
     if files.dataset:
-        yield from ((f"{files.dataset}/{number}", row) for number, row in enumerate(_dataset(files)))
+        for number, row in enumerate(_dataset(files)):
+            yield Place(f"{files.dataset}/{number}", f"{files.dataset}, row {number}"), row
         return
-    for path in _matching(str(files.path)):
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise SourceError(f"{path}, line {number} is not JSON: {error}. Mend or remove the line.") from None
-                if not isinstance(row, dict):
-                    raise SourceError(f"{path}, line {number} is no JSON object. Mend or remove the line.")
-                yield f"{path.name}/{number}", row
+    paths = _matching(str(files.path))
+    common = os.path.commonpath([path.parent for path in paths])
+    alike = Counter(path.name for path in paths)
+    for path in paths:
+        name = path.name if alike[path.name] == 1 else path.relative_to(common).as_posix()
+        for record in read(path):
+            if record.row is None:
+                drops.record(record, str(path))
+            else:
+                yield Place(f"{name}/{record.number}", record.where(str(path))), record.row
 
 
 def _dataset(files: RowFiles) -> Iterator[Row]:
@@ -199,11 +151,17 @@ def _dataset(files: RowFiles) -> Iterator[Row]:
 
 
 def _matching(pattern: str) -> list[Path]:
-    found = [Path(name) for name in sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))]
-    files = [path for path in found if path.is_file()]
-    if not files:
-        raise SourceError(f"path={pattern!r} matches no file. Give JSON lines (.jsonl, .jsonl.gz).")
-    return files
+    """The files that a path names, sorted. Of a folder or a glob those of a known format, by name; others if there is none."""
+    given = Path(pattern).expanduser()
+    if given.is_dir():
+        found = [path for path in given.rglob("*") if not any(p.startswith(".") for p in path.relative_to(given).parts)]
+    else:
+        found = list(map(Path, glob.glob(str(given), recursive=True)))
+    files = sorted(path for path in found if path.is_file())
+    named = [path for path in files if suffix_of(path.name) in FORMATS]
+    if not files or (given.is_dir() and not named):
+        raise SourceError(f"path={pattern!r} matches no file of rows. Known are {KNOWN}.")
+    return named or files
 
 
 def _stem(files: RowFiles) -> str:

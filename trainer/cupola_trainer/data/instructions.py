@@ -5,8 +5,8 @@ Called in process by the flow `sft`; imports no torch.
 
 import json
 import random
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator
 from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from pydantic.dataclasses import dataclass
 from cupola_platform import json_lines
 from cupola_platform.errors import ConfigError
 from cupola_platform.json_lines import Row
+from cupola_platform.rows.drops import Drops
 from cupola_platform.strict import STRICT
 from cupola_trainer.data.chat import problem
 from cupola_trainer.data.documents import pairs_of_split
 from cupola_trainer.data.files import RowFiles, read_conversations
+from cupola_trainer.data.shapes import question_of
 from cupola_trainer.evaluation.tasks import make_tasks
 
 
@@ -73,7 +75,7 @@ def make_conversations(
         raise ConfigError(
             "There is nothing to make conversations from. Name at least one task, files, or a corpus and a count."
         )
-    drops: Counter[str] = Counter()
+    drops = Drops()
     parts = [_from_tasks(source, heldout_per_task, seed + 7919 * place) for place, source in enumerate(tasks)]
     counts = [source.count for source in tasks]
     if corpus and corpus_conversations:
@@ -84,14 +86,16 @@ def make_conversations(
     for place, source in enumerate(files):
         parts.append(_from_files(source, heldout_per_task, seed + 104_729 * place, drops))
         counts.append(0)
-    heldout = list(_usable(chain(*(held for held, _ in parts)), set(), drops))
-    seen = {_question(row) for row in heldout}
-    distinct = [list(_usable(train, seen, drops)) for _, train in parts]
+    seen: set[str] = set()
+    heldout = list(_usable(chain(*(held for held, _ in parts)), seen, frozenset(), drops))
+    asked = frozenset(map(question_of, heldout))
+    distinct = [list(_usable(train, seen, asked, drops)) for _, train in parts]
     train = list(chain(*map(_repeated, distinct, counts)))
+    if not train:
+        raise ConfigError(f"Not one conversation is left to train on; dropped: {drops.told()}. Name other sources.")
     random.Random(seed).shuffle(train)
     made = {"train": train, "distinct": chain(*distinct), "heldout": heldout}
-    report = {name: dict(Counter(row["source"] for row in rows)) for name, rows in made.items()}
-    report["dropped"] = dict(drops)
+    report = {name: dict(Counter(row["source"] for row in rows)) for name, rows in made.items()} | drops.report()
     to.mkdir(parents=True, exist_ok=True)
     json_lines.write(to / "train.jsonl", train)
     json_lines.write(to / "heldout.jsonl", heldout)
@@ -103,7 +107,7 @@ def heldout_questions(tasks: Iterable[TaskSource], heldout_per_task: int, seed: 
     """What `make_conversations` holds out of the tasks, by task: what training must not see before."""
     return {
         f"{source.name}-{place}": [
-            _question(row) for row in _from_tasks(source, heldout_per_task, seed + 7919 * place)[0]
+            str(row["messages"][0]["content"]) for row in _from_tasks(source, heldout_per_task, seed + 7919 * place)[0]
         ]
         for place, source in enumerate(tasks)
     }
@@ -131,25 +135,32 @@ def _repeated(rows: list[Row], count: int) -> list[Row]:
     return rows + list(rounds)[len(rows) :]
 
 
-def _from_corpus(documents: Path, split: str, count: int, seed: int, drops: Counter[str]) -> list[Row]:
+def _from_corpus(documents: Path, split: str, count: int, seed: int, drops: Drops) -> list[Row]:
     """The first `count` distinct pairs of a split's documents."""
     rows: dict[str, Row] = {}
     for question, answer in pairs_of_split(documents, split, seed, drops):
         if len(rows) == count:
             break
         if question in rows:
-            drops["repeated"] += 1
+            drops.drop("repeated", f"{documents.name}, {split} documents")
         else:
             rows[question] = _row(f"corpus-{split}-{len(rows)}", "corpus", question, answer)
     return list(rows.values())
 
 
-def _from_files(files: RowFiles, most: int, seed: int, drops: Counter[str]) -> tuple[list[Row], list[Row]]:
-    """Held-out and training conversations of others, in an order that the seed decides."""
+def _from_files(files: RowFiles, most: int, seed: int, drops: Drops) -> tuple[list[Row], list[Row]]:
+    """Held-out and training conversations of others, in an order that the seed decides. Questions are held out whole."""
     rows = list(read_conversations(files, drops))
     random.Random(seed).shuffle(rows)
-    cut = min(most, len(rows) // 20)
-    return rows[:cut], rows[cut:]
+    by_question: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_question[question_of(row)].append(row)
+    room = min(most, len(rows) // 20)
+    heldout: list[Row] = []
+    train: list[Row] = []
+    for alike in by_question.values():
+        (heldout if len(heldout) + len(alike) <= room else train).extend(alike)
+    return heldout, train
 
 
 def _row(name: str, source: str, question: str, answer: str) -> Row:
@@ -157,20 +168,17 @@ def _row(name: str, source: str, question: str, answer: str) -> Row:
     return {"id": name, "source": source, "messages": messages, "task": None}
 
 
-def _usable(rows: Iterable[Row], seen: set[str], drops: Counter[str]) -> Iterator[Row]:
-    """Rows with a question not yet `seen` and sound text; the others are counted."""
+def _usable(rows: Iterable[Row], seen: set[str], heldout: Collection[str], drops: Drops) -> Iterator[Row]:
+    """Rows of sound text that were not `seen`, and whose question is not held out; the others are counted."""
     for row in rows:
-        question = _question(row)
-        if question in seen:
-            drops["repeated"] += 1
+        question = question_of(row)
+        whole = question + json.dumps(row["messages"][-1], sort_keys=True)
+        if whole in seen:
+            drops.drop("repeated", row["id"])
+        elif question in heldout:
+            drops.drop("question_held_out", row["id"])
         elif reason := problem(row["messages"]):
-            drops[reason] += 1
+            drops.drop(reason, row["id"])
         else:
-            seen.add(question)
+            seen.add(whole)
             yield row
-
-
-def _question(row: Row) -> str:
-    """What comes before the last answer: a row is the same as another that asks the same."""
-    messages = row["messages"]
-    return str(messages[0]["content"]) if len(messages) == 2 else json.dumps(messages[:-1], ensure_ascii=False)

@@ -11,7 +11,9 @@ from typing import Any
 from cupola_platform import json_lines
 from cupola_platform.errors import ConfigError
 from cupola_platform.json_lines import Row
+from cupola_platform.rows.drops import Drops, told
 from cupola_trainer.data.files import RowFiles, read_pairs
+from cupola_trainer.data.shapes import question_of
 from cupola_trainer.evaluation.tasks import is_correct, score
 
 
@@ -32,9 +34,7 @@ def make_prompts(conversations: Path, *, count: int, seed: int, to: Path, needs:
         ConfigError: no conversation of the folder has a task.
     """
     questions = {
-        json.dumps(row["messages"][:-1]): row
-        for row in json_lines.read(conversations / "train.jsonl")
-        if not needs or row.get(needs)
+        question_of(row): row for row in json_lines.read(conversations / "train.jsonl") if not needs or row.get(needs)
     }
     rows = list(questions.values())
     if not rows:
@@ -108,7 +108,8 @@ def make_preferences(
     if len(groups) < 2:
         wanted = "both a right and a wrong one" if min_gap is None else f"two whose rewards differ by over {min_gap:g}"
         raise ConfigError(
-            f"{correct} of {len(scored)} sampled answers are right, and only {len(groups)} prompts got {wanted}. "
+            f"{correct} of {len(scored)} sampled answers are right, and only {len(groups)} prompts got {wanted}; dropped: "
+            f"{told(drops, {})}. "
             "Sample more prompts or answers, at another temperature, or change how long sft trains."
         )
     numbers = {"correct": correct, "accuracy": correct / len(scored)}
@@ -205,15 +206,22 @@ def read_preferences(files: Iterable[RowFiles], *, heldout_fraction: float, seed
         SourceError: a file cannot be read.
         ConfigError: not two prompts have a usable pair.
     """
-    drops: Counter[str] = Counter()
+    drops = Drops()
     by_prompt: dict[str, list[Row]] = defaultdict(list)
+    seen: set[str] = set()
     for source in files:
         for row in read_pairs(source, drops):
-            by_prompt[json.dumps(row["messages"])].append(row)
+            asked = json.dumps([row["messages"], row.get("tools") or []], sort_keys=True)
+            whole = asked + json.dumps([row["chosen"], row["rejected"]], sort_keys=True)
+            if whole in seen:
+                drops.drop("repeated", row["id"])
+            else:
+                seen.add(whole)
+                by_prompt[asked].append(row)
     if len(by_prompt) < 2:
         raise ConfigError(
-            f"The files hold usable pairs of {len(by_prompt)} prompts; dropped: {dict(drops)}. At least two are needed, one of "
-            "them to be held out."
+            f"The files hold usable pairs of {len(by_prompt)} prompts; dropped: {drops.told()}. At least two are needed, one "
+            "of them to be held out."
         )
     prompts = list(by_prompt)
     random.Random(seed).shuffle(prompts)
@@ -223,7 +231,7 @@ def read_preferences(files: Iterable[RowFiles], *, heldout_fraction: float, seed
     report = {
         "pairs": {name: len(part) for name, part in rows.items()},
         "sources": dict(Counter(row["source"] for part in rows.values() for row in part)),
-        "dropped": dict(drops),
+        **drops.report(),
     }
     to.mkdir(parents=True, exist_ok=True)
     for name, part in rows.items():

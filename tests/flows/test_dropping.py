@@ -1,0 +1,55 @@
+"""What stages of rows drop is said, in their line, their table and their report; a stage that kept nothing fails."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+STAGES = """
+name: rows
+stages:
+  conversations:
+    files: [{{path: "{folder}/chats.*"}}]
+    heldout_per_task: 4
+  pairs:
+    files: [{{path: "{folder}/pairs.jsonl"}}]
+"""
+
+
+def written(path: Path, rows: list[Any]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_stage_says_what_it_dropped_and_one_that_kept_nothing_fails(cupola: Any, tmp_path: Path) -> None:
+    chats = [{"prompt": f"Is {n}?", "completion": "It is."} for n in range(60)]
+    pairs = [{"prompt": f"Is {n}?", "chosen": "Yes.", "rejected": "No."} for n in range(6)]
+    written(tmp_path / "chats.jsonl", [*chats, {"prompt": "Half \ud83d", "completion": "x"}])
+    (tmp_path / "chats.json.gz").write_bytes(b"\x1f\x8b\x08\0 and no more")
+    written(tmp_path / "pairs.jsonl", [*pairs, {**pairs[0], "rejected": "Yes."}, {"prompt": "Is it?", "chosen": "x"}])
+    recipe = tmp_path / "rows.yaml"
+    recipe.write_text(STAGES.format(folder=tmp_path))
+
+    done = cupola("run", str(recipe), "--no-prefect")
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    said = " ".join(done.stdout.replace("│", " ").split())
+    assert f"conversations: dropped cut_short 1 (first {tmp_path}/chats.json.gz: " in said
+    assert f"lone_surrogate 1 (first {tmp_path}/chats.jsonl, line 61: half of a surrogate pair" in said
+    assert (
+        f"pairs: dropped equal_answers 1 (first {tmp_path}/pairs.jsonl, line 7: both answers are the same), malformed 1"
+        in said
+    )
+    assert "train_conversations 57," in said
+    assert "dropped 2: cut_short 1, lone_surrogate 1" in said
+    assert "dropped 2: equal_answers 1, malformed 1" in said
+    [made] = [row for row in cupola.json("artifacts") if row["stage"] == "conversations"]
+    shown = cupola.json("show", made["id"])
+    report = json.loads((Path(shown["path"]) / "report.json").read_text())
+    assert report["dropped"] == {"cut_short": 1, "lone_surrogate": 1}
+    assert set(report["first_dropped"]) == {"cut_short", "lone_surrogate"}
+    assert shown["metrics"]["dropped_lone_surrogate"] == 1
+
+    written(tmp_path / "chats.jsonl", [{"messages": [{"role": "narrator", "content": "Once."}]}] * 60)
+    failed = cupola("run", str(recipe), "--no-prefect")
+    assert failed.returncode == 2
+    told = " ".join((failed.stdout + failed.stderr).split())
+    assert f"unknown_role 60 (first {tmp_path}/chats.jsonl, line 1: turns of narrator)" in told
+    assert "Traceback" not in told

@@ -1,0 +1,240 @@
+"""What a row of others is: a conversation, or a pair of answers. Its values decide, not its columns' order or number.
+
+docs/post-training.md has a table of published sets and their shapes. Imports no torch.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from cupola_platform.json_lines import BadLineError, Row, has_lone_surrogate
+from cupola_platform.rows.messages import calls_of, messages_of, tools_of
+from cupola_platform.rows.values import decoded, number, plain
+from cupola_trainer.data.chat import problem
+
+CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "contents", "data")
+"""Columns of whole conversations."""
+
+QUESTIONS = ("prompt", "instruction", "question", "problem", "query", "input", "inputs", "context")
+"""Columns of what is asked: a text, or messages."""
+
+ANSWERS = (
+    "completion", "response", "output", "answer", "generated_solution", "solution", "answers", "targets", "target",
+)  # fmt: skip
+"""Columns of what is said: a text, messages, or calls."""
+
+PAIRS = (
+    ("chosen", "rejected"), ("preferred_output", "non_preferred_output"), ("chosen_response", "rejected_response"),
+    ("response_j", "response_k"),
+)  # fmt: skip
+"""Columns of a better and a worse answer."""
+
+RANKED = (("response_1", "response_2", "preference_strength"), ("response1", "response2", "overall_preference"))
+"""Columns of two answers, and of which is better: below 0 the first, above 0 the second (HelpSteer2 and 3)."""
+
+TRANSCRIPTS = (re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):"), re.compile(r"(?:\A|\s*)### (Human|Assistant):"))
+"""A conversation as one text: hh-rlhf's, and OpenAssistant-Guanaco's."""
+
+SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+
+
+def conversation(row: Row) -> Row:
+    """{"messages"}, and "tools", "tag", "margin", "tests" where there are any, of a row that can be learnt from.
+
+    Raises:
+        BadLineError: it cannot; its reason is one of `chat.problem`'s, "not_text", "malformed_tools", "malformed_tests",
+            "lone_surrogate" or "nested_too_deep".
+    """
+    row = plain(row)
+    messages = _first(row, CONVERSATIONS) or _transcript(row.get("text")) or _transcript(row.get("transcript"))
+    if not messages or messages[-1]["role"] != "assistant":
+        messages = (messages or _question(row)) + _answer(row)
+    if not messages:
+        raise BadLineError("malformed", f"no conversation in its columns: {', '.join(row) or 'it has none'}")
+    messages = _with_system(row, messages)
+    _check(messages)
+    return _sound({"messages": messages} | _extras(row))
+
+
+def pair(row: Row) -> Row:
+    """{"messages" (what comes before), "chosen", "rejected", "chosen_score", "rejected_score"}, and what `conversation` adds.
+
+    An answer is its text, or a list of its one message where that is more than text.
+
+    Raises:
+        BadLineError: as `conversation`; or "equal_answers", "other_prompts" (the two differ before their last turns),
+            "no_preference" (none of the two is better).
+    """
+    row = plain(row)
+    better, worse, scores = _sides(row)
+    asked = _asked(row)
+    chosen, rejected = (_with_system(row, _whole(side, asked)) for side in (better, worse))
+    if chosen[:-1] != rejected[:-1]:
+        raise BadLineError("other_prompts", "the two conversations differ before their last turns")
+    for side in (chosen, rejected):
+        _check(side)
+    if chosen == rejected:
+        raise BadLineError("equal_answers", "both answers are the same")
+    return _sound(
+        {
+            "messages": chosen[:-1],
+            "chosen": _said(chosen[-1]),
+            "rejected": _said(rejected[-1]),
+            "chosen_score": scores[0],
+            "rejected_score": scores[1],
+        }
+        | _extras(row)
+    )
+
+
+def question_of(row: Row) -> str:
+    """What a conversation asks, to tell questions apart: all before its last turn, and what may be called."""
+    return json.dumps([row["messages"][:-1], row.get("tools") or []], ensure_ascii=False, sort_keys=True)
+
+
+def _check(messages: Sequence[Row]) -> None:
+    if reason := problem(messages):
+        roles = ", ".join(str(message.get("role")) for message in messages)
+        raise BadLineError(reason, f"turns of {roles}"[:120])
+
+
+def _sound(made: Row) -> Row:
+    """Texts that were written as JSON inside of JSON are looked at too."""
+    if has_lone_surrogate(made):
+        raise BadLineError("lone_surrogate", "half of a surrogate pair in a string")
+    return made
+
+
+def _first(row: Row, columns: Iterable[str]) -> list[Row]:
+    """The first column that holds messages."""
+    return next((found for name in columns if (found := messages_of(row.get(name)))), [])
+
+
+def _question(row: Row) -> list[Row]:
+    """What is asked, as messages, after a `history` of pairs where there is one."""
+    for name in QUESTIONS:
+        value = row.get(name)
+        if messages := messages_of(value):
+            return messages
+        if isinstance(value, str) and value.strip():
+            if name == "instruction":  # Alpaca's, Dolly's
+                more = (row.get("input"), row.get("context"))
+                value = "\n\n".join([value, *(part for part in more if isinstance(part, str) and part)])
+            return [*_history(row.get("history")), {"role": "user", "content": value}]
+    return []
+
+
+def _history(value: Any) -> list[Row]:
+    pairs = decoded(value)
+    if not isinstance(pairs, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in pairs):
+        return []
+    return messages_of([text for turn in pairs for text in turn]) or []
+
+
+def _answer(row: Row) -> list[Row]:
+    """What is said, as messages: of the columns that hold something, else of one that is empty."""
+    for value in sorted((row[name] for name in ANSWERS if name in row), key=lambda held: held in ("", [])):
+        if messages := messages_of(value):
+            return messages
+        calls = decoded(value) if row.get("tools") else None
+        if isinstance(calls, list) and calls and all(isinstance(call, dict) and "name" in call for call in calls):
+            return [{"role": "assistant", "content": "", "tool_calls": calls_of(calls)}]  # xLAM's
+        if isinstance(value, str | int | float):
+            return [{"role": "assistant", "content": str(value)}]
+    return []
+
+
+def _transcript(value: Any) -> list[Row]:
+    """The messages of a conversation that is one text; none of another text."""
+    if not isinstance(value, str):
+        return []
+    pattern = next((each for each in TRANSCRIPTS if each.match(value)), None)
+    if not pattern:
+        return []
+    _, *parts = pattern.split(value)
+    turns = zip(parts[::2], parts[1::2], strict=True)
+    return [{"role": SPEAKERS[speaker], "content": text.strip()} for speaker, text in turns]
+
+
+def _with_system(row: Row, messages: list[Row]) -> list[Row]:
+    system = row.get("system") or row.get("system_prompt")
+    if not isinstance(system, str) or not system.strip() or messages[0]["role"] == "system":
+        return messages
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _sides(row: Row) -> tuple[Any, Any, tuple[float | None, float | None]]:
+    """The better and the worse answer, as they are, and their scores."""
+    for better, worse in PAIRS:
+        if better in row and worse in row:
+            return row[better], row[worse], (_score(row, "chosen"), _score(row, "rejected"))
+    for first, second, column in RANKED:
+        strength = number(row.get(column))
+        if first in row and second in row and strength is not None:
+            return *_ordered(row[first], row[second], -strength), (None, None)
+    if "conversation_a" in row and "conversation_b" in row and "winner" in row:  # Chatbot Arena's
+        winner = {"model_a": 1, "model_b": -1}.get(row["winner"], 0)
+        return *_ordered(row["conversation_a"], row["conversation_b"], winner), (None, None)
+    return _best_and_worst(row)
+
+
+def _ordered(first: Any, second: Any, lead: float) -> tuple[Any, Any]:
+    """The better before the worse; `lead` is above 0 where the first is better."""
+    if not lead:
+        raise BadLineError("no_preference", "none of its two answers is the better one")
+    return (first, second) if lead > 0 else (second, first)
+
+
+def _best_and_worst(row: Row) -> tuple[Any, Any, tuple[float, float]]:
+    """Of UltraFeedback's answers, each with its score."""
+    answers = [
+        (score, answer["response"])
+        for answer in decoded(row.get("completions")) or ()
+        if isinstance(answer, dict) and "response" in answer
+        if (score := number(answer.get("overall_score"))) is not None
+    ]
+    if not answers:
+        raise BadLineError("malformed", f"no pair of answers in its columns: {', '.join(row) or 'it has none'}")
+    best, worst = max(answers, key=lambda answer: answer[0]), min(answers, key=lambda answer: answer[0])
+    return *_ordered(best[1], worst[1], best[0] - worst[0]), (best[0], worst[0])
+
+
+def _score(row: Row, side: str) -> float | None:
+    names = (f"{side}_score", f"score_{side}", f"{side}_rating", f"{side}-rating")
+    return next((found for name in names if (found := number(row.get(name))) is not None), None)
+
+
+def _asked(row: Row) -> list[Row]:
+    """What comes before the answers of a pair, where they do not bring it themselves."""
+    if "prompt" in row:
+        return _question(row)
+    messages = _first(row, CONVERSATIONS)
+    while messages and messages[-1]["role"] == "assistant":
+        messages.pop()
+    return messages or _question(row)
+
+
+def _whole(side: Any, asked: list[Row]) -> list[Row]:
+    """One side of a pair as a whole conversation."""
+    messages = _transcript(side) or messages_of(side)
+    if not messages and isinstance(side, str):
+        messages = [{"role": "assistant", "content": side}]
+    if not messages:
+        raise BadLineError("malformed", f"an answer is neither a text nor messages: {side!r}"[:120])
+    return messages if messages[0]["role"] in ("system", "user") else asked + messages
+
+
+def _said(message: Row) -> str | list[Row]:
+    return str(message["content"]) if set(message) == {"role", "content"} else [message]
+
+
+def _extras(row: Row) -> Row:
+    """What else of a row is kept, where it is there."""
+    within = row.get("input")
+    tools = row.get("tools") or row.get("functions") or (within.get("tools") if isinstance(within, dict) else None)
+    tests = decoded(row.get("tests"))
+    if not all(isinstance(part, str) for part in (tests if isinstance(tests, list) else [tests or ""])):
+        raise BadLineError("malformed_tests", "`tests` is neither a text nor a list of texts")
+    found = {"tools": tools_of(tools), "tag": str(row.get("tag") or ""), "margin": number(row.get("margin"))}
+    return {name: value for name, value in {**found, "tests": tests}.items() if value}
