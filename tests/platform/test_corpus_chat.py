@@ -63,10 +63,12 @@ def test_conversations_of_rows_are_rendered_and_broken_ones_counted(tmp_path: Pa
         "<|im_start|>user\nHow hot is it?<|im_end|>\n<|im_start|>assistant\n1,500 degrees.<|im_end|>\n",
         "<|im_start|>user\nHello.<|im_end|>\n<|im_start|>assistant\nGood day.<|im_end|>\n",
     ]
-    assert kept[2].text == kept[0].text
+    assert [document.text for document in kept[2:]] == [
+        document.text for document in kept[:2]
+    ]  # nulls fill up the columns
     assert [of.reason for of in dropped] == [
-        "no conversation", "no conversation", "malformed conversation", "malformed conversation", "malformed conversation",
-        "control token in a message", "no text field", "malformed conversation",
+        "no conversation", "no conversation", "malformed conversation", "malformed conversation", "no conversation",
+        "control token in a message", "no text field",
     ]  # fmt: skip
 
 

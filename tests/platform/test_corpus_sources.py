@@ -142,7 +142,7 @@ def test_a_column_of_another_name_is_read_when_it_is_named(tmp_path: Path) -> No
         (None, "missing", r"does not exist\. The nearest folder that does is .* Give a file, a folder or a glob"),
         (None, "*.jsonl", r"does not exist\. Give a file, a folder or a glob"),
         ("empty.txt", "empty.txt", r"all 1 files are empty\. Give a source that holds text"),
-        ("picture.png", "picture.png", r"has no format that we read\. Known are \.htm"),
+        ("picture.png", "picture.png", r"has no format that we read\. Known are \.arrow"),
         ("picture.png", "", r"holds no file of a known format\. Known are"),
     ],
 )

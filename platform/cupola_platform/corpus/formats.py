@@ -1,24 +1,30 @@
 """Files of text and of rows, read one document at a time in bounded memory."""
 
-import gzip
-import io
-import json
 import re
-import zlib
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple
 
 from cupola_platform.corpus.chat import render
 from cupola_platform.corpus.documents import EXCERPT
 from cupola_platform.corpus.markup import html_to_text, main_text, man_to_text
+from cupola_platform.corpus.notebook import notebook_to_text
+from cupola_platform.rows import reading
+from cupola_platform.rows.opening import COMPRESSIONS, UNREADABLE, open_plain
 
 BROKEN_UTF8 = "broken UTF-8"
 TRUNCATED = "truncated or corrupt file"
 TOO_LONG = "longer than max_document_bytes"
 MALFORMED = "malformed row"
 NO_TEXT = "no text field"
+
+REASONS = {
+    "not_utf8": BROKEN_UTF8, "lone_surrogate": BROKEN_UTF8, "too_long": TOO_LONG, "cut_short": TRUNCATED,
+    "not_an_object": NO_TEXT, "unknown_format": "unknown format",
+}  # fmt: skip
+"""What the report calls the reasons why a row is none; any other is a malformed row."""
 
 MARKUP = 8
 """How much longer than its text the raw form of a document may be (tags, JSON escapes)."""
@@ -63,13 +69,11 @@ Reader = Callable[[BinaryIO, Limits], Iterator[Row]]
 
 
 def format_of(name: str) -> str | None:
-    """The format that a file's name says (`jsonl`, ...), or None when it is not one we read."""
+    """The kind of format that a file's name says (`text`, `rows`, ...), or None when it is not one we read."""
+    suffix = reading.suffix_of(name)
     path = PurePosixPath(name)
-    compressed = path.suffix.lower() in COMPRESSIONS
-    if compressed:
-        path = PurePosixPath(path.stem)
-    inner = SUFFIXES.get(path.suffix.lower()) or ("man" if _SECTION.fullmatch(path.name) else None)
-    return None if compressed and inner == "parquet" else inner
+    inner = path.stem if path.suffix.lower() in COMPRESSIONS else path.name
+    return SUFFIXES.get(suffix) or ("man" if _SECTION.fullmatch(inner) else None)
 
 
 def read_rows(path: Path, name: str, limits: Limits) -> Iterator[Row]:
@@ -77,15 +81,28 @@ def read_rows(path: Path, name: str, limits: Limits) -> Iterator[Row]:
     format_name = format_of(name)
     if format_name is None:
         raise ValueError(f"{name} has no known format")
+    if format_name == "rows":
+        yield from _read_table(path, name, limits)
+        return
     number = 0
-    try:
-        with path.open("rb") as raw, _decompressed(raw, name) as stream:
+    with closing(open_plain(path)) as stream:
+        try:
             for row in READERS[format_name](stream, limits):
                 number = row.number
                 yield row
-    except (EOFError, OSError, zlib.error, ValueError) as error:
-        detail = " ".join(str(error).split())[:EXCERPT]
-        yield Row(number + 1 if number else 0, None, 0, TRUNCATED, detail)
+        except UNREADABLE as error:
+            detail = " ".join(str(error).split())[:EXCERPT]
+            yield Row(number + 1 if number else 0, None, 0, TRUNCATED, detail)
+
+
+def _read_table(path: Path, name: str, limits: Limits) -> Iterator[Row]:
+    bound = MARKUP * limits.document_bytes
+    for record in reading.read(path, name, columns=(limits.column,), bound=bound):
+        if record.row is None:
+            yield Row(record.number, None, record.size, REASONS.get(record.reason, MALFORMED), record.detail)
+        else:
+            row = row_of(record.number, record.row, record.size, limits)
+            yield row._replace(begin=record.begin, end=record.end)
 
 
 def admit(number: int, text: str, limits: Limits) -> Row:
@@ -113,17 +130,6 @@ def row_of(number: int, row: Any, size: int, limits: Limits) -> Row:
         has = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
         return Row(number, None, size, NO_TEXT, f"wanted {limits.column!r}, has {has}"[:EXCERPT])
     return admit(number, found, limits)
-
-
-def _decompressed(raw: BinaryIO, name: str) -> BinaryIO:
-    compression = COMPRESSIONS.get(PurePosixPath(name).suffix.lower())
-    if compression == "gzip":
-        return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
-    if compression == "zstd":
-        import pyarrow  # the one decoder at hand that raises on a truncated frame
-
-        return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"))
-    return raw
 
 
 def _decode(number: int, data: bytes) -> str | Row:
@@ -160,6 +166,16 @@ def _page(markup: str, limits: Limits) -> str:
 def _read_man(stream: BinaryIO, limits: Limits) -> Iterator[Row]:
     source = _read_all(stream, MARKUP * limits.document_bytes)
     yield source if isinstance(source, Row) else admit(0, man_to_text(source), limits)
+
+
+def _read_notebook(stream: BinaryIO, limits: Limits) -> Iterator[Row]:
+    source = _read_all(stream, MARKUP * limits.document_bytes)
+    if isinstance(source, Row):
+        yield source
+    elif (text := notebook_to_text(source)) is None:
+        yield Row(0, None, len(source), MALFORMED, "no notebook")
+    else:
+        yield admit(0, text, limits)
 
 
 def _read_warc(stream: BinaryIO, limits: Limits) -> Iterator[Row]:
@@ -199,62 +215,15 @@ def _web_page(number: int, data: bytes, kind: str, limits: Limits) -> Row:
     return admit(number, _page(markup, limits), limits)
 
 
-def _read_jsonl(stream: BinaryIO, limits: Limits) -> Iterator[Row]:
-    bound = MARKUP * limits.document_bytes
-    number = end = 0
-    while line := stream.readline(bound + 1):
-        number += 1
-        begin, end = end, end + len(line)
-        if len(line) > bound and not line.endswith(b"\n"):
-            while (more := stream.readline(1 << 20)) and not more.endswith(b"\n"):
-                end += len(more)
-            end += len(more)
-            yield Row(number, None, end - begin, TOO_LONG, f"{end - begin:,} bytes", begin, end)
-        elif line.strip():
-            yield _json_row(number, line, limits)._replace(begin=begin, end=end)
-
-
-def _json_row(number: int, line: bytes, limits: Limits) -> Row:
-    decoded = _decode(number, line)
-    if isinstance(decoded, Row):
-        return decoded
-    try:
-        row = json.loads(decoded)
-    except (ValueError, RecursionError):
-        return Row(number, None, len(line), MALFORMED, " ".join(decoded.split())[:EXCERPT])
-    return row_of(number, row, len(line), limits)
-
-
-def _read_parquet(stream: BinaryIO, limits: Limits) -> Iterator[Row]:
-    from pyarrow import ArrowException, parquet
-
-    try:
-        table = parquet.ParquetFile(stream)
-        names = table.schema_arrow.names
-        columns = [limits.column] if limits.column in names else []
-        number = 0
-        if not columns:
-            detail = f"wanted {limits.column!r}, has {', '.join(names)}"[:EXCERPT]
-            for number in range(1, table.metadata.num_rows + 1):
-                yield Row(number, None, 0, NO_TEXT, detail)
-            return
-        for batch in table.iter_batches(batch_size=256, columns=columns):
-            for value in batch.column(0).to_pylist():
-                number += 1
-                yield row_of(number, {limits.column: value}, 0, limits)
-    except ArrowException as error:
-        raise ValueError(str(error)) from error
-
-
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 SUFFIXES = {
     ".txt": "text", ".md": "text", ".rst": "text", ".py": "text",
-    ".html": "html", ".htm": "html", ".jsonl": "jsonl", ".parquet": "parquet", ".warc": "warc", ".man": "man",
+    ".html": "html", ".htm": "html", ".warc": "warc", ".man": "man", ".ipynb": "notebook",
+    **dict.fromkeys(reading.FORMATS, "rows"),
 }  # fmt: skip
 READERS: dict[str, Reader] = {
-    "text": _read_plain, "html": _read_html, "jsonl": _read_jsonl, "parquet": _read_parquet, "warc": _read_warc, "man": _read_man,
+    "text": _read_plain, "html": _read_html, "warc": _read_warc, "man": _read_man, "notebook": _read_notebook,
 }  # fmt: skip
 _SECTION = re.compile(r"(?!.*\.so\.)[^.].*\.[1-9][a-z]{0,8}")
 """A manual's name: `ls.1`, `printf.3posix`."""
 
-KNOWN = " ".join(sorted(SUFFIXES)) + " .1 to .9 (all but .parquet also with " + " or ".join(sorted(COMPRESSIONS)) + ")"
+KNOWN = f"{' '.join(sorted(SUFFIXES))} .1 to .9, each also with {' '.join(COMPRESSIONS)}"

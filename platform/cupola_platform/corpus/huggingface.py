@@ -7,14 +7,20 @@ from typing import Any
 from blake3 import blake3
 
 from cupola_platform.corpus.config import HuggingFace
-from cupola_platform.corpus.formats import Limits, Row, row_of
+from cupola_platform.corpus.documents import EXCERPT
+from cupola_platform.corpus.formats import TRUNCATED, Limits, Row, row_of
 from cupola_platform.corpus.records import SourceFile, record_file
 from cupola_platform.errors import SourceError
+from cupola_platform.rows.opening import UNREADABLE
 
 
 def check_dataset(source: HuggingFace) -> None:
     """Raises SourceError when the dataset, its split or its text column is not there, or it has no row."""
-    first = next(iter(_open(source)), None)
+    rows = iter(_open(source))
+    try:
+        first = next(rows, None)
+    except Exception as error:
+        raise SourceError(_unreachable(source, error)) from error
     if first is None:
         raise SourceError(f"{_where(source)} has no row. Choose another split.")
     key = "messages_field" if source.messages_field else "text_field"
@@ -39,19 +45,24 @@ def dataset_state(source: HuggingFace) -> str:
 
 
 def dataset_rows(name: str, source: HuggingFace, limits: Limits, files: list[SourceFile]) -> Iterator[tuple[str, Row]]:
-    """Every row of the split, with the dataset's name as its path."""
+    """Every row of the split, with the dataset's name as its path. A damaged file of it ends in a refused row."""
+    from datasets.exceptions import DatasetsError
+
     folder = Path(source.name).expanduser()
     local = folder.is_dir()
     if local:
         files.extend(record_file(name, str(path), path) for path in _files(folder))
-    digest, size = blake3(), 0
+    digest, size, number = blake3(), 0, 0
+    rows = _open(source)
     try:
-        for number, row in enumerate(_open(source), start=1):
+        for number, row in enumerate(rows, start=1):
             outcome = row_of(number, row, 0, limits)
             if outcome.text is not None and not local:
                 digest.update(outcome.text.encode())
                 size += outcome.size
             yield _where(source), outcome
+    except (*UNREADABLE, DatasetsError) as error:
+        yield _where(source), Row(number + 1, None, 0, TRUNCATED, _first_line(error)[:EXCERPT])
     finally:
         if not local:  # a hub's files are not seen: what was read of them stands in their place
             files.append(SourceFile(name, _where(source), size, digest.hexdigest()))
@@ -85,11 +96,14 @@ def _where(source: HuggingFace) -> str:
 
 
 def _unreachable(source: HuggingFace, error: Exception) -> str:
-    first_line = (str(error) or type(error).__name__).splitlines()[0]
     return (
-        f"name={source.name!r}, split={source.split!r} cannot be read: {first_line}. "
+        f"name={source.name!r}, split={source.split!r} cannot be read: {_first_line(error)}. "
         "Give a dataset of the hub that this machine can reach, or a local folder."
     )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _files(folder: Path) -> list[Path]:

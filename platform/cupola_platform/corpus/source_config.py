@@ -33,8 +33,8 @@ class Rows(Share):
     """The column of its rows that holds the text."""
 
     messages_field: str | None = None
-    """The column that holds a conversation, in the place of a text: `[{role, content}, ...]` (or ShareGPT's names). It becomes a
-    document as the chat template writes it. Only rows hold any: jsonl, parquet, datasets."""
+    """The column that holds a conversation, in the place of a text, in any shape that fine-tuning takes. It becomes a document
+    as the chat template writes it. Only rows hold any: JSON, CSV, Parquet, Arrow, datasets."""
 
     whole_pages: bool = False
     """Take all text of HTML pages, menus and footers too; false for the main text (trafilatura)."""
@@ -50,7 +50,8 @@ class PythonEnvironment(Share):
 
 
 class Files(Rows):
-    """Files on this machine: txt, md, rst, py, html, jsonl, parquet, warc, man pages; all but parquet also as .gz or .zst."""
+    """Files on this machine: text (txt, md, rst, py), html, warc, man pages, notebooks, and rows (JSON lines, JSON arrays, CSV,
+    TSV, Parquet, Arrow); each also as .gz, .zst, .bz2 or .xz."""
 
     type: Literal["files"] = "files"
 

@@ -10,11 +10,13 @@ from blake3 import blake3
 
 from cupola_platform.corpus.config import Code, Files, HuggingFace, PythonEnvironment, S3Prefix, Source
 from cupola_platform.corpus.documents import Document, Drop
-from cupola_platform.corpus.formats import COMPRESSIONS, KNOWN, Limits, Row, admit, format_of, read_rows
+from cupola_platform.corpus.formats import KNOWN, Limits, Row, admit, format_of, read_rows
 from cupola_platform.corpus.licences import licence_of
 from cupola_platform.corpus.python_environment import description, environment_files, environment_state
 from cupola_platform.corpus.records import SourceFile, record_file
 from cupola_platform.errors import SourceError
+from cupola_platform.rows.opening import COMPRESSIONS
+from cupola_platform.rows.reading import KNOWN as ROWS
 
 
 def check_source(source: Source) -> None:
@@ -51,9 +53,9 @@ def _check_conversations(source: Source) -> None:
     """Only rows hold conversations."""
     if isinstance(source, Files | S3Prefix) and source.messages_field:
         for entry in source_entries(source):
-            if format_of(entry.label) not in ("jsonl", "parquet"):
+            if format_of(entry.label) != "rows":
                 raise SourceError(
-                    f"messages_field={source.messages_field!r}: {entry.label} has no rows. Name .jsonl or .parquet files only."
+                    f"messages_field={source.messages_field!r}: {entry.label} has no rows. Name files of rows only: {ROWS}."
                 )
 
 
