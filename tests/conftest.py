@@ -80,7 +80,7 @@ os.fsync, durable.sync_file_system = recorded_fsync, recorded_sync
 @dataclass(frozen=True)
 class PowerCut:
     """What a machine that loses its power does to files: names are there (file systems keep a journal of them), and of what
-    was not synced the bytes are gone. Works on what processes wrote that were started with `environment`."""
+    was not synced the bytes are gone, or zeros. Works on what processes wrote that were started with `environment`."""
 
     folder: Path
 
@@ -90,7 +90,7 @@ class PowerCut:
         return {**os.environ, "PYTHONPATH": path, "CUPOLA_TEST_SYNCED": str(self.folder / "synced")}
 
     def strike(self, *folders: Path) -> list[Path]:
-        """Empty every file that was not synced; returns those that held something."""
+        """Empty the files that were not synced and held something, or fill them with zeros, by turns; returns them."""
         lines = [line.split() for line in (self.folder / "synced").read_text().splitlines()]
         synced = {tuple(map(int, line)) for line in lines if len(line) == 4}
         everything = max((int(line[1]) for line in lines if line[0] == "all"), default=0)
@@ -99,7 +99,7 @@ class PowerCut:
             now = path.stat()
             known = (now.st_dev, now.st_ino, now.st_mtime_ns, now.st_size) in synced
             if now.st_size and not known and now.st_mtime_ns > everything:
-                os.truncate(path, 0)
+                path.write_bytes(bytes(now.st_size if len(lost) % 2 else 0))
                 lost.append(path)
         return lost
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ class MetricsTail:
         whole = block[: block.rfind(b"\n") + 1]
         self.at += len(whole)
         for _, line in numbered(whole.split(b"\n")):
-            yield json.loads(line)
+            with suppress(ValueError):  # a power cut makes zeros of lines
+                yield json.loads(line)
 
 
 def run_job(ctx: StageContext, job: AnyJob) -> JobResult:

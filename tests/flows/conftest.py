@@ -7,8 +7,8 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class Command:
     """The `cupola` command bound to one workspace."""
 
     workspace: Path
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Of the environment, over those that every command gets."""
 
     def __call__(self, *arguments: str, timeout: float = 560) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
@@ -72,7 +74,17 @@ class Command:
         return json.loads(done.stdout)
 
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "CUPOLA_HOME": str(self.workspace), "CUPOLA_MAX_PROCESSES": "2", "COLUMNS": "140"}
+        return {
+            **os.environ,
+            "CUPOLA_HOME": str(self.workspace),
+            "CUPOLA_MAX_PROCESSES": "2",
+            "COLUMNS": "140",
+            **self.variables,
+        }
+
+    def published(self) -> dict[str, str]:
+        """The beginning of each stage's digest."""
+        return {row["stage"]: row["id"] for row in self.json("artifacts")}
 
     def events(self) -> list[dict[str, Any]]:
         """Every line of the newest job's metrics.jsonl."""
@@ -98,6 +110,19 @@ def cupola(tmp_path: Path) -> Iterator[Command]:
     yield command
     for process in command.processes():
         process.kill()
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """What a run of the same command that nothing disturbs publishes, by stage."""
+
+    def run(recipe: Path, *overrides: str) -> dict[str, str]:
+        twin = Command(tmp_path / "undisturbed")
+        done = twin("run", str(recipe), "--no-prefect", *overrides)
+        assert done.returncode == 0, done.stderr
+        return twin.published()
+
+    return run
 
 
 @pytest.fixture

@@ -1,12 +1,15 @@
-"""Runs that are cancelled, killed or broken: nothing is left running, nothing is lost, the same command goes on."""
+"""Runs that are cancelled, killed or broken: nothing is left running, nothing is lost, the same command goes on and publishes
+what an undisturbed run does."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +55,7 @@ def test_a_cancelled_run_saves_leaves_no_process_and_resumes(
 
 @pytest.mark.slow
 def test_a_crash_names_the_log_keeps_what_is_finished_and_the_same_command_goes_on(
-    cupola: Any, recipe: Path, eventually: Eventually
+    cupola: Any, recipe: Path, eventually: Eventually, undisturbed: Callable[..., dict[str, str]]
 ) -> None:
     run = cupola.start("run", str(recipe), "--no-prefect", "--set", "stages.pretrain.steps=60", *LONG[2:])
     eventually(lambda: trained(cupola) >= 12, 200, "twelve steps")
@@ -72,6 +75,35 @@ def test_a_crash_names_the_log_keeps_what_is_finished_and_the_same_command_goes_
     assert starts[1] >= 10
     steps = [event["step"] for event in cupola.events() if event["event"] == "step"]
     assert steps == list(range(1, 61))
+    assert cupola.published() == undisturbed(recipe, "--set", "stages.pretrain.steps=60")
+
+
+@pytest.mark.slow
+def test_a_machine_that_goes_down_again_and_again_publishes_what_an_undisturbed_one_does(
+    cupola: Any, recipe: Path, eventually: Eventually, power_cut: Any, undisturbed: Callable[..., dict[str, str]]
+) -> None:
+    sizes = ("--set", "stages.pretrain.steps=200", "--set", "stages.pretrain.checkpoint.every=5")
+    machine = replace(cupola, variables=power_cut.environment)
+    work, draw = cupola.workspace / "work", random.Random(6)
+
+    def tasks() -> int:
+        return len([*work.glob("*/**/completions/*")])
+
+    places: list[Callable[[], bool]] = [
+        lambda: tasks() >= 2, lambda: tasks() >= 9, lambda: trained(cupola) >= 8, lambda: trained(cupola) >= 40,
+    ]  # fmt: skip
+    for reached in places:
+        run = machine.start("run", str(recipe), "--no-prefect", *sizes)
+        eventually(reached, 200, "the place to go down at")
+        time.sleep(draw.uniform(0, 0.5))
+        assert run.poll() is None
+        for process in cupola.processes():
+            process.kill()
+        run.communicate()
+        power_cut.strike(work, cupola.workspace / "store")
+    done = cupola("run", str(recipe), "--no-prefect", *sizes)
+    assert done.returncode == 0, done.stderr
+    assert cupola.published() == undisturbed(recipe, *sizes)
 
 
 def test_a_second_run_of_the_same_stage_is_refused_and_the_first_ones_launcher_killed_outright_leaves_no_rank(
@@ -127,7 +159,7 @@ def test_what_a_recipe_gets_wrong_stops_it_before_anything_is_made(cupola: Any, 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_under_prefect_a_crashed_job_is_tried_again_and_a_lost_server_loses_no_result(
-    cupola: Any, recipe: Path, eventually: Eventually
+    cupola: Any, recipe: Path, eventually: Eventually, undisturbed: Callable[..., dict[str, str]]
 ) -> None:
     sizes = ("--set", "stages.pretrain.steps=400", "--set", "stages.pretrain.checkpoint.every=5")
     run = cupola.start("run", str(recipe), *sizes)
@@ -141,4 +173,5 @@ def test_under_prefect_a_crashed_job_is_tried_again_and_a_lost_server_loses_no_r
     assert {row["stage"]: row["status"] for row in cupola.json("runs")} == {
         "(all)": "completed", "pretrain": "completed", "prepare": "completed",
     }  # fmt: skip
+    assert cupola.published() == undisturbed(recipe, *sizes)
     assert cupola.processes() == []

@@ -20,7 +20,7 @@ Eventually = Callable[[Callable[[], bool], float, str], None]
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_stopped_rank_is_noticed_and_the_job_restarted_from_its_newest_checkpoint(
-    cupola: Any, recipe: Path, eventually: Eventually
+    cupola: Any, recipe: Path, eventually: Eventually, undisturbed: Callable[..., dict[str, str]]
 ) -> None:
     sizes = ("steps=400", "checkpoint.every=5", "faults.hang_seconds=12", "faults.max_restarts=1")
     overrides = [word for size in sizes for word in ("--set", f"stages.pretrain.{size}")]
@@ -42,6 +42,7 @@ def test_a_stopped_rank_is_noticed_and_the_job_restarted_from_its_newest_checkpo
     assert "the stacks of this rank:" in log
     assert steps() == list(range(1, 401))
     assert cupola.processes() == []
+    assert cupola.published() == undisturbed(recipe, *overrides)
 
 
 @pytest.mark.slow

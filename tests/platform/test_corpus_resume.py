@@ -76,9 +76,10 @@ def markers(work: Path) -> dict[str, int]:
     return {str(path.relative_to(work)): path.stat().st_mtime_ns for path in work.glob("runs/*/completions/*")}
 
 
-def wait_for(work: Path, count: int) -> None:
+def wait_for(work: Path, count: int, process: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + 120
     while len(markers(work)) < count:
+        assert process.poll() is None, process.communicate()[1].decode()[-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
@@ -93,7 +94,7 @@ def test_a_killed_preparation_repeats_no_finished_task_and_gives_the_same_bytes(
 
     work = tmp_path / "out.work"
     process = start(config, tmp_path / "out")
-    wait_for(work, 2)
+    wait_for(work, 2, process)
     workers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -119,7 +120,7 @@ def test_a_machine_that_goes_down_costs_no_finished_task_and_gives_the_same_byte
     lost: list[Path] = []
     for count in (1, 6, 12):
         process = start(config, tmp_path / "out", power_cut.environment)
-        wait_for(tmp_path / "out.work", count)
+        wait_for(tmp_path / "out.work", count, process)
         workers = psutil.Process(process.pid).children(recursive=True)
         for each in [psutil.Process(process.pid), *workers]:
             each.kill()
@@ -139,7 +140,7 @@ def test_a_machine_that_goes_down_costs_no_finished_task_and_gives_the_same_byte
 def test_a_killed_worker_ends_the_preparation_with_a_clear_line_and_the_rest_is_kept(tmp_path: Path) -> None:
     config = config_of(tmp_path / "raw", sources=6, documents=120)
     process = start(config, tmp_path / "out")
-    wait_for(tmp_path / "out.work", 1)
+    wait_for(tmp_path / "out.work", 1, process)
     tree = psutil.Process(process.pid).children(recursive=True)
     (server,) = [each for each in tree if "forkserver" in " ".join(each.cmdline()) and each.ppid() not in
                  {other.pid for other in tree if "forkserver" in " ".join(other.cmdline())}]  # fmt: skip

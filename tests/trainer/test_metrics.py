@@ -8,12 +8,13 @@ from cupola_trainer.metrics import MetricsWriter, read_metrics
 from cupola_trainer.results import train_results
 
 
-def test_a_resumed_job_drops_lines_past_its_step_and_the_torn_one(tmp_path: Path) -> None:
+def test_a_resumed_job_drops_lines_past_its_step_and_what_a_kill_or_a_power_cut_has_torn(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(
         '{"event": "start", "time": 1.0, "step": 0}\n'
         '{"event": "step", "time": 2.0, "step": 1, "loss": 0.1}\n'
         '{"event": "step", "time": 3.0, "step": 2, "loss": 0.2}\n'
+        "\0\0\0\0\n"
         '{"event": "checkpoint", "time": 3.5, "step": 1}\n'
         '{"event": "step", "time": 4.0, "st'
     )

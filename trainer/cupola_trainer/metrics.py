@@ -5,6 +5,8 @@ import logging
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -76,7 +78,7 @@ def append(path: Path, event: str, **values: Any) -> None:
 
 def trim(path: Path, resumed_step: int) -> None:
     """Drop the lines past `resumed_step`, and all lines of a job that starts over, but for those of interruptions."""
-    kept = [line for line in whole_lines(path) if _survives(json.loads(line), resumed_step)]
+    kept = [line for line, event in _events(path) if _survives(event, resumed_step)]
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_bytes(b"".join(kept))
     temporary.replace(path)
@@ -84,7 +86,14 @@ def trim(path: Path, resumed_step: int) -> None:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Every whole line of a metrics.jsonl, in order; a line that is still being written is left out."""
-    return [json.loads(line) for line in whole_lines(path)]
+    return [event for _, event in _events(path)]
+
+
+def _events(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Lines and what they hold, but for those that a power cut has made zeros of."""
+    for line in whole_lines(path):
+        with suppress(ValueError):
+            yield line, json.loads(line)
 
 
 def _survives(line: dict[str, Any], resumed_step: int) -> bool:
