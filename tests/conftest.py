@@ -94,7 +94,7 @@ class PowerCut:
         lines = [line.split() for line in (self.folder / "synced").read_text().splitlines()]
         synced = {tuple(map(int, line)) for line in lines if len(line) == 4}
         everything = max((int(line[1]) for line in lines if line[0] == "all"), default=0)
-        lost = []
+        lost: list[Path] = []
         for path in sorted(path for folder in folders for path in folder.rglob("*") if path.is_file()):
             now = path.stat()
             known = (now.st_dev, now.st_ino, now.st_mtime_ns, now.st_size) in synced
