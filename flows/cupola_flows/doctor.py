@@ -12,6 +12,7 @@ import psutil
 from cupola_flows.processes import answers
 from cupola_flows.services import status
 from cupola_platform.settings import Settings
+from cupola_platform.urls import shown
 
 NEEDED_MEMORY = 6 * 1024**3
 NEEDED_DISK = 5 * 1024**3
@@ -38,7 +39,8 @@ class Finding(TypedDict):
 
 def examine(settings: Settings) -> list[Finding]:
     """Everything that is worth a look, in the order in which it would stop a run."""
-    return [*_machine(settings), *_packages(), *_servers(settings)]
+    found = [*_machine(settings), *_packages(), *_servers(settings)]
+    return [{**each, "detail": shown(each["detail"])} for each in found]
 
 
 def _machine(settings: Settings) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from cupola_flows.nearest import did_you_mean
+from cupola_platform.urls import shown
 
 UNKNOWN_KEY = {"extra_forbidden", "unexpected_keyword_argument"}
 
@@ -60,7 +61,7 @@ def _choices(context: dict[str, Any], name: str) -> str:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = shown(repr(value))  # before it is cut, within a password
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

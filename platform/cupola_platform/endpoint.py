@@ -26,8 +26,9 @@ LONGEST_WAIT = 60.0
 class EndpointConfig:
     """Where a model answers, and how to ask it."""
 
-    url: str = Field(pattern=r"^https?://\S+$")
-    """Base address, such as http://localhost:8000/v1; `/chat/completions` is added."""
+    url: str = Field(pattern=r"^https?://[^\s@?]+$")
+    """Base address, such as http://localhost:8000/v1; `/chat/completions` is added. Recipes are kept and shown: it has no
+    user, password or key in it."""
 
     model: str = Field(min_length=1)
     """The model's name there."""

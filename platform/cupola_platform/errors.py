@@ -14,11 +14,16 @@ CupolaError                 exit status 2: one clear line (the value given, the 
 
 import errno
 
+from cupola_platform.urls import shown
+
 
 class CupolaError(Exception):
-    """Base of the tree. `str(error)` is the line shown to the user."""
+    """Base of the tree. `str(error)` is the line shown to the user: a URL in it has no user, password or key."""
 
     exit_code = 2
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(shown(message))
 
 
 class ConfigError(CupolaError):

@@ -2,9 +2,11 @@
 
 import difflib
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
@@ -17,6 +19,7 @@ from pydantic_settings import (
 
 from cupola_platform.errors import ConfigError
 
+BUCKET = re.compile(r"s3://[A-Za-z0-9._-]{1,255}(/|$)")
 FILE = "cupola.toml"
 PREFIX = "CUPOLA_"
 
@@ -92,6 +95,20 @@ class Settings(BaseSettings):
             raise ValueError("names no bucket. Write s3://bucket or s3://bucket/prefix")
         if url is not None and not url.startswith("s3://"):
             raise ValueError("is not S3. Write s3://bucket/prefix, or leave it out to keep artifacts in the workspace")
+        if url is not None and not BUCKET.match(url):
+            raise ValueError(
+                "names no S3 bucket: letters, digits, '.', '-' and '_'. Credentials are AWS's own variables'"
+            )
+        return url
+
+    @field_validator("s3_endpoint_url", "mlflow_tracking_uri", "prefect_api_url")
+    @classmethod
+    def _is_address(cls, url: str | None) -> str | None:
+        try:
+            if url is not None and "://" in url:
+                urlsplit(url).port  # noqa: B018 - raises where the address has none that is a number
+        except ValueError:
+            raise ValueError("is no address. Write http://host:port") from None
         return url
 
     @field_validator("registry_url")

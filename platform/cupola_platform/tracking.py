@@ -6,7 +6,6 @@ server that is slow or down never holds a stage up, and nothing is lost, or sent
 
 import logging
 import os
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from cupola_platform.errors import NotFoundError, ServiceError
 from cupola_platform.metrics_tail import Cursor, read_points
 from cupola_platform.registry import RunStatus
 from cupola_platform.spool import Spool
+from cupola_platform.urls import shown
 from cupola_platform.workspace import Workspace
 
 BATCH = 1000
@@ -32,7 +32,6 @@ _STATUS = {"completed": "FINISHED", "reused": "FINISHED", "failed": "FAILED", "c
 _SETTLED = timedelta(minutes=1)
 _AWAY_AFTER = 2
 """Failures in a row after which the server is taken to be away."""
-_SECRET = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,8 @@ class Sender:
             try:
                 done = self.send(run)
             except Exception as error:  # noqa: BLE001  whatever a server comes up with must not end a stage
-                line = (str(error) or repr(error)).splitlines()[0]
-                left, reason, self._connected, failed = left + 1, _SECRET.sub("", line)[:200], None, failed + 1
+                line = shown(str(error) or repr(error)).splitlines()[0]
+                left, reason, self._connected, failed = left + 1, line[:200], None, failed + 1
                 if failed == _AWAY_AFTER:
                     return Flushed(sent, left + len(waiting) - number - 1, reason)
             else:
@@ -124,7 +123,7 @@ class Sender:
     def _identity(self, run: str) -> str:
         """The MLflow id of a run that this thread holds: remembered, found by its tag, or made."""
         state = self.spool.read(run, "state")
-        if state is not None and state["uri"] == self.uri:
+        if state is not None and state["uri"] == shown(self.uri):
             return str(state["id"])
         opened = self.spool.read(run, "open")
         if opened is None:
@@ -134,7 +133,7 @@ class Sender:
         experiment = self._experiment_id()
         identity = self._find(experiment, run) or self._create(experiment, run, opened)
         self._log_parameters(identity, opened["params"])
-        self.spool.write(run, "state", {"uri": self.uri, "id": identity, "cursors": {}})
+        self.spool.write(run, "state", {"uri": shown(self.uri), "id": identity, "cursors": {}})
         if self._on_open is not None:
             self._on_open(run, identity)
         return identity
@@ -270,7 +269,9 @@ class Tracker:
         if self._thread is not None:
             self._thread.join(timeout)
             if self._thread.is_alive():
-                return Flushed(self._last.sent, len(self._runs), f"{self._sender.uri} took longer than {timeout:.0f} s")
+                return Flushed(
+                    self._last.sent, len(self._runs), f"{shown(self._sender.uri)} took longer than {timeout:.0f} s"
+                )
         return self._last
 
     def __enter__(self) -> Self:

@@ -246,8 +246,6 @@ def test_a_registry_of_a_newer_version_is_refused(database_url: str) -> None:
 
 
 def test_a_silent_server_is_one_clear_line_without_the_password() -> None:
-    with pytest.raises(
-        RegistryError, match=r"The registry postgresql\+psycopg://me:\*\*\*@127.0.0.1:9/db refused"
-    ) as caught:
-        Registry("postgresql+psycopg://me:secret@127.0.0.1:9/db")
+    with pytest.raises(RegistryError, match=r"The registry postgresql\+psycopg://127.0.0.1:9/db refused") as caught:
+        Registry("postgresql+psycopg://me:secret@127.0.0.1:9/db", patience=0)
     assert "\n" not in str(caught.value)

@@ -8,6 +8,7 @@ import streamlit as st
 
 from cupola_flows import services
 from cupola_platform.settings import load_settings
+from cupola_platform.urls import shown
 from cupola_platform.workspace import Workspace
 
 
@@ -39,7 +40,7 @@ def server_pages() -> dict[str, str]:
         pages["prefect"] = settings.prefect_api_url.removesuffix("/api")
     if (settings.mlflow_tracking_uri or "").startswith("http"):
         pages["mlflow"] = str(settings.mlflow_tracking_uri)
-    return pages
+    return {name: shown(page) for name, page in pages.items()}
 
 
 def prefect_page(flow_run: str | None) -> str | None:

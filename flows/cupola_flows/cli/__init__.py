@@ -24,6 +24,7 @@ from cupola_flows.cli import (
 )
 from cupola_flows.prefect_api import NO_TELEMETRY
 from cupola_platform.errors import CupolaError, refusal
+from cupola_platform.urls import shown
 
 app = typer.Typer(
     name="cupola",
@@ -84,5 +85,5 @@ def _refuse_arguments(error: typer.TyperException) -> NoReturn:
 
 def _refuse(line: str, status: int) -> NoReturn:
     sys.stdout.flush()
-    print(f"cupola: error: {line}", file=sys.stderr)
+    print(f"cupola: error: {shown(line)}", file=sys.stderr)
     sys.exit(status)

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from cupola_flows.cli.options import Reference, WorkspaceOption, open_workspace
+from cupola_platform.aliases import check_alias
 from cupola_platform.artifacts import Artifact, verify
 from cupola_platform.errors import BY_NAME, ConfigError, CupolaError, StageFailedError
 
@@ -67,6 +68,7 @@ def import_command(
     not finite or of another shape is refused by name, and pickled weights are
     never opened.
     """
+    check_alias(alias)
     if not source.is_dir():
         raise ConfigError(f"--from {source}: no such folder. Give one with config.json and safetensors in it.")
     if to:

@@ -17,6 +17,7 @@ from cupola_flows.cli.options import WorkspaceOption, open_workspace
 from cupola_flows.jobs import error_of, read_result
 from cupola_flows.messages import one_line
 from cupola_flows.stages import MergeStage, Stage
+from cupola_platform.aliases import check_alias
 from cupola_platform.artifacts import Artifact, seal
 from cupola_platform.errors import ConfigError, StageFailedError
 from cupola_trainer.config import AnyJob, MergeAdapterJob, write_job
@@ -135,6 +136,7 @@ def make(
     """Run a job in one process of its own, and publish what it made, or write it to a folder."""
     if to and alias:
         raise ConfigError(f"--alias {alias} with --to: a folder that is not published has no alias. Leave one out.")
+    check_alias(alias)
     ws = open_workspace(workspace)
     if to:
         check_empty(to)

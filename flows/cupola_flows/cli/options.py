@@ -11,6 +11,7 @@ from rich.text import Text
 
 from cupola_flows.words import stdout
 from cupola_platform.settings import Settings, load_settings
+from cupola_platform.urls import shown
 from cupola_platform.workspace import Workspace
 
 WorkspaceOption = Annotated[
@@ -39,8 +40,9 @@ def open_workspace(workspace: Path | None) -> Workspace:
 
 def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool, empty: str) -> None:
     """Rows as a table, or as a JSON list; `empty` says what to do when there are none."""
+    rows = [{key: shown(value) if isinstance(value, str) else value for key, value in row.items()} for row in rows]
     if as_json:
-        print(json.dumps(list(rows), indent=2, default=str))
+        print(json.dumps(rows, indent=2, default=str))
         return
     console = stdout()
     if not rows:

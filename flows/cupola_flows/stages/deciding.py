@@ -2,9 +2,10 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cupola_flows.stages.base import Stage
+from cupola_platform.aliases import fault
 from cupola_trainer.config import LongContextConfig, ParallelConfig
 
 
@@ -56,7 +57,14 @@ class PromoteStage(Stage):
     """The stage whose checkpoint the candidate must beat on tasks; none for the last pretraining."""
     evaluation: str | None = None
     """The stage whose numbers decide."""
-    alias: str = Field(default="champion", pattern=r"^[a-z][a-z0-9_-]{0,63}$")
+    alias: str = "champion"
     """The name that moves."""
     bits_per_byte_tolerance: float = Field(default=0.05, ge=0)
     """How much worse, relative, held-out bits per byte may be than the incumbent's."""
+
+    @field_validator("alias")
+    @classmethod
+    def _is_an_alias(cls, alias: str) -> str:
+        if wrong := fault(alias):
+            raise ValueError(wrong)
+        return alias

@@ -82,7 +82,7 @@ class S3Prefix(Rows):
 
     type: Literal["s3"] = "s3"
 
-    url: str = Field(pattern=r"^s3://[^/]+(/.*)?$")
+    url: str = Field(pattern=r"^s3://[^/@]+(/.*)?$")
     """`s3://bucket/prefix`: every object whose key begins so and whose format is known."""
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from cupola_platform.errors import RegistryError
@@ -83,8 +83,7 @@ def open_engine(url: str) -> Engine:
         RegistryError: the database cannot be reached, refuses, or was made by a newer Cupola.
     """
     with refusals(url):
-        limits = {"connect_timeout": CONNECT_TIMEOUT} if url.startswith("postgresql") else {}
-        engine = create_engine(url, pool_pre_ping=True, connect_args=limits)
+        engine = _engine(url)
         if engine.dialect.name == "sqlite":
             Path(engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
             _configure_sqlite(engine)
@@ -94,6 +93,14 @@ def open_engine(url: str) -> Engine:
             with _migration_lock(engine) as connection:
                 _upgrade(connection)
     return engine
+
+
+def _engine(url: str) -> Engine:
+    try:
+        limits = {"connect_timeout": CONNECT_TIMEOUT} if url.startswith("postgresql") else {}
+        return create_engine(url, pool_pre_ping=True, connect_args=limits)
+    except ValueError:  # whose text has a part of the URL, the password's perhaps
+        raise RegistryError(f"registry_url={url} is no address: a port is a number.") from None
 
 
 def alembic_config(connection: Connection) -> Any:
@@ -121,10 +128,9 @@ def refusals(url: str) -> Iterator[None]:
         yield
     except (SQLAlchemyError, OSError) as error:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        where = make_url(url).render_as_string(hide_password=True)
         away = getattr(error, "connection_invalidated", False) or _NO_ANSWER.search(reason)
         raise (AwayError if away and not url.startswith("sqlite") else RegistryError)(
-            f"The registry {where} refused: {reason}. Check registry_url and that its server runs."
+            f"The registry {url} refused: {reason}. Check registry_url and that its server runs."
         ) from error
 
 

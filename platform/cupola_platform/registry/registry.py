@@ -1,7 +1,6 @@
 """Every read and write of the registry."""
 
 import os
-import re
 import socket
 import uuid
 from collections.abc import Iterator, Mapping
@@ -13,8 +12,9 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from cupola_platform.aliases import check_alias
 from cupola_platform.artifacts import Manifest
-from cupola_platform.errors import ConfigError, NotFoundError
+from cupola_platform.errors import NotFoundError
 from cupola_platform.living import lives, start_of
 from cupola_platform.registry.conversion import alias_row, annotation, artifact_row, artifact_table, move_row, run_row
 from cupola_platform.registry.database import PATIENCE, open_engine, patient, patiently, refusals, writing
@@ -28,8 +28,7 @@ from cupola_platform.registry.tables import (
     FingerprintTable,
     RunTable,
 )
-
-_ALIAS = re.compile(r"[a-z][a-z0-9._-]{0,63}")
+from cupola_platform.urls import shown
 
 
 class Registry:
@@ -115,10 +114,7 @@ class Registry:
             ConfigError: the name breaks the rule.
             NotFoundError: no such artifact is registered.
         """
-        if not _ALIAS.fullmatch(name):
-            raise ConfigError(
-                f"Alias {name!r} must be lower-case letters, digits, '.', '_' or '-', and begin with a letter."
-            )
+        check_alias(name)
         return self._move_alias(AliasRow(name=name, digest=digest, reason=reason, moved=datetime.now(UTC)))
 
     @patient
@@ -183,7 +179,7 @@ class Registry:
         """
         with self._write() as session:
             row = _known_run(session, run)
-            row.status, row.artifact, row.error, row.ended = status, artifact, error, datetime.now(UTC)
+            row.status, row.artifact, row.error, row.ended = status, artifact, error and shown(error), datetime.now(UTC)
             row.metrics = {**row.metrics, **(metrics or {})}
 
     @patient
