@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cupola_flows.results import summarize
+
 STAGES = """
 name: rows
 stages:
@@ -53,3 +55,20 @@ def test_a_stage_says_what_it_dropped_and_one_that_kept_nothing_fails(cupola: An
     told = " ".join((failed.stdout + failed.stderr).split())
     assert f"unknown_role 60 (first {tmp_path}/chats.jsonl, line 1: turns of narrator)" in told
     assert "Traceback" not in told
+
+
+def test_a_preparations_line_says_which_steps_dropped_documents() -> None:
+    metrics = {
+        "documents_read": 9.0,
+        "bytes_read": 2e6,
+        "documents_kept": 6.0,
+        "bytes_kept": 1e6,
+        "train_tokens": 500.0,
+    }
+    dropped = {"dropped": 3.0, "dropped_read": 1.0, "dropped_exact_deduplication": 2.0}
+    assert summarize("prepare", metrics | dropped) == (
+        "6 of 9 documents, 1.0 of 2.0 MB, 500 tokens, dropped 3: exact_deduplication 2, read 1"
+    )
+    assert summarize("sft", {"final_heldout_loss": 2.0, "dropped_too_long": 4.0}) == (
+        "held-out loss 2.000, dropped 4: too_long 4"
+    )

@@ -183,6 +183,9 @@ def test_the_page_stands_alone_and_shows_the_funnel(prepared: Prepared) -> None:
 def test_the_metrics_are_numbers_of_the_report(prepared: Prepared) -> None:
     metrics = prepared.report.metrics
     assert (metrics["documents_read"], metrics["documents_kept"], metrics["vocab_size"]) == (79.0, 70.0, 512.0)
+    dropped = {name: count for name, count in metrics.items() if name.startswith("dropped")}
+    assert dropped.pop("dropped") == sum(dropped.values()) == 9.0
+    assert dropped["dropped_read"] == 4.0
     index = json.loads((prepared.folder / "index.json").read_text())
     assert metrics["heldout_tokens"] == sum(of["heldout"]["tokens"] for of in index["sources"].values())
 

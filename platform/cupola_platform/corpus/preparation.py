@@ -21,6 +21,7 @@ from cupola_platform.corpus.sources import source_state
 from cupola_platform.durable import write_text
 from cupola_platform.errors import BY_NAME, ConfigError, CupolaError, StageFailedError
 from cupola_platform.launch import tether
+from cupola_platform.rows import drops
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class PrepareReport:
             "train_tokens": float(sum(counts.tokens for counts in splits["train"])),
             "heldout_tokens": float(sum(counts.tokens for counts in splits["heldout"])),
             "vocab_size": float(self.vocab_size),
+            **drops.metrics({of.step: of.documents_in - of.documents_out for of in self.steps if of.lost}),
         }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cupola_platform.json_lines import BadLineError, Row
-from cupola_platform.rows.values import decoded, plain
+from cupola_platform.rows.values import decoded
 
 ROLES = {
     "system": "system", "developer": "system",
@@ -32,6 +32,9 @@ def messages_of(value: Any) -> list[Row] | None:
     A list of messages, of texts (user and assistant by turns) or of ShareGPT's turns; one message; an object that holds
     "messages"; lists by key; and any of these written as JSON. A role that is not known stays as it is.
 
+    Args:
+        value: as `values.plain` gives it.
+
     Raises:
         BadLineError: a part of a message is no text ("not_text"), or JSON in it is nested too deep.
     """
@@ -48,7 +51,7 @@ def messages_of(value: Any) -> list[Row] | None:
         return None
     found: list[Row] = []
     for turn in value:
-        _add(found, plain(turn))
+        _add(found, turn)
     return found
 
 
@@ -77,9 +80,22 @@ def _add(found: list[Row], turn: Row) -> None:
     if role == "system" and (content is None or not str(content).strip()):
         return
     made = {"role": role, "content": content} | {key: turn[key] for key in KEPT if key in turn}
-    if calls := calls_of(turn.get("tool_calls") or turn.get("function_call") or []):
+    calls = calls_of(turn.get("tool_calls") or turn.get("function_call") or [])
+    if role == "assistant" and not calls and isinstance(content, str):
+        content, calls = _calls_in(content)
+    if calls:
         made |= {"content": content or "", "tool_calls": calls}
     found.append(made)
+
+
+def _calls_in(text: str) -> tuple[str, list[Any]]:
+    """A text without the calls that are written into it, as Hermes has them and Qwen2.5's template writes them, and those."""
+    before, *pieces = text.split("<tool_call>")
+    parts = [piece.partition("</tool_call>") for piece in pieces]
+    calls = [decoded(call.strip()) for call, _, _ in parts]
+    if not calls or not all(isinstance(call, Mapping) and "name" in call for call in calls):
+        return text, []
+    return "".join([before, *(after for _, _, after in parts)]).strip(), calls_of(calls)
 
 
 def _text(content: Any) -> Any:
@@ -102,7 +118,8 @@ def _result(content: Any) -> str:
     if isinstance(content, list) and all(isinstance(part, Mapping) and "text" in part for part in content):
         return str(_text(content))
     if content is None or isinstance(content, str):
-        return content or ""
+        inner = (content or "").strip().removeprefix("<tool_response>").removesuffix("</tool_response>")
+        return inner.strip() if content and "<tool_response>" in content else content or ""
     return json.dumps(content, ensure_ascii=False)
 
 

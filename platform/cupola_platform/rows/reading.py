@@ -54,7 +54,8 @@ def read(path: Path, name: str | None = None, *, columns: Columns = None, bound:
     Args:
         name: what the file was called before it was fetched; none for its own name.
         columns: which ones are wanted of a table of columns (Parquet, Arrow); none for all.
-        bound: bytes that a row may have.
+        bound: bytes that a line or a cell may have. A longer element of an array is read, up to `ROW_BYTES`: nothing after it
+            could be found otherwise.
 
     Raises:
         OSError: the file cannot be opened.
@@ -100,7 +101,7 @@ def _seekable(stream: BinaryIO, path: Path, records: Callable[[BinaryIO], Iterat
 
 def _text_records(stream: io.BufferedReader, suffix: str, bound: int) -> Iterator[Record]:
     if head(stream).removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"["):
-        yield from json_values.records(_blocks(stream), bound)
+        yield from json_values.records(_blocks(stream), max(bound, ROW_BYTES))
         return
     lines = _lines(stream, bound)
     seen = list(islice(lines, 2))
@@ -108,7 +109,7 @@ def _text_records(stream: io.BufferedReader, suffix: str, bound: int) -> Iterato
         return
     first, promised = seen[0], FORMATS.get(suffix)
     if first.data.startswith(b"{") and not _is_lines(seen, suffix):
-        yield from json_values.records(chain((line.raw for line in seen), _blocks(stream)), bound)
+        yield from json_values.records(chain((line.raw for line in seen), _blocks(stream)), max(bound, ROW_BYTES))
     elif first.data.startswith(b"{") or promised == "json":
         yield from _line_records(chain(seen, lines))
     elif promised == "csv" or _delimiter(first.data):

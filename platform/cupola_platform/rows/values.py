@@ -8,19 +8,24 @@ from typing import Any
 
 from cupola_platform.json_lines import BadLineError
 
+PRINTED = 1 << 20
+"""Characters of a value that Python printed which are read: its parser takes a hundred times as much memory."""
+
 
 def plain(value: Any) -> Any:
     """A value in JSON's types, without keys that hold null.
 
     A table's rows have every key that any row has: Arrow fills up with nulls, which say nothing.
     """
+    if isinstance(value, str):
+        return value
     if isinstance(value, Mapping):
         return {str(key): plain(held) for key, held in value.items() if held is not None}
     if isinstance(value, list | tuple):
         return [plain(held) for held in value]
     if isinstance(value, Decimal):
         return float(value)
-    return value if isinstance(value, str | int | float | bool) or value is None else str(value)
+    return value if isinstance(value, int | float) or value is None else str(value)
 
 
 def decoded(value: Any) -> Any:
@@ -36,7 +41,8 @@ def decoded(value: Any) -> Any:
     except RecursionError:
         raise BadLineError("nested_too_deep", "nested too deep") from None
     except ValueError:
-        pass
+        if len(value) > PRINTED:
+            return value
     try:
         return plain(ast.literal_eval(value.strip()))  # pandas writes lists so into CSV
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):

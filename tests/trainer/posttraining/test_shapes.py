@@ -96,8 +96,10 @@ def test_calls_without_arguments_and_empty_results_are_right(function: Row, cont
          {"from": "tool_response", "value": '{"c": 1}'}],
         [{"role": "assistant", "tool_calls": '[{"function": "{\\"name\\": \\"weather\\", \\"arguments\\": {\\"city\\": \\"A\\"}}"}]'},
          {"role": "ipython", "content": {"c": 1}}],
+        [{"from": "gpt", "value": '<tool_call>\n{"name": "weather", "arguments": {"city": "A"}}\n</tool_call>\n'},
+         {"from": "tool", "value": '<tool_response>\n{"c": 1}\n</tool_response>'}],
     ],
-    ids=["function_call beside a message", "ShareGPT's function_call", "tool_call", "calls written as JSON"],
+    ids=["function_call beside a message", "ShareGPT's function_call", "tool_call", "calls written as JSON", "Hermes' calls within texts"],
 )  # fmt: skip
 def test_calls_are_the_same_whoever_wrote_them(turns: list[Row]) -> None:
     row = {"messages": [user("How warm?"), *turns, said("1 C")], "functions": [WEATHER]}

@@ -96,7 +96,7 @@ def read_pairs(files: RowFiles, drops: Drops) -> Iterator[Row]:
 def _shaped(
     files: RowFiles, drops: Drops, shape: Callable[[Row], Row], of_tree: Callable[[Row], Iterator[Row]]
 ) -> Iterator[Row]:
-    mine, kept = Drops(), False
+    mine, kept, source = Drops(), False, files.source or _stem(files)
     for place, number, row in trees.grown(_rows(files, mine), of_tree):
         try:
             made = shape(row)
@@ -104,9 +104,9 @@ def _shaped(
             mine.drop(error.reason, place.where, str(error))
             continue
         kept = True
-        source = {"id": f"{place.name}-{number}" if number else place.name, "source": files.source or _stem(files)}
+        about = {"id": f"{place.name}-{number}" if number else place.name, "source": source}
         tag = {"tag": files.tag} if files.tag and "tag" not in made else {}
-        yield {**source, **made, "task": None, **tag}
+        yield {**about, **made, "task": None, **tag}
     drops.add(mine)
     if not kept:
         given = f"path={files.path!r}" if files.path else f"dataset={files.dataset!r}"

@@ -33,7 +33,7 @@ PAIRS = (
 RANKED = (("response_1", "response_2", "preference_strength"), ("response1", "response2", "overall_preference"))
 """Columns of two answers, and of which is better: below 0 the first, above 0 the second (HelpSteer2 and 3)."""
 
-TRANSCRIPTS = (re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):"), re.compile(r"(?:\A|\s*)### (Human|Assistant):"))
+TRANSCRIPTS = (re.compile(r"(?:\A|\n\n)(Human|Assistant):"), re.compile(r"### (Human|Assistant):"))
 """A conversation as one text: hh-rlhf's, and OpenAssistant-Guanaco's."""
 
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
@@ -149,12 +149,13 @@ def _transcript(value: Any) -> list[Row]:
     """The messages of a conversation that is one text; none of another text."""
     if not isinstance(value, str):
         return []
-    pattern = next((each for each in TRANSCRIPTS if each.match(value)), None)
+    text = value.lstrip()
+    pattern = next((each for each in TRANSCRIPTS if each.match(text)), None)
     if not pattern:
         return []
-    _, *parts = pattern.split(value)
+    _, *parts = pattern.split(text)
     turns = zip(parts[::2], parts[1::2], strict=True)
-    return [{"role": SPEAKERS[speaker], "content": text.strip()} for speaker, text in turns]
+    return [{"role": SPEAKERS[speaker], "content": said.strip()} for speaker, said in turns]
 
 
 def _with_system(row: Row, messages: list[Row]) -> list[Row]:
