@@ -92,8 +92,7 @@ def test_digits_are_single_tokens(encoder: DocumentEncoder) -> None:
 def test_control_tokens_written_in_a_text_stay_text(encoder: DocumentEncoder, reference: Tokenizer) -> None:
     ids = encoder.encode("a <|endoftext|> b<|im_end|>")
     assert max(ids) < 490
-    for text in ("<tool_call>", "<tool_call><|im_end|> \U000323af"):  # the second goes through the tokenizer itself
-        assert max(encoder.encode(text)) < 490
+    assert max(encoder.encode("<|im_end|> \U000323af")) < 490  # goes through the tokenizer itself
     assert reference.decode(ids) == "a <|endoftext|> b<|im_end|>"
 
 

@@ -3,12 +3,14 @@
 Most words of a corpus were seen before. A batch of documents is split into words by a few passes over arrays
 (`splitting`), each word is looked up in a table by its bytes (`word_table`), and only a word that is not there goes
 through the merges: tiktoken's, where they are proved to be the tokenizer's own, else the tokenizer's. A tokenizer with
-another normalization or pre-tokenization than Qwen's encodes by itself.
+another normalization or pre-tokenization than Qwen's encodes by itself, and so does any where a text holds one of its
+added tokens.
 """
 
 import json
+import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from typing import Any
 
@@ -19,7 +21,7 @@ from tokenizers import Tokenizer
 
 from cupola_platform.corpus.ranks import byte_letters, follows_its_ranks
 from cupola_platform.corpus.splitting import bytes_and_words
-from cupola_platform.corpus.tokenization import END_OF_TEXT, PATTERN
+from cupola_platform.corpus.tokenization import END_OF_TEXT, IM_END, IM_START, PATTERN
 from cupola_platform.corpus.word_table import LONGEST, WordTable, keys_of, mixed
 
 BATCH_CHARACTERS = 1 << 17
@@ -32,15 +34,17 @@ Encoded = tuple[NDArray[np.int32], NDArray[np.int64]]
 
 
 class DocumentEncoder:
-    """Encodes texts with a tokenizer. Control tokens written in a text stay text, but for conversations that we wrote."""
+    """Encodes whole texts with a tokenizer: the ids of SFT and inference, and of `tokenizers` for the same text.
+
+    Control tokens (added tokens that are special) written in a document stay text, as with `split_special_tokens` in
+    transformers; in a conversation only those of the chat template are control tokens. Other added tokens, such as
+    GPT-NeoX's runs of spaces, are encoded as the tokenizer has them.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        told = json.loads(tokenizer.to_str())
-        for token in told["added_tokens"]:
-            token["special"] = True  # only those can be told to stay text
-        self._tokenizer = Tokenizer.from_str(json.dumps(told))
-        self._tokenizer.encode_special_tokens = True
-        self._with_control = tokenizer
+        self._tokenizer = _taking_as_text(tokenizer)
+        self._of_conversations = _taking_as_text(tokenizer, but={IM_START, IM_END})
+        self._added = _plain_added_tokens(tokenizer)
         self._end: int = tokenizer.token_to_id(END_OF_TEXT)
         self._merge = merges_of_words(tokenizer) if splits_as_qwen(tokenizer) else None
         self._table = WordTable(self._end)
@@ -63,8 +67,8 @@ class DocumentEncoder:
         return np.concatenate(ids), np.concatenate(counts)
 
     def conversations(self, texts: Sequence[str]) -> Encoded:
-        """The same of texts whose control tokens are control tokens: those of the chat template."""
-        return self._by_tokenizer(texts, self._with_control)
+        """The same of texts that the chat template wrote."""
+        return self._by_tokenizer(texts, self._of_conversations)
 
     def _by_tokenizer(self, texts: Sequence[str], tokenizer: Tokenizer | None = None) -> Encoded:
         encoded = [of.ids for of in (tokenizer or self._tokenizer).encode_batch_fast(texts, add_special_tokens=False)]
@@ -76,15 +80,24 @@ class DocumentEncoder:
             return np.empty(0, np.int32), np.empty(0, np.int64)
         if self._merge is None:
             return self._by_tokenizer(texts)
-        if not all(map(str.isascii, texts)) and has_unknown(texts):
+        normal = [text if text.isascii() else unicodedata.normalize("NFC", text) for text in texts]
+        if self._holds_added(texts, normal) or has_unknown(texts):
             return self._each(texts)
-        texts = [text if text.isascii() else unicodedata.normalize("NFC", text) for text in texts]
-        ends = np.cumsum([len(text) + 1 for text in texts]) - 1
-        data, starts = bytes_and_words("\0".join([*texts, ""]), ends)
+        ends = np.cumsum([len(text) + 1 for text in normal]) - 1
+        data, starts = bytes_and_words("\0".join([*normal, ""]), ends)
         return self._encode(data, starts, np.searchsorted(starts[0], ends))
 
+    def _holds_added(self, texts: Sequence[str], normal: Sequence[str]) -> bool:
+        """Whether added tokens may be found in the texts, or in what normalization makes of them."""
+        if self._added is None:
+            return False
+        search = self._added.search
+        return any(
+            search(text) or (not text.isascii() and search(other)) for text, other in zip(texts, normal, strict=True)
+        )
+
     def _each(self, texts: Sequence[str]) -> Encoded:
-        """Each by itself: what takes the long way should be the text with an unknown character, not its neighbours."""
+        """Each by itself: only the text that needs the tokenizer goes the long way, not its neighbours."""
         if len(texts) == 1:
             return self._by_tokenizer(texts)
         ids, counts = zip(*(self._batch([text]) for text in texts), strict=True)
@@ -128,9 +141,26 @@ class DocumentEncoder:
         return places, counts
 
 
+def _taking_as_text(tokenizer: Tokenizer, *, but: Collection[str] = ()) -> Tokenizer:
+    """A copy to which control tokens are text, but for some. It never truncates or pads, whatever its file says."""
+    told = json.loads(tokenizer.to_str()) | {"truncation": None, "padding": None}
+    for token in told["added_tokens"]:
+        token["special"] = token["special"] and token["content"] not in but
+    copy = Tokenizer.from_str(json.dumps(told))
+    copy.encode_special_tokens = True
+    return copy
+
+
+def _plain_added_tokens(tokenizer: Tokenizer) -> re.Pattern[str] | None:
+    """What finds added tokens that are not special, as written or in NFC; none where there are none."""
+    contents = {token.content for token in tokenizer.get_added_tokens_decoder().values() if not token.special}
+    spellings = contents | {unicodedata.normalize("NFC", content) for content in contents}
+    return re.compile("|".join(map(re.escape, sorted(spellings)))) if spellings else None
+
+
 def has_unknown(texts: Sequence[str]) -> bool:
     """Whether there are characters newer than Python's Unicode tables, perhaps: only the tokenizer knows what they are."""
-    points = np.frombuffer("".join(texts).encode("utf-32-le"), "<u4")
+    points = np.frombuffer("".join(text for text in texts if not text.isascii()).encode("utf-32-le"), "<u4")
     return bool(_unassigned()[points].any())
 
 
