@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from cupola_flows import core_yaml
 from cupola_flows.messages import one_line
 from cupola_flows.nearest import did_you_mean
 from cupola_flows.schema import Recipe
@@ -65,12 +66,12 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "reci
 
 
 def read_yaml(text: str, where: str) -> dict[str, Any]:
-    """A mapping from plain YAML: no tags, no anchors, no key twice. Raises ConfigError."""
+    """A mapping from plain YAML 1.2: no tags, no anchors, no key twice. Raises ConfigError."""
     if len(text.encode()) > LARGEST:
         raise ConfigError(f"{where}: {len(text.encode()):,} bytes; a recipe has {LARGEST:,} at most.")
     try:
         _refuse_tricks(text, where)
-        data = yaml.load(text, _UniqueKeys)  # a SafeLoader
+        data = core_yaml.load(text)
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ConfigError(f"{where}: {line}not valid YAML: {error.problem}.") from None
@@ -82,11 +83,11 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
 
 
 def apply_override(data: dict[str, Any], override: str) -> dict[str, Any]:
-    """`data` with one `dotted.key=YAML value` set. Raises ConfigError."""
+    """`data` with one `dotted.key=value` set. Raises ConfigError."""
     key, equals, value = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {override}: give KEY=VALUE, such as stages.pretrain.steps=200.")
-    new = read_yaml(f"value: {value}", f"--set {key}")["value"]
+    new = _value(value, f"--set {key}")
     steps = key.strip().split(".")
     if steps[0] not in Recipe.model_fields:
         raise ConfigError(
@@ -128,6 +129,17 @@ def _read(path: Path) -> str:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from None
 
 
+def _value(text: str, where: str) -> Any:
+    """What an override sets: YAML where it begins as a list, a mapping or a quoted text, else a plain value as it stands."""
+    begins = text.strip()[:1]
+    try:
+        return read_yaml(f"value: {text}", where)["value"] if begins in {*"[{'\""} else core_yaml.plain(text)
+    except ConfigError as error:
+        raise ConfigError(f"{error} Put quotes around a text that begins with {begins}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{where}: {str(error).splitlines()[0]}.") from None
+
+
 def _refuse_tricks(text: str, where: str) -> None:
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
@@ -139,19 +151,6 @@ def _refuse_tricks(text: str, where: str) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
             raise ConfigError(f"{where}: line {line}: nested deeper than {DEEPEST} levels.")
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice: the first one would be lost without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.MarkedYAMLError(problem=f"{key.value!r} is given twice", problem_mark=key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 def _kind(value: object) -> str:

@@ -140,7 +140,7 @@ def test_a_preset_that_is_not_there_names_the_nearest(model: str, line: str) -> 
         ("stage.pretrain.steps=3", "there is no 'stage' in a recipe. Did you mean 'stages'?"),
         ("stages.conversations.tasks.9.count=1", "'9' is no position in a list of"),
         ("stages.pretrain.steps", "give KEY=VALUE"),
-        ("seed=!!int 3", "YAML tags"),
+        ("seed=!!int 3", "seed: '!!int 3': input should be a valid integer"),
         ("seed=-1", "seed: -1: input should be greater than or equal to 0"),
         ("stages.sft.seed=4294967296", "stages.sft.seed: 4294967296: input should be less than 2147483648"),
         ("stages.prepare.corpus.sources={mine: {path: x}}", "sources.mine: needs type: {'path': 'x'} has none"),

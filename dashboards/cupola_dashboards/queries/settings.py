@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
-import yaml
 
+from cupola_flows import core_yaml
 from cupola_flows.recipe import Recipe
 
 COLUMNS = ["setting", "value", "meaning"]
@@ -40,11 +40,11 @@ def _settings(holder: Any, path: str) -> Iterator[tuple[str, str, str]]:
 
 def _as_yaml(value: Any) -> str:
     if value is None or isinstance(value, bool | int | float | str):
-        return str(yaml.safe_dump(value, width=10_000)).removesuffix("\n").removesuffix("\n...")
+        return core_yaml.dump(value)
     plain = (
         {key: _plain(each) for key, each in value.items()} if isinstance(value, dict) else [_plain(v) for v in value]
     )
-    return str(yaml.safe_dump(plain, default_flow_style=True, width=10_000, sort_keys=False)).strip()
+    return core_yaml.dump(plain, flow=True)
 
 
 def _plain(value: Any) -> Any:
