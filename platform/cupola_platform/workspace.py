@@ -1,6 +1,7 @@
 """The workspace joins what a stage needs of the platform: settings, store and registry."""
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from cupola_platform.store import Store, open_store
 
 SHORTEST_PREFIX = 4
 SOURCES = "sources.jsonl"
+_ID = re.compile(rf"[0-9a-f]{{{SHORTEST_PREFIX},64}}")
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ class Workspace:
             return None
 
     def resolve(self, reference: str) -> Artifact:
-        """The artifact that an alias, an id or its first characters, or a folder names.
+        """The artifact that an alias, an id or its first characters, or a folder names. What is spelled like an id is one.
 
         Raises:
             NotFoundError: nothing by that name, or several; lists near ones.
@@ -151,8 +153,9 @@ class Workspace:
         alias = self.registry.alias(reference)
         if alias is not None:
             return self.store.get(alias.digest)
-        if (Path(reference) / MANIFEST).is_file() or ("/" in reference and Path(reference).is_dir()):
-            return read(Path(reference).absolute())
+        folder, spelled_like_an_id = Path(reference), _ID.fullmatch(reference)
+        if ("/" in reference and folder.is_dir()) or ((folder / MANIFEST).is_file() and not spelled_like_an_id):
+            return read(folder.absolute())
         return self.store.get(self._digest(reference))
 
     def lineage(self, artifact: Artifact) -> LineageNode:
@@ -181,6 +184,8 @@ class Workspace:
             raise NotFoundError(f"{prefix!r} could be any of {listed}. Give more characters.")
         near = self._near(prefix)
         hint = f"Did you mean {', '.join(near)}?" if near else "`cupola artifacts` lists them."
+        if (Path(prefix) / MANIFEST).is_file():
+            hint = f"The folder of that name is ./{prefix}."
         raise NotFoundError(f"No artifact, alias or folder named {prefix!r}. {hint}")
 
     def _near(self, reference: str) -> list[str]:

@@ -93,6 +93,24 @@ def test_a_manifest_whose_file_list_was_changed_is_refused(make_folder: MakeFold
         read(folder)
 
 
+@pytest.mark.parametrize("names", [["x", "x"], ["x", "x/y"]])
+def test_a_manifest_whose_files_lie_in_one_another_is_refused(make_folder: MakeFolder, names: list[str]) -> None:
+    folder = make_folder("a", {"1": "1", "2": "2"})
+    manifest = json.loads((seal(folder, kind="tokens").path / "manifest.json").read_text())
+    for file, name in zip(manifest["files"], names, strict=True):
+        file["path"] = name
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CorruptArtifactError, match=r"manifest\.json names 'x' twice\. Do not use"):
+        read(folder)
+
+
+def test_a_manifest_that_is_a_pipe_is_refused_at_once(make_folder: MakeFolder) -> None:
+    folder = make_folder("a", {"x": "1"})
+    os.mkfifo(folder / "manifest.json")
+    with pytest.raises(CorruptArtifactError, match=r"manifest\.json is missing"):
+        read(folder)
+
+
 def test_links_and_empty_folders_are_not_sealed(make_folder: MakeFolder, tmp_path: Path) -> None:
     folder = make_folder("a", {"x": "1"})
     (folder / "outside").symlink_to(tmp_path)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cupola_platform.artifacts import seal, verify
+from cupola_platform.artifacts import Artifact, seal, verify
 from cupola_platform.errors import CorruptArtifactError, NotFoundError, StoreError
 from cupola_platform.store import LocalStore
 
@@ -69,3 +69,23 @@ def test_what_is_not_there_is_said_in_one_line(store: LocalStore, tmp_path: Path
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match=r"Cannot keep .*file/store: Not a directory"):
         LocalStore(tmp_path / "file/store")
+
+
+def under(store_root: Path, sealed: Artifact, digest: str) -> None:
+    """Put a valid artifact under another one's digest, as whoever can write there may."""
+    shutil.rmtree(store_root / digest, ignore_errors=True)
+    shutil.copytree(sealed.path, store_root / digest)
+
+
+def test_another_artifact_under_a_digest_is_refused_and_set_aside(store: LocalStore, make_folder: MakeFolder) -> None:
+    first = store.put(seal(make_folder("a", {"x": "1"}), kind="checkpoint"))
+    other = seal(make_folder("b", {"x": "2"}), kind="checkpoint")
+    under(store.root, other, first.digest)
+    says = rf"manifest\.json is that of another artifact, {other.id}; {first.id} was asked for\. Remove it"
+    for ask in (store.get, store.manifest):
+        with pytest.raises(CorruptArtifactError, match=says):
+            ask(first.digest)
+    assert not store.holds(first.digest)
+    again = store.put(seal(make_folder("c", {"x": "1"}), kind="checkpoint"))
+    assert (verify(again.path, digest=first.digest).path / "x").read_text() == "1"
+    assert [path.joinpath("x").read_text() for path in store.root.glob(".corrupt-*")] == ["2"]

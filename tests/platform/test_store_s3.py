@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cupola_platform.artifacts import seal, verify
+from cupola_platform.artifacts import Artifact, seal, verify
 from cupola_platform.errors import CorruptArtifactError, NotFoundError, StoreError
 from cupola_platform.store import LocalStore
 from cupola_platform.store.s3 import S3Store
@@ -144,3 +145,38 @@ def test_two_workspaces_share_a_bucket(
     assert found is not None
     assert found.path == tmp_path / "two/cache" / made.digest
     assert other.resolve(made.id[:6]).digest == made.digest
+
+
+def put_under(s3: Any, prefix: str, sealed: Artifact, digest: str) -> None:
+    """Upload a valid artifact under another one's digest, as whoever can write to the bucket may."""
+    for name in (*(file.path for file in sealed.manifest.files), "manifest.json"):
+        s3.client.upload_file(str(sealed.path / name), s3.bucket, f"{prefix}/artifacts/{digest}/{name}")
+
+
+def test_another_artifact_under_a_digest_is_refused_and_nothing_is_kept_of_it(
+    open_store: OpenStore, make_folder: MakeFolder, s3: Any, tmp_path: Path
+) -> None:
+    first = seal(make_folder("a", {"x": "1"}), kind="checkpoint")
+    other = seal(make_folder("b", {"x": "2"}), kind="checkpoint")
+    put_under(s3, tmp_path.name, other, first.digest)
+    store = open_store("here")
+    says = rf"is that of another artifact, {other.id}; {first.id} was asked for\. Remove it"
+    for ask in (store.get, store.manifest):
+        with pytest.raises(CorruptArtifactError, match=says):
+            ask(first.digest)
+    assert not store.holds(first.digest)
+    with pytest.raises(CorruptArtifactError, match=says):
+        store.put(first)
+    assert (first.path / "x").read_text() == "1"
+    assert [path.name for path in store.cache.root.iterdir() if path.is_dir()] == []
+
+
+def test_another_artifact_in_the_cache_is_set_aside_and_the_right_one_fetched(
+    open_store: OpenStore, make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    first = open_store("here").put(seal(make_folder("a", {"x": "1"}), kind="checkpoint"))
+    other = seal(make_folder("b", {"x": "2"}), kind="checkpoint")
+    there = open_store("there")
+    shutil.copytree(other.path, there.cache.root / first.digest)
+    assert (there.get(first.digest).path / "x").read_text() == "1"
+    assert [path.joinpath("x").read_text() for path in there.cache.root.glob(".corrupt-*")] == ["2"]

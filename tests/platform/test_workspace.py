@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -122,3 +123,35 @@ def test_a_lost_registry_is_made_again_from_the_store(ws: Workspace, checkpoint:
 def test_removing_the_workspace_removes_everything(ws: Workspace, checkpoint: Artifact) -> None:
     subprocess.run(["rm", "-rf", ws.root], check=True)
     assert not ws.root.exists()
+
+
+def test_another_artifact_under_a_digest_is_neither_found_nor_adopted_nor_given(
+    ws: Workspace, checkpoint: Artifact, tokens: Artifact
+) -> None:
+    stored = ws.store.get(checkpoint.digest).path
+    shutil.rmtree(stored)
+    shutil.copytree(tokens.path, stored)
+    assert ws.find("b" * 64) is None
+    with pytest.raises(
+        CorruptArtifactError, match=f"is that of another artifact, {tokens.id}; {checkpoint.id} was asked"
+    ):
+        ws.resolve(checkpoint.id)
+    for path in ws.root.glob("registry.db*"):
+        path.unlink()
+    fresh = Workspace.open(ws.root)
+    assert fresh.adopt() == 1
+    assert [row.digest for row in fresh.registry.artifacts()] == [tokens.digest]
+
+
+def test_a_folder_that_is_named_like_an_id_is_not_taken_for_it(
+    ws: Workspace, checkpoint: Artifact, tokens: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tokens.path, tmp_path / checkpoint.id)
+    shutil.copytree(tokens.path, tmp_path / "0123abcd")
+    assert ws.resolve(checkpoint.id).digest == checkpoint.digest
+    assert ws.resolve(f"./{checkpoint.id}").digest == tokens.digest
+    with pytest.raises(
+        NotFoundError, match=r"No artifact, alias or folder named '0123abcd'\. The folder of that name is \./"
+    ):
+        ws.resolve("0123abcd")

@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -86,12 +88,15 @@ class Artifact:
 _MANIFEST = TypeAdapter(Manifest)
 
 
-def parse_manifest(text: bytes, name: str) -> Manifest:
+def parse_manifest(text: bytes, name: str, *, digest: str | None = None) -> Manifest:
     """The manifest in `text`; `name` is how errors call it.
 
+    Args:
+        digest: the artifact that was asked for; none takes any.
+
     Raises:
-        CorruptArtifactError: torn or tampered with: not a manifest, files that disagree with its digest, or paths
-            that lead out of the artifact's folder.
+        CorruptArtifactError: torn or tampered with: not a manifest, files that disagree with its digest, paths that
+            lead out of the artifact's folder or lie in one another, or another artifact than was asked for.
     """
     try:
         manifest = _MANIFEST.validate_json(text)
@@ -99,11 +104,15 @@ def parse_manifest(text: bytes, name: str) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "file"
         raise CorruptArtifactError(f"{name} is torn or not a manifest: {where}: {first['msg']}.") from None
-    for file in manifest.files:
-        _refuse_unsafe(file.path, name)
+    _refuse_unsafe([file.path for file in manifest.files], name)
     if digest_files((file.path, file.blake3) for file in manifest.files) != manifest.digest:
         raise CorruptArtifactError(
             f"{name} was changed: its digest {manifest.digest[:ID_LENGTH]} is not that of its files."
+        )
+    if digest is not None and manifest.digest != digest:
+        raise CorruptArtifactError(
+            f"{name} is that of another artifact, {manifest.digest[:ID_LENGTH]}; {digest[:ID_LENGTH]} was asked for. "
+            "Remove it from there, and make or fetch the artifact again."
         )
     return manifest
 
@@ -119,7 +128,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     sync_folder(folder)
 
 
-def _refuse_unsafe(path: str, name: str) -> None:
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or "\0" in path or PurePosixPath(path).as_posix() != path:
-        raise CorruptArtifactError(f"{name} names a file outside its folder: {path!r}. Do not use this artifact.")
+def _refuse_unsafe(paths: Sequence[str], name: str) -> None:
+    for path in paths:
+        parts = PurePosixPath(path).parts
+        if not parts or path.startswith("/") or ".." in parts or "\0" in path or PurePosixPath(path).as_posix() != path:
+            raise CorruptArtifactError(f"{name} names a file outside its folder: {path!r}. Do not use this artifact.")
+    folders = {parent.as_posix() for path in paths for parent in PurePosixPath(path).parents}
+    if twice := [path for path, count in Counter(paths).items() if count > 1 or path in folders]:
+        raise CorruptArtifactError(f"{name} names {twice[0]!r} twice. Do not use this artifact.")

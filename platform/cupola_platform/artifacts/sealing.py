@@ -68,29 +68,33 @@ def seal(
     return Artifact(folder, manifest)
 
 
-def read(folder: Path) -> Artifact:
+def read(folder: Path, *, digest: str | None = None) -> Artifact:
     """The artifact in a folder, its files unread.
 
+    Args:
+        digest: the artifact that should be there; none takes any.
+
     Raises:
-        CorruptArtifactError: the manifest is missing, torn or inconsistent.
+        CorruptArtifactError: the manifest is missing, torn or inconsistent, or another artifact's.
     """
-    try:
-        text = (folder / MANIFEST).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise CorruptArtifactError(f"{folder / MANIFEST} is missing: the folder is not a finished artifact.") from None
-    return Artifact(folder, parse_manifest(text, str(folder / MANIFEST)))
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CorruptArtifactError(f"{path} is missing: the folder is not a finished artifact.")
+    return Artifact(folder, parse_manifest(path.read_bytes(), str(path), digest=digest))
 
 
-def verify(folder: Path, *, share: tuple[int, int] = (0, 1)) -> Artifact:
+def verify(folder: Path, *, digest: str | None = None, share: tuple[int, int] = (0, 1)) -> Artifact:
     """The artifact in a folder, once every file has the size and digest that its manifest says.
 
     Args:
+        digest: the artifact that should be there; none takes any.
         share: (i, n) reads every n-th file from the i-th on only: n processes verify an artifact together.
 
     Raises:
-        CorruptArtifactError: names the first file that is missing, changed, a link, or not in the manifest.
+        CorruptArtifactError: names the first file that is missing, changed, a link, or not in the manifest; or the
+            manifest, where it is another artifact's.
     """
-    artifact = read(folder)
+    artifact = read(folder, digest=digest)
     present = set(_plain_files(folder))
     first, every = share
     for number, file in enumerate(artifact.manifest.files):

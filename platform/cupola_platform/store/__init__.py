@@ -17,7 +17,8 @@ class Store(Protocol):
         """Take a sealed folder over; what comes back lies where the store keeps it on this machine."""
 
     def get(self, digest: str) -> Artifact:
-        """An artifact on this machine, fetched when it is not. Raises NotFoundError, CorruptArtifactError."""
+        """An artifact on this machine, fetched when it is not. What lies under another's digest is refused, here and in
+        `manifest`. Raises NotFoundError, CorruptArtifactError."""
 
     def holds(self, digest: str) -> bool:
         """Whether a whole artifact is there."""

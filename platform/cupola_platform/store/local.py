@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cupola_platform.artifacts import MANIFEST, Artifact, Manifest, read, verify
+from cupola_platform.artifacts import Artifact, Manifest, read, verify
 from cupola_platform.durable import sync_folder
 from cupola_platform.errors import CorruptArtifactError, NotFoundError, StoreError
 
@@ -40,7 +40,7 @@ class LocalStore:
                 return artifact
             if target.exists() and not self._set_aside_if_corrupt(target):
                 shutil.rmtree(artifact.path)
-                return read(target)
+                return self.get(artifact.digest)
             self._move(artifact.path, target)
             _make_read_only(target)
             sync_folder(self.root)
@@ -51,17 +51,21 @@ class LocalStore:
 
         Raises:
             NotFoundError: the store does not hold it.
-            CorruptArtifactError: its manifest is missing or torn.
+            CorruptArtifactError: its manifest is missing, torn or another artifact's.
         """
         folder = self.root / digest
         if not folder.is_dir():
             raise NotFoundError(
                 f"The store {self.root} does not hold artifact {digest[:12]}. `cupola artifacts` lists them."
             )
-        return read(folder)
+        return read(folder, digest=digest)
 
     def holds(self, digest: str) -> bool:
-        return (self.root / digest / MANIFEST).is_file()
+        try:
+            self.get(digest)
+        except (NotFoundError, CorruptArtifactError):
+            return False
+        return True
 
     def manifest(self, digest: str) -> Manifest:
         return self.get(digest).manifest
@@ -89,7 +93,7 @@ class LocalStore:
 
     def _set_aside_if_corrupt(self, target: Path) -> bool:
         try:
-            verify(target)
+            verify(target, digest=target.name)
         except CorruptArtifactError:
             target.rename(self.root / f".corrupt-{target.name}-{time.time_ns()}")
             return True

@@ -53,10 +53,13 @@ class S3Store:
         """Upload a sealed folder, then move it into the cache. An upload that was cut short goes on where it ended.
 
         Raises:
+            CorruptArtifactError: the server holds something else under that digest; the folder stays where it was.
             StoreError: the server refused or cannot be reached; the folder stays where it was.
         """
         with self._refusals():
-            if not self.holds(artifact.digest):
+            try:
+                self.manifest(artifact.digest)
+            except NotFoundError:
                 self._for_each(artifact.manifest, lambda file: self._upload(artifact, file))
                 self._commit(artifact)
         return self.cache.put(artifact)
@@ -66,7 +69,7 @@ class S3Store:
 
         Raises:
             NotFoundError: the bucket does not hold it.
-            CorruptArtifactError: a fetched file is not what the manifest says; names it.
+            CorruptArtifactError: a fetched file is not what the manifest says, or that is another artifact's; names it.
             StoreError: the server refused or cannot be reached.
         """
         if self.cache.holds(digest):
@@ -80,20 +83,17 @@ class S3Store:
             self._for_each(manifest, lambda file: self._download(digest, file, incoming / file.path))
             self._s3.download_file(self.bucket, self._key(digest, MANIFEST), str(incoming / MANIFEST))
             try:
-                artifact = verify(incoming)
+                artifact = verify(incoming, digest=digest)
             except CorruptArtifactError:
                 shutil.rmtree(incoming)
                 raise
             return self.cache.put(artifact)
 
     def holds(self, digest: str) -> bool:
-        with self._refusals():
-            try:
-                self._s3.head_object(Bucket=self.bucket, Key=self._key(digest, MANIFEST))
-            except ClientError as error:
-                if error.response["Error"]["Code"] in _ABSENT:
-                    return False
-                raise
+        try:
+            self.manifest(digest)
+        except (NotFoundError, CorruptArtifactError):
+            return False
         return True
 
     def manifest(self, digest: str) -> Manifest:
@@ -106,7 +106,7 @@ class S3Store:
                         f"{self.location(digest)} does not hold an artifact. `cupola artifacts` lists them."
                     ) from None
                 raise
-            return parse_manifest(reply["Body"].read(), f"{self.location(digest)}/{MANIFEST}")
+            return parse_manifest(reply["Body"].read(), f"{self.location(digest)}/{MANIFEST}", digest=digest)
 
     def digests(self) -> set[str]:
         with self._refusals():
