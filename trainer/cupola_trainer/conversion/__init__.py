@@ -6,6 +6,7 @@ reading.py            config.json -> ModelConfig
 stored.py             tensors out of a checkpoint of any layout
 writing.py            tensors into a checkpoint of any layout, without building the model
 filling.py            tensors into a model of any layout
+folder.py             files of such a folder, and none outside it
 weights.py            tensors out of a transformers folder, checked
 safetensors_file.py   tensors into such a folder
 exporting.py          checkpoint -> a folder that transformers loads with no other code

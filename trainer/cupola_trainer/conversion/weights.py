@@ -1,22 +1,84 @@
 """The weights of a transformers folder: what they must be, and reading them one tensor at a time."""
 
+import math
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cupola_platform.errors import ConfigError
+from cupola_platform.errors import ConfigError, NotFoundError
 from cupola_trainer.architecture import ModelConfig
+from cupola_trainer.conversion.folder import ModelFolder, shown
 from cupola_trainer.conversion.mapping import to_huggingface
 from cupola_trainer.conversion.safetensors_file import DTYPES
+from cupola_trainer.sizes import parameter_count
 
 AGAIN = "Correct config.json, or copy the folder again."
 """What to do where the two do not fit."""
 
 DERIVED = ".rotary_emb.inv_freq"
 """Older Llama files hold RoPE's frequencies, which follow from config.json."""
+
+
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def open_weights(folder: ModelFolder, stack: ExitStack) -> dict[str, Any]:
+    """Every tensor's name, with the open safetensors file that holds it: the one that the index assigns it to.
+
+    Raises:
+        NotFoundError: a file is missing.
+        ConfigError: a file leads out of the folder, is pickled or torn, or does not hold just what the index says.
+    """
+    if folder.file(INDEX) is None:
+        file = stack.enter_context(_open(folder, SINGLE))
+        return dict.fromkeys(file.keys(), file)
+    assigned = _weight_map(folder)
+    files = {name: stack.enter_context(_open(folder, name)) for name in sorted(set(assigned.values()))}
+    if SINGLE not in files and folder.file(SINGLE) is not None:
+        raise ConfigError(f"{folder.path} holds {SINGLE}, which {INDEX} does not name. Remove the one that is old.")
+    for name, file in files.items():
+        held, due = set(file.keys()), {tensor for tensor, where in assigned.items() if where == name}
+        for tensor in sorted(held ^ due):
+            if tensor in due:
+                wrong = f"lacks {shown(tensor)}, which {INDEX} assigns to it"
+            elif tensor in assigned:
+                wrong = f"holds a second {shown(tensor)}: {INDEX} assigns it to {shown(assigned[tensor])}"
+            elif tensor.endswith(DERIVED):
+                continue
+            else:
+                wrong = f"holds {shown(tensor)}, which {INDEX} does not name"
+            raise ConfigError(f"{shown(folder.path / name)} {wrong}. Save the model again.")
+    return {tensor: files[name] for tensor, name in assigned.items()}
+
+
+def _weight_map(folder: ModelFolder) -> dict[str, str]:
+    names = folder.json(INDEX).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise ConfigError(
+            f"{folder.path / INDEX} has no weight_map from each tensor's name to its file's. Save the model again."
+        )
+    return names
+
+
+def _open(folder: ModelFolder, name: str) -> Any:
+    path = folder.file(name)
+    if path is None:
+        pickled = next((path for pattern in PICKLED for path in sorted(folder.path.glob(pattern))), None)
+        if pickled:
+            raise ConfigError(
+                f"{pickled} is pickled: loading it would run code from it. Save the model as safetensors first."
+            )
+        raise NotFoundError(f"{shown(folder.path / name)} is missing. Give a folder with the model's safetensors.")
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ConfigError(f"{shown(folder.path / name)} is not a safetensors file: {error}. Copy it again.") from error
 
 
 class Weights:
@@ -41,11 +103,23 @@ class Weights:
             kind = file.get_slice(name).get_dtype()
             if kind not in by_name:
                 raise ConfigError(
-                    f"{self.folder}: {name} is of type {kind}. Only {', '.join(by_name)} can be imported. "
+                    f"{self.folder}: {shown(name)} is of type {kind}. Only {', '.join(by_name)} can be imported. "
                     "Save the model in one of these first."
                 )
             found.add(by_name[kind])
         return found.pop() if len(found) == 1 else torch.float32
+
+    def check_size(self, model: ModelConfig) -> None:
+        """Refuse a model that is far larger than these weights, before it is laid out.
+
+        Raises:
+            ConfigError: says both sizes.
+        """
+        held = sum(math.prod(file.get_slice(name).get_shape()) for name, file in self.files.items())
+        if (called_for := parameter_count(model)) > 2 * held:
+            raise ConfigError(
+                f"{self.folder}: its config.json calls for {called_for:,} parameters, its files hold {held:,}. {AGAIN}"
+            )
 
     def check(self, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Refuse weights that are not exactly this model's.
@@ -74,7 +148,9 @@ class Weights:
         unknown = sorted(name for name in set(self.files) - known if not name.endswith(DERIVED))
         if unknown:
             more = f", nor {len(unknown) - 1} others" if len(unknown) > 1 else ""
-            raise ConfigError(f"{self.folder}: its config.json does not know the tensor {unknown[0]}{more}. {AGAIN}")
+            raise ConfigError(
+                f"{self.folder}: its config.json does not know the tensor {shown(unknown[0])}{more}. {AGAIN}"
+            )
         if model.tie_embeddings and "lm_head.weight" in self.files and not self._tied():
             raise ConfigError(
                 f"{self.folder}: lm_head.weight differs from model.embed_tokens.weight, but config.json ties them. "
