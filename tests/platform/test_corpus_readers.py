@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,19 @@ def test_a_source_tree_is_read_by_type_and_by_licence(tmp_path: Path) -> None:
     assert len(everything) == 5
     with pytest.raises(SourceError, match=r"holds no file of \.zig"):
         check_source(Code(path=str(tmp_path), suffixes=(".zig",)))
+
+
+def test_links_and_pipes_in_a_source_tree_are_left_out(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tmp_path / "secret.py").write_text("key = 'secret'")
+    (tree / "a.py").write_text("x = 1")
+    (tree / "b.py").symlink_to("../secret.py")
+    (tree / "c.py").symlink_to("nowhere.py")
+    (tree / "LICENSE").symlink_to("../secret.py")
+    os.mkfifo(tree / "d.py")
+    kept, _ = read(Code(path=str(tree), licences=()))
+    assert [Path(document.path).name for document in kept] == ["a.py"]
 
 
 def test_licence_and_offsets_reach_the_table_of_documents(tmp_path: Path) -> None:

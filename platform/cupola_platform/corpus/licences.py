@@ -41,7 +41,7 @@ def licence_of(text: str, path: Path, root: Path) -> str:
 def _above(folder: Path, root: Path) -> str:
     """The licence that a folder's own licence file names, or the nearest one above it, up to `root`."""
     for path in sorted(folder.iterdir()):
-        if _FILES.match(path.name) and path.is_file():
+        if _FILES.match(path.name) and path.is_file() and not path.is_symlink():
             named = _recognise(path.read_text(encoding="utf-8", errors="replace"))
             if named:
                 return named

@@ -65,7 +65,7 @@ class Code(Share):
     type: Literal["code"] = "code"
 
     path: str = Field(min_length=1)
-    """A folder, searched to any depth; folders that begin with a dot are left out."""
+    """A folder, searched to any depth; links, and folders that begin with a dot, are left out."""
 
     suffixes: tuple[str, ...] = Field(
         default=(".py", ".c", ".h", ".cpp", ".rs", ".go", ".java", ".js", ".ts"), min_length=1

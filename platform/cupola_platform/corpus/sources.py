@@ -2,6 +2,7 @@
 
 import glob
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -220,10 +221,11 @@ def _rows(
 
 
 def _code_files(source: Code) -> Iterator[Path]:
-    """Files of the wanted types, in a fixed order."""
+    """Files of the wanted types, in a fixed order. No links and pipes: a stranger's tree may have some that lead out."""
     for folder, folders, files in os.walk(Path(source.path).expanduser()):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(files) if name.endswith(source.suffixes))
+        paths = (Path(folder, name) for name in sorted(files) if name.endswith(source.suffixes))
+        yield from (path for path in paths if stat.S_ISREG(path.lstat().st_mode))
 
 
 def _matching(source: Files) -> list[Path]:
