@@ -118,7 +118,7 @@ def test_a_machine_that_goes_down_costs_no_finished_task_and_gives_the_same_byte
     config = config_of(tmp_path / "raw", sources=4, documents=10)
     prepare(config, tmp_path / "whole")
     lost: list[Path] = []
-    for count in (1, 6, 12):
+    for count in (1, 9):
         process = start(config, tmp_path / "out", power_cut.environment)
         wait_for(tmp_path / "out.work", count, process)
         workers = psutil.Process(process.pid).children(recursive=True)
