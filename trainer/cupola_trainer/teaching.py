@@ -1,6 +1,7 @@
 """A TeachJob: the samples of a training to come in, what a teacher says of each of their tokens out."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def run(job: TeachJob) -> None:
     size = job.batch.micro_batch_size
     batches = [samples[start : start + size] for start in range(0, len(samples), size)]
     folder = job.output / "teacher"
-    folder.mkdir(parents=True, exist_ok=True)
+    runtime.on_first_rank(lambda: _empty(folder))
     tokens, logprobs, digests = [], [], []
     with Report(job.output, kind="teach", steps=len(samples), parameters=parameter_count(loaded.model)) as report:
         for place in range(
@@ -80,6 +81,12 @@ def _samples(text: Objective, job: TeachJob) -> Iterator[Mapping[str, np.ndarray
         if heldout is None:
             return
         yield heldout
+
+
+def _empty(folder: Path) -> None:
+    """A job that was killed may have left parts here, of more ranks than this one has."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
 
 
 def _write(

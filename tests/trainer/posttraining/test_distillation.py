@@ -115,12 +115,14 @@ def test_a_teacher_that_was_asked_before_teaches_as_one_that_stands_by(
         job = TeachJob(
             output=tmp_path / name, seed=1, initial=teacher, data=live.data.text, steps=8, batch=BATCH, top_k=top_k,  # type: ignore[union-attr]
         )  # fmt: skip
-        job.output.mkdir()
+        (job.output / "teacher").mkdir(parents=True)
+        (job.output / "teacher" / "tokens-1.npy").touch()  # of a start with two ranks, which was killed
         teaching.run(job)
         runtime.stop()
         return Path(job.output / "teacher")
 
     everything = ask("everything", 1024)
+    assert {path.name for path in everything.iterdir()} == {"index.json", "logprobs-0.npy", "tokens-0.npy"}
     stored = job_of(tmp_path / "stored", conversations, chat_tokenizer_folder, stored=everything)
     assert losses(stored) == pytest.approx(expected, rel=1e-4)
     few = job_of(tmp_path / "few", conversations, chat_tokenizer_folder, stored=ask("eight", 8))
