@@ -45,6 +45,11 @@ class StageContext:
     def seed(self) -> int:
         return self.recipe.stage_seed(self.name)
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """The stage's settings as an artifact keeps them: with the seed in force, whoever gave it."""
+        return self.recipe.stages[self.name].model_dump(mode="json") | {"seed": self.seed}
+
     def empty(self, name: str) -> Path:
         """A new, empty folder inside the work folder."""
         path = self.folder / name
@@ -54,15 +59,14 @@ class StageContext:
 
     def publish(self, folder: Path, *, parents: Sequence[Artifact], metrics: dict[str, float]) -> Artifact:
         """Seal `folder`, store it, and register it as what this stage gives."""
-        stage = self.recipe.stages[self.name]
         return self.workspace.publish(
             folder,
-            kind=stage.gives,
+            kind=self.recipe.stages[self.name].gives,
             parents=parents,
             stage=self.name,
             recipe=self.recipe.name,
             fingerprint=self.fingerprint,
-            config=stage.model_dump(mode="json"),
+            config=self.config,
             metrics=metrics,
             run_id=self.run_id,
         )

@@ -18,12 +18,24 @@ EPOCHS = 2.0
 
 
 def sft(
-    ctx: StageContext, stage: SftStage, parent: Artifact, conversations: Artifact, base: Artifact | None = None
+    ctx: StageContext,
+    stage: SftStage,
+    parent: Artifact,
+    conversations: Artifact,
+    base: Artifact | None = None,
+    pretraining: Artifact | None = None,
 ) -> Artifact:
-    """Fine-tune a checkpoint on conversations: loss on the assistant's tokens only."""
+    """Fine-tune a checkpoint on conversations: loss on the assistant's tokens, and on text where that is mixed in."""
     epochs = None if stage.steps else stage.epochs or EPOCHS
-    data = SftData(conversations=conversations.path, epochs=epochs, pack=stage.pack)
-    return train(ctx, stage, data=data, parent=parent, parents=[parent, conversations], base=base)
+    data = SftData(
+        conversations=conversations.path,
+        epochs=epochs,
+        pack=stage.pack,
+        pretraining=pretraining.path if pretraining else None,
+        pretraining_share=stage.pretraining_share,
+    )
+    parents = [artifact for artifact in (parent, conversations, pretraining) if artifact]
+    return train(ctx, stage, data=data, parent=parent, parents=parents, base=base)
 
 
 def dpo(

@@ -1,8 +1,13 @@
-"""Moves an alias to a checkpoint, if the numbers allow, and says why or why not."""
+"""Moves an alias to the best checkpoint, if the numbers allow, and says why or why not.
+
+Every number that is compared is about the same held-out text and the same tasks: what the evaluation has not measured is measured
+now, as the evaluation did.
+"""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cupola_flows.context import StageContext
@@ -10,6 +15,7 @@ from cupola_flows.evaluate import evaluation_job
 from cupola_flows.jobs import run_job
 from cupola_flows.stages import EvaluateStage, PromoteStage
 from cupola_platform.artifacts import Artifact
+from cupola_platform.artifacts.digests import digest_bytes
 from cupola_platform.errors import ConfigError
 
 Measured = Mapping[str, Any]
@@ -18,65 +24,105 @@ Measured = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether the alias moves, and the comparisons that decided it, each in a sentence."""
+    """Which candidate is the best, whether the alias moves to it, and the comparisons that decided it, each in a sentence."""
 
+    best: str
     promoted: bool
     reasons: tuple[str, ...]
 
 
 def promote(
-    ctx: StageContext, stage: PromoteStage, candidate: Artifact, evaluation: Artifact, baseline: Artifact | None = None
+    ctx: StageContext,
+    stage: PromoteStage,
+    checkpoints: Sequence[Artifact],
+    evaluation: Artifact,
+    baseline: Artifact | None = None,
 ) -> Artifact:
-    """Decide by an evaluation whether `alias` moves to the candidate; move it; publish the decision."""
-    measured = _by_digest(evaluation)
-    if candidate.digest not in measured:
+    """Decide by an evaluation which candidate is the best and whether `alias` moves to it; move it; publish the decision."""
+    names = ctx.recipe.inputs(ctx.name)["checkpoints"]
+    candidates = {
+        name: found
+        for name, found in zip(names, checkpoints, strict=True)
+        if not baseline or found.digest != baseline.digest
+    }
+    if not candidates:
         raise ConfigError(
-            f"stages.{ctx.name}: evaluation {evaluation.id} has not measured the candidate {candidate.id}."
+            f"stages.{ctx.name}: the baseline is no candidate, and there is no other. Name one in `checkpoints`."
         )
-    incumbent = _current(ctx, stage.alias)
-    if incumbent == candidate.digest:
-        decision = Decision(True, (f"{candidate.id} is {stage.alias} already.",))
-    else:
-        decision = decide(
-            measured[candidate.digest],
-            incumbent=_incumbent(ctx, incumbent, measured, evaluation),
-            baseline=measured.get(baseline.digest) if baseline else None,
-            tolerance=stage.bits_per_byte_tolerance,
-        )
-    if decision.promoted and incumbent != candidate.digest:
-        ctx.workspace.registry.set_alias(stage.alias, candidate.digest, " ".join(decision.reasons))
+    alias = ctx.workspace.registry.alias(stage.alias)
+    incumbent = ctx.workspace.resolve(alias.digest) if alias else None
+    compared = [*candidates.values(), *([baseline] if baseline else []), *([incumbent] if incumbent else [])]
+    measured = _measured(ctx, evaluation, compared)
+    decision = decide(
+        {name: measured[artifact.digest] for name, artifact in candidates.items()},
+        siblings=_siblings(ctx, evaluation, [*candidates.values(), baseline], baseline),
+        baseline=measured[baseline.digest] if baseline else None,
+        incumbent=measured[incumbent.digest] if incumbent else None,
+        tolerance=stage.bits_per_byte_tolerance,
+    )
+    best = candidates[decision.best]
+    if decision.promoted and (incumbent is None or best.digest != incumbent.digest):
+        ctx.workspace.registry.set_alias(stage.alias, best.digest, " ".join(decision.reasons))
     folder = ctx.empty("promotion")
     content = {
         "alias": stage.alias,
-        "candidate": candidate.digest,
-        "incumbent": incumbent,
+        "candidate": best.digest,
+        "stage": decision.best,
+        "incumbent": incumbent.digest if incumbent else None,
         "promoted": decision.promoted,
         "reasons": list(decision.reasons),
     }
     (folder / "decision.json").write_text(json.dumps(content, indent=2))
-    parents = [candidate, evaluation, *([baseline] if baseline else [])]
+    parents = [*candidates.values(), evaluation, *([baseline] if baseline else [])]
     return ctx.publish(folder, parents=parents, metrics={"promoted": float(decision.promoted)})
 
 
-def _current(ctx: StageContext, alias: str) -> str | None:
-    found = ctx.workspace.registry.alias(alias)
-    return found.digest if found else None
+def decide(
+    candidates: Mapping[str, Measured],
+    *,
+    siblings: Mapping[str, Measured],
+    baseline: Measured | None,
+    incumbent: Measured | None,
+    tolerance: float,
+) -> Decision:
+    """Promote the best candidate unless a comparison speaks against it.
 
-
-def decide(candidate: Measured, *, incumbent: Measured | None, baseline: Measured | None, tolerance: float) -> Decision:
-    """Promote unless a comparison speaks against it.
-
-    Against the baseline the candidate's accuracy must be higher, and the two intervals must not touch. Against the incumbent its interval must reach the incumbent's value, and its bits per byte may
-    be worse by `tolerance`, relative.
+    A candidate is sound where its accuracy is clearly above the baseline's (the two intervals do not touch) and its bits per byte
+    are worse than the baseline's by at most `tolerance`, relative. The best is the sound one with the highest accuracy, of equal
+    ones that with fewer bits per byte. Its interval must reach the incumbent's accuracy, with bits per byte within `tolerance` of
+    the incumbent's; and no sound sibling, measured beside it and no candidate, may have a higher accuracy, by however little.
     """
-    checks = [
-        *([_clearly_better(candidate, baseline)] if baseline else []),
-        *(_no_worse(candidate, incumbent, tolerance) if incumbent else [(True, "There is no incumbent to beat.")]),
-    ]
-    return Decision(all(passed for passed, _ in checks), tuple(reason for _, reason in checks))
+    checks = {name: _held_to(baseline, measured, tolerance) for name, measured in candidates.items()}
+    sound = [name for name, of in checks.items() if all(passed for passed, _ in of)]
+    best = max(sound or candidates, key=lambda name: _rank(candidates[name]))
+    found = list(checks[best])
+    found += [(True, _passed_over(name, checks[name], candidates[name])) for name in candidates if name != best]
+    if len(candidates) > 1:
+        found.insert(
+            0, (True, f"{best} is the best of {', '.join(candidates)}{'' if sound else ', and none is sound'}.")
+        )
+    for name, measured in siblings.items():
+        if all(passed for passed, _ in _held_to(baseline, measured, tolerance)):
+            found += _behind(name, measured, best, candidates[best])
+    if incumbent is None:
+        found.append((True, "There is no incumbent to beat."))
+    elif incumbent["digest"] == candidates[best]["digest"]:
+        found.append((True, f"{best} is the incumbent."))
+    else:
+        found += _no_worse(candidates[best], incumbent, tolerance)
+    return Decision(best, all(passed for passed, _ in found), tuple(reason for _, reason in found))
 
 
-def _clearly_better(candidate: Measured, baseline: Measured) -> tuple[bool, str]:
+Check = tuple[bool, str]
+
+
+def _held_to(baseline: Measured | None, candidate: Measured, tolerance: float) -> list[Check]:
+    if baseline is None:
+        return []
+    return [_clearly_better(candidate, baseline), _within(candidate, baseline, tolerance, "baseline")]
+
+
+def _clearly_better(candidate: Measured, baseline: Measured) -> Check:
     ours, theirs = candidate.get("accuracy"), baseline.get("accuracy")
     if not ours or not theirs:
         return False, "No task accuracy was measured to hold the candidate to its baseline."
@@ -85,45 +131,82 @@ def _clearly_better(candidate: Measured, baseline: Measured) -> tuple[bool, str]
     return passed, f"Accuracy {_accuracy(ours)} is {verdict} the baseline's {_accuracy(theirs)}."
 
 
-def _no_worse(candidate: Measured, incumbent: Measured, tolerance: float) -> list[tuple[bool, str]]:
+def _within(candidate: Measured, other: Measured, tolerance: float, whose: str) -> Check:
+    own, bits = candidate["bits_per_byte"], other["bits_per_byte"]
+    passed = own <= bits * (1 + tolerance)
+    verdict = "within" if passed else "beyond"
+    return passed, f"{own:.3f} bits per byte are {verdict} {tolerance:.0%} of the {whose}'s {bits:.3f}."
+
+
+def _no_worse(candidate: Measured, incumbent: Measured, tolerance: float) -> list[Check]:
     checks = []
     ours, theirs = candidate.get("accuracy"), incumbent.get("accuracy")
     if ours and theirs:
         passed = ours["high"] >= theirs["accuracy"]
         verdict = "no worse than" if passed else "worse than"
         checks.append((passed, f"Accuracy {_accuracy(ours)} is {verdict} the incumbent's {_accuracy(theirs)}."))
-    own, other = candidate["bits_per_byte"], incumbent["bits_per_byte"]
-    passed = own <= other * (1 + tolerance)
-    verdict = "within" if passed else "beyond"
-    checks.append((passed, f"{own:.3f} bits per byte are {verdict} {tolerance:.0%} of the incumbent's {other:.3f}."))
-    return checks
+    return [*checks, _within(candidate, incumbent, tolerance, "incumbent")]
+
+
+def _rank(measured: Measured) -> tuple[float, float]:
+    accuracy = measured.get("accuracy")
+    return (accuracy["accuracy"] if accuracy else 0.0), -measured["bits_per_byte"]
+
+
+def _passed_over(name: str, checks: Sequence[Check], measured: Measured) -> str:
+    """Why another candidate is not the best one."""
+    failed = next((reason for passed, reason in checks if not passed), None)
+    accuracy = measured.get("accuracy")
+    bits = f"{measured['bits_per_byte']:.3f} bits per byte."
+    return f"{name} is not: {failed or (f'accuracy {_accuracy(accuracy)}, {bits}' if accuracy else bits)}"
+
+
+def _behind(name: str, sibling: Measured, best: str, candidate: Measured) -> list[Check]:
+    if _rank(sibling)[0] <= _rank(candidate)[0]:
+        return []
+    theirs = _accuracy(sibling["accuracy"])
+    return [
+        (False, f"{name}, measured beside it, is ahead of {best}: {theirs}. Name it in the stage's `checkpoints` too.")
+    ]
 
 
 def _accuracy(value: Measured) -> str:
     return f"{value['accuracy']:.1%} [{value['low']:.1%}, {value['high']:.1%}]"
 
 
-def _by_digest(evaluation: Artifact) -> dict[str, Measured]:
-    results = json.loads((evaluation.path / "results.json").read_text())
-    return {entry["digest"]: entry for entry in results["checkpoints"].values()}
+def _siblings(
+    ctx: StageContext, evaluation: Artifact, compared: Sequence[Artifact | None], baseline: Artifact | None
+) -> dict[str, Measured]:
+    """What else the evaluation measured that was made from the baseline; all else where there is none."""
+    known = {artifact.digest for artifact in compared if artifact}
+    others = {name: entry for name, entry in _entries(evaluation).items() if entry["digest"] not in known}
+    if baseline is None:
+        return others
+    ancestors = {name: ctx.workspace.registry.ancestors(entry["digest"]) for name, entry in others.items()}
+    return {name: others[name] for name, found in ancestors.items() if any(a.digest == baseline.digest for a in found)}
 
 
-def _incumbent(
-    ctx: StageContext, digest: str | None, measured: Mapping[str, Measured], evaluation: Artifact
-) -> Measured | None:
-    """The incumbent's numbers on the candidate's text and tasks: of this evaluation, or measured now.
+def _entries(evaluation: Artifact) -> dict[str, Measured]:
+    entries: dict[str, Measured] = json.loads((evaluation.path / "results.json").read_text())["checkpoints"]
+    return entries
+
+
+def _measured(ctx: StageContext, evaluation: Artifact, compared: Sequence[Artifact]) -> dict[str, Measured]:
+    """Each checkpoint's numbers by its digest: of this evaluation, or measured now on the same text and tasks.
 
     Numbers of another evaluation would be about other text.
     """
-    if digest is None or digest in measured:
-        return measured.get(digest or "")
-    incumbent = ctx.workspace.resolve(digest)
+    measured = {entry["digest"]: entry for entry in _entries(evaluation).values()}
+    missing = {artifact.id: artifact for artifact in compared if artifact.digest not in measured}
+    if not missing:
+        return measured
     kinds = {parent.manifest.kind: parent for parent in map(ctx.workspace.resolve, evaluation.manifest.parents)}
     stage = EvaluateStage.model_validate(evaluation.manifest.config)
-    job = evaluation_job(
-        ctx, stage, {"incumbent": incumbent}, tokens=kinds["tokens"], conversations=kinds.get("conversations")
-    )
-    run_job(ctx, job)
-    results = json.loads((job.output / "results.json").read_text())
-    found: Measured = results["checkpoints"]["incumbent"]
-    return found
+    job = evaluation_job(ctx, stage, missing, tokens=kinds["tokens"], conversations=kinds.get("conversations"))
+    output = (
+        ctx.folder / f"measured-{digest_bytes(' '.join(missing).encode())[:12]}"
+    )  # another incumbent is another job
+    run_job(ctx, replace(job, output=output))
+    results = json.loads((output / "results.json").read_text())
+    shutil.rmtree(output)
+    return measured | {entry["digest"]: entry for entry in results["checkpoints"].values()}

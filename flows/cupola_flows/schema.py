@@ -99,7 +99,9 @@ class Recipe(BaseModel):
                 self._check(reference, needs, where)
             return references
         earlier = list(self.stages)[: list(self.stages).index(name)]
-        if field == "checkpoints":
+        if field == "checkpoints" and stage.kind == "promote":
+            found = self._measured(name)
+        elif field == "checkpoints":
             found = tuple(e for e in earlier if self.stages[e].gives == needs and self.stages[e].kind not in UNTRAINED)
         elif (stage.kind, field) in NEVER_GUESSED:
             found = ()
@@ -113,6 +115,16 @@ class Recipe(BaseModel):
                 f"{where}: no earlier stage gives {needs}. Name one, or artifact:ID for what exists already."
             )
         return found
+
+    def _measured(self, name: str) -> tuple[str, ...]:
+        """What the evaluation of a promotion measures, but for the baseline."""
+        stage = self.stages[name]
+        evaluation = next(iter(self._references(name, stage, "evaluation")))
+        if evaluation.startswith(ARTIFACT):
+            return ()
+        baseline = self._references(name, stage, "baseline")
+        measured = self._references(evaluation, self.stages[evaluation], "checkpoints")
+        return tuple(each for each in measured if each not in baseline)
 
     def _check(self, reference: str, needs: str, where: str) -> None:
         if reference.startswith(ARTIFACT):

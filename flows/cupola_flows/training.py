@@ -84,6 +84,6 @@ def _publish_adapter(ctx: StageContext, result: JobResult, parents: Sequence[Art
         parents=parents,
         stage=ctx.name,
         recipe=ctx.recipe.name,
-        config=ctx.recipe.stages[ctx.name].model_dump(mode="json"),
+        config=ctx.config,
         metrics=result.metrics,
     )

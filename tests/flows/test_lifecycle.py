@@ -52,8 +52,8 @@ def test_the_training_lowers_the_loss_and_the_stages_give_what_they_should(life:
     model = json.loads((Path(tuned["path"]) / "model.json").read_text())
     assert model["moe"]["num_experts"] == 4
     decision = json.loads((Path(life.json("show", artifacts["promote"])["path"]) / "decision.json").read_text())
-    assert decision["candidate"].startswith(artifacts["dpo"])
-    assert decision["promoted"] == ("champion" in life.json("show", artifacts["dpo"])["aliases"])
+    assert decision["candidate"].startswith(artifacts[decision["stage"]])
+    assert decision["promoted"] == ("champion" in life.json("show", decision["candidate"])["aliases"])
 
 
 def test_prefect_has_a_flow_of_flows_with_results_on_their_pages(life: Any) -> None:

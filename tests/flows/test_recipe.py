@@ -27,10 +27,15 @@ def test_the_shipped_recipes_are_valid_and_listed() -> None:
 
 def test_inputs_left_out_are_the_nearest_earlier_stages_that_fit() -> None:
     smoke = load_recipe("smoke")
-    assert smoke.inputs("sft") == {"parent": ("pretrain_moe",), "conversations": ("conversations",), "base": ()}
+    assert smoke.inputs("sft") == {
+        "parent": ("pretrain_moe",),
+        "conversations": ("conversations",),
+        "base": (),
+        "pretraining": (),
+    }
     assert smoke.inputs("evaluate")["checkpoints"] == ("pretrain", "pretrain_moe", "sft", "dpo")
     assert smoke.inputs("promote") == {
-        "candidate": ("dpo",),
+        "checkpoints": ("pretrain", "sft", "dpo"),
         "baseline": ("pretrain_moe",),
         "evaluation": ("evaluate",),
     }
@@ -214,3 +219,11 @@ def test_perplexity_and_its_judge_need_each_other() -> None:
     recipe = load_recipe("tiny", [judge, "stages.prepare.corpus.perplexity={max_bits_per_byte: 3}"])
     assert recipe.inputs("prepare") == {"judge": ("artifact:champion",)}
     assert load_recipe("tiny").inputs("prepare") == {"judge": ()}
+
+
+@pytest.mark.parametrize("settings", ["stages.sft.pretraining=prepare", "stages.sft.pretraining_share=0.25"])
+def test_pretraining_text_and_its_share_are_given_together(settings: str) -> None:
+    bare = ["stages.sft.pretraining=null", "stages.sft.pretraining_share=0"]
+    with pytest.raises(ConfigError, match=r"Give both, or leave both out"):
+        load_recipe("tiny", [*bare, settings])
+    assert load_recipe("tiny", bare).inputs("sft")["pretraining"] == ()

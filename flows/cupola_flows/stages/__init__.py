@@ -110,6 +110,7 @@ NEVER_GUESSED: frozenset[tuple[str, str]] = frozenset(
         ("pretrain", "parent"),
         ("merge", "base"),
         ("sft", "base"),
+        ("sft", "pretraining"),
         ("dpo", "base"),
         ("reward", "reward"),
         ("distillation", "parent"),

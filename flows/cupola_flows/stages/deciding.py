@@ -41,26 +41,27 @@ class EvaluateStage(Stage):
 
 
 class PromoteStage(Stage):
-    """Move an alias to a checkpoint, if the numbers allow it."""
+    """Move an alias to the best of several checkpoints, if the numbers allow it."""
 
     gives: ClassVar[str] = "promotion"
     takes: ClassVar[dict[str, str]] = {
-        "candidate": "checkpoint",
+        "checkpoints": "checkpoint",
         "baseline": "checkpoint",
         "evaluation": "evaluation",
     }
 
     kind: Literal["promote"] = "promote"
-    candidate: str | None = None
-    """The stage whose checkpoint may be promoted; none for the last that trained."""
+    checkpoints: tuple[str, ...] = ()
+    """The stages whose checkpoints may be promoted: the best of them is. Empty for all that the evaluation measures."""
     baseline: str | None = None
-    """The stage whose checkpoint the candidate must beat on tasks; none for the last pretraining."""
+    """The stage whose checkpoint the best must beat on tasks, and whose bits per byte it must keep; none for the last
+    pretraining. It is no candidate."""
     evaluation: str | None = None
     """The stage whose numbers decide."""
     alias: str = "champion"
     """The name that moves."""
     bits_per_byte_tolerance: float = Field(default=0.05, ge=0)
-    """How much worse, relative, held-out bits per byte may be than the incumbent's."""
+    """How much worse, relative, held-out bits per byte may be than the baseline's and than the incumbent's."""
 
     @field_validator("alias")
     @classmethod

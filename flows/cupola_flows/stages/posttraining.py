@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from cupola_flows.stages.base import Stage, TrainStage
 from cupola_flows.stages.shapes import ModelShape
-from cupola_trainer.config import OptimizerConfig, ParallelConfig
+from cupola_trainer.config import OptimizerConfig, ParallelConfig, check_replay
 from cupola_trainer.data.files import RowFiles
 from cupola_trainer.data.instructions import TaskSource
 
@@ -37,6 +37,7 @@ class SftStage(TrainStage):
         "parent": "checkpoint",
         "conversations": "conversations",
         "base": "checkpoint",
+        "pretraining": "tokens",
     }
 
     kind: Literal["sft"] = "sft"
@@ -52,6 +53,15 @@ class SftStage(TrainStage):
     """Passes over the conversations, in place of `steps`; two, as Qwen2, where neither is given."""
     pack: bool = True
     """Several conversations share a row, each seeing only itself. Off, or with cp > 1: one a row, padded."""
+    pretraining: str | None = None
+    """The stage whose tokens' training text is mixed in, so that the model does not unlearn it; none for no mixing."""
+    pretraining_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of all rows that are sequences of that text, every token of which is learnt; the others are conversations."""
+
+    @model_validator(mode="after")
+    def _replayed(self) -> "SftStage":
+        check_replay(self.pretraining, self.pretraining_share)
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> "SftStage":

@@ -91,6 +91,16 @@ class Registry:
         query = select(ArtifactTable).join(EdgeTable, EdgeTable.parent == ArtifactTable.digest)
         return self._artifacts(query.where(EdgeTable.child == digest).order_by(EdgeTable.position))
 
+    def ancestors(self, digest: str) -> list[ArtifactRow]:
+        """Everything that an artifact was made from, each once, nearest first; those registered here."""
+        found: dict[str, ArtifactRow] = {}
+        nearest = self.parents(digest)
+        while nearest:
+            new = {row.digest: row for row in nearest if row.digest not in found}
+            found |= new
+            nearest = [parent for row in new for parent in self.parents(row)]
+        return list(found.values())
+
     @patient
     def children(self, digest: str) -> list[ArtifactRow]:
         """What was made from an artifact, oldest first."""

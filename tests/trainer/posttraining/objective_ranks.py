@@ -29,7 +29,9 @@ from cupola_trainer.layout import validate_layout
 from cupola_trainer.objectives import Batch, Objective
 from cupola_trainer.objectives.distillation import LiveTeacher
 from cupola_trainer.objectives.dpo import DpoObjective
+from cupola_trainer.objectives.replay import ReplayObjective
 from cupola_trainer.objectives.reward import RewardObjective
+from cupola_trainer.objectives.sft import SftObjective
 
 STEPS, LENGTH = 2, 32
 BATCH = BatchConfig(sequence_length=LENGTH, micro_batch_size=2, global_batch_size=8)
@@ -52,7 +54,7 @@ LAYOUTS = {
     "dp2": ParallelConfig(dp=2),
     "ep2 dp2": ParallelConfig(ep=2, dp=2),
 }
-OBJECTIVES = ("dpo", "reward", "forward_kl", "jsd")
+OBJECTIVES = ("dpo", "reward", "forward_kl", "jsd", "replay")
 
 
 def pair(index: int) -> dict[str, np.ndarray]:
@@ -85,6 +87,22 @@ class Ranked(RewardObjective):
         return pair(index)
 
 
+class Conversations(SftObjective):
+    """Random conversations, each a row, of which about half is learnt."""
+
+    def __init__(self, packed: bool) -> None:
+        self.sequence_length, self.packed, self.epoch = LENGTH, packed, None
+
+    def sample(self, index: int) -> Mapping[str, np.ndarray]:
+        random = np.random.default_rng(index)
+        length = int(random.integers(8, LENGTH))
+        return {
+            "tokens": random.integers(0, DENSE.vocab_size, length),
+            "mask": random.integers(0, 2, length) > 0,
+            "segments": np.ones(length, dtype=np.int64),
+        }
+
+
 class Words(Objective):
     """Random tokens of which about half are learnt."""
 
@@ -93,7 +111,8 @@ class Words(Objective):
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
         random = np.random.default_rng(index)
         mask = random.integers(0, 2, LENGTH).astype(np.float32)
-        return {"tokens": random.integers(0, DENSE.vocab_size, LENGTH + 1), "mask": mask}
+        tokens = random.integers(0, DENSE.vocab_size, LENGTH + 1)
+        return {"tokens": tokens, "mask": mask, "labels": tokens[1:], "loss_mask": mask}
 
     def heldout(self, index: int) -> Mapping[str, np.ndarray] | None:
         return None
@@ -111,11 +130,21 @@ class Words(Objective):
         raise NotImplementedError
 
 
+class Sequences(Words):
+    """The same as next-token training gives it: tokens as long as labels."""
+
+    def sample(self, index: int) -> Mapping[str, np.ndarray]:
+        sample = super().sample(index)
+        return {**sample, "tokens": sample["tokens"][:-1]}
+
+
 def objective_of(name: str, teacher: Path, parallel: ParallelConfig) -> Objective:
     if name == "dpo":
         return Pairs()
     if name == "reward":
         return Ranked()
+    if name == "replay":
+        return ReplayObjective(Conversations(packed=parallel.cp == 1), Sequences(), share=0.25)
     kind: Any = name
     data = DistillationData(teacher=teacher, tokens=teacher, divergence=kind, temperature=1.5, token_loss=0.2, beta=0.3)
     return LiveTeacher(data, Words(), student=DENSE, parallel=parallel)
@@ -161,7 +190,7 @@ def main(teacher: Path, output: Path) -> None:
             for name in OBJECTIVES:
                 if parallel.ep == 1:
                     found[f"{name} dense {layout}"] = trajectory(name, DENSE, parallel, teacher)
-                if name in ("reward", "forward_kl") and layout in ("one process", "ep2 dp2", "tp2 sp"):
+                if name in ("reward", "forward_kl", "replay") and layout in ("one process", "ep2 dp2", "tp2 sp"):
                     found[f"{name} moe {layout}"] = trajectory(name, MOE, parallel, teacher)
     if runtime.rank() == 0:
         output.write_text(json.dumps(found))

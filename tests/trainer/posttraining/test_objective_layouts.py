@@ -21,13 +21,13 @@ def trajectories(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..
 
 
 @pytest.mark.parametrize("layout", ["tp2 sp", "pp2", "pp2 vp2", "cp2", "dp2"])
-@pytest.mark.parametrize("name", ["dpo", "reward", "forward_kl", "jsd"])
+@pytest.mark.parametrize("name", ["dpo", "reward", "forward_kl", "jsd", "replay"])
 def test_every_objective_is_equal_in_every_layout(trajectories: dict[str, Trajectory], name: str, layout: str) -> None:
     _same(trajectories[f"{name} dense {layout}"], trajectories[f"{name} dense one process"])
 
 
 @pytest.mark.parametrize("layout", ["tp2 sp", "ep2 dp2"])
-@pytest.mark.parametrize("name", ["reward", "forward_kl"])
+@pytest.mark.parametrize("name", ["reward", "forward_kl", "replay"])
 def test_mixtures_of_experts_too(trajectories: dict[str, Trajectory], name: str, layout: str) -> None:
     _same(trajectories[f"{name} moe {layout}"], trajectories[f"{name} moe one process"])
 

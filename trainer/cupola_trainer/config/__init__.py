@@ -21,6 +21,7 @@ from cupola_trainer.config.data import (
     RewardData,
     SftData,
     TrainingData,
+    check_replay,
 )
 from cupola_trainer.config.jobs import (
     JOB,
@@ -117,6 +118,7 @@ __all__ = [
     "UpcycleJob",
     "check_anchor",
     "check_merge",
+    "check_replay",
     "read_job",
     "write_job",
 ]

@@ -33,6 +33,19 @@ class NextTokenData:
     """Random pieces that sequences say again, put over the text; none to leave the text as it is."""
 
 
+def check_replay(pretraining: Path | str | None, share: float) -> None:
+    """Refuse a share of no text, and text without a share.
+
+    Raises:
+        ValueError: the values given, the rule, the next move.
+    """
+    if (pretraining is not None) != (share > 0):
+        raise ValueError(
+            f"pretraining={pretraining} with pretraining_share={share:g}: text is mixed in where both are given, the share "
+            "above 0 (try 0.25). Give both, or leave both out"
+        )
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SftData:
     """Supervised fine-tuning: ChatML, loss on assistant tokens only."""
@@ -47,6 +60,17 @@ class SftData:
 
     pack: bool = True
     """Several conversations share a row, each seeing only itself. Off, or with cp > 1: one a row, padded."""
+
+    pretraining: Path | None = None
+    """A `tokens` artifact's folder whose training text is mixed in; none for no mixing."""
+
+    pretraining_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of all rows that are sequences of it, every token of which is learnt."""
+
+    @model_validator(mode="after")
+    def _replayed(self) -> "SftData":
+        check_replay(self.pretraining, self.pretraining_share)
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

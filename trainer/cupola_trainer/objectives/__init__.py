@@ -1,7 +1,9 @@
 """What a model is trained for: one file an objective, and the losses as pure functions of tensors."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer.config import DistillationData, ModelConfig, NextTokenData, RewardData, SftData, TrainJob
@@ -10,6 +12,9 @@ from cupola_trainer.identity import check_tokenizer
 from cupola_trainer.objectives.distillation_losses import distillation_loss, topk_distillation_loss
 from cupola_trainer.objectives.objective import Batch, Forward, Objective, Reads
 from cupola_trainer.objectives.preference_losses import dpo_loss, reward_loss
+
+if TYPE_CHECKING:
+    from cupola_trainer.objectives.sft import SftObjective
 
 __all__ = [
     "Batch",
@@ -62,7 +67,8 @@ def build_objective(job: TrainJob, tokenizer: Path | None, model: ModelConfig | 
         from cupola_trainer.objectives.sft import SftObjective
 
         data = replace(data, pack=data.pack and job.parallel.cp == 1)  # attention over cp ranks takes no mask
-        return SftObjective(data, tokenizer=loaded, sequence_length=length, seed=job.seed)
+        sft = SftObjective(data, tokenizer=loaded, sequence_length=length, seed=job.seed)
+        return _with_replay(sft, job, data, tokenizer) if data.pretraining else sft
     if isinstance(data, RewardData):
         from cupola_trainer.objectives.reward import RewardObjective
 
@@ -75,3 +81,23 @@ def build_objective(job: TrainJob, tokenizer: Path | None, model: ModelConfig | 
 
     pairs = job.batch.micro_batch_size
     return DpoObjective(data, tokenizer=loaded, sequence_length=length, pairs_per_pass=pairs, seed=job.seed)
+
+
+def _with_replay(sft: "SftObjective", job: TrainJob, data: SftData, tokenizer: Path) -> Objective:
+    """The same with pretraining text among its rows."""
+    from cupola_trainer.objectives.next_token import NextTokenObjective
+    from cupola_trainer.objectives.replay import ReplayObjective, rows_with_text, text_rows
+
+    assert data.pretraining
+    check_tokenizer(tokenizer, data.pretraining)
+    rows = job.steps * job.batch.global_batch_size
+    if data.epochs:
+        rows = math.ceil(data.epochs * rows_with_text(sft.epoch or 0, data.pretraining_share))
+    text = NextTokenObjective(
+        NextTokenData(tokens=data.pretraining),
+        batch=job.batch,
+        samples=text_rows(rows, data.pretraining_share) + 1,
+        seed=job.seed,
+        cache=job.output / "index",
+    )
+    return ReplayObjective(sft, text, data.pretraining_share)

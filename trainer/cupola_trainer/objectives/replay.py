@@ -1,0 +1,88 @@
+"""Fine-tuning with pretraining text among its rows, so that a model does not unlearn what it read before (replay)."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cupola_trainer.objectives.objective import Batch, Objective
+from cupola_trainer.objectives.sft import SftObjective
+
+Row = Mapping[str, np.ndarray]
+
+
+class ReplayObjective(Objective):
+    """SFT of which `share` of all rows are pretraining sequences. The loss is the mean over all learnt tokens of a step: the
+    assistant's of conversations, every one of text. Held-out rows are mixed alike."""
+
+    name = "sft"
+
+    def __init__(self, sft: SftObjective, text: Objective, share: float) -> None:
+        """
+        Args:
+            text: next-token sequences of the length that `sft` has.
+            share: of all rows, above 0 and below 1.
+        """
+        self.sft, self.text, self.share = sft, text, share
+        self.drops = sft.drops
+        self.epoch = rows_with_text(sft.epoch or 0, share)
+
+    def sample(self, index: int) -> Row:
+        row = self._mixed(index, self.sft.sample, self.text.sample)
+        assert row is not None
+        return row
+
+    def heldout(self, index: int) -> Row | None:
+        """None where either conversations or text have come to their end."""
+        return self._mixed(index, self.sft.heldout, self.text.heldout)
+
+    def _mixed(self, index: int, sft: Callable[[int], Row | None], text: Callable[[int], Row | None]) -> Row | None:
+        before = text_rows(index, self.share)
+        if text_rows(index + 1, self.share) == before:
+            row = sft(index - before)
+            return row and {**row, "pretraining": np.zeros(1, dtype=np.float32)}
+        sequence = text(before)
+        return sequence and {**as_conversation(sequence), "pretraining": np.ones(1, dtype=np.float32)}
+
+    def collate(self, samples: Sequence[Row]) -> Batch:
+        """`SftObjective.collate`'s tensors, and "pretraining" [b, s], 1 for each learnt token of text."""
+        batch = self.sft.collate(samples)
+        of_text = torch.from_numpy(np.stack([sample["pretraining"] for sample in samples]))  # [b, 1]
+        return {**batch, "pretraining": batch["loss_mask"] * of_text}
+
+    def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Sum over all learnt tokens, their number, and the sum and the number of those of text."""
+        total, count, sums = self.sft.loss(output, batch)
+        text = {
+            "pretraining": (output.detach().float() * batch["pretraining"]).sum(),
+            "pretraining_tokens": batch["pretraining"].sum(),
+        }
+        return total, count, sums | text
+
+    def report(self, means: dict[str, float]) -> dict[str, float]:
+        """The loss, and apart "answer_loss" and "pretraining_loss", each the mean over its own tokens, where there are any."""
+        share, text = means.pop("pretraining_tokens"), means.pop("pretraining")
+        found = {"answer_loss": (means["loss"] - text) / (1 - share)} if share < 1 else {}
+        return means | found | ({"pretraining_loss": text / share} if share else {})
+
+
+def text_rows(rows: int, share: float) -> int:
+    """How many of the first `rows` rows are text: spread evenly, so that every step has nearly the same number."""
+    return math.floor(rows * share)
+
+
+def rows_with_text(conversations: int, share: float) -> int:
+    """Rows in which `conversations` rows of conversations and their share of text are seen."""
+    return math.ceil(conversations / (1 - share))
+
+
+def as_conversation(sequence: Row) -> dict[str, np.ndarray]:
+    """A next-token sequence [s] as a row of conversations [s + 1]: one segment, of which all but the first token is learnt."""
+    tokens = np.concatenate([sequence["tokens"], sequence["labels"][-1:]])
+    return {
+        "tokens": tokens,
+        "mask": np.concatenate([[False], sequence["loss_mask"] > 0]),
+        "segments": np.ones(len(tokens), dtype=np.int64),
+    }
