@@ -1,43 +1,61 @@
-"""Held-out losses of a recipe's training stages over the tokens that each was trained on, in one picture."""
+"""Held-out losses of one run's training stages over the tokens that each was trained on, in one picture."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cupola_flows.schema import Recipe
 from cupola_flows.stages import TrainStage
 from cupola_platform.errors import ConfigError, NotFoundError
+from cupola_platform.registry import RunRow
 from cupola_platform.workspace import Workspace
 from cupola_trainer.metrics import read_metrics
 
 Curve = list[tuple[float, float]]
 """Million tokens since the stage began, and held-out loss in nats a token."""
+LOOKED_AT = 10_000
+"""Newest runs among which the recipe's are looked for."""
 
 
-def heldout_curves(workspace: Workspace, recipe: Recipe, stages: Sequence[str] = ()) -> dict[str, Curve]:
-    """By stage, from the newest run of each; what was never run on this machine, or measured nothing, is left out.
+@dataclass(frozen=True)
+class Curves:
+    """The curves of one run of a recipe, by stage."""
+
+    run: RunRow
+    """The whole recipe's."""
+    by_stage: Mapping[str, Curve]
+
+
+def heldout_curves(workspace: Workspace, recipe: Recipe, stages: Sequence[str] = (), run: str = "") -> Curves:
+    """The curves of one run, and of no other: what it reused of earlier ones is its own too. What it did not come to, was trained
+    on another machine, or measured nothing, is left out.
 
     Args:
         stages: these only, and in this order; none for all that train.
+        run: the id of a run of the whole recipe, or its first characters; none for the newest that has one of the curves.
 
     Raises:
         ConfigError: a stage that the recipe does not have, or that does not train.
-        NotFoundError: no curve at all.
+        NotFoundError: no such run, or no curve at all.
     """
     known = [name for name in recipe.order() if isinstance(recipe.stages[name], TrainStage)]
     for name in stages:
         if name not in known:
             raise ConfigError(f"--stage {name}: no stage of {recipe.name} that trains. Known: {', '.join(known)}.")
-    digests: dict[str, str] = {}
-    for run in workspace.registry.runs(10_000):
-        if run.recipe == recipe.name and run.artifact:
-            digests.setdefault(run.stage, run.artifact)
-    found = {name: _curve(workspace, digests[name]) for name in stages or known if name in digests}
-    found = {name: curve for name, curve in found.items() if curve}
-    if not found:
-        raise NotFoundError(
-            f"{recipe.name}: no held-out losses on this machine yet. Start with: cupola run {recipe.name}"
-        )
-    return found
+    whole = [row for row in workspace.registry.runs(LOOKED_AT) if row.recipe == recipe.name and not row.stage]
+    chosen = [row for row in whole if row.id.startswith(run)]
+    if run and len(chosen) != 1:
+        raise NotFoundError(f"--run {run}: {'several runs' if chosen else 'no run'} of {recipe.name}. See: cupola runs")
+    for row in chosen:
+        if found := _of_run(workspace, row, list(stages) or known):
+            return Curves(row, found)
+    raise NotFoundError(f"{recipe.name}: no held-out losses on this machine yet. Start with: cupola run {recipe.name}")
+
+
+def _of_run(workspace: Workspace, run: RunRow, stages: Sequence[str]) -> dict[str, Curve]:
+    digests = {row.stage: row.artifact for row in workspace.registry.runs(LOOKED_AT, parent=run.id) if row.artifact}
+    curves = {name: _curve(workspace, digest) for name in stages if (digest := digests.get(name))}
+    return {name: curve for name, curve in curves.items() if curve}
 
 
 def _curve(workspace: Workspace, digest: str) -> Curve:
@@ -47,8 +65,8 @@ def _curve(workspace: Workspace, digest: str) -> Curve:
         return []
     batch = manifest.config["batch"]
     tokens = batch["sequence_length"] * batch["global_batch_size"]
-    events = read_metrics(path)
-    return [(each["step"] * tokens / 1e6, each["heldout_loss"]) for each in events if each["event"] == "evaluate"]
+    losses = [(each["step"], each.get("heldout_loss")) for each in read_metrics(path) if each["event"] == "evaluate"]
+    return [(step * tokens / 1e6, loss) for step, loss in losses if loss is not None]
 
 
 def draw(curves: Mapping[str, Curve], title: str, to: Path) -> None:

@@ -12,7 +12,8 @@ from rich.text import Text
 from cupola_flows.comparison import interval
 from cupola_flows.display import clock
 from cupola_flows.session import Session
-from cupola_flows.words import number
+from cupola_flows.words import number, plain, visible
+from cupola_platform.artifacts import Artifact
 from cupola_platform.rows.drops import told
 from cupola_trainer.evaluation.long_context_page import summary
 
@@ -26,16 +27,25 @@ def print_results(session: Session, console: Console) -> None:
     for name, outcome in session.outcomes.items():
         kind = session.recipe.stages[name].kind
         if kind == "evaluate":
-            results = _read(outcome.artifact.path / "results.json")
-            console.print(Panel(_evaluation(results), title=f"{name}: held-out text and tasks", title_align="left"))
-            console.print(Panel(_samples(results), title="what the checkpoints say", title_align="left"))
-            for checkpoint, entry in results["checkpoints"].items():
-                if reach := entry.get("long_context"):
-                    console.print(Panel(_reach(reach), title=f"how far {checkpoint} reads", title_align="left"))
+            print_evaluation(name, read_results(outcome.artifact), console)
         elif kind == "promote":
             console.print(_promotion(_read(outcome.artifact.path / "decision.json")), highlight=False)
     if session.complete:
         console.print(_next(session), highlight=False)
+
+
+def print_evaluation(name: str, results: dict[str, Any], console: Console) -> None:
+    """What an evaluation measured, what the checkpoints said, and how far they read where that was asked for."""
+    console.print(Panel(_evaluation(results), title=plain(f"{name}: held-out text and tasks"), title_align="left"))
+    console.print(Panel(_samples(results), title="what the checkpoints say", title_align="left"))
+    for checkpoint, entry in results["checkpoints"].items():
+        if reach := entry.get("long_context"):
+            console.print(Panel(_reach(reach), title=plain(f"how far {checkpoint} reads"), title_align="left"))
+
+
+def read_results(evaluation: Artifact) -> dict[str, Any]:
+    """`results.json` of an evaluation."""
+    return _read(evaluation.path / "results.json")
 
 
 def _stages(session: Session) -> Table:
@@ -47,7 +57,7 @@ def _stages(session: Session) -> Table:
         if outcome:
             result = summarize(session.recipe.stages[name].kind, outcome.artifact.metrics)
             time = clock(outcome.seconds) if outcome.state == "completed" else ""
-            table.add_row(name, outcome.state, outcome.artifact.id, time, result)
+            table.add_row(name, outcome.state, outcome.artifact.id, time, plain(result))
         else:
             table.add_row(name, session.display.lines[name].state, "", "", "")
     return table
@@ -92,13 +102,13 @@ def _evaluation(results: dict[str, Any]) -> Table:
     tasks = sorted({task for entry in checkpoints.values() for task in entry.get("tasks", {})})
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("checkpoint", "bits per byte", "accuracy, 95% interval", *tasks):
-        table.add_column(heading)
+        table.add_column(plain(heading))
     table.add_row("unigram", f"{results['unigram_bits_per_byte']:.4f}")
     for name, entry in checkpoints.items():
         per_task = [
             f"{entry['tasks'][task]['accuracy']:.1%}" if task in entry.get("tasks", {}) else "" for task in tasks
         ]
-        table.add_row(name, f"{entry['bits_per_byte']:.4f}", interval(entry.get("accuracy")), *per_task)
+        table.add_row(plain(name), f"{entry['bits_per_byte']:.4f}", interval(entry.get("accuracy")), *per_task)
     return table
 
 
@@ -113,7 +123,7 @@ def _reach(found: dict[str, Any]) -> Table:
 def _samples(results: dict[str, Any]) -> RenderableType:
     lines: list[Text] = []
     for name, entry in results["checkpoints"].items():
-        lines.append(Text(name, style="bold"))
+        lines.append(plain(name, "bold"))
         for sample in entry.get("generations", [])[:SHOWN_ANSWERS]:
             lines.append(Text.assemble("  ", (_flat(sample["prompt"]), "cyan"), " ", _flat(sample["completion"])))
         for answer in entry.get("answers", [])[:SHOWN_ANSWERS]:
@@ -124,22 +134,31 @@ def _samples(results: dict[str, Any]) -> RenderableType:
     return Group(*lines)
 
 
-def _promotion(decision: dict[str, Any]) -> str:
+def _promotion(decision: dict[str, Any]) -> Text:
     verb = "now names" if decision["promoted"] else "was not moved to"
     reasons = "\n".join(f"  - {reason}" for reason in decision["reasons"])
-    return f"[bold]{decision['alias']}[/] {verb} [bold]{decision['candidate'][:12]}[/]:\n{reasons}"
+    best = plain(f"{decision['stage']} {decision['candidate'][:12]}", "bold")
+    return Text.assemble(plain(decision["alias"], "bold"), f" {verb} ", best, ":\n", plain(reasons))
 
 
 def _next(session: Session) -> str:
-    last = [outcome.artifact for outcome in session.outcomes.values() if outcome.artifact.kind == "checkpoint"]
-    if not last:
+    made = [outcome.artifact.id for outcome in session.outcomes.values() if outcome.artifact.kind == "checkpoint"]
+    if not made:
         return "Look at it: cupola up"
-    artifact = last[-1].id
+    artifact = _promoted(session) or made[-1]
     return f"Look at it: cupola up   Where it came from: cupola lineage {artifact}   Talk to it: cupola checkpoint generate {artifact} --prompt TEXT"
 
 
+def _promoted(session: Session) -> str | None:
+    """The alias that the run moved; none where it moved none."""
+    found = [
+        _read(o.artifact.path / "decision.json") for o in session.outcomes.values() if o.artifact.kind == "promotion"
+    ]
+    return next((str(decision["alias"]) for decision in found if decision["promoted"]), None)
+
+
 def _flat(text: str) -> str:
-    flat = " ".join(text.split())
+    flat = " ".join(visible(text).split())
     return flat if len(flat) <= SHOWN_TEXT else f"{flat[:SHOWN_TEXT]}..."
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def test_the_alias_history_is_newest_first_with_its_reasons(in_workspace: Any) -
 def test_the_verdict_says_by_how_much_and_how_sure(in_workspace: Any) -> None:
     found = comparison.compare(in_workspace.sft.digest, in_workspace.dpo.digest)
     verdict = comparison.verdict(found)
-    assert found.same_evaluation
+    assert found.missing is None
     assert verdict.level == "better"
     assert verdict.headline == "dpo is better than sft"
     assert verdict.detail == (
@@ -150,9 +151,12 @@ def test_a_gain_that_costs_too_many_bits_is_mixed_and_an_interval_over_zero_is_u
     found = comparison.compare(in_workspace.sft.digest, in_workspace.dpo.digest)
     assert found.a.measured
     assert found.b.measured
-    found.b.measured["bits_per_byte"] = 2.2
-    assert comparison.verdict(found).level == "mixed"
-    found.b.measured.update(bits_per_byte=2.0, accuracy=found.a.measured["accuracy"])
+
+    def with_b(**numbers: Any) -> comparison.Comparison:
+        return replace(found, b=replace(found.b, measured={**found.b.measured, **numbers}))  # type: ignore[dict-item]
+
+    assert comparison.verdict(with_b(bits_per_byte=2.2)).level == "mixed"
+    found = with_b(bits_per_byte=2.0, accuracy=found.a.measured["accuracy"])
     verdict = comparison.verdict(found)
     assert verdict.level == "unclear"
     assert "0.0 points more tasks" in verdict.detail
@@ -180,11 +184,26 @@ def test_answers_right_in_one_and_wrong_in_the_other_are_told_apart(in_workspace
     assert comparison.shared_answers(found) == 3
 
 
-def test_settings_that_differ_are_listed_with_both_values(in_workspace: Any) -> None:
+def test_without_a_common_evaluation_there_is_no_verdict_and_no_number(in_workspace: Any) -> None:
+    pretrain = next(row for row in in_workspace.workspace.registry.artifacts("checkpoint") if row.stage == "pretrain")
+    found = comparison.compare(pretrain.digest, in_workspace.dpo.digest)
+    verdict = comparison.verdict(found)
+    assert verdict.level == "none"
+    assert verdict.headline == "pretrain and dpo have no common evaluation"
+    assert verdict.detail == (
+        f"No verdict: {pretrain.id} was never evaluated. Measure both alike with: "
+        f"cupola checkpoint evaluate {pretrain.id} {in_workspace.dpo.id}"
+    )
+    assert comparison.task_table(found).empty
+    assert comparison.bits_per_byte_change(found) is None
+    assert comparison.task_bars(found).empty
+
+
+def test_settings_that_differ_anywhere_in_two_lives_are_listed_with_both_values(in_workspace: Any) -> None:
     table = comparison.config_differences(comparison.compare(in_workspace.sft.digest, in_workspace.dpo.digest))
-    beta = table.set_index("setting").loc["beta"]
+    beta = table.set_index(["stage", "setting"]).loc[("dpo", "beta")]
     assert (beta["a"], beta["b"]) == ("", "0.1")
-    assert "layout.tp" not in set(table["setting"])
+    assert set(table["stage"]) == {"preferences", "dpo"}  # all that went into the first went into the second
 
 
 def test_curves_of_both_checkpoints_are_overlaid(in_workspace: Any) -> None:

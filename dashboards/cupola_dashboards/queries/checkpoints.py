@@ -1,49 +1,33 @@
 """Checkpoints with their key numbers, the evaluations that measured them, the aliases that name them."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 from cupola_dashboards.queries.workspace import workspace
-from cupola_platform.errors import CorruptArtifactError, NotFoundError
+from cupola_flows.evaluations import MOST, Evaluation, Measured, newest, read_evaluation
 from cupola_platform.registry import ArtifactRow
 
-MOST = 2_000
-"""Newest checkpoints, and newest evaluations, that are looked at."""
 COLUMNS = [
     "digest", "id", "label", "recipe", "stage", "aliases", "bits_per_byte", "accuracy", "low", "high", "interval",
-    "created", "size",
+    "evaluation", "created", "size",
 ]  # fmt: skip
-
-Measured = dict[str, Any]
-"""What `results.json` says of one checkpoint."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One evaluation, and what it measured of each checkpoint."""
-
-    digest: str
-    created: datetime
-    measured: Mapping[str, Measured]
-    """By the checkpoint's digest."""
 
 
 def checkpoints() -> pd.DataFrame:
     """Every checkpoint, newest first, with the numbers of the newest evaluation that measured it: COLUMNS."""
-    newest: dict[str, Measured] = {}
+    by: dict[str, Evaluation] = {}
     for evaluation in evaluations():
-        newest = {**evaluation.measured, **newest}
+        by = {**dict.fromkeys(evaluation.measured, evaluation), **by}
     named = aliases()
     rows = [
         (
             row.digest, row.id, label(row, named.get(row.digest, ())), row.recipe, row.stage, list(named.get(row.digest, ())),
-            *headline(newest.get(row.digest)), row.created, row.size,
+            *headline(by[row.digest].measured[row.digest] if row.digest in by else None),
+            by[row.digest].id if row.digest in by else "", row.created, row.size,
         )
         for row in workspace().registry.artifacts("checkpoint", MOST)
     ]  # fmt: skip
@@ -74,7 +58,7 @@ def label(row: ArtifactRow, named: tuple[str, ...] = ()) -> str:
 
 def evaluations() -> list[Evaluation]:
     """Newest first; those whose files are gone or torn are left out."""
-    found = (_evaluation(row.digest, row.created) for row in workspace().registry.artifacts("evaluation", MOST))
+    found = (_evaluation(row.digest, row) for row in workspace().registry.artifacts("evaluation", MOST))
     return [evaluation for evaluation in found if evaluation]
 
 
@@ -125,15 +109,10 @@ def champion(alias: str = "champion") -> Champion | None:
     row = registry.artifact(found.digest) if found else None
     if found is None or row is None:
         return None
-    measured = next((e.measured[row.digest] for e in evaluations() if row.digest in e.measured), None)
-    return Champion(alias, row, found.reason, found.moved, measured)
+    evaluation = newest(evaluations(), row.digest)
+    return Champion(alias, row, found.reason, found.moved, evaluation.measured[row.digest] if evaluation else None)
 
 
 @st.cache_data(show_spinner=False, max_entries=MOST)
-def _evaluation(digest: str, created: datetime) -> Evaluation | None:
-    try:
-        results = json.loads((workspace().store.get(digest).path / "results.json").read_text(encoding="utf-8"))
-    except (NotFoundError, CorruptArtifactError, OSError, ValueError):
-        return None
-    measured = {entry["digest"]: {**entry, "name": name} for name, entry in results["checkpoints"].items()}
-    return Evaluation(digest, created, measured)
+def _evaluation(digest: str, _row: ArtifactRow) -> Evaluation | None:
+    return read_evaluation(workspace(), _row)

@@ -11,13 +11,16 @@ from typing import Any, Literal
 import pandas as pd
 
 from cupola_dashboards.queries import metrics, runs
-from cupola_dashboards.queries.checkpoints import Measured, aliases, evaluations, label
+from cupola_dashboards.queries.checkpoints import aliases, evaluations, label
 from cupola_dashboards.queries.workspace import workspace
+from cupola_flows.comparison import set_apart
+from cupola_flows.evaluations import Measured, common, what_is_missing
+from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import NotFoundError
 from cupola_platform.registry import ArtifactRow
 from cupola_trainer.evaluation.intervals import Z95, difference
 
-Level = Literal["better", "worse", "mixed", "unclear"]
+Level = Literal["better", "worse", "mixed", "unclear", "none"]
 TOLERANCE = 0.05
 """Relative loss of bits per byte that a clear gain on tasks may cost: what the promote stage allows by default."""
 EQUAL = 0.0005
@@ -41,12 +44,12 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two checkpoints, with the numbers of the newest evaluation that measured both, else of each one's newest."""
+    """Two checkpoints, with the numbers of their newest common evaluation; without one, with no numbers."""
 
     a: Side
     b: Side
-    same_evaluation: bool
-    """False: the numbers may be about different text and tasks."""
+    missing: str | None
+    """Why there is no common evaluation, and the command that makes one; none where there is one."""
 
     @property
     def names(self) -> tuple[str, str]:
@@ -67,10 +70,9 @@ class Verdict:
 def compare(a: str, b: str) -> Comparison:
     """Two checkpoints by digest. Raises NotFoundError."""
     found = evaluations()
-    both = next((e for e in found if a in e.measured and b in e.measured), None)
-    measured = [both or next((e for e in found if digest in e.measured), None) for digest in (a, b)]
-    sides = [_side(digest, e.measured[digest] if e else None) for digest, e in zip((a, b), measured, strict=True)]
-    return Comparison(sides[0], sides[1], both is not None)
+    both = common(found, [a, b])
+    sides = [_side(digest, measured) for digest, measured in zip((a, b), both or (None, None), strict=True)]
+    return Comparison(sides[0], sides[1], None if both else what_is_missing(found, a, b))
 
 
 def _side(digest: str, measured: Measured | None) -> Side:
@@ -125,13 +127,15 @@ def bits_per_byte_change(comparison: Comparison) -> float | None:
 
 
 def verdict(comparison: Comparison) -> Verdict:
-    """Which of the two is better, by what, and how sure that is."""
+    """Which of the two is better, by what, and how sure that is; none without a common evaluation."""
+    name_a, name_b = comparison.names
+    if comparison.missing:
+        return Verdict("none", f"{name_a} and {name_b} have no common evaluation", comparison.missing)
     change = bits_per_byte_change(comparison)
     table = task_table(comparison)
     tasks = table.iloc[0].to_dict() if len(table) else None
     sentences = [*_tasks_sentence(comparison, tasks), *_bits_sentence(change)]
     level = _level(tasks, change)
-    name_a, name_b = comparison.names
     headline = {
         "better": f"{name_b} is better than {name_a}",
         "worse": f"{name_b} is worse than {name_a}",
@@ -217,10 +221,12 @@ def generations(comparison: Comparison) -> list[tuple[str, str | None, str | Non
 
 
 def config_differences(comparison: Comparison) -> pd.DataFrame:
-    """Settings of the two stages that differ: setting, a, b (JSON-like text; empty where it has none)."""
-    a, b = (dict(_flat(side.row.config)) for side in (comparison.a, comparison.b))
-    rows = [(key, a.get(key, ""), b.get(key, "")) for key in {**a, **b} if a.get(key) != b.get(key)]
-    return pd.DataFrame(rows, columns=["setting", "a", "b"])
+    """What differs in the settings, seeds, code and text of the two and of all that they were made from: stage, setting, a, b
+    (JSON-like text; empty where it has none)."""
+    opened = workspace()
+    a, b = (Artifact(opened.root, opened.store.manifest(s.row.digest)) for s in (comparison.a, comparison.b))
+    rows = [(row.stage, row.setting, row.a, row.b) for row in set_apart(opened, a, b)]
+    return pd.DataFrame(rows, columns=["stage", "setting", "a", "b"])
 
 
 def curves(comparison: Comparison) -> pd.DataFrame:
@@ -237,11 +243,3 @@ def _accuracies(measured: Measured | None) -> dict[str, dict[str, Any]]:
         return {}
     tasks: dict[str, dict[str, Any]] = measured.get("tasks", {})
     return {ALL_TASKS: measured["accuracy"], **tasks} if len(tasks) != 1 else {next(iter(tasks)): measured["accuracy"]}
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{path}.{key}" if path else str(key))
-    elif value is not None:
-        yield path, ", ".join(map(str, value)) if isinstance(value, list) else str(value)

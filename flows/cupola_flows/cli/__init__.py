@@ -11,6 +11,7 @@ from cupola_flows.cli import (
     checkpoint,
     curves,
     differences,
+    evaluating,
     experiments,
     layouts,
     long_context,
@@ -23,6 +24,7 @@ from cupola_flows.cli import (
     tracking,
 )
 from cupola_flows.prefect_api import NO_TELEMETRY
+from cupola_flows.words import visible
 from cupola_platform.errors import CupolaError, refusal
 from cupola_platform.urls import shown
 
@@ -43,6 +45,7 @@ experiments.register(app)
 presets.register(app)
 services.register(app)
 differences.register(checkpoint.app)
+evaluating.register(checkpoint.app)
 long_context.register(checkpoint.app)
 making.register(checkpoint.app)
 pruning.register(checkpoint.app)
@@ -85,5 +88,5 @@ def _refuse_arguments(error: typer.TyperException) -> NoReturn:
 
 def _refuse(line: str, status: int) -> NoReturn:
     sys.stdout.flush()
-    print(f"cupola: error: {shown(line)}", file=sys.stderr)
+    print(f"cupola: error: {visible(shown(line))}", file=sys.stderr)
     sys.exit(status)

@@ -10,7 +10,7 @@ from cupola_flows.cli.options import JsonOption, Reference, WorkspaceOption, ope
 from cupola_flows.comparison import compare_checkpoints, print_comparison
 from cupola_flows.lineage import as_json as lineage_as_json
 from cupola_flows.lineage import as_tree
-from cupola_flows.words import stdout
+from cupola_flows.words import plain, stdout
 from cupola_platform.artifacts import Artifact
 
 
@@ -90,7 +90,7 @@ def show(reference: Reference, as_json: JsonOption = False, workspace: Workspace
                 else json.dumps(value, indent=2 if key in {"metrics", "config"} else None)
             )
             console.print(f"[bold]{key:<8}[/] ", end="")
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
+            console.print(plain(text), highlight=False, soft_wrap=True)
     console.print(f"[bold]files[/]    {len(described['files'])}, {size(sum(f['size'] for f in described['files']))}")
 
 

@@ -21,25 +21,29 @@ def curves(
     stage: Annotated[
         list[str] | None, typer.Option("--stage", metavar="NAME", help="This one only. Repeatable. Default: all.")
     ] = None,
+    run: Annotated[
+        str, typer.Option(metavar="ID", help="A run of the whole recipe: cupola runs. Default: the newest.")
+    ] = "",
     to: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the curves there: .svg, .png or .pdf.")] = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Compare the training stages of a recipe: held-out loss where each began and ended, and the curve between."""
+    """Compare the training stages of one run: held-out loss where each began and ended, and the curve between."""
     if to and not to.parent.is_dir():
         raise ConfigError(f"--to {to}: there is no folder {to.parent}. Make it, or name a file in another.")
     loaded = load_recipe(recipe, [])
-    found = heldout_curves(open_workspace(workspace), loaded, stage or [])
+    found = heldout_curves(open_workspace(workspace), loaded, stage or [], run)
     if to:
-        draw(found, f"Held-out loss, recipe {loaded.name}", to)
+        draw(found.by_stage, f"Held-out loss, recipe {loaded.name}, run {found.run.id}", to)
     rows = [
         {
+            "run": found.run.id,
             "stage": name,
             "first": round(curve[0][1], 4),
             "last": round(curve[-1][1], 4),
             "Mtokens": round(curve[-1][0], 3),
         }
         | ({"curve": curve} if as_json else {})
-        for name, curve in found.items()
+        for name, curve in found.by_stage.items()
     ]
     print_rows(rows, as_json=as_json, empty="")
