@@ -8,6 +8,7 @@ from typing import ParamSpec
 import pandas as pd
 import streamlit as st
 
+from cupola_flows.words import in_markdown
 from cupola_platform.errors import CupolaError
 
 Arguments = ParamSpec("Arguments")
@@ -32,9 +33,17 @@ def guarded(page: Callable[Arguments, None]) -> Callable[Arguments, None]:
         try:
             page(*args, **kwargs)
         except CupolaError as error:
-            st.error(str(error))
+            st.error(plain(str(error)))
 
     return shown
+
+
+def plain(text: object) -> str:
+    """What others wrote (a model, a run, a file's name) for a label, a caption or an error, which read Markdown: as it stands.
+
+    Whole texts are better shown by `st.text`, `st.code` or `html.escape`, which read none.
+    """
+    return in_markdown(text)
 
 
 def ago(moment: datetime | None, now: datetime | None = None) -> str:

@@ -13,6 +13,7 @@ from cupola_flows.nearest import did_you_mean
 from cupola_flows.prefect_api import PrefectApi
 from cupola_flows.recipe import Recipe, find_recipe, load_recipe, shipped
 from cupola_flows.services import find_prefect
+from cupola_flows.words import in_markdown
 from cupola_flows.work_pool import WORK_POOL, ensure_work_pool
 from cupola_platform import credential
 from cupola_platform.errors import ConfigError, NotFoundError, ServiceError
@@ -59,7 +60,7 @@ def deploy(name_or_path: str, settings: Settings) -> str:
 
     deployment = lifecycle.to_deployment(
         name=recipe.name,
-        description=recipe.description,
+        description=in_markdown(recipe.description),
         parameters={"recipe": _reference(name_or_path), "workspace": str(settings.home)},
         schedule=CronSchedule(cron=recipe.schedule, timezone="UTC") if recipe.schedule else None,
         entrypoint_type=EntrypointType.MODULE_PATH,

@@ -12,6 +12,9 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from cupola_flows.words import plain as as_it_stands
+from cupola_flows.words import visible
+
 PLAIN_EVERY = 10.0
 """Seconds between lines where nobody watches."""
 MARKS = {
@@ -122,7 +125,7 @@ class LiveDisplay(Display):
             yield self
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False)
+        self.console.print(as_it_stands(text), highlight=False)
 
     def table(self) -> Table:
         """The picture of this moment."""
@@ -136,14 +139,14 @@ class LiveDisplay(Display):
             pulse = line.state == "running" and not line.steps
             table.add_row(
                 MARKS[line.state],
-                line.name,
+                as_it_stands(line.name),
                 ProgressBar(total=100, completed=share, width=16, pulse=pulse),
                 f"{line.step}/{line.steps}" if line.steps else "",
                 "" if line.loss is None else f"{line.loss:.3f}",
                 "" if line.tokens_per_second is None else f"{line.tokens_per_second:,.0f}",
                 clock(line.elapsed()) if line.state != "waiting" else "",
                 clock(line.left()),
-                line.note,
+                as_it_stands(line.note),
             )
         return table
 
@@ -162,7 +165,7 @@ class PlainDisplay(Display):
             self.write(plain(line))
 
     def say(self, text: str) -> None:
-        self.write(text)
+        self.write(visible(text))
 
 
 def plain(line: Line) -> str:
@@ -179,7 +182,7 @@ def plain(line: Line) -> str:
         parts.append(f"{clock(left)} left")
     if line.note:
         parts.append(line.note)
-    return "  ".join(parts)
+    return visible("  ".join(parts))
 
 
 def clock(seconds: float | None) -> str:

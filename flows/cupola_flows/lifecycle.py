@@ -45,6 +45,7 @@ from cupola_flows.stages import (
     WarpStage,
 )
 from cupola_flows.sweeping import claimed, process_tag
+from cupola_flows.words import in_markdown
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import CancelledError
 
@@ -293,9 +294,9 @@ def _tell(session: Session) -> None:
 def _describe(name: str, kind: str, artifact: Artifact) -> None:
     """What the stage gave, on the page of its run."""
     rows = [{"metric": metric, "value": f"{value:,.6g}"} for metric, value in artifact.metrics.items()]
-    text = f"{artifact.kind}: {summarize(kind, artifact.metrics)}"
+    text = in_markdown(f"{artifact.kind}: {summarize(kind, artifact.metrics)}")
     with suppress(*SERVER_IS_GONE):
-        create_table_artifact(rows, key=_key(name, "metrics"), description=f"What `{name}` measured")
+        create_table_artifact(rows, key=_key(name, "metrics"), description=f"What {in_markdown(name)} measured")
         create_link_artifact(artifact.path.as_uri(), artifact.id, key=_key(name, "artifact"), description=text)
 
 

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from rich.text import Text
 from rich.tree import Tree
 
-from cupola_flows.words import number
+from cupola_flows.words import number, plain
 from cupola_platform.workspace import LineageNode
 
 
@@ -30,15 +31,21 @@ def as_json(node: LineageNode) -> dict[str, Any]:
 
 def _grow(tree: Tree, node: LineageNode, shown: set[str]) -> None:
     for source in node.sources:
-        tree.add(f"[dim]source[/] {source.name}: {source.files:,} files, {source.bytes / 1e6:.1f} MB")
+        told = plain(f" {source.name}: {source.files:,} files, {source.bytes / 1e6:.1f} MB")
+        tree.add(Text.assemble(("source", "dim"), told))
     for parent in node.parents:
         if parent.digest in shown:
-            tree.add(f"{_label(parent)} [dim](above)[/]")
+            tree.add(Text.assemble(_label(parent), (" (above)", "dim")))
             continue
         shown.add(parent.digest)
         _grow(tree.add(_label(parent)), parent, shown)
 
 
-def _label(node: LineageNode) -> str:
+def _label(node: LineageNode) -> Text:
     metrics = ", ".join(f"{name} {number(value)}" for name, value in list(node.metrics.items())[:3])
-    return f"[bold]{node.id}[/] {node.kind} [cyan]{node.stage}[/]" + (f"  [dim]{metrics}[/]" if metrics else "")
+    return Text.assemble(
+        (node.id, "bold"),
+        plain(f" {node.kind} "),
+        plain(node.stage, "cyan"),
+        plain(f"  {metrics}" if metrics else "", "dim"),
+    )

@@ -1,5 +1,6 @@
 """Every page, run by Streamlit's own test harness in this process."""
 
+import html
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ def show(view: str) -> AppTest:
     """One page, drawn."""
     script = f"from cupola_dashboards.views import {view}\n{view}.page()\n"
     return AppTest.from_string(script, default_timeout=PATIENCE).run()
+
+
+def told(element: Any) -> str:
+    """What a person reads: marks are character references where Markdown is read."""
+    return html.unescape(element.value)
 
 
 @pytest.mark.parametrize("view", ["runs", "checkpoints", "lineage", "corpus", "annotate", "launch"])
@@ -49,22 +55,36 @@ def test_a_failed_run_that_the_address_names_shows_its_error_and_log(in_workspac
     page = AppTest.from_string("from cupola_dashboards.views import runs\nruns.page()\n", default_timeout=PATIENCE)
     page.query_params["run"] = stage.id
     page.run()
-    assert page.error[0].value.startswith("stage pretrain: its processes ended with status 1. Log: ")
+    assert told(page.error[0]).startswith("stage pretrain: its processes ended with status 1. Log: ")
     assert "RuntimeError: the disk is full" in page.code[0].value
 
 
 def test_the_champion_is_compared_with_the_newest_checkpoint_at_first(in_workspace: Any) -> None:
     page = show("checkpoints")
-    assert page.success[0].value.startswith("**dpo is better than sft:** dpo answers 12.5 points more")
+    assert told(page.success[0]).startswith("**dpo is better than sft:** dpo answers 12.5 points more")
     page.button[0].click().run()
-    assert page.error[0].value.startswith("**sft is worse than dpo:** sft answers 12.5 points fewer")
+    assert told(page.error[0]).startswith("**sft is worse than dpo:** sft answers 12.5 points fewer")
+
+
+def test_two_without_a_common_evaluation_get_a_command_and_no_number(in_workspace: Any) -> None:
+    pretrain = next(row for row in in_workspace.workspace.registry.artifacts("checkpoint") if row.stage == "pretrain")
+    page = AppTest.from_string(
+        "from cupola_dashboards.views import checkpoints\ncheckpoints.page()\n", default_timeout=PATIENCE
+    )
+    page.query_params["a"], page.query_params["b"] = pretrain.id, in_workspace.dpo.id
+    page.run()
+    assert told(page.warning[0]) == (
+        f"**pretrain and dpo have no common evaluation:** No verdict: {pretrain.id} was never evaluated. "
+        f"Measure both alike with: cupola checkpoint evaluate {pretrain.id} {in_workspace.dpo.id}"
+    )
+    assert not page.metric
 
 
 def test_a_bad_override_is_refused_with_the_line_of_the_command(in_workspace: Any) -> None:
     page = show("launch")
     page.selectbox(key="recipe").select("tiny").run()
     page.text_area(key="overrides-tiny").input("stages.pretran.steps=5").run()
-    assert page.error[0].value == "--set stages.pretran.steps: there is no stage 'pretran'. Did you mean 'pretrain'?"
+    assert told(page.error[0]) == "--set stages.pretran.steps: there is no stage 'pretran'. Did you mean 'pretrain'?"
     assert not [button for button in page.button if button.key == "start"]
 
 
@@ -79,7 +99,7 @@ def test_what_was_filled_in_is_shown_as_the_command(in_workspace: Any) -> None:
 def test_without_a_server_the_launch_page_says_how_to_start_one(in_workspace: Any) -> None:
     page = show("launch")
     page.button(key="start").click().run()
-    assert page.error[0].value == "No Prefect server runs. Start one with `cupola up`."
+    assert told(page.error[0]) == "No Prefect server runs. Start one with `cupola up`."
 
 
 @pytest.fixture
@@ -142,4 +162,4 @@ def test_a_setting_that_breaks_a_rule_is_one_line(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("CUPOLA_REGISTRY_URL", "mysql://nowhere")
     page = AppTest.from_file(str(CONSOLE), default_timeout=PATIENCE).run()
     assert not page.exception
-    assert page.error[0].value.startswith("CUPOLA_REGISTRY_URL='mysql://nowhere' must begin with")
+    assert told(page.error[0]).startswith("CUPOLA_REGISTRY_URL='mysql://nowhere' must begin with")

@@ -4,7 +4,7 @@ import streamlit as st
 
 from cupola_dashboards.queries import checkpoints
 from cupola_dashboards.queries.workspace import workspace
-from cupola_dashboards.words import NOTHING_YET, guarded
+from cupola_dashboards.words import NOTHING_YET, guarded, plain
 from cupola_platform.annotation import Pair, export, pairs_of, sides
 from cupola_platform.registry import Choice
 
@@ -41,7 +41,7 @@ def page() -> None:
 def _compare(digest: str, name: str, pair: Pair) -> None:
     """The prompt, both answers as plain text, and the buttons with their keys."""
     for message in pair["messages"]:
-        st.caption(message["role"])
+        st.caption(plain(message["role"]))
         st.text(message["content"])
     first, second = sides(pair)
     for column, side, title in zip(st.columns(2), (first, second), ("Left", "Right"), strict=True):

@@ -9,7 +9,7 @@ import streamlit as st
 from cupola_dashboards import charts, lineage_view
 from cupola_dashboards.queries import checkpoints, comparison, metrics
 from cupola_dashboards.queries.comparison import Comparison, Side, Verdict
-from cupola_dashboards.words import NOTHING_YET, ago, alias_column, guarded, number
+from cupola_dashboards.words import NOTHING_YET, ago, alias_column, guarded, number, plain
 
 SIDES = ("a", "b")
 FIRST = 6
@@ -57,7 +57,7 @@ def _table(frame: pd.DataFrame) -> None:
     digests = list(shown["digest"])
     event: Any = st.dataframe(
         shown.assign(accuracy=100 * shown["accuracy"])[
-            ["stage", "aliases", "recipe", "bits_per_byte", "accuracy", "interval", "created", "id"]
+            ["stage", "aliases", "recipe", "bits_per_byte", "accuracy", "interval", "evaluation", "created", "id"]
         ],
         key=f"checkpoints-{hash(tuple(digests))}",
         hide_index=True,
@@ -76,6 +76,9 @@ def _table(frame: pd.DataFrame) -> None:
                 "Answered correctly", format="%.1f%%", min_value=0, max_value=100
             ),
             "interval": st.column_config.TextColumn("with 95% interval"),
+            "evaluation": st.column_config.TextColumn(
+                "Evaluation", help="That gave these numbers: two may have asked otherwise."
+            ),
             "created": st.column_config.DatetimeColumn("Made (UTC)", format="YYYY-MM-DD HH:mm"),
             "id": "Id",
         },
@@ -142,17 +145,17 @@ def _swap() -> None:
 
 def _verdict(verdict: Verdict, found: Comparison) -> None:
     """The line that a lead reads, and the numbers behind it."""
-    show = {"better": st.success, "worse": st.error, "mixed": st.warning, "unclear": st.info}[verdict.level]
-    show(f"**{verdict.headline}:** {verdict.detail}")
-    if not found.same_evaluation and found.a.measured and found.b.measured:
-        st.warning("No evaluation measured both: their numbers may be about different text and questions.")
+    shown = {"better": st.success, "worse": st.error, "mixed": st.warning, "unclear": st.info, "none": st.warning}
+    shown[verdict.level](f"**{plain(verdict.headline)}:** {plain(verdict.detail)}")
+    if found.missing:
+        return
     cells = st.columns(4)
     bits = [(side.measured or {}).get("bits_per_byte") for side in (found.a, found.b)]
     change = comparison.bits_per_byte_change(found)
     tasks = comparison.task_table(found)
-    cells[0].metric(f"Bits per byte, A ({found.a.name})", number(bits[0], ".4f"), border=True, height="stretch")
+    cells[0].metric(f"Bits per byte, A ({plain(found.a.name)})", number(bits[0], ".4f"), border=True, height="stretch")
     cells[1].metric(
-        f"Bits per byte, B ({found.b.name})", number(bits[1], ".4f"), border=True, height="stretch", delta_color="inverse",
+        f"Bits per byte, B ({plain(found.b.name)})", number(bits[1], ".4f"), border=True, height="stretch", delta_color="inverse",
         delta=None if change is None else f"{change:+.1%}",
     )  # fmt: skip
     first = tasks.iloc[0] if len(tasks) else None
@@ -204,7 +207,9 @@ def _curves(found: Comparison) -> None:
         return
     kinds = [side.row.config.get("kind") for side in (found.a, found.b)]
     if kinds[0] != kinds[1]:
-        st.caption(f"{kinds[0]} and {kinds[1]} minimise different losses: compare their course, not their height.")
+        st.caption(
+            f"{plain(kinds[0])} and {plain(kinds[1])} minimise different losses: compare their course, not their height."
+        )
     names = metrics.curve_names(frame)
     _overlaid(frame, found, names[:FIRST])
     if names[FIRST:]:
@@ -216,7 +221,7 @@ def _overlaid(frame: pd.DataFrame, found: Comparison, names: list[str]) -> None:
     for start in range(0, len(names), 2):
         for cell, name in zip(st.columns(2), names[start : start + 2], strict=False):
             with cell:
-                st.caption(charts.title(name))
+                st.caption(plain(charts.title(name)))
                 st.altair_chart(charts.compared_curve(frame, name, found.names))
 
 
@@ -227,7 +232,7 @@ def _generations(found: Comparison) -> None:
     for prompt, a, b in pairs:
         for cell, name, text, side in zip(st.columns(2), found.names, (a, b), SIDES, strict=True):
             with cell:
-                st.caption(f"{side.upper()}: {name}")
+                st.caption(f"{side.upper()}: {plain(name)}")
                 st.html(_continued(prompt, text))
 
 
@@ -243,7 +248,7 @@ def _preformatted(markup: str) -> str:
 def _answers(found: Comparison) -> None:
     table = comparison.differing_answers(found)
     kept = comparison.shared_answers(found)
-    name_a, name_b = found.names
+    name_a, name_b = map(plain, found.names)
     counts = table["right"].value_counts()
     st.markdown(
         f"Of the {kept} questions kept with both, **{name_b} alone** is right in **{counts.get('b', 0)}**, "
@@ -252,10 +257,10 @@ def _answers(found: Comparison) -> None:
     for row in table.itertuples():
         with st.container(border=True):
             st.html(_preformatted(html.escape(str(row.prompt))))
-            cells = st.columns(3)
-            cells[0].markdown(f"Expected  \n`{row.expected}`")
-            cells[1].markdown(f"{_mark(row.right == 'a')} A: {name_a}  \n`{row.a}`")
-            cells[2].markdown(f"{_mark(row.right == 'b')} B: {name_b}  \n`{row.b}`")
+            headings = ("Expected", f"{_mark(row.right == 'a')} A: {name_a}", f"{_mark(row.right == 'b')} B: {name_b}")
+            for cell, heading, text in zip(st.columns(3), headings, (row.expected, row.a, row.b), strict=True):
+                cell.markdown(heading)
+                cell.text(str(text))
 
 
 def _mark(right: bool) -> str:
@@ -265,18 +270,19 @@ def _mark(right: bool) -> str:
 def _settings(found: Comparison) -> None:
     table = comparison.config_differences(found)
     if table.empty:
-        st.caption("Their stages were set alike.")
+        st.caption("Both were set alike in every stage of their lives, with the same seed, code and text.")
         return
     name_a, name_b = found.names
     st.dataframe(
-        table.rename(columns={"setting": "Setting", "a": f"A: {name_a}", "b": f"B: {name_b}"}), hide_index=True
+        table.rename(columns={"stage": "Stage", "setting": "Setting", "a": f"A: {name_a}", "b": f"B: {name_b}"}),
+        hide_index=True,
     )
 
 
 def _lineage(found: Comparison) -> None:
     for cell, side, letter in zip(st.columns(2), (found.a, found.b), "AB", strict=True):
         with cell:
-            st.caption(f"{letter}: {side.label}, made {ago(side.row.created)}")
+            st.caption(f"{letter}: {plain(side.label)}, made {ago(side.row.created)}")
             _graph(side)
 
 

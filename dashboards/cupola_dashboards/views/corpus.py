@@ -7,7 +7,7 @@ import streamlit as st
 
 from cupola_dashboards import charts
 from cupola_dashboards.queries import checkpoints, corpus
-from cupola_dashboards.words import NOTHING_YET, guarded, megabytes
+from cupola_dashboards.words import NOTHING_YET, guarded, megabytes, plain
 
 BIGGEST = 15
 """Rows of a chart."""
@@ -56,9 +56,9 @@ def _reasons(told: dict[str, Any]) -> None:
         return
     st.altair_chart(charts.bars(drops.head(BIGGEST), "reason", "documents", "Documents"))
     for step, rows in drops.groupby("step", sort=False):
-        with st.expander(f"{step}: {rows['documents'].sum():,} documents, {megabytes(rows['bytes'].sum())}"):
+        with st.expander(f"{plain(step)}: {rows['documents'].sum():,} documents, {megabytes(rows['bytes'].sum())}"):
             for row in rows.itertuples():
-                st.markdown(f"**{row.reason}**, {row.documents:,} documents, {megabytes(row.bytes)}")
+                st.markdown(f"**{plain(row.reason)}**, {row.documents:,} documents, {megabytes(row.bytes)}")
                 st.code("\n".join(row.examples), language=None, wrap_lines=True)
 
 
@@ -102,7 +102,7 @@ def _duplicates(told: dict[str, Any]) -> None:
     st.subheader("Duplicates", anchor=False)
     for (step, (sizes, largest)), column in zip(found.items(), st.columns(len(found)), strict=True):
         with column:
-            st.caption(f"Clusters of {step}")
+            st.caption(f"Clusters of {plain(step)}")
             st.altair_chart(charts.columns(sizes, "size", "clusters", "Clusters", "Documents in a cluster"))
             st.dataframe(
                 largest.rename(columns={"document": "Kept of the largest", "documents": "Documents"}), hide_index=True
@@ -118,5 +118,5 @@ def _examples(digest: str, sources: list[str]) -> None:
     if found.empty:
         st.caption("No document there.")
     for row in found.itertuples():
-        with st.expander(f"`{row.path}`, {row.language or 'unknown'}, {row.tokens:,} tokens"):
+        with st.expander(f"{plain(row.path)}, {plain(row.language or 'unknown')}, {row.tokens:,} tokens"):
             st.code(str(row.text), language=None, wrap_lines=True)

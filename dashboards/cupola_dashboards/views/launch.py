@@ -6,7 +6,7 @@ import streamlit as st
 
 from cupola_dashboards.queries import settings
 from cupola_dashboards.queries.workspace import prefect_page
-from cupola_dashboards.words import guarded
+from cupola_dashboards.words import guarded, plain
 from cupola_flows import deployments
 from cupola_flows.recipe import Recipe, load_recipe
 from cupola_flows.stages import TrainStage
@@ -22,7 +22,7 @@ def page() -> None:
         name = st.selectbox("Recipe", list(recipes), key="recipe", width=280)
     recipe = load_recipe(name)
     schedule = f" It starts by itself at `{recipe.schedule}` (UTC)." if recipe.schedule else ""
-    st.markdown(f"{recipe.description}{schedule}")
+    st.markdown(f"{plain(recipe.description)}{schedule}")
     left, right = st.columns([3, 2], gap="large")
     with left:
         overrides = _form(name, recipe)
@@ -72,7 +72,7 @@ def _number(cell: Any, label: str, key: str, value: int, name: str) -> list[str]
 def _stages(recipe: Recipe, only: list[str]) -> None:
     st.subheader("What will happen", anchor=False)
     chosen = [stage for stage in recipe.order() if not only or stage in only]
-    st.markdown(" ".join(f":gray-badge[{stage}]" for stage in chosen))
+    st.markdown(" ".join(f":gray-badge[{plain(stage)}]" for stage in chosen))
     st.caption("Stages that were run before with the same settings and the same inputs are reused.")
 
 
@@ -90,7 +90,7 @@ def _start(name: str, overrides: list[str], only: list[str]) -> None:
     try:
         load_recipe(name, overrides)
     except CupolaError as error:
-        st.error(str(error))
+        st.error(plain(error))
         return
     if st.button("Start", type="primary", key="start"):
         _submit(name, overrides, only)
@@ -100,7 +100,7 @@ def _submit(name: str, overrides: list[str], only: list[str]) -> None:
     try:
         started = deployments.submit(name, overrides, only)
     except CupolaError as error:
-        st.error(str(error))
+        st.error(plain(error))
         st.caption("`cupola up` starts the servers and a worker; `cupola deploy` registers the recipe with them.")
         return
     st.success(f"Started as flow run {started[:8]}. It appears under **Runs** when the worker picks it up.")

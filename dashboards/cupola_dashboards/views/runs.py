@@ -8,7 +8,7 @@ import streamlit as st
 from cupola_dashboards import charts
 from cupola_dashboards.queries import checkpoints, metrics, runs
 from cupola_dashboards.queries.workspace import mlflow_page, prefect_page
-from cupola_dashboards.words import NOTHING_YET, STATUSES, ago, guarded, lasting, number, status_column
+from cupola_dashboards.words import NOTHING_YET, STATUSES, ago, guarded, lasting, number, plain, status_column
 from cupola_platform.registry import RunRow
 
 LOOK_EVERY = "2s"
@@ -60,7 +60,9 @@ def _champion() -> None:
     bits, _, _, _, accuracy = checkpoints.headline(found.measured)
     st.caption(f"Champion, since {ago(found.moved)}")
     numbers = [f"{number(bits)} bits per byte"] + ([f"{accuracy} answered correctly"] if accuracy else [])
-    st.markdown(f"**{found.row.stage} `{found.row.id[:8]}`** of {found.row.recipe}  \n{', '.join(numbers)}")
+    st.markdown(
+        f"**{plain(found.row.stage)} `{found.row.id[:8]}`** of {plain(found.row.recipe)}  \n{', '.join(numbers)}"
+    )
 
 
 def _card(row: pd.Series, stages: pd.DataFrame) -> None:
@@ -70,7 +72,7 @@ def _card(row: pd.Series, stages: pd.DataFrame) -> None:
         names = list(dict.fromkeys([*row["stages"], *done])) or [row["stage"]]
         finished = sum(done.get(name) in ("completed", "reused") for name in names)
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.markdown(f"**{row['recipe']}** `{row['id']}`", width="content")
+            st.markdown(f"**{plain(row['recipe'])}** `{row['id']}`", width="content")
             st.caption(f"{finished} of {len(names)} stages, started {ago(row['started'])}", width="content")
         st.markdown(" ".join(_step(name, done.get(name)) for name in names))
         at_work = stages[stages["status"] == "running"] if len(stages) else row.to_frame().T
@@ -80,11 +82,11 @@ def _card(row: pd.Series, stages: pd.DataFrame) -> None:
 
 def _step(name: str, status: str | None) -> str:
     colour = STATUSES.get(status or "", "gray")
-    return f":{colour}-badge[{MARKS[status]} {name}]" if status else f":gray[· {name}]"
+    return f":{colour}-badge[{MARKS[status]} {plain(name)}]" if status else f":gray[· {plain(name)}]"
 
 
 def _gauge(stage: pd.Series) -> None:
-    name = stage["stage"] or stage["recipe"]
+    name = plain(stage["stage"] or stage["recipe"])
     if pd.isna(stage["steps"]):
         st.progress(0.0, text=f"**{name}** has been at work for {lasting(stage['seconds'])}")
         return
@@ -183,7 +185,7 @@ def _detail(row: RunRow) -> None:
     with st.container(border=True, key="detail"):
         heading = f"{row.recipe} / {row.stage}" if row.stage else row.recipe
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.subheader(heading, anchor=False, width="content")
+            st.subheader(plain(heading), anchor=False, width="content")
             st.badge(row.label, color=STATUSES[row.label])  # type: ignore[arg-type]
             for name, address in (
                 ("Prefect", prefect_page(row.prefect_flow_run_id)),
@@ -192,7 +194,7 @@ def _detail(row: RunRow) -> None:
                 if address:
                     st.link_button(f"Open in {name}", address, width="content")
         if row.error:
-            st.error(row.error.split("\n")[0])
+            st.error(plain(row.error.split("\n")[0]))
         if row.label.startswith("failed") and (log := runs.log_tail(row) or row.error or ""):
             with st.expander("End of the log", expanded=True):
                 st.code(log, language=None, wrap_lines=True, height=260)
@@ -217,12 +219,12 @@ def _curves(row: RunRow) -> None:
         cells[3].metric("Time left" if row.status == "running" else "Took", _time(row, now))
         cells[4].metric("Parameters", number(metrics.parameters(file), ",d"))
     first, *others = metrics.drawn_together(metrics.curve_names(frame))
-    st.caption(charts.title(first))
+    st.caption(plain(charts.title(first)))
     st.altair_chart(charts.curve(frame, first, height=300), key=f"{first}-{row.id}")
     for start in range(0, len(others), 3):
         for cell, name in zip(st.columns(3), others[start : start + 3], strict=False):
             with cell:
-                st.caption(charts.title(name))
+                st.caption(plain(charts.title(name)))
                 st.altair_chart(charts.curve(frame, name), key=f"{name}-{row.id}")
 
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from cupola_flows.cli.options import Reference, WorkspaceOption, open_workspace
+from cupola_flows.words import visible
 from cupola_platform.aliases import check_alias
 from cupola_platform.artifacts import Artifact, verify
 from cupola_platform.errors import BY_NAME, ConfigError, CupolaError, StageFailedError
@@ -112,7 +113,8 @@ def generate_command(
     """
     artifact = resolve_checkpoint(reference, workspace)
     arguments = ["--max-new-tokens", str(max_new_tokens), "--temperature", str(temperature), "--seed", str(seed)]
-    print(convert("generate", "--checkpoint", str(artifact.path), "--prompt", prompt, *arguments), end="")
+    text = convert("generate", "--checkpoint", str(artifact.path), "--prompt", prompt, *arguments)
+    print(visible(text) if sys.stdout.isatty() else text, end="")  # a file gets the model's own text
 
 
 @app.command("score", epilog="Example: cupola checkpoint score my-reward --file chats.jsonl --json")
@@ -131,7 +133,7 @@ def score_command(
         print(json.dumps(rows, ensure_ascii=False))
         return
     for row in rows:
-        print(f"{row['reward']:10.4f}  {row['id']}  {' '.join(row['answer'].split())[:80]}")
+        print(visible(f"{row['reward']:10.4f}  {row['id']}  {' '.join(row['answer'].split())[:80]}"))
 
 
 def check_empty(to: Path) -> None:

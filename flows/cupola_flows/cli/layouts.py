@@ -13,7 +13,7 @@ from rich.table import Table
 from cupola_flows.cli.options import JsonOption, SetOption, WorkspaceOption, open_workspace
 from cupola_flows.layouts import parse_layout, trial_job
 from cupola_flows.recipe import load_recipe
-from cupola_flows.words import stdout
+from cupola_flows.words import plain, stdout
 from cupola_trainer.verification import Comparison, layout_name, verify_layout
 
 
@@ -42,7 +42,7 @@ def verify(
     with TemporaryDirectory(dir=opened.folder("work"), prefix="verify-layout-") as scratch:
         job, data = trial_job(opened, loaded, stage, Path(scratch))
         if not as_json:
-            console.print(f"Data: {data}")
+            console.print(plain(f"Data: {data}"))
         comparison = verify_layout(
             job,
             first,

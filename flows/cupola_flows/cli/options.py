@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
-from cupola_flows.words import stdout
+from cupola_flows.words import plain, stdout
 from cupola_platform.settings import Settings, load_settings
 from cupola_platform.urls import shown
 from cupola_platform.workspace import Workspace
@@ -52,5 +51,8 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool, empty: str) 
     for heading in rows[0]:
         table.add_column(heading, overflow="fold", no_wrap=heading not in {"error", "detail"})
     for row in rows:
-        table.add_row(*(Text(str(value or ""), no_wrap=True, overflow="ellipsis") for value in row.values()))
+        cells = [plain(str(value or "")) for value in row.values()]
+        for cell in cells:
+            cell.no_wrap, cell.overflow = True, "ellipsis"
+        table.add_row(*cells)
     console.print(table)

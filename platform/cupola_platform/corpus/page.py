@@ -75,7 +75,7 @@ def _funnel(steps: Sequence[Mapping[str, Any]]) -> str:
         ]
         drawn = bars(rows, about=f"{what} kept by each step", labels=140, notes=130, width=470)
         pictures.append(f"<div><h3>{what.capitalize()}</h3>{drawn}</div>")
-    changed = ", ".join(f"{step['step']} {step['changed']:,}" for step in steps if step["changed"])
+    changed = ", ".join(f"{html.escape(step['step'])} {step['changed']:,}" for step in steps if step["changed"])
     return (
         f'<h2>What each step kept</h2><div class="two">{"".join(pictures)}</div>'
         "<small>Dark: kept. Light: dropped, or cut away, by the step."
@@ -235,7 +235,7 @@ def _compression(told: Mapping[str, Any]) -> str:
     ]
     names = ["this vocabulary" if name == "ours" else name for name in series]
     picture = grouped(rows, names, about="bytes a token by language", labels=110)
-    return f"<h2>Compression</h2>{picture}<small>Bytes of text a token, of {told['text']} text.</small>"
+    return f"<h2>Compression</h2>{picture}<small>Bytes of text a token, of {html.escape(told['text'])} text.</small>"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], markup: int = -1) -> str:
