@@ -48,7 +48,7 @@ class PrefectApi:
         return variables
 
     def server_environment(self, settings: Settings) -> dict[str, str]:
-        """The same for the server itself: a server asks for the credential, its own services send it."""
+        """The same for the server itself, which asks for the credential."""
         variables = self.environment(settings)
         if self.credential:
             variables["PREFECT_SERVER_API_AUTH_STRING"] = self.credential.get_secret_value()

@@ -20,8 +20,10 @@ def main() -> None:
     parser.add_argument("--no-ui", action="store_true", help="The API alone.")
     parser.add_argument("--no-services", action="store_true", help="No scheduler and no other service beside the API.")
     options = parser.parse_args()
-    if not os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+    secret = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
+    if not secret:
         sys.exit(_fail("PREFECT_SERVER_API_AUTH_STRING is not set: write user:password into it. Nothing was started."))
+    os.environ["PREFECT_API_AUTH_STRING"] = secret  # its own services are clients of it
     try:
         hosts = load_settings().allowed_hosts
     except CupolaError as error:

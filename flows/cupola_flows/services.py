@@ -124,12 +124,6 @@ def load(settings: Settings, name: str) -> Service | None:
         return None
 
 
-def tracking_server(settings: Settings) -> str | None:
-    """The page of the MLflow server that `cupola up` started, if it lives."""
-    service = load(settings, "mlflow")
-    return service.url if service and service.alive() else None
-
-
 def _credential(settings: Settings) -> SecretStr:
     """What every server of the workspace asks for: made anew when none of them lives."""
     known = credential.read(settings.home)

@@ -2,12 +2,24 @@
 
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import SecretStr
 
 FILE = "credential"
 USER = "cupola"
+VARIABLES = frozenset(
+    {
+        "CUPOLA_CONSOLE_PASSWORD",
+        "CUPOLA_MLFLOW_AUTH_STRING",
+        "CUPOLA_PREFECT_API_AUTH_STRING",
+        "MLFLOW_TRACKING_PASSWORD",
+        "PREFECT_API_AUTH_STRING",
+        "PREFECT_SERVER_API_AUTH_STRING",
+    }
+)
+"""Variables of the environment that hold a credential of a server."""
 
 
 def generate() -> SecretStr:
@@ -36,6 +48,11 @@ def read(home: Path) -> SecretStr | None:
 
 def remove(home: Path) -> None:
     (home / FILE).unlink(missing_ok=True)
+
+
+def without_credentials(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment for processes that talk to no server of ours, such as a training job's."""
+    return {name: value for name, value in environment.items() if name not in VARIABLES}
 
 
 def password(credential: SecretStr) -> str:

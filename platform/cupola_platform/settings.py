@@ -72,7 +72,8 @@ class Settings(BaseSettings):
     """Training processes that this machine may run at once; none for one a core."""
 
     console_password: SecretStr | None = None
-    """What the console asks for before it shows anything; none lets everyone in who reaches it."""
+    """What the console asks for before it shows anything. None: the password that `cupola up` makes; a console started
+    otherwise then lets everyone in who reaches it."""
 
     @field_validator("home")
     @classmethod

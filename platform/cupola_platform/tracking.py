@@ -328,4 +328,7 @@ def _sender(ws: Workspace) -> Sender:
     def opened(run: str, identity: str) -> None:
         ws.registry.update_run(run, mlflow_run_id=identity)
 
+    if ws.settings.mlflow_auth_string:  # MLflow's client knows no other way to be given a credential
+        user, _, password = ws.settings.mlflow_auth_string.get_secret_value().partition(":")
+        os.environ |= {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
     return Sender(ws.settings.tracking_uri, Spool(ws.folder("spool")), on_open=opened)

@@ -112,6 +112,12 @@ def cupola(tmp_path: Path) -> Iterator[Command]:
         process.kill()
 
 
+@pytest.fixture(scope="session")
+def new_command() -> Callable[[Path], Command]:
+    """The command for a workspace that several tests share."""
+    return Command
+
+
 @pytest.fixture
 def undisturbed(tmp_path: Path) -> Callable[..., dict[str, str]]:
     """What a run of the same command that nothing disturbs publishes, by stage."""

@@ -13,9 +13,9 @@ from cupola_platform.settings import Settings
 
 DOCKER = Path(__file__).parents[2] / "infra" / "docker"
 HELP = {
-    "prefect": ["prefect", "server", "start", "--help"],
+    "prefect": ["python", "-m", "cupola_flows.prefect_server", "--help"],
     "mlflow": ["mlflow", "server", "--help"],
-    "worker": ["prefect", "worker", "start", "--help"],
+    "worker": ["python", "-m", "cupola_flows.worker", "--help"],
     "console": ["streamlit", "run", "--help"],
     "objects": ["weed", "server", "-h"],
 }
@@ -50,10 +50,10 @@ def test_no_secret_is_written_in_the_files_and_none_has_a_default(compose: dict[
         value
         for environment in environments
         for name, value in environment.items()
-        if re.search(r"PASSWORD|SECRET|ACCESS_KEY", name)
+        if re.search(r"PASSWORD|SECRET|ACCESS_KEY|AUTH_STRING", name)
     }
-    assert len(secrets) == 4
-    assert [value for value in secrets if not re.fullmatch(r"\$\{\w+:\?[^}]+\}", value)] == []
+    assert len(secrets) == 6
+    assert [value for value in secrets if not re.fullmatch(r"(cupola:)?\$\{\w+:\?[^}]+\}", value)] == []
     assert re.findall(r"\$\{(\w+)", compose["configs"]["s3"]["content"]) == [
         "AWS_ACCESS_KEY_ID",
         "AWS_SECRET_ACCESS_KEY",
@@ -88,6 +88,22 @@ def test_images_are_pinned_and_the_object_store_is_the_version_that_the_tests_ru
     assert compose["services"]["objects"]["image"] == f"chrislusf/seaweedfs:{version[1]}"
 
 
+def test_prefect_and_mlflow_ask_for_the_credential_that_their_clients_send_and_answer_to_their_own_names(
+    compose: dict[str, Any],
+) -> None:
+    environment = {name: service.get("environment", {}) for name, service in compose["services"].items()}
+    prefect, mlflow = "cupola:${PREFECT_PASSWORD:?write it into .env}", "cupola:${MLFLOW_PASSWORD:?write it into .env}"
+    assert environment["prefect"]["PREFECT_SERVER_API_AUTH_STRING"] == prefect
+    assert environment["mlflow"]["CUPOLA_MLFLOW_AUTH_STRING"] == mlflow
+    for client in ("worker", "console"):
+        assert environment[client]["CUPOLA_PREFECT_API_AUTH_STRING"] == prefect
+        assert environment[client]["CUPOLA_MLFLOW_AUTH_STRING"] == mlflow
+    assert {name: each["CUPOLA_ALLOWED_HOSTS"] for name, each in environment.items() if "CUPOLA_ALLOWED_HOSTS" in each} == {
+        "prefect": "prefect", "mlflow": "mlflow",
+    }  # fmt: skip
+    assert "--app-name=cupola" in compose["services"]["mlflow"]["command"]
+
+
 def test_volumes_and_configs_that_services_name_are_declared(compose: dict[str, Any]) -> None:
     named = {volume.split(":")[0] for service in compose["services"].values() for volume in service.get("volumes", [])}
     assert {name for name in named if not name.startswith("./")} == compose["volumes"].keys()
@@ -107,7 +123,9 @@ def test_the_services_are_given_settings_that_cupola_reads(compose: dict[str, An
             "s3_region",
             "registry_url",
             "mlflow_tracking_uri",
+            "mlflow_auth_string",
             "prefect_api_url",
+            "prefect_api_auth_string",
         }
         assert given <= Settings.model_fields.keys()
         Settings(**{key: environment[f"CUPOLA_{key.upper()}"] for key in given})

@@ -1,5 +1,6 @@
 """The compose file's servers, started by its own commands on this machine: there is no container engine here, the programs are."""
 
+import base64
 import os
 import re
 import shutil
@@ -27,6 +28,8 @@ SECRETS = {
     "POSTGRES_PASSWORD": "of-the-database",
     "AWS_ACCESS_KEY_ID": "key",
     "AWS_SECRET_ACCESS_KEY": "of-the-store",
+    "PREFECT_PASSWORD": "of-prefect",
+    "MLFLOW_PASSWORD": "of-mlflow",
     "CUPOLA_CONSOLE_PASSWORD": "of-the-console",
 }
 PATIENCE = 240
@@ -71,9 +74,14 @@ def running(command: list[str], folder: Path, environment: Mapping[str, str] = {
         process.wait()
 
 
-def status(url: str, host: str | None = None) -> int:
+def basic(password: str) -> dict[str, str]:
+    """The header with which a client of the compose file's servers signs in."""
+    return {"Authorization": "Basic " + base64.b64encode(f"cupola:{password}".encode()).decode()}
+
+
+def status(url: str, **headers: str) -> int:
     """The status that a GET gives; 0 while nothing answers."""
-    request = urllib.request.Request(url, headers={"Host": host} if host else {})
+    request = urllib.request.Request(url, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=20) as response:
             return int(response.status)
@@ -187,9 +195,9 @@ def test_the_database_and_the_object_store_refuse_who_has_no_secret(servers: dic
 def test_mlflow_keeps_artifacts_in_s3_and_answers_only_to_the_names_that_it_is_given(
     servers: dict[str, str], services: dict[str, Any]
 ) -> None:
-    put = urllib.request.Request(
-        f"{servers['mlflow']}/api/2.0/mlflow-artifacts/artifacts/1/note.txt", data=b"kept", method="PUT"
-    )
+    address = f"{servers['mlflow']}/api/2.0/mlflow-artifacts/artifacts/1/note.txt"
+    signed_in = basic(SECRETS["MLFLOW_PASSWORD"])
+    put = urllib.request.Request(address, data=b"kept", method="PUT", headers=signed_in)
     urllib.request.urlopen(put, timeout=60).close()
     store = boto3.client(
         "s3", endpoint_url=servers["objects"], region_name="us-east-1",
@@ -197,5 +205,16 @@ def test_mlflow_keeps_artifacts_in_s3_and_answers_only_to_the_names_that_it_is_g
     )  # fmt: skip
     assert store.get_object(Bucket="mlflow", Key="1/note.txt")["Body"].read() == b"kept"
     page = f"{servers['mlflow']}/api/2.0/mlflow/experiments/get?experiment_id=0"
-    assert status(page, host="mlflow:5000") == 200
-    assert status(page, host="elsewhere:5000") == 403
+    assert status(page, Host="mlflow:5000", **signed_in) == 200
+    assert status(page, Host="elsewhere:5000", **signed_in) == 403
+
+
+def test_prefect_and_mlflow_refuse_who_has_no_credential(servers: dict[str, str]) -> None:
+    for page, secret in (
+        (f"{servers['prefect']}/api/admin/version", "PREFECT_PASSWORD"),
+        (f"{servers['mlflow']}/api/2.0/mlflow/experiments/get?experiment_id=0", "MLFLOW_PASSWORD"),
+    ):
+        assert status(page) == 401
+        assert status(page, **basic("guess")) == 401
+        assert status(page, **basic(SECRETS[secret])) == 200
+        assert status(page, Host="prefect.evil.test", **basic(SECRETS[secret])) == 403

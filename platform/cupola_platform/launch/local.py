@@ -15,6 +15,7 @@ from typing import Self
 
 import psutil
 
+from cupola_platform.credential import without_credentials
 from cupola_platform.errors import ConfigError
 from cupola_platform.launch import tether
 from cupola_platform.launch.rendezvous import torchrun
@@ -174,7 +175,7 @@ class LocalLauncher:
         folder = Path(tempfile.mkdtemp(prefix="cupola-job-"))
         ranks, variables = torchrun(processes, folder)
         command = [sys.executable, tether.__file__, str(os.getpid()), *ranks, "-m", self.module, str(job_file)]
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, **(env or {}), **variables}
+        environment = {**without_credentials(os.environ), "OMP_NUM_THREADS": threads, **(env or {}), **variables}
         return RunningJob(command, environment, log, folder)
 
 
