@@ -103,7 +103,7 @@ class Sweeper:
             return False
         if processes_of(run):
             return False
-        if claim and run["state"]["type"] != "PENDING":
+        if claim and (run["state"]["type"] != "PENDING" or not run["deployment_id"]):
             return True
         return self._is_submitted_here(run) and self._unchanged(run) > PATIENCE
 

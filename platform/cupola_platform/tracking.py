@@ -10,11 +10,11 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
 from cupola_platform.errors import NotFoundError, ServiceError
+from cupola_platform.living import lives
 from cupola_platform.metrics_tail import Cursor, read_points
 from cupola_platform.registry import RunStatus
 from cupola_platform.spool import Spool
@@ -29,7 +29,6 @@ RUN_TAG = "cupola.run"
 
 _PARAMETERS_AT_ONCE = 100
 _STATUS = {"completed": "FINISHED", "reused": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
-_SETTLED = timedelta(minutes=1)
 _AWAY_AFTER = 2
 """Failures in a row after which the server is taken to be away."""
 
@@ -319,7 +318,7 @@ def flush_spool(ws: Workspace) -> Flushed:
         if sender.spool.read(run, "end") is None:
             with suppress(NotFoundError):
                 row = ws.registry.run(run)
-                if row.lost or (row.ended is not None and datetime.now(UTC) - row.ended > _SETTLED):
+                if row.ended is not None and not lives(row.pid, row.process_start):
                     sender.spool.end_run(run, row.status, row.metrics, {})
     return sender.flush([run for run in waiting if sender.spool.read(run, "end") is not None])
 

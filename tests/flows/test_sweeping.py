@@ -99,7 +99,6 @@ def test_a_run_and_its_stage_whose_process_was_killed_are_crashed_and_others_are
     victim, other = process(), process()
     mark = tag_of(victim)
     whole, stage = prefect.run(workspace, "RUNNING", [mark]), prefect.run(workspace, "PENDING", [mark])
-    prefect.set(stage, "RUNNING")
     asked_to_end = prefect.run(workspace, "CANCELLING", [mark])
     living, elsewhere = prefect.run(workspace, "RUNNING", [tag_of(other)]), tag_of(other, "another-machine")
     foreign, plain = prefect.run(workspace, "RUNNING", [elsewhere]), prefect.run(workspace, "RUNNING", [])

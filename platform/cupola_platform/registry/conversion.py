@@ -68,6 +68,7 @@ def run_row(row: RunTable) -> RunRow:
         work_folder=Path(row.work_folder) if row.work_folder else None,
         error=row.error,
         pid=row.pid,
+        process_start=row.process_start,
         host=row.host,
     )
 

@@ -59,6 +59,8 @@ class RunRow:
     work_folder: Path | None
     error: str | None
     pid: int
+    process_start: str
+    """`living.start_of` the process."""
     host: str
 
     @property
