@@ -9,7 +9,7 @@ import httpx
 import psutil
 
 from cupola_flows.sweeping import FlowRun, Sweeper, processes_of
-from cupola_platform.errors import CupolaError
+from cupola_platform.errors import CupolaError, ServiceError
 from cupola_platform.workspace import Workspace
 
 GRACE = 60.0
@@ -23,12 +23,15 @@ def runs_cancelled(workspace: Workspace, client: httpx.Client, *, submitted_only
 
     Args:
         submitted_only: whether a command that uses the server is left alone: the server stays.
+
+    Raises:
+        ServiceError, RegistryError: nobody can be asked which there are. The next sweep finds them.
     """
     sweeper = Sweeper(workspace, client)
     try:
         runs = [run for run in sweeper.living() if run["deployment_id"] or not submitted_only]
-    except (httpx.HTTPError, CupolaError):
-        runs = []  # nobody answers: the next sweep finds them
+    except httpx.HTTPError as error:
+        raise ServiceError(f"Prefect's server does not say what runs ({type(error).__name__}).") from None
     _interrupt(runs)
     yield sorted(run["name"] for run in runs if run["parent_task_run_id"] is None)
     with suppress(httpx.HTTPError, CupolaError):

@@ -19,7 +19,7 @@ from cupola_platform.settings import Settings
 from cupola_platform.workspace import Workspace
 
 WORKER_GRACE = 35.0
-"""Seconds between SIGTERM and SIGKILL of the worker: a run that it carries out saves first."""
+"""Seconds between SIGTERM and SIGKILL of the worker where it may have a run in hand, which saves first."""
 
 
 @dataclass(frozen=True)
@@ -81,22 +81,21 @@ def down(settings: Settings) -> tuple[list[str], list[str]]:
     """
     ended = _end(settings, ["sweeper"], GRACE)
     with _runs_cancelled(settings) as runs:
-        ended += _end(settings, ["worker"], WORKER_GRACE)
+        ended += _end(settings, ["worker"], WORKER_GRACE if runs is None else GRACE)
     ended += _end(settings, ["console", "mlflow", "prefect"], GRACE)
     credential.remove(settings.home)
-    return runs, ended
+    return runs or [], ended
 
 
 @contextmanager
-def _runs_cancelled(settings: Settings) -> Iterator[list[str]]:
+def _runs_cancelled(settings: Settings) -> Iterator[list[str] | None]:
+    """The names of the runs that were cancelled; None when nobody can say which there are."""
     with ExitStack() as stack:
-        runs: list[str] = []
+        runs = None
         with suppress(CupolaError):  # without a server or a registry, the next sweep finds the runs
             if api := find_prefect(settings):
-                workspace, client = (
-                    Workspace.open(settings.home, patience=5),
-                    stack.enter_context(api.client(timeout=30)),
-                )
+                workspace = Workspace.open(settings.home, patience=5)
+                client = stack.enter_context(api.client(timeout=30))
                 ending = runs_cancelled(workspace, client, submitted_only=bool(settings.prefect_api_url))
                 runs = stack.enter_context(ending)
         yield runs
