@@ -5,10 +5,14 @@ import re
 import sqlite3
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from cupola_platform.spool import Spool
+from cupola_platform.workspace import Workspace
 
 STAGES = [
     *("prepare", "pretrain", "upcycle", "pretrain_moe", "conversations", "sft", "preferences", "dpo", "evaluate"),
@@ -134,6 +138,31 @@ def test_the_second_run_reuses_every_stage_within_thirty_seconds_and_starts_no_s
     assert log.stat().st_size == before
     newest = life.json("runs", "--limit", "11")
     assert {row["status"] for row in newest} == {"reused"}
+
+
+def test_a_run_that_has_nothing_to_do_sends_what_an_earlier_one_could_not_tell_mlflow(life: Any) -> None:
+    workspace = Workspace.open(life.workspace)
+    lost = workspace.registry.start_run("smoke", "sft")
+    workspace.registry.finish_run(lost, "failed")
+    spool = Spool(life.workspace / "spool")
+    spool.open_run(lost, "sft", None, {}, {})
+    spool.end_run(lost, "failed", {}, {})
+    away = replace(life, variables={"CUPOLA_MLFLOW_TRACKING_URI": "http://127.0.0.1:1"})("tracking", "flush")
+    assert away.returncode == 2
+    assert away.stderr.startswith("cupola: error: MLflow has not got everything (")
+    assert away.stderr.endswith(
+        f": 1 runs with 0 lines of metrics wait in {spool.folder}. "
+        "The same command, `cupola up` and `cupola tracking flush` send them.\n"
+    )
+    assert away.stderr.count("\n") == 1
+    done = life("run", "smoke")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(
+        "Nothing to do: all 10 stages were run before.\nSent MLflow what 1 earlier runs had left.\n"
+    )
+    assert rows(life.workspace / "mlflow.db", "select count(*) from runs where status = 'FAILED'") == [(1,)]
+    assert not list(spool.folder.iterdir())
+    assert life("tracking", "flush").stdout == "Nothing waits.\n"
 
 
 def test_a_flipped_byte_is_refused_by_the_files_name(life: Any, tmp_path: Path) -> None:

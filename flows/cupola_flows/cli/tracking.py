@@ -9,7 +9,7 @@ from cupola_platform.errors import ServiceError
 from cupola_platform.spool import Spool
 from cupola_platform.tracking import flush_spool
 
-app = typer.Typer(help="What runs tell MLflow.", no_args_is_help=True)
+app = typer.Typer(help="What runs tell MLflow.", no_args_is_help=True, epilog="Example: cupola tracking flush")
 
 
 @app.callback()
