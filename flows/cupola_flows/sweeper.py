@@ -2,13 +2,14 @@
 process is gone, and sends what ended runs left for MLflow."""
 
 import time
+import traceback
 
 import httpx
 
 from cupola_flows.services import find_prefect
 from cupola_flows.sweeping import Sweeper
 from cupola_platform.errors import CupolaError
-from cupola_platform.settings import load_settings
+from cupola_platform.settings import Settings, load_settings
 from cupola_platform.tracking import flush_spool
 from cupola_platform.workspace import Workspace
 
@@ -19,20 +20,29 @@ EVERY = 5.0
 def main() -> None:
     """Look again and again until a signal ends it. What fails is told in the log, and tried again."""
     settings = load_settings()
-    workspace = Workspace.open(settings.home)
     seen: dict[str, tuple[str, float]] = {}
     while True:
         try:
-            if api := find_prefect(settings):
-                with api.client(timeout=30) as client:
-                    for line in Sweeper(workspace, client, seen).sweep():
-                        print(line, flush=True)
-            flushed = flush_spool(workspace)
-            if flushed.sent:
-                print(f"Sent what {flushed.sent} runs had left for MLflow.", flush=True)
+            _look(settings, seen)
         except (CupolaError, httpx.HTTPError) as error:
             print(f"{type(error).__name__}: {error}", flush=True)
+        except Exception:  # noqa: BLE001  without it, nobody would look again
+            traceback.print_exc()
         time.sleep(EVERY)
+
+
+def _look(settings: Settings, seen: dict[str, tuple[str, float]]) -> None:
+    workspace = Workspace.open(settings.home)
+    try:
+        if api := find_prefect(settings):
+            with api.client(timeout=30) as client:
+                for line in Sweeper(workspace, client, seen).sweep():
+                    print(line, flush=True)
+        flushed = flush_spool(workspace)
+        if flushed.sent:
+            print(f"Sent what {flushed.sent} runs had left for MLflow.", flush=True)
+    finally:
+        workspace.registry.close()
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ import argparse
 import asyncio
 import os
 import sys
+import threading
 from contextlib import suppress
 from typing import Any
 
+from cupola_flows import sweeper
 from cupola_flows.services import find_prefect
 from cupola_flows.sweeping import worker_name
 from cupola_flows.work_pool import CONCURRENT_RUNS, WORK_POOL, ensure_work_pool
@@ -46,6 +48,11 @@ def main() -> None:
     parser.add_argument(
         "--health", action="store_true", help="Answer /health on PREFECT_WORKER_WEBSERVER_HOST and _PORT."
     )
+    parser.add_argument(
+        "--sweep",
+        action="store_true",
+        help="Sweep runs without a process too, where no sweeper runs beside the worker.",
+    )
     options = parser.parse_args()
     try:
         settings = load_settings()
@@ -56,6 +63,8 @@ def main() -> None:
     except CupolaError as error:
         print(f"cupola: error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    if options.sweep:
+        threading.Thread(target=sweeper.main, name="sweeper", daemon=True).start()
     os.environ.setdefault("PREFECT_WORKER_WEBSERVER_HOST", "127.0.0.1")
     os.environ.update(api.environment(settings))  # read when Prefect is imported
     _work(health=options.health)
