@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,11 @@ class StageContext:
     def config(self) -> dict[str, Any]:
         """The stage's settings as an artifact keeps them: with the seed in force, whoever gave it."""
         return self.recipe.stages[self.name].model_dump(mode="json") | {"seed": self.seed}
+
+    @property
+    def template_date(self) -> date | None:
+        """What chat templates take for today in this stage's jobs; none where it renders none."""
+        return self.recipe.template_date if self.recipe.stages[self.name].renders else None
 
     def empty(self, name: str) -> Path:
         """A new, empty folder inside the work folder."""

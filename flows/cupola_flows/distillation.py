@@ -58,6 +58,7 @@ def teachings(
         "temperature": stage.temperature,
         "weights": stage.weights,
         "pack": data.pack,
+        "template_date": ctx.template_date.isoformat() if ctx.template_date else None,
     }
     mark = fingerprint({"teacher": config}, [teacher.digest, *(text.digest for text in texts)], code_version(*TEACHER))
     found = ctx.workspace.find(mark)
@@ -66,6 +67,7 @@ def teachings(
     job = TeachJob(
         output=ctx.folder / "teach",
         seed=ctx.seed,
+        template_date=ctx.template_date,
         initial=teacher.path,
         data=data.text,
         steps=stage.steps,

@@ -46,6 +46,7 @@ def evaluation_job(
     return EvaluateJob(
         output=ctx.folder / "job",
         seed=ctx.seed,
+        template_date=ctx.template_date,
         checkpoints={name: artifact.path for name, artifact in checkpoints.items()},
         tokens=tokens.path,
         conversations=conversations.path if conversations else None,

@@ -42,6 +42,8 @@ def fingerprint(recipe: Recipe, name: str, parents: Mapping[str, Sequence[str]])
         "sources": _sources(stage),
         "tasks": _tasks(recipe, stage),
     }
+    if stage.renders and recipe.template_date:
+        config["template_date"] = recipe.template_date.isoformat()
     ordered = [digest for digests in parents.values() for digest in digests]
     return platform_fingerprint(config, ordered, code_version(*modules_of(stage)))
 

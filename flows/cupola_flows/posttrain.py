@@ -57,7 +57,11 @@ def dpo(
 
 def reference(ctx: StageContext, stage: DpoStage, parent: Artifact, preferences: Artifact) -> Artifact:
     """What the frozen parent says of every answer: computed once, whatever is then tried with it."""
-    config = {"sequence_length": stage.batch.sequence_length, "precision": stage.precision}
+    config = {
+        "sequence_length": stage.batch.sequence_length,
+        "precision": stage.precision,
+        "template_date": ctx.template_date.isoformat() if ctx.template_date else None,
+    }
     mark = fingerprint({"reference": config}, [parent.digest, preferences.digest], code_version(*REFERENCE))
     found = ctx.workspace.find(mark)
     if found:
@@ -65,6 +69,7 @@ def reference(ctx: StageContext, stage: DpoStage, parent: Artifact, preferences:
     job = ReferenceJob(
         output=ctx.folder / "reference",
         seed=ctx.seed,
+        template_date=ctx.template_date,
         initial=parent.path,
         data=DpoData(preferences=preferences.path),
         batch=stage.batch,

@@ -31,6 +31,7 @@ def preferences(
     job = SampleJob(
         output=ctx.folder / "job",
         seed=ctx.seed,
+        template_date=ctx.template_date,
         initial=parent.path,
         prompts=prompts,
         num_samples=stage.num_samples,
@@ -63,16 +64,23 @@ def preferences(
 
 def answer_scores(
     ctx: StageContext, stage: PreferencesStage, prompts: Path, samples: Path, reward_model: Artifact | None
-) -> list[float] | None:
-    """The score of each sampled answer, in order; none where its task scores it."""
+) -> list[float | None] | None:
+    """The score of each sampled answer, in order; none for one that a reward model cannot read, and in place of the list where
+    their tasks score them."""
     if stage.score_by == "task":
         return None
     asked = {row["id"]: row for row in json_lines.read(prompts)}
     answered = list(json_lines.read(samples))
     if reward_model is None:
-        return shares_passed([(row["answer"], asked[row["id"]]["tests"]) for row in answered])
+        return list(shares_passed([(row["answer"], asked[row["id"]]["tests"]) for row in answered]))
     ended = [row for row in answered if row["finished"]]  # the others make no pair
-    told = [[*asked[row["id"]]["messages"], {"role": "assistant", "content": row["answer"]}] for row in ended]
+    told = (
+        {
+            "messages": [*asked[row["id"]]["messages"], {"role": "assistant", "content": row["answer"]}],
+            "tools": asked[row["id"]].get("tools"),
+        }
+        for row in ended
+    )
     found = iter(rewards(ctx, reward_model, told, stage.layout))
     return [next(found) if row["finished"] else 0.0 for row in answered]
 

@@ -11,6 +11,7 @@ from cupola_flows.stages import AnyStage, PrepareStage
 ROWS = (
     "cupola_platform.json_lines",
     "cupola_platform.rows",
+    "cupola_platform.conversation",
 )
 MODEL = (
     "cupola_platform.json_lines",
@@ -26,6 +27,7 @@ MODEL = (
 )
 FORWARD = (
     *MODEL,
+    *ROWS,
     "cupola_trainer.passes",
     "cupola_trainer.data",
     "cupola_trainer.config.lengths",
@@ -46,10 +48,11 @@ TRAINING = (
     "cupola_trainer.upcycling.experts",
     "cupola_flows.training",
 )
+CHAT = (*ROWS, "cupola_trainer.data.chat", "cupola_trainer.data.dates", "cupola_trainer.data.tokenizer_folders")
 ROLLOUT = (
     *MODEL,
+    *CHAT,
     "cupola_trainer.rollout",
-    "cupola_trainer.data.chat",
     "cupola_trainer.conversion.families",
     "cupola_trainer.conversion.live",
     "cupola_trainer.conversion.mapping",
@@ -69,7 +72,7 @@ QUESTIONS = (
     "cupola_trainer.data.files",
     "cupola_trainer.data.shapes",
     "cupola_trainer.data.trees",
-    "cupola_trainer.data.chat",
+    *CHAT,
     "cupola_trainer.evaluation.tasks",
 )
 REINFORCEMENT = (
@@ -96,6 +99,7 @@ MERGING = (
     "cupola_trainer.merging",
     "cupola_trainer.optim.selection",
     "cupola_trainer.upcycling.experts",
+    "cupola_trainer.data.tokenizer_folders",
 )
 EVALUATION = (
     *ROLLOUT,
@@ -132,6 +136,7 @@ JUDGE = (
     "cupola_trainer.evaluation.surprise",
     "cupola_trainer.evaluation.likelihood",
     "cupola_trainer.rollout.loading",
+    "cupola_trainer.data.tokenizer_folders",
 )
 """What a preparation runs besides whose documents a checkpoint judges."""
 

@@ -18,6 +18,7 @@ from cupola_flows.wordings import judging, mark_of
 from cupola_flows.writing import CheckpointWriter, EndpointWriter, Writer, rewards
 from cupola_platform import json_lines
 from cupola_platform.artifacts import Artifact
+from cupola_platform.conversation import words
 from cupola_platform.errors import ConfigError
 from cupola_platform.rows.drops import told
 from cupola_trainer.data.shapes import question_of
@@ -49,7 +50,8 @@ def synthesize(
     texts = list(_written(ctx, stage, pen, taken, ctx.folder / "answered.jsonl"))
     if reward_model:
         usable = [text for text in texts if text["messages"] and text["finished"]]
-        found = rewards(ctx, reward_model, [text["messages"] for text in usable], stage.layout)
+        to_score = ({"messages": text["messages"], "tools": text.get("tools")} for text in usable)
+        found = rewards(ctx, reward_model, to_score, stage.layout)
         for text, value in zip(usable, found, strict=True):
             text["synthesis"]["score"] = value
     kept, drops = _filtered(stage, texts)
@@ -157,6 +159,7 @@ def _write(stage: SynthesizeStage, pen: Writer, work: Sequence[tuple[Row, int]],
             "source": f"synthesis-{row['source']}",
             "messages": text["messages"],
             "task": row.get("task"),
+            **({"tools": row["tools"]} if row.get("tools") else {}),
             "finished": text["finished"],
             "synthesis": {
                 "of": row["id"],
@@ -194,6 +197,8 @@ def _reason(stage: SynthesizeStage, text: Row) -> str:
         return "unfinished"
     if not text["messages"]:
         return "no question and answer" if stage.make == "questions" else "empty"
+    if text["synthesis"]["score"] is None:
+        return "not to be scored"
     return "" if text["synthesis"]["score"] >= stage.min_score else "low score"
 
 
@@ -202,7 +207,7 @@ def _scores(
 ) -> list[float]:
     """Of texts that came to nothing, 0; of what a reward model is to score later, 0 too."""
     good = [place for place, text in enumerate(made) if text["messages"]]
-    answers = [str(made[place]["messages"][-1]["content"]) for place in good]
+    answers = [words(made[place]["messages"][-1]) for place in good]
     found = [0.0] * len(made)
     if stage.filter == "scorer":
         values = [score(rows[place]["task"], answer) for place, answer in zip(good, answers, strict=True)]
@@ -210,7 +215,7 @@ def _scores(
         values = shares_passed([(answer, rows[place]["tests"]) for place, answer in zip(good, answers, strict=True)])
     elif stage.filter == "judge":
         judge = EndpointWriter(stage.judge) if stage.judge else pen
-        prompts = [judging(made[place]["messages"]) for place in good]
+        prompts = [{"messages": judging(made[place]["messages"])} for place in good]
         marks = judge.say(prompts, temperature=0.0, length=16, seed=seed, step=f"judge-{start}")
         values = [mark_of(mark.text) for mark in marks]
     else:

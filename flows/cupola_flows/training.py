@@ -31,7 +31,7 @@ def train(
         base: what the stage's `optimizer.merging` names.
     """
     initial = parent.path if parent else None
-    made = train_job(stage, data=data, initial=initial, output=ctx.folder / "job", seed=ctx.seed)
+    made = train_job(ctx, stage, data=data, initial=initial, output=ctx.folder / "job", seed=ctx.seed)
     optimizer = made.optimizer
     if base and optimizer.merging:
         optimizer = replace(optimizer, merging=replace(optimizer.merging, base=base.path))
@@ -53,11 +53,14 @@ def train(
     return artifact
 
 
-def train_job(stage: TrainStage, *, data: TrainingData, initial: Path | None, output: Path, seed: int) -> TrainJob:
+def train_job(
+    ctx: StageContext, stage: TrainStage, *, data: TrainingData, initial: Path | None, output: Path, seed: int
+) -> TrainJob:
     """The job that trains as a recipe's stage says."""
     return TrainJob(
         output=output,
         seed=seed,
+        template_date=ctx.template_date,
         initial=initial,
         steps=stage.steps,
         parallel=stage.layout,

@@ -61,7 +61,7 @@ def _run(ctx: StageContext, stage: WarpStage, data: GrpoData, start: Path, numbe
     ctx.display.note(ctx.name, f"round {number} of {stage.rounds}, run {run} of {stage.runs}")
     seed = ctx.seed + 1000 * number + run
     name = f"round{number}/run{run}"
-    return _job(ctx, name, train_job(stage, data=data, initial=start, output=ctx.folder / name, seed=seed))
+    return _job(ctx, name, train_job(ctx, stage, data=data, initial=start, output=ctx.folder / name, seed=seed))
 
 
 def _merge(ctx: StageContext, stage: WarpStage, name: str, runs: list[Path], start: Path) -> Path:
@@ -88,6 +88,7 @@ def _measure(
     job = FrontJob(
         output=ctx.folder / "front",
         seed=ctx.seed,
+        template_date=ctx.template_date,
         reference=reference,
         checkpoints=found,
         data=replace(data, anchor_rate=0.0),

@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cupola_flows.stages.synthesis import SynthesizeStage
+from cupola_platform.conversation import words
 from cupola_platform.endpoint import Completion
 
 Row = dict[str, Any]
-Say = Callable[[Sequence[Sequence[Row]], str], list[Completion]]
-"""Conversations, and the name of the step, to answers."""
+Say = Callable[[Sequence[Row], str], list[Completion]]
+"""What is asked, {"messages", "tools"}, and the name of the step, to answers."""
 
 REWORD = (
     "Write the following request in other words. Keep its meaning and every number and name in it. Give the new request "
@@ -38,28 +39,35 @@ def make(stage: SynthesizeStage, rows: Sequence[Row], numbers: Sequence[int], sa
     """For each row `messages` (none where nothing came of it), `prompt`, `finished`, and how it was made."""
     if stage.make == "revisions":
         return _revised(stage, rows, numbers, say)
-    prompts = [_prompt(stage, row) for row in rows]
+    asked = [_asked(stage, row) for row in rows]
     return [
         {
-            "messages": _messages(stage, row, said.text.strip()) if said.text.strip() else None,
-            "prompt": prompt,
+            "messages": _messages(stage, row, said),
+            "prompt": question["messages"],
             "finished": said.finished,
         }
-        for row, prompt, said in zip(rows, prompts, say(prompts, "text"), strict=True)
+        for row, question, said in zip(rows, asked, say(asked, "text"), strict=True)
     ]
 
 
-def _prompt(stage: SynthesizeStage, row: Row) -> list[Row]:
+def _asked(stage: SynthesizeStage, row: Row) -> Row:
+    """The messages to answer; only an answer to the row's own question may call the row's tools."""
     if stage.make == "questions":
-        return [_user(ASK.format(text=row["text"]))]
+        return {"messages": [_user(ASK.format(text=row["text"]))]}
     asked: list[Row] = row["messages"][:-1]
-    return asked if stage.make == "answers" else [_user(REWORD.format(question=asked[-1]["content"]))]
-
-
-def _messages(stage: SynthesizeStage, row: Row, text: str) -> list[Row] | None:
-    """The conversation with the model's text in it."""
     if stage.make == "answers":
-        return [*row["messages"][:-1], {"role": "assistant", "content": text}]
+        return {"messages": asked, "tools": row.get("tools")}
+    return {"messages": [_user(REWORD.format(question=asked[-1]["content"]))]}
+
+
+def _messages(stage: SynthesizeStage, row: Row, said: Completion) -> list[Row] | None:
+    """The conversation with what the model said in it; none where it said nothing."""
+    text = said.text.strip()
+    if stage.make == "answers" and (text or said.tool_calls):
+        calls = {"tool_calls": list(said.tool_calls)} if said.tool_calls else {}
+        return [*row["messages"][:-1], {"role": "assistant", "content": text, **calls}]
+    if not text or stage.make == "answers":
+        return None
     if stage.make == "variants":
         return [*row["messages"][:-2], _user(text), row["messages"][-1]]
     found = _PAIR.search(text)
@@ -75,30 +83,28 @@ def _revised(stage: SynthesizeStage, rows: Sequence[Row], numbers: Sequence[int]
         }
         for row, number in zip(rows, numbers, strict=True)
     ]
-    critiques = say([[_user(CRITICISE.format(**of))] for of in told], "critique")
+    critiques = say([{"messages": [_user(CRITICISE.format(**of))]} for of in told], "critique")
     for of, critique in zip(told, critiques, strict=True):
         of["critique"] = critique.text.strip()
-    prompts = [[_user(REVISE.format(**of))] for of in told]
+    asked = [{"messages": [_user(REVISE.format(**of))]} for of in told]
     return [
         {
             "messages": [*row["messages"][:-1], {"role": "assistant", "content": said.text.strip()}]
             if said.text.strip() and critique.text.strip()
             else None,
-            "prompt": prompt,
+            "prompt": question["messages"],
             "finished": said.finished and critique.finished,
             "principle": of["principle"],
             "critique": of["critique"],
             "before": of["answer"],
         }
-        for row, of, prompt, critique, said in zip(
-            rows, told, prompts, critiques, say(prompts, "revision"), strict=True
-        )
+        for row, of, question, critique, said in zip(rows, told, asked, critiques, say(asked, "revision"), strict=True)
     ]
 
 
 def judging(messages: Sequence[Row]) -> list[Row]:
     """The prompt of a judge."""
-    return [_user(JUDGE.format(question=messages[-2]["content"], answer=messages[-1]["content"]))]
+    return [_user(JUDGE.format(question=words(messages[-2]), answer=words(messages[-1])))]
 
 
 def mark_of(text: str) -> float:

@@ -1,7 +1,7 @@
 """Who writes in the stage `synthesize`: a model behind an endpoint, or a checkpoint of ours."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from cupola_platform.artifacts import Artifact
 from cupola_platform.endpoint import Completion, Endpoint, EndpointConfig
 from cupola_trainer.config import ParallelConfig, SampleJob, ScoreJob
 
-Messages = Sequence[dict[str, Any]]
+Row = Mapping[str, Any]
 
 
 class Writer(Protocol):
@@ -26,10 +26,9 @@ class Writer(Protocol):
     def at_once(self) -> int:
         """Conversations to give it together: what is lost when it is stopped."""
 
-    def say(
-        self, asked: Sequence[Messages], *, temperature: float, length: int, seed: int, step: str
-    ) -> list[Completion]:
-        """An answer to each, of `length` tokens at most. `step` names the work: a step that was done is not done again."""
+    def say(self, asked: Sequence[Row], *, temperature: float, length: int, seed: int, step: str) -> list[Completion]:
+        """An answer to each, {"messages", "tools"}, of `length` tokens at most. `step` names the work: a step that was done is
+        not done again."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,15 @@ class EndpointWriter:
     def at_once(self) -> int:
         return 4 * self.config.concurrency
 
-    def say(
-        self, asked: Sequence[Messages], *, temperature: float, length: int, seed: int, step: str
-    ) -> list[Completion]:
-        seeds = range(seed, seed + len(asked))
-        return list(Endpoint(self.config).map(asked, temperature=temperature, max_new_tokens=length, seeds=seeds))
+    def say(self, asked: Sequence[Row], *, temperature: float, length: int, seed: int, step: str) -> list[Completion]:
+        answers = Endpoint(self.config).map(
+            [row["messages"] for row in asked],
+            temperature=temperature,
+            max_new_tokens=length,
+            seeds=range(seed, seed + len(asked)),
+            tools=[row.get("tools") for row in asked],
+        )
+        return list(answers)
 
 
 @dataclass(frozen=True)
@@ -69,16 +72,14 @@ class CheckpointWriter:
     def at_once(self) -> int:
         return 1 << 30
 
-    def say(
-        self, asked: Sequence[Messages], *, temperature: float, length: int, seed: int, step: str
-    ) -> list[Completion]:
+    def say(self, asked: Sequence[Row], *, temperature: float, length: int, seed: int, step: str) -> list[Completion]:
         output = self.ctx.folder / f"write-{step}"
         prompts = self.ctx.folder / f"write-{step}.jsonl"
-        rows = [{"id": str(number), "messages": list(messages)} for number, messages in enumerate(asked)]
-        json_lines.write(prompts, rows)
+        json_lines.write(prompts, ({**row, "id": str(number)} for number, row in enumerate(asked)))
         job = SampleJob(
             output=output,
             seed=seed,
+            template_date=self.ctx.template_date,
             initial=self.checkpoint.path,
             prompts=prompts,
             temperature=temperature,
@@ -91,14 +92,20 @@ class CheckpointWriter:
 
 
 def rewards(
-    ctx: StageContext, reward_model: Artifact, conversations: Sequence[Messages], layout: ParallelConfig
-) -> list[float]:
-    """What a reward model gives the last answer of each conversation, in order."""
+    ctx: StageContext, reward_model: Artifact, conversations: Iterable[Row], layout: ParallelConfig
+) -> list[float | None]:
+    """What a reward model gives the last answer of each conversation, {"messages", "tools"}, in order; none for one that its
+    tokenizer refuses."""
     file = ctx.folder / "to-score.jsonl"
-    json_lines.write(file, ({"messages": list(messages)} for messages in conversations))
+    json_lines.write(file, conversations)
     job = ScoreJob(
-        output=ctx.folder / "score", seed=ctx.seed, initial=reward_model.path, conversations=file, parallel=layout
+        output=ctx.folder / "score",
+        seed=ctx.seed,
+        template_date=ctx.template_date,
+        initial=reward_model.path,
+        conversations=file,
+        parallel=layout,
     )
     run_job(ctx, job)
-    found: list[float] = json.loads((job.output / "rewards.json").read_text())
+    found: list[float | None] = json.loads((job.output / "rewards.json").read_text())
     return found

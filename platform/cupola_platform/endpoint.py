@@ -13,9 +13,9 @@ from typing import Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
 
+from cupola_platform.conversation import Message, for_template, normal
 from cupola_platform.errors import ConfigError, ServiceError
 
-Message = dict[str, str]
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """Statuses after which asking again may help."""
 LONGEST_WAIT = 60.0
@@ -53,6 +53,8 @@ class Completion:
     text: str
     finished: bool
     """The model ended it itself; false where the length cut it."""
+    tool_calls: tuple[Message, ...] = ()
+    """What it calls, as `conversation` has calls."""
 
 
 class Endpoint:
@@ -62,9 +64,12 @@ class Endpoint:
         self.config = config
 
     def complete(
-        self, messages: Sequence[Message], *, temperature: float, max_new_tokens: int, seed: int
+        self, messages: Sequence[Message], *, temperature: float, max_new_tokens: int, seed: int, tools: Any = None
     ) -> Completion:
         """One answer to a conversation.
+
+        Args:
+            tools: JSON schemas of what the model may call; none for nothing.
 
         Raises:
             ConfigError: the endpoint refuses the request: a wrong key, model or setting.
@@ -72,10 +77,11 @@ class Endpoint:
         """
         asked = {
             "model": self.config.model,
-            "messages": list(messages),
+            "messages": _on_the_wire(messages),
             "temperature": temperature,
             "max_tokens": max_new_tokens,
             "seed": seed,
+            **({"tools": tools} if tools else {}),
         }
         reason = ""
         for attempt in range(self.config.retries + 1):
@@ -104,15 +110,19 @@ class Endpoint:
         temperature: float,
         max_new_tokens: int,
         seeds: Sequence[int],
+        tools: Sequence[Any] | None = None,
     ) -> Iterator[Completion]:
-        """Answers in order, `concurrency` of them asked at once."""
+        """Answers in order, `concurrency` of them asked at once. `tools` are those of each conversation."""
 
-        def ask(work: tuple[Sequence[Message], int]) -> Completion:
-            return self.complete(work[0], temperature=temperature, max_new_tokens=max_new_tokens, seed=work[1])
+        def ask(work: tuple[Sequence[Message], int, Any]) -> Completion:
+            messages, seed, at_hand = work
+            return self.complete(
+                messages, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, tools=at_hand
+            )
 
         with ThreadPoolExecutor(self.config.concurrency, thread_name_prefix="endpoint") as threads:
             try:
-                yield from threads.map(ask, zip(conversations, seeds, strict=True))
+                yield from threads.map(ask, zip(conversations, seeds, tools or [None] * len(seeds), strict=True))
             finally:
                 threads.shutdown(cancel_futures=True)
 
@@ -129,10 +139,38 @@ class Endpoint:
 
 def _completion(answer: Any) -> Completion:
     choice = answer["choices"][0]
-    text = choice["message"]["content"]
+    [message] = normal([{"role": "assistant", **choice["message"]}])
+    text = message.get("content")
     if not isinstance(text, str):
         raise TypeError("the answer has no text")
-    return Completion(text, choice.get("finish_reason") != "length")
+    calls = tuple({"type": "function", "function": call["function"]} for call in message.get("tool_calls", ()))
+    return Completion(text, choice.get("finish_reason") != "length", calls)
+
+
+def _on_the_wire(messages: Sequence[Message]) -> list[Message]:
+    """Messages as OpenAI's interface has them: calls with an id, which their results name, and arguments as JSON's text."""
+    sent: list[Message] = []
+    waiting: list[str] = []
+    for place, message in enumerate(for_template(messages)):
+        if "tool_calls" in message:
+            calls = [
+                {
+                    "id": f"call_{place}_{number}",
+                    **call,
+                    "function": {
+                        **call["function"],
+                        "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
+                    },
+                }
+                for number, call in enumerate(message["tool_calls"])
+            ]
+            waiting = [call["id"] for call in calls]
+            message = {**message, "tool_calls": calls}
+        elif message["role"] == "tool":
+            answered = waiting.pop(0) if waiting else f"call_{place}"
+            message = {"tool_call_id": answered, **message}
+        sent.append(message)
+    return sent
 
 
 def _said(error: urllib.error.HTTPError) -> str:

@@ -1,7 +1,9 @@
 """A recipe is refused before anything starts, in one line that names the place, the value and the way out."""
 
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -9,6 +11,7 @@ from cupola_flows.deployments import list_recipes, recipe_schema
 from cupola_flows.fingerprint import fingerprint
 from cupola_flows.prepare import evaluation_questions
 from cupola_flows.recipe import load_recipe, parse_recipe, shipped
+from cupola_flows.stages import AnyStage
 from cupola_flows.validation import validate
 from cupola_platform.errors import ConfigError, CupolaError, NotFoundError, SourceError
 from cupola_platform.settings import Settings
@@ -196,6 +199,23 @@ def test_a_fingerprint_changes_with_what_decides_the_result_only() -> None:
     assert one != fingerprint(load_recipe("tiny", ["seed=8"]), "pretrain", parents)
     assert one != fingerprint(load_recipe("tiny", ["stages.pretrain.steps=9"]), "pretrain", parents)
     assert one != fingerprint(load_recipe("tiny"), "pretrain", {"tokens": ["b" * 64]})
+
+
+def test_the_date_of_chat_templates_decides_what_renders_them_and_nothing_else() -> None:
+    today, tomorrow = (load_recipe("tiny", [f"template_date={day}"]) for day in ("2026-11-30", "2026-12-01"))
+    assert today.template_date == date(2026, 11, 30)
+    changed = {
+        name
+        for name, stage in today.stages.items()
+        if fingerprint(today, name, {field: ["a" * 64] for field in stage.takes})
+        != fingerprint(tomorrow, name, {field: ["a" * 64] for field in stage.takes})
+    }
+    assert changed == {"sft", "preferences", "dpo", "evaluate", "promote"}
+    silent = {"prepare", "pretrain", "upcycle", "long_context", "conversations", "pairs", "merge", "prune"}
+    stages = get_args(get_args(AnyStage)[0])
+    assert {stage.model_fields["kind"].default for stage in stages if not stage.renders} == silent
+    with pytest.raises(ConfigError, match="template_date"):
+        load_recipe("tiny", ["template_date=yesterday"])
 
 
 def test_a_corpus_is_checked_against_the_questions_that_the_recipe_holds_out() -> None:

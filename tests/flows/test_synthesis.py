@@ -14,6 +14,7 @@ from pyarrow import parquet
 from cupola_flows.display import PlainDisplay
 from cupola_flows.launching import open_session, run_plain
 from cupola_flows.wordings import mark_of
+from cupola_platform import json_lines
 from cupola_platform.artifacts import Artifact
 from cupola_platform.endpoint import Endpoint, EndpointConfig
 from cupola_platform.errors import ConfigError, ServiceError
@@ -249,6 +250,49 @@ def test_answers_are_criticised_by_a_principle_and_written_again(server: Server,
     assert origin["principle"] in origin["prompt"][0]["content"]
     assert "It is curt." in origin["prompt"][0]["content"]
     assert json.loads((artifact.path / "report.json").read_text())["dropped"] == {"empty": 1}
+
+
+def test_a_question_with_tools_is_asked_with_them_and_the_call_is_kept(server: Server, tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Lyon"}}}
+    earlier = [
+        {"role": "user", "content": "Weather in Lyon?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "rain"},
+    ]
+    workspace = Workspace.open(tmp_path)
+    (tmp_path / "given").mkdir()
+    for split, count in (("train", 4), ("heldout", 1)):
+        rows = [
+            {
+                "id": f"{split}-{n}",
+                "source": "calls",
+                "messages": [*earlier, {"role": "assistant", "content": f"answer {n}"}, {"role": "user", "content": f"And {n}?"},
+                             {"role": "assistant", "content": "x"}],
+                "tools": [tool],
+                "task": None,
+            }
+            for n in range(count)
+        ]  # fmt: skip
+        json_lines.write(tmp_path / "given" / f"{split}.jsonl", rows)
+    given = workspace.publish(tmp_path / "given", kind="conversations")
+    sent = {"id": "call_x", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Nice"}'}}
+    message = {"content": None, "tool_calls": [sent]}
+    server.script = [(200, {}, {"choices": [{"message": message, "finish_reason": "tool_calls"}]})] * 4
+    path = tmp_path / "made.yaml"
+    path.write_text(RECIPE.format(artifact=given.id, url=server.url, more="filter: none"))
+    session = open_session(str(path), [], [], tmp_path, PlainDisplay)
+    run_plain(session)
+
+    _, body = server.asked[0]
+    assert body["tools"] == [tool]
+    [asked_call] = body["messages"][1]["tool_calls"]
+    assert asked_call["function"] == {"name": "weather", "arguments": '{"city": "Lyon"}'}
+    assert body["messages"][2] == {"tool_call_id": asked_call["id"], "role": "tool", "content": "rain"}
+    for row in rows_of(session.outcomes["synthesize"].artifact):
+        assert row["tools"] == [tool]
+        answer = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Nice"}}}
+        assert row["messages"][-1] == {"role": "assistant", "content": "", "tool_calls": [answer]}
 
 
 class Marker(list[Answer]):

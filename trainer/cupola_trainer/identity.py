@@ -17,6 +17,7 @@ def data_identity(job: TrainJob) -> dict[str, Any]:
     settings = {field.name: _without_paths(getattr(job.data, field.name)) for field in dataclasses.fields(job.data)}
     order = {
         "seed": job.seed,
+        "template_date": job.template_date.isoformat() if job.template_date else None,
         "sequence_length": job.batch.sequence_length,
         "samples": job.steps * job.batch.global_batch_size,
     }

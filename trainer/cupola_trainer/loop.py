@@ -11,6 +11,7 @@ from cupola_platform.durable import replacing
 from cupola_platform.errors import ConfigError, NotFoundError
 from cupola_trainer import checkpoint, models, optim, passes, runtime
 from cupola_trainer.config import SCALAR, ModelConfig, SftData, TrainJob
+from cupola_trainer.data.tokenizer_folders import keep_date
 from cupola_trainer.identity import check_architecture, check_head, check_resumable, check_tokenizer, data_identity
 from cupola_trainer.layout import validate_layout
 from cupola_trainer.long_context import stretch
@@ -81,6 +82,7 @@ def begin(job: TrainJob) -> Run:
     if (tokens := getattr(job.data, "tokens", None)) is not None:
         check_tokenizer(tokenizer, tokens)
     runtime.start(job.parallel, job.seed)
+    tokenizer = runtime.on_first_rank(lambda: _dated(job, tokenizer))
     data = runtime.on_first_rank(lambda: data_identity(job))
     check_resumable(job.output / "checkpoints", model, {} if job.allow_data_change else data)
     objective = build_objective(job, tokenizer, model)
@@ -130,6 +132,13 @@ def _model_and_tokenizer(job: TrainJob) -> tuple[ModelConfig, Path | None]:
         raise NotFoundError(f"tokenizer {job.tokenizer} is no folder. Give the folder that a tokenizer was saved in.")
     inherited = job.initial / "tokenizer" if job.initial else None
     return model, job.tokenizer or (inherited if inherited and inherited.is_dir() else None)
+
+
+def _dated(job: TrainJob, tokenizer: Path | None) -> Path | None:
+    """The tokenizer that the job's checkpoints keep: with the job's date, so that whoever asks them later has the same."""
+    if tokenizer is None or job.template_date is None:
+        return tokenizer
+    return keep_date(tokenizer, job.template_date, to=job.output / "tokenizer")
 
 
 def _prepare(objective: Objective, trainee: Trainee, kept: Path) -> None:

@@ -24,8 +24,9 @@ def run(job: ReferenceJob) -> None:
     validate_layout(model, job.parallel, job.batch, objective="dpo", ranks=runtime.world_size())
     runtime.start(job.parallel, job.seed)
     training = TrainJob(
-        output=job.output, initial=job.initial, steps=1, parallel=job.parallel, batch=job.batch, data=job.data
-    )
+        output=job.output, initial=job.initial, steps=1, parallel=job.parallel, batch=job.batch, data=job.data,
+        template_date=job.template_date,
+    )  # fmt: skip
     tokenizer = job.initial / "tokenizer"
     objective = build_objective(training, tokenizer if tokenizer.is_dir() else None)
     chunks = models.build(model, job.parallel, seed=None, dtype=runtime.dtype(job.precision))

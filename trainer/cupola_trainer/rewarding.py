@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,16 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from cupola_platform import json_lines
+from cupola_platform.conversation import Message, as_message, words
 from cupola_platform.errors import ConfigError
 from cupola_platform.rows.drops import Drops
 from cupola_trainer import checkpoint, models, passes, runtime
 from cupola_trainer.config import ParallelConfig, ScoreJob
-from cupola_trainer.data.chat import encode_answer, encode_prompt
+from cupola_trainer.data.chat import RefusedError, encode_answer
 from cupola_trainer.data.files import RowFiles, read_conversations
+from cupola_trainer.data.tokenizer_folders import load_tokenizer
 from cupola_trainer.layout import of_its_own, validate_layout
 from cupola_trainer.reporting import Report
 from cupola_trainer.sizes import parameter_count
@@ -26,8 +28,11 @@ from cupola_trainer.sizes import parameter_count
 class RewardModel:
     """A reward model's checkpoint, in any layout; it may stand beside a model that is being trained."""
 
-    def __init__(self, folder: Path, parallel: ParallelConfig) -> None:
+    def __init__(self, folder: Path, parallel: ParallelConfig, day: date | None = None) -> None:
         """`runtime.start` comes first, in the same layout.
+
+        Args:
+            day: what its chat template takes for today; none for the date that it was trained with.
 
         Raises:
             ConfigError: the checkpoint is a language model, has no tokenizer, or does not fit the layout.
@@ -44,23 +49,52 @@ class RewardModel:
         checkpoint.load_weights(folder, self.chunks)
         for chunk in self.chunks:
             chunk.eval()
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        self.tokenizer: Any = load_tokenizer(folder / "tokenizer", day)
         self.unit = 2 * parallel.cp * parallel.tp  # sequences are cut into so many parts
 
     def score(
-        self, prompts: Sequence[Sequence[Mapping[str, str]]], answers: Sequence[str], *, batch_size: int = 16
+        self,
+        prompts: Sequence[Sequence[Message]],
+        answers: Sequence[str | Message],
+        tools: Sequence[Any] | None = None,
+        *,
+        batch_size: int = 16,
     ) -> list[float]:
         """The reward of each answer to its prompt, messages; the same on every rank, which calls it with the same texts.
 
+        Args:
+            answers: texts, or messages where tools are called.
+            tools: what could be called in each conversation; none for nothing in any.
+
         Raises:
-            ConfigError: a conversation is longer than the model's longest sequence.
+            ConfigError: a conversation is longer than the model's longest sequence, or cannot be encoded.
         """
         rows = [
-            encode_prompt(self.tokenizer, prompt) + encode_answer(self.tokenizer, answer)
-            for prompt, answer in zip(prompts, answers, strict=True)
+            self.encode(prompt, answer if isinstance(answer, Mapping) else as_message(answer), at_hand)
+            for prompt, answer, at_hand in zip(prompts, answers, tools or [None] * len(prompts), strict=True)
         ]
         rewards: list[float] = self.score_tokens(rows, batch_size=batch_size)
         return rewards
+
+    def encode(self, prompt: Sequence[Message], answer: Message, tools: Any) -> list[int]:
+        """Token ids of a prompt and its answer, the end included, as reward models are trained on them.
+
+        Raises:
+            RefusedError: the conversation cannot be encoded.
+        """
+        asked, answered = encode_answer(self.tokenizer, prompt, answer, tools)
+        return asked + answered
+
+    def score_rows(self, rows: Sequence[Mapping[str, Any]], *, batch_size: int = 16) -> list[float | None]:
+        """As `score`, of the last answers of rows {"messages", "tools"}; none for one that cannot be encoded."""
+        encoded: list[list[int] | None] = []
+        for row in rows:
+            try:
+                encoded.append(self.encode(row["messages"][:-1], row["messages"][-1], row.get("tools")))
+            except RefusedError:
+                encoded.append(None)
+        rewards = iter(self.score_tokens([tokens for tokens in encoded if tokens], batch_size=batch_size))
+        return [next(rewards) if tokens else None for tokens in encoded]
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def score_tokens(self, rows: Sequence[Sequence[int]], *, batch_size: int = 16) -> list[float]:
@@ -106,17 +140,20 @@ def run(job: ScoreJob) -> None:
     """
     rows = list(json_lines.read(job.conversations))
     runtime.start(job.parallel, job.seed)
-    judge = RewardModel(job.initial, job.parallel)
+    judge = RewardModel(job.initial, job.parallel, job.template_date)
     with Report(job.output, kind="score", steps=1, parameters=parameter_count(judge.model)) as report:
-        prompts, answers = [row["messages"][:-1] for row in rows], [row["messages"][-1]["content"] for row in rows]
-        rewards = judge.score(prompts, answers, batch_size=job.batch_size)
+        rewards = judge.score_rows(rows, batch_size=job.batch_size)
         runtime.on_first_rank(lambda: (job.output / "rewards.json").write_text(json.dumps(rewards)))
         report.step(1)
-        report.complete(".", {"conversations": len(rows), "mean_reward": sum(rewards) / max(len(rewards), 1)})
+        known = [reward for reward in rewards if reward is not None]
+        report.complete(".", {"conversations": len(rows), "mean_reward": sum(known) / max(len(known), 1)})
 
 
-def score_file(folder: Path, file: Path) -> list[dict[str, Any]]:
+def score_file(folder: Path, file: Path, day: date | None = None) -> list[dict[str, Any]]:
     """{"id", "reward", "answer"} of each conversation of a file, best first, in one process.
+
+    Args:
+        day: what the chat template takes for today; none for the date that the reward model was trained with.
 
     Raises:
         SourceError: the file cannot be read, or holds no usable conversation; says why.
@@ -124,12 +161,16 @@ def score_file(folder: Path, file: Path) -> list[dict[str, Any]]:
     rows = list(read_conversations(RowFiles(path=str(file)), Drops()))
     runtime.start(ParallelConfig(), seed=0)
     try:
-        judge = RewardModel(folder, ParallelConfig())
-        rewards = judge.score([row["messages"][:-1] for row in rows], [row["messages"][-1]["content"] for row in rows])
+        rewards = RewardModel(folder, ParallelConfig(), day).score_rows(rows)
     finally:
         runtime.stop()
     found = [
-        {"id": row["id"], "reward": reward, "answer": row["messages"][-1]["content"]}
+        {"id": row["id"], "reward": reward, "answer": words(row["messages"][-1])}
         for row, reward in zip(rows, rewards, strict=True)
+        if reward is not None
     ]
+    if not found:
+        raise ConfigError(
+            f"{file}: the reward model's tokenizer or chat template refuses all of its {len(rows)} conversations."
+        )
     return sorted(found, key=lambda row: -row["reward"])

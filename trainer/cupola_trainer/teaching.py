@@ -34,8 +34,9 @@ def run(job: TeachJob) -> None:
     if job.top_k > loaded.model.vocab_size:
         raise ConfigError(f"top_k={job.top_k} is more than the vocabulary's {loaded.model.vocab_size}. Lower it.")
     training = TrainJob(
-        output=job.output, initial=job.initial, steps=job.steps, batch=job.batch, data=job.data, seed=job.seed
-    )
+        output=job.output, initial=job.initial, steps=job.steps, batch=job.batch, data=job.data, seed=job.seed,
+        template_date=job.template_date,
+    )  # fmt: skip
     text = build_objective(training, job.initial / "tokenizer")
     samples = list(_samples(text, job))
     ranks, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()

@@ -1,11 +1,14 @@
 """Annotate: two answers side by side, one key each; what people say is kept in the registry."""
 
+import json
+
 import streamlit as st
 
 from cupola_dashboards.queries import checkpoints
 from cupola_dashboards.queries.workspace import workspace
 from cupola_dashboards.words import NOTHING_YET, guarded, plain
 from cupola_platform.annotation import Pair, export, pairs_of, sides
+from cupola_platform.conversation import as_message, normal_tools, words
 from cupola_platform.registry import Choice
 
 
@@ -40,13 +43,16 @@ def page() -> None:
 
 def _compare(digest: str, name: str, pair: Pair) -> None:
     """The prompt, both answers as plain text, and the buttons with their keys."""
+    for tool in normal_tools(pair.get("tools")):
+        st.caption("tool")
+        st.text(json.dumps(tool["function"], ensure_ascii=False))
     for message in pair["messages"]:
         st.caption(plain(message["role"]))
-        st.text(message["content"])
+        st.text(words(message))
     first, second = sides(pair)
     for column, side, title in zip(st.columns(2), (first, second), ("Left", "Right"), strict=True):
         with column, st.container(border=True, key=f"answer-{title.lower()}"):
-            st.text(pair[side])
+            st.text(words(as_message(pair[side])))
     choices: list[tuple[str, str, Choice]] = [
         ("Left is better", "1", "chosen" if first == "chosen" else "rejected"),
         ("Right is better", "2", "chosen" if second == "chosen" else "rejected"),

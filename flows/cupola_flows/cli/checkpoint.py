@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -15,6 +16,15 @@ from cupola_flows.words import visible
 from cupola_platform.aliases import check_alias
 from cupola_platform.artifacts import Artifact, verify
 from cupola_platform.errors import BY_NAME, ConfigError, CupolaError, StageFailedError
+
+TemplateDateOption = Annotated[
+    datetime | None,
+    typer.Option(
+        formats=["%Y-%m-%d"],
+        metavar="DAY",
+        help="What the chat template takes for today. Default: the date that the checkpoint was trained with.",
+    ),
+]
 
 app = typer.Typer(
     help="Checkpoints: verify, export to and import from Hugging Face's format, generate, score, merge, prune.",
@@ -94,7 +104,13 @@ def import_command(
 @app.command("generate", epilog="Example: cupola checkpoint generate champion --prompt 'def main():'")
 def generate_command(
     reference: Reference,
-    prompt: Annotated[str, typer.Option(help="The text to continue.")],
+    prompt: Annotated[str | None, typer.Option(help="The text to continue.")] = None,
+    chat: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A conversation to answer, in place of a text: JSON with messages and tools."
+        ),
+    ] = None,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, metavar="N", help="Tokens at most; fewer where the model ends the text.")
     ] = 64,
@@ -102,18 +118,26 @@ def generate_command(
         float, typer.Option(min=0, metavar="T", help="0: always the likeliest token. 1: as likely as the model says.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(metavar="N", help="Of what is drawn: the same seed gives the same text.")] = 0,
+    template_date: TemplateDateOption = None,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Continue a text as it stands: no chat template is put around it.
+    """Continue a text as it stands, or answer a conversation.
+
+    Around a --prompt no chat template is put. A --chat is asked as in training:
+    through the checkpoint's chat template, with its tools.
 
     An imported model ends where its generation_config.json says, and its
     greedy text is transformers' own; a model made here ends at its tokenizer's
     control tokens. Both end at the model's longest sequence; a prompt that
     leaves no room is refused.
     """
+    if (prompt is None) == (chat is None):
+        raise ConfigError("generate continues either a --prompt or a --chat: give one of them.")
     artifact = resolve_checkpoint(reference, workspace)
     arguments = ["--max-new-tokens", str(max_new_tokens), "--temperature", str(temperature), "--seed", str(seed)]
-    text = convert("generate", "--checkpoint", str(artifact.path), "--prompt", prompt, *arguments)
+    asked = ["--prompt", prompt] if prompt is not None else ["--chat", str(chat)]
+    arguments = [*asked, *arguments, *_dated(template_date)]
+    text = convert("generate", "--checkpoint", str(artifact.path), *arguments)
     print(visible(text) if sys.stdout.isatty() else text, end="")  # a file gets the model's own text
 
 
@@ -124,16 +148,26 @@ def score_command(
         Path, typer.Option(metavar="FILE", help="Conversations, as JSON lines; the last answer is scored.")
     ],
     json_: Annotated[bool, typer.Option("--json", help="Rows of JSON.")] = False,
+    template_date: TemplateDateOption = None,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Say what a reward model gives each conversation's last answer, best first."""
+    """Say what a reward model gives each conversation's last answer, best first.
+
+    Conversations are read as in training: through the checkpoint's chat
+    template, with their tools.
+    """
     artifact = resolve_checkpoint(reference, workspace, kinds=["reward_model"])
-    rows = json.loads(convert("score", "--checkpoint", str(artifact.path), "--file", str(file)))
+    arguments = ["--file", str(file), *_dated(template_date)]
+    rows = json.loads(convert("score", "--checkpoint", str(artifact.path), *arguments))
     if json_:
         print(json.dumps(rows, ensure_ascii=False))
         return
     for row in rows:
         print(visible(f"{row['reward']:10.4f}  {row['id']}  {' '.join(row['answer'].split())[:80]}"))
+
+
+def _dated(day: datetime | None) -> list[str]:
+    return ["--template-date", day.date().isoformat()] if day else []
 
 
 def check_empty(to: Path) -> None:

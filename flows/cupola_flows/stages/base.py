@@ -24,6 +24,9 @@ class Stage(BaseModel):
     takes: ClassVar[dict[str, str]] = {}
     """Field that names another stage, to the artifact kind that it must give."""
 
+    renders: ClassVar[bool] = False
+    """Whether it puts conversations through a chat template, so that the recipe's `template_date` decides its tokens."""
+
     seed: int | None = Field(default=None, ge=0, lt=2**31)
     """Seed of this stage; none for the recipe's."""
 

@@ -18,6 +18,7 @@ class EvaluateStage(Stage):
         "tokens": "tokens",
         "conversations": "conversations",
     }
+    renders: ClassVar[bool] = True
 
     kind: Literal["evaluate"] = "evaluate"
     checkpoints: tuple[str, ...] = ()
@@ -49,6 +50,7 @@ class PromoteStage(Stage):
         "baseline": "checkpoint",
         "evaluation": "evaluation",
     }
+    renders: ClassVar[bool] = True
 
     kind: Literal["promote"] = "promote"
     checkpoints: tuple[str, ...] = ()

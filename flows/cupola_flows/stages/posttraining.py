@@ -39,6 +39,7 @@ class SftStage(TrainStage):
         "base": "checkpoint",
         "pretraining": "tokens",
     }
+    renders: ClassVar[bool] = True
 
     kind: Literal["sft"] = "sft"
     parent: str | None = None
@@ -81,6 +82,7 @@ class PreferencesStage(Stage):
         "conversations": "conversations",
         "reward_model": "reward_model",
     }
+    renders: ClassVar[bool] = True
 
     kind: Literal["preferences"] = "preferences"
     parent: str | None = None
@@ -138,6 +140,7 @@ class DpoStage(TrainStage):
         "preferences": "preferences",
         "base": "checkpoint",
     }
+    renders: ClassVar[bool] = True
 
     kind: Literal["dpo"] = "dpo"
     parent: str | None = None
@@ -163,6 +166,7 @@ class RewardStage(TrainStage):
         "reward": "reward_model",
         "preferences": "preferences",
     }
+    renders: ClassVar[bool] = True
 
     kind: Literal["reward"] = "reward"
     parent: str | None = None
@@ -196,6 +200,7 @@ class DistillationStage(TrainStage):
         "tokens": "tokens",
         "conversations": "conversations",
     }
+    renders: ClassVar[bool] = True
 
     kind: Literal["distillation"] = "distillation"
     teacher: str | None = None

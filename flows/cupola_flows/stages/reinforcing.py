@@ -18,6 +18,7 @@ class ReinforcementStage(TrainStage):
         "conversations": "conversations",
         "reward_model": "reward_model",
     }
+    renders: ClassVar[bool] = True
 
     kind: str
     parent: str | None = None

@@ -26,6 +26,7 @@ class SynthesizeStage(Stage):
         "writer": "checkpoint",
         "reward_model": "reward_model",
     }
+    renders: ClassVar[bool] = True
 
     kind: Literal["synthesize"] = "synthesize"
     conversations: str | None = None

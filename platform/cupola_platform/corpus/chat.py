@@ -1,40 +1,54 @@
 """Conversations as documents: instruction data mixed into pretraining, as Qwen does it (Bai et al. 2023, section 2.1)."""
 
+import json
 import re
+from functools import cache
 from typing import Any
 
-from cupola_platform.corpus.tokenization import CONTROL_TOKENS, IM_END, IM_START
+from cupola_platform.conversation import for_template, normal_tools, problem
+from cupola_platform.corpus.tokenization import CHAT_TEMPLATE, CONTROL_TOKENS
 from cupola_platform.json_lines import BadLineError
 from cupola_platform.rows.messages import messages_of
 from cupola_platform.rows.values import plain
 
 CONTROL = re.compile("|".join(map(re.escape, CONTROL_TOKENS)))
 
-ROLES = ("system", "user", "assistant")
+REASONS = {
+    "control_token": "control token in a message",
+    "malformed_tools": "malformed tools",
+    "malformed_tool_call": "malformed tool call",
+}
+"""What the report calls a `problem`; every other is a malformed conversation."""
 
 
-def render(messages: Any) -> tuple[str, str]:
-    """A conversation as the tokenizer's chat template writes it (ChatML), and why it cannot be: one of them is empty.
+def render(messages: Any, tools: Any = None) -> tuple[str, str]:
+    """A conversation as the tokenizer's chat template writes it, and why it cannot be: one of them is empty.
 
-    Only the template may write control tokens: a message that holds one would end its own turn.
+    Only the template may write control tokens: a message, call or tool that holds one would end its own turn.
+
+    Args:
+        tools: JSON schemas of what the assistant may call, or the JSON text of them.
     """
     try:
-        found = messages_of(plain(messages))
+        turns = messages_of(plain(messages))
     except BadLineError:
         return "", "malformed conversation"
-    if not found:
+    if not turns:
         return "", "no conversation"
-    turns = []
-    for message in found:
-        role, content = message["role"], message["content"]
-        if role == "tool" or "tool_calls" in message:
-            return "", "conversation with tools"
-        if role not in ROLES or not isinstance(content, str) or not content.strip():
-            return "", "malformed conversation"
-        if CONTROL.search(content):
-            return "", "control token in a message"
-        turns.append(f"{IM_START}{role}\n{content}{IM_END}\n")
-    return "".join(turns), ""
+    reason = problem(turns, CONTROL_TOKENS, tools)
+    if reason and reason not in ("no_assistant_turn", "no_question"):  # a document, not a lesson
+        return "", REASONS.get(reason, "malformed conversation")
+    return str(_template().render(messages=for_template(turns), tools=normal_tools(tools))), ""
+
+
+@cache
+def _template() -> Any:
+    """The chat template as transformers compiles it, without the marks of what is learnt."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+    return environment.from_string(re.sub(r"{%- (end)?generation %}", "", CHAT_TEMPLATE))
 
 
 def without_control_tokens(text: str) -> str:

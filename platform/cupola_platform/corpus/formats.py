@@ -97,7 +97,8 @@ def read_rows(path: Path, name: str, limits: Limits) -> Iterator[Row]:
 
 def _read_table(path: Path, name: str, limits: Limits) -> Iterator[Row]:
     bound = MARKUP * limits.document_bytes
-    for record in reading.read(path, name, columns=(limits.column,), bound=bound):
+    columns = (limits.column, "tools") if limits.messages_field else (limits.column,)
+    for record in reading.read(path, name, columns=columns, bound=bound):
         if record.row is None:
             yield Row(record.number, None, record.size, REASONS.get(record.reason, MALFORMED), record.detail)
         else:
@@ -124,7 +125,7 @@ def row_of(number: int, row: Any, size: int, limits: Limits) -> Row:
     """A row of a table: its text, or why it has none. `size` is what is booked when it has none."""
     found = row.get(limits.column) if isinstance(row, dict) else None
     if limits.messages_field and found is not None:
-        text, reason = render(found)
+        text, reason = render(found, row.get("tools"))
         return admit(number, text, limits) if text else Row(number, None, size, reason, str(found)[:EXCERPT])
     if not isinstance(found, str):
         has = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__

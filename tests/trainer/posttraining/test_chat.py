@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cupola_platform.conversation import problem
 from cupola_platform.errors import ConfigError
 from cupola_trainer.data.chat import (
     RefusedByTemplateError,
     encode_answer,
     encode_conversation,
     encode_prompt,
-    problem,
     turn_end,
 )
 
@@ -191,7 +191,7 @@ def test_a_template_whose_end_is_no_control_token_is_refused(chat_tokenizer: Any
 
 def test_a_template_that_rewrites_what_was_said_is_refused(chat_tokenizer: Any) -> None:
     forgetful = chat_tokenizer.chat_template.replace(
-        "message['content']", "(message['content'] if loop.index > messages | length - 2 else '')"
+        "message.content", "(message.content if loop.index > messages | length - 2 else '')"
     )
     with template(chat_tokenizer, forgetful), pytest.raises(ConfigError, match="rewrites earlier turns"):
         encode_conversation(chat_tokenizer, TURNS[1:])
@@ -221,7 +221,7 @@ def test_a_conversation_begins_with_exactly_the_prompt_that_sampling_gives(chat_
     tokens, mask = encode_conversation(chat_tokenizer, turns)
     assert prompt == chat_tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
     assert tokens[: len(prompt)].tolist() == prompt
-    assert tokens[mask].tolist() == encode_answer(chat_tokenizer, "\n  starts with white space")
+    assert encode_answer(chat_tokenizer, turns[:1], turns[1]) == (prompt, tokens[mask].tolist())
     assert mask.tolist() == [False] * len(prompt) + [True] * (mask.sum()) + [False]
 
 
@@ -247,7 +247,7 @@ def test_a_tokenizer_without_a_usable_template_is_refused(chat_tokenizer: Any, t
         ([{"role": "user"}], "malformed"),
         ([{"role": "narrator", "content": "x"}, TURNS[2]], "unknown_role"),
         ([TURNS[1], {"role": "tool", "content": "x"}, TURNS[2]], "stray_tool_result"),
-        ([TURNS[1], {"role": "assistant", "tool_calls": [{"function": {"name": "add"}}]}], "malformed_tool_call"),
+        ([TURNS[1], {"role": "assistant", "tool_calls": [{"function": {"name": ""}}]}], "malformed_tool_call"),
         ([TURNS[1], {"role": "assistant", "tool_calls": [{"name": "add", "arguments": "[1"}]}], "malformed_tool_call"),
         (CALLING, None),
         ([TURNS[1], {"role": "assistant", "content": " \n"}], "empty_message"),

@@ -50,7 +50,7 @@ def test_tools_and_tags_are_kept_and_bad_rows_counted_by_reason(tmp_path: Path) 
     ]
     drops = Drops()
     [found] = read_conversations(written(tmp_path / "calls.jsonl", rows), drops)
-    assert found["tools"] == [{"name": "now"}]
+    assert found["tools"] == [{"type": "function", "function": {"name": "now"}}]
     assert found["tag"] == "clock"
     assert drops == {"no_assistant_turn": 1, "unknown_role": 1, "malformed": 1}
 

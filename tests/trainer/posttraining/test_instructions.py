@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from cupola_platform.conversation import problem
 from cupola_platform.errors import ConfigError
-from cupola_trainer.data.chat import problem
 from cupola_trainer.data.documents import how_texts_go_on, pairs_of_split, what_functions_do
 from cupola_trainer.data.instructions import TaskSource, make_conversations
 from cupola_trainer.evaluation.tasks import score

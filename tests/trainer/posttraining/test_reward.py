@@ -13,7 +13,7 @@ import torch
 from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, loop, models, passes, runtime
 from cupola_trainer.config import BatchConfig, ModelConfig, OptimizerConfig, ParallelConfig, RewardData, TrainJob
-from cupola_trainer.data.chat import encode_answer, encode_prompt
+from cupola_trainer.data.chat import encode_answer
 from cupola_trainer.metrics import read_metrics
 from cupola_trainer.objectives.reward import RewardObjective
 from cupola_trainer.rewarding import RewardModel
@@ -138,7 +138,8 @@ def test_a_reward_model_learns_to_rank_and_then_scores(
     answers = ["yes, 31 is", "no, 31 is not", "yes"]
     rewards = judge.score([prompt] * 3, answers, batch_size=2)
     assert rewards[0] > rewards[1]
-    ids = encode_prompt(chat_tokenizer, prompt) + encode_answer(chat_tokenizer, answers[1])
+    asked, answered = encode_answer(chat_tokenizer, prompt, {"role": "assistant", "content": answers[1]})
+    ids = asked + answered
     tokens = torch.tensor([ids])
     batch = {"tokens": tokens, "labels": tokens, "loss_mask": torch.ones(tokens.shape)}
     alone = passes.values(judge.chunks, batch | {"position_ids": torch.arange(len(ids))[None]})[0, -1]

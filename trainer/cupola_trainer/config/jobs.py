@@ -1,5 +1,6 @@
 """The jobs: what one start of `python -m cupola_trainer` is told to do."""
 
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,6 +31,8 @@ class TrainJob:
     output: Path
     """Folder of this job: metrics.jsonl, checkpoints/, result.json, error.json. Running again in it resumes."""
     seed: int = 0
+    template_date: date | None = None
+    """What chat templates take for today; none for the date that the initial checkpoint's tokenizer keeps, if any."""
     model: ModelConfig | None = None
     """Shape of a new model; none to take the initial checkpoint's."""
     initial: Path | None = None
@@ -102,9 +105,12 @@ class SampleJob:
     kind: Literal["sample"] = "sample"
     output: Path
     seed: int = 0
+    template_date: date | None = None
+    """What chat templates take for today; none for the date that the initial checkpoint's tokenizer keeps, if any."""
     initial: Path
     prompts: Path
-    """JSON lines: {"id": str, "messages": [{"role", "content"}, ...]} or {"id": str, "text": str} (continued as is)."""
+    """JSON lines: {"id": str, "messages": [{"role", "content"}, ...], "tools": [...] (what may be called)} or
+    {"id": str, "text": str} (continued as is)."""
     num_samples: int = Field(default=1, ge=1)
     """Answers per prompt."""
     temperature: float = Field(default=1.0, ge=0)
@@ -123,10 +129,12 @@ class ScoreJob:
     kind: Literal["score"] = "score"
     output: Path
     seed: int = 0
+    template_date: date | None = None
+    """What chat templates take for today; none for the date that the initial checkpoint's tokenizer keeps, if any."""
     initial: Path
     """The reward model's checkpoint folder."""
     conversations: Path
-    """JSON lines: {"messages": [{"role", "content"}, ..., the answer]}."""
+    """JSON lines: {"messages": [{"role", "content"}, ..., the answer], "tools": [...] (what may be called)}."""
     batch_size: int = Field(default=16, ge=1)
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
 
@@ -138,6 +146,8 @@ class EvaluateJob:
     kind: Literal["evaluate"] = "evaluate"
     output: Path
     seed: int = 0
+    template_date: date | None = None
+    """What chat templates take for today; none for the date that the initial checkpoint's tokenizer keeps, if any."""
     checkpoints: dict[str, Path]
     """Name (a stage's) to checkpoint folder."""
     tokens: Path
@@ -165,6 +175,8 @@ class ReferenceJob:
     kind: Literal["reference"] = "reference"
     output: Path
     seed: int = 0
+    template_date: date | None = None
+    """What chat templates take for today; none for the date that the initial checkpoint's tokenizer keeps, if any."""
     initial: Path
     """The checkpoint folder of the frozen model."""
     data: DpoData
@@ -182,6 +194,8 @@ class TeachJob:
     kind: Literal["teach"] = "teach"
     output: Path
     seed: int = 0
+    template_date: date | None = None
+    """What chat templates take for today; none for the date that the initial checkpoint's tokenizer keeps, if any."""
     initial: Path
     """The teacher's checkpoint folder."""
     data: NextTokenData | SftData = Field(discriminator="objective")
@@ -204,6 +218,8 @@ class FrontJob:
     kind: Literal["front"] = "front"
     output: Path
     seed: int = 0
+    template_date: date | None = None
+    """What chat templates take for today; none for the date that the initial checkpoint's tokenizer keeps, if any."""
     reference: Path
     """Checkpoint folder, of the architecture of all."""
     checkpoints: dict[str, Path]

@@ -8,6 +8,7 @@ import json
 import sys
 import warnings
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 
 from cupola_platform.errors import CupolaError, refusal
@@ -33,17 +34,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.command == "score":
             from cupola_trainer.rewarding import score_file
 
-            print(json.dumps(score_file(options.checkpoint, options.file), ensure_ascii=False))
+            rows = score_file(options.checkpoint, options.file, options.template_date)
+            print(json.dumps(rows, ensure_ascii=False))
         elif options.command == "diff":
             from cupola_trainer.conversion.differences import compare_weights
 
             print(json.dumps(compare_weights(options.checkpoint, options.other)))
         else:
-            from cupola_trainer.rollout.continuation import continue_text
+            from cupola_trainer.rollout.continuation import answer_chat, continue_text
             from cupola_trainer.rollout.sampling import Sampling
 
             sampling = Sampling(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
-            print(continue_text(options.checkpoint, options.prompt, sampling, options.seed))
+            if options.chat:
+                print(answer_chat(options.checkpoint, options.chat, sampling, options.seed, options.template_date))
+            else:
+                print(continue_text(options.checkpoint, options.prompt, sampling, options.seed))
     except CupolaError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -65,15 +70,19 @@ def _parser() -> argparse.ArgumentParser:
     import_ = commands.add_parser("import", help="make a checkpoint of a transformers folder")
     import_.add_argument("--from", dest="source", type=Path, required=True, metavar="DIR")
     import_.add_argument("--to", type=Path, required=True, metavar="DIR")
-    generate = commands.add_parser("generate", help="continue a text")
+    generate = commands.add_parser("generate", help="continue a text, or answer a conversation")
     generate.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
-    generate.add_argument("--prompt", required=True, metavar="TEXT")
+    asked = generate.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--prompt", metavar="TEXT")
+    asked.add_argument("--chat", type=Path, metavar="FILE", help="JSON with messages and tools")
+    generate.add_argument("--template-date", type=date.fromisoformat, metavar="DAY")
     generate.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
     generate.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy")
     generate.add_argument("--seed", type=int, default=0)
     score = commands.add_parser("score", help="what a reward model gives conversations")
     score.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
     score.add_argument("--file", type=Path, required=True, metavar="FILE")
+    score.add_argument("--template-date", type=date.fromisoformat, metavar="DAY")
     diff = commands.add_parser("diff", help="how far apart two checkpoints' weights are")
     diff.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
     diff.add_argument("--other", type=Path, required=True, metavar="DIR")

@@ -6,17 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
+from cupola_platform.conversation import as_message, problem
 from cupola_platform.json_lines import Row
 from cupola_platform.json_lines import read as read_rows
 from cupola_platform.json_lines import write as write_rows
 from cupola_trainer.data.chat import (
     ChatTokenizer,
-    RefusedByTemplateError,
+    RefusedError,
     control_tokens,
     encode_answer,
     encode_conversation,
-    encode_prompt,
-    problem,
     turn_end,
 )
 
@@ -28,7 +27,7 @@ Sample = Mapping[str, np.ndarray]
 def load_conversations(path: Path, tokenizer: ChatTokenizer, sequence_length: int) -> tuple[list[Sample], Counter[str]]:
     """Encoded conversations {"tokens" [n], "mask" [n]}, and how many were dropped, by reason.
 
-    Besides `chat.problem`'s reasons: "refused_by_template"; "too_long", when the tokens do not fit `sequence_length` + 1.
+    Besides `problem`'s reasons: "refused_by_template"; "too_long", when the tokens do not fit `sequence_length` + 1.
     Cutting one short would teach answers without an end.
 
     Raises:
@@ -38,7 +37,7 @@ def load_conversations(path: Path, tokenizer: ChatTokenizer, sequence_length: in
     turn_end(tokenizer)
 
     def encode(row: Row) -> Sample | str:
-        if reason := problem(row.get("messages"), control):
+        if reason := problem(row.get("messages"), control, row.get("tools")):
             return reason
         tokens, mask = encode_conversation(tokenizer, row["messages"], row.get("tools"))
         last = int(mask.nonzero()[0][-1]) + 1  # what follows the last answer teaches nothing
@@ -48,30 +47,35 @@ def load_conversations(path: Path, tokenizer: ChatTokenizer, sequence_length: in
 
 
 def load_preferences(path: Path, tokenizer: ChatTokenizer, sequence_length: int) -> tuple[list[Sample], Counter[str]]:
-    """Encoded pairs {"prompt" [p], "chosen" [c], "rejected" [r], "margin" []}, answers with their end, and drops by reason.
+    """Encoded pairs {"prompt" [p], "chosen" [c], "rejected" [r], "margin" [], "tag" []}, answers with their end, and drops by
+    reason.
 
-    "tag": see `tag_of`. "margin": the row's own, or else by how much its scores differ, or 0. Besides `chat.problem`'s reasons and "too_long":
-    "equal_answers", which say nothing about what is better; "wrong_order", where the rejected answer has the better score.
+    An answer is a text, or a list of the one message that calls tools; its tokens are those that SFT would learn. "tag": see
+    `tag_of`. "margin": the row's own, or else by how much its scores differ, or 0. Besides `problem`'s reasons and those of
+    `load_conversations`: "equal_answers", which say nothing about what is better; "wrong_order", where the rejected answer has
+    the better score.
     """
-
     control = control_tokens(tokenizer)
     turn_end(tokenizer)
 
     def encode(row: Row) -> Sample | str:
-        for answer in (row.get("chosen"), row.get("rejected")):
-            turn = {"role": "assistant", "content": answer}
-            if reason := problem([*(row.get("messages") or []), turn], control):
+        asked, tools = row.get("messages") or [], row.get("tools")
+        answers = {side: as_message(row.get(side)) for side in ("chosen", "rejected")}
+        for answer in answers.values():
+            if reason := problem([*asked, answer], control, tools):
                 return reason
-        if row["chosen"] == row["rejected"]:
-            return "equal_answers"
         if (margin := _margin(row)) is None:
             return "wrong_order"
-        prompt = encode_prompt(tokenizer, row["messages"], row.get("tools"))
-        answers = {name: encode_answer(tokenizer, row[name]) for name in ("chosen", "rejected")}
-        if len(prompt) + max(len(answer) for answer in answers.values()) > sequence_length + 1:
+        (prompt, chosen), (_, rejected) = (
+            encode_answer(tokenizer, asked, answer, tools) for answer in answers.values()
+        )
+        if chosen == rejected:
+            return "equal_answers"
+        if len(prompt) + max(len(chosen), len(rejected)) > sequence_length + 1:
             return "too_long"
-        tokens = {name: np.array(ids, dtype=np.int64) for name, ids in {"prompt": prompt, **answers}.items()}
-        return {**tokens, "margin": np.array(margin, dtype=np.float32), "tag": np.array(tag_of(row))}
+        tokens = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        arrays = {name: np.array(ids, dtype=np.int64) for name, ids in tokens.items()}
+        return {**arrays, "margin": np.array(margin, dtype=np.float32), "tag": np.array(tag_of(row))}
 
     return _load(path, encode)
 
@@ -99,8 +103,8 @@ def _load(path: Path, encode: Callable[[Row], Sample | str]) -> tuple[list[Sampl
     for row in read_rows(path):
         try:
             outcome = encode(row)
-        except RefusedByTemplateError:
-            outcome = "refused_by_template"
+        except RefusedError as error:
+            outcome = error.reason
         if isinstance(outcome, str):
             drops[outcome] += 1
         else:

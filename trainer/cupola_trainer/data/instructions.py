@@ -15,11 +15,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from cupola_platform import json_lines
+from cupola_platform.conversation import problem
 from cupola_platform.errors import ConfigError
 from cupola_platform.json_lines import Row
 from cupola_platform.rows.drops import Drops
 from cupola_platform.strict import STRICT
-from cupola_trainer.data.chat import problem
 from cupola_trainer.data.documents import pairs_of_split
 from cupola_trainer.data.files import RowFiles, read_conversations
 from cupola_trainer.data.shapes import question_of

@@ -20,7 +20,7 @@ from cupola_trainer.evaluation.tasks import is_correct, score
 def make_prompts(conversations: Path, *, count: int, seed: int, to: Path, needs: str | None = "task") -> int:
     """Write up to `count` distinct training questions that can be scored, as prompts.jsonl of a SampleJob.
 
-    Rows are {"id", "source", "messages" (without the answer), "task", "tests"}, in an order that the seed decides.
+    Rows are {"id", "source", "messages" (without the answer), "tools", "task", "tests"}, in an order that the seed decides.
 
     Args:
         conversations: folder of a `conversations` artifact.
@@ -46,7 +46,7 @@ def make_prompts(conversations: Path, *, count: int, seed: int, to: Path, needs:
         )
     random.Random(seed).shuffle(rows)
     prompts = [
-        {key: row.get(key) for key in ("id", "source", "task", "tests")} | {"messages": row["messages"][:-1]}
+        {key: row.get(key) for key in ("id", "source", "tools", "task", "tests")} | {"messages": row["messages"][:-1]}
         for row in rows[:count]
     ]
     json_lines.write(to, prompts)
@@ -61,7 +61,7 @@ def make_preferences(
     pairs_per_prompt: int,
     seed: int,
     to: Path,
-    scores: Sequence[float] | None = None,
+    scores: Sequence[float | None] | None = None,
     min_gap: float | None = None,
     made_by: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
@@ -77,14 +77,14 @@ def make_preferences(
         heldout_fraction: of the prompts that give pairs.
         pairs_per_prompt: at most; a right answer may be in several.
         to: folder to write; made when missing.
-        scores: of the samples, in order; none for what the prompts' tasks say.
+        scores: of the samples, in order, none for one that cannot be scored; none for what the prompts' tasks say.
         min_gap: where the scores are rewards: what those of a pair differ by at least.
         made_by: what each pair says of its `model` and `filter`.
 
     Returns:
         The report: {"prompts", "answers", "correct", "accuracy" (with `min_gap` "mean_score" in their place), "pairs":
-        {"train", "heldout"}, "sources": {source: pairs}, "dropped"}. Dropped are answers ("unfinished", "empty",
-        "duplicate") and prompts ("all_right", "all_wrong", "alike"); "scorer_error" counts answers on which the scorer
+        {"train", "heldout"}, "sources": {source: pairs}, "dropped"}. Dropped are answers ("not_scored", "unfinished",
+        "empty", "duplicate") and prompts ("all_right", "all_wrong", "alike"); "scorer_error" counts answers on which the scorer
         failed, kept as wrong.
 
     Raises:
@@ -93,7 +93,12 @@ def make_preferences(
     drops: Counter[str] = Counter()
     answers: dict[str, list[Row]] = defaultdict(list)
     for place, sample in enumerate(json_lines.read(samples)):
-        answers[sample["id"]].append(sample if scores is None else {**sample, "score": scores[place]})
+        if scores is None:
+            answers[sample["id"]].append(sample)
+        elif scores[place] is None:
+            drops["not_scored"] += 1
+        else:
+            answers[sample["id"]].append({**sample, "score": scores[place]})
     rng = random.Random(seed)
     asked = list(json_lines.read(prompts))
     scored: list[Row] = []
@@ -165,6 +170,7 @@ def _pair(
         {
             "id": f"{prompt['id']}/{chosen['sample']}-{rejected['sample']}",
             "messages": prompt["messages"],
+            **({"tools": prompt["tools"]} if prompt.get("tools") else {}),
             "chosen": chosen["answer"],
             "rejected": rejected["answer"],
             "chosen_score": chosen["score"],

@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from cupola_platform.conversation import as_answer, normal, normal_tools, problem
 from cupola_platform.json_lines import BadLineError, Row, has_lone_surrogate
 from cupola_platform.rows.messages import calls_of, messages_of, tools_of
 from cupola_platform.rows.values import decoded, number, plain
-from cupola_trainer.data.chat import problem
 
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "contents", "data")
 """Columns of whole conversations."""
@@ -53,8 +53,8 @@ def conversation(row: Row) -> Row:
     if not messages:
         raise BadLineError("malformed", f"no conversation in its columns: {', '.join(row) or 'it has none'}")
     messages = _with_system(row, messages)
-    _check(messages)
-    return _sound({"messages": messages} | _extras(row))
+    extras = _extras(row)
+    return _sound({"messages": _checked(messages, extras.get("tools"))} | extras)
 
 
 def pair(row: Row) -> Row:
@@ -72,19 +72,19 @@ def pair(row: Row) -> Row:
     chosen, rejected = (_with_system(row, _whole(side, asked)) for side in (better, worse))
     if chosen[:-1] != rejected[:-1]:
         raise BadLineError("other_prompts", "the two conversations differ before their last turns")
-    for side in (chosen, rejected):
-        _check(side)
+    extras = _extras(row)
+    chosen, rejected = (_checked(side, extras.get("tools")) for side in (chosen, rejected))
     if chosen == rejected:
         raise BadLineError("equal_answers", "both answers are the same")
     return _sound(
         {
             "messages": chosen[:-1],
-            "chosen": _said(chosen[-1]),
-            "rejected": _said(rejected[-1]),
+            "chosen": as_answer(chosen[-1]),
+            "rejected": as_answer(rejected[-1]),
             "chosen_score": scores[0],
             "rejected_score": scores[1],
         }
-        | _extras(row)
+        | extras
     )
 
 
@@ -93,10 +93,13 @@ def question_of(row: Row) -> str:
     return json.dumps([row["messages"][:-1], row.get("tools") or []], ensure_ascii=False, sort_keys=True)
 
 
-def _check(messages: Sequence[Row]) -> None:
-    if reason := problem(messages):
+def _checked(messages: Sequence[Row], tools: Any) -> list[Row]:
+    """Messages in the normal form."""
+    if reason := problem(messages, tools=tools):
         roles = ", ".join(str(message.get("role")) for message in messages)
         raise BadLineError(reason, f"turns of {roles}"[:120])
+    found: list[Row] = normal(messages)
+    return found
 
 
 def _sound(made: Row) -> Row:
@@ -226,10 +229,6 @@ def _whole(side: Any, asked: list[Row]) -> list[Row]:
     return messages if messages[0]["role"] in ("system", "user") else asked + messages
 
 
-def _said(message: Row) -> str | list[Row]:
-    return str(message["content"]) if set(message) == {"role", "content"} else [message]
-
-
 def _extras(row: Row) -> Row:
     """What else of a row is kept, where it is there."""
     within = row.get("input")
@@ -237,5 +236,9 @@ def _extras(row: Row) -> Row:
     tests = decoded(row.get("tests"))
     if not all(isinstance(part, str) for part in (tests if isinstance(tests, list) else [tests or ""])):
         raise BadLineError("malformed_tests", "`tests` is neither a text nor a list of texts")
-    found = {"tools": tools_of(tools), "tag": str(row.get("tag") or ""), "margin": number(row.get("margin"))}
+    found = {
+        "tools": normal_tools(tools_of(tools)),
+        "tag": str(row.get("tag") or ""),
+        "margin": number(row.get("margin")),
+    }
     return {name: value for name, value in {**found, "tests": tests}.items() if value}

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cupola_platform import json_lines
-from cupola_trainer.data.chat import encode_prompt
+from cupola_platform.conversation import words
+from cupola_trainer.data.chat import RefusedError, encode_prompt
 from cupola_trainer.evaluation.intervals import wilson
 from cupola_trainer.evaluation.tasks import is_correct, score
 from cupola_trainer.rollout.generation import generate
@@ -25,10 +26,12 @@ BATCH_SIZE = 256
 class Question:
     """A held-out conversation that can be scored."""
 
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     """Up to where the answer belongs."""
     task: dict[str, Any]
     """{"name", "entry"}"""
+    tools: Any = None
+    """What may be called."""
 
 
 def read_questions(conversations: Path, per_task: int) -> list[Question]:
@@ -38,16 +41,25 @@ def read_questions(conversations: Path, per_task: int) -> list[Question]:
     for row in json_lines.read(conversations / "heldout.jsonl"):
         if row["task"] and seen[row["task"]["name"]] < per_task:
             seen[row["task"]["name"]] += 1
-            questions.append(Question(row["messages"][:-1], row["task"]))
+            questions.append(Question(row["messages"][:-1], row["task"], row.get("tools")))
     return questions
 
 
 def answer(
     loaded: Loaded, questions: Sequence[Question], max_new_tokens: int, progress: Callable[[int], None] | None = None
 ) -> list[str]:
-    """The model's greedy answer to every question, without control tokens."""
-    prompts = [encode_prompt(loaded.tokenizer, question.messages) for question in questions]
-    return _greedy(loaded, prompts, max_new_tokens, progress)
+    """The model's greedy answer to every question, without control tokens; "" where its tokenizer or template refuses one."""
+    prompts = [encode_question(loaded, question) for question in questions]
+    answers = iter(_greedy(loaded, [prompt for prompt in prompts if prompt], max_new_tokens, progress))
+    return [next(answers) if prompt else "" for prompt in prompts]
+
+
+def encode_question(loaded: Loaded, question: Question) -> list[int]:
+    """The prompt's token ids; none where the tokenizer or its chat template refuses the question."""
+    try:
+        return encode_prompt(loaded.tokenizer, question.messages, question.tools)
+    except RefusedError:
+        return []
 
 
 def continue_texts(loaded: Loaded, texts: Sequence[str], max_new_tokens: int) -> list[dict[str, str]]:
@@ -75,7 +87,7 @@ def accuracies(questions: Sequence[Question], answers: Sequence[str]) -> dict[st
         correct.setdefault(name, []).append(is_correct(value))
         shown.setdefault(name, []).append(
             {
-                "prompt": question.messages[-1]["content"],
+                "prompt": words(question.messages[-1]),
                 "answer": text,
                 "expected": question.task["entry"]["answer"],
                 "score": value,

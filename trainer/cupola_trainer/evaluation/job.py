@@ -54,7 +54,7 @@ def run(job: EvaluateJob) -> None:
 def _measure(
     job: EvaluateJob, folder: Path, tokenizer: Any, heldout: Heldout, questions: list[Question]
 ) -> dict[str, Any]:
-    loaded = load(folder, job.parallel)
+    loaded = load(folder, job.parallel, day=job.template_date)
     _check_tokenizer(folder, loaded, tokenizer)
     window = _window(job, folder, loaded.model.max_position_embeddings)
     end = tokenizer.convert_tokens_to_ids(likelihood.END_OF_DOCUMENT)

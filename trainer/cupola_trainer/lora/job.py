@@ -8,6 +8,7 @@ from cupola_trainer import checkpoint, runtime
 from cupola_trainer.config import LoraConfig, MergeAdapterJob
 from cupola_trainer.conversion.stored import StoredTensors
 from cupola_trainer.conversion.writing import write
+from cupola_trainer.data.tokenizer_folders import tokenizer_of
 from cupola_trainer.layout import validate_layout
 from cupola_trainer.lora.attaching import read_adapter
 from cupola_trainer.reporting import Report
@@ -49,7 +50,6 @@ def run(job: MergeAdapterJob) -> None:
     parameters = parameter_count(model)
     with Report(job.output, kind="merge_adapter", steps=1, parameters=parameters) as report:
         base = StoredTensors(job.initial)
-        tokenizer = job.initial / "tokenizer"
         write(
             job.output / "checkpoint",
             model,
@@ -58,7 +58,7 @@ def run(job: MergeAdapterJob) -> None:
             dtype=base.outline("embedding.word_embeddings.weight").dtype,
             seed=job.seed,
             objective="merge_adapter",
-            tokenizer=tokenizer if tokenizer.is_dir() else None,
+            tokenizer=tokenizer_of([job.adapter, job.initial]),
         )
         report.step(1)
         report.complete("checkpoint", {"parameters": parameters})

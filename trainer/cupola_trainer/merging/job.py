@@ -13,6 +13,7 @@ from cupola_trainer.checkpoint import read_model
 from cupola_trainer.config import MergeJob, ModelConfig
 from cupola_trainer.conversion.stored import StoredTensors
 from cupola_trainer.conversion.writing import write
+from cupola_trainer.data.tokenizer_folders import tokenizer_of
 from cupola_trainer.identity import same_tokenizer
 from cupola_trainer.layout import validate_layout
 from cupola_trainer.merging import methods
@@ -46,7 +47,6 @@ def run(job: MergeJob) -> None:
             job, model, [StoredTensors(folder) for folder in job.checkpoints],
             StoredTensors(job.base) if job.base else None,
         )  # fmt: skip
-        tokenizer = job.checkpoints[0] / "tokenizer"
         write(
             job.output / "checkpoint",
             model,
@@ -55,7 +55,7 @@ def run(job: MergeJob) -> None:
             dtype=merged.stored[0].outline("embedding.word_embeddings.weight").dtype,
             seed=job.seed,
             objective="merge",
-            tokenizer=tokenizer if tokenizer.is_dir() else None,
+            tokenizer=tokenizer_of(job.checkpoints),
         )
         report.step(1)
         report.complete("checkpoint", {"parameters": parameters, "merged": len(job.checkpoints)})

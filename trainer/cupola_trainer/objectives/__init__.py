@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cupola_platform.errors import ConfigError
 from cupola_trainer.config import DistillationData, ModelConfig, NextTokenData, RewardData, SftData, TrainJob
 from cupola_trainer.config.reinforcement import ReinforcementData
+from cupola_trainer.data.tokenizer_folders import load_tokenizer
 from cupola_trainer.identity import check_tokenizer
 from cupola_trainer.objectives.distillation_losses import distillation_loss, topk_distillation_loss
 from cupola_trainer.objectives.objective import Batch, Forward, Objective, Reads
@@ -60,9 +61,7 @@ def build_objective(job: TrainJob, tokenizer: Path | None, model: ModelConfig | 
         raise ConfigError(
             f"the objective {data.objective} needs a tokenizer: name its folder, or an initial checkpoint."
         )
-    from transformers import AutoTokenizer
-
-    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    loaded = load_tokenizer(tokenizer, job.template_date)
     if isinstance(data, SftData):
         from cupola_trainer.objectives.sft import SftObjective
 

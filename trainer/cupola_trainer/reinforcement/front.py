@@ -3,11 +3,11 @@
 import json
 
 import torch
-from transformers import AutoTokenizer
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.config import FrontJob, TrainJob
+from cupola_trainer.data.tokenizer_folders import load_tokenizer
 from cupola_trainer.identity import check_architecture
 from cupola_trainer.layout import validate_layout
 from cupola_trainer.objectives.grpo import kl_estimate
@@ -33,9 +33,9 @@ def run(job: FrontJob) -> None:
     runtime.start(job.parallel, job.seed)
     training = TrainJob(
         output=job.output, initial=job.reference, steps=1, seed=job.seed, parallel=job.parallel, batch=job.batch,
-        data=job.data, precision=job.precision, dry=True,
+        data=job.data, precision=job.precision, dry=True, template_date=job.template_date,
     )  # fmt: skip
-    tokenizer = AutoTokenizer.from_pretrained(job.reference / "tokenizer")
+    tokenizer = load_tokenizer(job.reference / "tokenizer", job.template_date)
     rollout, rewards = job.data.rollout, job.data.rewards
     check_rewards(rewards)
     path = job.data.conversations / "heldout.jsonl"

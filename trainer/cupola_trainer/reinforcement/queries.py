@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from cupola_platform import json_lines
+from cupola_platform.conversation import normal_tools, problem
 from cupola_platform.json_lines import Row
 from cupola_trainer.config.reinforcement import CodeReward, Reward, TaskReward
-from cupola_trainer.data.chat import ChatTokenizer, encode_prompt, problem
+from cupola_trainer.data.chat import ChatTokenizer, RefusedError, control_tokens, encode_prompt
 from cupola_trainer.data.order import order
 
 
@@ -29,8 +30,9 @@ class Query:
 def read_queries(
     path: Path, tokenizer: ChatTokenizer, longest: int, rewards: Sequence[Reward]
 ) -> tuple[list[Query], Counter[str]]:
-    """The distinct questions of a file of conversations: each row without its last answer. And how many were dropped, by
-    reason: `chat.problem`'s, "too_long", "duplicate", "no_task" and "no_tests" (nothing to score an answer by).
+    """The distinct questions of a file of conversations: each row without its last answer, with its tools. And how many were
+    dropped, by reason: `problem`'s, "refused_by_template", "too_long", "duplicate", "no_task" and "no_tests" (nothing to score
+    an answer by).
 
     Args:
         longest: tokens that a prompt may have.
@@ -40,12 +42,13 @@ def read_queries(
     """
     queries: dict[str, Query] = {}
     drops: Counter[str] = Counter()
+    control = control_tokens(tokenizer)
     for row in json_lines.read(path):
-        found = _query(row, tokenizer, longest, rewards)
+        found = _query(row, tokenizer, longest, rewards, control)
         if isinstance(found, str):
             drops[found] += 1
             continue
-        key = json.dumps(found.row["messages"], sort_keys=True)
+        key = json.dumps([found.row["messages"], normal_tools(row.get("tools"))], sort_keys=True)
         if key in queries:
             drops["duplicate"] += 1
         else:
@@ -59,9 +62,11 @@ def spread(queries: Sequence[Query], count: int) -> list[Query]:
     return [queries[place * len(queries) // count] for place in range(count)]
 
 
-def _query(row: Row, tokenizer: ChatTokenizer, longest: int, rewards: Sequence[Reward]) -> Query | str:
+def _query(
+    row: Row, tokenizer: ChatTokenizer, longest: int, rewards: Sequence[Reward], control: Collection[str]
+) -> Query | str:
     messages: Any = row.get("messages")
-    reason = problem(messages)
+    reason = problem(messages, control, row.get("tools"))
     if reason not in (None, "no_assistant_turn"):
         return str(reason)
     if any(isinstance(reward, TaskReward) for reward in rewards) and not row.get("task"):
@@ -69,7 +74,10 @@ def _query(row: Row, tokenizer: ChatTokenizer, longest: int, rewards: Sequence[R
     if any(isinstance(reward, CodeReward) for reward in rewards) and not row.get("tests"):
         return "no_tests"
     asked = messages if reason else messages[:-1]
-    prompt = encode_prompt(tokenizer, asked)
+    try:
+        prompt = encode_prompt(tokenizer, asked, row.get("tools"))
+    except RefusedError as error:
+        return error.reason
     return Query({**row, "messages": list(asked)}, prompt) if len(prompt) <= longest else "too_long"
 
 

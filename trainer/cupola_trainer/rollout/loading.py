@@ -1,14 +1,14 @@
 """A checkpoint, loaded to be asked and not to be trained."""
 
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
-
-from transformers import AutoTokenizer
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, models
 from cupola_trainer.config import ModelConfig, ParallelConfig
+from cupola_trainer.data.tokenizer_folders import load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,9 @@ def check_layout(parallel: ParallelConfig) -> None:
         )
 
 
-def load(folder: Path, parallel: ParallelConfig, model: ModelConfig | None = None) -> Loaded:
+def load(
+    folder: Path, parallel: ParallelConfig, model: ModelConfig | None = None, *, day: date | None = None
+) -> Loaded:
     """A checkpoint's model in evaluation mode. `runtime.start` comes first.
 
     Sequence parallelism is off: decoding has one token a sequence. A dense model takes no expert parallelism, so that
@@ -41,6 +43,7 @@ def load(folder: Path, parallel: ParallelConfig, model: ModelConfig | None = Non
 
     Args:
         model: the checkpoint's, with other positions; none for the checkpoint's own.
+        day: what its chat template takes for today; none for the date that the checkpoint was trained with.
 
     Raises:
         ConfigError: see `check_layout`; or the checkpoint has no tokenizer.
@@ -61,4 +64,4 @@ def load(folder: Path, parallel: ParallelConfig, model: ModelConfig | None = Non
     checkpoint.load_weights(folder, chunks)
     for chunk in chunks:
         chunk.eval()
-    return Loaded(model, chunks, AutoTokenizer.from_pretrained(folder / "tokenizer"))
+    return Loaded(model, chunks, load_tokenizer(folder / "tokenizer", day))

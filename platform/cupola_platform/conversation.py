@@ -1,0 +1,213 @@
+"""What a conversation is: messages, tool calls and tools in one normal form, and what is wrong with one.
+
+The form is that of transformers' chat templates:
+
+    {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]}
+    {"role": "tool", "content": "3"}
+
+`problem` and whatever renders a conversation bring it into this form first, so a row may be given as it was found.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+Message = Mapping[str, Any]
+
+CONTROL_TOKENS = frozenset({"<|im_start|>", "<|im_end|>", "<|endoftext|>"})
+"""ChatML's, for texts that no tokenizer has been chosen for yet."""
+ROLES = frozenset({"system", "user", "assistant", "tool"})
+
+
+def normal(messages: Any) -> Any:
+    """Messages in the normal form; what is no message stays as it is, for `problem` to name.
+
+    Null fields go: arrow gives every row every field of any row, so a null in a call's arguments is filler too and must not
+    be learnt. Where arguments are the JSON of an object, a null was written on purpose and stays, as does the string. Arguments
+    that are missing, empty or null are {}. OpenAI's older `function_call` and role `function` are read as well.
+    """
+    if not isinstance(messages, Sequence) or isinstance(messages, str):
+        return messages
+    try:
+        return [_message(message) if isinstance(message, Mapping) else message for message in messages]
+    except RecursionError:  # arguments nested hundreds deep
+        return []
+
+
+def normal_tools(tools: Any) -> Any:
+    """Tools as a list of {"type": "function", "function": {"name", ...}}; none, null and "" are []. JSON texts are read.
+
+    What is no tool stays as it is, for `problem` to name.
+    """
+    try:
+        tools = _parsed(tools)
+        if isinstance(tools, Mapping):
+            tools = [tools]
+        return [_tool(_parsed(tool)) for tool in tools] if isinstance(tools, list | tuple) else tools or []
+    except RecursionError:
+        return None
+
+
+def for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as chat templates read them: in the normal form, every call's arguments an object."""
+    found: list[dict[str, Any]] = normal(messages)
+    return [
+        {**message, "tool_calls": [_with_object(call) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for message in found
+    ]
+
+
+def problem(messages: Any, control_tokens: Collection[str] = CONTROL_TOKENS, tools: Any = None) -> str | None:
+    """Why a conversation cannot be learnt from, as a short name to count drops by; None when it can.
+
+    "malformed", "unknown_role", "empty_message", "control_token" (a text of it would close a turn), "malformed_tool_call",
+    "malformed_tools", "stray_tool_result" (no assistant asked for it), "no_assistant_turn", "no_question".
+    """
+    messages = normal(messages)
+    if not isinstance(messages, list) or not messages:
+        return "malformed"
+    called = False
+    for message in messages:
+        if reason := _problem_of(message):
+            return reason
+        if message["role"] == "tool" and not called:
+            return "stray_tool_result"
+        called = "tool_calls" in message if message["role"] != "tool" else called
+    if not _are_tools(tools := normal_tools(tools)):
+        return "malformed_tools"
+    if holds_control_token([for_template(messages), tools], control_tokens):
+        return "control_token"
+    if messages[-1]["role"] != "assistant":
+        return "no_assistant_turn"
+    return None if messages[0]["role"] != "assistant" else "no_question"
+
+
+def holds_control_token(value: Any, control_tokens: Collection[str]) -> bool:
+    """Whether any text inside `value`, keys included, holds a control token."""
+    return any(token in text for text in _texts(value) for token in control_tokens)
+
+
+def as_message(answer: Any) -> Message:
+    """An answer of a preference pair, a text or a list of one message, as the assistant's message."""
+    if isinstance(answer, list | tuple) and len(answer) == 1 and isinstance(answer[0], Mapping):
+        return {"role": "assistant", **answer[0]}
+    return {"role": "assistant", "content": answer}
+
+
+def as_answer(message: Message) -> Any:
+    """The reverse of `as_message`: a text, or a list of the one message where that is more, as where tools are called."""
+    return message["content"] if set(message) == {"role", "content"} else [message]
+
+
+def words(message: Message) -> str:
+    """A message as people read it: its text, and a line for each call."""
+    [message] = for_template([message])
+    calls = (call["function"] for call in message.get("tool_calls", ()))
+    lines = [f"{call['name']}({json.dumps(call['arguments'], ensure_ascii=False)})" for call in calls]
+    return "\n".join(filter(None, [str(message.get("content") or ""), *lines]))
+
+
+def _message(message: Message) -> Message:
+    kept = {key: value for key, value in message.items() if value is not None}
+    older = kept.pop("function_call", None)
+    calls = kept.pop("tool_calls", None) or ([older] if older else None)
+    if kept.get("role") == "function":
+        kept["role"] = "tool"
+    if calls or kept.get("role") == "tool":
+        content = kept.setdefault("content", "")
+        if isinstance(content, Mapping):  # a result that was not written out
+            kept["content"] = json.dumps(_without_nulls(content), ensure_ascii=False)
+    if calls:
+        kept["tool_calls"] = [_call(call) for call in calls] if isinstance(calls, list | tuple) else calls
+    return kept
+
+
+def _call(call: Any) -> Any:
+    function = call.get("function") or call if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping):
+        return call
+    identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}  # Mistral's template wants one
+    arguments = _arguments(function.get("arguments"))
+    return {**identity, "type": "function", "function": {"name": function.get("name"), "arguments": arguments}}
+
+
+def _arguments(value: Any) -> Any:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return {}
+    if not isinstance(value, str):
+        return _without_nulls(value)
+    found = _parsed(value)
+    if found is None:
+        return {}
+    return found if isinstance(found, Mapping) and _without_nulls(found) == found else value
+
+
+def _with_object(call: Any) -> Any:
+    return {**call, "function": {**call["function"], "arguments": _parsed(call["function"]["arguments"])}}
+
+
+def _tool(tool: Any) -> Any:
+    tool = _without_nulls(tool)
+    if isinstance(tool, dict) and "function" not in tool and "name" in tool:
+        return {
+            "type": "function",
+            "function": {key: of for key, of in tool.items() if (key, of) != ("type", "function")},
+        }
+    return tool
+
+
+def _parsed(value: Any) -> Any:
+    """What a JSON text says; any other value as it is, an empty text and "null" as None."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else None
+    except ValueError:
+        return value
+
+
+def _without_nulls(value: Any) -> Any:
+    """`value` without fields that are null, at any depth. Nulls of a list stay: they hold their places."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(of) for key, of in value.items() if of is not None}
+    return [_without_nulls(of) for of in value] if isinstance(value, list | tuple) else value
+
+
+def _problem_of(message: Any) -> str | None:
+    if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
+        return "malformed"
+    role, calls = message.get("role"), message.get("tool_calls", [])
+    if not isinstance(role, str) or role not in ROLES:
+        return "unknown_role"
+    if not isinstance(calls, list) or not all(map(_is_call, calls)) or (calls and role != "assistant"):
+        return "malformed_tool_call"
+    empty = not message["content"].strip() and not calls and role != "tool"
+    return "empty_message" if empty else None
+
+
+def _is_call(call: Any) -> bool:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
+        return False
+    return isinstance(_parsed(function.get("arguments")), Mapping)
+
+
+def _are_tools(tools: Any) -> bool:
+    if not isinstance(tools, list):
+        return False
+    functions = [tool.get("function") if isinstance(tool, Mapping) else None for tool in tools]
+    return all(isinstance(function, Mapping) and isinstance(function.get("name"), str) for function in functions)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, of in value.items():
+            yield str(key)
+            yield from _texts(of)
+    elif isinstance(value, list | tuple):
+        for of in value:
+            yield from _texts(of)

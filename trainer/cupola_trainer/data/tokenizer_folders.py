@@ -1,0 +1,37 @@
+"""A tokenizer's folder, and the date that its chat template is given: `template_date` of tokenizer_config.json (see `dates`)."""
+
+import json
+import shutil
+from collections.abc import Iterable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+CONFIG = "tokenizer_config.json"
+
+
+def load_tokenizer(folder: Path, day: date | None = None) -> Any:
+    """The tokenizer of a folder, which renders with this date, or else with the one that is kept in the folder."""
+    return AutoTokenizer.from_pretrained(folder, **({"template_date": day.isoformat()} if day else {}))
+
+
+def tokenizer_of(folders: Iterable[Path]) -> Path | None:
+    """Of several checkpoints whose tokenizers are alike the first tokenizer that keeps a date, or else the first; none
+    where there is none."""
+    found = [folder / "tokenizer" for folder in folders if (folder / "tokenizer").is_dir()]
+    return next((folder for folder in found if "template_date" in _config(folder)), found[0] if found else None)
+
+
+def keep_date(folder: Path, day: date, to: Path) -> Path:
+    """Copy a tokenizer's folder to `to`, with the date that it renders with from now on. Returns `to`."""
+    shutil.copytree(folder, to, dirs_exist_ok=True)
+    config = {**_config(to), "template_date": day.isoformat()}
+    (to / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
+    return to
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    return dict(json.loads(path.read_bytes())) if path.is_file() else {}
