@@ -121,6 +121,8 @@ class Workspace:
         Returns:
             How many artifacts were new.
         """
+        if self.registry.read_only:
+            return 0
         adopted = 0
         for digest in sorted(self.store.digests() - self.registry.digests()):
             try:

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from cupola_platform.errors import RegistryError
+from cupola_platform.registry.looking import only_looked_at, open_reader
 
 HEAD = "r0003"
 """The newest migration. A registry at it is opened without loading Alembic."""
@@ -83,6 +84,14 @@ def open_engine(url: str) -> Engine:
         RegistryError: the database cannot be reached, refuses, or was made by a newer Cupola.
     """
     with refusals(url):
+        if database := only_looked_at(url):
+            engine = open_reader(database)
+            _configure_sqlite(engine)
+            if _revision(engine) != HEAD:
+                raise RegistryError(
+                    f"The registry {database} cannot be written, and another version of Cupola made it. Open it once where it can."
+                )
+            return engine
         engine = _engine(url)
         if engine.dialect.name == "sqlite":
             Path(engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)

@@ -14,10 +14,11 @@ from sqlalchemy.orm import Session
 
 from cupola_platform.aliases import check_alias
 from cupola_platform.artifacts import Manifest
-from cupola_platform.errors import NotFoundError
+from cupola_platform.errors import NotFoundError, RegistryError
 from cupola_platform.living import lives, start_of
 from cupola_platform.registry.conversion import alias_row, annotation, artifact_row, artifact_table, move_row, run_row
 from cupola_platform.registry.database import PATIENCE, open_engine, patient, patiently, refusals, writing
+from cupola_platform.registry.looking import only_looked_at
 from cupola_platform.registry.rows import AliasMove, AliasRow, Annotation, ArtifactRow, Choice, RunRow, RunStatus
 from cupola_platform.registry.tables import (
     AliasMoveTable,
@@ -43,6 +44,8 @@ class Registry:
         self.patience = patience
         self._engine = patiently(lambda: open_engine(url), patience)
         self._writing = writing(self._engine)
+        self.read_only = only_looked_at(url) is not None
+        """Whether nothing can be written here."""
 
     def close(self) -> None:
         """Give the connections back."""
@@ -217,11 +220,11 @@ class Registry:
 
     @patient
     def sweep_lost_runs(self) -> list[RunRow]:
-        """Mark as failed the runs of this machine whose process is gone, and return them."""
+        """Mark as failed the runs of this machine whose process is gone, where that can be written, and return them."""
         query = select(RunTable).where(RunTable.status == "running", RunTable.host == socket.gethostname())
         with self._read() as session:
             gone = [row.id for row in session.scalars(query) if not lives(row.pid, row.process_start)]
-        if not gone:
+        if not gone or self.read_only:
             return []
         with self._write() as session:
             rows = list(session.scalars(query.where(RunTable.id.in_(gone))))
@@ -280,6 +283,11 @@ class Registry:
 
     @contextmanager
     def _write(self) -> Iterator[Session]:
+        if self.read_only:
+            raise RegistryError(
+                f"The registry {self.url} cannot be written: it can only be looked at. Change the permissions of its folder, "
+                "or name another workspace."
+            )
         with refusals(self.url), Session(self._writing) as session, session.begin():
             yield session
 
