@@ -82,7 +82,7 @@ def test_a_killed_run_is_started_again_once_and_nothing_stays_running_when_every
         ("", "failed"), ("prepare", "completed"), ("pretrain", "failed"), ("", "failed"), ("prepare", "reused"), ("pretrain", "failed"),
     ]  # fmt: skip
     assert [status for _, status in mlflow(cupola)] == ["FAILED", "FINISHED", "FAILED", "FAILED", "FINISHED", "FAILED"]
-    assert not list((cupola.workspace / "spool").iterdir())
+    eventually(lambda: not list((cupola.workspace / "spool").iterdir()), 30, "an empty spool")
 
 
 def test_down_cancels_a_run_in_training_and_in_preparation_in_every_record(
