@@ -46,6 +46,7 @@ def result(text: str) -> Row:
 ASKED = [user("Is it?"), said("It is.")]
 
 WEATHER = {"name": "weather", "description": "of a city", "parameters": {"type": "object"}}
+TOOL = {"type": "function", "function": WEATHER}
 
 
 @pytest.mark.parametrize(
@@ -104,14 +105,12 @@ def test_calls_without_arguments_and_empty_results_are_right(function: Row, cont
 def test_calls_are_the_same_whoever_wrote_them(turns: list[Row]) -> None:
     row = {"messages": [user("How warm?"), *turns, said("1 C")], "functions": [WEATHER]}
     expected = [user("How warm?"), calling("weather", city="A"), result('{"c": 1}'), said("1 C")]
-    assert conversation(row) == {"messages": expected, "tools": [WEATHER]}
+    assert conversation(row) == {"messages": expected, "tools": [TOOL]}
 
 
 def test_what_arrow_fills_up_with_is_no_argument(tmp_path: Path) -> None:
     calls = [calling("weather", city="A"), calling("discount", price=1, percent=10)]
-    rows = [{"messages": [user("Go."), call], "tools": [WEATHER]} for call in calls] + [
-        {"messages": ASKED, "tools": None}
-    ]
+    rows = [{"messages": [user("Go."), call], "tools": [TOOL]} for call in calls] + [{"messages": ASKED, "tools": None}]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "set.parquet")
     [raw, *_] = pa.Table.from_pylist(rows).to_pylist()
     assert raw["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"city": "A", "percent": None, "price": None}
@@ -125,7 +124,7 @@ def test_what_arrow_fills_up_with_is_no_argument(tmp_path: Path) -> None:
     [
         ({"messages": ASKED, "tools": "[{'name': broken"}, "malformed_tools"),
         ({"messages": ASKED, "tools": ["calculator"]}, "malformed_tools"),
-        ({"messages": ASKED, "tools": '[{"description": "\\ud83d"}]'}, "lone_surrogate"),
+        ({"messages": ASKED, "tools": '[{"name": "f", "description": "\\ud83d"}]'}, "lone_surrogate"),
         ({"messages": json.dumps(ASKED).replace("It is.", "\\ud83d")}, "lone_surrogate"),
         ({"messages": "[" * 5000 + "]" * 5000}, "nested_too_deep"),
         ({"messages": [{"role": "narrator", "content": "Once."}, *ASKED]}, "unknown_role"),

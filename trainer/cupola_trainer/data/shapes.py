@@ -178,7 +178,7 @@ def _sides(row: Row) -> tuple[Any, Any, tuple[float | None, float | None]]:
         if first in row and second in row and strength is not None:
             return *_ordered(row[first], row[second], -strength), (None, None)
     if "conversation_a" in row and "conversation_b" in row and "winner" in row:  # Chatbot Arena's
-        winner = {"model_a": 1, "model_b": -1}.get(row["winner"], 0)
+        winner = {"model_a": 1, "model_b": -1}.get(str(row["winner"]), 0)
         return *_ordered(row["conversation_a"], row["conversation_b"], winner), (None, None)
     return _best_and_worst(row)
 
@@ -192,9 +192,10 @@ def _ordered(first: Any, second: Any, lead: float) -> tuple[Any, Any]:
 
 def _best_and_worst(row: Row) -> tuple[Any, Any, tuple[float, float]]:
     """Of UltraFeedback's answers, each with its score."""
+    completions = decoded(row.get("completions"))
     answers = [
         (score, answer["response"])
-        for answer in decoded(row.get("completions")) or ()
+        for answer in (completions if isinstance(completions, list) else ())
         if isinstance(answer, dict) and "response" in answer
         if (score := number(answer.get("overall_score"))) is not None
     ]

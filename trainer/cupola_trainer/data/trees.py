@@ -26,7 +26,7 @@ def grown(rows: Iterable[tuple[Place, Row]], make: Callable[[Tree], Made]) -> It
             yield place, 0, row
     for place, message in single.values():
         parent = message.get("parent_id")
-        if parent in single:
+        if isinstance(parent, str) and parent in single:
             single[parent][1]["replies"].append(message)
         elif parent is not None:
             yield place, 0, {"message_without_its_parent": True}
@@ -36,7 +36,7 @@ def grown(rows: Iterable[tuple[Place, Row]], make: Callable[[Tree], Made]) -> It
 
 
 def _is_tree(value: Any) -> bool:
-    return isinstance(value, dict) and {"message_id", "text", "role"} <= set(value)
+    return isinstance(value, dict) and isinstance(value.get("message_id"), str) and {"text", "role"} <= set(value)
 
 
 def _made(place: Place, tree: Tree, make: Callable[[Tree], Made]) -> Iterator[tuple[Place, int, Row]]:
@@ -72,9 +72,11 @@ def _pairs(message: Tree, before: list[Row]) -> Made:
 
 def _replies(message: Tree) -> list[Tree]:
     """Replies that were not taken back, the best first; those without a rank come last."""
+    replies = message.get("replies")
     kept = [
         reply
-        for reply in message.get("replies") or ()
+        for reply in (replies if isinstance(replies, list) else ())
+        if _is_tree(reply)
         if not reply.get("deleted") and reply.get("review_result") is not False
     ]
     return sorted(kept, key=lambda reply: reply["rank"] if isinstance(reply.get("rank"), int | float) else float("inf"))
