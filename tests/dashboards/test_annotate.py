@@ -17,7 +17,7 @@ def test_keys_judge_pairs_and_the_words_become_an_artifact(
     workspace = Workspace.open(tmp_path / "home")
     folder = tmp_path / "given"
     folder.mkdir()
-    pairs = [
+    pairs: list[dict[str, Any]] = [
         {
             "id": f"pair-{n}",
             "messages": [{"role": "user", "content": f"What is {n} + 1?"}],
@@ -27,6 +27,11 @@ def test_keys_judge_pairs_and_the_words_become_an_artifact(
         }
         for n in range(3)
     ]
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    pairs[1] |= {
+        "tools": [{"type": "function", "function": {"name": "add"}}],
+        "chosen": [{"role": "assistant", "content": "", "tool_calls": [call]}],
+    }
     for split in ("train", "heldout"):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     given = workspace.publish(folder, kind="preferences", stage="preferences")
@@ -40,6 +45,8 @@ def test_keys_judge_pairs_and_the_words_become_an_artifact(
         for n, key in enumerate(("1", "2", "0")):
             expect(tab.get_by_text(f"What is {n} + 1?")).to_be_visible()
             expect(tab.get_by_text(f"{n} of 3 pairs judged")).to_be_visible()
+            for text in ('{"name": "add"}', 'add({"a": 1})'):
+                expect(tab.get_by_text(text, exact=True)).to_have_count(int(n == 1))
             tab.get_by_role("heading", name="Annotate", exact=True).click()  # out of the text field
             settled()
             tab.keyboard.press(key)

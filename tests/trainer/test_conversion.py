@@ -261,6 +261,26 @@ def test_an_imported_model_draws_every_row_and_ends_where_transformers_ends(
     assert said == tokenizer.decode(free[: free.index(end) + 1], skip_special_tokens=True)
 
 
+def test_a_conversation_is_asked_through_the_chat_template_with_its_tools(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tools = [{"type": "function", "function": {"name": "now"}}]
+    asked = [{"role": "user", "content": "Hi"}]
+    tokenizer = AutoTokenizer.from_pretrained(saved / "dense" / "tokenizer")
+    text = tokenizer.apply_chat_template(asked, tools=tools, tokenize=False, add_generation_prompt=True)
+    assert '{"name": "now"}' in text
+    file = tmp_path / "chat.json"
+    said = []
+    for asking in ("--prompt", text), ("--chat", str(file)):
+        file.write_text(json.dumps({"messages": [*asked, {"role": "assistant", "content": "Hello"}], "tools": tools}))
+        assert main(["generate", *asking, "--max-new-tokens", "6", "--checkpoint", str(saved / "dense")]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    file.write_text('{"messages": []}')
+    assert main(["generate", "--chat", str(file), "--checkpoint", str(saved / "dense")]) == 2
+    assert "is no conversation (malformed)" in capsys.readouterr().err
+
+
 def test_the_command_line_exports_imports_and_generates(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

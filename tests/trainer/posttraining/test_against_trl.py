@@ -8,8 +8,9 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, apply_chat_template
 
+from cupola_platform.conversation import as_message
 from cupola_trainer import checkpoint, loop, models, runtime
 from cupola_trainer.config import (
     BatchConfig,
@@ -22,15 +23,16 @@ from cupola_trainer.config import (
     TrainJob,
 )
 from cupola_trainer.conversion.exporting import export
+from cupola_trainer.data.chat import encode_conversation
+from cupola_trainer.data.conversations import load_preferences
 from cupola_trainer.data.order import order
 from cupola_trainer.metrics import read_metrics
 from cupola_trainer.objectives.sft import pack
 
-pytestmark = pytest.mark.slow
 STEPS, BATCH, LR, SEED = 20, 4, 2e-3, 5
 MODEL = ModelConfig(
     vocab_size=1024, hidden_size=32, num_layers=2, num_attention_heads=2, num_query_groups=1, ffn_hidden_size=64,
-    max_position_embeddings=64, rope_theta=10_000.0, init_std=0.05,
+    max_position_embeddings=192, rope_theta=10_000.0, init_std=0.05,
 )  # fmt: skip
 
 
@@ -53,6 +55,58 @@ def rows(number: int) -> dict[str, Any]:
     return {"id": str(number), "messages": messages, "chosen": f"yes, {number} is one", "rejected": f"no, not {number}"}
 
 
+TOOLS = [{"type": "function", "function": {"name": "check", "parameters": {"type": "object"}}}]
+TRIMMING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content | trim + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""As Llama 3's and Gemma's."""
+
+
+def calling(number: int) -> dict[str, Any]:
+    """A pair of calls, the rejected one with another argument."""
+
+    def call(of: int) -> list[dict[str, Any]]:
+        function = {"name": "check", "arguments": {"of": of}}
+        return [{"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}]
+
+    return {**rows(number), "tools": TOOLS, "chosen": call(number), "rejected": call(-number)}
+
+
+def loose(number: int) -> dict[str, Any]:
+    """A pair of answers with white space around them."""
+    row = rows(number)
+    return {**row, "chosen": f" {row['chosen']}\n", "rejected": f"\n\n{row['rejected']}  "}
+
+
+def as_trl(row: dict[str, Any], tokenizer: Any) -> dict[str, str]:
+    """A pair as texts, by TRL's own function, without the line end after <|im_end|>, which TRL would learn too."""
+    sides = {side: row[side] if isinstance(row[side], list) else [{"role": "assistant", "content": row[side]}]
+             for side in ("chosen", "rejected")}  # fmt: skip
+    texts = apply_chat_template({"prompt": row["messages"], **sides}, tokenizer, tools=row.get("tools"))
+    return {name: text.removesuffix("\n") if name in sides else text for name, text in texts.items()}
+
+
+@pytest.mark.parametrize(
+    ("make", "template"), [(rows, None), (calling, None), (loose, TRIMMING)], ids=["plain", "calls", "trimmed"]
+)
+def test_a_pair_is_the_texts_that_trl_makes_of_it(
+    chat_tokenizer_folder: Path, tmp_path: Path, make: Any, template: str | None
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(chat_tokenizer_folder)
+    tokenizer.chat_template = template or tokenizer.chat_template
+    made = [make(number) for number in range(1, 4)]
+    samples, drops = load_preferences(write(tmp_path / "data", made) / "train.jsonl", tokenizer, 512)
+    assert not drops
+    for row, sample in zip(made, samples, strict=True):
+        assert {name: tokenizer.decode(sample[name]) for name in ("prompt", "chosen", "rejected")} == as_trl(
+            row, tokenizer
+        )
+        answer = as_message(row["chosen"])
+        tokens, mask = encode_conversation(tokenizer, [*row["messages"], answer], row.get("tools"))
+        assert sample["chosen"].tolist() == tokens[mask].tolist()  # what SFT learns
+
+
 def write(folder: Path, made: list[dict[str, Any]]) -> Path:
     folder.mkdir()
     for name in ("train", "heldout"):
@@ -67,7 +121,7 @@ def ours(start: Path, output: Path, data: TrainingData) -> list[float]:
         seed=SEED,
         initial=start / "ours",
         steps=STEPS,
-        batch=BatchConfig(sequence_length=48, micro_batch_size=BATCH, global_batch_size=BATCH),
+        batch=BatchConfig(sequence_length=160, micro_batch_size=BATCH, global_batch_size=BATCH),
         optimizer=OptimizerConfig(lr=LR, min_lr_ratio=1.0, weight_decay=0.0, clip_grad=1.0, beta2=0.95),
         data=data,
     )
@@ -106,6 +160,7 @@ def shuffled(made: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [made[place] for [place] in pack([1] * len(made), 0, SEED)]
 
 
+@pytest.mark.slow
 def test_sft_follows_trls_sft_trainer(start: Path, tmp_path: Path) -> None:
     made = [
         {**row, "messages": [*row["messages"], {"role": "assistant", "content": row["chosen"]}]}
@@ -114,31 +169,24 @@ def test_sft_follows_trls_sft_trainer(start: Path, tmp_path: Path) -> None:
     found = ours(start, tmp_path / "ours", SftData(conversations=write(tmp_path / "data", made), pack=False))
     dataset = Dataset.from_list([{"messages": row["messages"]} for row in in_our_order(shuffled(made))])
     model, tokenizer = theirs(start)
-    config = SFTConfig(**settings(tmp_path / "theirs"), max_length=64, assistant_only_loss=True, packing=False)
+    config = SFTConfig(**settings(tmp_path / "theirs"), max_length=192, assistant_only_loss=True, packing=False)
     expected = losses(SFTTrainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer))
     assert len(found) == len(expected) == STEPS
     assert found[-1] < found[0] - 1
     assert found == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("loss_type", ["sigmoid"])
-def test_dpo_follows_trls_dpo_trainer(start: Path, tmp_path: Path, loss_type: Any) -> None:
-    made = [rows(number) for number in range(24)]
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [rows, calling], ids=["plain", "calls"])
+def test_dpo_follows_trls_dpo_trainer(start: Path, tmp_path: Path, make: Any) -> None:
+    loss_type: Any = "sigmoid"
+    made = [make(number) for number in range(1, 25)]
     data = DpoData(preferences=write(tmp_path / "data", made), beta=0.3, loss_type=loss_type)
     found = ours(start, tmp_path / "ours", data)
 
     model, tokenizer = theirs(start)
-    dataset = Dataset.from_list(  # as texts: of messages, TRL would learn the newline after <|im_end|> too
-        [
-            {
-                "prompt": tokenizer.apply_chat_template(row["messages"], tokenize=False, add_generation_prompt=True),
-                "chosen": row["chosen"] + "<|im_end|>",
-                "rejected": row["rejected"] + "<|im_end|>",
-            }
-            for row in in_our_order(made)
-        ]
-    )
-    config = DPOConfig(**settings(tmp_path / "theirs"), beta=0.3, loss_type=loss_type, max_length=64)
+    dataset = Dataset.from_list([as_trl(row, tokenizer) for row in in_our_order(made)])
+    config = DPOConfig(**settings(tmp_path / "theirs"), beta=0.3, loss_type=loss_type, max_length=192)
     trainer = DPOTrainer(
         model=model, ref_model=theirs(start)[0], args=config, train_dataset=dataset, processing_class=tokenizer
     )
