@@ -170,7 +170,7 @@ def test_a_postgresql_that_stays_away_is_one_line_after_its_time_and_a_wrong_nam
         own_postgresql.stop()
         began = time.monotonic()
         with pytest.raises(
-            RegistryError, match=r"^The registry postgresql\+psycopg://postgres@127.0.0.1:\d+/test_\d+ refused: "
+            RegistryError, match=r"^The registry postgresql\+psycopg://127.0.0.1:\d+/test_\d+ refused: "
         ):
             registry.start_run("tiny")
         assert 2.0 <= time.monotonic() - began < 10
