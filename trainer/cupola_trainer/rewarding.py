@@ -18,7 +18,7 @@ from cupola_platform.rows.drops import Drops
 from cupola_trainer import checkpoint, models, passes, runtime
 from cupola_trainer.config import ParallelConfig, ScoreJob
 from cupola_trainer.data.chat import RefusedError, encode_answer
-from cupola_trainer.data.files import RowFiles, read_conversations
+from cupola_trainer.data.files import RowFiles, read_conversations, usable
 from cupola_trainer.data.tokenizer_folders import load_tokenizer
 from cupola_trainer.layout import of_its_own, validate_layout
 from cupola_trainer.reporting import Report
@@ -158,7 +158,7 @@ def score_file(folder: Path, file: Path, day: date | None = None) -> list[dict[s
     Raises:
         SourceError: the file cannot be read, or holds no usable conversation; says why.
     """
-    rows = list(read_conversations(RowFiles(path=str(file)), Drops()))
+    rows = usable(read_conversations, RowFiles(path=str(file)), Drops())
     runtime.start(ParallelConfig(), seed=0)
     try:
         rewards = RewardModel(folder, ParallelConfig(), day).score_rows(rows)

@@ -14,7 +14,7 @@ from pyarrow import parquet
 from cupola_platform.errors import SourceError
 from cupola_platform.json_lines import BadLineError
 from cupola_platform.rows.drops import Drops
-from cupola_trainer.data.files import RowFiles, read_conversations, read_pairs
+from cupola_trainer.data.files import RowFiles, read_conversations, read_pairs, usable
 from cupola_trainer.data.instructions import make_conversations
 from cupola_trainer.data.preferences import read_preferences
 from cupola_trainer.data.shapes import conversation, pair
@@ -258,4 +258,4 @@ def test_files_of_which_no_row_is_usable_are_refused_with_the_commonest_reason_f
     )
     place.write_text("")
     with pytest.raises(SourceError, match=r"holds no usable row; dropped: nothing\."):
-        list(read_pairs(RowFiles(path=str(place)), Drops()))
+        usable(read_pairs, RowFiles(path=str(place)), Drops())

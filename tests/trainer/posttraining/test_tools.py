@@ -2,6 +2,7 @@
 that fine-tuning showed."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from cupola_platform.errors import SourceError
 from cupola_platform.rows.drops import Drops
 from cupola_trainer.data.chat import ControlTokenError, encode_conversation, encode_prompt
 from cupola_trainer.data.conversations import load_conversations, load_preferences
-from cupola_trainer.data.files import RowFiles, read_conversations, read_pairs
+from cupola_trainer.data.files import RowFiles, read_conversations, read_pairs, usable
 from cupola_trainer.data.instructions import make_conversations
 from cupola_trainer.data.preferences import make_preferences, make_prompts, read_preferences
 from cupola_trainer.evaluation.answers import Question, encode_question
@@ -270,5 +271,8 @@ def test_no_one_lets_a_tools_text_close_a_turn(chat_tokenizer: Any, tmp_path: Pa
         with pytest.raises(ControlTokenError, match="would close a turn"):
             encode_prompt(chat_tokenizer, asked, at_hand)
     files = RowFiles(path=str(tmp_path / "conv" / "train.jsonl"))
-    with pytest.raises(SourceError, match="control_token 1"):
-        list(read_conversations(files, Drops()))
+    counts: Counter[str] = Counter()
+    assert not list(read_conversations(files, counts))
+    assert counts == {"control_token": 1}
+    with pytest.raises(SourceError, match="holds no usable row; dropped: control_token 1"):
+        usable(read_conversations, files, Drops())

@@ -49,6 +49,9 @@ class RowFiles:
         return self
 
 
+Reader = Callable[[RowFiles, Counter[str]], Iterator[Row]]
+
+
 @plain_dataclass(frozen=True)
 class Place:
     """Where a row is."""
@@ -73,44 +76,58 @@ def state(files: RowFiles) -> str:
     return digest_files((str(path), digest_file(path)) for path in folder.rglob("*") if path.is_file())
 
 
-def read_conversations(files: RowFiles, drops: Drops) -> Iterator[Row]:
+def usable(read: Reader, files: RowFiles, drops: Drops) -> list[Row]:
+    """All rows that `read_conversations` or `read_pairs` finds.
+
+    Raises:
+        SourceError: as they do; or not one row is usable; says why.
+    """
+    mine = Drops()
+    rows = list(read(files, mine))
+    drops.add(mine)
+    if not rows:
+        given = f"path={files.path!r}" if files.path else f"dataset={files.dataset!r}"
+        raise SourceError(f"{given} holds no usable row; dropped: {mine.told()}. Mend the rows, or name other files.")
+    return rows
+
+
+def read_conversations(files: RowFiles, drops: Counter[str]) -> Iterator[Row]:
     """Rows {"id", "source", "messages", "task": null} and "tools", "tag", "tests" where there are any, see
     `shapes.conversation`; what is not usable is counted.
 
     Raises:
-        SourceError: there is no such file, a dataset cannot be read, or not one row is usable; says why.
+        SourceError: there is no such file, or a dataset cannot be read; says why.
     """
     return _shaped(files, drops, shapes.conversation, trees.best_path)
 
 
-def read_pairs(files: RowFiles, drops: Drops) -> Iterator[Row]:
+def read_pairs(files: RowFiles, drops: Counter[str]) -> Iterator[Row]:
     """Rows {"id", "source", "messages", "chosen", "rejected", "chosen_score", "rejected_score", "task": null}, see
     `shapes.pair`; what is not usable is counted.
 
     Raises:
-        SourceError: there is no such file, a dataset cannot be read, or not one row is usable; says why.
+        SourceError: there is no such file, or a dataset cannot be read; says why.
     """
     return _shaped(files, drops, shapes.pair, trees.ranked_pairs)
 
 
 def _shaped(
-    files: RowFiles, drops: Drops, shape: Callable[[Row], Row], of_tree: Callable[[Row], Iterator[Row]]
+    files: RowFiles, drops: Counter[str], shape: Callable[[Row], Row], of_tree: Callable[[Row], Iterator[Row]]
 ) -> Iterator[Row]:
-    mine, kept, source = Drops(), False, files.source or _stem(files)
+    mine, source = Drops(), files.source or _stem(files)
     for place, number, row in trees.grown(_rows(files, mine), of_tree):
         try:
             made = shape(row)
         except BadLineError as error:
             mine.drop(error.reason, place.where, str(error))
             continue
-        kept = True
         about = {"id": f"{place.name}-{number}" if number else place.name, "source": source}
         tag = {"tag": files.tag} if files.tag and "tag" not in made else {}
         yield {**about, **made, "task": None, **tag}
-    drops.add(mine)
-    if not kept:
-        given = f"path={files.path!r}" if files.path else f"dataset={files.dataset!r}"
-        raise SourceError(f"{given} holds no usable row; dropped: {mine.told()}. Mend the rows, or name other files.")
+    if isinstance(drops, Drops):  # knows places too
+        drops.add(mine)
+    else:
+        drops.update(mine)
 
 
 def _rows(files: RowFiles, drops: Drops) -> Iterator[tuple[Place, Row]]:

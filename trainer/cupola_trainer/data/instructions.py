@@ -21,7 +21,7 @@ from cupola_platform.json_lines import Row
 from cupola_platform.rows.drops import Drops
 from cupola_platform.strict import STRICT
 from cupola_trainer.data.documents import pairs_of_split
-from cupola_trainer.data.files import RowFiles, read_conversations
+from cupola_trainer.data.files import RowFiles, read_conversations, usable
 from cupola_trainer.data.shapes import question_of
 from cupola_trainer.evaluation.tasks import make_tasks
 
@@ -150,7 +150,7 @@ def _from_corpus(documents: Path, split: str, count: int, seed: int, drops: Drop
 
 def _from_files(files: RowFiles, most: int, seed: int, drops: Drops) -> tuple[list[Row], list[Row]]:
     """Held-out and training conversations of others, in an order that the seed decides. Questions are held out whole."""
-    rows = list(read_conversations(files, drops))
+    rows = usable(read_conversations, files, drops)
     random.Random(seed).shuffle(rows)
     by_question: dict[str, list[Row]] = defaultdict(list)
     for row in rows:

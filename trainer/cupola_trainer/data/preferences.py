@@ -12,7 +12,7 @@ from cupola_platform import json_lines
 from cupola_platform.errors import ConfigError
 from cupola_platform.json_lines import Row
 from cupola_platform.rows.drops import Drops, told
-from cupola_trainer.data.files import RowFiles, read_pairs
+from cupola_trainer.data.files import RowFiles, read_pairs, usable
 from cupola_trainer.data.shapes import question_of
 from cupola_trainer.evaluation.tasks import is_correct, score
 
@@ -216,7 +216,7 @@ def read_preferences(files: Iterable[RowFiles], *, heldout_fraction: float, seed
     by_prompt: dict[str, list[Row]] = defaultdict(list)
     seen: set[str] = set()
     for source in files:
-        for row in read_pairs(source, drops):
+        for row in usable(read_pairs, source, drops):
             asked = json.dumps([row["messages"], row.get("tools") or []], sort_keys=True)
             whole = asked + json.dumps([row["chosen"], row["rejected"]], sort_keys=True)
             if whole in seen:
