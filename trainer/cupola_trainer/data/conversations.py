@@ -1,15 +1,16 @@
 """Conversation and preference rows from JSON lines to token arrays: what the SFT and DPO objectives read. No torch."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from cupola_platform.conversation import as_message, problem
-from cupola_platform.json_lines import Row
+from cupola_platform.errors import ConfigError
+from cupola_platform.json_lines import Row, read_numbered
 from cupola_platform.json_lines import read as read_rows
 from cupola_platform.json_lines import write as write_rows
+from cupola_platform.rows.drops import Drops
 from cupola_trainer.data.chat import (
     ChatTokenizer,
     RefusedError,
@@ -19,12 +20,12 @@ from cupola_trainer.data.chat import (
     turn_end,
 )
 
-__all__ = ["Sample", "load_conversations", "load_preferences", "read_rows", "tag_of", "write_rows"]
+__all__ = ["Sample", "load_conversations", "load_preferences", "read_rows", "refuse_empty", "tag_of", "write_rows"]
 
 Sample = Mapping[str, np.ndarray]
 
 
-def load_conversations(path: Path, tokenizer: ChatTokenizer, sequence_length: int) -> tuple[list[Sample], Counter[str]]:
+def load_conversations(path: Path, tokenizer: ChatTokenizer, sequence_length: int) -> tuple[list[Sample], Drops]:
     """Encoded conversations {"tokens" [n], "mask" [n]}, and how many were dropped, by reason.
 
     Besides `problem`'s reasons: "refused_by_template"; "too_long", when the tokens do not fit `sequence_length` + 1.
@@ -46,7 +47,7 @@ def load_conversations(path: Path, tokenizer: ChatTokenizer, sequence_length: in
     return _load(path, encode)
 
 
-def load_preferences(path: Path, tokenizer: ChatTokenizer, sequence_length: int) -> tuple[list[Sample], Counter[str]]:
+def load_preferences(path: Path, tokenizer: ChatTokenizer, sequence_length: int) -> tuple[list[Sample], Drops]:
     """Encoded pairs {"prompt" [p], "chosen" [c], "rejected" [r], "margin" [], "tag" []}, answers with their end, and drops by
     reason.
 
@@ -97,16 +98,31 @@ def _margin(row: Row) -> float | None:
     return float(margin) if isinstance(margin, int | float) else better - worse if None not in scores else 0.0
 
 
-def _load(path: Path, encode: Callable[[Row], Sample | str]) -> tuple[list[Sample], Counter[str]]:
+def refuse_empty(samples: list[Sample], drops: Drops, file: Path, what: str, sequence_length: int) -> None:
+    """Refuse a training file of which no row is left.
+
+    Raises:
+        ConfigError: says what was dropped, the commonest reason first, and where.
+    """
+    if samples:
+        return
+    move = "Try a longer sequence_length" if set(drops) == {"too_long"} else "Mend the rows, or train on other ones"
+    raise ConfigError(
+        f"{file.parent} has no {what} that fits sequence_length={sequence_length} and can be trained on; dropped: "
+        f"{drops.told()}. {move}."
+    )
+
+
+def _load(path: Path, encode: Callable[[Row], Sample | str]) -> tuple[list[Sample], Drops]:
     samples: list[Sample] = []
-    drops: Counter[str] = Counter()
-    for row in read_rows(path):
+    drops = Drops()
+    for number, row in read_numbered(path):
         try:
             outcome = encode(row)
         except RefusedError as error:
             outcome = error.reason
         if isinstance(outcome, str):
-            drops[outcome] += 1
+            drops.drop(outcome, f"{path.name}, line {number}")
         else:
             samples.append(outcome)
     return samples, drops

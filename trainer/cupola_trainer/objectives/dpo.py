@@ -13,7 +13,7 @@ from cupola_platform.errors import ConfigError
 from cupola_trainer import runtime
 from cupola_trainer.config import DpoData
 from cupola_trainer.data.chat import ChatTokenizer
-from cupola_trainer.data.conversations import load_preferences
+from cupola_trainer.data.conversations import load_preferences, refuse_empty
 from cupola_trainer.data.order import order
 from cupola_trainer.objectives.collectives import shared
 from cupola_trainer.objectives.objective import Batch, Forward, Objective
@@ -44,11 +44,7 @@ class DpoObjective(Objective):
         self._heldout, self.heldout_drops = load_preferences(
             data.preferences / "heldout.jsonl", tokenizer, sequence_length
         )
-        if not self._train:
-            raise ConfigError(
-                f"{data.preferences} has no pair that fits sequence_length={sequence_length}; dropped: "
-                f"{dict(self.drops)}. Try a longer sequence_length."
-            )
+        refuse_empty(self._train, self.drops, data.preferences / "train.jsonl", "pair", sequence_length)
         self._pairs = self._train + self._heldout
         self._reference = np.full((len(self._pairs), 2), np.nan, dtype=np.float32)  # until `prepare` or `restore`
         if data.reference:

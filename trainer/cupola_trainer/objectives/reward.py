@@ -6,10 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cupola_platform.errors import ConfigError
 from cupola_trainer.config import RewardData
 from cupola_trainer.data.chat import ChatTokenizer
-from cupola_trainer.data.conversations import Sample, load_preferences
+from cupola_trainer.data.conversations import Sample, load_preferences, refuse_empty
 from cupola_trainer.data.order import order
 from cupola_trainer.objectives.dpo import over_rows, pair_rows
 from cupola_trainer.objectives.objective import Batch, Objective
@@ -36,11 +35,7 @@ class RewardObjective(Objective):
         longest = sequence_length - 1  # of `load_preferences`, which leaves a last token that is only predicted
         self._train, self.drops = load_preferences(data.preferences / "train.jsonl", tokenizer, longest)
         self._heldout, self.heldout_drops = load_preferences(data.preferences / "heldout.jsonl", tokenizer, longest)
-        if not self._train:
-            raise ConfigError(
-                f"{data.preferences} has no pair that fits sequence_length={sequence_length}; dropped: "
-                f"{dict(self.drops)}. Try a longer sequence_length."
-            )
+        refuse_empty(self._train, self.drops, data.preferences / "train.jsonl", "pair", sequence_length)
         tags = sorted({str(pair["tag"]) for pair in self._train}) if data.balance_tags else []
         self._by_tag = [[p for p in self._train if str(p["tag"]) == tag] for tag in tags] or [self._train]
 

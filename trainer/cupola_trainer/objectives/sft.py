@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cupola_platform.errors import ConfigError
 from cupola_trainer.config import SftData
 from cupola_trainer.data.chat import ChatTokenizer
-from cupola_trainer.data.conversations import Sample, load_conversations
+from cupola_trainer.data.conversations import Sample, load_conversations, refuse_empty
 from cupola_trainer.data.order import order
 from cupola_trainer.data.packing import hidden
 from cupola_trainer.objectives.objective import Batch, Objective
@@ -36,11 +35,7 @@ class SftObjective(Objective):
         heldout, self.heldout_drops = load_conversations(
             data.conversations / "heldout.jsonl", tokenizer, sequence_length
         )
-        if not train:
-            raise ConfigError(
-                f"{data.conversations} has no conversation that fits sequence_length={sequence_length}; dropped: "
-                f"{dict(self.drops)}. Try a longer sequence_length."
-            )
+        refuse_empty(train, self.drops, data.conversations / "train.jsonl", "conversation", sequence_length)
         capacity = sequence_length + 1 if data.pack else 0
         self._train = [_join(train, row) for row in pack([len(s["tokens"]) for s in train], capacity, seed)]
         self.epoch = len(self._train)
