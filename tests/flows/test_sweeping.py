@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -186,7 +187,7 @@ def test_a_run_that_down_ended_is_cancelled_for_prefect_and_the_registry_and_not
     run = prefect.run(workspace, "RUNNING", [tag_of(carrier)], submitted=True)
     its_own_server = prefect.run(workspace, "RUNNING", [process_tag(), OWN_SERVER_TAG])
     started = subprocess.run(
-        ["python", "-c", "import sys; from cupola_platform.registry import Registry; print(Registry(sys.argv[1]).start_run('short'))",
+        [sys.executable, "-c", "import sys; from cupola_platform.registry import Registry; print(Registry(sys.argv[1]).start_run('short'))",
          workspace.registry.url],
         check=True, capture_output=True, text=True,
     ).stdout.strip()  # fmt: skip

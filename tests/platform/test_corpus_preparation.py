@@ -62,7 +62,7 @@ def write_sources(folder: Path) -> list[str]:
     rows = [json.dumps({"text": text}) for text in texts + odd] + ["{broken", '{"text": "nul\\u0000"}']
     folder.mkdir()
     (folder / "rows.jsonl").write_text("\n".join(rows))
-    (folder / "broken.txt").write_bytes(b"\xff\xfe broken")
+    (folder / "broken.txt").write_bytes(b"broken \xff\xfe")
     (folder / "empty.md").touch()
     library = Path(sysconfig.get_paths()["stdlib"])
     code = folder / "code"
