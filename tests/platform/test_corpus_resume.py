@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,8 @@ def test_a_machine_that_goes_down_costs_no_finished_task_and_gives_the_same_byte
         wait_for(tmp_path / "out.work", count, process)
         workers = psutil.Process(process.pid).children(recursive=True)
         for each in [psutil.Process(process.pid), *workers]:
-            each.kill()
+            with suppress(psutil.NoSuchProcess):  # a worker may have ended meanwhile
+                each.kill()
         process.communicate()
         psutil.wait_procs(workers, timeout=20)
         before = markers(tmp_path / "out.work")
