@@ -50,7 +50,7 @@ def started(cupola: Any) -> Iterator[dict[str, dict[str, Any]]]:
 def test_servers_start_a_schedule_fires_and_a_submitted_run_is_cancelled_from_the_server(
     cupola: Any, recipe: Path, started: dict[str, dict[str, Any]], eventually: Eventually
 ) -> None:
-    assert set(started) == {"prefect", "mlflow", "worker", "console"}
+    assert set(started) == {"prefect", "mlflow", "worker", "sweeper", "console"}
     again = {row["service"]: row["pid"] for row in cupola.json("up")}
     assert again == {name: row["pid"] for name, row in started.items()}
 
