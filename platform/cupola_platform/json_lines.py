@@ -5,11 +5,11 @@ inside strings. A byte-order mark, CRLF and blank lines are taken.
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cupola_platform.durable import replacing
 from cupola_platform.errors import ConfigError
 
 Row = dict[str, Any]
@@ -124,8 +124,5 @@ def dump(row: Mapping[str, Any]) -> bytes:
 
 def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as JSON lines in UTF-8; the file is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with replacing(path) as file:
         file.writelines(map(dump, rows))
-    os.replace(partial, path)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from cupola_platform.durable import replacing
 from cupola_platform.json_lines import whole_lines
 
 log = logging.getLogger(__name__)
@@ -79,9 +80,8 @@ def append(path: Path, event: str, **values: Any) -> None:
 def trim(path: Path, resumed_step: int) -> None:
     """Drop the lines past `resumed_step`, and all lines of a job that starts over, but for those of interruptions."""
     kept = [line for line, event in _events(path) if _survives(event, resumed_step)]
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_bytes(b"".join(kept))
-    temporary.replace(path)
+    with replacing(path) as file:
+        file.writelines(kept)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from cupola_platform import artifacts
+from cupola_platform.durable import write_text
 from cupola_platform.errors import ConfigError
 from cupola_trainer import runtime
 from cupola_trainer.checkpoint import read_model
@@ -110,6 +111,4 @@ def _metrics(results: dict[str, Any]) -> dict[str, float]:
 
 
 def _write(path: Path, results: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(results, indent=2, ensure_ascii=False), encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(results, indent=2, ensure_ascii=False))
