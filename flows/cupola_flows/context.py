@@ -1,15 +1,15 @@
 """What a stage is given to work with: its folder, its seed, where to publish, and whom to tell how far it is."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from cupola_flows.display import Display
-from cupola_flows.schema import Recipe
 from cupola_platform.artifacts import Artifact
+from cupola_platform.strict import Strict
 from cupola_platform.tracking import Tracker
 from cupola_platform.workspace import Workspace
 
@@ -24,9 +24,21 @@ class StageContext:
     """One execution of one stage."""
 
     workspace: Workspace
-    recipe: Recipe
+    recipe: str
+    """The recipe's name."""
     name: str
     """The stage's name in the recipe."""
+    gives: str
+    """The kind of the artifact that the stage publishes."""
+    config: Mapping[str, Any]
+    """The stage's settings as an artifact keeps them: with the seed in force, whoever gave it."""
+    seed: int
+    template_date: date | None = None
+    """What chat templates take for today in this stage's jobs; none where it renders none."""
+    stages: Mapping[str, Strict] = field(default_factory=dict)
+    """All stages of the recipe."""
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    """The seed of each of them."""
     fingerprint: str
     run_id: str
     """The registry's run."""
@@ -42,20 +54,6 @@ class StageContext:
     profile: tuple[int, int] | None = None
     """First and last training step to trace with torch's profiler."""
 
-    @property
-    def seed(self) -> int:
-        return self.recipe.stage_seed(self.name)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The stage's settings as an artifact keeps them: with the seed in force, whoever gave it."""
-        return self.recipe.stages[self.name].model_dump(mode="json") | {"seed": self.seed}
-
-    @property
-    def template_date(self) -> date | None:
-        """What chat templates take for today in this stage's jobs; none where it renders none."""
-        return self.recipe.template_date if self.recipe.stages[self.name].renders else None
-
     def empty(self, name: str) -> Path:
         """A new, empty folder inside the work folder."""
         path = self.folder / name
@@ -67,12 +65,38 @@ class StageContext:
         """Seal `folder`, store it, and register it as what this stage gives."""
         return self.workspace.publish(
             folder,
-            kind=self.recipe.stages[self.name].gives,
+            kind=self.gives,
             parents=parents,
             stage=self.name,
-            recipe=self.recipe.name,
+            recipe=self.recipe,
             fingerprint=self.fingerprint,
-            config=self.config,
+            config=dict(self.config),
             metrics=metrics,
             run_id=self.run_id,
+        )
+
+    def publish_aside(
+        self,
+        folder: Path,
+        *,
+        kind: str,
+        parents: Sequence[Artifact],
+        metrics: dict[str, float],
+        config: Mapping[str, Any] | None = None,
+        fingerprint: str = "",
+    ) -> Artifact:
+        """The same with something that the stage makes on the way. It is found again where it has a fingerprint.
+
+        Args:
+            config: what decides it; none for the stage's own.
+        """
+        return self.workspace.publish(
+            folder,
+            kind=kind,
+            parents=parents,
+            stage=f"{self.name}-{kind}",
+            recipe=self.recipe,
+            fingerprint=fingerprint,
+            config=dict(self.config if config is None else config),
+            metrics=metrics,
         )

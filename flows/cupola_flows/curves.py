@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cupola_flows.schema import Recipe
-from cupola_flows.stages import TrainStage
+from cupola_flows.stages.training import TrainStage
 from cupola_platform.errors import ConfigError, NotFoundError
 from cupola_platform.registry import RunRow
 from cupola_platform.workspace import Workspace

@@ -3,14 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cupola_flows.code_version import code_version
 from cupola_flows.schema import Recipe
-from cupola_flows.stage_code import modules_of
-from cupola_flows.stages import AnyStage, ConversationsStage, PrepareStage
-from cupola_platform.artifacts import code_version
 from cupola_platform.artifacts import fingerprint as platform_fingerprint
-from cupola_platform.corpus.checking import file_digests, named_sources
-from cupola_platform.corpus.sources import source_state
-from cupola_trainer.data.files import state as files_state
 
 WITHOUT_EFFECT = ("layout", "teacher_layout", "checkpoint", "log_every", "evaluate_every")
 """Fields of a stage that change how fast, how safe or how talkative it is, and not what it gives: an interrupted stage goes on
@@ -34,36 +29,18 @@ def fingerprint(recipe: Recipe, name: str, parents: Mapping[str, Sequence[str]])
         parents: field to the digests of the artifacts that it names.
     """
     stage = recipe.stages[name]
+    inputs = {field for field in stage.inputs() if field in type(stage).model_fields}
     config = {
-        "stage": _with_effect(stage.model_dump(mode="json", exclude={"seed", *stage.takes, *WITHOUT_EFFECT})),
+        "stage": _with_effect(stage.model_dump(mode="json", exclude={"seed", *inputs, *WITHOUT_EFFECT})),
         "seed": recipe.stage_seed(name),
         "fields": {field: len(digests) for field, digests in parents.items()},
         "names": list(recipe.inputs(name).get("checkpoints", ())),
-        "sources": _sources(stage),
-        "tasks": _tasks(recipe, stage),
+        **stage.content(recipe.stages, recipe.seeds()),
     }
     if stage.renders and recipe.template_date:
         config["template_date"] = recipe.template_date.isoformat()
     ordered = [digest for digests in parents.values() for digest in digests]
-    return platform_fingerprint(config, ordered, code_version(*modules_of(stage)))
-
-
-def _sources(stage: AnyStage) -> dict[str, str]:
-    if isinstance(stage, PrepareStage):
-        states = {name: source_state(source) for name, source in named_sources(stage.corpus).items()}
-        return states | file_digests(stage.corpus)
-    return {str(place): files_state(source) for place, source in enumerate(getattr(stage, "files", ()))}
-
-
-def _tasks(recipe: Recipe, stage: AnyStage) -> dict[str, Any]:
-    """What decides the held-out questions that a corpus is checked against."""
-    if not isinstance(stage, PrepareStage) or not (stage.corpus.decontamination and stage.corpus.decontamination.tasks):
-        return {}
-    return {
-        name: [recipe.stage_seed(name), of.model_dump(mode="json", include={"tasks", "heldout_per_task"})]
-        for name, of in recipe.stages.items()
-        if isinstance(of, ConversationsStage)
-    }
+    return platform_fingerprint(config, ordered, code_version(type(stage).__module__))
 
 
 def _with_effect(config: Any) -> Any:

@@ -3,15 +3,17 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cupola_flows import restarts
+from cupola_flows.code_version import JOBS, code_version
 from cupola_flows.context import StageContext
 from cupola_flows.uploading import EVENTS, backup_of, uploaded
+from cupola_platform.artifacts import Artifact, fingerprint
 from cupola_platform.errors import BY_NAME, CancelledError, ConfigError, CupolaError, StageFailedError
 from cupola_platform.json_lines import numbered
 from cupola_platform.launch import LocalLauncher, RunningJob
@@ -75,6 +77,23 @@ def run_job(ctx: StageContext, job: AnyJob) -> JobResult:
     starts = restarts.Starts(allowed=1 + (job.faults.max_restarts if isinstance(job, TrainJob) else 1))
     result: JobResult = ctx.step(_attempt, ctx, job, starts)
     return result
+
+
+def run_once(
+    ctx: StageContext, job: AnyJob, *, kind: str, config: Mapping[str, Any], parents: Sequence[Artifact]
+) -> Artifact:
+    """What a job makes for several stages, as an artifact of its own: found again where it was made before.
+
+    Args:
+        config: all that decides it, besides the parents and the code.
+    """
+    mark = fingerprint({kind: dict(config)}, [parent.digest for parent in parents], code_version(JOBS[job.kind]))
+    if found := ctx.workspace.find(mark):
+        return found
+    result = run_job(ctx, job)
+    return ctx.publish_aside(
+        result.folder, kind=kind, parents=parents, metrics=result.metrics, config=config, fingerprint=mark
+    )
 
 
 def _attempt(ctx: StageContext, job: AnyJob, starts: restarts.Starts) -> JobResult:

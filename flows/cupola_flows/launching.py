@@ -12,7 +12,7 @@ import httpx
 from cupola_flows.display import Display
 from cupola_flows.prefect_api import PrefectApi, own_prefect
 from cupola_flows.recipe import load_recipe
-from cupola_flows.schema import select
+from cupola_flows.schema import Recipe, select
 from cupola_flows.services import find_prefect
 from cupola_flows.session import Session
 from cupola_flows.sweeping import OWN_SERVER_TAG, Sweeper, process_tag
@@ -42,21 +42,31 @@ def open_session(
     Raises:
         CupolaError: anything that can be known to be wrong before it starts.
     """
-    loaded = load_recipe(recipe, overrides)
+    return new_session(load_recipe(recipe, overrides), overrides, only, workspace, display)
+
+
+def new_session(
+    recipe: Recipe,
+    overrides: Sequence[str],
+    only: Sequence[str],
+    workspace: Path | None,
+    display: Callable[[Mapping[str, str]], Display],
+) -> Session:
+    """The same of a recipe that is loaded. Raises CupolaError."""
     try:
-        names = select(loaded, only)
+        names = select(recipe, only)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     opened = Workspace.open(workspace)
     opened.registry.sweep_lost_runs()
     session = Session(
         workspace=opened,
-        recipe=loaded,
+        recipe=recipe,
         names=names,
         overrides=overrides,
-        display=display({name: loaded.stages[name].kind for name in names}),
+        display=display({name: recipe.stages[name].kind for name in names}),
     )
-    validate(loaded, opened.settings, names)
+    validate(recipe, opened.settings, names)
     return session
 
 
@@ -80,9 +90,8 @@ def run_under_prefect(session: Session) -> None:
         from prefect import tags
         from prefect.logging.handlers import APILogWorker
 
-        from cupola_flows.lifecycle import SERVER_IS_GONE, SESSION, lifecycle
+        from cupola_flows.lifecycle import SERVER_IS_GONE, lifecycle
 
-        SESSION.set(session)
         marks = [process_tag()] if find_prefect(settings) == api else [process_tag(), OWN_SERVER_TAG]
         with _cancelled_from_the_server(session, api), tags(*marks):
             try:
@@ -91,6 +100,7 @@ def run_under_prefect(session: Session) -> None:
                     overrides=list(session.overrides),
                     only=list(session.names),
                     workspace=settings.home,
+                    session=session,
                     return_state=True,
                 )
             except SERVER_IS_GONE as error:

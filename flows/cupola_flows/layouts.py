@@ -10,9 +10,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from cupola_flows.fingerprint import fingerprint
 from cupola_flows.nearest import did_you_mean
-from cupola_flows.pretrain import fit_vocabulary
-from cupola_flows.schema import ARTIFACT, Recipe
-from cupola_flows.stages import PrepareStage, PretrainStage
+from cupola_flows.schema import Recipe
+from cupola_flows.stages.base import ARTIFACT
+from cupola_flows.stages.pretraining.prepare import PrepareStage
+from cupola_flows.stages.pretraining.pretrain import PretrainStage, fit_vocabulary
 from cupola_flows.validation import model_of
 from cupola_platform.artifacts import Artifact
 from cupola_platform.corpus.shards import ShardWriter

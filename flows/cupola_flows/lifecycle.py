@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -17,189 +17,64 @@ from prefect.exceptions import CancelledRun, PrefectHTTPStatusError
 from prefect.states import Cancelled
 
 from cupola_flows.display import PlainDisplay
-from cupola_flows.launching import open_session
+from cupola_flows.launching import new_session, open_session
 from cupola_flows.restarts import CrashedError
 from cupola_flows.results import summarize
+from cupola_flows.schema import Recipe
 from cupola_flows.server_watch import server_watched
 from cupola_flows.session import Session
-from cupola_flows.stages import (
-    ConversationsStage,
-    DistillationStage,
-    DpoStage,
-    EvaluateStage,
-    GrpoStage,
-    LongContextStage,
-    MergeStage,
-    OnlineDpoStage,
-    PairsStage,
-    PpoStage,
-    PreferencesStage,
-    PrepareStage,
-    PretrainStage,
-    PromoteStage,
-    PruneStage,
-    RewardStage,
-    SftStage,
-    SynthesizeStage,
-    UpcycleStage,
-    WarpStage,
-)
+from cupola_flows.stages.base import Stage
+from cupola_flows.stages.table import kinds
 from cupola_flows.sweeping import claimed, process_tag
 from cupola_flows.words import in_markdown
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import CancelledError
 
-SESSION: ContextVar[Session] = ContextVar("session")
-"""The execution that the flows of this thread belong to."""
 MOST_RETRIES = 100
 SERVER_IS_GONE = (httpx.HTTPError, PrefectHTTPStatusError)
 
-Inputs = dict[str, list[str]]
-"""Field to the ids of the artifacts that a stage takes."""
+
+def _stage_flow(kind: str, of: type[Stage]) -> Callable[..., Any]:
+    """The flow that carries one kind of stage out: started by the lifecycle, or alone from the server's page."""
+
+    def carry_out(
+        name: str,
+        stage: Stage,
+        recipe: str = "alone",
+        seed: int = 0,
+        template_date: date | None = None,
+        workspace: Path | None = None,
+        session: Session | None = None,
+    ) -> Any:
+        """Carry out one stage.
+
+        Args:
+            name: What the stage is called in its recipe.
+            stage: Its settings. A stage that is run alone names what it takes as artifact:ID.
+            recipe: The recipe's name.
+            seed: The recipe's seed, for a stage that gives none.
+            template_date: The day that chat templates are given.
+            workspace: Where local state is kept; empty for the worker's own.
+            session: The execution that it belongs to; empty for one of its own.
+        """
+        if session is None:
+            alone = Recipe(name=recipe, seed=seed, template_date=template_date, stages={name: stage})
+            session = new_session(alone, [], [name], workspace, PlainDisplay)
+            with _claimed(), session.recorded(flow_run_id()):
+                return _carry_out(session, name)
+        return _carry_out(session, name)
+
+    carry_out.__annotations__["stage"] = of
+    made: Callable[..., Any] = flow(name=kind, flow_run_name="{name}", description=(of.__doc__ or "").splitlines()[0])(
+        carry_out
+    )
+    return made
 
 
-@flow(name="prepare", flow_run_name="{name}")
-def prepare_flow(name: str, stage: PrepareStage, inputs: Inputs) -> Any:
-    """Raw text to token shards."""
-    return _carry_out(name)
-
-
-@flow(name="pretrain", flow_run_name="{name}")
-def pretrain_flow(name: str, stage: PretrainStage, inputs: Inputs) -> Any:
-    """Next-token training."""
-    return _carry_out(name)
-
-
-@flow(name="upcycle", flow_run_name="{name}")
-def upcycle_flow(name: str, stage: UpcycleStage, inputs: Inputs) -> Any:
-    """A dense checkpoint to a mixture of experts."""
-    return _carry_out(name)
-
-
-@flow(name="long_context", flow_run_name="{name}")
-def long_context_flow(name: str, stage: LongContextStage, inputs: Inputs) -> Any:
-    """Next-token training on longer sequences."""
-    return _carry_out(name)
-
-
-@flow(name="conversations", flow_run_name="{name}")
-def conversations_flow(name: str, stage: ConversationsStage, inputs: Inputs) -> Any:
-    """Conversations from tasks and corpus."""
-    return _carry_out(name)
-
-
-@flow(name="synthesize", flow_run_name="{name}")
-def synthesize_flow(name: str, stage: SynthesizeStage, inputs: Inputs) -> Any:
-    """Conversations that a model behind an endpoint writes."""
-    return _carry_out(name)
-
-
-@flow(name="sft", flow_run_name="{name}")
-def sft_flow(name: str, stage: SftStage, inputs: Inputs) -> Any:
-    """Supervised fine-tuning."""
-    return _carry_out(name)
-
-
-@flow(name="preferences", flow_run_name="{name}")
-def preferences_flow(name: str, stage: PreferencesStage, inputs: Inputs) -> Any:
-    """Pairs from scored samples."""
-    return _carry_out(name)
-
-
-@flow(name="pairs", flow_run_name="{name}")
-def pairs_flow(name: str, stage: PairsStage, inputs: Inputs) -> Any:
-    """Pairs from files."""
-    return _carry_out(name)
-
-
-@flow(name="dpo", flow_run_name="{name}")
-def dpo_flow(name: str, stage: DpoStage, inputs: Inputs) -> Any:
-    """Direct preference optimization."""
-    return _carry_out(name)
-
-
-@flow(name="reward", flow_run_name="{name}")
-def reward_flow(name: str, stage: RewardStage, inputs: Inputs) -> Any:
-    """A reward model from pairs."""
-    return _carry_out(name)
-
-
-@flow(name="distillation", flow_run_name="{name}")
-def distillation_flow(name: str, stage: DistillationStage, inputs: Inputs) -> Any:
-    """A teacher's distributions, learnt."""
-    return _carry_out(name)
-
-
-@flow(name="merge", flow_run_name="{name}")
-def merge_flow(name: str, stage: MergeStage, inputs: Inputs) -> Any:
-    """Several checkpoints to one."""
-    return _carry_out(name)
-
-
-@flow(name="prune", flow_run_name="{name}")
-def prune_flow(name: str, stage: PruneStage, inputs: Inputs) -> Any:
-    """A checkpoint to a smaller one."""
-    return _carry_out(name)
-
-
-@flow(name="grpo", flow_run_name="{name}")
-def grpo_flow(name: str, stage: GrpoStage, inputs: Inputs) -> Any:
-    """Group relative policy optimization."""
-    return _carry_out(name)
-
-
-@flow(name="ppo", flow_run_name="{name}")
-def ppo_flow(name: str, stage: PpoStage, inputs: Inputs) -> Any:
-    """Proximal policy optimization."""
-    return _carry_out(name)
-
-
-@flow(name="online_dpo", flow_run_name="{name}")
-def online_dpo_flow(name: str, stage: OnlineDpoStage, inputs: Inputs) -> Any:
-    """DPO on the latest answers."""
-    return _carry_out(name)
-
-
-@flow(name="warp", flow_run_name="{name}")
-def warp_flow(name: str, stage: WarpStage, inputs: Inputs) -> Any:
-    """Rounds of GRPO runs, merged."""
-    return _carry_out(name)
-
-
-@flow(name="evaluate", flow_run_name="{name}")
-def evaluate_flow(name: str, stage: EvaluateStage, inputs: Inputs) -> Any:
-    """Held-out text, tasks and generations."""
-    return _carry_out(name)
-
-
-@flow(name="promote", flow_run_name="{name}")
-def promote_flow(name: str, stage: PromoteStage, inputs: Inputs) -> Any:
-    """Move an alias, if the numbers allow."""
-    return _carry_out(name)
-
-
-STAGE_FLOWS: Mapping[str, Callable[..., Any]] = {
-    "prepare": prepare_flow,
-    "pretrain": pretrain_flow,
-    "upcycle": upcycle_flow,
-    "long_context": long_context_flow,
-    "conversations": conversations_flow,
-    "synthesize": synthesize_flow,
-    "sft": sft_flow,
-    "preferences": preferences_flow,
-    "pairs": pairs_flow,
-    "dpo": dpo_flow,
-    "reward": reward_flow,
-    "distillation": distillation_flow,
-    "merge": merge_flow,
-    "prune": prune_flow,
-    "grpo": grpo_flow,
-    "ppo": ppo_flow,
-    "online_dpo": online_dpo_flow,
-    "warp": warp_flow,
-    "evaluate": evaluate_flow,
-    "promote": promote_flow,
-}
+STAGE_FLOWS: Mapping[str, Callable[..., Any]] = {kind: _stage_flow(kind, of) for kind, of in kinds().items()}
+globals().update(
+    {f"{kind}_flow": found for kind, found in STAGE_FLOWS.items()}
+)  # an entry point names a flow of the module
 
 
 @flow(name="lifecycle", flow_run_name="{recipe}")
@@ -208,6 +83,7 @@ def lifecycle(
     overrides: list[str] | None = None,
     only: list[str] | None = None,
     workspace: Path | None = None,
+    session: Session | None = None,
 ) -> Any:
     """Carry out a recipe: every stage a flow of its own.
 
@@ -216,12 +92,10 @@ def lifecycle(
         overrides: Keys to change, such as stages.pretrain.steps=200.
         only: Stages to run; empty for all of them.
         workspace: Where local state is kept; empty for the worker's own.
+        session: The execution that a command has opened already; empty for one of its own.
     """
     with _claimed():
-        session = SESSION.get(None)
-        if session is None:
-            session = open_session(recipe, overrides or [], only or [], workspace, PlainDisplay)
-            SESSION.set(session)
+        session = session or open_session(recipe, overrides or [], only or [], workspace, PlainDisplay)
         try:
             with server_watched(session), session.recorded(flow_run_id()):
                 for name in session.names:
@@ -234,12 +108,19 @@ def lifecycle(
 
 def run_stage(session: Session, name: str) -> Artifact:
     """One stage as a subflow. When Prefect's server goes away, the stage's work is not lost, and the next go on without."""
-    stage = session.recipe.stages[name]
-    inputs = {field: [artifact.id for artifact in found] for field, found in session.inputs(name).items()}
+    stage, recipe = session.recipe.stages[name], session.recipe
     if session.prefect_is_gone.is_set():
         return session.execute(name)
     try:
-        STAGE_FLOWS[stage.kind](name=name, stage=stage, inputs=inputs)
+        STAGE_FLOWS[stage.kind](
+            name=name,
+            stage=session.resolved(name),
+            recipe=recipe.name,
+            seed=recipe.seed,
+            template_date=recipe.template_date,
+            workspace=session.workspace.settings.home,
+            session=session,
+        )
     except CancelledRun:
         raise session.error or CancelledError(f"stage {name} was cancelled.") from None
     except SERVER_IS_GONE as error:
@@ -265,14 +146,12 @@ def flow_run_id() -> str | None:
     return str(context.flow_run.id) if context and context.flow_run else None
 
 
-def _carry_out(name: str) -> Any:
-    session = SESSION.get()
+def _carry_out(session: Session, name: str) -> Any:
     try:
         artifact = session.execute(name, step=_retried, prefect_id=flow_run_id())
     except CancelledError as error:
         return Cancelled(message=str(error))
-    kind = session.recipe.stages[name].kind
-    _describe(name, kind, artifact)
+    _describe(name, session.recipe.stages[name], artifact)
     return artifact.id
 
 
@@ -283,7 +162,7 @@ def _tell(session: Session) -> None:
             "stage": name,
             "state": outcome.state,
             "artifact": outcome.artifact.id,
-            "result": summarize(session.recipe.stages[name].kind, outcome.artifact.metrics),
+            "result": summarize(session.recipe.stages[name], outcome.artifact.metrics),
         }
         for name, outcome in session.outcomes.items()
     ]
@@ -291,10 +170,10 @@ def _tell(session: Session) -> None:
         create_table_artifact(rows, key=_key(session.recipe.name, "results"), description="What every stage gave")
 
 
-def _describe(name: str, kind: str, artifact: Artifact) -> None:
+def _describe(name: str, stage: Stage, artifact: Artifact) -> None:
     """What the stage gave, on the page of its run."""
     rows = [{"metric": metric, "value": f"{value:,.6g}"} for metric, value in artifact.metrics.items()]
-    text = in_markdown(f"{artifact.kind}: {summarize(kind, artifact.metrics)}")
+    text = in_markdown(f"{artifact.kind}: {summarize(stage, artifact.metrics)}")
     with suppress(*SERVER_IS_GONE):
         create_table_artifact(rows, key=_key(name, "metrics"), description=f"What {in_markdown(name)} measured")
         create_link_artifact(artifact.path.as_uri(), artifact.id, key=_key(name, "artifact"), description=text)

@@ -55,9 +55,9 @@ def _describe(error: ErrorDetails, schema: dict[str, Any]) -> str:
 
 
 def _choices(context: dict[str, Any], name: str) -> str:
-    from cupola_flows.stages import KINDS
+    from cupola_flows.stages.table import kinds
 
-    return f"the name {name!r} is none of the kinds.{did_you_mean(name, KINDS)}"
+    return f"the name {name!r} is none of the kinds.{did_you_mean(name, kinds())}"
 
 
 def _shown(value: object) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cupola_flows.trials import Series, replaced
+from cupola_flows.trials import Series
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import ConfigError
 from cupola_platform.fitting.mixtures import draw_mixtures, propose
@@ -92,8 +92,8 @@ def mix(
 def _training(series: Series, domains: list[str], mixture: np.ndarray, steps: int) -> TrainJob:
     basis = series.basis
     weights = dict.fromkeys(basis.sources, 0.0) | dict(zip(domains, mixture.tolist(), strict=True))
-    data = replaced(basis.job.data, weights=weights)
-    job: TrainJob = replaced(basis.job, steps=steps, data=data, optimizer=basis.optimizer(steps), evaluate_batches=1)
+    data = basis.job.data.but(weights=weights)
+    job = basis.job.but(steps=steps, data=data, optimizer=basis.optimizer(steps), evaluate_batches=1)
     return job
 
 

@@ -12,7 +12,8 @@ from rich.text import Text
 from cupola_flows.comparison import interval
 from cupola_flows.display import clock
 from cupola_flows.session import Session
-from cupola_flows.words import number, plain, visible
+from cupola_flows.stages.base import Stage
+from cupola_flows.words import plain, visible
 from cupola_platform.artifacts import Artifact
 from cupola_platform.rows.drops import told
 from cupola_trainer.evaluation.long_context_page import summary
@@ -25,10 +26,9 @@ def print_results(session: Session, console: Console) -> None:
     """The whole page; of a run that ended early, what is finished."""
     console.print(Panel(_stages(session), title=f"[bold]{session.recipe.name}[/]", title_align="left"))
     for name, outcome in session.outcomes.items():
-        kind = session.recipe.stages[name].kind
-        if kind == "evaluate":
+        if outcome.artifact.kind == "evaluation":
             print_evaluation(name, read_results(outcome.artifact), console)
-        elif kind == "promote":
+        elif outcome.artifact.kind == "promotion":
             console.print(_promotion(_read(outcome.artifact.path / "decision.json")), highlight=False)
     if session.complete:
         console.print(_next(session), highlight=False)
@@ -55,7 +55,7 @@ def _stages(session: Session) -> Table:
     for name in session.names:
         outcome = session.outcomes.get(name)
         if outcome:
-            result = summarize(session.recipe.stages[name].kind, outcome.artifact.metrics)
+            result = summarize(session.recipe.stages[name], outcome.artifact.metrics)
             time = clock(outcome.seconds) if outcome.state == "completed" else ""
             table.add_row(name, outcome.state, outcome.artifact.id, time, plain(result))
         else:
@@ -63,38 +63,11 @@ def _stages(session: Session) -> Table:
     return table
 
 
-def summarize(kind: str, metrics: dict[str, float]) -> str:
+def summarize(stage: Stage, metrics: dict[str, float]) -> str:
     """The numbers of a stage that matter most, in a line; and what it dropped, and why."""
     reasons = {name.removeprefix("dropped_"): int(n) for name, n in metrics.items() if name.startswith("dropped_")}
-    line = _numbers(kind, {name: value for name, value in metrics.items() if not name.startswith("dropped")})
+    line = stage.summary({name: value for name, value in metrics.items() if not name.startswith("dropped")})
     return f"{line}, dropped {sum(reasons.values()):,}: {told(reasons, {})}" if reasons else line
-
-
-def _numbers(kind: str, metrics: dict[str, float]) -> str:
-    match kind:
-        case "prepare":
-            return (
-                f"{metrics['documents_kept']:,.0f} of {metrics['documents_read']:,.0f} documents, "
-                f"{metrics['bytes_kept'] / 1e6:.1f} of {metrics['bytes_read'] / 1e6:.1f} MB, "
-                f"{metrics['train_tokens']:,.0f} tokens"
-            )
-        case "pretrain" | "long_context" | "sft" | "dpo" | "reward" | "distillation" | "grpo" | "ppo" | "online_dpo":
-            return _training(metrics)
-        case "evaluate":
-            return f"unigram {metrics['unigram_bits_per_byte']:.3f} bits per byte"
-        case "promote":
-            return "promoted" if metrics["promoted"] else "not promoted"
-        case _:
-            return ", ".join(f"{name} {number(value)}" for name, value in list(metrics.items())[:4])
-
-
-def _training(metrics: dict[str, float]) -> str:
-    parts = []
-    for name in ("loss", "margin", "accuracy", "ece", "reward"):
-        before, after = metrics.get(f"initial_heldout_{name}"), metrics.get(f"final_heldout_{name}")
-        if after is not None:
-            parts.append(f"held-out {name} " + (f"{before:.3f} -> " if before is not None else "") + f"{after:.3f}")
-    return ", ".join(parts) or ", ".join(f"{name} {number(value)}" for name, value in list(metrics.items())[:4])
 
 
 def _evaluation(results: dict[str, Any]) -> Table:

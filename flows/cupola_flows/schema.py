@@ -1,21 +1,32 @@
 """A recipe: a model's whole life as named, typed stages that take each other's artifacts."""
 
+import functools
+import operator
 import re
 from collections.abc import Iterable
 from datetime import date
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, field_validator, model_validator
+from pydantic_core import CoreSchema
 
 from cupola_flows.nearest import did_you_mean
-from cupola_flows.stages import KINDS, NEVER_GUESSED, OPTIONAL, AnyStage
+from cupola_flows.stages.base import ARTIFACT, Input, Stage
+from cupola_flows.stages.table import kinds
 
-ARTIFACT = "artifact:"
 CRON = re.compile(r"^(@(yearly|annually|monthly|weekly|daily|hourly))$|^[\dA-Za-z*/,\-#?]+( [\dA-Za-z*/,\-#?]+){4}$")
 
 
-UNTRAINED = ("upcycle", "prune")
-"""Stages whose checkpoints are not worth measuring before they are trained further."""
+class _AnyKind:
+    """A stage of any kind, told apart by its `kind`. Asked for when a recipe is first read: plugins add kinds."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        any_kind = functools.reduce(operator.or_, kinds().values())
+        return handler.generate_schema(Annotated[any_kind, Field(discriminator="kind")])
+
+
+AnyStage = Annotated[Stage, _AnyKind]
 
 
 class Recipe(BaseModel):
@@ -54,7 +65,7 @@ class Recipe(BaseModel):
                 raise ValueError(f"{name!r} is not a stage name: lower-case letters, digits and underscores")
         return {
             name: stage
-            if not isinstance(stage, dict) or "kind" in stage or name not in KINDS
+            if not isinstance(stage, dict) or "kind" in stage or name not in kinds()
             else stage | {"kind": name}
             for name, stage in stages.items()
         }
@@ -66,8 +77,28 @@ class Recipe(BaseModel):
 
     def inputs(self, name: str) -> dict[str, tuple[str, ...]]:
         """Field to the references that it holds, guesses included: a stage's name, or `artifact:ID`."""
+        return {field: self.references(name, field) for field in self.stages[name].inputs()}
+
+    def references(self, name: str, field: str) -> tuple[str, ...]:
+        """What a field of a stage names, or what is guessed for it.
+
+        Raises:
+            ValueError: there is no such stage, it gives something else, or nothing gives what is needed.
+        """
         stage = self.stages[name]
-        return {field: self._references(name, stage, field) for field in stage.takes}
+        wanted: Input = stage.inputs()[field]
+        where = f"stages.{name}.{field}"
+        if given := getattr(stage, field):
+            references: tuple[str, ...] = (given,) if isinstance(given, str) else given
+            for reference in references:
+                self._check(reference, wanted.kind, where)
+            return references
+        found = wanted.guess(self, name, wanted.kind) if wanted.guess else ()
+        if not found and wanted.needed:
+            raise ValueError(
+                f"{where}: no earlier stage gives {wanted.kind}. Name one, or artifact:ID for what exists already."
+            )
+        return found
 
     def order(self) -> tuple[str, ...]:
         """Stage names, parents first, otherwise as written.
@@ -93,42 +124,9 @@ class Recipe(BaseModel):
         own = self.stages[name].seed
         return self.seed if own is None else own
 
-    def _references(self, name: str, stage: AnyStage, field: str) -> tuple[str, ...]:
-        given: str | tuple[str, ...] | None = getattr(stage, field)
-        needs = stage.takes[field]
-        where = f"stages.{name}.{field}"
-        if given:
-            references = (given,) if isinstance(given, str) else given
-            for reference in references:
-                self._check(reference, needs, where)
-            return references
-        earlier = list(self.stages)[: list(self.stages).index(name)]
-        if field == "checkpoints" and stage.kind == "promote":
-            found = self._measured(name)
-        elif field == "checkpoints":
-            found = tuple(e for e in earlier if self.stages[e].gives == needs and self.stages[e].kind not in UNTRAINED)
-        elif (stage.kind, field) in NEVER_GUESSED:
-            found = ()
-        else:
-            wanted = "pretrain" if field == "baseline" else None
-            found = tuple(
-                e for e in earlier if self.stages[e].gives == needs and wanted in (None, self.stages[e].kind)
-            )[-1:]
-        if not found and (stage.kind, field) not in OPTIONAL:
-            raise ValueError(
-                f"{where}: no earlier stage gives {needs}. Name one, or artifact:ID for what exists already."
-            )
-        return found
-
-    def _measured(self, name: str) -> tuple[str, ...]:
-        """What the evaluation of a promotion measures, but for the baseline."""
-        stage = self.stages[name]
-        evaluation = next(iter(self._references(name, stage, "evaluation")))
-        if evaluation.startswith(ARTIFACT):
-            return ()
-        baseline = self._references(name, stage, "baseline")
-        measured = self._references(evaluation, self.stages[evaluation], "checkpoints")
-        return tuple(each for each in measured if each not in baseline)
+    def seeds(self) -> dict[str, int]:
+        """The seed of every stage."""
+        return {name: self.stage_seed(name) for name in self.stages}
 
     def _check(self, reference: str, needs: str, where: str) -> None:
         if reference.startswith(ARTIFACT):

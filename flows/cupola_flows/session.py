@@ -11,54 +11,17 @@ from typing import Any
 import psutil
 
 from cupola_flows.context import StageContext, call
-from cupola_flows.conversations import conversations
 from cupola_flows.display import Display
-from cupola_flows.distillation import distillation
-from cupola_flows.evaluate import evaluate
 from cupola_flows.fingerprint import fingerprint
-from cupola_flows.long_context import long_context
-from cupola_flows.making import merge, prune
-from cupola_flows.posttrain import dpo, reward, sft
-from cupola_flows.preferences import pairs, preferences
-from cupola_flows.prepare import prepare
-from cupola_flows.pretrain import pretrain
 from cupola_flows.processes import jobs_in
-from cupola_flows.promote import promote
-from cupola_flows.reinforce import grpo, online_dpo, ppo
-from cupola_flows.schema import ARTIFACT, Recipe
-from cupola_flows.synthesis import synthesize
-from cupola_flows.upcycle import upcycle
-from cupola_flows.warp import warp
+from cupola_flows.schema import Recipe
+from cupola_flows.stages.base import ARTIFACT, Stage, Taken
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import CancelledError, ConfigError, CupolaError, StageFailedError
 from cupola_platform.launch import tether
 from cupola_platform.registry import RunStatus
 from cupola_platform.tracking import Tracker
 from cupola_platform.workspace import Workspace
-
-FUNCTIONS: dict[str, Callable[..., Artifact]] = {
-    "prepare": prepare,
-    "pretrain": pretrain,
-    "upcycle": upcycle,
-    "long_context": long_context,
-    "conversations": conversations,
-    "synthesize": synthesize,
-    "sft": sft,
-    "preferences": preferences,
-    "pairs": pairs,
-    "dpo": dpo,
-    "reward": reward,
-    "distillation": distillation,
-    "merge": merge,
-    "prune": prune,
-    "grpo": grpo,
-    "warp": warp,
-    "ppo": ppo,
-    "online_dpo": online_dpo,
-    "evaluate": evaluate,
-    "promote": promote,
-}
-"""Stage kind to the plain function that carries it out."""
 
 REMAINS_PATIENCE = tether.GRACE_SECONDS + 30
 """Seconds that processes have to end after their run was killed."""
@@ -169,32 +132,52 @@ class Session:
             self.error = error
             raise
 
-    def inputs(self, name: str) -> dict[str, list[Artifact]]:
-        """Field to the artifacts that the stage takes. Raises ConfigError when a stage left out has not been run."""
-        return {
-            field: [self._artifact(name, reference) for reference in references]
-            for field, references in self.recipe.inputs(name).items()
-        }
+    def inputs(self, name: str) -> Taken:
+        """The artifacts that the stage takes. Raises ConfigError when a stage left out has not been run."""
+        return Taken(
+            {
+                field: {reference: self._artifact(name, reference) for reference in references}
+                for field, references in self.recipe.inputs(name).items()
+            }
+        )
 
-    def fingerprint(self, name: str, inputs: dict[str, list[Artifact]]) -> str:
+    def resolved(self, name: str) -> Stage:
+        """The stage as it could be run alone: what it takes named by `artifact:ID`."""
+        stage = self.recipe.stages[name]
+        references = {
+            field: tuple(f"{ARTIFACT}{artifact.id}" for artifact in found.values())
+            for field, found in self.inputs(name).fields.items()
+            if field in type(stage).model_fields
+        }
+        several = {field for field in references if isinstance(getattr(stage, field), tuple)}
+        return stage.model_copy(
+            update={
+                field: named if field in several else next(iter(named), None) for field, named in references.items()
+            }
+        )
+
+    def fingerprint(self, name: str, taken: Taken) -> str:
         """See `fingerprint.fingerprint`."""
-        digests = {field: [artifact.digest for artifact in artifacts] for field, artifacts in inputs.items()}
+        digests = {field: [artifact.digest for artifact in found.values()] for field, found in taken.fields.items()}
         return fingerprint(self.recipe, name, digests)
 
     def _make(self, name: str, step: Callable[..., Any], prefect_id: str | None) -> Artifact:
         stage = self.recipe.stages[name]
-        inputs = self.inputs(name)
-        mark = self.fingerprint(name, inputs)
-        arguments = {
-            field: artifacts if field == "checkpoints" else next(iter(artifacts), None)
-            for field, artifacts in inputs.items()
-        }
+        taken = self.inputs(name)
+        mark = self.fingerprint(name, taken)
         folder = self.workspace.work_folder(mark)
         with _alone(folder, name, self.display.say), self._recorded(name, folder, prefect_id) as run_id:
+            seeds = self.recipe.seeds()
             ctx = StageContext(
                 workspace=self.workspace,
-                recipe=self.recipe,
+                recipe=self.recipe.name,
                 name=name,
+                gives=stage.gives,
+                config=stage.model_dump(mode="json") | {"seed": seeds[name]},
+                seed=seeds[name],
+                template_date=self.recipe.template_date if stage.renders else None,
+                stages=self.recipe.stages,
+                seeds=seeds,
                 fingerprint=mark,
                 run_id=run_id,
                 folder=folder,
@@ -203,7 +186,7 @@ class Session:
                 step=step,
                 profile=self.profile,
             )
-            artifact = FUNCTIONS[stage.kind](ctx, stage, **arguments)
+            artifact = stage.run(ctx, taken)
         self.outcomes[name] = Outcome("completed", artifact, self.display.lines[name].elapsed())
         self._finish(run_id, "completed", artifact)
         self.display.finished(name, "completed", f"artifact {artifact.id}")
@@ -250,7 +233,7 @@ class Session:
             tags = {"cupola.artifact": artifact.digest, "cupola.path": str(artifact.path)} if artifact else {}
             self.tracker.end_run(run, status, metrics=metrics, tags=tags)
 
-    def _known_inputs(self, name: str) -> dict[str, list[Artifact]] | None:
+    def _known_inputs(self, name: str) -> Taken | None:
         for parent in self.recipe.parents(name):
             if self.reuse(parent) is None:
                 return None

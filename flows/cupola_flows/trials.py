@@ -7,23 +7,22 @@ goes on, and a finished series is found in the registry.
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import gcd
 from pathlib import Path
 from typing import Any
 
+from cupola_flows.code_version import code_version
 from cupola_flows.context import StageContext
 from cupola_flows.display import Display
 from cupola_flows.jobs import JobResult, run_job
 from cupola_flows.layouts import prepared_tokens
 from cupola_flows.nearest import did_you_mean
-from cupola_flows.pretrain import fit_vocabulary
-from cupola_flows.sampling import source_weights
 from cupola_flows.schema import Recipe
-from cupola_flows.stage_code import TRIALS
-from cupola_flows.stages import PretrainStage
+from cupola_flows.stages.pretraining.mixture import source_weights
+from cupola_flows.stages.pretraining.pretrain import PretrainStage, fit_vocabulary
 from cupola_flows.validation import model_of
-from cupola_platform.artifacts import Artifact, code_version, fingerprint
+from cupola_platform.artifacts import Artifact, fingerprint
 from cupola_platform.errors import ConfigError
 from cupola_platform.workspace import Workspace
 from cupola_trainer.config import AnyJob, NextTokenData, OptimizerConfig, TrainJob
@@ -57,19 +56,13 @@ class Basis:
     def optimizer(self, steps: int, **changes: Any) -> OptimizerConfig:
         """The stage's, with the same share of `steps` to warm up in as it has of its own."""
         of = self.job.optimizer
-        changed: OptimizerConfig = replaced(
-            of, warmup_steps=round(of.warmup_steps * steps / self.stage.steps), **changes
-        )
-        return changed
+        return replace(of, warmup_steps=round(of.warmup_steps * steps / self.stage.steps), **changes)
 
     def with_batch(self, sequences: int, **changes: Any) -> TrainJob:
         """The job with another global batch."""
         batch = self.job.batch
         micro = gcd(sequences, batch.micro_batch_size)
-        changed: TrainJob = replaced(
-            self.job, batch=replaced(batch, global_batch_size=sequences, micro_batch_size=micro), **changes
-        )
-        return changed
+        return self.job.but(batch=replace(batch, global_batch_size=sequences, micro_batch_size=micro), **changes)
 
 
 def basis_of(workspace: Workspace, recipe: Recipe, stage_name: str = "") -> Basis:
@@ -117,11 +110,13 @@ class Series:
     kind: str
     config: Mapping[str, Any]
     display: Callable[[Mapping[str, str]], Display]
+    code: str
+    """The module that makes the series and reads its results."""
     mark: str = field(init=False)
 
     def __post_init__(self) -> None:
         config = {"kind": self.kind, "config": dict(self.config), "stage": self.basis.stage.model_dump(mode="json")}
-        self.mark = fingerprint(config, [self.basis.tokens.digest], code_version(*TRIALS))
+        self.mark = fingerprint(config, [self.basis.tokens.digest], code_version(self.code))
 
     @property
     def folder(self) -> Path:
@@ -140,14 +135,17 @@ class Series:
                 display.started(name)
                 ctx = StageContext(
                     workspace=self.workspace,
-                    recipe=self.basis.recipe,
+                    recipe=self.basis.recipe.name,
                     name=name,
+                    gives=self.kind,
+                    config=self.config,
+                    seed=job.seed,
                     fingerprint=self.mark,
                     run_id="",
                     folder=self.folder,
                     display=display,
                 )
-                results[name] = run_job(ctx, replaced(job, output=self.folder / name))
+                results[name] = run_job(ctx, job.but(output=self.folder / name))
                 display.finished(name, "completed")
         return results
 
@@ -200,8 +198,3 @@ def by_source(option: str, given: Sequence[str], known: Sequence[str]) -> dict[s
             raise ConfigError(f"{option} {text}: there is no source {name!r}.{did_you_mean(name, known)}")
         (found[name],) = numbers(f"{option} {name}", value)
     return found
-
-
-def replaced(value: Any, **changes: Any) -> Any:
-    """`dataclasses.replace`, checked anew."""
-    return type(value)(**{name: getattr(value, name) for name in value.__dataclass_fields__} | changes)

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from cupola_flows.cli import app
 from cupola_flows.curves import draw, heldout_curves
 from cupola_flows.recipe import load_recipe
-from cupola_flows.stages import PretrainStage, UpcycleStage
+from cupola_flows.stages.checkpoints.upcycle import UpcycleStage
+from cupola_flows.stages.pretraining.pretrain import PretrainStage
 from cupola_platform.errors import ConfigError, NotFoundError
 from cupola_platform.workspace import Workspace
 
@@ -113,4 +114,4 @@ def test_the_recipe_goes_on_from_tinys_dense_model_in_four_ways() -> None:
     assert len({(stage.steps, stage.batch, stage.optimizer) for stage in ways}) == 1
     cuts = [stage for stage in ours.stages.values() if isinstance(stage, UpcycleStage)]
     assert [cut.reinit_fraction for cut in cuts] == [0, 0.5, 1]
-    assert {cut.moe for cut in cuts} == {tiny.stages["upcycle"].moe}  # type: ignore[union-attr]
+    assert {cut.moe for cut in cuts} == {tiny.stages["upcycle"].moe}  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cupola_flows.recipe import load_recipe
 from cupola_flows.results import summarize
 
 STAGES = """
@@ -58,6 +59,7 @@ def test_a_stage_says_what_it_dropped_and_one_that_kept_nothing_fails(cupola: An
 
 
 def test_a_preparations_line_says_which_steps_dropped_documents() -> None:
+    tiny = load_recipe("tiny").stages
     metrics = {
         "documents_read": 9.0,
         "bytes_read": 2e6,
@@ -66,9 +68,9 @@ def test_a_preparations_line_says_which_steps_dropped_documents() -> None:
         "train_tokens": 500.0,
     }
     dropped = {"dropped": 3.0, "dropped_read": 1.0, "dropped_exact_deduplication": 2.0}
-    assert summarize("prepare", metrics | dropped) == (
+    assert summarize(tiny["prepare"], metrics | dropped) == (
         "6 of 9 documents, 1.0 of 2.0 MB, 500 tokens, dropped 3: exact_deduplication 2, read 1"
     )
-    assert summarize("sft", {"final_heldout_loss": 2.0, "dropped_too_long": 4.0}) == (
+    assert summarize(tiny["sft"], {"final_heldout_loss": 2.0, "dropped_too_long": 4.0}) == (
         "held-out loss 2.000, dropped 4: too_long 4"
     )

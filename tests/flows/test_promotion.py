@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from cupola_flows import promote as promotion
 from cupola_flows.context import StageContext
 from cupola_flows.display import Display
-from cupola_flows.promote import Decision, decide, promote
 from cupola_flows.recipe import load_recipe, parse_recipe
 from cupola_flows.schema import Recipe
-from cupola_flows.stages import PromoteStage
+from cupola_flows.stages.base import Taken
+from cupola_flows.stages.evaluation import promote as promotion
+from cupola_flows.stages.evaluation.decision import Decision, decide
+from cupola_flows.stages.evaluation.promote import PromoteStage
 from cupola_platform.artifacts import Artifact
 from cupola_platform.workspace import Workspace
 
@@ -145,18 +146,27 @@ class World:
     def promote(self, evaluation: Artifact) -> dict[str, Any]:
         text = RECIPE.format(dpo=self.dpo.id, base=self.base.id, evaluation=evaluation.id)
         recipe: Recipe = parse_recipe(text)
+        stage = recipe.stages["promote"]
+        assert isinstance(stage, PromoteStage)
         ctx = StageContext(
             workspace=self.workspace,
-            recipe=recipe,
+            recipe=recipe.name,
             name="promote",
+            gives=stage.gives,
+            config=stage.model_dump(mode="json"),
+            seed=0,
             fingerprint="f" * 64,
             run_id=self.workspace.registry.start_run("ours", "promote"),
             folder=self.workspace.work_folder("f" * 64),
             display=Display({"promote": "promote"}),
         )
-        stage = recipe.stages["promote"]
-        assert isinstance(stage, PromoteStage)
-        made = promote(ctx, stage, [self.dpo], evaluation, self.base)
+        (candidate,) = recipe.references("promote", "checkpoints")
+        taken = {
+            "checkpoints": {candidate: self.dpo},
+            "evaluation": {"evaluation": evaluation},
+            "baseline": {"baseline": self.base},
+        }
+        made = stage.run(ctx, Taken(taken))
         decision: dict[str, Any] = json.loads((made.path / "decision.json").read_text())
         return decision
 

@@ -24,7 +24,7 @@ def test_the_reward_model_and_pretraining_are_taken_only_where_they_are_named() 
 def test_rewards_are_told_apart_by_their_type() -> None:
     text = "kl_coef: 0.01\n    rewards: [{type: task, weight: 2}, {type: python, function: 'my.rewards:short'}]"
     stage = parse_recipe(GRPO.replace("kl_coef: 0.01", text)).stages["grpo"]
-    assert stage.rewards == (TaskReward(weight=2.0), PythonReward(function="my.rewards:short"))  # type: ignore[union-attr]
+    assert stage.rewards == (TaskReward(weight=2.0), PythonReward(function="my.rewards:short"))  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from cupola_flows.display import PlainDisplay
 from cupola_flows.launching import open_session, run_plain
-from cupola_flows.wordings import mark_of
+from cupola_flows.stages.data.requests import mark_of
 from cupola_platform import json_lines
 from cupola_platform.artifacts import Artifact
 from cupola_platform.endpoint import Endpoint, EndpointConfig

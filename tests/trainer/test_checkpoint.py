@@ -107,7 +107,7 @@ def job_in(output: Path, tokens: Path, **changes: Any) -> TrainJob:
         data=NextTokenData(tokens=tokens),
         checkpoint=CheckpointConfig(every=1, keep=2, keep_every=2),
     )
-    return replace(job, **changes)
+    return job.but(**changes)
 
 
 @pytest.fixture(scope="module")
@@ -131,16 +131,16 @@ def test_a_resumed_job_with_another_model_mixture_or_schedule_is_refused_in_one_
     trained: TrainJob, tokens_folder: Path
 ) -> None:
     before = sorted(path.stat().st_mtime_ns for path in trained.output.rglob("*"))
-    wider = replace(trained, model=replace(MODEL, ffn_hidden_size=128))
+    wider = trained.but(model=replace(MODEL, ffn_hidden_size=128))
     with pytest.raises(ConfigError, match="another architecture: ffn_hidden_size=64, the job's model has 128"):
         loop.begin(wider)
-    weighted = replace(trained, data=NextTokenData(tokens=tokens_folder, weights={"code": 2.0, "email": 1.0}))
+    weighted = trained.but(data=NextTokenData(tokens=tokens_folder, weights={"code": 2.0, "email": 1.0}))
     with pytest.raises(ConfigError, match=r"other data: weights=null, now {\"code\": 2.0.*allow-data-change"):
         loop.begin(weighted)
     assert sorted(path.stat().st_mtime_ns for path in trained.output.rglob("*")) == before
     with pytest.raises(ConfigError, match=r"trained with lr_decay_steps=6, this job has 7"):
-        loop.begin(replace(trained, steps=7, allow_data_change=True))
-    assert loop.begin(replace(weighted, allow_data_change=True)).progress.step == 6
+        loop.begin(trained.but(steps=7, allow_data_change=True))
+    assert loop.begin(weighted.but(allow_data_change=True)).progress.step == 6
 
 
 def rewrite(folder: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
@@ -164,7 +164,7 @@ def rewrite(folder: Path, change: Callable[[list[dict[str, Any]]], None]) -> Non
 def test_a_moment_that_is_missing_or_too_many_is_named(
     trained: TrainJob, tmp_path: Path, change: Callable[[Any], None], says: str
 ) -> None:
-    run = loop.begin(replace(trained, output=tmp_path))
+    run = loop.begin(trained.but(output=tmp_path))
     run.save()
     run.keeper.wait()
     folder = tmp_path / "checkpoints" / "step_00000000"

@@ -123,10 +123,10 @@ def test_only_adapters_are_trained_and_saved_and_a_resume_is_bitwise(
     assert any(whole[key].abs().max() > 0 for key in whole if key.endswith("lora_b"))
 
     asked = iter([False, False, False, True])
-    broken = replace(job, output=tmp_path / "broken")
+    broken = job.but(output=tmp_path / "broken")
     assert not train(broken, lambda: next(asked))
     with pytest.raises(ConfigError, match=r"lora\.alpha=7.0, but the checkpoint at step 3 has 6\.0"):
-        train(replace(broken, lora=replace(EVERYTHING, alpha=7)), lambda: False)
+        train(broken.but(lora=replace(EVERYTHING, alpha=7)), lambda: False)
     assert train(broken, lambda: False)
     resumed = StoredTensors(broken.output / "checkpoints" / "step_00000004")
     assert set(whole) == set(resumed)

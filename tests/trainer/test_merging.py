@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +152,7 @@ def test_every_layout_writes_the_same_bytes(
 ) -> None:
     found = []
     for name, layout in {"one": ParallelConfig(), "two": ParallelConfig(tp=2, sp=True)}.items():
-        job = replace(job_of(saved, tmp_path / name, method=method, seed=4), parallel=layout)
+        job = job_of(saved, tmp_path / name, method=method, seed=4).but(parallel=layout)
         job.output.mkdir()
         write_job(job, job.output / "job.json")
         torchrun(layout.world_size, "-m", "cupola_trainer", job.output / "job.json")

@@ -4,7 +4,6 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +158,7 @@ def test_a_resume_is_bitwise(saved: Path, tokens_folder: Path, tmp_path: Path) -
     )
     assert train(job, lambda: False)
     asked = iter([False, False, True])
-    broken = replace(job, output=tmp_path / "broken")
+    broken = job.but(output=tmp_path / "broken")
     assert not train(broken, lambda: next(asked))
     assert train(broken, lambda: False)
     whole, resumed = (StoredTensors(each.output / "checkpoints" / "step_00000006") for each in (job, broken))

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +178,7 @@ def test_a_torn_checkpoint_is_set_aside_by_name_and_another_layout_goes_on(
     twin: Path, tmp_path: Path, tokens_folder: Path, launcher: Any
 ) -> None:
     shutil.copytree(twin, tmp_path / "moved")
-    job = replace(job_in(tmp_path / "moved", tokens_folder), parallel=ParallelConfig(tp=2, sp=True, ep=2))
+    job = job_in(tmp_path / "moved", tokens_folder).but(parallel=ParallelConfig(tp=2, sp=True, ep=2))
     (job.output / "result.json").unlink()
     (job.output / "log").unlink()
     torn = max((job.output / "checkpoints" / "step_00000024" / "state").glob("*.bin"))
@@ -200,7 +199,7 @@ def test_a_torn_checkpoint_is_set_aside_by_name_and_another_layout_goes_on(
 
 @pytest.mark.slow
 def test_a_killed_launcher_leaves_no_rank(tmp_path: Path, tokens_folder: Path, launcher: Any) -> None:
-    job = replace(job_in(tmp_path, tokens_folder), steps=10_000)
+    job = job_in(tmp_path, tokens_folder).but(steps=10_000)
     process = start(job, *launcher(2))
     wait_for_step(job, 1, process)
     ranks = ranks_of(process)

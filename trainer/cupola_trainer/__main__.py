@@ -10,7 +10,6 @@ import signal
 import sys
 import warnings
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +32,7 @@ def main(path: Path, *, allow_data_change: bool = False) -> int:
 
         job = read_job(path)
         if allow_data_change and isinstance(job, TrainJob):
-            job = replace(job, allow_data_change=True)
+            job = job.but(allow_data_change=True)
         output = job.output
         if (output / "result.json").exists():
             return 0

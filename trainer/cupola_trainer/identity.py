@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from cupola_platform import artifacts
 from cupola_platform.artifacts.digests import digest_bytes, digest_files
 from cupola_platform.errors import ConfigError, NotFoundError
@@ -14,7 +16,7 @@ from cupola_trainer.config import ModelConfig, TrainJob
 
 def data_identity(job: TrainJob) -> dict[str, Any]:
     """All that decides which tokens the job reads in which order; plain JSON, without paths."""
-    settings = {field.name: _without_paths(getattr(job.data, field.name)) for field in dataclasses.fields(job.data)}
+    settings = {name: _without_paths(value) for name, value in job.data}
     order = {
         "seed": job.seed,
         "template_date": job.template_date.isoformat() if job.template_date else None,
@@ -102,6 +104,8 @@ def _without_paths(value: Any) -> Any:
         return _content(value)
     if isinstance(value, tuple):
         return [_without_paths(part) for part in value]
+    if isinstance(value, BaseModel):
+        return {name: _without_paths(part) for name, part in value}
     if dataclasses.is_dataclass(value):
         return {field.name: _without_paths(getattr(value, field.name)) for field in dataclasses.fields(value)}
     return value

@@ -112,7 +112,7 @@ def _counted(job: TrainJob, objective: Objective) -> TrainJob:
         return job
     assert objective.epoch
     steps = math.ceil(job.data.epochs * objective.epoch / job.batch.global_batch_size)
-    return replace(job, steps=steps, data=replace(job.data, epochs=None))
+    return job.but(steps=steps, data=job.data.but(epochs=None))
 
 
 def _model_and_tokenizer(job: TrainJob) -> tuple[ModelConfig, Path | None]:

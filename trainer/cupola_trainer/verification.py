@@ -99,10 +99,10 @@ def verify_layout(
     for each in (layout, against):
         apart = getattr(job.data, "reset_at_documents", False)
         validate_layout(job.model, each, batch, objective=job.data.objective, reset_at_documents=apart)
-    job = replace(job, steps=steps, batch=batch, log_every=1, dry=True)
+    job = job.but(steps=steps, batch=batch, log_every=1, dry=True)
     folder.mkdir(parents=True, exist_ok=True)
     ours, theirs = (
-        _train(replace(job, parallel=each, output=folder / name), started)
+        _train(job.but(parallel=each, output=folder / name), started)
         for name, each in (("layout", layout), ("against", against))
     )
     numbers = tuple(StepNumbers(step, *a, *b) for step, (a, b) in enumerate(zip(ours, theirs, strict=True), 1))

@@ -9,7 +9,7 @@ from cupola_dashboards.queries.workspace import prefect_page
 from cupola_dashboards.words import guarded, plain
 from cupola_flows import deployments
 from cupola_flows.recipe import Recipe, load_recipe
-from cupola_flows.stages import TrainStage
+from cupola_flows.stages.training import TrainStage
 from cupola_platform.errors import CupolaError
 
 

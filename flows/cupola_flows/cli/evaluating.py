@@ -14,9 +14,10 @@ from cupola_flows.display import make_display
 from cupola_flows.evaluations import DECIDE, evaluations, newest
 from cupola_flows.launching import run_plain
 from cupola_flows.results import print_evaluation, read_results
-from cupola_flows.schema import ARTIFACT, Recipe
+from cupola_flows.schema import Recipe
 from cupola_flows.session import Session
-from cupola_flows.stages import EvaluateStage
+from cupola_flows.stages.base import ARTIFACT
+from cupola_flows.stages.evaluation.evaluate import EvaluateStage
 from cupola_flows.validation import validate
 from cupola_flows.words import stdout
 from cupola_platform.artifacts import Artifact

@@ -57,7 +57,7 @@ def mix(
         "heldout_tokens": heldout_tokens,
     }
     display = partial(make_display, console=Console(stderr=True))
-    series = Series(opened, basis, "mixture", told, display)
+    series = Series(opened, basis, "mixture", told, display, "cupola_flows.mixing")
     artifact = mixing.mix(series, **told)  # type: ignore[arg-type]
     found = json.loads((artifact.path / "mixture.json").read_text())
     if as_json:
@@ -106,7 +106,9 @@ def fit_laws(
     wanted = [pair_of("--at", text) for text in at or []]
     rates, batches = numbers("--lr", lr), [int(number) for number in numbers("--batch", batch, least=0.99)]
     told = {"sizes": size, "tokens": lengths, "lr": rates, "batch": batches}
-    series = Series(opened, basis, "laws", told, partial(make_display, console=Console(stderr=True)))
+    series = Series(
+        opened, basis, "laws", told, partial(make_display, console=Console(stderr=True)), "cupola_flows.laws"
+    )
     models = [sized(basis.job.model, option) for option in size]
     artifact = fit(series, models=models, tokens=lengths, rates=rates, batches=batches)
     found = json.loads((artifact.path / "laws.json").read_text())

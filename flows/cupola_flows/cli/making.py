@@ -11,12 +11,12 @@ from typing import Annotated, Any, TypeVar
 import typer
 from pydantic import ValidationError
 
-from cupola_flows import making
 from cupola_flows.cli.checkpoint import check_empty, resolve_checkpoint
 from cupola_flows.cli.options import WorkspaceOption, open_workspace
 from cupola_flows.jobs import error_of, read_result
 from cupola_flows.messages import one_line
-from cupola_flows.stages import MergeStage, Stage
+from cupola_flows.stages.base import Stage
+from cupola_flows.stages.checkpoints.merge import MergeStage, merge_job
 from cupola_platform.aliases import check_alias
 from cupola_platform.artifacts import Artifact, seal
 from cupola_platform.errors import ConfigError, StageFailedError
@@ -78,7 +78,7 @@ def merge_command(
     common = resolve_checkpoint(base, workspace) if base else None
     parents = [*found, *([common] if common else [])]
     make(
-        lambda output: making.merge_job(stage, found, common, output=output, seed=seed),
+        lambda output: merge_job(stage, found, common, output=output, seed=seed),
         stage.kind,
         stage.model_dump(mode="json"),
         parents,

@@ -5,11 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from cupola_flows import making
 from cupola_flows.cli.checkpoint import resolve_checkpoint
 from cupola_flows.cli.making import AliasOption, ToOption, make, stage_of
 from cupola_flows.cli.options import Reference, WorkspaceOption, open_workspace
-from cupola_flows.stages import PruneStage
+from cupola_flows.stages.checkpoints.prune import PruneStage, prune_job
 from cupola_platform.errors import ConfigError
 from cupola_trainer.config import PruneJob
 
@@ -75,6 +74,6 @@ def prune_command(
         raise ConfigError(f"--tokens {tokens}: of kind {text.kind}. See: cupola artifacts --kind tokens")
 
     def job(output: Path) -> PruneJob:
-        return making.prune_job(stage, parent, text, output=output, seed=0)
+        return prune_job(stage, parent, text, output=output, seed=0)
 
     make(job, stage.kind, stage.model_dump(mode="json"), [parent, *([text] if text else [])], to, alias, workspace)

@@ -1,70 +1,154 @@
-"""What every stage has in common, and every one that trains."""
+"""What every stage is: settings, inputs, one artifact."""
 
-from typing import ClassVar, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
-from cupola_trainer.config import (
-    BatchConfig,
-    CheckpointConfig,
-    FaultConfig,
-    LoraConfig,
-    OptimizerConfig,
-    ParallelConfig,
-)
+from cupola_flows.context import StageContext
+from cupola_flows.words import number
+from cupola_platform.artifacts import Artifact
+from cupola_platform.strict import Strict
+from cupola_trainer.config import ModelConfig, ParallelConfig
+from cupola_trainer.layout import validate_layout
+
+ARTIFACT = "artifact:"
+"""Before the id or the alias of what the registry has already, where a recipe names an input."""
 
 
-class Stage(BaseModel):
-    """One typed step of a recipe: takes artifacts, gives one artifact."""
+class Stages(Protocol):
+    """What guesses look at: a recipe's stages in its order, and what each of them takes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    @property
+    def stages(self) -> "Mapping[str, Stage]": ...
 
+    def references(self, name: str, field: str) -> tuple[str, ...]:
+        """The stages, or `artifact:ID`, that a stage takes by a field; guesses included."""
+
+
+Guess = Callable[[Stages, str, str], tuple[str, ...]]
+"""From the stages, a stage's name and the kind that it needs to the stages to take it from."""
+
+
+def nearest(recipe: Stages, name: str, kind: str) -> tuple[str, ...]:
+    """The nearest earlier stage that gives the kind."""
+    return _earlier(recipe, name, kind)[-1:]
+
+
+def every_trained(recipe: Stages, name: str, kind: str) -> tuple[str, ...]:
+    """Every earlier stage that gives the kind, but for those whose checkpoints are to be trained first."""
+    return tuple(stage for stage in _earlier(recipe, name, kind) if recipe.stages[stage].ready)
+
+
+def _earlier(recipe: Stages, name: str, kind: str) -> tuple[str, ...]:
+    earlier = list(recipe.stages)[: list(recipe.stages).index(name)]
+    return tuple(stage for stage in earlier if recipe.stages[stage].gives == kind)
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a field of a stage takes when it names another stage, or `artifact:ID`."""
+
+    kind: str
+    """Of the artifact."""
+    guess: Guess | None = nearest
+    """What is taken where a recipe leaves the field out; none to take nothing."""
+    optional: bool = False
+    """Whether the stage can do without it. One that is never guessed can."""
+
+    @property
+    def needed(self) -> bool:
+        return self.guess is not None and not self.optional
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The artifacts that a stage takes."""
+
+    fields: Mapping[str, Mapping[str, Artifact]]
+    """Field to artifacts, by the references that the recipe has for them."""
+
+    def one(self, field: str) -> Artifact:
+        """The artifact of a field that is always there."""
+        return next(iter(self.fields[field].values()))
+
+    def maybe(self, field: str) -> Artifact | None:
+        """The artifact of a field, where there is one."""
+        return next(iter(self.fields[field].values()), None)
+
+    def named(self, field: str) -> Mapping[str, Artifact]:
+        """All artifacts of a field, by name."""
+        return self.fields[field]
+
+    def all(self, *fields: str) -> list[Artifact]:
+        """All artifacts of these fields, in this order; of every field where none is named."""
+        return [artifact for field in fields or self.fields for artifact in self.fields[field].values()]
+
+
+class Stage(Strict):
+    """One typed step of a recipe: takes artifacts, gives one artifact.
+
+    A subclass adds `kind: Literal[NAME] = NAME`, its settings, and its inputs: fields like `parent: Annotated[str | None,
+    Input("checkpoint")] = None`.
+    """
+
+    kind: str
+    """What the stage is; a stage whose name is a kind needs none."""
     gives: ClassVar[str]
     """The artifact's kind."""
-    takes: ClassVar[dict[str, str]] = {}
-    """Field that names another stage, to the artifact kind that it must give."""
-
     renders: ClassVar[bool] = False
     """Whether it puts conversations through a chat template, so that the recipe's `template_date` decides its tokens."""
+    ready: ClassVar[bool] = True
+    """Whether its checkpoint is worth measuring before it is trained further."""
 
     seed: int | None = Field(default=None, ge=0, lt=2**31)
     """Seed of this stage; none for the recipe's."""
 
+    @classmethod
+    def inputs(cls) -> dict[str, Input]:
+        """Field to what it takes."""
+        return {
+            name: mark for name, field in cls.model_fields.items() for mark in field.metadata if isinstance(mark, Input)
+        }
 
-class TrainStage(Stage):
-    """What every stage that trains has in common."""
+    def run(self, ctx: StageContext, taken: Taken) -> Artifact:
+        """Make what the stage gives, and publish it. Raises CupolaError."""
+        raise NotImplementedError
 
-    gives: ClassVar[str] = "checkpoint"
+    def shape(self, parent: ModelConfig | None) -> ModelConfig | None:
+        """The shape of the model that it gives, as far as the recipe says it.
 
-    layout: ParallelConfig = Field(default_factory=ParallelConfig)
-    """How the model is laid out over processes."""
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
-    lora: LoraConfig | None = None
-    """Train adapters on the frozen parent and fold them in at the end; none to train every weight."""
-    batch: BatchConfig
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of weights and activations; bf16 keeps fp32 master weights, gradients and moments. Auto: bf16 on GPUs, fp32 on CPUs."""
-    steps: int = Field(ge=1)
-    """Optimizer steps."""
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
-    faults: FaultConfig = Field(default_factory=FaultConfig)
-    log_every: int = Field(default=1, ge=1)
-    """Steps between points on the curves."""
-    evaluate_every: int = Field(default=0, ge=0)
-    """Steps between held-out losses; 0 for before the first step and after the last only."""
-    evaluate_batches: int = Field(default=4, ge=1)
-    """Global batches in one held-out loss."""
+        Args:
+            parent: its parent's; none where that comes from an artifact, or where there is no parent.
 
-    @property
-    def base(self) -> str | None:
-        """The stage whose checkpoint `optimizer.merging` starts at; an input like others, where a kind takes it."""
-        merging = self.optimizer.merging
-        return str(merging.base) if merging else None
+        Raises:
+            ConfigError: the parent cannot become what the stage asks for.
+        """
+        return parent
 
-    @model_validator(mode="after")
-    def _base_is_taken(self) -> "TrainStage":
-        if self.base is not None and "base" not in self.takes:
-            raise ValueError(
-                "optimizer.merging: this kind of stage has no fine-tuned parent to hold on to. Leave it out"
-            )
-        return self
+    def check(self, recipe: Stages) -> None:
+        """Refuse what can be known to be wrong before anything starts. Raises CupolaError."""
+
+    def check_model(self, model: ModelConfig, layout: ParallelConfig) -> None:
+        """The same, about a model that the stage trains, makes or measures. Raises CupolaError."""
+        validate_layout(model, layout)
+
+    def content(self, stages: "Mapping[str, Strict]", seeds: Mapping[str, int]) -> dict[str, Any]:
+        """What decides the result and lies outside the recipe, such as the files that the stage reads; plain JSON.
+
+        Args:
+            stages: all of the recipe.
+            seeds: that each of them has.
+        """
+        return {}
+
+    @staticmethod
+    def summary(metrics: Mapping[str, float]) -> str:
+        """The numbers that matter most, in a line."""
+        return ", ".join(f"{name} {number(value)}" for name, value in list(metrics.items())[:4])
+
+
+def settings(stage: Strict, of: type[Strict]) -> dict[str, Any]:
+    """A stage's values for the settings that it shares with a job."""
+    return {name: getattr(stage, name) for name in of.model_fields}

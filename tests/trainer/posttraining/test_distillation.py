@@ -129,7 +129,7 @@ def test_a_teacher_that_was_asked_before_teaches_as_one_that_stands_by(
     found = losses(few)
     assert found[-1] < found[0] < expected[0]  # fewer outcomes to tell apart
 
-    other = replace(stored, output=tmp_path / "other", seed=2, batch=replace(BATCH, sequence_length=40))
+    other = stored.but(output=tmp_path / "other", seed=2, batch=replace(BATCH, sequence_length=40))
     with pytest.raises(ConfigError, match="says nothing of a sample"):
         losses(other)
     runtime.stop()
@@ -144,7 +144,7 @@ def test_a_teacher_of_another_vocabulary_is_refused(
 ) -> None:
     job = job_of(tmp_path / "job", conversations, chat_tokenizer_folder, teacher=teacher)
     with pytest.raises(ConfigError, match="has vocab_size=1024; the student has vocab_size=1088"):
-        losses(replace(job, model=replace(STUDENT, vocab_size=1088)))
+        losses(job.but(model=replace(STUDENT, vocab_size=1088)))
     runtime.stop()
     with pytest.raises(ValueError, match="either `tokens` or `conversations`"):
         DistillationData(teacher=teacher)

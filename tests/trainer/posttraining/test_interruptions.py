@@ -6,7 +6,6 @@ import os
 import random
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +130,7 @@ def test_kills_at_random_moments_leave_no_trace_in_the_artifact(
     changed_files: Callable[..., list[str]],
     result_folder: Callable[..., Path],
 ) -> None:
-    draw, twin = random.Random(kind), replace(job, output=job.output.with_name("twin"))
+    draw, twin = random.Random(kind), job.but(output=job.output.with_name("twin"))
     assert start(twin, {}).wait(400) == 0, (twin.output / "log").read_text()[-3000:]
 
     running = start(job, power_cut.environment)  # somewhere in its start

@@ -126,7 +126,7 @@ def test_a_reward_model_learns_to_rank_and_then_scores(
     trained = job.output / "checkpoints" / "step_00000012"
     assert checkpoint.read_model(trained) == replace(MODEL, head="scalar")
 
-    again = replace(job, output=tmp_path / "second", initial=trained, steps=1)  # pretraining, then fine-tuning
+    again = job.but(output=tmp_path / "second", initial=trained, steps=1)  # pretraining, then fine-tuning
     assert loop.train(again, lambda: False)
     runtime.stop()
     [begun, *_] = [line for line in read_metrics(again.output / "metrics.jsonl") if line["event"] == "evaluate"]

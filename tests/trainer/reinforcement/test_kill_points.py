@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +94,7 @@ def test_five_kills_leave_no_trace(
         optimizer=OptimizerConfig(lr=3e-3), checkpoint=CheckpointConfig(every=3), evaluate_every=10,
         batch=BatchConfig(sequence_length=48, micro_batch_size=4, global_batch_size=8),
     )  # fmt: skip
-    twin = replace(victim, output=tmp_path / "twin")
+    twin = victim.but(output=tmp_path / "twin")
     settings = launcher(1)[1]
     path = os.pathsep.join([str(Path(__file__).parent), settings.get("PYTHONPATH", "")])
     environment = {**settings, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}

@@ -1,9 +1,11 @@
 """Everything a training process is told: one frozen job, read from one JSON file.
 
-These are pydantic dataclasses with unknown keys forbidden, so that a recipe can embed them as they are, a
-misspelt key is refused, and the JSON schema carries each field's docstring. Nothing here imports torch.
+Unknown keys are forbidden, so that a misspelt one is refused, and the JSON schema carries each field's docstring. What a
+person sets is in a `...Settings` class, which the job and the recipe's stage both inherit: each field is written once. Nothing
+here imports torch.
 
-training.py   layout, optimizer, batches, checkpoints, faults
+parallel.py   the layout
+training.py   optimizer, batches, checkpoints, faults
 data.py       one class an objective
 lengths.py    long context: positions and lengths
 lora.py       low-rank adapters
@@ -16,10 +18,15 @@ from cupola_trainer.architecture import ModelConfig, MoEConfig
 from cupola_trainer.config.data import (
     SCALAR,
     DistillationData,
+    DistillationSettings,
     DpoData,
+    DpoSettings,
     NextTokenData,
+    NextTokenSettings,
     RewardData,
+    RewardSettings,
     SftData,
+    SftSettings,
     TrainingData,
     check_replay,
 )
@@ -27,38 +34,52 @@ from cupola_trainer.config.jobs import (
     JOB,
     AnyJob,
     EvaluateJob,
+    EvaluateSettings,
     FrontJob,
     Job,
     ReferenceJob,
     SampleJob,
+    SamplingSettings,
     ScoreJob,
     TeachJob,
     TrainJob,
-    UpcycleJob,
     read_job,
     write_job,
 )
-from cupola_trainer.config.lengths import CopyingConfig, LengthPhase, LengthSchedule, LongContextConfig, PositionChange
+from cupola_trainer.config.lengths import (
+    CopyingConfig,
+    LengthPhase,
+    LengthSchedule,
+    LengthSettings,
+    LongContextConfig,
+    PositionChange,
+)
 from cupola_trainer.config.lora import LoraConfig
 from cupola_trainer.config.making import (
     MergeAdapterJob,
     MergeJob,
-    MergeMethod,
+    MergeSettings,
     PruneJob,
+    PruneSettings,
     PruneTarget,
-    check_merge,
+    UpcycleJob,
+    UpcycleSettings,
 )
+from cupola_trainer.config.parallel import ParallelConfig
 from cupola_trainer.config.reinforcement import (
     CodeReward,
     GrpoData,
+    GrpoSettings,
     ModelReward,
     OnlineDpoData,
+    OnlineDpoSettings,
     PpoData,
+    PpoSettings,
     PythonReward,
+    ReinforcementSettings,
     Reward,
     RolloutConfig,
     TaskReward,
-    check_anchor,
 )
 from cupola_trainer.config.training import (
     BatchConfig,
@@ -66,7 +87,7 @@ from cupola_trainer.config.training import (
     FaultConfig,
     OnlineMergingConfig,
     OptimizerConfig,
-    ParallelConfig,
+    TrainSettings,
 )
 
 __all__ = [
@@ -78,46 +99,59 @@ __all__ = [
     "CodeReward",
     "CopyingConfig",
     "DistillationData",
+    "DistillationSettings",
     "DpoData",
+    "DpoSettings",
     "EvaluateJob",
+    "EvaluateSettings",
     "FaultConfig",
     "FrontJob",
     "GrpoData",
+    "GrpoSettings",
     "Job",
     "LengthPhase",
     "LengthSchedule",
+    "LengthSettings",
     "LongContextConfig",
     "LoraConfig",
     "MergeAdapterJob",
     "MergeJob",
-    "MergeMethod",
+    "MergeSettings",
     "MoEConfig",
     "ModelConfig",
     "ModelReward",
     "NextTokenData",
+    "NextTokenSettings",
     "OnlineDpoData",
+    "OnlineDpoSettings",
     "OnlineMergingConfig",
     "OptimizerConfig",
     "ParallelConfig",
     "PositionChange",
     "PpoData",
+    "PpoSettings",
     "PruneJob",
+    "PruneSettings",
     "PruneTarget",
     "PythonReward",
     "ReferenceJob",
+    "ReinforcementSettings",
     "Reward",
     "RewardData",
+    "RewardSettings",
     "RolloutConfig",
     "SampleJob",
+    "SamplingSettings",
     "ScoreJob",
     "SftData",
+    "SftSettings",
     "TaskReward",
     "TeachJob",
     "TrainJob",
+    "TrainSettings",
     "TrainingData",
     "UpcycleJob",
-    "check_anchor",
-    "check_merge",
+    "UpcycleSettings",
     "check_replay",
     "read_job",
     "write_job",

@@ -1,24 +1,18 @@
-"""What a training job learns from, and with which loss: one class an objective."""
+"""What a training job learns from, and with which loss: for each objective its settings, which a recipe's stage inherits too, and
+the same with the folders that a job reads."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
-from pydantic.dataclasses import dataclass
 
-from cupola_platform.strict import STRICT
+from cupola_platform.strict import Strict
 from cupola_trainer.config.lengths import CopyingConfig, LengthSchedule
-from cupola_trainer.config.reinforcement import GrpoData, OnlineDpoData, PpoData
+from cupola_trainer.config.reinforcement import GrpoData, OnlineDpoData, PairLossSettings, PpoData
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class NextTokenData:
-    """Pretraining on packed tokens."""
-
-    objective: Literal["next_token"] = "next_token"
-
-    tokens: Path
-    """A `tokens` artifact's folder."""
+class NextTokenSettings(Strict):
+    """How packed tokens are read."""
 
     weights: dict[str, float] | None = None
     """Sampling weight per source; none for weights in proportion to tokens."""
@@ -26,11 +20,27 @@ class NextTokenData:
     reset_at_documents: bool = False
     """Each document sees only itself: attention ends, and positions begin, at its borders. Off: sequences run across."""
 
+    copying: CopyingConfig | None = None
+    """Random pieces that sequences say again, put over the text; none to leave the text as it is."""
+
+
+class NextTokenData(NextTokenSettings):
+    """Pretraining on packed tokens."""
+
+    objective: Literal["next_token"] = "next_token"
+
+    tokens: Path
+    """A `tokens` artifact's folder."""
+
     lengths: LengthSchedule | None = None
     """Sequences of several lengths, step by step; none for `batch.sequence_length` alone."""
 
-    copying: CopyingConfig | None = None
-    """Random pieces that sequences say again, put over the text; none to leave the text as it is."""
+
+class PackingSettings(Strict):
+    """How conversations become rows."""
+
+    pack: bool = True
+    """Several conversations share a row, each seeing only itself. Off, or with cp > 1: one a row, padded."""
 
 
 def check_replay(pretraining: Path | str | None, share: float) -> None:
@@ -46,8 +56,17 @@ def check_replay(pretraining: Path | str | None, share: float) -> None:
         )
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class SftData:
+class SftSettings(PackingSettings):
+    """How conversations are learnt, and how much text beside them."""
+
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the conversations, in place of `steps`."""
+
+    pretraining_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of all rows that are sequences of pretraining text, every token of which is learnt; the others are conversations."""
+
+
+class SftData(SftSettings):
     """Supervised fine-tuning: ChatML, loss on assistant tokens only."""
 
     objective: Literal["sft"] = "sft"
@@ -55,17 +74,8 @@ class SftData:
     conversations: Path
     """A `conversations` artifact's folder."""
 
-    epochs: float | None = Field(default=None, gt=0)
-    """Passes over the conversations, in place of the job's steps; none for its steps."""
-
-    pack: bool = True
-    """Several conversations share a row, each seeing only itself. Off, or with cp > 1: one a row, padded."""
-
     pretraining: Path | None = None
     """A `tokens` artifact's folder whose training text is mixed in; none for no mixing."""
-
-    pretraining_share: float = Field(default=0.0, ge=0, lt=1)
-    """Share of all rows that are sequences of it, every token of which is learnt."""
 
     @model_validator(mode="after")
     def _replayed(self) -> "SftData":
@@ -73,8 +83,14 @@ class SftData:
         return self
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class DpoData:
+class DpoSettings(PairLossSettings):
+    """DPO's loss, with SFT's on the chosen answers where that is asked for."""
+
+    sft_weight: float = Field(default=0.0, ge=0)
+    """Weight of the chosen answers' mean token loss beside it: keeps them likely while the margin grows."""
+
+
+class DpoData(DpoSettings):
     """Direct preference optimization on pairs, against the frozen initial model."""
 
     objective: Literal["dpo"] = "dpo"
@@ -82,30 +98,12 @@ class DpoData:
     preferences: Path
     """A `preferences` artifact's folder."""
 
-    beta: float = Field(default=0.1, gt=0)
-    """Strength of the pull to the reference."""
-
-    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Probability that a label is wrong (conservative DPO)."""
-
-    loss_type: Literal["sigmoid", "ipo"] = "sigmoid"
-    """DPO's own loss, or IPO's squared one, which does not run off on pairs that are already told apart."""
-
-    sft_weight: float = Field(default=0.0, ge=0)
-    """Weight of the chosen answers' mean token loss beside it: keeps them likely while the margin grows."""
-
     reference: Path | None = None
     """A `reference` artifact's folder: what the frozen model says of the answers; none to ask it before the first step."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class RewardData:
-    """A reward model: a scalar head that ranks the answers of pairs."""
-
-    objective: Literal["reward"] = "reward"
-
-    preferences: Path
-    """A `preferences` artifact's folder."""
+class RewardSettings(Strict):
+    """The ranking loss of a reward model, and the order in which it reads the pairs."""
 
     margin: float = Field(default=0.0, ge=0)
     """Weight of a pair's margin (its own, or by how much its scores differ), which the rewards are asked to differ by."""
@@ -117,23 +115,17 @@ class RewardData:
     """Each tag (a pair's own, its task's name, or its source) is read equally often, whatever its share of the pairs."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class DistillationData:
-    """A student that learns a teacher's next-token distributions, on pretraining data or on conversations."""
+class RewardData(RewardSettings):
+    """A reward model: a scalar head that ranks the answers of pairs."""
 
-    objective: Literal["distillation"] = "distillation"
+    objective: Literal["reward"] = "reward"
 
-    teacher: Path | None = None
-    """The checkpoint folder of a live teacher, in the student's layout. Either this or `stored`."""
+    preferences: Path
+    """A `preferences` artifact's folder."""
 
-    stored: Path | None = None
-    """A `teacher` artifact's folder: what a teacher said of this job's samples, its likeliest tokens."""
 
-    tokens: Path | None = None
-    """A `tokens` artifact's folder: every token is learnt. Either this or `conversations`."""
-
-    conversations: Path | None = None
-    """A `conversations` artifact's folder: the assistant's tokens are learnt."""
+class DistillationSettings(PackingSettings):
+    """What a student learns from a teacher's next-token distributions."""
 
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
     """KL(teacher || student), which covers all that the teacher may say; KL(student || teacher), which keeps to what it
@@ -149,10 +141,25 @@ class DistillationData:
     """Weight of the text's own next-token loss beside the divergence."""
 
     weights: dict[str, float] | None = None
-    """Sampling weight per source of the tokens; none for weights in proportion to them."""
+    """Sampling weight per source of the corpus; none for weights in proportion to tokens."""
 
-    pack: bool = True
-    """Several conversations share a row, each seeing only itself. Off, or with cp > 1: one a row, padded."""
+
+class DistillationData(DistillationSettings):
+    """A student that learns a teacher's next-token distributions, on pretraining data or on conversations."""
+
+    objective: Literal["distillation"] = "distillation"
+
+    teacher: Path | None = None
+    """The checkpoint folder of a live teacher, in the student's layout. Either this or `stored`."""
+
+    stored: Path | None = None
+    """A `teacher` artifact's folder: what a teacher said of this job's samples, its likeliest tokens."""
+
+    tokens: Path | None = None
+    """A `tokens` artifact's folder: every token is learnt. Either this or `conversations`."""
+
+    conversations: Path | None = None
+    """A `conversations` artifact's folder: the assistant's tokens are learnt."""
 
     @model_validator(mode="after")
     def _one_teacher(self) -> "DistillationData":

@@ -5,34 +5,27 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
-from pydantic.dataclasses import dataclass
 
-from cupola_platform.strict import STRICT
-from cupola_trainer.architecture import ModelConfig, MoEConfig
+from cupola_platform.strict import Strict
+from cupola_trainer.architecture import ModelConfig
 from cupola_trainer.config.data import DpoData, NextTokenData, SftData, TrainingData
 from cupola_trainer.config.lengths import LongContextConfig, PositionChange
-from cupola_trainer.config.lora import LoraConfig
-from cupola_trainer.config.making import MergeAdapterJob, MergeJob, PruneJob
+from cupola_trainer.config.making import JobBase, MergeAdapterJob, MergeJob, PruneJob, UpcycleJob
 from cupola_trainer.config.reinforcement import GrpoData
-from cupola_trainer.config.training import (
-    BatchConfig,
-    CheckpointConfig,
-    FaultConfig,
-    OptimizerConfig,
-    ParallelConfig,
-)
+from cupola_trainer.config.training import BatchConfig, PassSettings, TrainSettings
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class TrainJob:
-    """Train a model with one objective, from random weights or from a checkpoint."""
+class RenderingJob(JobBase):
+    """What every job is told that puts conversations through a chat template."""
 
-    kind: Literal["train"] = "train"
-    output: Path
-    """Folder of this job: metrics.jsonl, checkpoints/, result.json, error.json. Running again in it resumes."""
-    seed: int = 0
     template_date: date | None = None
     """What chat templates take for today; none for the date that the initial checkpoint's tokenizer keeps, if any."""
+
+
+class TrainJob(TrainSettings, RenderingJob):
+    """Train a model with one objective, from random weights or from a checkpoint. A job with `lora` saves adapters alone."""
+
+    kind: Literal["train"] = "train"
     model: ModelConfig | None = None
     """Shape of a new model; none to take the initial checkpoint's."""
     initial: Path | None = None
@@ -41,26 +34,9 @@ class TrainJob:
     """What the initial checkpoint's positions become; none to leave them. Not with `model`."""
     tokenizer: Path | None = None
     """Tokenizer folder to keep with a new model's checkpoints; none to take the initial checkpoint's."""
-    steps: int = Field(ge=0)
-    """Optimizer steps; 0 for as many as `data.epochs` take."""
-    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
-    lora: LoraConfig | None = None
-    """Train adapters on the frozen initial checkpoint; its checkpoints then hold adapters alone. None to train every weight."""
-    batch: BatchConfig
     data: TrainingData
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
-    log_every: int = Field(default=1, ge=1)
-    """Steps between lines in metrics.jsonl."""
-    faults: FaultConfig = Field(default_factory=FaultConfig)
     allow_data_change: bool = False
     """Resume from a checkpoint that was trained on other data than this job's."""
-    evaluate_every: int = Field(default=0, ge=0)
-    """Steps between held-out losses; 0 for before the first step and after the last only."""
-    evaluate_batches: int = Field(default=4, ge=1)
-    """Global batches in one held-out loss."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of weights and activations; bf16 keeps fp32 master weights, gradients and moments. Auto: bf16 on GPUs, fp32 on CPUs."""
     dry: bool = False
     """Only write each step's numbers: no held-out loss, no checkpoint, no result."""
     profile: tuple[int, int] | None = None
@@ -74,86 +50,45 @@ class TrainJob:
         return self
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class UpcycleJob:
-    """Turn a dense checkpoint into a mixture of experts, the Qwen2 way."""
+class SamplingSettings(Strict):
+    """How answers are drawn from a checkpoint."""
 
-    kind: Literal["upcycle"] = "upcycle"
-    output: Path
-    seed: int = 0
-    initial: Path
-    """Dense checkpoint folder."""
-    moe: MoEConfig
-    reinit_fraction: float = Field(default=0.5, ge=0, le=1)
-    """Share of each expert's parameters drawn anew."""
-    reinit: Literal["element", "unit", "none"] = "element"
-    """What is drawn anew: single weights, whole intermediate units, or nothing."""
-    shuffle: bool = True
-    """Shuffle the intermediate units of each copy before experts are cut from them."""
-    router: Literal["random", "copies", "zeros"] = "random"
-    """How the router starts: N(0, init_std), the same but one row for all experts of a copy, or zeros."""
-    match_dense: bool = False
-    """Scale the experts' outputs so that without re-initialisation the model says what the dense one said. Needs
-    norm_topk_prob, router=copies, and whole copies in the experts, in top_k and in the shared expert."""
-    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class SampleJob:
-    """Sample answers from a checkpoint. Reads prompts.jsonl, writes `output/samples.jsonl`."""
-
-    kind: Literal["sample"] = "sample"
-    output: Path
-    seed: int = 0
-    template_date: date | None = None
-    """What chat templates take for today; none for the date that the initial checkpoint's tokenizer keeps, if any."""
-    initial: Path
-    prompts: Path
-    """JSON lines: {"id": str, "messages": [{"role", "content"}, ...], "tools": [...] (what may be called)} or
-    {"id": str, "text": str} (continued as is)."""
     num_samples: int = Field(default=1, ge=1)
     """Answers per prompt."""
     temperature: float = Field(default=1.0, ge=0)
     """0 for greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
+    """Likeliest tokens to draw from; 0 for all."""
     max_new_tokens: int = Field(default=64, ge=1)
     batch_size: int = Field(default=64, ge=1)
-    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    """Answers sampled together."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class ScoreJob:
+class SampleJob(SamplingSettings, RenderingJob):
+    """Sample answers from a checkpoint. Reads prompts.jsonl, writes `output/samples.jsonl`."""
+
+    kind: Literal["sample"] = "sample"
+    initial: Path
+    prompts: Path
+    """JSON lines: {"id": str, "messages": [{"role", "content"}, ...], "tools": [...] (what may be called)} or
+    {"id": str, "text": str} (continued as is)."""
+
+
+class ScoreJob(RenderingJob):
     """What a reward model gives the last answers of conversations. Writes `output/rewards.json`, a list in their order."""
 
     kind: Literal["score"] = "score"
-    output: Path
-    seed: int = 0
-    template_date: date | None = None
-    """What chat templates take for today; none for the date that the initial checkpoint's tokenizer keeps, if any."""
     initial: Path
     """The reward model's checkpoint folder."""
     conversations: Path
     """JSON lines: {"messages": [{"role", "content"}, ..., the answer], "tools": [...] (what may be called)}."""
     batch_size: int = Field(default=16, ge=1)
-    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class EvaluateJob:
-    """Measure checkpoints on held-out text and tasks. Writes `output/results.json`."""
+class EvaluateSettings(Strict):
+    """What is measured of each checkpoint."""
 
-    kind: Literal["evaluate"] = "evaluate"
-    output: Path
-    seed: int = 0
-    template_date: date | None = None
-    """What chat templates take for today; none for the date that the initial checkpoint's tokenizer keeps, if any."""
-    checkpoints: dict[str, Path]
-    """Name (a stage's) to checkpoint folder."""
-    tokens: Path
-    """A `tokens` artifact's folder: its held-out shards give bits per byte."""
-    conversations: Path | None = None
-    """A `conversations` artifact's folder: its held-out tasks give accuracy."""
     max_heldout_tokens: int = Field(default=65_536, ge=1)
     window: int | None = Field(default=None, ge=8)
     """Most tokens of context in a held-out loss; none for the model's longest sequence. Give the length that it was trained
@@ -164,38 +99,37 @@ class EvaluateJob:
     sample_prompts: tuple[str, ...] = ()
     """Plain texts that each checkpoint continues, greedily, to be read by people."""
     long_context: LongContextConfig | None = None
-    """How far each checkpoint reads; none to leave it unmeasured."""
-    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    """How far each checkpoint reads: loss by position and needles; none to leave it unmeasured."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class ReferenceJob:
-    """What a frozen model says of every answer of preference pairs, for DPO. Writes `output/reference/`."""
+class EvaluateJob(EvaluateSettings, RenderingJob):
+    """Measure checkpoints on held-out text and tasks. Writes `output/results.json`."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    checkpoints: dict[str, Path]
+    """Name (a stage's) to checkpoint folder."""
+    tokens: Path
+    """A `tokens` artifact's folder: its held-out shards give bits per byte."""
+    conversations: Path | None = None
+    """A `conversations` artifact's folder: its held-out tasks give accuracy."""
+
+
+class ReferenceJob(PassSettings, RenderingJob):
+    """What a frozen model says of every answer of preference pairs, for DPO. Writes `output/reference/`.
+
+    Batch and precision are those of the training to come: pairs that do not fit its sequences are left out, there and here.
+    """
 
     kind: Literal["reference"] = "reference"
-    output: Path
-    seed: int = 0
-    template_date: date | None = None
-    """What chat templates take for today; none for the date that the initial checkpoint's tokenizer keeps, if any."""
     initial: Path
     """The checkpoint folder of the frozen model."""
     data: DpoData
-    batch: BatchConfig
-    """Of the training to come: pairs that do not fit its sequences are left out, there and here."""
-    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of weights and activations, as in the training to come."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class TeachJob:
+class TeachJob(RenderingJob):
     """What a teacher says of the samples of a training to come, its likeliest tokens. Writes `output/teacher/`."""
 
     kind: Literal["teach"] = "teach"
-    output: Path
-    seed: int = 0
-    template_date: date | None = None
-    """What chat templates take for today; none for the date that the initial checkpoint's tokenizer keeps, if any."""
     initial: Path
     """The teacher's checkpoint folder."""
     data: NextTokenData | SftData = Field(discriminator="objective")
@@ -207,29 +141,19 @@ class TeachJob:
     """Likeliest tokens to keep at each place; all others together are one outcome."""
     temperature: float = Field(default=1.0, gt=0)
     """Of the distributions."""
-    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class FrontJob:
+class FrontJob(PassSettings, RenderingJob):
     """What checkpoints' answers to held-out questions are worth, and how far they are from a reference. Writes
     `output/front.json`: name to "reward", "kl" (nats an answer) and "length"."""
 
     kind: Literal["front"] = "front"
-    output: Path
-    seed: int = 0
-    template_date: date | None = None
-    """What chat templates take for today; none for the date that the initial checkpoint's tokenizer keeps, if any."""
     reference: Path
     """Checkpoint folder, of the architecture of all."""
     checkpoints: dict[str, Path]
     """Name to checkpoint folder."""
     data: GrpoData
     """Questions, sampling, rewards."""
-    batch: BatchConfig
-    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of weights and activations, as in training."""
 
 
 AnyJob = (

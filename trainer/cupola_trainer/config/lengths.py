@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from cupola_platform.strict import STRICT
+from cupola_platform.strict import STRICT, Strict
 from cupola_trainer.positions import DualChunk, LengthScaling, RopeScaling
 
 Window = Annotated[int, Field(ge=1)] | None
@@ -46,16 +46,11 @@ class LengthPhase:
     """The first step (from 0) of this phase; it ends where the next one begins."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class LengthSchedule:
-    """Sequences of several lengths, longer from phase to phase (Qwen2.5-1M report: 40% at full length, 60% shorter).
+class LengthSettings(Strict):
+    """How long sequences are, step by step."""
 
-    Every row of a batch holds `batch.sequence_length` tokens, cut into sequences of one length: all steps have as many tokens.
-    Which length a micro-batch has is drawn from the seed and its number, so that it is the same in every layout.
-    """
-
-    phases: tuple[LengthPhase, ...] = Field(min_length=1)
-    """In order. Each length divides `batch.sequence_length`."""
+    phases: tuple[LengthPhase, ...] = ()
+    """Lengths of a full sequence, growing with the steps; each divides `batch.sequence_length`. Empty: that one throughout."""
 
     full_length_share: float = Field(default=0.4, gt=0, le=1)
     """Share of the sequences that have the phase's full length. The others are halves, quarters and so on, as many of each."""
@@ -63,10 +58,18 @@ class LengthSchedule:
     shortest: int = Field(default=256, ge=8)
     """No sequence is halved below this."""
 
+
+class LengthSchedule(LengthSettings):
+    """Sequences of several lengths, longer from phase to phase (Qwen2.5-1M report: 40% at full length, 60% shorter).
+
+    Every row of a batch holds `batch.sequence_length` tokens, cut into sequences of one length: all steps have as many tokens.
+    Which length a micro-batch has is drawn from the seed and its number, so that it is the same in every layout.
+    """
+
     @model_validator(mode="after")
     def _phases_grow(self) -> "LengthSchedule":
         starts = [phase.from_step for phase in self.phases]
-        if starts[0] != 0 or any(a >= b for a, b in itertools.pairwise(starts)):
+        if not starts or starts[0] != 0 or any(a >= b for a, b in itertools.pairwise(starts)):
             raise ValueError(
                 f"phases begin at the steps {starts}: the first must begin at 0, each later one after the last"
             )

@@ -1,4 +1,4 @@
-"""The jobs that make a checkpoint out of others, without training: merge, fold adapters in, prune."""
+"""The jobs that make a checkpoint out of others, without training: merge, fold adapters in, prune, upcycle."""
 
 import dataclasses
 from pathlib import Path
@@ -8,79 +8,83 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from cupola_platform.errors import ConfigError
-from cupola_platform.strict import STRICT
-from cupola_trainer.architecture import ModelConfig
-from cupola_trainer.config.training import ParallelConfig
+from cupola_platform.strict import STRICT, Strict
+from cupola_trainer.architecture import ModelConfig, MoEConfig
+from cupola_trainer.config.parallel import ParallelConfig
 
 MergeMethod = Literal["average", "slerp", "ties", "dare"]
 
 
-def check_merge(
-    method: MergeMethod, count: int, *, weights: tuple[float, ...] | None, has_base: bool, density: float | None
-) -> None:
-    """Refuse a merge that cannot be: one place for the job, the recipe's stage and the command.
+class JobBase(Strict):
+    """What every job is told."""
 
-    Raises:
-        ValueError: the value, the rule, the next move.
-    """
-    if count < 2:
-        raise ValueError(f"{count} checkpoint to merge: at least two are needed")
-    if weights is not None and len(weights) != count:
-        raise ValueError(f"{len(weights)} weights for {count} checkpoints: give one for each")
-    if weights is not None and (any(weight < 0 for weight in weights) or sum(weights) <= 0):
-        raise ValueError(f"weights={list(weights)}: none may be below 0, and not all may be 0")
-    if method in ("ties", "dare") and not has_base:
-        raise ValueError(f"method={method} merges what was learnt since a base: give `base`, the common parent")
-    if method == "average" and has_base:
-        raise ValueError("method=average with a base: the average is the same with and without one. Leave it out")
-    if method in ("average", "slerp") and density is not None:
-        raise ValueError(f"density={density} with method={method}: only ties and dare are sparse. Leave it out")
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class MergeJob:
-    """Merge checkpoints of one architecture into one."""
-
-    kind: Literal["merge"] = "merge"
     output: Path
+    """Folder of this job: metrics.jsonl, result.json, error.json, and what it makes. Running again in it goes on."""
     seed: int = 0
-    checkpoints: tuple[Path, ...]
-    """Checkpoint folders; the first one gives the tokenizer and the precision."""
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+
+
+class MergeSettings(Strict):
+    """How checkpoints of one architecture become one."""
+
     method: MergeMethod = "average"
     weights: tuple[float, ...] | None = None
     """One for each checkpoint; only their proportions matter. None for equal ones."""
-    base: Path | None = None
-    """The checkpoint that all were trained from: what the task vectors of ties, dare and, if given, slerp start at."""
     density: float | None = Field(default=None, gt=0, le=1)
     """Share of each task vector that ties keeps by magnitude, and dare at random; none for 0.2, TIES's own."""
     scale: float = Field(default=1.0, gt=0)
     """What the merged task vector of ties and dare is multiplied with."""
-    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+
+    def check_count(self, count: int, *, has_base: bool) -> None:
+        """Refuse a merge that cannot be.
+
+        Args:
+            count: checkpoints to merge.
+
+        Raises:
+            ValueError: the value, the rule, the next move.
+        """
+        if count < 2:
+            raise ValueError(f"{count} checkpoint to merge: at least two are needed")
+        if self.weights is not None and len(self.weights) != count:
+            raise ValueError(f"{len(self.weights)} weights for {count} checkpoints: give one for each")
+        if self.weights is not None and (any(weight < 0 for weight in self.weights) or sum(self.weights) <= 0):
+            raise ValueError(f"weights={list(self.weights)}: none may be below 0, and not all may be 0")
+        if self.method in ("ties", "dare") and not has_base:
+            raise ValueError(
+                f"method={self.method} merges what was learnt since a base: give `base`, the common parent"
+            )
+        if self.method == "average" and has_base:
+            raise ValueError("method=average with a base: the average is the same with and without one. Leave it out")
+        if self.method in ("average", "slerp") and self.density is not None:
+            raise ValueError(
+                f"density={self.density} with method={self.method}: only ties and dare are sparse. Leave it out"
+            )
+
+
+class MergeJob(MergeSettings, JobBase):
+    """Merge checkpoints of one architecture into one."""
+
+    kind: Literal["merge"] = "merge"
+    checkpoints: tuple[Path, ...]
+    """Checkpoint folders; the first one gives the tokenizer and the precision."""
+    base: Path | None = None
+    """The checkpoint that all were trained from: what the task vectors of ties, dare and, if given, slerp start at."""
 
     @model_validator(mode="after")
     def _can_be(self) -> "MergeJob":
-        check_merge(
-            self.method,
-            len(self.checkpoints),
-            weights=self.weights,
-            has_base=self.base is not None,
-            density=self.density,
-        )
+        self.check_count(len(self.checkpoints), has_base=self.base is not None)
         return self
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class MergeAdapterJob:
+class MergeAdapterJob(JobBase):
     """Fold low-rank adapters into the weights of the model that they were trained on."""
 
     kind: Literal["merge_adapter"] = "merge_adapter"
-    output: Path
-    seed: int = 0
     initial: Path
     """Checkpoint folder of that model."""
     adapter: Path
     """Checkpoint folder of the adapters."""
-    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -185,25 +189,52 @@ class PruneTarget:
         return wanted
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class PruneJob:
-    """Make a smaller model of a larger one: whole layers, channels, heads, units and experts left out."""
+class PruneSettings(Strict):
+    """What a smaller model is to be, and on how much text it is seen what matters."""
 
-    kind: Literal["prune"] = "prune"
-    output: Path
-    seed: int = 0
-    initial: Path
-    """Checkpoint folder."""
     to: PruneTarget
-    tokens: Path | None = None
-    """A `tokens` artifact's folder: its held-out shards show what matters."""
+    """What the smaller model is to be."""
     max_tokens: int = Field(default=65_536, ge=1)
     """Held-out tokens to look at."""
     sequence_length: int = Field(default=512, ge=8)
     """Most tokens of one sequence of them; no more than the model can take."""
-    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+
+
+class PruneJob(PruneSettings, JobBase):
+    """Make a smaller model of a larger one: whole layers, channels, heads, units and experts left out."""
+
+    kind: Literal["prune"] = "prune"
+    initial: Path
+    """Checkpoint folder."""
+    tokens: Path | None = None
+    """A `tokens` artifact's folder: its held-out shards show what matters."""
 
     @model_validator(mode="after")
     def _can_be(self) -> "PruneJob":
         self.to.check(self.tokens is not None)
         return self
+
+
+class UpcycleSettings(Strict):
+    """How the experts are made of the dense FFNs."""
+
+    moe: MoEConfig
+    reinit_fraction: float = Field(default=0.5, ge=0, le=1)
+    """Share of each expert's parameters drawn anew."""
+    reinit: Literal["element", "unit", "none"] = "element"
+    """What is drawn anew: single weights, whole intermediate units, or nothing."""
+    shuffle: bool = True
+    """Shuffle the intermediate units of each copy before experts are cut from them."""
+    router: Literal["random", "copies", "zeros"] = "random"
+    """How the router starts: N(0, init_std), the same but one row for all experts of a copy, or zeros."""
+    match_dense: bool = False
+    """Scale the experts' outputs so that without re-initialisation the model says what the dense one said. Needs
+    norm_topk_prob, router=copies, and whole copies in the experts, in top_k and in the shared expert."""
+
+
+class UpcycleJob(UpcycleSettings, JobBase):
+    """Turn a dense checkpoint into a mixture of experts, the Qwen2 way."""
+
+    kind: Literal["upcycle"] = "upcycle"
+    initial: Path
+    """Dense checkpoint folder."""

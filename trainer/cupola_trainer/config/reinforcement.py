@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from cupola_platform.errors import ConfigError
-from cupola_platform.strict import STRICT
+from cupola_platform.strict import STRICT, Strict
 from cupola_trainer.config.training import BatchConfig, OptimizerConfig
 
 
@@ -126,37 +126,25 @@ class RolloutConfig:
             )
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class ReinforcementData:
+class ReinforcementSettings(Strict):
     """What every way to learn from one's own answers has in common."""
+
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
+    """How questions are asked, and how often their answers are learnt from."""
+
+
+class ReinforcementData(ReinforcementSettings):
+    """The same with what a job reads."""
 
     conversations: Path
     """A `conversations` artifact's folder: its rows, without their last answer, are the questions."""
-
-    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
 
     rewards: tuple[Reward, ...] = Field(default=(TaskReward(),), min_length=1)
     """What an answer is worth: the weighted sum of these."""
 
 
-def check_anchor(anchor_rate: float, kl_coef: float) -> None:
-    """Refuse a reference that moves and pulls at nothing.
-
-    Raises:
-        ValueError: the values given, the rule, the next move.
-    """
-    if anchor_rate and not kl_coef:
-        raise ValueError(
-            f"anchor_rate={anchor_rate} with kl_coef=0: nothing pulls to the reference that moves. Give kl_coef "
-            "(WARP's is 0.1), or leave anchor_rate out"
-        )
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class GrpoData(ReinforcementData):
-    """Group relative policy optimization, against the frozen initial model."""
-
-    objective: Literal["grpo"] = "grpo"
+class GrpoSettings(ReinforcementSettings):
+    """What every objective that compares the answers to one question has in common."""
 
     kl_coef: float = Field(default=0.04, ge=0)
     """Weight of the KL to the reference in the loss; 0 keeps no reference in memory."""
@@ -177,18 +165,26 @@ class GrpoData(ReinforcementData):
     """Divide a group's advantages by its standard deviation."""
 
     @model_validator(mode="after")
-    def _anchor_pulls(self) -> "GrpoData":
-        check_anchor(self.anchor_rate, self.kl_coef)
+    def _anchor_pulls(self) -> "GrpoSettings":
+        if self.anchor_rate and not self.kl_coef:
+            raise ValueError(
+                f"anchor_rate={self.anchor_rate} with kl_coef=0: nothing pulls to the reference that moves. Give kl_coef "
+                "(WARP's is 0.1), or leave anchor_rate out"
+            )
         return self
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class PpoData(ReinforcementData):
-    """Proximal policy optimization with a value model, against the frozen initial model. Defaults are Qwen's."""
+class GrpoData(GrpoSettings, ReinforcementData):
+    """Group relative policy optimization, against the frozen initial model."""
 
-    objective: Literal["ppo"] = "ppo"
+    objective: Literal["grpo"] = "grpo"
+
+
+class PpoSettings(ReinforcementSettings):
+    """PPO's two losses, its advantages and its pull to the reference. Defaults are Qwen's."""
 
     rollout: RolloutConfig = Field(default_factory=lambda: RolloutConfig(queries=32, group_size=2, top_p=0.9))
+    """How questions are asked, and how often their answers are learnt from."""
 
     kl_coef: float = Field(default=0.04, ge=0)
     """Weight of the KL to the reference in the reward, at each token; the first one, where it adapts."""
@@ -211,27 +207,30 @@ class PpoData(ReinforcementData):
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     """Of generalized advantage estimation."""
 
-    value_initial: Path | None = None
-    """Checkpoint with a scalar head to start the value model from, such as the reward model; none for the policy's weights
-    and a head of zeros."""
-
     value_optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(lr=5e-6))
 
     value_warmup_steps: int = Field(default=50, ge=0)
     """First steps, in which the value model learns and the policy stays."""
 
+    pretraining_coef: float = Field(default=1.0, gt=0)
+    """Weight of the next-token loss of pretraining text, where some is mixed in."""
+
+
+class PpoData(PpoSettings, ReinforcementData):
+    """Proximal policy optimization with a value model, against the frozen initial model."""
+
+    objective: Literal["ppo"] = "ppo"
+
+    value_initial: Path | None = None
+    """Checkpoint with a scalar head to start the value model from, such as the reward model; none for the policy's weights
+    and a head of zeros."""
+
     pretraining: Path | None = None
     """A `tokens` artifact's folder whose next-token loss is mixed in, one sequence for each answer; none for no mixing."""
 
-    pretraining_coef: float = Field(default=1.0, gt=0)
-    """Weight of that loss."""
 
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class OnlineDpoData(ReinforcementData):
-    """Direct preference optimization on pairs of the policy's own latest answers: the best and the worst of each group."""
-
-    objective: Literal["online_dpo"] = "online_dpo"
+class PairLossSettings(Strict):
+    """The loss of DPO on a pair, wherever the pair comes from."""
 
     beta: float = Field(default=0.1, gt=0)
     """Strength of the pull to the reference."""
@@ -240,4 +239,14 @@ class OnlineDpoData(ReinforcementData):
     """Probability that a label is wrong (conservative DPO)."""
 
     loss_type: Literal["sigmoid", "ipo"] = "sigmoid"
-    """DPO's own loss, or IPO's squared one."""
+    """DPO's own loss, or IPO's squared one, which does not run off on pairs that are already told apart."""
+
+
+class OnlineDpoSettings(PairLossSettings, ReinforcementSettings):
+    """DPO on pairs of the policy's own latest answers."""
+
+
+class OnlineDpoData(OnlineDpoSettings, ReinforcementData):
+    """Direct preference optimization on pairs of the policy's own latest answers: the best and the worst of each group."""
+
+    objective: Literal["online_dpo"] = "online_dpo"

@@ -1,4 +1,4 @@
-"""How a training job runs: its layout, optimizer, batches, checkpoints and faults."""
+"""How a training job runs: its optimizer, batches, checkpoints and faults."""
 
 from pathlib import Path
 from typing import Literal
@@ -7,49 +7,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from cupola_platform.errors import ConfigError
-from cupola_platform.strict import STRICT
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class ParallelConfig:
-    """How a model is laid out over processes. The world size is tp x pp x cp x dp."""
-
-    tp: int = Field(default=1, ge=1)
-    """Tensor-parallel size."""
-
-    pp: int = Field(default=1, ge=1)
-    """Pipeline-parallel size."""
-
-    vp: int | None = Field(default=None, ge=2)
-    """Model chunks per pipeline rank (interleaved schedule); none for 1F1B."""
-
-    cp: int = Field(default=1, ge=1)
-    """Context-parallel size."""
-
-    ep: int = Field(default=1, ge=1)
-    """Expert-parallel size; divides tp x cp x dp."""
-
-    etp: int | None = Field(default=None, ge=1)
-    """Tensor-parallel size inside experts; none for 1 when ep > 1, else tp."""
-
-    dp: int = Field(default=1, ge=1)
-    """Data-parallel size."""
-
-    sp: bool = False
-    """Sequence parallelism: shard activations of norms over the tensor-parallel group. MoE with tp > 1 needs it."""
-
-    distributed_optimizer: bool = True
-    """Shard optimizer states over the data-parallel group."""
-
-    overlap: bool = False
-    """Overlap gradient reduction and parameter gathering with computation."""
-
-    recompute: Literal["none", "selective", "full"] = "none"
-    """Activations that are computed again in the backward pass: none; attention's scores; every layer's, from its input."""
-
-    @property
-    def world_size(self) -> int:
-        return self.tp * self.pp * self.cp * self.dp
+from cupola_platform.strict import STRICT, Strict
+from cupola_trainer.config.lora import LoraConfig
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -178,3 +137,29 @@ class FaultConfig:
 
     max_restarts: int = Field(default=2, ge=0)
     """Times that a job that hung is started again in one run of its stage; under Prefect, one that crashed too."""
+
+
+class PassSettings(Strict):
+    """How a model is run over rows."""
+
+    batch: BatchConfig
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of weights and activations; bf16 keeps fp32 master weights, gradients and moments. Auto: bf16 on GPUs, fp32 on CPUs."""
+
+
+class TrainSettings(PassSettings):
+    """How a model is trained, whatever it is trained for."""
+
+    steps: int = Field(default=0, ge=0)
+    """Optimizer steps; 0, in supervised fine-tuning, for as many as `epochs` take."""
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    lora: LoraConfig | None = None
+    """Train adapters on the frozen parent and fold them in at the end; none to train every weight."""
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    faults: FaultConfig = Field(default_factory=FaultConfig)
+    log_every: int = Field(default=1, ge=1)
+    """Steps between points on the curves, lines in metrics.jsonl."""
+    evaluate_every: int = Field(default=0, ge=0)
+    """Steps between held-out losses; 0 for before the first step and after the last only."""
+    evaluate_batches: int = Field(default=4, ge=1)
+    """Global batches in one held-out loss."""

@@ -1,7 +1,6 @@
 """What a model is trained for: one file an objective, and the losses as pure functions of tensors."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +43,7 @@ def build_objective(job: TrainJob, tokenizer: Path | None, model: ModelConfig | 
     if isinstance(data, DistillationData):
         from cupola_trainer.objectives.distillation import LiveTeacher, StoredTeacher
 
-        text = build_objective(replace(job, data=data.text), tokenizer)
+        text = build_objective(job.but(data=data.text), tokenizer)
         if data.stored:
             return StoredTeacher(data, text)
         assert model
@@ -65,7 +64,7 @@ def build_objective(job: TrainJob, tokenizer: Path | None, model: ModelConfig | 
     if isinstance(data, SftData):
         from cupola_trainer.objectives.sft import SftObjective
 
-        data = replace(data, pack=data.pack and job.parallel.cp == 1)  # attention over cp ranks takes no mask
+        data = data.but(pack=data.pack and job.parallel.cp == 1)  # attention over cp ranks takes no mask
         sft = SftObjective(data, tokenizer=loaded, sequence_length=length, seed=job.seed)
         return _with_replay(sft, job, data, tokenizer) if data.pretraining else sft
     if isinstance(data, RewardData):

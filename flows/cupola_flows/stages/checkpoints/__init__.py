@@ -1,0 +1,1 @@
+"""Stages that make a checkpoint out of others, without training."""

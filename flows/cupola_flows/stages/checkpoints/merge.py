@@ -1,0 +1,51 @@
+"""Several checkpoints to one, without training."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from cupola_flows.context import StageContext
+from cupola_flows.jobs import run_job
+from cupola_flows.stages.base import Input, Stage, Taken, settings
+from cupola_platform.artifacts import Artifact
+from cupola_trainer.config import MergeJob, MergeSettings, ParallelConfig
+
+
+class MergeStage(Stage, MergeSettings):
+    """Several checkpoints of one architecture -> one: their average, or SLERP, TIES or DARE."""
+
+    gives: ClassVar[str] = "checkpoint"
+
+    kind: Literal["merge"] = "merge"
+    checkpoints: Annotated[tuple[str, ...], Input("checkpoint")]
+    """The stages whose checkpoints to merge; the first one gives the tokenizer and the precision."""
+    base: Annotated[str | None, Input("checkpoint", guess=None)] = None
+    """The stage whose checkpoint all of them were trained from: ties and dare need it, slerp may have it."""
+    layout: ParallelConfig = Field(default_factory=ParallelConfig)
+
+    @model_validator(mode="after")
+    def _can_be(self) -> "MergeStage":
+        self.check_count(len(self.checkpoints), has_base=self.base is not None)
+        return self
+
+    def run(self, ctx: StageContext, taken: Taken) -> Artifact:
+        """Merge checkpoints of one architecture into one."""
+        checkpoints, base = taken.all("checkpoints"), taken.maybe("base")
+        result = run_job(ctx, merge_job(self, checkpoints, base, output=ctx.folder / "job", seed=ctx.seed))
+        return ctx.publish(result.folder, parents=taken.all(), metrics=result.metrics)
+
+
+def merge_job(
+    stage: MergeStage, checkpoints: Sequence[Artifact], base: Artifact | None, *, output: Path, seed: int
+) -> MergeJob:
+    """The job of a merge stage."""
+    return MergeJob(
+        **settings(stage, MergeSettings),
+        output=output,
+        seed=seed,
+        checkpoints=tuple(checkpoint.path for checkpoint in checkpoints),
+        base=base.path if base else None,
+        parallel=stage.layout,
+    )

@@ -1,0 +1,52 @@
+"""A smaller checkpoint out of a larger one, without training."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from cupola_flows.context import StageContext
+from cupola_flows.jobs import run_job
+from cupola_flows.stages.base import Input, Stage, Taken, settings
+from cupola_platform.artifacts import Artifact
+from cupola_trainer.config import ModelConfig, ParallelConfig, PruneJob, PruneSettings
+
+
+class PruneStage(Stage, PruneSettings):
+    """A checkpoint -> a smaller one to go on training: whole layers, channels, heads, units and experts left out."""
+
+    gives: ClassVar[str] = "checkpoint"
+    ready: ClassVar[bool] = False
+
+    kind: Literal["prune"] = "prune"
+    parent: Annotated[str | None, Input("checkpoint")] = None
+    """The stage whose checkpoint to prune."""
+    tokens: Annotated[str | None, Input("tokens", optional=True)] = None
+    """The stage whose held-out tokens show what matters; not needed for layers that are named."""
+    layout: ParallelConfig = Field(default_factory=ParallelConfig)
+
+    @model_validator(mode="after")
+    def _can_be(self) -> "PruneStage":
+        self.to.check(has_tokens=True)
+        return self
+
+    def run(self, ctx: StageContext, taken: Taken) -> Artifact:
+        """Cut a smaller checkpoint out of a larger one."""
+        job = prune_job(self, taken.one("parent"), taken.maybe("tokens"), output=ctx.folder / "job", seed=ctx.seed)
+        result = run_job(ctx, job)
+        return ctx.publish(result.folder, parents=taken.all(), metrics=result.metrics)
+
+    def shape(self, parent: ModelConfig | None) -> ModelConfig | None:
+        return self.to.shape(parent) if parent else None
+
+
+def prune_job(stage: PruneStage, parent: Artifact, tokens: Artifact | None, *, output: Path, seed: int) -> PruneJob:
+    """The job of a prune stage."""
+    return PruneJob(
+        **settings(stage, PruneSettings),
+        output=output,
+        seed=seed,
+        initial=parent.path,
+        tokens=tokens.path if tokens else None,
+        parallel=stage.layout,
+    )

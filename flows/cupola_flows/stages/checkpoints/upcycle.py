@@ -1,0 +1,39 @@
+"""A dense checkpoint to a mixture of experts."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from cupola_flows.context import StageContext
+from cupola_flows.jobs import run_job
+from cupola_flows.stages.base import Input, Stage, Taken, settings
+from cupola_platform.artifacts import Artifact
+from cupola_trainer.config import ModelConfig, ParallelConfig, UpcycleJob, UpcycleSettings
+from cupola_trainer.mixture import mixture_of
+
+
+class UpcycleStage(Stage, UpcycleSettings):
+    """A dense checkpoint -> a mixture of experts, the Qwen2 way."""
+
+    gives: ClassVar[str] = "checkpoint"
+    ready: ClassVar[bool] = False
+
+    kind: Literal["upcycle"] = "upcycle"
+    parent: Annotated[str | None, Input("checkpoint")] = None
+    """The stage whose dense checkpoint to upcycle."""
+    layout: ParallelConfig = Field(default_factory=ParallelConfig)
+
+    def run(self, ctx: StageContext, taken: Taken) -> Artifact:
+        """Copy, shuffle and partly redraw the FFNs of a dense checkpoint into experts (Qwen2, section 3.1)."""
+        job = UpcycleJob(
+            **settings(self, UpcycleSettings),
+            output=ctx.folder / "job",
+            seed=ctx.seed,
+            initial=taken.one("parent").path,
+            parallel=self.layout,
+        )
+        result = run_job(ctx, job)
+        return ctx.publish(result.folder, parents=taken.all(), metrics=result.metrics)
+
+    def shape(self, parent: ModelConfig | None) -> ModelConfig | None:
+        return mixture_of(parent, self.moe, router=self.router, match_dense=self.match_dense) if parent else None

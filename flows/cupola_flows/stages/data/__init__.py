@@ -1,0 +1,1 @@
+"""Stages that make rows: conversations, preference pairs, and what a model writes."""

@@ -1,0 +1,118 @@
+"""What a model is asked to make of a row, and what becomes of its words."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cupola_flows.stages.data.synthesis import SynthesisSettings
+from cupola_platform.conversation import words
+from cupola_platform.endpoint import Completion
+
+Row = dict[str, Any]
+Say = Callable[[Sequence[Row], str], list[Completion]]
+"""What is asked, {"messages", "tools"}, and the name of the step, to answers."""
+
+REWORD = (
+    "Write the following request in other words. Keep its meaning and every number and name in it. Give the new request "
+    "only.\n\n{question}"
+)
+ASK = (
+    "Read the text. Write one question that it answers and that can be understood without it, and the answer, in the "
+    "text's language. Keep to this form:\nQuestion: ...\nAnswer: ...\n\nText:\n{text}"
+)
+CRITICISE = (
+    "Principle: {principle}\n\nQuestion:\n{question}\n\nAnswer:\n{answer}\n\nSay in a few sentences where the answer goes "
+    "against the principle."
+)
+REVISE = (
+    "Principle: {principle}\n\nQuestion:\n{question}\n\nAnswer:\n{answer}\n\nCritique:\n{critique}\n\nWrite the answer "
+    "again, so that it follows the principle. Give the new answer only."
+)
+JUDGE = (
+    "Mark the answer to the question from 0 (useless or wrong) to 10 (right, complete, clear). Give the mark only.\n\n"
+    "Question:\n{question}\n\nAnswer:\n{answer}"
+)
+_PAIR = re.compile(r"Question:\s*(.+?)\s*\n\s*Answer:\s*(.+)", re.DOTALL)
+
+
+def make(stage: SynthesisSettings, rows: Sequence[Row], numbers: Sequence[int], say: Say) -> list[Row]:
+    """For each row `messages` (none where nothing came of it), `prompt`, `finished`, and how it was made."""
+    if stage.make == "revisions":
+        return _revised(stage, rows, numbers, say)
+    asked = [_asked(stage, row) for row in rows]
+    return [
+        {
+            "messages": _messages(stage, row, said),
+            "prompt": question["messages"],
+            "finished": said.finished,
+        }
+        for row, question, said in zip(rows, asked, say(asked, "text"), strict=True)
+    ]
+
+
+def _asked(stage: SynthesisSettings, row: Row) -> Row:
+    """The messages to answer; only an answer to the row's own question may call the row's tools."""
+    if stage.make == "questions":
+        return {"messages": [_user(ASK.format(text=row["text"]))]}
+    asked: list[Row] = row["messages"][:-1]
+    if stage.make == "answers":
+        return {"messages": asked, "tools": row.get("tools")}
+    return {"messages": [_user(REWORD.format(question=asked[-1]["content"]))]}
+
+
+def _messages(stage: SynthesisSettings, row: Row, said: Completion) -> list[Row] | None:
+    """The conversation with what the model said in it; none where it said nothing."""
+    text = said.text.strip()
+    if stage.make == "answers" and (text or said.tool_calls):
+        calls = {"tool_calls": list(said.tool_calls)} if said.tool_calls else {}
+        return [*row["messages"][:-1], {"role": "assistant", "content": text, **calls}]
+    if not text or stage.make == "answers":
+        return None
+    if stage.make == "variants":
+        return [*row["messages"][:-2], _user(text), row["messages"][-1]]
+    found = _PAIR.search(text)
+    return [_user(found[1]), {"role": "assistant", "content": found[2].strip()}] if found else None
+
+
+def _revised(stage: SynthesisSettings, rows: Sequence[Row], numbers: Sequence[int], say: Say) -> list[Row]:
+    told = [
+        {
+            "principle": stage.constitution[number % len(stage.constitution)],
+            "question": row["messages"][-2]["content"],
+            "answer": row["messages"][-1]["content"],
+        }
+        for row, number in zip(rows, numbers, strict=True)
+    ]
+    critiques = say([{"messages": [_user(CRITICISE.format(**of))]} for of in told], "critique")
+    for of, critique in zip(told, critiques, strict=True):
+        of["critique"] = critique.text.strip()
+    asked = [{"messages": [_user(REVISE.format(**of))]} for of in told]
+    return [
+        {
+            "messages": [*row["messages"][:-1], {"role": "assistant", "content": said.text.strip()}]
+            if said.text.strip() and critique.text.strip()
+            else None,
+            "prompt": question["messages"],
+            "finished": said.finished and critique.finished,
+            "principle": of["principle"],
+            "critique": of["critique"],
+            "before": of["answer"],
+        }
+        for row, of, question, critique, said in zip(rows, told, asked, critiques, say(asked, "revision"), strict=True)
+    ]
+
+
+def judging(messages: Sequence[Row]) -> list[Row]:
+    """The prompt of a judge."""
+    return [_user(JUDGE.format(question=words(messages[-2]), answer=words(messages[-1])))]
+
+
+def mark_of(text: str) -> float:
+    """A judge's mark over 10; 0 where it gives none from 0 to 10."""
+    found = re.search(r"\d+(?:\.\d+)?", text)
+    value = float(found[0]) / 10 if found else 0.0
+    return value if value <= 1 else 0.0
+
+
+def _user(text: str) -> Row:
+    return {"role": "user", "content": text}

@@ -1,0 +1,101 @@
+"""Conversations that a model writes, each with its prompt, model and score."""
+
+import json
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from cupola_flows.context import StageContext
+from cupola_flows.dropping import say_dropped
+from cupola_flows.stages.base import Input, Stage, Taken
+from cupola_flows.stages.data import texts
+from cupola_flows.stages.data.synthesis import SynthesisSettings
+from cupola_flows.stages.data.writers import CheckpointWriter, EndpointWriter, Writer, rewards
+from cupola_platform import json_lines
+from cupola_platform.artifacts import Artifact
+from cupola_platform.errors import ConfigError
+from cupola_platform.rows.drops import told
+from cupola_trainer.config import ParallelConfig
+
+
+class SynthesizeStage(Stage, SynthesisSettings):
+    """A model writes conversations; what a filter does not pass is dropped and counted."""
+
+    gives: ClassVar[str] = "conversations"
+    renders: ClassVar[bool] = True
+
+    kind: Literal["synthesize"] = "synthesize"
+    conversations: Annotated[str | None, Input("conversations", guess=None)] = None
+    """The stage whose conversations are answered anew, reworded or mended."""
+    tokens: Annotated[str | None, Input("tokens", guess=None)] = None
+    """The stage whose documents are asked about (`make: questions`)."""
+    writer: Annotated[str | None, Input("checkpoint", guess=None)] = None
+    """The stage whose checkpoint writes, in place of an endpoint."""
+    reward_model: Annotated[str | None, Input("reward_model", guess=None)] = None
+    """The stage whose reward model scores (`filter: reward`)."""
+    layout: ParallelConfig = Field(default_factory=ParallelConfig)
+    """How checkpoints (`writer`, `reward_model`) are laid out over processes."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "SynthesizeStage":
+        if (self.endpoint is None) == (self.writer is None):
+            raise ValueError("give either `endpoint` or `writer` (a stage's checkpoint) to write, and not both")
+        if (self.make == "questions") != (self.tokens is not None) or (self.tokens is None) == (
+            self.conversations is None
+        ):
+            raise ValueError(
+                "name `tokens` for make=questions, and `conversations` for answers, variants and revisions: one of them"
+            )
+        if (self.filter == "reward") != (self.reward_model is not None):
+            raise ValueError("filter=reward and `reward_model` go together: give both or neither")
+        if self.make in {"variants", "questions"} and self.filter in {"scorer", "execution"}:
+            why = "variants keep the answers they had: " if self.make == "variants" else "questions have no task: "
+            outcome = "would pass all" if self.make == "variants" else "has nothing to go by"
+            raise ValueError(f"{why}filter={self.filter} {outcome}. Use judge, reward or none")
+        return self
+
+    def run(self, ctx: StageContext, taken: Taken) -> Artifact:
+        """Ask the model, filter what it says, and publish what is left; what was answered before a stop is not asked again.
+
+        Raises:
+            ConfigError: no question to ask, a filter that has nothing to go by, or nothing passes it.
+            ServiceError: the endpoint does not answer.
+        """
+        corpus = taken.maybe("tokens")
+        asked = (
+            texts.documents(corpus.path, self, ctx.seed)
+            if corpus
+            else texts.questions(taken.one("conversations").path, self, ctx.seed)
+        )
+        written = list(texts.written(ctx, self, self._writer(ctx, taken), asked, ctx.folder / "answered.jsonl"))
+        if model := taken.maybe("reward_model"):
+            usable = [text for text in written if text["messages"] and text["finished"]]
+            to_score = ({"messages": text["messages"], "tools": text.get("tools")} for text in usable)
+            for text, value in zip(usable, rewards(ctx, model, to_score, self.layout), strict=True):
+                text["synthesis"]["score"] = value
+        kept, drops = texts.filtered(self, written)
+        held = {row["id"] for row in asked[: max(1, round(len(asked) * self.heldout_fraction))]}
+        splits = {
+            "train": [row for row in kept if row["synthesis"]["of"] not in held],
+            "heldout": [row for row in kept if row["synthesis"]["of"] in held],
+        }
+        if not splits["train"]:
+            raise ConfigError(
+                f"stage {ctx.name}: of {len(written)} texts none is left to train on ({told(drops, {})}). Lower "
+                "min_score, ask another model, or take more rows."
+            )
+        folder = ctx.empty("conversations")
+        for split, rows in splits.items():
+            json_lines.write(folder / f"{split}.jsonl", rows)
+        counts = {split: len(rows) for split, rows in splits.items()}
+        report = {"asked": len(written), "kept": len(kept), "dropped": dict(drops), "conversations": counts}
+        (folder / "report.json").write_text(json.dumps(report, indent=2))
+        metrics = {f"{split}_conversations": float(count) for split, count in counts.items()}
+        metrics |= {"asked": float(len(written)), "kept": float(len(kept)), "mean_score": texts.mean_score(kept)}
+        return ctx.publish(folder, parents=taken.all(), metrics=metrics | say_dropped(ctx, report))
+
+    def _writer(self, ctx: StageContext, taken: Taken) -> Writer:
+        if writer := taken.maybe("writer"):
+            return CheckpointWriter(ctx, writer, self.layout)
+        assert self.endpoint is not None, "an endpoint or a writer: the stage has checked it"
+        return EndpointWriter(self.endpoint)

@@ -1,0 +1,167 @@
+"""What a model is asked to write, what it wrote, and what of it passes."""
+
+import heapq
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyarrow import parquet
+
+from cupola_flows.context import StageContext
+from cupola_flows.stages.data import requests
+from cupola_flows.stages.data.requests import judging, mark_of
+from cupola_flows.stages.data.synthesis import SynthesisSettings
+from cupola_flows.stages.data.writers import EndpointWriter, Writer
+from cupola_platform import json_lines
+from cupola_platform.conversation import words
+from cupola_platform.errors import ConfigError
+from cupola_trainer.data.shapes import question_of
+from cupola_trainer.evaluation.execution import shares_passed
+from cupola_trainer.evaluation.tasks import score
+
+Row = dict[str, Any]
+
+ABOUT = ("messages", "finished", "score", "drop")
+"""What a text's line holds besides what is published."""
+
+
+def questions(folder: Path, stage: SynthesisSettings, seed: int) -> list[Row]:
+    """The distinct training questions that the filter can judge, in an order that the seed decides."""
+    rows = list(json_lines.read(folder / "train.jsonl"))
+    needs = {"scorer": "task", "execution": "tests"}.get(stage.filter)
+    distinct = {question_of(row): row for row in rows if not needs or row.get(needs)}
+    if not distinct:
+        raise ConfigError(
+            f"filter={stage.filter} needs conversations with `{needs}`, and none has any. Choose another filter."
+        )
+    found = [row for row in distinct.values() if stage.make == "answers" or _answered_in_text(row)]
+    if not found:
+        raise ConfigError(
+            f"make={stage.make} needs a question and its answer in words, and no conversation ends in them."
+        )
+    random.Random(seed).shuffle(found)
+    return found[: stage.max_rows]
+
+
+def documents(folder: Path, stage: SynthesisSettings, seed: int) -> list[Row]:
+    """Training documents of the corpus, drawn by their digests; only those that are taken are held in memory."""
+    taken: list[tuple[int, str, Row]] = []
+    with parquet.ParquetFile(folder / "documents.parquet") as file:
+        columns = ["id", "source", "split", "digest", "text"]
+        for batch in file.iter_batches(columns=columns, batch_size=256):
+            for row in batch.to_pylist():
+                if row["split"] == "train":
+                    draw = random.Random(f"{seed}{row['digest']}").getrandbits(62)
+                    text = {**row, "text": row["text"][: stage.document_characters]}
+                    add = heapq.heappush if len(taken) < stage.max_rows else heapq.heappushpop
+                    add(taken, (-draw, row["id"], text))
+    return [row for _, _, row in sorted(taken, key=lambda item: -item[0])]
+
+
+def _answered_in_text(row: Row) -> bool:
+    last: list[Row] = row["messages"][-2:]
+    return [turn["role"] for turn in last] == ["user", "assistant"] and bool(last[1].get("content"))
+
+
+def written(
+    ctx: StageContext, stage: SynthesisSettings, pen: Writer, taken: Sequence[Row], file: Path
+) -> Iterator[Row]:
+    """Every text with its score, in order; each is written down as soon as it is known."""
+    done = [json_lines.parse(line) for line in json_lines.whole_lines(file)]
+    json_lines.write(file, done)
+    work = [(row, sample) for row in taken for sample in range(stage.samples)]
+    yield from done
+    with file.open("ab") as lines:
+        for start in range(len(done), len(work), pen.at_once):
+            part = work[start : start + pen.at_once]
+            for row in _write(stage, pen, part, ctx.seed + start, start):
+                lines.write(json_lines.dump(row))
+                lines.flush()
+                yield row
+            ctx.display.advance(ctx.name, "synthesize", start + len(part), len(work))
+
+
+def _write(stage: SynthesisSettings, pen: Writer, work: Sequence[tuple[Row, int]], seed: int, start: int) -> list[Row]:
+    def say(asked: Any, step: str) -> Any:
+        at = f"{step}-{start}"
+        return pen.say(asked, temperature=stage.temperature, length=stage.max_new_tokens, seed=seed, step=at)
+
+    rows = [row for row, _ in work]
+    made = requests.make(stage, rows, range(seed, seed + len(work)), say)
+    scores = _scores(stage, pen, rows, made, seed, start)
+    return [
+        {
+            "id": f"{row['id']}/{stage.make}-{sample}",
+            "source": f"synthesis-{row['source']}",
+            "messages": text["messages"],
+            "task": row.get("task"),
+            **({"tools": row["tools"]} if row.get("tools") else {}),
+            "finished": text["finished"],
+            "synthesis": {
+                "of": row["id"],
+                "model": pen.name,
+                "filter": stage.filter,
+                "score": value,
+                **{key: told for key, told in text.items() if key not in ABOUT},
+            },
+        }
+        for (row, sample), text, value in zip(work, made, scores, strict=True)
+    ]
+
+
+def filtered(stage: SynthesisSettings, texts: Sequence[Row]) -> tuple[list[Row], Counter[str]]:
+    """The texts that are kept, and how many are dropped for what."""
+    drops: Counter[str] = Counter()
+    passing: dict[str, list[Row]] = {}
+    for text in texts:
+        if reason := _reason(stage, text):
+            drops[reason] += 1
+        else:
+            row = {key: value for key, value in text.items() if key != "finished"}
+            passing.setdefault(row["synthesis"]["of"], []).append(row)
+    if stage.keep == "best":
+        best = [max(rows, key=lambda row: row["synthesis"]["score"]) for rows in passing.values()]
+        if more := sum(map(len, passing.values())) - len(best):
+            drops["not the best"] = more
+        return best, drops
+    return [row for rows in passing.values() for row in rows], drops
+
+
+def _reason(stage: SynthesisSettings, text: Row) -> str:
+    """Why a text is dropped; empty where it is kept."""
+    if not text["finished"]:
+        return "unfinished"
+    if not text["messages"]:
+        return "no question and answer" if stage.make == "questions" else "empty"
+    if text["synthesis"]["score"] is None:
+        return "not to be scored"
+    return "" if text["synthesis"]["score"] >= stage.min_score else "low score"
+
+
+def _scores(
+    stage: SynthesisSettings, pen: Writer, rows: Sequence[Row], made: Sequence[Row], seed: int, start: int
+) -> list[float]:
+    """Of texts that came to nothing, 0; of what a reward model is to score later, 0 too."""
+    good = [place for place, text in enumerate(made) if text["messages"]]
+    answers = [words(made[place]["messages"][-1]) for place in good]
+    found = [0.0] * len(made)
+    if stage.filter == "scorer":
+        values = [score(rows[place]["task"], answer) for place, answer in zip(good, answers, strict=True)]
+    elif stage.filter == "execution":
+        values = shares_passed([(answer, rows[place]["tests"]) for place, answer in zip(good, answers, strict=True)])
+    elif stage.filter == "judge":
+        judge = EndpointWriter(stage.judge) if stage.judge else pen
+        prompts = [{"messages": judging(made[place]["messages"])} for place in good]
+        marks = judge.say(prompts, temperature=0.0, length=16, seed=seed, step=f"judge-{start}")
+        values = [mark_of(mark.text) for mark in marks]
+    else:
+        values = [stage.min_score if stage.filter == "none" else 0.0] * len(good)
+    for place, value in zip(good, values, strict=True):
+        found[place] = value
+    return found
+
+
+def mean_score(rows: Sequence[Row]) -> float:
+    return float(sum(row["synthesis"]["score"] for row in rows) / max(len(rows), 1))

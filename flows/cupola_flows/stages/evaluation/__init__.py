@@ -1,0 +1,1 @@
+"""Stages that say what a model is worth."""

@@ -1,0 +1,114 @@
+"""Which of several candidates is the best, and whether an alias moves to it: the comparisons, each in a sentence."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Measured = Mapping[str, Any]
+"""One checkpoint's entry in `results.json`."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Which candidate is the best, whether the alias moves to it, and the comparisons that decided it, each in a sentence."""
+
+    best: str
+    promoted: bool
+    reasons: tuple[str, ...]
+
+
+def decide(
+    candidates: Mapping[str, Measured],
+    *,
+    siblings: Mapping[str, Measured],
+    baseline: Measured | None,
+    incumbent: Measured | None,
+    tolerance: float,
+) -> Decision:
+    """Promote the best candidate unless a comparison speaks against it.
+
+    A candidate is sound where its accuracy is clearly above the baseline's (the two intervals do not touch) and its bits per byte
+    are worse than the baseline's by at most `tolerance`, relative. The best is the sound one with the highest accuracy, of equal
+    ones that with fewer bits per byte. Its interval must reach the incumbent's accuracy, with bits per byte within `tolerance` of
+    the incumbent's; and no sound sibling, measured beside it and no candidate, may have a higher accuracy, by however little.
+    """
+    checks = {name: _held_to(baseline, measured, tolerance) for name, measured in candidates.items()}
+    sound = [name for name, of in checks.items() if all(passed for passed, _ in of)]
+    best = max(sound or candidates, key=lambda name: _rank(candidates[name]))
+    found = list(checks[best])
+    found += [(True, _passed_over(name, checks[name], candidates[name])) for name in candidates if name != best]
+    if len(candidates) > 1:
+        found.insert(
+            0, (True, f"{best} is the best of {', '.join(candidates)}{'' if sound else ', and none is sound'}.")
+        )
+    for name, measured in siblings.items():
+        if all(passed for passed, _ in _held_to(baseline, measured, tolerance)):
+            found += _behind(name, measured, best, candidates[best])
+    if incumbent is None:
+        found.append((True, "There is no incumbent to beat."))
+    elif incumbent["digest"] == candidates[best]["digest"]:
+        found.append((True, f"{best} is the incumbent."))
+    else:
+        found += _no_worse(candidates[best], incumbent, tolerance)
+    return Decision(best, all(passed for passed, _ in found), tuple(reason for _, reason in found))
+
+
+Check = tuple[bool, str]
+
+
+def _held_to(baseline: Measured | None, candidate: Measured, tolerance: float) -> list[Check]:
+    if baseline is None:
+        return []
+    return [_clearly_better(candidate, baseline), _within(candidate, baseline, tolerance, "baseline")]
+
+
+def _clearly_better(candidate: Measured, baseline: Measured) -> Check:
+    ours, theirs = candidate.get("accuracy"), baseline.get("accuracy")
+    if not ours or not theirs:
+        return False, "No task accuracy was measured to hold the candidate to its baseline."
+    passed = ours["low"] > theirs["high"]
+    verdict = "clearly above" if passed else "not clearly above"
+    return passed, f"Accuracy {_accuracy(ours)} is {verdict} the baseline's {_accuracy(theirs)}."
+
+
+def _within(candidate: Measured, other: Measured, tolerance: float, whose: str) -> Check:
+    own, bits = candidate["bits_per_byte"], other["bits_per_byte"]
+    passed = own <= bits * (1 + tolerance)
+    verdict = "within" if passed else "beyond"
+    return passed, f"{own:.3f} bits per byte are {verdict} {tolerance:.0%} of the {whose}'s {bits:.3f}."
+
+
+def _no_worse(candidate: Measured, incumbent: Measured, tolerance: float) -> list[Check]:
+    checks = []
+    ours, theirs = candidate.get("accuracy"), incumbent.get("accuracy")
+    if ours and theirs:
+        passed = ours["high"] >= theirs["accuracy"]
+        verdict = "no worse than" if passed else "worse than"
+        checks.append((passed, f"Accuracy {_accuracy(ours)} is {verdict} the incumbent's {_accuracy(theirs)}."))
+    return [*checks, _within(candidate, incumbent, tolerance, "incumbent")]
+
+
+def _rank(measured: Measured) -> tuple[float, float]:
+    accuracy = measured.get("accuracy")
+    return (accuracy["accuracy"] if accuracy else 0.0), -measured["bits_per_byte"]
+
+
+def _passed_over(name: str, checks: Sequence[Check], measured: Measured) -> str:
+    """Why another candidate is not the best one."""
+    failed = next((reason for passed, reason in checks if not passed), None)
+    accuracy = measured.get("accuracy")
+    bits = f"{measured['bits_per_byte']:.3f} bits per byte."
+    return f"{name} is not: {failed or (f'accuracy {_accuracy(accuracy)}, {bits}' if accuracy else bits)}"
+
+
+def _behind(name: str, sibling: Measured, best: str, candidate: Measured) -> list[Check]:
+    if _rank(sibling)[0] <= _rank(candidate)[0]:
+        return []
+    theirs = _accuracy(sibling["accuracy"])
+    return [
+        (False, f"{name}, measured beside it, is ahead of {best}: {theirs}. Name it in the stage's `checkpoints` too.")
+    ]
+
+
+def _accuracy(value: Measured) -> str:
+    return f"{value['accuracy']:.1%} [{value['low']:.1%}, {value['high']:.1%}]"

@@ -1,0 +1,146 @@
+"""Moves an alias to the best checkpoint, if the numbers allow, and says why or why not.
+
+Every number that is compared is about the same held-out text and the same tasks: what the evaluation has not measured is measured
+now, as the evaluation did.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from cupola_flows.context import StageContext
+from cupola_flows.jobs import run_job
+from cupola_flows.stages.base import ARTIFACT, Input, Stage, Stages, Taken
+from cupola_flows.stages.evaluation.decision import Measured, decide
+from cupola_flows.stages.evaluation.evaluate import EvaluateStage, evaluation_job
+from cupola_flows.stages.pretraining.pretrain import PretrainStage
+from cupola_platform.aliases import fault
+from cupola_platform.artifacts import Artifact
+from cupola_platform.artifacts.digests import digest_bytes
+from cupola_platform.errors import ConfigError
+
+
+def last_pretraining(recipe: Stages, name: str, kind: str) -> tuple[str, ...]:
+    """The nearest earlier pretraining."""
+    earlier = list(recipe.stages)[: list(recipe.stages).index(name)]
+    return tuple(stage for stage in earlier if isinstance(recipe.stages[stage], PretrainStage))[-1:]
+
+
+def measured(recipe: Stages, name: str, kind: str) -> tuple[str, ...]:
+    """What the evaluation of a promotion measures, but for the baseline."""
+    evaluation = next(iter(recipe.references(name, "evaluation")))
+    if evaluation.startswith(ARTIFACT):
+        return ()
+    baseline = recipe.references(name, "baseline")
+    return tuple(each for each in recipe.references(evaluation, "checkpoints") if each not in baseline)
+
+
+class PromoteStage(Stage):
+    """Move an alias to the best of several checkpoints, if the numbers allow it."""
+
+    gives: ClassVar[str] = "promotion"
+    renders: ClassVar[bool] = True
+
+    kind: Literal["promote"] = "promote"
+    checkpoints: Annotated[tuple[str, ...], Input("checkpoint", guess=measured)] = ()
+    """The stages whose checkpoints may be promoted: the best of them is. Empty for all that the evaluation measures."""
+    baseline: Annotated[str | None, Input("checkpoint", guess=last_pretraining, optional=True)] = None
+    """The stage whose checkpoint the best must beat on tasks, and whose bits per byte it must keep; none for the last
+    pretraining. It is no candidate."""
+    evaluation: Annotated[str | None, Input("evaluation")] = None
+    """The stage whose numbers decide."""
+    alias: str = "champion"
+    """The name that moves."""
+    bits_per_byte_tolerance: float = Field(default=0.05, ge=0)
+    """How much worse, relative, held-out bits per byte may be than the baseline's and than the incumbent's."""
+
+    @field_validator("alias")
+    @classmethod
+    def _is_an_alias(cls, alias: str) -> str:
+        if wrong := fault(alias):
+            raise ValueError(wrong)
+        return alias
+
+    def run(self, ctx: StageContext, taken: Taken) -> Artifact:
+        """Decide by an evaluation which candidate is the best and whether `alias` moves to it; move it; publish the decision."""
+        evaluation, baseline = taken.one("evaluation"), taken.maybe("baseline")
+        candidates = {
+            name: found
+            for name, found in taken.named("checkpoints").items()
+            if not baseline or found.digest != baseline.digest
+        }
+        if not candidates:
+            raise ConfigError(
+                f"stages.{ctx.name}: the baseline is no candidate, and there is no other. Name one in `checkpoints`."
+            )
+        alias = ctx.workspace.registry.alias(self.alias)
+        incumbent = ctx.workspace.resolve(alias.digest) if alias else None
+        compared = [*candidates.values(), *taken.all("baseline"), *([incumbent] if incumbent else [])]
+        numbers = _measured(ctx, evaluation, compared)
+        decision = decide(
+            {name: numbers[artifact.digest] for name, artifact in candidates.items()},
+            siblings=_siblings(ctx, evaluation, [*candidates.values(), baseline], baseline),
+            baseline=numbers[baseline.digest] if baseline else None,
+            incumbent=numbers[incumbent.digest] if incumbent else None,
+            tolerance=self.bits_per_byte_tolerance,
+        )
+        best = candidates[decision.best]
+        if decision.promoted and (incumbent is None or best.digest != incumbent.digest):
+            ctx.workspace.registry.set_alias(self.alias, best.digest, " ".join(decision.reasons))
+        folder = ctx.empty("promotion")
+        content = {
+            "alias": self.alias,
+            "candidate": best.digest,
+            "stage": decision.best,
+            "incumbent": incumbent.digest if incumbent else None,
+            "promoted": decision.promoted,
+            "reasons": list(decision.reasons),
+        }
+        (folder / "decision.json").write_text(json.dumps(content, indent=2))
+        parents = [*candidates.values(), evaluation, *taken.all("baseline")]
+        return ctx.publish(folder, parents=parents, metrics={"promoted": float(decision.promoted)})
+
+    @staticmethod
+    def summary(metrics: Mapping[str, float]) -> str:
+        return "promoted" if metrics["promoted"] else "not promoted"
+
+
+def _siblings(
+    ctx: StageContext, evaluation: Artifact, compared: Sequence[Artifact | None], baseline: Artifact | None
+) -> dict[str, Measured]:
+    """What else the evaluation measured that was made from the baseline; all else where there is none."""
+    known = {artifact.digest for artifact in compared if artifact}
+    others = {name: entry for name, entry in _entries(evaluation).items() if entry["digest"] not in known}
+    if baseline is None:
+        return others
+    ancestors = {name: ctx.workspace.registry.ancestors(entry["digest"]) for name, entry in others.items()}
+    return {name: others[name] for name, found in ancestors.items() if any(a.digest == baseline.digest for a in found)}
+
+
+def _entries(evaluation: Artifact) -> dict[str, Measured]:
+    entries: dict[str, Measured] = json.loads((evaluation.path / "results.json").read_text())["checkpoints"]
+    return entries
+
+
+def _measured(ctx: StageContext, evaluation: Artifact, compared: Sequence[Artifact]) -> dict[str, Measured]:
+    """Each checkpoint's numbers by its digest: of this evaluation, or measured now on the same text and tasks.
+
+    Numbers of another evaluation would be about other text.
+    """
+    known = {entry["digest"]: entry for entry in _entries(evaluation).values()}
+    missing = {artifact.id: artifact for artifact in compared if artifact.digest not in known}
+    if not missing:
+        return known
+    kinds = {parent.manifest.kind: parent for parent in map(ctx.workspace.resolve, evaluation.manifest.parents)}
+    stage = EvaluateStage.model_validate(evaluation.manifest.config)
+    job = evaluation_job(ctx, stage, missing, tokens=kinds["tokens"], conversations=kinds.get("conversations"))
+    output = (
+        ctx.folder / f"measured-{digest_bytes(' '.join(missing).encode())[:12]}"
+    )  # another incumbent is another job
+    run_job(ctx, job.but(output=output))
+    results = json.loads((output / "results.json").read_text())
+    shutil.rmtree(output)
+    return known | {entry["digest"]: entry for entry in results["checkpoints"].values()}

@@ -1,0 +1,54 @@
+"""Direct preference optimization."""
+
+from typing import Annotated, ClassVar, Literal
+
+from cupola_flows.context import StageContext
+from cupola_flows.jobs import run_once
+from cupola_flows.stages.base import Input, Taken, settings
+from cupola_flows.stages.training import TrainStage, train
+from cupola_platform.artifacts import Artifact
+from cupola_trainer.config import DpoData, DpoSettings, ReferenceJob
+
+
+class DpoStage(TrainStage, DpoSettings):
+    """Direct preference optimization against the frozen parent."""
+
+    objective = "dpo"
+    renders: ClassVar[bool] = True
+    merges_online: ClassVar[bool] = True
+
+    kind: Literal["dpo"] = "dpo"
+    parent: Annotated[str | None, Input("checkpoint")] = None
+    """The stage whose checkpoint to align; it is the frozen reference too."""
+    preferences: Annotated[str | None, Input("preferences")] = None
+    """The stage that made the pairs."""
+
+    def run(self, ctx: StageContext, taken: Taken) -> Artifact:
+        """Align a checkpoint by pairs, against itself frozen."""
+        parent, preferences = taken.one("parent"), taken.one("preferences")
+        told = None if taken.maybe("base") else reference(ctx, self, parent, preferences)
+        data = DpoData(
+            **settings(self, DpoSettings), preferences=preferences.path, reference=told.path if told else None
+        )
+        parents = [parent, preferences, *([told] if told else taken.all("base"))]
+        return train(ctx, self, taken, data, parent=parent, parents=parents)
+
+
+def reference(ctx: StageContext, stage: DpoStage, parent: Artifact, preferences: Artifact) -> Artifact:
+    """What the frozen parent says of every answer: computed once, whatever is then tried with it."""
+    config = {
+        "sequence_length": stage.batch.sequence_length,
+        "precision": stage.precision,
+        "template_date": ctx.template_date.isoformat() if ctx.template_date else None,
+    }
+    job = ReferenceJob(
+        output=ctx.folder / "reference",
+        seed=ctx.seed,
+        template_date=ctx.template_date,
+        initial=parent.path,
+        data=DpoData(preferences=preferences.path),
+        batch=stage.batch,
+        parallel=stage.layout,
+        precision=stage.precision,
+    )
+    return run_once(ctx, job, kind="reference", config=config, parents=[parent, preferences])

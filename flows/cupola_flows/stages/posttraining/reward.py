@@ -1,0 +1,45 @@
+"""A reward model from pairs."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from cupola_flows.context import StageContext
+from cupola_flows.stages.base import Input, Taken, settings
+from cupola_flows.stages.training import TrainStage, train
+from cupola_platform.artifacts import Artifact
+from cupola_platform.errors import ConfigError
+from cupola_trainer.config import OptimizerConfig, RewardData, RewardSettings
+
+
+class RewardStage(TrainStage, RewardSettings):
+    """A reward model from pairs: a language model with a scalar head, or a reward model that is trained on."""
+
+    objective = "reward"
+    gives: ClassVar[str] = "reward_model"
+    renders: ClassVar[bool] = True
+
+    kind: Literal["reward"] = "reward"
+    parent: Annotated[str | None, Input("checkpoint", optional=True)] = None
+    """The stage whose language model gets the scalar head."""
+    reward: Annotated[str | None, Input("reward_model", guess=None)] = None
+    """The stage whose reward model to go on from, in place of `parent`: preference-model pretraining, then fine-tuning."""
+    preferences: Annotated[str | None, Input("preferences")] = None
+    """The stage that made the pairs."""
+    optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(lr=3e-6))
+    """Qwen's rate."""
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> "RewardStage":
+        if self.parent and self.reward:
+            raise ValueError("give either `parent` (a language model) or `reward` (a reward model), and not both")
+        return self
+
+    def run(self, ctx: StageContext, taken: Taken) -> Artifact:
+        """Train a reward model on pairs: from a language model, or from another reward model."""
+        initial = taken.maybe("reward") or taken.maybe("parent")
+        if initial is None:
+            raise ConfigError(f"stage {ctx.name} has nothing to start from: name `parent` or `reward`.")
+        preferences = taken.one("preferences")
+        data = RewardData(**settings(self, RewardSettings), preferences=preferences.path)
+        return train(ctx, self, taken, data, parent=initial, parents=[initial, preferences])

@@ -1,0 +1,1 @@
+"""Stages from raw text to a pretrained model."""

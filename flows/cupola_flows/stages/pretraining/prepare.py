@@ -1,0 +1,97 @@
+"""Raw text to token shards and a tokenizer."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import model_validator
+
+from cupola_flows.context import StageContext
+from cupola_flows.stages.base import Input, Stage, Stages, Taken
+from cupola_flows.stages.data.conversations import ConversationsStage
+from cupola_platform.artifacts import Artifact
+from cupola_platform.corpus.checking import check_config, file_digests, named_sources
+from cupola_platform.corpus.config import PrepareConfig
+from cupola_platform.corpus.sources import source_state
+from cupola_platform.errors import ConfigError
+from cupola_platform.strict import Strict
+from cupola_trainer.data.instructions import heldout_questions
+
+
+class PrepareStage(Stage):
+    """Raw text -> clean, deduplicated, tokenized shards, and the tokenizer."""
+
+    gives: ClassVar[str] = "tokens"
+
+    kind: Literal["prepare"] = "prepare"
+    judge: Annotated[str | None, Input("checkpoint", guess=None)] = None
+    """The small model that `corpus.perplexity` asks: a stage of an earlier corpus, or `artifact:ID`."""
+    corpus: PrepareConfig
+    """Sources, cleaning, deduplication, held-out split and tokenizer."""
+
+    @model_validator(mode="after")
+    def _a_judge_is_asked(self) -> "PrepareStage":
+        if bool(self.judge) != bool(self.corpus.perplexity):
+            raise ValueError(
+                "`judge` (a model) and `corpus.perplexity` (its bounds) need each other: give both or neither"
+            )
+        return self
+
+    def run(self, ctx: StageContext, taken: Taken) -> Artifact:
+        """Clean, deduplicate, split, and tokenize what the recipe's sources hold."""
+        from cupola_platform.corpus.preparation import prepare  # pyarrow and tokenizers: a second
+
+        def show(step: str, done: int, total: int) -> None:
+            ctx.display.advance(ctx.name, step, done, total)
+
+        folder, judge = ctx.empty("tokens"), taken.maybe("judge")
+        config = self.corpus if self.corpus.seed else replace(self.corpus, seed=ctx.seed)
+        report = prepare(
+            config,
+            folder,
+            progress=show,
+            test_items=evaluation_questions(ctx.stages, ctx.seeds) if self._asks_tasks else None,
+            scorer=(sys.executable, "-m", "cupola_trainer.evaluation.surprise", str(judge.path)) if judge else (),
+        )
+        return ctx.publish(folder, parents=taken.all(), metrics=report.metrics)
+
+    def check(self, recipe: Stages) -> None:
+        check_config(self.corpus)
+        held = [of for of in recipe.stages.values() if isinstance(of, ConversationsStage) and of.tasks]
+        if self._asks_tasks and not held:
+            raise ConfigError(
+                "decontamination.tasks=true: no conversations stage of the recipe has tasks. Name evaluation sets in against."
+            )
+
+    @property
+    def _asks_tasks(self) -> bool:
+        return self.corpus.decontamination is not None and self.corpus.decontamination.tasks
+
+    def content(self, stages: Mapping[str, Strict], seeds: Mapping[str, int]) -> dict[str, Any]:
+        """What the sources hold, and the held-out questions that the corpus is checked against."""
+        states = {name: source_state(source) for name, source in named_sources(self.corpus).items()}
+        tasks = {
+            name: [seeds[name], of.model_dump(mode="json", include={"tasks", "heldout_per_task"})]
+            for name, of in stages.items()
+            if isinstance(of, ConversationsStage)
+        }
+        return {"sources": states | file_digests(self.corpus), "tasks": tasks if self._asks_tasks else {}}
+
+    @staticmethod
+    def summary(metrics: Mapping[str, float]) -> str:
+        return (
+            f"{metrics['documents_kept']:,.0f} of {metrics['documents_read']:,.0f} documents, "
+            f"{metrics['bytes_kept'] / 1e6:.1f} of {metrics['bytes_read'] / 1e6:.1f} MB, "
+            f"{metrics['train_tokens']:,.0f} tokens"
+        )
+
+
+def evaluation_questions(stages: Mapping[str, Strict], seeds: Mapping[str, int]) -> dict[str, list[str]]:
+    """The questions that a recipe's `conversations` stages hold out, by stage and task."""
+    return {
+        f"{name}:{task}": questions
+        for name, stage in stages.items()
+        if isinstance(stage, ConversationsStage)
+        for task, questions in heldout_questions(stage.tasks, stage.heldout_per_task, seeds[name]).items()
+    }

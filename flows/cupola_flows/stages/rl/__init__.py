@@ -1,0 +1,1 @@
+"""Stages that learn from the responses of the model in training."""

@@ -1,0 +1,24 @@
+"""DPO on the policy's own latest responses."""
+
+from typing import Literal
+
+from cupola_flows.context import StageContext
+from cupola_flows.stages.base import Taken
+from cupola_flows.stages.rl.own_responses import OwnResponsesStage
+from cupola_flows.stages.training import train
+from cupola_platform.artifacts import Artifact
+from cupola_trainer.config import OnlineDpoData, OnlineDpoSettings
+
+
+class OnlineDpoStage(OwnResponsesStage, OnlineDpoSettings):
+    """DPO on pairs of the policy's own latest answers: the best and the worst of each group."""
+
+    objective = "online_dpo"
+    learns_pairs = True
+
+    kind: Literal["online_dpo"] = "online_dpo"
+
+    def run(self, ctx: StageContext, taken: Taken) -> Artifact:
+        """Train on pairs of the policy's own responses."""
+        data = OnlineDpoData(**self.reads(taken, OnlineDpoSettings))
+        return train(ctx, self, taken, data, parent=taken.one("parent"))

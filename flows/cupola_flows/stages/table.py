@@ -1,0 +1,39 @@
+"""All kinds of stages: every file of this package's folders, and what plugins add."""
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from types import MappingProxyType
+
+from cupola_flows import stages
+from cupola_flows.stages.base import Stage
+
+PLUGINS = "cupola.stages"
+"""Group of entry points, each of which names a module that defines stages."""
+
+
+@cache
+def kinds() -> Mapping[str, type[Stage]]:
+    """Kind to its class, in the order of their names."""
+    own = [found.name for found in pkgutil.walk_packages(stages.__path__, f"{stages.__name__}.") if not found.ispkg]
+    modules = {name: importlib.import_module(name) for name in own if name != __name__}
+    modules |= {point.value: importlib.import_module(point.value) for point in entry_points(group=PLUGINS)}
+    found = {
+        kind_of(each): each
+        for each in _subclasses(Stage)
+        if each.__module__ in modules and not each.model_fields["kind"].is_required()
+    }
+    return MappingProxyType(dict(sorted(found.items())))
+
+
+def kind_of(stage: type[Stage]) -> str:
+    """What a recipe calls it."""
+    return str(stage.model_fields["kind"].default)
+
+
+def _subclasses(of: type[Stage]) -> Iterator[type[Stage]]:
+    for each in of.__subclasses__():
+        yield each
+        yield from _subclasses(each)

@@ -1,0 +1,159 @@
+"""What every stage that trains has in common: its settings, its job, and what it publishes."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from cupola_flows.context import StageContext
+from cupola_flows.jobs import JobResult, run_job
+from cupola_flows.stages.base import Input, Stage, Taken, settings
+from cupola_flows.uploading import discard
+from cupola_platform.artifacts import Artifact
+from cupola_trainer.config import (
+    MergeAdapterJob,
+    ModelConfig,
+    ParallelConfig,
+    TrainingData,
+    TrainJob,
+    TrainSettings,
+)
+from cupola_trainer.layout import validate_layout
+
+TOLD = ("loss", "margin", "accuracy", "ece", "reward")
+"""Held-out means that a stage's line tells, before and after."""
+
+
+class TrainStage(Stage, TrainSettings):
+    """What every stage that trains has in common."""
+
+    gives: ClassVar[str] = "checkpoint"
+    objective: ClassVar[str]
+    """What it trains for, as the trainer calls it."""
+    merges_online: ClassVar[bool] = False
+    """Whether `optimizer.merging` may be asked for: there is a fine-tuned parent to hold on to."""
+
+    layout: ParallelConfig = Field(default_factory=ParallelConfig)
+    """How the model is laid out over processes."""
+
+    @classmethod
+    def inputs(cls) -> dict[str, Input]:
+        """The fields that say so, and the base of online merging."""
+        return super().inputs() | ({"base": Input("checkpoint", guess=None)} if cls.merges_online else {})
+
+    @property
+    def base(self) -> str | None:
+        """The stage whose checkpoint `optimizer.merging` starts at."""
+        merging = self.optimizer.merging
+        return str(merging.base) if merging else None
+
+    @model_validator(mode="after")
+    def _base_is_taken(self) -> "TrainStage":
+        if self.base is not None and not self.merges_online:
+            raise ValueError(
+                "optimizer.merging: this kind of stage has no fine-tuned parent to hold on to. Leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_steps(self) -> "TrainStage":
+        if not self.steps and "epochs" not in type(self).model_fields:
+            raise ValueError(f"steps={self.steps}: give the number of optimizer steps, 1 or more")
+        return self
+
+    def check(self, recipe: Any) -> None:
+        self.batch.num_microbatches(self.layout.dp)
+
+    def check_model(self, model: ModelConfig, layout: ParallelConfig) -> None:
+        if self.lora:
+            self.lora.check(model, layout)
+        validate_layout(
+            model,
+            layout,
+            self.batch,
+            objective=self.objective,
+            reset_at_documents=getattr(self, "reset_at_documents", False),
+            lengths=self.lengths(),
+            copying=getattr(self, "copying", None),
+            pack=getattr(self, "pack", False) and layout.cp == 1,
+        )
+
+    def lengths(self) -> Any:
+        """The lengths of the sequences, where they are several; none otherwise."""
+        return None
+
+    @staticmethod
+    def summary(metrics: Mapping[str, float]) -> str:
+        parts = []
+        for name in TOLD:
+            before, after = metrics.get(f"initial_heldout_{name}"), metrics.get(f"final_heldout_{name}")
+            if after is not None:
+                parts.append(f"held-out {name} " + (f"{before:.3f} -> " if before is not None else "") + f"{after:.3f}")
+        return ", ".join(parts) or Stage.summary(metrics)
+
+
+def train(
+    ctx: StageContext,
+    stage: TrainStage,
+    taken: Taken,
+    data: TrainingData,
+    *,
+    parent: Artifact | None,
+    parents: Sequence[Artifact] | None = None,
+    **changes: Any,
+) -> Artifact:
+    """Train as a recipe's stage says, and publish the last checkpoint.
+
+    Args:
+        parent: whose weights it starts from.
+        parents: of the lineage; none for all that the stage takes.
+        changes: fields of the job that only some stages give: `model`, `positions`, `tokenizer`.
+    """
+    made = train_job(
+        ctx, stage, data=data, initial=parent.path if parent else None, output=ctx.folder / "job", seed=ctx.seed
+    )
+    optimizer = made.optimizer
+    base = taken.maybe("base") if stage.merges_online else None
+    if base and optimizer.merging:
+        optimizer = replace(optimizer, merging=replace(optimizer.merging, base=base.path))
+    job = made.but(optimizer=optimizer, profile=ctx.profile, **changes)
+    result = run_job(ctx, job)
+    if (job.output / "profile").is_dir():
+        ctx.display.say(f"{ctx.name}: traces of steps {ctx.profile} are in {job.output / 'profile'}")
+    everything = list(taken.all() if parents is None else parents)
+    if stage.lora and parent:
+        adapter = _publish_adapter(ctx, result, everything)
+        fold = MergeAdapterJob(
+            output=ctx.folder / "merge", initial=parent.path, adapter=result.folder, parallel=stage.layout
+        )
+        result = JobResult(run_job(ctx, fold).folder, result.metrics)
+        everything.append(adapter)
+    artifact = ctx.publish(result.folder, parents=everything, metrics=result.metrics)
+    shutil.rmtree(job.output / "checkpoints", ignore_errors=True)  # the last one is in the store
+    discard(ctx, job)
+    return artifact
+
+
+def train_job(
+    ctx: StageContext, stage: TrainStage, *, data: TrainingData, initial: Path | None, output: Path, seed: int
+) -> TrainJob:
+    """The job that trains as a recipe's stage says."""
+    return TrainJob(
+        **settings(stage, TrainSettings),
+        output=output,
+        seed=seed,
+        template_date=ctx.template_date,
+        initial=initial,
+        parallel=stage.layout,
+        data=data,
+    )
+
+
+def _publish_adapter(ctx: StageContext, result: JobResult, parents: Sequence[Artifact]) -> Artifact:
+    """The adapters as an artifact of their own, beside what they are folded into. The job keeps its copy until then."""
+    folder = ctx.empty("adapter")
+    shutil.copytree(result.folder, folder, dirs_exist_ok=True)
+    return ctx.publish_aside(folder, kind="adapter", parents=parents, metrics=result.metrics)

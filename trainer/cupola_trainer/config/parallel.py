@@ -1,0 +1,50 @@
+"""How a model is laid out over processes."""
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from cupola_platform.strict import STRICT
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ParallelConfig:
+    """How a model is laid out over processes. The world size is tp x pp x cp x dp."""
+
+    tp: int = Field(default=1, ge=1)
+    """Tensor-parallel size."""
+
+    pp: int = Field(default=1, ge=1)
+    """Pipeline-parallel size."""
+
+    vp: int | None = Field(default=None, ge=2)
+    """Model chunks per pipeline rank (interleaved schedule); none for 1F1B."""
+
+    cp: int = Field(default=1, ge=1)
+    """Context-parallel size."""
+
+    ep: int = Field(default=1, ge=1)
+    """Expert-parallel size; divides tp x cp x dp."""
+
+    etp: int | None = Field(default=None, ge=1)
+    """Tensor-parallel size inside experts; none for 1 when ep > 1, else tp."""
+
+    dp: int = Field(default=1, ge=1)
+    """Data-parallel size."""
+
+    sp: bool = False
+    """Sequence parallelism: shard activations of norms over the tensor-parallel group. MoE with tp > 1 needs it."""
+
+    distributed_optimizer: bool = True
+    """Shard optimizer states over the data-parallel group."""
+
+    overlap: bool = False
+    """Overlap gradient reduction and parameter gathering with computation."""
+
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations that are computed again in the backward pass: none; attention's scores; every layer's, from its input."""
+
+    @property
+    def world_size(self) -> int:
+        return self.tp * self.pp * self.cp * self.dp
