@@ -31,8 +31,6 @@ class TrainStage(Stage, TrainSettings):
     """What every stage that trains has in common."""
 
     gives: ClassVar[str] = "checkpoint"
-    objective: ClassVar[str]
-    """What it trains for, as the trainer calls it."""
     merges_online: ClassVar[bool] = False
     """Whether `optimizer.merging` may be asked for: there is a fine-tuned parent to hold on to."""
 
@@ -74,7 +72,6 @@ class TrainStage(Stage, TrainSettings):
             model,
             layout,
             self.batch,
-            objective=self.objective,
             reset_at_documents=getattr(self, "reset_at_documents", False),
             lengths=self.lengths(),
             copying=getattr(self, "copying", None),

@@ -13,7 +13,6 @@ from cupola_trainer.config import DpoData, DpoSettings, ReferenceJob
 class DpoStage(TrainStage, DpoSettings):
     """Direct preference optimization against the frozen parent."""
 
-    objective = "dpo"
     renders: ClassVar[bool] = True
     merges_online: ClassVar[bool] = True
 

@@ -15,7 +15,6 @@ from cupola_trainer.config import OptimizerConfig, RewardData, RewardSettings
 class RewardStage(TrainStage, RewardSettings):
     """A reward model from pairs: a language model with a scalar head, or a reward model that is trained on."""
 
-    objective = "reward"
     gives: ClassVar[str] = "reward_model"
     renders: ClassVar[bool] = True
 

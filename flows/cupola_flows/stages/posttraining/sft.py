@@ -17,7 +17,6 @@ EPOCHS = 2.0
 class SftStage(TrainStage, SftSettings):
     """Supervised fine-tuning: ChatML, loss on assistant tokens only. Two epochs, as Qwen2, where neither `steps` nor `epochs` is given."""
 
-    objective = "sft"
     renders: ClassVar[bool] = True
     merges_online: ClassVar[bool] = True
 

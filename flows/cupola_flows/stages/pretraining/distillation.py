@@ -18,7 +18,6 @@ from cupola_trainer.config import DistillationData, DistillationSettings, ModelC
 class DistillationStage(TrainStage, DistillationSettings):
     """A student that learns a live teacher's next-token distributions, on the corpus or on conversations."""
 
-    objective = "distillation"
     renders: ClassVar[bool] = True
 
     kind: Literal["distillation"] = "distillation"

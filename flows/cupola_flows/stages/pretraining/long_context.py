@@ -24,8 +24,6 @@ from cupola_trainer.long_context import stretch
 class LongContextStage(TrainStage, NextTokenSettings, LengthSettings):
     """Next-token training of a checkpoint on longer sequences, step by step, with other positions (Qwen2's last phase)."""
 
-    objective = "next_token"
-
     kind: Literal["long_context"] = "long_context"
     tokens: Annotated[str | None, Input("tokens")] = None
     """The stage that prepared the tokens."""

@@ -19,8 +19,6 @@ from cupola_trainer.config import ModelConfig, NextTokenData, NextTokenSettings
 class PretrainStage(TrainStage, NextTokenSettings):
     """Next-token training on packed tokens, from random weights (`model`) or from a checkpoint (`parent`)."""
 
-    objective = "next_token"
-
     kind: Literal["pretrain"] = "pretrain"
     tokens: Annotated[str | None, Input("tokens")] = None
     """The stage that prepared the tokens."""

@@ -13,8 +13,6 @@ from cupola_trainer.config import GrpoData, GrpoSettings
 class GrpoStage(OwnResponsesStage, GrpoSettings):
     """Group relative policy optimization against the frozen parent, or the moving average of its own policy."""
 
-    objective = "grpo"
-
     kind: Literal["grpo"] = "grpo"
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:

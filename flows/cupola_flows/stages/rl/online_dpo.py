@@ -13,7 +13,6 @@ from cupola_trainer.config import OnlineDpoData, OnlineDpoSettings
 class OnlineDpoStage(OwnResponsesStage, OnlineDpoSettings):
     """DPO on pairs of the policy's own latest answers: the best and the worst of each group."""
 
-    objective = "online_dpo"
     learns_pairs = True
 
     kind: Literal["online_dpo"] = "online_dpo"

@@ -13,8 +13,6 @@ from cupola_trainer.config import PpoData, PpoSettings
 class PpoStage(OwnResponsesStage, PpoSettings):
     """Proximal policy optimization with a value model, against the frozen parent. Defaults are Qwen's."""
 
-    objective = "ppo"
-
     kind: Literal["ppo"] = "ppo"
     value_model: Annotated[str | None, Input("reward_model", guess=None)] = None
     """The stage whose model with a scalar head the value model starts from, such as the reward model; none for the parent's

@@ -30,8 +30,6 @@ BEGINNING = "beginning"
 class WarpStage(OwnResponsesStage, GrpoSettings):
     """WARP (Gemma 2's): rounds of several GRPO runs, merged by SLERP of what they learnt, then drawn back to where they began."""
 
-    objective = "grpo"
-
     kind: Literal["warp"] = "warp"
     kl_coef: float = Field(default=0.1, ge=0)
     """Weight of the KL to the moving average."""
