@@ -21,6 +21,7 @@ MODEL = (
     "cupola_trainer.sizes",
     "cupola_trainer.checkpoint",
     "cupola_trainer.runtime",
+    "cupola_trainer.megatron",
     "cupola_trainer.models",
     "cupola_trainer.kernels",
     "cupola_trainer.results",

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cupola_trainer.runtime import shortcuts
+from cupola_trainer.megatron import shortcuts
 
 
 @pytest.mark.parametrize("sizes", [[(2000, 4096), (3,), (64, 320)], [(9_000_001,)], [(0,), (5, 5)]])

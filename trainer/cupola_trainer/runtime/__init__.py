@@ -1,6 +1,6 @@
-"""The only place that knows a CPU from a GPU: device, process groups, threads, seeds.
+"""The machine under a job: device, process groups, threads, seeds. Only this package and `megatron` tell a CPU from a GPU.
 
-megatron.core is imported inside functions here: its import hook passes through this package.
+megatron.core is imported inside functions: it takes seconds, and most of what is here does without.
 """
 
 import os

@@ -9,11 +9,11 @@ import torch
 
 from cupola_trainer.kernels.rotary import rotary
 from cupola_trainer.kernels.swiglu import swiglu
-from cupola_trainer.runtime import shortcuts
-from cupola_trainer.runtime.adam import FusedAdam
-from cupola_trainer.runtime.capacity import keep_within_capacity
-from cupola_trainer.runtime.exchange import exchange_at_once_over_gloo, exchange_over_gloo
-from cupola_trainer.runtime.uneven import parts_of_any_length
+from cupola_trainer.megatron import shortcuts
+from cupola_trainer.megatron.adam import FusedAdam
+from cupola_trainer.megatron.capacity import keep_within_capacity
+from cupola_trainer.megatron.exchange import exchange_at_once_over_gloo, exchange_over_gloo
+from cupola_trainer.megatron.uneven import parts_of_any_length
 
 
 def patch(module: Any) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from cupola_trainer.runtime.patches import patch
+from cupola_trainer.megatron.patches import patch
 
 RENAMED = {
     "torch.cuda.FloatTensor": "torch.FloatTensor",
@@ -26,7 +26,7 @@ RENAMED = {
 }
 """Tensor type names that Megatron compares with `tensor.type()`."""
 
-STAND_IN = "cupola_trainer.runtime.cuda_on_cpu"
+STAND_IN = "cupola_trainer.megatron.cuda_on_cpu"
 
 
 def find_spec(name: str, path: Sequence[str] | None) -> importlib.machinery.ModuleSpec | None:
