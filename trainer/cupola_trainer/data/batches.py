@@ -32,11 +32,6 @@ def training_samples(config: BatchConfig, first: int) -> list[range]:
     return [range(first + micro.start, first + micro.stop) for micro in rows]
 
 
-def training_batches(objective: Objective, config: BatchConfig, step: int) -> list[Batch]:
-    """This rank's micro-batches of training step `step` (0-based) of a job that has skipped none."""
-    return read_batches(objective, training_samples(config, step * config.global_batch_size))
-
-
 def read_batches(objective: Objective, samples: Sequence[range]) -> list[Batch]:
     """The micro-batches of these samples."""
     return [collate(objective, [objective.sample(index) for index in micro]) for micro in samples]

@@ -11,7 +11,6 @@ from cupola_trainer.config import ModelConfig
 from cupola_trainer.pruning.choice import Kept
 
 Read = Callable[[str, tuple[int, ...]], Tensor]
-LAYERS = "decoder.layers."
 AXES: dict[str, tuple[str, ...]] = {
     "embedding.word_embeddings.weight": ("", "hidden"),
     "output_layer.weight": ("", "hidden"),
