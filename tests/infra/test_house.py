@@ -91,6 +91,7 @@ def test_the_license_is_apache_2(root: Path, pyproject: dict[str, dict]) -> None
     assert "Version 2.0, January 2004" in (root / "LICENSE").read_text()
 
 
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the pins are those of Python 3.11")
 def test_constraints_pin_every_installed_package_to_what_is_installed(root: Path) -> None:
     lines = [line for line in (root / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.!]+", line)] == []
