@@ -1,4 +1,5 @@
-"""Python 3.11, 3.12 and 3.13: what `make install` takes, and that the code uses nothing that a later one has removed."""
+"""Python 3.11, 3.12 and 3.13: what `make install` takes,
+and that the code uses nothing that a later one has removed."""
 
 import ast
 import shutil

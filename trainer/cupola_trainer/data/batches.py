@@ -15,8 +15,8 @@ from cupola_trainer.objectives import Batch, Objective
 
 PER_TOKEN = frozenset(
     {
-        "tokens", "labels", "loss_mask", "position_ids", "row_starts", "shares", "weights", "advantages", "old_logps", "ref_logps",
-        "old_values", "returns", "pretraining", "teacher_tokens", "teacher_logprobs",
+        "tokens", "labels", "loss_mask", "position_ids", "row_starts", "shares", "weights", "advantages", "old_logps",
+        "ref_logps", "old_values", "returns", "pretraining", "teacher_tokens", "teacher_logprobs",
     }
 )  # fmt: skip
 """A batch's tensors [b, s] of which each context-parallel rank has its own tokens' part."""

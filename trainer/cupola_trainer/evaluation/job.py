@@ -28,7 +28,8 @@ def run(job: EvaluateJob) -> None:
     """Measure every checkpoint, into `output/results.json`.
 
     Raises:
-        ConfigError: no checkpoints, a tokenizer other than the text's, or a layout that does not fit a model or `long_context`.
+        ConfigError: no checkpoints, a tokenizer other than the text's,
+            or a layout that does not fit a model or `long_context`.
         CorruptArtifactError: a checkpoint does not verify.
     """
     if job.long_context:

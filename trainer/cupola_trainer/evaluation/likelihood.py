@@ -107,7 +107,8 @@ def byte_lengths(tokenizer: Any) -> Tokens:
 
 
 def unigram_bits_per_byte(folder: Path, heldout: Heldout, vocabulary: int) -> float:
-    """Bits per byte of a model that knows only how often each token comes in the training shards (add-one smoothing)."""
+    """Bits per byte of a model that knows only how often each token comes in the training shards (add-one
+    smoothing)."""
     counts = np.ones(vocabulary)
     for name, source in json.loads((folder / "index.json").read_bytes())["sources"].items():
         if source["train"]["tokens"]:
@@ -124,7 +125,8 @@ def likelihood(
 ) -> Likelihood:
     """A model's loss on every token of the documents. Every rank calls it and gets the same numbers, in any layout.
 
-    A document is read in windows of `window` tokens that do not overlap; a token sees those before it in its window, and
+    A document is read in windows of `window` tokens that do not overlap; a token sees those before it in its window,
+    and
     the first of a window the one before it: <|endoftext|> at a document's start, as in training.
 
     Args:
@@ -151,7 +153,8 @@ def likelihood(
 
 
 def _losses(chunks: Sequence[Any], tokens: Tensor, labels: Tensor) -> Tensor:
-    """-log p(labels) [b, s] on every rank; context-parallel ranks share out rows that are padded on the right to divide."""
+    """-log p(labels) [b, s] on every rank; context-parallel ranks share out rows that are padded on the right to
+    divide."""
     width = tokens.size(1)
     shares = 2 * parallel_state.get_context_parallel_world_size()
     missing = -width % shares if shares > 2 else 0

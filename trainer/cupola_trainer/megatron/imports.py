@@ -31,7 +31,8 @@ STAND_IN = "cupola_trainer.megatron.cuda_on_cpu"
 
 
 def find_spec(name: str, path: Sequence[str] | None) -> importlib.machinery.ModuleSpec | None:
-    """The module's usual spec, with a loader that fits it to the device. The first one of a process checks the version."""
+    """The module's usual spec, with a loader that fits it to the device.
+    The first one of a process checks the version."""
     if name == "megatron.core":
         check_version()
     spec = importlib.machinery.PathFinder.find_spec(name, path)

@@ -1,7 +1,7 @@
 """What is patched in each module of megatron.core after its import; `imports` has retargeted its devices before.
 
-docs/development.md lists every patch with its reason and the test that fails without it; `versions` says which releases of
-Megatron-Core they were tried with.
+docs/development.md lists every patch with its reason and the test that fails without it; `versions` says which releases
+of Megatron-Core they were tried with.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,8 @@ def _no_compiler_without_cuda(jit: Any) -> None:
 
 
 def _router_without_transformer_engine(moe_utils: Any) -> None:
-    """The name is bound only where Transformer Engine is, and read in any case when the router has a dtype of its own."""
+    """The name is bound only where Transformer Engine is,
+    and read in any case when the router has a dtype of its own."""
     moe_utils.__dict__.setdefault("te_general_gemm", None)
 
 

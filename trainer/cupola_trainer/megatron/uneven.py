@@ -1,7 +1,7 @@
 """Gathering and scattering parts of unequal length on gloo, which knows equal ones only.
 
-Experts that are split by width exchange as many rows as the router sent to each rank: with experts split by number too, or
-of limited capacity, no two ranks have the same number.
+Experts that are split by width exchange as many rows as the router sent to each rank: with experts split by number too,
+or of limited capacity, no two ranks have the same number.
 """
 
 from collections.abc import Sequence

@@ -16,8 +16,8 @@ def check_version() -> None:
         installed = "of an unknown version"
     if installed not in TRIED:
         logger.warning(
-            "megatron-core %s is installed; Cupola patches it, and was tried with %s only. Run `pytest tests/trainer/megatron`, "
-            "or install what was tried: pip install megatron-core==%s",
+            "megatron-core %s is installed; Cupola patches it, and was tried with %s only. Run `pytest "
+            "tests/trainer/megatron`, or install what was tried: pip install megatron-core==%s",
             installed,
             ", ".join(TRIED),
             TRIED[-1],

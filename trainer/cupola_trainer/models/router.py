@@ -24,7 +24,8 @@ class Router(TopKRouter):
     """
 
     micro_batch_count: float = 1.0
-    """The objective's count in the current micro-batch, over its context-parallel ranks. Set on the class before forward."""
+    """The objective's count in the current micro-batch, over its context-parallel ranks.
+    Set on the class before forward."""
 
     tokens_per_expert: Tensor | None = None
     """Assignments [num_experts] that this rank's tokens have made in training since `take_expert_load`."""
