@@ -1,9 +1,11 @@
 # Everything lives in .venv and .cupola; `make clean` removes the first and every cache, never the workspace.
-PYTHON ?= python3.11
+# The first of these that is there; constraints.txt pins what was tried with 3.11, and 3.12 and 3.13 take pyproject.toml's ranges.
+PYTHON ?= $(or $(shell for v in 3.11 3.12 3.13; do command -v python$$v && break; done),python3.11)
 PIP_VERSION := 26.3
 VENV := .venv
 BIN := $(VENV)/bin
 CHECKOV := $(VENV)/tools/checkov
+PINS = $$($(BIN)/python -c 'import sys; print("-c $(1)" if sys.version_info[:2] == (3, 11) else "")')
 # Two processes share the files; tests of one file stay together, for what they share.
 BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := $(VENV)/.installed
@@ -43,16 +45,16 @@ clean:  ## remove .venv and the tools' caches; .cupola, the workspace, stays
 
 # A stamp, so that what is installed is installed once; a change of the pins or of pyproject.toml installs again.
 $(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 11))' || \
-		{ echo "Cupola needs Python 3.11 with venv, and '$(PYTHON)' is not that: make $(or $(MAKECMDGOALS),install) PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "Cupola needs Python 3.11, 3.12 or 3.13 with venv, and '$(PYTHON)' is none of them: make $(or $(MAKECMDGOALS),install) PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet pip==$(PIP_VERSION)
-	$(BIN)/python -m pip install -c constraints.txt --editable . --group dev
+	$(BIN)/python -m pip install $(call PINS,constraints.txt) --editable . --group dev
 	@touch $@
 
 # Checkov pins boto3 and packaging to versions that the platform cannot use: it lives in an environment of its own.
 $(CHECKOV_INSTALLED): infra/checkov-constraints.txt | $(INSTALLED)
 	@test -x $(CHECKOV)/bin/python || $(PYTHON) -m venv $(CHECKOV)
 	$(CHECKOV)/bin/python -m pip install --quiet pip==$(PIP_VERSION)
-	$(CHECKOV)/bin/python -m pip install --quiet -c infra/checkov-constraints.txt checkov
+	$(CHECKOV)/bin/python -m pip install --quiet $(call PINS,infra/checkov-constraints.txt) checkov
 	@touch $@

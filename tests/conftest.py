@@ -41,8 +41,8 @@ def _isolated_environment() -> None:
 
 @pytest.fixture(scope="session")
 def changed_files() -> Callable[[Path, Path], list[str]]:
-    """The comparison that every test of an interruption makes: the names of the files that differ between the artifact made
-    through the interruption and the undisturbed twin's. Empty when their digests are equal."""
+    """The comparison that every test of an interruption makes: the names of the files that differ between the artifact
+    made through the interruption and the undisturbed twin's. Empty when their digests are equal."""
     return _changed_files
 
 
@@ -79,8 +79,9 @@ os.fsync, durable.sync_file_system = recorded_fsync, recorded_sync
 
 @dataclass(frozen=True)
 class PowerCut:
-    """What a machine that loses its power does to files: names are there (file systems keep a journal of them), and of what
-    was not synced the bytes are gone, or zeros. Works on what processes wrote that were started with `environment`."""
+    """What a machine that loses its power does to files: names are there (file systems keep a journal of them), and of
+    what was not synced the bytes are gone, or zeros.
+    Works on what processes wrote that were started with `environment`."""
 
     folder: Path
 
@@ -161,7 +162,8 @@ def s3_server() -> Iterator[S3]:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-filer", "-s3", f"-s3.config={folder / 's3.json'}",
-             "-master.volumeSizeLimitMB=64", "-volume.max=50", "-master.telemetry=false", "-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-s3.port.lance=0", *options],
+             "-master.volumeSizeLimitMB=64", "-volume.max=50", "-master.telemetry=false", "-s3.autoCreateBucket=false",
+             "-s3.port.iceberg=0", "-s3.port.lance=0", *options],
             stdout=log, stderr=subprocess.STDOUT, cwd=folder,
         )  # fmt: skip
     try:
@@ -177,7 +179,8 @@ def s3_server() -> Iterator[S3]:
 def _s3_client(port: int) -> Any:
     return boto3.client(
         "s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1", aws_access_key_id=ACCESS_KEY,
-        aws_secret_access_key=SECRET_KEY, config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}),
+        aws_secret_access_key=SECRET_KEY,
+        config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}),
     )  # fmt: skip
 
 
@@ -210,7 +213,8 @@ def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
 def with_clock_set(tmp_path: Path) -> Callable[[list[str], int], list[str]]:
     """A function that gives a command as it is on a machine whose clock was set forward by so many seconds.
 
-    The kernel then says that the machine was booted later. Here a mount of the command's own says so: no test sets a clock.
+    The kernel then says that the machine was booted later. Here a mount of the command's own says so:
+    no test sets a clock.
     """
     rights = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     alone = ["unshare", *rights, "--mount"]

@@ -42,7 +42,8 @@ def dot(graph: Graph, *, dark: bool = False, downwards: bool = False) -> str:
     lines = [
         "digraph lineage {",
         f'rankdir={"TB" if downwards else "LR"}; bgcolor="transparent"; nodesep=0.25; ranksep=0.45;',
-        'node [shape=box, style="rounded,filled", fontname="Source Sans, sans-serif", fontsize=12, fontcolor="white", color="transparent", margin="0.16,0.09"];',
+        'node [shape=box, style="rounded,filled", fontname="Source Sans, sans-serif", fontsize=12];',
+        'node [fontcolor="white", color="transparent", margin="0.16,0.09"];',
         f'edge [color="{ink}99", arrowsize=0.7];',
     ]
     for digest, node in graph.nodes.items():
@@ -50,7 +51,10 @@ def dot(graph: Graph, *, dark: bool = False, downwards: bool = False) -> str:
         lines.append(f'"{digest}" [label="{_label(node)}", fillcolor="{COLOURS.get(node.kind, OTHER)}"{frame}];')
     for tokens, source in graph.sources:
         name = f"{tokens}/{source.name}"
-        text = f"{_escaped(source.name)}\\n{source.files:,} {'file' if source.files == 1 else 'files'}, {megabytes(source.bytes)}"
+        text = (
+            f"{_escaped(source.name)}\\n{source.files:,} {'file' if source.files == 1 else 'files'}, "
+            f"{megabytes(source.bytes)}"
+        )
         lines.append(f'"{_escaped(name)}" [label="{text}", style="rounded", color="{ink}88", fontcolor="{ink}"];')
         lines.append(f'"{_escaped(name)}" -> "{tokens}";')
     lines += [f'"{parent}" -> "{child}";' for parent, child in graph.edges]

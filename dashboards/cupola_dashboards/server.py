@@ -1,4 +1,5 @@
-"""The console's server: Streamlit's application behind the guard. `streamlit run server.py`, as `cupola up` calls it."""
+"""The console's server: Streamlit's application behind the guard. `streamlit run server.py`,
+as `cupola up` calls it."""
 
 from pathlib import Path
 

@@ -39,7 +39,8 @@ def guarded(page: Callable[Arguments, None]) -> Callable[Arguments, None]:
 
 
 def plain(text: object) -> str:
-    """What others wrote (a model, a run, a file's name) for a label, a caption or an error, which read Markdown: as it stands.
+    """What others wrote (a model, a run, a file's name) for a label, a caption or an error, which read Markdown:
+    as it stands.
 
     Whole texts are better shown by `st.text`, `st.code` or `html.escape`, which read none.
     """

@@ -11,7 +11,7 @@ import httpx
 
 from cupola_flows.nearest import did_you_mean
 from cupola_flows.prefect_api import PrefectApi
-from cupola_flows.recipe import Recipe, find_recipe, load_recipe, shipped
+from cupola_flows.recipe import find_recipe, load_recipe, shipped
 from cupola_flows.services import find_prefect
 from cupola_flows.words import in_markdown
 from cupola_flows.work_pool import WORK_POOL, ensure_work_pool
@@ -36,11 +36,6 @@ def list_recipes() -> list[ShippedRecipe]:
     """Every recipe that comes with the package."""
     loaded = {path: load_recipe(path) for path in shipped().values()}
     return [ShippedRecipe(path.stem, path, recipe.description, recipe.schedule) for path, recipe in loaded.items()]
-
-
-def recipe_schema() -> dict[str, Any]:
-    """JSON schema of a recipe, with each field's description."""
-    return Recipe.model_json_schema()
 
 
 def deploy(name_or_path: str, settings: Settings) -> str:

@@ -45,7 +45,8 @@ def examine(settings: Settings) -> list[Finding]:
 
 def _machine(settings: Settings) -> Iterator[Finding]:
     version = sys.version_info
-    yield _finding("Python", version[:2] == (3, 11), f"{version.major}.{version.minor}.{version.micro}; 3.11 is needed")
+    fits = (3, 11) <= version[:2] <= (3, 13)
+    yield _finding("Python", fits, f"{version.major}.{version.minor}.{version.micro}; 3.11 to 3.13 are supported")
     cores = len(os.sched_getaffinity(0))
     yield _finding("cores", cores >= 2, f"{cores}; two training processes want two", "note")
     memory = psutil.virtual_memory().available

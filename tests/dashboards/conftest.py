@@ -30,28 +30,50 @@ EPOCH = 1_700_000_000.0
 REPORT: dict[str, Any] = {
     "steps": [
         {
-            "step": "quality", "documents_in": 1000, "bytes_in": 8_000_000, "documents_out": 700, "bytes_out": 6_000_000, "changed": 0, "edited": [],
-            "sources": {"library": {"documents_in": 1000, "bytes_in": 8_000_000, "documents_out": 700, "bytes_out": 6_000_000}},
+            "step": "quality", "documents_in": 1000, "bytes_in": 8_000_000, "documents_out": 700,
+            "bytes_out": 6_000_000, "changed": 0, "edited": [],
+            "sources": {
+                "library": {"documents_in": 1000, "bytes_in": 8_000_000, "documents_out": 700, "bytes_out": 6_000_000},
+            },
             "dropped": [
-                {"reason": "too short", "documents": 250, "bytes": 100_000, "examples": [{"document": "a.txt", "detail": "12 words", "text": "One line."}]},
+                {
+                    "reason": "too short", "documents": 250, "bytes": 100_000,
+                    "examples": [{"document": "a.txt", "detail": "12 words", "text": "One line."}],
+                },
                 {"reason": "mostly symbols", "documents": 50, "bytes": 1_900_000, "examples": []},
             ],
         },
         {
-            "step": "near duplicates", "documents_in": 700, "bytes_in": 6_000_000, "documents_out": 600, "bytes_out": 5_000_000, "changed": 9,
+            "step": "near duplicates", "documents_in": 700, "bytes_in": 6_000_000, "documents_out": 600,
+            "bytes_out": 5_000_000, "changed": 9,
             "edited": [{"kind": "email", "documents": 9, "count": 12, "examples": []}],
-            "sources": {"library": {"documents_in": 700, "bytes_in": 6_000_000, "documents_out": 600, "bytes_out": 5_000_000}},
+            "sources": {
+                "library": {"documents_in": 700, "bytes_in": 6_000_000, "documents_out": 600, "bytes_out": 5_000_000},
+            },
             "dropped": [{"reason": "like another", "documents": 100, "bytes": 1_000_000, "examples": []}],
         },
     ],
     "sources": {
-        "library": {"train": {"documents": 540, "tokens": 1_200_000, "bytes": 4_500_000}, "heldout": {"documents": 60, "tokens": 130_000, "bytes": 500_000}},
+        "library": {
+            "train": {"documents": 540, "tokens": 1_200_000, "bytes": 4_500_000},
+            "heldout": {"documents": 60, "tokens": 130_000, "bytes": 500_000},
+        },
     },
-    "languages": {"en": {"documents": 580, "tokens": 1_250_000, "bytes": 4_800_000}, "de": {"documents": 20, "tokens": 80_000, "bytes": 200_000}},
+    "languages": {
+        "en": {"documents": 580, "tokens": 1_250_000, "bytes": 4_800_000},
+        "de": {"documents": 20, "tokens": 80_000, "bytes": 200_000},
+    },
     "lengths": {"512": 200, "2048": 400},
-    "duplicates": {"near duplicates": {"clusters": 60, "dropped": 100, "sizes": {"2": 50, "4": 10}, "largest": [{"document": "b.txt", "documents": 7}]}},
+    "duplicates": {
+        "near duplicates": {
+            "clusters": 60, "dropped": 100, "sizes": {"2": 50, "4": 10},
+            "largest": [{"document": "b.txt", "documents": 7}],
+        },
+    },
     "mixture": {"library": {"tokens": 1_200_000, "share_of_tokens": 1.0, "share_of_samples": 1.0}},
-    "compression": {"text": "held-out", "languages": {"en": {"ours": 3.84, "qwen": 4.2}, "de": {"ours": 2.5, "qwen": 3.9}}},
+    "compression": {
+        "text": "held-out", "languages": {"en": {"ours": 3.84, "qwen": 4.2}, "de": {"ours": 2.5, "qwen": 3.9}},
+    },
     "vocab_size": 4096,
     "bytes_per_token": 3.76,
 }  # fmt: skip
@@ -63,14 +85,18 @@ def proportion(correct: int, total: int, low: float, high: float) -> dict[str, f
 
 
 def results(sft: str, dpo: str) -> dict[str, Any]:
-    """results.json of two checkpoints: 100 of 200 right (Wilson 95%: 43.1% to 56.9%), and 125 of 200 (55.6% to 68.9%)."""
+    """results.json of two checkpoints: 100 of 200 right (Wilson 95%: 43.1% to 56.9%), and 125 of 200 (55.6% to
+    68.9%)."""
     return {
         "unigram_bits_per_byte": 4.5,
         "checkpoints": {
             "sft": {
                 "digest": sft, "bits_per_byte": 2.0, "heldout_loss": 3.1, "heldout_tokens": 32768,
                 "accuracy": proportion(100, 200, 0.431, 0.569),
-                "tasks": {"chain_sum": proportion(40, 100, 0.309, 0.498), "letter_counting": proportion(60, 100, 0.502, 0.691)},
+                "tasks": {
+                    "chain_sum": proportion(40, 100, 0.309, 0.498),
+                    "letter_counting": proportion(60, 100, 0.502, 0.691),
+                },
                 "answers": [
                     {"prompt": "3 + 4 =", "answer": "8", "expected": "7", "score": 0.0},
                     {"prompt": "2 + 2 =", "answer": "4", "expected": "4", "score": 1.0},
@@ -81,7 +107,10 @@ def results(sft: str, dpo: str) -> dict[str, Any]:
             "dpo": {
                 "digest": dpo, "bits_per_byte": 2.008, "heldout_loss": 3.11, "heldout_tokens": 32768,
                 "accuracy": proportion(125, 200, 0.556, 0.689),
-                "tasks": {"chain_sum": proportion(65, 100, 0.553, 0.736), "letter_counting": proportion(60, 100, 0.502, 0.691)},
+                "tasks": {
+                    "chain_sum": proportion(65, 100, 0.553, 0.736),
+                    "letter_counting": proportion(60, 100, 0.502, 0.691),
+                },
                 "answers": [
                     {"prompt": "3 + 4 =", "answer": "7", "expected": "7", "score": 1.0},
                     {"prompt": "2 + 2 =", "answer": "4", "expected": "4", "score": 1.0},
@@ -319,7 +348,7 @@ def tab(browser: Browser) -> Iterator[Page]:
 
 @pytest.fixture
 def settled(tab: Page) -> Callable[[], None]:
-    """Waits until the page stands still: while it is drawn, what was there before is still beside what comes, and keys are lost."""
+    """Wait until the page stands still: while it is drawn, old parts are still there, and keys are lost."""
     return lambda: expect(tab.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
 
 

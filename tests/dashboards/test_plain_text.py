@@ -1,4 +1,5 @@
-"""What a model, a run or a file's name says is text in the console: nothing of it is fetched, everything is shown as it stands."""
+"""What a model, a run or a file's name says is text in the console: nothing of it is fetched,
+everything is shown as it stands."""
 
 import html
 import json

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cupola_flows.deployments import list_recipes, recipe_schema
+from cupola_flows.deployments import list_recipes
 from cupola_flows.fingerprint import fingerprint
-from cupola_flows.recipe import load_recipe, parse_recipe, shipped
+from cupola_flows.recipe import Recipe, load_recipe, parse_recipe, shipped
 from cupola_flows.stages.pretraining.prepare import evaluation_questions
 from cupola_flows.stages.table import kinds
 from cupola_flows.validation import validate
@@ -44,7 +44,7 @@ def test_inputs_left_out_are_the_nearest_earlier_stages_that_fit() -> None:
 
 
 def test_the_schema_describes_every_field() -> None:
-    definitions = recipe_schema()["$defs"]
+    definitions = Recipe.model_json_schema()["$defs"]
     assert definitions["PretrainStage"]["properties"]["steps"]["description"].startswith("Optimizer steps")
     assert definitions["BatchConfig"]["properties"]["micro_batch_size"]["default"] == 4
 
@@ -118,7 +118,7 @@ def test_a_model_by_its_presets_name_has_the_published_values_and_the_changes() 
     published = preset("qwen2-57b-a14b")
     assert published.moe
     assert model == replace(published, num_layers=4, vocab_size=0, rope_theta=1e7, moe=replace(published.moe, top_k=2))
-    shown = recipe_schema()["$defs"]["ModelConfig"]
+    shown = Recipe.model_json_schema()["$defs"]["ModelConfig"]
     assert "qwen2-0.5b" in shown["properties"]["preset"]["enum"]
     assert {"required": ["preset"]} in shown["anyOf"]
 

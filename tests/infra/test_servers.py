@@ -1,4 +1,5 @@
-"""The compose file's servers, started by its own commands on this machine: there is no container engine here, the programs are."""
+"""The compose file's servers, started by its own commands on this machine: there is no container engine here,
+the programs are."""
 
 import base64
 import os

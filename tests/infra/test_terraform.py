@@ -1,7 +1,8 @@
 """The Terraform configuration is laid out, parses, and is wired; Checkov's verdict is in test_scan.py.
 
-`terraform validate` needs the AWS provider, which is no package of a registry that pip reads. Where it is at hand, name its
-folder in TERRAFORM_PLUGIN_DIR, and the last test validates every resource and plans the environment against a mock of AWS.
+`terraform validate` needs the AWS provider, which is no package of a registry that pip reads. Where it is at hand, name
+its folder in TERRAFORM_PLUGIN_DIR, and the last test validates every resource and plans the environment against a mock
+of AWS.
 """
 
 import os

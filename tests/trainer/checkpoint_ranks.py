@@ -13,7 +13,6 @@ import layout_ranks as layouts  # type: ignore[import-not-found]  # the script b
 
 from cupola_trainer import checkpoint, models, optim, passes, runtime
 from cupola_trainer.config import ModelConfig, ParallelConfig
-from cupola_trainer.data.batches import training_batches
 from cupola_trainer.optim import Trainee
 
 SAVED = {
@@ -43,9 +42,7 @@ def train(trainee: Trainee, first: int, steps: int) -> list[tuple[float, float]]
     """Loss and gradient norm of each step."""
     numbers = []
     for step in range(first, first + steps):
-        means = passes.train(
-            trainee.chunks, layouts.MaskedWords(), training_batches(layouts.MaskedWords(), layouts.BATCH, step)
-        )
+        means = passes.train(trainee.chunks, layouts.MaskedWords(), layouts.batches_of(layouts.MaskedWords(), step))
         trainee.scheduler.step(increment=1)
         numbers.append((means["loss"], trainee.update()[0]))
     return numbers

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 
-from cupola_trainer.runtime.exchange import exchange_at_once_over_gloo, exchange_over_gloo
+from cupola_trainer.megatron.exchange import exchange_at_once_over_gloo, exchange_over_gloo
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from cupola_trainer import checkpoint, models, optim, passes, runtime
 from cupola_trainer.checkpoint.shards import Shard, master_shards, weight_shards
 from cupola_trainer.config import BatchConfig, LoraConfig, OnlineMergingConfig, OptimizerConfig, ParallelConfig
-from cupola_trainer.data.batches import training_batches
+from cupola_trainer.data.batches import read_batches, training_samples
 from cupola_trainer.lora import attaching
 from cupola_trainer.objectives import Batch, Objective
 from cupola_trainer.optim import Trainee
@@ -93,7 +93,9 @@ def trajectory(trainee: Trainee) -> list[float]:
     """Loss and gradient norm of each step, one after the other."""
     found = []
     for step in range(STEPS):
-        means = passes.train(trainee.chunks, Words(), training_batches(Words(), BATCH, step))
+        means = passes.train(
+            trainee.chunks, Words(), read_batches(Words(), training_samples(BATCH, step * BATCH.global_batch_size))
+        )
         trainee.scheduler.step(increment=1)
         norm, _ = trainee.update()
         found += [means["loss"], norm]

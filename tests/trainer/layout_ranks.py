@@ -15,7 +15,7 @@ import torch
 
 from cupola_trainer import models, optim, passes, runtime
 from cupola_trainer.config import BatchConfig, ModelConfig, MoEConfig, OptimizerConfig, ParallelConfig
-from cupola_trainer.data.batches import training_batches
+from cupola_trainer.data.batches import read_batches, training_samples
 from cupola_trainer.layout import validate_layout
 from cupola_trainer.objectives import Batch, Objective
 from cupola_trainer.positions import DualChunk, LengthScaling, Llama3Rope, YarnRope
@@ -241,6 +241,11 @@ class Logits(MaskedWords):
         return super().loss(vocab_parallel_cross_entropy(output.clone(), batch["labels"]), batch)
 
 
+def batches_of(objective: Objective, step: int) -> list[Batch]:
+    """This rank's micro-batches of a step."""
+    return read_batches(objective, training_samples(BATCH, step * BATCH.global_batch_size))
+
+
 def objective_of(name: str) -> MaskedWords:
     return Logits() if name.startswith("logits") else Values() if name.startswith("scalar") else MaskedWords()
 
@@ -256,7 +261,7 @@ def trajectory(
     assert {param.dtype for group in trainee.optimizer.param_groups for param in group["params"]} == {torch.float32}
     steps = []
     for step in range(STEPS):
-        batches = training_batches(objective, BATCH, step)
+        batches = batches_of(objective, step)
         means = passes.train(trainee.chunks, objective, batches)
         trainee.scheduler.step(increment=1)
         means["grad_norm"], _ = trainee.update()

@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cupola_platform import artifacts
 from cupola_platform.errors import ConfigError, CorruptArtifactError
 from cupola_trainer import runtime
-from cupola_trainer.config import EvaluateJob, ParallelConfig, write_job
+from cupola_trainer.config import EvaluateJob, LongContextConfig, ParallelConfig, write_job
 from cupola_trainer.conversion.exporting import export
 from cupola_trainer.evaluation.answers import Question, accuracies, read_questions
 from cupola_trainer.evaluation.intervals import difference, wilson
@@ -159,6 +160,8 @@ def test_a_job_writes_what_the_contract_says(saved: Path, results: tuple[Path, d
     [
         pytest.param({"dp": 2, "ep": 2}, id="experts"),
         pytest.param({"tp": 2, "sp": True}, id="tensors", marks=pytest.mark.slow),
+        pytest.param({"pp": 2}, id="stages"),
+        pytest.param({"cp": 2}, id="contexts", marks=pytest.mark.slow),
     ],
 )
 def test_two_ranks_measure_what_one_does(
@@ -177,6 +180,14 @@ def test_two_ranks_measure_what_one_does(
         assert other["answers"] == one["answers"]
         assert other["generations"] == one["generations"]
         assert other["accuracy"] == one["accuracy"]
+
+
+def test_long_context_over_pipeline_stages_is_refused_with_what_works(saved: Path, tmp_path: Path) -> None:
+    job = replace(evaluate_job(saved, tmp_path, pp=2), long_context=LongContextConfig(lengths=(64,)))
+    with pytest.raises(
+        ConfigError, match=r"pp=2, cp=1\. long_context reads logits of whole sequences.* Use dp=2 instead"
+    ):
+        run(job)
 
 
 def test_a_right_answer_counts_in_its_task_and_in_all(saved: Path) -> None:

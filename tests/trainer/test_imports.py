@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cupola_trainer.runtime.imports import RetargetingLoader, retarget
+from cupola_trainer.megatron.imports import RetargetingLoader, retarget
 
 
 @pytest.mark.parametrize(
@@ -20,14 +20,14 @@ from cupola_trainer.runtime.imports import RetargetingLoader, retarget
         ("torch.cuda.synchronize()", "_cuda_on_cpu.synchronize()"),
         ("torch.empty(1, pin_memory=True)", "torch.empty(1, pin_memory=False)"),
         ("x.type() == 'torch.cuda.HalfTensor'", "x.type() == 'torch.HalfTensor'"),
-        ("from torch.cuda import current_stream", "from cupola_trainer.runtime.cuda_on_cpu import current_stream"),
+        ("from torch.cuda import current_stream", "from cupola_trainer.megatron.cuda_on_cpu import current_stream"),
         ("y = 'the word cuda in a sentence'", "y = 'the word cuda in a sentence'"),
     ],
 )
 def test_devices_are_moved_and_sentences_are_not(source: str, retargeted: str) -> None:
     lines = ast.unparse(retarget(f"from __future__ import annotations\n{source}".encode(), "m.py")).splitlines()
     assert lines[0] == "from __future__ import annotations"
-    assert lines[1] == "import cupola_trainer.runtime.cuda_on_cpu as _cuda_on_cpu"
+    assert lines[1] == "import cupola_trainer.megatron.cuda_on_cpu as _cuda_on_cpu"
     assert lines[2:] == [retargeted]
 
 

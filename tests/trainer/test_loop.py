@@ -212,7 +212,7 @@ def adam_reference(steps: int) -> list[Any]:
 
 
 def test_fused_adam_equals_pytorchs_adamw() -> None:
-    from cupola_trainer.runtime.adam import FusedAdam
+    from cupola_trainer.megatron.adam import FusedAdam
 
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(7, 5))

@@ -217,6 +217,8 @@ def test_a_job_writes_every_sample_in_the_order_of_the_prompts(saved: Path, tmp_
     [
         pytest.param("moe", {"dp": 2, "ep": 2}, id="experts"),
         pytest.param("dense", {"tp": 2}, id="tensors", marks=pytest.mark.slow),
+        pytest.param("moe", {"pp": 2}, id="stages"),
+        pytest.param("dense", {"cp": 2}, id="contexts"),
     ],
 )
 def test_two_ranks_sample_what_one_does(
@@ -258,6 +260,6 @@ def test_prompts_that_cannot_be_read_are_refused_by_line(
         run(SampleJob(output=tmp_path / "out", initial=saved / "dense", prompts=tmp_path / "prompts.jsonl"))
 
 
-def test_a_pipeline_layout_is_refused_with_one_that_works(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"pp=2, cp=1\. Generation and evaluation need pp=1 and cp=1; use dp=2"):
-        run(sample_job(saved, tmp_path / "one", "dense", pp=2))
+def test_more_stages_than_divide_the_layers_are_refused_before_anything_is_built(saved: Path) -> None:
+    with pytest.raises(ConfigError, match=r"num_layers=2 is not a multiple of pp=3\. Try pp="):
+        load(saved / "dense", ParallelConfig(pp=3))

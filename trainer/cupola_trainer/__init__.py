@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 class _MegatronImports:
-    """Hands every import of megatron.core to `runtime`, which fits it to this machine's device; loads torch only then."""
+    """Hands every import of megatron.core to `cupola_trainer.megatron`, which fits it to this machine. Loads torch only then."""
 
     @staticmethod
     def find_spec(
@@ -16,7 +16,7 @@ class _MegatronImports:
     ) -> importlib.machinery.ModuleSpec | None:
         if name != "megatron.core" and not name.startswith("megatron.core."):
             return None
-        imports = importlib.import_module("cupola_trainer.runtime.imports")
+        imports = importlib.import_module("cupola_trainer.megatron.imports")
         spec: importlib.machinery.ModuleSpec | None = imports.find_spec(name, path)
         return spec
 

@@ -18,7 +18,7 @@ from cupola_trainer.data.teachings import digest
 from cupola_trainer.objectives import Objective, build_objective
 from cupola_trainer.objectives.distillation_losses import vocabulary_topk
 from cupola_trainer.reporting import Report
-from cupola_trainer.rollout.loading import load
+from cupola_trainer.rollout.loading import check_whole, load
 from cupola_trainer.sizes import parameter_count
 
 
@@ -29,6 +29,7 @@ def run(job: TeachJob) -> None:
         ConfigError: the layout has pipeline or context parallelism, the data are unusable, or the teacher gives no words.
         CorruptArtifactError: the teacher's checkpoint does not verify.
     """
+    check_whole(job.parallel, "A stored teacher")
     runtime.start(job.parallel, job.seed)
     loaded = load(job.initial, job.parallel)
     if job.top_k > loaded.model.vocab_size:

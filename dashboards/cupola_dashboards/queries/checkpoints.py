@@ -25,7 +25,8 @@ def checkpoints() -> pd.DataFrame:
     named = aliases()
     rows = [
         (
-            row.digest, row.id, label(row, named.get(row.digest, ())), row.recipe, row.stage, list(named.get(row.digest, ())),
+            row.digest, row.id, label(row, named.get(row.digest, ())), row.recipe, row.stage,
+            list(named.get(row.digest, ())),
             *headline(by[row.digest].measured[row.digest] if row.digest in by else None),
             by[row.digest].id if row.digest in by else "", row.created, row.size,
         )

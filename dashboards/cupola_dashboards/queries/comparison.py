@@ -221,8 +221,8 @@ def generations(comparison: Comparison) -> list[tuple[str, str | None, str | Non
 
 
 def config_differences(comparison: Comparison) -> pd.DataFrame:
-    """What differs in the settings, seeds, code and text of the two and of all that they were made from: stage, setting, a, b
-    (JSON-like text; empty where it has none)."""
+    """What differs in the settings, seeds, code and text of the two and of all that they were made from: stage,
+    setting, a, b (JSON-like text; empty where it has none)."""
     opened = workspace()
     a, b = (Artifact(opened.root, opened.store.manifest(s.row.digest)) for s in (comparison.a, comparison.b))
     rows = [(row.stage, row.setting, row.a, row.b) for row in set_apart(opened, a, b)]

@@ -87,7 +87,8 @@ def edits(told: dict[str, Any]) -> pd.DataFrame:
 
 
 def of_sources(told: dict[str, Any]) -> pd.DataFrame:
-    """A row a source, biggest first: source, documents_in (what was read), bytes_in, documents_out (what is left), bytes_out."""
+    """A row a source, biggest first: source, documents_in (what was read), bytes_in, documents_out (what is left),
+    bytes_out."""
     first, last = told["steps"][0]["sources"], told["steps"][-1]["sources"]
     rows = [
         (

@@ -15,8 +15,8 @@ NEWEST = 400
 EVERYTHING = 100_000
 LOG_LINES = 40
 COLUMNS = [
-    "id", "parent", "recipe", "stage", "status", "started", "ended", "seconds", "artifact", "error", "prefect", "mlflow",
-    "folder", "stages",
+    "id", "parent", "recipe", "stage", "status", "started", "ended", "seconds", "artifact", "error", "prefect",
+    "mlflow", "folder", "stages",
 ]  # fmt: skip
 
 

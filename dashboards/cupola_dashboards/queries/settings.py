@@ -14,7 +14,8 @@ UNLISTED = (".kind", ".steps")
 
 
 def recipe_settings(recipe: Recipe) -> pd.DataFrame:
-    """A row a setting of every stage, except its kind and steps: setting (`pretrain.optimizer.lr`), value (as YAML), meaning."""
+    """A row a setting of every stage, except its kind and steps: setting (`pretrain.optimizer.lr`), value (as YAML),
+    meaning."""
     rows = [row for stage, settings in recipe.stages.items() for row in _settings(settings, f"{stage}.")]
     return pd.DataFrame(
         [row for row in rows if row[0].count(".") > 1 or not row[0].endswith(UNLISTED)], columns=COLUMNS

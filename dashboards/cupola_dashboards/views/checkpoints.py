@@ -155,8 +155,8 @@ def _verdict(verdict: Verdict, found: Comparison) -> None:
     tasks = comparison.task_table(found)
     cells[0].metric(f"Bits per byte, A ({plain(found.a.name)})", number(bits[0], ".4f"), border=True, height="stretch")
     cells[1].metric(
-        f"Bits per byte, B ({plain(found.b.name)})", number(bits[1], ".4f"), border=True, height="stretch", delta_color="inverse",
-        delta=None if change is None else f"{change:+.1%}",
+        f"Bits per byte, B ({plain(found.b.name)})", number(bits[1], ".4f"), border=True, height="stretch",
+        delta_color="inverse", delta=None if change is None else f"{change:+.1%}",
     )  # fmt: skip
     first = tasks.iloc[0] if len(tasks) else None
     cells[2].metric(
@@ -208,7 +208,8 @@ def _curves(found: Comparison) -> None:
     kinds = [side.row.config.get("kind") for side in (found.a, found.b)]
     if kinds[0] != kinds[1]:
         st.caption(
-            f"{plain(kinds[0])} and {plain(kinds[1])} minimise different losses: compare their course, not their height."
+            f"{plain(kinds[0])} and {plain(kinds[1])} minimise different losses: compare their course, not their "
+            "height."
         )
     names = metrics.curve_names(frame)
     _overlaid(frame, found, names[:FIRST])

@@ -85,7 +85,8 @@ def laws_page(laws: Laws, runs: Sequence[Run]) -> str:
 
 
 def _bowls(title: str, setting: str, fixed: str, laws: Laws, runs: Sequence[Run]) -> str:
-    """Loss above the pair's least over one setting, a line a pair, of its runs with the most common value of the other setting."""
+    """Loss above the pair's least over one setting, a line a pair,
+    of its runs with the most common value of the other setting."""
     rows = []
     for pair, of in _by_pair(list(zip(runs, laws.fitted.tolist(), strict=True))).items():
         middle = _most_common([getattr(run, fixed) for run, _ in of])

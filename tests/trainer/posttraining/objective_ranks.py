@@ -24,7 +24,7 @@ from cupola_trainer.config import (
     ParallelConfig,
     RewardData,
 )
-from cupola_trainer.data.batches import training_batches
+from cupola_trainer.data.batches import read_batches, training_samples
 from cupola_trainer.layout import validate_layout
 from cupola_trainer.objectives import Batch, Objective
 from cupola_trainer.objectives.distillation import LiveTeacher
@@ -166,7 +166,9 @@ def trajectory(name: str, model: ModelConfig, parallel: ParallelConfig, teacher:
     before = said(trainee.chunks, objective) if name in ("dpo", "reward") else {}
     steps = []
     for step in range(STEPS):
-        means = passes.train(trainee.chunks, objective, training_batches(objective, BATCH, step))
+        means = passes.train(
+            trainee.chunks, objective, read_batches(objective, training_samples(BATCH, step * BATCH.global_batch_size))
+        )
         trainee.scheduler.step(increment=1)
         means["grad_norm"], _ = trainee.update()
         steps.append(means | before)

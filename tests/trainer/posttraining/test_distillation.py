@@ -21,7 +21,7 @@ from cupola_trainer.config import (
     TeachJob,
     TrainJob,
 )
-from cupola_trainer.data.batches import training_batches
+from cupola_trainer.data.batches import read_batches, training_samples
 from cupola_trainer.metrics import read_metrics
 from cupola_trainer.objectives.distillation import LiveTeacher
 from cupola_trainer.objectives.sft import SftObjective
@@ -84,7 +84,7 @@ def test_the_gradient_is_torchs(teacher: Path, conversations: Path, chat_tokeniz
     chunks = models.build(STUDENT, ONE, seed=5)
     plain, [theirs] = models.build(STUDENT, ONE, seed=5)[0], models.build(TEACHER, ONE, seed=3)
     trainee = optim.build(chunks, ONE, OptimizerConfig(), 1)
-    batches = training_batches(objective, BATCH, 0)
+    batches = read_batches(objective, training_samples(BATCH, 0))
     means = passes.train(trainee.chunks, objective, batches)
 
     total, count = torch.zeros(()), 0.0

@@ -1,4 +1,5 @@
-"""Reading a checkpoint into any layout: every rank verifies its share of the files and reads the boxes that it needs."""
+"""Reading a checkpoint into any layout: every rank verifies its share of the files and reads the boxes that it
+needs."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Writing a checkpoint beside training: weights and moments change at the next update only, and are copied until then."""
+"""Writing a checkpoint beside training: weights and moments change at the next update only,
+and are copied until then."""
 
 import json
 import shutil

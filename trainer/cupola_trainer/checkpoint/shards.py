@@ -55,7 +55,8 @@ def moment_key(moment: str, key: str) -> str:
 
 
 def weight_shards(chunks: Sequence[torch.nn.Module]) -> list[Shard]:
-    """Every weight of this rank, each once; of a model with adapters, theirs alone: the rest is frozen, and kept elsewhere."""
+    """Every weight of this rank, each once; of a model with adapters, theirs alone: the rest is frozen,
+    and kept elsewhere."""
     found = [_shard(entry) for entry in sharded_tensors(unwrap_model(list(chunks)))]
     found = [shard for shard in found if shard.key.endswith(ADAPTERS)] or found
     return list({shard.place: shard for shard in reversed(found)}.values())[::-1]
@@ -79,8 +80,8 @@ def moment_shards(chunks: Sequence[torch.nn.Module], optimizer: Any) -> list[Sha
 
 
 def master_shards(chunks: Sequence[torch.nn.Module], part: Any, moment: str | None = None) -> list[Shard]:
-    """The weights that a part of the optimizer updates, in fp32, whether or not they are copies, or a moment of theirs in the
-    same pieces: keys as `MASTER`'s."""
+    """The weights that a part of the optimizer updates, in fp32, whether or not they are copies, or a moment of theirs
+    in the same pieces: keys as `MASTER`'s."""
     weights = sorted(weight_shards(chunks), key=lambda shard: shard.data.data_ptr())
     return [
         piece
@@ -122,8 +123,8 @@ def _shard(entry: ShardedTensor) -> Shard:
 
 
 def _moments(part: Any) -> Iterator[tuple[Tensor, int, Tensor, dict[str, Tensor]]]:
-    """Each parameter, the first of its flattened elements that this rank optimizes, and from there on what it updates and
-    the moments."""
+    """Each parameter, the first of its flattened elements that this rank optimizes, and from there on what it updates
+    and the moments."""
     part.init_state_fn(part.optimizer, part.config)  # the moments of a new optimizer: zeros
     if isinstance(part, DistributedOptimizer):
         for parameter in part.model_param_gbuf_map:

@@ -15,8 +15,8 @@ from cupola_trainer.objectives import Batch, Objective
 
 PER_TOKEN = frozenset(
     {
-        "tokens", "labels", "loss_mask", "position_ids", "row_starts", "shares", "weights", "advantages", "old_logps", "ref_logps",
-        "old_values", "returns", "pretraining", "teacher_tokens", "teacher_logprobs",
+        "tokens", "labels", "loss_mask", "position_ids", "row_starts", "shares", "weights", "advantages", "old_logps",
+        "ref_logps", "old_values", "returns", "pretraining", "teacher_tokens", "teacher_logprobs",
     }
 )  # fmt: skip
 """A batch's tensors [b, s] of which each context-parallel rank has its own tokens' part."""
@@ -30,11 +30,6 @@ def training_samples(config: BatchConfig, first: int) -> list[range]:
     """
     rows = _rows(config, config.num_microbatches(parallel_state.get_data_parallel_world_size()))
     return [range(first + micro.start, first + micro.stop) for micro in rows]
-
-
-def training_batches(objective: Objective, config: BatchConfig, step: int) -> list[Batch]:
-    """This rank's micro-batches of training step `step` (0-based) of a job that has skipped none."""
-    return read_batches(objective, training_samples(config, step * config.global_batch_size))
 
 
 def read_batches(objective: Objective, samples: Sequence[range]) -> list[Batch]:

@@ -1,7 +1,7 @@
 """Conversations as tokens: any Hugging Face chat template, and which tokens are the assistant's. Imports no torch.
 
-The tokenizer's own chat template is the truth, and this is the one place that renders it: training reads exactly what sampling,
-scoring and evaluation prompt with, tools included. In ChatML:
+The tokenizer's own chat template is the truth, and this is the one place that renders it: training reads exactly what
+sampling, scoring and evaluation prompt with, tools included. In ChatML:
 
     <|im_start|>user\\nHow are you?<|im_end|>\\n<|im_start|>assistant\\nFine.<|im_end|>\\n
     0            0                 0         0                       1    1          0
@@ -67,21 +67,21 @@ def turn_end(tokenizer: ChatTokenizer) -> str:
     """What ends an assistant's words, up to its last control token: "<|im_end|>" in ChatML.
 
     Raises:
-        ConfigError: there is no usable template, it needs a date and none is set, or the tokenizer knows no control token that
-            ends a turn in it.
+        ConfigError: there is no usable template, it needs a date and none is set, or the tokenizer knows no control
+            token that ends a turn in it.
     """
     prompt, whole = _render(tokenizer, PROBE[:1], prompt=True), _render(tokenizer, PROBE)
     if not whole.startswith(prompt + "answer"):
         raise ConfigError(
-            "The tokenizer's chat template does not put an assistant's words after its generation prompt. Use ChatML, or "
-            "another template that does."
+            "The tokenizer's chat template does not put an assistant's words after its generation prompt. Use ChatML, "
+            "or another template that does."
         )
     rest = whole[len(prompt + "answer") :]
     end = _learnt(rest, control_tokens(tokenizer))
     if not end:
         raise ConfigError(
-            f"The tokenizer's chat template ends an assistant's words with {rest!r}, of which the tokenizer knows no control "
-            "token: a model could not learn to stop. Add it as a special token, or use another template."
+            f"The tokenizer's chat template ends an assistant's words with {rest!r}, of which the tokenizer knows no "
+            "control token: a model could not learn to stop. Add it as a special token, or use another template."
         )
     return end
 
@@ -105,8 +105,8 @@ def encode_answer(
 ) -> tuple[list[int], list[int]]:
     """Token ids of a prompt, and of the assistant's answer to it with the control token that ends it.
 
-    The answer is what the template makes of it, trimmed where the template trims: the same tokens that `encode_conversation`
-    masks as the assistant's.
+    The answer is what the template makes of it, trimmed where the template trims: the same tokens that
+    `encode_conversation` masks as the assistant's.
 
     Raises:
         as `encode_conversation`.
@@ -121,8 +121,8 @@ def encode_conversation(
 ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.bool_]]]:
     """Token ids [n] of a whole conversation, and mask [n]: true where the token is the assistant's to say.
 
-    True on an answer, its tool calls, and the control token that ends it, for every assistant turn. A prompt and its answer
-    are encoded apart, as in sampling, so that no token reaches over the border.
+    True on an answer, its tool calls, and the control token that ends it, for every assistant turn. A prompt and its
+    answer are encoded apart, as in sampling, so that no token reaches over the border.
 
     Args:
         tools: what the assistant may call: JSON schemas of functions, for the template; none for nothing.
@@ -163,8 +163,8 @@ def _turn(
     if not whole.startswith(prompt) or not prompt.startswith(done) or not words:
         turn_end(tokenizer)  # says it where the template is at fault in general
         raise ConfigError(
-            f"The tokenizer's chat template rewrites earlier turns once there are {len(messages)}, so that what was said cannot "
-            "be learnt as it was prompted. Use a template that only adds."
+            f"The tokenizer's chat template rewrites earlier turns once there are {len(messages)}, so that what was "
+            "said cannot be learnt as it was prompted. Use a template that only adds."
         )
     if not all(call["function"]["name"] in words for call in messages[-1].get("tool_calls", ())):
         raise RefusedByTemplateError(
@@ -187,7 +187,8 @@ def _checked(tokenizer: ChatTokenizer, messages: Sequence[Message], tools: Any) 
     plain, tools = for_template(messages), normal_tools(tools) or None
     if holds_control_token([plain, tools], control_tokens(tokenizer)):
         raise ControlTokenError(
-            "A message, a call or a tool holds one of the tokenizer's control tokens, which would close a turn. Remove it there."
+            "A message, a call or a tool holds one of the tokenizer's control tokens, which would close a turn. Remove "
+            "it there."
         )
     return plain, tools
 

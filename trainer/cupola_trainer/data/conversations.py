@@ -48,13 +48,13 @@ def load_conversations(path: Path, tokenizer: ChatTokenizer, sequence_length: in
 
 
 def load_preferences(path: Path, tokenizer: ChatTokenizer, sequence_length: int) -> tuple[list[Sample], Drops]:
-    """Encoded pairs {"prompt" [p], "chosen" [c], "rejected" [r], "margin" [], "tag" []}, answers with their end, and drops by
-    reason.
+    """Encoded pairs {"prompt" [p], "chosen" [c], "rejected" [r], "margin" [], "tag" []}, answers with their end, and
+    drops by reason.
 
-    An answer is a text, or a list of the one message that calls tools; its tokens are those that SFT would learn. "tag": see
-    `tag_of`. "margin": the row's own, or else by how much its scores differ, or 0. Besides `problem`'s reasons and those of
-    `load_conversations`: "equal_answers", which say nothing about what is better; "wrong_order", where the rejected answer has
-    the better score.
+    An answer is a text, or a list of the one message that calls tools; its tokens are those that SFT would learn.
+    "tag": see `tag_of`. "margin": the row's own, or else by how much its scores differ, or 0. Besides `problem`'s
+    reasons and those of `load_conversations`: "equal_answers", which say nothing about what is better; "wrong_order",
+    where the rejected answer has the better score.
     """
     control = control_tokens(tokenizer)
     turn_end(tokenizer)

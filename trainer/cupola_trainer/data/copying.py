@@ -1,7 +1,7 @@
 """Pieces of random tokens that a sequence says again: what teaches a model to find what it has read.
 
-Text rewards copying too seldom for a small model to learn it soon; what follows a random token can be told from nothing but an
-earlier occurrence of it (Olsson et al. 2022, "In-context learning and induction heads").
+Text rewards copying too seldom for a small model to learn it soon; what follows a random token can be told from nothing
+but an earlier occurrence of it (Olsson et al. 2022, "In-context learning and induction heads").
 """
 
 import math

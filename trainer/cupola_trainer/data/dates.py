@@ -1,8 +1,9 @@
 """The date that a chat template writes into a prompt: the recipe's `template_date`, never the clock. Imports no torch.
 
-Llama 3.2's template asks `strftime_now`, a function of transformers, for today; FireFunction's wants a `datetime` to be given.
-The same data would be other tokens tomorrow, and a job that goes on another day would go on with other data. So the date is
-kept with the tokenizer, in tokenizer_config.json's `template_date`, and is the same in training, sampling and evaluation.
+Llama 3.2's template asks `strftime_now`, a function of transformers, for today; FireFunction's wants a `datetime` to be
+given. The same data would be other tokens tomorrow, and a job that goes on another day would go on with other data. So
+the date is kept with the tokenizer, in tokenizer_config.json's `template_date`, and is the same in training,
+sampling and evaluation.
 """
 
 from datetime import date, datetime, time
@@ -21,8 +22,8 @@ class MissingDateError(ConfigError):
 
     def __init__(self) -> None:
         super().__init__(
-            "The tokenizer's chat template writes today's date, and tokens must not depend on the day. Set `template_date`, a "
-            "day such as 2026-11-30, in the recipe (on the command line --template-date)."
+            "The tokenizer's chat template writes today's date, and tokens must not depend on the day. Set "
+            "`template_date`, a day such as 2026-11-30, in the recipe (on the command line --template-date)."
         )
 
     @staticmethod

@@ -27,8 +27,8 @@ class RowFiles:
     """Files of rows, or a dataset of rows."""
 
     path: str | None = None
-    """A file, a folder (searched to any depth) or a glob (`**` for any depth) of rows: JSON lines, a JSON array, Parquet,
-    Arrow, CSV or TSV, each also compressed. Either this or `dataset`."""
+    """A file, a folder (searched to any depth) or a glob (`**` for any depth) of rows: JSON lines, a JSON array,
+    Parquet, Arrow, CSV or TSV, each also compressed. Either this or `dataset`."""
 
     dataset: str | None = None
     """A dataset of the Hugging Face hub, or a local folder of one."""
@@ -168,7 +168,8 @@ def _dataset(files: RowFiles) -> Iterator[Row]:
 
 
 def _matching(pattern: str) -> list[Path]:
-    """The files that a path names, sorted. Of a folder or a glob those of a known format, by name; others if there is none."""
+    """The files that a path names, sorted. Of a folder or a glob those of a known format, by name;
+    others if there is none."""
     given = Path(pattern).expanduser()
     if given.is_dir():
         found = [path for path in given.rglob("*") if not any(p.startswith(".") for p in path.relative_to(given).parts)]

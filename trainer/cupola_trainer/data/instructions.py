@@ -149,7 +149,8 @@ def _from_corpus(documents: Path, split: str, count: int, seed: int, drops: Drop
 
 
 def _from_files(files: RowFiles, most: int, seed: int, drops: Drops) -> tuple[list[Row], list[Row]]:
-    """Held-out and training conversations of others, in an order that the seed decides. Questions are held out whole."""
+    """Held-out and training conversations of others, in an order that the seed decides.
+    Questions are held out whole."""
     rows = usable(read_conversations, files, drops)
     random.Random(seed).shuffle(rows)
     by_question: dict[str, list[Row]] = defaultdict(list)

@@ -23,7 +23,8 @@ class Lengths:
 
 
 def cut(batch: Batch, length: int) -> Batch:
-    """Rows of [b, s] tensors cut into sequences of `length`, each with positions of its own: [b * s / length, length]."""
+    """Rows of [b, s] tensors cut into sequences of `length`, each with positions of its own: [b * s / length,
+    length]."""
     shorter = {name: tensor.reshape(-1, length) for name, tensor in batch.items()}
     rows = shorter["tokens"].size(0)
     return shorter | {"position_ids": torch.arange(length).expand(rows, -1).contiguous()}

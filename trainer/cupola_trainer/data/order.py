@@ -1,4 +1,5 @@
-"""The order in which samples are seen: a fresh permutation each epoch, reached from the index alone, so resuming is free."""
+"""The order in which samples are seen: a fresh permutation each epoch, reached from the index alone,
+so resuming is free."""
 
 from functools import lru_cache
 

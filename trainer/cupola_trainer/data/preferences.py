@@ -20,7 +20,8 @@ from cupola_trainer.evaluation.tasks import is_correct, score
 def make_prompts(conversations: Path, *, count: int, seed: int, to: Path, needs: str | None = "task") -> int:
     """Write up to `count` distinct training questions that can be scored, as prompts.jsonl of a SampleJob.
 
-    Rows are {"id", "source", "messages" (without the answer), "tools", "task", "tests"}, in an order that the seed decides.
+    Rows are {"id", "source", "messages" (without the answer), "tools", "task", "tests"},
+    in an order that the seed decides.
 
     Args:
         conversations: folder of a `conversations` artifact.
@@ -67,9 +68,9 @@ def make_preferences(
 ) -> dict[str, Any]:
     """Write train.jsonl, heldout.jsonl, samples.jsonl and report.json of a `preferences` artifact.
 
-    A pair is a right and a wrong answer that the model gave to one prompt, both ended by itself; with `min_gap`, a better
-    and a worse one, the widest differences first. Prompts are held out whole. samples.jsonl keeps every answer, with its
-    score.
+    A pair is a right and a wrong answer that the model gave to one prompt, both ended by itself; with `min_gap`, a
+    better and a worse one, the widest differences first. Prompts are held out whole. samples.jsonl keeps every answer,
+    with its score.
 
     Args:
         prompts: what `make_prompts` wrote.
@@ -84,8 +85,8 @@ def make_preferences(
     Returns:
         The report: {"prompts", "answers", "correct", "accuracy" (with `min_gap` "mean_score" in their place), "pairs":
         {"train", "heldout"}, "sources": {source: pairs}, "dropped"}. Dropped are answers ("not_scored", "unfinished",
-        "empty", "duplicate") and prompts ("all_right", "all_wrong", "alike"); "scorer_error" counts answers on which the scorer
-        failed, kept as wrong.
+        "empty", "duplicate") and prompts ("all_right", "all_wrong", "alike"); "scorer_error" counts answers on which
+        the scorer failed, kept as wrong.
 
     Raises:
         ConfigError: not two prompts got both a right and a wrong answer, or answers that are far enough apart.
@@ -113,8 +114,8 @@ def make_preferences(
     if len(groups) < 2:
         wanted = "both a right and a wrong one" if min_gap is None else f"two whose rewards differ by over {min_gap:g}"
         raise ConfigError(
-            f"{correct} of {len(scored)} sampled answers are right, and only {len(groups)} prompts got {wanted}; dropped: "
-            f"{told(drops, {})}. "
+            f"{correct} of {len(scored)} sampled answers are right, and only {len(groups)} prompts got {wanted}; "
+            f"dropped: {told(drops, {})}. "
             "Sample more prompts or answers, at another temperature, or change how long sft trains."
         )
     numbers = {"correct": correct, "accuracy": correct / len(scored)}
@@ -226,8 +227,8 @@ def read_preferences(files: Iterable[RowFiles], *, heldout_fraction: float, seed
                 by_prompt[asked].append(row)
     if len(by_prompt) < 2:
         raise ConfigError(
-            f"The files hold usable pairs of {len(by_prompt)} prompts; dropped: {drops.told()}. At least two are needed, one "
-            "of them to be held out."
+            f"The files hold usable pairs of {len(by_prompt)} prompts; dropped: {drops.told()}. At least two are "
+            "needed, one of them to be held out."
         )
     prompts = list(by_prompt)
     random.Random(seed).shuffle(prompts)

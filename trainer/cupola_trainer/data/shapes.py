@@ -43,8 +43,8 @@ def conversation(row: Row) -> Row:
     """{"messages"}, and "tools", "tag", "margin", "tests" where there are any, of a row that can be learnt from.
 
     Raises:
-        BadLineError: it cannot; its reason is one of `chat.problem`'s, "not_text", "malformed_tools", "malformed_tests",
-            "lone_surrogate" or "nested_too_deep".
+        BadLineError: it cannot; its reason is one of `chat.problem`'s, "not_text", "malformed_tools",
+            "malformed_tests", "lone_surrogate" or "nested_too_deep".
     """
     row = plain(row)
     messages = _first(row, CONVERSATIONS) or _transcript(row.get("text")) or _transcript(row.get("transcript"))
@@ -58,7 +58,8 @@ def conversation(row: Row) -> Row:
 
 
 def pair(row: Row) -> Row:
-    """{"messages" (what comes before), "chosen", "rejected", "chosen_score", "rejected_score"}, and what `conversation` adds.
+    """{"messages" (what comes before), "chosen", "rejected", "chosen_score", "rejected_score"},
+    and what `conversation` adds.
 
     An answer is its text, or a list of its one message where that is more than text.
 

@@ -1,4 +1,5 @@
-"""What a teacher said of each sample, kept in files: the likeliest tokens at every place, found again by the sample's own tokens.
+"""What a teacher said of each sample, kept in files: the likeliest tokens at every place,
+found again by the sample's own tokens.
 
 index.json                          {"temperature", "k", "samples": {digest: [part, row]}}
 tokens-PART.npy  logprobs-PART.npy  [rows, s, k], int32 and float32; a part for each data-parallel rank
@@ -47,8 +48,8 @@ class Teachings:
             places = [self.places[digest(row)] for row in rows]
         except KeyError:
             raise ConfigError(
-                f"{self.folder} says nothing of a sample: it was written for another seed, sequence_length, number of steps or "
-                "text. Have it written for this job."
+                f"{self.folder} says nothing of a sample: it was written for another seed, sequence_length, number of "
+                "steps or text. Have it written for this job."
             ) from None
         tokens = np.stack([self._tokens[part][row] for part, row in places]).astype(np.int64)
         return tokens, np.stack([self._logprobs[part][row] for part, row in places])

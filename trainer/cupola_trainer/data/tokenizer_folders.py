@@ -1,4 +1,5 @@
-"""A tokenizer's folder, and the date that its chat template is given: `template_date` of tokenizer_config.json (see `dates`)."""
+"""A tokenizer's folder, and the date that its chat template is given:
+`template_date` of tokenizer_config.json (see `dates`)."""
 
 import json
 import shutil

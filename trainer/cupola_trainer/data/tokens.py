@@ -22,7 +22,8 @@ Dataset = Any
 
 @dataclass(frozen=True)
 class _Tokenizer:
-    """What GPTDataset asks of a tokenizer. There is no padding: shards are read as one stream, document after document."""
+    """What GPTDataset asks of a tokenizer. There is no padding: shards are read as one stream,
+    document after document."""
 
     eod: int = -1
     pad: int = -1
@@ -34,8 +35,9 @@ class _Tokenizer:
 def build(
     data: NextTokenData, *, sequence_length: int, samples: int, seed: int, cache: Path
 ) -> tuple[Dataset, Dataset]:
-    """The training samples, at least `samples` of them in as many reshuffled epochs as that takes, and the held-out ones,
-    one epoch. Both are decided by the seed. The latter are empty where the held-out shards do not fill one sequence.
+    """The training samples, at least `samples` of them in as many reshuffled epochs as that takes, and the held-out
+    ones, one epoch. Both are decided by the seed.
+    The latter are empty where the held-out shards do not fill one sequence.
 
     Args:
         cache: folder for Megatron's index files.

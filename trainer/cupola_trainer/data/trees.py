@@ -55,7 +55,8 @@ def best_path(tree: Tree) -> Made:
 
 
 def ranked_pairs(tree: Tree) -> Made:
-    """A pair of each prompt that got replies of different ranks: the best and the worst; a tree without any is one bad row."""
+    """A pair of each prompt that got replies of different ranks: the best and the worst;
+    a tree without any is one bad row."""
     found = list(_pairs(tree, []))
     yield from found or [{"tree_without_ranked_replies": True}]
 

@@ -1,5 +1,5 @@
-"""How far one checkpoint reads, from the command line: `python -m cupola_trainer.evaluation CHECKPOINT TOKENS CONFIG.json N RESULTS.json`,
-where losses are taken of N held-out tokens.
+"""How far one checkpoint reads, from the command line: `python -m cupola_trainer.evaluation CHECKPOINT TOKENS
+CONFIG.json N RESULTS.json`, where losses are taken of N held-out tokens.
 
 Says on stderr which method it measures. A user's mistake is one line on stderr and exit status 2.
 """

@@ -48,7 +48,8 @@ def read_questions(conversations: Path, per_task: int) -> list[Question]:
 def answer(
     loaded: Loaded, questions: Sequence[Question], max_new_tokens: int, progress: Callable[[int], None] | None = None
 ) -> list[str]:
-    """The model's greedy answer to every question, without control tokens; "" where its tokenizer or template refuses one."""
+    """The model's greedy answer to every question, without control tokens;
+    "" where its tokenizer or template refuses one."""
     prompts = [encode_question(loaded, question) for question in questions]
     answers = iter(_greedy(loaded, [prompt for prompt in prompts if prompt], max_new_tokens, progress))
     return [next(answers) if prompt else "" for prompt in prompts]

@@ -1,7 +1,7 @@
 """A model's Python, run to be scored.
 
-Each answer runs in a process that can compute and nothing else (see `sandbox.py`), its tests in a second one that calls it
-(see `confined/`). The second says of each test whether it holds, and the count of that is made here.
+Each answer runs in a process that can compute and nothing else (see `sandbox.py`), its tests in a second one that calls
+it (see `confined/`). The second says of each test whether it holds, and the count of that is made here.
 """
 
 import json
@@ -40,7 +40,8 @@ def passed(
         return 0.0
     tests = [tests] if isinstance(tests, str) else list(tests)
     told = {
-        "code": code_of(answer), "seconds": timeout_seconds, "memory": memory_bytes, "filter": sandbox.call_filter().hex(),
+        "code": code_of(answer), "seconds": timeout_seconds, "memory": memory_bytes,
+        "filter": sandbox.call_filter().hex(),
     }  # fmt: skip
     parts = [json.dumps(part).encode() for part in (told, tests)]
     request = b"!" + b"".join(len(part).to_bytes(8, "big") + part for part in parts)

@@ -32,7 +32,8 @@ def wilson(correct: int, total: int, z: float = Z95) -> Interval:
 
 
 def difference(a_correct: int, a_total: int, b_correct: int, b_total: int, z: float = Z95) -> Interval:
-    """Newcombe's hybrid score interval for accuracy a minus accuracy b, of independent trials (Newcombe 1998, method 10).
+    """Newcombe's hybrid score interval for accuracy a minus accuracy b, of independent trials (Newcombe 1998,
+    method 10).
 
     Without trials on a side it is as wide as can be: (-1, 1).
 

@@ -17,7 +17,7 @@ from cupola_trainer.evaluation import answers, likelihood, long_context
 from cupola_trainer.evaluation.answers import Question
 from cupola_trainer.evaluation.likelihood import Heldout
 from cupola_trainer.reporting import Report
-from cupola_trainer.rollout.loading import Loaded, check_layout, load
+from cupola_trainer.rollout.loading import Loaded, check_whole, load
 from cupola_trainer.sizes import parameter_count
 
 GENERATION_TOKENS = 48
@@ -28,10 +28,12 @@ def run(job: EvaluateJob) -> None:
     """Measure every checkpoint, into `output/results.json`.
 
     Raises:
-        ConfigError: no checkpoints, a tokenizer other than the text's, or a layout that cannot generate.
+        ConfigError: no checkpoints, a tokenizer other than the text's,
+            or a layout that does not fit a model or `long_context`.
         CorruptArtifactError: a checkpoint does not verify.
     """
-    check_layout(job.parallel)
+    if job.long_context:
+        check_whole(job.parallel, "long_context")
     if not job.checkpoints:
         raise ConfigError("checkpoints is empty: there is nothing to evaluate. Name at least one.")
     runtime.start(job.parallel, job.seed)

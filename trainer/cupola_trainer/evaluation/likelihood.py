@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from torch import Tensor
 
 from cupola_platform.errors import ConfigError
+from cupola_trainer import runtime
+from cupola_trainer.passes import token_losses
 
 END_OF_DOCUMENT = "<|endoftext|>"
 LOGITS_PER_PASS = 2**25
@@ -104,7 +107,8 @@ def byte_lengths(tokenizer: Any) -> Tokens:
 
 
 def unigram_bits_per_byte(folder: Path, heldout: Heldout, vocabulary: int) -> float:
-    """Bits per byte of a model that knows only how often each token comes in the training shards (add-one smoothing)."""
+    """Bits per byte of a model that knows only how often each token comes in the training shards (add-one
+    smoothing)."""
     counts = np.ones(vocabulary)
     for name, source in json.loads((folder / "index.json").read_bytes())["sources"].items():
         if source["train"]["tokens"]:
@@ -121,33 +125,44 @@ def likelihood(
 ) -> Likelihood:
     """A model's loss on every token of the documents. Every rank calls it and gets the same numbers, in any layout.
 
-    A document is read in windows of `window` tokens that do not overlap; a token sees those before it in its window, and
+    A document is read in windows of `window` tokens that do not overlap; a token sees those before it in its window,
+    and
     the first of a window the one before it: <|endoftext|> at a document's start, as in training.
 
     Args:
-        chunks: the model in evaluation mode, laid out without pipeline, context or sequence parallelism.
+        chunks: the model in evaluation mode, laid out without sequence parallelism.
         end: id of <|endoftext|>.
         progress: called with the tokens measured so far.
     """
-    model = chunks[0]
-    device = next(model.parameters()).device
-    batches = _batches(_windows(heldout.documents, window, end), LOGITS_PER_PASS // model.vocab_size)
+    batches = _batches(_windows(heldout.documents, window, end), LOGITS_PER_PASS // chunks[0].vocab_size)
     ranks, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
-    nats = torch.zeros((), dtype=torch.float64, device=device)
+    nats = torch.zeros((), dtype=torch.float64, device=runtime.device())
     done = 0
     for start in range(0, len(batches), ranks):
         # a rank without a batch repeats the last, uncounted: its experts may serve others'
         tokens, labels, counted = batches[min(start + rank, len(batches) - 1)]
-        positions = torch.arange(tokens.size(1), device=device).expand_as(tokens)
-        losses = model(tokens.to(device), positions, None, labels=labels.to(device))
+        losses = _losses(chunks, tokens, labels)
         if start + rank < len(batches):
-            nats += (losses.double() * counted.to(device)).sum()
+            nats += (losses.double() * counted.to(losses.device)).sum()
         done += sum(int(counted.sum()) for _, _, counted in batches[start : start + ranks])
         if progress:
             progress(done)
     dist.all_reduce(nats, group=parallel_state.get_data_parallel_group())
     total = float(nats)
     return Likelihood(total / math.log(2) / heldout.bytes, total / heldout.tokens, heldout.tokens)
+
+
+def _losses(chunks: Sequence[Any], tokens: Tensor, labels: Tensor) -> Tensor:
+    """-log p(labels) [b, s] on every rank; context-parallel ranks share out rows that are padded on the right to
+    divide."""
+    width = tokens.size(1)
+    shares = 2 * parallel_state.get_context_parallel_world_size()
+    missing = -width % shares if shares > 2 else 0
+    tokens, labels = F.pad(tokens, (0, missing)), F.pad(labels, (0, missing))
+    positions = torch.arange(width + missing).expand_as(tokens)
+    mask = torch.ones(tokens.shape)
+    batch = {"tokens": tokens, "labels": labels, "position_ids": positions, "loss_mask": mask}
+    return token_losses(list(chunks), batch)[:, :width]
 
 
 def _windows(documents: Sequence[Tokens], window: int, end: int) -> list[tuple[Tokens, Tokens]]:

@@ -1,4 +1,5 @@
-"""How far a model reads: its loss by position, and words that it finds again, with each method past its trained length."""
+"""How far a model reads: its loss by position, and words that it finds again,
+with each method past its trained length."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -49,9 +50,9 @@ def measure(
 ) -> dict[str, Any]:
     """`long_context` of results.json for one checkpoint. Every rank calls it and gets the same, in any layout.
 
-    A needle is `CUE + ANSWER` tokens drawn at random from those of the text, so that nothing but finding it tells how it
-    goes on. `recall` is the share of its answer's tokens that are the model's first choice, each after those before it;
-    `exact` the share of needles said whole, as greedy generation would; `nll` the mean -ln p of those tokens.
+    A needle is `CUE + ANSWER` tokens drawn at random from those of the text, so that nothing but finding it tells how
+    it goes on. `recall` is the share of its answer's tokens that are the model's first choice, each after those before
+    it; `exact` the share of needles said whole, as greedy generation would; `nll` the mean -ln p of those tokens.
 
     Args:
         stream: held-out tokens, documents one after another, as they come in training.
@@ -106,7 +107,8 @@ def _cells(stream: Tokens, config: LongContextConfig, seed: int) -> Iterator[Cel
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def _losses(loaded: Loaded, rows: Tensor, trained: int) -> dict[str, Any]:
-    """Mean -ln p of each bin of positions, of all trained positions, and of all past them (None where there are none)."""
+    """Mean -ln p of each bin of positions, of all trained positions,
+    and of all past them (None where there are none)."""
     longest = rows.size(1) - 1
     sums = torch.zeros(longest, dtype=torch.float64)
     for batch, counts in _mine(rows.split(max(1, TOKENS_PER_PASS // longest))):
@@ -158,8 +160,8 @@ def _last_logprobs(loaded: Loaded, tokens: Tensor) -> Tensor:
 
 
 def _mine(batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, bool]]:
-    """This data-parallel rank's batches, and whether they count: one without a batch repeats the last, as its experts may
-    serve others'."""
+    """This data-parallel rank's batches, and whether they count: one without a batch repeats the last, as its experts
+    may serve others'."""
     ranks, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
     for start in range(0, len(batches), ranks):
         yield batches[min(start + rank, len(batches) - 1)], start + rank < len(batches)

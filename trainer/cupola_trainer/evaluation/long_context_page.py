@@ -118,8 +118,8 @@ def _table(methods: Mapping[str, Any]) -> str:
 
 
 def summary(methods: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row a method: losses within and past the trained length, how much of the needles was found, in all and at each length,
-    and by how many nats a needle in the text made its own tokens likelier."""
+    """A row a method: losses within and past the trained length, how much of the needles was found, in all and at each
+    length, and by how many nats a needle in the text made its own tokens likelier."""
     table = []
     for name, rows in methods.items():
         told = [cell for cell in rows["needle"] if cell["depth"] is not None]

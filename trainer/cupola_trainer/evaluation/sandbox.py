@@ -1,8 +1,8 @@
 """What holds a program that a model wrote: namespaces by bubblewrap, where the kernel gives them, and a seccomp filter.
 
 A program sees an empty, read-only root with the interpreter in it, no network, no other process, and may make the calls
-of `CALLS` alone. Without namespaces the filter, the rlimits and the empty environment are left: then it can read whatever
-its user can, and cannot write, send or signal it anywhere.
+of `CALLS` alone. Without namespaces the filter, the rlimits and the empty environment are left: then it can read
+whatever its user can, and cannot write, send or signal it anywhere.
 """
 
 import fcntl
@@ -25,11 +25,12 @@ log = logging.getLogger(__name__)
 PACKAGE = Path(__file__).with_name("confined")
 START = "import sys; sys.path.insert(0, {folder!r}); from confined.main import main; main()"
 CALLS = (
-    "access", "brk", "clock_getres", "clock_gettime", "clock_nanosleep", "close", "dup", "exit", "exit_group", "faccessat",
-    "faccessat2", "fstat", "futex", "getcwd", "getdents64", "getegid", "geteuid", "getgid", "getpid", "getrandom", "gettid",
-    "gettimeofday", "getuid", "lseek", "lstat", "madvise", "mmap", "mprotect", "mremap", "munmap", "nanosleep", "newfstatat",
-    "poll", "ppoll", "pread64", "read", "readlink", "readlinkat", "readv", "rseq", "rt_sigaction",
-    "rt_sigprocmask", "rt_sigreturn", "sched_yield", "sigaltstack", "stat", "statx", "sysinfo", "uname", "write",
+    "access", "brk", "clock_getres", "clock_gettime", "clock_nanosleep", "close", "dup", "exit", "exit_group",
+    "faccessat", "faccessat2", "fstat", "futex", "getcwd", "getdents64", "getegid", "geteuid", "getgid", "getpid",
+    "getrandom", "gettid", "gettimeofday", "getuid", "lseek", "lstat", "madvise", "mmap", "mprotect", "mremap",
+    "munmap", "nanosleep", "newfstatat", "poll", "ppoll", "pread64", "read", "readlink", "readlinkat", "readv", "rseq",
+    "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sched_yield", "sigaltstack", "stat", "statx", "sysinfo", "uname",
+    "write",
 )  # fmt: skip
 """What a running interpreter needs to compute and to import; every other call fails with EPERM."""
 FCNTL = (fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC, fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL)
@@ -80,12 +81,13 @@ def command() -> tuple[str, ...]:
         why = tried.stderr.strip() or f"bwrap ended with status {tried.returncode}"
     if os.geteuid() == 0:
         raise ConfigError(
-            f"A program that a model wrote is not run as root without namespaces of its own ({why}). Install bubblewrap "
-            "(apt-get install bubblewrap) where the kernel allows user namespaces, or run as an ordinary user."
+            f"A program that a model wrote is not run as root without namespaces of its own ({why}). Install "
+            "bubblewrap (apt-get install bubblewrap) where the kernel allows user namespaces, or run as an "
+            "ordinary user."
         )
     log.warning(
-        "Programs that a model wrote run without namespaces of their own (%s): seccomp keeps them from writing, sending and "
-        "signalling, but they can read what this user can. See docs/security.md.", why,
+        "Programs that a model wrote run without namespaces of their own (%s): seccomp keeps them from writing, "
+        "sending and signalling, but they can read what this user can. See docs/security.md.", why,
     )  # fmt: skip
     return interpreter(str(PACKAGE.parent))
 

@@ -31,7 +31,8 @@ class Surprise:
         self.sizes = byte_lengths(loaded.tokenizer)
 
     def __call__(self, texts: Sequence[str]) -> list[float]:
-        """Bits per byte of each text, 0 for an empty one. The first token is predicted from <|endoftext|>, as in training."""
+        """Bits per byte of each text, 0 for an empty one. The first token is predicted from <|endoftext|>,
+        as in training."""
         documents = [self._tokens(text) for text in texts]
         bits = [0.0] * len(texts)
         order = sorted((place for place, of in enumerate(documents) if of), key=lambda place: -len(documents[place]))

@@ -63,7 +63,8 @@ def make_tasks(name: str, config: Mapping[str, Any], count: int, seed: int) -> l
 
 
 def score(task: Mapping[str, Any], answer: str, failures: Counter[str] | None = None) -> float:
-    """Score a model's answer to a serialised task: 1 for a right one, less (some scorers give partial credit) otherwise.
+    """Score a model's answer to a serialised task: 1 for a right one, less (some scorers give partial credit)
+    otherwise.
 
     Args:
         task: {"name", "entry"}, as `Task.reference` gives and JSON keeps.

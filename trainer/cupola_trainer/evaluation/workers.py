@@ -21,7 +21,8 @@ class Worker:
     process: subprocess.Popen[bytes]
 
     def verdicts(self, request: bytes, tests: int, seconds: float) -> bytes | None:
-        """A byte, HELD or FAILED, for each test; fewer where the program ended early or late; none where it never began."""
+        """A byte, HELD or FAILED, for each test; fewer where the program ended early or late;
+        none where it never began."""
         deadline = time.monotonic() + STARTING
         self._write(request, deadline)
         if self._read(1, deadline) != READY:
@@ -29,7 +30,8 @@ class Worker:
         return self._read(tests + 1, time.monotonic() + seconds)
 
     def end(self, patience: float = 0.0) -> str:
-        """End it and all its processes, by force after some seconds; the beginning of what it said on standard error."""
+        """End it and all its processes, by force after some seconds;
+        the beginning of what it said on standard error."""
         try:
             self.process.wait(patience)
         except subprocess.TimeoutExpired:

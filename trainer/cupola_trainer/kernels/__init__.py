@@ -1,1 +1,2 @@
-"""Operations that plain torch does in several passes over memory, each as one autograd function. They need only torch."""
+"""Operations that plain torch does in several passes over memory, each as one autograd function.
+They need only torch."""

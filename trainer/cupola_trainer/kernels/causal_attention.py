@@ -72,7 +72,8 @@ def _blocks(length: int) -> Iterator[tuple[int, int]]:
 
 
 def _by_group(x: Tensor, groups: int, factor: float = 1.0) -> Tensor:
-    """[b, heads, s, d] -> [b * groups, s * heads / groups, d], times a factor: heads that share keys stand side by side."""
+    """[b, heads, s, d] -> [b * groups, s * heads / groups, d], times a factor:
+    heads that share keys stand side by side."""
     b, heads, s, d = x.shape
     result = x.new_empty(b * groups, s * heads // groups, d)
     torch.mul(x.view(b, groups, -1, s, d).transpose(2, 3), factor, out=result.view(b, groups, s, -1, d))

@@ -14,7 +14,8 @@ FAR = 80.0
 
 @dataclass
 class Guess:
-    """Whether the gradient of token losses has been, so far, one number times the weights that were known beforehand."""
+    """Whether the gradient of token losses has been, so far,
+    one number times the weights that were known beforehand."""
 
     holds: bool = True
 
@@ -32,9 +33,9 @@ def linear_cross_entropy(
 ) -> Tensor:
     """-log softmax(hidden @ weight.T)[labels], in fp32 or better; 0, and no work, where a token's weight is 0.
 
-    Logits are made and used up `rows` tokens at a time. Forward also computes the gradients, as they are when the losses'
-    gradient is a number times `token_weights`; backward multiplies by that number. Where it is not so (a loss over pairs),
-    backward computes logits again, and `guess` remembers not to try any more.
+    Logits are made and used up `rows` tokens at a time. Forward also computes the gradients, as they are when the
+    losses' gradient is a number times `token_weights`; backward multiplies by that number. Where it is not so (a loss
+    over pairs), backward computes logits again, and `guess` remembers not to try any more.
 
     Args:
         hidden: [..., h], the same on each rank of the group.

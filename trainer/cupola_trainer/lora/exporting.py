@@ -1,7 +1,8 @@
 """Adapters as PEFT keeps them: adapter_config.json and adapter_model.safetensors.
 
-Q, K and V, and gate and up, have one A here and one each there: PEFT's are copies, and B is split. transformers keeps the
-routed experts of a layer in one tensor, for which PEFT has `target_parameters`: A [experts * r, in], B [out, r * experts].
+Q, K and V, and gate and up, have one A here and one each there: PEFT's are copies, and B is split. transformers keeps
+the routed experts of a layer in one tensor, for which PEFT has `target_parameters`: A [experts * r, in], B [out,
+r * experts].
 """
 
 import json

@@ -1,7 +1,7 @@
 """LoRA inside Megatron's tensor-parallel linear layers: y + scale * B A x.
 
-Column-parallel: A [r, in] is whole on every rank, B [out / tp, r] is a share. Row-parallel: A [r, in / tp] is a share, B
-[out, r] is whole. What is communicated is r wide. Where a whole matrix sees a part of the tokens only (sequence
+Column-parallel: A [r, in] is whole on every rank, B [out / tp, r] is a share. Row-parallel: A [r, in / tp] is a share,
+B [out, r] is whole. What is communicated is r wide. Where a whole matrix sees a part of the tokens only (sequence
 parallelism), it is marked, and Megatron sums its gradient over the group as it does a norm's.
 """
 

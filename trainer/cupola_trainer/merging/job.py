@@ -31,8 +31,8 @@ WITHOUT_SHAPE = ("init_std", "max_position_embeddings")
 def run(job: MergeJob) -> None:
     """Write the merged checkpoint into `job.output`. Weights only: training starts at step 0.
 
-    Each rank reads what its part of the layout needs, and holds that part and one tensor of one layer of every model: the
-    same bytes in every layout.
+    Each rank reads what its part of the layout needs, and holds that part and one tensor of one layer of every model:
+    the same bytes in every layout.
 
     Raises:
         ConfigError: the checkpoints differ in shape, family or vocabulary, or the method's needs are not met.
@@ -79,8 +79,8 @@ def _check_alike(first: Path, model: ModelConfig, folder: Path, other: ModelConf
         ours, theirs = getattr(model, field.name), getattr(other, field.name)
         if ours != theirs and field.name not in WITHOUT_SHAPE:
             raise ConfigError(
-                f"{_name(folder)} has {field.name}={_words(theirs)} and {_name(first)} has {_words(ours)}: only checkpoints of one "
-                "architecture can be merged. Give ones that were trained from a common parent."
+                f"{_name(folder)} has {field.name}={_words(theirs)} and {_name(first)} has {_words(ours)}: only "
+                "checkpoints of one architecture can be merged. Give ones that were trained from a common parent."
             )
     if not same_tokenizer(first / "tokenizer", folder / "tokenizer"):
         raise ConfigError(

@@ -20,7 +20,8 @@ def average(thetas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def slerp(thetas: Sequence[Tensor], weights: Sequence[float], base: Tensor | None = None) -> Tensor:
-    """Spherical interpolation of two tensors, or with a base of their task vectors (WARP, Rame et al. 2024, equation 3):
+    """Spherical interpolation of two tensors, or with a base of their task vectors (WARP, Rame et al. 2024,
+    equation 3):
 
     sin((1 - t) W) / sin W a + sin(t W) / sin W b, with W the angle between a and b, and t = w_b / (w_a + w_b).
 
@@ -40,8 +41,8 @@ def ties(
 ) -> Tensor:
     """TIES (Yadav et al. 2023, algorithm 1): trim, elect signs, take the mean of those that agree.
 
-    Each task vector keeps its elements of largest magnitude; an element's sign is that of the weighted sum; the mean, by
-    weight, is over the trimmed vectors that are not zero there and have that sign.
+    Each task vector keeps its elements of largest magnitude; an element's sign is that of the weighted sum; the mean,
+    by weight, is over the trimmed vectors that are not zero there and have that sign.
 
     Args:
         smallest: magnitude of each model that is kept at least, see `trimming.smallest_kept`.
@@ -67,8 +68,8 @@ def dare(
     generator: Callable[[int], torch.Generator],
     scale: float = 1.0,
 ) -> Tensor:
-    """DARE (Yu et al. 2024, equations 2 to 4): each element of a task vector is kept with probability `density` and then
-    divided by it; the rest is dropped. What comes of it is averaged by weight and added to the base.
+    """DARE (Yu et al. 2024, equations 2 to 4): each element of a task vector is kept with probability `density` and
+    then divided by it; the rest is dropped. What comes of it is averaged by weight and added to the base.
 
     Args:
         generator: of the i-th model's mask, for this tensor.

@@ -35,7 +35,8 @@ class TaskVectors:
 def smallest_kept(
     model: ModelConfig, stored: Sequence[StoredTensors], base: StoredTensors, density: float
 ) -> list[float]:
-    """Of each model's task vector the magnitude that ceil(density * n) elements reach; more where several are equal to it.
+    """Of each model's task vector the magnitude that ceil(density * n) elements reach;
+    more where several are equal to it.
 
     Reads every checkpoint four times. Every rank calls it.
     """

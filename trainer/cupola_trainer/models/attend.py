@@ -67,8 +67,8 @@ class Attend:
 
         Args:
             visible: [q, k] or [b, 1, q, k], True where a query may look; none for causal.
-            positions: of queries [q] or [b, q] and keys [k] or [b, k]; none where keys are in order and the queries are the
-                last of them.
+            positions: of queries [q] or [b, q] and keys [k] or [b, k]; none where keys are in order and the queries are
+                the last of them.
         """
         if self.length_scaling:
             query = query * self._growth(query, key, positions)
@@ -99,7 +99,8 @@ class Attend:
         visible: Tensor | None = None,
         positions: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """One query a row, the last: [b, groups, heads / groups, d], [b, groups, k, d] twice -> [b, groups, heads / groups, d].
+        """One query a row, the last: [b, groups, heads / groups, d], [b, groups, k, d] twice -> [b, groups,
+        heads / groups, d].
 
         A group's heads are so many queries of one head: no copy of the keys is made for each of them.
         """

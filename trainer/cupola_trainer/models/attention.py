@@ -18,7 +18,8 @@ from cupola_trainer.models.decoder_config import DecoderConfig
 
 
 class TorchRMSNorm(torch.nn.RMSNorm):
-    """torch's RMSNorm. Under sequence parallelism each rank sees a part of the tokens: its gradient is summed over TP."""
+    """torch's RMSNorm. Under sequence parallelism each rank sees a part of the tokens:
+    its gradient is summed over TP."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused: Any) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)

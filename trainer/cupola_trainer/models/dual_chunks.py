@@ -1,8 +1,8 @@
 """Dual chunk attention: every distance that RoPE sees is one that it was trained at, however long the sequence.
 
-With s = chunk_size - local_window, a key at i stands at i mod s. A query at i stands at i mod s to read its own chunk, at
-min(i mod s + s, chunk_size) to read the one before, and at the last of these places to read older ones (An et al. 2024,
-section 3; Qwen2 technical report, section 2.2.1). Within one chunk this is plain attention.
+With s = chunk_size - local_window, a key at i stands at i mod s. A query at i stands at i mod s to read its own chunk,
+at min(i mod s + s, chunk_size) to read the one before, and at the last of these places to read older ones (An et al.
+2024, section 3; Qwen2 technical report, section 2.2.1). Within one chunk this is plain attention.
 """
 
 import math
@@ -34,7 +34,8 @@ class DualChunks:
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, positions: tuple[Tensor, Tensor] | None
     ) -> Tensor:
-        """See `Attend`. Positions are [b, q] and [b, k], or without b; none where the queries are the last of the keys."""
+        """See `Attend`. Positions are [b, q] and [b, k], or without b;
+        none where the queries are the last of the keys."""
         scale = self.scale or 1 / math.sqrt(query.size(-1))
         places = torch.arange(key.size(2), device=key.device)
         of_queries, of_keys = positions or (places[key.size(2) - query.size(2) :], places)

@@ -17,8 +17,8 @@ RESIDUAL_OUTPUTS = ("linear_proj.weight", "linear_fc2.weight")
 
 
 def initialize(chunks: Sequence[GPTModel], model: ModelConfig, seed: int) -> None:
-    """Norms of factor 1, biases 0, matrices N(0, init_std), those that write to the residual stream scaled by 1/sqrt(2 * layers)
-    (GPT-2, section 2.3).
+    """Norms of factor 1, biases 0, matrices N(0, init_std), those that write to the residual stream scaled by 1/sqrt(2
+    * layers) (GPT-2, section 2.3).
 
     Each tensor (of one layer, of one expert) is drawn whole from a seed of its own; a rank keeps its shard.
     """

@@ -37,8 +37,8 @@ class OutputLayer(ColumnParallelLinear):
         """[s, b, h] -> logits [s, b, v]; with labels [b, s], losses [b, s]. The second is no bias.
 
         Args:
-            token_weights: [b, s], what the objective will multiply the losses with, as far as it is known; where it is 0,
-                so is the loss, and its logits are not made.
+            token_weights: [b, s], what the objective will multiply the losses with, as far as it is known; where it is
+                0, so is the loss, and its logits are not made.
         """
         if labels is None:
             logits, bias = super().forward(input_, weight, runtime_gather_output)
@@ -62,7 +62,8 @@ class OutputLayer(ColumnParallelLinear):
 
 
 class ScalarHead(torch.nn.Module):
-    """One number a token, without bias, as transformers' sequence classification has it; whole on every tensor-parallel rank.
+    """One number a token, without bias, as transformers' sequence classification has it;
+    whole on every tensor-parallel rank.
 
     A checkpoint names it "score.weight" [1, h].
     """

@@ -80,7 +80,8 @@ class Rotary(RotaryEmbedding):
         return torch.outer(positions, inverse_frequencies(self.model, max_seq_len).to(positions.device))
 
     def at(self, positions: Tensor) -> Tensor:
-        """Angles of whole numbers of positions [b, s], each row a sequence that ends at its largest: [b, s, head_dim]."""
+        """Angles of whole numbers of positions [b, s], each row a sequence that ends at its largest: [b, s,
+        head_dim]."""
         frequencies = inverse_frequencies(self.model, positions.amax(dim=1) + 1).to(positions.device)
         angles = self._within_chunk(positions)[..., None] * (
             frequencies[:, None] if frequencies.dim() == 2 else frequencies

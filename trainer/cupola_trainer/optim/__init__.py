@@ -1,4 +1,5 @@
-"""From a model's chunks to what trains them: data parallelism, AdamW, the learning-rate schedule. All are Megatron's."""
+"""From a model's chunks to what trains them: data parallelism, AdamW, the learning-rate schedule.
+All are Megatron's."""
 
 import math
 from collections.abc import Sequence

@@ -1,24 +1,26 @@
-"""The online merging optimizer (Lu et al. 2024, arXiv 2405.17931): what Adam does is merged with what the reference learnt.
+"""The online merging optimizer (Lu et al. 2024, arXiv 2405.17931):
+what Adam does is merged with what the reference learnt.
 
     theta <- theta + (1 - alpha) F(delta) + alpha F(tau)
 
-delta is what AdamW's steps since the last merge (or the start) come to, weight decay included: one step, or `online_step`;
-theta on the right are the weights as the last merge left them; tau = theta_reference - theta_base: fine-tuned less pretrained.
+delta is what AdamW's steps since the last merge (or the start) come to, weight decay included: one step, or
+`online_step`; theta on the right are the weights as the last merge left them; tau = theta_reference - theta_base:
+fine-tuned less pretrained.
 
 OnDARE   F keeps each element with probability `density`, and does not rescale what is left.
-OnTIES   F keeps the `density` share of largest magnitude; where the two then differ in sign, only the one stays that their
-         weighted sum agrees with.
+OnTIES   F keeps the `density` share of largest magnitude; where the two then differ in sign, only the one stays that
+         their weighted sum agrees with.
 
-Magnitudes within 2^-6 of the smallest that is kept count as equal to it, and are kept too: Adam's first steps are as large
-as the learning rate in every element, and which of them are the largest would be decided by the last bits.
+Magnitudes within 2^-6 of the smallest that is kept count as equal to it, and are kept too: Adam's first steps are as
+large as the learning rate in every element, and which of them are the largest would be decided by the last bits.
 
-The published code departs from the paper: its dropout divides by the probability, and with online_step > 1 a `return` in the
-loop over parameters leaves all but the first without an update. Here neither is so. Between merges steps are plain AdamW, and
-every step moves every tensor.
+The published code departs from the paper: its dropout divides by the probability, and with online_step > 1 a `return`
+in the loop over parameters leaves all but the first without an update. Here neither is so. Between merges steps are
+plain AdamW, and every step moves every tensor.
 
 Masks depend on the seed, the step, a tensor's name and the place of an element in the whole tensor, thresholds on the
-whole tensor of a layer: the update is the same in every layout. Tau is read from the two checkpoints; with online_step > 1
-the weights as the last merge left them are saved with Adam's moments, as one of them.
+whole tensor of a layer: the update is the same in every layout. Tau is read from the two checkpoints; with online_step
+> 1 the weights as the last merge left them are saved with Adam's moments, as one of them.
 """
 
 import math
@@ -195,7 +197,8 @@ class Part:
             piece.theta.copy_(before + step)
 
     def _smallest(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """Of each piece's whole tensor, the smallest magnitude that is kept: a little less than that of the last one wanted."""
+        """Of each piece's whole tensor, the smallest magnitude that is kept:
+        a little less than that of the last one wanted."""
         count = [math.ceil(self.config.density * size) for size in self.tensors.values()]
         number = {name: i for i, name in enumerate(self.tensors)}
         of = [number[piece.name] for piece in self.pieces]

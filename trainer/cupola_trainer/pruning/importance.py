@@ -26,7 +26,8 @@ class Importance:
     heads: Tensor
     """[layers, heads]: the L2 norm of what a head gives to the output projection."""
     ffn: Tensor
-    """[layers, units]: |x| of what a unit gives to the down projection; of a mixture's shared expert, where it has one."""
+    """[layers, units]: |x| of what a unit gives to the down projection; of a mixture's shared expert,
+    where it has one."""
     experts: Tensor
     """[layers, experts]: the weight that the router gives; of a dense model, none."""
     expert_ffn: Tensor
@@ -35,7 +36,8 @@ class Importance:
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def measure(model: ModelConfig, chunk: Any, sequences: Sequence[Tensor]) -> Importance:
-    """Look at every rank's sequences [b, s] together. Every rank calls it, in a data-parallel layout, and hears the same.
+    """Look at every rank's sequences [b, s] together. Every rank calls it, in a data-parallel layout,
+    and hears the same.
 
     Args:
         chunk: the whole model.

@@ -27,8 +27,8 @@ ROWS = 8
 def run(job: PruneJob) -> None:
     """Write the smaller checkpoint into `job.output`. Weights only: training starts at step 0.
 
-    To measure, each rank holds the whole model (dp only). Named layers are dropped without: then no more than one tensor of
-    one layer beside what is written.
+    To measure, each rank holds the whole model (dp only). Named layers are dropped without: then no more than one
+    tensor of one layer beside what is written.
 
     Raises:
         ConfigError: a size above the model's, or a layout that splits the model.

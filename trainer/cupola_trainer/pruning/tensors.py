@@ -1,4 +1,5 @@
-"""The tensors of the pruned model, by checkpoint key and (layer, expert) index, each cut from the larger one's when asked for."""
+"""The tensors of the pruned model, by checkpoint key and (layer, expert) index,
+each cut from the larger one's when asked for."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from cupola_trainer.config import ModelConfig
 from cupola_trainer.pruning.choice import Kept
 
 Read = Callable[[str, tuple[int, ...]], Tensor]
-LAYERS = "decoder.layers."
 AXES: dict[str, tuple[str, ...]] = {
     "embedding.word_embeddings.weight": ("", "hidden"),
     "output_layer.weight": ("", "hidden"),
@@ -93,7 +93,8 @@ class Pruned:
         return torch.cat([units, units + size]) if units is not None and twice else units
 
     def _head_rows(self, groups: Tensor, heads: Tensor, *, with_key_and_value: bool) -> Tensor:
-        """Rows of the joint projection, where a group is its query heads, its key and its value; or of queries alone."""
+        """Rows of the joint projection, where a group is its query heads, its key and its value;
+        or of queries alone."""
         per_group = self.model.num_attention_heads // self.model.num_query_groups
         if with_key_and_value:
             last = torch.tensor([per_group, per_group + 1]).expand(len(groups), 2)

@@ -14,7 +14,7 @@ from cupola_trainer.data.chat import RefusedError, encode_prompt
 from cupola_trainer.reporting import Report
 from cupola_trainer.rollout.batch import Completion
 from cupola_trainer.rollout.generation import generate
-from cupola_trainer.rollout.loading import check_layout, load
+from cupola_trainer.rollout.loading import load
 from cupola_trainer.rollout.sampling import Sampling
 from cupola_trainer.sizes import parameter_count
 
@@ -28,10 +28,9 @@ def run(job: SampleJob) -> None:
 
     Raises:
         NotFoundError: there is no such prompts file.
-        ConfigError: a line of it is no prompt, none can be asked, one is too long, or the layout cannot generate.
+        ConfigError: a line of it is no prompt, none can be asked, one is too long, or the layout does not fit the model.
         CorruptArtifactError: the checkpoint does not verify.
     """
-    check_layout(job.parallel)
     prompts = read_prompts(job.prompts)
     runtime.start(job.parallel, job.seed)
     loaded = load(job.initial, job.parallel, day=job.template_date)

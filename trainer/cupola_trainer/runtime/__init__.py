@@ -1,6 +1,7 @@
-"""The only place that knows a CPU from a GPU: device, process groups, threads, seeds.
+"""The machine under a job: device, process groups, threads, seeds.
+Only this package and `megatron` tell a CPU from a GPU.
 
-megatron.core is imported inside functions here: its import hook passes through this package.
+megatron.core is imported inside functions: it takes seconds, and most of what is here does without.
 """
 
 import os
@@ -117,8 +118,8 @@ def _join() -> None:
 def seed_step(seed: int, step: int) -> None:
     """Seed every generator for one step of a job.
 
-    What a step draws then depends on nothing that ran before it, so a resumed job draws what an undisturbed one draws, and
-    checkpoints hold no generator's state.
+    What a step draws then depends on nothing that ran before it, so a resumed job draws what an undisturbed one draws,
+    and checkpoints hold no generator's state.
     """
     _seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
 
@@ -148,8 +149,8 @@ def has_fused_kernels() -> bool:
 
 
 def rows_of_logits(vocabulary: int) -> int:
-    """Tokens whose logits are computed at a time: enough to fill a GPU; on a CPU a few for its caches (32 MiB), and more where
-    the logits of a few would not fit either, so that the weights are read less often."""
+    """Tokens whose logits are computed at a time: enough to fill a GPU; on a CPU a few for its caches (32 MiB), and
+    more where the logits of a few would not fit either, so that the weights are read less often."""
     if torch.cuda.is_available():
         return 4096
     return 256 if 256 * vocabulary * 4 <= 2**25 else 1024

@@ -9,9 +9,11 @@ TRIM_THRESHOLD, MMAP_MAX = -1, -4
 
 @cache
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed for what comes next, which in training is the same again. Other C libraries stay as they are.
+    """Let glibc keep what is freed for what comes next, which in training is the same again.
+    Other C libraries stay as they are.
 
-    Left to itself it maps each tensor of more than 32 MiB anew and gives it back when freed, so that the kernel clears its
+    Left to itself it maps each tensor of more than 32 MiB anew and gives it back when freed,
+    so that the kernel clears its
     pages each time: a tenth of the processor time of a step where the vocabulary is large.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

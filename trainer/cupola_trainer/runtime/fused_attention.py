@@ -1,7 +1,8 @@
-"""torch's fused attention with the log-sum-exp of its scores: parts of one softmax computed apart can then be put together.
+"""torch's fused attention with the log-sum-exp of its scores:
+parts of one softmax computed apart can then be put together.
 
-`scaled_dot_product_attention` chooses among these operations and throws the log-sum-exp away. Their backward passes take any
-output and log-sum-exp: given those of the whole softmax, each yields its part of the whole's gradient.
+`scaled_dot_product_attention` chooses among these operations and throws the log-sum-exp away. Their backward passes
+take any output and log-sum-exp: given those of the whole softmax, each yields its part of the whole's gradient.
 """
 
 from typing import Any
@@ -16,7 +17,8 @@ ALIGNED = 32
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """[b, heads, q, d] and twice [b, heads, k, d] -> [b, heads, q, d], and log sum exp(scores) [b, heads, q] in fp32 or better.
+    """[b, heads, q, d] and twice [b, heads, k, d] -> [b, heads, q, d], and log sum exp(scores) [b, heads,
+    q] in fp32 or better.
 
     Args:
         causal: query i sees keys up to i; as many of both.

@@ -1,7 +1,7 @@
 """One device for all of a process's gloo groups.
 
-Left to itself each group opens a device with a polling thread of its own. Megatron makes 25 groups and more for a layout: two
-ranks that do nothing then cost 3.5% of a core each.
+Left to itself each group opens a device with a polling thread of its own. Megatron makes 25 groups and more for a
+layout: two ranks that do nothing then cost 3.5% of a core each.
 """
 
 from datetime import timedelta

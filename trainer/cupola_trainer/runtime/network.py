@@ -1,8 +1,8 @@
 """Where the ranks of a job meet, and which network they listen on.
 
-On one machine nothing listens on another address than loopback: the ranks meet in the launcher's file, and gloo and NCCL open
-their ports on the loopback interface. Over several machines a cluster's launcher says where (MASTER_ADDR), and the interfaces
-are the operator's to name: see "Over several machines" in docs/training.md.
+On one machine nothing listens on another address than loopback: the ranks meet in the launcher's file, and gloo and
+NCCL open their ports on the loopback interface. Over several machines a cluster's launcher says where (MASTER_ADDR),
+and the interfaces are the operator's to name: see "Over several machines" in docs/training.md.
 """
 
 import os

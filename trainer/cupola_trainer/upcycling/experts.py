@@ -67,7 +67,8 @@ class Cut:
         return -(-self.num_experts * self.expert_intermediate_size // h_ffn)
 
     def units(self, h_ffn: int) -> Tensor:
-        """Which unit of the dense FFN each unit of each expert is: [n, h_E]. What is left of the last copy is discarded."""
+        """Which unit of the dense FFN each unit of each expert is: [n, h_E].
+        What is left of the last copy is discarded."""
         order = _order(self.seed, h_ffn, self.copies(h_ffn), self.shuffle)
         return order[: self.num_experts * self.expert_intermediate_size].view(self.num_experts, -1)
 

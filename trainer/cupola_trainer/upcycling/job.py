@@ -31,7 +31,8 @@ class Plan:
 
 
 def run(job: UpcycleJob) -> None:
-    """Write the mixture-of-experts checkpoint of a dense one into `job.output`. Weights only: training starts at step 0.
+    """Write the mixture-of-experts checkpoint of a dense one into `job.output`. Weights only:
+    training starts at step 0.
 
     Each rank reads the dense layers that its part needs, one at a time, and makes its own experts: the same bytes in
     every layout, and no rank ever holds the whole model.

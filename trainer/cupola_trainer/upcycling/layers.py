@@ -19,8 +19,8 @@ MLP = "decoder.layers.mlp."
 class Upcycled:
     """The tensors of the mixture of experts, by checkpoint key and (layer, expert) index.
 
-    Every seed is derived from a name, so that whoever asks for a tensor, in whatever layout, gets the same bytes. A rank
-    reads the dense layers that its own experts are cut from, and no others.
+    Every seed is derived from a name, so that whoever asks for a tensor, in whatever layout, gets the same bytes. A
+    rank reads the dense layers that its own experts are cut from, and no others.
 
     Args:
         read: gives the dense checkpoint's tensors.

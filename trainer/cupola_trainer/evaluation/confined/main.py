@@ -1,4 +1,5 @@
-"""Waits for answers; scores each in two new processes: the program's, which holds neither tests nor verdicts, and the tests'.
+"""Waits for answers; scores each in two new processes: the program's, which holds neither tests nor verdicts,
+and the tests'.
 
 Standard input, for each answer: one byte, then a part in JSON (`seconds`, `memory`, `filter`, `code`) and one with the
 tests, each after its length in eight bytes. Standard output: READY once the kernel holds both processes, HELD or FAILED

@@ -18,9 +18,9 @@ class Peer(Protocol):
 class Remote:
     """Hands everything on to the object it stands for, except comparison and arithmetic with a value of this process.
 
-    An object that is equal to everything, or whose difference to any number is zero, would pass every test otherwise. So
-    what has no plain value is equal to none; an object whose class extends a plain type is compared by its plain value,
-    which it must name before it learns what it is compared with.
+    An object that is equal to everything, or whose difference to any number is zero, would pass every test otherwise.
+    So what has no plain value is equal to none; an object whose class extends a plain type is compared by its plain
+    value, which it must name before it learns what it is compared with.
     """
 
     __slots__ = ("__extends", "__number", "__peer")
@@ -59,9 +59,10 @@ class Remote:
 
 FORWARDED: dict[str, Callable[..., Any]] = {
     "len": len, "iter": iter, "next": next, "bool": bool, "str": str, "repr": repr, "hash": hash, "int": int,
-    "float": float, "complex": complex, "index": operator.index, "abs": abs, "round": round, "reversed": reversed, "dir": dir,
-    "neg": operator.neg, "pos": operator.pos, "invert": operator.invert, "getitem": operator.getitem,
-    "setitem": operator.setitem, "delitem": operator.delitem, "format": format, "enter": lambda value: value.__enter__(),
+    "float": float, "complex": complex, "index": operator.index, "abs": abs, "round": round, "reversed": reversed,
+    "dir": dir, "neg": operator.neg, "pos": operator.pos, "invert": operator.invert, "getitem": operator.getitem,
+    "setitem": operator.setitem, "delitem": operator.delitem, "format": format,
+    "enter": lambda value: value.__enter__(),
 }  # fmt: skip
 """What is done to an object by the process that holds it."""
 COMPARED = ("eq", "ne", "lt", "le", "gt", "ge")

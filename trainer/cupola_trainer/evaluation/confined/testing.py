@@ -84,8 +84,8 @@ def _holds(test: str, tester: Tester, theirs: set[str]) -> bool:
 def _hidden(code: types.CodeType, theirs: set[str]) -> set[str]:
     """The program's names that this test does not see: those of Python's own functions and modules.
 
-    A program with an `abs` or a `math` of its own would judge itself. Where a test uses no other name of the program's, as
-    `assert sum(1, 2) == 3`, the program's it is.
+    A program with an `abs` or a `math` of its own would judge itself. Where a test uses no other name of the program's,
+    as `assert sum(1, 2) == 3`, the program's it is.
     """
     used = _names(code) & theirs
     return used & TAKEN if used - TAKEN else set()

@@ -13,8 +13,8 @@ def keep_within_capacity(
 ) -> tuple[Tensor, Tensor]:
     """Probabilities and assignments [tokens, experts] without those over an expert's capacity, the least probable ones.
 
-    Capacity is `capacity_factor` times the even share of a whole micro-batch. Megatron's own function counts and compares
-    the tokens of one rank, and so drops others wherever sequence or context parallelism splits a micro-batch.
+    Capacity is `capacity_factor` times the even share of a whole micro-batch. Megatron's own function counts and
+    compares the tokens of one rank, and so drops others wherever sequence or context parallelism splits a micro-batch.
     """
     from megatron.core import parallel_state
 

@@ -1,7 +1,7 @@
 """Gathering and scattering parts of unequal length on gloo, which knows equal ones only.
 
-Experts that are split by width exchange as many rows as the router sent to each rank: with experts split by number too, or
-of limited capacity, no two ranks have the same number.
+Experts that are split by width exchange as many rows as the router sent to each rank: with experts split by number too,
+or of limited capacity, no two ranks have the same number.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def parts_of_any_length(mappings: Any) -> None:
-    """Mend the two functions of `megatron.core.tensor_parallel.mappings` that do it, for gloo's groups."""
+    """Patch the two functions of `megatron.core.tensor_parallel.mappings` that do it, for groups on gloo."""
     gather, reduce_scatter = mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim
 
     def gather_any(input_: Tensor, group: Any, output_split_sizes: Sequence[int] | None = None, *rest: Any) -> Tensor:

@@ -60,8 +60,9 @@ def many_tensors_at_once(utils: Any) -> None:
 def _norms_of_rows(x: Tensor) -> Iterator[Tensor]:
     """Norms that together have the norm of x: [rows] and, where elements remain, [1].
 
-    torch on a CPU adds up the squares of a whole fp32 tensor in a few sums, to which the later ones are too small: its norm
-    is short by 1e-5 at a million elements and by 3e-3 at 39 million, and so differs between layouts, which share x out.
+    torch on a CPU adds up the squares of a whole fp32 tensor in a few sums, to which the later ones are too small: its
+    norm is short by 1e-5 at a million elements and by 3e-3 at 39 million, and so differs between layouts,
+    which share x out.
     """
     flat = x.reshape(-1)
     end = len(flat) - len(flat) % ROW

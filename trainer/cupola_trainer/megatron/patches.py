@@ -1,25 +1,27 @@
-"""What is mended in megatron.core 0.16.1 after import, module by module. Devices are the business of `imports`."""
+"""What is patched in each module of megatron.core after its import; `imports` has retargeted its devices before.
 
-import queue
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+docs/development.md lists every patch with its reason and the test that fails without it; `versions` says which releases
+of Megatron-Core they were tried with.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from cupola_trainer.kernels.rotary import rotary
 from cupola_trainer.kernels.swiglu import swiglu
-from cupola_trainer.runtime import shortcuts
-from cupola_trainer.runtime.adam import FusedAdam
-from cupola_trainer.runtime.capacity import keep_within_capacity
-from cupola_trainer.runtime.exchange import exchange_at_once_over_gloo, exchange_over_gloo
-from cupola_trainer.runtime.uneven import parts_of_any_length
+from cupola_trainer.megatron import shortcuts
+from cupola_trainer.megatron.adam import FusedAdam
+from cupola_trainer.megatron.capacity import keep_within_capacity
+from cupola_trainer.megatron.exchange import exchange_at_once_over_gloo, exchange_over_gloo
+from cupola_trainer.megatron.uneven import parts_of_any_length
 
 
 def patch(module: Any) -> None:
-    """Mend a freshly imported module of megatron.core."""
-    for mend in PATCHES.get(module.__name__, ()):
-        mend(module)
+    """Patch a freshly imported module of megatron.core."""
+    for apply in PATCHES.get(module.__name__, ()):
+        apply(module)
 
 
 def _no_compiler_without_cuda(jit: Any) -> None:
@@ -29,11 +31,13 @@ def _no_compiler_without_cuda(jit: Any) -> None:
 
 
 def _router_without_transformer_engine(moe_utils: Any) -> None:
-    """Imported in a try block, then used unguarded when the router has a dtype of its own."""
+    """The name is bound only where Transformer Engine is,
+    and read in any case when the router has a dtype of its own."""
     moe_utils.__dict__.setdefault("te_general_gemm", None)
 
 
 def _capacity(router: Any) -> None:
+    """The original compares the tokens of one rank, so layouts that split a micro-batch drop others."""
     router.apply_router_token_dropping = keep_within_capacity
 
 
@@ -50,6 +54,7 @@ def _split_sizes_on_cpu(moe_utils: Any) -> None:
 
 
 def _rotary_without_transformer_engine(rope_utils: Any) -> None:
+    """A kernel of ours in place of the fused one; unfused, Megatron makes several passes and a concatenation."""
     if rope_utils.fused_apply_rotary_pos_emb is None:
         rope_utils.fused_apply_rotary_pos_emb = rotary
 
@@ -62,40 +67,15 @@ def _swiglu_without_compiler(fused_bias_swiglu: Any) -> None:
 
 
 def _adam(optimizer: Any) -> None:
-    """Without Transformer Engine and Apex, an Adam whose distributed checkpoints load (torch's do not)."""
+    """Without Transformer Engine and Apex, an Adam that counts steps where our checkpoints keep them."""
     if optimizer.USING_PYTORCH_OPTIMIZER:
         optimizer.Adam, optimizer.USING_PYTORCH_OPTIMIZER = FusedAdam, False
 
 
 def _distributed_adam(optimizer: Any) -> None:
+    """The distributed optimizer accepts no other class than the one that it imported."""
     if not optimizer.HAVE_APEX_OR_TE:
-        optimizer.Adam, optimizer.HAVE_APEX_OR_TE, optimizer.USING_APEX_OPTIMIZER = FusedAdam, True, True
-    distributed = optimizer.DistributedOptimizer
-    # copies into parameters that require a gradient, and fails for fp32 ones
-    distributed._set_main_param_and_optimizer_states = torch.no_grad()(distributed._set_main_param_and_optimizer_states)
-
-
-def _write_checkpoints_in_threads(filesystem: Any) -> None:
-    """The original starts a Python interpreter and forks writers at each save: seconds, and a fork with threads alive."""
-    writer = filesystem.FileSystemWriterAsync
-
-    def write_buckets(
-        transforms: Sequence[Any], use_msc: bool, rank: int, buckets: Sequence[Any], results: queue.SimpleQueue[Any]
-    ) -> None:
-        def write(i: int) -> tuple[int, Any]:
-            outcome: queue.Queue[tuple[int, Any]] = queue.Queue()
-            running: queue.Queue[int] = queue.Queue()
-            running.put(i)
-            writer.write_preloaded_data(transforms, i, buckets[i], outcome, running, use_fsync=False, use_msc=use_msc)
-            return outcome.get()
-
-        with ThreadPoolExecutor(len(buckets) or 1) as pool:
-            written = dict(pool.map(write, range(len(buckets))))
-        failed = [outcome for outcome in written.values() if isinstance(outcome, Exception)]
-        results.put(failed[0] if failed else written)
-
-    filesystem._get_write_results_queue = queue.SimpleQueue
-    writer.write_preloaded_data_multiproc = staticmethod(write_buckets)
+        optimizer.Adam = FusedAdam
 
 
 PATCHES: dict[str, tuple[Callable[[Any], None], ...]] = {
@@ -112,7 +92,6 @@ PATCHES: dict[str, tuple[Callable[[Any], None], ...]] = {
     "megatron.core.distributed.param_and_grad_buffer": (exchange_at_once_over_gloo,),
     "megatron.core.models.common.embeddings.rope_utils": (_rotary_without_transformer_engine,),
     "megatron.core.fusions.fused_bias_swiglu": (_swiglu_without_compiler,),
-    "megatron.core.dist_checkpointing.strategies.filesystem_async": (_write_checkpoints_in_threads,),
     "megatron.core.optimizer": (_adam,),
     "megatron.core.optimizer.distrib_optimizer": (_distributed_adam,),
 }

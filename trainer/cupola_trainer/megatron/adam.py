@@ -11,8 +11,7 @@ from torch.optim.adamw import adamw
 class FusedAdam(torch.optim.Optimizer):
     """AdamW (Loshchilov and Hutter 2019, algorithm 2) that counts steps in the parameter group, not per parameter.
 
-    Megatron's distributed optimizer saves and reshards states of that convention only; the checkpoint is then the same
-    as one written with Transformer Engine.
+    A checkpoint then holds one count and two moments of each weight, as it does with Transformer Engine's own.
     """
 
     def __init__(

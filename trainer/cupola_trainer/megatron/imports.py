@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from cupola_trainer.runtime.patches import patch
+from cupola_trainer.megatron.patches import patch
+from cupola_trainer.megatron.versions import check_version
 
 RENAMED = {
     "torch.cuda.FloatTensor": "torch.FloatTensor",
@@ -26,11 +27,14 @@ RENAMED = {
 }
 """Tensor type names that Megatron compares with `tensor.type()`."""
 
-STAND_IN = "cupola_trainer.runtime.cuda_on_cpu"
+STAND_IN = "cupola_trainer.megatron.cuda_on_cpu"
 
 
 def find_spec(name: str, path: Sequence[str] | None) -> importlib.machinery.ModuleSpec | None:
-    """The module's usual spec, with a loader that fits it to the device."""
+    """The module's usual spec, with a loader that fits it to the device.
+    The first one of a process checks the version."""
+    if name == "megatron.core":
+        check_version()
     spec = importlib.machinery.PathFinder.find_spec(name, path)
     if spec and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
         loader = PatchingLoader if torch.cuda.is_available() else RetargetingLoader
@@ -39,7 +43,7 @@ def find_spec(name: str, path: Sequence[str] | None) -> importlib.machinery.Modu
 
 
 class PatchingLoader(importlib.machinery.SourceFileLoader):
-    """Executes a module, then mends what `patches` lists for it."""
+    """Executes a module, then applies what `patches` lists for it."""
 
     def exec_module(self, module: types.ModuleType) -> None:
         super().exec_module(module)
