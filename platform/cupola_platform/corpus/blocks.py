@@ -6,7 +6,7 @@ executor's completion marker for the task, so that a task which was killed is co
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
@@ -16,14 +16,11 @@ from datatrove.pipeline.base import PipelineStep
 from cupola_platform import json_lines
 from cupola_platform.corpus.config import PrepareConfig
 from cupola_platform.corpus.documents import Document, Drop, Step, Tally, run_step
-from cupola_platform.corpus.execution import end_with_parent
 from cupola_platform.corpus.records import SourceFile
 from cupola_platform.corpus.sources import Entry, read_source
 from cupola_platform.corpus.storage import DocumentWriter, read_documents, with_digest
+from cupola_platform.corpus.tasks import chunked, end_with_parent, save_tally
 from cupola_platform.json_lines import Row
-
-CHUNK_BYTES = 1 << 19
-"""Text that a step is given at once."""
 
 T = TypeVar("T")
 
@@ -125,38 +122,3 @@ def timed(items: Iterator[T], tally: Tally) -> Iterator[T]:
         if item is None:
             return
         yield item
-
-
-def chunked(items: Iterable[T], size: Callable[[T], int], bound: int = CHUNK_BYTES) -> Iterator[list[T]]:
-    """Consecutive items in lists of about `bound` bytes."""
-    chunk: list[T] = []
-    filled = 0
-    for item in items:
-        chunk.append(item)
-        filled += size(item)
-        if filled >= bound:
-            yield chunk
-            chunk, filled = [], 0
-    if chunk:
-        yield chunk
-
-
-def save_tally(work: Path, tally: Tally, rank: int) -> None:
-    """Keep what a step did in one task. Raises AssertionError when it lost count."""
-    tally.check()
-    write(work / "tallies" / tally.step / f"{rank:05d}.json", json.dumps(asdict(tally), ensure_ascii=False))
-
-
-def sum_tallies(work: Path, step: str, sources: Sequence[str]) -> dict[str, Tally]:
-    """What a step did with each source; `sources`: of each task, in the tasks' order."""
-    found: dict[str, Tally] = {}
-    for rank, source in enumerate(sources):
-        text = (work / "tallies" / step / f"{rank:05d}.json").read_text(encoding="utf-8")
-        found.setdefault(source, Tally(step)).add(Tally.of(json.loads(text)))
-    return found
-
-
-def write(path: Path, text: str) -> None:
-    """Write a small file into a folder that may not be there yet. Its task syncs it: see `execution.Sync`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")

@@ -15,7 +15,6 @@ import numpy as np
 from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
-from cupola_platform.corpus.blocks import write
 from cupola_platform.corpus.classifier_config import ClassifierConfig, QualityModelConfig
 from cupola_platform.corpus.documents import Document, Drop, drop
 from cupola_platform.corpus.heldout import draws
@@ -23,6 +22,7 @@ from cupola_platform.corpus.shingles import I64, hashed_words, ngrams
 from cupola_platform.corpus.source_config import Source
 from cupola_platform.corpus.sources import read_source
 from cupola_platform.corpus.storage import with_digest
+from cupola_platform.corpus.tasks import write
 from cupola_platform.errors import ConfigError, SourceError
 
 BITS = 18

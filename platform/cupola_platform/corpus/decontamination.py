@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from datatrove.pipeline.base import PipelineStep
 
-from cupola_platform.corpus.blocks import write
 from cupola_platform.corpus.documents import Document, Drop, drop
 from cupola_platform.corpus.shingles import I64, U64, hashed_words, ngrams, word_spans
 from cupola_platform.corpus.source_config import Source
 from cupola_platform.corpus.sources import read_source
 from cupola_platform.corpus.step_config import DecontaminationConfig
+from cupola_platform.corpus.tasks import write
 from cupola_platform.errors import SourceError
 
 SEED_WORDS = 3

@@ -19,7 +19,7 @@ from typing import Any
 from datatrove.pipeline.base import PipelineStep
 from pydantic import TypeAdapter
 
-from cupola_platform.corpus.blocks import Apply, Load, Read, Save, sum_tallies
+from cupola_platform.corpus.blocks import Apply, Load, Read, Save
 from cupola_platform.corpus.checking import classifiers
 from cupola_platform.corpus.classifier import LearnClassifier
 from cupola_platform.corpus.clusters import cluster_sizes
@@ -36,7 +36,7 @@ from cupola_platform.corpus.duplicates import (
     Signatures,
     pairs_between,
 )
-from cupola_platform.corpus.execution import Runner, die_with_parent
+from cupola_platform.corpus.execution import Runner
 from cupola_platform.corpus.formats import NO_TEXT
 from cupola_platform.corpus.perplexity import PercentileFilter, cutoffs_of
 from cupola_platform.corpus.planning import document_steps, models, plan
@@ -44,6 +44,7 @@ from cupola_platform.corpus.repeats import CollectUnits, DropRepeats, FindRepeat
 from cupola_platform.corpus.report import Account, write_report
 from cupola_platform.corpus.shards import token_dtype
 from cupola_platform.corpus.storage import first_indices, read_array
+from cupola_platform.corpus.tasks import die_with_parent, sum_tallies
 from cupola_platform.corpus.tokenizing import MakeTokenizer, Tokenize, Written, join, write_index
 from cupola_platform.durable import write_text
 from cupola_platform.errors import CupolaError, SourceError

@@ -12,13 +12,12 @@ import numpy as np
 from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
-from cupola_platform.corpus.blocks import chunked, save_tally
 from cupola_platform.corpus.config import DeduplicationConfig
 from cupola_platform.corpus.deduplication import band_keys, minhash, pairs_in_runs, root, rows_per_band, similar
 from cupola_platform.corpus.documents import Document, Drop, Tally, drop
-from cupola_platform.corpus.execution import end_with_parent
 from cupola_platform.corpus.shingles import shingle
 from cupola_platform.corpus.storage import I64, U64, first_indices, read_array, read_name, save_array
+from cupola_platform.corpus.tasks import chunked, end_with_parent, save_tally
 
 RANGE_DOCUMENTS = 1 << 22
 """Documents whose digests or keys are sorted at once."""

@@ -3,9 +3,7 @@
 Each task that ended leaves a completion marker; a pipeline that is run again does the tasks without one.
 """
 
-import ctypes
 import os
-import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,8 +24,6 @@ from cupola_platform.errors import StageFailedError
 POLL_SECONDS = 0.25
 MISSED_POLLS = 8
 """Looks at the worker processes after which one that is gone counts as dead: a pool at its end has ended them itself."""
-
-_PR_SET_PDEATHSIG = 1
 
 
 class Runner:
@@ -125,18 +121,6 @@ def _on_ray(config: ExecutorConfig, options: dict[str, Any]) -> PipelineExecutor
         time=3600 * hours + 60 * minutes + seconds,
         **options,
     )
-
-
-def end_with_parent() -> None:
-    """A worker must not go on writing when its driver was killed: another one may do the same task by then."""
-    if multiprocess.parent_process() is not None:
-        die_with_parent()
-
-
-def die_with_parent() -> None:
-    """SIGKILL for this process when its parent ends, however that ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _done(folder: Path) -> int:

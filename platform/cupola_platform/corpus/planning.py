@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-from cupola_platform.corpus.blocks import write
 from cupola_platform.corpus.classifier import QualityModel
 from cupola_platform.corpus.config import PrepareConfig
 from cupola_platform.corpus.decontamination import Decontamination
@@ -13,6 +12,7 @@ from cupola_platform.corpus.perplexity import PerplexityFilter
 from cupola_platform.corpus.personal_data import PersonalDataMask
 from cupola_platform.corpus.quality import QualityFilter
 from cupola_platform.corpus.sources import source_pieces
+from cupola_platform.corpus.tasks import write
 from cupola_platform.corpus.toxicity import ToxicityFilter
 from cupola_platform.corpus.unicode_repair import UnicodeRepair
 from cupola_platform.durable import sync_file_system, write_text

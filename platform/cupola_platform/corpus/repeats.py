@@ -14,13 +14,12 @@ import numpy as np
 from blake3 import blake3
 from datatrove.pipeline.base import PipelineStep
 
-from cupola_platform.corpus.blocks import save_tally
 from cupola_platform.corpus.documents import Document, Edited, Outcome, Tally, drop, excerpt
 from cupola_platform.corpus.duplicates import in_range, pairs_between, save_pairs
-from cupola_platform.corpus.execution import end_with_parent
 from cupola_platform.corpus.language import CODE
 from cupola_platform.corpus.step_config import RepeatsConfig
 from cupola_platform.corpus.storage import I64, read_array, save_array
+from cupola_platform.corpus.tasks import end_with_parent, save_tally
 
 Unit = Literal["paragraph", "line"]
 

@@ -14,7 +14,6 @@ from datatrove.pipeline.base import PipelineStep
 from pyarrow import compute, parquet
 from tokenizers import Tokenizer
 
-from cupola_platform.corpus.blocks import chunked, write
 from cupola_platform.corpus.chat import without_control_tokens
 from cupola_platform.corpus.config import PrepareConfig
 from cupola_platform.corpus.documents import Counts, Document
@@ -23,6 +22,7 @@ from cupola_platform.corpus.encoding import encoder_of
 from cupola_platform.corpus.heldout import F64, Extremes, Sample, draws
 from cupola_platform.corpus.shards import ShardWriter, token_dtype
 from cupola_platform.corpus.storage import I64, first_indices, read_array, read_documents, save_array
+from cupola_platform.corpus.tasks import chunked, write
 from cupola_platform.corpus.tokenization import END_OF_TEXT
 from cupola_platform.corpus.vocabulary import make_tokenizer
 
