@@ -8,8 +8,8 @@ from cupola_flows.stage_code import modules_of
 from cupola_flows.stages import AnyStage, ConversationsStage, PrepareStage
 from cupola_platform.artifacts import code_version
 from cupola_platform.artifacts import fingerprint as platform_fingerprint
-from cupola_platform.corpus.checking import file_digests, named_sources
-from cupola_platform.corpus.sources import source_state
+from cupola_platform.corpus.pipeline.checks import file_digests, named_sources
+from cupola_platform.corpus.sources.reader import source_state
 from cupola_trainer.data.files import state as files_state
 
 WITHOUT_EFFECT = ("layout", "teacher_layout", "checkpoint", "log_every", "evaluate_every")

@@ -15,7 +15,7 @@ from cupola_flows.schema import ARTIFACT, Recipe
 from cupola_flows.stages import PrepareStage, PretrainStage
 from cupola_flows.validation import model_of
 from cupola_platform.artifacts import Artifact
-from cupola_platform.corpus.shards import ShardWriter
+from cupola_platform.corpus.tokenizer.shards import ShardWriter
 from cupola_platform.errors import ConfigError
 from cupola_platform.workspace import Workspace
 from cupola_trainer.config import NextTokenData, ParallelConfig, TrainJob

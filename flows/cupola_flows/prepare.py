@@ -12,7 +12,9 @@ from cupola_trainer.data.instructions import heldout_questions
 
 def prepare(ctx: StageContext, stage: PrepareStage, judge: Artifact | None) -> Artifact:
     """Clean, deduplicate, split, and tokenize what the recipe's sources hold."""
-    from cupola_platform.corpus.preparation import prepare as prepare_corpus  # pyarrow and tokenizers: a second
+    from cupola_platform.corpus.pipeline.preparation import (
+        prepare as prepare_corpus,  # pyarrow and tokenizers: a second
+    )
 
     def show(step: str, done: int, total: int) -> None:
         ctx.display.advance(ctx.name, step, done, total)

@@ -3,7 +3,7 @@
 from cupola_flows.nearest import did_you_mean
 from cupola_flows.stages import LongContextStage, PretrainStage
 from cupola_platform.artifacts import Artifact
-from cupola_platform.corpus.mixture import training_tokens, with_epoch_caps, with_temperature
+from cupola_platform.corpus.core.sampling_weights import training_tokens, with_epoch_caps, with_temperature
 from cupola_platform.errors import ConfigError
 
 

@@ -109,13 +109,13 @@ EVALUATION = (
     "cupola_platform.page",
     "cupola_flows.evaluate",
 )
-MIXTURE = ("cupola_platform.corpus.mixture", "cupola_flows.sampling")
+MIXTURE = ("cupola_platform.corpus.core.sampling_weights", "cupola_flows.sampling")
 TRIALS = (
     *TRAINING,
     *EVALUATION,
     *MIXTURE,
     "cupola_platform.fitting",
-    "cupola_platform.corpus.shards",
+    "cupola_platform.corpus.tokenizer.shards",
     "cupola_flows.trials",
     "cupola_flows.laws",
     "cupola_flows.mixing",

@@ -17,7 +17,7 @@ from cupola_flows.stages import (
     UpcycleStage,
 )
 from cupola_flows.stages.reinforcing import ReinforcementStage
-from cupola_platform.corpus.checking import check_config
+from cupola_platform.corpus.pipeline.checks import check_config
 from cupola_platform.errors import ConfigError, CupolaError
 from cupola_platform.launch import LocalLauncher
 from cupola_platform.settings import Settings

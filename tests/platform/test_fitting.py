@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cupola_platform.corpus.mixture import with_epoch_caps, with_temperature
+from cupola_platform.corpus.core.sampling_weights import with_epoch_caps, with_temperature
 from cupola_platform.errors import ConfigError
 from cupola_platform.fitting.mixtures import best_mixture, draw_mixtures, fit_law, propose
 from cupola_platform.fitting.plots import laws_page, mixture_page

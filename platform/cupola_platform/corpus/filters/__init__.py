@@ -1,0 +1,1 @@
+"""Steps that look at one document at a time: drop it, mend it, mask it, or score it."""
