@@ -4,7 +4,7 @@ import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from cupola_platform.page import page as html_page
+from cupola_platform.reports.page import page as html_page
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 720, 360, 52, 40
 COLOURS = ("#b4541a", "#2f6f8f", "#5b8c3a", "#8a4f9e", "#b08c1e", "#3d5a99", "#a03a4e")

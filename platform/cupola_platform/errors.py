@@ -14,7 +14,7 @@ CupolaError                 exit status 2: one clear line (the value given, the 
 
 import errno
 
-from cupola_platform.urls import shown
+from cupola_platform.security.urls import shown
 
 
 class CupolaError(Exception):

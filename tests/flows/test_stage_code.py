@@ -23,7 +23,7 @@ LEFT_OUT = (
     "cupola_flows.context",
     "cupola_flows.uploading",
     "cupola_platform.launch",
-    "cupola_platform.living",
+    "cupola_platform.liveness",
     "cupola_platform.durable",
     "cupola_platform.settings",
     "cupola_platform.store",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from cupola_platform.fitting.mixtures import Proposal
 from cupola_platform.fitting.scaling import Laws, PowerLaw, Run
-from cupola_platform.page import page
+from cupola_platform.reports.page import page
 
 
 def mixture_page(proposal: Proposal, baseline: Mapping[str, float]) -> str:

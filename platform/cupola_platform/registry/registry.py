@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from cupola_platform.aliases import check_alias
 from cupola_platform.artifacts import Manifest
 from cupola_platform.errors import NotFoundError, RegistryError
-from cupola_platform.living import lives, start_of
+from cupola_platform.liveness import lives, start_of
 from cupola_platform.registry.conversion import alias_row, annotation, artifact_row, artifact_table, move_row, run_row
 from cupola_platform.registry.database import PATIENCE, open_engine, patient, patiently, refusals, writing
 from cupola_platform.registry.looking import only_looked_at
@@ -29,7 +29,7 @@ from cupola_platform.registry.tables import (
     FingerprintTable,
     RunTable,
 )
-from cupola_platform.urls import shown
+from cupola_platform.security.urls import shown
 
 
 class Registry:

@@ -13,8 +13,8 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from cupola_platform.spool import Spool
-from cupola_platform.tracking import Flushed, Sender, Tracker, flush_spool
+from cupola_platform.tracking.spool import Spool
+from cupola_platform.tracking.tracker import Flushed, Sender, Tracker, flush_spool
 from cupola_platform.workspace import Workspace
 
 STEPS = 4000
@@ -216,7 +216,7 @@ def leave_a_lost_run(ws: Workspace) -> str:
     """A run whose process ended without a word, and what it left in the spool."""
     script = (
         "from pathlib import Path; from cupola_platform.workspace import Workspace\n"
-        "from cupola_platform.spool import Spool\n"
+        "from cupola_platform.tracking.spool import Spool\n"
         f"ws = Workspace.open(Path({str(ws.root)!r})); run = ws.registry.start_run('tiny', 'sft')\n"
         "Spool(ws.folder('spool')).open_run(run, 'sft', None, {}, {}); print(run)\n"
     )

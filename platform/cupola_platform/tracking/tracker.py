@@ -1,4 +1,4 @@
-"""MLflow: the only file that imports it, and only off the caller's thread.
+"""MLflow, off the caller's thread.
 
 What a run has to say is written to the spool first (see `spool`), and sent from there by one thread. So a tracking
 server that is slow or down never holds a stage up, and nothing is lost, or sent twice, when a process dies.
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from cupola_platform.errors import NotFoundError, ServiceError
-from cupola_platform.living import lives
-from cupola_platform.metrics_tail import Cursor, read_points
+from cupola_platform.liveness import lives
 from cupola_platform.registry import RunStatus
-from cupola_platform.spool import Spool
-from cupola_platform.urls import shown
+from cupola_platform.security.urls import shown
+from cupola_platform.tracking.metrics_tail import Cursor, read_points
+from cupola_platform.tracking.spool import Spool
 from cupola_platform.workspace import Workspace
 
 BATCH = 1000

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from cupola_platform.metrics_tail import Cursor, Point, read_points
+from cupola_platform.tracking.metrics_tail import Cursor, Point, read_points
 
 
 def step(number: int, time: float = 0.0, **metrics: object) -> str:

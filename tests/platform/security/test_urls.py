@@ -4,7 +4,7 @@ import pytest
 
 from cupola_platform.aliases import fault
 from cupola_platform.errors import ConfigError
-from cupola_platform.urls import shown
+from cupola_platform.security.urls import shown
 
 
 @pytest.mark.parametrize(

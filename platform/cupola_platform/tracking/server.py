@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from cupola_platform.errors import ConfigError
-from cupola_platform.guard import Guard
+from cupola_platform.security.guard import Guard
 from cupola_platform.settings import load_settings
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from cupola_platform.living import lives, start_of
+from cupola_platform.liveness import lives, start_of
 from cupola_platform.registry import Registry
 
 ClockSet = Callable[[list[str], int], list[str]]

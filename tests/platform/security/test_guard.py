@@ -13,8 +13,8 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from cupola_platform import credential
-from cupola_platform.guard import Guard, Refusal
+from cupola_platform.security import credential
+from cupola_platform.security.guard import Guard, Refusal
 
 OWN = [("host", "127.0.0.1:4200")]
 BASIC = ("authorization", "Basic " + base64.b64encode(b"cupola:secret").decode())
@@ -124,7 +124,7 @@ def test_the_secret_is_in_no_representation() -> None:
 
 APPLICATION = """
 import uvicorn, sys
-from cupola_platform.guard import Guard
+from cupola_platform.security.guard import Guard
 
 async def echo(scope, receive, send):
     if scope["type"] == "websocket":
