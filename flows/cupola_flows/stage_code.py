@@ -106,7 +106,7 @@ EVALUATION = (
     "cupola_trainer.config.lengths",
     "cupola_trainer.long_context",
     "cupola_trainer.evaluation",
-    "cupola_platform.reports.page",
+    "cupola_platform.reports",
     "cupola_flows.evaluate",
 )
 MIXTURE = ("cupola_platform.corpus.core.sampling_weights", "cupola_flows.sampling")
@@ -158,7 +158,7 @@ OF_KIND: Mapping[str, Sequence[str]] = {
     "grpo": REINFORCEMENT,
     "ppo": REINFORCEMENT,
     "online_dpo": REINFORCEMENT,
-    "warp": (*REINFORCEMENT, *MERGING, "cupola_flows.warp", "cupola_flows.warp_page", "cupola_platform.reports.page"),
+    "warp": (*REINFORCEMENT, *MERGING, "cupola_flows.warp", "cupola_flows.warp_page", "cupola_platform.reports"),
     "evaluate": EVALUATION,
     "promote": (*EVALUATION, "cupola_flows.promote"),
 }  # fmt: skip

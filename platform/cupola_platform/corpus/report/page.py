@@ -1,35 +1,24 @@
-"""The report of a corpus as one page that holds everything itself: pictures first, tables and examples below them."""
+"""The report of a corpus as one page that holds everything itself: charts first, tables and examples below them."""
 
-import html
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from cupola_platform.corpus.report.pictures import Bar, bars, columns, grouped, power_of_two, short
+from cupola_platform.reports.charts import Bar, bars, columns, grouped
+from cupola_platform.reports.page import Html, escape, page, table
+from cupola_platform.reports.short_numbers import file_size, power_of_two, short
+
+COUNTS = ("documents", "tokens", "bytes")
+"""Columns of numbers."""
 
 SHOWN = 20
-"""Languages, sources or reasons that a picture shows; the others are told together."""
-
-_STYLE = """
-:root{--ink:#1c1b1a;--quiet:#6b6660;--ground:#fdfcfa;--card:#f4efe9;--line:#e4dcd3}
-@media(prefers-color-scheme:dark){:root{--ink:#eae6e1;--quiet:#a09a92;--ground:#1b1a19;--card:#262422;--line:#3a3633}}
-body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:var(--ink);background:var(--ground)}
-h1{font-size:1.6rem;margin:0}h2{font-size:1.15rem;margin:2.4rem 0 .3rem}h3{font-size:.95rem;margin:1.2rem 0 .2rem}p{margin:.2rem 0 .6rem}
-small,.q{color:var(--quiet);fill:var(--quiet)}svg{display:block;width:100%;height:auto}svg text{fill:var(--ink)}svg text.q{fill:var(--quiet)}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(10rem,1fr));gap:.7rem;margin:1rem 0}
-.cards div{background:var(--card);border-radius:.5rem;padding:.6rem .8rem}.cards b{display:block;font-size:1.25rem;font-variant-numeric:tabular-nums}
-.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(26rem,1fr));gap:0 2rem}.wide{overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-size:.92em}td,th{padding:.25rem .7rem .25rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}td.share{text-align:center;min-width:4rem}
-td:first-child{min-width:8rem}code{font-size:.85em;overflow-wrap:anywhere}details{margin:.3rem 0}summary{cursor:pointer}
-.legend span{margin-right:1.2rem;color:var(--quiet)}.legend i{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.4em}
-"""
+"""Languages, sources or reasons in a chart, the biggest first."""
 
 
 def render(report: Mapping[str, Any]) -> str:
     """The page of a `report.json`."""
-    parts = [
-        "<h1>Corpus</h1>",
+    return page(
+        "Corpus",
         _figures(report),
         _funnel(report["steps"]),
         _dropped(report["steps"]),
@@ -40,10 +29,6 @@ def render(report: Mapping[str, Any]) -> str:
         *(_duplicates(step, found) for step, found in report["duplicates"].items() if found["clusters"]),
         _mixture(report["mixture"]),
         _compression(report["compression"]),
-    ]
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>Corpus</title><style>{_STYLE}</style>{''.join(parts)}</html>"
     )
 
 
@@ -51,9 +36,9 @@ def _figures(report: Mapping[str, Any]) -> str:
     first, last = report["steps"][0], report["steps"][-1]
     tokens = {split: sum(of[split]["tokens"] for of in report["sources"].values()) for split in ("train", "heldout")}
     cards = [
-        (f"documents read, {size(first['bytes_in'])}", f"{first['documents_in']:,}"),
+        (f"documents read, {file_size(first['bytes_in'])}", f"{first['documents_in']:,}"),
         (f"documents kept, {_share(last['documents_out'], first['documents_in'])}", f"{last['documents_out']:,}"),
-        (f"of text kept, {_share(last['bytes_out'], first['bytes_in'])}", size(last["bytes_out"])),
+        (f"of text kept, {_share(last['bytes_out'], first['bytes_in'])}", file_size(last["bytes_out"])),
         (f"tokens to train on, {short(tokens['heldout'])} held out", f"{tokens['train']:,}"),
         (f"bytes a token, {report['vocab_size']:,} rows", f"{report['bytes_per_token']:.2f}"),
     ]
@@ -62,7 +47,7 @@ def _figures(report: Mapping[str, Any]) -> str:
 
 def _funnel(steps: Sequence[Mapping[str, Any]]) -> str:
     pictures = []
-    for what, told in (("documents", "{:,}".format), ("bytes", size)):
+    for what, told in (("documents", "{:,}".format), ("bytes", file_size)):
         rows = [
             Bar(
                 step["step"],
@@ -73,9 +58,9 @@ def _funnel(steps: Sequence[Mapping[str, Any]]) -> str:
             )
             for step in steps
         ]
-        drawn = bars(rows, about=f"{what} kept by each step", labels=140, notes=130, width=470)
+        drawn = bars(rows, about=f"{what} kept by each step", width=470)
         pictures.append(f"<div><h3>{what.capitalize()}</h3>{drawn}</div>")
-    changed = ", ".join(f"{html.escape(step['step'])} {step['changed']:,}" for step in steps if step["changed"])
+    changed = ", ".join(f"{escape(step['step'])} {step['changed']:,}" for step in steps if step["changed"])
     return (
         f'<h2>What each step kept</h2><div class="two">{"".join(pictures)}</div>'
         "<small>Dark: kept. Light: dropped, or cut away, by the step."
@@ -93,30 +78,30 @@ def _dropped(steps: Sequence[Mapping[str, Any]]) -> str:
             why["reason"],
             why["documents"],
             why["documents"],
-            f"{why['documents']:,}, {size(why['bytes'])}",
+            f"{why['documents']:,}, {file_size(why['bytes'])}",
             f"{why['reason']} ({step})",
         )
         for step, why in reasons[:SHOWN]
     ]
     more = f"<small>{_more(len(reasons), 'reason')}</small>" if len(reasons) > SHOWN else ""
     tables = "".join(_examples(step) for step in steps if step["dropped"])
-    return (
-        f"<h2>What was dropped, and why</h2>{bars(rows, about='documents dropped by reason', labels=260)}{more}{tables}"
-    )
+    return f"<h2>What was dropped, and why</h2>{bars(rows, about='documents dropped by reason')}{more}{tables}"
 
 
 def _examples(step: Mapping[str, Any]) -> str:
     rows = []
     for why in step["dropped"]:
-        examples = "<br>".join(
-            f"<code>{html.escape(of['document'])}</code> {html.escape(of['detail'])} "
-            f'<span class="q">{html.escape(of["text"])}</span>'
-            for of in why["examples"]
+        examples = Html(
+            "<br>".join(
+                f"<code>{escape(of['document'])}</code> {escape(of['detail'])} "
+                f'<span class="q">{escape(of["text"])}</span>'
+                for of in why["examples"]
+            )
         )
-        rows.append((why["reason"], f"{why['documents']:,}", size(why["bytes"]), examples))
+        rows.append((why["reason"], f"{why['documents']:,}", file_size(why["bytes"]), examples))
     gone = step["documents_in"] - step["documents_out"]
-    table = _table(("reason", "documents", "bytes", "examples"), rows, markup=3)
-    return f"<details><summary>{html.escape(step['step'])}: {gone:,} documents</summary>{table}</details>"
+    reasons = table(("reason", "documents", "bytes", "examples"), rows, numbers=COUNTS)
+    return f"<details><summary>{escape(step['step'])}: {gone:,} documents</summary>{reasons}</details>"
 
 
 def _edited(steps: Sequence[Mapping[str, Any]]) -> str:
@@ -131,7 +116,7 @@ def _edited(steps: Sequence[Mapping[str, Any]]) -> str:
         for step in steps
         for edit in step["edited"]
     ]
-    return f"<h2>What was changed</h2>{bars(rows, about='changes by kind', labels=260)}" if rows else ""
+    return f"<h2>What was changed</h2>{bars(rows, about='changes by kind')}" if rows else ""
 
 
 def _sources(report: Mapping[str, Any]) -> str:
@@ -139,21 +124,22 @@ def _sources(report: Mapping[str, Any]) -> str:
     rows = []
     for name, splits in islice(sorted(sources.items(), key=lambda of: -_tokens(of[1])), SHOWN):
         read, kept = steps[0]["sources"][name]["bytes_in"], sum(split["bytes"] for split in splits.values())
-        note = f"{size(kept)} of {size(read)}, {short(_tokens(splits))} tokens"
+        note = f"{file_size(kept)} of {file_size(read)}, {short(_tokens(splits))} tokens"
         rows.append(Bar(name, max(read, kept), kept, note))
-    table = _table(
+    counts = table(
         ("source", "split", "documents", "tokens", "bytes"),
         (
-            (name, split, f"{of['documents']:,}", f"{of['tokens']:,}", size(of["bytes"]))
+            (name, split, f"{of['documents']:,}", f"{of['tokens']:,}", file_size(of["bytes"]))
             for name, splits in sources.items()
             for split, of in splits.items()
         ),
+        numbers=COUNTS,
     )
     more = f"<small>{_more(len(sources), 'source')}</small>" if len(sources) > SHOWN else ""
-    drawn = bars(rows, about="bytes kept of each source", notes=260)
+    drawn = bars(rows, about="bytes kept of each source")
     return (
         f"<h2>Sources</h2>{drawn}<small>Dark: kept. Light: read. {more}</small>{_survival(steps, list(sources))}"
-        f"<details><summary>Counts by source and split</summary>{table}</details>"
+        f"<details><summary>Counts by source and split</summary>{counts}</details>"
     )
 
 
@@ -161,7 +147,7 @@ def _survival(steps: Sequence[Mapping[str, Any]], sources: Sequence[str]) -> str
     """What share of each source's documents each step kept: a table whose cells are the darker, the more is gone."""
     if len(sources) < 2:
         return ""
-    head = "".join(f"<th>{html.escape(step['step'])}" for step in steps)
+    head = "".join(f"<th>{escape(step['step'])}" for step in steps)
     rows = []
     for name in sources:
         cells = []
@@ -170,7 +156,7 @@ def _survival(steps: Sequence[Mapping[str, Any]], sources: Sequence[str]) -> str
             kept = of["documents_out"] / of["documents_in"] if of["documents_in"] else 1.0
             colour = f"background:rgb(181 80 45 / {(1 - kept) ** 0.5:.2f})"
             cells.append(f'<td class="share" style="{colour}">{_share(of["documents_out"], of["documents_in"])}')
-        rows.append(f"<tr><td>{html.escape(name)}{''.join(cells)}")
+        rows.append(f"<tr><td>{escape(name)}{''.join(cells)}")
     return f'<h3>Documents kept by each step</h3><div class="wide"><table><tr><th>source{head}{"".join(rows)}</table></div>'
 
 
@@ -182,13 +168,13 @@ def _languages(report: Mapping[str, Any]) -> str:
             name,
             of["bytes"],
             of["bytes"],
-            f"{size(of['bytes'])}, {_share(of['bytes'], all_bytes)}",
+            f"{file_size(of['bytes'])}, {_share(of['bytes'], all_bytes)}",
             f"{name}: {of['documents']:,} documents, {of['tokens']:,} tokens",
         )
         for name, of in islice(languages.items(), SHOWN)
     ]
     more = f"<small>{_more(len(languages), 'language')}</small>" if len(languages) > SHOWN else ""
-    return f"<h2>Languages</h2>{bars(rows, about='bytes of each language', labels=110)}{more}"
+    return f"<h2>Languages</h2>{bars(rows, about='bytes of each language')}{more}"
 
 
 def _lengths(lengths: Mapping[str, int]) -> str:
@@ -197,19 +183,21 @@ def _lengths(lengths: Mapping[str, int]) -> str:
     while at <= last:
         rows.append((power_of_two(at), lengths.get(str(at), 0)))
         at *= 2
-    drawn = columns(rows, about="documents by length")
+    drawn = columns(rows, about="documents by length", numbers=[short(count) for _, count in rows])
     return f"<h2>Lengths</h2>{drawn}<small>Documents by their tokens: from the number below to the next one.</small>"
 
 
 def _duplicates(step: str, found: Mapping[str, Any]) -> str:
     rows = [(f"{at} to {2 * int(at) - 1}", count) for at, count in found["sizes"].items()]
-    largest = _table(
+    largest = table(
         ("kept of the largest clusters", "documents"),
         ((of["document"], f"{of['documents']:,}") for of in found["largest"]),
+        numbers=COUNTS,
     )
-    drawn = columns(rows, about=f"clusters of {step} by size", width=420, height=110)
+    numbers = [short(count) for _, count in rows]
+    drawn = columns(rows, about=f"clusters of {step} by size", numbers=numbers, width=420)
     return (
-        f"<h2>Duplicates: {html.escape(step)}</h2><p>{found['clusters']:,} clusters; {found['dropped']:,} documents "
+        f"<h2>Duplicates: {escape(step)}</h2><p>{found['clusters']:,} clusters; {found['dropped']:,} documents "
         f'dropped, one of each cluster kept.</p><div class="two"><div>{drawn}<small>Clusters by the documents in them.'
         f"</small></div><div>{largest}</div></div>"
     )
@@ -234,23 +222,8 @@ def _compression(told: Mapping[str, Any]) -> str:
         for name, ratios in islice(told["languages"].items(), SHOWN)
     ]
     names = ["this vocabulary" if name == "ours" else name for name in series]
-    picture = grouped(rows, names, about="bytes a token by language", labels=110)
-    return f"<h2>Compression</h2>{picture}<small>Bytes of text a token, of {html.escape(told['text'])} text.</small>"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], markup: int = -1) -> str:
-    """`markup`: the column that holds HTML."""
-
-    def line(row: Sequence[str]) -> Iterator[str]:
-        for i, value in enumerate(row):
-            yield f"<td{_number(value) if i != markup else ''}>{value if i == markup else html.escape(value)}"
-
-    titles = "".join(f"<th{_number('0') if name in ('documents', 'tokens', 'bytes') else ''}>{name}" for name in head)
-    return f'<div class="wide"><table><tr>{titles}{"".join("<tr>" + "".join(line(row)) for row in rows)}</table></div>'
-
-
-def _number(value: str) -> str:
-    return ' class="n"' if value[:1].isdigit() else ""
+    picture = grouped(rows, names, about="bytes a token by language")
+    return f"<h2>Compression</h2>{picture}<small>Bytes of text a token, of {escape(told['text'])} text.</small>"
 
 
 def _tokens(splits: Mapping[str, Mapping[str, int]]) -> int:
@@ -270,11 +243,3 @@ def _loss(before: float, after: float) -> str:
 
 def _more(count: int, what: str) -> str:
     return f"The {SHOWN} biggest of {count:,} {what}s."
-
-
-def size(count: float) -> str:
-    """`3.1 MB`."""
-    for unit, of in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= of:
-            return f"{count / of:.1f} {unit}"
-    return f"{count:.0f} B"
