@@ -50,12 +50,12 @@ def normal_tools(tools: Any) -> Any:
 
 def for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Messages as chat templates read them: in the normal form, every call's arguments an object."""
-    found: list[dict[str, Any]] = normal(messages)
+    normalized: list[dict[str, Any]] = normal(messages)
     return [
         {**message, "tool_calls": [_with_object(call) for call in message["tool_calls"]]}
         if message.get("tool_calls")
         else message
-        for message in found
+        for message in normalized
     ]
 
 
@@ -138,10 +138,10 @@ def _arguments(value: Any) -> Any:
         return {}
     if not isinstance(value, str):
         return _without_nulls(value)
-    found = _parsed(value)
-    if found is None:
+    parsed = _parsed(value)
+    if parsed is None:
         return {}
-    return found if isinstance(found, Mapping) and _without_nulls(found) == found else value
+    return parsed if isinstance(parsed, Mapping) and _without_nulls(parsed) == parsed else value
 
 
 def _with_object(call: Any) -> Any:

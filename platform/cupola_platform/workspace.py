@@ -176,13 +176,13 @@ class Workspace:
             raise NotFoundError(
                 f"{prefix!r} is too short for an id: give at least {SHORTEST_PREFIX} characters, or an alias."
             )
-        found = self.registry.starting_with(prefix)
-        if not found and self.adopt():
-            found = self.registry.starting_with(prefix)
-        if len(found) == 1:
-            return found[0].digest
-        if found:
-            listed = ", ".join(f"{row.id} ({row.kind})" for row in found)
+        matches = self.registry.starting_with(prefix)
+        if not matches and self.adopt():
+            matches = self.registry.starting_with(prefix)
+        if len(matches) == 1:
+            return matches[0].digest
+        if matches:
+            listed = ", ".join(f"{row.id} ({row.kind})" for row in matches)
             raise NotFoundError(f"{prefix!r} could be any of {listed}. Give more characters.")
         near = self._near(prefix)
         hint = f"Did you mean {', '.join(near)}?" if near else "`cupola artifacts` lists them."

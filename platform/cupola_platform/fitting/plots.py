@@ -134,10 +134,10 @@ def _bowls(title: str, setting: str, fixed: str, laws: Laws, runs: Sequence[Run]
 
 def _by_pair(runs: Sequence[tuple[Run, float]]) -> dict[tuple[float, float], list[tuple[Run, float]]]:
     """Runs, each with its fitted loss, by N and D."""
-    found: dict[tuple[float, float], list[tuple[Run, float]]] = {}
+    pairs: dict[tuple[float, float], list[tuple[Run, float]]] = {}
     for run, fit in runs:
-        found.setdefault((run.parameters, run.tokens), []).append((run, fit))
-    return found
+        pairs.setdefault((run.parameters, run.tokens), []).append((run, fit))
+    return pairs
 
 
 def _most_common(values: Sequence[float]) -> float:

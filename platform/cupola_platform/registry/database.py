@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from cupola_platform.errors import RegistryError
-from cupola_platform.registry.looking import only_looked_at, open_reader
+from cupola_platform.registry.read_only import open_reader, read_only_file
 
 HEAD = "r0003"
 """The newest migration. A registry at it is opened without loading Alembic."""
@@ -64,16 +64,16 @@ def patient(method: Callable[Concatenate[Owner, Given], Result]) -> Callable[Con
 
 def patiently(act: Callable[[], Result], patience: float) -> Result:
     """What `act` gives, once the server answers. Raises AwayError when it has not for `patience` seconds."""
-    deadline, told = time.monotonic() + patience, False
+    deadline, announced = time.monotonic() + patience, False
     while True:
         try:
             return act()
         except AwayError as error:
             if time.monotonic() >= deadline:
                 raise
-            if not told:
+            if not announced:
                 log.warning("%s Trying again for %.0f s.", error, patience)
-                told = True
+                announced = True
             time.sleep(min(RETRY_EVERY, patience))
 
 
@@ -84,7 +84,7 @@ def open_engine(url: str) -> Engine:
         RegistryError: the database cannot be reached, refuses, or was made by a newer Cupola.
     """
     with refusals(url):
-        if database := only_looked_at(url):
+        if database := read_only_file(url):
             engine = open_reader(database)
             _configure_sqlite(engine)
             if _revision(engine) != HEAD:

@@ -74,13 +74,13 @@ class Guard:
 
     def _address(self, host: str) -> tuple[str, str] | None:
         """Name and port of an address of this server, its loopback names taken for one; None for any other address."""
-        found = _HOST.fullmatch(host)
-        if found is None:
+        match = _HOST.fullmatch(host)
+        if match is None:
             return None
-        name = found["name"].lower()
+        name = match["name"].lower()
         if name in LOOPBACK:
-            return "127.0.0.1", found["port"] or ""
-        return (name, found["port"] or "") if name in self.hosts else None
+            return "127.0.0.1", match["port"] or ""
+        return (name, match["port"] or "") if name in self.hosts else None
 
     def _from_own_page(self, scope: Scope, asked: tuple[str, str]) -> bool:
         """Whether no page of another origin is behind this. A link from elsewhere may open a page, and do nothing else."""

@@ -63,17 +63,17 @@ def read_points(path: Path, cursor: Cursor, limit: int) -> tuple[list[Point], Cu
         offset, steps, skip = cursor.offset, dict(cursor.steps), dict(cursor.skip)
         rollbacks, seen = cursor.rollbacks, cursor.seen
         for line in file:
-            event, step, found = _parse(line)
+            event, step, new = _parse(line)
             if seen < rollbacks if event == ROLLBACK else step <= skip.get(event, -1):
-                found = []  # told before
-            if not line.endswith(b"\n") or (points and len(points) + len(found) > limit):
+                new = []  # told before
+            if not line.endswith(b"\n") or (points and len(points) + len(new) > limit):
                 break
             if event == ROLLBACK:
                 seen += 1
                 if seen > rollbacks:
                     rollbacks = seen
-                    steps, skip = ({name: min(last, step) for name, last in told.items()} for told in (steps, skip))
-            points += found
+                    steps, skip = ({name: min(last, step) for name, last in known.items()} for known in (steps, skip))
+            points += new
             offset += len(line)
             steps[event] = max(step, steps.get(event, -1))
         return points, Cursor(offset, _tail(file, offset), steps, skip, rollbacks, seen)

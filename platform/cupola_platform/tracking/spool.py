@@ -68,8 +68,8 @@ class Spool:
 
     def followed(self, run: str) -> dict[str, str]:
         """The `metrics.jsonl` files of a run, where its jobs write them, and their prefixes."""
-        found = self.read(run, "follow")
-        return {} if found is None else dict(found["files"])
+        saved = self.read(run, "follow")
+        return {} if saved is None else dict(saved["files"])
 
     def end_run(self, run: str, status: RunStatus, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
         """Say how a run ended, and keep a copy of its files."""

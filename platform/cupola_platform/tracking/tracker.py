@@ -138,8 +138,8 @@ class Sender:
         return identity
 
     def _find(self, experiment: str, run: str) -> str | None:
-        found = self._client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{run}'", max_results=1)
-        return str(found[0].info.run_id) if found else None
+        runs = self._client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{run}'", max_results=1)
+        return str(runs[0].info.run_id) if runs else None
 
     def _create(self, experiment: str, run: str, opened: Mapping[str, Any]) -> str:
         tags = {**opened["tags"], RUN_TAG: run}
@@ -153,18 +153,18 @@ class Sender:
         with self.spool.locked(parent) as mine:
             if mine:
                 return self._identity(parent)
-        found = self._find(experiment, parent)
-        if found is None and self.spool.holds(parent):
+        identity = self._find(experiment, parent)
+        if identity is None and self.spool.holds(parent):
             raise ServiceError(f"Run {parent} is being sent by another process; its stages come after it.")
-        return found
+        return identity
 
     def _experiment_id(self) -> str:
-        found = self._client.get_experiment_by_name(self._experiment)
-        if found is None:
+        experiment = self._client.get_experiment_by_name(self._experiment)
+        if experiment is None:
             with suppress(Exception):  # another process may make it first; what else is wrong shows below
                 self._client.create_experiment(self._experiment)
-            found = self._client.get_experiment_by_name(self._experiment)
-        return str(found.experiment_id)
+            experiment = self._client.get_experiment_by_name(self._experiment)
+        return str(experiment.experiment_id)
 
     def _send_metrics(self, run: str, identity: str) -> None:
         state = self.spool.read(run, "state")
@@ -176,8 +176,8 @@ class Sender:
             while more:
                 cursor = Cursor(**state["cursors"].get(followed, {}))
                 points, behind = read_points(path, cursor, BATCH)
-                told = [(prefix + point.key, point.value, point.timestamp, point.step) for point in points]
-                self._log_metrics(identity, told)
+                metrics = [(prefix + point.key, point.value, point.timestamp, point.step) for point in points]
+                self._log_metrics(identity, metrics)
                 state["cursors"][followed] = asdict(behind)
                 more = behind != cursor
                 if more:

@@ -202,19 +202,19 @@ class Tally:
         return total
 
     @classmethod
-    def of(cls, told: Mapping[str, Any]) -> "Tally":
+    def of(cls, stored: Mapping[str, Any]) -> "Tally":
         """A tally again of what `asdict` made of it."""
         lost = {
             reason: Loss(
                 loss["documents"], loss["bytes"], [(name, detail, text) for name, detail, text in loss["examples"]]
             )
-            for reason, loss in told["lost"].items()
+            for reason, loss in stored["lost"].items()
         }
         edits = {
             kind: Edit(edit["documents"], edit["count"], [(name, detail) for name, detail in edit["examples"]])
-            for kind, edit in told["edits"].items()
+            for kind, edit in stored["edits"].items()
         }
-        return cls(**{**told, "lost": lost, "edits": edits})
+        return cls(**{**stored, "lost": lost, "edits": edits})
 
     def check(self) -> None:
         """Documents in = kept + dropped. A step that loses count is a fault of ours: it must not pass as data."""

@@ -32,8 +32,8 @@ HEADER_CHARACTERS = 4_000
 def licence_of(text: str, path: Path, root: Path) -> str:
     """An SPDX identifier (or its family: `GPL`, `LGPL`), or `unknown`."""
     header = text[:HEADER_CHARACTERS]
-    if found := _SPDX.search(header):
-        return found[1]
+    if declared := _SPDX.search(header):
+        return declared[1]
     return _recognise(header) or _above(path.parent, root)
 
 

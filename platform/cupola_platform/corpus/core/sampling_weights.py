@@ -11,7 +11,7 @@ from cupola_platform.errors import ConfigError
 
 def training_tokens(folder: Path) -> dict[str, dict[str, int]]:
     """Source to language to training tokens, of a `tokens` artifact."""
-    found: dict[str, dict[str, int]] = {}
+    tokens: dict[str, dict[str, int]] = {}
     columns = ["source", "language", "split", "tokens"]
     with parquet.ParquetFile(folder / "documents.parquet") as file:
         for batch in file.iter_batches(columns=columns, batch_size=1 << 16):
@@ -19,9 +19,9 @@ def training_tokens(folder: Path) -> dict[str, dict[str, int]]:
             summed = table.group_by(["split", "source", "language"]).aggregate([("tokens", "sum")])
             for row in summed.to_pylist():
                 if row["split"] == "train":
-                    of = found.setdefault(row["source"], {})
+                    of = tokens.setdefault(row["source"], {})
                     of[row["language"]] = of.get(row["language"], 0) + row["tokens_sum"]
-    return found
+    return tokens
 
 
 def with_temperature(

@@ -43,11 +43,11 @@ def save_tally(work: Path, tally: Tally, rank: int) -> None:
 
 def sum_tallies(work: Path, step: str, sources: Sequence[str]) -> dict[str, Tally]:
     """What a step did with each source; `sources`: of each task, in the tasks' order."""
-    found: dict[str, Tally] = {}
+    tallies: dict[str, Tally] = {}
     for rank, source in enumerate(sources):
         text = (work / "tallies" / step / f"{rank:05d}.json").read_text(encoding="utf-8")
-        found.setdefault(source, Tally(step)).add(Tally.of(json.loads(text)))
-    return found
+        tallies.setdefault(source, Tally(step)).add(Tally.of(json.loads(text)))
+    return tallies
 
 
 def write(path: Path, text: str) -> None:

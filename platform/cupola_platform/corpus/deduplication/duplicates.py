@@ -120,13 +120,13 @@ class FindSimilar(PipelineStep):  # type: ignore[misc]
         ends = [read_array(self.signatures, task, "ends") for task in range(self.tasks)]
         with_words = np.concatenate([np.diff(of) > 0 for of in ends])
         ranges = -(-len(with_words) // RANGE_DOCUMENTS)
-        found = []
+        pairs = []
         for part in range(ranges):
             keys, numbers = in_range(self.signatures, self.tasks, "keys", rank, part, ranges)
             keys, numbers = keys[with_words[numbers]], numbers[with_words[numbers]]
             order = np.argsort(keys, kind="stable")
-            found.append(pairs_in_runs(keys[order], numbers[order]))
-        save_pairs(self.pairs, rank, np.concatenate(found) if found else np.zeros((0, 2), np.int64))
+            pairs.append(pairs_in_runs(keys[order], numbers[order]))
+        save_pairs(self.pairs, rank, np.concatenate(pairs) if pairs else np.zeros((0, 2), np.int64))
         yield from ()
 
 
@@ -159,8 +159,8 @@ class Cluster(PipelineStep):  # type: ignore[misc]
                     if a != b and similar(shingles_of(left), shingles_of(right), self.threshold):
                         parents[max(a, b)] = min(a, b)
         joined = np.flatnonzero(np.frombuffer(parents, np.int64) != np.arange(len(parents)))
-        found = np.array([(number, root(parents, number)) for number in joined.tolist()], np.int64).reshape(-1, 2)
-        save_pairs(self.pairs, rank, found)
+        removed = np.array([(number, root(parents, number)) for number in joined.tolist()], np.int64).reshape(-1, 2)
+        save_pairs(self.pairs, rank, removed)
         yield from ()
 
 

@@ -44,8 +44,8 @@ def counted(document: Document, unit: Unit, config: RepeatsConfig) -> list[tuple
     """The paragraphs or lines that may be repeats: long enough, and not a program's unless that is wanted."""
     if document.language == CODE and not config.code:
         return []
-    found = units(document.text, unit)
-    return [(begin, end, after) for begin, end, after in found if end - begin >= config.min_characters]
+    spans = units(document.text, unit)
+    return [(begin, end, after) for begin, end, after in spans if end - begin >= config.min_characters]
 
 
 class CollectUnits(PipelineStep):  # type: ignore[misc]
@@ -119,9 +119,9 @@ class DropRepeats(PipelineStep):  # type: ignore[misc]
         repeats = set(pairs_between(self.pairs, np.int64(number), np.int64(number + count))[:, 0].tolist())
         tally = Tally(self.name)
         for document in data:
-            found = counted(document, self.unit, self.config)
-            gone = [span for place, span in enumerate(found, start=number) if place in repeats]
-            number += len(found)
+            spans = counted(document, self.unit, self.config)
+            gone = [span for place, span in enumerate(spans, start=number) if place in repeats]
+            number += len(spans)
             outcome = self._without(document, gone) if gone else document
             tally.count(document, outcome)
             if isinstance(outcome, Edited):

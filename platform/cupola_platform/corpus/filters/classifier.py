@@ -52,11 +52,11 @@ class Classifier:
         scores: NDArray[np.float64] = 1 / (1 + np.exp(-np.array(logits)))
         return scores
 
-    def save(self, folder: Path, told: Mapping[str, object]) -> None:
+    def save(self, folder: Path, account: Mapping[str, object]) -> None:
         """Write the weights, and `told`, what is known about them."""
         folder.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(folder / "weights.npz", weights=self.weights, intercept=np.float64(self.intercept))
-        write(folder / "classifier.json", json.dumps(told, indent=2, ensure_ascii=False))
+        write(folder / "classifier.json", json.dumps(account, indent=2, ensure_ascii=False))
 
     @classmethod
     def load(cls, folder: Path) -> "Classifier":
@@ -91,11 +91,11 @@ def learn(positive: Sequence[str], negative: Sequence[str]) -> tuple[Classifier,
     from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
     labels = np.repeat([1, 0], [len(positive), len(negative)])
-    found = list(features([*positive, *negative]))
-    sizes = np.array([len(of) for of in found])
+    hashed = list(features([*positive, *negative]))
+    sizes = np.array([len(of) for of in hashed])
     values = np.repeat(1 / np.sqrt(np.maximum(sizes, 1)), sizes)
     rows = csr_matrix(
-        (values, np.concatenate(found), np.concatenate([[0], np.cumsum(sizes)])), shape=(len(found), 1 << BITS)
+        (values, np.concatenate(hashed), np.concatenate([[0], np.cumsum(sizes)])), shape=(len(hashed), 1 << BITS)
     )
     held = _heldout([*positive, *negative], labels)
     model = LogisticRegression(C=INVERSE_REGULARIZATION, class_weight="balanced", max_iter=500)
@@ -142,14 +142,14 @@ class LearnClassifier(PipelineStep):  # type: ignore[misc]
     def run(self, data: None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         if self.config.model:
             folder = self.config.model.expanduser()
-            told = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
-            Classifier.load(folder).save(self.to, told)
+            account = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
+            Classifier.load(folder).save(self.to, account)
         else:
             positive, negative = (self._read(side) for side in ("positive", "negative"))
             classifier, measured = learn(positive, negative)
-            told = {side: list(getattr(self.config, side)) for side in ("positive", "negative")}
+            account = {side: list(getattr(self.config, side)) for side in ("positive", "negative")}
             classifier.save(
-                self.to, {**told, "documents": {"positive": len(positive), "negative": len(negative)}, **measured}
+                self.to, {**account, "documents": {"positive": len(positive), "negative": len(negative)}, **measured}
             )
         yield from ()
 

@@ -92,14 +92,14 @@ class Decontamination:
         return [self._judge(document, words.of(place), items) for place, document in enumerate(documents)]
 
     def _judge(self, document: Document, words: U64, items: ItemIndex) -> Document | Drop:
-        found = _shared_run(words, items, self.config.ngram)
+        match = _shared_run(words, items, self.config.ngram)
         reason = f"{self.config.ngram} words in a row of a test item"
-        if found is None and self.config.common_subsequence:
-            found = next(self._subsequences(words, items), None)
+        if match is None and self.config.common_subsequence:
+            match = next(self._subsequences(words, items), None)
             reason = "common subsequence with a test item"
-        if found is None:
+        if match is None:
             return document
-        item, first, last = found
+        item, first, last = match
         spans = word_spans(document.text)
         matched = " ".join(document.text[spans[first, 0] : spans[last, 1]].split())[:MATCH_CHARACTERS]
         return drop(document, reason, f"{items.names[item]}: {matched}")
@@ -142,11 +142,11 @@ class BuildTestItems(PipelineStep):  # type: ignore[misc]
 
     def _read(self) -> Iterator[tuple[str, str]]:
         for name, source in self.config.against.items():
-            found = 0
+            count = 0
             for item in _texts(name, source):
-                found += 1
+                count += 1
                 yield f"{name}:{item.path.rpartition('/')[2]}#{item.row}", item.text
-            if not found:
+            if not count:
                 raise SourceError(
                     f"decontamination.against.{name}: no row of it has text. Set text_field to the column that holds the questions."
                 )
@@ -183,11 +183,11 @@ def _passages(words: U64, items: ItemIndex) -> Iterator[tuple[int, int, int]]:
     low = np.searchsorted(items.seeds, keys)
     counts = np.searchsorted(items.seeds, keys, side="right") - low
     where = np.repeat(np.arange(len(keys)), counts)
-    found = np.arange(len(where)) + np.repeat(low - (np.cumsum(counts) - counts), counts)
-    item = items.seed_items[found]
+    seeds = np.arange(len(where)) + np.repeat(low - (np.cumsum(counts) - counts), counts)
+    item = items.seed_items[seeds]
     length = np.diff(items.offsets)[item]
     half = np.maximum(length // 2, 1)
-    block = (where - items.seed_places[found] + length) // half  # where the item would begin in the document
+    block = (where - items.seed_places[seeds] + length) // half  # where the item would begin in the document
     hits: dict[tuple[int, int], int] = {}
     for pair in zip(item.tolist(), block.tolist(), strict=True):
         hits[pair] = hits.get(pair, 0) + 1

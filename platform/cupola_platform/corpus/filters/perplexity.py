@@ -82,8 +82,8 @@ def cutoffs_of(folder: Path, tasks: int, percentile: float) -> dict[str, float]:
     """
     counts: dict[str, Counter[float]] = defaultdict(Counter)
     for task in range(tasks):
-        told = parquet.read_table(documents_file(folder, task), columns=["language", "bits_per_byte"]).drop_null()
-        alike = told.group_by(["language", "bits_per_byte"]).aggregate([([], "count_all")])
+        scored = parquet.read_table(documents_file(folder, task), columns=["language", "bits_per_byte"]).drop_null()
+        alike = scored.group_by(["language", "bits_per_byte"]).aggregate([([], "count_all")])
         for language, bits, count in zip(*(column.to_pylist() for column in alike.columns), strict=True):
             counts[language][bits] += count
     return {language: _percentile(of, percentile) for language, of in sorted(counts.items())}

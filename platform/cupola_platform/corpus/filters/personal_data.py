@@ -90,11 +90,11 @@ class PersonalDataMask:
         return [self._mask(document) for document in documents]
 
     def _mask(self, document: Document) -> Document | Edited:
-        text, found = mask(document.text, self.config.kinds, code=document.language == CODE)
-        if not found:
+        text, edits = mask(document.text, self.config.kinds, code=document.language == CODE)
+        if not edits:
             return document
         masked = replace(document, text=text, size=len(text.encode()))
-        return Edited(masked, found)  # without an example: the report is read by more people than the text
+        return Edited(masked, edits)  # without an example: the report is read by more people than the text
 
 
 def mask(

@@ -56,21 +56,21 @@ def _languages(config: PrepareConfig) -> dict[str, Collection[str]]:
 
 def named_sources(config: PrepareConfig) -> dict[str, Source]:
     """Everything that a preparation reads, by its key in the config."""
-    found: dict[str, Source] = {f"sources.{name}": source for name, source in config.sources.items()}
+    sources: dict[str, Source] = {f"sources.{name}": source for name, source in config.sources.items()}
     if config.decontamination:
-        found |= {f"decontamination.against.{name}": of for name, of in config.decontamination.against.items()}
+        sources |= {f"decontamination.against.{name}": of for name, of in config.decontamination.against.items()}
     for key, classifier in classifiers(config).items():
         for side in ("positive", "negative"):
-            found |= {f"{key}.{side}.{name}": of for name, of in getattr(classifier, side).items()}
-    return found
+            sources |= {f"{key}.{side}.{name}": of for name, of in getattr(classifier, side).items()}
+    return sources
 
 
 def classifiers(config: PrepareConfig) -> dict[str, ClassifierConfig]:
     """What a preparation learns from labelled sources, by its key in the config."""
-    found: dict[str, ClassifierConfig] = {"quality_model": config.quality_model} if config.quality_model else {}
+    configs: dict[str, ClassifierConfig] = {"quality_model": config.quality_model} if config.quality_model else {}
     if config.toxicity and config.toxicity.classifier:
-        found["toxicity.classifier"] = config.toxicity.classifier
-    return found
+        configs["toxicity.classifier"] = config.toxicity.classifier
+    return configs
 
 
 def files_beside(config: PrepareConfig) -> list[Path]:

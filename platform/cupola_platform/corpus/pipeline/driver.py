@@ -101,11 +101,11 @@ class Preparation:
 
     def _keep_percentile(self, documents: Path, percentile: float, then: Sequence[Step]) -> Path:
         """Of each language what its model finds least surprising; that is known when all documents are scored."""
-        name, kept, told = PercentileFilter.name, self.work / "familiar", self.work / "cutoffs.json"
+        name, kept, cutoffs_file = PercentileFilter.name, self.work / "familiar", self.work / "cutoffs.json"
         with self._timed(name):
             if not self.runner.finished(name, self.tasks):
                 cutoffs = cutoffs_of(documents, self.tasks, percentile)
-                write_text(told, json.dumps(cutoffs))
+                write_text(cutoffs_file, json.dumps(cutoffs))
                 blocks = [Load(documents), *self._apply([PercentileFilter(cutoffs), *then]), Save(kept)]
                 self.runner.run(name, blocks, self.tasks)
             shutil.rmtree(documents, ignore_errors=True)
@@ -139,9 +139,9 @@ class Preparation:
             if not self.runner.finished(step, self.tasks):
                 ranges = max(1, -(-int(first_indices(documents, self.tasks)[-1]) // RANGE_DOCUMENTS))
                 self.runner.run("find equal", [FindEqual(documents, self.tasks, equal)], ranges)
-                found = cluster_sizes(equal, documents, first_indices(documents, self.tasks))
+                clusters = cluster_sizes(equal, documents, first_indices(documents, self.tasks))
                 write_text(
-                    self.work / "clusters.json", json.dumps(found, ensure_ascii=False)
+                    self.work / "clusters.json", json.dumps(clusters, ensure_ascii=False)
                 )  # now: they are removed below
                 drops = DropDuplicates(step, "exact duplicate", documents, self.tasks, equal, self.work)
                 self.runner.run(step, [Load(documents), drops, *then, Save(to)], self.tasks)
@@ -232,13 +232,13 @@ class Preparation:
 
     def _clusters(self, documents: Path) -> dict[str, dict[str, Any]]:
         """What is known of clusters of duplicates, by step; `documents` are those that near ones are known by."""
-        found = {}
+        clusters = {}
         if (self.work / "clusters.json").exists():
-            found["exact deduplication"] = json.loads((self.work / "clusters.json").read_text(encoding="utf-8"))
+            clusters["exact deduplication"] = json.loads((self.work / "clusters.json").read_text(encoding="utf-8"))
         if (self.work / "near").exists():
             begins = first_indices(documents, self.tasks)
-            found["near deduplication"] = cluster_sizes(self.work / "near", documents, begins)
-        return found
+            clusters["near deduplication"] = cluster_sizes(self.work / "near", documents, begins)
+        return clusters
 
     def _join(self, folder: str, name: str) -> None:
         """All tasks' lines as one file."""
@@ -255,9 +255,9 @@ class Preparation:
         if (cutoffs := self.work / "cutoffs.json").exists():
             beside["perplexity_cutoffs"] = json.loads(cutoffs.read_text(encoding="utf-8"))
         if learnt := list(classifiers(self.config)):
-            told = (self.to / "models" / key / "classifier.json" for key in learnt)
+            paths = (self.to / "models" / key / "classifier.json" for key in learnt)
             beside["models"] = dict(
-                zip(learnt, (json.loads(path.read_text(encoding="utf-8")) for path in told), strict=True)
+                zip(learnt, (json.loads(path.read_text(encoding="utf-8")) for path in paths), strict=True)
             )
         return Account(
             steps=self.counted,

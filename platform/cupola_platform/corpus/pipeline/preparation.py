@@ -98,9 +98,9 @@ def prepare(
 
 def _resume(config: PrepareConfig, work: Path, given: Mapping[str, Any]) -> None:
     """Keep a work folder that was left by the same preparation; else begin a new one."""
-    told = TypeAdapter(PrepareConfig).dump_python(config, mode="json")
+    settings = TypeAdapter(PrepareConfig).dump_python(config, mode="json")
     same = {
-        "config": {key: value for key, value in told.items() if key != "executor"},
+        "config": {key: value for key, value in settings.items() if key != "executor"},
         "sources": {name: source_state(source) for name, source in named_sources(config).items()},
         "files": file_digests(config),
         "given": given,
@@ -111,7 +111,7 @@ def _resume(config: PrepareConfig, work: Path, given: Mapping[str, Any]) -> None
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         write_text(told_before, json.dumps(same))
-    (work / "config.json").write_text(json.dumps(told), encoding="utf-8")
+    (work / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     for name, value in given.items():
         (work / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
 
@@ -149,10 +149,10 @@ def _drive(work: Path, to: Path, progress: Progress | None) -> dict[str, Any]:
 
 
 def _failure(work: Path, log: Path, status: int) -> CupolaError:
-    told = work / "error.json"
-    if told.exists():
-        error = json.loads(told.read_text(encoding="utf-8"))
-        told.unlink()
+    error_file = work / "error.json"
+    if error_file.exists():
+        error = json.loads(error_file.read_text(encoding="utf-8"))
+        error_file.unlink()
         return BY_NAME[error["type"]](error["message"])
     if status == DEAD_WORKER:
         return StageFailedError(

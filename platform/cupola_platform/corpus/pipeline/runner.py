@@ -77,11 +77,11 @@ class Runner:
     def _watch(self, name: str, folder: Path, tasks: int, ended: threading.Event) -> None:
         """Show how many tasks are done, and end this process when a worker dies: a pool would wait for it forever."""
         seen: set[int] = set()
-        missed, told = 0, -1
+        missed, shown = 0, -1
         while not ended.wait(POLL_SECONDS):
-            if (done := _done(folder)) > told:
+            if (done := _done(folder)) > shown:
                 self.progress(name, done, tasks)
-                told = done
+                shown = done
             workers = _pool_workers()
             missed = missed + 1 if seen - workers else 0
             seen |= workers

@@ -80,8 +80,8 @@ class SlurmExecutor(SlurmPipelineExecutor):  # type: ignore[misc]
 
     def get_sbatch_args(self, max_array: int = 1) -> dict[str, Any]:
         """The same without an option that has no value."""
-        told = super().get_sbatch_args(max_array)
-        return told if self.partition else {key: value for key, value in told.items() if key != "partition"}
+        options = super().get_sbatch_args(max_array)
+        return options if self.partition else {key: value for key, value in options.items() if key != "partition"}
 
     def _wait(self) -> None:
         """Until no job is in the queue. A controller that is away for a while says nothing of the jobs."""

@@ -70,8 +70,8 @@ def _step(of_sources: Mapping[str, Tally], personal_data: PersonalDataConfig | N
         return mask(text, personal_data.kinds)[0] if personal_data else text
 
     total = Tally.total(of_sources.values())
-    told = asdict(total)
-    del told["seconds"], told["lost"], told["edits"]
+    summary = asdict(total)
+    del summary["seconds"], summary["lost"], summary["edits"]
     losses = sorted(total.lost.items(), key=lambda item: -item[1].documents)
     dropped = [
         {
@@ -95,7 +95,7 @@ def _step(of_sources: Mapping[str, Tally], personal_data: PersonalDataConfig | N
     ]
     sizes = ("documents_in", "documents_out", "bytes_in", "bytes_out")
     sources = {name: {size: getattr(tally, size) for size in sizes} for name, tally in of_sources.items()}
-    return {**told, "sources": sources, "dropped": dropped, "edited": edited}
+    return {**summary, "sources": sources, "dropped": dropped, "edited": edited}
 
 
 def _biggest(languages: Mapping[str, Counts]) -> dict[str, dict[str, int]]:

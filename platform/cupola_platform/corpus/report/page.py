@@ -26,7 +26,7 @@ def render(report: Mapping[str, Any]) -> str:
         _sources(report),
         _languages(report),
         _lengths(report["lengths"]),
-        *(_duplicates(step, found) for step, found in report["duplicates"].items() if found["clusters"]),
+        *(_duplicates(step, clusters) for step, clusters in report["duplicates"].items() if clusters["clusters"]),
         _mixture(report["mixture"]),
         _compression(report["compression"]),
     )
@@ -40,21 +40,21 @@ def _figures(report: Mapping[str, Any]) -> str:
         (f"documents kept, {_share(last['documents_out'], first['documents_in'])}", f"{last['documents_out']:,}"),
         (f"of text kept, {_share(last['bytes_out'], first['bytes_in'])}", file_size(last["bytes_out"])),
         (f"tokens to train on, {short(tokens['heldout'])} held out", f"{tokens['train']:,}"),
-        (f"bytes a token, {report['vocab_size']:,} rows", f"{report['bytes_per_token']:.2f}"),
+        (f"bytes per token, {report['vocab_size']:,} rows", f"{report['bytes_per_token']:.2f}"),
     ]
     return f'<div class="cards">{"".join(f"<div><b>{value}</b><small>{name}</small></div>" for name, value in cards)}</div>'
 
 
 def _funnel(steps: Sequence[Mapping[str, Any]]) -> str:
     pictures = []
-    for what, told in (("documents", "{:,}".format), ("bytes", file_size)):
+    for what, spelt in (("documents", "{:,}".format), ("bytes", file_size)):
         rows = [
             Bar(
                 step["step"],
                 step[f"{what}_in"],
                 step[f"{what}_out"],
-                told(step[f"{what}_out"]) + _loss(step[f"{what}_in"], step[f"{what}_out"]),
-                f"{step['step']}: {told(step[f'{what}_in'])} in, {told(step[f'{what}_out'])} out",
+                spelt(step[f"{what}_out"]) + _loss(step[f"{what}_in"], step[f"{what}_out"]),
+                f"{step['step']}: {spelt(step[f'{what}_in'])} in, {spelt(step[f'{what}_out'])} out",
             )
             for step in steps
         ]
@@ -144,7 +144,7 @@ def _sources(report: Mapping[str, Any]) -> str:
 
 
 def _survival(steps: Sequence[Mapping[str, Any]], sources: Sequence[str]) -> str:
-    """What share of each source's documents each step kept: a table whose cells are the darker, the more is gone."""
+    """Share of each source's documents that each step kept, as a table: the darker the cell, the more was dropped."""
     if len(sources) < 2:
         return ""
     head = "".join(f"<th>{escape(step['step'])}" for step in steps)
@@ -187,17 +187,17 @@ def _lengths(lengths: Mapping[str, int]) -> str:
     return f"<h2>Lengths</h2>{drawn}<small>Documents by their tokens: from the number below to the next one.</small>"
 
 
-def _duplicates(step: str, found: Mapping[str, Any]) -> str:
-    rows = [(f"{at} to {2 * int(at) - 1}", count) for at, count in found["sizes"].items()]
+def _duplicates(step: str, clusters: Mapping[str, Any]) -> str:
+    rows = [(f"{at} to {2 * int(at) - 1}", count) for at, count in clusters["sizes"].items()]
     largest = table(
         ("kept of the largest clusters", "documents"),
-        ((of["document"], f"{of['documents']:,}") for of in found["largest"]),
+        ((of["document"], f"{of['documents']:,}") for of in clusters["largest"]),
         numbers=COUNTS,
     )
     numbers = [short(count) for _, count in rows]
     drawn = columns(rows, about=f"clusters of {step} by size", numbers=numbers, width=420)
     return (
-        f"<h2>Duplicates: {escape(step)}</h2><p>{found['clusters']:,} clusters; {found['dropped']:,} documents "
+        f"<h2>Duplicates: {escape(step)}</h2><p>{clusters['clusters']:,} clusters; {clusters['dropped']:,} documents "
         f'dropped, one of each cluster kept.</p><div class="two"><div>{drawn}<small>Clusters by the documents in them.'
         f"</small></div><div>{largest}</div></div>"
     )
@@ -210,20 +210,22 @@ def _mixture(mixture: Mapping[str, Mapping[str, float]]) -> str:
         drawn = (of["share_of_samples"], f"{of['share_of_samples']:.1%}, {times:.3g} times")
         rows.append((name, ((of["share_of_tokens"], f"{of['share_of_tokens']:.1%}"), drawn)))
     picture = grouped(rows, ("share of the tokens", "share of the samples"), about="mixture of the sources")
-    return f"<h2>Mixture</h2>{picture}<small>A source is drawn so many times as often as its tokens alone would have it.</small>"
+    return f"<h2>Mixture</h2>{picture}<small>Times: how often a source is sampled, compared with its share of the tokens.</small>"
 
 
-def _compression(told: Mapping[str, Any]) -> str:
-    if not told["languages"]:
+def _compression(compression: Mapping[str, Any]) -> str:
+    if not compression["languages"]:
         return ""
-    series = list(next(iter(told["languages"].values())))
+    series = list(next(iter(compression["languages"].values())))
     rows = [
         (name, [(ratios[each], f"{ratios[each]:.2f}") for each in series])
-        for name, ratios in islice(told["languages"].items(), SHOWN)
+        for name, ratios in islice(compression["languages"].items(), SHOWN)
     ]
     names = ["this vocabulary" if name == "ours" else name for name in series]
-    picture = grouped(rows, names, about="bytes a token by language")
-    return f"<h2>Compression</h2>{picture}<small>Bytes of text a token, of {escape(told['text'])} text.</small>"
+    picture = grouped(rows, names, about="bytes per token by language")
+    return (
+        f"<h2>Compression</h2>{picture}<small>Bytes of text per token, of {escape(compression['text'])} text.</small>"
+    )
 
 
 def _tokens(splits: Mapping[str, Mapping[str, int]]) -> int:

@@ -123,14 +123,14 @@ def admit(number: int, text: str, limits: Limits) -> Row:
 
 def row_of(number: int, row: Any, size: int, limits: Limits) -> Row:
     """A row of a table: its text, or why it has none. `size` is what is booked when it has none."""
-    found = row.get(limits.column) if isinstance(row, dict) else None
-    if limits.messages_field and found is not None:
-        text, reason = render(found, row.get("tools"))
-        return admit(number, text, limits) if text else Row(number, None, size, reason, str(found)[:EXCERPT])
-    if not isinstance(found, str):
+    value = row.get(limits.column) if isinstance(row, dict) else None
+    if limits.messages_field and value is not None:
+        text, reason = render(value, row.get("tools"))
+        return admit(number, text, limits) if text else Row(number, None, size, reason, str(value)[:EXCERPT])
+    if not isinstance(value, str):
         has = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
         return Row(number, None, size, NO_TEXT, f"wanted {limits.column!r}, has {has}"[:EXCERPT])
-    return admit(number, found, limits)
+    return admit(number, value, limits)
 
 
 def _decode(number: int, data: bytes) -> str | Row:

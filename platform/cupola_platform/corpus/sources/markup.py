@@ -19,8 +19,8 @@ def main_text(markup: str) -> str:
     """A page's main text by trafilatura, without its menus and footers; all of it where that finds none."""
     import trafilatura
 
-    found = trafilatura.extract(markup, include_comments=False, favor_recall=True)
-    return found or html_to_text(markup)
+    text = trafilatura.extract(markup, include_comments=False, favor_recall=True)
+    return text or html_to_text(markup)
 
 
 _COMMENT = re.compile(r"^[.'] *\\\".*\n|\\\".*$", re.MULTILINE)

@@ -28,13 +28,13 @@ def _cells(notebook: Any) -> list[dict[str, Any]] | None:
     if not isinstance(notebook, dict):
         return None
     sheets = notebook.get("worksheets") if isinstance(notebook.get("worksheets"), list) else [notebook]
-    found: list[dict[str, Any]] = []
+    kept: list[dict[str, Any]] = []
     for sheet in sheets or []:
         cells = sheet.get("cells") if isinstance(sheet, dict) else None
         if not isinstance(cells, list):
             return None
-        found += [cell for cell in cells if isinstance(cell, dict)]
-    return found
+        kept += [cell for cell in cells if isinstance(cell, dict)]
+    return kept
 
 
 def _language(notebook: dict[str, Any]) -> str:

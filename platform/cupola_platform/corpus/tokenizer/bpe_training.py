@@ -76,8 +76,8 @@ def learn_merges(words: Mapping[bytes, int], parts: Iterable[Sequence[int]], fir
     where = dict[int, I32]()
     heap: list[tuple[int, int]] = []
 
-    def see(found: Iterable[tuple[int, int, I32]]) -> None:
-        for key, total, places in found:
+    def see(pairs: Iterable[tuple[int, int, I32]]) -> None:
+        for key, total, places in pairs:
             counts[key], where[key] = total, places
             heapq.heappush(heap, (-total, key))
 

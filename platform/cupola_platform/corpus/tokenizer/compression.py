@@ -69,18 +69,18 @@ def _counter(tokenizer: Tokenizer) -> Counter:
 
 def _heldout(folder: Path) -> Mapping[str, tuple[int, list[str]]]:
     """Language to the bytes and the texts of its first held-out documents. Text of no other row group is read."""
-    found: dict[str, tuple[int, list[str]]] = {}
+    by_language: dict[str, tuple[int, list[str]]] = {}
     with parquet.ParquetFile(folder / "documents.parquet") as file:
         for group in range(file.num_row_groups):
             rows = file.read_row_group(group, columns=["language", "split", "bytes"]).to_pylist()
             wanted = []
             for place, row in enumerate(rows):
-                size, texts = found.setdefault(row["language"] or "unknown", (0, []))
+                size, texts = by_language.setdefault(row["language"] or "unknown", (0, []))
                 if row["split"] == "heldout" and size < LANGUAGE_BYTES:
-                    found[row["language"] or "unknown"] = (size + row["bytes"], texts)
+                    by_language[row["language"] or "unknown"] = (size + row["bytes"], texts)
                     wanted.append((place, texts))
             if wanted:
                 text = file.read_row_group(group, columns=["text"]).column("text")
                 for place, texts in wanted:
                     texts.append(text[place].as_py())
-    return {language: of for language, of in found.items() if of[1]}
+    return {language: of for language, of in by_language.items() if of[1]}

@@ -143,10 +143,10 @@ class DocumentEncoder:
 
 def _taking_as_text(tokenizer: Tokenizer, *, but: Collection[str] = ()) -> Tokenizer:
     """A copy to which control tokens are text, but for some. It never truncates or pads, whatever its file says."""
-    told = json.loads(tokenizer.to_str()) | {"truncation": None, "padding": None}
-    for token in told["added_tokens"]:
+    settings = json.loads(tokenizer.to_str()) | {"truncation": None, "padding": None}
+    for token in settings["added_tokens"]:
         token["special"] = token["special"] and token["content"] not in but
-    copy = Tokenizer.from_str(json.dumps(told))
+    copy = Tokenizer.from_str(json.dumps(settings))
     copy.encode_special_tokens = True
     return copy
 
@@ -171,12 +171,14 @@ def _unassigned() -> NDArray[np.bool_]:
 
 def splits_as_qwen(tokenizer: Tokenizer) -> bool:
     """Whether the tokenizer normalizes and splits as Qwen's, over a byte-level vocabulary."""
-    told: dict[str, Any] = json.loads(tokenizer.to_str())
-    steps = (told["pre_tokenizer"] or {}).get("pretokenizers", ())
-    if told["model"]["type"] != "BPE" or len(steps) != 2 or (told["normalizer"] or {}).get("type") != "NFC":
+    settings: dict[str, Any] = json.loads(tokenizer.to_str())
+    steps = (settings["pre_tokenizer"] or {}).get("pretokenizers", ())
+    if settings["model"]["type"] != "BPE" or len(steps) != 2 or (settings["normalizer"] or {}).get("type") != "NFC":
         return False
     split, letters = steps
-    plain = all(not told["model"].get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
+    plain = all(
+        not settings["model"].get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
+    )
     return (
         plain
         and split.get("pattern") == {"Regex": PATTERN}

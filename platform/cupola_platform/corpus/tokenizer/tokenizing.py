@@ -50,11 +50,11 @@ class Written:
     @property
     def languages(self) -> dict[str, Counts]:
         """Of all sources together."""
-        found: dict[str, Counts] = {}
+        totals: dict[str, Counts] = {}
         for languages in self.languages_of_sources.values():
             for language, counts in languages.items():
-                _grow(found.setdefault(language, Counts()), **asdict(counts))
-        return found
+                _grow(totals.setdefault(language, Counts()), **asdict(counts))
+        return totals
 
     def _language(self, source: str, language: str) -> Counts:
         return self.languages_of_sources.setdefault(source, {}).setdefault(language, Counts())
@@ -73,16 +73,16 @@ class Written:
         self.lengths[power] = self.lengths.get(power, 0) + 1
         return row
 
-    def add(self, told: dict[str, Any]) -> None:
+    def add(self, part: dict[str, Any]) -> None:
         """What another task wrote, as `asdict` told it to JSON."""
-        for source, splits in told["splits"].items():
+        for source, splits in part["splits"].items():
             mine = self.of(source)
             for split, counts in splits.items():
                 _grow(mine[split], **counts)
-        for source, languages in told["languages_of_sources"].items():
+        for source, languages in part["languages_of_sources"].items():
             for language, counts in languages.items():
                 _grow(self._language(source, language), **counts)
-        for power, count in told["lengths"].items():
+        for power, count in part["lengths"].items():
             self.lengths[int(power)] = self.lengths.get(int(power), 0) + count
 
 

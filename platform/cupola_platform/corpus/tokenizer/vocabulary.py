@@ -38,9 +38,9 @@ def make_tokenizer(config: TokenizerConfig, texts: Iterable[str], folder: Path) 
         tokenizer = train_tokenizer(texts, config.vocab_size, base)
     else:
         tokenizer = open_vocabulary(vocabulary_file(config.vocabulary))
-    told = tokenizer.to_str()
-    save_tokenizer(told, folder)
-    return -(-vocabulary_rows(told) // ROW_MULTIPLE) * ROW_MULTIPLE
+    tokenizer_json = tokenizer.to_str()
+    save_tokenizer(tokenizer_json, folder)
+    return -(-vocabulary_rows(tokenizer_json) // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, base: Tokenizer | None = None) -> Tokenizer:

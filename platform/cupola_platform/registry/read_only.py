@@ -1,4 +1,4 @@
-"""A SQLite registry that cannot be written: on a read-only disk, or of somebody else."""
+"""A SQLite registry that cannot be written: on a read-only disk, or owned by somebody else."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from sqlalchemy import Engine, create_engine, make_url
 from sqlalchemy.pool import NullPool
 
 
-def only_looked_at(url: str) -> Path | None:
+def read_only_file(url: str) -> Path | None:
     """The database's file, if it is there and neither it nor its folder's files can be written."""
     if not url.startswith("sqlite"):
         return None
