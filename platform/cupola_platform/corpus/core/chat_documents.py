@@ -43,7 +43,7 @@ def render(messages: Any, tools: Any = None) -> tuple[str, str]:
 
 @cache
 def _template() -> Any:
-    """The chat template as transformers compiles it, without the marks of what is learnt."""
+    """The chat template as transformers compiles it, without the generation marks."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
@@ -52,5 +52,5 @@ def _template() -> Any:
 
 
 def without_control_tokens(text: str) -> str:
-    """What a vocabulary may be learnt from."""
+    """Text that a vocabulary may be trained on."""
     return CONTROL.sub("", text)

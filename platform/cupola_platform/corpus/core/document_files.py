@@ -1,4 +1,4 @@
-"""Documents between two steps of a preparation: a parquet file a task, read and written a row group at a time."""
+"""Documents between two steps of a preparation: one parquet file per task, read and written by row group."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ from pyarrow import parquet
 from cupola_platform.corpus.core.documents import Document
 
 GROUP_BYTES = 1 << 20
-"""Text in a row group: what is held in memory at once, but for a longer document."""
+"""Text per row group, the most held in memory at once unless a document is longer."""
 
 I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
@@ -86,7 +86,7 @@ def read_documents(folder: Path, rank: int) -> Iterator[Document]:
 
 
 def read_name(folder: Path, begins: I64, number: int) -> str:
-    """What one document is called, without reading any text. `begins`: as `first_indices` gives them."""
+    """A document's name, without reading any text. `begins`: as `first_indices` gives them."""
     rank = int(np.searchsorted(begins, number, side="right")) - 1
     with parquet.ParquetFile(documents_file(folder, rank)) as file:
         row = file.read(["path", "row"]).slice(number - int(begins[rank]), 1).to_pylist()[0]

@@ -9,7 +9,7 @@ Progress = Callable[[str, int, int], None]
 """Called with a step's name, how much is done and how much there is."""
 
 DEAD_WORKER = 74
-"""Exit status of a preparation's driver one of whose workers was killed."""
+"""Exit status of the driver when one of its workers was killed."""
 
 EXAMPLES = 3
 EXCERPT = 160
@@ -47,7 +47,7 @@ class Document:
     end: int = 0
 
     bits_per_byte: float | None = None
-    """How surprising its beginning is to the perplexity step's model; none where it was not asked."""
+    """How surprising its beginning is to the perplexity step's model; none where that step is off."""
 
     @property
     def name(self) -> str:
@@ -57,7 +57,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A document that a step refused."""
+    """A document that a step dropped."""
 
     reason: str
     """A short phrase; the report counts by it."""
@@ -92,7 +92,7 @@ Outcome = Document | Drop | Edited
 
 
 def drop(document: Document, reason: str, detail: str = "") -> Drop:
-    """`document` refused for `reason`."""
+    """`document` dropped for `reason`."""
     return Drop(reason, document.name, document.size, detail, excerpt(document.text))
 
 
@@ -137,13 +137,13 @@ class Tally:
     """By reason."""
 
     edits: dict[str, Edit] = field(default_factory=dict)
-    """By kind, where the step tells them."""
+    """By kind, where the step reports them."""
 
     seconds: float = 0.0
     """Processor time of the step, over all processes."""
 
     def count(self, before: Document | None, outcome: Outcome) -> None:
-        """Book one outcome; `before` is None when the step reads documents rather than takes them."""
+        """Count one outcome; `before` is None for the step that reads documents from their sources."""
         after = outcome.document if isinstance(outcome, Edited) else outcome
         self.documents_in += 1
         self.bytes_in += before.size if before else after.size
@@ -173,7 +173,7 @@ class Tally:
         return reason not in self.lost or len(self.lost[reason].examples) < EXAMPLES
 
     def add(self, other: "Tally") -> None:
-        """Book another part's counts of the same step; parts are added in the order of their documents."""
+        """Add another part's counts of the same step; parts are added in the order of their documents."""
         self.documents_in += other.documents_in
         self.bytes_in += other.bytes_in
         self.documents_out += other.documents_out
@@ -203,7 +203,7 @@ class Tally:
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> "Tally":
-        """A tally again of what `asdict` made of it."""
+        """A tally from its `asdict` form."""
         lost = {
             reason: Loss(
                 loss["documents"], loss["bytes"], [(name, detail, text) for name, detail, text in loss["examples"]]
@@ -238,7 +238,7 @@ class Counts:
 
 
 class Step(Protocol):
-    """One step of cleaning: gives back every document it was given, in order, kept (perhaps changed) or dropped."""
+    """One cleaning step: returns an outcome for every document, in order: kept, perhaps changed, or dropped."""
 
     @property
     def name(self) -> str: ...

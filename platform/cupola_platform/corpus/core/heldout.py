@@ -1,4 +1,4 @@
-"""Which documents are kept from training, and which the tokenizer learns from."""
+"""Which documents are held out from training, and which the tokenizer is trained on."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ F64 = NDArray[np.float64]
 
 
 def draws(digests: U64, seed: int) -> F64:
-    """Uniform in [0, 1), from the digests alone, [documents, 2]: a document keeps its draw when others come."""
+    """Uniform in [0, 1), from the digests alone, [documents, 2]: a document keeps its draw when others are added."""
     offset = np.uint64((seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % (1 << 64))
     return (mix(digests[:, 0] ^ offset) >> np.uint64(11)) / 2.0**53
 
@@ -28,7 +28,7 @@ class Extremes:
     greatest: tuple[float, int] | None = None
 
     def see(self, drawn: F64, numbers: I64) -> None:
-        """Some documents more, in order."""
+        """Add documents, in order."""
         if not len(numbers):
             return
         low, high = int(np.argmin(drawn)), int(np.argmax(drawn))
@@ -48,7 +48,7 @@ class Extremes:
 
 
 class Sample:
-    """Documents of about `size` bytes together, those with the least draws; the memory it takes does not grow."""
+    """The documents with the lowest draws, about `size` bytes in all; memory stays constant."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -57,7 +57,7 @@ class Sample:
         self._sizes = np.zeros(0, np.int64)
 
     def see(self, drawn: F64, numbers: I64, sizes: I64) -> None:
-        """Some documents more."""
+        """Add documents."""
         drawn = np.concatenate([self._draws, drawn])
         numbers = np.concatenate([self._numbers, numbers])
         sizes = np.concatenate([self._sizes, sizes])

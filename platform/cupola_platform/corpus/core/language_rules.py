@@ -1,12 +1,12 @@
-"""What differs from language to language: how words are written, which come everywhere, how sentences end."""
+"""What differs by language: how words are written, function words, ends of sentences."""
 
 from collections.abc import Mapping
 
 SAME_WRITING = {"wuu": "zh", "yue": "zh", "lzh": "zh", "gan": "zh", "hak": "zh", "nb": "no", "nn": "no"}
-"""Labels whose text is written as another's; short Chinese is often taken for Wu."""
+"""Labels whose text is written like another's; short Chinese text is often identified as Wu."""
 
 CHARACTERS_PER_WORD = {"zh": 1.5, "ja": 2.0, "th": 4.5, "lo": 4.5, "km": 4.5, "my": 5.0, "bo": 3.0, "dz": 3.0}
-"""Languages whose writing does not part words, and letters a word on average: their words are estimated."""
+"""Languages written without spaces, and their average letters per word, from which words are estimated."""
 
 TERMINALS = (
     ".", "!", "?", ":", "…", "。", "！", "？", "：", "．", "｡", "‼", "⁉",  # Latin, Cyrillic, Greek; Chinese, Japanese
@@ -45,7 +45,7 @@ STOP_WORDS: Mapping[str, frozenset[str]] = {language: frozenset(words.split()) f
 """The most frequent function words; a text without any is a list, a table or another language."""
 
 STOP_PIECES: Mapping[str, frozenset[str]] = {language: frozenset(of.split()) for language, of in _PIECES.items()}
-"""The same of languages without spaces: looked for anywhere."""
+"""The same for languages without spaces: matched anywhere."""
 
 LANGUAGE_RULES: Mapping[str, Mapping[str, float]] = {
     "zh": {"short_line_characters": 12, "min_stop_words": 1},
@@ -62,4 +62,4 @@ LANGUAGE_RULES: Mapping[str, Mapping[str, float]] = {
     "ml": {"max_mean_word_length": 16},
     "ta": {"max_mean_word_length": 16},
 }
-"""Where a rule for English would drop good text: a recipe's `quality.languages` goes before these."""
+"""Where a rule made for English would drop good text; a recipe's `quality.languages` takes precedence."""

@@ -1,4 +1,4 @@
-"""Under which licence a file of source code is: by its own header, else by the nearest licence file above it."""
+"""The licence of a source file: from its own header, else from the nearest licence file above it."""
 
 import re
 from functools import cache

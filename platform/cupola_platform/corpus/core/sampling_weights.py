@@ -27,13 +27,13 @@ def training_tokens(folder: Path) -> dict[str, dict[str, int]]:
 def with_temperature(
     weights: Mapping[str, float], tokens: Mapping[str, Mapping[str, int]], temperature: float
 ) -> dict[str, float]:
-    """Weights that bring languages nearer to each other: a language's share p becomes proportional to p^(1/temperature)
+    """Weights that even out languages: a language's share p becomes proportional to p^(1/temperature)
     (Conneau et al. 2020, section 3.1). A source is scaled by its languages' factors, each by its share of the source.
 
     Args:
         weights: sampling weight of each source.
         tokens: source to language to tokens.
-        temperature: 1 leaves the weights; above, rare languages come more often.
+        temperature: 1 leaves the weights; above 1, rare languages are sampled more often.
     """
     shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
     parts = {name: {of: n / sum(tokens[name].values()) for of, n in tokens[name].items()} for name in shares}
@@ -52,12 +52,12 @@ def with_temperature(
 def with_epoch_caps(
     weights: Mapping[str, float], tokens: Mapping[str, int], budget: int, max_epochs: Mapping[str, float]
 ) -> dict[str, float]:
-    """Weights under which no source is read more often than it may be; what is over goes to the others in proportion.
+    """Weights under which no source exceeds its cap on epochs; the excess goes to the others in proportion.
 
     Args:
         tokens: training tokens of each source.
         budget: tokens that training reads.
-        max_epochs: source to the times that it may be read.
+        max_epochs: source to the most epochs over it.
 
     Raises:
         ConfigError: all sources together do not reach the budget.

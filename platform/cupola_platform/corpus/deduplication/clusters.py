@@ -1,4 +1,4 @@
-"""How big the clusters of duplicates are, from the pairs that the removal left behind."""
+"""Sizes of the clusters of duplicates, from the pairs that removal left behind."""
 
 from pathlib import Path
 from typing import Any

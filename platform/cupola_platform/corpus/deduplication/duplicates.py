@@ -23,7 +23,7 @@ RANGE_DOCUMENTS = 1 << 22
 """Documents whose digests or keys are sorted at once."""
 
 CANDIDATES = 1 << 16
-"""Candidate pairs held as Python's numbers at once."""
+"""Candidate pairs held as Python integers at once."""
 
 
 class FindEqual(PipelineStep):  # type: ignore[misc]
@@ -48,7 +48,7 @@ class FindEqual(PipelineStep):  # type: ignore[misc]
 
 
 class DropDuplicates(PipelineStep):  # type: ignore[misc]
-    """Drop what was found to be a duplicate of an earlier document."""
+    """Drop duplicates of earlier documents."""
 
     type = "filter"
 

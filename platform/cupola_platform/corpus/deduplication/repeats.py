@@ -1,4 +1,4 @@
-"""Paragraphs and lines that stand in many documents, removed from all but the first, as blocks of datatrove's pipelines.
+"""Paragraphs and lines that occur in many documents, removed from all but the first, as blocks of datatrove's pipelines.
 
 What must be known of all documents together is in files: 8 bytes a paragraph, sorted four million at a time.
 """
@@ -104,7 +104,7 @@ class FindRepeats(PipelineStep):  # type: ignore[misc]
 
 
 class DropRepeats(PipelineStep):  # type: ignore[misc]
-    """Take the repeats out of a task's documents; drop those of which nothing is left."""
+    """Remove the repeats from a task's documents; drop documents of which nothing is left."""
 
     type = "filter"
 

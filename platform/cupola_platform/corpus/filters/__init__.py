@@ -1,1 +1,1 @@
-"""Steps that look at one document at a time: drop it, mend it, mask it, or score it."""
+"""Steps that look at one document at a time: they drop, repair, mask or score it."""

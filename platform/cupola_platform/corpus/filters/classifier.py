@@ -1,4 +1,4 @@
-"""Classifiers of documents, learnt from labelled sources: logistic regression on hashed words and word pairs.
+"""Classifiers of documents, trained on labelled sources: logistic regression on hashed words and word pairs.
 
 The features are those of fastText's classifiers (Joulin et al. 2017) without the embedding; what is kept is an array of
 weights, which is read without unpickling anything. Words are those of `shingles`, so any script will do.
@@ -33,14 +33,14 @@ MIN_DOCUMENTS = 10
 """Of each class, below which nothing can be said of held-out ones."""
 
 INVERSE_REGULARIZATION = 100.0
-"""scikit-learn's C. Features of a document have length 1, so its default of 1 hardly learns."""
+"""scikit-learn's C. Features of a document have length 1, so its default of 1 hardly fits anything."""
 
 F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A learnt classifier."""
+    """A trained classifier."""
 
     weights: F32
     """[2**BITS]"""
@@ -53,7 +53,7 @@ class Classifier:
         return scores
 
     def save(self, folder: Path, account: Mapping[str, object]) -> None:
-        """Write the weights, and `told`, what is known about them."""
+        """Write the weights and `account`, what is known about them."""
         folder.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(folder / "weights.npz", weights=self.weights, intercept=np.float64(self.intercept))
         write(folder / "classifier.json", json.dumps(account, indent=2, ensure_ascii=False))
@@ -81,7 +81,7 @@ def features(texts: Sequence[str]) -> Iterator[I64]:
 
 
 def learn(positive: Sequence[str], negative: Sequence[str]) -> tuple[Classifier, dict[str, float]]:
-    """A classifier, and how it does on the fifth of the documents that it did not learn from.
+    """A classifier, and its accuracy on the fifth of the documents held out from its training.
 
     Returns:
         Also {"accuracy", "low", "high" (Wilson, 95%), "auc", "heldout", "train"}; classes count alike, whatever their sizes.
@@ -131,7 +131,7 @@ def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
 
 
 class LearnClassifier(PipelineStep):  # type: ignore[misc]
-    """Read the labelled sources and learn: one task. A classifier that is given is copied."""
+    """Read the labelled sources and train, in one task. A given classifier is copied."""
 
     type, name = "classifier", "learning"
 
@@ -172,7 +172,7 @@ class LearnClassifier(PipelineStep):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class QualityModel:
-    """Drop documents that the classifier finds unlike the good ones."""
+    """Drop documents that the classifier finds unlike the positive ones."""
 
     config: QualityModelConfig
     folder: Path

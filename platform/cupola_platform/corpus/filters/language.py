@@ -16,7 +16,7 @@ CODE = "code"
 CODE_SUFFIXES = frozenset({".py", ".c", ".h", ".cc", ".cpp", ".hpp", ".rs", ".go", ".java", ".js", ".ts", ".sh", ".rb"})
 
 PROBES = (0.1, 0.5, 0.9)
-"""Where in a text to look: beginnings alone are licences and headers."""
+"""Where in a text to look: the beginning alone may be a licence or a header."""
 
 PROBE_CHARACTERS = 400
 
@@ -64,7 +64,7 @@ def looks_like_code(text: str) -> bool:
 
 
 def check_languages(key: str, codes: Iterable[str]) -> None:
-    """Refuse codes that identification never gives.
+    """Refuse codes that identification never returns.
 
     Raises:
         ConfigError: an unknown code.

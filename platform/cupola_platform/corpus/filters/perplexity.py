@@ -24,7 +24,7 @@ from cupola_platform.errors import StageFailedError
 from cupola_platform.launch import tether
 
 DECIMALS = 3
-"""Of bits per byte: no model tells more, and so there are few different ones to count."""
+"""Decimals of bits per byte: models are no more precise, and few distinct values are left to count."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class PerplexityFilter:
 
     config: PerplexityConfig
     command: tuple[str, ...]
-    """What scores texts."""
+    """Command of the process that scores texts."""
     name: str = "perplexity"
 
     def __call__(self, documents: Sequence[Document]) -> list[Document | Drop]:

@@ -1,4 +1,4 @@
-"""Rules of thumb that tell text worth learning from the rest, as published and with their names.
+"""Published heuristics that separate text worth training on from the rest, by name.
 
 Gopher: Rae et al. 2021, table A1. C4: Raffel et al. 2020, section 2.2. FineWeb: Penedo et al. 2024, section 3.6.
 StarCoder: Li et al. 2023, section 3.2 (code). Words are those of `shingles`: in a script without spaces a character is
@@ -48,7 +48,7 @@ class QualityFilter:
 
     config: QualityConfig
     exempt: frozenset[str] = frozenset()
-    """Sources that the rules are not made for: conversations."""
+    """Sources exempt from the rules: conversations."""
     name: str = "quality"
 
     def __call__(self, documents: Sequence[Document]) -> list[Document | Drop]:
@@ -87,7 +87,7 @@ class Text:
 
     @cached_property
     def count(self) -> int:
-        """Words, estimated where they are not parted."""
+        """Words, estimated where no spaces separate them."""
         return len(self.parts) if self.spaced else round(sum(map(len, self.parts)) / CHARACTERS_PER_WORD[self.language])
 
 
@@ -97,7 +97,7 @@ def findings(text: str, language: str, config: QualityConfig) -> Iterator[Findin
 
 
 def written_as(language: str) -> str:
-    """The language whose rules bind text of this one."""
+    """The language whose rules apply to this one."""
     return SAME_WRITING.get(language, language)
 
 

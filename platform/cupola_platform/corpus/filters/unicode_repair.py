@@ -27,7 +27,7 @@ MAX_UNREADABLE = 0.005
 
 @dataclass(frozen=True)
 class UnicodeRepair:
-    """Mend each text; drop those that were already lost when they were written."""
+    """Repair each text; drop those that were already garbled when written."""
 
     name: str = "unicode repair"
 

@@ -1,7 +1,7 @@
 """The preparation's steps as blocks of datatrove's pipelines: what one task does, whatever machine it runs on.
 
-Each block counts what it did in `tallies/NAME/RANK.json`, written when its last document has gone through: with the
-executor's completion marker for the task, so that a task which was killed is counted once.
+Each block writes its counts to `tallies/NAME/RANK.json` after its last document. A task counts once the executor's
+completion marker is there, so a task that was killed and run again is counted once.
 """
 
 import json

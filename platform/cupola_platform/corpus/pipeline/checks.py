@@ -1,4 +1,4 @@
-"""What can be known about a preparation before anything is read. Light to import."""
+"""What can be checked about a preparation before anything is read. Light to import."""
 
 import importlib.util
 import shutil
@@ -66,7 +66,7 @@ def named_sources(config: PrepareConfig) -> dict[str, Source]:
 
 
 def classifiers(config: PrepareConfig) -> dict[str, ClassifierConfig]:
-    """What a preparation learns from labelled sources, by its key in the config."""
+    """Classifiers that a preparation trains on labelled sources, by their key in the config."""
     configs: dict[str, ClassifierConfig] = {"quality_model": config.quality_model} if config.quality_model else {}
     if config.toxicity and config.toxicity.classifier:
         configs["toxicity.classifier"] = config.toxicity.classifier

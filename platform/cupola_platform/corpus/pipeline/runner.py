@@ -23,7 +23,7 @@ from cupola_platform.errors import StageFailedError
 
 POLL_SECONDS = 0.25
 MISSED_POLLS = 8
-"""Looks at the worker processes after which one that is gone counts as dead: a pool at its end has ended them itself."""
+"""Polls after which a missing worker process counts as dead: a finished pool has ended its workers itself."""
 
 
 class Runner:

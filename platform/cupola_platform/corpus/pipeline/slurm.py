@@ -1,4 +1,4 @@
-"""datatrove's Slurm executor, waited for: its own only submits.
+"""datatrove's Slurm executor that waits for its jobs: the original only submits them.
 
 A pipeline's jobs bear a name that is only theirs, so that they are found again: by the driver that waits for them, and by the one
 that comes after it was killed, which ends them before it submits what they left.
@@ -99,7 +99,7 @@ class SlurmExecutor(SlurmPipelineExecutor):  # type: ignore[misc]
 
 
 def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["it says nothing"])[-1].rstrip(".")
+    return (text.strip().splitlines() or ["no message"])[-1].rstrip(".")
 
 
 def _ask(*command: str) -> subprocess.CompletedProcess[str]:

@@ -18,7 +18,7 @@ from cupola_platform.corpus.tokenizer.tokenizing import Written
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What a preparation knows of itself when its shards are written."""
+    """What is known of a preparation when its shards are written."""
 
     steps: Sequence[Mapping[str, Tally]]
     """The funnel, in order: what each step did with each source."""
@@ -35,10 +35,10 @@ class Account:
     """Other vocabularies, as `compression` takes them."""
 
     beside: Mapping[str, object] = field(default_factory=dict)
-    """What else `report.json` holds."""
+    """Further entries of `report.json`."""
 
     personal_data: PersonalDataConfig | None = None
-    """What is masked in examples, too: documents may be dropped before they are masked."""
+    """Masked in examples, too: documents may be dropped before the step that masks them."""
 
 
 def write_report(to: Path, account: Account) -> None:

@@ -24,14 +24,14 @@ REASONS = {
     "not_utf8": BROKEN_UTF8, "lone_surrogate": BROKEN_UTF8, "too_long": TOO_LONG, "cut_short": TRUNCATED,
     "not_an_object": NO_TEXT, "unknown_format": "unknown format",
 }  # fmt: skip
-"""What the report calls the reasons why a row is none; any other is a malformed row."""
+"""The report's words for why a row cannot be used; any other is a malformed row."""
 
 MARKUP = 8
 """How much longer than its text the raw form of a document may be (tags, JSON escapes)."""
 
 
 class Row(NamedTuple):
-    """One document of a file, or the reason why it is none."""
+    """One document of a file, or the reason why there is none."""
 
     number: int
     """Counts from 0 in a file of one document, from 1 in a file of rows."""
@@ -69,7 +69,7 @@ Reader = Callable[[BinaryIO, Limits], Iterator[Row]]
 
 
 def format_of(name: str) -> str | None:
-    """The kind of format that a file's name says (`text`, `rows`, ...), or None when it is not one we read."""
+    """The format by a file's name (`text`, `rows`, ...), or None when we do not read it."""
     suffix = reading.suffix_of(name)
     path = PurePosixPath(name)
     inner = path.stem if path.suffix.lower() in COMPRESSIONS else path.name
@@ -107,7 +107,7 @@ def _read_table(path: Path, name: str, limits: Limits) -> Iterator[Row]:
 
 
 def admit(number: int, text: str, limits: Limits) -> Row:
-    """A row with the text, unless it is one that no step should see."""
+    """A row with the text, or a refusal of text that no step should see."""
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
@@ -122,7 +122,7 @@ def admit(number: int, text: str, limits: Limits) -> Row:
 
 
 def row_of(number: int, row: Any, size: int, limits: Limits) -> Row:
-    """A row of a table: its text, or why it has none. `size` is what is booked when it has none."""
+    """A row of a table: its text, or why it has none. `size` is counted when it has none."""
     value = row.get(limits.column) if isinstance(row, dict) else None
     if limits.messages_field and value is not None:
         text, reason = render(value, row.get("tools"))

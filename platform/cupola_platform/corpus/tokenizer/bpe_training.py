@@ -1,4 +1,4 @@
-"""Byte-pair encoding learnt from counted words (Sennrich et al. 2016), from single bytes or on top of a vocabulary.
+"""Byte-pair encoding trained on word counts (Sennrich et al. 2016), from single bytes or on top of a vocabulary.
 
 What it takes in memory grows with the distinct words, never with the text: words are counted first, and counts that
 outgrow their bound go to disk in sorted runs. Counts have 64 bits: none overflows.
@@ -22,7 +22,7 @@ from cupola_platform.corpus.tokenizer.splitting import bytes_and_words
 from cupola_platform.corpus.tokenizer.word_table import LONGEST, keys_of
 
 MAX_WORDS = 2_000_000
-"""Distinct words kept in memory, and learnt from: about 1 GB. Of more, the most frequent are learnt from."""
+"""Distinct words kept in memory, about 1 GB; beyond that only the most frequent are trained on."""
 
 BATCH_CHARACTERS = 1 << 18
 _RUN = 10_000
@@ -38,7 +38,7 @@ Count = tuple[bytes, int]
 
 
 def count_words(texts: Iterable[str], max_words: int = MAX_WORDS) -> dict[bytes, int]:
-    """How often each word comes, of texts in NFC; the `max_words` most frequent where there are more.
+    """How often each word occurs in texts in NFC; only the `max_words` most frequent.
 
     The same for any order of the texts: of words with equal counts those stay whose bytes come first.
     """

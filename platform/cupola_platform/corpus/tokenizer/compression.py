@@ -1,4 +1,4 @@
-"""How many bytes of text a token stands for, by language, beside other vocabularies."""
+"""Bytes of text per token, by language, compared with other vocabularies."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from cupola_platform.corpus.tokenizer.ranks import compared_file, is_cl100k, rea
 from cupola_platform.corpus.tokenizer.vocabulary import open_vocabulary
 
 LANGUAGE_BYTES = 1_000_000
-"""Text of one language that is encoded, at most."""
+"""At most this much text of each language is encoded."""
 
 CL100K_PATTERN = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 """How cl100k_base splits text, as tiktoken has it."""
@@ -23,17 +23,17 @@ Counter = Callable[[Sequence[str]], int]
 
 @dataclass(frozen=True, slots=True)
 class Compression:
-    """Bytes of text a token, of one language."""
+    """Bytes of text per token, of one language."""
 
     language: str
     bytes: int
     """UTF-8 bytes that were encoded."""
     ratios: dict[str, float]
-    """Vocabulary to bytes a token."""
+    """Vocabulary to bytes per token."""
 
 
 def compression(folder: Path, against: Sequence[str] = ()) -> list[Compression]:
-    """Bytes a token on the held-out text of a `tokens` artifact, by language, most text first.
+    """Bytes per token on the held-out text of a `tokens` artifact, by language, most text first.
 
     Args:
         against: other vocabularies: `qwen`, `cl100k=FILE`, or the path of a `.tiktoken` file or `tokenizer.json`.

@@ -64,7 +64,7 @@ class Written:
         return self.splits.setdefault(source, {name: Counts() for name in SPLITS})
 
     def count(self, document: Document, split: str, tokens: int) -> dict[str, object]:
-        """Book a document; its row of `documents.parquet`."""
+        """Count a document; returns its row of `documents.parquet`."""
         of_split = self.of(document.source)[split]
         row = _row(document, split, tokens, of_split.documents)
         for counts in (of_split, self._language(document.source, document.language or "unknown")):
@@ -74,7 +74,7 @@ class Written:
         return row
 
     def add(self, part: dict[str, Any]) -> None:
-        """What another task wrote, as `asdict` told it to JSON."""
+        """Add what another task wrote, in its `asdict` form."""
         for source, splits in part["splits"].items():
             mine = self.of(source)
             for split, counts in splits.items():
@@ -112,7 +112,7 @@ def _grow(counts: Counts, documents: int, tokens: int, bytes: int) -> None:
 
 
 class MakeTokenizer(PipelineStep):  # type: ignore[misc]
-    """Choose what is held out and what the tokenizer learns from, and make it: one task.
+    """Choose what is held out and what the tokenizer is trained on, and make it, in one task.
 
     Beside each task's documents it keeps their split: 0 train, 1 held out, -1 dropped as near duplicates.
     """
