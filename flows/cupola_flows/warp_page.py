@@ -34,8 +34,9 @@ def page(name: str, points: Mapping[str, Point], measured: Measured) -> str:
     ]
     return reports.page(
         f"{name}: reward over KL",
-        "<p><small>Held-out prompts; KL to the beginning, in nats per response. Dots are single runs, diamonds their merged "
-        "weights (SLERP), the line what lies between those and the round's beginning (LITI).</small></p>",
+        "<p><small>Held-out prompts; KL to the beginning, in nats per response. Dots are single runs, "
+        "diamonds their merged weights (SLERP), the line what lies between those and the round's beginning (LITI)."
+        "</small></p>",
         _front(points, measured),
         reports.table(("checkpoint", "reward", "KL", "tokens"), rows, numbers=("reward", "KL", "tokens")),
     )

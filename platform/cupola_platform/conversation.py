@@ -2,7 +2,8 @@
 
 The form is that of transformers' chat templates:
 
-    {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]}
+    {"role": "assistant", "content": "",
+     "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]}
     {"role": "tool", "content": "3"}
 
 `problem` and whatever renders a conversation bring it into this form first, so a row may be given as it was found.
@@ -22,9 +23,10 @@ ROLES = frozenset({"system", "user", "assistant", "tool"})
 def normal(messages: Any) -> Any:
     """Messages in the normal form; what is no message stays as it is, for `problem` to name.
 
-    Null fields go: arrow gives every row every field of any row, so a null in a call's arguments is filler too and must not
-    be learnt. Where arguments are the JSON of an object, a null was written on purpose and stays, as does the string. Arguments
-    that are missing, empty or null are {}. OpenAI's older `function_call` and role `function` are read as well.
+    Null fields go: arrow gives every row every field of any row, so a null in a call's arguments is filler too and must
+    not be learnt. Where arguments are the JSON of an object, a null was written on purpose and stays, as does the
+    string. Arguments that are missing, empty or null are {}. OpenAI's older `function_call` and role `function` are
+    read as well.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str):
         return messages
@@ -35,7 +37,8 @@ def normal(messages: Any) -> Any:
 
 
 def normal_tools(tools: Any) -> Any:
-    """Tools as a list of {"type": "function", "function": {"name", ...}}; none, null and "" are []. JSON texts are read.
+    """Tools as a list of {"type": "function", "function": {"name", ...}}; none, null and "" are []. JSON texts are
+    read.
 
     What is no tool stays as it is, for `problem` to name.
     """
@@ -62,8 +65,9 @@ def for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
 def problem(messages: Any, control_tokens: Collection[str] = CONTROL_TOKENS, tools: Any = None) -> str | None:
     """Why a conversation cannot be learnt from, as a short name to count drops by; None when it can.
 
-    "malformed", "unknown_role", "empty_message", "control_token" (a text of it would close a turn), "malformed_tool_call",
-    "malformed_tools", "stray_tool_result" (no assistant asked for it), "no_assistant_turn", "no_question".
+    "malformed", "unknown_role", "empty_message", "control_token" (a text of it would close a turn),
+    "malformed_tool_call", "malformed_tools", "stray_tool_result" (no assistant asked for it), "no_assistant_turn",
+    "no_question".
     """
     messages = normal(messages)
     if not isinstance(messages, list) or not messages:
@@ -97,7 +101,8 @@ def as_message(answer: Any) -> Message:
 
 
 def as_answer(message: Message) -> Any:
-    """The reverse of `as_message`: a text, or a list of the one message where that is more, as where tools are called."""
+    """The reverse of `as_message`: a text, or a list of the one message where that is more, as where tools are
+    called."""
     return message["content"] if set(message) == {"role", "content"} else [message]
 
 

@@ -27,8 +27,8 @@ class EndpointConfig:
     """Where a model answers, and how to ask it."""
 
     url: str = Field(pattern=r"^https?://[^\s@?]+$")
-    """Base address, such as http://localhost:8000/v1; `/chat/completions` is added. Recipes are kept and shown: it has no
-    user, password or key in it."""
+    """Base address, such as http://localhost:8000/v1; `/chat/completions` is added. Recipes are kept and shown: it has
+    no user, password or key in it."""
 
     model: str = Field(min_length=1)
     """The model's name there."""
@@ -99,7 +99,8 @@ class Endpoint:
             if attempt < self.config.retries:
                 time.sleep(wait)
         raise ServiceError(
-            f"{self.config.url} gave no answer in {self.config.retries + 1} tries; the last: {reason}. What was answered "
+            f"{self.config.url} gave no answer in {self.config.retries + 1} tries; the last: {reason}. What was "
+            "answered "
             "is kept: start the same command again."
         )
 
@@ -148,7 +149,8 @@ def _completion(answer: Any) -> Completion:
 
 
 def _on_the_wire(messages: Sequence[Message]) -> list[Message]:
-    """Messages as OpenAI's interface has them: calls with an id, which their results name, and arguments as JSON's text."""
+    """Messages as OpenAI's interface has them: calls with an id, which their results name, and arguments as JSON's
+    text."""
     sent: list[Message] = []
     waiting: list[str] = []
     for place, message in enumerate(for_template(messages)):

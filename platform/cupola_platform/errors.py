@@ -82,7 +82,8 @@ REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, 
 
 
 def refusal(error: OSError) -> str | None:
-    """One line for a path that the disk refuses to the user (rights, space, a file where a folder should be); else None."""
+    """One line for a path that the disk refuses to the user (rights, space, a file where a folder should be); else
+    None."""
     if error.errno not in REFUSALS:
         return None
     where = f"{error.filename}: " if error.filename else ""

@@ -66,8 +66,8 @@ def check_row(value: object) -> Row:
     """A JSON value that is an object of valid text.
 
     Raises:
-        BadLineError: not an object ("not_an_object"), half of a surrogate pair in a string ("lone_surrogate"), or nested too
-            deep to be written ("nested_too_deep").
+        BadLineError: not an object ("not_an_object"), half of a surrogate pair in a string ("lone_surrogate"), or
+            nested too deep to be written ("nested_too_deep").
     """
     if not isinstance(value, dict):
         raise BadLineError("not_an_object", f"not a JSON object but {type(value).__name__}")
@@ -80,7 +80,8 @@ def check_row(value: object) -> Row:
 
 
 def has_lone_surrogate(value: object) -> bool:
-    """Whether a string in `value`, JSON-like, holds half of a surrogate pair: no UTF-8 file and no tokenizer takes one."""
+    """Whether a string in `value`, JSON-like, holds half of a surrogate pair: no UTF-8 file and no tokenizer takes
+    one."""
     try:
         json.dumps(value, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:

@@ -11,8 +11,8 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 def start_of(pid: int) -> str | None:
     """When a process was started, as a mark that only its own life has; None when it has ended.
 
-    On Linux the mark is the machine's boot id and the clock ticks since then (field 22 of /proc/PID/stat): neither moves when
-    the clock is set.
+    On Linux the mark is the machine's boot id and the clock ticks since then (field 22 of /proc/PID/stat): neither
+    moves when the clock is set.
     """
     if sys.platform != "linux":
         return _start_by_psutil(pid)

@@ -1,4 +1,5 @@
-"""What this machine or team has: `CUPOLA_*` in the environment, then `cupola.toml` in the working directory, then defaults."""
+"""What this machine or team has: `CUPOLA_*` in the environment, then `cupola.toml` in the working directory, then
+defaults."""
 
 import difflib
 import os
@@ -58,15 +59,15 @@ class Settings(BaseSettings):
     """A Prefect server, as `http://127.0.0.1:4200/api`; none starts one on this machine when a run needs it."""
 
     prefect_api_auth_string: SecretStr | None = None
-    """`user:password` that the server of `prefect_api_url` asks for: its PREFECT_SERVER_API_AUTH_STRING. None for a server
-    that lets everyone in who reaches it. A server that Cupola starts has a credential of its own."""
+    """`user:password` that the server of `prefect_api_url` asks for: its PREFECT_SERVER_API_AUTH_STRING. None for a
+    server that lets everyone in who reaches it. A server that Cupola starts has a credential of its own."""
 
     mlflow_auth_string: SecretStr | None = None
     """The same of the server of `mlflow_tracking_uri`."""
 
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
-    """Names by which people and programs reach the servers that run here, besides this machine's loopback names, such as
-    `mlflow,cupola.example.org`. A request for any other host is refused."""
+    """Names by which people and programs reach the servers that run here, besides this machine's loopback names, such
+    as `mlflow,cupola.example.org`. A request for any other host is refused."""
 
     max_processes: int | None = Field(default=None, ge=1)
     """Training processes that this machine may run at once; none for one a core."""

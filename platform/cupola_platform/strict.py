@@ -1,4 +1,5 @@
-"""How every configuration is read: an unknown key is refused, a number is finite, a field's docstring is its description."""
+"""How every configuration is read: an unknown key is refused, a number is finite, a field's docstring is its
+description."""
 
 from pydantic import ConfigDict
 

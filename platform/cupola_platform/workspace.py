@@ -67,8 +67,8 @@ class Workspace:
 
     @staticmethod
     def open(root: Path | None = None, patience: float = PATIENCE) -> "Workspace":
-        """The workspace that the settings name; `root` wins over them. A registry's server that does not answer is asked again
-        for `patience` seconds.
+        """The workspace that the settings name; `root` wins over them. A registry's server that does not answer is
+        asked again for `patience` seconds.
 
         Raises:
             ConfigError: a setting breaks a rule.
@@ -107,7 +107,8 @@ class Workspace:
         """
         digests = [parent.digest for parent in parents]
         sealed = seal(
-            folder, kind=kind, parents=digests, stage=stage, recipe=recipe, fingerprint=fingerprint, config=config, metrics=metrics
+            folder, kind=kind, parents=digests, stage=stage, recipe=recipe, fingerprint=fingerprint, config=config,
+            metrics=metrics,
         )  # fmt: skip
         for parent in parents:
             self.registry.add_artifact(parent.manifest)
@@ -145,7 +146,8 @@ class Workspace:
             return None
 
     def resolve(self, reference: str) -> Artifact:
-        """The artifact that an alias, an id or its first characters, or a folder names. What is spelled like an id is one.
+        """The artifact that an alias, an id or its first characters, or a folder names. What is spelled like an id is
+        one.
 
         Raises:
             NotFoundError: nothing by that name, or several; lists near ones.

@@ -1,4 +1,4 @@
-"""No imports form a circle: none of modules, none of the rooms of one folder. An import inside a function counts, too."""
+"""No imports form a circle: none of modules, none of the rooms of one folder; imports inside functions count, too."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter

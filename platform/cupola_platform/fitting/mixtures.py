@@ -55,8 +55,8 @@ class Proposal:
     left_out: Array
     """What laws fitted to the other runs say of each run. Shape [runs, domains]."""
     rank_correlation: float
-    """Spearman's, between the runs' weighted losses and what `left_out` makes of them: below about 0.5 the laws order mixtures little
-    better than chance. Zero where all are alike."""
+    """Spearman's, between the runs' weighted losses and what `left_out` makes of them: below about 0.5 the laws order
+    mixtures little better than chance. Zero where all are alike."""
 
     @property
     def error(self) -> float:

@@ -21,8 +21,10 @@ def mixture_page(proposal: Proposal, baseline: Mapping[str, float]) -> str:
         _weights(proposal, baseline),
         f"<p>Weighted held-out loss: {proposal.predicted:.4f} predicted, {proposal.baseline:.4f} with the baseline's "
         "weights.</p><small>Light: baseline. Dark: proposal; line: 90% of the proposals from resampled runs.</small>",
-        f"<h2>Each run's loss, as the other runs predict it</h2>{_agreement(proposal)}<p>Off by {proposal.error:.4f} nats (root mean "
-        f"square); the order of the mixtures agrees by a rank correlation of {proposal.rank_correlation:.2f}.</p><small>A dot for each "
+        f"<h2>Each run's loss, as the other runs predict it</h2>{_agreement(proposal)}<p>Off by {proposal.error:.4f} "
+        "nats (root mean "
+        "square); the order of the mixtures agrees by a rank correlation of "
+        f"{proposal.rank_correlation:.2f}.</p><small>A dot for each "
         "run and source: right measured, up predicted. On the line they agree.</small>",
     )
 
@@ -77,10 +79,12 @@ def laws_page(laws: Laws, runs: Sequence[Run]) -> str:
         "Learning rate and batch size",
         _law("learning rate", laws.lr, {at: run.lr for at, run in best.items()}),
         _law("batch, tokens", laws.batch, {at: run.batch for at, run in best.items()}),
-        "<small>Lines: the law for each model size, over tokens; bands: 90% of refits. Dots: the best run of each pair.</small>",
+        "<small>Lines: the law for each model size, over tokens; bands: 90% of refits. Dots: the best run of each "
+        "pair.</small>",
         _bowls("learning rate", "lr", "batch", laws, runs),
         _bowls("batch, tokens", "batch", "lr", laws, runs),
-        f"<p>Misses of the fit: {laws.residual:.4f} nats.</p><small>Dots: runs. Lines: the fit. A colour for each model size, fainter for "
+        f"<p>Misses of the fit: {laws.residual:.4f} nats.</p><small>Dots: runs. Lines: the fit. A colour for each "
+        "model size, fainter for "
         "fewer tokens.</small>",
     )
 
@@ -106,13 +110,15 @@ def _law(title: str, law: PowerLaw, dots: Mapping[tuple[float, float], float]) -
     between = law.intervals()
     formula = (
         f"{title} = {law.coefficient:.4g} N^{law.n_exponent:.3f} D^{law.d_exponent:.3f} (exponents "
-        f"{between['n_exponent'][0]:.3f} to {between['n_exponent'][1]:.3f}, {between['d_exponent'][0]:.3f} to {between['d_exponent'][1]:.3f})"
+        f"{between['n_exponent'][0]:.3f} to {between['n_exponent'][1]:.3f}, {between['d_exponent'][0]:.3f} to "
+        f"{between['d_exponent'][1]:.3f})"
     )
     return f"<h2>{escape(formula)}</h2>{chart.svg}"
 
 
 def _bowls(title: str, setting: str, fixed: str, laws: Laws, runs: Sequence[Run]) -> str:
-    """Loss above the pair's least over one setting, a line a pair, of its runs with the most common value of the other setting."""
+    """Loss above the pair's least over one setting, a line a pair, of its runs with the most common value of the other
+    setting."""
     pairs = _by_pair(list(zip(runs, laws.fitted.tolist(), strict=True)))
     sizes, lengths = (sorted({pair[i] for pair in pairs}) for i in (0, 1))
     with Chart(f"loss over {title}", height=320) as chart:

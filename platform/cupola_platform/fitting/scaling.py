@@ -5,9 +5,9 @@ Around its best setting a run's loss is a parabola in log lr and in log B. All r
     L = L(N, D) + k_lr (log lr - log lr*)^2 + k_B (log B - log B*)^2,
     lr* = a N^b D^c,  B* = d N^e D^f,
 
-with a free L(N, D) for every pair and positive curvatures shared by all. That lr* and B* follow power laws in N and D is
-Qwen2.5's finding (technical report, section 3.2), whose coefficients are unpublished. Uncertainty: the runs' residuals
-drawn again.
+with a free L(N, D) for every pair and positive curvatures shared by all. That lr* and B* follow power laws in N and D
+is Qwen2.5's finding (technical report, section 3.2), whose coefficients are unpublished. Uncertainty: the runs'
+residuals drawn again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -96,7 +96,8 @@ class Laws:
 
 
 def at_edges(runs: Sequence[Run]) -> dict[str, list[tuple[float, float]]]:
-    """Pairs (N, D) whose best run has the least or the greatest rate (`lr`) or batch that was tried: their optimum may lie outside."""
+    """Pairs (N, D) whose best run has the least or the greatest rate (`lr`) or batch that was tried: their optimum may
+    lie outside."""
     edges: dict[str, list[tuple[float, float]]] = {"lr": [], "batch": []}
     for pair in sorted({(run.parameters, run.tokens) for run in runs}):
         of_pair = [run for run in runs if (run.parameters, run.tokens) == pair]

@@ -104,8 +104,8 @@ class RunningJob:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             with self.log.open("ab") as out:  # a file: ranks that live on would hold a pipe open
                 self._process = subprocess.Popen(
-                    self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
-                    start_new_session=True,
+                    self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=out,
+                    stderr=subprocess.STDOUT, start_new_session=True,
                 )  # fmt: skip
         except OSError as error:
             self._error = error

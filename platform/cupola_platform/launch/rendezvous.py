@@ -1,7 +1,7 @@
 """torchrun for the ranks of one machine, which meet in files: no port is open for it.
 
-The stores of torch that listen do so on every address and ask for no credential, and what they hold is unpickled: whoever
-reaches the port runs code. A file is for its owner alone.
+The stores of torch that listen do so on every address and ask for no credential, and what they hold is unpickled:
+whoever reaches the port runs code. A file is for its owner alone.
 """
 
 import os

@@ -28,11 +28,13 @@ CONNECT_TIMEOUT = 10
 _ONE_WRITER = "SELECT pg_advisory_xact_lock(109356048673889)"
 _WRITES = "cupola_writes"
 _NO_ANSWER = re.compile(
-    "connection refused|timeout|timed out|unreachable|no route|closed the connection|connection is (closed|lost)|connection reset"
+    "connection refused|timeout|timed out|unreachable|no route|closed the connection|connection is "
+    "(closed|lost)|connection reset"
     "|starting up|shutting down|not yet accepting|terminating connection",
     re.IGNORECASE,
 )
-"""What PostgreSQL and its driver say when there is no server to refuse anything. A wrong password or name is not among it."""
+"""What PostgreSQL and its driver say when there is no server to refuse anything. A wrong password or name is not among
+it."""
 
 log = logging.getLogger(__name__)
 Given = ParamSpec("Given")
@@ -89,7 +91,8 @@ def open_engine(url: str) -> Engine:
             _configure_sqlite(engine)
             if _revision(engine) != HEAD:
                 raise RegistryError(
-                    f"The registry {database} cannot be written, and another version of Cupola made it. Open it once where it can."
+                    f"The registry {database} cannot be written, and another version of Cupola made it. Open it once "
+                    "where it can."
                 )
             return engine
         engine = _engine(url)

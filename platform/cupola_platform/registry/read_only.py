@@ -28,7 +28,8 @@ def open_reader(database: Path) -> Engine:
 
 
 def _connect(database: Path) -> sqlite3.Connection:
-    """Without a write-ahead log the file is all there is; with one, SQLite reads both where it may, else copies of both."""
+    """Without a write-ahead log the file is all there is; with one, SQLite reads both where it may, else copies of
+    both."""
     place = f"file:{quote(str(database))}?mode=ro"
     if not Path(f"{database}-wal").exists():
         return sqlite3.connect(f"{place}&immutable=1", uri=True)

@@ -158,8 +158,9 @@ class Registry:
         """Register a run of this process, and return its id. An empty stage is the run of a whole recipe."""
         run = uuid.uuid4().hex[:12]
         self._add_run(
-            id=run, parent_id=parent, recipe=recipe, stage=stage, status="running", config=dict(config or {}), metrics={},
-            started=datetime.now(UTC), pid=os.getpid(), process_start=start_of(os.getpid()), host=socket.gethostname(),
+            id=run, parent_id=parent, recipe=recipe, stage=stage, status="running", config=dict(config or {}),
+            metrics={}, started=datetime.now(UTC), pid=os.getpid(), process_start=start_of(os.getpid()),
+            host=socket.gethostname(),
         )  # fmt: skip
         return run
 
@@ -197,7 +198,8 @@ class Registry:
 
     @patient
     def runs(self, limit: int = 100, *, parent: str | None = None, flow_run: str | None = None) -> list[RunRow]:
-        """Newest first; with `parent`, that run's stages, oldest first; with `flow_run`, those of this flow run of Prefect's."""
+        """Newest first; with `parent`, that run's stages, oldest first; with `flow_run`, those of this flow run of
+        Prefect's."""
         query = select(RunTable).limit(limit)
         if flow_run is not None:
             query = query.where(RunTable.prefect_flow_run_id == flow_run)
@@ -285,7 +287,8 @@ class Registry:
     def _write(self) -> Iterator[Session]:
         if self.read_only:
             raise RegistryError(
-                f"The registry {self.url} cannot be written: it can only be looked at. Change the permissions of its folder, "
+                f"The registry {self.url} cannot be written: it can only be looked at. Change the permissions of its "
+                "folder, "
                 "or name another workspace."
             )
         with refusals(self.url), Session(self._writing) as session, session.begin():

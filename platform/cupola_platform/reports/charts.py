@@ -1,10 +1,11 @@
 """The one charting helper of all reports: matplotlib's axes in the house's look, as SVG that stands in a page.
 
-matplotlib and not altair, because a page must work without a network: matplotlib's picture is its SVG, altair's would bring
-a megabyte of JavaScript with it. matplotlib takes half a second to import, so it is imported when something is drawn.
+matplotlib and not altair, because a page must work without a network: matplotlib's picture is its SVG, altair's would
+bring a megabyte of JavaScript with it. matplotlib takes half a second to import, so it is imported when something is
+drawn.
 
-Labels may be a stranger's text. matplotlib escapes text, and reads no `$...$` as mathematics here; what is added to its SVG is
-escaped below.
+Labels may be a stranger's text. matplotlib escapes text, and reads no `$...$` as mathematics here; what is added to its
+SVG is escaped below.
 """
 
 import html

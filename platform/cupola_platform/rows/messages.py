@@ -89,7 +89,8 @@ def _add(messages: list[Row], turn: Row) -> None:
 
 
 def _calls_in(text: str) -> tuple[str, list[Any]]:
-    """A text without the calls that are written into it, as Hermes has them and Qwen2.5's template writes them, and those."""
+    """A text without the calls that are written into it, as Hermes has them and Qwen2.5's template writes them, and
+    those."""
     before, *pieces = text.split("<tool_call>")
     parts = [piece.partition("</tool_call>") for piece in pieces]
     calls = [decoded(call.strip()) for call, _, _ in parts]
@@ -124,7 +125,8 @@ def _result(content: Any) -> str:
 
 
 def calls_of(value: Any) -> list[Any]:
-    """Tool calls in OpenAI's form, of one call or a list of them, also written as JSON. What is no call stays as it is."""
+    """Tool calls in OpenAI's form, of one call or a list of them, also written as JSON. What is no call stays as it
+    is."""
     value = decoded(value)
     return [_call(call) for call in (value if isinstance(value, list) else [value])]
 

@@ -54,8 +54,8 @@ def read(path: Path, name: str | None = None, *, columns: Columns = None, bound:
     Args:
         name: what the file was called before it was fetched; none for its own name.
         columns: which ones are wanted of a table of columns (Parquet, Arrow); none for all.
-        bound: bytes that a line or a cell may have. A longer element of an array is read, up to `ROW_BYTES`: nothing after it
-            could be found otherwise.
+        bound: bytes that a line or a cell may have. A longer element of an array is read, up to `ROW_BYTES`: nothing
+            after it could be found otherwise.
 
     Raises:
         OSError: the file cannot be opened.
@@ -126,7 +126,8 @@ def _blocks(stream: io.BufferedReader) -> Iterator[bytes]:
 
 
 def _is_lines(seen: Sequence[Line], suffix: str) -> bool:
-    """Whether each line is a row, by the first two: one may be torn. Else a row goes over several lines, or all are in one."""
+    """Whether each line is a row, by the first two: one may be torn. Else a row goes over several lines, or all are in
+    one."""
     values = list(map(_value, seen))
     if isinstance(values[0], dict):
         return len(seen) > 1 or not json_values.unwrap(values[0])

@@ -21,8 +21,8 @@ class Record(NamedTuple):
 
     row: Row | None
     reason: str = ""
-    """A word to count it under: one of `json_lines.BadLineError`, or "too_long", "cut_short" (a damaged file: what comes after
-    is lost), "unknown_format", "not_csv", "too_many_cells"."""
+    """A word to count it under: one of `json_lines.BadLineError`, or "too_long", "cut_short" (a damaged file: what
+    comes after is lost), "unknown_format", "not_csv", "too_many_cells"."""
 
     detail: str = ""
     size: int = 0

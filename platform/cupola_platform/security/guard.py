@@ -64,7 +64,8 @@ class Guard:
         if asked is None:
             return Refusal(
                 403,
-                f"Host {', '.join(hosts)!r} is no name of this server. Its operator can add it to CUPOLA_ALLOWED_HOSTS.",
+                f"Host {', '.join(hosts)!r} is no name of this server. Its operator can add it to "
+                "CUPOLA_ALLOWED_HOSTS.",
             )
         if not self._from_own_page(scope, asked):
             return Refusal(403, "Refused: the request comes from a page of another origin.")
@@ -83,7 +84,8 @@ class Guard:
         return (name, match["port"] or "") if name in self.hosts else None
 
     def _from_own_page(self, scope: Scope, asked: tuple[str, str]) -> bool:
-        """Whether no page of another origin is behind this. A link from elsewhere may open a page, and do nothing else."""
+        """Whether no page of another origin is behind this. A link from elsewhere may open a page, and do nothing
+        else."""
         origins = _headers(scope, b"origin")
         if origins:
             scheme, _, address = origins[0].partition("://")

@@ -10,7 +10,8 @@ _KEY = re.compile(
 
 
 def shown(text: str) -> str:
-    """A text, such as a message of a library's, with every URL in it shown without user, password and keys of its query."""
+    """A text, such as a message of a library's, with every URL in it shown without user, password and keys of its
+    query."""
     if "://" not in text:
         return text
     text = _AUTHORITY.sub(r"\1", _SLASH_IN_PASSWORD.sub(r"\1", text))

@@ -247,8 +247,8 @@ class Tracker:
             self._thread.start()
 
     def follow(self, run: str, metrics: Path, prefix: str = "") -> None:
-        """Send the lines of a job's `metrics.jsonl`, those that are there and those to come. A run may have several; those
-        with the same steps need prefixes of their metrics' names, to be told apart."""
+        """Send the lines of a job's `metrics.jsonl`, those that are there and those to come. A run may have several;
+        those with the same steps need prefixes of their metrics' names, to be told apart."""
         self._spool.follow(run, metrics, prefix)
 
     def end_run(
@@ -307,8 +307,8 @@ class Tracker:
 
 
 def flush_spool(ws: Workspace) -> Flushed:
-    """Send what ended runs left in the spool: their tracking server was away, or their process died. What a living process
-    has to tell is left to it."""
+    """Send what ended runs left in the spool: their tracking server was away, or their process died. What a living
+    process has to tell is left to it."""
     sender = _sender(ws)
     waiting = sender.spool.runs()
     if not waiting:

@@ -117,6 +117,7 @@ def test_a_chart_that_fails_leaves_nothing_behind() -> None:
 
 
 def test_matplotlib_is_imported_by_drawing_alone() -> None:
-    script = "import sys, cupola_platform.reports.charts, cupola_platform.corpus.report.page, cupola_flows.cli; print('matplotlib' in sys.modules)"
+    modules = "cupola_platform.reports.charts, cupola_platform.corpus.report.page, cupola_flows.cli"
+    script = f"import sys, {modules}; print('matplotlib' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout == "False\n"

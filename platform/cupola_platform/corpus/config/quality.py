@@ -18,7 +18,8 @@ class QualityRules:
     """Limits of the rules. Where a default is looser than the published one, the published one is given."""
 
     min_words: int = Field(default=50, ge=0)
-    """Fewest words of a document (Gopher; code: words and identifiers). Without spaces, words are estimated by characters."""
+    """Fewest words of a document (Gopher; code: words and identifiers). Without spaces, words are estimated by
+    characters."""
 
     max_words: int = Field(default=100_000, ge=1)
     """Most words of a prose document (Gopher)."""
@@ -45,7 +46,8 @@ class QualityRules:
     """Different function words of the document's language, where they are known (Gopher, for English)."""
 
     max_duplicate_lines: float = Field(default=0.3, ge=0, le=1)
-    """Share of lines seen before in the same document (Gopher). Lines up to 10 characters do not count: brackets, `else:`."""
+    """Share of lines seen before in the same document (Gopher). Lines up to 10 characters do not count: brackets,
+    `else:`."""
 
     max_duplicate_line_characters: float = Field(default=0.3, ge=0, le=1)
     """Share of characters in such lines (Gopher's 0.2 is for web pages); the one of the two that binds code."""
@@ -57,12 +59,12 @@ class QualityRules:
     """Share of characters in such paragraphs (Gopher's 0.2 is for web pages)."""
 
     max_repeated_ngram_characters: float = Field(default=0.2, ge=0, le=1)
-    """Share of characters covered by the most frequent 2-gram of prose words; 3- and 4-grams get 0.02 less each (Gopher).
-    Without spaces, n-grams are of twice as many characters."""
+    """Share of characters covered by the most frequent 2-gram of prose words; 3- and 4-grams get 0.02 less each
+    (Gopher). Without spaces, n-grams are of twice as many characters."""
 
     max_duplicate_ngram_characters: float = Field(default=0.5, ge=0, le=1)
-    """Share of characters in 5-grams of words that came before; 6- to 10-grams get 0.01 less each. Gopher's 0.15 is for web
-    pages: manuals repeat their phrases."""
+    """Share of characters in 5-grams of words that came before; 6- to 10-grams get 0.01 less each. Gopher's 0.15 is for
+    web pages: manuals repeat their phrases."""
 
     min_sentences: int = Field(default=0, ge=0)
     """Ends of sentences in a prose document. C4's 3 (or 5) loses lists and tables of technical text."""
@@ -94,8 +96,8 @@ class QualityRules:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class QualityConfig(QualityRules):
-    """Heuristics of Gopher (Rae et al. 2021, table A1), C4 (Raffel et al. 2020) and FineWeb (Penedo et al. 2024); for code,
-    StarCoder's (Li et al. 2023)."""
+    """Heuristics of Gopher (Rae et al. 2021, table A1), C4 (Raffel et al. 2020) and FineWeb (Penedo et al. 2024); for
+    code, StarCoder's (Li et al. 2023)."""
 
     rules: tuple[RuleFamily, ...] = Field(
         default=("gopher", "gopher_repetition", "c4", "fineweb", "code"), min_length=1
@@ -103,7 +105,8 @@ class QualityConfig(QualityRules):
     """Families of rules to apply."""
 
     languages: dict[str, dict[str, float]] = Field(default_factory=dict)
-    """Limits for single languages, as `{de: {max_mean_word_length: 14}}`; they replace these and our own for that language."""
+    """Limits for single languages, as `{de: {max_mean_word_length: 14}}`; they replace these and our own for that
+    language."""
 
     @field_validator("languages")
     @classmethod

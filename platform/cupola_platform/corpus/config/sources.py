@@ -19,8 +19,8 @@ class Share(BaseModel):
     """Stop before the document that would exceed this many bytes of text; none to read everything."""
 
     weight: float | None = Field(default=None, gt=0)
-    """Share of training samples, over the sum of all weights; without any, shares are in proportion to tokens. Give every source
-    of a corpus a weight, or none of them."""
+    """Share of training samples, over the sum of all weights; without any, shares are in proportion to tokens. Give
+    every source of a corpus a weight, or none of them."""
 
     licence: str = ""
     """SPDX identifier of all its documents, stored with each; empty where unknown or stated in each file."""
@@ -33,8 +33,8 @@ class Rows(Share):
     """The column of its rows that holds the text."""
 
     messages_field: str | None = None
-    """The column that holds a conversation instead of a text, in any shape that fine-tuning accepts. The chat template turns it
-    into a document. Only rows hold conversations: JSON, CSV, Parquet, Arrow, datasets."""
+    """The column that holds a conversation instead of a text, in any shape that fine-tuning accepts. The chat template
+    turns it into a document. Only rows hold conversations: JSON, CSV, Parquet, Arrow, datasets."""
 
     whole_pages: bool = False
     """Take all text of HTML pages, menus and footers too; false for the main text (trafilatura)."""
@@ -50,8 +50,8 @@ class PythonEnvironment(Share):
 
 
 class Files(Rows):
-    """Files on this machine: text (txt, md, rst, py), html, warc, man pages, notebooks, and rows (JSON lines, JSON arrays, CSV,
-    TSV, Parquet, Arrow); each also as .gz, .zst, .bz2 or .xz."""
+    """Files on this machine: text (txt, md, rst, py), html, warc, man pages, notebooks, and rows (JSON lines, JSON
+    arrays, CSV, TSV, Parquet, Arrow); each also as .gz, .zst, .bz2 or .xz."""
 
     type: Literal["files"] = "files"
 

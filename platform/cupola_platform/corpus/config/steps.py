@@ -48,8 +48,8 @@ class PersonalDataConfig:
     """
 
     kinds: tuple[PersonalKind, ...] = Field(default=("identity", "email", "ip", "phone"), min_length=1)
-    """`identity`: payment cards, IBANs, Chinese resident identity numbers and Brazilian CPFs (all by their checksums), US
-    social security numbers (by their form)."""
+    """`identity`: payment cards, IBANs, Chinese resident identity numbers and Brazilian CPFs (all by their checksums),
+    US social security numbers (by their form)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -100,7 +100,8 @@ class RepeatsConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PerplexityConfig:
-    """Drops documents whose bits per byte under one of our models are out of bounds; the stage's `judge` names the model.
+    """Drops documents whose bits per byte under one of our models are out of bounds; the stage's `judge` names the
+    model.
 
     Bounds are the model's: look at its held-out bits per byte, and at the report's examples.
     """
@@ -112,8 +113,9 @@ class PerplexityConfig:
     """Below it, a text repeats itself or was memorized."""
 
     max_percentile: float | None = Field(default=None, gt=0, lt=100)
-    """Of each language (and of code), documents above this percentile of its bits per byte are dropped, too: 30 keeps what
-    CCNet calls the head, 60 head and middle. None for the bounds alone, which come first: one number fits no two languages."""
+    """Of each language (and of code), documents above this percentile of its bits per byte are dropped, too: 30 keeps
+    what CCNet calls the head, 60 head and middle. None for the bounds alone, which come first: one number fits no two
+    languages."""
 
     max_bytes: int = Field(default=4096, ge=64)
     """Bytes of a document's beginning that are read, at most; no more tokens than the model has positions."""

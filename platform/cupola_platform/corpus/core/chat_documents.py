@@ -1,4 +1,5 @@
-"""Conversations as documents: instruction data mixed into pretraining, as Qwen does it (Bai et al. 2023, section 2.1)."""
+"""Conversations as documents: instruction data mixed into pretraining, as Qwen does it (Bai et al. 2023, section
+2.1)."""
 
 import json
 import re

@@ -9,7 +9,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 _SPECIAL = (
     END_OF_TEXT, IM_START, IM_END, "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>",
-    "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
+    "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>",
+    "<|video_pad|>",
 )  # fmt: skip
 _PLAIN = (
     "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>",
@@ -64,9 +65,10 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt %}
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}"""
-"""ChatML, with tools, calls and results as Qwen2.5 writes them. Its default system message and its instructions on calling are
-left out: what is trained here learns the form from its conversations, and to a small vocabulary the instructions are 190 tokens
-of every prompt. The generation block is what a model learns to say, its end included (`return_assistant_tokens_mask`)."""
+"""ChatML, with tools, calls and results as Qwen2.5 writes them. Its default system message and its instructions on
+calling are left out: what is trained here learns the form from its conversations, and to a small vocabulary the
+instructions are 190 tokens of every prompt. The generation block is what a model learns to say, its end included
+(`return_assistant_tokens_mask`)."""
 
 Merge = tuple[str, str]
 

@@ -72,7 +72,8 @@ def with_epoch_caps(
         left = 1 - sum(capped.values())
         if not sum(free.values()):
             raise ConfigError(
-                f"max_epochs lets {1 - left:.0%} of the {budget:,} tokens be read. Raise a cap, add text, or train fewer steps."
+                f"max_epochs lets {1 - left:.0%} of the {budget:,} tokens be read. Raise a cap, add text, or train "
+                "fewer steps."
             )
         shares = capped | {name: left * weight / sum(free.values()) for name, weight in free.items()}
     return {name: shares[name] for name in weights}

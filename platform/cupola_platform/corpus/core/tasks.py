@@ -1,4 +1,5 @@
-"""What every task shares, whichever step it runs: chunks of documents, its tally, small files, dying with its driver."""
+"""What every task shares, whichever step it runs: chunks of documents, its tally, small files, dying with its
+driver."""
 
 import ctypes
 import json

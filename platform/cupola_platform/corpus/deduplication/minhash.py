@@ -97,7 +97,8 @@ def _candidates(signatures: U32, texts: I64, rows: int) -> Iterator[tuple[int, i
 
 
 def pairs_in_runs(keys: U64, members: I64) -> I64:
-    """Pairs of members with equal keys, [pairs, 2], of sorted keys: all in a short run, else its first and neighbours."""
+    """Pairs of members with equal keys, [pairs, 2], of sorted keys: all in a short run, else its first and
+    neighbours."""
     places = np.arange(len(keys))
     begins = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
     lengths = np.diff(np.append(begins, len(keys)))

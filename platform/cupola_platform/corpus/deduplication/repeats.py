@@ -1,4 +1,5 @@
-"""Paragraphs and lines that occur in many documents, removed from all but the first, as blocks of datatrove's pipelines.
+"""Paragraphs and lines that occur in many documents, removed from all but the first, as blocks of datatrove's
+pipelines.
 
 What must be known of all documents together is in files: 8 bytes a paragraph, sorted four million at a time.
 """

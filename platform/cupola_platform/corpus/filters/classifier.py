@@ -66,7 +66,8 @@ class Classifier:
                 weights, intercept = arrays["weights"], float(arrays["intercept"])
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(
-                f"model={str(folder)!r} holds no classifier ({error}). Name the folder models/NAME of a tokens artifact."
+                f"model={str(folder)!r} holds no classifier ({error}). Name the folder models/NAME of a tokens "
+                "artifact."
             ) from error
         return cls(weights, intercept)
 
@@ -84,7 +85,8 @@ def learn(positive: Sequence[str], negative: Sequence[str]) -> tuple[Classifier,
     """A classifier, and its accuracy on the fifth of the documents held out from its training.
 
     Returns:
-        Also {"accuracy", "low", "high" (Wilson, 95%), "auc", "heldout", "train"}; classes count alike, whatever their sizes.
+        Also {"accuracy", "low", "high" (Wilson, 95%), "auc", "heldout", "train"}; classes count alike, whatever their
+        sizes.
     """
     from scipy.sparse import csr_matrix
     from sklearn.linear_model import LogisticRegression
@@ -109,7 +111,8 @@ def learn(positive: Sequence[str], negative: Sequence[str]) -> tuple[Classifier,
 
 
 def _heldout(texts: Sequence[str], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """A fifth of each class, by the texts' digests: equal texts are on one side, unless that side would be the only one."""
+    """A fifth of each class, by the texts' digests: equal texts are on one side, unless that side would be the only
+    one."""
     digests = np.array([np.frombuffer(bytes.fromhex(_digest(text))[:16], "<u8") for text in texts])
     drawn = draws(digests, 0)
     held = np.zeros(len(texts), bool)

@@ -1,10 +1,10 @@
 """Documents that hold test items of evaluations are dropped.
 
-Two rules. GPT-3's, and Qwen's after it (Bai et al. 2023, section 2.1): a document shares a run of 13 words with an item.
-Qwen2.5's (Qwen Team 2024, section 5): the longest common subsequence of words is at least 13 long and at least 0.6 of the
-shorter of the two. A common subsequence of a whole book with a short question says nothing, so a long document is
-compared passage by passage: those of three item lengths in which two runs of three words are the item's, in its order of
-places. An index of these runs finds them in time linear in the text.
+Two rules. GPT-3's, and Qwen's after it (Bai et al. 2023, section 2.1): a document shares a run of 13 words with an
+item. Qwen2.5's (Qwen Team 2024, section 5): the longest common subsequence of words is at least 13 long and at least
+0.6 of the shorter of the two. A common subsequence of a whole book with a short question says nothing, so a long
+document is compared passage by passage: those of three item lengths in which two runs of three words are the item's, in
+its order of places. An index of these runs finds them in time linear in the text.
 
 Words are those of near-duplicate removal: each character of a script without spaces is one.
 """
@@ -133,7 +133,8 @@ class BuildTestItems(PipelineStep):  # type: ignore[misc]
         long = [item for item, count in zip(named, counts.tolist(), strict=True) if count >= shortest]
         if not long:
             raise SourceError(
-                f"decontamination: none of {len(named)} test items has {shortest} words, so nothing can be checked against "
+                f"decontamination: none of {len(named)} test items has {shortest} words, so nothing can be checked "
+                "against "
                 "them. Name sets with longer items, or a smaller ngram."
             )
         ItemIndex.index([name for name, _ in long], [text for _, text in long], self.config.ngram).save(self.to)
@@ -148,7 +149,8 @@ class BuildTestItems(PipelineStep):  # type: ignore[misc]
                 yield f"{name}:{item.path.rpartition('/')[2]}#{item.row}", item.text
             if not count:
                 raise SourceError(
-                    f"decontamination.against.{name}: no row of it has text. Set text_field to the column that holds the questions."
+                    f"decontamination.against.{name}: no row of it has text. Set text_field to the column that holds "
+                    "the questions."
                 )
 
 

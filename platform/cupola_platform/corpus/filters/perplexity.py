@@ -1,8 +1,8 @@
-"""Documents that a model finds too surprising or too predictable, dropped: by bounds, and by percentiles of each language (as
-CCNet does it: Wenzek et al. 2020, section 3.3).
+"""Documents that a model finds too surprising or too predictable, dropped: by bounds, and by percentiles of each
+language (as CCNet does it: Wenzek et al. 2020, section 3.3).
 
-The model lives in another process: this package knows no torch. A command reads a JSON list of texts a line and answers with
-a JSON list of their bits per byte; each worker starts it once.
+The model lives in another process: this package knows no torch. A command reads a JSON list of texts a line and answers
+with a JSON list of their bits per byte; each worker starts it once.
 """
 
 import json
@@ -126,7 +126,8 @@ class Scorer:
         answer = self._process.stdout.readline()
         if not answer:
             raise StageFailedError(
-                f"perplexity: the process that scores texts ended with exit status {self._process.wait()}. Its last words are "
+                f"perplexity: the process that scores texts ended with exit status {self._process.wait()}. Its last "
+                "words are "
                 "in the preparation's log."
             )
         scores: list[float] = json.loads(answer)

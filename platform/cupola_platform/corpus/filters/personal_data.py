@@ -46,7 +46,8 @@ _NATIONAL = re.compile(
     re.ASCII,
 )
 _CUE = re.compile(
-    r"(?:\b(?:tel|phone|telephone|telefon|teléfono|téléphone|fax|mobile|mobil|handy)\b|тел|电话|電話|手机|传真)[.:： ]{1,3}\(?$",
+    r"(?:\b(?:tel|phone|telephone|telefon|teléfono|téléphone|fax|mobile|mobil|handy)\b"
+    r"|тел|电话|電話|手机|传真)[.:： ]{1,3}\(?$",
     re.IGNORECASE,
 )
 _LOCAL_NUMBER = re.compile(r"\d[\d ()/.-]{5,16}\d(?![\w-])", re.ASCII)
@@ -68,9 +69,12 @@ _CPF = re.compile(r"(?<![\w.-])\d{3}\.\d{3}\.\d{3}-\d{2}(?![\w-])", re.ASCII)
 _SSN = re.compile(r"(?<![\w.-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w.-])", re.ASCII)
 
 IBAN_LENGTHS = {
-    "AD": 24, "AE": 23, "AT": 20, "BE": 16, "BG": 22, "BR": 29, "CH": 21, "CY": 28, "CZ": 24, "DE": 22, "DK": 18, "EE": 20,
-    "ES": 24, "FI": 18, "FR": 27, "GB": 22, "GR": 27, "HR": 21, "HU": 28, "IE": 22, "IL": 23, "IS": 26, "IT": 27, "LI": 21,
-    "LT": 20, "LU": 20, "LV": 21, "MC": 27, "MT": 31, "NL": 18, "NO": 15, "PL": 28, "PT": 25, "RO": 24, "RS": 22, "SA": 24,
+    "AD": 24, "AE": 23, "AT": 20, "BE": 16, "BG": 22, "BR": 29, "CH": 21, "CY": 28, "CZ": 24, "DE": 22, "DK": 18,
+    "EE": 20,
+    "ES": 24, "FI": 18, "FR": 27, "GB": 22, "GR": 27, "HR": 21, "HU": 28, "IE": 22, "IL": 23, "IS": 26, "IT": 27,
+    "LI": 21,
+    "LT": 20, "LU": 20, "LV": 21, "MC": 27, "MT": 31, "NL": 18, "NO": 15, "PL": 28, "PT": 25, "RO": 24, "RS": 22,
+    "SA": 24,
     "SE": 24, "SI": 19, "SK": 24, "TR": 26, "UA": 29,
 }  # fmt: skip
 """Of the SWIFT registry."""

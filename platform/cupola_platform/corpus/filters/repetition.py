@@ -1,4 +1,5 @@
-"""How much of a text repeats itself (Gopher: Rae et al. 2021, table A1), in numpy: no Python object is made per word."""
+"""How much of a text repeats itself (Gopher: Rae et al. 2021, table A1), in numpy: no Python object is made per
+word."""
 
 from collections.abc import Sequence
 
@@ -8,7 +9,8 @@ from cupola_platform.corpus.core.shingles import I64, U64, ngrams
 
 
 def top_ngram(words: U64, lengths: I64, n: int) -> tuple[int, int, int]:
-    """The most frequent run of `n` words: how often it comes, its characters, its first place. The earliest of equals."""
+    """The most frequent run of `n` words: how often it comes, its characters, its first place. The earliest of
+    equals."""
     order, begins, counts = _runs(words, n)
     if not len(order):
         return 0, 0, 0
@@ -42,7 +44,8 @@ def repeated_pieces(pieces: Sequence[str]) -> tuple[int, int]:
 
 
 def _runs(words: U64, n: int) -> tuple[I64, I64, I64]:
-    """Places of runs of `n` words so that equal ones are together, earliest first; where each group begins; its size."""
+    """Places of runs of `n` words so that equal ones are together, earliest first; where each group begins; its
+    size."""
     keys = ngrams(words, n)
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]

@@ -1,7 +1,7 @@
 """Toxic documents, by lists of words and by a classifier of labelled documents.
 
-A list finds words, not meanings: it also drops medical, legal and second-hand talk about them, and more of the speech of
-some groups than of others (Dodge et al. 2021, section 5.3). So a document is dropped for many matches, not for one,
+A list finds words, not meanings: it also drops medical, legal and second-hand talk about them, and more of the speech
+of some groups than of others (Dodge et al. 2021, section 5.3). So a document is dropped for many matches, not for one,
 unless the recipe wants C4's rule.
 """
 

@@ -38,7 +38,8 @@ def check_config(config: PrepareConfig) -> None:
         check_languages(key, codes)
         if codes and config.language is None:
             raise ConfigError(
-                f"{key} names languages, and language: null identifies none, so it would bind no document. Give one of the two."
+                f"{key} names languages, and language: null identifies none, so it would bind no document. Give one of "
+                "the two."
             )
     check_vocabulary(config.tokenizer)
 
@@ -94,7 +95,8 @@ def check_weights(config: PrepareConfig) -> None:
     if without and len(without) < len(config.sources):
         some = next(name for name in config.sources if name not in without)
         raise ConfigError(
-            f"sources.{some} has a weight and sources.{without[0]} has none. Give every source a weight, or none of them."
+            f"sources.{some} has a weight and sources.{without[0]} has none. Give every source a weight, or none of "
+            "them."
         )
 
 

@@ -1,7 +1,7 @@
 """One preparation, in a process of its own: `python -m cupola_platform.corpus.pipeline.driver WORK TO`.
 
-A process of its own because its pools fork, which a caller with threads must not, and import their main module again. It
-reads `WORK/config.json`, tells its progress on stdout a JSON list a line, and ends with `WORK/result.json` or
+A process of its own because its pools fork, which a caller with threads must not, and import their main module again.
+It reads `WORK/config.json`, tells its progress on stdout a JSON list a line, and ends with `WORK/result.json` or
 `WORK/error.json`. What is done stays in WORK: the same command goes on from there.
 """
 
@@ -189,7 +189,8 @@ class Preparation:
                 unnamed = reasons and reasons[0][1] == NO_TEXT
                 move = "Name the field that holds it as text_field" if unnamed else "Loosen the steps that drop them"
                 raise SourceError(
-                    f"sources.{name}: no document is left after cleaning. Of all sources, most were dropped for: {why}. "
+                    f"sources.{name}: no document is left after cleaning. Of all sources, most were dropped for: "
+                    f"{why}. "
                     f"{move}, or remove the source."
                 )
 
@@ -277,7 +278,8 @@ class Preparation:
             tally = Tally.total(of_sources.values())
             if self.tallies and tally.documents_in != self.tallies[-1].documents_out:
                 raise AssertionError(
-                    f"{step} got {tally.documents_in} documents, {self.tallies[-1].step} kept {self.tallies[-1].documents_out}"
+                    f"{step} got {tally.documents_in} documents, {self.tallies[-1].step} kept "
+                    f"{self.tallies[-1].documents_out}"
                 )
             self.counted.append(of_sources)
 

@@ -18,7 +18,8 @@ from cupola_platform.corpus.sources.reader import source_pieces
 from cupola_platform.durable import sync_file_system, write_text
 
 PIECE_BYTES = 4_000_000
-"""Stored bytes that one task reads, or more where there would be over `MAX_PIECES` of a source: whole files in any case."""
+"""Stored bytes that one task reads, or more where there would be over `MAX_PIECES` of a source: whole files in any
+case."""
 
 MAX_PIECES = 1000
 
@@ -45,7 +46,8 @@ def document_steps(config: PrepareConfig, work: Path) -> list[Step]:
 
 
 def models(work: Path) -> Path:
-    """Where the classifiers are kept, by their key in the config; a folder of the artifact of the same name holds them."""
+    """Where the classifiers are kept, by their key in the config; a folder of the artifact of the same name holds
+    them."""
     return work / "models"
 
 

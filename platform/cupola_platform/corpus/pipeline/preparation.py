@@ -73,7 +73,8 @@ def prepare(
 
     Raises:
         SourceError: a source is missing or empty, or nothing of it is left after cleaning.
-        ConfigError: the config names a language, vocabulary or executor that does not exist, or perplexity without a scorer.
+        ConfigError: the config names a language, vocabulary or executor that does not exist, or perplexity without a
+            scorer.
         StageFailedError: a worker process died, or another fault of a step; names the log.
     """
     check_config(config)
@@ -117,7 +118,8 @@ def _resume(config: PrepareConfig, work: Path, given: Mapping[str, Any]) -> None
 
 
 def _drive(work: Path, to: Path, progress: Progress | None) -> dict[str, Any]:
-    """Run the driver to its end; what it found. When this process is interrupted, the driver and its workers go, too."""
+    """Run the driver to its end; what it found. When this process is interrupted, the driver and its workers go,
+    too."""
     log = work / "log.txt"
     command = [
         sys.executable,

@@ -1,7 +1,7 @@
 """datatrove's Slurm executor that waits for its jobs: the original only submits them.
 
-A pipeline's jobs bear a name that is only theirs, so that they are found again: by the driver that waits for them, and by the one
-that comes after it was killed, which ends them before it submits what they left.
+A pipeline's jobs bear a name that is only theirs, so that they are found again: by the driver that waits for them, and
+by the one that comes after it was killed, which ends them before it submits what they left.
 """
 
 import shlex
@@ -93,7 +93,8 @@ class SlurmExecutor(SlurmPipelineExecutor):  # type: ignore[misc]
                 answered = time.monotonic()
             elif time.monotonic() - answered > AWAY_SECONDS:
                 raise StageFailedError(
-                    f"Slurm does not answer: {_last_line(asked.stderr)}. Its jobs go on; the same command ends them and submits what is left."
+                    f"Slurm does not answer: {_last_line(asked.stderr)}. Its jobs go on; the same command ends them "
+                    "and submits what is left."
                 )
             time.sleep(POLL_SECONDS)
 

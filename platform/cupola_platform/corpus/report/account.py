@@ -1,5 +1,5 @@
-"""The account of a preparation: what each step kept and dropped, and what there is at the end. Sums only, never a document
-but a few examples, so it stays small however big the corpus is.
+"""The account of a preparation: what each step kept and dropped, and what there is at the end. Sums only, never a
+document but a few examples, so it stays small however big the corpus is.
 """
 
 import json

@@ -42,7 +42,8 @@ def _figures(report: Mapping[str, Any]) -> str:
         (f"tokens to train on, {short(tokens['heldout'])} held out", f"{tokens['train']:,}"),
         (f"bytes per token, {report['vocab_size']:,} rows", f"{report['bytes_per_token']:.2f}"),
     ]
-    return f'<div class="cards">{"".join(f"<div><b>{value}</b><small>{name}</small></div>" for name, value in cards)}</div>'
+    shown = "".join(f"<div><b>{value}</b><small>{name}</small></div>" for name, value in cards)
+    return f'<div class="cards">{shown}</div>'
 
 
 def _funnel(steps: Sequence[Mapping[str, Any]]) -> str:
@@ -157,7 +158,8 @@ def _survival(steps: Sequence[Mapping[str, Any]], sources: Sequence[str]) -> str
             colour = f"background:rgb(181 80 45 / {(1 - kept) ** 0.5:.2f})"
             cells.append(f'<td class="share" style="{colour}">{_share(of["documents_out"], of["documents_in"])}')
         rows.append(f"<tr><td>{escape(name)}{''.join(cells)}")
-    return f'<h3>Documents kept by each step</h3><div class="wide"><table><tr><th>source{head}{"".join(rows)}</table></div>'
+    shown = f"<table><tr><th>source{head}{''.join(rows)}</table>"
+    return f'<h3>Documents kept by each step</h3><div class="wide">{shown}</div>'
 
 
 def _languages(report: Mapping[str, Any]) -> str:
@@ -210,7 +212,8 @@ def _mixture(mixture: Mapping[str, Mapping[str, float]]) -> str:
         drawn = (of["share_of_samples"], f"{of['share_of_samples']:.1%}, {times:.3g} times")
         rows.append((name, ((of["share_of_tokens"], f"{of['share_of_tokens']:.1%}"), drawn)))
     picture = grouped(rows, ("share of the tokens", "share of the samples"), about="mixture of the sources")
-    return f"<h2>Mixture</h2>{picture}<small>Times: how often a source is sampled, compared with its share of the tokens.</small>"
+    legend = "Times: how often a source is sampled, compared with its share of the tokens."
+    return f"<h2>Mixture</h2>{picture}<small>{legend}</small>"
 
 
 def _compression(compression: Mapping[str, Any]) -> str:

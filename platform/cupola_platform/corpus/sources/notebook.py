@@ -5,7 +5,8 @@ from typing import Any
 
 
 def notebook_to_text(source: str) -> str | None:
-    """A notebook's prose as it stands and its code in fences, in order; results are left out. None where it is no notebook."""
+    """A notebook's prose as it stands and its code in fences, in order; results are left out. None where it is no
+    notebook."""
     try:
         notebook = json.loads(source)
     except (ValueError, RecursionError):

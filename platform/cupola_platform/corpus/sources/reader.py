@@ -33,7 +33,8 @@ def check_source(source: Source) -> None:
         case Code():
             if next(_code_files(source), None) is None:
                 raise SourceError(
-                    f"path={source.path!r} holds no file of {' '.join(source.suffixes)}. Give a folder that does, or suffixes."
+                    f"path={source.path!r} holds no file of {' '.join(source.suffixes)}. Give a folder that does, or "
+                    "suffixes."
                 )
         case S3Prefix():
             from cupola_platform.corpus.sources.s3 import check_prefix
@@ -56,7 +57,8 @@ def _check_conversations(source: Source) -> None:
         for entry in source_entries(source):
             if format_of(entry.label) != "rows":
                 raise SourceError(
-                    f"messages_field={source.messages_field!r}: {entry.label} has no rows. Name files of rows only: {ROWS}."
+                    f"messages_field={source.messages_field!r}: {entry.label} has no rows. Name files of rows only: "
+                    f"{ROWS}."
                 )
 
 
@@ -221,7 +223,8 @@ def _rows(
 
 
 def _code_files(source: Code) -> Iterator[Path]:
-    """Files of the wanted types, in a fixed order. No links and pipes: a stranger's tree may have some that lead out."""
+    """Files of the wanted types, in a fixed order. No links and pipes: a stranger's tree may have some that lead
+    out."""
     for folder, folders, files in os.walk(Path(source.path).expanduser()):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = (Path(folder, name) for name in sorted(files) if name.endswith(source.suffixes))

@@ -15,7 +15,10 @@ from cupola_platform.corpus.tokenizer.vocabulary import open_vocabulary
 LANGUAGE_BYTES = 1_000_000
 """At most this much text of each language is encoded."""
 
-CL100K_PATTERN = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+CL100K_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+)
 """How cl100k_base splits text, as tiktoken has it."""
 
 Counter = Callable[[Sequence[str]], int]

@@ -159,7 +159,8 @@ def _plain_added_tokens(tokenizer: Tokenizer) -> re.Pattern[str] | None:
 
 
 def has_unknown(texts: Sequence[str]) -> bool:
-    """Whether there are characters newer than Python's Unicode tables, perhaps: only the tokenizer knows what they are."""
+    """Whether there are characters newer than Python's Unicode tables, perhaps: only the tokenizer knows what they
+    are."""
     points = np.frombuffer("".join(text for text in texts if not text.isascii()).encode("utf-32-le"), "<u4")
     return bool(_unassigned()[points].any())
 

@@ -34,14 +34,16 @@ def check_vocabulary(config: TokenizerConfig) -> None:
 
 
 def vocabulary_file(named: str | Path) -> Path:
-    """The `.tiktoken` or `tokenizer.json` file of a vocabulary: `qwen`, or a path. Raises ConfigError when there is none."""
+    """The `.tiktoken` or `tokenizer.json` file of a vocabulary: `qwen`, or a path. Raises ConfigError when there is
+    none."""
     if named != "qwen":
         path = Path(named)
         if path.is_dir():
             path = path / "tokenizer.json"
         if not path.is_file():
             raise ConfigError(
-                f"tokenizer.vocabulary={str(named)!r} is no file. Name a .tiktoken file, a tokenizer.json, qwen or trained."
+                f"tokenizer.vocabulary={str(named)!r} is no file. Name a .tiktoken file, a tokenizer.json, qwen or "
+                "trained."
             )
         return path
     for package in PACKAGES:
@@ -133,9 +135,9 @@ def _bytes() -> dict[str, int]:
 def follows_its_ranks(tokenizer: Tokenizer) -> dict[bytes, int] | None:
     """The ranks of a byte-level BPE tokenizer whose merges are those that its ids imply, else none.
 
-    Then tiktoken gives the same ids: were any other two tokens (c, d) of the same bytes ever to meet, the merges of lower
-    rank would have parted those bytes alone in the same way, which is the way that the merge list has. A token that no
-    merge makes is what tiktoken gives for a word of its bytes, and the tokenizer never.
+    Then tiktoken gives the same ids: were any other two tokens (c, d) of the same bytes ever to meet, the merges of
+    lower rank would have parted those bytes alone in the same way, which is the way that the merge list has. A token
+    that no merge makes is what tiktoken gives for a word of its bytes, and the tokenizer never.
     """
     model = json.loads(tokenizer.to_str())["model"]
     try:

@@ -12,7 +12,8 @@ import regex
 from numpy.typing import NDArray
 
 SIGN, LETTER, NUMBER, NEWLINE, SPACE, END = range(6)
-"""Kinds of characters. SPACE: white space but CR and LF. SIGN: everything else. END: a document's end, put there by us."""
+"""Kinds of characters. SPACE: white space but CR and LF. SIGN: everything else. END: a document's end, put there by
+us."""
 
 APOSTROPHE, BLANK = 0x27, 0x20
 _POINTS = 0x110000

@@ -1,4 +1,5 @@
-"""From documents to tokens, as blocks of datatrove's pipelines: the tokenizer, each task's shards, and all of them joined."""
+"""From documents to tokens, as blocks of datatrove's pipelines: the tokenizer, each task's shards, and all of them
+joined."""
 
 import json
 import shutil
@@ -235,7 +236,8 @@ def join(parts: Path, tasks: int, sources: Sequence[str], to: Path, dtype: str) 
 
 
 def _numbered(rows: Any, before: Mapping[str, int]) -> Any:
-    """A task's rows with the documents' numbers in the joined shards, which hold `before` documents of earlier tasks."""
+    """A task's rows with the documents' numbers in the joined shards, which hold `before` documents of earlier
+    tasks."""
     train, heldout = (pyarrow.scalar(before[split]) for split in SPLITS)
     offsets = compute.if_else(compute.equal(rows["split"], SPLITS[0]), train, heldout)
     place = _SCHEMA.get_field_index("document")

@@ -79,7 +79,8 @@ def _extensible(base: Tokenizer, vocab_size: int) -> list[bytes]:
     ranks = follows_its_ranks(base) if splits_as_qwen(base) else None
     if ranks is None or sorted(ranks.values()) != list(range(len(ranks))):
         raise ConfigError(
-            "tokenizer.base is no byte-level vocabulary that splits text as Qwen's does, with ids from 0 on: it cannot be "
+            "tokenizer.base is no byte-level vocabulary that splits text as Qwen's does, with ids from 0 on: it cannot "
+            "be "
             "extended. Name a .tiktoken file, or train without a base."
         )
     if vocab_size <= len(ranks) + len(CONTROL_TOKENS):

@@ -1,7 +1,7 @@
 """A hash table of short words, looked up a hundred thousand words at a time.
 
-A word of up to 15 bytes is its own key, in two 64-bit numbers, so that nothing can collide: bytes 0 to 7, and bytes 8 to
-14 with the length above them.
+A word of up to 15 bytes is its own key, in two 64-bit numbers, so that nothing can collide: bytes 0 to 7, and bytes 8
+to 14 with the length above them.
 """
 
 import numpy as np
