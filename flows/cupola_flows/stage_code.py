@@ -141,7 +141,7 @@ JUDGE = (
 """What a preparation runs besides whose documents a checkpoint judges."""
 
 OF_KIND: Mapping[str, Sequence[str]] = {
-    "prepare": ("cupola_platform.corpus", *QUESTIONS, "cupola_flows.prepare"),
+    "prepare": ("cupola_platform.corpus", "cupola_platform.reports", *QUESTIONS, "cupola_flows.prepare"),
     "pretrain": (*TRAINING, "cupola_flows.pretrain", *MIXTURE),
     "upcycle": (*MODEL, *CONVERSION, "cupola_trainer.conversion.filling", "cupola_trainer.mixture", "cupola_trainer.upcycling", "cupola_flows.upcycle"),
     "long_context": (*TRAINING, "cupola_flows.long_context", *MIXTURE),

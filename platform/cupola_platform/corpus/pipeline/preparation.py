@@ -105,7 +105,7 @@ def _resume(config: PrepareConfig, work: Path, given: Mapping[str, Any]) -> None
         "sources": {name: source_state(source) for name, source in named_sources(config).items()},
         "files": file_digests(config),
         "given": given,
-        "code": code_version("cupola_platform.corpus"),
+        "code": code_version("cupola_platform.corpus", "cupola_platform.reports"),
     }
     told_before = work / "same.json"
     if not told_before.exists() or json.loads(told_before.read_text(encoding="utf-8")) != same:
