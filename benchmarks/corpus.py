@@ -26,10 +26,10 @@ from real_text import real_texts
 from tokenizers import Tokenizer
 
 from cupola_platform.corpus.config import TokenizerConfig
-from cupola_platform.corpus.encoding import DocumentEncoder
-from cupola_platform.corpus.ranks import byte_letters
-from cupola_platform.corpus.tokenization import END_OF_TEXT, PATTERN
-from cupola_platform.corpus.vocabulary import make_tokenizer
+from cupola_platform.corpus.core.qwen_tokenizer import END_OF_TEXT, PATTERN
+from cupola_platform.corpus.tokenizer.encoding import DocumentEncoder
+from cupola_platform.corpus.tokenizer.ranks import byte_letters
+from cupola_platform.corpus.tokenizer.vocabulary import make_tokenizer
 
 
 def main() -> None:

@@ -28,8 +28,8 @@ from datatrove.pipeline.dedup.minhash import (
 from datatrove.utils.word_tokenizers import WordTokenizer
 from loguru import logger
 
-from cupola_platform.corpus.deduplication import near_duplicates
-from cupola_platform.corpus.shingles import shingle
+from cupola_platform.corpus.core.shingles import shingle
+from cupola_platform.corpus.deduplication.minhash import near_duplicates
 
 THRESHOLD, PERMUTATIONS, NGRAM, WORDS = 0.8, 112, 5, 400
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\W\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")

@@ -19,7 +19,7 @@ import psutil
 from real_text import bytes_of, real_sources
 
 from cupola_platform.corpus.config import ExecutorConfig, PrepareConfig, Source, TokenizerConfig
-from cupola_platform.corpus.preparation import PrepareReport, prepare
+from cupola_platform.corpus.pipeline.preparation import PrepareReport, prepare
 
 SERIAL = ("plan", "tokenizer", "near deduplication", "between")
 """One task each, or none: the driver's own work."""

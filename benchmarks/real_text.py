@@ -16,8 +16,8 @@ from pathlib import Path
 from blake3 import blake3
 
 from cupola_platform.corpus.config import Files, PythonEnvironment, Source
-from cupola_platform.corpus.documents import Document
-from cupola_platform.corpus.sources import read_source
+from cupola_platform.corpus.core.documents import Document
+from cupola_platform.corpus.sources.reader import read_source
 
 MAN = ["zh", "ja", "de", "fr", "es", "ru", "pl", "it", "pt-br", "nl", "ro", "hu", "cs", "da", "dev"]
 HELP = ["en-us", "zh-cn", "zh-tw", "ja", "ko", "de", "fr", "es", "ru", "it", "pt-br", "vi", "tr", "el"]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cupola_platform.corpus.shards import ShardWriter
+from cupola_platform.corpus.tokenizer.shards import ShardWriter
 
 SIZES = {  # hidden, layers, heads, ffn, vocabulary
     "1m": (128, 4, 4, 352, 4096),

@@ -6,7 +6,7 @@ from pathlib import Path
 import streamlit as st
 from starlette.middleware import Middleware
 
-from cupola_platform.guard import Guard
+from cupola_platform.security.guard import Guard
 from cupola_platform.settings import load_settings
 
 app = st.App(

@@ -35,7 +35,7 @@ ASIDE = (
     "cupola_flows.dropping",
     "cupola_flows.words",
     "cupola_platform.launch",
-    "cupola_platform.living",
+    "cupola_platform.liveness",
     "cupola_platform.durable",
     "cupola_platform.settings",
     "cupola_platform.store",

@@ -10,7 +10,7 @@ from typing import Any
 from cupola_flows.display import Display
 from cupola_platform.artifacts import Artifact
 from cupola_platform.strict import Strict
-from cupola_platform.tracking import Tracker
+from cupola_platform.tracking.tracker import Tracker
 from cupola_platform.workspace import Workspace
 
 

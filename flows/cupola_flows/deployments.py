@@ -15,8 +15,8 @@ from cupola_flows.recipe import find_recipe, load_recipe, shipped
 from cupola_flows.services import find_prefect
 from cupola_flows.words import in_markdown
 from cupola_flows.work_pool import WORK_POOL, ensure_work_pool
-from cupola_platform import credential
 from cupola_platform.errors import ConfigError, NotFoundError, ServiceError
+from cupola_platform.security import credential
 from cupola_platform.settings import Settings, load_settings
 
 FLOW = "lifecycle"

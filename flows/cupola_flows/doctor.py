@@ -11,8 +11,8 @@ import psutil
 
 from cupola_flows.processes import answers
 from cupola_flows.services import status
+from cupola_platform.security.urls import shown
 from cupola_platform.settings import Settings
-from cupola_platform.urls import shown
 
 NEEDED_MEMORY = 6 * 1024**3
 NEEDED_DISK = 5 * 1024**3

@@ -16,7 +16,7 @@ from cupola_flows.stages.pretraining.prepare import PrepareStage
 from cupola_flows.stages.pretraining.pretrain import PretrainStage, fit_vocabulary
 from cupola_flows.validation import model_of
 from cupola_platform.artifacts import Artifact
-from cupola_platform.corpus.shards import ShardWriter
+from cupola_platform.corpus.tokenizer.shards import ShardWriter
 from cupola_platform.errors import ConfigError
 from cupola_platform.workspace import Workspace
 from cupola_trainer.config import NextTokenData, ParallelConfig, TrainJob

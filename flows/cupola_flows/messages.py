@@ -7,7 +7,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from cupola_flows.nearest import did_you_mean
-from cupola_platform.urls import shown
+from cupola_platform.security.urls import shown
 
 UNKNOWN_KEY = {"extra_forbidden", "unexpected_keyword_argument"}
 

@@ -10,7 +10,7 @@ import httpx
 from pydantic import SecretStr
 
 from cupola_flows.processes import end_trees, free_port, spawn, wait_for
-from cupola_platform import credential
+from cupola_platform.security import credential
 from cupola_platform.settings import Settings
 
 GRACE = 10.0

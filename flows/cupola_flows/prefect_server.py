@@ -8,7 +8,7 @@ import os
 import sys
 
 from cupola_platform.errors import CupolaError
-from cupola_platform.guard import LOOPBACK, Guard
+from cupola_platform.security.guard import LOOPBACK, Guard
 from cupola_platform.settings import load_settings
 
 

@@ -12,9 +12,9 @@ from pydantic import SecretStr
 from cupola_flows.cancelling import runs_cancelled
 from cupola_flows.prefect_api import GRACE, NO_TELEMETRY, PrefectApi, prefect_command
 from cupola_flows.processes import answers, end_trees, free_port, spawn, wait_for
-from cupola_platform import credential
 from cupola_platform.errors import CupolaError, ServiceError
-from cupola_platform.living import lives, start_of
+from cupola_platform.liveness import lives, start_of
+from cupola_platform.security import credential
 from cupola_platform.settings import Settings
 from cupola_platform.workspace import Workspace
 
@@ -29,7 +29,7 @@ class Service:
     name: str
     pid: int
     start: str
-    """`living.start_of` the process: its number may be given to another process later."""
+    """`liveness.start_of` the process: its number may be given to another process later."""
     url: str = ""
     health: str = ""
     """What answers 200 when the service is ready; empty for the worker."""

@@ -20,7 +20,7 @@ from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import CancelledError, ConfigError, CupolaError, StageFailedError
 from cupola_platform.launch import tether
 from cupola_platform.registry import RunStatus
-from cupola_platform.tracking import Tracker
+from cupola_platform.tracking.tracker import Tracker
 from cupola_platform.workspace import Workspace
 
 REMAINS_PATIENCE = tether.GRACE_SECONDS + 30

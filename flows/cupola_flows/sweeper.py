@@ -10,7 +10,7 @@ from cupola_flows.services import find_prefect
 from cupola_flows.sweeping import Sweeper
 from cupola_platform.errors import CupolaError
 from cupola_platform.settings import Settings, load_settings
-from cupola_platform.tracking import flush_spool
+from cupola_platform.tracking.tracker import flush_spool
 from cupola_platform.workspace import Workspace
 
 EVERY = 5.0

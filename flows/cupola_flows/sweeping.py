@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import psutil
 
-from cupola_platform.living import lives, start_of
+from cupola_platform.liveness import lives, start_of
 from cupola_platform.registry import RunRow
 from cupola_platform.workspace import Workspace
 

@@ -22,8 +22,8 @@ def pairs_of(folder: Path, split: str = "train") -> list[Pair]:
 
 
 def sides(pair: Pair) -> tuple[str, str]:
-    """Which answer stands on the left and which on the right: drawn by the pair's id,
-    so that neither side is the better."""
+    """Which answer stands on the left and which on the right: drawn by the pair's id, so that neither side is the
+    better."""
     swapped = blake3(str(pair["id"]).encode()).digest(1)[0] % 2
     return ("rejected", "chosen") if swapped else ("chosen", "rejected")
 

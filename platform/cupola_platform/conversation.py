@@ -25,8 +25,8 @@ def normal(messages: Any) -> Any:
 
     Null fields go: arrow gives every row every field of any row, so a null in a call's arguments is filler too and must
     not be learnt. Where arguments are the JSON of an object, a null was written on purpose and stays, as does the
-    string. Arguments that are missing, empty or null are {}.
-    OpenAI's older `function_call` and role `function` are read as well.
+    string. Arguments that are missing, empty or null are {}. OpenAI's older `function_call` and role `function` are
+    read as well.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str):
         return messages
@@ -37,8 +37,8 @@ def normal(messages: Any) -> Any:
 
 
 def normal_tools(tools: Any) -> Any:
-    """Tools as a list of {"type": "function", "function": {"name", ...}}; none, null and "" are [].
-    JSON texts are read.
+    """Tools as a list of {"type": "function", "function": {"name", ...}}; none, null and "" are []. JSON texts are
+    read.
 
     What is no tool stays as it is, for `problem` to name.
     """
@@ -53,12 +53,12 @@ def normal_tools(tools: Any) -> Any:
 
 def for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Messages as chat templates read them: in the normal form, every call's arguments an object."""
-    found: list[dict[str, Any]] = normal(messages)
+    normalized: list[dict[str, Any]] = normal(messages)
     return [
         {**message, "tool_calls": [_with_object(call) for call in message["tool_calls"]]}
         if message.get("tool_calls")
         else message
-        for message in found
+        for message in normalized
     ]
 
 
@@ -101,8 +101,8 @@ def as_message(answer: Any) -> Message:
 
 
 def as_answer(message: Message) -> Any:
-    """The reverse of `as_message`: a text, or a list of the one message where that is more,
-    as where tools are called."""
+    """The reverse of `as_message`: a text, or a list of the one message where that is more, as where tools are
+    called."""
     return message["content"] if set(message) == {"role", "content"} else [message]
 
 
@@ -143,10 +143,10 @@ def _arguments(value: Any) -> Any:
         return {}
     if not isinstance(value, str):
         return _without_nulls(value)
-    found = _parsed(value)
-    if found is None:
+    parsed = _parsed(value)
+    if parsed is None:
         return {}
-    return found if isinstance(found, Mapping) and _without_nulls(found) == found else value
+    return parsed if isinstance(parsed, Mapping) and _without_nulls(parsed) == parsed else value
 
 
 def _with_object(call: Any) -> Any:

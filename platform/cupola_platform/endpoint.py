@@ -100,7 +100,8 @@ class Endpoint:
                 time.sleep(wait)
         raise ServiceError(
             f"{self.config.url} gave no answer in {self.config.retries + 1} tries; the last: {reason}. What was "
-            "answered is kept: start the same command again."
+            "answered "
+            "is kept: start the same command again."
         )
 
     def map(
@@ -148,8 +149,8 @@ def _completion(answer: Any) -> Completion:
 
 
 def _on_the_wire(messages: Sequence[Message]) -> list[Message]:
-    """Messages as OpenAI's interface has them: calls with an id, which their results name,
-    and arguments as JSON's text."""
+    """Messages as OpenAI's interface has them: calls with an id, which their results name, and arguments as JSON's
+    text."""
     sent: list[Message] = []
     waiting: list[str] = []
     for place, message in enumerate(for_template(messages)):

@@ -14,7 +14,7 @@ CupolaError                 exit status 2: one clear line (the value given, the 
 
 import errno
 
-from cupola_platform.urls import shown
+from cupola_platform.security.urls import shown
 
 
 class CupolaError(Exception):
@@ -82,8 +82,8 @@ REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, 
 
 
 def refusal(error: OSError) -> str | None:
-    """One line for a path that the disk refuses to the user (rights, space, a file where a folder should be);
-    else None."""
+    """One line for a path that the disk refuses to the user (rights, space, a file where a folder should be); else
+    None."""
     if error.errno not in REFUSALS:
         return None
     where = f"{error.filename}: " if error.filename else ""

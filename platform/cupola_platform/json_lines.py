@@ -80,8 +80,8 @@ def check_row(value: object) -> Row:
 
 
 def has_lone_surrogate(value: object) -> bool:
-    """Whether a string in `value`, JSON-like, holds half of a surrogate pair:
-    no UTF-8 file and no tokenizer takes one."""
+    """Whether a string in `value`, JSON-like, holds half of a surrogate pair: no UTF-8 file and no tokenizer takes
+    one."""
     try:
         json.dumps(value, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:

@@ -1,5 +1,5 @@
-"""What this machine or team has: `CUPOLA_*` in the environment, then `cupola.toml` in the working directory,
-then defaults."""
+"""What this machine or team has: `CUPOLA_*` in the environment, then `cupola.toml` in the working directory, then
+defaults."""
 
 import difflib
 import os

@@ -1,5 +1,5 @@
-"""How every configuration is read: an unknown key is refused, a number is finite,
-a field's docstring is its description."""
+"""How every configuration is read: an unknown key is refused, a number is finite, a field's docstring is its
+description."""
 
 from typing import Any, Self
 
@@ -9,7 +9,7 @@ STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan
 
 
 class Strict(BaseModel):
-    """Settings that others inherit from, so that a recipe's stage and the trainer's job share each field, its default and its rule."""
+    """Settings to inherit from, so that a recipe's stage and the trainer's job share each field with its default and rule."""
 
     model_config = ConfigDict(**STRICT, frozen=True)
 

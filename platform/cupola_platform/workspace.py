@@ -108,7 +108,7 @@ class Workspace:
         digests = [parent.digest for parent in parents]
         sealed = seal(
             folder, kind=kind, parents=digests, stage=stage, recipe=recipe, fingerprint=fingerprint, config=config,
-            metrics=metrics
+            metrics=metrics,
         )  # fmt: skip
         for parent in parents:
             self.registry.add_artifact(parent.manifest)
@@ -146,8 +146,8 @@ class Workspace:
             return None
 
     def resolve(self, reference: str) -> Artifact:
-        """The artifact that an alias, an id or its first characters, or a folder names.
-        What is spelled like an id is one.
+        """The artifact that an alias, an id or its first characters, or a folder names. What is spelled like an id is
+        one.
 
         Raises:
             NotFoundError: nothing by that name, or several; lists near ones.
@@ -178,13 +178,13 @@ class Workspace:
             raise NotFoundError(
                 f"{prefix!r} is too short for an id: give at least {SHORTEST_PREFIX} characters, or an alias."
             )
-        found = self.registry.starting_with(prefix)
-        if not found and self.adopt():
-            found = self.registry.starting_with(prefix)
-        if len(found) == 1:
-            return found[0].digest
-        if found:
-            listed = ", ".join(f"{row.id} ({row.kind})" for row in found)
+        matches = self.registry.starting_with(prefix)
+        if not matches and self.adopt():
+            matches = self.registry.starting_with(prefix)
+        if len(matches) == 1:
+            return matches[0].digest
+        if matches:
+            listed = ", ".join(f"{row.id} ({row.kind})" for row in matches)
             raise NotFoundError(f"{prefix!r} could be any of {listed}. Give more characters.")
         near = self._near(prefix)
         hint = f"Did you mean {', '.join(near)}?" if near else "`cupola artifacts` lists them."

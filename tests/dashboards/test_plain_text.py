@@ -19,7 +19,7 @@ from tests.dashboards.conftest import REPORT, proportion, write_metrics
 
 from cupola_dashboards.words import plain
 from cupola_platform.artifacts import Artifact
-from cupola_platform.corpus.page import render
+from cupola_platform.corpus.report.page import render
 from cupola_platform.workspace import Workspace
 
 

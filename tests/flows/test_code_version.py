@@ -27,7 +27,7 @@ def of(kind: str) -> set[str]:
         ("merge", {"cupola_trainer.merging.methods"}, {"cupola_trainer.loop", "cupola_trainer.pruning.choice"}),
         ("prune", {"cupola_trainer.pruning.choice"}, {"cupola_trainer.loop", "cupola_trainer.merging.methods"}),
         ("upcycle", {"cupola_trainer.upcycling.experts"}, {"cupola_trainer.loop"}),
-        ("prepare", {"cupola_platform.corpus.deduplication", "cupola_trainer.evaluation.surprise"}, {"cupola_trainer.loop"}),
+        ("prepare", {"cupola_platform.corpus.deduplication.minhash", "cupola_trainer.evaluation.surprise"}, {"cupola_trainer.loop"}),
         ("preferences", {"cupola_trainer.rollout.sampling", "cupola_trainer.rewarding"}, {"cupola_trainer.loop"}),
         ("pairs", {"cupola_trainer.data.preferences"}, {"cupola_trainer.loop", "cupola_trainer.rollout.sampling"}),
         ("promote", {"cupola_trainer.evaluation.job", "cupola_flows.stages.evaluation.decision"}, set()),

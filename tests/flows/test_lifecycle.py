@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cupola_platform.spool import Spool
+from cupola_platform.tracking.spool import Spool
 from cupola_platform.workspace import Workspace
 
 STAGES = [

@@ -9,8 +9,8 @@ import yaml
 
 from cupola_flows.cli import main
 from cupola_platform.registry import Registry
-from cupola_platform.spool import Spool
-from cupola_platform.tracking import Sender
+from cupola_platform.tracking.spool import Spool
+from cupola_platform.tracking.tracker import Sender
 
 USER, PASSWORD = "somebody", "hush-hush"
 PLANTED = f"{USER}:{PASSWORD}@"

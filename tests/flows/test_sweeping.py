@@ -16,7 +16,7 @@ import pytest
 from cupola_flows import sweeping
 from cupola_flows.prefect_api import own_prefect
 from cupola_flows.sweeping import OWN_SERVER_TAG, PROCESS_TAG, Sweeper, process_tag, worker_name
-from cupola_platform.living import start_of
+from cupola_platform.liveness import start_of
 from cupola_platform.settings import Settings
 from cupola_platform.workspace import Workspace
 

@@ -16,8 +16,8 @@ from cupola_platform.workspace import Workspace
 MODELS = """
 import sys
 from pathlib import Path
-from cupola_platform.corpus.tokenization import save_tokenizer
-from cupola_platform.corpus.vocabulary import train_tokenizer
+from cupola_platform.corpus.core.qwen_tokenizer import save_tokenizer
+from cupola_platform.corpus.tokenizer.vocabulary import train_tokenizer
 from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.config import ModelConfig, ParallelConfig
 

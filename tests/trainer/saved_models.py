@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from cupola_platform.corpus.tokenization import save_tokenizer
-from cupola_platform.corpus.vocabulary import train_tokenizer
+from cupola_platform.corpus.core.qwen_tokenizer import save_tokenizer
+from cupola_platform.corpus.tokenizer.vocabulary import train_tokenizer
 from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.config import ModelConfig, MoEConfig, ParallelConfig
 from cupola_trainer.evaluation.tasks import make_tasks

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
-from cupola_platform.corpus.tokenization import add_control_tokens, save_tokenizer
+from cupola_platform.corpus.core.qwen_tokenizer import add_control_tokens, save_tokenizer
 from cupola_platform.errors import ConfigError, NotFoundError
 from cupola_trainer.conversion.__main__ import main
 from cupola_trainer.conversion.exporting import export

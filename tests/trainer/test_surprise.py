@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cupola_platform.corpus.config import PerplexityConfig
-from cupola_platform.corpus.documents import Document, Drop
-from cupola_platform.corpus.perplexity import PerplexityFilter
+from cupola_platform.corpus.core.documents import Document, Drop
+from cupola_platform.corpus.filters.perplexity import PerplexityFilter
 from cupola_platform.errors import StageFailedError
 from cupola_trainer import runtime
 from cupola_trainer.config import ParallelConfig

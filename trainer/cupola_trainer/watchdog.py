@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cupola_platform.living import lives, start_of
+from cupola_platform.liveness import lives, start_of
 
 HUNG = 75
 """Exit status of a rank that ended itself because the job hung."""

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import streamlit as st
 
 from cupola_dashboards.queries.workspace import workspace
-from cupola_platform.corpus.pictures import power_of_two
 from cupola_platform.registry import ArtifactRow
+from cupola_platform.reports.short_numbers import power_of_two
 
 EXAMPLE_CHARACTERS = 1_200
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import streamlit as st
 
 from cupola_flows import services
+from cupola_platform.security.urls import shown
 from cupola_platform.settings import load_settings
-from cupola_platform.urls import shown
 from cupola_platform.workspace import Workspace
 
 

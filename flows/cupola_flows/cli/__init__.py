@@ -26,7 +26,7 @@ from cupola_flows.cli import (
 from cupola_flows.prefect_api import NO_TELEMETRY
 from cupola_flows.words import visible
 from cupola_platform.errors import CupolaError, refusal
-from cupola_platform.urls import shown
+from cupola_platform.security.urls import shown
 
 app = typer.Typer(
     name="cupola",

@@ -13,8 +13,8 @@ from cupola_flows.launching import open_session, run_plain, run_under_prefect
 from cupola_flows.results import print_results
 from cupola_flows.session import Session
 from cupola_platform.errors import ConfigError, CupolaError
-from cupola_platform.spool import Spool
-from cupola_platform.tracking import flush_spool
+from cupola_platform.tracking.spool import Spool
+from cupola_platform.tracking.tracker import flush_spool
 
 
 def register(app: typer.Typer) -> None:

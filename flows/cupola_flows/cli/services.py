@@ -11,7 +11,7 @@ from cupola_flows.deployments import deploy as register_deployment
 from cupola_flows.deployments import list_recipes
 from cupola_flows.deployments import submit as submit_run
 from cupola_flows.doctor import examine
-from cupola_platform import credential
+from cupola_platform.security import credential
 from cupola_platform.settings import Settings
 
 

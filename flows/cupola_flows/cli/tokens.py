@@ -8,8 +8,8 @@ import typer
 
 from cupola_flows.cli.options import JsonOption, Reference, WorkspaceOption, open_workspace, print_rows
 from cupola_platform.artifacts import Artifact
-from cupola_platform.corpus.compression import compression as measure
-from cupola_platform.corpus.locating import locate as find
+from cupola_platform.corpus.tokenizer.compression import compression as measure
+from cupola_platform.corpus.tokenizer.locating import locate as find
 from cupola_platform.errors import ConfigError
 
 app = typer.Typer(

@@ -6,8 +6,8 @@ import typer
 
 from cupola_flows.cli.options import JsonOption, WorkspaceOption, open_workspace
 from cupola_platform.errors import ServiceError
-from cupola_platform.spool import Spool
-from cupola_platform.tracking import flush_spool
+from cupola_platform.tracking.spool import Spool
+from cupola_platform.tracking.tracker import flush_spool
 
 app = typer.Typer(help="What runs tell MLflow.", no_args_is_help=True, epilog="Example: cupola tracking flush")
 

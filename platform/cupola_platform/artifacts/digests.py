@@ -81,7 +81,7 @@ def _sources(package: str) -> list[tuple[Path, Path]]:
     module = folder.with_suffix(".py")
     if rest and module.is_file():
         return [(module.parent, module)]
-    found = [(folder, source) for source in folder.rglob("*.py")]
-    if not found:
+    sources = [(folder, source) for source in folder.rglob("*.py")]
+    if not sources:
         raise ConfigError(f"{package!r} holds no Python sources to take the code version of. Correct the name.")
-    return found
+    return sources

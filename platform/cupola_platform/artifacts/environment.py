@@ -10,10 +10,10 @@ _PACKAGES = ("cupola", "torch", "megatron-core", "transformers", "tokenizers", "
 @cache
 def environment() -> dict[str, str]:
     """Versions of Python, the platform and the packages that decide a result. Never the machine's name."""
-    found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+    versions = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

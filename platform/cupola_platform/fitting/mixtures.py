@@ -88,22 +88,22 @@ def fit_law(mixtures: Array, losses: Array) -> Law:
         return np.append(fit / scale, 1e-3 * (parameters[0] - floor) / floor)
 
     bounds = ([0.0, *[-20.0] * len(slopes)], [float(losses.min()), *[20.0] * len(slopes)])
-    found = least_squares(misses, np.clip(start, *bounds), bounds=bounds).x
-    return Law(float(found[0]), found[1:])
+    fitted = least_squares(misses, np.clip(start, *bounds), bounds=bounds).x
+    return Law(float(fitted[0]), fitted[1:])
 
 
 def best_mixture(laws: Sequence[Law], targets: Array, most: Array) -> Array:
     """The mixture of least weighted loss. `most`: the largest weight of each domain. Shapes [domains]."""
     start = np.minimum(most, 1 / len(most))
     start = start + (most - start) * (1 - start.sum()) / max((most - start).sum(), 1e-12)
-    found = minimize(
+    solution = minimize(
         lambda r: sum(share * float(law(r)) for share, law in zip(targets, laws, strict=True)),
         start,
         bounds=[(0.0, float(bound)) for bound in most],
         constraints={"type": "eq", "fun": lambda r: r.sum() - 1},
         method="SLSQP",
     )
-    r = np.clip(found.x, 0, most)
+    r = np.clip(solution.x, 0, most)
     return np.asarray(r / r.sum())
 
 

@@ -68,9 +68,9 @@ class PowerLaw:
         return asdict(self) | {"samples": self.samples.tolist(), "intervals": self.intervals()}
 
     @classmethod
-    def of(cls, told: Mapping[str, Any]) -> "PowerLaw":
+    def of(cls, stored: Mapping[str, Any]) -> "PowerLaw":
         """The law again, of what `told` gave."""
-        return cls(told["coefficient"], told["n_exponent"], told["d_exponent"], np.array(told["samples"]))
+        return cls(stored["coefficient"], stored["n_exponent"], stored["d_exponent"], np.array(stored["samples"]))
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """5th and 95th percentile of coefficient and exponents."""
@@ -96,17 +96,17 @@ class Laws:
 
 
 def at_edges(runs: Sequence[Run]) -> dict[str, list[tuple[float, float]]]:
-    """Pairs (N, D) whose best run has the least or the greatest rate (`lr`) or batch that was tried:
-    their optimum may lie outside."""
-    found: dict[str, list[tuple[float, float]]] = {"lr": [], "batch": []}
+    """Pairs (N, D) whose best run has the least or the greatest rate (`lr`) or batch that was tried: their optimum may
+    lie outside."""
+    edges: dict[str, list[tuple[float, float]]] = {"lr": [], "batch": []}
     for pair in sorted({(run.parameters, run.tokens) for run in runs}):
         of_pair = [run for run in runs if (run.parameters, run.tokens) == pair]
         best = min(of_pair, key=lambda run: run.loss)
-        for name, pairs in found.items():
+        for name, pairs in edges.items():
             tried = [getattr(run, name) for run in of_pair]
             if getattr(best, name) in (min(tried), max(tried)):
                 pairs.append(pair)
-    return found
+    return edges
 
 
 def fit_laws(runs: Sequence[Run], *, resamples: int = 100, seed: int = 0) -> Laws:
@@ -171,11 +171,11 @@ def _start(design: Array, lr: Array, batch: Array, loss: Array, cell: NDArray[np
     return np.array([*loss[best], bend, bend, *rate, *size])
 
 
-def _power_law(found: Array, samples: Array, centers: Array) -> PowerLaw:
+def _power_law(fitted: Array, samples: Array, centers: Array) -> PowerLaw:
     """From centred logs back to plain ones."""
     shift = np.array([1.0, -centers[0], -centers[1]])
     plain = np.column_stack([samples @ shift, samples[:, 1:]])
-    return PowerLaw(float(np.exp(found @ shift)), float(found[1]), float(found[2]), plain)
+    return PowerLaw(float(np.exp(fitted @ shift)), float(fitted[1]), float(fitted[2]), plain)
 
 
 def check_design(sizes: int, tokens: Sequence[float], rates: Sequence[float], batches: Sequence[float]) -> None:

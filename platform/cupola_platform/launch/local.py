@@ -15,10 +15,10 @@ from typing import Self
 
 import psutil
 
-from cupola_platform.credential import without_credentials
 from cupola_platform.errors import ConfigError
 from cupola_platform.launch import tether
 from cupola_platform.launch.rendezvous import torchrun
+from cupola_platform.security.credential import without_credentials
 
 GRACE_SECONDS = 25.0
 """From SIGTERM to SIGKILL: the time that ranks have to finish a step and save."""

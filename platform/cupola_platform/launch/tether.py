@@ -1,9 +1,9 @@
-"""Run a command that is asked to end, once, when our parent ends, however that ends:
-`python tether.py PARENT COMMAND ...`.
+"""Run a command that is asked to end, once, when our parent ends, however that ends: `python tether.py PARENT COMMAND
+...`.
 
 Linux signals the death of a parent with several threads up to as many times as it has threads, and a second SIGTERM
-finds torchrun in the middle of ending its ranks, where it then hangs for good. Between them,
-this process takes all and passes one on.
+finds torchrun in the middle of ending its ranks, where it then hangs for good. Between them, this process takes all and
+passes one on.
 
 A script of its own because Python between fork and exec may deadlock in a process that has threads.
 """

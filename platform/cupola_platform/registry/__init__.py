@@ -1,5 +1,5 @@
-"""What the workspace knows of its artifacts, runs, aliases and people's judgements:
-SQLAlchemy on SQLite or PostgreSQL."""
+"""What the workspace knows of its artifacts, runs, aliases and people's judgements: SQLAlchemy on SQLite or
+PostgreSQL."""
 
 from cupola_platform.registry.database import PATIENCE
 from cupola_platform.registry.registry import Registry

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from cupola_platform.errors import RegistryError
-from cupola_platform.registry.looking import only_looked_at, open_reader
+from cupola_platform.registry.read_only import open_reader, read_only_file
 
 HEAD = "r0003"
 """The newest migration. A registry at it is opened without loading Alembic."""
@@ -29,11 +29,12 @@ _ONE_WRITER = "SELECT pg_advisory_xact_lock(109356048673889)"
 _WRITES = "cupola_writes"
 _NO_ANSWER = re.compile(
     "connection refused|timeout|timed out|unreachable|no route|closed the connection|connection is "
-    "(closed|lost)|connection reset|starting up|shutting down|not yet accepting|terminating connection",
+    "(closed|lost)|connection reset"
+    "|starting up|shutting down|not yet accepting|terminating connection",
     re.IGNORECASE,
 )
-"""What PostgreSQL and its driver say when there is no server to refuse anything.
-A wrong password or name is not among it."""
+"""What PostgreSQL and its driver say when there is no server to refuse anything. A wrong password or name is not among
+it."""
 
 log = logging.getLogger(__name__)
 Given = ParamSpec("Given")
@@ -65,16 +66,16 @@ def patient(method: Callable[Concatenate[Owner, Given], Result]) -> Callable[Con
 
 def patiently(act: Callable[[], Result], patience: float) -> Result:
     """What `act` gives, once the server answers. Raises AwayError when it has not for `patience` seconds."""
-    deadline, told = time.monotonic() + patience, False
+    deadline, announced = time.monotonic() + patience, False
     while True:
         try:
             return act()
         except AwayError as error:
             if time.monotonic() >= deadline:
                 raise
-            if not told:
+            if not announced:
                 log.warning("%s Trying again for %.0f s.", error, patience)
-                told = True
+                announced = True
             time.sleep(min(RETRY_EVERY, patience))
 
 
@@ -85,7 +86,7 @@ def open_engine(url: str) -> Engine:
         RegistryError: the database cannot be reached, refuses, or was made by a newer Cupola.
     """
     with refusals(url):
-        if database := only_looked_at(url):
+        if database := read_only_file(url):
             engine = open_reader(database)
             _configure_sqlite(engine)
             if _revision(engine) != HEAD:

@@ -15,10 +15,10 @@ from sqlalchemy.orm import Session
 from cupola_platform.aliases import check_alias
 from cupola_platform.artifacts import Manifest
 from cupola_platform.errors import NotFoundError, RegistryError
-from cupola_platform.living import lives, start_of
+from cupola_platform.liveness import lives, start_of
 from cupola_platform.registry.conversion import alias_row, annotation, artifact_row, artifact_table, move_row, run_row
 from cupola_platform.registry.database import PATIENCE, open_engine, patient, patiently, refusals, writing
-from cupola_platform.registry.looking import only_looked_at
+from cupola_platform.registry.read_only import read_only_file
 from cupola_platform.registry.rows import AliasMove, AliasRow, Annotation, ArtifactRow, Choice, RunRow, RunStatus
 from cupola_platform.registry.tables import (
     AliasMoveTable,
@@ -29,7 +29,7 @@ from cupola_platform.registry.tables import (
     FingerprintTable,
     RunTable,
 )
-from cupola_platform.urls import shown
+from cupola_platform.security.urls import shown
 
 
 class Registry:
@@ -44,7 +44,7 @@ class Registry:
         self.patience = patience
         self._engine = patiently(lambda: open_engine(url), patience)
         self._writing = writing(self._engine)
-        self.read_only = only_looked_at(url) is not None
+        self.read_only = read_only_file(url) is not None
         """Whether nothing can be written here."""
 
     def close(self) -> None:
@@ -67,8 +67,8 @@ class Registry:
     def artifact(self, digest: str) -> ArtifactRow | None:
         """The artifact with this whole digest."""
         with self._read() as session:
-            found = session.get(ArtifactTable, digest)
-            return None if found is None else artifact_row(found)
+            row = session.get(ArtifactTable, digest)
+            return None if row is None else artifact_row(row)
 
     @patient
     def artifacts(self, kind: str | None = None, limit: int = 100) -> list[ArtifactRow]:
@@ -96,13 +96,13 @@ class Registry:
 
     def ancestors(self, digest: str) -> list[ArtifactRow]:
         """Everything that an artifact was made from, each once, nearest first; those registered here."""
-        found: dict[str, ArtifactRow] = {}
+        known: dict[str, ArtifactRow] = {}
         nearest = self.parents(digest)
         while nearest:
-            new = {row.digest: row for row in nearest if row.digest not in found}
-            found |= new
+            new = {row.digest: row for row in nearest if row.digest not in known}
+            known |= new
             nearest = [parent for row in new for parent in self.parents(row)]
-        return list(found.values())
+        return list(known.values())
 
     @patient
     def children(self, digest: str) -> list[ArtifactRow]:
@@ -115,8 +115,8 @@ class Registry:
     def made_by(self, fingerprint: str) -> str | None:
         """Digest of what a stage with this fingerprint made last."""
         with self._read() as session:
-            found = session.get(FingerprintTable, fingerprint)
-            return None if found is None else found.digest
+            row = session.get(FingerprintTable, fingerprint)
+            return None if row is None else row.digest
 
     # Aliases
 
@@ -134,8 +134,8 @@ class Registry:
     def alias(self, name: str) -> AliasRow | None:
         """What an alias names now."""
         with self._read() as session:
-            found = session.get(AliasTable, name)
-            return None if found is None else alias_row(found)
+            row = session.get(AliasTable, name)
+            return None if row is None else alias_row(row)
 
     @patient
     def aliases(self) -> list[AliasRow]:
@@ -198,8 +198,8 @@ class Registry:
 
     @patient
     def runs(self, limit: int = 100, *, parent: str | None = None, flow_run: str | None = None) -> list[RunRow]:
-        """Newest first; with `parent`, that run's stages, oldest first; with `flow_run`,
-        those of this flow run of Prefect's."""
+        """Newest first; with `parent`, that run's stages, oldest first; with `flow_run`, those of this flow run of
+        Prefect's."""
         query = select(RunTable).limit(limit)
         if flow_run is not None:
             query = query.where(RunTable.prefect_flow_run_id == flow_run)
@@ -288,14 +288,15 @@ class Registry:
         if self.read_only:
             raise RegistryError(
                 f"The registry {self.url} cannot be written: it can only be looked at. Change the permissions of its "
-                "folder, or name another workspace."
+                "folder, "
+                "or name another workspace."
             )
         with refusals(self.url), Session(self._writing) as session, session.begin():
             yield session
 
 
 def _known_run(session: Session, run: str) -> RunTable:
-    found = session.get(RunTable, run)
-    if found is None:
+    row = session.get(RunTable, run)
+    if row is None:
         raise NotFoundError(f"No run {run!r}. `cupola runs` lists them.")
-    return found
+    return row

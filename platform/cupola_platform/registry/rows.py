@@ -60,7 +60,7 @@ class RunRow:
     error: str | None
     pid: int
     process_start: str
-    """`living.start_of` the process."""
+    """`liveness.start_of` the process."""
     host: str
 
     @property

@@ -60,13 +60,13 @@ class _Scanner:
                     raise BadLineError("not_json", f"not JSON ({error})") from None
 
     def _more(self, size: int) -> bool:
-        found = []
+        parts = []
         while size > 0 and (part := next(self._parts, "")):
-            found.append(part)
+            parts.append(part)
             size -= len(part)
-        if found:
-            self._text, self._place = self._text[self._place :] + "".join(found), 0
-        return bool(found)
+        if parts:
+            self._text, self._place = self._text[self._place :] + "".join(parts), 0
+        return bool(parts)
 
 
 def records(blocks: Iterable[bytes], bound: int) -> Iterator[Record]:

@@ -49,10 +49,10 @@ def messages_of(value: Any) -> list[Row] | None:
         return [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(value)]
     if not all(isinstance(turn, Mapping) and ("role" in turn or "from" in turn) for turn in value):
         return None
-    found: list[Row] = []
+    messages: list[Row] = []
     for turn in value:
-        _add(found, turn)
-    return found
+        _add(messages, turn)
+    return messages
 
 
 def _by_place(value: Mapping[str, Any]) -> list[Any]:
@@ -63,17 +63,17 @@ def _by_place(value: Mapping[str, Any]) -> list[Any]:
     return [dict(zip(columns, turn, strict=True)) for turn in zip(*columns.values(), strict=False)]
 
 
-def _add(found: list[Row], turn: Row) -> None:
+def _add(messages: list[Row], turn: Row) -> None:
     """One more turn in our form."""
     name = str(turn.get("role", turn.get("from")))
     role = name.strip().lower()
     content = next((turn[key] for key in ("content", "value", "parts", "text") if key in turn), None)
     if role in CALLERS:
         calls = calls_of(content)
-        if found and found[-1]["role"] == "assistant":
-            found[-1]["tool_calls"] = found[-1].get("tool_calls", []) + calls
+        if messages and messages[-1]["role"] == "assistant":
+            messages[-1]["tool_calls"] = messages[-1].get("tool_calls", []) + calls
         else:
-            found.append({"role": "assistant", "content": "", "tool_calls": calls})
+            messages.append({"role": "assistant", "content": "", "tool_calls": calls})
         return
     role = ROLES.get(role, name)
     content = _result(content) if role == "tool" else _text(content)
@@ -85,12 +85,12 @@ def _add(found: list[Row], turn: Row) -> None:
         content, calls = _calls_in(content)
     if calls:
         made |= {"content": content or "", "tool_calls": calls}
-    found.append(made)
+    messages.append(made)
 
 
 def _calls_in(text: str) -> tuple[str, list[Any]]:
-    """A text without the calls that are written into it, as Hermes has them and Qwen2.5's template writes them,
-    and those."""
+    """A text without the calls that are written into it, as Hermes has them and Qwen2.5's template writes them, and
+    those."""
     before, *pieces = text.split("<tool_call>")
     parts = [piece.partition("</tool_call>") for piece in pieces]
     calls = [decoded(call.strip()) for call, _, _ in parts]
@@ -125,8 +125,8 @@ def _result(content: Any) -> str:
 
 
 def calls_of(value: Any) -> list[Any]:
-    """Tool calls in OpenAI's form, of one call or a list of them, also written as JSON.
-    What is no call stays as it is."""
+    """Tool calls in OpenAI's form, of one call or a list of them, also written as JSON. What is no call stays as it
+    is."""
     value = decoded(value)
     return [_call(call) for call in (value if isinstance(value, list) else [value])]
 
@@ -147,8 +147,8 @@ def tools_of(value: Any) -> list[Row]:
     Raises:
         BadLineError: it is not ("malformed_tools").
     """
-    found = decoded(value) or []
-    given = [found] if isinstance(found, dict) else found
+    parsed = decoded(value) or []
+    given = [parsed] if isinstance(parsed, dict) else parsed
     tools = [tool for each in given if isinstance(tool := decoded(each), dict)] if isinstance(given, list) else None
     if tools is None or len(tools) < len(given):
         raise BadLineError("malformed_tools", f"`tools` is no JSON list of objects: {value!r}"[:120])

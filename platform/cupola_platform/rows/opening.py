@@ -43,8 +43,8 @@ class _Plain(io.RawIOBase):
 def open_plain(path: Path) -> io.BufferedReader:
     """A file's bytes, decompressed by its content whatever its name says; UTF-16 with a byte-order mark as UTF-8.
 
-    A file that was cut short or is damaged raises one of `UNREADABLE` where it is read,
-    after all that can be read of it.
+    A file that was cut short or is damaged raises one of `UNREADABLE` where it is read, after all that can be read of
+    it.
     """
     raw = path.open("rb")
     compression = _compression(raw.peek(6))
@@ -56,8 +56,8 @@ def open_plain(path: Path) -> io.BufferedReader:
 
 
 def head(stream: io.BufferedReader) -> bytes:
-    """The first bytes of a stream that nothing was read of, or none where they are damaged.
-    They are read again after."""
+    """The first bytes of a stream that nothing was read of, or none where they are damaged. They are read again
+    after."""
     try:
         return stream.peek(HEAD_BYTES)
     except UNREADABLE:

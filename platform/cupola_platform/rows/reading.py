@@ -126,8 +126,8 @@ def _blocks(stream: io.BufferedReader) -> Iterator[bytes]:
 
 
 def _is_lines(seen: Sequence[Line], suffix: str) -> bool:
-    """Whether each line is a row, by the first two: one may be torn. Else a row goes over several lines,
-    or all are in one."""
+    """Whether each line is a row, by the first two: one may be torn. Else a row goes over several lines, or all are in
+    one."""
     values = list(map(_value, seen))
     if isinstance(values[0], dict):
         return len(seen) > 1 or not json_values.unwrap(values[0])

@@ -52,7 +52,7 @@ def decoded(value: Any) -> Any:
 def number(value: Any) -> float | None:
     """A number, or a text of one; none for anything else."""
     try:
-        found = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else None
+        as_float = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else None
     except (ValueError, OverflowError):
         return None
-    return found if found is not None and abs(found) < float("inf") else None
+    return as_float if as_float is not None and abs(as_float) < float("inf") else None

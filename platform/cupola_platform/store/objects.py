@@ -35,10 +35,10 @@ def list_objects(url: str) -> list[StoredObject]:
     bucket, key = _parts(url)
     with _refusals(url):
         pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
-        found = [item for page in pages for item in page.get("Contents", [])]
+        objects = [item for page in pages for item in page.get("Contents", [])]
     return [
         StoredObject(f"s3://{bucket}/{item['Key']}", item["Size"], item.get("ETag", ""))
-        for item in sorted(found, key=lambda item: item["Key"])
+        for item in sorted(objects, key=lambda item: item["Key"])
     ]
 
 

@@ -140,7 +140,7 @@ class S3Store:
     def _delete(self, prefix: str) -> None:
         pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         for page in pages:
-            keys: list[Any] = [{"Key": found["Key"]} for found in page.get("Contents", [])]
+            keys: list[Any] = [{"Key": item["Key"]} for item in page.get("Contents", [])]
             if keys:
                 self._s3.delete_objects(Bucket=self.bucket, Delete={"Objects": keys, "Quiet": True})
 

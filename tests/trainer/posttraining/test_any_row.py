@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cupola_platform import json_lines
 from cupola_platform.conversation import problem
-from cupola_platform.corpus.chat import render
+from cupola_platform.corpus.core.chat_documents import render
 from cupola_platform.json_lines import BadLineError
 from cupola_trainer.data import shapes, trees
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cupola_platform import json_lines
 from cupola_platform.conversation import for_template
-from cupola_platform.corpus.chat import render
+from cupola_platform.corpus.core.chat_documents import render
 from cupola_platform.errors import SourceError
 from cupola_platform.rows.drops import Drops
 from cupola_trainer.data.chat import ControlTokenError, encode_conversation, encode_prompt

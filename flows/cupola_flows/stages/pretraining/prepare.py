@@ -11,9 +11,9 @@ from cupola_flows.context import StageContext
 from cupola_flows.stages.base import Input, Stage, Stages, Taken
 from cupola_flows.stages.data.conversations import ConversationsStage
 from cupola_platform.artifacts import Artifact
-from cupola_platform.corpus.checking import check_config, file_digests, named_sources
-from cupola_platform.corpus.config import PrepareConfig
-from cupola_platform.corpus.sources import source_state
+from cupola_platform.corpus.config.prepare import PrepareConfig
+from cupola_platform.corpus.pipeline.checks import check_config, file_digests, named_sources
+from cupola_platform.corpus.sources.reader import source_state
 from cupola_platform.errors import ConfigError
 from cupola_platform.strict import Strict
 from cupola_trainer.data.instructions import heldout_questions
@@ -40,7 +40,7 @@ class PrepareStage(Stage):
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
         """Clean, deduplicate, split, and tokenize what the recipe's sources hold."""
-        from cupola_platform.corpus.preparation import prepare  # pyarrow and tokenizers: a second
+        from cupola_platform.corpus.pipeline.preparation import prepare  # pyarrow and tokenizers: a second
 
         def show(step: str, done: int, total: int) -> None:
             ctx.display.advance(ctx.name, step, done, total)

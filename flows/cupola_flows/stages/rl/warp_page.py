@@ -1,14 +1,12 @@
-"""What WARP's checkpoints are worth over how far they are from the beginning, as one page that needs nothing from elsewhere."""
+"""What WARP's checkpoints are worth over how far they are from the beginning, as one page."""
 
-import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from cupola_platform.page import page as html_page
+from cupola_platform.reports import page as reports
+from cupola_platform.reports.charts import COLOURS, GREY, Chart
 
-WIDTH, HEIGHT, LEFT, BOTTOM = 720, 360, 52, 40
-COLOURS = ("#b4541a", "#2f6f8f", "#5b8c3a", "#8a4f9e", "#b08c1e", "#3d5a99", "#a03a4e")
-Place = Callable[[float, float], tuple[float, float]]
+Measured = Mapping[str, Mapping[str, float]]
 
 
 class Point(NamedTuple):
@@ -24,77 +22,50 @@ class Point(NamedTuple):
     """Its round's beginning."""
 
 
-def page(name: str, points: Mapping[str, Point], measured: Mapping[str, Mapping[str, float]]) -> str:
+def page(name: str, points: Mapping[str, Point], measured: Measured) -> str:
     """The page.
 
     Args:
-        measured: of each of the points, "reward", "kl" (nats an answer) and "length" (tokens).
+        measured: of each of the points, "reward", "kl" (nats per response) and "length" (tokens).
     """
-    return html_page(
-        f"{name}: reward over KL",
-        "<p><small>Held-out questions; KL to the beginning, nats an answer. Dots are single runs, diamonds their merged "
-        "weights (SLERP), the line what lies between those and the round's beginning (LITI).</small></p>",
-        _picture(points, measured),
-        _table(points, measured),
-    )
-
-
-def _picture(points: Mapping[str, Point], measured: Mapping[str, Mapping[str, float]]) -> str:
-    at, axes = _axes([each["kl"] for each in measured.values()], [each["reward"] for each in measured.values()])
-    parts = [axes]
-    for number in sorted({point.round for point in points.values()} - {0}):
-        colour = COLOURS[(number - 1) % len(COLOURS)]
-        inner = {key: point for key, point in points.items() if point.round == number and point.kind != "run"}
-        ends = [next(iter(inner.values())).start, *sorted(inner, key=lambda key: inner[key].share)]
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (_place(at, measured[key]) for key in ends))
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-    for key, point in points.items():
-        x, y = _place(at, measured[key])
-        colour = COLOURS[(point.round - 1) % len(COLOURS)] if point.round else "#888"
-        shape = (
-            f'<path d="M{x:.1f} {y - 7:.1f}l7 7l-7 7l-7 -7z" fill="{colour}">'
-            if point.kind == "merged"
-            else f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{5 if point.kind == "run" else 3}" fill="{colour}">'
-        )
-        parts.append(f"{shape}<title>{html.escape(key)}</title></{'path' if point.kind == 'merged' else 'circle'}>")
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Reward over KL">{"".join(parts)}</svg>'
-
-
-def _axes(kls: Sequence[float], rewards: Sequence[float]) -> tuple[Place, str]:
-    left, right = min(0.0, *kls), max(*kls, 1e-6)
-    low, high = min(rewards), max(rewards)
-    if high - low < 1e-9:
-        low, high = low - 0.5, high + 0.5
-
-    def at(kl: float, reward: float) -> tuple[float, float]:
-        x = LEFT + (WIDTH - LEFT - 20) * (kl - left) / (right - left)
-        return x, (HEIGHT - BOTTOM) - (HEIGHT - BOTTOM - 20) * (reward - low) / (high - low)
-
-    parts = []
-    for tick in range(5):
-        x, y = at(left + (right - left) * tick / 4, low + (high - low) * tick / 4)
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - 20}" y1="{y:.1f}" y2="{y:.1f}" stroke="#8884"/>')
-        parts.append(
-            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" font-size="11" text-anchor="end">{low + (high - low) * tick / 4:.3f}</text>'
-        )
-        parts.append(
-            f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" font-size="11" text-anchor="middle">'
-            f"{left + (right - left) * tick / 4:.2f}</text>"
-        )
-    parts.append(
-        f'<text x="{WIDTH / 2}" y="{HEIGHT - 6}" font-size="12" text-anchor="middle">KL to the beginning</text>'
-    )
-    return at, "".join(parts)
-
-
-def _place(at: Place, values: Mapping[str, float]) -> tuple[float, float]:
-    return at(values["kl"], values["reward"])
-
-
-def _table(points: Mapping[str, Point], measured: Mapping[str, Mapping[str, float]]) -> str:
-    rows = "".join(
-        f'<tr><td>{html.escape(key)}</td><td class="n">{measured[key]["reward"]:.4f}</td>'
-        f'<td class="n">{measured[key]["kl"]:.4f}</td><td class="n">{measured[key]["length"]:.1f}</td></tr>'
+    rows = [
+        (key, f"{measured[key]['reward']:.4f}", f"{measured[key]['kl']:.4f}", f"{measured[key]['length']:.1f}")
         for key in points
+    ]
+    return reports.page(
+        f"{name}: reward over KL",
+        "<p><small>Held-out prompts; KL to the beginning, in nats per response. Dots are single runs, "
+        "diamonds their merged weights (SLERP), the line what lies between those and the round's beginning (LITI)."
+        "</small></p>",
+        _front(points, measured),
+        reports.table(("checkpoint", "reward", "KL", "tokens"), rows, numbers=("reward", "KL", "tokens")),
     )
-    return f'<table><tr><th>checkpoint</th><th class="n">reward</th><th class="n">KL</th><th class="n">tokens</th></tr>{rows}</table>'
+
+
+def _front(points: Mapping[str, Point], measured: Measured) -> str:
+    with Chart("Reward over KL", height=400) as chart:
+        axes = chart.axes
+        for number in sorted({point.round for point in points.values()} - {0}):
+            inner = {key: point for key, point in points.items() if point.round == number and point.kind != "run"}
+            ends = [next(iter(inner.values())).start, *sorted(inner, key=lambda key: inner[key].share)]
+            (line,) = axes.plot(
+                [measured[key]["kl"] for key in ends], [measured[key]["reward"] for key in ends], color=_colour(number)
+            )
+            chart.hint(line, f"round {number}")
+        for key, point in points.items():
+            (dot,) = axes.plot(
+                measured[key]["kl"],
+                measured[key]["reward"],
+                marker="D" if point.kind == "merged" else "o",
+                markersize={"merged": 9, "run": 8}.get(point.kind, 5),
+                color=_colour(point.round),
+            )
+            chart.hint(dot, key)
+        axes.set_xlabel("KL to the beginning")
+        axes.set_ylabel("reward")
+        axes.grid(alpha=0.3)
+    return chart.svg
+
+
+def _colour(number: int) -> str:
+    return COLOURS[(number - 1) % len(COLOURS)] if number else GREY

@@ -1,0 +1,130 @@
+"""Limits of the quality rules. Light to import: recipes embed them."""
+
+import difflib
+from dataclasses import fields, replace
+from typing import Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
+from pydantic.dataclasses import dataclass
+
+from cupola_platform.corpus.core.language_rules import LANGUAGE_RULES
+from cupola_platform.strict import STRICT
+
+RuleFamily = Literal["gopher", "gopher_repetition", "c4", "fineweb", "code"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class QualityRules:
+    """Limits of the rules. Where a default is looser than the published one, the published one is given."""
+
+    min_words: int = Field(default=50, ge=0)
+    """Fewest words of a document (Gopher; code: words and identifiers). Without spaces, words are estimated by
+    characters."""
+
+    max_words: int = Field(default=100_000, ge=1)
+    """Most words of a prose document (Gopher)."""
+
+    min_mean_word_length: float = Field(default=3.0, ge=0)
+    """Characters, for languages with spaces (Gopher)."""
+
+    max_mean_word_length: float = Field(default=10.0, gt=0)
+    """Characters, for languages with spaces (Gopher)."""
+
+    max_symbol_ratio: float = Field(default=0.1, ge=0)
+    """Hash signs and ellipses per word of prose (Gopher)."""
+
+    max_bullet_lines: float = Field(default=0.9, ge=0, le=1)
+    """Share of prose lines that begin with a bullet (Gopher)."""
+
+    max_ellipsis_lines: float = Field(default=0.3, ge=0, le=1)
+    """Share of prose lines that end with an ellipsis (Gopher)."""
+
+    min_alphabetic_words: float = Field(default=0.6, ge=0, le=1)
+    """Share of words with a letter. Gopher's 0.8 loses technical text with tables."""
+
+    min_stop_words: int = Field(default=2, ge=0)
+    """Different function words of the document's language, where they are known (Gopher, for English)."""
+
+    max_duplicate_lines: float = Field(default=0.3, ge=0, le=1)
+    """Share of lines seen before in the same document (Gopher). Lines up to 10 characters do not count: brackets,
+    `else:`."""
+
+    max_duplicate_line_characters: float = Field(default=0.3, ge=0, le=1)
+    """Share of characters in such lines (Gopher's 0.2 is for web pages); the one of the two that binds code."""
+
+    max_duplicate_paragraphs: float = Field(default=0.3, ge=0, le=1)
+    """Share of prose paragraphs seen before in the same document (Gopher)."""
+
+    max_duplicate_paragraph_characters: float = Field(default=0.3, ge=0, le=1)
+    """Share of characters in such paragraphs (Gopher's 0.2 is for web pages)."""
+
+    max_repeated_ngram_characters: float = Field(default=0.2, ge=0, le=1)
+    """Share of characters covered by the most frequent 2-gram of prose words; 3- and 4-grams get 0.02 less each
+    (Gopher). Without spaces, n-grams are of twice as many characters."""
+
+    max_duplicate_ngram_characters: float = Field(default=0.5, ge=0, le=1)
+    """Share of characters in 5-grams of words that came before; 6- to 10-grams get 0.01 less each. Gopher's 0.15 is for
+    web pages: manuals repeat their phrases."""
+
+    min_sentences: int = Field(default=0, ge=0)
+    """Ends of sentences in a prose document. C4's 3 (or 5) loses lists and tables of technical text."""
+
+    max_curly_lines: float = Field(default=1.0, ge=0, le=1)
+    """Share of prose lines with a curly bracket. C4's 0 drops any text about programs."""
+
+    max_notice_lines: float = Field(default=0.2, ge=0, le=1)
+    """Share of lines that mention JavaScript, cookies, or terms of use (C4 drops those lines)."""
+
+    min_punctuated_lines: float = Field(default=0.05, ge=0, le=1)
+    """Share of prose lines that end a sentence. FineWeb's 0.12 is for web pages; manuals have lists and examples."""
+
+    max_short_lines: float = Field(default=0.9, ge=0, le=1)
+    """Share of prose lines up to `short_line_characters` long (FineWeb's 0.67 is for web pages)."""
+
+    short_line_characters: int = Field(default=30, ge=1)
+    """FineWeb's 30; fewer where a character says more."""
+
+    max_newlines_per_word: float = Field(default=0.6, ge=0)
+    """Line ends per word of prose (FineWeb's 0.3 is for web pages)."""
+
+    min_alphabetic_characters: float = Field(default=0.25, ge=0, le=1)
+    """Share of letters among a code file's characters: below, it is data (StarCoder)."""
+
+    max_mean_line_length: float = Field(default=100.0, gt=0)
+    """Characters per line of code: above, it is generated or minified (StarCoder)."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class QualityConfig(QualityRules):
+    """Heuristics of Gopher (Rae et al. 2021, table A1), C4 (Raffel et al. 2020) and FineWeb (Penedo et al. 2024); for
+    code, StarCoder's (Li et al. 2023)."""
+
+    rules: tuple[RuleFamily, ...] = Field(
+        default=("gopher", "gopher_repetition", "c4", "fineweb", "code"), min_length=1
+    )
+    """Families of rules to apply."""
+
+    languages: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Limits for single languages, as `{de: {max_mean_word_length: 14}}`; they replace these and our own for that
+    language."""
+
+    @field_validator("languages")
+    @classmethod
+    def _known_limits(cls, given: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        known = [field.name for field in fields(QualityRules)]
+        for language, limits in given.items():
+            for name in limits:
+                if name not in known:
+                    near = "".join(f" Did you mean {match!r}?" for match in difflib.get_close_matches(name, known, n=1))
+                    raise ValueError(f"{language}: there is no limit {name!r}.{near}")
+            try:
+                TypeAdapter(QualityRules).validate_python(limits)
+            except ValidationError as error:
+                wrong = error.errors()[0]
+                raise ValueError(f"{language}.{wrong['loc'][0]}={wrong['input']}: {wrong['msg']}") from None
+        return given
+
+    def of(self, language: str) -> QualityRules:
+        """The limits for one language: the recipe's for it, else our own for it, else the general ones."""
+        limits: dict[str, Any] = {**LANGUAGE_RULES.get(language, {}), **self.languages.get(language, {})}
+        return replace(self, **limits) if limits else self

@@ -1,0 +1,57 @@
+"""Conversations as documents: instruction data mixed into pretraining, as Qwen does it (Bai et al. 2023, section
+2.1)."""
+
+import json
+import re
+from functools import cache
+from typing import Any
+
+from cupola_platform.conversation import for_template, normal_tools, problem
+from cupola_platform.corpus.core.qwen_tokenizer import CHAT_TEMPLATE, CONTROL_TOKENS
+from cupola_platform.json_lines import BadLineError
+from cupola_platform.rows.messages import messages_of
+from cupola_platform.rows.values import plain
+
+CONTROL = re.compile("|".join(map(re.escape, CONTROL_TOKENS)))
+
+REASONS = {
+    "control_token": "control token in a message",
+    "malformed_tools": "malformed tools",
+    "malformed_tool_call": "malformed tool call",
+}
+"""What the report calls a `problem`; every other is a malformed conversation."""
+
+
+def render(messages: Any, tools: Any = None) -> tuple[str, str]:
+    """A conversation as the tokenizer's chat template writes it, and why it cannot be: one of them is empty.
+
+    Only the template may write control tokens: a message, call or tool that holds one would end its own turn.
+
+    Args:
+        tools: JSON schemas of what the assistant may call, or the JSON text of them.
+    """
+    try:
+        turns = messages_of(plain(messages))
+    except BadLineError:
+        return "", "malformed conversation"
+    if not turns:
+        return "", "no conversation"
+    reason = problem(turns, CONTROL_TOKENS, tools)
+    if reason and reason not in ("no_assistant_turn", "no_question"):  # a document, not a lesson
+        return "", REASONS.get(reason, "malformed conversation")
+    return str(_template().render(messages=for_template(turns), tools=normal_tools(tools))), ""
+
+
+@cache
+def _template() -> Any:
+    """The chat template as transformers compiles it, without the generation marks."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+    return environment.from_string(re.sub(r"{%- (end)?generation %}", "", CHAT_TEMPLATE))
+
+
+def without_control_tokens(text: str) -> str:
+    """Text that a vocabulary may be trained on."""
+    return CONTROL.sub("", text)

@@ -1,0 +1,1 @@
+"""What several documents share: equal and near duplicates, repeated paragraphs and lines."""

@@ -1,0 +1,145 @@
+"""Near-duplicate removal.
+
+MinHash (Broder 1997) with banding (LSH; Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", chapter 3), in
+numpy: signatures by multiplicative permutations of 32-bit shingles, bands joined by sorting, and every candidate pair
+checked by its true Jaccard similarity, so that nothing is removed on an estimate.
+"""
+
+from collections.abc import Iterator, MutableSequence, Sequence
+from functools import cache
+
+import numpy as np
+
+from cupola_platform.corpus.core.shingles import I64, U32, U64, Shingles, shingle
+
+BLOCK_SHINGLES = 1 << 16
+"""Shingles permuted at once: a block and its product stay in a core's cache."""
+
+RECALL = 0.95
+"""Chance that banding finds a pair exactly at the threshold; pairs above are surer."""
+
+ALL_PAIRS = 8
+"""Documents that share a band up to which all pairs are checked; of more, fewer, which keeps it linear."""
+
+
+def near_duplicates(
+    texts: Sequence[str], *, threshold: float = 0.8, num_permutations: int = 112, ngram: int = 5, seed: int = 0
+) -> list[int]:
+    """For each text the index of its cluster's first member: its own index where it is the first or alone.
+
+    Two texts belong together when the Jaccard similarity of their sets of word n-grams (characters, in scripts without
+    spaces) is at least `threshold`; clusters are the connected components. Texts without any word match when equal.
+    """
+    parents = list(range(len(texts)))
+    shingles = shingle(texts, ngram)
+    signatures = minhash(shingles, num_permutations, seed)
+    with_words = np.flatnonzero(np.diff(shingles.offsets) > 0)
+    set_of = cache(shingles.unique)
+    for left, right in _candidates(signatures, with_words, rows_per_band(threshold, num_permutations)):
+        a, b = root(parents, left), root(parents, right)
+        if a != b and similar(set_of(left), set_of(right), threshold):
+            parents[max(a, b)] = min(a, b)
+    _join_wordless(parents, texts, shingles)
+    return [root(parents, i) for i in range(len(texts))]
+
+
+def minhash(shingles: Shingles, num_permutations: int, seed: int = 0) -> U32:
+    """MinHash signatures, [texts, num_permutations]: the least of each text's shingles under each permutation.
+
+    A permutation is the product with an odd number modulo 2**32: shingles are well mixed already. Texts without
+    shingles get the largest value everywhere.
+    """
+    factors = np.random.default_rng(seed).integers(0, 1 << 32, num_permutations, dtype=np.uint32) | np.uint32(1)
+    counts = np.diff(shingles.offsets)
+    full = np.flatnonzero(counts)
+    starts = shingles.offsets[:-1][full]
+    signatures = np.full((num_permutations, len(counts)), np.iinfo(np.uint32).max, np.uint32)
+    for low, high in _ranges(starts, shingles.offsets[-1]):
+        block = shingles.hashes[starts[low] : starts[high] if high < len(full) else None]
+        product = np.empty_like(block)
+        inside = starts[low:high] - starts[low]
+        for row, factor in zip(signatures, factors, strict=True):
+            np.multiply(block, factor, out=product)
+            row[full[low:high]] = np.minimum.reduceat(product, inside)
+    return np.ascontiguousarray(signatures.T)
+
+
+def rows_per_band(threshold: float, num_permutations: int) -> int:
+    """The most rows of a band with which a pair at the threshold is still found with probability `RECALL`."""
+    rows = 1
+    while 1 - (1 - threshold ** (rows + 1)) ** (num_permutations // (rows + 1)) >= RECALL:
+        rows += 1
+        if rows == num_permutations:
+            break
+    return rows
+
+
+def _ranges(starts: I64, end: np.int64) -> Iterator[tuple[int, int]]:
+    """Consecutive texts, as index ranges of `starts`, of about `BLOCK_SHINGLES` shingles."""
+    low = 0
+    while low < len(starts):
+        high = int(np.searchsorted(starts, starts[low] + BLOCK_SHINGLES))
+        high = max(low + 1, high)
+        yield low, high
+        low = high
+
+
+def _candidates(signatures: U32, texts: I64, rows: int) -> Iterator[tuple[int, int]]:
+    """Pairs of texts that agree in at least one band, each once."""
+    packed = np.zeros(0, np.int64)
+    for start in range(0, signatures.shape[1] - rows + 1, rows):
+        keys = band_keys(signatures[texts, start : start + rows])
+        order = np.argsort(keys, kind="stable")
+        pairs = pairs_in_runs(keys[order], texts[order])
+        packed = np.union1d(packed, pairs[:, 0] << 32 | pairs[:, 1])
+    for pair in packed.tolist():
+        yield pair >> 32, pair & 0xFFFFFFFF
+
+
+def pairs_in_runs(keys: U64, members: I64) -> I64:
+    """Pairs of members with equal keys, [pairs, 2], of sorted keys: all in a short run, else its first and
+    neighbours."""
+    places = np.arange(len(keys))
+    begins = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
+    lengths = np.diff(np.append(begins, len(keys)))
+    first, length = np.repeat(begins, lengths), np.repeat(lengths, lengths)
+    later = np.flatnonzero(places > first)
+    pairs = [(later - 1, later), (first[later], later)]
+    short = later[length[later] <= ALL_PAIRS]
+    for back in range(2, ALL_PAIRS):
+        far = short[short - first[short] >= back]
+        pairs.append((far - back, far))
+    return np.concatenate([np.stack([members[left], members[right]], axis=1) for left, right in pairs])
+
+
+def band_keys(rows: U32) -> U64:
+    """One number for each row: equal rows have equal ones. Shape [texts]."""
+    keys = np.zeros(len(rows), np.uint64)
+    for column in range(rows.shape[1]):
+        keys = (keys ^ rows[:, column]) * np.uint64(0x9E3779B97F4A7C15)
+        keys ^= keys >> np.uint64(29)
+    return keys
+
+
+def similar(a: U32, b: U32, threshold: float) -> bool:
+    """Whether the Jaccard similarity of two sorted sets is at least `threshold`."""
+    if min(len(a), len(b)) < threshold * max(len(a), len(b)):
+        return False
+    both = np.concatenate([a, b])
+    both.sort()
+    shared = int(np.count_nonzero(both[1:] == both[:-1]))
+    return shared >= threshold * (len(both) - shared)
+
+
+def root(parents: MutableSequence[int], i: int) -> int:
+    """The first member of a cluster, by the way of its parents, which gets shorter."""
+    while parents[i] != i:
+        parents[i] = parents[parents[i]]
+        i = parents[i]
+    return i
+
+
+def _join_wordless(parents: list[int], texts: Sequence[str], shingles: Shingles) -> None:
+    first: dict[str, int] = {}
+    for i in np.flatnonzero(np.diff(shingles.offsets) == 0).tolist():
+        parents[i] = first.setdefault(texts[i], i)

@@ -1,0 +1,110 @@
+"""What can be checked about a preparation before anything is read. Light to import."""
+
+import importlib.util
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from blake3 import blake3
+
+from cupola_platform.corpus.config import ClassifierConfig, ExecutorConfig, PrepareConfig, Source
+from cupola_platform.corpus.config.classifiers import ANY_LANGUAGE
+from cupola_platform.corpus.filters.language import check_languages
+from cupola_platform.corpus.sources.reader import check_source
+from cupola_platform.corpus.tokenizer.ranks import check_vocabulary
+from cupola_platform.errors import ConfigError, SourceError
+
+
+def check_config(config: PrepareConfig) -> None:
+    """Refuse what would fail later: missing sources, unknown languages. Reads no text.
+
+    Raises:
+        SourceError: a source is missing, empty or cannot be reached.
+        ConfigError: a language that does not exist or is never identified, or no Qwen vocabulary where one is named.
+    """
+    for name, source in named_sources(config).items():
+        try:
+            check_source(source)
+        except SourceError as error:
+            raise SourceError(f"{name}: {error}") from error
+    check_weights(config)
+    check_executor(config.executor)
+    for path in files_beside(config):
+        if not path.is_file():
+            raise ConfigError(
+                f"{path}: there is no such file. toxicity.lexicon names files, model a folder models/NAME."
+            )
+    for key, codes in _languages(config).items():
+        check_languages(key, codes)
+        if codes and config.language is None:
+            raise ConfigError(
+                f"{key} names languages, and language: null identifies none, so it would bind no document. Give one of "
+                "the two."
+            )
+    check_vocabulary(config.tokenizer)
+
+
+def _languages(config: PrepareConfig) -> dict[str, Collection[str]]:
+    """The languages that the config names, by key."""
+    return {
+        "language.keep": config.language.keep if config.language else (),
+        "quality.languages": config.quality.languages if config.quality else (),
+        "quality_model.languages": config.quality_model.languages if config.quality_model else (),
+        "perplexity.languages": config.perplexity.languages if config.perplexity else (),
+        "toxicity.lexicon": config.toxicity.lexicon.keys() - {ANY_LANGUAGE} if config.toxicity else (),
+    }
+
+
+def named_sources(config: PrepareConfig) -> dict[str, Source]:
+    """Everything that a preparation reads, by its key in the config."""
+    sources: dict[str, Source] = {f"sources.{name}": source for name, source in config.sources.items()}
+    if config.decontamination:
+        sources |= {f"decontamination.against.{name}": of for name, of in config.decontamination.against.items()}
+    for key, classifier in classifiers(config).items():
+        for side in ("positive", "negative"):
+            sources |= {f"{key}.{side}.{name}": of for name, of in getattr(classifier, side).items()}
+    return sources
+
+
+def classifiers(config: PrepareConfig) -> dict[str, ClassifierConfig]:
+    """Classifiers that a preparation trains on labelled sources, by their key in the config."""
+    configs: dict[str, ClassifierConfig] = {"quality_model": config.quality_model} if config.quality_model else {}
+    if config.toxicity and config.toxicity.classifier:
+        configs["toxicity.classifier"] = config.toxicity.classifier
+    return configs
+
+
+def files_beside(config: PrepareConfig) -> list[Path]:
+    """Lists of words and classifiers that the config names."""
+    lists = list(config.toxicity.lexicon.values()) if config.toxicity else []
+    folders = [of.model for of in classifiers(config).values() if of.model]
+    return [
+        path.expanduser()
+        for path in [*lists, *(of / name for of in folders for name in ("weights.npz", "classifier.json"))]
+    ]
+
+
+def file_digests(config: PrepareConfig) -> dict[str, str]:
+    """Digests of those files: what a preparation gives depends on them."""
+    return {str(path): blake3(path.read_bytes()).hexdigest() for path in files_beside(config) if path.is_file()}
+
+
+def check_weights(config: PrepareConfig) -> None:
+    """Raises ConfigError when some sources ask for a weight and others do not: no share would follow for these."""
+    without = [name for name, source in config.sources.items() if source.weight is None]
+    if without and len(without) < len(config.sources):
+        some = next(name for name in config.sources if name not in without)
+        raise ConfigError(
+            f"sources.{some} has a weight and sources.{without[0]} has none. Give every source a weight, or none of "
+            "them."
+        )
+
+
+def check_executor(config: ExecutorConfig) -> None:
+    """Raises ConfigError when this machine cannot start what the config names."""
+    if config.kind == "slurm" and shutil.which("sbatch") is None:
+        raise ConfigError(
+            "executor.kind=slurm needs sbatch, which is not on the path. Run on a login node, or use local."
+        )
+    if config.kind == "ray" and importlib.util.find_spec("ray") is None:
+        raise ConfigError("executor.kind=ray needs the package ray, which is not installed. Try pip install ray.")

@@ -1,0 +1,1 @@
+"""What a preparation did, as `report.json` and one page."""

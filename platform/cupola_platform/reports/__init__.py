@@ -1,0 +1,1 @@
+"""Pages that need nothing from elsewhere: one page, one set of charts, for every report."""
