@@ -9,7 +9,7 @@ STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan
 
 
 class Strict(BaseModel):
-    """Settings to inherit from, so that a recipe's stage and the trainer's job share each field with its default and rule."""
+    """Settings to inherit from, so that a recipe's stage and the trainer's job share fields, defaults and rules."""
 
     model_config = ConfigDict(**STRICT, frozen=True)
 
