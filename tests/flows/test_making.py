@@ -13,7 +13,7 @@ from cupola_flows.recipe import parse_recipe
 from cupola_platform.artifacts import read
 from cupola_platform.errors import ConfigError
 
-MODELS = Path(__file__).parents[1] / "trainer" / "three_models.py"
+MODELS = Path(__file__).parents[1] / "trainer" / "material" / "three_models.py"
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
+
+from cupola_platform.corpus.tokenization import save_tokenizer
+from cupola_platform.corpus.vocabulary import train_tokenizer
 
 EOD = 256
 VOCAB = 320
@@ -41,7 +45,7 @@ def tokens_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that `saved_models.py` writes: small checkpoints of every family, a tokenizer, tokens, conversations."""
     folder = tmp_path_factory.mktemp("saved_models") / "saved"
-    subprocess.run([sys.executable, Path(__file__).with_name("saved_models.py"), folder], check=True)
+    subprocess.run([sys.executable, Path(__file__).parent / "material" / "saved_models.py", folder], check=True)
     return folder
 
 
@@ -96,3 +100,18 @@ def environment() -> dict[str, str]:
     """The environment without what another test's process group left in it."""
     left = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     return {name: value for name, value in os.environ.items() if name not in left}
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of 1,024 rows with the platform's chat template, trained on some of Python's own modules."""
+    library = Path(os.__file__).parent
+    texts = [(library / f"{name}.py").read_text(encoding="utf-8") for name in ("argparse", "textwrap", "random", "csv")]
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(train_tokenizer(texts, 1024).to_str(), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer(chat_tokenizer_folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(chat_tokenizer_folder)

@@ -22,7 +22,7 @@ def test_a_release_that_was_not_tried_is_named_with_what_to_do(
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("cupola_trainer.megatron.versions", logging.WARNING)
     assert record.getMessage() == (
-        "megatron-core 0.99.0 is installed; Cupola patches it, and was tried with 0.16.1 only. "
+        "megatron-core 0.99.0 is installed; Cupola patches it, and was tried with 0.16.1, 0.17.1 only. "
         "Run `pytest tests/trainer/megatron`, or install what was tried: pip install megatron-core==0.16.1"
     )
 

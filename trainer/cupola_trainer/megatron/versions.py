@@ -3,7 +3,8 @@
 import logging
 from importlib import metadata
 
-TRIED = ("0.16.1",)
+TRIED = ("0.16.1", "0.17.1")
+"""The first one is that of the pins."""
 
 logger = logging.getLogger(__name__)
 
@@ -20,5 +21,5 @@ def check_version() -> None:
             "tests/trainer/megatron`, or install what was tried: pip install megatron-core==%s",
             installed,
             ", ".join(TRIED),
-            TRIED[-1],
+            TRIED[0],
         )

@@ -35,7 +35,7 @@ from cupola_trainer.pruning.importance import Importance, measure
 from cupola_trainer.pruning.job import sequences
 from cupola_trainer.sizes import parameter_count
 
-HERE = Path(__file__).parent
+MATERIAL = Path(__file__).parents[1] / "material"
 DENSE = PruneTarget(num_layers=3, hidden_size=24, num_attention_heads=2, num_query_groups=1, ffn_hidden_size=20)
 MIXTURE = PruneTarget(num_attention_heads=2, num_experts=3, expert_ffn_hidden_size=12, shared_expert_ffn_hidden_size=8)
 LENGTH = 32
@@ -44,7 +44,7 @@ LENGTH = 32
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("three")
-    subprocess.run([sys.executable, HERE / "three_models.py", folder], check=True)
+    subprocess.run([sys.executable, MATERIAL / "three_models.py", folder], check=True)
     return folder
 
 

@@ -35,14 +35,14 @@ from cupola_trainer.loop import train
 from cupola_trainer.lora import attaching
 from cupola_trainer.lora.exporting import export_adapter
 
-HERE = Path(__file__).parent
+MATERIAL = Path(__file__).parents[1] / "material"
 EVERYTHING = LoraConfig(rank=4, alpha=6, targets=("attention", "mlp", "experts"))
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("three")
-    subprocess.run([sys.executable, HERE / "three_models.py", folder], check=True)
+    subprocess.run([sys.executable, MATERIAL / "three_models.py", folder], check=True)
     return folder
 
 

@@ -33,7 +33,7 @@ TEXTS = [
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.getbasetemp() / "saved_models"
     if not folder.exists():
-        subprocess.run([sys.executable, Path(__file__).parent / "saved_models.py", folder], check=True)
+        subprocess.run([sys.executable, Path(__file__).parents[1] / "material" / "saved_models.py", folder], check=True)
     return folder / "dense"
 
 

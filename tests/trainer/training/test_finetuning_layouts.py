@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
+MATERIAL = HERE.parent / "material"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 METHODS = ("ondare", "onties", "lora", "lora of experts")
 
@@ -21,7 +22,7 @@ LAYOUTS = ("one whole optimizer", "one full recompute", "tp2", "tp2 sp", "pp2", 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., Any]) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("layouts")
-    subprocess.run([sys.executable, HERE / "three_models.py", folder / "models"], check=True)
+    subprocess.run([sys.executable, MATERIAL / "three_models.py", folder / "models"], check=True)
     found: dict[str, dict[str, Any]] = {"trajectories": {}, "weights": {}}
     for ranks in (1, 2):
         torchrun(ranks, HERE / "finetuning_ranks.py", folder / "models", folder / f"{ranks}.json")

@@ -22,7 +22,7 @@ from cupola_trainer.conversion.stored import StoredTensors
 from cupola_trainer.merging.job import check
 from cupola_trainer.merging.methods import average, dare, slerp, ties
 
-HERE = Path(__file__).parent
+MATERIAL = Path(__file__).parents[1] / "material"
 
 
 def vector(*numbers: float) -> torch.Tensor:
@@ -122,7 +122,7 @@ def test_the_formulas_equal_an_independent_writing_out_in_numpy() -> None:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("three")
-    subprocess.run([sys.executable, HERE / "three_models.py", folder], check=True)
+    subprocess.run([sys.executable, MATERIAL / "three_models.py", folder], check=True)
     return folder
 
 

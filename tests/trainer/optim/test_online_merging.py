@@ -26,13 +26,13 @@ from cupola_trainer.loop import train
 from cupola_trainer.optim.online_merging import hashed
 from cupola_trainer.optim.selection import magnitude_bits, thresholds
 
-HERE = Path(__file__).parent
+MATERIAL = Path(__file__).parents[1] / "material"
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("three")
-    subprocess.run([sys.executable, HERE / "three_models.py", folder], check=True)
+    subprocess.run([sys.executable, MATERIAL / "three_models.py", folder], check=True)
     return folder
 
 

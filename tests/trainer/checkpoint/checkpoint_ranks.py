@@ -9,11 +9,12 @@ import json
 import sys
 from pathlib import Path
 
-import layout_ranks as layouts  # type: ignore[import-not-found]  # the script beside this one
-
 from cupola_trainer import checkpoint, models, optim, passes, runtime
 from cupola_trainer.config import ModelConfig, ParallelConfig
 from cupola_trainer.optim import Trainee
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+import layout_ranks as layouts  # type: ignore[import-not-found]
 
 SAVED = {
     "moe one process": ParallelConfig(),
