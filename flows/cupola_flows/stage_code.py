@@ -49,13 +49,20 @@ TRAINING = (
     "cupola_flows.training",
 )
 CHAT = (*ROWS, "cupola_trainer.data.chat", "cupola_trainer.data.dates", "cupola_trainer.data.tokenizer_folders")
+TENSOR_NAMES = (
+    "cupola_trainer.conversion.families",
+    "cupola_trainer.conversion.family",
+    "cupola_trainer.conversion.mapping",
+    "cupola_trainer.conversion.position_entries",
+    "cupola_trainer.conversion.tensor_rules",
+)
 ROLLOUT = (
     *MODEL,
     *CHAT,
     "cupola_trainer.rollout",
-    "cupola_trainer.conversion.families",
-    "cupola_trainer.conversion.live",
-    "cupola_trainer.conversion.mapping",
+    *TENSOR_NAMES,
+    "cupola_trainer.conversion.config_json",
+    "cupola_trainer.conversion.model_reader",
 )
 VERIFIERS = (
     "cupola_trainer.evaluation.execution",
@@ -91,11 +98,15 @@ WRITING = (
     "cupola_platform.endpoint",
     "cupola_flows.writing",
 )
-CONVERSION = ("cupola_trainer.conversion.stored", "cupola_trainer.conversion.writing")
+CONVERSION = (
+    "cupola_trainer.conversion.checkpoint_reader",
+    "cupola_trainer.conversion.checkpoint_writer",
+    "cupola_trainer.conversion.tensor_rules",
+)
 MERGING = (
     *MODEL,
     *CONVERSION,
-    "cupola_trainer.conversion.mapping",
+    *TENSOR_NAMES,
     "cupola_trainer.merging",
     "cupola_trainer.optim.selection",
     "cupola_trainer.upcycling.experts",
@@ -126,9 +137,8 @@ POSTTRAINING = (*TRAINING, "cupola_flows.posttrain")
 ADAPTER = (
     *CONVERSION,
     "cupola_trainer.lora",
-    "cupola_trainer.conversion.families",
-    "cupola_trainer.conversion.mapping",
-    "cupola_trainer.conversion.safetensors_file",
+    *TENSOR_NAMES,
+    "cupola_trainer.conversion.huggingface_folder.safetensors_writer",
 )
 """What a stage with `lora` runs besides: its adapters are exported and folded into the weights."""
 JUDGE = (
@@ -143,7 +153,7 @@ JUDGE = (
 OF_KIND: Mapping[str, Sequence[str]] = {
     "prepare": ("cupola_platform.corpus", *QUESTIONS, "cupola_flows.prepare"),
     "pretrain": (*TRAINING, "cupola_flows.pretrain", *MIXTURE),
-    "upcycle": (*MODEL, *CONVERSION, "cupola_trainer.conversion.filling", "cupola_trainer.mixture", "cupola_trainer.upcycling", "cupola_flows.upcycle"),
+    "upcycle": (*MODEL, *CONVERSION, "cupola_trainer.conversion.model_writer", "cupola_trainer.mixture", "cupola_trainer.upcycling", "cupola_flows.upcycle"),
     "long_context": (*TRAINING, "cupola_flows.long_context", *MIXTURE),
     "conversations": (*ROWS, "cupola_trainer.data", *VERIFIERS, "cupola_flows.conversations"),
     "synthesize": (*WRITING, "cupola_flows.synthesis", "cupola_flows.wordings"),
