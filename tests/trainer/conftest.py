@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from cupola_platform.corpus.tokenization import save_tokenizer
-from cupola_platform.corpus.vocabulary import train_tokenizer
+from cupola_platform.corpus.core.qwen_tokenizer import save_tokenizer
+from cupola_platform.corpus.tokenizer.vocabulary import train_tokenizer
 
 EOD = 256
 VOCAB = 320

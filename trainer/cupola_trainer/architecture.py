@@ -1,6 +1,7 @@
-"""The shape of a decoder, whatever its family: one configuration for Qwen2, Qwen2-MoE, Llama and Gemma 2.
+"""The shape of a decoder, whatever its family: one configuration for all of them.
 
-A family is a set of values, not a class: `presets` holds the published ones. Nothing here imports torch.
+A family is a set of values, not a class: `presets` holds the published ones, `conversion.families` what else is known of a
+family. Nothing here imports torch.
 """
 
 from typing import Annotated, Literal
@@ -145,6 +146,10 @@ class ModelConfig:
 
     qkv_bias: bool = True
     """Bias on Q, K and V, as in Qwen2."""
+
+    qk_norm: bool = Field(default=False, exclude_if=lambda value: not value)
+    """RMSNorm on each query and key head before RoPE (Qwen3). Left out of JSON where it is off, as in checkpoints that are
+    older than it."""
 
     tie_embeddings: bool = True
     """Share the input embedding with the output layer, as Qwen2 0.5B and 1.5B do."""

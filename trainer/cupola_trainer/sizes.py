@@ -14,6 +14,8 @@ def parameter_count(model: ModelConfig) -> int:
             layer += h + 3 * h * model.moe.shared_expert_ffn_hidden_size
     else:
         layer += 3 * h * model.ffn_hidden_size
+    if model.qk_norm:
+        layer += 2 * model.head_size
     output = h if model.is_scalar else 0 if model.tie_embeddings else model.vocab_size * h
     return model.num_layers * layer + h + model.vocab_size * h + output
 

@@ -79,7 +79,7 @@ def flops_per_token(model: ModelConfig, sequence_length: float) -> float:
     Two for each weight that the token meets (of the experts, the `top_k` that it is sent to), and causal attention's
     scores and sums over half the sequence on average (PaLM, appendix B, counts the whole). Recomputation is not counted.
     """
-    h, head = model.hidden_size, model.hidden_size // model.num_attention_heads
+    h, head = model.hidden_size, model.head_size
     attention = h * head * (2 * model.num_attention_heads + 2 * model.num_query_groups)
     if model.moe:
         width = model.moe.top_k * model.moe.expert_ffn_hidden_size + (model.moe.shared_expert_ffn_hidden_size or 0)

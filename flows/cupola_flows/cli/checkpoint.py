@@ -74,7 +74,8 @@ def import_command(
 ) -> None:
     """Make a checkpoint of a transformers folder: an artifact, or a folder that commands and recipes take too.
 
-    Qwen2, Qwen2-MoE, Llama and Gemma 2, and their reward models of one label.
+    Models of the families in docs/families.md, and their reward models of one
+    label; another family is refused, with the list of those that are known.
     Weights keep their precision bit for bit; a tensor that is missing, unknown,
     not finite or of another shape is refused by name, and pickled weights are
     never opened.

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.conversion.families import to_config
+from cupola_trainer.conversion.config_json import to_config
 from cupola_trainer.presets import PRESETS, preset
 from cupola_trainer.sizes import active_parameters, parameter_count
 

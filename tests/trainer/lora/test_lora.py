@@ -29,8 +29,8 @@ from cupola_trainer.config import (
     ParallelConfig,
     TrainJob,
 )
+from cupola_trainer.conversion.checkpoint_reader import StoredTensors
 from cupola_trainer.conversion.exporting import export
-from cupola_trainer.conversion.stored import StoredTensors
 from cupola_trainer.loop import train
 from cupola_trainer.lora import attaching
 from cupola_trainer.lora.exporting import export_adapter

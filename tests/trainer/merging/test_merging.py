@@ -18,7 +18,7 @@ from cupola_platform.errors import ConfigError
 from cupola_trainer import merging
 from cupola_trainer.checkpoint import read_model
 from cupola_trainer.config import MergeJob, ParallelConfig, write_job
-from cupola_trainer.conversion.stored import StoredTensors
+from cupola_trainer.conversion.checkpoint_reader import StoredTensors
 from cupola_trainer.merging.job import check
 from cupola_trainer.merging.methods import average, dare, slerp, ties
 

@@ -14,13 +14,15 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen2MoeConfig,
     Qwen2MoeForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from cupola_trainer import models, optim, passes, runtime
 from cupola_trainer.config import ModelConfig, MoEConfig, OptimizerConfig, ParallelConfig
-from cupola_trainer.conversion.families import to_config
-from cupola_trainer.conversion.filling import fill
+from cupola_trainer.conversion.config_json import to_config
 from cupola_trainer.conversion.mapping import from_huggingface
+from cupola_trainer.conversion.model_writer import fill
 from cupola_trainer.objectives import Batch
 from cupola_trainer.objectives.next_token import NextTokenObjective
 from cupola_trainer.positions import Llama3Rope
@@ -63,6 +65,8 @@ GEMMA2 = replace(
     post_norm=True,
     scale_embeddings=True,
 )
+QK_NORM = replace(DENSE, qkv_bias=False, qk_norm=True, head_dim=24)
+"""Qwen3's shape."""
 OPTIMIZER = OptimizerConfig(lr=2e-3, min_lr_ratio=0.1, warmup_steps=2, weight_decay=0.1, clip_grad=0.5)
 
 
@@ -83,6 +87,8 @@ def huggingface(model: ModelConfig) -> Any:
         "initializer_range": 0.05,
         "use_cache": False,
     }
+    if model.qk_norm:
+        return Qwen3ForCausalLM(Qwen3Config(**common, head_dim=model.head_dim)).float()
     if not model.qkv_bias:  # the families whose configurations are written by the export
         config = to_config(model, dtype="float32", bos=None, eos=None, pad=None) | {"initializer_range": 0.05}
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config)).float()
@@ -157,7 +163,9 @@ def plain_pytorch(model: Any) -> list[tuple[float, float, float]]:
     return steps
 
 
-@pytest.mark.parametrize("model", [DENSE, MOE, LLAMA, GEMMA2], ids=["dense", "moe", "llama", "gemma2"])
+@pytest.mark.parametrize(
+    "model", [DENSE, MOE, LLAMA, GEMMA2, QK_NORM], ids=["dense", "moe", "llama", "gemma2", "qk_norm"]
+)
 def test_ten_steps_of_two_unequal_micro_batches_equal_plain_pytorch_on_the_whole(model: ModelConfig) -> None:
     theirs = huggingface(model)
     runtime.start(ParallelConfig(), seed=0)

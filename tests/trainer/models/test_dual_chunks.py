@@ -18,8 +18,7 @@ from cupola_platform.errors import ConfigError
 from cupola_trainer import models, runtime
 from cupola_trainer.architecture import ModelConfig
 from cupola_trainer.config import BatchConfig, ParallelConfig
-from cupola_trainer.conversion.families import to_config
-from cupola_trainer.conversion.reading import from_config
+from cupola_trainer.conversion.config_json import from_config, to_config
 from cupola_trainer.kernels.rotary import rotary
 from cupola_trainer.layout import validate_layout
 from cupola_trainer.models import dual_chunks

@@ -8,7 +8,7 @@ from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from cupola_trainer.architecture import ModelConfig
-from cupola_trainer.conversion.families import to_config
+from cupola_trainer.conversion.config_json import to_config
 from cupola_trainer.models.rope import Rotary, attention_factor, inverse_frequencies
 from cupola_trainer.positions import DynamicRope, LinearRope, Llama3Rope, YarnRope
 

@@ -21,7 +21,7 @@ from cupola_trainer.config import (
     ParallelConfig,
     TrainJob,
 )
-from cupola_trainer.conversion.stored import StoredTensors
+from cupola_trainer.conversion.checkpoint_reader import StoredTensors
 from cupola_trainer.loop import train
 from cupola_trainer.optim.online_merging import hashed
 from cupola_trainer.optim.selection import magnitude_bits, thresholds

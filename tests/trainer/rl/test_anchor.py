@@ -20,7 +20,7 @@ from cupola_trainer.config import (
     RolloutConfig,
     TrainJob,
 )
-from cupola_trainer.conversion.stored import StoredTensors
+from cupola_trainer.conversion.checkpoint_reader import StoredTensors
 from cupola_trainer.loop import begin, train
 from cupola_trainer.metrics import read_metrics
 from cupola_trainer.reinforcement import front

@@ -51,6 +51,7 @@ MODELS = {
     "bf16_moe": MOE,
     "capacity": replace(MOE, moe=replace(EXPERTS, capacity_factor=0.8)),
     "llama": replace(DENSE, qkv_bias=False, rope_scaling=Llama3Rope(original_max_position_embeddings=16)),
+    "qk_norm": replace(DENSE, qkv_bias=False, qk_norm=True),
     "dual_chunk": replace(
         DENSE,
         rope_scaling=YarnRope(factor=2.0, original_max_position_embeddings=8),
@@ -116,6 +117,10 @@ LAYOUTS = {
     "capacity cp2": ParallelConfig(cp=2),
     "llama one process": ParallelConfig(),
     "llama tp2 sp": ParallelConfig(tp=2, sp=True),
+    "qk_norm one process": ParallelConfig(),
+    "qk_norm tp2": ParallelConfig(tp=2),
+    "qk_norm tp2 sp": ParallelConfig(tp=2, sp=True),
+    "qk_norm cp2": ParallelConfig(cp=2),
     "dual_chunk one process": ParallelConfig(),
     "dual_chunk tp2 sp": ParallelConfig(tp=2, sp=True),
     "dual_chunk pp2 vp2": ParallelConfig(pp=2, vp=2),

@@ -63,6 +63,15 @@ def test_a_step_tells_its_parts_its_share_of_the_peak_and_the_experts_load(
         assert "step 5" not in names
 
 
+def test_the_operations_of_a_token_follow_the_width_of_a_head_and_not_the_hidden_size() -> None:
+    """Gemma 2's way: 4 heads of 16 beside a hidden size of 32."""
+    model = ModelConfig(**{**vars(MODEL), "moe": None, "head_dim": 16})
+    projections = 32 * 64 + 2 * 32 * 32 + 64 * 32  # queries, keys and values of 2 groups, output
+    scores_and_sums = 2 * 4 * 16 * 32  # over half of 64 tokens
+    ffn = 3 * 32 * 64
+    assert flops_per_token(model, 64) == 6 * (2 * (projections + ffn + scores_and_sums) + 32 * 320) == 258_048
+
+
 @pytest.mark.parametrize("moe", [None, MODEL.moe])
 def test_the_operations_of_a_token_agree_with_torchs_own_count(moe: MoEConfig | None) -> None:
     import torch

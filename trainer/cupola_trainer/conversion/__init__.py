@@ -1,15 +1,17 @@
-"""Hugging Face folders <-> our checkpoints, both ways and bit-exact, one layer at a time.
+"""transformers' folders <-> our checkpoints, both ways and bit-exact, one layer at a time.
 
-mapping.py            which tensors hold the same numbers, and in what layout: one table, read in both directions
-families.py           ModelConfig -> config.json
-reading.py            config.json -> ModelConfig
-stored.py             tensors out of a checkpoint of any layout
-writing.py            tensors into a checkpoint of any layout, without building the model
-filling.py            tensors into a model of any layout
-folder.py             files of such a folder, and none outside it
-weights.py            tensors out of a transformers folder, checked
-safetensors_file.py   tensors into such a folder
+families/             all that is known of each model family, a file each; plugins add theirs
+family.py             what such a file gives
+tensor_rules.py       how a checkpoint's tensors and transformers' are made of each other
+position_entries.py   RoPE, windows and dual chunks in config.json
+config_json.py        ModelConfig <-> config.json
+mapping.py            a model's tensors by transformers' names, and back
+checkpoint_reader.py  tensors out of a checkpoint of any layout
+checkpoint_writer.py  a checkpoint of any layout out of whole tensors, without building the model
+model_reader.py       whole tensors out of a model in training, by transformers' names
+model_writer.py       whole tensors into a model of any layout
+huggingface_folder/   transformers' folders: files, weights, model card
 exporting.py          checkpoint -> a folder that transformers loads with no other code
 importing.py          such a folder -> checkpoint
-card.py               the model card that an exported folder carries
+differences.py        how far apart two checkpoints' weights are
 """

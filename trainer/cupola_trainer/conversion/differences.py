@@ -10,8 +10,9 @@ from torch import Tensor
 
 from cupola_trainer.checkpoint import read_model
 from cupola_trainer.config import ModelConfig
-from cupola_trainer.conversion.mapping import Rule, rules
-from cupola_trainer.conversion.stored import StoredTensors
+from cupola_trainer.conversion.checkpoint_reader import StoredTensors
+from cupola_trainer.conversion.mapping import rules
+from cupola_trainer.conversion.tensor_rules import Rule
 
 
 @dataclass(frozen=True)

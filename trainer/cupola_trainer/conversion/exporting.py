@@ -9,11 +9,12 @@ from transformers import AutoTokenizer
 
 from cupola_platform import artifacts
 from cupola_platform.errors import ConfigError
-from cupola_trainer.checkpoint import read_model
-from cupola_trainer.conversion import card, families
+from cupola_trainer.checkpoint import read_model, read_training
+from cupola_trainer.conversion.checkpoint_reader import StoredTensors
+from cupola_trainer.conversion.config_json import to_config
+from cupola_trainer.conversion.huggingface_folder.model_card import model_card
+from cupola_trainer.conversion.huggingface_folder.safetensors_writer import Outline, write_files
 from cupola_trainer.conversion.mapping import to_huggingface
-from cupola_trainer.conversion.safetensors_file import Outline, write_files
-from cupola_trainer.conversion.stored import StoredTensors, read_training
 from cupola_trainer.rollout.generation import stop_ids
 
 SHARD_BYTES = 5 * 10**9
@@ -21,7 +22,7 @@ SHARD_BYTES = 5 * 10**9
 
 
 def export(checkpoint: Path, to: Path, *, shard_bytes: int = SHARD_BYTES) -> Path:
-    """Write a checkpoint of any layout as a transformers folder: configuration, weights, model card, tokenizer if it has one.
+    """Write a checkpoint of any layout as a transformers folder: configuration, weights, model card, and any tokenizer.
 
     Runs in one process, and holds one tensor of one layer in memory. The folder appears whole or not at all.
 
@@ -45,7 +46,7 @@ def export(checkpoint: Path, to: Path, *, shard_bytes: int = SHARD_BYTES) -> Pat
     ids = training.get("control_tokens") or _ids(tokenizer)  # an imported model's as they came
     stops = ids["eos"] if "control_tokens" in training or not tokenizer else stop_ids(tokenizer)
     described = training.get("config_tokens", ids)
-    config = families.to_config(model, dtype=str(outlines[0].dtype).removeprefix("torch."), **described)
+    config = to_config(model, dtype=str(outlines[0].dtype).removeprefix("torch."), **described)
     partial = to.with_name(f".{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -57,7 +58,7 @@ def export(checkpoint: Path, to: Path, *, shard_bytes: int = SHARD_BYTES) -> Pat
         if tokenizer:
             shutil.copytree(checkpoint / "tokenizer", partial, dirs_exist_ok=True)
         write_files(partial, outlines, to_huggingface(model, stored.read), shard_bytes)
-        text = card.render(artifacts.read(checkpoint), model, training, tokenizer is not None)
+        text = model_card(artifacts.read(checkpoint), model, training, tokenizer is not None)
         (partial / "README.md").write_text(text, encoding="utf-8")
         if to.exists():
             to.rmdir()

@@ -13,23 +13,23 @@ from cupola_platform.errors import ELSEWHERE, ConfigError
 from cupola_trainer import runtime
 from cupola_trainer.checkpoint import SaveFailedError
 from cupola_trainer.config import ParallelConfig
-from cupola_trainer.conversion.filling import whole_shapes
-from cupola_trainer.conversion.folder import ModelFolder
+from cupola_trainer.conversion.checkpoint_writer import outline, write
+from cupola_trainer.conversion.config_json import from_config
+from cupola_trainer.conversion.huggingface_folder.files import ModelFolder
+from cupola_trainer.conversion.huggingface_folder.weights import Weights, open_weights
 from cupola_trainer.conversion.mapping import from_huggingface
-from cupola_trainer.conversion.reading import from_config
-from cupola_trainer.conversion.weights import Weights, open_weights
-from cupola_trainer.conversion.writing import outline, write
+from cupola_trainer.conversion.model_writer import whole_shapes
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
                    "added_tokens.json", "chat_template.jinja", "chat_template.json")  # fmt: skip
 
 CONTROL = {name: f"{name}_token_id" for name in ("bos", "eos", "pad")}
 WRITERS = ("_from_model_config", "transformers_version")
-"""Entries of generation_config.json that tell of the program that wrote it."""
+"""Entries of generation_config.json about the program that wrote it."""
 
 
 def import_(folder: Path, to: Path) -> Artifact:
-    """Make a checkpoint of a transformers folder's model, with its tokenizer if there is one, in the weights' precision.
+    """Make a checkpoint of a transformers folder's model and any tokenizer, in the weights' precision.
 
     Runs in one process, and holds the model and one layer of it in memory; the checkpoint can be loaded in any layout.
 
@@ -89,9 +89,9 @@ def _tokenizer(folder: ModelFolder, to: Path) -> Path | None:
 
 
 def _generation(folder: ModelFolder, config: dict[str, Any]) -> dict[str, Any]:
-    """Where transformers begins, ends and pads a text, and how it samples: what generation_config.json says, if there is one.
+    """The tokens that begin, end and pad a text, and how transformers samples: from any generation_config.json.
 
-    transformers then takes nothing of it from config.json, whose own numbers are kept beside where they are others.
+    transformers then ignores config.json's tokens; where those differ, they are kept as `config_tokens`.
     """
     described = _ids(folder.path / "config.json", config)
     if folder.file("generation_config.json") is None:
@@ -106,9 +106,9 @@ def _generation(folder: ModelFolder, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ids(path: Path, entries: dict[str, Any]) -> dict[str, int | list[int] | None]:
-    found = {name: entries.get(key) for name, key in CONTROL.items()}
-    for name, value in found.items():
+    tokens = {name: entries.get(key) for name, key in CONTROL.items()}
+    for name, value in tokens.items():
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(each, int) and each >= 0 for each in ids):
             raise ConfigError(f"{path}: {CONTROL[name]}={value!r} is no token's number. Correct it there.")
-    return found
+    return tokens

@@ -17,10 +17,10 @@ from torch import Tensor
 from cupola_platform.errors import ConfigError
 from cupola_trainer.checkpoint import read_model
 from cupola_trainer.config import LoraConfig, ModelConfig
-from cupola_trainer.conversion.families import family
+from cupola_trainer.conversion import families
+from cupola_trainer.conversion.checkpoint_reader import StoredTensors
+from cupola_trainer.conversion.huggingface_folder.safetensors_writer import Outline, write_files
 from cupola_trainer.conversion.mapping import rules
-from cupola_trainer.conversion.safetensors_file import Outline, write_files
-from cupola_trainer.conversion.stored import StoredTensors
 from cupola_trainer.lora.attaching import read_adapter
 
 EXPERTS = "decoder.layers.mlp.experts.experts."
@@ -44,7 +44,7 @@ def export_adapter(adapter: Path, to: Path, *, base_model: str = "") -> Path:
         raise ConfigError(f"{to} exists and is not an empty folder. Name a new one.")
     lora, _ = read_adapter(adapter)
     model, stored = read_model(adapter), StoredTensors(adapter)
-    family(model)
+    families.of(model)  # refuses what transformers has no class for
     tensors = dict(_tensors(model, stored))
     partial = to.with_name(f".{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

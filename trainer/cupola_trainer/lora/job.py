@@ -6,8 +6,8 @@ from cupola_platform import artifacts
 from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, runtime
 from cupola_trainer.config import LoraConfig, MergeAdapterJob
-from cupola_trainer.conversion.stored import StoredTensors
-from cupola_trainer.conversion.writing import write
+from cupola_trainer.conversion.checkpoint_reader import StoredTensors
+from cupola_trainer.conversion.checkpoint_writer import write
 from cupola_trainer.data.tokenizer_folders import tokenizer_of
 from cupola_trainer.layout import validate_layout
 from cupola_trainer.lora.attaching import read_adapter

@@ -11,8 +11,8 @@ from cupola_platform.errors import ConfigError
 from cupola_trainer import runtime
 from cupola_trainer.checkpoint import read_model
 from cupola_trainer.config import MergeJob, ModelConfig
-from cupola_trainer.conversion.stored import StoredTensors
-from cupola_trainer.conversion.writing import write
+from cupola_trainer.conversion.checkpoint_reader import StoredTensors
+from cupola_trainer.conversion.checkpoint_writer import write
 from cupola_trainer.data.tokenizer_folders import tokenizer_of
 from cupola_trainer.identity import same_tokenizer
 from cupola_trainer.layout import validate_layout

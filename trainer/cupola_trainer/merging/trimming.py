@@ -8,8 +8,8 @@ from torch import Tensor
 
 from cupola_trainer import runtime
 from cupola_trainer.config import ModelConfig
+from cupola_trainer.conversion.checkpoint_reader import StoredTensors
 from cupola_trainer.conversion.mapping import rules
-from cupola_trainer.conversion.stored import StoredTensors
 from cupola_trainer.optim.selection import magnitude_bits, thresholds
 
 

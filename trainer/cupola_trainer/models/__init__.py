@@ -1,4 +1,4 @@
-"""From a ModelConfig to Megatron's GPTModel: the families, their layers, their initial weights."""
+"""From a ModelConfig to Megatron's GPTModel: its layers and its initial weights."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -63,7 +63,7 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, dtype: torc
 
 
 def _execution(parallel: ParallelConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """How any family is laid out and computed."""
+    """How it is laid out and computed."""
     return {
         "tensor_model_parallel_size": parallel.tp,
         "pipeline_model_parallel_size": parallel.pp,

@@ -1,4 +1,4 @@
-"""What Megatron's configuration says of a model, whatever its family."""
+"""A ModelConfig in the terms of Megatron's configuration."""
 
 import math
 from collections.abc import Callable
@@ -42,6 +42,7 @@ def settings(model: ModelConfig, parallel: ParallelConfig) -> dict[str, Any]:
         "ffn_hidden_size": model.ffn_hidden_size,
         "add_bias_linear": False,
         "add_qkv_bias": model.qkv_bias,
+        "qk_layernorm": model.qk_norm,
         "gated_linear_unit": True,
         "activation_func": ACTIVATIONS[model.activation],
         "bias_activation_fusion": model.activation == "silu",

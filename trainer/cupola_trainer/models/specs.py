@@ -47,7 +47,9 @@ def _final_norm() -> type:
 
 
 def _transformer_engine_layer(config: DecoderConfig) -> ModuleSpec:
-    spec = get_gpt_layer_with_transformer_engine_spec(num_experts=config.num_moe_experts, moe_grouped_gemm=False)
+    spec = get_gpt_layer_with_transformer_engine_spec(
+        num_experts=config.num_moe_experts, moe_grouped_gemm=False, qk_layernorm=config.qk_layernorm
+    )
     own = (config.attention_windows, config.attn_logit_softcapping, config.dual_chunk, config.length_scaling)
     if any(own):  # its attention has one window, and nothing of the others
         spec.submodules.self_attention.submodules.core_attention = TorchAttention
@@ -57,6 +59,7 @@ def _transformer_engine_layer(config: DecoderConfig) -> ModuleSpec:
 
 
 def _torch_layer(config: DecoderConfig) -> ModuleSpec:
+    head_norm = TorchRMSNorm if config.qk_layernorm else IdentityOp
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -68,8 +71,8 @@ def _torch_layer(config: DecoderConfig) -> ModuleSpec:
                     linear_qkv=ColumnParallelLinear,
                     core_attention=TorchAttention,
                     linear_proj=RowParallelLinear,
-                    q_layernorm=IdentityOp,
-                    k_layernorm=IdentityOp,
+                    q_layernorm=head_norm,
+                    k_layernorm=head_norm,
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,

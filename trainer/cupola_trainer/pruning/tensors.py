@@ -19,6 +19,8 @@ AXES: dict[str, tuple[str, ...]] = {
     "decoder.layers.self_attention.linear_qkv.layer_norm_weight": ("hidden",),
     "decoder.layers.self_attention.linear_qkv.weight": ("qkv", "hidden"),
     "decoder.layers.self_attention.linear_qkv.bias": ("qkv",),
+    "decoder.layers.self_attention.q_layernorm.weight": ("",),
+    "decoder.layers.self_attention.k_layernorm.weight": ("",),
     "decoder.layers.self_attention.linear_proj.weight": ("hidden", "heads"),
     "decoder.layers.mlp.linear_fc1.layer_norm_weight": ("hidden",),
     "decoder.layers.post_attention_norm.weight": ("hidden",),

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from cupola_platform.errors import ConfigError
 from cupola_trainer import runtime
 from cupola_trainer.config import ModelConfig
-from cupola_trainer.conversion import families
-from cupola_trainer.conversion.live import huggingface_weights
+from cupola_trainer.conversion.config_json import to_config
+from cupola_trainer.conversion.model_reader import huggingface_weights
 from cupola_trainer.rollout.batch import Completion
 from cupola_trainer.rollout.generation import check_prompts, stop_ids
 from cupola_trainer.rollout.sampling import Sampling
@@ -50,7 +50,7 @@ class VllmEngine:
         self._vllm, self.chunks, self.model = vllm, chunks, model
         self._stops, self._tokens = stop_ids(tokenizer), len(tokenizer)
         self._longest: int = model.max_position_embeddings
-        config = families.to_config(model, dtype=_name(chunks), bos=None, eos=self._stops, pad=None)
+        config = to_config(model, dtype=_name(chunks), bos=None, eos=self._stops, pad=None)
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # its model must be in this process
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")

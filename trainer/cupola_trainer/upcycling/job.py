@@ -6,9 +6,9 @@ import torch
 
 from cupola_trainer import checkpoint, runtime
 from cupola_trainer.config import ModelConfig, UpcycleJob
-from cupola_trainer.conversion.filling import fill, whole_shapes
-from cupola_trainer.conversion.stored import StoredTensors
-from cupola_trainer.conversion.writing import outline, write
+from cupola_trainer.conversion.checkpoint_reader import StoredTensors
+from cupola_trainer.conversion.checkpoint_writer import outline, write
+from cupola_trainer.conversion.model_writer import fill, whole_shapes
 from cupola_trainer.layout import validate_layout
 from cupola_trainer.mixture import mixture_of
 from cupola_trainer.reporting import Report

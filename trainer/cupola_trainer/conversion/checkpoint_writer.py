@@ -1,6 +1,6 @@
-"""A checkpoint out of tensors that are made one at a time: the model itself is never built."""
+"""Writes a checkpoint out of whole tensors that are made one at a time: the model itself is never built."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from shutil import rmtree
@@ -15,10 +15,8 @@ from cupola_trainer.checkpoint.saving import Checkpointer
 from cupola_trainer.checkpoint.shards import Shard
 from cupola_trainer.checkpoint.storage import Staging, StoredBox
 from cupola_trainer.config import ModelConfig, ParallelConfig
+from cupola_trainer.conversion.tensor_rules import Read
 from cupola_trainer.models.initialization import sharded_tensors
-
-Read = Callable[[str, tuple[int, ...]], Tensor]
-"""Gives a whole tensor by its checkpoint key and an index into its leading (layer, expert) dimensions."""
 
 
 def write(
@@ -44,7 +42,7 @@ def write(
         SaveFailedError: a rank could not write; nothing is left of this checkpoint. Nor is where `read` raises.
     """
     saver = Checkpointer(outline(model, parallel, dtype))
-    saver.staging = _Made(read, {shard.key: shard.prepend_axis_num for shard in sharded_tensors(saver.chunks)})
+    saver.staging = _LazyStaging(read, {shard.key: shard.prepend_axis_num for shard in sharded_tensors(saver.chunks)})
     shape: dict[str, Any] = {"model": model, "parallel": parallel, "tokenizer": tokenizer, "extra": extra}
     try:
         return saver.begin(to, step=0, consumed_samples=0, seed=seed, objective=objective, **shape).finish()
@@ -59,8 +57,8 @@ def outline(model: ModelConfig, parallel: ParallelConfig, dtype: torch.dtype | N
         return models.build(model, parallel, seed=None, dtype=dtype)
 
 
-class _Made(Staging):
-    """Host memory that tensors are made in, layer by layer."""
+class _LazyStaging(Staging):
+    """Host memory for a checkpoint's tensors, each of which is made when its shard is copied, layer by layer."""
 
     deferred = False
 

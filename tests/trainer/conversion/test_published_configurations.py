@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.conversion.reading import from_config
+from cupola_trainer.conversion.config_json import from_config
 from cupola_trainer.positions import DualChunk, LengthScaling, YarnRope
 from cupola_trainer.presets import PRESETS
 

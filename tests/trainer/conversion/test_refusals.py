@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from cupola_platform.errors import ConfigError, CorruptArtifactError, NotFoundError
 from cupola_trainer.config import ModelConfig
 from cupola_trainer.conversion.__main__ import main
+from cupola_trainer.conversion.config_json import to_config
 from cupola_trainer.conversion.exporting import export
-from cupola_trainer.conversion.families import to_config
 from cupola_trainer.conversion.importing import import_
 
 
@@ -35,7 +35,7 @@ def changed(folder: Path, to: Path, **config: Any) -> Path:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"model_type": "gpt2"}, "'gpt2' is not known. Known architectures: qwen2, qwen2_moe, llama, gemma2"),
+        ({"model_type": "gpt2"}, "'gpt2' is not known. Known: gemma2, llama, qwen2, qwen2_moe"),
         (
             {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "short_factor": [1.0] * 8,
                                  "long_factor": [2.0] * 8, "original_max_position_embeddings": 32}},

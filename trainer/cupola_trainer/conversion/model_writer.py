@@ -1,12 +1,15 @@
-"""Tensors into a model of any layout, one layer at a time. Megatron's sharded state dict says which part a rank holds."""
+"""Whole tensors into a model of any layout, one layer at a time.
 
-from collections.abc import Callable, Sequence
+Megatron's sharded state dict says which part a rank holds.
+"""
+
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from cupola_trainer.conversion.tensor_rules import Read
 from cupola_trainer.models.initialization import sharded_tensors
 
 Place = tuple[str, tuple[int, ...]]
@@ -14,7 +17,7 @@ Place = tuple[str, tuple[int, ...]]
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
-def fill(chunks: Sequence[Any], read: Callable[[str, tuple[int, ...]], Tensor]) -> None:
+def fill(chunks: Sequence[Any], read: Read) -> None:
     """Copy whole tensors into a model, each rank its own shards, layer after layer.
 
     Args:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from cupola_platform.errors import ConfigError, NotFoundError
 from cupola_trainer.architecture import ModelConfig
-from cupola_trainer.conversion.folder import ModelFolder, shown
-from cupola_trainer.conversion.mapping import to_huggingface
-from cupola_trainer.conversion.safetensors_file import DTYPES
+from cupola_trainer.conversion.huggingface_folder.files import ModelFolder, shown
+from cupola_trainer.conversion.huggingface_folder.safetensors_writer import DTYPES
+from cupola_trainer.conversion.mapping import held_tensors, tied_names, to_huggingface
 from cupola_trainer.sizes import parameter_count
 
 AGAIN = "Correct config.json, or copy the folder again."
@@ -98,7 +98,7 @@ class Weights:
             ConfigError: a tensor is not of 16 or 32 bits in floating point; names it.
         """
         by_name = {name: dtype for dtype, name in DTYPES.items()}
-        found = set()
+        kinds = set()
         for name, file in self.files.items():
             kind = file.get_slice(name).get_dtype()
             if kind not in by_name:
@@ -106,8 +106,8 @@ class Weights:
                     f"{self.folder}: {shown(name)} is of type {kind}. Only {', '.join(by_name)} can be imported. "
                     "Save the model in one of these first."
                 )
-            found.add(by_name[kind])
-        return found.pop() if len(found) == 1 else torch.float32
+            kinds.add(by_name[kind])
+        return kinds.pop() if len(kinds) == 1 else torch.float32
 
     def check_size(self, model: ModelConfig) -> None:
         """Refuse a model that is far larger than these weights, before it is laid out.
@@ -130,14 +130,17 @@ class Weights:
         Raises:
             ConfigError: a tensor is missing, unknown, or of another shape; names it.
         """
-        expected = to_huggingface(model, lambda key, index: torch.empty(shapes[key][len(index) :], device="meta"))
-        known = {"lm_head.weight"} if model.tie_embeddings else set()
-        for name, tensor in expected:
+
+        def outline(key: str, index: tuple[int, ...]) -> Tensor:
+            return torch.empty(shapes[key][len(index) :], device="meta")
+
+        tied = tied_names(model)
+        needed = {name for name, _ in held_tensors(model, outline)}
+        known = set(tied or ())
+        for name, tensor in to_huggingface(model, outline):
             known.add(name)
             if name not in self.files:
-                if tensor.numel() == 0 or (
-                    name.endswith("shared_expert_gate.weight") and not _has_shared_expert(model)
-                ):
+                if name not in needed:
                     continue
                 raise ConfigError(f"{self.folder} lacks the tensor {name}, which its config.json calls for. {AGAIN}")
             shape = tuple(self.files[name].get_slice(name).get_shape())
@@ -151,14 +154,11 @@ class Weights:
             raise ConfigError(
                 f"{self.folder}: its config.json does not know the tensor {shown(unknown[0])}{more}. {AGAIN}"
             )
-        if model.tie_embeddings and "lm_head.weight" in self.files and not self._tied():
+        if tied and tied[1] in self.files and not torch.equal(self.read(tied[1]), self.read(tied[0])):
             raise ConfigError(
-                f"{self.folder}: lm_head.weight differs from model.embed_tokens.weight, but config.json ties them. "
+                f"{self.folder}: {tied[1]} differs from {tied[0]}, but config.json ties them. "
                 "Set tie_word_embeddings to false there."
             )
-
-    def _tied(self) -> bool:
-        return bool(torch.equal(self.read("lm_head.weight"), self.read("model.embed_tokens.weight")))
 
     def read(self, name: str) -> Tensor:
         """One tensor.
@@ -173,7 +173,3 @@ class Weights:
                 "Such a model is broken: take one that was saved earlier."
             )
         return tensor
-
-
-def _has_shared_expert(model: ModelConfig) -> bool:
-    return bool(model.moe and model.moe.shared_expert_ffn_hidden_size)

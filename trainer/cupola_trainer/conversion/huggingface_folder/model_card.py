@@ -4,11 +4,9 @@ import json
 from typing import Any
 
 from cupola_platform.artifacts import Artifact
-from cupola_trainer.config import ModelConfig
-from cupola_trainer.conversion.families import family
+from cupola_trainer.architecture import ModelConfig
+from cupola_trainer.conversion import families
 from cupola_trainer.sizes import active_parameters, parameter_count
-
-NAMES = {"qwen2": "Qwen2", "qwen2_moe": "Qwen2-MoE", "llama": "Llama", "gemma2": "Gemma 2"}
 
 TEMPLATE = """---
 library_name: transformers
@@ -37,7 +35,7 @@ The whole tree, down to the source files: `cupola lineage {id}`.
 {metrics}"""
 
 
-def render(artifact: Artifact, model: ModelConfig, training: dict[str, Any], has_tokenizer: bool) -> str:
+def model_card(artifact: Artifact, model: ModelConfig, training: dict[str, Any], has_tokenizer: bool) -> str:
     """The card, in Markdown.
 
     Args:
@@ -60,7 +58,7 @@ def render(artifact: Artifact, model: ModelConfig, training: dict[str, Any], has
         task="text-classification" if model.is_scalar else "text-generation",
         loader="AutoModelForSequenceClassification" if model.is_scalar else "AutoModelForCausalLM",
         title=manifest.stage or "Model",
-        kind=f"A {'mixture of experts' if model.moe else 'dense decoder'} ({NAMES[family(model)]})",
+        kind=f"A {'mixture of experts' if model.moe else 'dense decoder'} ({families.of(model).title})",
         tokenizer='\ntokenizer = AutoTokenizer.from_pretrained("FOLDER")' if has_tokenizer else "",
         parameters=parameter_count(model),
         active=f", {active_parameters(model):,} of them active on a token" if model.moe else "",

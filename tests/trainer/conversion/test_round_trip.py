@@ -1,6 +1,7 @@
-"""Hugging Face <-> checkpoints: against transformers, bit for bit, in one process, from any layout."""
+"""transformers' folders <-> checkpoints: against transformers, bit for bit, in one process, from any layout."""
 
 import json
+import runpy
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -23,20 +24,21 @@ from transformers import (
 
 from cupola_platform import artifacts
 from cupola_trainer import checkpoint, models, runtime
+from cupola_trainer.checkpoint.description import read_training
 from cupola_trainer.config import ModelConfig, MoEConfig, ParallelConfig
 from cupola_trainer.conversion.__main__ import main
+from cupola_trainer.conversion.checkpoint_reader import StoredTensors
+from cupola_trainer.conversion.config_json import from_config
 from cupola_trainer.conversion.exporting import export
 from cupola_trainer.conversion.importing import import_
-from cupola_trainer.conversion.mapping import GroupedQKV
-from cupola_trainer.conversion.reading import from_config
-from cupola_trainer.conversion.stored import StoredTensors, read_training
+from cupola_trainer.conversion.tensor_rules import GroupedQKV
 from cupola_trainer.rollout.continuation import continue_text
 from cupola_trainer.rollout.loading import load
 from cupola_trainer.rollout.sampling import Sampling
 from cupola_trainer.sizes import active_parameters, parameter_count
 
 HERE = Path(__file__).parent
-NAMES = ["dense", "untied", "moe", "moe_normalized", "moe_alone", "windows", "llama", "yarn", "dynamic", "gemma2"]
+NAMES = list(runpy.run_path(str(HERE.with_name("saved_models.py")))["MODELS"])
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The weights of a model in training under Hugging Face's names: handed on with no disk between."""
+"""The weights of a model in training by transformers' names, without a detour over the disk."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -19,29 +19,28 @@ from cupola_trainer.conversion.mapping import to_huggingface
 def huggingface_weights(chunks: Sequence[torch.nn.Module], model: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     """Every tensor that an export of this moment would hold, by name, whole on every rank.
 
-    Every rank iterates, to the end. One tensor of one layer is in memory at a time; each is summed over all ranks, of which
-    one holds a number and the others zero.
+    Every rank iterates, to the end. One tensor of one layer is in memory at a time; each is summed over all ranks,
+    since one rank has each number and the others have zero.
 
     Args:
         chunks: the model, also as it is being trained, in any layout, without adapters.
     """
     for chunk in chunks:
         gather(chunk)
-    return to_huggingface(model, _Whole(chunks).read)
+    return to_huggingface(model, _GatheredWeights(chunks).read)
 
 
-class _Whole:
-    """Whole tensors out of what the ranks hold."""
+class _GatheredWeights:
+    """Whole tensors, put together from the shards of all ranks."""
 
     def __init__(self, chunks: Sequence[torch.nn.Module]) -> None:
         shards = [shard for shard in weight_shards(chunks) if shard.main]
-        told: list[Any] = [None] * runtime.world_size()
-        dist.all_gather_object(
-            told, [(shard.place, shard.data.nbytes, shard.shape, shard.data.dtype) for shard in shards]
-        )
-        self._outline = {place[0]: (shape, dtype) for entries in told for place, _, shape, dtype in entries}
+        outlines: list[Any] = [None] * runtime.world_size()
+        mine = [(shard.place, shard.data.nbytes, shard.shape, shard.data.dtype) for shard in shards]
+        dist.all_gather_object(outlines, mine)
+        self._outline = {place[0]: (shape, dtype) for entries in outlines for place, _, shape, dtype in entries}
         self._mine: dict[str, list[Shard]] = defaultdict(list)
-        for shard in owned(shards, ([entry[:2] for entry in entries] for entries in told), runtime.rank()):
+        for shard in owned(shards, ([entry[:2] for entry in entries] for entries in outlines), runtime.rank()):
             self._mine[shard.key].append(shard)
 
     def read(self, key: str, index: tuple[int, ...]) -> Tensor:

@@ -9,10 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cupola_platform import artifacts
-from cupola_trainer.checkpoint.description import read_training
 from cupola_trainer.checkpoint.storage import StoredState
-
-__all__ = ["StoredTensors", "read_training"]
 
 
 class StoredTensors(Mapping[str, Tensor]):

@@ -1,0 +1,76 @@
+"""All model families: every file of this folder, and what plugins add. Each defines one `FAMILY`."""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import entry_points
+from types import MappingProxyType
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer.architecture import ModelConfig
+from cupola_trainer.conversion.family import Family
+
+PLUGINS = "cupola.families"
+"""Group of entry points, each of which names a module that defines `FAMILY`."""
+
+
+@cache
+def families() -> Mapping[str, Family]:
+    """transformers' model_type to the family: ours by name, then those of plugins.
+
+    Raises:
+        ConfigError: a plugin's module defines no family, or one that there is already; names it.
+    """
+    own = [found.name for found in pkgutil.iter_modules(__path__, f"{__name__}.")]
+    added = sorted({point.value for point in entry_points(group=PLUGINS)})
+    found: dict[str, Family] = {}
+    for module in own + added:
+        family = getattr(importlib.import_module(module), "FAMILY", None)
+        if not isinstance(family, Family):
+            raise ConfigError(f"{module}, an entry point of {PLUGINS}, defines no FAMILY. Uninstall or correct it.")
+        if family.model_type in found:
+            raise ConfigError(f"{module} defines the family {family.model_type!r} a second time. Uninstall it.")
+        found[family.model_type] = family
+    return MappingProxyType(found)
+
+
+def named(model_type: object) -> Family:
+    """The family that config.json calls by this name.
+
+    Raises:
+        ConfigError: there is none; names the nearest.
+    """
+    known = families()
+    if isinstance(model_type, str) and model_type in known:
+        return known[model_type]
+    near = get_close_matches(model_type, known, n=1, cutoff=0.6) if isinstance(model_type, str) else []
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"model_type={model_type!r} is not known.{hint} Known: {', '.join(known)}.")
+
+
+def nearest(model: ModelConfig) -> Family:
+    """The family with which a model shares the most traits: the first of those that come equally near."""
+    return min(families().values(), key=lambda family: len(family.mismatches(model)))
+
+
+def of(model: ModelConfig) -> Family:
+    """The family that a model belongs to.
+
+    Raises:
+        ConfigError: transformers has no such model; names what the nearest family cannot have.
+    """
+    family = nearest(model)
+    if wrong := ", ".join(f"{trait}={value!r}" for trait, value in family.mismatches(model).items()):
+        raise ConfigError(
+            f"transformers has no such model: its {family.model_type} cannot have {wrong}. It cannot be exported."
+        )
+    if model.length_scaling and (model.length_scaling.type != "yarn" or not model.dual_chunk):
+        raise ConfigError(
+            f"config.json has no entry for length_scaling of type {model.length_scaling.type} "
+            f"{'with' if model.dual_chunk else 'without'} dual_chunk. It cannot be exported."
+        )
+    if len({window for window in model.attention_windows if window}) > 1:
+        raise ConfigError("transformers has one window for all layers that have any; this model has several sizes.")
+    return family

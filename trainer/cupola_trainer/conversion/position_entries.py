@@ -1,0 +1,110 @@
+"""How config.json says what attention does with positions: RoPE, windows and dual chunks, each written and read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer.architecture import ModelConfig
+from cupola_trainer.positions import DynamicRope
+
+ROPES = {"default": (), "linear": ("factor",), "dynamic": ("factor",),
+         "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"),
+         "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor")}  # fmt: skip
+"""RoPE's types and their entries in `rope_parameters`, which are ModelConfig's fields as well."""
+
+
+def rope_entries(model: ModelConfig) -> dict[str, Any]:
+    """RoPE's entries. Its base is given twice: in `rope_parameters` for transformers 5, beside it for version 4."""
+    scaling = model.rope_scaling
+    parameters: dict[str, Any] = {"rope_type": scaling.type if scaling else "default", "rope_theta": model.rope_theta}
+    entries = {name: getattr(scaling, name) for name in ROPES[parameters["rope_type"]]}
+    parameters |= {name: value for name, value in entries.items() if value is not None}
+    longest = model.max_position_embeddings
+    if isinstance(scaling, DynamicRope):
+        longest = scaling.original_max_position_embeddings
+    return {"max_position_embeddings": longest, "rope_theta": model.rope_theta, "rope_parameters": parameters}
+
+
+def rope_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """RoPE's values of a ModelConfig.
+
+    Raises:
+        ConfigError: a form of RoPE that we do not build; names the entry.
+    """
+    given = {name: value for name, value in config["rope_parameters"].items() if value is not None}
+    kind, theta = given.pop("rope_type"), given.pop("rope_theta")
+    given.pop("type", None)  # what rope_type was called before transformers 4.45
+    if given.pop("partial_rotary_factor", 1.0) != 1:
+        raise ConfigError("config.json: RoPE on a part of a head (partial_rotary_factor) is not supported.")
+    longest = config["max_position_embeddings"]
+    rope = {"rope_theta": theta, "max_position_embeddings": longest}
+    if kind == "default":
+        return rope
+    if kind not in ROPES:
+        raise ConfigError(f"config.json: RoPE of type {kind!r} is not supported. Supported: {', '.join(ROPES)}.")
+    if kind == "dynamic":  # transformers reads nothing else
+        given["original_max_position_embeddings"] = longest
+    original = given.setdefault("original_max_position_embeddings", longest)
+    unknown = sorted(set(given) - set(ROPES[kind]) - {"original_max_position_embeddings"})
+    if unknown:
+        raise ConfigError(f"config.json: rope_parameters.{unknown[0]} is not supported with RoPE of type {kind!r}.")
+    if kind == "linear":
+        del given["original_max_position_embeddings"]
+    factor = given.get("factor", 1)
+    if isinstance(factor, bool) or not isinstance(factor, int | float):
+        raise ConfigError(f"config.json: rope_parameters.factor={factor!r} is not a number.")
+    if kind in ("yarn", "dynamic"):  # Hugging Face leaves max_position_embeddings at the trained length
+        rope["max_position_embeddings"] = max(longest, int(factor * original))
+    return rope | {"rope_scaling": {"type": kind, **given}}
+
+
+def window_entries(model: ModelConfig) -> dict[str, Any]:
+    """Which layers have a window, and its one size."""
+    windows = [model.window(layer) for layer in range(model.num_layers)]
+    return {
+        "sliding_window": next(filter(None, windows), None),
+        "layer_types": ["sliding_attention" if window else "full_attention" for window in windows],
+    }
+
+
+def window_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Windows as the shortest pattern that repeats over the layers."""
+    size = config.get("sliding_window")
+    types = config.get("layer_types") or []
+    if not size or "sliding_attention" not in types:
+        return {}
+    windows = tuple(size if kind == "sliding_attention" else None for kind in types)
+    patterns = (windows[:length] for length in range(1, len(windows) + 1))
+    shortest = next(pattern for pattern in patterns if windows == (pattern * len(windows))[: len(windows)])
+    return {"attention_windows": shortest}
+
+
+def dual_chunk_entries(model: ModelConfig) -> dict[str, Any]:
+    """As Qwen2.5-1M's config.json has it: vLLM reads it; transformers does not, and attends plainly."""
+    chunk, scaling = model.dual_chunk, model.length_scaling
+    if chunk is None:
+        return {}
+    entries = {"chunk_size": chunk.chunk_size, "local_size": chunk.local_window}
+    grown = {"original_max_position_embeddings": scaling.original_max_position_embeddings} if scaling else {}
+    return {"dual_chunk_attention_config": entries | grown}
+
+
+def dual_chunk_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dual chunks; queries grow past `original_max_position_embeddings`, where it is given.
+
+    Raises:
+        ConfigError: an entry that we do not build; names it.
+    """
+    entries = config.get("dual_chunk_attention_config") or {}
+    if not entries:
+        return {}
+    if not isinstance(entries, dict):
+        raise ConfigError(f"config.json: dual_chunk_attention_config={entries!r} is not a mapping.")
+    given = dict(entries)
+    read: dict[str, Any] = {}
+    if trained := given.pop("original_max_position_embeddings", 0):
+        read["length_scaling"] = {"type": "yarn", "original_max_position_embeddings": trained}
+    chunk = {"chunk_size": given.pop("chunk_size", None), "local_window": given.pop("local_size", None)}
+    if given:
+        raise ConfigError(f"config.json: dual_chunk_attention_config.{min(given)} is not supported.")
+    return read | {"dual_chunk": chunk}
