@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from cupola_trainer.conversion import families
 from cupola_trainer.conversion.__main__ import main
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
 
-SHAPE = {"vocab_size": 64, "hidden_size": 32, "num_layers": 2, "num_attention_heads": 4, "num_query_groups": 2,
+SHAPE: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_layers": 2, "num_attention_heads": 4, "num_query_groups": 2,
          "ffn_hidden_size": 48, "max_position_embeddings": 64, "rope_theta": 10_000.0, "qkv_bias": False}  # fmt: skip
 TOY_MODEL = ModelConfig(**SHAPE, head_dim=16, qk_norm=True)
 TOY = '''

@@ -5,7 +5,6 @@ import math
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +182,7 @@ def test_two_ranks_measure_what_one_does(
 
 
 def test_long_context_over_pipeline_stages_is_refused_with_what_works(saved: Path, tmp_path: Path) -> None:
-    job = replace(evaluate_job(saved, tmp_path, pp=2), long_context=LongContextConfig(lengths=(64,)))
+    job = evaluate_job(saved, tmp_path, pp=2).but(long_context=LongContextConfig(lengths=(64,)))
     with pytest.raises(
         ConfigError, match=r"pp=2, cp=1\. long_context reads logits of whole sequences.* Use dp=2 instead"
     ):

@@ -126,7 +126,7 @@ def outcome(check: Any) -> str:
 
 def main() -> None:
     import_megatron()
-    found = {}
+    found: dict[str, Any] = {}
     for parallel, checks in (
         (ParallelConfig(tp=2, sp=True), (capacity, uneven, mappings, layers)),
         (ParallelConfig(dp=2), (buffers,)),
