@@ -18,7 +18,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import cupola_dashboards
-from cupola_flows.recipe import load_recipe
+from cupola_flows.recipe.loading import load_recipe
 from cupola_platform.artifacts import Artifact
 from cupola_platform.corpus.report.page import render
 from cupola_platform.workspace import Workspace

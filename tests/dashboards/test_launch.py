@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from cupola_flows import deployments
-from cupola_flows.prefect_api import own_prefect
+from cupola_flows.orchestration import deployments
+from cupola_flows.servers.prefect_api import own_prefect
 from cupola_platform.settings import Settings, load_settings
 
 

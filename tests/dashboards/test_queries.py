@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from cupola_dashboards.queries import checkpoints, comparison, corpus, lineage, metrics, runs, settings
-from cupola_flows.recipe import load_recipe
+from cupola_flows.recipe.loading import load_recipe
 from cupola_platform.errors import NotFoundError
 from cupola_platform.workspace import Workspace
 

@@ -14,9 +14,9 @@ from cupola_platform.settings import Settings
 
 DOCKER = Path(__file__).parents[2] / "infra" / "docker"
 HELP = {
-    "prefect": ["python", "-m", "cupola_flows.prefect_server", "--help"],
+    "prefect": ["python", "-m", "cupola_flows.servers.prefect_server", "--help"],
     "mlflow": ["mlflow", "server", "--help"],
-    "worker": ["python", "-m", "cupola_flows.worker", "--help"],
+    "worker": ["python", "-m", "cupola_flows.orchestration.worker", "--help"],
     "console": ["streamlit", "run", "--help"],
     "objects": ["weed", "server", "-h"],
 }

@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from cupola_flows.cli import app
-from cupola_flows.recipe import parse_recipe
+from cupola_flows.recipe.loading import parse_recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", "BENCHMARKS.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cupola_flows.recipe import load_recipe, shipped
+from cupola_flows.recipe.loading import load_recipe, shipped
 
 PACKAGES = ("platform", "trainer", "flows", "dashboards")
 MOST_LINES = 400

@@ -31,7 +31,7 @@ TORCH_FREE = (
     "cupola_trainer.evaluation.tasks",
     "cupola_trainer.evaluation.intervals",
     "cupola_trainer.evaluation.execution",
-    "cupola_flows.recipe",
+    "cupola_flows.recipe.loading",
     "cupola_flows.cli",
 )
 

@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from cupola_dashboards.queries.workspace import workspace
-from cupola_flows.evaluations import MOST, Evaluation, Measured, newest, read_evaluation
+from cupola_flows.reports.evaluations import MOST, Evaluation, Measured, newest, read_evaluation
 from cupola_platform.registry import ArtifactRow
 
 COLUMNS = [

@@ -13,8 +13,8 @@ import pandas as pd
 from cupola_dashboards.queries import metrics, runs
 from cupola_dashboards.queries.checkpoints import aliases, evaluations, label
 from cupola_dashboards.queries.workspace import workspace
-from cupola_flows.comparison import set_apart
-from cupola_flows.evaluations import Measured, common, what_is_missing
+from cupola_flows.reports.comparison import set_apart
+from cupola_flows.reports.evaluations import Measured, common, what_is_missing
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import NotFoundError
 from cupola_platform.registry import ArtifactRow

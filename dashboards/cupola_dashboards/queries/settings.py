@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from cupola_flows import core_yaml
-from cupola_flows.recipe import Recipe
+from cupola_flows.recipe import core_yaml
+from cupola_flows.recipe.loading import Recipe
 
 COLUMNS = ["setting", "value", "meaning"]
 UNLISTED = (".kind", ".steps")

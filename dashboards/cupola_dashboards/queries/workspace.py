@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from cupola_flows import services
+from cupola_flows.servers import services
 from cupola_platform.security.urls import shown
 from cupola_platform.settings import load_settings
 from cupola_platform.workspace import Workspace

@@ -7,8 +7,8 @@ import streamlit as st
 from cupola_dashboards.queries import settings
 from cupola_dashboards.queries.workspace import prefect_page
 from cupola_dashboards.words import guarded, plain
-from cupola_flows import deployments
-from cupola_flows.recipe import Recipe, load_recipe
+from cupola_flows.orchestration import deployments
+from cupola_flows.recipe.loading import Recipe, load_recipe
 from cupola_flows.stages.training import TrainStage
 from cupola_platform.errors import CupolaError
 

@@ -6,25 +6,14 @@ from typing import NoReturn
 
 import typer
 
-from cupola_flows.cli import (
-    artifacts,
-    checkpoint,
-    curves,
-    differences,
-    evaluating,
-    experiments,
-    layouts,
-    long_context,
-    making,
-    presets,
-    pruning,
-    run,
-    services,
-    tokens,
-    tracking,
-)
-from cupola_flows.prefect_api import NO_TELEMETRY
-from cupola_flows.words import visible
+from cupola_flows.cli import artifacts, curves, experiments, layouts, presets, run, services, tokens, tracking
+from cupola_flows.cli.checkpoints import base as checkpoint
+from cupola_flows.cli.checkpoints import differences, long_context
+from cupola_flows.cli.checkpoints import evaluate as evaluating
+from cupola_flows.cli.checkpoints import merge as making
+from cupola_flows.cli.checkpoints import prune as pruning
+from cupola_flows.servers.prefect_api import NO_TELEMETRY
+from cupola_flows.terminal.words import visible
 from cupola_platform.errors import CupolaError, refusal
 from cupola_platform.security.urls import shown
 

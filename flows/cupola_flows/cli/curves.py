@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from cupola_flows.cli.options import JsonOption, WorkspaceOption, open_workspace, print_rows
-from cupola_flows.curves import draw, heldout_curves
-from cupola_flows.recipe import load_recipe
+from cupola_flows.recipe.loading import load_recipe
+from cupola_flows.reports.curves import draw, heldout_curves
 from cupola_platform.errors import ConfigError
 
 

@@ -8,9 +8,9 @@ import typer
 from rich.console import Console
 
 from cupola_flows.cli.options import JsonOption, SetOption, WorkspaceOption, open_workspace, print_rows
-from cupola_flows.display import make_display
-from cupola_flows.recipe import load_recipe
-from cupola_flows.trials import Series, basis_of, by_source, numbers, pair_of
+from cupola_flows.experiments.series import Series, basis_of, by_source, numbers, pair_of
+from cupola_flows.recipe.loading import load_recipe
+from cupola_flows.terminal.display import make_display
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")]
 StageOption = Annotated[str, typer.Option("--stage", metavar="NAME", help="The pretraining stage. Default: the first.")]
@@ -44,7 +44,7 @@ def mix(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Train small models on different mixtures and propose the sources' weights; a run cut short goes on."""
-    from cupola_flows import mixing
+    from cupola_flows.experiments import mixture_search
 
     opened = open_workspace(workspace)
     basis = basis_of(opened, load_recipe(recipe, overrides or []), stage)
@@ -57,8 +57,8 @@ def mix(
         "heldout_tokens": heldout_tokens,
     }
     display = partial(make_display, console=Console(stderr=True))
-    series = Series(opened, basis, "mixture", told, display, "cupola_flows.mixing")
-    artifact = mixing.mix(series, **told)  # type: ignore[arg-type]
+    series = Series(opened, basis, "mixture", told, display, "cupola_flows.experiments.mixture_search")
+    artifact = mixture_search.mix(series, **told)  # type: ignore[arg-type]
     found = json.loads((artifact.path / "mixture.json").read_text())
     if as_json:
         print(json.dumps({"artifact": artifact.id, **found}, indent=2))
@@ -96,7 +96,7 @@ def fit_laws(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Fit the best learning rate and batch size as power laws of model size N and training tokens D."""
-    from cupola_flows.laws import fit, sized
+    from cupola_flows.experiments.scaling_laws import fit, sized
     from cupola_platform.fitting.scaling import PowerLaw
 
     opened = open_workspace(workspace)
@@ -107,7 +107,12 @@ def fit_laws(
     rates, batches = numbers("--lr", lr), [int(number) for number in numbers("--batch", batch, least=0.99)]
     told = {"sizes": size, "tokens": lengths, "lr": rates, "batch": batches}
     series = Series(
-        opened, basis, "laws", told, partial(make_display, console=Console(stderr=True)), "cupola_flows.laws"
+        opened,
+        basis,
+        "laws",
+        told,
+        partial(make_display, console=Console(stderr=True)),
+        "cupola_flows.experiments.scaling_laws",
     )
     models = [sized(basis.job.model, option) for option in size]
     artifact = fit(series, models=models, tokens=lengths, rates=rates, batches=batches)

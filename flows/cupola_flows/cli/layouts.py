@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from cupola_flows.cli.options import JsonOption, SetOption, WorkspaceOption, open_workspace
-from cupola_flows.layouts import parse_layout, trial_job
-from cupola_flows.recipe import load_recipe
-from cupola_flows.words import plain, stdout
+from cupola_flows.experiments.layout_comparison import parse_layout, trial_job
+from cupola_flows.recipe.loading import load_recipe
+from cupola_flows.terminal.words import plain, stdout
 from cupola_trainer.verification import Comparison, layout_name, verify_layout
 
 

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from cupola_flows import services
 from cupola_flows.cli.options import JsonOption, SetOption, WorkspaceOption, print_rows, settings_of
-from cupola_flows.deployments import deploy as register_deployment
-from cupola_flows.deployments import list_recipes
-from cupola_flows.deployments import submit as submit_run
-from cupola_flows.doctor import examine
+from cupola_flows.orchestration.deployments import deploy as register_deployment
+from cupola_flows.orchestration.deployments import list_recipes
+from cupola_flows.orchestration.deployments import submit as submit_run
+from cupola_flows.servers import services
+from cupola_flows.servers.doctor import examine
 from cupola_platform.security import credential
 from cupola_platform.settings import Settings
 

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from cupola_flows.context import StageContext
-from cupola_flows.jobs import JobResult, run_job
+from cupola_flows.execution.context import StageContext
+from cupola_flows.execution.jobs import JobResult, run_job
+from cupola_flows.execution.uploading import discard
 from cupola_flows.stages.base import Input, Stage, Taken, settings
-from cupola_flows.uploading import discard
 from cupola_platform.artifacts import Artifact
 from cupola_trainer.config import (
     MergeAdapterJob,

@@ -5,8 +5,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from cupola_flows.context import StageContext
-from cupola_flows.jobs import run_job
+from cupola_flows.execution.context import StageContext
+from cupola_flows.execution.jobs import run_job
 from cupola_flows.stages.base import Input, Stage, Taken, settings
 from cupola_platform.artifacts import Artifact
 from cupola_trainer.config import ModelConfig, ParallelConfig, PruneJob, PruneSettings

@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from cupola_flows.context import StageContext
-from cupola_flows.dropping import say_dropped
+from cupola_flows.execution.context import StageContext
+from cupola_flows.execution.drops import say_dropped
 from cupola_flows.stages.base import Stage, Taken
 from cupola_platform.artifacts import Artifact
 from cupola_platform.strict import Strict

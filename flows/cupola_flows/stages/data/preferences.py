@@ -5,9 +5,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from cupola_flows.context import StageContext
-from cupola_flows.dropping import say_dropped
-from cupola_flows.jobs import run_job
+from cupola_flows.execution.context import StageContext
+from cupola_flows.execution.drops import say_dropped
+from cupola_flows.execution.jobs import run_job
 from cupola_flows.stages.base import Input, Stage, Taken, settings
 from cupola_flows.stages.data.writers import rewards
 from cupola_platform import json_lines

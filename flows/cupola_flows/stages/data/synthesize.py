@@ -5,8 +5,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from cupola_flows.context import StageContext
-from cupola_flows.dropping import say_dropped
+from cupola_flows.execution.context import StageContext
+from cupola_flows.execution.drops import say_dropped
 from cupola_flows.stages.base import Input, Stage, Taken
 from cupola_flows.stages.data import texts
 from cupola_flows.stages.data.synthesis import SynthesisSettings

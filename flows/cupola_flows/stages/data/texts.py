@@ -9,7 +9,7 @@ from typing import Any
 
 from pyarrow import parquet
 
-from cupola_flows.context import StageContext
+from cupola_flows.execution.context import StageContext
 from cupola_flows.stages.data import requests
 from cupola_flows.stages.data.requests import judging, mark_of
 from cupola_flows.stages.data.synthesis import SynthesisSettings

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cupola_flows.context import StageContext
-from cupola_flows.jobs import run_job
+from cupola_flows.execution.context import StageContext
+from cupola_flows.execution.jobs import run_job
 from cupola_platform import json_lines
 from cupola_platform.artifacts import Artifact
 from cupola_platform.endpoint import Completion, Endpoint, EndpointConfig

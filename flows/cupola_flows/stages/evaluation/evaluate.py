@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from cupola_flows.context import StageContext
-from cupola_flows.jobs import run_job
+from cupola_flows.execution.context import StageContext
+from cupola_flows.execution.jobs import run_job
 from cupola_flows.stages.base import Input, Stage, Taken, every_trained, settings
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import ConfigError

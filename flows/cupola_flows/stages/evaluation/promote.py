@@ -11,8 +11,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from cupola_flows.context import StageContext
-from cupola_flows.jobs import run_job
+from cupola_flows.execution.context import StageContext
+from cupola_flows.execution.jobs import run_job
 from cupola_flows.stages.base import ARTIFACT, Input, Stage, Stages, Taken
 from cupola_flows.stages.evaluation.decision import Measured, decide
 from cupola_flows.stages.evaluation.evaluate import EvaluateStage, evaluation_job

@@ -2,8 +2,8 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from cupola_flows.context import StageContext
-from cupola_flows.jobs import run_once
+from cupola_flows.execution.context import StageContext
+from cupola_flows.execution.jobs import run_once
 from cupola_flows.stages.base import Input, Taken, settings
 from cupola_flows.stages.training import TrainStage, train
 from cupola_platform.artifacts import Artifact

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from cupola_flows.context import StageContext
+from cupola_flows.execution.context import StageContext
 from cupola_flows.stages.base import Input, Taken, settings
 from cupola_flows.stages.training import TrainStage, train
 from cupola_platform.artifacts import Artifact

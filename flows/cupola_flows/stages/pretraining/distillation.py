@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from cupola_flows.context import StageContext
-from cupola_flows.jobs import run_once
+from cupola_flows.execution.context import StageContext
+from cupola_flows.execution.jobs import run_once
 from cupola_flows.stages.base import Input, Taken, settings
 from cupola_flows.stages.pretraining.shapes import ModelShape
 from cupola_flows.stages.training import TrainStage, train

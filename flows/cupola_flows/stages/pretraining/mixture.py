@@ -4,7 +4,7 @@ from typing import Annotated, Protocol
 
 from pydantic import Field
 
-from cupola_flows.nearest import did_you_mean
+from cupola_flows.terminal.nearest import did_you_mean
 from cupola_platform.artifacts import Artifact
 from cupola_platform.corpus.core.sampling_weights import training_tokens, with_epoch_caps, with_temperature
 from cupola_platform.errors import ConfigError

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from cupola_flows.context import StageContext
+from cupola_flows.execution.context import StageContext
 from cupola_flows.stages.base import Input, Stage, Stages, Taken
 from cupola_flows.stages.data.conversations import ConversationsStage
 from cupola_platform.artifacts import Artifact

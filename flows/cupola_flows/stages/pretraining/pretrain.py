@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import model_validator
 
-from cupola_flows.context import StageContext
+from cupola_flows.execution.context import StageContext
 from cupola_flows.stages.base import Input, Taken, settings
 from cupola_flows.stages.pretraining.mixture import Mixture, sampling_weights
 from cupola_flows.stages.pretraining.shapes import ModelShape

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from cupola_flows.context import StageContext
+from cupola_flows.execution.context import StageContext
 from cupola_flows.stages.base import Taken
 from cupola_flows.stages.rl.own_responses import OwnResponsesStage
 from cupola_flows.stages.training import train

@@ -14,8 +14,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from cupola_flows.context import StageContext
-from cupola_flows.jobs import run_job
+from cupola_flows.execution.context import StageContext
+from cupola_flows.execution.jobs import run_job
 from cupola_flows.stages.base import Stage, Taken
 from cupola_flows.stages.rl.own_responses import OwnResponsesStage
 from cupola_flows.stages.rl.warp_page import Point, page

@@ -1,0 +1,1 @@
+"""What carries a stage out: its context, its jobs, their restarts, their checkpoints in the store."""

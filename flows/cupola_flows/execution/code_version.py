@@ -1,0 +1,183 @@
+"""The code that decides what a stage gives, found by following imports from the stage's file and from its jobs.
+
+What is hashed is the syntax tree: a changed comment or docstring trains nothing again. Left out, with all that only it imports, is
+what cannot change a result: who tells of progress, keeps a job alive, carries its files, refuses what cannot be, and the settings,
+whose values a fingerprint has anyway.
+"""
+
+import ast
+import importlib.util
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+import grimp
+
+from cupola_platform.artifacts.digests import digest_bytes, digest_files
+from cupola_platform.errors import ConfigError
+from cupola_trainer import config
+
+OURS = ("cupola_platform", "cupola_trainer", "cupola_flows")
+ASIDE = (
+    # tells of progress, keeps a job alive, carries its files
+    "cupola_trainer.metrics",
+    "cupola_trainer.reporting",
+    "cupola_trainer.step_log",
+    "cupola_trainer.sample_log",
+    "cupola_trainer.profiling",
+    "cupola_trainer.timing",
+    "cupola_trainer.watchdog",
+    "cupola_trainer.keeping",
+    "cupola_flows.execution.jobs",
+    "cupola_flows.execution.context",
+    "cupola_flows.execution.uploading",
+    "cupola_flows.terminal.display",
+    "cupola_flows.execution.drops",
+    "cupola_flows.terminal.words",
+    "cupola_platform.launch",
+    "cupola_platform.liveness",
+    "cupola_platform.durable",
+    "cupola_platform.settings",
+    "cupola_platform.store",
+    "cupola_platform.workspace",
+    # refuses, and computes nothing
+    "cupola_trainer.identity",
+    "cupola_platform.errors",
+    "cupola_platform.aliases",
+    "cupola_flows.terminal.nearest",
+    "cupola_flows.recipe.validation",
+    # values
+    "cupola_trainer.config",
+    "cupola_trainer.presets",
+    "cupola_flows.recipe.loading",
+    "cupola_flows.recipe.schema",
+    "cupola_flows.stages.base",
+    "cupola_flows.stages.table",
+    "cupola_platform.strict",
+    # fingerprints themselves, and what finds an artifact by one
+    "cupola_flows.execution.code_version",
+    "cupola_flows.runs.fingerprint",
+    "cupola_flows.experiments.layout_comparison",
+    "cupola_platform.artifacts",
+)
+COMPUTES = ("cupola_trainer.config.lengths", "cupola_trainer.config.making")
+"""Settings that compute something."""
+JOBS = {
+    "train": "cupola_trainer.loop",
+    "upcycle": "cupola_trainer.upcycling",
+    "merge": "cupola_trainer.merging",
+    "merge_adapter": "cupola_trainer.lora",
+    "prune": "cupola_trainer.pruning",
+    "sample": "cupola_trainer.rollout",
+    "score": "cupola_trainer.rewarding",
+    "reference": "cupola_trainer.referencing",
+    "teach": "cupola_trainer.teaching",
+    "front": "cupola_trainer.reinforcement.front",
+    "evaluate": "cupola_trainer.evaluation",
+}
+"""Kind of job to where it enters the trainer."""
+
+
+@cache
+def code_version(*entries: str) -> str:
+    """BLAKE3 over the syntax of all modules that these modules, and the jobs that they start, import.
+
+    Args:
+        entries: dotted names. Modules of plugins count alone: what they import of ours follows.
+    """
+    return digest_files((module, _syntax_digest(module)) for module in sorted(reached(entries)))
+
+
+def reached(entries: Iterable[str]) -> set[str]:
+    """The modules whose code counts."""
+    found: set[str] = set()
+    waiting = list(entries)
+    while waiting:
+        module = waiting.pop()
+        if module not in found and not is_aside(module):
+            found.add(module)
+            waiting += [*_imports(module), *_started(module)]
+    return found
+
+
+def is_aside(module: str) -> bool:
+    """Whether a module cannot change a result."""
+    within = any(module == part or module.startswith(f"{part}.") for part in ASIDE)
+    return within and module not in COMPUTES
+
+
+@cache
+def _graph() -> grimp.ImportGraph:
+    return grimp.build_graph(*OURS, exclude_type_checking_imports=True, cache_dir=None)
+
+
+def _imports(module: str) -> set[str]:
+    if module.startswith(OURS):
+        return _graph().find_modules_directly_imported_by(module) if module in _graph().modules else set()
+    names = {alias for _, alias in _imported_names(module)}
+    return {name for name in names if name in _graph().modules}
+
+
+def _started(module: str) -> set[str]:
+    """What a module starts in other processes: modules that its texts name, as for `python -m`; and where the jobs that it makes
+    enter the trainer, known by their classes, and by those of what they learn from."""
+    texts = {node.value for node in ast.walk(_tree(module)) if isinstance(node, ast.Constant)}
+    found = {text for text in texts if isinstance(text, str) and text in _graph().modules}
+    if not module.startswith("cupola_flows") and module.startswith(OURS):
+        return found
+    for of, name in _imported_names(module):
+        made = getattr(config, name, None) if of == "cupola_trainer.config" else None
+        fields = getattr(made, "model_fields", {})
+        if "kind" in fields:
+            found.add(JOBS[fields["kind"].default])
+        if "objective" in fields and (objective := _objective(fields["objective"].default)):
+            found.add(objective)
+    return found
+
+
+def _objective(name: str) -> str | None:
+    places = (f"cupola_trainer.{folder}.{name}" for folder in ("reinforcement", "objectives"))
+    return next((place for place in places if place in _graph().modules), None)
+
+
+def _imported_names(module: str) -> set[tuple[str, str]]:
+    """(module, name) of `from module import name` anywhere in a module's source, and (module, module) of both."""
+    found = set()
+    for node in ast.walk(_tree(module)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {(node.module, alias.name) for alias in node.names} | {(node.module, node.module)}
+            found |= {(node.module, f"{node.module}.{alias.name}") for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {(alias.name, alias.name) for alias in node.names}
+    return found
+
+
+@cache
+def _tree(module: str) -> ast.Module:
+    return ast.parse(_source(module).read_bytes())
+
+
+def _source(module: str) -> Path:
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)  # of the top only: finding a submodule would import its parents
+    if spec is None or spec.origin is None:
+        raise ConfigError(f"No module {module!r} to take the code of. Install it, or correct the name.")
+    path = Path(spec.origin)
+    if not rest:
+        return path
+    inner = path.parent.joinpath(*rest)
+    return inner.with_suffix(".py") if inner.with_suffix(".py").is_file() else inner / "__init__.py"
+
+
+def _syntax_digest(module: str) -> str:
+    """Of the tree without docstrings: neither they nor comments, line ends and places are in it."""
+    tree = ast.parse(_source(module).read_bytes())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [each for each in body if not _is_text(each)]  # type: ignore[attr-defined]
+    return digest_bytes(ast.dump(tree).encode())
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

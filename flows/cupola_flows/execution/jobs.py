@@ -1,0 +1,202 @@
+"""One job: written, started, followed, and its end understood."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cupola_flows.execution import restarts
+from cupola_flows.execution.code_version import JOBS, code_version
+from cupola_flows.execution.context import StageContext
+from cupola_flows.execution.uploading import EVENTS, backup_of, uploaded
+from cupola_platform.artifacts import Artifact, fingerprint
+from cupola_platform.errors import BY_NAME, CancelledError, ConfigError, CupolaError, StageFailedError
+from cupola_platform.json_lines import numbered
+from cupola_platform.launch import LocalLauncher, RunningJob
+from cupola_trainer.config import (
+    AnyJob,
+    TrainJob,
+    write_job,
+)
+
+LOOK_EVERY = 0.5
+"""Seconds between looks at a job's metrics."""
+GRACE = 20.0
+"""Seconds that a stopped job has to finish a step and save, so that a cancelled run has ended within 30."""
+GRACE_OF_THE_SILENT = 2.0
+"""Seconds for a job of which no rank answers."""
+TAIL = 15
+"""Lines of a log that an error shows."""
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What a job made: the folder to publish, and its last numbers."""
+
+    folder: Path
+    metrics: dict[str, float]
+
+
+class MetricsTail:
+    """The lines of `metrics.jsonl` that were not seen yet. A resumed job puts a shorter file in its place: that is read anew."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.at = 0
+        self.inode = 0
+
+    def new(self) -> Iterator[dict[str, Any]]:
+        """Whole lines since the last look."""
+        try:
+            with self.path.open("rb") as file:
+                if (inode := os.fstat(file.fileno()).st_ino) != self.inode:
+                    self.at, self.inode = 0, inode
+                file.seek(self.at)
+                block = file.read()
+        except FileNotFoundError:
+            return
+        whole = block[: block.rfind(b"\n") + 1]
+        self.at += len(whole)
+        for _, line in numbered(whole.split(b"\n")):
+            with suppress(ValueError):  # a power cut makes zeros of lines
+                yield json.loads(line)
+
+
+def run_job(ctx: StageContext, job: AnyJob) -> JobResult:
+    """Start a job, or go on with it from its newest checkpoint, and follow it to its end.
+
+    Raises:
+        CupolaError: what the job says in `error.json`.
+        StageFailedError: it crashed or hung more often than it may; with the log's path and last lines.
+        CancelledError: it was told to stop from outside; it has saved.
+    """
+    starts = restarts.Starts(allowed=1 + (job.faults.max_restarts if isinstance(job, TrainJob) else 1))
+    result: JobResult = ctx.step(_attempt, ctx, job, starts)
+    return result
+
+
+def run_once(
+    ctx: StageContext, job: AnyJob, *, kind: str, config: Mapping[str, Any], parents: Sequence[Artifact]
+) -> Artifact:
+    """What a job makes for several stages, as an artifact of its own: found again where it was made before.
+
+    Args:
+        config: all that decides it, besides the parents and the code.
+    """
+    mark = fingerprint({kind: dict(config)}, [parent.digest for parent in parents], code_version(JOBS[job.kind]))
+    if found := ctx.workspace.find(mark):
+        return found
+    result = run_job(ctx, job)
+    return ctx.publish_aside(
+        result.folder, kind=kind, parents=parents, metrics=result.metrics, config=config, fingerprint=mark
+    )
+
+
+def _attempt(ctx: StageContext, job: AnyJob, starts: restarts.Starts) -> JobResult:
+    if (found := read_result(job)) is not None:
+        return found
+    if (job.output / "result.json").exists():  # it was published, and the artifact is gone or corrupt since
+        shutil.rmtree(job.output)
+    job.output.mkdir(parents=True, exist_ok=True)
+    if isinstance(job, TrainJob):
+        backup_of(ctx, job).restore(lambda text: ctx.display.say(f"{ctx.name}: {text}"))
+    (job.output / "error.json").unlink(missing_ok=True)
+    write_job(job, job.output / "job.json")
+    log = ctx.workspace.folder("logs") / f"{ctx.name}-{ctx.fingerprint[:12]}.log"
+    with uploaded(ctx, job, log):
+        status, code = _carry_out(ctx, job, log, starts)
+    if error := error_of(job):
+        raise type(error)(f"stage {ctx.name}: {error}")
+    if status == "preempted":
+        raise CancelledError(f"stage {ctx.name} was told to stop; it saved, and the same command goes on from there.")
+    result = read_result(job)
+    if code != 0 or result is None:
+        failure = restarts.CrashedError if starts.left else StageFailedError
+        often = f"; started {starts.done} times" if starts.done > 1 else ""
+        raise failure(f"stage {ctx.name}: its processes ended with status {code}{often}. Log: {log}\n{tail(log)}")
+    return result
+
+
+def _carry_out(ctx: StageContext, job: AnyJob, log: Path, starts: restarts.Starts) -> tuple[str, int | None]:
+    """Run the job's processes to their end, again where they hung. Returns the job's last status and their exit code."""
+    launcher = LocalLauncher(ctx.workspace.settings.max_processes)
+    while True:
+        starts.done += 1
+        restarts.clear(job.output)
+        ctx.display.note(ctx.name, "starting torchrun")
+        running = launcher.start(job.output / "job.json", processes=job.parallel.world_size, log=log)
+        status, silence = _follow(ctx, running, job)
+        reason = restarts.hang_of(job) or silence
+        if reason is None or read_result(job) is not None:
+            break
+        if not starts.left:
+            raise StageFailedError(f"stage {ctx.name}: {reason}; it was started {starts.done} times. Log: {log}")
+        assert isinstance(job, TrainJob)
+        restarts.record(job, starts.done, reason)
+        line = f"restart {starts.done} of {starts.allowed - 1}: {reason}"
+        with log.open("a") as file:
+            file.write(f"cupola: {line}\n")
+        ctx.display.say(f"{ctx.name}: {line}")
+    return status, running.poll()
+
+
+def _follow(ctx: StageContext, running: RunningJob, job: AnyJob) -> tuple[str, str | None]:
+    """Show the job's numbers while it runs. Whatever ends the wait ends the job: it saves, then goes.
+
+    Returns:
+        its last status, and, where no rank answered any more so that it was ended, that.
+    """
+    metrics = job.output / "metrics.jsonl"
+    lines, uploads = MetricsTail(metrics), MetricsTail(job.output / EVENTS)
+    status, silence, heartbeats = "", None, restarts.Follower(job)
+    if ctx.tracker:
+        ctx.tracker.follow(ctx.run_id, metrics, ctx.part)
+    try:
+        ended = False
+        while not ended:
+            ended = running.wait(LOOK_EVERY) is not None
+            for event in lines.new():
+                ctx.display.event(ctx.name, event)
+                status = event.get("status", "")
+            for event in uploads.new():
+                if event["event"] == "upload_failed":
+                    ctx.display.say(f"{ctx.name}: a checkpoint cannot be uploaded yet: {event['reason']}")
+            if not ended and (silence := heartbeats.silence()):
+                running.stop(GRACE_OF_THE_SILENT)
+                ended = True
+    except BaseException:
+        ctx.display.note(ctx.name, "stopping: saving a checkpoint")
+        running.stop(GRACE)
+        raise
+    return status, silence
+
+
+def error_of(job: AnyJob) -> CupolaError | None:
+    """The user's mistake that ended a job; none where it was something else, or nothing."""
+    try:
+        error = json.loads((job.output / "error.json").read_text())
+    except FileNotFoundError:
+        return None
+    return BY_NAME.get(error["type"], ConfigError)(error["message"])
+
+
+def read_result(job: AnyJob) -> JobResult | None:
+    """What a job that completed says of itself; none when it did not."""
+    try:
+        result = json.loads((job.output / "result.json").read_text())
+    except FileNotFoundError:
+        return None
+    folder = job.output / result["folder"]
+    return JobResult(folder, result["metrics"]) if folder.exists() else None
+
+
+def tail(log: Path, lines: int = TAIL) -> str:
+    """The last lines of a log."""
+    try:
+        return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return "(no log)"

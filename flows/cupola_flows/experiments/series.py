@@ -1,0 +1,200 @@
+"""Series of small training runs beside a recipe's stages: what `cupola mix` and `cupola fit-laws` learn from.
+
+A series has a fingerprint and a work folder like a stage: what was trained is not trained again, a run that was cut short
+goes on, and a finished series is found in the registry.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import gcd
+from pathlib import Path
+from typing import Any
+
+from cupola_flows.execution.code_version import code_version
+from cupola_flows.execution.context import StageContext
+from cupola_flows.execution.jobs import JobResult, run_job
+from cupola_flows.experiments.layout_comparison import prepared_tokens
+from cupola_flows.recipe.schema import Recipe
+from cupola_flows.recipe.validation import model_of
+from cupola_flows.stages.pretraining.mixture import source_weights
+from cupola_flows.stages.pretraining.pretrain import PretrainStage, fit_vocabulary
+from cupola_flows.terminal.display import Display
+from cupola_flows.terminal.nearest import did_you_mean
+from cupola_platform.artifacts import Artifact, fingerprint
+from cupola_platform.errors import ConfigError
+from cupola_platform.workspace import Workspace
+from cupola_trainer.config import AnyJob, NextTokenData, OptimizerConfig, TrainJob
+
+
+@dataclass(frozen=True)
+class Basis:
+    """A recipe's pretraining, from which small runs are derived."""
+
+    recipe: Recipe
+    name: str
+    stage: PretrainStage
+    tokens: Artifact
+    job: TrainJob
+    """The stage's job, on one process."""
+
+    @property
+    def sources(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Source to split to counts."""
+        found: dict[str, dict[str, dict[str, int]]] = json.loads((self.tokens.path / "index.json").read_text())[
+            "sources"
+        ]
+        return found
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The stage's sampling weights."""
+        tokens = {name: float(splits["train"]["tokens"]) for name, splits in self.sources.items()}
+        return self.stage.weights or source_weights(self.tokens) or tokens
+
+    def optimizer(self, steps: int, **changes: Any) -> OptimizerConfig:
+        """The stage's, with the same share of `steps` to warm up in as it has of its own."""
+        of = self.job.optimizer
+        return replace(of, warmup_steps=round(of.warmup_steps * steps / self.stage.steps), **changes)
+
+    def with_batch(self, sequences: int, **changes: Any) -> TrainJob:
+        """The job with another global batch."""
+        batch = self.job.batch
+        micro = gcd(sequences, batch.micro_batch_size)
+        return self.job.but(batch=replace(batch, global_batch_size=sequences, micro_batch_size=micro), **changes)
+
+
+def basis_of(workspace: Workspace, recipe: Recipe, stage_name: str = "") -> Basis:
+    """The recipe's pretraining stage, and the tokens that were prepared for it.
+
+    Raises:
+        ConfigError: no such stage, or its tokens are not there yet.
+    """
+    pretraining = [name for name in recipe.order() if isinstance(recipe.stages[name], PretrainStage)]
+    name = stage_name or next(iter(pretraining), "")
+    stage = recipe.stages.get(name)
+    if not isinstance(stage, PretrainStage):
+        raise ConfigError(f"{name or recipe.name!r} is no pretraining stage.{did_you_mean(name, pretraining)}")
+    model = model_of(recipe, name)
+    if model is None:
+        raise ConfigError(
+            f"stages.{name}: its model comes from an artifact. Name a stage whose recipe gives the shape."
+        )
+    tokens = prepared_tokens(workspace, recipe, name)
+    if tokens is None:
+        raise ConfigError(
+            f"the tokens of {recipe.name!r} are not prepared yet. Run cupola run {recipe.name} --only "
+            f"{recipe.inputs(name)['tokens'][0]} first."
+        )
+    job = TrainJob(
+        output=workspace.root,
+        seed=recipe.stage_seed(name),
+        model=fit_vocabulary(model, tokens, 1),
+        tokenizer=tokens.path / "tokenizer",
+        steps=stage.steps,
+        optimizer=stage.optimizer,
+        batch=stage.batch,
+        data=NextTokenData(tokens=tokens.path, reset_at_documents=stage.reset_at_documents, copying=stage.copying),
+        precision=stage.precision,
+    )
+    return Basis(recipe, name, stage, tokens, job)
+
+
+@dataclass
+class Series:
+    """Runs that become one artifact."""
+
+    workspace: Workspace
+    basis: Basis
+    kind: str
+    config: Mapping[str, Any]
+    display: Callable[[Mapping[str, str]], Display]
+    code: str
+    """The module that makes the series and reads its results."""
+    mark: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        config = {"kind": self.kind, "config": dict(self.config), "stage": self.basis.stage.model_dump(mode="json")}
+        self.mark = fingerprint(config, [self.basis.tokens.digest], code_version(self.code))
+
+    @property
+    def folder(self) -> Path:
+        return self.workspace.work_folder(self.mark)
+
+    def found(self) -> Artifact | None:
+        """What the same series gave before."""
+        return self.workspace.find(self.mark)
+
+    def run(self, jobs: Mapping[str, AnyJob]) -> dict[str, JobResult]:
+        """Run each job in a folder of its own, or go on with it; those that are done are not run again."""
+        display = self.display(dict.fromkeys(jobs, self.kind))
+        results = {}
+        with display.shown():
+            for name, job in jobs.items():
+                display.started(name)
+                ctx = StageContext(
+                    workspace=self.workspace,
+                    recipe=self.basis.recipe.name,
+                    name=name,
+                    gives=self.kind,
+                    config=self.config,
+                    seed=job.seed,
+                    fingerprint=self.mark,
+                    run_id="",
+                    folder=self.folder,
+                    display=display,
+                )
+                results[name] = run_job(ctx, job.but(output=self.folder / name))
+                display.finished(name, "completed")
+        return results
+
+    def publish(self, files: Mapping[str, str], metrics: Mapping[str, float]) -> Artifact:
+        """Store the files as an artifact whose parent is the tokens, and forget the runs."""
+        folder = self.folder / "artifact"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        artifact = self.workspace.publish(
+            folder,
+            kind=self.kind,
+            parents=[self.basis.tokens],
+            stage=self.kind,
+            recipe=self.basis.recipe.name,
+            fingerprint=self.mark,
+            config=dict(self.config),
+            metrics=dict(metrics),
+        )
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return artifact
+
+
+def numbers(option: str, text: str, least: float = 0) -> list[float]:
+    """Numbers from `1e-3,3e-3`. Raises ConfigError that names the option."""
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} {text}: give numbers with commas between them, such as 1e-3,3e-3.") from None
+    if not all(number > least for number in found):
+        raise ConfigError(f"{option} {text}: every number must be above {least:g}.")
+    return found
+
+
+def pair_of(option: str, text: str) -> tuple[float, float]:
+    """Two numbers from `1e7,5e7`. Raises ConfigError that names the option."""
+    found = numbers(option, text)
+    if len(found) != 2:
+        raise ConfigError(f"{option} {text}: give two numbers, parameters and tokens, such as 1e7,5e7.")
+    return found[0], found[1]
+
+
+def by_source(option: str, given: Sequence[str], known: Sequence[str]) -> dict[str, float]:
+    """Source to number from `web=0.5`. Raises ConfigError that names the option."""
+    found = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        if name not in known:
+            raise ConfigError(f"{option} {text}: there is no source {name!r}.{did_you_mean(name, known)}")
+        (found[name],) = numbers(f"{option} {name}", value)
+    return found

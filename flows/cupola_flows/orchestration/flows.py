@@ -1,0 +1,199 @@
+"""The lifecycle as Prefect flows: one flow a stage, and the flow that chains them. Importing this imports Prefect."""
+# mypy: disable-error-code="untyped-decorator"
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prefect import State, flow, tags, task
+from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
+from prefect.exceptions import CancelledRun, PrefectHTTPStatusError
+from prefect.states import Cancelled
+
+from cupola_flows.execution.restarts import CrashedError
+from cupola_flows.orchestration.running import new_session, open_session
+from cupola_flows.orchestration.server_watch import server_watched
+from cupola_flows.recipe.schema import Recipe
+from cupola_flows.reports.results import summarize
+from cupola_flows.runs.session import Session
+from cupola_flows.servers.sweeping import claimed, process_tag
+from cupola_flows.stages.base import Stage
+from cupola_flows.stages.table import kinds
+from cupola_flows.terminal.display import PlainDisplay
+from cupola_flows.terminal.words import in_markdown
+from cupola_platform.artifacts import Artifact
+from cupola_platform.errors import CancelledError
+
+MOST_RETRIES = 100
+SERVER_IS_GONE = (httpx.HTTPError, PrefectHTTPStatusError)
+
+
+def _stage_flow(kind: str, of: type[Stage]) -> Callable[..., Any]:
+    """The flow that carries one kind of stage out: started by the lifecycle, or alone from the server's page."""
+
+    def carry_out(
+        name: str,
+        stage: Stage,
+        recipe: str = "alone",
+        seed: int = 0,
+        template_date: date | None = None,
+        workspace: Path | None = None,
+        session: Session | None = None,
+    ) -> Any:
+        """Carry out one stage.
+
+        Args:
+            name: What the stage is called in its recipe.
+            stage: Its settings. A stage that is run alone names what it takes as artifact:ID.
+            recipe: The recipe's name.
+            seed: The recipe's seed, for a stage that gives none.
+            template_date: The day that chat templates are given.
+            workspace: Where local state is kept; empty for the worker's own.
+            session: The execution that it belongs to; empty for one of its own.
+        """
+        if session is None:
+            alone = Recipe(name=recipe, seed=seed, template_date=template_date, stages={name: stage})
+            session = new_session(alone, [], [name], workspace, PlainDisplay)
+            with _claimed(), session.recorded(flow_run_id()):
+                return _carry_out(session, name)
+        return _carry_out(session, name)
+
+    carry_out.__annotations__["stage"] = of
+    made: Callable[..., Any] = flow(name=kind, flow_run_name="{name}", description=(of.__doc__ or "").splitlines()[0])(
+        carry_out
+    )
+    return made
+
+
+STAGE_FLOWS: Mapping[str, Callable[..., Any]] = {kind: _stage_flow(kind, of) for kind, of in kinds().items()}
+globals().update(
+    {f"{kind}_flow": found for kind, found in STAGE_FLOWS.items()}
+)  # an entry point names a flow of the module
+
+
+@flow(name="lifecycle", flow_run_name="{recipe}")
+def lifecycle(
+    recipe: str = "tiny",
+    overrides: list[str] | None = None,
+    only: list[str] | None = None,
+    workspace: Path | None = None,
+    session: Session | None = None,
+) -> Any:
+    """Carry out a recipe: every stage a flow of its own.
+
+    Args:
+        recipe: A shipped recipe's name, or the path of a YAML file on the worker's machine.
+        overrides: Keys to change, such as stages.pretrain.steps=200.
+        only: Stages to run; empty for all of them.
+        workspace: Where local state is kept; empty for the worker's own.
+        session: The execution that a command has opened already; empty for one of its own.
+    """
+    with _claimed():
+        session = session or open_session(recipe, overrides or [], only or [], workspace, PlainDisplay)
+        try:
+            with server_watched(session), session.recorded(flow_run_id()):
+                for name in session.names:
+                    run_stage(session, name)
+        except CancelledError as error:
+            return Cancelled(message=str(error))
+        _tell(session)
+        return {name: outcome.artifact.id for name, outcome in session.outcomes.items()}
+
+
+def run_stage(session: Session, name: str) -> Artifact:
+    """One stage as a subflow. When Prefect's server goes away, the stage's work is not lost, and the next go on without."""
+    stage, recipe = session.recipe.stages[name], session.recipe
+    if session.prefect_is_gone.is_set():
+        return session.execute(name)
+    try:
+        STAGE_FLOWS[stage.kind](
+            name=name,
+            stage=session.resolved(name),
+            recipe=recipe.name,
+            seed=recipe.seed,
+            template_date=recipe.template_date,
+            workspace=session.workspace.settings.home,
+            session=session,
+        )
+    except CancelledRun:
+        raise session.error or CancelledError(f"stage {name} was cancelled.") from None
+    except SERVER_IS_GONE as error:
+        session.lose_prefect(type(error).__name__)
+    return session.execute(name)
+
+
+@contextmanager
+def _claimed() -> Iterator[None]:
+    """The process that carries this flow run and its stages' out, written on them: see `sweeping`."""
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    if run is not None and process_tag() not in run.tags:
+        with suppress(*SERVER_IS_GONE), get_client(sync_client=True) as client:
+            client.update_flow_run(run.id, tags=claimed(run.tags))
+    with tags(process_tag()):
+        yield
+
+
+def flow_run_id() -> str | None:
+    """The id of the flow run that this is called in."""
+    context = FlowRunContext.get()
+    return str(context.flow_run.id) if context and context.flow_run else None
+
+
+def _carry_out(session: Session, name: str) -> Any:
+    try:
+        artifact = session.execute(name, step=_retried, prefect_id=flow_run_id())
+    except CancelledError as error:
+        return Cancelled(message=str(error))
+    _describe(name, session.recipe.stages[name], artifact)
+    return artifact.id
+
+
+def _tell(session: Session) -> None:
+    """The whole life in one table, on the page of its run."""
+    rows = [
+        {
+            "stage": name,
+            "state": outcome.state,
+            "artifact": outcome.artifact.id,
+            "result": summarize(session.recipe.stages[name], outcome.artifact.metrics),
+        }
+        for name, outcome in session.outcomes.items()
+    ]
+    with suppress(*SERVER_IS_GONE):
+        create_table_artifact(rows, key=_key(session.recipe.name, "results"), description="What every stage gave")
+
+
+def _describe(name: str, stage: Stage, artifact: Artifact) -> None:
+    """What the stage gave, on the page of its run."""
+    rows = [{"metric": metric, "value": f"{value:,.6g}"} for metric, value in artifact.metrics.items()]
+    text = in_markdown(f"{artifact.kind}: {summarize(stage, artifact.metrics)}")
+    with suppress(*SERVER_IS_GONE):
+        create_table_artifact(rows, key=_key(name, "metrics"), description=f"What {in_markdown(name)} measured")
+        create_link_artifact(artifact.path.as_uri(), artifact.id, key=_key(name, "artifact"), description=text)
+
+
+def _key(name: str, what: str) -> str:
+    return f"{name}-{what}".replace("_", "-")
+
+
+def _crashed(_task: Any, _run: Any, state: State) -> bool:
+    """A mistake of the user's and a cancellation come again, and so does what the job itself gave up; a crash may not."""
+    return isinstance(state.result(raise_on_failure=False), CrashedError)
+
+
+def _retried(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a step as a task that is tried again after a crash: a job goes on from its newest checkpoint, as often as it may
+    be started (`restarts.Starts`, which ends this before the retries do)."""
+
+    @task(name="job", retries=MOST_RETRIES, retry_condition_fn=_crashed, cache_policy=NO_CACHE, persist_result=False)
+    def job() -> Any:
+        return function(*arguments)
+
+    return job()

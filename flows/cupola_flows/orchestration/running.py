@@ -1,0 +1,165 @@
+"""From a recipe's name to its execution: in this process alone, or under a Prefect server that is found or started."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+
+from cupola_flows.recipe.loading import load_recipe
+from cupola_flows.recipe.schema import Recipe, select
+from cupola_flows.recipe.validation import validate
+from cupola_flows.runs.session import Session
+from cupola_flows.servers.prefect_api import PrefectApi, own_prefect
+from cupola_flows.servers.services import find_prefect
+from cupola_flows.servers.sweeping import OWN_SERVER_TAG, Sweeper, process_tag
+from cupola_flows.terminal.display import Display
+from cupola_platform.errors import ConfigError
+from cupola_platform.workspace import Workspace
+
+QUIET = {
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_CLIENT_MAX_RETRIES": "3",
+}
+"""Prefect's log stays off a terminal that shows progress already, and a server that is gone is not waited for long."""
+ASK_EVERY = 3.0
+"""Seconds between looks at whether the run was cancelled on the server."""
+
+
+def open_session(
+    recipe: str,
+    overrides: Sequence[str],
+    only: Sequence[str],
+    workspace: Path | None,
+    display: Callable[[Mapping[str, str]], Display],
+) -> Session:
+    """A recipe, checked, ready to be carried out.
+
+    Raises:
+        CupolaError: anything that can be known to be wrong before it starts.
+    """
+    return new_session(load_recipe(recipe, overrides), overrides, only, workspace, display)
+
+
+def new_session(
+    recipe: Recipe,
+    overrides: Sequence[str],
+    only: Sequence[str],
+    workspace: Path | None,
+    display: Callable[[Mapping[str, str]], Display],
+) -> Session:
+    """The same of a recipe that is loaded. Raises CupolaError."""
+    try:
+        names = select(recipe, only)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    opened = Workspace.open(workspace)
+    opened.registry.sweep_lost_runs()
+    session = Session(
+        workspace=opened,
+        recipe=recipe,
+        names=names,
+        overrides=overrides,
+        display=display({name: recipe.stages[name].kind for name in names}),
+    )
+    validate(recipe, opened.settings, names)
+    return session
+
+
+def run_plain(session: Session) -> None:
+    """Carry a session out without Prefect."""
+    with session.recorded(None):
+        for name in session.names:
+            session.execute(name)
+
+
+def run_under_prefect(session: Session) -> None:
+    """Carry a session out as Prefect flows.
+
+    What happens to the server does not change what happens to the run: `session.error` says why it ended early.
+    """
+    settings = session.workspace.settings
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    with _server(session) as api:
+        _sweep(session, api)
+        from prefect import tags
+        from prefect.logging.handlers import APILogWorker
+
+        from cupola_flows.orchestration.flows import SERVER_IS_GONE, lifecycle
+
+        marks = [process_tag()] if find_prefect(settings) == api else [process_tag(), OWN_SERVER_TAG]
+        with _cancelled_from_the_server(session, api), tags(*marks):
+            try:
+                lifecycle(
+                    recipe=session.recipe.name,
+                    overrides=list(session.overrides),
+                    only=list(session.names),
+                    workspace=settings.home,
+                    session=session,
+                    return_state=True,
+                )
+            except SERVER_IS_GONE as error:
+                session.lose_prefect(type(error).__name__)
+            if not session.prefect_is_gone.is_set():
+                APILogWorker.drain_all(timeout=5)  # before its server goes
+    if session.error:
+        raise session.error
+    if not session.complete:
+        run_plain(session)
+
+
+@contextmanager
+def _server(session: Session) -> Iterator[PrefectApi]:
+    """A Prefect server: one that answers, or one of our own, which starts while Prefect is imported."""
+    settings = session.workspace.settings
+    found = find_prefect(settings)
+    if found:
+        os.environ.update(found.environment(settings))
+        yield found
+        return
+    session.display.say("Starting a Prefect server for this run (the first start makes its database).")
+    with own_prefect(settings) as server:
+        os.environ.update(server.api.environment(settings))  # read when Prefect is imported
+        import prefect  # noqa: F401  # seconds that the server needs too
+
+        yield server.wait()
+
+
+def _sweep(session: Session, api: PrefectApi) -> None:
+    """Say what became of earlier runs whose process is gone."""
+    with api.client(timeout=30) as client, suppress(httpx.HTTPError):
+        Sweeper(session.workspace, client).sweep()
+
+
+@contextmanager
+def _cancelled_from_the_server(session: Session, api: PrefectApi) -> Iterator[None]:
+    """Ask the server whether someone has cancelled the run there, and if so, interrupt it as Ctrl-C does."""
+    done = threading.Event()
+
+    def ask() -> None:
+        with api.client(timeout=10) as client:
+            while not done.wait(ASK_EVERY):
+                if any(_is_cancelled(client, run) for run in session.prefect_ids()):
+                    os.kill(os.getpid(), signal.SIGINT)
+                    return
+
+    watcher = threading.Thread(target=ask, name="cancellation", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _is_cancelled(client: httpx.Client, run: str) -> bool:
+    try:
+        response = client.get(f"/flow_runs/{run}")
+        return response.status_code == 200 and response.json()["state"]["type"] in {"CANCELLING", "CANCELLED"}
+    except (httpx.HTTPError, KeyError, TypeError, ValueError):
+        return False

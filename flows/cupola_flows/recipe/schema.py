@@ -1,0 +1,163 @@
+"""A recipe: a model's whole life as named, typed stages that take each other's artifacts."""
+
+import functools
+import operator
+import re
+from collections.abc import Iterable
+from datetime import date
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, field_validator, model_validator
+from pydantic_core import CoreSchema
+
+from cupola_flows.stages.base import ARTIFACT, Input, Stage
+from cupola_flows.stages.table import kinds
+from cupola_flows.terminal.nearest import did_you_mean
+
+CRON = re.compile(r"^(@(yearly|annually|monthly|weekly|daily|hourly))$|^[\dA-Za-z*/,\-#?]+( [\dA-Za-z*/,\-#?]+){4}$")
+
+
+class _AnyKind:
+    """A stage of any kind, told apart by its `kind`. Asked for when a recipe is first read: plugins add kinds."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        any_kind = functools.reduce(operator.or_, kinds().values())
+        return handler.generate_schema(Annotated[any_kind, Field(discriminator="kind")])
+
+
+AnyStage = Annotated[Stage, _AnyKind]
+
+
+class Recipe(BaseModel):
+    """A model's whole life, from raw text to a promoted checkpoint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")
+    """What the runs and artifacts are filed under."""
+    description: str = ""
+    """What it is for, in a sentence."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed of every stage that names none."""
+    template_date: date | None = None
+    """The day that chat templates with today's date are given, such as 2026-11-30: tokens are then the same every day. None
+    refuses such templates, unless a checkpoint was trained with a date."""
+    schedule: str | None = None
+    """When a deployment starts by itself: five cron fields, in UTC."""
+    stages: dict[str, AnyStage] = Field(min_length=1)
+    """Stage name to stage. A stage whose name is a kind needs no `kind`."""
+
+    @field_validator("schedule")
+    @classmethod
+    def _cron(cls, value: str | None) -> str | None:
+        if value is not None and not CRON.match(value):
+            raise ValueError(f"{value!r} is not a cron expression. Give five fields, such as '0 3 * * *'.")
+        return value
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _names_are_kinds(cls, stages: Any) -> Any:
+        if not isinstance(stages, dict):
+            return stages
+        for name in stages:
+            if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
+                raise ValueError(f"{name!r} is not a stage name: lower-case letters, digits and underscores")
+        return {
+            name: stage
+            if not isinstance(stage, dict) or "kind" in stage or name not in kinds()
+            else stage | {"kind": name}
+            for name, stage in stages.items()
+        }
+
+    @model_validator(mode="after")
+    def _graph(self) -> "Recipe":
+        self.order()
+        return self
+
+    def inputs(self, name: str) -> dict[str, tuple[str, ...]]:
+        """Field to the references that it holds, guesses included: a stage's name, or `artifact:ID`."""
+        return {field: self.references(name, field) for field in self.stages[name].inputs()}
+
+    def references(self, name: str, field: str) -> tuple[str, ...]:
+        """What a field of a stage names, or what is guessed for it.
+
+        Raises:
+            ValueError: there is no such stage, it gives something else, or nothing gives what is needed.
+        """
+        stage = self.stages[name]
+        wanted: Input = stage.inputs()[field]
+        where = f"stages.{name}.{field}"
+        if given := getattr(stage, field):
+            references: tuple[str, ...] = (given,) if isinstance(given, str) else given
+            for reference in references:
+                self._check(reference, wanted.kind, where)
+            return references
+        found = wanted.guess(self, name, wanted.kind) if wanted.guess else ()
+        if not found and wanted.needed:
+            raise ValueError(
+                f"{where}: no earlier stage gives {wanted.kind}. Name one, or artifact:ID for what exists already."
+            )
+        return found
+
+    def order(self) -> tuple[str, ...]:
+        """Stage names, parents first, otherwise as written.
+
+        Raises:
+            ValueError: stages that wait for each other.
+        """
+        parents = {name: self.parents(name) for name in self.stages}
+        done: list[str] = []
+        while len(done) < len(parents):
+            ready = next((name for name in parents if name not in done and parents[name] <= set(done)), None)
+            if ready is None:
+                raise ValueError(f"stages wait for each other: {' -> '.join(_cycle(parents, done))}")
+            done.append(ready)
+        return tuple(done)
+
+    def parents(self, name: str) -> set[str]:
+        """The stages that `name` takes artifacts of."""
+        return {ref for refs in self.inputs(name).values() for ref in refs if not ref.startswith(ARTIFACT)}
+
+    def stage_seed(self, name: str) -> int:
+        """The stage's own seed, or the recipe's."""
+        own = self.stages[name].seed
+        return self.seed if own is None else own
+
+    def seeds(self) -> dict[str, int]:
+        """The seed of every stage."""
+        return {name: self.stage_seed(name) for name in self.stages}
+
+    def _check(self, reference: str, needs: str, where: str) -> None:
+        if reference.startswith(ARTIFACT):
+            if not reference.removeprefix(ARTIFACT):
+                raise ValueError(f"{where}: artifact: needs an id or an alias, as artifact:champion")
+            return
+        if reference not in self.stages:
+            fitting = [n for n, s in self.stages.items() if needs == s.gives]
+            raise ValueError(f"{where}: there is no stage {reference!r}.{did_you_mean(reference, fitting)}")
+        gives = self.stages[reference].gives
+        if gives != needs:
+            raise ValueError(f"{where}: stage {reference!r} gives {gives}, and {needs} is needed")
+
+
+def select(recipe: Recipe, only: Iterable[str]) -> tuple[str, ...]:
+    """The stages to run, in order: all of them, or those named in `only`.
+
+    Raises:
+        ValueError: a name that is no stage.
+    """
+    wanted = list(only)
+    for name in wanted:
+        if name not in recipe.stages:
+            raise ValueError(f"--only {name}: there is no such stage.{did_you_mean(name, recipe.stages)}")
+    return tuple(name for name in recipe.order() if not wanted or name in wanted)
+
+
+def _cycle(parents: dict[str, set[str]], done: list[str]) -> list[str]:
+    name = next(name for name in parents if name not in done)
+    walked: list[str] = []
+    while name not in walked:
+        walked.append(name)
+        name = min(parents[name] - set(done))
+    return [*walked[walked.index(name) :], name]

@@ -1,0 +1,56 @@
+"""Everything about a recipe that can be known before anything starts."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from cupola_flows.recipe.schema import Recipe
+from cupola_flows.stages.base import ARTIFACT
+from cupola_flows.stages.evaluation.evaluate import EvaluateStage
+from cupola_platform.errors import CupolaError
+from cupola_platform.launch import LocalLauncher
+from cupola_platform.settings import Settings
+from cupola_trainer.config import ModelConfig, ParallelConfig
+
+
+def validate(recipe: Recipe, settings: Settings, only: Sequence[str] = ()) -> None:
+    """Refuse a recipe that would fail later.
+
+    Raises:
+        SourceError: a source is missing or empty.
+        ConfigError: a layout that the model or this machine does not fit, or a batch that does not divide.
+    """
+    launcher = LocalLauncher(settings.max_processes)
+    names = only or recipe.order()
+    for name in names:
+        with _naming(f"stages.{name}"):
+            recipe.stages[name].check(recipe)
+            _check_layout(recipe, name, launcher)
+
+
+def model_of(recipe: Recipe, name: str) -> ModelConfig | None:
+    """The shape that a stage's checkpoint will have; none when it comes from an artifact."""
+    inputs = recipe.inputs(name)
+    parent = next(iter(inputs.get("parent") or inputs.get("checkpoints", ())), None)
+    known = None if parent is None or parent.startswith(ARTIFACT) else model_of(recipe, parent)
+    return recipe.stages[name].shape(known)
+
+
+def _check_layout(recipe: Recipe, name: str, launcher: LocalLauncher) -> None:
+    stage = recipe.stages[name]
+    layout: ParallelConfig | None = getattr(stage, "layout", None)
+    if layout is None:
+        return
+    launcher.check(layout.world_size)
+    for source in recipe.inputs(name)["checkpoints"] if isinstance(stage, EvaluateStage) else (name,):
+        model = None if source.startswith(ARTIFACT) else model_of(recipe, source)
+        if model is not None:
+            stage.check_model(model, layout)
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Put the place in front of what is wrong there."""
+    try:
+        yield
+    except CupolaError as error:
+        raise type(error)(f"{where}: {error}") from None

@@ -1,0 +1,91 @@
+"""Held-out losses of one run's training stages over the tokens that each was trained on, in one picture."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cupola_flows.recipe.schema import Recipe
+from cupola_flows.stages.training import TrainStage
+from cupola_platform.errors import ConfigError, NotFoundError
+from cupola_platform.registry import RunRow
+from cupola_platform.workspace import Workspace
+from cupola_trainer.metrics import read_metrics
+
+Curve = list[tuple[float, float]]
+"""Million tokens since the stage began, and held-out loss in nats a token."""
+LOOKED_AT = 10_000
+"""Newest runs among which the recipe's are looked for."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The curves of one run of a recipe, by stage."""
+
+    run: RunRow
+    """The whole recipe's."""
+    by_stage: Mapping[str, Curve]
+
+
+def heldout_curves(workspace: Workspace, recipe: Recipe, stages: Sequence[str] = (), run: str = "") -> Curves:
+    """The curves of one run, and of no other: what it reused of earlier ones is its own too. What it did not come to, was trained
+    on another machine, or measured nothing, is left out.
+
+    Args:
+        stages: these only, and in this order; none for all that train.
+        run: the id of a run of the whole recipe, or its first characters; none for the newest that has one of the curves.
+
+    Raises:
+        ConfigError: a stage that the recipe does not have, or that does not train.
+        NotFoundError: no such run, or no curve at all.
+    """
+    known = [name for name in recipe.order() if isinstance(recipe.stages[name], TrainStage)]
+    for name in stages:
+        if name not in known:
+            raise ConfigError(f"--stage {name}: no stage of {recipe.name} that trains. Known: {', '.join(known)}.")
+    whole = [row for row in workspace.registry.runs(LOOKED_AT) if row.recipe == recipe.name and not row.stage]
+    chosen = [row for row in whole if row.id.startswith(run)]
+    if run and len(chosen) != 1:
+        raise NotFoundError(f"--run {run}: {'several runs' if chosen else 'no run'} of {recipe.name}. See: cupola runs")
+    for row in chosen:
+        if found := _of_run(workspace, row, list(stages) or known):
+            return Curves(row, found)
+    raise NotFoundError(f"{recipe.name}: no held-out losses on this machine yet. Start with: cupola run {recipe.name}")
+
+
+def _of_run(workspace: Workspace, run: RunRow, stages: Sequence[str]) -> dict[str, Curve]:
+    digests = {row.stage: row.artifact for row in workspace.registry.runs(LOOKED_AT, parent=run.id) if row.artifact}
+    curves = {name: _curve(workspace, digest) for name in stages if (digest := digests.get(name))}
+    return {name: curve for name, curve in curves.items() if curve}
+
+
+def _curve(workspace: Workspace, digest: str) -> Curve:
+    manifest = workspace.resolve(digest).manifest
+    path = workspace.root / "work" / manifest.fingerprint / "job" / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    batch = manifest.config["batch"]
+    tokens = batch["sequence_length"] * batch["global_batch_size"]
+    losses = [(each["step"], each.get("heldout_loss")) for each in read_metrics(path) if each["event"] == "evaluate"]
+    return [(step * tokens / 1e6, loss) for step, loss in losses if loss is not None]
+
+
+def draw(curves: Mapping[str, Curve], title: str, to: Path) -> None:
+    """The curves as a picture, each with its stage's name; the name's ending says of what kind.
+
+    Raises:
+        ConfigError: a kind of picture that there is not.
+    """
+    from matplotlib import rc_context  # here: half a second, which other commands need not wait for
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    kinds = figure.canvas.get_supported_filetypes()
+    if to.suffix[1:] not in kinds:
+        raise ConfigError(f"--to {to}: no kind of picture. End the name in one of: .{', .'.join(sorted(kinds))}.")
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):  # text stays text, equal curves equal files
+        axes = figure.add_subplot(title=title, xlabel="million tokens since the stage began", ylabel="nats a token")
+        for name, curve in curves.items():
+            axes.plot(*zip(*curve, strict=True), label=name)
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(to, dpi=144, metadata={"Date": None} if to.suffix == ".svg" else None)

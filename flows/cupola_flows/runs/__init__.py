@@ -1,0 +1,1 @@
+"""One execution of a recipe, and the fingerprints by which stages are found again."""

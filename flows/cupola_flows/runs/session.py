@@ -1,0 +1,286 @@
+"""One execution of a recipe: which stages, what each one takes, and what came of it. Knows nothing of Prefect."""
+
+import fcntl
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cupola_flows.execution.context import StageContext, call
+from cupola_flows.recipe.schema import Recipe
+from cupola_flows.runs.fingerprint import fingerprint
+from cupola_flows.servers.processes import jobs_in
+from cupola_flows.stages.base import ARTIFACT, Stage, Taken
+from cupola_flows.terminal.display import Display
+from cupola_platform.artifacts import Artifact
+from cupola_platform.errors import CancelledError, ConfigError, CupolaError, StageFailedError
+from cupola_platform.launch import tether
+from cupola_platform.registry import RunStatus
+from cupola_platform.tracking.tracker import Tracker
+from cupola_platform.workspace import Workspace
+
+REMAINS_PATIENCE = tether.GRACE_SECONDS + 30
+"""Seconds that processes have to end after their run was killed."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a stage."""
+
+    state: RunStatus
+    artifact: Artifact
+    seconds: float
+
+
+@dataclass(kw_only=True)
+class Session:
+    """The stages `names` of a recipe, carried out one after the other in a workspace."""
+
+    workspace: Workspace
+    recipe: Recipe
+    names: Sequence[str]
+    display: Display
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    error: CupolaError | None = None
+    """Why it ended early."""
+    overrides: Sequence[str] = ()
+    """As given, for the record."""
+    profile: tuple[int, int] | None = None
+    """First and last step of each training job to trace with torch's profiler."""
+    run_id: str | None = None
+    """The registry's run of the whole recipe."""
+    prefect_run: str | None = None
+    """The flow run of the whole recipe."""
+    prefect_is_gone: threading.Event = field(default_factory=threading.Event)
+    """Set once Prefect's server has stopped answering: the run goes on without it."""
+    recorded_reuses: set[str] = field(default_factory=set)
+    tracker: Tracker | None = None
+    """MLflow, while `recorded`."""
+
+    @property
+    def complete(self) -> bool:
+        return all(name in self.outcomes for name in self.names)
+
+    @contextmanager
+    def recorded(self, prefect_id: str | None) -> Iterator[None]:
+        """The run of the whole recipe in the registry and in MLflow, and how it ended."""
+        with Tracker.open(self.workspace, self.display.say) as self.tracker:
+            self.prefect_run = prefect_id
+            self.run_id = self._start("", self.recipe.model_dump(mode="json"))
+            self.workspace.registry.update_run(self.run_id, prefect_flow_run_id=prefect_id)
+            try:
+                yield
+            except BaseException as error:
+                ended = _as_ours(error, self.recipe.name)
+                self.error = self.error or (ended if isinstance(ended, CupolaError) else None)
+                self._finish(self.run_id, "cancelled" if isinstance(ended, CancelledError) else "failed", error=ended)
+                if ended is error:
+                    raise
+                raise ended from error
+            self._finish(self.run_id, "completed")
+
+    def lose_prefect(self, reason: str) -> None:
+        """Go on without Prefect's server, and say so once."""
+        if not self.prefect_is_gone.is_set():
+            self.prefect_is_gone.set()
+            self.display.say(f"Prefect's server does not answer ({reason}); the run goes on without it.")
+
+    def prefect_ids(self) -> list[str]:
+        """The flow runs by which this can be cancelled."""
+        return [self.prefect_run] if self.prefect_run else []
+
+    def reuse(self, name: str) -> Artifact | None:
+        """What the stage gave before, with the same fingerprint; none when it has to be run."""
+        if name in self.outcomes:
+            return self.outcomes[name].artifact
+        inputs = self._known_inputs(name)
+        found = self.workspace.find(self.fingerprint(name, inputs)) if inputs is not None else None
+        if found is None:
+            return None
+        if name in self.names:
+            self.display.finished(name, "reused", f"artifact {found.id}")
+        self.outcomes[name] = Outcome("reused", found, 0.0)
+        return found
+
+    def reuse_all(self) -> bool:
+        """Whether there is nothing to do: every stage has been run before. If so, the registry has a run that says so."""
+        if any(self.reuse(name) is None for name in self.names):
+            return False
+        self.run_id = self._start("", {})
+        for name in self.names:
+            self._record_reuse(name, self.outcomes[name].artifact)
+        self._finish(self.run_id, "reused")
+        return True
+
+    def execute(self, name: str, *, step: Callable[..., Any] = call, prefect_id: str | None = None) -> Artifact:
+        """Reuse the stage's artifact or make it.
+
+        Raises:
+            CupolaError: what went wrong; `self.error` keeps it.
+        """
+        try:
+            made = name in self.outcomes and self.outcomes[name].state == "completed"
+            found = self.reuse(name)
+            if found and not made:
+                self._record_reuse(name, found)
+            return found or self._make(name, step, prefect_id)
+        except CupolaError as error:
+            self.error = error
+            raise
+
+    def inputs(self, name: str) -> Taken:
+        """The artifacts that the stage takes. Raises ConfigError when a stage left out has not been run."""
+        return Taken(
+            {
+                field: {reference: self._artifact(name, reference) for reference in references}
+                for field, references in self.recipe.inputs(name).items()
+            }
+        )
+
+    def resolved(self, name: str) -> Stage:
+        """The stage as it could be run alone: what it takes named by `artifact:ID`."""
+        stage = self.recipe.stages[name]
+        references = {
+            field: tuple(f"{ARTIFACT}{artifact.id}" for artifact in found.values())
+            for field, found in self.inputs(name).fields.items()
+            if field in type(stage).model_fields
+        }
+        several = {field for field in references if isinstance(getattr(stage, field), tuple)}
+        return stage.model_copy(
+            update={
+                field: named if field in several else next(iter(named), None) for field, named in references.items()
+            }
+        )
+
+    def fingerprint(self, name: str, taken: Taken) -> str:
+        """See `fingerprint.fingerprint`."""
+        digests = {field: [artifact.digest for artifact in found.values()] for field, found in taken.fields.items()}
+        return fingerprint(self.recipe, name, digests)
+
+    def _make(self, name: str, step: Callable[..., Any], prefect_id: str | None) -> Artifact:
+        stage = self.recipe.stages[name]
+        taken = self.inputs(name)
+        mark = self.fingerprint(name, taken)
+        folder = self.workspace.work_folder(mark)
+        with _alone(folder, name, self.display.say), self._recorded(name, folder, prefect_id) as run_id:
+            seeds = self.recipe.seeds()
+            ctx = StageContext(
+                workspace=self.workspace,
+                recipe=self.recipe.name,
+                name=name,
+                gives=stage.gives,
+                config=stage.model_dump(mode="json") | {"seed": seeds[name]},
+                seed=seeds[name],
+                template_date=self.recipe.template_date if stage.renders else None,
+                stages=self.recipe.stages,
+                seeds=seeds,
+                fingerprint=mark,
+                run_id=run_id,
+                folder=folder,
+                display=self.display,
+                tracker=self.tracker,
+                step=step,
+                profile=self.profile,
+            )
+            artifact = stage.run(ctx, taken)
+        self.outcomes[name] = Outcome("completed", artifact, self.display.lines[name].elapsed())
+        self._finish(run_id, "completed", artifact)
+        self.display.finished(name, "completed", f"artifact {artifact.id}")
+        return artifact
+
+    @contextmanager
+    def _recorded(self, name: str, folder: Path, prefect_id: str | None) -> Iterator[str]:
+        """A run in the registry and in MLflow, and whatever ends it early written there."""
+        run = self._start(name, self.recipe.stages[name].model_dump(mode="json"))
+        self.workspace.registry.update_run(run, prefect_flow_run_id=prefect_id, work_folder=folder)
+        self.display.started(name)
+        try:
+            yield run
+        except BaseException as error:
+            ended = _as_ours(error, name)
+            status: RunStatus = "cancelled" if isinstance(ended, CancelledError) else "failed"
+            self._finish(run, status, error=ended)
+            self.display.finished(name, status, str(ended).splitlines()[0])
+            if ended is error:
+                raise
+            raise ended from error
+
+    def _start(self, name: str, config: dict[str, Any]) -> str:
+        run = self.workspace.registry.start_run(self.recipe.name, name, self.run_id, config)
+        if self.tracker:
+            title = name or self.recipe.name
+            self.tracker.open_run(
+                run, title, parent=self.run_id, params=config, tags={"cupola.recipe": self.recipe.name}
+            )
+        return run
+
+    def _record_reuse(self, name: str, artifact: Artifact) -> None:
+        if name not in self.recorded_reuses:
+            self.recorded_reuses.add(name)
+            self._finish(self._start(name, {}), "reused", artifact)
+
+    def _finish(
+        self, run: str, status: RunStatus, artifact: Artifact | None = None, error: BaseException | None = None
+    ) -> None:
+        metrics = artifact.metrics if artifact else {}
+        text = (str(error) or type(error).__name__) if error else None
+        self.workspace.registry.finish_run(run, status, artifact.digest if artifact else None, text, metrics)
+        if self.tracker:
+            tags = {"cupola.artifact": artifact.digest, "cupola.path": str(artifact.path)} if artifact else {}
+            self.tracker.end_run(run, status, metrics=metrics, tags=tags)
+
+    def _known_inputs(self, name: str) -> Taken | None:
+        for parent in self.recipe.parents(name):
+            if self.reuse(parent) is None:
+                return None
+        return self.inputs(name)
+
+    def _artifact(self, name: str, reference: str) -> Artifact:
+        if reference.startswith(ARTIFACT):
+            return self.workspace.resolve(reference.removeprefix(ARTIFACT))
+        if reference not in self.outcomes:
+            raise ConfigError(
+                f"stage {name} needs {reference}, which has not been run. Run it first, or add it to --only."
+            )
+        return self.outcomes[reference].artifact
+
+
+def _as_ours(error: BaseException, name: str) -> BaseException:
+    """A signal is a cancellation, whoever caught it; an exception that nobody meant stays as it is."""
+    if isinstance(error, Exception):
+        return error
+    return CancelledError(
+        f"stage {name} was cancelled; what is finished is kept, and the same command goes on from there."
+    )
+
+
+@contextmanager
+def _alone(folder: Path, name: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold a work folder against another process that runs the same stage, and against what is left of one: the ranks of a
+    run that was killed save before they end."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StageFailedError(
+                f"stage {name} is being run by another process in {folder}. Wait for it, or end it first."
+            ) from None
+        _wait_for_remains(folder, name, say)
+        yield
+
+
+def _wait_for_remains(folder: Path, name: str, say: Callable[[str], None]) -> None:
+    remains = jobs_in(folder)
+    if remains:
+        say(f"stage {name}: waiting until what a killed run left in {folder} has saved and ended.")
+        psutil.wait_procs(remains, timeout=REMAINS_PATIENCE)
+        if left := jobs_in(folder):
+            pids = ", ".join(str(process.pid) for process in left)
+            raise StageFailedError(
+                f"stage {name}: processes {pids} of a killed run still work in {folder}. End them first."
+            )

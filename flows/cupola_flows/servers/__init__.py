@@ -1,0 +1,1 @@
+"""The servers beside a workspace: started, watched, swept, ended."""

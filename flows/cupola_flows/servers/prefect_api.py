@@ -1,0 +1,100 @@
+"""A Prefect server's API and the credential that it asks for, and a server of our own for the time of one run."""
+
+import base64
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+from pydantic import SecretStr
+
+from cupola_flows.servers.processes import end_trees, free_port, spawn, wait_for
+from cupola_platform.security import credential
+from cupola_platform.settings import Settings
+
+GRACE = 10.0
+"""Seconds between SIGTERM and SIGKILL of a server."""
+NO_TELEMETRY = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false",
+}
+
+
+@dataclass(frozen=True)
+class PrefectApi:
+    """Where a Prefect server's API is, and what it asks for."""
+
+    url: str
+    credential: SecretStr | None = None
+    """`user:password`; None for a server that lets everyone in."""
+
+    def client(self, timeout: float) -> httpx.Client:
+        """An HTTP client of the API that sends the credential."""
+        headers = {}
+        if self.credential:
+            basic = base64.b64encode(self.credential.get_secret_value().encode()).decode()
+            headers["Authorization"] = f"Basic {basic}"
+        return httpx.Client(base_url=self.url, timeout=timeout, headers=headers)
+
+    def environment(self, settings: Settings) -> dict[str, str]:
+        """Variables that keep Prefect inside the workspace and point its clients at this API. Set them before it is imported."""
+        variables = prefect_home(settings) | {"PREFECT_API_URL": self.url}
+        if self.credential:
+            variables["PREFECT_API_AUTH_STRING"] = self.credential.get_secret_value()
+        return variables
+
+    def server_environment(self, settings: Settings) -> dict[str, str]:
+        """The same for the server itself, which asks for the credential."""
+        variables = self.environment(settings)
+        if self.credential:
+            variables["PREFECT_SERVER_API_AUTH_STRING"] = self.credential.get_secret_value()
+        return variables
+
+
+def prefect_home(settings: Settings) -> dict[str, str]:
+    """Variables that keep what Prefect writes inside the workspace."""
+    return {
+        "PREFECT_HOME": str(settings.home / "prefect"),
+        "PREFECT_PROFILES_PATH": str(settings.home / "prefect" / "profiles.toml"),
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
+        **NO_TELEMETRY,
+    }
+
+
+def prefect_command(port: int) -> list[str]:
+    return [sys.executable, "-m", "cupola_flows.servers.prefect_server", "--port", str(port)]
+
+
+@contextmanager
+def own_prefect(settings: Settings) -> Iterator["PrefectServer"]:
+    """A Prefect server that ends with the block, and with this process whatever ends it. Not waited for yet."""
+    server = PrefectServer(settings)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+class PrefectServer:
+    """A server of the API alone, for one run, with a credential that only this process and the server know."""
+
+    def __init__(self, settings: Settings) -> None:
+        port = free_port()
+        self.api = PrefectApi(f"http://127.0.0.1:{port}/api", credential.generate())
+        self.log = settings.home / "logs" / "prefect-run.log"
+        command = [*prefect_command(port), "--no-ui", "--no-services"]
+        self.process = spawn(command, self.log, self.api.server_environment(settings), ends_with_us=True)
+
+    def wait(self) -> PrefectApi:
+        """The API, once it answers. Raises ServiceError."""
+        wait_for(f"{self.api.url}/health", lambda: self.process.poll() is None, "Prefect's server", self.log)
+        return self.api
+
+    def stop(self) -> None:
+        end_trees([self.process.pid], GRACE)
+        self.process.wait()

@@ -1,0 +1,61 @@
+"""What a stage runs is in its fingerprint, and nothing else: found by following imports, hashed without words."""
+
+from pathlib import Path
+
+import pytest
+
+from cupola_flows.execution import code_version
+from cupola_flows.execution.code_version import is_aside, reached
+from cupola_flows.stages.table import kinds
+
+
+def of(kind: str) -> set[str]:
+    return reached([kinds()[kind].__module__])
+
+
+@pytest.mark.parametrize(
+    ("kind", "reaches", "leaves"),
+    [
+        ("pretrain", {"cupola_trainer.loop", "cupola_trainer.objectives.next_token", "cupola_trainer.kernels.swiglu"},
+         {"cupola_trainer.pruning.choice", "cupola_flows.terminal.display", "cupola_trainer.watchdog"}),
+        ("sft", {"cupola_trainer.objectives.sft", "cupola_trainer.data.chat", "cupola_trainer.lora.attaching"},
+         {"cupola_trainer.pruning.choice"}),
+        ("dpo", {"cupola_trainer.objectives.dpo", "cupola_trainer.referencing"}, {"cupola_trainer.upcycling.layers"}),
+        ("distillation", {"cupola_trainer.objectives.distillation", "cupola_trainer.objectives.sft", "cupola_trainer.teaching"}, set()),
+        ("grpo", {"cupola_trainer.reinforcement.grpo", "cupola_trainer.rollout.sampling", "cupola_trainer.evaluation.sandbox"}, set()),
+        ("warp", {"cupola_trainer.reinforcement.front", "cupola_trainer.merging.methods"}, set()),
+        ("merge", {"cupola_trainer.merging.methods"}, {"cupola_trainer.loop", "cupola_trainer.pruning.choice"}),
+        ("prune", {"cupola_trainer.pruning.choice"}, {"cupola_trainer.loop", "cupola_trainer.merging.methods"}),
+        ("upcycle", {"cupola_trainer.upcycling.experts"}, {"cupola_trainer.loop"}),
+        ("prepare", {"cupola_platform.corpus.deduplication.minhash", "cupola_trainer.evaluation.surprise"}, {"cupola_trainer.loop"}),
+        ("preferences", {"cupola_trainer.rollout.sampling", "cupola_trainer.rewarding"}, {"cupola_trainer.loop"}),
+        ("pairs", {"cupola_trainer.data.preferences"}, {"cupola_trainer.loop", "cupola_trainer.rollout.sampling"}),
+        ("promote", {"cupola_trainer.evaluation.job", "cupola_flows.stages.evaluation.decision"}, set()),
+    ],
+)  # fmt: skip
+def test_a_stage_reaches_what_it_and_its_jobs_run(kind: str, reaches: set[str], leaves: set[str]) -> None:
+    found = of(kind)
+    assert reaches <= found
+    assert not leaves & found
+
+
+def test_every_stage_has_its_own_file_in_its_fingerprint_and_none_what_only_tells_of_it() -> None:
+    for kind, stage in kinds().items():
+        assert stage.__module__ in of(kind)
+        assert not any(is_aside(module) for module in of(kind))
+
+
+def test_a_comment_and_a_docstring_change_nothing_and_an_operator_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def version(text: str) -> str:
+        (tmp_path / "toy_stage.py").write_text(text)
+        code_version.code_version.cache_clear()
+        code_version._tree.cache_clear()
+        return code_version.code_version("toy_stage")
+
+    plain = version("def f(x):\n    return x + 1\n")
+    assert version('"""About."""\n\n\ndef f(x):\n    """Adds."""\n    # one\n    return x + 1  # more\n') == plain
+    assert version("def f(x):\n    return x - 1\n") != plain

@@ -1,0 +1,57 @@
+"""Stages that learn from a model's own answers, as a recipe states them."""
+
+import pytest
+
+from cupola_flows.recipe.loading import load_recipe, parse_recipe, shipped
+from cupola_flows.recipe.validation import validate
+from cupola_platform.errors import ConfigError
+from cupola_platform.settings import Settings
+from cupola_trainer.config import PythonReward, TaskReward
+
+GRPO = shipped()["grpo"].read_text()
+
+
+def test_the_reward_model_and_pretraining_are_taken_only_where_they_are_named() -> None:
+    recipe = load_recipe("grpo")
+    assert recipe.inputs("grpo") == {"parent": ("sft",), "conversations": ("conversations",), "reward_model": ()}
+    ppo = parse_recipe(
+        GRPO.replace("  grpo:\n", "  grpo:\n    kind: ppo\n    pretraining: prepare\n").replace("kl_coef: 0.01", "")
+    )
+    assert ppo.inputs("grpo")["pretraining"] == ("prepare",)
+    assert ppo.inputs("grpo")["value_model"] == ()
+
+
+def test_rewards_are_told_apart_by_their_type() -> None:
+    text = "kl_coef: 0.01\n    rewards: [{type: task, weight: 2}, {type: python, function: 'my.rewards:short'}]"
+    stage = parse_recipe(GRPO.replace("kl_coef: 0.01", text)).stages["grpo"]
+    assert stage.rewards == (TaskReward(weight=2.0), PythonReward(function="my.rewards:short"))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("rewards: []", "give rewards, or a reward_model: answers must be worth something"),
+        ("rewards: [{type: tsk}]", "rewards.0.type: 'tsk' is unknown. Did you mean 'task'?"),
+        ("reward_model: prepare", "stage 'prepare' gives tokens, and reward_model is needed"),
+        ("clip_low: 1.5", "stages.grpo.clip_low: '1.5'"),
+    ],
+)
+def test_a_mistake_is_one_line(wrong: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_recipe(GRPO.replace("kl_coef: 0.01", wrong))
+    assert says in str(caught.value).replace("1.5:", "'1.5':")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "says"),
+    [
+        ("group_size: 8", "group_size: 1", r"stages\.grpo: rollout\.group_size=1"),
+        ("queries: 64", "queries: 5", r"stages\.grpo: a rollout has 40 answers, no multiple of global_batch_size=128"),
+        ("max_new_tokens: 8, held", "max_new_tokens: 128, held", r"max_new_tokens=128 leaves no room"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_before_anything_starts(right: str, wrong: str, says: str) -> None:
+    assert right in GRPO
+    with pytest.raises(ConfigError, match=says):
+        validate(parse_recipe(GRPO.replace(right, wrong, 1)), Settings(max_processes=2), only=["grpo"])
