@@ -28,8 +28,6 @@ from cupola_trainer.mixture import mixture_of
 
 TEXT = (PretrainStage, LongContextStage)
 """Stages that learn every next token."""
-OBJECTIVES = {"warp": "grpo"}
-"""Of stages whose kind is not their objective's name."""
 
 
 def validate(recipe: Recipe, settings: Settings, only: Sequence[str] = ()) -> None:
@@ -101,9 +99,6 @@ def _check_stage(recipe: Recipe, name: str, stage: AnyStage, launcher: LocalLaun
                 model,
                 layout,
                 batch,
-                objective="next_token"
-                if isinstance(stage, TEXT) or batch is None
-                else OBJECTIVES.get(stage.kind, stage.kind),
                 reset_at_documents=isinstance(stage, TEXT) and stage.reset_at_documents,
                 lengths=stage.lengths() if isinstance(stage, LongContextStage) else None,
                 copying=stage.copying if isinstance(stage, TEXT) else None,

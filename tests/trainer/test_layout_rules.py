@@ -90,10 +90,3 @@ def test_the_rules_and_the_job_schema_load_no_torch() -> None:
 def test_documents_cannot_be_kept_apart_over_context_parallel_ranks() -> None:
     with pytest.raises(ConfigError, match=r"reset_at_documents with cp=2: .* Use cp=1"):
         validate_layout(DENSE, ParallelConfig(cp=2), BATCH, reset_at_documents=True)
-
-
-def test_a_balancing_loss_is_not_recomputed_in_a_pipeline_whose_micro_batches_count_differently() -> None:
-    layout = ParallelConfig(pp=2, recompute="full")
-    validate_layout(MOE, layout, BATCH)
-    with pytest.raises(ConfigError, match=r"recompute=full with pp=2 .* Use recompute=selective, or pp=1"):
-        validate_layout(MOE, layout, BATCH, objective="sft")

@@ -12,14 +12,13 @@ def validate_layout(
     parallel: ParallelConfig,
     batch: BatchConfig | None = None,
     *,
-    objective: str = "next_token",
     reset_at_documents: bool = False,
     pack: bool = False,
     lengths: LengthSchedule | None = None,
     copying: CopyingConfig | None = None,
     ranks: int | None = None,
 ) -> None:
-    """Refuse a layout in which this model, these batches or this objective cannot be trained.
+    """Refuse a layout in which this model or these batches cannot be trained.
 
     Args:
         pack: whether rows hold several conversations that each see themselves only.
@@ -46,12 +45,6 @@ def validate_layout(
     if reset_at_documents and parallel.cp > 1:
         raise ConfigError(
             f"reset_at_documents with cp={parallel.cp}: attention over context-parallel ranks takes no mask. Use cp=1."
-        )
-    uneven = objective != "next_token" or reset_at_documents  # micro-batches count differently
-    if model.moe and parallel.pp > 1 and parallel.recompute == "full" and uneven:
-        raise ConfigError(
-            f"recompute=full with pp={parallel.pp} and experts: a balancing loss that is computed again would be weighed "
-            f"by another micro-batch's count. Use recompute=selective, or pp=1."
         )
 
 

@@ -68,7 +68,6 @@ def begin(job: TrainJob) -> Run:
         model,
         job.parallel,
         job.batch,
-        objective=job.data.objective,
         reset_at_documents=getattr(job.data, "reset_at_documents", False),
         pack=getattr(job.data, "pack", False) and job.parallel.cp == 1,
         lengths=getattr(job.data, "lengths", None),

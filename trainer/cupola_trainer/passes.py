@@ -14,7 +14,7 @@ from torch import Tensor
 from cupola_trainer import runtime
 from cupola_trainer.config import ModelConfig
 from cupola_trainer.data.batches import from_context_ranks, to_rank
-from cupola_trainer.models.router import Router
+from cupola_trainer.models.router import weighted_forward
 from cupola_trainer.models.settings import balancing_loss
 from cupola_trainer.objectives import Batch, Objective, Reads
 
@@ -112,9 +112,12 @@ def _forward(batch: Batch, model: torch.nn.Module, reads: Reads) -> Tensor:
 
 def _with_loss(objective: Objective, iterator: Iterator[Batch], model: torch.nn.Module) -> tuple[Tensor, Any]:
     batch = next(iterator)
+    forward = partial(_forward, batch, model, objective.reads)
     if model.config.num_moe_experts and torch.is_grad_enabled():
-        Router.micro_batch_count = _count(objective, batch)
-    return _forward(batch, model, objective.reads), partial(_reduce, objective, batch)
+        output = weighted_forward(model, _count(objective, batch), forward)
+    else:
+        output = forward()
+    return output, partial(_reduce, objective, batch)
 
 
 def _kept(reads: Reads, iterator: Iterator[Batch], model: torch.nn.Module) -> tuple[Tensor, Any]:

@@ -21,7 +21,7 @@ def run(job: ReferenceJob) -> None:
     model = checkpoint.read_model(job.initial)
     if model.is_scalar:
         raise ConfigError(f"{job.initial} is a reward model (head=scalar): it says nothing. Name a language model.")
-    validate_layout(model, job.parallel, job.batch, objective="dpo", ranks=runtime.world_size())
+    validate_layout(model, job.parallel, job.batch, ranks=runtime.world_size())
     runtime.start(job.parallel, job.seed)
     training = TrainJob(
         output=job.output, initial=job.initial, steps=1, parallel=job.parallel, batch=job.batch, data=job.data,

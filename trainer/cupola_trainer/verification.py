@@ -98,7 +98,7 @@ def verify_layout(
     batch = common_batch(job.batch, layout, against)
     for each in (layout, against):
         apart = getattr(job.data, "reset_at_documents", False)
-        validate_layout(job.model, each, batch, objective=job.data.objective, reset_at_documents=apart)
+        validate_layout(job.model, each, batch, reset_at_documents=apart)
     job = replace(job, steps=steps, batch=batch, log_every=1, dry=True)
     folder.mkdir(parents=True, exist_ok=True)
     ours, theirs = (

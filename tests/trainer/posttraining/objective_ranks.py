@@ -53,6 +53,8 @@ LAYOUTS = {
     "cp2": ParallelConfig(cp=2),
     "dp2": ParallelConfig(dp=2),
     "ep2 dp2": ParallelConfig(ep=2, dp=2),
+    "pp2 full recompute": ParallelConfig(pp=2, recompute="full"),
+    "pp2 vp2 full recompute": ParallelConfig(pp=2, vp=2, recompute="full"),
 }
 OBJECTIVES = ("dpo", "reward", "forward_kl", "jsd", "replay")
 
@@ -143,6 +145,8 @@ def objective_of(name: str, teacher: Path, parallel: ParallelConfig) -> Objectiv
         return Pairs()
     if name == "reward":
         return Ranked()
+    if name == "sft":
+        return Conversations(packed=parallel.cp == 1)
     if name == "replay":
         return ReplayObjective(Conversations(packed=parallel.cp == 1), Sequences(), share=0.25)
     kind: Any = name
@@ -152,7 +156,7 @@ def objective_of(name: str, teacher: Path, parallel: ParallelConfig) -> Objectiv
 
 def trajectory(name: str, model: ModelConfig, parallel: ParallelConfig, teacher: Path) -> list[dict[str, float]]:
     model = replace(model, head="scalar" if name == "reward" else "language_model")
-    validate_layout(model, parallel, BATCH, objective=name)
+    validate_layout(model, parallel, BATCH)
     runtime.start(parallel, seed=0)
     if not teacher.exists():
         write_teacher(teacher)
@@ -187,8 +191,10 @@ def main(teacher: Path, output: Path) -> None:
     found = {}
     for layout, parallel in LAYOUTS.items():
         if parallel.world_size == runtime.world_size():
+            if parallel.pp > 1:
+                found[f"sft moe {layout}"] = trajectory("sft", MOE, parallel, teacher)
             for name in OBJECTIVES:
-                if parallel.ep == 1:
+                if parallel.ep == 1 and parallel.recompute == "none":
                     found[f"{name} dense {layout}"] = trajectory(name, DENSE, parallel, teacher)
                 if name in ("reward", "forward_kl", "replay") and layout in ("one process", "ep2 dp2", "tp2 sp"):
                     found[f"{name} moe {layout}"] = trajectory(name, MOE, parallel, teacher)

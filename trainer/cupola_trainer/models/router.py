@@ -1,6 +1,6 @@
 """The router, with balancing losses that weigh the same in every layout and under every objective."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ class Router(TopKRouter):
     """
 
     micro_batch_count: float = 1.0
-    """The objective's count in the current micro-batch, over its context-parallel ranks. Set on the class before forward."""
+    """The objective's count in this router's micro-batch, over its context-parallel ranks: see `weighted_forward`."""
 
     tokens_per_expert: Tensor | None = None
     """Assignments [num_experts] that this rank's tokens have made in training since `take_expert_load`."""
@@ -61,7 +61,7 @@ class Router(TopKRouter):
             reduce_group_has_dp=reduce_group_has_dp,
         )
         micro_batches = parallel_state.get_data_parallel_world_size() if reduce_group_has_dp else 1
-        return MoEAuxLossAutoScaler.apply(activation, aux_loss * Router.micro_batch_count * micro_batches)
+        return MoEAuxLossAutoScaler.apply(activation, aux_loss * self.micro_batch_count * micro_batches)
 
     def apply_z_loss(self, logits: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """The router z-loss (Zoph et al. 2022, equation 5), its mean over the TP x CP group's tokens."""
@@ -70,7 +70,27 @@ class Router(TopKRouter):
         share = self.config.moe_z_loss_coeff / self.tp_cp_group.size()
         z_loss = z_loss_func(logits, share, padding_mask=padding_mask)
         save_to_aux_losses_tracker("z_loss", z_loss / share, self.layer_number, self.config.num_layers)
-        return MoEAuxLossAutoScaler.apply(logits, z_loss * Router.micro_batch_count)
+        return MoEAuxLossAutoScaler.apply(logits, z_loss * self.micro_batch_count)
+
+
+def weighted_forward(chunk: torch.nn.Module, count: float, forward: Callable[[], Tensor]) -> Tensor:
+    """`forward()` of one micro-batch through the chunk, with auxiliary losses weighted by the objective's count in it.
+
+    A pipeline stage runs other micro-batches between the forward and the backward pass of this one, and with
+    `recompute: full` the auxiliary losses that matter are computed within backward. The routers are therefore given the
+    count again when the gradient of this micro-batch's output arrives, before anything in the chunk is recomputed.
+    """
+    routers = [module for module in chunk.modules() if isinstance(module, Router)]
+
+    def give_count(_: Tensor | None = None) -> None:
+        for router in routers:
+            router.micro_batch_count = count
+
+    give_count()
+    output = forward()
+    if output.requires_grad:
+        output.register_hook(give_count)
+    return output
 
 
 def take_expert_load(chunks: Sequence[torch.nn.Module], model: ModelConfig, tokens: int) -> dict[str, float]:

@@ -29,7 +29,7 @@ def run(job: FrontJob) -> None:
     model = checkpoint.read_model(job.reference)
     for folder in job.checkpoints.values():
         check_architecture(folder, model, checkpoint.read_model(folder))
-    validate_layout(model, job.parallel, job.batch, objective="grpo", ranks=runtime.world_size())
+    validate_layout(model, job.parallel, job.batch, ranks=runtime.world_size())
     runtime.start(job.parallel, job.seed)
     training = TrainJob(
         output=job.output, initial=job.reference, steps=1, seed=job.seed, parallel=job.parallel, batch=job.batch,
