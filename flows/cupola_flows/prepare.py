@@ -20,7 +20,7 @@ def prepare(ctx: StageContext, stage: PrepareStage, judge: Artifact | None) -> A
     folder = ctx.empty("tokens")
     config = stage.corpus if stage.corpus.seed else replace(stage.corpus, seed=ctx.seed)
     items = evaluation_questions(ctx.recipe) if config.decontamination and config.decontamination.tasks else None
-    scorer = (sys.executable, "-m", "cupola_trainer.evaluation.surprise", str(judge.path)) if judge else ()
+    scorer = (sys.executable, "-m", "cupola_trainer", "surprise", str(judge.path)) if judge else ()
     report = prepare_corpus(config, folder, progress=show, test_items=items, scorer=scorer)
     return ctx.publish(folder, parents=[judge] if judge else [], metrics=report.metrics)
 

@@ -28,16 +28,17 @@ MODEL = (
 FORWARD = (
     *MODEL,
     *ROWS,
-    "cupola_trainer.passes",
+    "cupola_trainer.forward",
     "cupola_trainer.data",
     "cupola_trainer.config.lengths",
     "cupola_trainer.objectives",
 )
-REFERENCE = (*FORWARD, "cupola_trainer.referencing")
-TEACHER = (*FORWARD, "cupola_trainer.teaching", "cupola_trainer.rollout.loading")
+REFERENCE = (*FORWARD, "cupola_trainer.jobs.reference")
+TEACHER = (*FORWARD, "cupola_trainer.jobs.teach", "cupola_trainer.objective_table", "cupola_trainer.rollout.loading")
 TRAINING = (
     *FORWARD,
     "cupola_trainer.loop",
+    "cupola_trainer.objective_table",
     "cupola_trainer.run",
     "cupola_trainer.resume",
     "cupola_trainer.faults",
@@ -87,7 +88,9 @@ WRITING = (
     *ROLLOUT,
     *FORWARD,
     *VERIFIERS,
-    "cupola_trainer.rewarding",
+    "cupola_trainer.jobs.score",
+    "cupola_trainer.jobs.sample",
+    "cupola_trainer.reinforcement",
     "cupola_platform.endpoint",
     "cupola_flows.writing",
 )
@@ -97,6 +100,7 @@ MERGING = (
     *CONVERSION,
     "cupola_trainer.conversion.mapping",
     "cupola_trainer.merging",
+    "cupola_trainer.jobs.merge",
     "cupola_trainer.optim.selection",
     "cupola_trainer.upcycling.experts",
     "cupola_trainer.data.tokenizer_folders",
@@ -106,6 +110,7 @@ EVALUATION = (
     "cupola_trainer.config.lengths",
     "cupola_trainer.long_context",
     "cupola_trainer.evaluation",
+    "cupola_trainer.jobs.evaluate",
     "cupola_platform.page",
     "cupola_flows.evaluate",
 )
@@ -126,6 +131,7 @@ POSTTRAINING = (*TRAINING, "cupola_flows.posttrain")
 ADAPTER = (
     *CONVERSION,
     "cupola_trainer.lora",
+    "cupola_trainer.jobs.merge_adapter",
     "cupola_trainer.conversion.families",
     "cupola_trainer.conversion.mapping",
     "cupola_trainer.conversion.safetensors_file",
@@ -143,7 +149,7 @@ JUDGE = (
 OF_KIND: Mapping[str, Sequence[str]] = {
     "prepare": ("cupola_platform.corpus", *QUESTIONS, "cupola_flows.prepare"),
     "pretrain": (*TRAINING, "cupola_flows.pretrain", *MIXTURE),
-    "upcycle": (*MODEL, *CONVERSION, "cupola_trainer.conversion.filling", "cupola_trainer.mixture", "cupola_trainer.upcycling", "cupola_flows.upcycle"),
+    "upcycle": (*MODEL, *CONVERSION, "cupola_trainer.conversion.filling", "cupola_trainer.mixture", "cupola_trainer.upcycling", "cupola_trainer.jobs.upcycle", "cupola_flows.upcycle"),
     "long_context": (*TRAINING, "cupola_flows.long_context", *MIXTURE),
     "conversations": (*ROWS, "cupola_trainer.data", *VERIFIERS, "cupola_flows.conversations"),
     "synthesize": (*WRITING, "cupola_flows.synthesis", "cupola_flows.wordings"),
@@ -154,11 +160,11 @@ OF_KIND: Mapping[str, Sequence[str]] = {
     "reward": POSTTRAINING,
     "distillation": (*TRAINING, *TEACHER, "cupola_flows.distillation"),
     "merge": (*MERGING, "cupola_trainer.config.making", "cupola_flows.making"),
-    "prune": (*MODEL, *CONVERSION, "cupola_trainer.pruning", "cupola_trainer.evaluation.likelihood", "cupola_trainer.config.making", "cupola_flows.making"),
+    "prune": (*MODEL, *CONVERSION, "cupola_trainer.pruning", "cupola_trainer.jobs.prune", "cupola_trainer.evaluation.likelihood", "cupola_trainer.config.making", "cupola_flows.making"),
     "grpo": REINFORCEMENT,
     "ppo": REINFORCEMENT,
     "online_dpo": REINFORCEMENT,
-    "warp": (*REINFORCEMENT, *MERGING, "cupola_flows.warp", "cupola_flows.warp_page", "cupola_platform.page"),
+    "warp": (*REINFORCEMENT, *MERGING, "cupola_trainer.jobs.front", "cupola_flows.warp", "cupola_flows.warp_page", "cupola_platform.page"),
     "evaluate": EVALUATION,
     "promote": (*EVALUATION, "cupola_flows.promote"),
 }  # fmt: skip

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import layout_ranks as layouts  # type: ignore[import-not-found]  # the script beside this one
 
-from cupola_trainer import checkpoint, models, optim, passes, runtime
+from cupola_trainer import checkpoint, models, optim, runtime
 from cupola_trainer.config import ModelConfig, ParallelConfig
-from cupola_trainer.data.batches import training_batches
+from cupola_trainer.objectives import passes
+from cupola_trainer.objectives.batches import training_batches
 from cupola_trainer.optim import Trainee
 
 SAVED = {

@@ -16,12 +16,13 @@ from transformers import (
     Qwen2MoeForCausalLM,
 )
 
-from cupola_trainer import models, optim, passes, runtime
+from cupola_trainer import models, optim, runtime
 from cupola_trainer.config import ModelConfig, MoEConfig, OptimizerConfig, ParallelConfig
 from cupola_trainer.conversion.families import to_config
 from cupola_trainer.conversion.filling import fill
 from cupola_trainer.conversion.mapping import from_huggingface
-from cupola_trainer.objectives import Batch
+from cupola_trainer.data.batches import Batch
+from cupola_trainer.objectives import passes
 from cupola_trainer.objectives.next_token import NextTokenObjective
 from cupola_trainer.positions import Llama3Rope
 

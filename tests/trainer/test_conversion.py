@@ -23,8 +23,8 @@ from transformers import (
 
 from cupola_platform import artifacts
 from cupola_trainer import checkpoint, models, runtime
+from cupola_trainer.commands import main
 from cupola_trainer.config import ModelConfig, MoEConfig, ParallelConfig
-from cupola_trainer.conversion.__main__ import main
 from cupola_trainer.conversion.exporting import export
 from cupola_trainer.conversion.importing import import_
 from cupola_trainer.conversion.mapping import GroupedQKV

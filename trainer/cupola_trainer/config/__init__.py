@@ -14,7 +14,6 @@ jobs.py       the jobs
 
 from cupola_trainer.architecture import ModelConfig, MoEConfig
 from cupola_trainer.config.data import (
-    SCALAR,
     DistillationData,
     DpoData,
     NextTokenData,
@@ -71,7 +70,6 @@ from cupola_trainer.config.training import (
 
 __all__ = [
     "JOB",
-    "SCALAR",
     "AnyJob",
     "BatchConfig",
     "CheckpointConfig",

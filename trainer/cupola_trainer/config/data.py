@@ -1,7 +1,7 @@
 """What a training job learns from, and with which loss: one class an objective."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -102,6 +102,8 @@ class DpoData:
 class RewardData:
     """A reward model: a scalar head that ranks the answers of pairs."""
 
+    head: ClassVar[Literal["scalar"]] = "scalar"
+
     objective: Literal["reward"] = "reward"
 
     preferences: Path
@@ -179,6 +181,3 @@ TrainingData = Annotated[
     NextTokenData | SftData | DpoData | RewardData | DistillationData | GrpoData | PpoData | OnlineDpoData,
     Field(discriminator="objective"),
 ]
-
-SCALAR: frozenset[str] = frozenset({"reward"})
-"""Objectives whose model has a scalar head in place of the language model's."""

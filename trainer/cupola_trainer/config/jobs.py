@@ -49,6 +49,8 @@ class TrainJob:
     """Train adapters on the frozen initial checkpoint; its checkpoints then hold adapters alone. None to train every weight."""
     batch: BatchConfig
     data: TrainingData
+    objective: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9_]*$")
+    """Name of the objective where several learn from data of this kind; none for the data's own."""
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     log_every: int = Field(default=1, ge=1)
     """Steps between lines in metrics.jsonl."""
@@ -72,6 +74,11 @@ class TrainJob:
         if bool(self.steps) == bool(epochs):
             raise ValueError(f"steps={self.steps} and data.epochs={epochs}: give one of them")
         return self
+
+    @property
+    def objective_name(self) -> str:
+        """Of the objective that the job trains with."""
+        return self.objective or self.data.objective
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -1,7 +1,7 @@
 """What a training job learns from its own answers: where questions come from, how answers are drawn, what they are worth."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -130,6 +130,9 @@ class RolloutConfig:
 class ReinforcementData:
     """What every way to learn from one's own answers has in common."""
 
+    pairs: ClassVar[bool] = False
+    """Whether a sample is a pair of responses to one prompt, and not one response."""
+
     conversations: Path
     """A `conversations` artifact's folder: its rows, without their last answer, are the questions."""
 
@@ -230,6 +233,8 @@ class PpoData(ReinforcementData):
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class OnlineDpoData(ReinforcementData):
     """Direct preference optimization on pairs of the policy's own latest answers: the best and the worst of each group."""
+
+    pairs: ClassVar[bool] = True
 
     objective: Literal["online_dpo"] = "online_dpo"
 
