@@ -1,8 +1,12 @@
-"""`torchrun -m cupola_trainer JOB.json [--allow-data-change]`: obey one job; the option lets a job that resumes read another
+"""`torchrun -m cupola_trainer JOB.json [--allow-data-change]` runs one job; the option lets a job that resumes read another
 mixture of data than the one that its checkpoint was trained on. Exit status 0 when it is complete, 143 when it was asked to end
-before, 2 for a user's mistake, which error.json then names, 75 when it hung, 1 for any other failure."""
+before, 2 for a user's mistake, which error.json then names, 75 when it hung, 1 for any other failure.
+
+`python -m cupola_trainer COMMAND ...` runs one of `commands`. There is no other entry point, but for the process in which a
+model's code runs: `evaluation.confined.main` must import nothing of this package."""
 
 import ctypes
+import importlib
 import json
 import logging
 import os
@@ -15,6 +19,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cupola_platform.errors import CupolaError
+    from cupola_trainer.config import AnyJob
 
 PR_SET_PDEATHSIG = 1
 PREEMPTED = 128 + signal.SIGTERM
@@ -49,59 +54,19 @@ def main(path: Path, *, allow_data_change: bool = False) -> int:
         return _report(output, ConfigError(line))
 
 
-def run(job: object, termination: "Termination") -> int:
-    """Do what the job's kind says."""
-    from cupola_trainer import config, runtime
+def run(job: "AnyJob", termination: "Termination") -> int:
+    """Run a job of kind K by the module `cupola_trainer.jobs.K`."""
+    from cupola_trainer import jobs, runtime
 
-    if isinstance(job, config.TrainJob):
-        from cupola_trainer.loop import train
-
-        complete = train(job, termination)
-        runtime.stop()
-        return 0 if complete else PREEMPTED
-    termination.at_once()
-    if isinstance(job, config.UpcycleJob):
-        from cupola_trainer import upcycling
-
-        upcycling.run(job)
-    elif isinstance(job, config.MergeJob):
-        from cupola_trainer import merging
-
-        merging.run(job)
-    elif isinstance(job, config.MergeAdapterJob):
-        from cupola_trainer import lora
-
-        lora.merge_adapter(job)
-    elif isinstance(job, config.PruneJob):
-        from cupola_trainer import pruning
-
-        pruning.run(job)
-    elif isinstance(job, config.SampleJob):
-        from cupola_trainer import rollout
-
-        rollout.run(job)
-    elif isinstance(job, config.ScoreJob):
-        from cupola_trainer import rewarding
-
-        rewarding.run(job)
-    elif isinstance(job, config.ReferenceJob):
-        from cupola_trainer import referencing
-
-        referencing.run(job)
-    elif isinstance(job, config.TeachJob):
-        from cupola_trainer import teaching
-
-        teaching.run(job)
-    elif isinstance(job, config.FrontJob):
-        from cupola_trainer.reinforcement import front
-
-        front.run(job)
-    elif isinstance(job, config.EvaluateJob):
-        from cupola_trainer import evaluation
-
-        evaluation.run(job)
+    module = importlib.import_module(f"{jobs.__name__}.{job.kind}")
+    if job.kind == "train":
+        complete = module.run(job, termination)
+    else:
+        termination.at_once()
+        module.run(job)
+        complete = True
     runtime.stop()
-    return 0
+    return 0 if complete else PREEMPTED
 
 
 class Termination:
@@ -151,4 +116,8 @@ def _report(output: Path, error: "CupolaError") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), allow_data_change=sys.argv[2:] == ["--allow-data-change"]))
+    if sys.argv[1:] and sys.argv[1].endswith(".json"):
+        sys.exit(main(Path(sys.argv[1]), allow_data_change=sys.argv[2:] == ["--allow-data-change"]))
+    from cupola_trainer import commands
+
+    sys.exit(commands.main(sys.argv[1:]))

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from cupola_platform import artifacts
 from cupola_platform.artifacts.digests import digest_bytes, digest_files
 from cupola_platform.errors import ConfigError, NotFoundError
+from cupola_trainer.checkpoint.compatibility import check_architecture, shortened
 from cupola_trainer.checkpoint.description import read_model, read_training
 from cupola_trainer.config import ModelConfig, TrainJob
 
@@ -23,7 +24,7 @@ def data_identity(job: TrainJob) -> dict[str, Any]:
         "sequence_length": job.batch.sequence_length,
         "samples": job.steps * job.batch.global_batch_size,
     }
-    return json.loads(json.dumps(settings | order))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(settings | order | {"objective": job.objective_name}))  # type: ignore[no-any-return]
 
 
 def check_resumable(checkpoints: Path, model: ModelConfig, data: dict[str, Any]) -> None:
@@ -48,54 +49,9 @@ def check_resumable(checkpoints: Path, model: ModelConfig, data: dict[str, Any])
     for name, value in data.items():
         if saved.get(name) != value:
             raise ConfigError(
-                f"{newest} was trained on other data: {name}={_short(saved.get(name))}, now {_short(value)}. "
+                f"{newest} was trained on other data: {name}={shortened(saved.get(name))}, now {shortened(value)}. "
                 "Put it back, start a new job from its weights, or allow the change (--allow-data-change)."
             )
-
-
-def check_architecture(folder: Path, model: ModelConfig, saved: ModelConfig) -> None:
-    """Refuse a checkpoint whose model is not the job's."""
-    for field in dataclasses.fields(model):
-        ours, theirs = getattr(model, field.name), getattr(saved, field.name)
-        if ours != theirs:
-            raise ConfigError(
-                f"{folder} holds another architecture: {field.name}={_short(theirs)}, the job's model has "
-                f"{_short(ours)}. Give the model that it was trained with, or another output folder."
-            )
-
-
-def check_head(folder: Path, saved: ModelConfig, model: ModelConfig) -> None:
-    """Refuse to train a language model from a reward or value model: its output layer is gone."""
-    if saved.is_scalar and not model.is_scalar:
-        raise ConfigError(
-            f"{folder} is a model with head=scalar: it gives a number a token, and no words. "
-            "Start from a language model's checkpoint."
-        )
-
-
-def check_tokenizer(ours: Path | None, data: Path) -> None:
-    """Refuse tokens that another tokenizer made than the one that goes with the model.
-
-    Args:
-        ours: the model's tokenizer folder; none leaves it unchecked.
-        data: the data's folder; unchecked where it carries no tokenizer.
-    """
-    if ours is not None and not same_tokenizer(ours, data / "tokenizer"):
-        raise ConfigError(
-            f"{data} goes with another tokenizer than the model's, {ours}. Its tokens mean other words: "
-            "prepare the corpus (or choose the teacher) with the model's tokenizer, or train a new model."
-        )
-
-
-def same_tokenizer(one: Path, other: Path) -> bool:
-    """Whether two tokenizer folders give the same ids; true where one of them holds no tokenizer.json to be compared."""
-    paths = one / "tokenizer.json", other / "tokenizer.json"
-    return not all(path.is_file() for path in paths) or _words(paths[0]) == _words(paths[1])
-
-
-def _words(path: Path) -> Any:
-    content = json.loads(path.read_bytes())
-    return content.get("model"), content.get("added_tokens")
 
 
 def _without_paths(value: Any) -> Any:
@@ -120,8 +76,3 @@ def _content(folder: Path) -> str:
     ]
     index = folder / "index.json"
     return digest_files([*files, ("index", digest_bytes(index.read_bytes()) if index.is_file() else "")])
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, default=lambda other: str(other))
-    return text if len(text) <= 60 else f"{text[:57]}..."

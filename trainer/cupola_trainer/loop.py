@@ -4,20 +4,22 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from cupola_platform.durable import replacing
 from cupola_platform.errors import ConfigError, NotFoundError
-from cupola_trainer import checkpoint, models, optim, passes, runtime
-from cupola_trainer.config import SCALAR, ModelConfig, SftData, TrainJob
+from cupola_trainer import checkpoint, models, optim, runtime
+from cupola_trainer.checkpoint.compatibility import check_architecture, check_head, check_tokenizer
+from cupola_trainer.config import ModelConfig, TrainJob
 from cupola_trainer.data.tokenizer_folders import keep_date
-from cupola_trainer.identity import check_architecture, check_head, check_resumable, check_tokenizer, data_identity
+from cupola_trainer.forward import outputs
+from cupola_trainer.identity import check_resumable, data_identity
 from cupola_trainer.layout import validate_layout
 from cupola_trainer.long_context import stretch
 from cupola_trainer.lora import attaching
-from cupola_trainer.objectives import Objective, build_objective
-from cupola_trainer.optim import Trainee
+from cupola_trainer.objective_table import build_objective
+from cupola_trainer.objectives.base import Objective
+from cupola_trainer.objectives.inputs import ObjectiveInputs
+from cupola_trainer.objectives.online import OnlineObjective
 from cupola_trainer.resume import resume
 from cupola_trainer.run import BeginAgain, Run
 
@@ -84,7 +86,7 @@ def begin(job: TrainJob) -> Run:
     tokenizer = runtime.on_first_rank(lambda: _dated(job, tokenizer))
     data = runtime.on_first_rank(lambda: data_identity(job))
     check_resumable(job.output / "checkpoints", model, {} if job.allow_data_change else data)
-    objective = build_objective(job, tokenizer, model)
+    objective = build_objective(_inputs(job, tokenizer, model))
     job = _counted(job, objective)
     chunks = models.build(model, job.parallel, seed=job.seed, dtype=runtime.dtype(job.precision))
     for chunk in chunks:  # pipeline stages then tell each other each micro-batch's shape
@@ -96,10 +98,12 @@ def begin(job: TrainJob) -> Run:
     trainee = optim.build(chunks, job.parallel, job.optimizer, job.steps)
     if job.optimizer.merging:
         optim.merge_online(trainee, job.optimizer.merging, job.initial, model, job.seed)
-    objective.attach(trainee, model)
-    _prepare(objective, trainee, job.output / "reference.npz")
+    if isinstance(objective, OnlineObjective):
+        objective.attach(trainee, model)
+    objective.prepare(lambda batch: outputs.token_losses(trainee.chunks, batch))
     progress = resume(job.output / "checkpoints", trainee)
-    objective.resume(progress)
+    if isinstance(objective, OnlineObjective):
+        objective.resume(progress)
     run = Run(job, model, tokenizer, objective, trainee, progress, data)
     attaching.check_resumed(run.progress, run.adapter)
     return run
@@ -107,11 +111,31 @@ def begin(job: TrainJob) -> Run:
 
 def _counted(job: TrainJob, objective: Objective) -> TrainJob:
     """The job with as many steps as its epochs take, the last one begun counted whole."""
-    if not isinstance(job.data, SftData) or job.data.epochs is None:
+    epochs: float | None = getattr(job.data, "epochs", None)
+    if epochs is None:
         return job
     assert objective.epoch
-    steps = math.ceil(job.data.epochs * objective.epoch / job.batch.global_batch_size)
-    return job.but(steps=steps, data=job.data.but(epochs=None))
+    steps = math.ceil(epochs * objective.epoch / job.batch.global_batch_size)
+    data: Any = job.data
+    return job.but(steps=steps, data=data.but(epochs=None))
+
+
+def _inputs(job: TrainJob, tokenizer: Path | None, model: ModelConfig) -> ObjectiveInputs:
+    return ObjectiveInputs(
+        name=job.objective_name,
+        data=job.data,
+        batch=job.batch,
+        steps=job.steps,
+        seed=job.seed,
+        output=job.output,
+        tokenizer=tokenizer,
+        template_date=job.template_date,
+        model=model,
+        initial=job.initial,
+        parallel=job.parallel,
+        precision=job.precision,
+        dry=job.dry,
+    )
 
 
 def _model_and_tokenizer(job: TrainJob) -> tuple[ModelConfig, Path | None]:
@@ -124,7 +148,7 @@ def _model_and_tokenizer(job: TrainJob) -> tuple[ModelConfig, Path | None]:
         model = stretch(model, job.positions, job.batch.sequence_length)
     if model is None:
         raise ConfigError("the job names neither a model nor an initial checkpoint. Give one of them.")
-    model = replace(model, head="scalar" if job.data.objective in SCALAR else "language_model")
+    model = replace(model, head=getattr(job.data, "head", "language_model"))
     if not model.vocab_size:
         raise ConfigError("model.vocab_size=0: the size is the tokenizer's, padded to a multiple of 64. Fill it in.")
     if job.tokenizer and not job.tokenizer.is_dir():
@@ -138,15 +162,3 @@ def _dated(job: TrainJob, tokenizer: Path | None) -> Path | None:
     if tokenizer is None or job.template_date is None:
         return tokenizer
     return keep_date(tokenizer, job.template_date, to=job.output / "tokenizer")
-
-
-def _prepare(objective: Objective, trainee: Trainee, kept: Path) -> None:
-    """Let the objective see the initial weights, once in the job's life: a resumed job takes back the same bits."""
-    if runtime.on_first_rank(kept.exists):
-        objective.restore(dict(np.load(kept)))
-        return
-    objective.prepare(lambda batch: passes.token_losses(trainee.chunks, batch))
-    state = objective.state()
-    if state and runtime.rank() == 0:
-        with replacing(kept) as file:
-            np.savez(file, **state)  # type: ignore[arg-type]

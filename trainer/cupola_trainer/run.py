@@ -8,15 +8,18 @@ from typing import Any
 import torch.distributed as dist
 
 from cupola_platform.errors import StageFailedError
-from cupola_trainer import passes, runtime
+from cupola_trainer import runtime
+from cupola_trainer.autosave import Autosave, is_due
 from cupola_trainer.checkpoint import Progress
+from cupola_trainer.checkpoint.folders import step_folder
 from cupola_trainer.config import ModelConfig, TrainJob
-from cupola_trainer.data.batches import heldout_batches, read_batches, training_samples
 from cupola_trainer.faults import Monitor, Rollback, Rollbacks
-from cupola_trainer.keeping import Keeper, is_due, step_folder
 from cupola_trainer.lora import attaching
 from cupola_trainer.metrics import MetricsWriter
-from cupola_trainer.objectives import Objective
+from cupola_trainer.objectives import passes
+from cupola_trainer.objectives.base import Objective
+from cupola_trainer.objectives.batches import heldout_batches, read_batches, training_samples
+from cupola_trainer.objectives.online import OnlineObjective
 from cupola_trainer.optim import Trainee
 from cupola_trainer.profiling import Profiler
 from cupola_trainer.results import train_results, write_result
@@ -46,6 +49,7 @@ class Run:
     ) -> None:
         """`data` says what the job's data are, for its checkpoints."""
         self.job, self.model, self.tokenizer, self.objective, self.trainee = job, model, tokenizer, objective, trainee
+        self.online = objective if isinstance(objective, OnlineObjective) else None
         self.progress = progress
         self.data = dict(data or {})
         self.adapter = attaching.describe(job.initial, job.lora) if job.lora else None
@@ -62,8 +66,8 @@ class Run:
         self.log = StepLog(job, model, trainee, self.metrics)
         self.times = self.log.times
         self.samples = SampleLog(job.output, dry=job.dry)
-        self.keeper = Keeper(job, model, tokenizer, objective.name, trainee, self.metrics, self.watchdog.beat)
-        self.keeper.saved_step = progress.step
+        self.autosave = Autosave(job, model, tokenizer, objective.name, trainee, self.metrics, self.watchdog.beat)
+        self.autosave.saved_step = progress.step
 
     def start(self) -> None:
         runtime.on_first_rank(lambda: _clear_heartbeats(self.job.output))
@@ -85,21 +89,21 @@ class Run:
     def step(self) -> None:
         runtime.seed_step(self.job.seed, self.progress.step)
         with self.times.part("save"):
-            self.keeper.look()
+            self.autosave.look()
         with self.profiler.step(self.progress.step + 1):
             first = self.rollbacks.next_sample(self.progress.consumed_samples)
             with self.watchdog.pause():
-                gathered = self.objective.gather(first)
+                gathered = self.online.gather(first) if self.online else {}
             with self.times.part("data"):
                 samples = training_samples(self.job.batch, first)
                 batches = read_batches(self.objective, samples)
             means = passes.train(self.trainee.chunks, self.objective, batches) | gathered
-            means |= self.objective.beside(batches)
+            means |= self.online.train_others(batches) if self.online else {}
             with self.times.part("save"):
-                self.keeper.before_update()
+                self.autosave.before_update()
             self.trainee.scheduler.step(increment=1)
             with self.times.part("optimizer"):
-                grad_norm, moved = self.objective.update(self.trainee)
+                grad_norm, moved = self.online.update(self.trainee) if self.online else self.trainee.update()
         self.progress = Progress(self.progress.step + 1, first + self.job.batch.global_batch_size)
         self.watchdog.step = self.progress.step
         fault = self._judge(means["loss"], moved)
@@ -129,7 +133,7 @@ class Run:
             BeginAgain: there is none.
             StageFailedError: it went wrong as often as `job.faults` allows.
         """
-        self.keeper.wait()
+        self.autosave.wait()
         step, allowed = self.progress.step, self.job.faults.max_rollbacks
         if len(self.rollbacks.done) >= allowed:
             raise StageFailedError(
@@ -142,8 +146,8 @@ class Run:
             self.rollbacks.done.append(rollback)
         with self.watchdog.pause():
             self.progress = resume(folder, self.trainee)
-            if self.progress.step:
-                self.objective.resume(self.progress)
+            if self.online and self.progress.step:
+                self.online.resume(self.progress)
         self._open_logs()
         self.metrics.write(
             "rollback",
@@ -156,7 +160,7 @@ class Run:
         if self.progress.step == 0:
             raise BeginAgain
         self.monitor = Monitor(self.job.faults, self.progress.extra.get("faults"))
-        self.keeper.saved_step = self.progress.step
+        self.autosave.saved_step = self.progress.step
         self.log.restart_clock()
 
     def _open_logs(self) -> None:
@@ -168,7 +172,7 @@ class Run:
         """The mean held-out loss, and the objective's own means. Nothing where there are no held-out samples."""
         means = passes.evaluate(self.trainee.chunks, self.objective, self.heldout) if self.heldout else {}
         with self.watchdog.pause():
-            means |= self.objective.measure()
+            means |= self.online.measure() if self.online else {}
         if not means:
             return
         self.metrics.write(
@@ -179,19 +183,19 @@ class Run:
     def save(self) -> None:
         """Begin to save; the checkpoint is whole some steps later."""
         with self.times.part("save"):
-            self.keeper.wait()
-            self.objective.save(self.progress)
+            self.autosave.wait()
+            kept = self.online.save(self.progress) if self.online else {}
             adapter = {"adapter": self.adapter} if self.adapter else {}
-            state = {"faults": self.monitor.state(), "data": self.data, "objective_state": self.objective.running()}
-            self.keeper.begin(self.progress, state | adapter)
+            state = {"faults": self.monitor.state(), "data": self.data, "objective_state": kept}
+            self.autosave.begin(self.progress, state | adapter)
         self.log.restart_clock()
 
     def preempt(self) -> None:
         """Save what was not saved yet, for the next start."""
-        self.keeper.wait()
-        if self.progress.step > self.keeper.saved_step and not self.job.dry:
+        self.autosave.wait()
+        if self.progress.step > self.autosave.saved_step and not self.job.dry:
             self.save()
-            self.keeper.wait(last=True)
+            self.autosave.wait(last=True)
         self._end("preempted")
 
     def _end(self, status: str) -> None:
@@ -202,7 +206,7 @@ class Run:
 
     def complete(self) -> None:
         """Write result.json; the last step has been evaluated, and its checkpoint was begun."""
-        self.keeper.wait(last=True)
+        self.autosave.wait(last=True)
         self._end("completed")
         if runtime.rank() == 0 and not self.job.dry:
             folder = step_folder(self.job.output / "checkpoints", self.progress.step).relative_to(self.job.output)

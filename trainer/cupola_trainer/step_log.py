@@ -2,11 +2,12 @@
 
 import time
 
-from cupola_trainer import passes, runtime
+from cupola_trainer import runtime
 from cupola_trainer.checkpoint import Progress
 from cupola_trainer.config import ModelConfig, TrainJob
 from cupola_trainer.metrics import MetricsWriter
 from cupola_trainer.models.router import take_expert_load
+from cupola_trainer.objectives import passes
 from cupola_trainer.optim import Trainee
 from cupola_trainer.timing import StepTimes, flops_per_token
 

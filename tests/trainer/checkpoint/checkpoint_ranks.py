@@ -9,8 +9,9 @@ import json
 import sys
 from pathlib import Path
 
-from cupola_trainer import checkpoint, models, optim, passes, runtime
+from cupola_trainer import checkpoint, models, optim, runtime
 from cupola_trainer.config import ModelConfig, ParallelConfig
+from cupola_trainer.objectives import passes
 from cupola_trainer.optim import Trainee
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))

@@ -166,7 +166,7 @@ def test_a_moment_that_is_missing_or_too_many_is_named(
 ) -> None:
     run = loop.begin(trained.but(output=tmp_path))
     run.save()
-    run.keeper.wait()
+    run.autosave.wait()
     folder = tmp_path / "checkpoints" / "step_00000000"
     rewrite(folder, change)
     with pytest.raises(CorruptArtifactError, match=says):
@@ -179,12 +179,12 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole_and_only_the_last_save
     run = loop.begin(job_in(tmp_path, tokens_folder, steps=3))
     run.start()
     run.step()
-    run.keeper.wait()
+    run.autosave.wait()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # a file may not grow larger
     try:
         run.step()
-        run.keeper.wait()
+        run.autosave.wait()
         failed = [line for line in read_metrics(tmp_path / "metrics.jsonl") if line["event"] == "checkpoint_failed"]
         assert [line["step"] for line in failed] == [2]
         assert failed[0]["reason"] == "step_00000002 could not be saved: File too large."
@@ -214,7 +214,7 @@ def test_a_weight_in_fp32_comes_from_the_master_copy_of_a_bf16_run(tmp_path: Pat
     half = loop.begin(job_in(tmp_path / "half", tokens_folder, precision="bf16"))
     half.start()
     half.step()
-    half.keeper.wait()
+    half.autosave.wait()
     half.watchdog.stop()
     state = StoredState(tmp_path / "half" / "checkpoints" / "step_00000001" / "state")
     whole = loop.begin(job_in(tmp_path / "half", tokens_folder, precision="fp32"))

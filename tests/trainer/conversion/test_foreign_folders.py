@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models
 
 from cupola_platform.corpus.core.qwen_tokenizer import add_control_tokens, save_tokenizer
 from cupola_platform.errors import ConfigError, NotFoundError
-from cupola_trainer.conversion.__main__ import main
+from cupola_trainer.commands import main
 from cupola_trainer.conversion.exporting import export
 from cupola_trainer.conversion.importing import import_
 

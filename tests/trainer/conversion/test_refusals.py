@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cupola_platform.errors import ConfigError, CorruptArtifactError, NotFoundError
+from cupola_trainer.commands import main
 from cupola_trainer.config import ModelConfig
-from cupola_trainer.conversion.__main__ import main
 from cupola_trainer.conversion.config_json import to_config
 from cupola_trainer.conversion.exporting import export
 from cupola_trainer.conversion.importing import import_
@@ -166,7 +166,7 @@ def test_a_changed_byte_is_refused_by_name_before_anything_is_unpickled(saved: P
 def test_a_mistake_on_the_command_line_is_one_line_and_status_2(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
     done = subprocess.run(
-        [sys.executable, "-m", "cupola_trainer.conversion", "export", "--checkpoint", saved / "dense", "--to", tmp_path],
+        [sys.executable, "-m", "cupola_trainer", "export", "--checkpoint", saved / "dense", "--to", tmp_path],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2

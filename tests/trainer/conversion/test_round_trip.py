@@ -25,8 +25,8 @@ from transformers import (
 from cupola_platform import artifacts
 from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.checkpoint.description import read_training
+from cupola_trainer.commands import main
 from cupola_trainer.config import ModelConfig, MoEConfig, ParallelConfig
-from cupola_trainer.conversion.__main__ import main
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
 from cupola_trainer.conversion.config_json import from_config
 from cupola_trainer.conversion.exporting import export

@@ -24,8 +24,8 @@ from cupola_trainer.data.files import RowFiles, read_conversations, read_pairs, 
 from cupola_trainer.data.instructions import make_conversations
 from cupola_trainer.data.preferences import make_preferences, make_prompts, read_preferences
 from cupola_trainer.evaluation.answers import Question, encode_question
-from cupola_trainer.reinforcement.queries import read_queries
-from cupola_trainer.rollout.job import encode, encode_or_reason, read_prompts
+from cupola_trainer.reinforcement.prompts import read_prompts as read_training_prompts
+from cupola_trainer.rollout.prompts import encode, encode_or_reason, read_prompts
 
 PUBLISHED = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja").read_text()
 """Qwen2.5-Instruct's own template, as TRL keeps it."""
@@ -165,8 +165,8 @@ def test_everyone_who_asks_a_model_shows_it_the_tools_that_fine_tuning_showed(
 
     make_prompts(tmp_path / "conv", needs="tests", count=99, seed=1, to=tmp_path / "prompts.jsonl")
     sampled = {prompt["id"]: encode(chat_tokenizer, prompt) for prompt in read_prompts(tmp_path / "prompts.jsonl")}
-    queries, _ = read_queries(tmp_path / "conv" / "train.jsonl", chat_tokenizer, 4096, ())
-    reinforced = {query.row["id"]: query.prompt for query in queries}
+    prompts, _ = read_training_prompts(tmp_path / "conv" / "train.jsonl", chat_tokenizer, 4096, ())
+    reinforced = {prompt.row["id"]: prompt.tokens for prompt in prompts}
     question = Question(row["messages"][:-1], task, row["tools"])
     evaluated = encode_question(SimpleNamespace(tokenizer=chat_tokenizer), question)  # type: ignore[arg-type]
     assert sampled[row["id"]] == reinforced[row["id"]] == evaluated == learnt
@@ -223,7 +223,7 @@ def test_a_question_with_other_tools_is_another_question(chat_tokenizer: Any, tm
     made = [*rows(1, id="with"), *rows(1, id="again"), {"id": "without", "messages": [rows(1)[0]["messages"][0], said]}]
     (tmp_path / "conv").mkdir()
     json_lines.write(tmp_path / "conv" / "train.jsonl", made)
-    queries, drops = read_queries(tmp_path / "conv" / "train.jsonl", chat_tokenizer, 4096, ())
+    queries, drops = read_training_prompts(tmp_path / "conv" / "train.jsonl", chat_tokenizer, 4096, ())
     assert [query.row["id"] for query in queries] == ["with", "without"]
     assert drops == {"duplicate": 1}
     assert make_prompts(tmp_path / "conv", needs=None, count=9, seed=1, to=tmp_path / "prompts.jsonl") == 2
@@ -265,7 +265,10 @@ def test_no_one_lets_a_tools_text_close_a_turn(chat_tokenizer: Any, tmp_path: Pa
         json_lines.write(tmp_path / folder / f"{name}.jsonl", [row | more])
     assert load_conversations(tmp_path / "conv" / "train.jsonl", chat_tokenizer, 4096) == ([], {"control_token": 1})
     assert load_preferences(tmp_path / "pairs" / "train.jsonl", chat_tokenizer, 4096) == ([], {"control_token": 1})
-    assert read_queries(tmp_path / "conv" / "train.jsonl", chat_tokenizer, 4096, ()) == ([], {"control_token": 1})
+    assert read_training_prompts(tmp_path / "conv" / "train.jsonl", chat_tokenizer, 4096, ()) == (
+        [],
+        {"control_token": 1},
+    )
     assert encode_or_reason(chat_tokenizer, {"messages": [USER], "tools": tools}) == "control_token"
     for asked, at_hand in (([USER], tools), ([{"role": "user", "content": POISON}], None)):
         with pytest.raises(ControlTokenError, match="would close a turn"):

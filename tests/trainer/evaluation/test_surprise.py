@@ -92,7 +92,7 @@ def test_a_scorer_that_ends_is_named() -> None:
 
 @pytest.mark.slow
 def test_the_step_asks_a_checkpoint_in_a_process_of_its_own(checkpoint: Path) -> None:
-    command = (sys.executable, "-m", "cupola_trainer.evaluation.surprise", str(checkpoint), "300")
+    command = (sys.executable, "-m", "cupola_trainer", "surprise", str(checkpoint), "300")
     config = PerplexityConfig(max_bits_per_byte=1e-3, min_bits_per_byte=0)
     told = judged(config, command, documents(["one text", "another text"]))
     assert all(each is not None and each.startswith("too surprising: ") for each in told)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from cupola_platform import artifacts
 from cupola_platform.errors import ConfigError
-from cupola_trainer import checkpoint, lora, models, optim, runtime
+from cupola_trainer import checkpoint, models, optim, runtime
 from cupola_trainer.config import (
     BatchConfig,
     CheckpointConfig,
@@ -31,6 +31,7 @@ from cupola_trainer.config import (
 )
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
 from cupola_trainer.conversion.exporting import export
+from cupola_trainer.jobs import merge_adapter
 from cupola_trainer.loop import train
 from cupola_trainer.lora import attaching
 from cupola_trainer.lora.exporting import export_adapter
@@ -88,7 +89,7 @@ def test_peft_and_the_folded_model_say_what_the_adapted_one_says(
         folder = export_adapter(tmp_path / "adapter", tmp_path / "peft")
         theirs = PeftModel.from_pretrained(base, folder).eval()
         torch.testing.assert_close(theirs(tokens).logits, ours, rtol=0, atol=1e-5)
-    lora.merge_adapter(MergeAdapterJob(initial=saved / name, adapter=tmp_path / "adapter", output=tmp_path / "folded"))
+    merge_adapter.run(MergeAdapterJob(initial=saved / name, adapter=tmp_path / "adapter", output=tmp_path / "folded"))
     whole = AutoModelForCausalLM.from_pretrained(export(tmp_path / "folded" / "checkpoint", tmp_path / "out")).eval()
     with torch.no_grad():
         torch.testing.assert_close(whole(tokens).logits, ours, rtol=0, atol=5e-5)  # W + BA is rounded once more
@@ -140,7 +141,7 @@ def test_adapters_are_no_model_and_go_with_their_own_base(saved: Path, tmp_path:
     with pytest.raises(ConfigError, match="holds adapters and no model"):
         checkpoint.load_weights(tmp_path / "adapter", chunks)
     with pytest.raises(ConfigError, match="Give its own base"):
-        lora.merge_adapter(MergeAdapterJob(initial=saved / "one", adapter=tmp_path / "adapter", output=tmp_path / "no"))
+        merge_adapter.run(MergeAdapterJob(initial=saved / "one", adapter=tmp_path / "adapter", output=tmp_path / "no"))
     with pytest.raises(ConfigError, match="holds a whole model and no adapter"):
         export_adapter(saved / "one", tmp_path / "no")
 

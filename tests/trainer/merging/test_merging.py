@@ -15,11 +15,11 @@ import torch
 from pydantic import ValidationError
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer import merging
 from cupola_trainer.checkpoint import read_model
 from cupola_trainer.config import MergeJob, ParallelConfig, write_job
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
-from cupola_trainer.merging.job import check
+from cupola_trainer.jobs import merge
+from cupola_trainer.jobs.merge import check
 from cupola_trainer.merging.methods import average, dare, slerp, ties
 
 MATERIAL = Path(__file__).parents[1] / "material"
@@ -132,8 +132,8 @@ def job_of(saved: Path, output: Path, **settings: Any) -> MergeJob:
 
 
 def test_a_merged_checkpoint_holds_every_tensor_merged(saved: Path, tmp_path: Path) -> None:
-    merging.run(job_of(saved, tmp_path / "average", weights=(1.0, 3.0)))
-    merging.run(job_of(saved, tmp_path / "ties", method="ties", density=0.1))
+    merge.run(job_of(saved, tmp_path / "average", weights=(1.0, 3.0)))
+    merge.run(job_of(saved, tmp_path / "ties", method="ties", density=0.1))
     base, one, two = (StoredTensors(saved / name) for name in ("base", "one", "two"))
     mean, elected = (StoredTensors(tmp_path / name / "checkpoint") for name in ("average", "ties"))
     assert set(mean) == set(one)

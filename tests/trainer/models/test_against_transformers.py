@@ -18,12 +18,13 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from cupola_trainer import models, optim, passes, runtime
+from cupola_trainer import models, optim, runtime
 from cupola_trainer.config import ModelConfig, MoEConfig, OptimizerConfig, ParallelConfig
 from cupola_trainer.conversion.config_json import to_config
 from cupola_trainer.conversion.mapping import from_huggingface
 from cupola_trainer.conversion.model_writer import fill
-from cupola_trainer.objectives import Batch
+from cupola_trainer.data.batches import Batch
+from cupola_trainer.objectives import passes
 from cupola_trainer.objectives.next_token import NextTokenObjective
 from cupola_trainer.positions import Llama3Rope
 

@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer import checkpoint, models, passes, runtime
+from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.config import BatchConfig, ParallelConfig, SftData, TrainJob
 from cupola_trainer.conversion.exporting import export
 from cupola_trainer.conversion.importing import import_
+from cupola_trainer.forward import outputs
 from cupola_trainer.loop import begin
 from cupola_trainer.rollout.loading import load
 from cupola_trainer.sizes import parameter_count
@@ -57,7 +58,7 @@ def batch_of(tokens: torch.Tensor) -> dict[str, torch.Tensor]:
 def test_an_exported_reward_model_gives_our_values_in_transformers(saved: Path, tmp_path: Path, name: str) -> None:
     chunks = scalar_of(saved / name, tmp_path / "ours")
     tokens = torch.randint(0, 512, (2, 40), generator=torch.Generator().manual_seed(5))
-    values = passes.values(chunks, batch_of(tokens))
+    values = outputs.values(chunks, batch_of(tokens))
     theirs = AutoModelForSequenceClassification.from_pretrained(export(tmp_path / "ours", tmp_path / "out")).eval()
     with torch.no_grad():
         expected = theirs.score(theirs.model(tokens).last_hidden_state)[..., 0]

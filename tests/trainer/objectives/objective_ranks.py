@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cupola_trainer import checkpoint, models, optim, passes, runtime
+from cupola_trainer import checkpoint, models, optim, runtime
 from cupola_trainer.config import (
     BatchConfig,
     DistillationData,
@@ -24,9 +24,12 @@ from cupola_trainer.config import (
     ParallelConfig,
     RewardData,
 )
-from cupola_trainer.data.batches import read_batches, training_samples
+from cupola_trainer.data.batches import Batch
+from cupola_trainer.forward import outputs
 from cupola_trainer.layout import validate_layout
-from cupola_trainer.objectives import Batch, Objective
+from cupola_trainer.objectives import passes
+from cupola_trainer.objectives.base import Objective
+from cupola_trainer.objectives.batches import read_batches, training_samples
 from cupola_trainer.objectives.distillation import LiveTeacher
 from cupola_trainer.objectives.dpo import DpoObjective
 from cupola_trainer.objectives.replay import ReplayObjective
@@ -178,7 +181,7 @@ def trajectory(name: str, model: ModelConfig, parallel: ParallelConfig, teacher:
 def said(chunks: list[torch.nn.Module], objective: Objective) -> dict[str, float]:
     """What a pass that only looks says of one batch: a reference's or a judge's."""
     batch = objective.collate([pair(100), pair(101)])
-    look = passes.values if objective.reads == "values" else passes.token_losses
+    look = outputs.values if objective.reads == "values" else outputs.token_losses
     return {"said": float((look(chunks, batch) * batch["loss_mask"].to(runtime.device())).sum())}
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer import checkpoint, loop, models, optim, passes, runtime, teaching
+from cupola_trainer import checkpoint, loop, models, optim, runtime
 from cupola_trainer.config import (
     BatchConfig,
     DistillationData,
@@ -21,8 +21,10 @@ from cupola_trainer.config import (
     TeachJob,
     TrainJob,
 )
-from cupola_trainer.data.batches import read_batches, training_samples
+from cupola_trainer.jobs import teach
 from cupola_trainer.metrics import read_metrics
+from cupola_trainer.objectives import passes
+from cupola_trainer.objectives.batches import read_batches, training_samples
 from cupola_trainer.objectives.distillation import LiveTeacher
 from cupola_trainer.objectives.sft import SftObjective
 
@@ -117,7 +119,7 @@ def test_a_teacher_that_was_asked_before_teaches_as_one_that_stands_by(
         )  # fmt: skip
         (job.output / "teacher").mkdir(parents=True)
         (job.output / "teacher" / "tokens-1.npy").touch()  # of a start with two ranks, which was killed
-        teaching.run(job)
+        teach.run(job)
         runtime.stop()
         return Path(job.output / "teacher")
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.config import DpoData
-from cupola_trainer.objectives import dpo_loss
+from cupola_trainer import runtime
+from cupola_trainer.config import DpoData, ParallelConfig
 from cupola_trainer.objectives.dpo import DpoObjective
+from cupola_trainer.objectives.losses.preference import dpo_loss
 
 CHOSEN, REJECTED = torch.tensor([-5.0, -12.0, -3.5]), torch.tensor([-7.0, -11.0, -3.5])
 REFERENCE = torch.tensor([-6.0, -10.0, -3.0]), torch.tensor([-6.5, -12.5, -4.0])
@@ -93,9 +94,9 @@ def token_losses(policy: Any, batch: dict[str, Tensor]) -> Tensor:
     return F.cross_entropy(logits.transpose(1, 2), batch["labels"], reduction="none")
 
 
-def objective(preferences: Path, tokenizer: Any, **changes: Any) -> DpoObjective:
+def objective(preferences: Path, tokenizer: Any, kept: Path | None = None, **changes: Any) -> DpoObjective:
     data = DpoData(preferences=preferences, **changes)
-    return DpoObjective(data, tokenizer=tokenizer, sequence_length=48, pairs_per_pass=3, seed=0)
+    return DpoObjective(data, tokenizer=tokenizer, sequence_length=48, pairs_per_pass=3, seed=0, kept=kept)
 
 
 def test_answers_are_scored_without_their_prompts(preferences: Path, chat_tokenizer: Any) -> None:
@@ -111,7 +112,9 @@ def test_answers_are_scored_without_their_prompts(preferences: Path, chat_tokeni
 
 
 def test_the_reference_is_the_model_as_it_was(preferences: Path, chat_tokenizer: Any) -> None:
-    dpo, policy = objective(preferences, chat_tokenizer), model()
+    runtime.start(ParallelConfig(), seed=0)
+    kept = preferences / "reference.npz"
+    dpo, policy = objective(preferences, chat_tokenizer, kept), model()
     with torch.no_grad():
         dpo.prepare(lambda batch: token_losses(policy, batch))
     pair = dpo.heldout(1)
@@ -122,9 +125,10 @@ def test_the_reference_is_the_model_as_it_was(preferences: Path, chat_tokenizer:
     start = len(pair["prompt"])
     alone = sum(logprobs[place - 1, tokens[place]].item() for place in range(start, len(tokens)))
     assert pair["reference"][0] == pytest.approx(alone, rel=1e-5)
-    resumed = objective(preferences, chat_tokenizer)
-    resumed.restore(dpo.state())
+    resumed = objective(preferences, chat_tokenizer, kept)
+    resumed.prepare(lambda batch: pytest.fail("the reference was kept"))
     assert resumed.sample(11)["reference"].tolist() == dpo.sample(11)["reference"].tolist()
+    runtime.stop()
 
 
 @pytest.mark.parametrize("changes", [{}, {"loss_type": "ipo"}, {"sft_weight": 0.5}])

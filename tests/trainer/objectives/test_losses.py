@@ -13,7 +13,8 @@ from trl import DPOTrainer, RewardTrainer
 from trl.experimental.gkd import GKDTrainer
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.objectives import distillation_loss, dpo_loss, reward_loss, topk_distillation_loss
+from cupola_trainer.objectives.losses.distillation import distillation_loss, topk_distillation_loss
+from cupola_trainer.objectives.losses.preference import dpo_loss, reward_loss
 
 PAIRS, VOCABULARY = 16, 40
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from cupola_trainer.config import BatchConfig, ModelConfig, OptimizerConfig, SftData, TrainJob, write_job
-from cupola_trainer.objectives import Batch, Objective
+from cupola_trainer.data.batches import Batch
+from cupola_trainer.objectives.base import Objective
 from cupola_trainer.objectives.replay import ReplayObjective, rows_with_text, text_rows
 from cupola_trainer.objectives.sft import SftObjective
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer import checkpoint, loop, models, passes, runtime
+from cupola_trainer import checkpoint, loop, models, runtime
 from cupola_trainer.config import BatchConfig, ModelConfig, OptimizerConfig, ParallelConfig, RewardData, TrainJob
 from cupola_trainer.data.chat import encode_answer
+from cupola_trainer.forward import outputs
 from cupola_trainer.metrics import read_metrics
 from cupola_trainer.objectives.reward import RewardObjective
-from cupola_trainer.rewarding import RewardModel
+from cupola_trainer.reinforcement.reward_model import RewardModel
 
 ONE = ParallelConfig()
 MODEL = ModelConfig(
@@ -142,10 +143,10 @@ def test_a_reward_model_learns_to_rank_and_then_scores(
     ids = asked + answered
     tokens = torch.tensor([ids])
     batch = {"tokens": tokens, "labels": tokens, "loss_mask": torch.ones(tokens.shape)}
-    alone = passes.values(judge.chunks, batch | {"position_ids": torch.arange(len(ids))[None]})[0, -1]
+    alone = outputs.values(judge.chunks, batch | {"position_ids": torch.arange(len(ids))[None]})[0, -1]
     assert rewards[1] == pytest.approx(alone.item(), rel=1e-4)
     with pytest.raises(ConfigError, match=r"a conversation has .* tokens; the reward model reads 64"):
         judge.score([prompt], ["yes " * 80])
-    with pytest.raises(ConfigError, match="is a language model: it gives no rewards"):
+    with pytest.raises(ConfigError, match="is a language model, no reward model"):
         RewardModel(start, ONE)
     runtime.stop()

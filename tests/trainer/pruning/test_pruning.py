@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer import checkpoint, models, pruning, runtime
+from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.config import (
     BatchConfig,
     ModelConfig,
@@ -28,11 +28,12 @@ from cupola_trainer.config import (
     TrainJob,
 )
 from cupola_trainer.conversion.exporting import export
+from cupola_trainer.jobs import prune
+from cupola_trainer.jobs.prune import sequences
 from cupola_trainer.loop import train
 from cupola_trainer.metrics import read_metrics
 from cupola_trainer.pruning.choice import Kept, choose
 from cupola_trainer.pruning.importance import Importance, measure
-from cupola_trainer.pruning.job import sequences
 from cupola_trainer.sizes import parameter_count
 
 MATERIAL = Path(__file__).parents[1] / "material"
@@ -164,7 +165,7 @@ def test_the_pruned_model_says_what_the_sliced_one_says(
     job = job_of(saved / name, tokens_folder, tmp_path / "job", target)
     model, importance = measured(job)
     kept = choose(model, target, importance)
-    pruning.run(job)
+    prune.run(job)
     small = checkpoint.read_model(tmp_path / "job" / "checkpoint")
     assert small == target.shape(model)
     reference = sliced(export(saved / name, tmp_path / "hf"), tmp_path / "sliced", model, small, kept)
@@ -187,7 +188,7 @@ def test_the_pruned_model_says_what_the_sliced_one_says(
 def test_named_layers_are_dropped_without_tokens_and_training_goes_on(
     saved: Path, tokens_folder: Path, tmp_path: Path
 ) -> None:
-    pruning.run(PruneJob(initial=saved / "base", output=tmp_path / "job", to=PruneTarget(drop_layers=(1, 2))))
+    prune.run(PruneJob(initial=saved / "base", output=tmp_path / "job", to=PruneTarget(drop_layers=(1, 2))))
     made = tmp_path / "job" / "checkpoint"
     assert checkpoint.read_training(made)["pruning"]["kept_layers"] == [0, 3]
     job = TrainJob(

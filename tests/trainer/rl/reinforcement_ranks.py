@@ -100,10 +100,10 @@ def trajectory(kind: str, material: Path, policy: Path, parallel: ParallelConfig
         dist.broadcast_object_list(folder, src=0)
     under_way = begin(job_of(kind, material, policy, parallel, Path(folder[0])))
     objective: Any = under_way.objective
-    prompts = [query.prompt for query in objective.queries[:6]]
+    prompts = [prompt.tokens for prompt in objective.prompts[:6]]
     sampling = Sampling(max_new_tokens=10, temperature=1.2, top_p=0.9)
     answers = generate(under_way.trainee.chunks, objective.tokenizer, prompts, sampling, batch_size=4, seed=1)
-    objective.gatherer.engine = Recorded()
+    objective.collector.engine = Recorded()
     told: list[dict[str, Any]] = []
     under_way.metrics.write = lambda event, **values: told.append(values) if event == "step" else None  # type: ignore[method-assign]
     for _ in range(STEPS):

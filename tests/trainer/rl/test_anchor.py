@@ -21,9 +21,9 @@ from cupola_trainer.config import (
     TrainJob,
 )
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
+from cupola_trainer.jobs import front
 from cupola_trainer.loop import begin, train
 from cupola_trainer.metrics import read_metrics
-from cupola_trainer.reinforcement import front
 
 JobOf = Callable[..., TrainJob]
 BATCH = BatchConfig(sequence_length=32, micro_batch_size=16, global_batch_size=16)
@@ -48,7 +48,7 @@ def test_the_reference_follows_the_policy_step_by_step(job: JobOf, material: Pat
     for _ in range(3):
         under_way.step()
         average = [0.75 * old + 0.25 * new.detach() for old, new in zip(average, policy, strict=True)]
-    reference = [parameter for chunk in objective.gatherer.reference for parameter in chunk.parameters()]
+    reference = [parameter for chunk in objective.collector.reference for parameter in chunk.parameters()]
     for ours, expected in zip(reference, average, strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
     assert any(not torch.equal(ours, theirs) for ours, theirs in zip(reference, policy, strict=True))

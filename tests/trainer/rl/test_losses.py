@@ -12,14 +12,19 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.objectives.grpo import clipped_ratio_loss, group_advantages, kl_estimate, token_weights
-from cupola_trainer.objectives.ppo import (
+from cupola_trainer.objectives.losses.actor_critic import (
     AdaptiveKl,
     FixedKl,
     clipped_value_loss,
     generalized_advantages,
     token_rewards,
     whiten,
+)
+from cupola_trainer.objectives.losses.policy_gradient import (
+    clipped_ratio_loss,
+    group_advantages,
+    kl_estimate,
+    token_weights,
 )
 
 ROWS, TOKENS, LONGEST = 12, 9, 9

@@ -21,8 +21,8 @@ from cupola_trainer.config import (
     TrainJob,
 )
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
+from cupola_trainer.jobs.merge import run as merge
 from cupola_trainer.loop import begin, train
-from cupola_trainer.merging import run as merge
 
 JobOf = Callable[..., TrainJob]
 

@@ -13,8 +13,8 @@ from cupola_platform.errors import ConfigError, CorruptArtifactError
 from cupola_trainer import runtime
 from cupola_trainer.config import CodeReward, ParallelConfig, PythonReward, TaskReward
 from cupola_trainer.evaluation.tasks import make_tasks
-from cupola_trainer.reinforcement.queries import Order, Query, read_queries, spread
-from cupola_trainer.reinforcement.rewards import combine, judge, load_function
+from cupola_trainer.reinforcement.prompts import Prompt, PromptOrder, read_prompts, spread
+from cupola_trainer.reinforcement.rewards import combine, load_function, score_responses
 from cupola_trainer.reinforcement.rollouts import Rollout
 from cupola_trainer.rollout.batch import Completion
 
@@ -33,7 +33,7 @@ def test_rewards_add_up_by_their_weights_and_one_that_fails_leaves_the_answer_ou
     rows = [{"task": task.reference(), "tests": tests}] * 4
     answers = [task.answer, "def double(x):\n    return 2 * x", " " * 40, "e"]
     rewards = (TaskReward(weight=2.0), CodeReward(), PythonReward(function="toy_rewards:moody", weight=-1.0))
-    scores = combine(rewards, judge(rewards, rows, answers))
+    scores = combine(rewards, score_responses(rewards, rows, answers))
     assert scores.parts["task"].tolist() == [1.0, 0.0, 0.0, 0.0]
     assert scores.parts["code"].tolist() == [0.0, 0.5, 0.0, 0.0]
     assert scores.drops == {"reward_raised": 2, "reward_not_finite": 1}
@@ -62,26 +62,26 @@ def test_a_question_comes_once_without_its_answer_and_drops_are_named(material: 
     ]  # fmt: skip
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer = AutoTokenizer.from_pretrained(material / "tokenizer")
-    queries, drops = read_queries(tmp_path / "train.jsonl", tokenizer, 40, (TaskReward(),))
-    assert [query.row["messages"] for query in queries] == [
+    prompts, drops = read_prompts(tmp_path / "train.jsonl", tokenizer, 40, (TaskReward(),))
+    assert [prompt.row["messages"] for prompt in prompts] == [
         [{"role": "user", "content": q}] for q in ("2 + 2?", "3 + 3?")
     ]
     assert drops == {"duplicate": 1, "too_long": 1, "no_task": 1, "empty_message": 1, "malformed": 1}
 
 
 def test_held_out_questions_are_of_all_tasks() -> None:
-    queries = [Query({"task": {"name": "one" if i < 8 else "two"}}, [i]) for i in range(10)]
-    assert [query.prompt for query in spread(queries, 5)] == [[0], [2], [4], [6], [8]]
-    assert spread(queries, 20) == queries
+    prompts = [Prompt({"task": {"name": "one" if i < 8 else "two"}}, [i]) for i in range(10)]
+    assert [prompt.tokens for prompt in spread(prompts, 5)] == [[0], [2], [4], [6], [8]]
+    assert spread(prompts, 20) == prompts
     assert spread([], 5) == []
 
 
 def test_every_question_is_asked_once_before_one_is_asked_again() -> None:
-    shuffled = Order(10, seed=1)
+    shuffled = PromptOrder(10, seed=1)
     first, second = ([shuffled.place(index) for index in range(start, start + 10)] for start in (0, 10))
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second
-    ranked = Order(4, seed=1, variances=np.array([0.0, 0.25, 0.1, 0.2]))
+    ranked = PromptOrder(4, seed=1, variances=np.array([0.0, 0.25, 0.1, 0.2]))
     assert [ranked.place(index) for index in range(8)] == [1, 3, 2, 0] * 2
 
 

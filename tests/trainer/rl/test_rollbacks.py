@@ -57,7 +57,7 @@ def test_average_and_value_model_begin_again_with_the_policy(
     for each in (victim, twin):
         each.output.mkdir()
     objective: Any = begin(victim).objective
-    asked = [objective.queries[objective.order.place(place)].row["messages"][-1]["content"] for place in range(24)]
+    asked = [objective.prompts[objective.order.place(place)].row["messages"][-1]["content"] for place in range(24)]
     monkeypatch.setattr(toy_rewards, "OVERWHELMING", set(asked[4:12]))  # those of steps 2 and 3
     assert train(victim, lambda: False)
     Rollbacks(twin.output / "rollbacks.json").add(Rollback(3, 0, 0, 96, "known before"))

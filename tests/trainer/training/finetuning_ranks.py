@@ -18,12 +18,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from cupola_trainer import checkpoint, models, optim, passes, runtime
+from cupola_trainer import checkpoint, models, optim, runtime
 from cupola_trainer.checkpoint.shards import Shard, master_shards, weight_shards
 from cupola_trainer.config import BatchConfig, LoraConfig, OnlineMergingConfig, OptimizerConfig, ParallelConfig
-from cupola_trainer.data.batches import read_batches, training_samples
+from cupola_trainer.data.batches import Batch
 from cupola_trainer.lora import attaching
-from cupola_trainer.objectives import Batch, Objective
+from cupola_trainer.objectives import passes
+from cupola_trainer.objectives.base import Objective
+from cupola_trainer.objectives.batches import read_batches, training_samples
 from cupola_trainer.optim import Trainee
 from cupola_trainer.optim.online_merging import hashed
 from cupola_trainer.upcycling.experts import derived_seed

@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cupola_trainer import models, optim, passes, runtime
+from cupola_trainer import models, optim, runtime
 from cupola_trainer.config import BatchConfig, ModelConfig, MoEConfig, OptimizerConfig, ParallelConfig
-from cupola_trainer.data.batches import read_batches, training_samples
+from cupola_trainer.data.batches import Batch
 from cupola_trainer.layout import validate_layout
-from cupola_trainer.objectives import Batch, Objective
+from cupola_trainer.objectives import passes
+from cupola_trainer.objectives.base import Objective
+from cupola_trainer.objectives.batches import read_batches, training_samples
 from cupola_trainer.positions import DualChunk, LengthScaling, Llama3Rope, YarnRope
 
 STEPS = 4

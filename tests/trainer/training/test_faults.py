@@ -21,9 +21,10 @@ from cupola_trainer.config import (
     OptimizerConfig,
     TrainJob,
 )
+from cupola_trainer.data.batches import Batch
 from cupola_trainer.faults import Monitor, Rollback, Rollbacks
 from cupola_trainer.metrics import MetricsWriter, read_metrics
-from cupola_trainer.objectives import Batch, Objective
+from cupola_trainer.objectives.base import Objective
 from cupola_trainer.resume import resume
 from cupola_trainer.run import Run
 
@@ -93,7 +94,7 @@ def start(job: TrainJob, objective: Exploding) -> Run:
 def train(run: Run, until: int) -> list[torch.Tensor]:
     while run.progress.step < until:
         run.step()
-    run.keeper.wait()
+    run.autosave.wait()
     run.watchdog.stop()
     return [parameter.detach().clone() for parameter in run.trainee.chunks[0].parameters()]
 

@@ -23,9 +23,12 @@ from cupola_trainer.config import (
     TrainJob,
     write_job,
 )
+from cupola_trainer.data.batches import Batch
 from cupola_trainer.faults import Rollbacks
+from cupola_trainer.forward import outputs
 from cupola_trainer.metrics import read_metrics
-from cupola_trainer.objectives import Batch, Forward, Objective
+from cupola_trainer.objectives.base import Objective
+from cupola_trainer.objectives.inputs import computed_once
 from cupola_trainer.run import BeginAgain, Run
 from cupola_trainer.sizes import parameter_count
 
@@ -58,7 +61,6 @@ class Exploding(Objective):
 
     def __init__(self, bad_steps: set[int]) -> None:
         self.bad_steps = bad_steps
-        self.seen_by_prepare: list[torch.Tensor] = []
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
         return {"tokens": np.arange(33) + index, "bad": np.array(index // 4 + 1 in self.bad_steps)}
@@ -79,15 +81,6 @@ class Exploding(Objective):
 
     def loss(self, output: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         return (output * batch["factor"][:, None]).sum(), self.count(batch), {}
-
-    def prepare(self, forward: Forward) -> None:
-        self.seen_by_prepare.append(forward(self.collate([self.sample(0), self.sample(1)])))
-
-    def state(self) -> dict[str, np.ndarray]:
-        return {"first": self.seen_by_prepare[0].numpy()} if self.seen_by_prepare else {}
-
-    def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        self.seen_by_prepare = [torch.from_numpy(state["first"])]
 
 
 def run_of(job: TrainJob, objective: Exploding) -> Run:
@@ -127,21 +120,25 @@ def test_three_bad_gradients_in_a_row_without_a_checkpoint_take_the_job_to_its_b
     assert (rollback.from_step, rollback.first_sample, rollback.end_sample) == (4, 0, 16)
 
 
-def test_what_an_objective_prepared_is_kept_for_the_next_start(tmp_path: Path) -> None:
-    run = run_of(job_in(tmp_path, tmp_path), first := Exploding(set()))
-    kept = tmp_path / "reference.npz"
-    loop._prepare(first, run.trainee, kept)
+def test_what_follows_from_the_initial_weights_is_computed_once_in_a_job(tmp_path: Path) -> None:
+    run = run_of(job_in(tmp_path, tmp_path), exploding := Exploding(set()))
+    batch = exploding.collate([exploding.sample(0), exploding.sample(1)])
+
+    def losses() -> dict[str, np.ndarray]:
+        return {"losses": outputs.token_losses(run.trainee.chunks, batch).numpy()}
+
+    first = computed_once(tmp_path / "reference.npz", losses)["losses"]
     run.step()
-    loop._prepare(second := Exploding(set()), run.trainee, kept)
-    assert first.seen_by_prepare[0].shape == (2, 32)
-    assert torch.equal(second.seen_by_prepare[0], first.seen_by_prepare[0])
+    assert first.shape == (2, 32)
+    assert (losses()["losses"] != first).any()
+    assert (computed_once(tmp_path / "reference.npz", losses)["losses"] == first).all()
 
 
 def test_a_flipped_byte_is_refused_by_name_before_anything_is_read(tmp_path: Path) -> None:
     run = run_of(job_in(tmp_path, tmp_path), Exploding(set()))
     run.step()
     run.save()
-    run.keeper.wait()
+    run.autosave.wait()
     folder = tmp_path / "checkpoints" / "step_00000001"
     assert checkpoint.read_model(folder) == MODEL
     victim = folder / "state" / "rank_00000.bin"

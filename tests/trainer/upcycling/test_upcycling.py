@@ -21,12 +21,12 @@ from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, runtime
 from cupola_trainer.config import MoEConfig, ParallelConfig, UpcycleJob, write_job
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
+from cupola_trainer.jobs.upcycle import plan, run
 from cupola_trainer.metrics import read_metrics
 from cupola_trainer.presets import PRESETS
 from cupola_trainer.rollout.loading import load
 from cupola_trainer.sizes import parameter_count
-from cupola_trainer.upcycling import Experts, run, upcycle_ffn
-from cupola_trainer.upcycling.job import plan
+from cupola_trainer.upcycling import Experts, upcycle_ffn
 
 HIDDEN = 3
 

@@ -16,7 +16,6 @@ jobs.py       the jobs
 
 from cupola_trainer.architecture import ModelConfig, MoEConfig
 from cupola_trainer.config.data import (
-    SCALAR,
     DistillationData,
     DistillationSettings,
     DpoData,
@@ -92,7 +91,6 @@ from cupola_trainer.config.training import (
 
 __all__ = [
     "JOB",
-    "SCALAR",
     "AnyJob",
     "BatchConfig",
     "CheckpointConfig",

@@ -2,7 +2,7 @@
 the same with the folders that a job reads."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -118,6 +118,8 @@ class RewardSettings(Strict):
 class RewardData(RewardSettings):
     """A reward model: a scalar head that ranks the answers of pairs."""
 
+    head: ClassVar[Literal["scalar"]] = "scalar"
+
     objective: Literal["reward"] = "reward"
 
     preferences: Path
@@ -186,6 +188,3 @@ TrainingData = Annotated[
     NextTokenData | SftData | DpoData | RewardData | DistillationData | GrpoData | PpoData | OnlineDpoData,
     Field(discriminator="objective"),
 ]
-
-SCALAR: frozenset[str] = frozenset({"reward"})
-"""Objectives whose model has a scalar head in place of the language model's."""

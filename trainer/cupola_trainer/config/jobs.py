@@ -35,6 +35,8 @@ class TrainJob(TrainSettings, RenderingJob):
     tokenizer: Path | None = None
     """Tokenizer folder to keep with a new model's checkpoints; none to take the initial checkpoint's."""
     data: TrainingData
+    objective: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9_]*$")
+    """Name of the objective where several learn from data of this kind; none for the data's own."""
     allow_data_change: bool = False
     """Resume from a checkpoint that was trained on other data than this job's."""
     dry: bool = False
@@ -48,6 +50,11 @@ class TrainJob(TrainSettings, RenderingJob):
         if bool(self.steps) == bool(epochs):
             raise ValueError(f"steps={self.steps} and data.epochs={epochs}: give one of them")
         return self
+
+    @property
+    def objective_name(self) -> str:
+        """Of the objective that the job trains with."""
+        return self.objective or self.data.objective
 
 
 class SamplingSettings(Strict):

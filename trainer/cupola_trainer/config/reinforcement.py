@@ -1,7 +1,7 @@
 """What a training job learns from its own answers: where questions come from, how answers are drawn, what they are worth."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -129,6 +129,9 @@ class RolloutConfig:
 class ReinforcementSettings(Strict):
     """What every way to learn from one's own answers has in common."""
 
+    pairs: ClassVar[bool] = False
+    """Whether a sample is a pair of responses to one prompt, and not one response."""
+
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     """How questions are asked, and how often their answers are learnt from."""
 
@@ -248,5 +251,7 @@ class OnlineDpoSettings(PairLossSettings, ReinforcementSettings):
 
 class OnlineDpoData(OnlineDpoSettings, ReinforcementData):
     """Direct preference optimization on pairs of the policy's own latest answers: the best and the worst of each group."""
+
+    pairs: ClassVar[bool] = True
 
     objective: Literal["online_dpo"] = "online_dpo"

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from cupola_trainer.config import BatchConfig, LengthSchedule
-from cupola_trainer.objectives import Batch
+from cupola_trainer.data.batches import Batch
 
 
 class Lengths:

@@ -1,4 +1,4 @@
-"""How surprising single texts are to a checkpoint: `python -m cupola_trainer.evaluation.surprise CHECKPOINT MAX_BYTES`.
+"""How surprising single texts are to a checkpoint: `python -m cupola_trainer surprise CHECKPOINT MAX_BYTES`.
 
 Reads a JSON list of texts a line, and answers each line with the list of their bits per byte. Of a text the beginning
 counts: `MAX_BYTES` bytes, and no more tokens than the model has positions. Ends when its input does.
@@ -8,14 +8,12 @@ import json
 import math
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from cupola_platform.errors import CupolaError
 from cupola_trainer import runtime
 from cupola_trainer.config import ParallelConfig
 from cupola_trainer.evaluation.likelihood import END_OF_DOCUMENT, LOGITS_PER_PASS, byte_lengths
@@ -66,22 +64,16 @@ class Surprise:
         return sums
 
 
-def main(checkpoint: Path, max_bytes: int) -> int:
-    """Answer lines until there are no more; the exit status."""
-    warnings.simplefilter("ignore")  # Megatron's advice on what is not installed
+def answer_lines(checkpoint: Path, max_bytes: int) -> None:
+    """Answer lines of stdin until there are no more.
+
+    Raises:
+        ConfigError, CorruptArtifactError: the checkpoint cannot be loaded.
+    """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever else prints is no answer
-    try:
-        runtime.start(ParallelConfig(), seed=0)
-        surprise = Surprise(load(checkpoint, ParallelConfig()), max_bytes)
-    except CupolaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    runtime.start(ParallelConfig(), seed=0)
+    surprise = Surprise(load(checkpoint, ParallelConfig()), max_bytes)
     for line in sys.stdin:
         print(json.dumps(surprise(json.loads(line))), file=answers, flush=True)
     runtime.stop()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))

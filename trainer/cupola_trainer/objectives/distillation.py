@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,15 +10,37 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer import checkpoint, models, passes
-from cupola_trainer.config import DistillationData, ModelConfig, ParallelConfig
+from cupola_trainer import checkpoint, models
+from cupola_trainer.checkpoint.compatibility import check_tokenizer
+from cupola_trainer.config import DistillationData, ModelConfig, NextTokenData, ParallelConfig
+from cupola_trainer.data.batches import Batch
 from cupola_trainer.data.teachings import Teachings
+from cupola_trainer.forward import outputs
 from cupola_trainer.layout import of_its_own, validate_layout
-from cupola_trainer.objectives.distillation_losses import distillation_loss, token_logprobs, topk_distillation_loss
-from cupola_trainer.objectives.objective import Batch, Objective
+from cupola_trainer.objectives import next_token, sft
+from cupola_trainer.objectives.base import Objective
+from cupola_trainer.objectives.inputs import ObjectiveInputs
+from cupola_trainer.objectives.losses.distillation import distillation_loss, token_logprobs, topk_distillation_loss
 
 HIDDEN = "teacher_hidden"
 """A batch's entry: the live teacher's last hidden states; empty on all pipeline stages but the last."""
+
+
+def build(inputs: ObjectiveInputs) -> Objective:
+    """A divergence from a teacher on the text of another objective.
+
+    Raises:
+        ConfigError, SourceError: the teacher does not fit, or the data are missing, malformed or too few.
+    """
+    data: DistillationData = inputs.data
+    base = next_token if isinstance(data.text, NextTokenData) else sft
+    text = base.build(replace(inputs, data=data.text, name=data.text.objective))
+    if data.stored:
+        return StoredTeacher(data, text)
+    assert inputs.model
+    assert data.teacher
+    check_tokenizer(inputs.tokenizer, data.teacher)
+    return LiveTeacher(data, text, student=inputs.model, parallel=inputs.parallel)
 
 
 class DistillationObjective(Objective):
@@ -90,7 +113,7 @@ class LiveTeacher(DistillationObjective):
         """Ask the teacher; the held-out batches are asked once."""
         if HIDDEN in batches[0]:
             return
-        found = passes.hidden_states(self.teacher, batches)
+        found = outputs.hidden_states(self.teacher, batches)
         for number, batch in enumerate(batches):
             batch[HIDDEN] = found[number] if found else torch.empty(0)
 

@@ -12,13 +12,31 @@ from torch import Tensor
 from cupola_platform.errors import ConfigError
 from cupola_trainer import runtime
 from cupola_trainer.config import DpoData
+from cupola_trainer.data.batches import Batch
 from cupola_trainer.data.chat import ChatTokenizer
 from cupola_trainer.data.conversations import load_preferences, refuse_empty
 from cupola_trainer.data.order import order
+from cupola_trainer.objectives.base import Forward, Objective
 from cupola_trainer.objectives.collectives import shared
-from cupola_trainer.objectives.objective import Batch, Forward, Objective
-from cupola_trainer.objectives.preference_losses import dpo_loss
+from cupola_trainer.objectives.inputs import ObjectiveInputs, computed_once
+from cupola_trainer.objectives.losses.preference import dpo_loss
 from cupola_trainer.objectives.sft import pad
+
+
+def build(inputs: ObjectiveInputs) -> Objective:
+    """The DPO loss on a `preferences` artifact.
+
+    Raises:
+        ConfigError: there is no tokenizer, no usable pair, or a stored reference of other pairs.
+    """
+    return DpoObjective(
+        inputs.data,
+        tokenizer=inputs.chat_tokenizer(),
+        sequence_length=inputs.batch.sequence_length,
+        pairs_per_pass=inputs.batch.micro_batch_size,
+        seed=inputs.seed,
+        kept=inputs.output / "reference.npz",
+    )
 
 
 class DpoObjective(Objective):
@@ -27,11 +45,19 @@ class DpoObjective(Objective):
     name = "dpo"
 
     def __init__(
-        self, data: DpoData, *, tokenizer: ChatTokenizer, sequence_length: int, pairs_per_pass: int, seed: int
+        self,
+        data: DpoData,
+        *,
+        tokenizer: ChatTokenizer,
+        sequence_length: int,
+        pairs_per_pass: int,
+        seed: int,
+        kept: Path | None = None,
     ) -> None:
         """
         Args:
             pairs_per_pass: pairs in one forward pass of `prepare`.
+            kept: file of the reference log-probabilities, for a later start of the job; none to keep none.
 
         Raises:
             ConfigError: the folder holds no usable pair, or a file of it is malformed.
@@ -40,13 +66,14 @@ class DpoObjective(Objective):
         self.sequence_length = sequence_length
         self.pairs_per_pass = pairs_per_pass
         self.seed = seed
+        self.kept = kept
         self._train, self.drops = load_preferences(data.preferences / "train.jsonl", tokenizer, sequence_length)
         self._heldout, self.heldout_drops = load_preferences(
             data.preferences / "heldout.jsonl", tokenizer, sequence_length
         )
         refuse_empty(self._train, self.drops, data.preferences / "train.jsonl", "pair", sequence_length)
         self._pairs = self._train + self._heldout
-        self._reference = np.full((len(self._pairs), 2), np.nan, dtype=np.float32)  # until `prepare` or `restore`
+        self._reference = np.full((len(self._pairs), 2), np.nan, dtype=np.float32)  # until `prepare`
         if data.reference:
             self._reference = _stored(data.reference, len(self._pairs))
 
@@ -92,14 +119,18 @@ class DpoObjective(Objective):
         return torch.tensor(len(batch["tokens"]) / 2, device=batch["tokens"].device)
 
     def prepare(self, forward: Forward) -> None:
-        """Log-probabilities of every answer under the weights that `forward` has now: the frozen reference. Each
-        data-parallel rank asks for a share of them. Nothing where `data.reference` has them already.
+        """Compute the frozen reference's log-probabilities, unless an earlier start of the job has kept them or
+        `data.reference` holds them."""
+        if not self.data.reference:
+            self._reference = computed_once(self.kept, lambda: {"reference": self.reference(forward)})["reference"]
+
+    def reference(self, forward: Forward) -> np.ndarray:
+        """Log-probabilities [pairs, 2] of every response under the weights that `forward` has now, training pairs first.
+        Data-parallel ranks share the work.
 
         Args:
             forward: token losses [2 pairs, s] of a batch, without gradient.
         """
-        if self.data.reference:
-            return
         pairs, group = len(self._pairs), _data_parallel_group()
         ranks, rank = (group.size(), group.rank()) if group else (1, 0)
         found = torch.zeros(pairs, 2)
@@ -117,15 +148,8 @@ class DpoObjective(Objective):
             total = found.to(runtime.device())
             dist.all_reduce(total, group=group)
             found = total.cpu()
-        self._reference = found.numpy()
-
-    def state(self) -> dict[str, np.ndarray]:
-        """The reference [pairs, 2], to be kept with the job: a resumed one has other weights."""
-        return {} if self.data.reference else {"reference": self._reference}
-
-    def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take `state` back in place of `prepare`."""
-        self._reference = state["reference"]
+        reference: np.ndarray = found.numpy()
+        return reference
 
     def _pair(self, place: int) -> Mapping[str, np.ndarray]:
         return {**self._pairs[place], "reference": self._reference[place]}

@@ -10,14 +10,32 @@ from torch import Tensor
 
 from cupola_trainer.config import BatchConfig, NextTokenData
 from cupola_trainer.data import tokens
+from cupola_trainer.data.batches import Batch
 from cupola_trainer.data.copying import Copying
 from cupola_trainer.data.lengths import Lengths, cut
 from cupola_trainer.data.packing import document_segments, hidden
-from cupola_trainer.objectives.objective import Batch, Objective
+from cupola_trainer.objectives.base import Objective
+from cupola_trainer.objectives.inputs import ObjectiveInputs
 
 WORDS_FROM = 1 << 17
 """Training tokens among which those are found that pieces to copy are made of."""
 FIELDS = ("tokens", "labels", "loss_mask", "position_ids")
+
+
+def build(inputs: ObjectiveInputs) -> Objective:
+    """Next-token loss on a `tokens` artifact.
+
+    Raises:
+        SourceError: it has too few tokens, or is none.
+    """
+    return text(inputs, inputs.data, inputs.samples)
+
+
+def text(inputs: ObjectiveInputs, data: NextTokenData, samples: int) -> "NextTokenObjective":
+    """Text of a `tokens` artifact, as a job's objective or among the samples of another one."""
+    return NextTokenObjective(
+        data, batch=inputs.batch, samples=samples, seed=inputs.seed, cache=inputs.output / "index"
+    )
 
 
 class NextTokenObjective(Objective):

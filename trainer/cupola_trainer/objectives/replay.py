@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cupola_trainer.objectives.objective import Batch, Objective
-from cupola_trainer.objectives.sft import SftObjective
+from cupola_trainer.data.batches import Batch
+from cupola_trainer.objectives.base import Objective
 
 Row = Mapping[str, np.ndarray]
 
@@ -19,9 +19,10 @@ class ReplayObjective(Objective):
 
     name = "sft"
 
-    def __init__(self, sft: SftObjective, text: Objective, share: float) -> None:
+    def __init__(self, sft: Objective, text: Objective, share: float) -> None:
         """
         Args:
+            sft: an `SftObjective`.
             text: next-token sequences of the length that `sft` has.
             share: of all rows, above 0 and below 1.
         """

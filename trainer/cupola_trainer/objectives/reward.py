@@ -7,16 +7,28 @@ import torch
 from torch import Tensor
 
 from cupola_trainer.config import RewardData
+from cupola_trainer.data.batches import Batch
 from cupola_trainer.data.chat import ChatTokenizer
 from cupola_trainer.data.conversations import Sample, load_preferences, refuse_empty
 from cupola_trainer.data.order import order
+from cupola_trainer.objectives.base import Objective
 from cupola_trainer.objectives.dpo import over_rows, pair_rows
-from cupola_trainer.objectives.objective import Batch, Objective
-from cupola_trainer.objectives.preference_losses import reward_loss
+from cupola_trainer.objectives.inputs import ObjectiveInputs
+from cupola_trainer.objectives.losses.preference import reward_loss
 from cupola_trainer.objectives.sft import pad
 
 BINS = 5
 """Of the probability that the preferred answer of a pair is the better one, from 1/2 to 1."""
+
+
+def build(inputs: ObjectiveInputs) -> Objective:
+    """A ranking loss on a `preferences` artifact.
+
+    Raises:
+        ConfigError: there is no tokenizer, or no usable pair.
+    """
+    length = inputs.batch.sequence_length
+    return RewardObjective(inputs.data, tokenizer=inputs.chat_tokenizer(), sequence_length=length, seed=inputs.seed)
 
 
 class RewardObjective(Objective):

@@ -1,5 +1,6 @@
-"""Supervised fine-tuning: next-token loss on the assistant's words only."""
+"""Supervised fine-tuning: next-token loss on the assistant's tokens only."""
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 
@@ -7,15 +8,44 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cupola_trainer.config import SftData
+from cupola_trainer.checkpoint.compatibility import check_tokenizer
+from cupola_trainer.config import NextTokenData, SftData
+from cupola_trainer.data.batches import Batch
 from cupola_trainer.data.chat import ChatTokenizer
 from cupola_trainer.data.conversations import Sample, load_conversations, refuse_empty
 from cupola_trainer.data.order import order
 from cupola_trainer.data.packing import hidden
-from cupola_trainer.objectives.objective import Batch, Objective
+from cupola_trainer.objectives import next_token
+from cupola_trainer.objectives.base import Objective
+from cupola_trainer.objectives.inputs import ObjectiveInputs
+from cupola_trainer.objectives.replay import ReplayObjective, rows_with_text, text_rows
 
 OPEN_ROWS = 64
 """Rows that packing keeps open while it looks for room."""
+
+
+def build(inputs: ObjectiveInputs) -> Objective:
+    """Loss on a `conversations` artifact's assistant turns, with pretraining text among them where that is asked for.
+
+    Raises:
+        ConfigError, SourceError: there is no tokenizer, or the data are missing, malformed or too few.
+    """
+    data: SftData = inputs.data
+    tokenizer = inputs.chat_tokenizer()
+    data = data.but(pack=data.pack and inputs.parallel.cp == 1)  # attention over cp ranks takes no mask
+    sft = SftObjective(data, tokenizer=tokenizer, sequence_length=inputs.batch.sequence_length, seed=inputs.seed)
+    return _with_replay(sft, inputs, data) if data.pretraining else sft
+
+
+def _with_replay(sft: Objective, inputs: ObjectiveInputs, data: SftData) -> Objective:
+    """The same with pretraining text among its rows."""
+    assert data.pretraining
+    check_tokenizer(inputs.tokenizer, data.pretraining)
+    rows, share = inputs.samples, data.pretraining_share
+    if data.epochs:
+        rows = math.ceil(data.epochs * rows_with_text(sft.epoch or 0, share))
+    text = next_token.text(inputs, NextTokenData(tokens=data.pretraining), text_rows(rows, share) + 1)
+    return ReplayObjective(sft, text, share)
 
 
 class SftObjective(Objective):

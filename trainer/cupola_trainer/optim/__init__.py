@@ -17,10 +17,10 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 
 from cupola_platform.errors import ConfigError
+from cupola_trainer.checkpoint.compatibility import check_architecture
 from cupola_trainer.checkpoint.description import read_model
 from cupola_trainer.checkpoint.shards import ADAPTERS
 from cupola_trainer.config import ModelConfig, OnlineMergingConfig, OptimizerConfig, ParallelConfig
-from cupola_trainer.identity import check_architecture
 from cupola_trainer.optim.online_merging import OnlineMerging
 
 

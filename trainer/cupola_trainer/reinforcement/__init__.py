@@ -1,39 +1,14 @@
-"""Learning from one's own answers: GRPO, PPO and online DPO.
+"""Learning from the model's own responses: GRPO, PPO and online DPO.
 
-queries.py     the questions, and the order that they are asked in
-rewards.py     what an answer is worth
-rollouts.py    questions asked, answers drawn and scored, as arrays; kept with the job until they are learnt
-learning.py    what the three have in common: an objective whose samples come from rollouts of the model in training
-grpo.py  ppo.py  online_dpo.py    each one's loss
-anchor.py      a reference that follows the policy (WARP's)
-beside.py      checkpoints of models that go with the one in training
-front.py       what checkpoints are worth, and how far they are from a reference
-value.py       PPO's value model, with an optimizer and checkpoints of its own
+rollout_objective.py   what they have in common: samples come from rollouts of the model in training
+grpo.py  ppo.py  online_dpo.py    each one's samples and loss; named as the objective is, with a function `build`
+prompts.py             the prompts, and the order that they are used in
+collector.py           makes rollouts: responses are generated, scored, and given log-probabilities
+rollouts.py            a rollout as arrays, kept with the job until it has been trained on
+rewards.py             scorers, and their weighted sum
+reward_model.py        a checkpoint with a scalar head as a scorer
+inference.py           frozen models, and forward passes over a whole rollout
+ema.py                 a reference that is the moving average of the policy (WARP)
+value_model.py         PPO's value model, with an optimizer of its own
+companions.py          checkpoints of models that are saved with the policy's
 """
-
-from pathlib import Path
-from typing import Any
-
-from cupola_trainer.config import TrainJob
-from cupola_trainer.config.reinforcement import GrpoData, OnlineDpoData, PpoData
-from cupola_trainer.objectives.objective import Objective
-
-
-def build(job: TrainJob, tokenizer: Any, tokenizer_folder: Path) -> Objective:
-    """The objective of a job that learns from its own answers.
-
-    Raises:
-        ConfigError: it has no initial checkpoint, no usable question, or sizes that do not fit each other.
-    """
-    from cupola_trainer.reinforcement.forwarding import initial_of
-    from cupola_trainer.reinforcement.grpo import GrpoObjective
-    from cupola_trainer.reinforcement.online_dpo import OnlineDpoObjective
-    from cupola_trainer.reinforcement.ppo import PpoObjective
-
-    initial_of(job)
-    if isinstance(job.data, GrpoData):
-        return GrpoObjective(job, job.data, tokenizer)
-    if isinstance(job.data, OnlineDpoData):
-        return OnlineDpoObjective(job, job.data, tokenizer)
-    assert isinstance(job.data, PpoData)
-    return PpoObjective(job, job.data, tokenizer, tokenizer_folder)

@@ -8,51 +8,68 @@ import torch
 from torch import Tensor
 
 from cupola_trainer.checkpoint import Progress
-from cupola_trainer.config import ModelConfig, TrainJob
+from cupola_trainer.config import ModelConfig
 from cupola_trainer.config.reinforcement import GrpoData
-from cupola_trainer.objectives.grpo import clipped_ratio_loss, group_advantages, kl_estimate, token_weights
-from cupola_trainer.objectives.objective import Batch
+from cupola_trainer.data.batches import Batch
+from cupola_trainer.objectives.inputs import ObjectiveInputs
+from cupola_trainer.objectives.losses.policy_gradient import (
+    clipped_ratio_loss,
+    group_advantages,
+    kl_estimate,
+    token_weights,
+)
 from cupola_trainer.optim import Trainee
-from cupola_trainer.reinforcement.anchor import Anchor
-from cupola_trainer.reinforcement.learning import Learning
+from cupola_trainer.reinforcement.ema import EmaReference
+from cupola_trainer.reinforcement.rollout_objective import RolloutObjective
 from cupola_trainer.reinforcement.rollouts import Rollout
 
 
-class GrpoObjective(Learning):
-    """A sample is one answer with its question. The step's loss is the mean over its answers: see `token_weights`."""
+def build(inputs: ObjectiveInputs) -> "GrpoObjective":
+    """GRPO on the prompts of a `conversations` artifact.
+
+    Raises:
+        ConfigError: no initial checkpoint, no usable prompt, or sizes that do not fit each other.
+    """
+    return GrpoObjective(inputs)
+
+
+class GrpoObjective(RolloutObjective):
+    """A sample is one response with its prompt. The step's loss is the mean over its responses: see `token_weights`."""
 
     name = "grpo"
 
-    def __init__(self, job: TrainJob, data: GrpoData, tokenizer: Any) -> None:
+    def __init__(self, inputs: ObjectiveInputs) -> None:
+        data: GrpoData = inputs.data
         self.grpo = data
-        self.anchor: Anchor | None = None
+        self.ema: EmaReference | None = None
         self.keeps_reference = data.kl_coef > 0
         self.normalization = data.normalization
         self._weighed: tuple[int, np.ndarray] = (-1, np.empty(0))
         """First sample of a step, and the weights of its tokens."""
-        super().__init__(job, data, tokenizer)
+        super().__init__(inputs)
 
     def attach(self, trainee: Trainee, model: ModelConfig) -> None:
         super().attach(trainee, model)
-        reference = self.gatherer.reference
+        reference = self.collector.reference
         if self.grpo.anchor_rate and reference:
-            self.anchor = Anchor(self.job, model, reference, trainee.chunks, self.grpo.anchor_rate)
+            self.ema = EmaReference(self.inputs, model, reference, trainee.chunks, self.grpo.anchor_rate)
 
     def update(self, trainee: Trainee) -> tuple[float, bool]:
         norm, moved = super().update(trainee)
-        if self.anchor and moved:
-            self.anchor.follow()
+        if self.ema and moved:
+            self.ema.update()
         return norm, moved
 
-    def save(self, progress: Progress) -> None:
-        super().save(progress)
-        if self.anchor:
-            self.anchor.save(progress)
+    def save(self, progress: Progress) -> dict[str, Any]:
+        state = super().save(progress)
+        if self.ema:
+            self.ema.save(progress)
+        return state
 
     def resume(self, progress: Progress) -> None:
         super().resume(progress)
-        if self.anchor and progress.step:
-            self.anchor.resume(progress)
+        if self.ema and progress.step:
+            self.ema.resume(progress)
 
     def complete(self, rollout: Rollout) -> None:
         groups = rollout.arrays["rewards"].reshape(-1, self.config.group_size)
@@ -60,7 +77,7 @@ class GrpoObjective(Learning):
         valid = ~rewards.isnan()
         advantages = group_advantages(rewards, valid, scale=self.grpo.scale_rewards).float().numpy()
         rollout.arrays["advantages"] = np.where(rollout.mask, advantages.reshape(-1, 1), 0.0).astype(np.float32)
-        rollout.arrays["learnt"] = rollout.mask & learnt(rollout, self.config.cut, self.config.group_size)[:, None]
+        rollout.arrays["learnt"] = rollout.mask & trained_on(rollout, self.config.cut, self.config.group_size)[:, None]
         rollout.metrics["groups_alike"] = float((advantages == 0).all(axis=1).mean())
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
@@ -94,9 +111,9 @@ class GrpoObjective(Learning):
         return (losses * batch["weights"]).sum(), self.count(batch), sums
 
 
-def learnt(rollout: Rollout, cut: str, group_size: int) -> np.ndarray:
-    """Which answers are learnt from [rows]: those with a reward and another to compare it with; not the cut ones, where
-    they are masked. Counts those left out in the rollout's metrics."""
+def trained_on(rollout: Rollout, cut: str, group_size: int) -> np.ndarray:
+    """Which responses are trained on [rows]: those with a reward and another to compare it with; not the truncated ones,
+    where they are masked. Counts those left out in the rollout's metrics."""
     valid = ~np.isnan(rollout.arrays["rewards"])
     alone = valid & (valid.reshape(-1, group_size).sum(axis=1) < 2).repeat(group_size)
     if alone.any():

@@ -1,30 +1,38 @@
 """Online DPO, as Qwen2 used it: each rollout's best and worst answers to a question are a pair."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cupola_trainer.config import TrainJob
 from cupola_trainer.config.reinforcement import OnlineDpoData
+from cupola_trainer.data.batches import Batch
 from cupola_trainer.objectives.dpo import over_rows
-from cupola_trainer.objectives.objective import Batch
-from cupola_trainer.objectives.preference_losses import dpo_loss
-from cupola_trainer.reinforcement.grpo import collate_rows, learnt, row_of
-from cupola_trainer.reinforcement.learning import Learning
+from cupola_trainer.objectives.inputs import ObjectiveInputs
+from cupola_trainer.objectives.losses.preference import dpo_loss
+from cupola_trainer.reinforcement.grpo import collate_rows, row_of, trained_on
+from cupola_trainer.reinforcement.rollout_objective import RolloutObjective
 from cupola_trainer.reinforcement.rollouts import Rollout
 
 
-class OnlineDpoObjective(Learning):
+def build(inputs: ObjectiveInputs) -> "OnlineDpoObjective":
+    """DPO on pairs of the model's own responses to the prompts of a `conversations` artifact.
+
+    Raises:
+        ConfigError: no initial checkpoint, no usable prompt, or sizes that do not fit each other.
+    """
+    return OnlineDpoObjective(inputs)
+
+
+class OnlineDpoObjective(RolloutObjective):
     """A sample is one question's pair. One whose answers are all worth the same has a weight of 0, and is counted."""
 
     name = "online_dpo"
 
-    def __init__(self, job: TrainJob, data: OnlineDpoData, tokenizer: Any) -> None:
-        self.dpo = data
-        super().__init__(job, data, tokenizer)
+    def __init__(self, inputs: ObjectiveInputs) -> None:
+        self.dpo: OnlineDpoData = inputs.data
+        super().__init__(inputs)
 
     @property
     def units(self) -> int:
@@ -33,7 +41,7 @@ class OnlineDpoObjective(Learning):
     def complete(self, rollout: Rollout) -> None:
         """ "pairs" [queries, 2], the rows of the best and the worst answer; "kept" [queries], whether they differ."""
         size = self.config.group_size
-        kept = learnt(rollout, self.config.cut, size).reshape(-1, size)
+        kept = trained_on(rollout, self.config.cut, size).reshape(-1, size)
         rewards = rollout.arrays["rewards"].reshape(-1, size)
         best = np.where(kept, rewards, -np.inf).argmax(axis=1)
         worst = np.where(kept, rewards, np.inf).argmin(axis=1)

@@ -1,7 +1,6 @@
 """Proximal policy optimization with a value model (Schulman et al. 2017; Ziegler et al. 2019), as Qwen's report has it."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,13 +8,13 @@ import torch
 from torch import Tensor
 
 from cupola_trainer.checkpoint import Progress
-from cupola_trainer.config import ModelConfig, NextTokenData, TrainJob
+from cupola_trainer.checkpoint.compatibility import check_tokenizer
+from cupola_trainer.config import ModelConfig, NextTokenData
 from cupola_trainer.config.reinforcement import PpoData
-from cupola_trainer.identity import check_tokenizer
-from cupola_trainer.objectives.grpo import clipped_ratio_loss, kl_estimate, token_weights
-from cupola_trainer.objectives.next_token import NextTokenObjective
-from cupola_trainer.objectives.objective import Batch
-from cupola_trainer.objectives.ppo import (
+from cupola_trainer.data.batches import Batch
+from cupola_trainer.objectives import next_token
+from cupola_trainer.objectives.inputs import ObjectiveInputs
+from cupola_trainer.objectives.losses.actor_critic import (
     AdaptiveKl,
     FixedKl,
     KlController,
@@ -23,14 +22,25 @@ from cupola_trainer.objectives.ppo import (
     token_rewards,
     whiten,
 )
+from cupola_trainer.objectives.losses.policy_gradient import clipped_ratio_loss, kl_estimate, token_weights
+from cupola_trainer.objectives.next_token import NextTokenObjective
 from cupola_trainer.optim import Trainee
 from cupola_trainer.reinforcement.grpo import collate_rows, row_of
-from cupola_trainer.reinforcement.learning import Learning
+from cupola_trainer.reinforcement.rollout_objective import RolloutObjective
 from cupola_trainer.reinforcement.rollouts import Rollout
-from cupola_trainer.reinforcement.value import ValueModel
+from cupola_trainer.reinforcement.value_model import ValueModel
 
 
-class PpoObjective(Learning):
+def build(inputs: ObjectiveInputs) -> "PpoObjective":
+    """PPO on the prompts of a `conversations` artifact.
+
+    Raises:
+        ConfigError: no initial checkpoint, no usable prompt, or sizes that do not fit each other.
+    """
+    return PpoObjective(inputs)
+
+
+class PpoObjective(RolloutObjective):
     """A sample is one answer with its question, and a sequence of pretraining's where that is mixed in.
 
     The loss of policy and value model is the mean over all tokens of a step's answers. A value belongs to the token that it
@@ -39,29 +49,24 @@ class PpoObjective(Learning):
 
     name = "ppo"
 
-    def __init__(self, job: TrainJob, data: PpoData, tokenizer: Any, tokenizer_folder: Path) -> None:
-        self.ppo, self.tokenizer_folder = data, tokenizer_folder
+    def __init__(self, inputs: ObjectiveInputs) -> None:
+        data: PpoData = inputs.data
+        self.ppo = data
         self.kl: KlController = FixedKl(data.kl_coef)
         if data.kl_target is not None:
             self.kl = AdaptiveKl(data.kl_coef, data.kl_target, data.kl_horizon)
         self._weighed: tuple[int, np.ndarray] = (-1, np.empty(0))
         """First sample of a step, and the weights of its tokens."""
         self.step = 0
-        super().__init__(job, data, tokenizer)
+        super().__init__(inputs)
         self.pretraining: NextTokenObjective | None = None
         if data.pretraining:
-            check_tokenizer(tokenizer_folder, data.pretraining)
-            self.pretraining = NextTokenObjective(
-                NextTokenData(tokens=data.pretraining),
-                batch=job.batch,
-                samples=job.steps * job.batch.global_batch_size,
-                seed=job.seed,
-                cache=job.output / "index",
-            )
+            check_tokenizer(inputs.tokenizer, data.pretraining)
+            self.pretraining = next_token.text(inputs, NextTokenData(tokens=data.pretraining), inputs.samples)
 
     def attach(self, trainee: Trainee, model: ModelConfig) -> None:
         super().attach(trainee, model)
-        self.value = ValueModel(self.job, self.ppo, model)
+        self.value = ValueModel(self.inputs, self.ppo, model)
 
     def complete(self, rollout: Rollout) -> None:
         """ "values", "returns" and whitened "advantages" [rows, s], and the KL weight's next value."""
@@ -134,8 +139,8 @@ class PpoObjective(Learning):
 
     # beside the policy
 
-    def beside(self, batches: Sequence[Batch]) -> dict[str, float]:
-        rows = self.job.batch.micro_batch_size  # those of pretraining say nothing of values
+    def train_others(self, batches: Sequence[Batch]) -> dict[str, float]:
+        rows = self.inputs.batch.micro_batch_size  # pretraining's rows have no returns
         return self.value.train([{name: tensor[:rows] for name, tensor in batch.items()} for batch in batches])
 
     def update(self, trainee: Trainee) -> tuple[float, bool]:
@@ -146,12 +151,10 @@ class PpoObjective(Learning):
         trainee.optimizer.zero_grad()
         return 0.0, True
 
-    def save(self, progress: Progress) -> None:
-        super().save(progress)
-        self.value.save(progress, self.tokenizer_folder)
-
-    def running(self) -> dict[str, Any]:
-        return {"kl_coef": self.kl.value}
+    def save(self, progress: Progress) -> dict[str, Any]:
+        state = super().save(progress)
+        self.value.save(progress, self.inputs.tokenizer)
+        return state | {"kl_coef": self.kl.value}
 
     def resume(self, progress: Progress) -> None:
         super().resume(progress)

@@ -1,4 +1,4 @@
-"""What an answer is worth: the weighted sum of scorers' verdicts. A scorer that fails costs the answer, not the run."""
+"""The reward of a response: a weighted sum of scorers. A scorer that fails costs the response, not the run."""
 
 import importlib
 import math
@@ -69,8 +69,10 @@ def load_function(name: str) -> Scorer:
     return found  # type: ignore[no-any-return]
 
 
-def judge(rewards: Sequence[Reward], rows: Sequence[Row], answers: Sequence[str]) -> dict[str, list[float | str]]:
-    """Each text-reading reward of each answer: a number, or why there is none. Every rank scores a share, and gets all."""
+def score_responses(
+    rewards: Sequence[Reward], rows: Sequence[Row], responses: Sequence[str]
+) -> dict[str, list[float | str]]:
+    """Each text-reading reward of each response: a number, or why there is none. Every rank scores a share, and gets all."""
     mine = range(runtime.rank(), len(rows), runtime.world_size())
     verdicts: dict[str, list[float | str]] = {}
     for reward in rewards:
@@ -79,7 +81,7 @@ def judge(rewards: Sequence[Reward], rows: Sequence[Row], answers: Sequence[str]
             continue
         threads = 4 if isinstance(reward, CodeReward) else 1  # processes of their own, waited for
         with ThreadPoolExecutor(threads) as pool:
-            share = list(pool.map(lambda index, call=function: _verdict(call, rows[index], answers[index]), mine))  # type: ignore[misc]
+            share = list(pool.map(lambda index, call=function: _verdict(call, rows[index], responses[index]), mine))  # type: ignore[misc]
         shares: list[list[float | str]] = [[]] * runtime.world_size()
         dist.all_gather_object(shares, share)
         together: list[float | str] = [0.0] * len(rows)

@@ -5,17 +5,8 @@ cache.py          keys and values of the tokens seen so far
 batch.py          one batch, from prompts to completions
 generation.py     all prompts, over all ranks: `generate`
 loading.py        a checkpoint, laid out for inference
-job.py            a SampleJob, from prompts.jsonl to samples.jsonl
+prompts.py        prompts of a file, as token ids
 engine.py         what a training job draws answers with: the model itself, or
 vllm.py           vLLM, handed the weights of the moment
 continuation.py   one text continued, in one process
 """
-
-from cupola_trainer.config import SampleJob
-
-
-def run(job: SampleJob) -> None:
-    """Obey a SampleJob. Torch is loaded only then."""
-    from cupola_trainer.rollout import job as sample_job
-
-    sample_job.run(job)

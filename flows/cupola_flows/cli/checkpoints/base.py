@@ -191,7 +191,7 @@ def resolve_checkpoint(reference: str, workspace: Path | None, *, kinds: Sequenc
 
 def convert(*arguments: str) -> str:
     """Run the trainer's own command, which loads torch, in another process; what it printed."""
-    command: Sequence[str] = [sys.executable, "-m", "cupola_trainer.conversion", *arguments]
+    command: Sequence[str] = [sys.executable, "-m", "cupola_trainer", *arguments]
     done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]

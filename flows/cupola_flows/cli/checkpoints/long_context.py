@@ -139,12 +139,13 @@ def _run(checkpoint: Artifact, tokens: Artifact, settings: Path, heldout: int, *
     command = [
         sys.executable,
         "-m",
-        "cupola_trainer.evaluation",
-        checkpoint.path,
-        tokens.path,
-        settings,
-        heldout,
-        results,
+        "cupola_trainer",
+        "long-context",
+        *("--checkpoint", checkpoint.path),
+        *("--tokens", tokens.path),
+        *("--config", settings),
+        *("--heldout", heldout),
+        *("--results", results),
     ]
     console, said = Console(stderr=True), deque[str](maxlen=15)
     with (

@@ -1,4 +1,4 @@
-"""A TeachJob: the samples of a training to come in, what a teacher says of each of their tokens out."""
+"""A TeachJob: the samples of a training to come in, a teacher's likeliest tokens at each place of them out."""
 
 import json
 import shutil
@@ -12,11 +12,13 @@ from megatron.core import parallel_state
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer import runtime
-from cupola_trainer.config import TeachJob, TrainJob
-from cupola_trainer.data.batches import collate
+from cupola_trainer.config import TeachJob
 from cupola_trainer.data.teachings import digest
-from cupola_trainer.objectives import Objective, build_objective
-from cupola_trainer.objectives.distillation_losses import vocabulary_topk
+from cupola_trainer.objective_table import build_objective
+from cupola_trainer.objectives.base import Objective
+from cupola_trainer.objectives.batches import collate
+from cupola_trainer.objectives.inputs import ObjectiveInputs
+from cupola_trainer.objectives.losses.distillation import vocabulary_topk
 from cupola_trainer.reporting import Report
 from cupola_trainer.rollout.loading import check_whole, load
 from cupola_trainer.sizes import parameter_count
@@ -34,11 +36,18 @@ def run(job: TeachJob) -> None:
     loaded = load(job.initial, job.parallel)
     if job.top_k > loaded.model.vocab_size:
         raise ConfigError(f"top_k={job.top_k} is more than the vocabulary's {loaded.model.vocab_size}. Lower it.")
-    training = TrainJob(
-        output=job.output, initial=job.initial, steps=job.steps, batch=job.batch, data=job.data, seed=job.seed,
-        template_date=job.template_date,
-    )  # fmt: skip
-    text = build_objective(training, job.initial / "tokenizer")
+    text = build_objective(
+        ObjectiveInputs(
+            name=job.data.objective,
+            data=job.data,
+            batch=job.batch,
+            steps=job.steps,
+            seed=job.seed,
+            output=job.output,
+            tokenizer=job.initial / "tokenizer",
+            template_date=job.template_date,
+        )
+    )
     samples = list(_samples(text, job))
     ranks, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
     size = job.batch.micro_batch_size

@@ -1,34 +1,17 @@
-"""A MergeAdapterJob: adapters folded into the weights, one tensor of one layer at a time."""
-
-from torch import Tensor
+"""A MergeAdapterJob: a base and adapters in, a whole checkpoint out."""
 
 from cupola_platform import artifacts
 from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, runtime
-from cupola_trainer.config import LoraConfig, MergeAdapterJob
+from cupola_trainer.config import MergeAdapterJob
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
 from cupola_trainer.conversion.checkpoint_writer import write
 from cupola_trainer.data.tokenizer_folders import tokenizer_of
 from cupola_trainer.layout import validate_layout
 from cupola_trainer.lora.attaching import read_adapter
+from cupola_trainer.lora.folding import Folded
 from cupola_trainer.reporting import Report
 from cupola_trainer.sizes import parameter_count
-
-
-class Folded:
-    """The tensors of the merged model: W + alpha / rank * B A, in the weights' precision."""
-
-    def __init__(self, base: StoredTensors, adapter: StoredTensors, lora: LoraConfig) -> None:
-        self.base, self.adapter, self.lora = base, adapter, lora
-
-    def __call__(self, key: str, index: tuple[int, ...]) -> Tensor:
-        """One tensor of one layer (and expert)."""
-        weight = self.base.read(key, index)
-        prefix = key.removesuffix("weight")
-        if not key.endswith(".weight") or f"{prefix}lora_a" not in self.adapter:
-            return weight
-        a, b = (self.adapter.read(f"{prefix}{name}", index).float() for name in ("lora_a", "lora_b"))
-        return (weight.float() + self.lora.scale * (b @ a)).to(weight.dtype)
 
 
 def run(job: MergeAdapterJob) -> None:

@@ -1,56 +1,67 @@
-"""Conversations in, rewards out: what a reward model says at the end of each answer."""
+"""A reward model: the value of a scalar head at the end of each response."""
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from cupola_platform import json_lines
-from cupola_platform.conversation import Message, as_message, words
+from cupola_platform.conversation import Message, as_message
 from cupola_platform.errors import ConfigError
-from cupola_platform.rows.drops import Drops
-from cupola_trainer import checkpoint, models, passes, runtime
-from cupola_trainer.config import ParallelConfig, ScoreJob
+from cupola_trainer import checkpoint, runtime
+from cupola_trainer.config import ParallelConfig
 from cupola_trainer.data.chat import RefusedError, encode_answer
-from cupola_trainer.data.files import RowFiles, read_conversations, usable
 from cupola_trainer.data.tokenizer_folders import load_tokenizer
+from cupola_trainer.forward import outputs
 from cupola_trainer.layout import of_its_own, validate_layout
-from cupola_trainer.reporting import Report
-from cupola_trainer.sizes import parameter_count
+from cupola_trainer.reinforcement.inference import load_frozen, over_rows
+from cupola_trainer.reinforcement.rollouts import Rollout
 
 
 class RewardModel:
-    """A reward model's checkpoint, in any layout; it may stand beside a model that is being trained."""
+    """A reward model's checkpoint, frozen, in any layout; it may stand beside a model that is being trained."""
 
-    def __init__(self, folder: Path, parallel: ParallelConfig, day: date | None = None) -> None:
+    def __init__(
+        self, folder: Path, parallel: ParallelConfig, day: date | None = None, *, precision: str = "auto"
+    ) -> None:
         """`runtime.start` comes first, in the same layout.
 
         Args:
-            day: what its chat template takes for today; none for the date that it was trained with.
+            day: date for its chat template; none for the one that it was trained with.
+            precision: of weights and activations.
 
         Raises:
-            ConfigError: the checkpoint is a language model, has no tokenizer, or does not fit the layout.
+            ConfigError: the checkpoint is a language model, or does not fit the layout.
             CorruptArtifactError: the checkpoint does not verify; names the file.
         """
         self.model = checkpoint.read_model(folder)
         if not self.model.is_scalar:
-            raise ConfigError(f"{folder} is a language model: it gives no rewards. Name what a stage `reward` gave.")
-        if not (folder / "tokenizer").is_dir():
-            raise ConfigError(f"{folder} has no tokenizer: conversations cannot be read. Import it again with one.")
+            raise ConfigError(
+                f"{folder} is a language model, no reward model. Name the checkpoint of a stage `reward`."
+            )
         layout = of_its_own(self.model, parallel)
         validate_layout(self.model, layout)
-        self.chunks = models.build(self.model, layout, seed=None)
-        checkpoint.load_weights(folder, self.chunks)
-        for chunk in self.chunks:
-            chunk.eval()
-        self.tokenizer: Any = load_tokenizer(folder / "tokenizer", day)
+        self.folder, self.day = folder, day
+        self.chunks = load_frozen(folder, self.model, layout, runtime.dtype(precision))
         self.unit = 2 * parallel.cp * parallel.tp  # sequences are cut into so many parts
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """
+        Raises:
+            ConfigError: the checkpoint has none.
+        """
+        if not (self.folder / "tokenizer").is_dir():
+            raise ConfigError(
+                f"{self.folder} has no tokenizer: conversations cannot be read. Import it again with one."
+            )
+        return load_tokenizer(self.folder / "tokenizer", self.day)
 
     def score(
         self,
@@ -128,49 +139,11 @@ class RewardModel:
             tokens[number, : len(row)] = torch.tensor(row)
         positions = torch.arange(width).expand(len(rows), -1).contiguous()
         batch = {"tokens": tokens, "labels": tokens, "loss_mask": torch.ones(tokens.shape), "position_ids": positions}
-        values = passes.values(self.chunks, batch)
+        values = outputs.values(self.chunks, batch)
         return values[torch.arange(len(rows)), (lengths - 1).to(values.device)]
 
-
-def run(job: ScoreJob) -> None:
-    """Write `output/rewards.json`: the reward of each conversation's last answer.
-
-    Raises:
-        ConfigError: the checkpoint gives no rewards, or a conversation is longer than it reads.
-    """
-    rows = list(json_lines.read(job.conversations))
-    runtime.start(job.parallel, job.seed)
-    judge = RewardModel(job.initial, job.parallel, job.template_date)
-    with Report(job.output, kind="score", steps=1, parameters=parameter_count(judge.model)) as report:
-        rewards = judge.score_rows(rows, batch_size=job.batch_size)
-        runtime.on_first_rank(lambda: (job.output / "rewards.json").write_text(json.dumps(rewards)))
-        report.step(1)
-        known = [reward for reward in rewards if reward is not None]
-        report.complete(".", {"conversations": len(rows), "mean_reward": sum(known) / max(len(known), 1)})
-
-
-def score_file(folder: Path, file: Path, day: date | None = None) -> list[dict[str, Any]]:
-    """{"id", "reward", "answer"} of each conversation of a file, best first, in one process.
-
-    Args:
-        day: what the chat template takes for today; none for the date that the reward model was trained with.
-
-    Raises:
-        SourceError: the file cannot be read, or holds no usable conversation; says why.
-    """
-    rows = usable(read_conversations, RowFiles(path=str(file)), Drops())
-    runtime.start(ParallelConfig(), seed=0)
-    try:
-        rewards = RewardModel(folder, ParallelConfig(), day).score_rows(rows)
-    finally:
-        runtime.stop()
-    found = [
-        {"id": row["id"], "reward": reward, "answer": words(row["messages"][-1])}
-        for row, reward in zip(rows, rewards, strict=True)
-        if reward is not None
-    ]
-    if not found:
-        raise ConfigError(
-            f"{file}: the reward model's tokenizer or chat template refuses all of its {len(rows)} conversations."
-        )
-    return sorted(found, key=lambda row: -row["reward"])
+    def score_rollout(self, rollout: Rollout, micro_batch_size: int) -> list[float | str]:
+        """The reward of each response [rows], or the reason why there is none."""
+        values = over_rows(rollout, micro_batch_size, lambda batch: outputs.values(self.chunks, batch))
+        scores = values[np.arange(len(rollout)), np.minimum(rollout.ends(), values.shape[1] - 1)]
+        return [float(score) if np.isfinite(score) else "reward_not_finite" for score in scores]

@@ -1,4 +1,4 @@
-"""The questions that a model answers to learn from its answers, and the order that they are asked in."""
+"""The prompts that a model responds to while it learns, and the order that they are used in."""
 
 import json
 from collections import Counter
@@ -18,53 +18,53 @@ from cupola_trainer.data.order import order
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
-    """One question."""
+class Prompt:
+    """A conversation up to the response."""
 
     row: Row
     """As its file has it: rewards read it."""
-    prompt: list[int]
-    """Token ids up to where the answer begins."""
+    tokens: list[int]
+    """Token ids up to where the response begins."""
 
 
-def read_queries(
+def read_prompts(
     path: Path, tokenizer: ChatTokenizer, longest: int, rewards: Sequence[Reward]
-) -> tuple[list[Query], Counter[str]]:
-    """The distinct questions of a file of conversations: each row without its last answer, with its tools. And how many were
+) -> tuple[list[Prompt], Counter[str]]:
+    """The distinct prompts of a file of conversations: each row without its last response, with its tools. And how many were
     dropped, by reason: `problem`'s, "refused_by_template", "too_long", "duplicate", "no_task" and "no_tests" (nothing to score
-    an answer by).
+    a response by).
 
     Args:
-        longest: tokens that a prompt may have.
+        longest: most tokens of a prompt.
 
     Raises:
         ConfigError: there is no such file, or a line of it is no JSON object.
     """
-    queries: dict[str, Query] = {}
+    prompts: dict[str, Prompt] = {}
     drops: Counter[str] = Counter()
     control = control_tokens(tokenizer)
     for row in json_lines.read(path):
-        found = _query(row, tokenizer, longest, rewards, control)
-        if isinstance(found, str):
-            drops[found] += 1
+        prompt = _prompt(row, tokenizer, longest, rewards, control)
+        if isinstance(prompt, str):
+            drops[prompt] += 1
             continue
-        key = json.dumps([found.row["messages"], normal_tools(row.get("tools"))], sort_keys=True)
-        if key in queries:
+        key = json.dumps([prompt.row["messages"], normal_tools(row.get("tools"))], sort_keys=True)
+        if key in prompts:
             drops["duplicate"] += 1
         else:
-            queries[key] = found
-    return list(queries.values()), drops
+            prompts[key] = prompt
+    return list(prompts.values()), drops
 
 
-def spread(queries: Sequence[Query], count: int) -> list[Query]:
+def spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
     """At most `count` of them, from all over the file: rows of one task lie together."""
-    count = min(count, len(queries))
-    return [queries[place * len(queries) // count] for place in range(count)]
+    count = min(count, len(prompts))
+    return [prompts[place * len(prompts) // count] for place in range(count)]
 
 
-def _query(
+def _prompt(
     row: Row, tokenizer: ChatTokenizer, longest: int, rewards: Sequence[Reward], control: Collection[str]
-) -> Query | str:
+) -> Prompt | str:
     messages: Any = row.get("messages")
     reason = problem(messages, control, row.get("tools"))
     if reason not in (None, "no_assistant_turn"):
@@ -75,19 +75,19 @@ def _query(
         return "no_tests"
     asked = messages if reason else messages[:-1]
     try:
-        prompt = encode_prompt(tokenizer, asked, row.get("tools"))
+        tokens = encode_prompt(tokenizer, asked, row.get("tools"))
     except RefusedError as error:
         return error.reason
-    return Query({**row, "messages": list(asked)}, prompt) if len(prompt) <= longest else "too_long"
+    return Prompt({**row, "messages": list(asked)}, tokens) if len(tokens) <= longest else "too_long"
 
 
-class Order:
-    """Which question comes when: any index from 0 on, decided by the seed and, where there are any, by variances."""
+class PromptOrder:
+    """Which prompt comes when: any index from 0 on, decided by the seed and, where there are any, by variances."""
 
     def __init__(self, size: int, seed: int, variances: np.ndarray | None = None) -> None:
         """
         Args:
-            variances: [size], of each question's rewards; those with more come first, every time through (Qwen2.5,
+            variances: [size], of each prompt's rewards; those with more come first, every time through (Qwen2.5,
                 section 4.4). None for a new order each time through.
         """
         self.size, self.seed = size, seed
@@ -98,5 +98,5 @@ class Order:
             self._ranked = shuffled[np.argsort(-variances[shuffled], kind="stable")]
 
     def place(self, index: int) -> int:
-        """Of the `index`-th question ever asked."""
+        """Number of the prompt that is used at `index`."""
         return order(index, self.size, self.seed) if self._ranked is None else int(self._ranked[index % self.size])

@@ -11,21 +11,12 @@ from typing import Any
 from cupola_platform.errors import StageFailedError
 from cupola_trainer import runtime
 from cupola_trainer.checkpoint import Checkpointer, Progress, Save, SaveFailedError
+from cupola_trainer.checkpoint.folders import step_folder, step_of
 from cupola_trainer.config import CheckpointConfig, ModelConfig, TrainJob
 from cupola_trainer.metrics import MetricsWriter
 from cupola_trainer.optim import Trainee
 
 log = logging.getLogger(__name__)
-
-
-def step_folder(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return checkpoints / f"step_{step:08d}"
-
-
-def step_of(folder: Path) -> int:
-    """The step whose checkpoint lies there."""
-    return int(folder.name.removeprefix("step_"))
 
 
 def is_due(every: int, step: int, last: int) -> bool:
@@ -48,7 +39,7 @@ def prune(checkpoints: Path, config: CheckpointConfig, last: int) -> None:
             threading.Thread(target=shutil.rmtree, args=(gone, True), name=f"remove {old.name}").start()
 
 
-class Keeper:
+class Autosave:
     """Saves a job. A save that fails in between is reported and training goes on; the last one must succeed."""
 
     def __init__(

@@ -1,8 +1,8 @@
-"""An objective whose samples are the model's own answers: gathered when a step needs them, then learnt from for some steps.
+"""An objective whose samples are the model's own responses: collected when a step needs them, then trained on for some steps.
 
 Samples are numbered as any other objective's. Those of rollout r are the next `samples` ones, `epochs` times its rows, each
-epoch in an order of its own. A rollout is made when the first of its samples is due, with the weights of that moment, and
-kept in the job's folder, so that a job that is killed goes on with the same answers.
+epoch in an order of its own. A rollout is collected when the first of its samples is due, with the weights of that moment,
+and kept in the job's folder, so that a job that is killed goes on with the same responses.
 """
 
 import logging
@@ -16,46 +16,62 @@ import numpy as np
 from cupola_platform.errors import ConfigError, CorruptArtifactError
 from cupola_trainer import runtime
 from cupola_trainer.checkpoint import Progress, read_training
-from cupola_trainer.config import ModelConfig, TrainJob
-from cupola_trainer.config.reinforcement import GrpoData, OnlineDpoData, PpoData
+from cupola_trainer.config import ModelConfig
+from cupola_trainer.config.reinforcement import ReinforcementData
 from cupola_trainer.data.order import order
-from cupola_trainer.objectives.objective import Forward, Objective
+from cupola_trainer.objectives.base import Forward
+from cupola_trainer.objectives.inputs import ObjectiveInputs, computed_once
+from cupola_trainer.objectives.online import OnlineObjective
 from cupola_trainer.optim import Trainee
-from cupola_trainer.reinforcement.gathering import Gatherer
-from cupola_trainer.reinforcement.queries import Order, Query, read_queries, spread
+from cupola_trainer.reinforcement.collector import RolloutCollector, RolloutSettings
+from cupola_trainer.reinforcement.prompts import Prompt, PromptOrder, read_prompts, spread
 from cupola_trainer.reinforcement.rewards import check_rewards
 from cupola_trainer.reinforcement.rollouts import Rollout
 
 log = logging.getLogger(__name__)
 
 
-class Learning(Objective):
+class RolloutObjective(OnlineObjective):
     """What GRPO, PPO and online DPO have in common."""
 
     keeps_reference: bool = True
     """Whether log-probabilities under the initial weights are wanted."""
 
-    def __init__(self, job: TrainJob, data: GrpoData | PpoData | OnlineDpoData, tokenizer: Any) -> None:
+    def __init__(self, inputs: ObjectiveInputs) -> None:
         """
         Raises:
-            ConfigError: no question can be used, or the sizes do not fit each other.
+            ConfigError: no initial checkpoint, no usable prompt, or sizes that do not fit each other.
         """
-        self.job, self.data, self.tokenizer = job, data, tokenizer
-        self.config, self.length = data.rollout, job.batch.sequence_length
-        check_rewards(data.rewards)
-        self.config.check(job.batch, pairs=data.objective == "online_dpo")
-        longest = self.length - self.config.max_new_tokens
-        self.queries, self.drops = self._read("train", longest)
-        if not self.queries:
+        if inputs.initial is None:
             raise ConfigError(
-                f"{data.conversations} has no question that leaves max_new_tokens={self.config.max_new_tokens} of "
+                f"the objective {inputs.name} needs an initial checkpoint: a model without one cannot answer. Name one."
+            )
+        data: ReinforcementData = inputs.data
+        self.inputs, self.tokenizer = inputs, inputs.chat_tokenizer()
+        self.settings = RolloutSettings(
+            data=data,
+            initial=inputs.initial,
+            batch=inputs.batch,
+            parallel=inputs.parallel,
+            seed=inputs.seed,
+            precision=inputs.precision,
+        )
+        self.conversations, self.rewards, self.config = data.conversations, data.rewards, data.rollout
+        self.length = inputs.batch.sequence_length
+        check_rewards(self.rewards)
+        self.config.check(inputs.batch, pairs=data.pairs)
+        longest = self.length - self.config.max_new_tokens
+        self.prompts, self.drops = self._read("train", longest)
+        if not self.prompts:
+            raise ConfigError(
+                f"{self.conversations} has no question that leaves max_new_tokens={self.config.max_new_tokens} of "
                 f"sequence_length={self.length}; dropped: {dict(self.drops)}. Give longer sequences, or other questions."
             )
         if self.drops:
-            log.info("questions dropped: %s", dict(self.drops))
-        self.asked: list[Query] = spread(self._read("heldout", longest)[0], self.config.heldout_queries)
-        self.order = Order(len(self.queries), job.seed)
-        self.folder = job.output / "rollouts"
+            log.info("prompts dropped: %s", dict(self.drops))
+        self.heldout_prompts = spread(self._read("heldout", longest)[0], self.config.heldout_queries)
+        self.order = PromptOrder(len(self.prompts), inputs.seed)
+        self.folder = inputs.output / "rollouts"
         self.current: Rollout | None = None
         self.number = -1
         """Of the current rollout."""
@@ -72,50 +88,45 @@ class Learning(Objective):
         """Samples in all epochs over a rollout."""
         return self.units * self.config.epochs
 
-    def _read(self, split: str, longest: int) -> tuple[list[Query], Any]:
-        path = self.data.conversations / f"{split}.jsonl"
+    def _read(self, split: str, longest: int) -> tuple[list[Prompt], Any]:
+        path = self.conversations / f"{split}.jsonl"
         if split == "heldout" and not path.is_file():
             return [], {}
-        return read_queries(path, self.tokenizer, longest, self.data.rewards)
+        return read_prompts(path, self.tokenizer, longest, self.rewards)
 
     # what the loop calls
 
     def attach(self, trainee: Trainee, model: ModelConfig) -> None:
-        self.gatherer = Gatherer(self.job, self.data, self.tokenizer, model, trainee.chunks, self.keeps_reference)
+        self.collector = RolloutCollector(
+            self.settings, self.tokenizer, model, trainee.chunks, keeps_reference=self.keeps_reference
+        )
 
     def prepare(self, forward: Forward) -> None:
-        """Where questions are ordered by the variance of their rewards: answer each once, by the initial weights."""
+        """Where prompts are ordered by the variance of their rewards: respond to each once, with the initial weights."""
         if self.config.order == "reward_variance":
-            self._order_by(self.gatherer.variances(self.queries))
-
-    def state(self) -> dict[str, np.ndarray]:
-        return {} if self.order.variances is None else {"variances": self.order.variances}
-
-    def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        self._order_by(state["variances"])
-
-    def _order_by(self, variances: np.ndarray) -> None:
-        self.order = Order(len(self.queries), self.job.seed, variances)
+            kept = self.inputs.output / "reference.npz"
+            arrays = computed_once(kept, lambda: {"variances": self.collector.variances(self.prompts)})
+            self.order = PromptOrder(len(self.prompts), self.inputs.seed, arrays["variances"])
 
     def gather(self, sample: int) -> dict[str, float]:
-        """Make the rollout that `sample` belongs to, unless it is there. Returns what to report of it."""
+        """Collect the rollout that `sample` belongs to, unless it is there. Returns what to report of it."""
         number = sample // self.samples
         if number != self.number or self.current is None:
             first = number * self.config.queries
-            queries = [self.queries[self.order.place(first + place)] for place in range(self.config.queries)]
-            rollout = self.gatherer.gather(queries, number)
+            prompts = [self.prompts[self.order.place(first + place)] for place in range(self.config.queries)]
+            rollout = self.collector.collect(prompts, number)
             self.complete(rollout)
-            if not self.job.dry:
+            if not self.inputs.dry:
                 runtime.on_first_rank(lambda: rollout.save(self._path(number)))
             self.number, self.current = number, rollout
         return self.current.metrics
 
     @abstractmethod
     def complete(self, rollout: Rollout) -> None:
-        """Find out what the loss needs of a rollout whose rewards and log-probabilities are known: into its arrays."""
+        """Add to a rollout's arrays what the loss needs: its rewards and log-probabilities are known."""
 
     def resume(self, progress: Progress) -> None:
-        """Go back to where `progress` is: take up the rollout that was being learnt from, forget later ones.
+        """Go back to `progress`: read the rollout that was being trained on, remove later ones.
 
         Raises:
             CorruptArtifactError: it is gone or torn.
@@ -143,12 +154,13 @@ class Learning(Objective):
             if int(path.stem.removeprefix("rollout_")) > last:
                 path.unlink()
 
-    def save(self, progress: Progress) -> None:
-        """Besides the weights: nothing is written here, but rollouts that no checkpoint needs any more are removed."""
+    def save(self, progress: Progress) -> dict[str, Any]:
+        """The current rollout was written when it was collected; those that no checkpoint needs any more are removed."""
         runtime.on_first_rank(self._prune)
+        return {}
 
     def _prune(self) -> None:
-        kept = sorted((self.job.output / "checkpoints").glob("step_*"))
+        kept = sorted((self.inputs.output / "checkpoints").glob("step_*"))
         if not kept:
             return
         needed = int(read_training(kept[0])["consumed_samples"]) // self.samples
@@ -157,8 +169,8 @@ class Learning(Objective):
                 path.unlink()
 
     def measure(self) -> dict[str, float]:
-        """Mean reward of greedy answers to held-out questions; empty where there are none."""
-        return self.gatherer.measure(self.asked) if self.asked else {}
+        """Mean reward of greedy responses to held-out prompts; empty where there are none."""
+        return self.collector.measure(self.heldout_prompts) if self.heldout_prompts else {}
 
     # samples
 
@@ -169,11 +181,11 @@ class Learning(Objective):
         """Where sample `index` lies within the current rollout."""
         number, inside = divmod(index, self.samples)
         epoch, at = divmod(inside, self.units)
-        return order(at, self.units, hash_seed(self.job.seed, number, epoch))
+        return order(at, self.units, hash_seed(self.inputs.seed, number, epoch))
 
     def step_of(self, index: int) -> tuple[list[int], int]:
         """Places of all samples of the step that sample `index` is in, and which of them it is."""
-        size = self.job.batch.global_batch_size
+        size = self.inputs.batch.global_batch_size
         first = index - index % size
         return [self.place(first + offset) for offset in range(size)], index - first
 

@@ -1,29 +1,21 @@
-"""A MergeJob: the tensors of several checkpoints, read side by side, one of one layer at a time."""
+"""A MergeJob: several checkpoints in, one merged checkpoint out."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer import runtime
 from cupola_trainer.checkpoint import read_model
+from cupola_trainer.checkpoint.compatibility import same_tokenizer
 from cupola_trainer.config import MergeJob, ModelConfig
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
 from cupola_trainer.conversion.checkpoint_writer import write
 from cupola_trainer.data.tokenizer_folders import tokenizer_of
-from cupola_trainer.identity import same_tokenizer
 from cupola_trainer.layout import validate_layout
-from cupola_trainer.merging import methods
-from cupola_trainer.merging.trimming import smallest_kept
+from cupola_trainer.merging.tensors import Merged
 from cupola_trainer.reporting import Report
 from cupola_trainer.sizes import parameter_count
-from cupola_trainer.upcycling.experts import derived_seed
 
-DENSITY = 0.2
-"""TIES's own (section 4), where a job gives none."""
 WITHOUT_SHAPE = ("init_std", "max_position_embeddings")
 """What two checkpoints of one shape may differ in; the first one's is kept."""
 
@@ -92,43 +84,6 @@ def _check_alike(first: Path, model: ModelConfig, folder: Path, other: ModelConf
 def _name(folder: Path) -> str:
     """A folder of the store by its artifact's id, another one by its name."""
     return folder.name[:12] if len(folder.name) == 64 else folder.name
-
-
-class Merged:
-    """The tensors of the merged model, by checkpoint key and (layer, expert) index, each made when asked for."""
-
-    def __init__(
-        self, job: MergeJob, model: ModelConfig, stored: Sequence[StoredTensors], base: StoredTensors | None
-    ) -> None:
-        self.job, self.stored, self.base = job, stored, base
-        self.weights = job.weights or (1.0,) * len(stored)
-        self.density = job.density or DENSITY
-        self.smallest: list[float] = []
-        if job.method == "ties" and base:
-            self.smallest = smallest_kept(model, stored, base, self.density)
-
-    def __call__(self, key: str, index: tuple[int, ...]) -> Tensor:
-        """One tensor of one layer (and expert)."""
-        thetas = [stored.read(key, index) for stored in self.stored]
-        base = self.base.read(key, index) if self.base else None
-        return self._merge(thetas, base, self._generator(key, index)).to(thetas[0].dtype)
-
-    def _merge(
-        self, thetas: Sequence[Tensor], base: Tensor | None, generator: Callable[[int], torch.Generator]
-    ) -> Tensor:
-        job, weights = self.job, self.weights
-        if job.method == "average":
-            return methods.average(thetas, weights)
-        if job.method == "slerp":
-            return methods.slerp(thetas, weights, base)
-        assert base is not None
-        if job.method == "ties":
-            return methods.ties(thetas, weights, base, smallest=self.smallest, scale=job.scale)
-        return methods.dare(thetas, weights, base, density=self.density, scale=job.scale, generator=generator)
-
-    def _generator(self, key: str, index: tuple[int, ...]) -> Callable[[int], torch.Generator]:
-        place = "/".join((key, *map(str, index)))
-        return lambda i: torch.Generator().manual_seed(derived_seed(self.job.seed, f"{place}/model {i}"))
 
 
 def _words(value: object) -> str:

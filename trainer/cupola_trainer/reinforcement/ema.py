@@ -1,4 +1,4 @@
-"""WARP's anchor: the policy that the KL pulls to is the moving average of the policy in training."""
+"""WARP's reference: the KL is measured against the moving average of the policy in training."""
 
 from collections.abc import Sequence
 
@@ -7,17 +7,23 @@ import torch
 from cupola_trainer import checkpoint
 from cupola_trainer.checkpoint import Progress
 from cupola_trainer.checkpoint.saving import gather
-from cupola_trainer.config import ModelConfig, TrainJob
-from cupola_trainer.reinforcement.beside import Beside
-from cupola_trainer.reinforcement.forwarding import Chunks
+from cupola_trainer.config import ModelConfig
+from cupola_trainer.forward.schedule import Chunks
+from cupola_trainer.objectives.inputs import ObjectiveInputs
+from cupola_trainer.reinforcement.companions import CompanionCheckpoints
 
 
-class Anchor:
+class EmaReference:
     """theta_ema <- (1 - mu) theta_ema + mu theta after each step (Rame et al. 2024, WARP, equation 2), from the initial
     weights on. In fp32, whatever the policy's precision: a hundredth of a step is lost in less."""
 
     def __init__(
-        self, job: TrainJob, model: ModelConfig, chunks: Chunks, policy: Sequence[torch.nn.Module], rate: float
+        self,
+        inputs: ObjectiveInputs,
+        model: ModelConfig,
+        chunks: Chunks,
+        policy: Sequence[torch.nn.Module],
+        rate: float,
     ) -> None:
         """
         Args:
@@ -26,13 +32,13 @@ class Anchor:
             rate: mu.
         """
         self.chunks, self.rate = chunks, rate
-        self.beside = Beside(job, "anchor", model)
+        self.checkpoints = CompanionCheckpoints(inputs, "anchor", model)
         ours = [parameter for chunk in chunks for parameter in chunk.parameters()]
         theirs = [parameter for chunk in policy for parameter in chunk.parameters()]
         self.policy, self.pairs = policy, list(zip(ours, theirs, strict=True))
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def follow(self) -> None:
+    def update(self) -> None:
         """The policy has taken a step."""
         for chunk in self.policy:
             gather(chunk)
@@ -41,11 +47,11 @@ class Anchor:
 
     def save(self, progress: Progress) -> None:
         """Every rank calls it."""
-        self.beside.save(progress, self.chunks)
+        self.checkpoints.save(progress, self.chunks)
 
     def resume(self, progress: Progress) -> None:
         """
         Raises:
             CorruptArtifactError: what was saved with the policy is gone or torn.
         """
-        checkpoint.load_weights(self.beside.at(progress, "the average"), self.chunks)
+        checkpoint.load_weights(self.checkpoints.at(progress, "the average"), self.chunks)

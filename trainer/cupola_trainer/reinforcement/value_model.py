@@ -9,15 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cupola_trainer import checkpoint, models, optim, passes, runtime
+from cupola_trainer import checkpoint, models, optim, runtime
 from cupola_trainer.checkpoint import Progress
-from cupola_trainer.config import ModelConfig, TrainJob
+from cupola_trainer.checkpoint.compatibility import check_architecture
+from cupola_trainer.config import ModelConfig
 from cupola_trainer.config.reinforcement import PpoData
-from cupola_trainer.identity import check_architecture
-from cupola_trainer.objectives.objective import Batch, Objective, Reads
-from cupola_trainer.objectives.ppo import clipped_value_loss
-from cupola_trainer.reinforcement.beside import Beside
-from cupola_trainer.reinforcement.forwarding import over_rows
+from cupola_trainer.data.batches import Batch
+from cupola_trainer.forward import outputs
+from cupola_trainer.forward.schedule import Reads
+from cupola_trainer.objectives import passes
+from cupola_trainer.objectives.base import Objective
+from cupola_trainer.objectives.inputs import ObjectiveInputs
+from cupola_trainer.objectives.losses.actor_critic import clipped_value_loss
+from cupola_trainer.reinforcement.companions import CompanionCheckpoints
+from cupola_trainer.reinforcement.inference import over_rows
 from cupola_trainer.reinforcement.rollouts import Rollout
 
 
@@ -52,18 +57,18 @@ class ValueObjective(Objective):
 class ValueModel:
     """The value model in training."""
 
-    def __init__(self, job: TrainJob, data: PpoData, policy: ModelConfig) -> None:
+    def __init__(self, inputs: ObjectiveInputs, data: PpoData, policy: ModelConfig) -> None:
         """From `value_initial`, or from the policy's initial weights and a head of zeros.
 
         Raises:
             ConfigError: `value_initial` is of another architecture.
         """
-        assert job.initial
-        self.job, self.objective = job, ValueObjective(data.value_clip)
+        assert inputs.initial
+        self.micro_batch_size, self.objective = inputs.batch.micro_batch_size, ValueObjective(data.value_clip)
         self.model = replace(policy, head="scalar")
-        self.beside = Beside(job, self.objective.name, self.model)
-        chunks = models.build(self.model, job.parallel, seed=job.seed, dtype=runtime.dtype(job.precision))
-        initial = data.value_initial or job.initial
+        self.checkpoints = CompanionCheckpoints(inputs, self.objective.name, self.model)
+        chunks = models.build(self.model, inputs.parallel, seed=inputs.seed, dtype=runtime.dtype(inputs.precision))
+        initial = data.value_initial or inputs.initial
         if data.value_initial:
             check_architecture(initial, self.model, checkpoint.read_model(initial))
         checkpoint.load_weights(initial, chunks)
@@ -71,11 +76,11 @@ class ValueModel:
             for chunk in chunks:
                 if chunk.post_process:
                     torch.nn.init.zeros_(chunk.output_layer.weight)
-        self.trainee = optim.build(chunks, job.parallel, data.value_optimizer, job.steps)
+        self.trainee = optim.build(chunks, inputs.parallel, data.value_optimizer, inputs.steps)
 
     def values(self, rollout: Rollout) -> np.ndarray:
         """The value before each of an answer's tokens [rows, s]; 0 elsewhere."""
-        found = over_rows(rollout, self.job, lambda batch: passes.values(self.trainee.chunks, batch))
+        found = over_rows(rollout, self.micro_batch_size, lambda batch: outputs.values(self.trainee.chunks, batch))
         return np.where(rollout.mask, found, 0.0).astype(np.float32)
 
     def train(self, batches: Sequence[Batch]) -> dict[str, float]:
@@ -83,13 +88,13 @@ class ValueModel:
         means = passes.train(self.trainee.chunks, self.objective, batches)
         self.trainee.scheduler.step(increment=1)
         norm, moved = self.trainee.update()
-        told = {f"value_{name}": mean for name, mean in means.items()} | {"value_grad_norm": norm}
-        return told if moved else told | {"value_skipped": 1.0}
+        metrics = {f"value_{name}": mean for name, mean in means.items()} | {"value_grad_norm": norm}
+        return metrics if moved else metrics | {"value_skipped": 1.0}
 
     def save(self, progress: Progress, tokenizer: Path | None) -> None:
         """Save weights and optimizer, before the policy's checkpoint of the same step; those without one go."""
         trainee = self.trainee
-        self.beside.save(progress, trainee.chunks, tokenizer, trainee.optimizer, trainee.scheduler)
+        self.checkpoints.save(progress, trainee.chunks, tokenizer, trainee.optimizer, trainee.scheduler)
 
     def resume(self, progress: Progress) -> None:
         """Go back to `progress`, weights and optimizer.
@@ -97,5 +102,5 @@ class ValueModel:
         Raises:
             CorruptArtifactError: what was saved with the policy is gone or torn: it never starts afresh beside it.
         """
-        folder = self.beside.at(progress, "the value model")
+        folder = self.checkpoints.at(progress, "the value model")
         checkpoint.load_training(folder, self.trainee.chunks, self.trainee.optimizer, self.trainee.scheduler)

@@ -1,4 +1,4 @@
-"""Checkpoints of models that go with the one in training: written before its own of the same step, gone when it is."""
+"""Checkpoints of models that are trained beside the policy: each is written before the policy's of the same step."""
 
 import shutil
 from collections.abc import Sequence
@@ -10,20 +10,21 @@ import torch
 from cupola_platform.errors import CorruptArtifactError
 from cupola_trainer import checkpoint, runtime
 from cupola_trainer.checkpoint import Progress
-from cupola_trainer.config import ModelConfig, TrainJob
-from cupola_trainer.keeping import step_folder
+from cupola_trainer.checkpoint.folders import step_folder
+from cupola_trainer.config import ModelConfig
+from cupola_trainer.objectives.inputs import ObjectiveInputs
 
 
-class Beside:
-    """A folder of such checkpoints."""
+class CompanionCheckpoints:
+    """A folder of such checkpoints of one model, in the job's folder."""
 
-    def __init__(self, job: TrainJob, name: str, model: ModelConfig) -> None:
+    def __init__(self, inputs: ObjectiveInputs, name: str, model: ModelConfig) -> None:
         """
         Args:
-            name: of the folder in the job's.
+            name: of the folder.
         """
-        self.job, self.name, self.model = job, name, model
-        self.folder = job.output / name
+        self.inputs, self.name, self.model = inputs, name, model
+        self.folder = inputs.output / name
 
     def save(
         self,
@@ -33,15 +34,15 @@ class Beside:
         optimizer: Any = None,
         scheduler: Any = None,
     ) -> None:
-        """Save, before the policy's checkpoint of the same step; those without one go. Every rank calls it."""
+        """Save, and remove those whose policy's checkpoint is gone. Every rank calls it."""
         checkpoint.save(
             step_folder(self.folder, progress.step),
             chunks,
             model=self.model,
-            parallel=self.job.parallel,
+            parallel=self.inputs.parallel,
             step=progress.step,
             consumed_samples=progress.consumed_samples,
-            seed=self.job.seed,
+            seed=self.inputs.seed,
             objective=self.name,
             tokenizer=tokenizer,
             optimizer=optimizer,
@@ -50,7 +51,7 @@ class Beside:
         runtime.on_first_rank(lambda: self._prune(progress.step))
 
     def _prune(self, step: int) -> None:
-        policies = {folder.name for folder in (self.job.output / "checkpoints").glob("step_*")}
+        policies = {folder.name for folder in (self.inputs.output / "checkpoints").glob("step_*")}
         for folder in self.folder.glob("step_*"):
             if folder.name not in policies and folder.name != step_folder(self.folder, step).name:
                 shutil.rmtree(folder)
@@ -59,7 +60,7 @@ class Beside:
         """The checkpoint of that step.
 
         Raises:
-            CorruptArtifactError: it is gone: `what` it holds never starts afresh beside the policy.
+            CorruptArtifactError: it is gone; the model in it, `what`, never starts afresh beside a trained policy.
         """
         folder = step_folder(self.folder, progress.step)
         if not runtime.on_first_rank(folder.is_dir):

@@ -1,0 +1,150 @@
+"""What the trainer does from the command line besides jobs: `python -m cupola_trainer COMMAND ...`, in one process.
+
+A user's mistake is one line on stderr and exit status 2.
+"""
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+from cupola_platform.errors import CupolaError, refusal
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command and give its exit status."""
+    options = _parser().parse_args(arguments)
+    warnings.simplefilter("ignore")  # Megatron's advice on what is not installed
+    try:
+        options.run(options)
+    except CupolaError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        if (line := refusal(error)) is None:
+            raise
+        print(line, file=sys.stderr)
+        return CupolaError.exit_code
+    return 0
+
+
+def _export(options: argparse.Namespace) -> None:
+    from cupola_trainer.conversion.exporting import export
+    from cupola_trainer.lora.exporting import export_adapter
+
+    print((export_adapter if options.adapter else export)(options.checkpoint, options.to))
+
+
+def _import(options: argparse.Namespace) -> None:
+    from cupola_trainer.conversion.importing import import_
+
+    print(import_(options.source, options.to).path)
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from cupola_trainer.rollout.continuation import answer_chat, continue_text
+    from cupola_trainer.rollout.sampling import Sampling
+
+    sampling = Sampling(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
+    if options.chat:
+        print(answer_chat(options.checkpoint, options.chat, sampling, options.seed, options.template_date))
+    else:
+        print(continue_text(options.checkpoint, options.prompt, sampling, options.seed))
+
+
+def _score(options: argparse.Namespace) -> None:
+    from cupola_trainer.jobs.score import score_file
+
+    print(json.dumps(score_file(options.checkpoint, options.file, options.template_date), ensure_ascii=False))
+
+
+def _diff(options: argparse.Namespace) -> None:
+    from cupola_trainer.conversion.differences import compare_weights
+
+    print(json.dumps(compare_weights(options.checkpoint, options.other)))
+
+
+def _long_context(options: argparse.Namespace) -> None:
+    from pydantic import TypeAdapter
+    from transformers import AutoTokenizer
+
+    from cupola_trainer import runtime
+    from cupola_trainer.config import LongContextConfig, ParallelConfig
+    from cupola_trainer.evaluation.likelihood import read_heldout
+    from cupola_trainer.evaluation.long_context import measure
+
+    config = TypeAdapter(LongContextConfig).validate_json(options.config.read_bytes())
+    runtime.start(ParallelConfig(), seed=0)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(options.tokens / "tokenizer")
+        stream = read_heldout(options.tokens, tokenizer, options.heldout).stream()
+        reach = measure(options.checkpoint, ParallelConfig(), stream, config, seed=0, progress=_say_measuring)
+    finally:
+        runtime.stop()
+    options.results.write_text(json.dumps(reach))
+
+
+def _say_measuring(name: str) -> None:
+    print(f"Measuring {name}", file=sys.stderr, flush=True)
+
+
+def _surprise(options: argparse.Namespace) -> None:
+    from cupola_trainer.evaluation.surprise import answer_lines
+
+    answer_lines(options.checkpoint, options.max_bytes)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m cupola_trainer", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    export = commands.add_parser("export", help="write a checkpoint as a transformers folder")
+    export.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
+    export.add_argument("--to", type=Path, required=True, metavar="DIR")
+    export.add_argument("--adapter", action="store_true", help="the checkpoint holds adapters: write them as PEFT does")
+    import_ = commands.add_parser("import", help="make a checkpoint of a transformers folder")
+    import_.add_argument("--from", dest="source", type=Path, required=True, metavar="DIR")
+    import_.add_argument("--to", type=Path, required=True, metavar="DIR")
+    generate = commands.add_parser("generate", help="continue a text, or answer a conversation")
+    generate.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
+    asked = generate.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--prompt", metavar="TEXT")
+    asked.add_argument("--chat", type=Path, metavar="FILE", help="JSON with messages and tools")
+    generate.add_argument("--template-date", type=date.fromisoformat, metavar="DAY")
+    generate.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
+    generate.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy")
+    generate.add_argument("--seed", type=int, default=0)
+    score = commands.add_parser("score", help="what a reward model gives conversations")
+    score.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
+    score.add_argument("--file", type=Path, required=True, metavar="FILE")
+    score.add_argument("--template-date", type=date.fromisoformat, metavar="DAY")
+    diff = commands.add_parser("diff", help="how far apart two checkpoints' weights are")
+    diff.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
+    diff.add_argument("--other", type=Path, required=True, metavar="DIR")
+    reach = commands.add_parser("long-context", help="how far a checkpoint reads; names each method on stderr")
+    reach.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
+    reach.add_argument("--tokens", type=Path, required=True, metavar="DIR")
+    reach.add_argument("--config", type=Path, required=True, metavar="FILE", help="a LongContextConfig as JSON")
+    reach.add_argument(
+        "--heldout", type=int, required=True, metavar="N", help="held-out tokens that losses are taken of"
+    )
+    reach.add_argument("--results", type=Path, required=True, metavar="FILE")
+    surprise = commands.add_parser("surprise", help="bits per byte of texts: JSON lists on stdin, lists on stdout")
+    surprise.add_argument("checkpoint", type=Path, metavar="DIR")
+    surprise.add_argument("max_bytes", type=int, metavar="BYTES")
+    for name, run in COMMANDS.items():
+        commands.choices[name].set_defaults(run=run)
+    return parser
+
+
+COMMANDS = {
+    "export": _export,
+    "import": _import,
+    "generate": _generate,
+    "score": _score,
+    "diff": _diff,
+    "long-context": _long_context,
+    "surprise": _surprise,
+}

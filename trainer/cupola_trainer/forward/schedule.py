@@ -1,0 +1,42 @@
+"""Micro-batches through a model's chunks, by Megatron's pipeline schedules."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from cupola_trainer.data.batches import Batch
+
+Chunks = list[torch.nn.Module]
+Reads = Literal["token_losses", "values", "logits"]
+
+
+def run(chunks: Chunks, batches: Sequence[Batch], step: Any, *, forward_only: bool) -> list[dict[str, Any]]:
+    """One pass over this rank's micro-batches. Results are on the last pipeline stage; elsewhere the list is empty.
+
+    Args:
+        step: Megatron's forward step: from an iterator over batches and a chunk to its output and a loss function.
+    """
+    iterators = [iter(batches) for _ in chunks]
+    rows, local_length = batches[0]["tokens"].shape
+    results: list[dict[str, Any]] = get_forward_backward_func()(
+        forward_step_func=step,
+        data_iterator=iterators if len(chunks) > 1 else iterators[0],
+        model=chunks if len(chunks) > 1 else chunks[0],
+        num_microbatches=len(batches),
+        seq_length=local_length * parallel_state.get_context_parallel_world_size(),
+        micro_batch_size=rows,
+        forward_only=forward_only,
+    )
+    return results
+
+
+def forward(batch: Batch, chunk: torch.nn.Module, reads: Reads) -> Tensor:
+    """What is read of the model, on the last pipeline stage; hidden states on the others."""
+    mask = batch.get("attention_mask")  # of packed rows; None: causal
+    labels = {"labels": batch["labels"], "loss_mask": batch["loss_mask"]} if reads == "token_losses" else {}
+    output: Tensor = chunk(batch["tokens"], batch["position_ids"], mask, **labels)
+    return output

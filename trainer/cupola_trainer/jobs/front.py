@@ -1,0 +1,79 @@
+"""A FrontJob: checkpoints in, the reward of their responses and their KL to a reference out."""
+
+import json
+from typing import Any
+
+import torch
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer import checkpoint, models, runtime
+from cupola_trainer.checkpoint.compatibility import check_architecture
+from cupola_trainer.config import FrontJob
+from cupola_trainer.data.tokenizer_folders import load_tokenizer
+from cupola_trainer.layout import validate_layout
+from cupola_trainer.objectives.losses.policy_gradient import kl_estimate
+from cupola_trainer.reinforcement.collector import RolloutCollector, RolloutSettings
+from cupola_trainer.reinforcement.prompts import Prompt, read_prompts, spread
+from cupola_trainer.reinforcement.rewards import check_rewards
+from cupola_trainer.reinforcement.rollouts import Rollout
+from cupola_trainer.reporting import Report
+from cupola_trainer.sizes import parameter_count
+
+
+def run(job: FrontJob) -> None:
+    """Write `output/front.json`. Every checkpoint responds `group_size` times to the same prompts with the same noise; the KL
+    is the mean over responses of the sum over their tokens of `kl_estimate`, which is never below 0.
+
+    Raises:
+        ConfigError: no held-out prompt can be used, or the checkpoints are of different architectures.
+        CorruptArtifactError: a checkpoint does not verify.
+    """
+    model = checkpoint.read_model(job.reference)
+    for folder in job.checkpoints.values():
+        check_architecture(folder, model, checkpoint.read_model(folder))
+    validate_layout(model, job.parallel, job.batch, ranks=runtime.world_size())
+    runtime.start(job.parallel, job.seed)
+    tokenizer = load_tokenizer(job.reference / "tokenizer", job.template_date)
+    check_rewards(job.data.rewards)
+    prompts = _prompts(job, tokenizer)
+    chunks = list(models.build(model, job.parallel, seed=None, dtype=runtime.dtype(job.precision)))
+    settings = RolloutSettings(
+        data=job.data,
+        initial=job.reference,
+        batch=job.batch,
+        parallel=job.parallel,
+        seed=job.seed,
+        precision=job.precision,
+    )
+    collector = RolloutCollector(settings, tokenizer, model, chunks, keeps_reference=True)
+    points = {}
+    size, count = parameter_count(model), len(job.checkpoints)
+    with Report(job.output, kind="front", steps=count, parameters=size) as report:
+        for number, (name, folder) in enumerate(job.checkpoints.items(), start=1):
+            checkpoint.load_weights(folder, chunks)
+            points[name] = _point(collector.collect(prompts, 0))
+            report.step(number, **points[name])
+        runtime.on_first_rank(lambda: (job.output / "front.json").write_text(json.dumps(points, indent=1) + "\n"))
+        responses = float(len(prompts) * job.data.rollout.group_size)
+        report.complete(".", {"questions": float(len(prompts)), "answers": responses})
+
+
+def _prompts(job: FrontJob, tokenizer: Any) -> list[Prompt]:
+    """The held-out ones that every checkpoint responds to."""
+    path = job.data.conversations / "heldout.jsonl"
+    longest = job.batch.sequence_length - job.data.rollout.max_new_tokens
+    prompts = spread(read_prompts(path, tokenizer, longest, job.data.rewards)[0], job.data.rollout.heldout_queries)
+    if not prompts:
+        raise ConfigError(f"{path} has no question that can be asked within {longest} tokens. Give longer sequences.")
+    return prompts
+
+
+def _point(rollout: Rollout) -> dict[str, float]:
+    """Where a checkpoint lies on the front."""
+    logps, ref_logps = (torch.from_numpy(rollout.arrays[name]).double() for name in ("logps", "ref_logps"))
+    kl = kl_estimate(logps, ref_logps) * torch.from_numpy(rollout.mask)
+    return {
+        "reward": rollout.metrics["reward"],
+        "kl": float(kl.sum(dim=1).mean()),
+        "length": rollout.metrics["length"],
+    }

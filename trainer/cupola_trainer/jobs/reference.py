@@ -1,0 +1,49 @@
+"""A ReferenceJob: pairs in, a frozen model's log-probabilities of their responses out."""
+
+import numpy as np
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer import checkpoint, models, runtime
+from cupola_trainer.config import ReferenceJob
+from cupola_trainer.forward import outputs
+from cupola_trainer.layout import validate_layout
+from cupola_trainer.objectives.dpo import DpoObjective
+from cupola_trainer.objectives.inputs import required_tokenizer
+from cupola_trainer.reporting import Report
+from cupola_trainer.sizes import parameter_count
+
+
+def run(job: ReferenceJob) -> None:
+    """Write `output/reference/reference.npz`, "reference" [pairs, 2], in the order of the objective.
+
+    Raises:
+        ConfigError: the checkpoint has no tokenizer or no language-model head, or does not fit the layout; or there is no
+            usable pair.
+        CorruptArtifactError: the checkpoint does not verify.
+    """
+    model = checkpoint.read_model(job.initial)
+    if model.is_scalar:
+        raise ConfigError(
+            f"{job.initial} is a reward model (head=scalar): it has no language-model head. Name a language model."
+        )
+    validate_layout(model, job.parallel, job.batch, ranks=runtime.world_size())
+    runtime.start(job.parallel, job.seed)
+    tokenizer = job.initial / "tokenizer"
+    objective = DpoObjective(
+        job.data,
+        tokenizer=required_tokenizer(tokenizer if tokenizer.is_dir() else None, job.template_date, job.data.objective),
+        sequence_length=job.batch.sequence_length,
+        pairs_per_pass=job.batch.micro_batch_size,
+        seed=job.seed,
+    )
+    chunks = models.build(model, job.parallel, seed=None, dtype=runtime.dtype(job.precision))
+    checkpoint.load_weights(job.initial, chunks)
+    for chunk in chunks:
+        chunk.eval()
+    with Report(job.output, kind="reference", steps=1, parameters=parameter_count(model)) as report:
+        reference = objective.reference(lambda batch: outputs.token_losses(chunks, batch))
+        if runtime.rank() == 0:
+            (job.output / "reference").mkdir(exist_ok=True)
+            np.savez(job.output / "reference" / "reference.npz", reference=reference)
+        report.step(1)
+        report.complete("reference", {"pairs": float(len(reference)), "mean_logprob": float(reference.mean())})

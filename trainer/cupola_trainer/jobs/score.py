@@ -1,0 +1,61 @@
+"""A ScoreJob: conversations in, a reward model's scores of their last responses out."""
+
+import json
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from cupola_platform import json_lines
+from cupola_platform.conversation import words
+from cupola_platform.errors import ConfigError
+from cupola_platform.rows.drops import Drops
+from cupola_trainer import runtime
+from cupola_trainer.config import ParallelConfig, ScoreJob
+from cupola_trainer.data.files import RowFiles, read_conversations, usable
+from cupola_trainer.reinforcement.reward_model import RewardModel
+from cupola_trainer.reporting import Report
+from cupola_trainer.sizes import parameter_count
+
+
+def run(job: ScoreJob) -> None:
+    """Write `output/rewards.json`: the reward of each conversation's last response.
+
+    Raises:
+        ConfigError: the checkpoint gives no rewards, or a conversation is longer than it reads.
+    """
+    rows = list(json_lines.read(job.conversations))
+    runtime.start(job.parallel, job.seed)
+    model = RewardModel(job.initial, job.parallel, job.template_date)
+    with Report(job.output, kind="score", steps=1, parameters=parameter_count(model.model)) as report:
+        rewards = model.score_rows(rows, batch_size=job.batch_size)
+        runtime.on_first_rank(lambda: (job.output / "rewards.json").write_text(json.dumps(rewards)))
+        report.step(1)
+        known = [reward for reward in rewards if reward is not None]
+        report.complete(".", {"conversations": len(rows), "mean_reward": sum(known) / max(len(known), 1)})
+
+
+def score_file(folder: Path, file: Path, day: date | None = None) -> list[dict[str, Any]]:
+    """{"id", "reward", "answer"} of each conversation of a file, best first, in one process.
+
+    Args:
+        day: what the chat template takes for today; none for the date that the reward model was trained with.
+
+    Raises:
+        SourceError: the file cannot be read, or holds no usable conversation; says why.
+    """
+    rows = usable(read_conversations, RowFiles(path=str(file)), Drops())
+    runtime.start(ParallelConfig(), seed=0)
+    try:
+        rewards = RewardModel(folder, ParallelConfig(), day).score_rows(rows)
+    finally:
+        runtime.stop()
+    found = [
+        {"id": row["id"], "reward": reward, "answer": words(row["messages"][-1])}
+        for row, reward in zip(rows, rewards, strict=True)
+        if reward is not None
+    ]
+    if not found:
+        raise ConfigError(
+            f"{file}: the reward model's tokenizer or chat template refuses all of its {len(rows)} conversations."
+        )
+    return sorted(found, key=lambda row: -row["reward"])

@@ -1,0 +1,59 @@
+"""Which of an objective's samples each rank reads in which forward pass."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from megatron.core import parallel_state
+
+from cupola_trainer.config import BatchConfig
+from cupola_trainer.data.batches import Batch, to_rank
+from cupola_trainer.objectives.base import Objective
+
+
+def training_samples(config: BatchConfig, first: int) -> list[range]:
+    """This rank's samples of the step that begins at sample `first`, by micro-batch.
+
+    Samples are numbered through the job; each micro-batch is a run of consecutive ones, so its members are the same in
+    every layout.
+    """
+    rows = _rows(config, config.num_microbatches(parallel_state.get_data_parallel_world_size()))
+    return [range(first + micro.start, first + micro.stop) for micro in rows]
+
+
+def training_batches(objective: Objective, config: BatchConfig, step: int) -> list[Batch]:
+    """This rank's micro-batches of training step `step` (0-based) of a job that has skipped none."""
+    return read_batches(objective, training_samples(config, step * config.global_batch_size))
+
+
+def read_batches(objective: Objective, samples: Sequence[range]) -> list[Batch]:
+    """The micro-batches of these samples."""
+    return [collate(objective, [objective.sample(index) for index in micro]) for micro in samples]
+
+
+def heldout_batches(objective: Objective, config: BatchConfig, global_batches: int) -> list[Batch]:
+    """This rank's micro-batches of the first held-out samples, the same at every call; empty where there are none.
+
+    Only whole passes count; fewer samples than one pass needs are repeated.
+    """
+    samples: list[Mapping[str, np.ndarray]] = []
+    while len(samples) < global_batches * config.global_batch_size:
+        sample = objective.heldout(len(samples))
+        if sample is None:
+            break
+        samples.append(sample)
+    if not samples:
+        return []
+    per_pass = config.micro_batch_size * parallel_state.get_data_parallel_world_size()
+    rows = _rows(config, max(1, len(samples) // per_pass))
+    return [collate(objective, [samples[row % len(samples)] for row in micro]) for micro in rows]
+
+
+def collate(objective: Objective, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+    """A batch on this rank's device, with this context-parallel rank's part of each sequence."""
+    return to_rank(objective.collate(samples))
+
+
+def _rows(config: BatchConfig, passes: int) -> list[range]:
+    ranks, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
+    starts = ((number * ranks + rank) * config.micro_batch_size for number in range(passes))
+    return [range(start, start + config.micro_batch_size) for start in starts]
