@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,14 +14,24 @@ from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.architecture import ModelConfig
 from cupola_trainer.checkpoint import read_model
+from cupola_trainer.commands import main
 from cupola_trainer.config import ParallelConfig
 from cupola_trainer.conversion import families
-from cupola_trainer.conversion.__main__ import main
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
 
-SHAPE: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_layers": 2, "num_attention_heads": 4, "num_query_groups": 2,
-         "ffn_hidden_size": 48, "max_position_embeddings": 64, "rope_theta": 10_000.0, "qkv_bias": False}  # fmt: skip
-TOY_MODEL = ModelConfig(**SHAPE, head_dim=16, qk_norm=True)
+TOY_MODEL = ModelConfig(
+    vocab_size=64,
+    hidden_size=32,
+    num_layers=2,
+    num_attention_heads=4,
+    num_query_groups=2,
+    head_dim=16,
+    ffn_hidden_size=48,
+    max_position_embeddings=64,
+    rope_theta=10_000.0,
+    qkv_bias=False,
+    qk_norm=True,
+)
 TOY = '''
 """A Llama with normed queries and keys, and names of its own."""
 

@@ -156,3 +156,18 @@ def test_rms_norm_equals_torch_s() -> None:
     weight = torch.randn(8, dtype=torch.float64, requires_grad=True)
     same(rms_norm(x, weight, 1e-3), F.rms_norm(x, (8,), weight, 1e-3), x, weight)
     assert torch.autograd.gradcheck(lambda x, weight: rms_norm(x, weight, 1e-3), (x, weight))
+
+
+def test_rms_norm_takes_heads_that_lie_apart_as_queries_and_keys_do() -> None:
+    torch.manual_seed(10)
+    mixed = torch.randn(5, 3, 2, 4, 8, dtype=torch.float64, requires_grad=True)  # groups of two queries, a key, a value
+    weight = torch.randn(8, dtype=torch.float64, requires_grad=True)
+    of_heads = torch.randn(5, 3, 4, 8, 2, dtype=torch.float64).movedim(-1, 2)
+    for head in (slice(0, 2), slice(2, 3)):
+        ours = rms_norm(mixed[..., head, :], weight, 1e-3)
+        theirs = F.rms_norm(mixed[..., head, :], (8,), weight, 1e-3)
+        given = of_heads[..., head, :]
+        assert not given.is_contiguous()
+        found = torch.autograd.grad(ours, (mixed, weight), given)
+        expected = torch.autograd.grad(theirs, (mixed, weight), given)
+        assert all(torch.allclose(a, b) for a, b in zip(found, expected, strict=True))

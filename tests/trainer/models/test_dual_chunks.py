@@ -198,7 +198,7 @@ def test_config_json_names_the_chunks_as_qwen_s_long_models_do_and_reads_them_ba
         from_config(to_config(MODELS["with YaRN"], dtype="float32", bos=None, eos=None, pad=None))
         == MODELS["with YaRN"]
     )
-    with pytest.raises(ConfigError, match="no words for length_scaling of type logn with dual_chunk"):
+    with pytest.raises(ConfigError, match="no entry for length_scaling of type logn with dual_chunk"):
         to_config(MODELS["with longer queries"], dtype="float32", bos=None, eos=None, pad=None)
     with pytest.raises(ConfigError, match=r"dual_chunk_attention_config\.sparse_attention_enabled is not supported"):
         from_config(config | {"dual_chunk_attention_config": {"chunk_size": 16, "sparse_attention_enabled": True}})

@@ -24,7 +24,7 @@ class _RmsNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, inverse = ctx.saved_tensors
         (gradient,) = gradients
-        product = (gradient * x).view(-1, x.size(-1))
-        of_weight = inverse.view(-1) @ product
+        product = (gradient * x).reshape(-1, x.size(-1))
+        of_weight = inverse.reshape(-1) @ product
         projection = (product @ weight).view(inverse.shape).mul_(inverse**3 / -x.size(-1))
         return (gradient * weight).mul_(inverse).addcmul_(x, projection), of_weight, None
