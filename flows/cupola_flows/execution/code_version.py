@@ -27,7 +27,7 @@ ASIDE = (
     "cupola_trainer.profiling",
     "cupola_trainer.timing",
     "cupola_trainer.watchdog",
-    "cupola_trainer.keeping",
+    "cupola_trainer.autosave",
     "cupola_flows.execution.jobs",
     "cupola_flows.execution.context",
     "cupola_flows.execution.uploading",
@@ -42,6 +42,7 @@ ASIDE = (
     "cupola_platform.workspace",
     # refuses, and computes nothing
     "cupola_trainer.identity",
+    "cupola_trainer.checkpoint.compatibility",
     "cupola_platform.errors",
     "cupola_platform.aliases",
     "cupola_flows.terminal.nearest",
@@ -60,22 +61,15 @@ ASIDE = (
     "cupola_flows.experiments.layout_comparison",
     "cupola_platform.artifacts",
 )
+MEGATRON = "cupola_trainer.megatron.imports"
+"""Fits Megatron to this machine whenever it is imported."""
 COMPUTES = ("cupola_trainer.config.lengths", "cupola_trainer.config.making")
 """Settings that compute something."""
-JOBS = {
-    "train": "cupola_trainer.loop",
-    "upcycle": "cupola_trainer.upcycling",
-    "merge": "cupola_trainer.merging",
-    "merge_adapter": "cupola_trainer.lora",
-    "prune": "cupola_trainer.pruning",
-    "sample": "cupola_trainer.rollout",
-    "score": "cupola_trainer.rewarding",
-    "reference": "cupola_trainer.referencing",
-    "teach": "cupola_trainer.teaching",
-    "front": "cupola_trainer.reinforcement.front",
-    "evaluate": "cupola_trainer.evaluation",
-}
-"""Kind of job to where it enters the trainer."""
+
+
+def job_module(kind: str) -> str:
+    """Where a job enters the trainer."""
+    return f"cupola_trainer.jobs.{kind}"
 
 
 @cache
@@ -112,10 +106,22 @@ def _graph() -> grimp.ImportGraph:
 
 
 def _imports(module: str) -> set[str]:
-    if module.startswith(OURS):
-        return _graph().find_modules_directly_imported_by(module) if module in _graph().modules else set()
-    names = {alias for _, alias in _imported_names(module)}
-    return {name for name in names if name in _graph().modules}
+    graph, names = _graph(), {name for _, name in _imported_names(module)}
+    if not module.startswith(OURS):
+        return names & graph.modules
+    found = graph.find_modules_directly_imported_by(module) if module in graph.modules else set()
+    if any(name.startswith("megatron.") for name in names):
+        found |= {MEGATRON}
+    if {"__path__", "iter_modules"} <= _words(module):  # a package that imports whatever lies in its folder
+        found |= graph.find_children(module)
+    return found
+
+
+def _words(module: str) -> set[str]:
+    """Names and attributes that a module's code uses."""
+    nodes = list(ast.walk(_tree(module)))
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    return names | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
 
 
 def _started(module: str) -> set[str]:
@@ -129,7 +135,7 @@ def _started(module: str) -> set[str]:
         made = getattr(config, name, None) if of == "cupola_trainer.config" else None
         fields = getattr(made, "model_fields", {})
         if "kind" in fields:
-            found.add(JOBS[fields["kind"].default])
+            found.add(job_module(fields["kind"].default))
         if "objective" in fields and (objective := _objective(fields["objective"].default)):
             found.add(objective)
     return found

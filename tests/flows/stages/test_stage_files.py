@@ -19,7 +19,7 @@ TOY = '''
 
 from typing import ClassVar, Literal
 
-from cupola_flows.context import StageContext
+from cupola_flows.execution.context import StageContext
 from cupola_flows.stages.base import Stage, Taken
 from cupola_platform.artifacts import Artifact
 

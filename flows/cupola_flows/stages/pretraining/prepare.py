@@ -23,6 +23,8 @@ class PrepareStage(Stage):
     """Raw text -> clean, deduplicated, tokenized shards, and the tokenizer."""
 
     gives: ClassVar[str] = "tokens"
+    starts: ClassVar[str] = "cupola_trainer.evaluation.surprise"
+    """What `cupola_trainer surprise`, the judge's command, runs: named here, it is in the fingerprint."""
 
     kind: Literal["prepare"] = "prepare"
     judge: Annotated[str | None, Input("checkpoint", guess=None)] = None
@@ -52,7 +54,7 @@ class PrepareStage(Stage):
             folder,
             progress=show,
             test_items=evaluation_questions(ctx.stages, ctx.seeds) if self._asks_tasks else None,
-            scorer=(sys.executable, "-m", "cupola_trainer.evaluation.surprise", str(judge.path)) if judge else (),
+            scorer=(sys.executable, "-m", "cupola_trainer", "surprise", str(judge.path)) if judge else (),
         )
         return ctx.publish(folder, parents=taken.all(), metrics=report.metrics)
 
