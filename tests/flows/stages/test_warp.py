@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cupola_flows.warp_page import Point, page
 
 from cupola_flows.recipe.loading import parse_recipe, shipped
+from cupola_flows.stages.rl.warp_page import Point, page
 from cupola_platform.errors import ConfigError
 
 GRPO = shipped()["grpo"].read_text()

@@ -86,8 +86,9 @@ def test_sequences_longer_than_the_corpus_are_refused(tokens_folder: Path, tmp_p
 def test_documents_in_one_row_are_learnt_as_if_each_were_alone(tokens_folder: Path, tmp_path: Path) -> None:
     import torch
 
-    from cupola_trainer import models, passes
+    from cupola_trainer import models
     from cupola_trainer.config import ModelConfig
+    from cupola_trainer.forward.outputs import token_losses
     from cupola_trainer.objectives.next_token import NextTokenObjective
 
     end, length = 256, 24
@@ -115,7 +116,7 @@ def test_documents_in_one_row_are_learnt_as_if_each_were_alone(tokens_folder: Pa
         }
         batch = chosen.collate([sample])
         with torch.no_grad():
-            losses = passes.token_losses(chunks, batch)
+            losses = token_losses(chunks, batch)
         return float((losses * batch["loss_mask"]).sum()), float(batch["loss_mask"].sum())
 
     row = [token for document in documents for token in document]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer import runtime
-from cupola_trainer.passes import token_losses
+from cupola_trainer.forward.outputs import token_losses
 
 END_OF_DOCUMENT = "<|endoftext|>"
 LOGITS_PER_PASS = 2**25
