@@ -16,9 +16,10 @@ from cupola_trainer import runtime
 from cupola_trainer.config import ParallelConfig, SampleJob, write_job
 from cupola_trainer.conversion.exporting import export
 from cupola_trainer.data.chat import encode_prompt
+from cupola_trainer.data.tokenizer_folders import stop_ids
 from cupola_trainer.jobs.sample import run
 from cupola_trainer.metrics import read_metrics
-from cupola_trainer.rollout.generation import generate, stop_ids
+from cupola_trainer.rollout.generation import generate
 from cupola_trainer.rollout.loading import Loaded, load
 from cupola_trainer.rollout.sampling import Sampling, choose, uniforms
 

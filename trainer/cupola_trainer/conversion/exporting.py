@@ -15,7 +15,7 @@ from cupola_trainer.conversion.config_json import to_config
 from cupola_trainer.conversion.huggingface_folder.model_card import model_card
 from cupola_trainer.conversion.huggingface_folder.safetensors_writer import Outline, write_files
 from cupola_trainer.conversion.mapping import to_huggingface
-from cupola_trainer.rollout.generation import stop_ids
+from cupola_trainer.data.tokenizer_folders import stop_ids
 
 SHARD_BYTES = 5 * 10**9
 """Weights beyond this go to a further file."""

@@ -11,6 +11,8 @@ from typing import Any
 from transformers import AutoTokenizer
 
 CONFIG = "tokenizer_config.json"
+STOP_TOKENS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<end_of_turn>", "<eos>")
+"""What ends a turn or a document, in the families that are known."""
 
 
 def load_tokenizer(folder: Path, day: date | None = None) -> Any:
@@ -36,3 +38,11 @@ def keep_date(folder: Path, day: date, to: Path) -> Path:
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     return dict(json.loads(path.read_bytes())) if path.is_file() else {}
+
+
+def stop_ids(tokenizer: Any) -> list[int]:
+    """The tokens at which generation ends: the end of a turn and the end of a document, by their names in each family."""
+    vocabulary = tokenizer.get_vocab()
+    stops = [vocabulary[token] for token in STOP_TOKENS if token in vocabulary]
+    end = tokenizer.eos_token_id
+    return stops if end is None or end in stops else [*stops, end]

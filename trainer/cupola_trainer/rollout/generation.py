@@ -9,11 +9,10 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from cupola_platform.errors import ConfigError
+from cupola_trainer.data.tokenizer_folders import stop_ids
 from cupola_trainer.rollout.batch import Batch, Completion
 from cupola_trainer.rollout.sampling import Sampling
 from cupola_trainer.rollout.stages import generating
-
-STOP_TOKENS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<end_of_turn>", "<eos>")
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -68,14 +67,6 @@ def _batches(prompts: Sequence[list[int]], count: int) -> list[list[int]]:
     """Indices of the prompts in `count` batches of one size (give or take one), like lengths and equal prompts together."""
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), prompts[index]))
     return [part.tolist() for part in np.array_split(np.array(order, dtype=np.int64), count)] if count else []
-
-
-def stop_ids(tokenizer: Any) -> list[int]:
-    """The tokens at which generation ends: the end of a turn and the end of a document, by their names in each family."""
-    vocabulary = tokenizer.get_vocab()
-    stops = [vocabulary[token] for token in STOP_TOKENS if token in vocabulary]
-    end = tokenizer.eos_token_id
-    return stops if end is None or end in stops else [*stops, end]
 
 
 def check_prompts(prompts: Sequence[list[int]], longest: int) -> None:

@@ -20,8 +20,9 @@ from cupola_trainer import runtime
 from cupola_trainer.config import ModelConfig
 from cupola_trainer.conversion.config_json import to_config
 from cupola_trainer.conversion.model_reader import huggingface_weights
+from cupola_trainer.data.tokenizer_folders import stop_ids
 from cupola_trainer.rollout.batch import Completion
-from cupola_trainer.rollout.generation import check_prompts, stop_ids
+from cupola_trainer.rollout.generation import check_prompts
 from cupola_trainer.rollout.sampling import Sampling
 
 PRIME = 1_000_003
