@@ -40,9 +40,9 @@ def measure(method: str, length: int) -> dict[str, float]:
     import torch
 
     from cupola_trainer import models, runtime
-    from cupola_trainer.architecture import ModelConfig
     from cupola_trainer.config import ParallelConfig
-    from cupola_trainer.positions import DualChunk
+    from cupola_trainer.config.model.architecture import ModelConfig
+    from cupola_trainer.config.model.positions import DualChunk
 
     runtime.start(ParallelConfig(), seed=0)
     model = ModelConfig(

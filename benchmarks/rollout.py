@@ -95,8 +95,8 @@ def both_models(shape: tuple[int, ...], positions: int, folder: Path) -> tuple[l
 
 
 def our_turn(chunks: list[Any], vocabulary: int, prompts: list[list[int]], new: int) -> Callable[[int], None]:
-    from cupola_trainer.rollout.generation import generate
-    from cupola_trainer.rollout.sampling import Sampling
+    from cupola_trainer.generation.generation import generate
+    from cupola_trainer.generation.sampling import Sampling
 
     def turn(number: int) -> None:
         sampling = Sampling(max_new_tokens=new)

@@ -118,7 +118,7 @@ def cupola(case: Case, tensor_parallel: bool = False) -> dict[str, float]:
 
 def cupola_step(case: Case, tensor_parallel: bool = False) -> Step:
     """Everything that a job does at each step."""
-    from cupola_trainer import loop, runtime
+    from cupola_trainer import runtime
     from cupola_trainer.config import (
         BatchConfig,
         ModelConfig,
@@ -127,6 +127,7 @@ def cupola_step(case: Case, tensor_parallel: bool = False) -> Step:
         ParallelConfig,
         TrainJob,
     )
+    from cupola_trainer.training import loop
 
     ranks = int(os.environ["WORLD_SIZE"])
     parallel = ParallelConfig(tp=ranks) if tensor_parallel else ParallelConfig(dp=ranks)

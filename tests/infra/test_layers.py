@@ -25,12 +25,12 @@ PLANTED = (
 )
 TORCH_FREE = (
     "cupola_trainer.config",
-    "cupola_trainer.layout",
+    "cupola_trainer.config.layout_rules",
     "cupola_trainer.data.instructions",
     "cupola_trainer.data.preferences",
-    "cupola_trainer.evaluation.tasks",
-    "cupola_trainer.evaluation.intervals",
-    "cupola_trainer.evaluation.execution",
+    "cupola_trainer.scoring.tasks",
+    "cupola_trainer.scoring.intervals",
+    "cupola_trainer.scoring.execution",
     "cupola_flows.recipe.loading",
     "cupola_flows.cli",
 )

@@ -10,9 +10,9 @@ import pytest
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer.config import BatchConfig, ModelConfig, NextTokenData, OptimizerConfig, TrainJob, write_job
-from cupola_trainer.metrics import read_metrics
-from cupola_trainer.objective_table import build_objective
 from cupola_trainer.objectives.inputs import ObjectiveInputs
+from cupola_trainer.reporting.metrics import read_metrics
+from cupola_trainer.training.objective_table import build_objective
 
 TOY = '''
 """Next-token loss on every second token."""

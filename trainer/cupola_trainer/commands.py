@@ -45,8 +45,8 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from cupola_trainer.rollout.continuation import answer_chat, continue_text
-    from cupola_trainer.rollout.sampling import Sampling
+    from cupola_trainer.generation.continuation import answer_chat, continue_text
+    from cupola_trainer.generation.sampling import Sampling
 
     sampling = Sampling(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
     if options.chat:

@@ -18,7 +18,7 @@ from cupola_flows.reports.evaluations import Measured, common, what_is_missing
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import NotFoundError
 from cupola_platform.registry import ArtifactRow
-from cupola_trainer.evaluation.intervals import Z95, difference
+from cupola_trainer.scoring.intervals import Z95, difference
 
 Level = Literal["better", "worse", "mixed", "unclear", "none"]
 TOLERANCE = 0.05

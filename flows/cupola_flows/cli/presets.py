@@ -3,8 +3,8 @@
 import typer
 
 from cupola_flows.cli.options import JsonOption, print_rows
-from cupola_trainer.presets import PRESETS
-from cupola_trainer.sizes import active_parameters, parameter_count
+from cupola_trainer.config.model.presets import PRESETS
+from cupola_trainer.config.model.sizes import active_parameters, parameter_count
 
 
 def register(app: typer.Typer) -> None:

@@ -20,14 +20,14 @@ from cupola_trainer import config
 OURS = ("cupola_platform", "cupola_trainer", "cupola_flows")
 ASIDE = (
     # tells of progress, keeps a job alive, carries its files
-    "cupola_trainer.metrics",
-    "cupola_trainer.reporting",
-    "cupola_trainer.step_log",
-    "cupola_trainer.sample_log",
-    "cupola_trainer.profiling",
-    "cupola_trainer.timing",
-    "cupola_trainer.watchdog",
-    "cupola_trainer.autosave",
+    "cupola_trainer.reporting.metrics",
+    "cupola_trainer.reporting.progress",
+    "cupola_trainer.training.step_log",
+    "cupola_trainer.training.sample_log",
+    "cupola_trainer.training.profiling",
+    "cupola_trainer.training.timing",
+    "cupola_trainer.training.watchdog",
+    "cupola_trainer.training.autosave",
     "cupola_flows.execution.jobs",
     "cupola_flows.execution.context",
     "cupola_flows.execution.uploading",
@@ -41,7 +41,7 @@ ASIDE = (
     "cupola_platform.store",
     "cupola_platform.workspace",
     # refuses, and computes nothing
-    "cupola_trainer.identity",
+    "cupola_trainer.training.identity",
     "cupola_trainer.checkpoint.compatibility",
     "cupola_platform.errors",
     "cupola_platform.aliases",
@@ -49,7 +49,7 @@ ASIDE = (
     "cupola_flows.recipe.validation",
     # values
     "cupola_trainer.config",
-    "cupola_trainer.presets",
+    "cupola_trainer.config.model.presets",
     "cupola_flows.recipe.loading",
     "cupola_flows.recipe.schema",
     "cupola_flows.stages.base",
@@ -63,7 +63,7 @@ ASIDE = (
 )
 MEGATRON = "cupola_trainer.megatron.imports"
 """Fits Megatron to this machine whenever it is imported."""
-COMPUTES = ("cupola_trainer.config.lengths", "cupola_trainer.config.making")
+COMPUTES = ("cupola_trainer.config.lengths", "cupola_trainer.config.checkpoint_jobs")
 """Settings that compute something."""
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from cupola_platform.errors import StageFailedError
 from cupola_trainer.config import TrainJob
-from cupola_trainer.metrics import append, read_metrics
-from cupola_trainer.watchdog import FOLDER, REPORT, Listener
+from cupola_trainer.reporting.metrics import append, read_metrics
+from cupola_trainer.training.watchdog import FOLDER, REPORT, Listener
 
 SLACK = 15.0
 """Seconds beyond the ranks' own time-out: they notice first, unless all of them have stopped."""

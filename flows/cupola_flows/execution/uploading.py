@@ -20,7 +20,7 @@ from cupola_platform.errors import CupolaError, StoreError
 from cupola_platform.settings import load_settings
 from cupola_platform.store import open_store
 from cupola_trainer.config import TrainJob
-from cupola_trainer.metrics import append, read_metrics
+from cupola_trainer.reporting.metrics import append, read_metrics
 
 EVENTS = "uploads.jsonl"
 LOOK_EVERY = 0.5

@@ -9,7 +9,7 @@ from cupola_flows.stages.training import TrainStage
 from cupola_platform.errors import ConfigError, NotFoundError
 from cupola_platform.registry import RunRow
 from cupola_platform.workspace import Workspace
-from cupola_trainer.metrics import read_metrics
+from cupola_trainer.reporting.metrics import read_metrics
 
 Curve = list[tuple[float, float]]
 """Million tokens since the stage began, and held-out loss in nats a token."""

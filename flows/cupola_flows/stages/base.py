@@ -11,7 +11,7 @@ from cupola_flows.terminal.words import number
 from cupola_platform.artifacts import Artifact
 from cupola_platform.strict import Strict
 from cupola_trainer.config import ModelConfig, ParallelConfig
-from cupola_trainer.layout import validate_layout
+from cupola_trainer.config.layout_rules import validate_layout
 
 ARTIFACT = "artifact:"
 """Before the id or the alias of what the registry has already, where a recipe names an input."""

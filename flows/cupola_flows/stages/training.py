@@ -21,7 +21,7 @@ from cupola_trainer.config import (
     TrainJob,
     TrainSettings,
 )
-from cupola_trainer.layout import validate_layout
+from cupola_trainer.config.layout_rules import validate_layout
 
 TOLD = ("loss", "margin", "accuracy", "ece", "reward")
 """Held-out means that a stage's line tells, before and after."""

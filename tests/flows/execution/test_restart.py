@@ -12,7 +12,7 @@ import pytest
 
 from cupola_flows.execution import restarts
 from cupola_trainer.config import BatchConfig, FaultConfig, NextTokenData, TrainJob
-from cupola_trainer.watchdog import Watchdog
+from cupola_trainer.training.watchdog import Watchdog
 
 Eventually = Callable[[Callable[[], bool], float, str], None]
 

@@ -9,7 +9,7 @@ import pytest
 from cupola_flows.experiments.layout_comparison import parse_layout
 from cupola_platform.errors import ConfigError
 from cupola_trainer.config import BatchConfig, ParallelConfig
-from cupola_trainer.verification import Comparison, StepNumbers, common_batch, layout_name
+from cupola_trainer.training.layout_comparison import Comparison, StepNumbers, common_batch, layout_name
 
 
 @pytest.mark.parametrize("layout", ["tp=2", pytest.param("tp=2,pp=2", marks=pytest.mark.slow)])

@@ -14,7 +14,7 @@ from cupola_flows.stages.pretraining.prepare import evaluation_questions
 from cupola_flows.stages.table import kinds
 from cupola_platform.errors import ConfigError, CupolaError, NotFoundError, SourceError
 from cupola_platform.settings import Settings
-from cupola_trainer.presets import preset
+from cupola_trainer.config.model.presets import preset
 
 TINY = shipped()["tiny"].read_text()
 

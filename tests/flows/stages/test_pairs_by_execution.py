@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cupola_trainer.evaluation.execution import passed
+from cupola_trainer.scoring.execution import passed
 
 TESTS = ["assert x > 0", "assert x == 1"]
 STAGES = """

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cupola_platform import artifacts
 from cupola_platform.errors import ConfigError, CorruptArtifactError, StageFailedError
-from cupola_trainer import checkpoint, loop
+from cupola_trainer import checkpoint
 from cupola_trainer.checkpoint.shards import Shard, boxes, weight_shards
 from cupola_trainer.checkpoint.storage import Staging, StoredState, owned, write
 from cupola_trainer.config import (
@@ -26,7 +26,8 @@ from cupola_trainer.config import (
     OptimizerConfig,
     TrainJob,
 )
-from cupola_trainer.metrics import read_metrics
+from cupola_trainer.reporting.metrics import read_metrics
+from cupola_trainer.training import loop
 
 MODEL = ModelConfig(
     vocab_size=320,

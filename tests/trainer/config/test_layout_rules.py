@@ -9,7 +9,7 @@ import pytest
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer.config import BatchConfig, ModelConfig, MoEConfig, ParallelConfig
-from cupola_trainer.layout import validate_layout
+from cupola_trainer.config.layout_rules import validate_layout
 
 DENSE = ModelConfig(
     vocab_size=512,
@@ -83,7 +83,7 @@ def test_layouts_that_work_pass() -> None:
 
 
 def test_the_rules_and_the_job_schema_load_no_torch() -> None:
-    code = "import sys, cupola_trainer.layout, cupola_trainer.config, cupola_trainer.metrics; print('torch' in sys.modules)"
+    code = "import sys, cupola_trainer.config.layout_rules, cupola_trainer.config, cupola_trainer.reporting.metrics; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
 
 

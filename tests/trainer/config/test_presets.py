@@ -5,9 +5,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cupola_platform.errors import ConfigError
+from cupola_trainer.config.model.presets import PRESETS, preset
+from cupola_trainer.config.model.sizes import active_parameters, parameter_count
 from cupola_trainer.conversion.config_json import to_config
-from cupola_trainer.presets import PRESETS, preset
-from cupola_trainer.sizes import active_parameters, parameter_count
 
 PUBLISHED = {
     "qwen2-0.5b": 494_032_768,

@@ -12,10 +12,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, models, runtime
-from cupola_trainer.architecture import ModelConfig
 from cupola_trainer.checkpoint import read_model
 from cupola_trainer.commands import main
 from cupola_trainer.config import ParallelConfig
+from cupola_trainer.config.model.architecture import ModelConfig
 from cupola_trainer.conversion import families
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from cupola_platform.errors import ConfigError
+from cupola_trainer.config.model.positions import DualChunk, LengthScaling, YarnRope
+from cupola_trainer.config.model.presets import PRESETS
 from cupola_trainer.conversion.config_json import from_config
-from cupola_trainer.positions import DualChunk, LengthScaling, YarnRope
-from cupola_trainer.presets import PRESETS
 
 QWEN: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151645,

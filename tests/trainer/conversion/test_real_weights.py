@@ -17,9 +17,9 @@ from cupola_trainer import runtime
 from cupola_trainer.config import ParallelConfig
 from cupola_trainer.conversion.exporting import export
 from cupola_trainer.conversion.importing import import_
-from cupola_trainer.rollout.continuation import continue_text
-from cupola_trainer.rollout.loading import load
-from cupola_trainer.rollout.sampling import Sampling
+from cupola_trainer.generation.continuation import continue_text
+from cupola_trainer.generation.loading import load
+from cupola_trainer.generation.sampling import Sampling
 
 FOLDER = os.environ.get("CUPOLA_SMOLLM2")
 pytestmark = [

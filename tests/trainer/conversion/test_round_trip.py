@@ -27,15 +27,15 @@ from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.checkpoint.description import read_training
 from cupola_trainer.commands import main
 from cupola_trainer.config import ModelConfig, MoEConfig, ParallelConfig
+from cupola_trainer.config.model.sizes import active_parameters, parameter_count
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
 from cupola_trainer.conversion.config_json import from_config
 from cupola_trainer.conversion.exporting import export
 from cupola_trainer.conversion.importing import import_
 from cupola_trainer.conversion.tensor_rules import GroupedQKV
-from cupola_trainer.rollout.continuation import continue_text
-from cupola_trainer.rollout.loading import load
-from cupola_trainer.rollout.sampling import Sampling
-from cupola_trainer.sizes import active_parameters, parameter_count
+from cupola_trainer.generation.continuation import continue_text
+from cupola_trainer.generation.loading import load
+from cupola_trainer.generation.sampling import Sampling
 
 HERE = Path(__file__).parent
 NAMES = list(runpy.run_path(str(HERE.with_name("saved_models.py")))["MODELS"])

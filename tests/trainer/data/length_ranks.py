@@ -3,8 +3,9 @@
 import sys
 from pathlib import Path
 
-from cupola_trainer import loop, runtime
+from cupola_trainer import runtime
 from cupola_trainer.config import TrainJob, read_job
+from cupola_trainer.training import loop
 
 if __name__ == "__main__":
     for path in sys.argv[1:]:

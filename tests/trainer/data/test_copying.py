@@ -16,8 +16,8 @@ from cupola_trainer.config import (
     NextTokenData,
     ParallelConfig,
 )
-from cupola_trainer.data.copying import Copying
-from cupola_trainer.layout import validate_layout
+from cupola_trainer.config.layout_rules import validate_layout
+from cupola_trainer.data.pretraining.copying import Copying
 from cupola_trainer.objectives.next_token import NextTokenObjective
 
 WORDS = np.arange(1000, 1_000_000)  # so many that a piece has none twice

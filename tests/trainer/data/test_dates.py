@@ -14,13 +14,14 @@ from transformers.utils import chat_template_utils
 
 from cupola_platform import json_lines
 from cupola_platform.errors import ConfigError
-from cupola_trainer import checkpoint, loop, models, runtime
+from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.config import BatchConfig, ModelConfig, OptimizerConfig, ParallelConfig, SftData, TrainJob
 from cupola_trainer.conversion.exporting import export
 from cupola_trainer.data.chat import encode_conversation, encode_prompt
 from cupola_trainer.data.conversations import load_conversations
 from cupola_trainer.data.tokenizer_folders import keep_date, load_tokenizer, tokenizer_of
-from cupola_trainer.identity import data_identity
+from cupola_trainer.training import loop
+from cupola_trainer.training.identity import data_identity
 
 ASKED = [{"role": "user", "content": "Hi"}]
 TALK = [*ASKED, {"role": "assistant", "content": "Hello"}]

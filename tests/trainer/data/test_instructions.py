@@ -13,7 +13,7 @@ from cupola_platform.conversation import problem
 from cupola_platform.errors import ConfigError
 from cupola_trainer.data.documents import how_texts_go_on, pairs_of_split, what_functions_do
 from cupola_trainer.data.instructions import TaskSource, make_conversations
-from cupola_trainer.evaluation.tasks import score
+from cupola_trainer.scoring.tasks import score
 
 ONE_DIGIT = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
 

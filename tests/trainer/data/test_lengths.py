@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer import checkpoint, loop
+from cupola_trainer import checkpoint
 from cupola_trainer.config import (
     BatchConfig,
     CheckpointConfig,
@@ -26,10 +26,11 @@ from cupola_trainer.config import (
     TrainJob,
     write_job,
 )
-from cupola_trainer.data.lengths import Lengths, cut
-from cupola_trainer.layout import validate_layout
-from cupola_trainer.metrics import read_metrics
-from cupola_trainer.positions import DualChunk
+from cupola_trainer.config.layout_rules import validate_layout
+from cupola_trainer.config.model.positions import DualChunk
+from cupola_trainer.data.pretraining.lengths import Lengths, cut
+from cupola_trainer.reporting.metrics import read_metrics
+from cupola_trainer.training import loop
 
 PHASES = (LengthPhase(sequence_length=32), LengthPhase(sequence_length=64, from_step=3))
 SCHEDULE = LengthSchedule(phases=PHASES, shortest=16)

@@ -11,7 +11,7 @@ import pytest
 from cupola_platform.errors import ConfigError, SourceError
 from cupola_trainer import runtime
 from cupola_trainer.config import BatchConfig, NextTokenData, ParallelConfig
-from cupola_trainer.data.tokens import build
+from cupola_trainer.data.pretraining.tokens import build
 
 LENGTH = 64
 
@@ -130,7 +130,7 @@ def test_documents_in_one_row_are_learnt_as_if_each_were_alone(tokens_folder: Pa
 
 
 def test_an_artifact_that_names_no_end_of_document_cannot_be_reset_at_one(tokens_folder: Path, tmp_path: Path) -> None:
-    from cupola_trainer.data.tokens import end_of_document
+    from cupola_trainer.data.pretraining.tokens import end_of_document
 
     index = json.loads((tokens_folder / "index.json").read_text())
     del index["end_of_document"]

@@ -24,8 +24,8 @@ from cupola_trainer.data.files import RowFiles, read_conversations, read_pairs, 
 from cupola_trainer.data.instructions import make_conversations
 from cupola_trainer.data.preferences import make_preferences, make_prompts, read_preferences
 from cupola_trainer.evaluation.answers import Question, encode_question
-from cupola_trainer.reinforcement.prompts import read_prompts as read_training_prompts
-from cupola_trainer.rollout.prompts import encode, encode_or_reason, read_prompts
+from cupola_trainer.generation.prompts import encode, encode_or_reason, read_prompts
+from cupola_trainer.rl.prompts import read_prompts as read_training_prompts
 
 PUBLISHED = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja").read_text()
 """Qwen2.5-Instruct's own template, as TRL keeps it."""

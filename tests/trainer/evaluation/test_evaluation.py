@@ -19,11 +19,11 @@ from cupola_trainer import runtime
 from cupola_trainer.config import EvaluateJob, LongContextConfig, ParallelConfig, write_job
 from cupola_trainer.conversion.exporting import export
 from cupola_trainer.evaluation.answers import Question, accuracies, read_questions
-from cupola_trainer.evaluation.intervals import difference, wilson
 from cupola_trainer.evaluation.likelihood import byte_lengths, likelihood, read_heldout, unigram_bits_per_byte
+from cupola_trainer.generation.loading import load
 from cupola_trainer.jobs.evaluate import run
-from cupola_trainer.metrics import read_metrics
-from cupola_trainer.rollout.loading import load
+from cupola_trainer.reporting.metrics import read_metrics
+from cupola_trainer.scoring.intervals import difference, wilson
 
 
 @pytest.fixture

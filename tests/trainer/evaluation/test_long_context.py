@@ -9,13 +9,13 @@ import torch
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer import runtime
-from cupola_trainer.architecture import ModelConfig
 from cupola_trainer.config import LongContextConfig, ParallelConfig, PositionChange
+from cupola_trainer.config.model.architecture import ModelConfig
+from cupola_trainer.config.model.long_context import layer_windows, method, stretch
+from cupola_trainer.config.model.positions import DualChunk, DynamicRope, LengthScaling, YarnRope
 from cupola_trainer.evaluation.long_context import ANSWER, _cell, _cells, measure
 from cupola_trainer.evaluation.long_context_page import page, summary
-from cupola_trainer.long_context import layer_windows, method, stretch
-from cupola_trainer.positions import DualChunk, DynamicRope, LengthScaling, YarnRope
-from cupola_trainer.rollout.loading import load
+from cupola_trainer.generation.loading import load
 
 MODEL = ModelConfig(
     vocab_size=64, hidden_size=32, num_layers=4, num_attention_heads=2, num_query_groups=2, ffn_hidden_size=48,

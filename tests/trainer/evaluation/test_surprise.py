@@ -18,7 +18,7 @@ from cupola_trainer import runtime
 from cupola_trainer.config import ParallelConfig
 from cupola_trainer.conversion.exporting import export
 from cupola_trainer.evaluation.surprise import Surprise
-from cupola_trainer.rollout.loading import load
+from cupola_trainer.generation.loading import load
 
 TEXTS = [
     "def read_file(path):\n    return path.read_text()\n",

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 
 from cupola_trainer import checkpoint, models, optim, runtime
 from cupola_trainer.config import OptimizerConfig, ParallelConfig, RolloutConfig
-from cupola_trainer.rollout.engine import engine_of
-from cupola_trainer.rollout.sampling import Sampling
+from cupola_trainer.generation.engine import engine_of
+from cupola_trainer.generation.sampling import Sampling
 
 sys.path.insert(0, str(Path(__file__).with_name("standins")))
 LAYOUTS = {

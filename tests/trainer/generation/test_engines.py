@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.architecture import ModelConfig
 from cupola_trainer.config import RolloutConfig
-from cupola_trainer.rollout.engine import engine_of
+from cupola_trainer.config.model.architecture import ModelConfig
+from cupola_trainer.generation.engine import engine_of
 
 MODEL = ModelConfig(
     vocab_size=64, hidden_size=16, num_layers=1, num_attention_heads=2, num_query_groups=1, ffn_hidden_size=16,

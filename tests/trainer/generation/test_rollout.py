@@ -17,11 +17,11 @@ from cupola_trainer.config import ParallelConfig, SampleJob, write_job
 from cupola_trainer.conversion.exporting import export
 from cupola_trainer.data.chat import encode_prompt
 from cupola_trainer.data.tokenizer_folders import stop_ids
+from cupola_trainer.generation.generation import generate
+from cupola_trainer.generation.loading import Loaded, load
+from cupola_trainer.generation.sampling import Sampling, choose, uniforms
 from cupola_trainer.jobs.sample import run
-from cupola_trainer.metrics import read_metrics
-from cupola_trainer.rollout.generation import generate
-from cupola_trainer.rollout.loading import Loaded, load
-from cupola_trainer.rollout.sampling import Sampling, choose, uniforms
+from cupola_trainer.reporting.metrics import read_metrics
 
 NAMES = ["dense", "moe", "moe_normalized", "moe_alone", "windows", "llama", "yarn", "dynamic", "gemma2"]
 

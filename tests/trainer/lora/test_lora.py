@@ -32,9 +32,9 @@ from cupola_trainer.config import (
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
 from cupola_trainer.conversion.exporting import export
 from cupola_trainer.jobs import merge_adapter
-from cupola_trainer.loop import train
 from cupola_trainer.lora import attaching
 from cupola_trainer.lora.exporting import export_adapter
+from cupola_trainer.training.loop import train
 
 MATERIAL = Path(__file__).parents[1] / "material"
 EVERYTHING = LoraConfig(rank=4, alpha=6, targets=("attention", "mlp", "experts"))

@@ -19,8 +19,8 @@ from cupola_platform.corpus.core.qwen_tokenizer import save_tokenizer
 from cupola_platform.corpus.tokenizer.vocabulary import train_tokenizer
 from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.config import ModelConfig, MoEConfig, ParallelConfig
-from cupola_trainer.evaluation.tasks import make_tasks
-from cupola_trainer.positions import DynamicRope, Llama3Rope, YarnRope
+from cupola_trainer.config.model.positions import DynamicRope, Llama3Rope, YarnRope
+from cupola_trainer.scoring.tasks import make_tasks
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 512, "hidden_size": 64, "num_layers": 2, "num_attention_heads": 4, "num_query_groups": 2,

@@ -20,13 +20,13 @@ from transformers import (
 
 from cupola_trainer import models, optim, runtime
 from cupola_trainer.config import ModelConfig, MoEConfig, OptimizerConfig, ParallelConfig
+from cupola_trainer.config.model.positions import Llama3Rope
 from cupola_trainer.conversion.config_json import to_config
 from cupola_trainer.conversion.mapping import from_huggingface
 from cupola_trainer.conversion.model_writer import fill
 from cupola_trainer.data.batches import Batch
 from cupola_trainer.objectives import passes
 from cupola_trainer.objectives.next_token import NextTokenObjective
-from cupola_trainer.positions import Llama3Rope
 
 STEPS = 10
 DENSE = ModelConfig(

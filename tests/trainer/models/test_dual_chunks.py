@@ -16,17 +16,17 @@ from torch import Tensor
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer import models, runtime
-from cupola_trainer.architecture import ModelConfig
 from cupola_trainer.config import BatchConfig, ParallelConfig
+from cupola_trainer.config.layout_rules import validate_layout
+from cupola_trainer.config.model.architecture import ModelConfig
+from cupola_trainer.config.model.positions import DualChunk, LengthScaling, YarnRope
 from cupola_trainer.conversion.config_json import from_config, to_config
+from cupola_trainer.generation.generation import generate
+from cupola_trainer.generation.sampling import Sampling
 from cupola_trainer.kernels.rotary import rotary
-from cupola_trainer.layout import validate_layout
 from cupola_trainer.models import dual_chunks
 from cupola_trainer.models.attend import Attend
 from cupola_trainer.models.dual_chunks import DualChunks
-from cupola_trainer.positions import DualChunk, LengthScaling, YarnRope
-from cupola_trainer.rollout.generation import generate
-from cupola_trainer.rollout.sampling import Sampling
 
 FREQUENCIES = (1.0, 0.3, 0.05, 0.01)
 

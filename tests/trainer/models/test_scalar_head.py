@@ -14,12 +14,12 @@ from transformers import AutoModelForSequenceClassification
 from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.config import BatchConfig, ParallelConfig, SftData, TrainJob
+from cupola_trainer.config.model.sizes import parameter_count
 from cupola_trainer.conversion.exporting import export
 from cupola_trainer.conversion.importing import import_
 from cupola_trainer.forward import outputs
-from cupola_trainer.loop import begin
-from cupola_trainer.rollout.loading import load
-from cupola_trainer.sizes import parameter_count
+from cupola_trainer.generation.loading import load
+from cupola_trainer.training.loop import begin
 
 NAMES = ["dense", "untied", "moe", "llama", "gemma2"]
 ONE = ParallelConfig()

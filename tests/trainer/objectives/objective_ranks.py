@@ -24,9 +24,9 @@ from cupola_trainer.config import (
     ParallelConfig,
     RewardData,
 )
+from cupola_trainer.config.layout_rules import validate_layout
 from cupola_trainer.data.batches import Batch
 from cupola_trainer.forward import outputs
-from cupola_trainer.layout import validate_layout
 from cupola_trainer.objectives import passes
 from cupola_trainer.objectives.base import Objective
 from cupola_trainer.objectives.batches import read_batches, training_samples

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, apply_chat_template
 
 from cupola_platform.conversation import as_message
-from cupola_trainer import checkpoint, loop, models, runtime
+from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.config import (
     BatchConfig,
     DpoData,
@@ -26,8 +26,9 @@ from cupola_trainer.conversion.exporting import export
 from cupola_trainer.data.chat import encode_conversation
 from cupola_trainer.data.conversations import load_preferences
 from cupola_trainer.data.order import order
-from cupola_trainer.metrics import read_metrics
 from cupola_trainer.objectives.sft import pack
+from cupola_trainer.reporting.metrics import read_metrics
+from cupola_trainer.training import loop
 
 STEPS, BATCH, LR, SEED = 20, 4, 2e-3, 5
 MODEL = ModelConfig(

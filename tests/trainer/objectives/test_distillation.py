@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer import checkpoint, loop, models, optim, runtime
+from cupola_trainer import checkpoint, models, optim, runtime
 from cupola_trainer.config import (
     BatchConfig,
     DistillationData,
@@ -22,11 +22,12 @@ from cupola_trainer.config import (
     TrainJob,
 )
 from cupola_trainer.jobs import teach
-from cupola_trainer.metrics import read_metrics
 from cupola_trainer.objectives import passes
 from cupola_trainer.objectives.batches import read_batches, training_samples
 from cupola_trainer.objectives.distillation import LiveTeacher
 from cupola_trainer.objectives.sft import SftObjective
+from cupola_trainer.reporting.metrics import read_metrics
+from cupola_trainer.training import loop
 
 ONE = ParallelConfig()
 STUDENT = ModelConfig(

@@ -26,7 +26,7 @@ from cupola_trainer.config import (
     TrainJob,
     write_job,
 )
-from cupola_trainer.metrics import read_metrics
+from cupola_trainer.reporting.metrics import read_metrics
 
 MODEL = ModelConfig(
     vocab_size=1024,

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer import checkpoint, loop, models, runtime
+from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.config import BatchConfig, ModelConfig, OptimizerConfig, ParallelConfig, RewardData, TrainJob
 from cupola_trainer.data.chat import encode_answer
 from cupola_trainer.forward import outputs
-from cupola_trainer.metrics import read_metrics
 from cupola_trainer.objectives.reward import RewardObjective
-from cupola_trainer.reinforcement.reward_model import RewardModel
+from cupola_trainer.reporting.metrics import read_metrics
+from cupola_trainer.rl.reward_model import RewardModel
+from cupola_trainer.training import loop
 
 ONE = ParallelConfig()
 MODEL = ModelConfig(

@@ -22,9 +22,9 @@ from cupola_trainer.config import (
     TrainJob,
 )
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
-from cupola_trainer.loop import train
 from cupola_trainer.optim.online_merging import hashed
 from cupola_trainer.optim.selection import magnitude_bits, thresholds
+from cupola_trainer.training.loop import train
 
 MATERIAL = Path(__file__).parents[1] / "material"
 

@@ -27,14 +27,14 @@ from cupola_trainer.config import (
     PruneTarget,
     TrainJob,
 )
+from cupola_trainer.config.model.sizes import parameter_count
 from cupola_trainer.conversion.exporting import export
 from cupola_trainer.jobs import prune
 from cupola_trainer.jobs.prune import sequences
-from cupola_trainer.loop import train
-from cupola_trainer.metrics import read_metrics
 from cupola_trainer.pruning.choice import Kept, choose
 from cupola_trainer.pruning.importance import Importance, measure
-from cupola_trainer.sizes import parameter_count
+from cupola_trainer.reporting.metrics import read_metrics
+from cupola_trainer.training.loop import train
 
 MATERIAL = Path(__file__).parents[1] / "material"
 DENSE = PruneTarget(num_layers=3, hidden_size=24, num_attention_heads=2, num_query_groups=1, ffn_hidden_size=20)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cupola_trainer.metrics import MetricsWriter, read_metrics
-from cupola_trainer.results import train_results
+from cupola_trainer.reporting.metrics import MetricsWriter, read_metrics
+from cupola_trainer.reporting.results import train_results
 
 
 def test_a_resumed_job_drops_lines_past_its_step_and_what_a_kill_or_a_power_cut_has_torn(tmp_path: Path) -> None:

@@ -28,10 +28,10 @@ from cupola_trainer.config import (
     RolloutConfig,
     TrainJob,
 )
-from cupola_trainer.loop import begin
-from cupola_trainer.rollout.batch import Completion
-from cupola_trainer.rollout.generation import generate
-from cupola_trainer.rollout.sampling import Sampling
+from cupola_trainer.generation.batch import Completion
+from cupola_trainer.generation.generation import generate
+from cupola_trainer.generation.sampling import Sampling
+from cupola_trainer.training.loop import begin
 
 HERE = Path(__file__).parent
 STEPS = 2

@@ -22,8 +22,8 @@ from cupola_trainer.config import (
 )
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
 from cupola_trainer.jobs import front
-from cupola_trainer.loop import begin, train
-from cupola_trainer.metrics import read_metrics
+from cupola_trainer.reporting.metrics import read_metrics
+from cupola_trainer.training.loop import begin, train
 
 JobOf = Callable[..., TrainJob]
 BATCH = BatchConfig(sequence_length=32, micro_batch_size=16, global_batch_size=16)

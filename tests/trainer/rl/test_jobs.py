@@ -22,8 +22,8 @@ from cupola_trainer.config import (
     RolloutConfig,
     TrainJob,
 )
-from cupola_trainer.loop import begin, train
-from cupola_trainer.metrics import read_metrics
+from cupola_trainer.reporting.metrics import read_metrics
+from cupola_trainer.training.loop import begin, train
 
 SPACES = (PythonReward(function="toy_rewards:spaces"),)
 ROLLOUT = RolloutConfig(queries=4, group_size=8, epochs=2, max_new_tokens=8, heldout_queries=4)

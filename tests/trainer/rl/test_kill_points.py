@@ -25,7 +25,7 @@ from cupola_trainer.config import (
     TrainJob,
     write_job,
 )
-from cupola_trainer.metrics import read_metrics
+from cupola_trainer.reporting.metrics import read_metrics
 
 STEPS = 40
 STEPS_A_ROLLOUT = 8

@@ -22,7 +22,7 @@ from cupola_trainer.config import (
 )
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
 from cupola_trainer.jobs.merge import run as merge
-from cupola_trainer.loop import begin, train
+from cupola_trainer.training.loop import begin, train
 
 JobOf = Callable[..., TrainJob]
 

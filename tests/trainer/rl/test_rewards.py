@@ -12,11 +12,11 @@ import pytest
 from cupola_platform.errors import ConfigError, CorruptArtifactError
 from cupola_trainer import runtime
 from cupola_trainer.config import CodeReward, ParallelConfig, PythonReward, TaskReward
-from cupola_trainer.evaluation.tasks import make_tasks
-from cupola_trainer.reinforcement.prompts import Prompt, PromptOrder, read_prompts, spread
-from cupola_trainer.reinforcement.rewards import combine, load_function, score_responses
-from cupola_trainer.reinforcement.rollouts import Rollout
-from cupola_trainer.rollout.batch import Completion
+from cupola_trainer.generation.batch import Completion
+from cupola_trainer.rl.prompts import Prompt, PromptOrder, read_prompts, spread
+from cupola_trainer.rl.rewards import combine, load_function, score_responses
+from cupola_trainer.rl.rollouts import Rollout
+from cupola_trainer.scoring.tasks import make_tasks
 
 
 @pytest.fixture

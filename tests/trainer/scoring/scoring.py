@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.evaluation.execution import passed
+from cupola_trainer.scoring.execution import passed
 
 for line in sys.stdin:
     answer, tests, seconds = json.loads(line)

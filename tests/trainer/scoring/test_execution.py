@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cupola_trainer.evaluation.execution import code_of, passed, shares_passed
+from cupola_trainer.scoring.execution import code_of, passed, shares_passed
 
 SQUARE = ["assert square(3) == 9", "assert square(-2) == 4", "assert square(0) == 0", "assert square(2) == 5"]
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.evaluation import sandbox, workers
-from cupola_trainer.evaluation.execution import passed
+from cupola_trainer.scoring import sandbox, workers
+from cupola_trainer.scoring.execution import passed
 
 FALSE = ["assert square(3) == 9", "assert square(2) == 4"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.evaluation.tasks import is_correct, make_tasks, score
+from cupola_trainer.scoring.tasks import is_correct, make_tasks, score
 
 ONE_DIGIT = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
 
@@ -31,7 +31,7 @@ def test_a_task_is_scored_from_its_json_in_another_process() -> None:
     [task] = make_tasks("gcd", {"min_value": 2, "max_value": 50}, 1, seed=3)
     given = json.dumps([[task.reference(), answer] for answer in (task.answer, f" {task.answer}\n", "977")])
     program = (
-        "import json, sys; from cupola_trainer.evaluation.tasks import score;"
+        "import json, sys; from cupola_trainer.scoring.tasks import score;"
         "print([score(task, answer) for task, answer in json.load(sys.stdin)])"
     )
     run = subprocess.run([sys.executable, "-c", program], input=given, capture_output=True, text=True, check=True)

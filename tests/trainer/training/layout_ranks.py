@@ -15,12 +15,12 @@ import torch
 
 from cupola_trainer import models, optim, runtime
 from cupola_trainer.config import BatchConfig, ModelConfig, MoEConfig, OptimizerConfig, ParallelConfig
+from cupola_trainer.config.layout_rules import validate_layout
+from cupola_trainer.config.model.positions import DualChunk, LengthScaling, Llama3Rope, YarnRope
 from cupola_trainer.data.batches import Batch
-from cupola_trainer.layout import validate_layout
 from cupola_trainer.objectives import passes
 from cupola_trainer.objectives.base import Objective
 from cupola_trainer.objectives.batches import read_batches, training_samples
-from cupola_trainer.positions import DualChunk, LengthScaling, Llama3Rope, YarnRope
 
 STEPS = 4
 BATCH = BatchConfig(sequence_length=32, micro_batch_size=2, global_batch_size=8)

@@ -22,11 +22,11 @@ from cupola_trainer.config import (
     TrainJob,
 )
 from cupola_trainer.data.batches import Batch
-from cupola_trainer.faults import Monitor, Rollback, Rollbacks
-from cupola_trainer.metrics import MetricsWriter, read_metrics
 from cupola_trainer.objectives.base import Objective
-from cupola_trainer.resume import resume
-from cupola_trainer.run import Run
+from cupola_trainer.reporting.metrics import MetricsWriter, read_metrics
+from cupola_trainer.training.faults import Monitor, Rollback, Rollbacks
+from cupola_trainer.training.resume import resume
+from cupola_trainer.training.run import Run
 
 MODEL = ModelConfig(
     vocab_size=320,

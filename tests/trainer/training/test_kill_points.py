@@ -21,7 +21,7 @@ from cupola_trainer.config import (
     TrainJob,
     write_job,
 )
-from cupola_trainer.metrics import read_metrics
+from cupola_trainer.reporting.metrics import read_metrics
 
 
 def job_in(output: Path, tokens: Path, steps: int) -> TrainJob:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cupola_platform.errors import CorruptArtifactError
-from cupola_trainer import checkpoint, loop, models, optim, runtime
+from cupola_trainer import checkpoint, models, optim, runtime
 from cupola_trainer.checkpoint import Progress
 from cupola_trainer.config import (
     BatchConfig,
@@ -23,14 +23,15 @@ from cupola_trainer.config import (
     TrainJob,
     write_job,
 )
+from cupola_trainer.config.model.sizes import parameter_count
 from cupola_trainer.data.batches import Batch
-from cupola_trainer.faults import Rollbacks
 from cupola_trainer.forward import outputs
-from cupola_trainer.metrics import read_metrics
 from cupola_trainer.objectives.base import Objective
 from cupola_trainer.objectives.inputs import computed_once
-from cupola_trainer.run import BeginAgain, Run
-from cupola_trainer.sizes import parameter_count
+from cupola_trainer.reporting.metrics import read_metrics
+from cupola_trainer.training import loop
+from cupola_trainer.training.faults import Rollbacks
+from cupola_trainer.training.run import BeginAgain, Run
 
 MODEL = ModelConfig(
     vocab_size=320,

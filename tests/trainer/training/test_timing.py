@@ -15,8 +15,8 @@ from cupola_trainer.config import (
     TrainJob,
     write_job,
 )
-from cupola_trainer.metrics import read_metrics
-from cupola_trainer.timing import flops_per_token
+from cupola_trainer.reporting.metrics import read_metrics
+from cupola_trainer.training.timing import flops_per_token
 
 MODEL = ModelConfig(
     hidden_size=32,

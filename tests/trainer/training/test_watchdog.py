@@ -21,8 +21,8 @@ from cupola_trainer.config import (
     TrainJob,
     write_job,
 )
-from cupola_trainer.metrics import read_metrics
-from cupola_trainer.watchdog import Watchdog
+from cupola_trainer.reporting.metrics import read_metrics
+from cupola_trainer.training.watchdog import Watchdog
 
 HANG_SECONDS = 6.0
 
@@ -86,7 +86,7 @@ def test_the_report_names_the_rank_and_the_log_holds_the_stacks_of_the_living(st
     assert reason.startswith("rank 1 hangs at step ")
     assert "it does not answer, and nothing has got on for" in reason
     assert "rank 0: the job hangs at step" in stopped["log"]
-    assert "cupola_trainer/loop.py" in stopped["log"]
+    assert "cupola_trainer/training/loop.py" in stopped["log"]
     assert "rank 1: the job hangs" not in stopped["log"]
 
 

@@ -20,12 +20,12 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBl
 from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, runtime
 from cupola_trainer.config import MoEConfig, ParallelConfig, UpcycleJob, write_job
+from cupola_trainer.config.model.presets import PRESETS
+from cupola_trainer.config.model.sizes import parameter_count
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
+from cupola_trainer.generation.loading import load
 from cupola_trainer.jobs.upcycle import plan, run
-from cupola_trainer.metrics import read_metrics
-from cupola_trainer.presets import PRESETS
-from cupola_trainer.rollout.loading import load
-from cupola_trainer.sizes import parameter_count
+from cupola_trainer.reporting.metrics import read_metrics
 from cupola_trainer.upcycling import Experts, upcycle_ffn
 
 HIDDEN = 3

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.architecture import ModelConfig
+from cupola_trainer.config.model.architecture import ModelConfig
 
 
 def check_architecture(folder: Path, model: ModelConfig, saved: ModelConfig) -> None:

@@ -14,20 +14,15 @@ reinforcement.py  those that learn from their own answers: questions, sampling, 
 jobs.py       the jobs
 """
 
-from cupola_trainer.architecture import ModelConfig, MoEConfig
-from cupola_trainer.config.data import (
-    DistillationData,
-    DistillationSettings,
-    DpoData,
-    DpoSettings,
-    NextTokenData,
-    NextTokenSettings,
-    RewardData,
-    RewardSettings,
-    SftData,
-    SftSettings,
-    TrainingData,
-    check_replay,
+from cupola_trainer.config.checkpoint_jobs import (
+    MergeAdapterJob,
+    MergeJob,
+    MergeSettings,
+    PruneJob,
+    PruneSettings,
+    PruneTarget,
+    UpcycleJob,
+    UpcycleSettings,
 )
 from cupola_trainer.config.jobs import (
     JOB,
@@ -54,18 +49,23 @@ from cupola_trainer.config.lengths import (
     PositionChange,
 )
 from cupola_trainer.config.lora import LoraConfig
-from cupola_trainer.config.making import (
-    MergeAdapterJob,
-    MergeJob,
-    MergeSettings,
-    PruneJob,
-    PruneSettings,
-    PruneTarget,
-    UpcycleJob,
-    UpcycleSettings,
+from cupola_trainer.config.model.architecture import ModelConfig, MoEConfig
+from cupola_trainer.config.objectives import (
+    DistillationData,
+    DistillationSettings,
+    DpoData,
+    DpoSettings,
+    NextTokenData,
+    NextTokenSettings,
+    RewardData,
+    RewardSettings,
+    SftData,
+    SftSettings,
+    TrainingData,
+    check_replay,
 )
 from cupola_trainer.config.parallel import ParallelConfig
-from cupola_trainer.config.reinforcement import (
+from cupola_trainer.config.rl import (
     CodeReward,
     GrpoData,
     GrpoSettings,

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter, model_validator
 
 from cupola_platform.strict import Strict
-from cupola_trainer.architecture import ModelConfig
-from cupola_trainer.config.data import DpoData, NextTokenData, SftData, TrainingData
+from cupola_trainer.config.checkpoint_jobs import JobBase, MergeAdapterJob, MergeJob, PruneJob, UpcycleJob
 from cupola_trainer.config.lengths import LongContextConfig, PositionChange
-from cupola_trainer.config.making import JobBase, MergeAdapterJob, MergeJob, PruneJob, UpcycleJob
-from cupola_trainer.config.reinforcement import GrpoData
+from cupola_trainer.config.model.architecture import ModelConfig
+from cupola_trainer.config.objectives import DpoData, NextTokenData, SftData, TrainingData
+from cupola_trainer.config.rl import GrpoData
 from cupola_trainer.config.training import BatchConfig, PassSettings, TrainSettings
 
 

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from cupola_platform.strict import STRICT, Strict
-from cupola_trainer.positions import DualChunk, LengthScaling, RopeScaling
+from cupola_trainer.config.model.positions import DualChunk, LengthScaling, RopeScaling
 
 Window = Annotated[int, Field(ge=1)] | None
 

@@ -7,7 +7,7 @@ from pydantic.dataclasses import dataclass
 
 from cupola_platform.errors import ConfigError
 from cupola_platform.strict import STRICT
-from cupola_trainer.architecture import ModelConfig
+from cupola_trainer.config.model.architecture import ModelConfig
 from cupola_trainer.config.parallel import ParallelConfig
 
 LoraTarget = Literal["attention", "mlp", "experts"]

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.architecture import ModelConfig
+from cupola_trainer.config.model.architecture import ModelConfig
 from cupola_trainer.conversion import families
 from cupola_trainer.conversion.family import SEQUENCE, Family
 from cupola_trainer.conversion.position_entries import (

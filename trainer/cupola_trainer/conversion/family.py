@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from cupola_trainer.architecture import ModelConfig
+from cupola_trainer.config.model.architecture import ModelConfig
 from cupola_trainer.conversion.tensor_rules import Read, Rule, decoder_rules
 
 ANY: Final = object()

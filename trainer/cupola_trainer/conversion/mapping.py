@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from cupola_trainer.architecture import ModelConfig
+from cupola_trainer.config.model.architecture import ModelConfig
 from cupola_trainer.conversion import families
 from cupola_trainer.conversion.tensor_rules import EMBEDDING, OUTPUT, Read, Rule
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.architecture import ModelConfig
-from cupola_trainer.positions import DynamicRope
+from cupola_trainer.config.model.architecture import ModelConfig
+from cupola_trainer.config.model.positions import DynamicRope
 
 ROPES = {"default": (), "linear": ("factor",), "dynamic": ("factor",),
          "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"),

@@ -23,7 +23,7 @@ from cupola_platform.strict import STRICT
 from cupola_trainer.data.documents import pairs_of_split
 from cupola_trainer.data.files import RowFiles, read_conversations, usable
 from cupola_trainer.data.shapes import question_of
-from cupola_trainer.evaluation.tasks import make_tasks
+from cupola_trainer.scoring.tasks import make_tasks
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

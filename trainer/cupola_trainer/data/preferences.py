@@ -14,7 +14,7 @@ from cupola_platform.json_lines import Row
 from cupola_platform.rows.drops import Drops, told
 from cupola_trainer.data.files import RowFiles, read_pairs, usable
 from cupola_trainer.data.shapes import question_of
-from cupola_trainer.evaluation.tasks import is_correct, score
+from cupola_trainer.scoring.tasks import is_correct, score
 
 
 def make_prompts(conversations: Path, *, count: int, seed: int, to: Path, needs: str | None = "task") -> int:

@@ -9,11 +9,11 @@ from typing import Any
 from cupola_platform import json_lines
 from cupola_platform.conversation import words
 from cupola_trainer.data.chat import RefusedError, encode_prompt
-from cupola_trainer.evaluation.intervals import wilson
-from cupola_trainer.evaluation.tasks import is_correct, score
-from cupola_trainer.rollout.generation import generate
-from cupola_trainer.rollout.loading import Loaded
-from cupola_trainer.rollout.sampling import Sampling
+from cupola_trainer.generation.generation import generate
+from cupola_trainer.generation.loading import Loaded
+from cupola_trainer.generation.sampling import Sampling
+from cupola_trainer.scoring.intervals import wilson
+from cupola_trainer.scoring.tasks import is_correct, score
 
 SHOWN_ANSWERS = 20
 """Answers that a report quotes, from the first questions of every task in turn."""

@@ -16,8 +16,8 @@ from torch import Tensor
 from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint
 from cupola_trainer.config import LongContextConfig, ParallelConfig
-from cupola_trainer.long_context import method
-from cupola_trainer.rollout.loading import Loaded, load
+from cupola_trainer.config.model.long_context import method
+from cupola_trainer.generation.loading import Loaded, load
 
 CUE, ANSWER = 8, 8
 """Tokens of a needle that the question repeats, and that the model must then say."""

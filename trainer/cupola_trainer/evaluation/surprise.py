@@ -17,7 +17,7 @@ import torch
 from cupola_trainer import runtime
 from cupola_trainer.config import ParallelConfig
 from cupola_trainer.evaluation.likelihood import END_OF_DOCUMENT, LOGITS_PER_PASS, byte_lengths
-from cupola_trainer.rollout.loading import Loaded, load
+from cupola_trainer.generation.loading import Loaded, load
 
 
 class Surprise:

@@ -13,12 +13,12 @@ from cupola_platform.errors import ConfigError
 from cupola_trainer import runtime
 from cupola_trainer.checkpoint import read_model
 from cupola_trainer.config import EvaluateJob
+from cupola_trainer.config.model.sizes import parameter_count
 from cupola_trainer.evaluation import answers, likelihood, long_context
 from cupola_trainer.evaluation.answers import Question
 from cupola_trainer.evaluation.likelihood import Heldout
-from cupola_trainer.reporting import Report
-from cupola_trainer.rollout.loading import Loaded, check_whole, load
-from cupola_trainer.sizes import parameter_count
+from cupola_trainer.generation.loading import Loaded, check_whole, load
+from cupola_trainer.reporting.progress import Report
 
 GENERATION_TOKENS = 48
 """Tokens of a continuation that people read."""

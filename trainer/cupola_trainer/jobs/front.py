@@ -9,15 +9,15 @@ from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.checkpoint.compatibility import check_architecture
 from cupola_trainer.config import FrontJob
+from cupola_trainer.config.layout_rules import validate_layout
+from cupola_trainer.config.model.sizes import parameter_count
 from cupola_trainer.data.tokenizer_folders import load_tokenizer
-from cupola_trainer.layout import validate_layout
 from cupola_trainer.objectives.losses.policy_gradient import kl_estimate
-from cupola_trainer.reinforcement.collector import RolloutCollector, RolloutSettings
-from cupola_trainer.reinforcement.prompts import Prompt, read_prompts, spread
-from cupola_trainer.reinforcement.rewards import check_rewards
-from cupola_trainer.reinforcement.rollouts import Rollout
-from cupola_trainer.reporting import Report
-from cupola_trainer.sizes import parameter_count
+from cupola_trainer.reporting.progress import Report
+from cupola_trainer.rl.collector import RolloutCollector, RolloutSettings
+from cupola_trainer.rl.prompts import Prompt, read_prompts, spread
+from cupola_trainer.rl.rewards import check_rewards
+from cupola_trainer.rl.rollouts import Rollout
 
 
 def run(job: FrontJob) -> None:

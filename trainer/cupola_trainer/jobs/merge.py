@@ -8,13 +8,13 @@ from cupola_trainer import runtime
 from cupola_trainer.checkpoint import read_model
 from cupola_trainer.checkpoint.compatibility import same_tokenizer
 from cupola_trainer.config import MergeJob, ModelConfig
+from cupola_trainer.config.layout_rules import validate_layout
+from cupola_trainer.config.model.sizes import parameter_count
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
 from cupola_trainer.conversion.checkpoint_writer import write
 from cupola_trainer.data.tokenizer_folders import tokenizer_of
-from cupola_trainer.layout import validate_layout
 from cupola_trainer.merging.tensors import Merged
-from cupola_trainer.reporting import Report
-from cupola_trainer.sizes import parameter_count
+from cupola_trainer.reporting.progress import Report
 
 WITHOUT_SHAPE = ("init_std", "max_position_embeddings")
 """What two checkpoints of one shape may differ in; the first one's is kept."""

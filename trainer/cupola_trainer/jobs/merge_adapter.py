@@ -4,14 +4,14 @@ from cupola_platform import artifacts
 from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, runtime
 from cupola_trainer.config import MergeAdapterJob
+from cupola_trainer.config.layout_rules import validate_layout
+from cupola_trainer.config.model.sizes import parameter_count
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
 from cupola_trainer.conversion.checkpoint_writer import write
 from cupola_trainer.data.tokenizer_folders import tokenizer_of
-from cupola_trainer.layout import validate_layout
 from cupola_trainer.lora.attaching import read_adapter
 from cupola_trainer.lora.folding import Folded
-from cupola_trainer.reporting import Report
-from cupola_trainer.sizes import parameter_count
+from cupola_trainer.reporting.progress import Report
 
 
 def run(job: MergeAdapterJob) -> None:

@@ -10,15 +10,15 @@ from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.checkpoint.compatibility import check_tokenizer
 from cupola_trainer.config import ModelConfig, PruneJob
+from cupola_trainer.config.layout_rules import validate_layout
+from cupola_trainer.config.model.sizes import parameter_count
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
 from cupola_trainer.conversion.checkpoint_writer import write
 from cupola_trainer.evaluation.likelihood import heldout_documents
-from cupola_trainer.layout import validate_layout
 from cupola_trainer.pruning.choice import choose
 from cupola_trainer.pruning.importance import Importance, measure
 from cupola_trainer.pruning.tensors import Pruned
-from cupola_trainer.reporting import Report
-from cupola_trainer.sizes import parameter_count
+from cupola_trainer.reporting.progress import Report
 
 ROWS = 8
 """Sequences of one forward pass."""

@@ -5,12 +5,12 @@ import numpy as np
 from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.config import ReferenceJob
+from cupola_trainer.config.layout_rules import validate_layout
+from cupola_trainer.config.model.sizes import parameter_count
 from cupola_trainer.forward import outputs
-from cupola_trainer.layout import validate_layout
 from cupola_trainer.objectives.dpo import DpoObjective
 from cupola_trainer.objectives.inputs import required_tokenizer
-from cupola_trainer.reporting import Report
-from cupola_trainer.sizes import parameter_count
+from cupola_trainer.reporting.progress import Report
 
 
 def run(job: ReferenceJob) -> None:

@@ -8,13 +8,13 @@ from cupola_platform.errors import ConfigError
 from cupola_platform.json_lines import Row
 from cupola_trainer import runtime
 from cupola_trainer.config import SampleJob
-from cupola_trainer.reporting import Report
-from cupola_trainer.rollout.batch import Completion
-from cupola_trainer.rollout.generation import generate
-from cupola_trainer.rollout.loading import load
-from cupola_trainer.rollout.prompts import encode_or_reason, read_prompts
-from cupola_trainer.rollout.sampling import Sampling
-from cupola_trainer.sizes import parameter_count
+from cupola_trainer.config.model.sizes import parameter_count
+from cupola_trainer.generation.batch import Completion
+from cupola_trainer.generation.generation import generate
+from cupola_trainer.generation.loading import load
+from cupola_trainer.generation.prompts import encode_or_reason, read_prompts
+from cupola_trainer.generation.sampling import Sampling
+from cupola_trainer.reporting.progress import Report
 
 
 def run(job: SampleJob) -> None:

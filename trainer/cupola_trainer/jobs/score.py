@@ -11,10 +11,10 @@ from cupola_platform.errors import ConfigError
 from cupola_platform.rows.drops import Drops
 from cupola_trainer import runtime
 from cupola_trainer.config import ParallelConfig, ScoreJob
+from cupola_trainer.config.model.sizes import parameter_count
 from cupola_trainer.data.files import RowFiles, read_conversations, usable
-from cupola_trainer.reinforcement.reward_model import RewardModel
-from cupola_trainer.reporting import Report
-from cupola_trainer.sizes import parameter_count
+from cupola_trainer.reporting.progress import Report
+from cupola_trainer.rl.reward_model import RewardModel
 
 
 def run(job: ScoreJob) -> None:

@@ -13,15 +13,15 @@ from megatron.core import parallel_state
 from cupola_platform.errors import ConfigError
 from cupola_trainer import runtime
 from cupola_trainer.config import TeachJob
+from cupola_trainer.config.model.sizes import parameter_count
 from cupola_trainer.data.teachings import digest
-from cupola_trainer.objective_table import build_objective
+from cupola_trainer.generation.loading import check_whole, load
 from cupola_trainer.objectives.base import Objective
 from cupola_trainer.objectives.batches import collate
 from cupola_trainer.objectives.inputs import ObjectiveInputs
 from cupola_trainer.objectives.losses.distillation import vocabulary_topk
-from cupola_trainer.reporting import Report
-from cupola_trainer.rollout.loading import check_whole, load
-from cupola_trainer.sizes import parameter_count
+from cupola_trainer.reporting.progress import Report
+from cupola_trainer.training.objective_table import build_objective
 
 
 def run(job: TeachJob) -> None:

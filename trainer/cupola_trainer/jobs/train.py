@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from cupola_trainer.config import TrainJob
-from cupola_trainer.loop import train
+from cupola_trainer.training.loop import train
 
 
 def run(job: TrainJob, terminated: Callable[[], bool]) -> bool:

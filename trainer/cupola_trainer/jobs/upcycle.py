@@ -6,13 +6,13 @@ import torch
 
 from cupola_trainer import checkpoint, runtime
 from cupola_trainer.config import ModelConfig, UpcycleJob
+from cupola_trainer.config.layout_rules import validate_layout
+from cupola_trainer.config.model.mixture import mixture_of
+from cupola_trainer.config.model.sizes import active_parameters, parameter_count
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
 from cupola_trainer.conversion.checkpoint_writer import outline, write
 from cupola_trainer.conversion.model_writer import fill, whole_shapes
-from cupola_trainer.layout import validate_layout
-from cupola_trainer.mixture import mixture_of
-from cupola_trainer.reporting import Report
-from cupola_trainer.sizes import active_parameters, parameter_count
+from cupola_trainer.reporting.progress import Report
 from cupola_trainer.upcycling.layers import Upcycled
 
 

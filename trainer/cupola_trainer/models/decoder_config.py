@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from megatron.core.transformer import TransformerConfig
 
-from cupola_trainer.positions import DualChunk, LengthScaling
+from cupola_trainer.config.model.positions import DualChunk, LengthScaling
 
 
 @dataclass

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cupola_trainer.config.model.positions import DualChunk
 from cupola_trainer.kernels.dual_chunk_attention import dual_chunk_attention
 from cupola_trainer.kernels.rotary import rotary
-from cupola_trainer.positions import DualChunk
 
 BLOCK = 512
 """Queries whose scores are held at a time where they do not stand in order."""

@@ -5,7 +5,7 @@ import math
 import torch
 from megatron.core import parallel_state
 
-from cupola_trainer.architecture import ModelConfig
+from cupola_trainer.config.model.architecture import ModelConfig
 from cupola_trainer.models.decoder_config import DecoderConfig
 from cupola_trainer.models.output import ModelWithLoss
 from cupola_trainer.models.rope import Rotary

@@ -7,8 +7,8 @@ import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from torch import Tensor
 
-from cupola_trainer.architecture import ModelConfig
-from cupola_trainer.positions import DynamicRope, LinearRope, Llama3Rope, YarnRope
+from cupola_trainer.config.model.architecture import ModelConfig
+from cupola_trainer.config.model.positions import DynamicRope, LinearRope, Llama3Rope, YarnRope
 
 
 def inverse_frequencies(model: ModelConfig, length: Tensor | int = 0) -> Tensor:

@@ -8,5 +8,5 @@ losses/            the losses as pure functions of tensors
 next_token.py  sft.py  dpo.py  reward.py  distillation.py      the objectives
 
 Objectives that learn from the model's own responses are in `reinforcement`; those of other packages are found by the entry
-point group `cupola.objectives`. `cupola_trainer.objective_table` looks them up by name.
+point group `cupola.objectives`. `cupola_trainer.training.objective_table` looks them up by name.
 """

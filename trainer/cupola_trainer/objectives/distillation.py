@@ -13,10 +13,10 @@ from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, models
 from cupola_trainer.checkpoint.compatibility import check_tokenizer
 from cupola_trainer.config import DistillationData, ModelConfig, NextTokenData, ParallelConfig
+from cupola_trainer.config.layout_rules import of_its_own, validate_layout
 from cupola_trainer.data.batches import Batch
 from cupola_trainer.data.teachings import Teachings
 from cupola_trainer.forward import outputs
-from cupola_trainer.layout import of_its_own, validate_layout
 from cupola_trainer.objectives import next_token, sft
 from cupola_trainer.objectives.base import Objective
 from cupola_trainer.objectives.inputs import ObjectiveInputs

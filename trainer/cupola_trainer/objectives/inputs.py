@@ -11,8 +11,8 @@ import numpy as np
 from cupola_platform.durable import replacing
 from cupola_platform.errors import ConfigError
 from cupola_trainer import runtime
-from cupola_trainer.architecture import ModelConfig
 from cupola_trainer.config import BatchConfig, ParallelConfig
+from cupola_trainer.config.model.architecture import ModelConfig
 from cupola_trainer.data.chat import ChatTokenizer
 from cupola_trainer.data.tokenizer_folders import load_tokenizer
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from cupola_trainer.config import BatchConfig, NextTokenData
-from cupola_trainer.data import tokens
 from cupola_trainer.data.batches import Batch
-from cupola_trainer.data.copying import Copying
-from cupola_trainer.data.lengths import Lengths, cut
-from cupola_trainer.data.packing import document_segments, hidden
+from cupola_trainer.data.pretraining import tokens
+from cupola_trainer.data.pretraining.copying import Copying
+from cupola_trainer.data.pretraining.lengths import Lengths, cut
+from cupola_trainer.data.pretraining.packing import document_segments, hidden
 from cupola_trainer.objectives.base import Objective
 from cupola_trainer.objectives.inputs import ObjectiveInputs
 

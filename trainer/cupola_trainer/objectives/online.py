@@ -4,8 +4,8 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from cupola_trainer.architecture import ModelConfig
 from cupola_trainer.checkpoint import Progress
+from cupola_trainer.config.model.architecture import ModelConfig
 from cupola_trainer.data.batches import Batch
 from cupola_trainer.objectives.base import Objective
 from cupola_trainer.optim import Trainee

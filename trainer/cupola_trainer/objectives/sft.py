@@ -14,7 +14,7 @@ from cupola_trainer.data.batches import Batch
 from cupola_trainer.data.chat import ChatTokenizer
 from cupola_trainer.data.conversations import Sample, load_conversations, refuse_empty
 from cupola_trainer.data.order import order
-from cupola_trainer.data.packing import hidden
+from cupola_trainer.data.pretraining.packing import hidden
 from cupola_trainer.objectives import next_token
 from cupola_trainer.objectives.base import Objective
 from cupola_trainer.objectives.inputs import ObjectiveInputs

@@ -18,8 +18,8 @@ from cupola_platform.artifacts import Artifact, verify
 from cupola_platform.errors import ConfigError, StageFailedError
 from cupola_platform.workspace import LineageNode, Workspace
 from cupola_trainer.config import LongContextConfig, ModelConfig
+from cupola_trainer.config.model.long_context import method
 from cupola_trainer.evaluation.long_context_page import page, summary
-from cupola_trainer.long_context import method
 
 CONFIG = TypeAdapter(LongContextConfig)
 MODEL = TypeAdapter(ModelConfig)

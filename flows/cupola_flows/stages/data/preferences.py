@@ -14,7 +14,7 @@ from cupola_platform import json_lines
 from cupola_platform.artifacts import Artifact
 from cupola_trainer.config import ParallelConfig, SampleJob, SamplingSettings
 from cupola_trainer.data.preferences import make_preferences, make_prompts
-from cupola_trainer.evaluation.execution import shares_passed
+from cupola_trainer.scoring.execution import shares_passed
 
 
 class PreferencesStage(Stage, SamplingSettings):

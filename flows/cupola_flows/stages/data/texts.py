@@ -18,8 +18,8 @@ from cupola_platform import json_lines
 from cupola_platform.conversation import words
 from cupola_platform.errors import ConfigError
 from cupola_trainer.data.shapes import question_of
-from cupola_trainer.evaluation.execution import shares_passed
-from cupola_trainer.evaluation.tasks import score
+from cupola_trainer.scoring.execution import shares_passed
+from cupola_trainer.scoring.tasks import score
 
 Row = dict[str, Any]
 

@@ -12,9 +12,9 @@ from cupola_flows.stages.base import Input, Stage, Taken, every_trained, setting
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import ConfigError
 from cupola_trainer.config import EvaluateJob, EvaluateSettings, ModelConfig, ParallelConfig
+from cupola_trainer.config.layout_rules import validate_layout
+from cupola_trainer.config.model.long_context import method
 from cupola_trainer.evaluation.long_context_page import page
-from cupola_trainer.layout import validate_layout
-from cupola_trainer.long_context import method
 
 
 class EvaluateStage(Stage, EvaluateSettings):

@@ -18,7 +18,7 @@ from cupola_trainer.config import (
     NextTokenSettings,
     PositionChange,
 )
-from cupola_trainer.long_context import stretch
+from cupola_trainer.config.model.long_context import stretch
 
 
 class LongContextStage(TrainStage, NextTokenSettings, LengthSettings):

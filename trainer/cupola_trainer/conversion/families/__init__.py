@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from types import MappingProxyType
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.architecture import ModelConfig
+from cupola_trainer.config.model.architecture import ModelConfig
 from cupola_trainer.conversion.family import Family
 
 PLUGINS = "cupola.families"

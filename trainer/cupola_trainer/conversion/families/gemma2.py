@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.architecture import ModelConfig
+from cupola_trainer.config.model.architecture import ModelConfig
 from cupola_trainer.conversion.family import ANY, Family
 from cupola_trainer.conversion.position_entries import window_entries
 from cupola_trainer.conversion.tensor_rules import (

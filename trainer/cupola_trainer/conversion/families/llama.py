@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cupola_trainer.architecture import ModelConfig
+from cupola_trainer.config.model.architecture import ModelConfig
 from cupola_trainer.conversion.family import Family
 
 

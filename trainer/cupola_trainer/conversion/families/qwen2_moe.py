@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cupola_trainer.architecture import ModelConfig, MoEConfig
+from cupola_trainer.config.model.architecture import ModelConfig, MoEConfig
 from cupola_trainer.conversion.families import qwen2
 from cupola_trainer.conversion.family import ANY, Family
 from cupola_trainer.conversion.tensor_rules import ROUTER, Read

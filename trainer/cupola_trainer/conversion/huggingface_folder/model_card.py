@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 from cupola_platform.artifacts import Artifact
-from cupola_trainer.architecture import ModelConfig
+from cupola_trainer.config.model.architecture import ModelConfig
+from cupola_trainer.config.model.sizes import active_parameters, parameter_count
 from cupola_trainer.conversion import families
-from cupola_trainer.sizes import active_parameters, parameter_count
 
 TEMPLATE = """---
 library_name: transformers

@@ -11,11 +11,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cupola_platform.errors import ConfigError, NotFoundError
-from cupola_trainer.architecture import ModelConfig
+from cupola_trainer.config.model.architecture import ModelConfig
+from cupola_trainer.config.model.sizes import parameter_count
 from cupola_trainer.conversion.huggingface_folder.files import ModelFolder, shown
 from cupola_trainer.conversion.huggingface_folder.safetensors_writer import DTYPES
 from cupola_trainer.conversion.mapping import held_tensors, tied_names, to_huggingface
-from cupola_trainer.sizes import parameter_count
 
 AGAIN = "Correct config.json, or copy the folder again."
 """What to do where the two do not fit."""

@@ -1,0 +1,54 @@
+"""What a dense model becomes when it is upcycled, as far as shapes tell. Imports no torch."""
+
+from dataclasses import replace
+from typing import Literal
+
+from pydantic import ValidationError
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer.config.model.architecture import ModelConfig, MoEConfig
+
+RouterStart = Literal["random", "copies", "zeros"]
+
+
+def mixture_of(dense: ModelConfig, moe: MoEConfig, *, router: RouterStart, match_dense: bool) -> ModelConfig:
+    """The shape of the upcycled model.
+
+    Raises:
+        ConfigError: the model is a mixture of experts already, its experts cannot be, or `match_dense` cannot hold.
+    """
+    if dense.moe:
+        raise ConfigError("moe: the parent is a mixture of experts already. Upcycle a dense checkpoint.")
+    output_scales(dense, moe, router=router, match_dense=match_dense)
+    try:
+        return replace(dense, moe=moe)
+    except ValidationError as error:
+        raise ConfigError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+
+
+def output_scales(dense: ModelConfig, moe: MoEConfig, *, router: RouterStart, match_dense: bool) -> tuple[float, float]:
+    """What the outputs of routed and of shared experts are multiplied with, see `UpcycleJob.match_dense`.
+
+    An expert is 1 / granularity of a copy and k of them weigh 1 together, so that whole copies say 1 / granularity of
+    what the dense FFN said. A shared expert of m copies says m times it, and its gate lets half of it through.
+
+    Raises:
+        ConfigError: no factor makes the outputs equal.
+    """
+    h_ffn = dense.ffn_hidden_size
+    if not match_dense:
+        return 1.0, 1.0
+    granularity, rest = divmod(h_ffn, moe.expert_ffn_hidden_size)
+    shared, shared_rest = divmod(moe.shared_expert_ffn_hidden_size or h_ffn, h_ffn)
+    problems = {
+        f"router={router!r} is not 'copies'": router != "copies",
+        "moe.norm_topk_prob is not true": not moe.norm_topk_prob,
+        f"ffn_hidden_size={h_ffn} is not a multiple of moe.expert_ffn_hidden_size": rest != 0,
+        f"moe.num_experts={moe.num_experts} are not whole copies": moe.num_experts % (granularity or 1) != 0,
+        f"moe.top_k={moe.top_k} does not cover whole copies": moe.top_k % (granularity or 1) != 0,
+        "moe.shared_expert_ffn_hidden_size is not whole copies": shared_rest != 0,
+    }
+    for problem, found in problems.items():
+        if found:
+            raise ConfigError(f"match_dense: {problem}, so that no scale makes the outputs equal. Change it.")
+    return (granularity / 2, 1 / shared) if moe.shared_expert_ffn_hidden_size else (float(granularity), 1.0)

@@ -1,0 +1,1 @@
+"""Packed tokens: how they are read, cut, copied and masked."""

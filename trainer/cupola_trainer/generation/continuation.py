@@ -1,0 +1,80 @@
+"""One text continued, or one conversation answered, by a checkpoint in one process."""
+
+import json
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from cupola_platform.conversation import problem
+from cupola_platform.errors import ConfigError
+from cupola_trainer import runtime
+from cupola_trainer.checkpoint.description import read_training
+from cupola_trainer.config import ParallelConfig
+from cupola_trainer.data.chat import encode_prompt
+from cupola_trainer.generation.generation import generate
+from cupola_trainer.generation.loading import load
+from cupola_trainer.generation.sampling import Sampling
+
+
+def continue_text(checkpoint: Path, prompt: str, sampling: Sampling, seed: int = 0) -> str:
+    """What the model says after `prompt`, without control tokens.
+
+    An imported model ends where its own configuration says and may draw from every row of its embedding, so that greedy
+    text is transformers' own; a model of ours ends at the tokenizer's control tokens and draws what the tokenizer has.
+
+    Raises:
+        ConfigError: the prompt is empty or too long.
+        CorruptArtifactError: the checkpoint does not verify; names the file.
+    """
+    if not prompt:
+        raise ConfigError("The prompt is empty. Give the model at least a word to continue.")
+    # with the beginning of a text where the family has one
+    return _continue(checkpoint, lambda tokenizer: list(tokenizer.encode(prompt)), sampling, seed, None)
+
+
+def answer_chat(checkpoint: Path, file: Path, sampling: Sampling, seed: int = 0, day: date | None = None) -> str:
+    """What the model answers to a conversation, {"messages", "tools"} in JSON, asked as in training. An answer that stands
+    there already is left out.
+
+    Args:
+        day: what its chat template takes for today; none for the date that the checkpoint was trained with.
+
+    Raises:
+        ConfigError: the file holds no conversation, or one that cannot be asked.
+        CorruptArtifactError: the checkpoint does not verify; names the file.
+    """
+    try:
+        row = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read as JSON: {error}.") from None
+    row = row if isinstance(row, dict) else {}
+    messages: Any = row.get("messages")
+    tools = row.get("tools")
+    reason = problem(messages, (), tools)
+    if reason not in (None, "no_assistant_turn"):
+        raise ConfigError(f'{file} is no conversation ({reason}). Give {{"messages": [...], "tools": [...]}}.')
+    asked = messages if reason else messages[:-1]
+    return _continue(checkpoint, lambda tokenizer: encode_prompt(tokenizer, asked, tools), sampling, seed, day)
+
+
+def _continue(
+    checkpoint: Path, encode: Callable[[Any], list[int]], sampling: Sampling, seed: int, day: date | None
+) -> str:
+    runtime.start(ParallelConfig(), seed)
+    try:
+        loaded = load(checkpoint, ParallelConfig(), day=day)
+        tokens = encode(loaded.tokenizer)
+        imported = read_training(checkpoint).get("control_tokens")
+        stops = _as_list(imported["eos"]) if imported else None
+        [completion] = generate(
+            loaded.chunks, loaded.tokenizer, [tokens], sampling,
+            stops=stops, vocabulary=loaded.model.vocab_size if imported else None, seed=seed,
+        )  # fmt: skip
+        return str(loaded.tokenizer.decode(completion.tokens, skip_special_tokens=True))
+    finally:
+        runtime.stop()
+
+
+def _as_list(ids: int | list[int] | None) -> list[int]:
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]

@@ -1,0 +1,131 @@
+"""One more token for every sequence: a decoder layer as the few operations that a single token takes.
+
+Megatron's modules are made for training; around each operation they ask after fusions, offloading and recomputation, which
+takes longer than the operation on one token. Here the same weights are read in the same order without asking. What is not
+plain keeps its module: adapters, mixtures of experts, other norms and activations. Layers of another make (Transformer
+Engine's) are left to Megatron as they are.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_parallel_region
+from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP
+from torch import Tensor
+
+from cupola_trainer.generation.cache import LayerCache, places
+from cupola_trainer.models.attend import Attend
+from cupola_trainer.models.attention import TorchRMSNorm
+from cupola_trainer.models.post_norm import AddNormed
+
+Map = Callable[[Tensor], Tensor]
+"""[b, in] -> [b, out]."""
+
+
+class Turn:
+    """RoPE at one position a row, for every layer: pairs (x[i], x[i + d/2]) of queries and keys turned by their angles.
+
+    Values go through with an angle of 0: one operation on all that a layer's first product gives costs less than to part it.
+    """
+
+    def __init__(self, angles: Tensor, each: int, dtype: torch.dtype) -> None:
+        """
+        Args:
+            angles: radians [1, b, 1, d], those of the pairs twice.
+            each: queries of a group, its key and its value.
+        """
+        self.half = angles.size(-1) // 2
+        angles = angles.transpose(0, 1).repeat(1, 1, each, 1)  # [b, 1, each, d]
+        angles[:, :, -1] = 0
+        self.cos, self.sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        self.sin[..., : self.half].neg_()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[b, groups, each, d] -> the same."""
+        return (x * self.cos).addcmul_(x.roll(self.half, -1), self.sin)
+
+
+class DecodingLayer:
+    """One decoder layer, its cache included."""
+
+    def __init__(self, layer: Any, cache: LayerCache) -> None:
+        attention = layer.self_attention
+        self.cache, self.attend = cache, Attend.of(attention.config, attention.layer_number)
+        self.groups: int = attention.num_query_groups_per_partition
+        self.head_dim: int = attention.hidden_size_per_attention_head
+        self.each: int = attention.num_attention_heads_per_partition // self.groups + 2
+        """Queries of a group, its key and its value."""
+        self.mix, self.project = _linear(attention.linear_qkv), _linear(attention.linear_proj)
+        self.norm, self.second_norm = _norm(layer.input_layernorm), _norm(layer.pre_mlp_layernorm)
+        self.feed_forward = _feed_forward(layer.mlp)
+        self.add, self.second_add = _add(layer.self_attn_bda), _add(layer.mlp_bda)
+
+    def __call__(self, hidden: Tensor, turn: Turn, mask: Tensor | None) -> Tensor:
+        """The next token's hidden states through the layer, [b, h] -> [b, h].
+
+        Args:
+            mask: [b, 1, 1, columns so far], true where a row may look; none for everywhere.
+        """
+        rows = hidden.size(0)
+        mixed = turn(self.mix(self.norm(hidden)).view(rows, self.groups, self.each, self.head_dim))
+        keys, values = self.cache.append_one(mixed[:, :, -2:])
+        where = places(mask) if mask is not None and self.attend.needs_positions else None
+        read = self.attend.one(mixed[:, :, :-2], keys, values, mask, where)
+        hidden = self.add(hidden, self.project(read.reshape(rows, -1)))
+        return self.second_add(hidden, self.feed_forward(self.second_norm(hidden)))
+
+
+def decoding_layers(layers: Sequence[Any], caches: Sequence[LayerCache]) -> list[DecodingLayer] | None:
+    """Every layer of this rank with its cache; none where one of them is not of the known make."""
+    if not layers or not all(_known(layer) for layer in layers):
+        return None
+    return [DecodingLayer(layer, cache) for layer, cache in zip(layers, caches, strict=True)]
+
+
+def _known(layer: Any) -> bool:
+    attention = layer.self_attention
+    linear = (ColumnParallelLinear, RowParallelLinear)
+    plain = isinstance(attention.linear_qkv, linear) and isinstance(attention.linear_proj, linear)
+    alone = all(isinstance(norm or IdentityOp(), IdentityOp) for norm in (attention.q_layernorm, attention.k_layernorm))
+    whole = attention.config.num_query_groups >= attention.tp_group.size()
+    return type(attention) is SelfAttention and plain and alone and whole
+
+
+def _linear(layer: Any) -> Map:
+    if type(layer) is ColumnParallelLinear and not layer.gather_output:
+        return lambda x: F.linear(x, layer.weight, layer.bias)
+    if type(layer) is RowParallelLinear and layer.bias is None:
+        if layer.tp_group.size() == 1:
+            return lambda x: F.linear(x, layer.weight)
+        return lambda x: reduce_from_tensor_model_parallel_region(F.linear(x, layer.weight), group=layer.tp_group)
+    return lambda x: layer(x[None])[0][0]
+
+
+def _norm(norm: Any) -> Map:
+    if type(norm) is TorchRMSNorm and not norm.zero_centered:
+        return lambda x: F.rms_norm(x, norm.normalized_shape, norm.weight, norm.eps)
+    return norm  # type: ignore[no-any-return]
+
+
+def _feed_forward(mlp: Any) -> Map:
+    config = mlp.config
+    if type(mlp) is not MLP or config.activation_func is not F.silu or not config.gated_linear_unit:
+        return lambda x: mlp(x[None])[0][0]
+    widen, narrow = _linear(mlp.linear_fc1), _linear(mlp.linear_fc2)
+
+    def swiglu(x: Tensor) -> Tensor:
+        gate, up = widen(x).chunk(2, dim=-1)
+        return narrow(F.silu(gate).mul_(up))
+
+    return swiglu
+
+
+def _add(addition: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    if isinstance(addition, AddNormed):
+        return lambda residual, x: residual + addition.norm(x)
+    return lambda residual, x: residual + x

@@ -1,0 +1,90 @@
+"""Batched generation with the model that is being trained: no second engine, no second copy of the weights."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer.data.tokenizer_folders import stop_ids
+from cupola_trainer.generation.batch import Batch, Completion
+from cupola_trainer.generation.sampling import Sampling
+from cupola_trainer.generation.stages import generating
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def generate(
+    chunks: Sequence[torch.nn.Module],
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    sampling: Sampling,
+    *,
+    stops: Sequence[int] | None = None,
+    vocabulary: int | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> list[Completion]:
+    """Continue every prompt until a stop token, `max_new_tokens` or the model's longest sequence.
+
+    Every rank calls this with the same prompts and gets all completions. Any layout that trains generates: data- and
+    context-parallel ranks share the prompts out, the ranks of a tensor-, expert- or pipeline-parallel group step
+    together. What is drawn for prompt i depends on (seed, i) and on its own logits, not on the batch that it is in.
+
+    Args:
+        chunks: the model, also as it is being trained, wrapped for data parallelism.
+        tokenizer: gives what is left out below.
+        prompts: token ids.
+        stops: tokens that end an answer; none for the tokenizer's own.
+        vocabulary: tokens below this may be drawn; none for as many as the tokenizer has.
+        batch_size: sequences in one forward pass of a rank.
+        progress: called with the number of prompts done so far, over all ranks.
+
+    Raises:
+        ConfigError: a prompt that is empty or leaves no room for an answer.
+    """
+    stops = stop_ids(tokenizer) if stops is None else stops
+    vocabulary = len(tokenizer) if vocabulary is None else vocabulary
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    ranks, rank = group.size(), group.rank()
+    rounds = -(-len(prompts) // (batch_size * ranks))
+    mine = _batches(prompts, rounds * ranks)[rank::ranks]
+    done: dict[int, Completion] = {}
+    with generating(chunks) as stages:
+        check_prompts(prompts, stages.max_sequence_length)
+        for number, indices in enumerate(mine, start=1):
+            batch = Batch(stages, [prompts[i] for i in indices], indices, sampling, seed, vocabulary, stops)
+            done |= dict(zip(indices, batch.complete(), strict=True))
+            if progress:
+                progress(len(prompts) * number // rounds)
+    return _gathered(done, len(prompts), group)
+
+
+def _batches(prompts: Sequence[list[int]], count: int) -> list[list[int]]:
+    """Indices of the prompts in `count` batches of one size (give or take one), like lengths and equal prompts together."""
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), prompts[index]))
+    return [part.tolist() for part in np.array_split(np.array(order, dtype=np.int64), count)] if count else []
+
+
+def check_prompts(prompts: Sequence[list[int]], longest: int) -> None:
+    """Refuse a prompt that is empty or leaves no room for an answer.
+
+    Raises:
+        ConfigError: names the prompt by its number.
+    """
+    for number, prompt in enumerate(prompts):
+        if not 0 < len(prompt) < longest:
+            raise ConfigError(
+                f"Prompt {number} has {len(prompt)} tokens. It must have at least 1 and leave room for an answer within "
+                f"the model's {longest} positions. {'Shorten' if prompt else 'Lengthen'} it."
+            )
+
+
+def _gathered(done: dict[int, Completion], count: int, group: dist.ProcessGroup) -> list[Completion]:
+    parts: list[dict[int, Completion]] = [{}] * group.size()
+    dist.all_gather_object(parts, done, group=group)
+    everything = {index: completion for part in parts for index, completion in part.items()}
+    return [everything[index] for index in range(count)]

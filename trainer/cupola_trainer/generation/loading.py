@@ -1,0 +1,71 @@
+"""A checkpoint, loaded for generation or evaluation rather than training."""
+
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer import checkpoint, models
+from cupola_trainer.config import ModelConfig, ParallelConfig
+from cupola_trainer.config.layout_rules import of_its_own, validate_layout
+from cupola_trainer.data.tokenizer_folders import load_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model of a checkpoint on this rank, and its tokenizer."""
+
+    model: ModelConfig
+    chunks: list[Any]
+    tokenizer: Any
+
+
+def check_whole(parallel: ParallelConfig, what: str) -> None:
+    """Refuse a layout in which a rank has some of the layers only, or some of a sequence's tokens.
+
+    Args:
+        what: reads logits of whole sequences on every rank; the subject of the message.
+
+    Raises:
+        ConfigError: pipeline or context parallelism.
+    """
+    if parallel.pp > 1 or parallel.cp > 1:
+        raise ConfigError(
+            f"parallel: pp={parallel.pp}, cp={parallel.cp}. {what} reads logits of whole sequences on every rank, so it "
+            f"needs pp=1 and cp=1. Use dp={parallel.world_size // parallel.tp} instead."
+        )
+
+
+def load(
+    folder: Path, parallel: ParallelConfig, model: ModelConfig | None = None, *, day: date | None = None
+) -> Loaded:
+    """A checkpoint's model in evaluation mode, in any layout. `runtime.start` comes first.
+
+    Sequence parallelism is off: decoding has one token a sequence. A dense model takes no expert parallelism, so that
+    one layout serves dense checkpoints and mixtures of experts alike.
+
+    Args:
+        model: the checkpoint's, with other positions; none for the checkpoint's own.
+        day: what its chat template takes for today; none for the date that the checkpoint was trained with.
+
+    Raises:
+        ConfigError: the layout does not fit the model, or the checkpoint has no tokenizer.
+        CorruptArtifactError: the checkpoint does not verify; names the file.
+    """
+    if not (folder / "tokenizer").is_dir():
+        raise ConfigError(
+            f"{folder} has no tokenizer: it was imported without one. Import it again from a folder with tokenizer.json."
+        )
+    model = model or checkpoint.read_model(folder)
+    if model.is_scalar:
+        raise ConfigError(
+            f"{folder} is a reward model (head=scalar): it gives a number a token, and no words. Name a language model."
+        )
+    layout = of_its_own(model, parallel)
+    validate_layout(model, replace(layout, sp=layout.tp > 1))  # as training would have it
+    chunks = models.build(model, replace(layout, sp=False), seed=None)
+    checkpoint.load_weights(folder, chunks)
+    for chunk in chunks:
+        chunk.eval()
+    return Loaded(model, chunks, load_tokenizer(folder / "tokenizer", day))

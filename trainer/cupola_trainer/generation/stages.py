@@ -1,0 +1,137 @@
+"""A model in training as generation sees it: its pipeline stages one after another, every rank with whole sequences.
+
+Training's layout stays. Ranks of a pipeline hand the hidden states on; sequence parallelism is off for the time of the
+generation, since a single new token cannot be shared out; the ranks of a context-parallel group hold the same weights, and
+take prompts of their own, like data-parallel ones.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.utils import unwrap_model
+from torch import Tensor
+
+from cupola_trainer.generation.decoding import DecodingLayer, Turn
+
+
+class Stages:
+    """This rank's chunks of a model."""
+
+    def __init__(self, chunks: Sequence[torch.nn.Module]) -> None:
+        self.chunks: list[Any] = unwrap_model(list(chunks))
+        self.config = self.chunks[0].config
+        self.max_sequence_length: int = self.chunks[0].max_sequence_length
+        self.group = parallel_state.get_pipeline_model_parallel_group()
+        self.stage, self.stages = self.group.rank(), self.group.size()
+        self.last = self.stage == self.stages - 1
+        self.device = next(self.chunks[-1].parameters()).device
+        self.dtype = self.config.params_dtype
+
+    def layers(self) -> Iterator[Any]:
+        """Every decoder layer of this rank."""
+        for chunk in self.chunks:
+            yield from chunk.decoder.layers
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, mask: Tensor | None, layers: Sequence[DecodingLayer] | None = None
+    ) -> Tensor | None:
+        """Logits of the last column, over the whole vocabulary, in fp32: [b, s] -> [b, v]; none before the last stage.
+
+        Args:
+            positions: [b, s].
+            mask: [b, 1, s, columns so far], true where a query may look; none for causal.
+            layers: of this rank, with their caches, to read one more token; none for Megatron's own.
+        """
+        rope = self.chunks[0].rotary_pos_emb.at(positions).transpose(0, 1)[:, :, None]  # [s, b, 1, head_dim]
+        through = self._one(layers, mask, rope) if layers else self._whole(mask, rope)
+        hidden = None
+        for number, chunk in enumerate(self.chunks):
+            if chunk.pre_process:
+                hidden = chunk.embedding(input_ids=tokens, position_ids=positions)
+            elif self.stages > 1:
+                hidden = self._receive(tokens.shape)
+            hidden = through(chunk.decoder, hidden)
+            if not (self.last and number == len(self.chunks) - 1):
+                dist.send(hidden.contiguous(), group=self.group, group_dst=(self.stage + 1) % self.stages)
+        return self._logits(hidden) if self.last else None
+
+    def _whole(self, mask: Tensor | None, rope: Tensor) -> Callable[[Any, Tensor | None], Tensor]:
+        """Megatron's own way through a chunk's layers."""
+
+        def through(decoder: Any, hidden: Tensor | None) -> Tensor:
+            if not decoder.pre_process:
+                decoder.set_input_tensor(hidden)
+            output: Tensor = decoder(hidden_states=hidden, attention_mask=mask, rotary_pos_emb=rope)
+            return output
+
+        return through
+
+    def _one(
+        self, layers: Sequence[DecodingLayer], mask: Tensor | None, rope: Tensor
+    ) -> Callable[[Any, Tensor | None], Tensor]:
+        """The same for one token of each row."""
+        turn, following = Turn(rope, layers[0].each, self.dtype), iter(layers)
+
+        def through(decoder: Any, hidden: Tensor | None) -> Tensor:
+            assert hidden is not None
+            state = hidden[0]  # [1, b, h] -> [b, h]
+            for _ in decoder.layers:
+                state = next(following)(state, turn, mask)
+            norm = decoder.final_layernorm
+            return (state if norm is None else norm(state))[None]
+
+        return through
+
+    def _receive(self, shape: Sequence[int]) -> Tensor:
+        rows, length = shape
+        hidden = torch.empty(length, rows, self.config.hidden_size, dtype=self.dtype, device=self.device)
+        dist.recv(hidden, group=self.group, group_src=(self.stage - 1) % self.stages)
+        return hidden
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        chunk = self.chunks[-1]
+        weight = chunk.shared_embedding_or_output_weight() if chunk.share_embeddings_and_output_weights else None
+        logits, _ = chunk.output_layer(hidden[-1:], weight=weight, runtime_gather_output=True)
+        whole: Tensor = logits[0].float()
+        return whole
+
+    def agree(self, values: Tensor) -> Tensor:
+        """What the last stage's first tensor-parallel rank has, on every rank that works on the same sequences."""
+        if parallel_state.get_tensor_model_parallel_world_size() > 1 and self.last:
+            source = parallel_state.get_tensor_model_parallel_src_rank()
+            dist.broadcast(values, source, group=parallel_state.get_tensor_model_parallel_group())
+        if self.stages > 1:
+            dist.broadcast(values, group=self.group, group_src=self.stages - 1)
+        return values
+
+
+@contextmanager
+def generating(chunks: Sequence[torch.nn.Module]) -> Iterator[Stages]:
+    """The chunks in evaluation mode and without sequence parallelism, for the time of the block."""
+    stages = Stages(chunks)
+    training = [chunk.training for chunk in stages.chunks]
+    sharded = [(owner, name) for chunk in stages.chunks for owner, name in _sequence_parallel(chunk)]
+    for chunk in stages.chunks:
+        chunk.eval()
+    for owner, name in sharded:
+        setattr(owner, name, False)
+    try:
+        yield stages
+    finally:
+        for owner, name in sharded:
+            setattr(owner, name, True)
+        for chunk, was in zip(stages.chunks, training, strict=True):
+            chunk.train(was)
+
+
+def _sequence_parallel(chunk: torch.nn.Module) -> list[tuple[Any, str]]:
+    """Where Megatron keeps that sequences are sharded: in each configuration, and again in the modules."""
+    owners = {
+        id(owner): owner for module in chunk.modules() for owner in (module, getattr(module, "config", None)) if owner
+    }
+    names = ("sequence_parallel", "reduce_scatter_embeddings")
+    return [(owner, name) for owner in owners.values() for name in names if getattr(owner, name, False)]

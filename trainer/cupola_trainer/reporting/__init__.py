@@ -1,0 +1,1 @@
+"""What a job says of itself: metrics.jsonl while it runs, result.json when it is done."""

@@ -1,0 +1,155 @@
+"""Group relative policy optimization (Shao et al. 2024), as Qwen2.5 used it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cupola_trainer.checkpoint import Progress
+from cupola_trainer.config import ModelConfig
+from cupola_trainer.config.rl import GrpoData
+from cupola_trainer.data.batches import Batch
+from cupola_trainer.objectives.inputs import ObjectiveInputs
+from cupola_trainer.objectives.losses.policy_gradient import (
+    clipped_ratio_loss,
+    group_advantages,
+    kl_estimate,
+    token_weights,
+)
+from cupola_trainer.optim import Trainee
+from cupola_trainer.rl.ema import EmaReference
+from cupola_trainer.rl.rollout_objective import RolloutObjective
+from cupola_trainer.rl.rollouts import Rollout
+
+
+def build(inputs: ObjectiveInputs) -> "GrpoObjective":
+    """GRPO on the prompts of a `conversations` artifact.
+
+    Raises:
+        ConfigError: no initial checkpoint, no usable prompt, or sizes that do not fit each other.
+    """
+    return GrpoObjective(inputs)
+
+
+class GrpoObjective(RolloutObjective):
+    """A sample is one response with its prompt. The step's loss is the mean over its responses: see `token_weights`."""
+
+    name = "grpo"
+
+    def __init__(self, inputs: ObjectiveInputs) -> None:
+        data: GrpoData = inputs.data
+        self.grpo = data
+        self.ema: EmaReference | None = None
+        self.keeps_reference = data.kl_coef > 0
+        self.normalization = data.normalization
+        self._weighed: tuple[int, np.ndarray] = (-1, np.empty(0))
+        """First sample of a step, and the weights of its tokens."""
+        super().__init__(inputs)
+
+    def attach(self, trainee: Trainee, model: ModelConfig) -> None:
+        super().attach(trainee, model)
+        reference = self.collector.reference
+        if self.grpo.anchor_rate and reference:
+            self.ema = EmaReference(self.inputs, model, reference, trainee.chunks, self.grpo.anchor_rate)
+
+    def update(self, trainee: Trainee) -> tuple[float, bool]:
+        norm, moved = super().update(trainee)
+        if self.ema and moved:
+            self.ema.update()
+        return norm, moved
+
+    def save(self, progress: Progress) -> dict[str, Any]:
+        state = super().save(progress)
+        if self.ema:
+            self.ema.save(progress)
+        return state
+
+    def resume(self, progress: Progress) -> None:
+        super().resume(progress)
+        if self.ema and progress.step:
+            self.ema.resume(progress)
+
+    def complete(self, rollout: Rollout) -> None:
+        groups = rollout.arrays["rewards"].reshape(-1, self.config.group_size)
+        rewards = torch.from_numpy(groups)
+        valid = ~rewards.isnan()
+        advantages = group_advantages(rewards, valid, scale=self.grpo.scale_rewards).float().numpy()
+        rollout.arrays["advantages"] = np.where(rollout.mask, advantages.reshape(-1, 1), 0.0).astype(np.float32)
+        rollout.arrays["learnt"] = rollout.mask & trained_on(rollout, self.config.cut, self.config.group_size)[:, None]
+        rollout.metrics["groups_alike"] = float((advantages == 0).all(axis=1).mean())
+
+    def sample(self, index: int) -> Mapping[str, np.ndarray]:
+        assert self.current
+        step, at = self.step_of(index)
+        if self._weighed[0] != index - at:
+            mask = torch.from_numpy(self.current.arrays["learnt"][step])
+            weights = token_weights(mask, self.normalization, self.config.max_new_tokens)
+            self._weighed = index - at, weights.numpy()
+        return row_of(self.current, step[at], self._weighed[1][at])
+
+    def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+        return collate_rows(samples)
+
+    def count(self, batch: Batch) -> Tensor:
+        return batch["row_starts"].sum()
+
+    def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Sum over answers, their number, and sums over answers of means over their tokens: KL, clipped share, change."""
+        logps = torch.where(batch["loss_mask"] > 0, -output.float(), 0.0)  # padding's could be anything
+        data, old = self.grpo, batch["old_logps"]
+        losses, clipped = clipped_ratio_loss(logps, old, batch["advantages"], low=data.clip_low, high=data.clip_high)
+        sums = {
+            "clip_fraction": (clipped * batch["shares"]).sum().float(),
+            "policy_kl": (kl_estimate(old, logps.detach()) * batch["shares"]).sum(),
+        }
+        if data.kl_coef:
+            kl = kl_estimate(logps, batch["ref_logps"])
+            losses = losses + data.kl_coef * kl
+            sums["kl"] = (kl.detach() * batch["shares"]).sum()
+        return (losses * batch["weights"]).sum(), self.count(batch), sums
+
+
+def trained_on(rollout: Rollout, cut: str, group_size: int) -> np.ndarray:
+    """Which responses are trained on [rows]: those with a reward and another to compare it with; not the truncated ones,
+    where they are masked. Counts those left out in the rollout's metrics."""
+    valid = ~np.isnan(rollout.arrays["rewards"])
+    alone = valid & (valid.reshape(-1, group_size).sum(axis=1) < 2).repeat(group_size)
+    if alone.any():
+        rollout.metrics["dropped_group_of_one"] = float(alone.sum())
+    kept: np.ndarray = valid & ~alone & (rollout.finished if cut == "mask" else True)
+    if cut == "mask":
+        rollout.metrics["dropped_cut"] = float((valid & ~rollout.finished).sum())
+    return kept
+
+
+def row_of(rollout: Rollout, place: int, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """One answer as a sample: everything [s], but for its tokens [s + 1]."""
+    mask = rollout.arrays["learnt"][place].astype(np.float32)
+    return {
+        "tokens": rollout.tokens[place],
+        "loss_mask": mask,
+        "shares": mask / max(mask.sum(), 1),
+        "weights": weights.astype(np.float32),
+        "advantages": rollout.arrays["advantages"][place],
+        "old_logps": rollout.arrays["logps"][place],
+        "ref_logps": rollout.arrays.get("ref_logps", rollout.arrays["logps"])[place],
+    }
+
+
+def collate_rows(samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+    """tokens, labels, position_ids, loss_mask and what `row_of` gives besides, [b, s] each; "row_starts", 1 in each row's
+    first column, by which rows are counted wherever their columns lie."""
+    tokens = torch.from_numpy(np.stack([sample["tokens"] for sample in samples]))
+    rows, length = tokens.size(0), tokens.size(1) - 1
+    starts = torch.zeros(rows, length)
+    starts[:, 0] = 1
+    floats = {name: np.stack([sample[name] for sample in samples]) for name in samples[0] if name != "tokens"}
+    return {
+        "tokens": tokens[:, :-1].contiguous(),
+        "labels": tokens[:, 1:].contiguous(),
+        "position_ids": torch.arange(length).expand(rows, -1).contiguous(),
+        "row_starts": starts,
+        **{name: torch.from_numpy(values.astype(np.float32)) for name, values in floats.items()},
+    }

@@ -1,0 +1,102 @@
+"""The prompts that a model responds to while it learns, and the order that they are used in."""
+
+import json
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cupola_platform import json_lines
+from cupola_platform.conversation import normal_tools, problem
+from cupola_platform.json_lines import Row
+from cupola_trainer.config.rl import CodeReward, Reward, TaskReward
+from cupola_trainer.data.chat import ChatTokenizer, RefusedError, control_tokens, encode_prompt
+from cupola_trainer.data.order import order
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation up to the response."""
+
+    row: Row
+    """As its file has it: rewards read it."""
+    tokens: list[int]
+    """Token ids up to where the response begins."""
+
+
+def read_prompts(
+    path: Path, tokenizer: ChatTokenizer, longest: int, rewards: Sequence[Reward]
+) -> tuple[list[Prompt], Counter[str]]:
+    """The distinct prompts of a file of conversations: each row without its last response, with its tools. And how many were
+    dropped, by reason: `problem`'s, "refused_by_template", "too_long", "duplicate", "no_task" and "no_tests" (nothing to score
+    a response by).
+
+    Args:
+        longest: most tokens of a prompt.
+
+    Raises:
+        ConfigError: there is no such file, or a line of it is no JSON object.
+    """
+    prompts: dict[str, Prompt] = {}
+    drops: Counter[str] = Counter()
+    control = control_tokens(tokenizer)
+    for row in json_lines.read(path):
+        prompt = _prompt(row, tokenizer, longest, rewards, control)
+        if isinstance(prompt, str):
+            drops[prompt] += 1
+            continue
+        key = json.dumps([prompt.row["messages"], normal_tools(row.get("tools"))], sort_keys=True)
+        if key in prompts:
+            drops["duplicate"] += 1
+        else:
+            prompts[key] = prompt
+    return list(prompts.values()), drops
+
+
+def spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """At most `count` of them, from all over the file: rows of one task lie together."""
+    count = min(count, len(prompts))
+    return [prompts[place * len(prompts) // count] for place in range(count)]
+
+
+def _prompt(
+    row: Row, tokenizer: ChatTokenizer, longest: int, rewards: Sequence[Reward], control: Collection[str]
+) -> Prompt | str:
+    messages: Any = row.get("messages")
+    reason = problem(messages, control, row.get("tools"))
+    if reason not in (None, "no_assistant_turn"):
+        return str(reason)
+    if any(isinstance(reward, TaskReward) for reward in rewards) and not row.get("task"):
+        return "no_task"
+    if any(isinstance(reward, CodeReward) for reward in rewards) and not row.get("tests"):
+        return "no_tests"
+    asked = messages if reason else messages[:-1]
+    try:
+        tokens = encode_prompt(tokenizer, asked, row.get("tools"))
+    except RefusedError as error:
+        return error.reason
+    return Prompt({**row, "messages": list(asked)}, tokens) if len(tokens) <= longest else "too_long"
+
+
+class PromptOrder:
+    """Which prompt comes when: any index from 0 on, decided by the seed and, where there are any, by variances."""
+
+    def __init__(self, size: int, seed: int, variances: np.ndarray | None = None) -> None:
+        """
+        Args:
+            variances: [size], of each prompt's rewards; those with more come first, every time through (Qwen2.5,
+                section 4.4). None for a new order each time through.
+        """
+        self.size, self.seed = size, seed
+        self.variances = variances
+        self._ranked: np.ndarray | None = None
+        if variances is not None:
+            shuffled = np.random.default_rng(seed).permutation(size)  # among equals
+            self._ranked = shuffled[np.argsort(-variances[shuffled], kind="stable")]
+
+    def place(self, index: int) -> int:
+        """Number of the prompt that is used at `index`."""
+        return order(index, self.size, self.seed) if self._ranked is None else int(self._ranked[index % self.size])

@@ -1,0 +1,149 @@
+"""A reward model: the value of a scalar head at the end of each response."""
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from cupola_platform.conversation import Message, as_message
+from cupola_platform.errors import ConfigError
+from cupola_trainer import checkpoint, runtime
+from cupola_trainer.config import ParallelConfig
+from cupola_trainer.config.layout_rules import of_its_own, validate_layout
+from cupola_trainer.data.chat import RefusedError, encode_answer
+from cupola_trainer.data.tokenizer_folders import load_tokenizer
+from cupola_trainer.forward import outputs
+from cupola_trainer.rl.inference import load_frozen, over_rows
+from cupola_trainer.rl.rollouts import Rollout
+
+
+class RewardModel:
+    """A reward model's checkpoint, frozen, in any layout; it may stand beside a model that is being trained."""
+
+    def __init__(
+        self, folder: Path, parallel: ParallelConfig, day: date | None = None, *, precision: str = "auto"
+    ) -> None:
+        """`runtime.start` comes first, in the same layout.
+
+        Args:
+            day: date for its chat template; none for the one that it was trained with.
+            precision: of weights and activations.
+
+        Raises:
+            ConfigError: the checkpoint is a language model, or does not fit the layout.
+            CorruptArtifactError: the checkpoint does not verify; names the file.
+        """
+        self.model = checkpoint.read_model(folder)
+        if not self.model.is_scalar:
+            raise ConfigError(
+                f"{folder} is a language model, no reward model. Name the checkpoint of a stage `reward`."
+            )
+        layout = of_its_own(self.model, parallel)
+        validate_layout(self.model, layout)
+        self.folder, self.day = folder, day
+        self.chunks = load_frozen(folder, self.model, layout, runtime.dtype(precision))
+        self.unit = 2 * parallel.cp * parallel.tp  # sequences are cut into so many parts
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """
+        Raises:
+            ConfigError: the checkpoint has none.
+        """
+        if not (self.folder / "tokenizer").is_dir():
+            raise ConfigError(
+                f"{self.folder} has no tokenizer: conversations cannot be read. Import it again with one."
+            )
+        return load_tokenizer(self.folder / "tokenizer", self.day)
+
+    def score(
+        self,
+        prompts: Sequence[Sequence[Message]],
+        answers: Sequence[str | Message],
+        tools: Sequence[Any] | None = None,
+        *,
+        batch_size: int = 16,
+    ) -> list[float]:
+        """The reward of each answer to its prompt, messages; the same on every rank, which calls it with the same texts.
+
+        Args:
+            answers: texts, or messages where tools are called.
+            tools: what could be called in each conversation; none for nothing in any.
+
+        Raises:
+            ConfigError: a conversation is longer than the model's longest sequence, or cannot be encoded.
+        """
+        rows = [
+            self.encode(prompt, answer if isinstance(answer, Mapping) else as_message(answer), at_hand)
+            for prompt, answer, at_hand in zip(prompts, answers, tools or [None] * len(prompts), strict=True)
+        ]
+        rewards: list[float] = self.score_tokens(rows, batch_size=batch_size)
+        return rewards
+
+    def encode(self, prompt: Sequence[Message], answer: Message, tools: Any) -> list[int]:
+        """Token ids of a prompt and its answer, the end included, as reward models are trained on them.
+
+        Raises:
+            RefusedError: the conversation cannot be encoded.
+        """
+        asked, answered = encode_answer(self.tokenizer, prompt, answer, tools)
+        return asked + answered
+
+    def score_rows(self, rows: Sequence[Mapping[str, Any]], *, batch_size: int = 16) -> list[float | None]:
+        """As `score`, of the last answers of rows {"messages", "tools"}; none for one that cannot be encoded."""
+        encoded: list[list[int] | None] = []
+        for row in rows:
+            try:
+                encoded.append(self.encode(row["messages"][:-1], row["messages"][-1], row.get("tools")))
+            except RefusedError:
+                encoded.append(None)
+        rewards = iter(self.score_tokens([tokens for tokens in encoded if tokens], batch_size=batch_size))
+        return [next(rewards) if tokens else None for tokens in encoded]
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def score_tokens(self, rows: Sequence[Sequence[int]], *, batch_size: int = 16) -> list[float]:
+        """As `score`, of conversations as token ids, the answer's end included. Rows of like length are scored together."""
+        longest = max(map(len, rows), default=0)
+        if longest > self.model.max_position_embeddings:
+            raise ConfigError(
+                f"a conversation has {longest} tokens; the reward model reads {self.model.max_position_embeddings}. "
+                "Shorten the answers (max_new_tokens)."
+            )
+        ranks, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
+        order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        rewards = torch.zeros(len(rows), device=runtime.device())
+        rounds = -(-len(batches) // ranks)  # every rank as many: its experts may serve another's
+        for place in range(rank, rounds * ranks, ranks):
+            mine = batches[place] if place < len(batches) else batches[0]
+            ends = self._ends([rows[number] for number in mine])
+            if place < len(batches):
+                rewards[mine] = ends
+        dist.all_reduce(rewards, group=parallel_state.get_data_parallel_group())
+        found: list[float] = rewards.tolist()
+        return found
+
+    def _ends(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """The values [rows] at the rows' last tokens."""
+        lengths = torch.tensor([len(row) for row in rows])
+        width = -(-int(lengths.max()) // self.unit) * self.unit
+        tokens = torch.zeros(len(rows), width, dtype=torch.long)
+        for number, row in enumerate(rows):
+            tokens[number, : len(row)] = torch.tensor(row)
+        positions = torch.arange(width).expand(len(rows), -1).contiguous()
+        batch = {"tokens": tokens, "labels": tokens, "loss_mask": torch.ones(tokens.shape), "position_ids": positions}
+        values = outputs.values(self.chunks, batch)
+        return values[torch.arange(len(rows)), (lengths - 1).to(values.device)]
+
+    def score_rollout(self, rollout: Rollout, micro_batch_size: int) -> list[float | str]:
+        """The reward of each response [rows], or the reason why there is none."""
+        values = over_rows(rollout, micro_batch_size, lambda batch: outputs.values(self.chunks, batch))
+        scores = values[np.arange(len(rollout)), np.minimum(rollout.ends(), values.shape[1] - 1)]
+        return [float(score) if np.isfinite(score) else "reward_not_finite" for score in scores]

@@ -1,0 +1,139 @@
+"""The reward of a response: a weighted sum of scorers. A scorer that fails costs the response, not the run."""
+
+import importlib
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from cupola_platform.errors import ConfigError
+from cupola_platform.json_lines import Row
+from cupola_trainer import runtime
+from cupola_trainer.config.rl import CodeReward, ModelReward, PythonReward, Reward, TaskReward
+from cupola_trainer.scoring.execution import passed
+from cupola_trainer.scoring.tasks import score
+
+Scorer = Callable[[Row, str], float]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What answers are worth."""
+
+    total: np.ndarray
+    """[answers]; NaN where some scorer gave no number: such an answer is left out."""
+    parts: dict[str, np.ndarray]
+    """Each reward's own, unweighted [answers]."""
+    drops: Counter[str]
+    """Answers without a number, by reason: "reward_raised", "reward_not_finite"."""
+
+
+def name_of(reward: Reward) -> str:
+    """What a reward is called in metrics."""
+    return reward.function.split(":")[-1] if isinstance(reward, PythonReward) else reward.type
+
+
+def scorer(reward: Reward) -> Scorer | None:
+    """A reward as a function of a row and an answer's text; none for a reward model, which judges tokens.
+
+    Raises:
+        ConfigError: a function that cannot be imported or called.
+    """
+    if isinstance(reward, TaskReward):
+        return _by_task
+    if isinstance(reward, CodeReward):
+        return lambda row, answer: passed(answer, row["tests"], reward.timeout_seconds, reward.memory_bytes)
+    return None if isinstance(reward, ModelReward) else load_function(reward.function)
+
+
+def load_function(name: str) -> Scorer:
+    """The function that `package.module:function` names.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    module, _, function = name.partition(":")
+    try:
+        found: Any = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"The reward {name} cannot be loaded: {error}. Give package.module:function, importable by the job's processes."
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"The reward {name} is no function, but {type(found).__name__}. Name a function.")
+    return found  # type: ignore[no-any-return]
+
+
+def score_responses(
+    rewards: Sequence[Reward], rows: Sequence[Row], responses: Sequence[str]
+) -> dict[str, list[float | str]]:
+    """Each text-reading reward of each response: a number, or why there is none. Every rank scores a share, and gets all."""
+    mine = range(runtime.rank(), len(rows), runtime.world_size())
+    verdicts: dict[str, list[float | str]] = {}
+    for reward in rewards:
+        function = scorer(reward)
+        if function is None:
+            continue
+        threads = 4 if isinstance(reward, CodeReward) else 1  # processes of their own, waited for
+        with ThreadPoolExecutor(threads) as pool:
+            share = list(pool.map(lambda index, call=function: _verdict(call, rows[index], responses[index]), mine))  # type: ignore[misc]
+        shares: list[list[float | str]] = [[]] * runtime.world_size()
+        dist.all_gather_object(shares, share)
+        together: list[float | str] = [0.0] * len(rows)
+        for rank, part in enumerate(shares):
+            together[rank :: runtime.world_size()] = part
+        verdicts[name_of(reward)] = together
+    return verdicts
+
+
+def combine(rewards: Sequence[Reward], verdicts: dict[str, list[float | str]]) -> Scores:
+    """The weighted sum over rewards; NaN where one of them failed."""
+    drops: Counter[str] = Counter()
+    total: np.ndarray | None = None
+    parts = {}
+    for reward in rewards:
+        values = verdicts[name_of(reward)]
+        drops.update(value for value in values if isinstance(value, str))
+        part = np.array([math.nan if isinstance(value, str) else value for value in values], dtype=np.float64)
+        parts[name_of(reward)] = part
+        total = reward.weight * part if total is None else total + reward.weight * part
+    assert total is not None
+    return Scores(total, parts, drops)
+
+
+def check_rewards(rewards: Sequence[Reward]) -> None:
+    """Refuse a function that cannot be loaded, and two rewards of one name, which no metric could tell apart.
+
+    Raises:
+        ConfigError: the value given, the rule, the next move.
+    """
+    names = [name_of(reward) for reward in rewards]
+    for name, reward in zip(names, rewards, strict=True):
+        scorer(reward)
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"rewards: {name} comes {names.count(name)} times. Give each reward once, with its weight."
+            )
+
+
+def _verdict(function: Scorer, row: Row, answer: str) -> float | str:
+    try:
+        value = float(function(row, answer))
+    except ConfigError:
+        raise
+    except Exception:  # noqa: BLE001 - whatever a reward does wrong, it costs this answer only
+        return "reward_raised"
+    return value if math.isfinite(value) else "reward_not_finite"
+
+
+def _by_task(row: Row, answer: str) -> float:
+    failures: Counter[str] = Counter()
+    value = score(row["task"], answer, failures)
+    if failures:
+        raise ValueError("the task's scorer failed on the answer")
+    return value

@@ -1,0 +1,195 @@
+"""An objective whose samples are the model's own responses: collected when a step needs them, then trained on for some steps.
+
+Samples are numbered as any other objective's. Those of rollout r are the next `samples` ones, `epochs` times its rows, each
+epoch in an order of its own. A rollout is collected when the first of its samples is due, with the weights of that moment,
+and kept in the job's folder, so that a job that is killed goes on with the same responses.
+"""
+
+import logging
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cupola_platform.errors import ConfigError, CorruptArtifactError
+from cupola_trainer import runtime
+from cupola_trainer.checkpoint import Progress, read_training
+from cupola_trainer.config import ModelConfig
+from cupola_trainer.config.rl import ReinforcementData
+from cupola_trainer.data.order import order
+from cupola_trainer.objectives.base import Forward
+from cupola_trainer.objectives.inputs import ObjectiveInputs, computed_once
+from cupola_trainer.objectives.online import OnlineObjective
+from cupola_trainer.optim import Trainee
+from cupola_trainer.rl.collector import RolloutCollector, RolloutSettings
+from cupola_trainer.rl.prompts import Prompt, PromptOrder, read_prompts, spread
+from cupola_trainer.rl.rewards import check_rewards
+from cupola_trainer.rl.rollouts import Rollout
+
+log = logging.getLogger(__name__)
+
+
+class RolloutObjective(OnlineObjective):
+    """What GRPO, PPO and online DPO have in common."""
+
+    keeps_reference: bool = True
+    """Whether log-probabilities under the initial weights are wanted."""
+
+    def __init__(self, inputs: ObjectiveInputs) -> None:
+        """
+        Raises:
+            ConfigError: no initial checkpoint, no usable prompt, or sizes that do not fit each other.
+        """
+        if inputs.initial is None:
+            raise ConfigError(
+                f"the objective {inputs.name} needs an initial checkpoint: a model without one cannot answer. Name one."
+            )
+        data: ReinforcementData = inputs.data
+        self.inputs, self.tokenizer = inputs, inputs.chat_tokenizer()
+        self.settings = RolloutSettings(
+            data=data,
+            initial=inputs.initial,
+            batch=inputs.batch,
+            parallel=inputs.parallel,
+            seed=inputs.seed,
+            precision=inputs.precision,
+        )
+        self.conversations, self.rewards, self.config = data.conversations, data.rewards, data.rollout
+        self.length = inputs.batch.sequence_length
+        check_rewards(self.rewards)
+        self.config.check(inputs.batch, pairs=data.pairs)
+        longest = self.length - self.config.max_new_tokens
+        self.prompts, self.drops = self._read("train", longest)
+        if not self.prompts:
+            raise ConfigError(
+                f"{self.conversations} has no question that leaves max_new_tokens={self.config.max_new_tokens} of "
+                f"sequence_length={self.length}; dropped: {dict(self.drops)}. Give longer sequences, or other questions."
+            )
+        if self.drops:
+            log.info("prompts dropped: %s", dict(self.drops))
+        self.heldout_prompts = spread(self._read("heldout", longest)[0], self.config.heldout_queries)
+        self.order = PromptOrder(len(self.prompts), inputs.seed)
+        self.folder = inputs.output / "rollouts"
+        self.current: Rollout | None = None
+        self.number = -1
+        """Of the current rollout."""
+
+    # sizes
+
+    @property
+    def units(self) -> int:
+        """Samples in one epoch over a rollout."""
+        return self.config.queries * self.config.group_size
+
+    @property
+    def samples(self) -> int:
+        """Samples in all epochs over a rollout."""
+        return self.units * self.config.epochs
+
+    def _read(self, split: str, longest: int) -> tuple[list[Prompt], Any]:
+        path = self.conversations / f"{split}.jsonl"
+        if split == "heldout" and not path.is_file():
+            return [], {}
+        return read_prompts(path, self.tokenizer, longest, self.rewards)
+
+    # what the loop calls
+
+    def attach(self, trainee: Trainee, model: ModelConfig) -> None:
+        self.collector = RolloutCollector(
+            self.settings, self.tokenizer, model, trainee.chunks, keeps_reference=self.keeps_reference
+        )
+
+    def prepare(self, forward: Forward) -> None:
+        """Where prompts are ordered by the variance of their rewards: respond to each once, with the initial weights."""
+        if self.config.order == "reward_variance":
+            kept = self.inputs.output / "reference.npz"
+            arrays = computed_once(kept, lambda: {"variances": self.collector.variances(self.prompts)})
+            self.order = PromptOrder(len(self.prompts), self.inputs.seed, arrays["variances"])
+
+    def gather(self, sample: int) -> dict[str, float]:
+        """Collect the rollout that `sample` belongs to, unless it is there. Returns what to report of it."""
+        number = sample // self.samples
+        if number != self.number or self.current is None:
+            first = number * self.config.queries
+            prompts = [self.prompts[self.order.place(first + place)] for place in range(self.config.queries)]
+            rollout = self.collector.collect(prompts, number)
+            self.complete(rollout)
+            if not self.inputs.dry:
+                runtime.on_first_rank(lambda: rollout.save(self._path(number)))
+            self.number, self.current = number, rollout
+        return self.current.metrics
+
+    @abstractmethod
+    def complete(self, rollout: Rollout) -> None:
+        """Add to a rollout's arrays what the loss needs: its rewards and log-probabilities are known."""
+
+    def resume(self, progress: Progress) -> None:
+        """Go back to `progress`: read the rollout that was being trained on, remove later ones.
+
+        Raises:
+            CorruptArtifactError: it is gone or torn.
+        """
+        self.number, self.current = -1, None
+        number, inside = divmod(progress.consumed_samples, self.samples)
+        runtime.on_first_rank(lambda: self._forget(number if inside else number - 1))
+        if inside:
+            self.current = Rollout.load(self._path(number))
+            self.number = number
+            if self.current.mask.shape[1] != self.length or len(self.current) != len(self._rows()):
+                raise CorruptArtifactError(
+                    f"{self._path(number)} is of another job. Give this job a folder of its own."
+                )
+
+    def _rows(self) -> range:
+        return range(self.config.queries * self.config.group_size)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"rollout_{number:08d}.npz"
+
+    def _forget(self, last: int) -> None:
+        """Remove rollouts after `last`, which the weights of now would make anew."""
+        for path in self.folder.glob("rollout_*.npz"):
+            if int(path.stem.removeprefix("rollout_")) > last:
+                path.unlink()
+
+    def save(self, progress: Progress) -> dict[str, Any]:
+        """The current rollout was written when it was collected; those that no checkpoint needs any more are removed."""
+        runtime.on_first_rank(self._prune)
+        return {}
+
+    def _prune(self) -> None:
+        kept = sorted((self.inputs.output / "checkpoints").glob("step_*"))
+        if not kept:
+            return
+        needed = int(read_training(kept[0])["consumed_samples"]) // self.samples
+        for path in self.folder.glob("rollout_*.npz"):
+            if int(path.stem.removeprefix("rollout_")) < min(needed, self.number):
+                path.unlink()
+
+    def measure(self) -> dict[str, float]:
+        """Mean reward of greedy responses to held-out prompts; empty where there are none."""
+        return self.collector.measure(self.heldout_prompts) if self.heldout_prompts else {}
+
+    # samples
+
+    def heldout(self, index: int) -> Mapping[str, np.ndarray] | None:
+        return None
+
+    def place(self, index: int) -> int:
+        """Where sample `index` lies within the current rollout."""
+        number, inside = divmod(index, self.samples)
+        epoch, at = divmod(inside, self.units)
+        return order(at, self.units, hash_seed(self.inputs.seed, number, epoch))
+
+    def step_of(self, index: int) -> tuple[list[int], int]:
+        """Places of all samples of the step that sample `index` is in, and which of them it is."""
+        size = self.inputs.batch.global_batch_size
+        first = index - index % size
+        return [self.place(first + offset) for offset in range(size)], index - first
+
+
+def hash_seed(seed: int, *numbers: int) -> int:
+    """One seed for a place in a run."""
+    return int(np.random.SeedSequence([seed, *numbers]).generate_state(1, np.uint64)[0])

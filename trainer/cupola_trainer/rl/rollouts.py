@@ -1,0 +1,109 @@
+"""A rollout: questions asked, answers drawn and scored, as arrays that every rank has whole."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cupola_platform.durable import replacing
+from cupola_platform.errors import CorruptArtifactError
+from cupola_trainer.generation.batch import Completion
+
+
+@dataclass
+class Rollout:
+    """The answers of one rollout, in the order asked: all those to one question together.
+
+    Arrays are [rows, s]: column j belongs to token j + 1 of prompt and answer, as a batch's labels do.
+    """
+
+    tokens: np.ndarray
+    """[rows, s + 1], prompt and answer, padded with 0."""
+    mask: np.ndarray
+    """[rows, s], true on answers' tokens."""
+    finished: np.ndarray
+    """[rows], false where an answer was cut by its length."""
+    sampling_logps: np.ndarray
+    """[rows, s], what drawing an answer's tokens said of them; 0 elsewhere."""
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    """What was found out since: "rewards" [rows], "logps" [rows, s] and others."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What to report of it."""
+
+    @classmethod
+    def of(cls, prompts: Sequence[list[int]], completions: Sequence[Completion], sequence_length: int) -> "Rollout":
+        """
+        Args:
+            sequence_length: s; no prompt with its answer has more tokens.
+        """
+        rows = len(prompts)
+        tokens = np.zeros((rows, sequence_length + 1), dtype=np.int64)
+        mask = np.zeros((rows, sequence_length), dtype=np.bool_)
+        logps = np.zeros((rows, sequence_length), dtype=np.float32)
+        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            end = len(prompt) + len(completion.tokens)
+            tokens[row, :end] = [*prompt, *completion.tokens]
+            answer = slice(len(prompt) - 1, end - 1)
+            mask[row, answer] = True
+            logps[row, answer] = completion.logprobs
+        finished = np.array([completion.finished for completion in completions])
+        return cls(tokens, mask, finished, logps)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each answer [rows]."""
+        lengths: np.ndarray = self.mask.sum(axis=1)
+        return lengths
+
+    def ends(self) -> np.ndarray:
+        """Index of each row's last token [rows]."""
+        ends: np.ndarray = self.mask.shape[1] - self.mask[:, ::-1].argmax(axis=1)
+        return ends
+
+    def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """tokens, labels, position_ids, loss_mask [b, s] of some rows."""
+        tokens = torch.from_numpy(self.tokens[rows])
+        length = tokens.size(1) - 1
+        return {
+            "tokens": tokens[:, :-1].contiguous(),
+            "labels": tokens[:, 1:].contiguous(),
+            "position_ids": torch.arange(length).expand(len(rows), -1).contiguous(),
+            "loss_mask": torch.from_numpy(self.mask[rows].astype(np.float32)),
+        }
+
+    def save(self, path: Path) -> None:
+        """Write it in one piece, synced to disk."""
+        fields = {name: getattr(self, name) for name in FIELDS}
+        found = {f"found.{name}": array for name, array in self.arrays.items()}
+        told = {f"told.{name}": np.array(value) for name, value in self.metrics.items()}
+        with replacing(path) as file:
+            np.savez(file, **fields, **found, **told)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, path: Path) -> "Rollout":
+        """
+        Raises:
+            CorruptArtifactError: the file is missing or torn.
+        """
+        try:
+            with np.load(path) as stored:
+                kept: Mapping[str, Any] = dict(stored)
+            found = {name.removeprefix("found."): array for name, array in kept.items() if name.startswith("found.")}
+            told = {name.removeprefix("told."): float(kept[name]) for name in kept if name.startswith("told.")}
+            return cls(**{name: kept[name] for name in FIELDS}, arrays=found, metrics=told)
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise CorruptArtifactError(
+                f"{path} cannot be read ({error}): the rollout that this job was learning from. Put it back, or start a new "
+                "job from the newest checkpoint's weights."
+            ) from error
+
+
+FIELDS = ("tokens", "mask", "finished", "sampling_logps")

@@ -1,0 +1,152 @@
+"""Whether two layouts train the same: losses and gradient norms of the first steps, from the same weights and samples."""
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from cupola_platform.errors import ConfigError, StageFailedError
+from cupola_platform.launch import LocalLauncher
+from cupola_trainer.config import BatchConfig, ParallelConfig, TrainJob, write_job
+from cupola_trainer.config.layout_rules import validate_layout
+from cupola_trainer.reporting.metrics import read_metrics
+
+
+@dataclass(frozen=True)
+class StepNumbers:
+    """One step in both layouts."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    loss_against: float
+    grad_norm_against: float
+
+    @property
+    def loss_difference(self) -> float:
+        return abs(self.loss - self.loss_against)
+
+    @property
+    def norm_difference(self) -> float:
+        """Relative to the larger of the two."""
+        largest = max(abs(self.grad_norm), abs(self.grad_norm_against))
+        return abs(self.grad_norm - self.grad_norm_against) / largest if largest else 0.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two layouts gave, and whether it is the same."""
+
+    layout: ParallelConfig
+    against: ParallelConfig
+    batch: BatchConfig
+    """The batch that both took: the job's, with a global batch that both layouts divide."""
+    steps: tuple[StepNumbers, ...]
+    loss_tolerance: float
+    norm_tolerance: float
+
+    @property
+    def loss_difference(self) -> float:
+        """The largest, in nats."""
+        return _largest(step.loss_difference for step in self.steps)
+
+    @property
+    def norm_difference(self) -> float:
+        """The largest, relative."""
+        return _largest(step.norm_difference for step in self.steps)
+
+    @property
+    def equal(self) -> bool:
+        """Whether both differences are within tolerance; a number that is not finite never is."""
+        return self.loss_difference <= self.loss_tolerance and self.norm_difference <= self.norm_tolerance
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            **asdict(self),
+            "loss_difference": self.loss_difference,
+            "norm_difference": self.norm_difference,
+            "equal": self.equal,
+        }
+
+
+def verify_layout(
+    job: TrainJob,
+    layout: ParallelConfig,
+    against: ParallelConfig,
+    *,
+    folder: Path,
+    steps: int = 5,
+    loss_tolerance: float = 1e-5,
+    norm_tolerance: float = 1e-4,
+    started: Callable[[ParallelConfig], None] = lambda layout: None,
+) -> Comparison:
+    """Train the first steps of a job in two layouts, one after the other, and compare their numbers.
+
+    Each layout gets as many processes as it needs, also where the machine has fewer cores.
+
+    Args:
+        folder: an empty folder for the two runs and their logs.
+        started: told of each layout when its processes start.
+
+    Raises:
+        ConfigError: a layout that this model or these data do not fit.
+        StageFailedError: a run ended with an error; names its log.
+    """
+    if job.model is None:
+        raise ConfigError("verify-layout needs the model's shape: job.model is missing.")
+    batch = common_batch(job.batch, layout, against)
+    for each in (layout, against):
+        apart = getattr(job.data, "reset_at_documents", False)
+        validate_layout(job.model, each, batch, reset_at_documents=apart)
+    job = job.but(steps=steps, batch=batch, log_every=1, dry=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    ours, theirs = (
+        _train(job.but(parallel=each, output=folder / name), started)
+        for name, each in (("layout", layout), ("against", against))
+    )
+    numbers = tuple(StepNumbers(step, *a, *b) for step, (a, b) in enumerate(zip(ours, theirs, strict=True), 1))
+    return Comparison(layout, against, batch, numbers, loss_tolerance, norm_tolerance)
+
+
+def common_batch(batch: BatchConfig, *layouts: ParallelConfig) -> BatchConfig:
+    """The batch with the smallest global size, not below the job's, that every layout divides.
+
+    The micro-batch is the same in all of them: a mixture's balancing loss is defined on it.
+    """
+    ways = math.lcm(*(layout.dp * (layout.pp if layout.vp else 1) for layout in layouts))
+    micro = min(batch.micro_batch_size, max(1, batch.global_batch_size // ways))
+    unit = ways * micro
+    return replace(batch, micro_batch_size=micro, global_batch_size=-(-batch.global_batch_size // unit) * unit)
+
+
+def _train(job: TrainJob, started: Callable[[ParallelConfig], None]) -> list[tuple[float, float]]:
+    """Loss and gradient norm of each step."""
+    job.output.mkdir()
+    write_job(job, job.output / "job.json")
+    log = job.output / "log.txt"
+    ranks = job.parallel.world_size
+    started(job.parallel)
+    with LocalLauncher(max_processes=ranks).start(job.output / "job.json", processes=ranks, log=log) as running:
+        code = running.wait()
+    if code:
+        error = job.output / "error.json"
+        said = json.loads(error.read_text())["message"] if error.exists() else f"its processes ended with status {code}"
+        raise StageFailedError(f"layout {layout_name(job.parallel)}: {said}. Log: {log}")
+    rows = [row for row in read_metrics(job.output / "metrics.jsonl") if row["event"] == "step"]
+    return [(_number(row["loss"]), _number(row["grad_norm"])) for row in rows]
+
+
+def layout_name(layout: ParallelConfig) -> str:
+    """A layout as the command line takes it: what differs from one process."""
+    default = ParallelConfig()
+    values = {name: value for name, value in asdict(layout).items() if value != getattr(default, name)}
+    return ",".join(f"{name}={str(value).lower()}" for name, value in values.items()) or "tp=1"
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value  # null: it was not finite
+
+
+def _largest(values: Iterable[float]) -> float:
+    return max(values, key=lambda value: math.inf if math.isnan(value) else value)

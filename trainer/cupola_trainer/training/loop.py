@@ -1,0 +1,164 @@
+"""train(): one job from its first step to its last, through interruptions."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cupola_platform.errors import ConfigError, NotFoundError
+from cupola_trainer import checkpoint, models, optim, runtime
+from cupola_trainer.checkpoint.compatibility import check_architecture, check_head, check_tokenizer
+from cupola_trainer.config import ModelConfig, TrainJob
+from cupola_trainer.config.layout_rules import validate_layout
+from cupola_trainer.config.model.long_context import stretch
+from cupola_trainer.data.tokenizer_folders import keep_date
+from cupola_trainer.forward import outputs
+from cupola_trainer.lora import attaching
+from cupola_trainer.objectives.base import Objective
+from cupola_trainer.objectives.inputs import ObjectiveInputs
+from cupola_trainer.objectives.online import OnlineObjective
+from cupola_trainer.training.identity import check_resumable, data_identity
+from cupola_trainer.training.objective_table import build_objective
+from cupola_trainer.training.resume import resume
+from cupola_trainer.training.run import BeginAgain, Run
+
+
+def train(job: TrainJob, terminated: Callable[[], bool]) -> bool:
+    """Train to `job.steps`, from the newest checkpoint in `job.output` that verifies. Every rank calls it.
+
+    Args:
+        terminated: whether this process was asked to end; the job then saves after the current step.
+
+    Returns:
+        whether the job is complete; False when it was asked to end before.
+
+    Raises:
+        ConfigError, SourceError, NotFoundError, CorruptArtifactError: the job cannot be started.
+        StageFailedError: training went wrong more often than `job.faults` allows, or its last checkpoint cannot be saved.
+    """
+    while True:
+        try:
+            return _train(job, terminated)
+        except BeginAgain:
+            continue
+
+
+def _train(job: TrainJob, terminated: Callable[[], bool]) -> bool:
+    run = begin(job)
+    run.start()
+    try:
+        while run.progress.step < run.job.steps:
+            if runtime.any_rank(terminated()):
+                run.preempt()
+                return False
+            run.step()
+        run.complete()
+    finally:
+        run.watchdog.stop()  # after an error too: the process may go on without this job
+    return True
+
+
+def begin(job: TrainJob) -> Run:
+    """The job with its model, data and optimizer, at the step of its newest checkpoint. Every rank calls it.
+
+    Raises:
+        ConfigError, SourceError, NotFoundError, CorruptArtifactError: the job cannot be started.
+    """
+    model, tokenizer = _model_and_tokenizer(job)
+    validate_layout(
+        model,
+        job.parallel,
+        job.batch,
+        reset_at_documents=getattr(job.data, "reset_at_documents", False),
+        pack=getattr(job.data, "pack", False) and job.parallel.cp == 1,
+        lengths=getattr(job.data, "lengths", None),
+        copying=getattr(job.data, "copying", None),
+        ranks=runtime.world_size(),
+    )
+    if job.initial:
+        check_head(job.initial, checkpoint.read_model(job.initial), model)
+    if job.initial and job.model:
+        check_architecture(job.initial, model, replace(checkpoint.read_model(job.initial), head=model.head))
+    if (tokens := getattr(job.data, "tokens", None)) is not None:
+        check_tokenizer(tokenizer, tokens)
+    runtime.start(job.parallel, job.seed)
+    tokenizer = runtime.on_first_rank(lambda: _dated(job, tokenizer))
+    data = runtime.on_first_rank(lambda: data_identity(job))
+    check_resumable(job.output / "checkpoints", model, {} if job.allow_data_change else data)
+    objective = build_objective(_inputs(job, tokenizer, model))
+    job = _counted(job, objective)
+    chunks = models.build(model, job.parallel, seed=job.seed, dtype=runtime.dtype(job.precision))
+    for chunk in chunks:  # pipeline stages then tell each other each micro-batch's shape
+        chunk.config.variable_seq_lengths = getattr(job.data, "lengths", None) is not None
+    if job.initial:
+        checkpoint.load_weights(job.initial, chunks)
+    if job.lora:
+        attaching.attach(chunks, job.lora, model, job.parallel, job.seed)
+    trainee = optim.build(chunks, job.parallel, job.optimizer, job.steps)
+    if job.optimizer.merging:
+        optim.merge_online(trainee, job.optimizer.merging, job.initial, model, job.seed)
+    if isinstance(objective, OnlineObjective):
+        objective.attach(trainee, model)
+    objective.prepare(lambda batch: outputs.token_losses(trainee.chunks, batch))
+    progress = resume(job.output / "checkpoints", trainee)
+    if isinstance(objective, OnlineObjective):
+        objective.resume(progress)
+    run = Run(job, model, tokenizer, objective, trainee, progress, data)
+    attaching.check_resumed(run.progress, run.adapter)
+    return run
+
+
+def _counted(job: TrainJob, objective: Objective) -> TrainJob:
+    """The job with as many steps as its epochs take, the last one begun counted whole."""
+    epochs: float | None = getattr(job.data, "epochs", None)
+    if epochs is None:
+        return job
+    assert objective.epoch
+    steps = math.ceil(epochs * objective.epoch / job.batch.global_batch_size)
+    data: Any = job.data
+    return job.but(steps=steps, data=data.but(epochs=None))
+
+
+def _inputs(job: TrainJob, tokenizer: Path | None, model: ModelConfig) -> ObjectiveInputs:
+    return ObjectiveInputs(
+        name=job.objective_name,
+        data=job.data,
+        batch=job.batch,
+        steps=job.steps,
+        seed=job.seed,
+        output=job.output,
+        tokenizer=tokenizer,
+        template_date=job.template_date,
+        model=model,
+        initial=job.initial,
+        parallel=job.parallel,
+        precision=job.precision,
+        dry=job.dry,
+    )
+
+
+def _model_and_tokenizer(job: TrainJob) -> tuple[ModelConfig, Path | None]:
+    model = job.model or (checkpoint.read_model(job.initial) if job.initial else None)
+    if model and job.positions:
+        if job.model:
+            raise ConfigError(
+                "the job names a model and a change of positions: a change is made to a checkpoint. Give one."
+            )
+        model = stretch(model, job.positions, job.batch.sequence_length)
+    if model is None:
+        raise ConfigError("the job names neither a model nor an initial checkpoint. Give one of them.")
+    model = replace(model, head=getattr(job.data, "head", "language_model"))
+    if not model.vocab_size:
+        raise ConfigError("model.vocab_size=0: the size is the tokenizer's, padded to a multiple of 64. Fill it in.")
+    if job.tokenizer and not job.tokenizer.is_dir():
+        raise NotFoundError(f"tokenizer {job.tokenizer} is no folder. Give the folder that a tokenizer was saved in.")
+    inherited = job.initial / "tokenizer" if job.initial else None
+    return model, job.tokenizer or (inherited if inherited and inherited.is_dir() else None)
+
+
+def _dated(job: TrainJob, tokenizer: Path | None) -> Path | None:
+    """The tokenizer that the job's checkpoints keep: with the job's date, so that whoever asks them later has the same."""
+    if tokenizer is None or job.template_date is None:
+        return tokenizer
+    return keep_date(tokenizer, job.template_date, to=job.output / "tokenizer")

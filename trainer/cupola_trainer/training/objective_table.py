@@ -1,0 +1,59 @@
+"""Objectives by name.
+
+The objective NAME is the module `cupola_trainer.objectives.NAME` or `cupola_trainer.rl.NAME`, or what an installed
+package declares as an entry point `NAME = "package.module"` of the group `cupola.objectives`. The module has a function
+`build(inputs: ObjectiveInputs) -> Objective`.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+
+from cupola_platform.errors import ConfigError
+from cupola_trainer.objectives.base import Objective
+from cupola_trainer.objectives.inputs import ObjectiveInputs
+
+GROUP = "cupola.objectives"
+PACKAGES = ("cupola_trainer.objectives", "cupola_trainer.rl")
+"""By name: a job imports its own objective only, and a stage's fingerprint holds no other."""
+
+
+def build_objective(inputs: ObjectiveInputs) -> Objective:
+    """The objective of that name, over its data. `runtime.start` comes first.
+
+    Raises:
+        ConfigError: there is none of that name, or its settings do not fit each other.
+        SourceError: its data are missing, malformed or too few.
+    """
+    build: Callable[[ObjectiveInputs], Objective] | None = getattr(_module(inputs.name), "build", None)
+    if build is None:
+        names = sorted(_names())
+        near = "".join(f" Did you mean {name!r}?" for name in get_close_matches(inputs.name, names, n=1, cutoff=0.5))
+        raise ConfigError(f"There is no objective {inputs.name!r}.{near} Known are {', '.join(names)}.")
+    return build(inputs)
+
+
+def _module(name: str) -> ModuleType | None:
+    for package in PACKAGES:
+        if name in _modules_of(package):
+            return importlib.import_module(f"{package}.{name}")
+    entry = _entry_points().get(name)
+    return importlib.import_module(entry.value) if entry else None
+
+
+def _names() -> Iterator[str]:
+    """Of all objectives; their modules are imported for it."""
+    for package in PACKAGES:
+        yield from (name for name in _modules_of(package) if hasattr(_module(name), "build"))
+    yield from _entry_points()
+
+
+def _modules_of(package: str) -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__)]
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=GROUP)}

@@ -1,0 +1,44 @@
+"""Which samples each data-parallel rank read in which step: the proof that an interrupted job repeats and skips none."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron.core import parallel_state
+
+from cupola_trainer import runtime
+from cupola_trainer.reporting.metrics import MetricsWriter, trim
+
+FOLDER = "samples"
+
+
+class SampleLog:
+    """`samples/dp_00000.jsonl` and so on, a line a step: `{"event": "samples", "step", "ranges": [[first, end], ...]}`.
+
+    Over all files, a step's ranges are the whole global batch. A resumed job has dropped the lines past its step, on
+    however many ranks.
+    """
+
+    def __init__(self, output: Path, *, dry: bool) -> None:
+        self.folder = output / FOLDER
+        same = (
+            parallel_state.get_tensor_model_parallel_rank(),
+            parallel_state.get_pipeline_model_parallel_rank(),
+            parallel_state.get_context_parallel_rank(),
+        )
+        path = self.folder / f"dp_{parallel_state.get_data_parallel_rank():05d}.jsonl"
+        self._writer = MetricsWriter(None if dry or any(same) else path)
+
+    def open(self, resumed_step: int) -> None:
+        """Begin, resume or go back. Every rank calls it."""
+        runtime.on_first_rank(lambda: self._trim(resumed_step))
+        self._writer.open(resumed_step)
+
+    def write(self, step: int, samples: Sequence[range]) -> None:
+        self._writer.write("samples", step=step, ranges=[[micro.start, micro.stop] for micro in samples])
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _trim(self, resumed_step: int) -> None:
+        for path in self.folder.glob("dp_*.jsonl"):
+            trim(path, resumed_step)
