@@ -34,6 +34,13 @@ MOST_RETRIES = 100
 SERVER_IS_GONE = (httpx.HTTPError, PrefectHTTPStatusError)
 
 
+class Opened:
+    """An execution in this process, handed from flow to flow. Prefect stores the parameters that it can write as JSON: not this."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+
 def _stage_flow(kind: str, of: type[Stage]) -> Callable[..., Any]:
     """The flow that carries one kind of stage out: started by the lifecycle, or alone from the server's page."""
 
@@ -44,7 +51,7 @@ def _stage_flow(kind: str, of: type[Stage]) -> Callable[..., Any]:
         seed: int = 0,
         template_date: date | None = None,
         workspace: Path | None = None,
-        session: Session | None = None,
+        opened: Any = None,
     ) -> Any:
         """Carry out one stage.
 
@@ -55,14 +62,14 @@ def _stage_flow(kind: str, of: type[Stage]) -> Callable[..., Any]:
             seed: The recipe's seed, for a stage that gives none.
             template_date: The day that chat templates are given.
             workspace: Where local state is kept; empty for the worker's own.
-            session: The execution that it belongs to; empty for one of its own.
+            opened: The `Opened` execution that it belongs to; empty for one of its own.
         """
-        if session is None:
+        if opened is None:
             alone = Recipe(name=recipe, seed=seed, template_date=template_date, stages={name: stage})
             session = new_session(alone, [], [name], workspace, PlainDisplay)
             with _claimed(), session.recorded(flow_run_id()):
                 return _carry_out(session, name)
-        return _carry_out(session, name)
+        return _carry_out(opened.session, name)
 
     carry_out.__annotations__["stage"] = of
     made: Callable[..., Any] = flow(name=kind, flow_run_name="{name}", description=(of.__doc__ or "").splitlines()[0])(
@@ -83,7 +90,7 @@ def lifecycle(
     overrides: list[str] | None = None,
     only: list[str] | None = None,
     workspace: Path | None = None,
-    session: Session | None = None,
+    opened: Any = None,
 ) -> Any:
     """Carry out a recipe: every stage a flow of its own.
 
@@ -92,10 +99,13 @@ def lifecycle(
         overrides: Keys to change, such as stages.pretrain.steps=200.
         only: Stages to run; empty for all of them.
         workspace: Where local state is kept; empty for the worker's own.
-        session: The execution that a command has opened already; empty for one of its own.
+        opened: The `Opened` execution of a command; empty for one of its own.
     """
     with _claimed():
-        session = session or open_session(recipe, overrides or [], only or [], workspace, PlainDisplay)
+        if opened is None:
+            session = open_session(recipe, overrides or [], only or [], workspace, PlainDisplay)
+        else:
+            session = opened.session
         try:
             with server_watched(session), session.recorded(flow_run_id()):
                 for name in session.names:
@@ -119,7 +129,7 @@ def run_stage(session: Session, name: str) -> Artifact:
             seed=recipe.seed,
             template_date=recipe.template_date,
             workspace=session.workspace.settings.home,
-            session=session,
+            opened=Opened(session),
         )
     except CancelledRun:
         raise session.error or CancelledError(f"stage {name} was cancelled.") from None

@@ -90,7 +90,7 @@ def run_under_prefect(session: Session) -> None:
         from prefect import tags
         from prefect.logging.handlers import APILogWorker
 
-        from cupola_flows.orchestration.flows import SERVER_IS_GONE, lifecycle
+        from cupola_flows.orchestration.flows import SERVER_IS_GONE, Opened, lifecycle
 
         marks = [process_tag()] if find_prefect(settings) == api else [process_tag(), OWN_SERVER_TAG]
         with _cancelled_from_the_server(session, api), tags(*marks):
@@ -100,7 +100,7 @@ def run_under_prefect(session: Session) -> None:
                     overrides=list(session.overrides),
                     only=list(session.names),
                     workspace=settings.home,
-                    session=session,
+                    opened=Opened(session),
                     return_state=True,
                 )
             except SERVER_IS_GONE as error:
