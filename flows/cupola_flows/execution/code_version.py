@@ -142,7 +142,7 @@ def _started(module: str) -> set[str]:
 
 
 def _objective(name: str) -> str | None:
-    places = (f"cupola_trainer.{folder}.{name}" for folder in ("reinforcement", "objectives"))
+    places = (f"cupola_trainer.{folder}.{name}" for folder in ("rl", "objectives"))
     return next((place for place in places if place in _graph().modules), None)
 
 
