@@ -1,5 +1,6 @@
 """No imports form a circle: none of modules, none of the rooms of one folder; imports inside functions count, too."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
@@ -8,7 +9,11 @@ from pathlib import Path
 import grimp
 import pytest
 
-PACKAGES = ("cupola_platform",)
+PACKAGES = ("cupola_platform", "cupola_trainer", "cupola_flows", "cupola_dashboards")
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("platform", "trainer", "flows", "dashboards", "benchmarks", "tests")
+MOST = 15
+"""Files of a folder."""
 
 
 def circle(imported: Mapping[str, Iterable[str]]) -> list[str]:
@@ -57,6 +62,11 @@ def test_no_modules_form_a_circle(imports: grimp.ImportGraph) -> None:
 
 def test_no_rooms_of_one_folder_form_a_circle(imports: grimp.ImportGraph) -> None:
     assert circles_of_rooms(imports) == {}
+
+
+def test_no_folder_holds_more_files_than_one_can_take_in() -> None:
+    counts = Counter(path.parent for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+    assert {str(folder): count for folder, count in counts.items() if count > MOST} == {}
 
 
 @pytest.fixture

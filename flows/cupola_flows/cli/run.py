@@ -8,8 +8,9 @@ import typer
 from rich.console import Console
 
 from cupola_flows.cli.options import SetOption, WorkspaceOption
-from cupola_flows.orchestration.running import open_session, run_plain, run_under_prefect
+from cupola_flows.orchestration.running import run_plain, run_under_prefect
 from cupola_flows.reports.results import print_results
+from cupola_flows.runs.opening import open_session
 from cupola_flows.runs.session import Session
 from cupola_flows.terminal.display import make_display
 from cupola_platform.errors import ConfigError, CupolaError

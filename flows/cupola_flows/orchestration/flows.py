@@ -17,10 +17,10 @@ from prefect.exceptions import CancelledRun, PrefectHTTPStatusError
 from prefect.states import Cancelled
 
 from cupola_flows.execution.restarts import CrashedError
-from cupola_flows.orchestration.running import new_session, open_session
 from cupola_flows.orchestration.server_watch import server_watched
 from cupola_flows.recipe.schema import Recipe
 from cupola_flows.reports.results import summarize
+from cupola_flows.runs.opening import new_session, open_session
 from cupola_flows.runs.session import Session
 from cupola_flows.servers.sweeping import claimed, process_tag
 from cupola_flows.stages.base import Stage

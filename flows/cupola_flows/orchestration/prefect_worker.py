@@ -10,7 +10,7 @@ from prefect.runner._flow_run_executor import FlowRunExecutionResult, FlowRunExe
 from prefect.runner._starter_engine import EngineCommandStarter
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
-from cupola_flows.orchestration.worker import ENTRYPOINT, refusal
+from cupola_flows.orchestration.refusals import ENTRYPOINT, refusal
 from cupola_flows.servers.work_pool import WORKER_TYPE
 from cupola_platform.errors import CupolaError
 

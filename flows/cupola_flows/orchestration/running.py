@@ -3,22 +3,15 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import httpx
 
-from cupola_flows.recipe.loading import load_recipe
-from cupola_flows.recipe.schema import Recipe, select
-from cupola_flows.recipe.validation import validate
 from cupola_flows.runs.session import Session
 from cupola_flows.servers.prefect_api import PrefectApi, own_prefect
 from cupola_flows.servers.services import find_prefect
 from cupola_flows.servers.sweeping import OWN_SERVER_TAG, Sweeper, process_tag
-from cupola_flows.terminal.display import Display
-from cupola_platform.errors import ConfigError
-from cupola_platform.workspace import Workspace
 
 QUIET = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
@@ -28,46 +21,6 @@ QUIET = {
 """Prefect's log stays off a terminal that shows progress already, and a server that is gone is not waited for long."""
 ASK_EVERY = 3.0
 """Seconds between looks at whether the run was cancelled on the server."""
-
-
-def open_session(
-    recipe: str,
-    overrides: Sequence[str],
-    only: Sequence[str],
-    workspace: Path | None,
-    display: Callable[[Mapping[str, str]], Display],
-) -> Session:
-    """A recipe, checked, ready to be carried out.
-
-    Raises:
-        CupolaError: anything that can be known to be wrong before it starts.
-    """
-    return new_session(load_recipe(recipe, overrides), overrides, only, workspace, display)
-
-
-def new_session(
-    recipe: Recipe,
-    overrides: Sequence[str],
-    only: Sequence[str],
-    workspace: Path | None,
-    display: Callable[[Mapping[str, str]], Display],
-) -> Session:
-    """The same of a recipe that is loaded. Raises CupolaError."""
-    try:
-        names = select(recipe, only)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    opened = Workspace.open(workspace)
-    opened.registry.sweep_lost_runs()
-    session = Session(
-        workspace=opened,
-        recipe=recipe,
-        names=names,
-        overrides=overrides,
-        display=display({name: recipe.stages[name].kind for name in names}),
-    )
-    validate(recipe, opened.settings, names)
-    return session
 
 
 def run_plain(session: Session) -> None:

@@ -11,7 +11,6 @@ import os
 import sys
 import threading
 from contextlib import suppress
-from typing import Any
 
 from cupola_flows.servers import sweeper
 from cupola_flows.servers.services import find_prefect
@@ -19,27 +18,6 @@ from cupola_flows.servers.sweeping import worker_name
 from cupola_flows.servers.work_pool import CONCURRENT_RUNS, WORK_POOL, ensure_work_pool
 from cupola_platform.errors import CupolaError, ServiceError
 from cupola_platform.settings import load_settings
-
-ENTRYPOINT = "cupola_flows.orchestration.flows.lifecycle"
-"""The one flow that the worker runs."""
-NAMES_NOTHING: tuple[Any, ...] = (None, "", ".", [], {})
-
-
-def refusal(deployment: Any, flow_run: Any) -> str | None:
-    """What a flow run or its deployment asks for and the worker does not do; None when there is nothing."""
-    if deployment is None:
-        return "it belongs to no deployment"
-    if deployment.entrypoint != ENTRYPOINT:
-        return f"its deployment's entry point is {deployment.entrypoint}"
-    for thing, name in (
-        (deployment, "pull_steps"),
-        (deployment, "path"),
-        (deployment, "job_variables"),
-        (flow_run, "job_variables"),
-    ):
-        if getattr(thing, name) not in NAMES_NOTHING:
-            return f"its {'run' if thing is flow_run else 'deployment'} has {name}"
-    return None
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import httpx
 import psutil
 import pytest
 
-from cupola_flows.orchestration.worker import ENTRYPOINT, refusal
+from cupola_flows.orchestration.refusals import ENTRYPOINT, refusal
 from cupola_flows.servers.prefect_api import PrefectApi, own_prefect
 from cupola_flows.servers.work_pool import ensure_work_pool
 from cupola_platform.settings import Settings

@@ -11,7 +11,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from cupola_flows.orchestration.running import open_session, run_plain
+from cupola_flows.orchestration.running import run_plain
+from cupola_flows.runs.opening import open_session
 from cupola_flows.stages.data.requests import mark_of
 from cupola_flows.terminal.display import PlainDisplay
 from cupola_platform import json_lines

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from cupola_flows.orchestration.running import open_session, run_plain
+from cupola_flows.orchestration.running import run_plain
+from cupola_flows.runs.opening import open_session
 from cupola_flows.terminal.display import PlainDisplay
 from cupola_platform.artifacts import Artifact
 from cupola_platform.workspace import Workspace

@@ -6,11 +6,13 @@ here imports torch.
 
 parallel.py   the layout
 training.py   optimizer, batches, checkpoints, faults
-data.py       one class an objective
+objectives.py    one class an objective
 lengths.py    long context: positions and lengths
 lora.py       low-rank adapters
-making.py     jobs that make a checkpoint out of others
-reinforcement.py  those that learn from their own answers: questions, sampling, rewards
+checkpoint_jobs.py  jobs that make a checkpoint out of others
+rl.py         objectives that learn from the model's own responses: prompts, sampling, rewards
+layout_rules.py  what a layout cannot do
+model/        what a model is
 jobs.py       the jobs
 """
 
@@ -46,10 +48,10 @@ from cupola_trainer.config.lengths import (
     LengthSchedule,
     LengthSettings,
     LongContextConfig,
-    PositionChange,
 )
 from cupola_trainer.config.lora import LoraConfig
 from cupola_trainer.config.model.architecture import ModelConfig, MoEConfig
+from cupola_trainer.config.model.positions import PositionChange
 from cupola_trainer.config.objectives import (
     DistillationData,
     DistillationSettings,

@@ -8,8 +8,9 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from cupola_platform.strict import Strict
 from cupola_trainer.config.checkpoint_jobs import JobBase, MergeAdapterJob, MergeJob, PruneJob, UpcycleJob
-from cupola_trainer.config.lengths import LongContextConfig, PositionChange
+from cupola_trainer.config.lengths import LongContextConfig
 from cupola_trainer.config.model.architecture import ModelConfig
+from cupola_trainer.config.model.positions import PositionChange
 from cupola_trainer.config.objectives import DpoData, NextTokenData, SftData, TrainingData
 from cupola_trainer.config.rl import GrpoData
 from cupola_trainer.config.training import BatchConfig, PassSettings, TrainSettings

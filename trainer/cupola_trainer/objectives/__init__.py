@@ -7,6 +7,6 @@ passes.py          an objective's training step and held-out means
 losses/            the losses as pure functions of tensors
 next_token.py  sft.py  dpo.py  reward.py  distillation.py      the objectives
 
-Objectives that learn from the model's own responses are in `reinforcement`; those of other packages are found by the entry
+Objectives that learn from the model's own responses are in `rl`; those of other packages are found by the entry
 point group `cupola.objectives`. `cupola_trainer.training.objective_table` looks them up by name.
 """

@@ -7,9 +7,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.config.lengths import PositionChange
 from cupola_trainer.config.model.architecture import ModelConfig
-from cupola_trainer.config.model.positions import DualChunk, DynamicRope, LengthScaling, LinearRope, YarnRope
+from cupola_trainer.config.model.positions import (
+    DualChunk,
+    DynamicRope,
+    LengthScaling,
+    LinearRope,
+    PositionChange,
+    YarnRope,
+)
 
 METHODS = ("none", "linear", "yarn", "ntk", "dca", "logn", "windows")
 """What `method` knows; several are joined by +."""

@@ -119,3 +119,29 @@ class LengthScaling:
 
 
 RopeScaling = Annotated[LinearRope | DynamicRope | YarnRope | Llama3Rope, Field(discriminator="type")]
+
+
+Window = Annotated[int, Field(ge=1)] | None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PositionChange:
+    """What a model's positions become; what is left out stays as it is."""
+
+    max_position_embeddings: int | None = Field(default=None, ge=1)
+    """Longest sequence, in tokens. Left out: at least as long as the batches' sequences."""
+
+    rope_theta: float | None = Field(default=None, gt=0)
+    """RoPE base. Qwen2 went from 10,000 to 1,000,000 for 32,768 tokens."""
+
+    rope_scaling: RopeScaling | None = None
+    """How RoPE is stretched past the length that it was trained at."""
+
+    dual_chunk: DualChunk | None = None
+    """Dual chunk attention."""
+
+    length_scaling: LengthScaling | None = None
+    """How queries grow past the length that was trained."""
+
+    attention_windows: tuple[Window, ...] | None = None
+    """Tokens that each layer's queries see back; [] for all."""

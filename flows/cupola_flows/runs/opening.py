@@ -1,0 +1,52 @@
+"""From a recipe's name to an execution that is checked and ready to begin."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from cupola_flows.recipe.loading import load_recipe
+from cupola_flows.recipe.schema import Recipe, select
+from cupola_flows.recipe.validation import validate
+from cupola_flows.runs.session import Session
+from cupola_flows.terminal.display import Display
+from cupola_platform.errors import ConfigError
+from cupola_platform.workspace import Workspace
+
+
+def open_session(
+    recipe: str,
+    overrides: Sequence[str],
+    only: Sequence[str],
+    workspace: Path | None,
+    display: Callable[[Mapping[str, str]], Display],
+) -> Session:
+    """A recipe, checked, ready to be carried out.
+
+    Raises:
+        CupolaError: anything that can be known to be wrong before it starts.
+    """
+    return new_session(load_recipe(recipe, overrides), overrides, only, workspace, display)
+
+
+def new_session(
+    recipe: Recipe,
+    overrides: Sequence[str],
+    only: Sequence[str],
+    workspace: Path | None,
+    display: Callable[[Mapping[str, str]], Display],
+) -> Session:
+    """The same of a recipe that is loaded. Raises CupolaError."""
+    try:
+        names = select(recipe, only)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    opened = Workspace.open(workspace)
+    opened.registry.sweep_lost_runs()
+    session = Session(
+        workspace=opened,
+        recipe=recipe,
+        names=names,
+        overrides=overrides,
+        display=display({name: recipe.stages[name].kind for name in names}),
+    )
+    validate(recipe, opened.settings, names)
+    return session
