@@ -18,6 +18,7 @@ import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from playwright.sync_api import Playwright, sync_playwright
 
 ACCESS_KEY, SECRET_KEY = "cupola-tests", "cupola-tests-secret"
 ENVIRONMENT = {
@@ -232,3 +233,10 @@ def with_clock_set(tmp_path: Path) -> Callable[[list[str], int], list[str]]:
         return [*alone, "sh", "-c", 'mount --bind "$0" /proc/stat && exec "$@"', str(stat), *command]
 
     return stepped
+
+
+@pytest.fixture(scope="session")
+def playwright() -> Iterator[Playwright]:
+    """What starts browsers: one for a process, which cannot have two."""
+    with sync_playwright() as started:
+        yield started

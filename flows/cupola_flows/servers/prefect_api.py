@@ -92,7 +92,13 @@ class PrefectServer:
 
     def wait(self) -> PrefectApi:
         """The API, once it answers. Raises ServiceError."""
-        wait_for(f"{self.api.url}/health", lambda: self.process.poll() is None, "Prefect's server", self.log)
+        wait_for(
+            f"{self.api.url}/health",
+            self.process.pid,
+            lambda: self.process.poll() is None,
+            "Prefect's server",
+            self.log,
+        )
         return self.api
 
     def stop(self) -> None:

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -38,16 +39,32 @@ def spawn(
         )
 
 
-def wait_for(url: str, alive: Callable[[], bool], name: str, log: Path) -> None:
-    """Return when `url` answers 200. Raises ServiceError when the process behind it or our patience ends."""
+def wait_for(url: str, pid: int, alive: Callable[[], bool], name: str, log: Path) -> None:
+    """Return when the process `pid`, or one of its children, answers `url` with 200. Another server may have taken the port first.
+
+    Raises:
+        ServiceError: the process ended, or so did our patience.
+    """
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
-        if answers(url):
+        if answers(url) and _listens(pid, urlsplit(url).port):
             return
         if not alive():
             raise ServiceError(f"{name} ended before it answered. Its log: {log}{last_line(log)}")
         time.sleep(0.2)
     raise ServiceError(f"{name} has not answered {url} in {PATIENCE:.0f} s. Its log: {log}")
+
+
+def _listens(pid: int, port: int | None) -> bool:
+    """Whether a process, or one of its children, listens on a port."""
+    family: list[psutil.Process] = []
+    with suppress(psutil.Error):
+        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    for each in family:
+        with suppress(psutil.Error):
+            if any(at.status == psutil.CONN_LISTEN and at.laddr.port == port for at in each.net_connections("tcp")):
+                return True
+    return False
 
 
 def answers(url: str) -> bool:

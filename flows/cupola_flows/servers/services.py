@@ -209,7 +209,8 @@ def _keep(
 
 
 def _ready(settings: Settings, service: Service) -> None:
-    wait_for(service.health, service.alive, service.name, settings.home / "logs" / f"{service.name}.log")
+    log = settings.home / "logs" / f"{service.name}.log"
+    wait_for(service.health, service.pid, service.alive, service.name, log)
 
 
 def _record(settings: Settings, name: str) -> Path:

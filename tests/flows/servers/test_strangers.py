@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, expect
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
@@ -111,14 +111,21 @@ def served(new_command: Callable[[Path], Any], tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser(playwright: Playwright) -> Iterator[Browser]:
     """Debian's Chromium, for which two foreign names point at this machine."""
     expect.set_options(timeout=60_000)
-    with sync_playwright() as playwright:
-        rules = "--host-resolver-rules=MAP evil.test 127.0.0.1, MAP 10.evil.test 127.0.0.1"
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, rules])
-        yield opened
-        opened.close()
+    rules = "--host-resolver-rules=MAP evil.test 127.0.0.1, MAP 10.evil.test 127.0.0.1"
+    opened = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, rules])
+    yield opened
+    opened.close()
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    """None of a process that has ended since it was listed."""
+    try:
+        return process.cmdline()
+    except (psutil.ZombieProcess, psutil.NoSuchProcess):
+        return []
 
 
 @pytest.fixture
@@ -148,7 +155,7 @@ def test_everything_listens_on_this_machine_only_and_no_command_line_or_log_has_
     }
     listening = {at.laddr.ip for each in family for at in each.net_connections("inet") if at.status == "LISTEN"}
     assert listening == {"127.0.0.1"}
-    assert [each for each in family if secret in " ".join(each.cmdline())] == []
+    assert [each for each in family if secret in " ".join(command_line(each))] == []
     workspace = served.cupola.workspace
     assert (workspace / "credential").stat().st_mode & 0o777 == 0o600
     written = [file for folder in ("logs", "pids") for file in (workspace / folder).iterdir()]
