@@ -35,13 +35,13 @@ def found(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., Any]
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_trains_alike(found: dict[str, dict[str, Any]], layout: str, method: str) -> None:
     trajectories = found["trajectories"]
-    # tensor- and context-parallel ranks add gradients up in another order, and a last bit may decide whether OnTIES keeps an
-    # element that is on the edge: one did in tp2 (9.5e-5). From the same gradients all bits are the same: see below
-    tolerance = 5e-4 if method == "onties" and layout[:2] in ("tp", "cp") else 1e-4
     kinds = [kind for kind in ("dense", "moe") if f"{layout}, {kind}, {method}" in trajectories]
     for kind in kinds:
-        wanted = trajectories[f"one process, {kind}, {method}"]
-        assert trajectories[f"{layout}, {kind}, {method}"] == pytest.approx(wanted, rel=tolerance), kind
+        wanted, got = trajectories[f"one process, {kind}, {method}"], trajectories[f"{layout}, {kind}, {method}"]
+        assert got[:-2] == pytest.approx(wanted[:-2], rel=1e-4), kind
+        # Layouts add gradients up in another order, and a last bit may decide whether OnTIES keeps an element that is on
+        # the edge: the last step then differs by up to 1.3e-3. From the same gradients all bits are the same: see below.
+        assert got[-2:] == pytest.approx(wanted[-2:], rel=2e-3 if method == "onties" else 1e-4), kind
     assert kinds or method == "lora of experts"
 
 
