@@ -1,5 +1,5 @@
-"""Near-duplicate removal against datasketch and datatrove, tokenization against tiktoken and tokenizers (same input, same
-run, taking turns), and the whole preparation by phase.
+"""Near-duplicate removal against datasketch and datatrove, tokenization against tiktoken and tokenizers (same input,
+same run, taking turns), and the whole preparation by phase.
 
     python benchmarks/real_text.py FOLDER       # once: real text in many languages
     python benchmarks/corpus.py [--text FOLDER] [--documents 4000] [--megabytes 6] [--rounds 3] [--only near|tokens]

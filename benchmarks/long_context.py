@@ -2,8 +2,8 @@
 
     python benchmarks/long_context.py --lengths 4096,8192,16384,32768
 
-A model of 2 layers, 256 wide, goes forward and backward over one sequence, each length and method in a process of its own.
-Prints seconds and the process's peak resident memory, model, optimizer-less gradients and libraries included.
+A model of 2 layers, 256 wide, goes forward and backward over one sequence, each length and method in a process of its
+own. Prints seconds and the process's peak resident memory, model, optimizer-less gradients and libraries included.
 """
 
 import argparse

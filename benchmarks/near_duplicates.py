@@ -63,8 +63,8 @@ def near_duplicate_contest(texts: Sequence[str], count: int, rounds: int) -> Non
     size = sum(len(text.encode()) for text in texts) / 1e6
     han = {i for i, text in enumerate(texts) if len(HAN.findall(text)) > 0.3 * len(text)}
     print(
-        f"near duplicates: {len(texts):,} documents ({len(han):,} Chinese or Japanese), {size:.1f} MB, {len(true_pairs):,} planted at "
-        f"{THRESHOLD} and above ({sum(i in han for i, _ in true_pairs):,})"
+        f"near duplicates: {len(texts):,} documents ({len(han):,} Chinese or Japanese), {size:.1f} MB, "
+        f"{len(true_pairs):,} planted at {THRESHOLD} and above ({sum(i in han for i, _ in true_pairs):,})"
     )
     for name, of in spent.items():
         recall = sum(found[name][i] == found[name][j] for i, j in true_pairs) / len(true_pairs)

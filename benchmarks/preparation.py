@@ -1,10 +1,12 @@
-"""The whole preparation of a corpus: megabytes a second and peak memory by phase, for numbers of workers and sizes of corpus.
+"""The whole preparation of a corpus: megabytes a second and peak memory by phase,
+for numbers of workers and sizes of corpus.
 
     python benchmarks/corpus.py --text FOLDER --pipeline --megabytes 50 [--workers 2,1]
 
-A line a pipeline in its order, `between` for what the driver does alone: the clock, the processor time of all processes, and
-the most memory that they held together (PSS: shared pages are shared out). A line a cleaning step: its processor time.
-Serial: the clock's time in which a second worker cannot help, from which the last line says how far workers can go (Amdahl).
+A line a pipeline in its order, `between` for what the driver does alone: the clock, the processor time of all
+processes, and the most memory that they held together (PSS: shared pages are shared out). A line a cleaning step: its
+processor time. Serial: the clock's time in which a second worker cannot help,
+from which the last line says how far workers can go (Amdahl).
 """
 
 import tempfile
@@ -117,13 +119,14 @@ def show(report: PrepareReport, watch: Watch, seconds: float, workers: int, size
     """`size`: megabytes of the files; speeds are of them."""
     read, kept = report.steps[0], report.steps[-1]
     print(
-        f"{size:.1f} MB of files, {read.bytes_in / 1e6:.1f} MB of text, {read.documents_in:,} documents, {kept.documents_out:,} kept "
-        f"({kept.bytes_out / 1e6:.1f} MB), {workers} workers: {seconds:.1f} s, {size / seconds:.2f} MB/s"
+        f"{size:.1f} MB of files, {read.bytes_in / 1e6:.1f} MB of text, {read.documents_in:,} documents, "
+        f"{kept.documents_out:,} kept ({kept.bytes_out / 1e6:.1f} MB), {workers} workers: {seconds:.1f} s, "
+        f"{size / seconds:.2f} MB/s"
     )
     for name, of in watch.phases.items():
         print(
-            f"  {name:22} {of.seconds:7.1f} s of the clock {of.processor:7.1f} of the processor {size / of.seconds:8.1f} MB/s "
-            f"{of.memory / 2**20:7.0f} MiB"
+            f"  {name:22} {of.seconds:7.1f} s of the clock {of.processor:7.1f} of the processor "
+            f"{size / of.seconds:8.1f} MB/s {of.memory / 2**20:7.0f} MiB"
         )
     for step in report.steps:
         if step.seconds:
@@ -131,6 +134,7 @@ def show(report: PrepareReport, watch: Watch, seconds: float, workers: int, size
     serial = sum(watch.phases[name].processor for name in SERIAL if name in watch.phases)
     whole = sum(of.processor for of in watch.phases.values())
     print(
-        f"  peak memory {max(of.memory for of in watch.phases.values()) / 2**20:,.0f} MiB; serial {serial:.1f} of {whole:.1f} "
-        f"processor seconds: two workers at most {whole / (serial + (whole - serial) / 2):.2f} times as fast as one"
+        f"  peak memory {max(of.memory for of in watch.phases.values()) / 2**20:,.0f} MiB; serial {serial:.1f} of "
+        f"{whole:.1f} processor seconds: two workers at most {whole / (serial + (whole - serial) / 2):.2f} times as "
+        "fast as one"
     )

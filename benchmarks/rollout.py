@@ -1,9 +1,11 @@
-"""Generated tokens per second, ours against transformers' `generate`: same weights, same prompts, by turns in one process.
+"""Generated tokens per second, ours against transformers' `generate`: same weights, same prompts,
+by turns in one process.
 
     python benchmarks/rollout.py [--sizes 1m,10m,1m-152k] [--batches 1,8,64] [--prompt 64] [--new 64] [--rounds 5] [--ragged]
 
-No token ends an answer, so both always make as many. Sampling is plain (temperature 1, nothing cut off); prompts are random,
-of one length, or with --ragged of any up to it. Processor seconds are counted as well as wall: others may use the machine.
+No token ends an answer, so both always make as many. Sampling is plain (temperature 1, nothing cut off); prompts are
+random, of one length, or with --ragged of any up to it. Processor seconds are counted as well as wall:
+others may use the machine.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""Training speed and memory against Hugging Face Trainer and a bare transformers loop: same model, same shards, same run.
+"""Training speed and memory against Hugging Face Trainer and a bare transformers loop: same model, same shards,
+same run.
 
     python benchmarks/training.py [--sizes 1m,10m,1m-152k] [--sequences 256,2048] [--processes 1,2] [--rounds 3]
                                   [--seconds 12] [--peers cupola,loop,trainer] [--by-turns]
@@ -62,8 +63,8 @@ def compare(peers: list[str], size: str, sequence: int, processes: int, rounds: 
     for peer, found in best.items():
         wall, cpu = (ours[key] / found[key] for key in ("tokens_per_second", "tokens_per_cpu_second"))
         print(
-            f"  {peer:14} {found['tokens_per_second']:9,.0f} tokens/s  {found['tokens_per_cpu_second']:9,.0f} per CPU-s  "
-            f"{found['memory_gib']:5.2f} GiB   ratio {wall:.2f} wall, {cpu:.2f} CPU",
+            f"  {peer:14} {found['tokens_per_second']:9,.0f} tokens/s  {found['tokens_per_cpu_second']:9,.0f} per CPU-s "
+            f" {found['memory_gib']:5.2f} GiB   ratio {wall:.2f} wall, {cpu:.2f} CPU",
             flush=True,
         )
 

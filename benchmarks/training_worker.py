@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node N benchmarks/training_worker.py PEER HIDDEN LAYERS HEADS FFN VOCAB SEQUENCE ROWS SECONDS FOLDER
 
-Every peer trains the same Qwen2 from random weights on the same shards: fp32, AdamW, clipping to norm 1, `ROWS` sequences a
-step over all processes. Loading and the first steps are left out.
+Every peer trains the same Qwen2 from random weights on the same shards: fp32, AdamW, clipping to norm 1, `ROWS`
+sequences a step over all processes. Loading and the first steps are left out.
 """
 
 import contextlib

@@ -64,7 +64,8 @@ def test_arrows_filler_nulls_go_and_nulls_that_were_written_stay() -> None:
 
 def test_the_older_interfaces_function_call_is_a_tool_call() -> None:
     turns = [ASKED, {"role": "assistant", "content": None, "function_call": {"name": "now", "arguments": "{}"}},
-             {"role": "function", "name": "now", "content": {"hour": 12}}, {"role": "assistant", "content": "Noon."}]  # fmt: skip
+             {"role": "function", "name": "now", "content": {"hour": 12}}, {"role": "assistant",
+             "content": "Noon."}]  # fmt: skip
     assert problem(turns) is None
     assert normal(turns)[1:3] == [
         {"role": "assistant", "content": "", "tool_calls": [NOW]},

@@ -42,8 +42,8 @@ time.sleep(600)
 """
 MOUNT, NO_RIGHTS = "a read-only mount", "folders without permission"
 REFUSED = (
-    "The registry sqlite:///{}/registry.db cannot be written: it can only be looked at. Change the permissions of its folder, "
-    "or name another workspace."
+    "The registry sqlite:///{}/registry.db cannot be written: it can only be looked at. Change the permissions of its "
+    "folder, or name another workspace."
 )
 Bound = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -63,8 +63,9 @@ def table_bytes(path: Path, suffix: str) -> bytes:
         LINES.decode().encode("utf-16"),
     ],
     ids=[
-        "lines", "byte-order mark, CRLF, blank lines", "array on one line", "array over lines", "below a key on one line",
-        "below a key over lines", "objects over lines", "comma after the last", "array in UTF-16", "lines in UTF-16",
+        "lines", "byte-order mark, CRLF, blank lines", "array on one line", "array over lines",
+        "below a key on one line", "below a key over lines", "objects over lines", "comma after the last",
+        "array in UTF-16", "lines in UTF-16",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows"])
@@ -90,7 +91,8 @@ def test_every_format_may_be_compressed(tmp_path: Path, suffix: str, pack: Calla
 
 def test_bad_lines_have_a_reason_and_a_number_and_the_others_are_read(tmp_path: Path) -> None:
     bad = [
-        b'{"a": "\xff"}', b'{"a": "\\ud83d"}', b'{"a": ', b"[1]", b"5", b"[" * 5000, b'{"a":' + b"[" * 986 + b"]" * 986 + b"}"
+        b'{"a": "\xff"}', b'{"a": "\\ud83d"}', b'{"a": ', b"[1]", b"5", b"[" * 5000,
+        b'{"a":' + b"[" * 986 + b"]" * 986 + b"}"
     ]  # fmt: skip
     (tmp_path / "a.jsonl").write_bytes(LINES + b"\n".join(bad) + b"\n" + LINES)
     assert rows(tmp_path / "a.jsonl").count(None) == len(bad)

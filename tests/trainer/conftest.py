@@ -43,7 +43,8 @@ def tokens_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that `saved_models.py` writes: small checkpoints of every family, a tokenizer, tokens, conversations."""
+    """The folder that `saved_models.py` writes: small checkpoints of every family, a tokenizer, tokens,
+    conversations."""
     folder = tmp_path_factory.mktemp("saved_models") / "saved"
     subprocess.run([sys.executable, Path(__file__).parent / "material" / "saved_models.py", folder], check=True)
     return folder
@@ -73,7 +74,8 @@ def torchrun(launcher: Callable[[int], Any]) -> Callable[..., subprocess.Complet
     ) -> subprocess.CompletedProcess[str]:
         command, variables = launcher(ranks)
         done = subprocess.run(
-            [*command, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, env=variables, check=False
+            [*command, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, env=variables,
+            check=False
         )  # fmt: skip
         if check and done.returncode:
             pytest.fail(f"torchrun ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 
 class _MegatronImports:
-    """Hands every import of megatron.core to `cupola_trainer.megatron`, which fits it to this machine. Loads torch only then."""
+    """Hands every import of megatron.core to `cupola_trainer.megatron`, which fits it to this machine.
+    Loads torch only then."""
 
     @staticmethod
     def find_spec(

@@ -1,9 +1,9 @@
-"""`torchrun -m cupola_trainer JOB.json [--allow-data-change]` runs one job; the option lets a job that resumes read another
-mixture of data than the one that its checkpoint was trained on. Exit status 0 when it is complete, 143 when it was asked to end
-before, 2 for a user's mistake, which error.json then names, 75 when it hung, 1 for any other failure.
+"""`torchrun -m cupola_trainer JOB.json [--allow-data-change]` runs one job; the option lets a job that resumes read
+another mixture of data than the one that its checkpoint was trained on. Exit status 0 when it is complete, 143 when it
+was asked to end before, 2 for a user's mistake, which error.json then names, 75 when it hung, 1 for any other failure.
 
-`python -m cupola_trainer COMMAND ...` runs one of `commands`. There is no other entry point, but for the process in which a
-model's code runs: `evaluation.confined.main` must import nothing of this package."""
+`python -m cupola_trainer COMMAND ...` runs one of `commands`. There is no other entry point, but for the process in
+which a model's code runs: `evaluation.confined.main` must import nothing of this package."""
 
 import ctypes
 import importlib

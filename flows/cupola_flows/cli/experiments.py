@@ -21,7 +21,10 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: cupola mix mine.yaml --runs 24 --steps 200 --target code=0.5 --target web=0.5")(mix)
     app.command(
         "fit-laws",
-        epilog="Example: cupola fit-laws mine.yaml --size num_layers=2 --size num_layers=4 --tokens 200000,400000,800000 --at 1e7,5e7",
+        epilog=(
+            "Example: cupola fit-laws mine.yaml --size num_layers=2 --size num_layers=4 --tokens "
+            "200000,400000,800000 --at 1e7,5e7"
+        ),
     )(fit_laws)
 
 

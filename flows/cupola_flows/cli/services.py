@@ -44,7 +44,10 @@ def up(
 def _how_to_sign_in(settings: Settings, show: bool) -> str:
     secret = credential.read(settings.home)
     if not show or secret is None:
-        return f"Sign in as {credential.USER}; the password: cupola up --show-credential, or {settings.home / credential.FILE}"
+        return (
+            f"Sign in as {credential.USER}; the password: cupola up --show-credential, or "
+            f"{settings.home / credential.FILE}"
+        )
     whole, password = secret.get_secret_value(), credential.password(secret)
     return f"Sign in as {credential.USER} with the password {password} (Prefect's page: {whole})"
 

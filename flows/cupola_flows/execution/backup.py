@@ -1,8 +1,9 @@
-"""A training job's checkpoints in the store, while it trains: kept there as in the job's folder, and taken from there where
-that folder is empty, on another machine for instance.
+"""A training job's checkpoints in the store, while it trains: kept there as in the job's folder, and taken from there
+where that folder is empty, on another machine for instance.
 
-A copy is an artifact of the kind `progress`: the sealed checkpoint, and beside it what else the job goes on from. It is made
-of hard links where the file system has them, so that the trainer may remove the checkpoint while it is being uploaded.
+A copy is an artifact of the kind `progress`: the sealed checkpoint, and beside it what else the job goes on from. It is
+made of hard links where the file system has them,
+so that the trainer may remove the checkpoint while it is being uploaded.
 """
 
 import os
@@ -71,8 +72,8 @@ class Backup:
     def update(self) -> Uploaded | None:
         """Upload the newest checkpoint that the store lacks, and remove from the store what the job has removed.
 
-        An upload that was cut short goes on where it ended, also in a later process. One copy at least stays in the store,
-        however far training is ahead of it.
+        An upload that was cut short goes on where it ended, also in a later process. One copy at least stays in the
+        store, however far training is ahead of it.
 
         Raises:
             StoreError: the store refuses or cannot be reached; the next call tries again.

@@ -1,8 +1,8 @@
 """The code that decides what a stage gives, found by following imports from the stage's file and from its jobs.
 
-What is hashed is the syntax tree: a changed comment or docstring trains nothing again. Left out, with all that only it imports, is
-what cannot change a result: who tells of progress, keeps a job alive, carries its files, refuses what cannot be, and the settings,
-whose values a fingerprint has anyway.
+What is hashed is the syntax tree: a changed comment or docstring trains nothing again. Left out, with all that only it
+imports, is what cannot change a result: who tells of progress, keeps a job alive, carries its files, refuses what
+cannot be, and the settings, whose values a fingerprint has anyway.
 """
 
 import ast
@@ -125,8 +125,8 @@ def _words(module: str) -> set[str]:
 
 
 def _started(module: str) -> set[str]:
-    """What a module starts in other processes: modules that its texts name, as for `python -m`; and where the jobs that it makes
-    enter the trainer, known by their classes, and by those of what they learn from."""
+    """What a module starts in other processes: modules that its texts name, as for `python -m`; and where the jobs that
+    it makes enter the trainer, known by their classes, and by those of what they learn from."""
     texts = {node.value for node in ast.walk(_tree(module)) if isinstance(node, ast.Constant)}
     found = {text for text in texts if isinstance(text, str) and text in _graph().modules}
     if not module.startswith("cupola_flows") and module.startswith(OURS):

@@ -42,7 +42,8 @@ class JobResult:
 
 
 class MetricsTail:
-    """The lines of `metrics.jsonl` that were not seen yet. A resumed job puts a shorter file in its place: that is read anew."""
+    """The lines of `metrics.jsonl` that were not seen yet. A resumed job puts a shorter file in its place:
+    that is read anew."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -122,7 +123,8 @@ def _attempt(ctx: StageContext, job: AnyJob, starts: restarts.Starts) -> JobResu
 
 
 def _carry_out(ctx: StageContext, job: AnyJob, log: Path, starts: restarts.Starts) -> tuple[str, int | None]:
-    """Run the job's processes to their end, again where they hung. Returns the job's last status and their exit code."""
+    """Run the job's processes to their end, again where they hung.
+    Returns the job's last status and their exit code."""
     launcher = LocalLauncher(ctx.workspace.settings.max_processes)
     while True:
         starts.done += 1

@@ -1,4 +1,5 @@
-"""Jobs that hang or crash: noticed, ended, told of, and started again from their newest checkpoint, a bounded number of times."""
+"""Jobs that hang or crash: noticed, ended, told of, and started again from their newest checkpoint,
+a bounded number of times."""
 
 import json
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ class CrashedError(StageFailedError):
 
 @dataclass
 class Starts:
-    """How often a job may be started in one run of its stage, whoever starts it again: the stage itself, after a hang, or
-    Prefect, after a crash."""
+    """How often a job may be started in one run of its stage, whoever starts it again: the stage itself, after a hang,
+    or Prefect, after a crash."""
 
     allowed: int
     done: int = 0
@@ -50,7 +51,8 @@ class Follower:
         self.listener = Listener(self.job.output / FOLDER) if self.job else None
 
     def silence(self) -> str | None:
-        """That no rank answers any more, in words; none when one does, or when none has begun to train. To be asked often."""
+        """That no rank answers any more, in words; none when one does, or when none has begun to train.
+        To be asked often."""
         if self.job is None or self.listener is None:
             return None
         self.listener.listen()

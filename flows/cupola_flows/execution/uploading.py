@@ -47,8 +47,8 @@ def discard(ctx: StageContext, job: TrainJob) -> None:
 def uploaded(ctx: StageContext, job: object, log: Path) -> Iterator[None]:
     """While the block runs, the job's checkpoints go to the store, if the job asks for it.
 
-    A block that ends early (a job that was told to end, or crashed) is followed by the upload of its last checkpoint, for
-    as long as `checkpoint.upload_wait` says; what is not there by then goes with the next start.
+    A block that ends early (a job that was told to end, or crashed) is followed by the upload of its last checkpoint,
+    for as long as `checkpoint.upload_wait` says; what is not there by then goes with the next start.
     """
     if not isinstance(job, TrainJob) or not job.checkpoint.upload:
         yield

@@ -100,7 +100,8 @@ def prepared_tokens(workspace: Workspace, recipe: Recipe, name: str) -> Artifact
 
 
 def _stored(workspace: Workspace, recipe: Recipe, reference: str) -> Artifact | None:
-    """The artifact that a stage of a recipe takes; none where the stage that gives it, or one before that, has not been run."""
+    """The artifact that a stage of a recipe takes; none where the stage that gives it, or one before that,
+    has not been run."""
     if reference.startswith(ARTIFACT):
         return workspace.resolve(reference.removeprefix(ARTIFACT))
     digests: dict[str, list[str]] = {}

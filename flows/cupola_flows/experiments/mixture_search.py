@@ -1,4 +1,5 @@
-"""`cupola mix`: small models on different mixtures of the sources, a law for each domain's loss, and the best mixture."""
+"""`cupola mix`: small models on different mixtures of the sources, a law for each domain's loss,
+and the best mixture."""
 
 import json
 from collections.abc import Mapping

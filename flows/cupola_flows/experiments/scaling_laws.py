@@ -1,4 +1,5 @@
-"""`cupola fit-laws`: small runs over sizes, lengths, learning rates and batches, and the power laws behind the best ones."""
+"""`cupola fit-laws`: small runs over sizes, lengths, learning rates and batches,
+and the power laws behind the best ones."""
 
 import json
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Series of small training runs beside a recipe's stages: what `cupola mix` and `cupola fit-laws` learn from.
 
-A series has a fingerprint and a work folder like a stage: what was trained is not trained again, a run that was cut short
-goes on, and a finished series is found in the registry.
+A series has a fingerprint and a work folder like a stage: what was trained is not trained again, a run that was cut
+short goes on, and a finished series is found in the registry.
 """
 
 import json

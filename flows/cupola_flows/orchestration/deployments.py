@@ -1,5 +1,5 @@
-"""The lifecycle as a deployment: its schema and schedule on the server, and runs of it. Light: Prefect is called by HTTP
-where a call is all that is needed, and imported only to register."""
+"""The lifecycle as a deployment: its schema and schedule on the server, and runs of it. Light: Prefect is called by
+HTTP where a call is all that is needed, and imported only to register."""
 
 import os
 from collections.abc import Mapping, Sequence

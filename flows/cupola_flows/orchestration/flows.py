@@ -35,7 +35,8 @@ SERVER_IS_GONE = (httpx.HTTPError, PrefectHTTPStatusError)
 
 
 class Opened:
-    """An execution in this process, handed from flow to flow. Prefect stores the parameters that it can write as JSON: not this."""
+    """An execution in this process, handed from flow to flow. Prefect stores the parameters that it can write as JSON:
+    not this."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -117,7 +118,8 @@ def lifecycle(
 
 
 def run_stage(session: Session, name: str) -> Artifact:
-    """One stage as a subflow. When Prefect's server goes away, the stage's work is not lost, and the next go on without."""
+    """One stage as a subflow. When Prefect's server goes away, the stage's work is not lost,
+    and the next go on without."""
     stage, recipe = session.recipe.stages[name], session.recipe
     if session.prefect_is_gone.is_set():
         return session.execute(name)
@@ -194,13 +196,14 @@ def _key(name: str, what: str) -> str:
 
 
 def _crashed(_task: Any, _run: Any, state: State) -> bool:
-    """A mistake of the user's and a cancellation come again, and so does what the job itself gave up; a crash may not."""
+    """A mistake of the user's and a cancellation come again, and so does what the job itself gave up;
+    a crash may not."""
     return isinstance(state.result(raise_on_failure=False), CrashedError)
 
 
 def _retried(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a step as a task that is tried again after a crash: a job goes on from its newest checkpoint, as often as it may
-    be started (`restarts.Starts`, which ends this before the retries do)."""
+    """Run a step as a task that is tried again after a crash: a job goes on from its newest checkpoint, as often as it
+    may be started (`restarts.Starts`, which ends this before the retries do)."""
 
     @task(name="job", retries=MOST_RETRIES, retry_condition_fn=_crashed, cache_policy=NO_CACHE, persist_result=False)
     def job() -> Any:

@@ -83,8 +83,8 @@ class CupolaWorker(ProcessWorker):
                         task_status.started(handle.pid)
         if result is None or result.status_code is None:
             raise RuntimeError("The flow run's process could not be started.")
-        # The executor has told the server of a crash. Told again some seconds later, it would end the run that the sweeper has
-        # scheduled anew by then.
+        # The executor has told the server of a crash. Told again some seconds later, it would end the run that the
+        # sweeper has scheduled anew by then.
         return ProcessWorkerResult(status_code=0, identifier=str(result.handle.pid))
 
 

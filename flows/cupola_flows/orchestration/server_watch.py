@@ -17,8 +17,8 @@ MISSED = 3
 
 @contextmanager
 def server_watched(session: Session) -> Iterator[None]:
-    """Ask the server for signs of life. Once it has gone, Prefect's client tries nothing twice: each of a run's dozen calls
-    would be tried again for a quarter of a minute."""
+    """Ask the server for signs of life. Once it has gone, Prefect's client tries nothing twice: each of a run's dozen
+    calls would be tried again for a quarter of a minute."""
     done = threading.Event()
     settings = get_current_settings()  # this thread's: a thread of its own has others
 

@@ -1,8 +1,9 @@
 """The worker: carries submitted runs out, and nothing else, whatever a deployment says.
 
-A deployment can name any file as its entry point, steps that fetch code, a command, an environment. Prefect's own process
-worker follows all of that, so whoever can make a deployment runs commands here. This one looks at none of it: the process that it
-starts runs `ENTRYPOINT`. What asks for something else is refused by name, so that nobody waits for what will not happen.
+A deployment can name any file as its entry point, steps that fetch code, a command, an environment. Prefect's own
+process worker follows all of that, so whoever can make a deployment runs commands here. This one looks at none of it:
+the process that it starts runs `ENTRYPOINT`. What asks for something else is refused by name,
+so that nobody waits for what will not happen.
 """
 
 import argparse

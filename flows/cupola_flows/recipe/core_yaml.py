@@ -1,6 +1,8 @@
-"""YAML as version 1.2 reads plain values (its core schema): `yes`, `on`, `1:30` and `2026-01-02` are texts, `010` is ten.
+"""YAML as version 1.2 reads plain values (its core schema): `yes`, `on`, `1:30` and `2026-01-02` are texts,
+`010` is ten.
 
-PyYAML knows 1.1 only, where the same words are true, true, 90, a date and eight. https://yaml.org/spec/1.2.2/#103-core-schema
+PyYAML knows 1.1 only, where the same words are true, true, 90, a date and eight.
+https://yaml.org/spec/1.2.2/#103-core-schema
 """
 
 import re

@@ -130,7 +130,8 @@ def _read(path: Path) -> str:
 
 
 def _value(text: str, where: str) -> Any:
-    """What an override sets: YAML where it begins as a list, a mapping or a quoted text, else a plain value as it stands."""
+    """What an override sets: YAML where it begins as a list, a mapping or a quoted text,
+    else a plain value as it stands."""
     begins = text.strip()[:1]
     try:
         return read_yaml(f"value: {text}", where)["value"] if begins in {*"[{'\""} else core_yaml.plain(text)

@@ -41,8 +41,8 @@ class Recipe(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of every stage that names none."""
     template_date: date | None = None
-    """The day that chat templates with today's date are given, such as 2026-11-30: tokens are then the same every day. None
-    refuses such templates, unless a checkpoint was trained with a date."""
+    """The day that chat templates with today's date are given, such as 2026-11-30: tokens are then the same every day.
+    None refuses such templates, unless a checkpoint was trained with a date."""
     schedule: str | None = None
     """When a deployment starts by itself: five cron fields, in UTC."""
     stages: dict[str, AnyStage] = Field(min_length=1)

@@ -27,11 +27,11 @@ class Apart:
 
 
 def compare_checkpoints(workspace: Workspace, a: Artifact, b: Artifact) -> dict[str, Any]:
-    """Plain JSON: identity, evaluation with intervals, settings that differ anywhere in their lives, and parents that only
-    one of them has.
+    """Plain JSON: identity, evaluation with intervals, settings that differ anywhere in their lives, and parents that
+    only one of them has.
 
-    Numbers come from a common evaluation alone, the newest; where there is none, `evaluation` is null and `missing` says why
-    and which command makes one.
+    Numbers come from a common evaluation alone, the newest; where there is none, `evaluation` is null and `missing`
+    says why and which command makes one.
 
     Raises:
         ConfigError: one of them is no checkpoint.
@@ -98,7 +98,8 @@ def _life(workspace: Workspace, artifact: Artifact) -> dict[str, Manifest | Arti
 
 
 def _made_from(workspace: Workspace, artifact: Artifact) -> list[Manifest | ArtifactRow]:
-    """Everything that an artifact was made from, each once, nearest first; the row alone where the store has it no more."""
+    """Everything that an artifact was made from, each once, nearest first;
+    the row alone where the store has it no more."""
     registry = workspace.registry
     found: dict[str, ArtifactRow] = {}
     for parent in filter(None, map(registry.artifact, artifact.manifest.parents)):
@@ -135,7 +136,8 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def print_comparison(comparison: dict[str, Any], console: Console) -> None:
-    """The comparison as a table with intervals; without a common evaluation, what is missing in the place of numbers."""
+    """The comparison as a table with intervals; without a common evaluation,
+    what is missing in the place of numbers."""
     a, b = comparison["checkpoints"]
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("", f"{a['id']} {a['stage']}", f"{b['id']} {b['stage']}"):

@@ -27,12 +27,13 @@ class Curves:
 
 
 def heldout_curves(workspace: Workspace, recipe: Recipe, stages: Sequence[str] = (), run: str = "") -> Curves:
-    """The curves of one run, and of no other: what it reused of earlier ones is its own too. What it did not come to, was trained
-    on another machine, or measured nothing, is left out.
+    """The curves of one run, and of no other: what it reused of earlier ones is its own too. What it did not come to,
+    was trained on another machine, or measured nothing, is left out.
 
     Args:
         stages: these only, and in this order; none for all that train.
-        run: the id of a run of the whole recipe, or its first characters; none for the newest that has one of the curves.
+        run: the id of a run of the whole recipe, or its first characters;
+            none for the newest that has one of the curves.
 
     Raises:
         ConfigError: a stage that the recipe does not have, or that does not train.

@@ -1,7 +1,7 @@
 """What evaluations measured of which checkpoints, and whose numbers can be held against each other.
 
-Two checkpoints have a common evaluation where one measured both, or two did on the same held-out text and tasks, as long and as
-many of them. Without one there is no verdict, whatever the numbers are.
+Two checkpoints have a common evaluation where one measured both, or two did on the same held-out text and tasks, as
+long and as many of them. Without one there is no verdict, whatever the numbers are.
 """
 
 import json

@@ -119,7 +119,10 @@ def _next(session: Session) -> str:
     if not made:
         return "Look at it: cupola up"
     artifact = _promoted(session) or made[-1]
-    return f"Look at it: cupola up   Where it came from: cupola lineage {artifact}   Talk to it: cupola checkpoint generate {artifact} --prompt TEXT"
+    return (
+        f"Look at it: cupola up   Where it came from: cupola lineage {artifact}   Talk to it: cupola checkpoint "
+        f"generate {artifact} --prompt TEXT"
+    )
 
 
 def _promoted(session: Session) -> str | None:

@@ -8,8 +8,8 @@ from cupola_flows.recipe.schema import Recipe
 from cupola_platform.artifacts import fingerprint as platform_fingerprint
 
 WITHOUT_EFFECT = ("layout", "teacher_layout", "checkpoint", "log_every", "evaluate_every")
-"""Fields of a stage that change how fast, how safe or how talkative it is, and not what it gives: an interrupted stage goes on
-with others, on fewer machines for instance, and one that is done is not done again."""
+"""Fields of a stage that change how fast, how safe or how talkative it is, and not what it gives: an interrupted stage
+goes on with others, on fewer machines for instance, and one that is done is not done again."""
 NESTED_WITHOUT_EFFECT = (
     "executor",
     "hang_seconds",

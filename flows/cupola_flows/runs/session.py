@@ -107,7 +107,8 @@ class Session:
         return found
 
     def reuse_all(self) -> bool:
-        """Whether there is nothing to do: every stage has been run before. If so, the registry has a run that says so."""
+        """Whether there is nothing to do: every stage has been run before. If so,
+        the registry has a run that says so."""
         if any(self.reuse(name) is None for name in self.names):
             return False
         self.run_id = self._start("", {})
@@ -260,8 +261,8 @@ def _as_ours(error: BaseException, name: str) -> BaseException:
 
 @contextmanager
 def _alone(folder: Path, name: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold a work folder against another process that runs the same stage, and against what is left of one: the ranks of a
-    run that was killed save before they end."""
+    """Hold a work folder against another process that runs the same stage, and against what is left of one: the ranks
+    of a run that was killed save before they end."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
         try:

@@ -18,8 +18,8 @@ GRACE = 60.0
 
 @contextmanager
 def runs_cancelled(workspace: Workspace, client: httpx.Client, *, submitted_only: bool) -> Iterator[list[str]]:
-    """Ask the runs of a workspace to end and wait until they have; gives their names. What is left of them ends within the
-    block, with its worker; on the way out all of them are said to be cancelled.
+    """Ask the runs of a workspace to end and wait until they have; gives their names. What is left of them ends within
+    the block, with its worker; on the way out all of them are said to be cancelled.
 
     Args:
         submitted_only: whether a command that uses the server is left alone: the server stays.

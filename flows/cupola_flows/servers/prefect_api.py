@@ -41,7 +41,8 @@ class PrefectApi:
         return httpx.Client(base_url=self.url, timeout=timeout, headers=headers)
 
     def environment(self, settings: Settings) -> dict[str, str]:
-        """Variables that keep Prefect inside the workspace and point its clients at this API. Set them before it is imported."""
+        """Variables that keep Prefect inside the workspace and point its clients at this API.
+        Set them before it is imported."""
         variables = prefect_home(settings) | {"PREFECT_API_URL": self.url}
         if self.credential:
             variables["PREFECT_API_AUTH_STRING"] = self.credential.get_secret_value()

@@ -40,7 +40,8 @@ def spawn(
 
 
 def wait_for(url: str, pid: int, alive: Callable[[], bool], name: str, log: Path) -> None:
-    """Return when the process `pid`, or one of its children, answers `url` with 200. Another server may have taken the port first.
+    """Return when the process `pid`, or one of its children, answers `url` with 200.
+    Another server may have taken the port first.
 
     Raises:
         ServiceError: the process ended, or so did our patience.

@@ -54,7 +54,8 @@ def find_prefect(settings: Settings) -> PrefectApi | None:
 
 
 def up(settings: Settings) -> list[Service]:
-    """Start what does not run yet; give all of it. Idempotent. The first one to start gets a new credential made for all.
+    """Start what does not run yet; give all of it. Idempotent.
+    The first one to start gets a new credential made for all.
 
     Raises:
         ServiceError: a server ended, or did not answer in time; names its log.

@@ -1,5 +1,5 @@
-"""The service that keeps the records true while servers run: `python -m cupola_flows.servers.sweeper`. It sweeps flow runs whose
-process is gone, and sends what ended runs left for MLflow."""
+"""The service that keeps the records true while servers run: `python -m cupola_flows.servers.sweeper`. It sweeps flow
+runs whose process is gone, and sends what ended runs left for MLflow."""
 
 import time
 import traceback

@@ -1,8 +1,8 @@
 """Prefect's states made true: a flow run whose process has ended without a word does not stay RUNNING.
 
-Each flow run of ours bears a tag that names the process which carries it out: host, number and start since boot. One whose
-process is gone becomes what the registry says of it, or Crashed; a submitted one is then scheduled again, once. A process on
-another machine is judged there. Light: Prefect is called by HTTP, never imported.
+Each flow run of ours bears a tag that names the process which carries it out: host, number and start since boot. One
+whose process is gone becomes what the registry says of it, or Crashed; a submitted one is then scheduled again, once. A
+process on another machine is judged there. Light: Prefect is called by HTTP, never imported.
 """
 
 import fcntl
@@ -28,7 +28,8 @@ OWN_SERVER_TAG = "cupola.own-server"
 RESTARTED_TAG = "cupola.restarted"
 """On a submitted run that was started again after a crash: it is not a second time."""
 PATIENCE = 60.0
-"""Seconds for which a submitted run may be without a process that is its own: a worker has it in hand, and Python starts."""
+"""Seconds for which a submitted run may be without a process that is its own: a worker has it in hand,
+and Python starts."""
 CANCELLED = "ended by `cupola down`; what is finished is kept, and the same command goes on from there."
 _PAGE = 200
 _UNFINISHED = ["PENDING", "RUNNING", "CANCELLING"]
@@ -55,7 +56,8 @@ def claimed(tags: list[str]) -> list[str]:
 
 @dataclass
 class Sweeper:
-    """Looks for flow runs without a process; keeps between its looks what it has seen of runs that are being started."""
+    """Looks for flow runs without a process; keeps between its looks what it has seen of runs that are being
+    started."""
 
     workspace: Workspace
     client: httpx.Client
@@ -77,8 +79,8 @@ class Sweeper:
             return told + [self._start_again(run) for run in crashed]
 
     def living(self) -> list[FlowRun]:
-        """The unfinished flow runs of this workspace that this server's end would end: those of its recipes, and of their
-        stages, that a process on this machine carries out or a worker here has in hand."""
+        """The unfinished flow runs of this workspace that this server's end would end: those of its recipes, and of
+        their stages, that a process on this machine carries out or a worker here has in hand."""
         unfinished = [run for run in self._runs(_UNFINISHED) if OWN_SERVER_TAG not in run["tags"]]
         whole = [
             run for run in unfinished if self._is_ours(run) and (processes_of(run) or self._is_submitted_here(run))
@@ -87,7 +89,8 @@ class Sweeper:
         return whole + [run for run in unfinished if run not in whole and _claim(run) in claims]
 
     def cancel(self, runs: list[FlowRun]) -> None:
-        """Say of runs whose processes were ended on purpose that they were cancelled, to Prefect and to the registry."""
+        """Say of runs whose processes were ended on purpose that they were cancelled,
+        to Prefect and to the registry."""
         with self._alone():
             self.workspace.registry.sweep_lost_runs()
             for run in runs:
@@ -108,7 +111,8 @@ class Sweeper:
         return self._is_submitted_here(run) and self._unchanged(run) > PATIENCE
 
     def _is_submitted_here(self, run: FlowRun) -> bool:
-        """Whether a worker on this machine took it from this workspace's submitted runs; until it says so, any may have."""
+        """Whether a worker on this machine took it from this workspace's submitted runs; until it says so,
+        any may have."""
         worker = str((run.get("labels") or {}).get("prefect.worker.name", worker_name(0)))
         return bool(run["deployment_id"]) and self._is_ours(run) and worker.rpartition("-")[0] == socket.gethostname()
 
@@ -189,8 +193,8 @@ def _claim(run: FlowRun) -> tuple[str, int, str] | None:
 
 
 def processes_of(run: FlowRun) -> list[int]:
-    """Numbers of the living processes on this machine that carry a run out: the one that its tag names, else those that a
-    worker started for it, and what they left when they were killed."""
+    """Numbers of the living processes on this machine that carry a run out: the one that its tag names, else those that
+    a worker started for it, and what they left when they were killed."""
     claim = _claim(run)
     if claim and claim[0] == socket.gethostname() and lives(claim[1], claim[2]):
         return [claim[1]]

@@ -89,8 +89,8 @@ class Taken:
 class Stage(Strict):
     """One typed step of a recipe: takes artifacts, gives one artifact.
 
-    A subclass adds `kind: Literal[NAME] = NAME`, its settings, and its inputs: fields like `parent: Annotated[str | None,
-    Input("checkpoint")] = None`.
+    A subclass adds `kind: Literal[NAME] = NAME`, its settings, and its inputs: fields like `parent: Annotated[str |
+    None, Input("checkpoint")] = None`.
     """
 
     kind: str
@@ -98,7 +98,8 @@ class Stage(Strict):
     gives: ClassVar[str]
     """The artifact's kind."""
     renders: ClassVar[bool] = False
-    """Whether it puts conversations through a chat template, so that the recipe's `template_date` decides its tokens."""
+    """Whether it puts conversations through a chat template,
+    so that the recipe's `template_date` decides its tokens."""
     ready: ClassVar[bool] = True
     """Whether its checkpoint is worth measuring before it is trained further."""
 

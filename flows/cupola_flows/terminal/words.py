@@ -1,4 +1,5 @@
-"""How numbers are written for people, and text that others wrote: as it stands, on a terminal and where Markdown is read."""
+"""How numbers are written for people, and text that others wrote: as it stands,
+on a terminal and where Markdown is read."""
 
 import re
 
@@ -9,8 +10,8 @@ from rich.text import Text
 WIDE = 240
 """Columns where nobody's window is known: nothing is cut from what another program reads."""
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What a terminal obeys and does not show: control characters but for tab and newline, marks that turn the direction of writing,
-and surrogates, which cannot be written at all."""
+"""What a terminal obeys and does not show: control characters but for tab and newline, marks that turn the direction of
+writing, and surrogates, which cannot be written at all."""
 
 MARKUP = re.compile(r"[^A-Za-z0-9\u0080-\U0010ffff ]|^ |(?<= ) ")
 """Everything but letters, digits and single spaces; a space where Markdown would count it."""
@@ -38,9 +39,10 @@ def plain(text: str, style: StyleType = "") -> Text:
 
 
 def in_markdown(text: object) -> str:
-    """The text for a place that reads Markdown (a console's label, an artifact's description), shown character by character.
+    """The text for a place that reads Markdown (a console's label, an artifact's description),
+    shown character by character.
 
-    Every mark becomes a character reference, which Markdown shows and never obeys: no image, code, formula or colour comes of it,
-    not even inside a badge; an address can be clicked, and shows where it leads. Line ends become spaces.
+    Every mark becomes a character reference, which Markdown shows and never obeys: no image, code, formula or colour
+    comes of it, not even inside a badge; an address can be clicked, and shows where it leads. Line ends become spaces.
     """
     return MARKUP.sub(lambda mark: f"&#{ord(mark[0])};" if mark[0] not in "\r\n" else " ", str(text))

@@ -1,4 +1,5 @@
-"""Checkpoints in the store while a job trains: whole or not there, kept as in the job's folder, taken up by another machine."""
+"""Checkpoints in the store while a job trains: whole or not there, kept as in the job's folder,
+taken up by another machine."""
 
 import json
 import os

@@ -1,5 +1,5 @@
-"""Runs that are cancelled, killed or broken: nothing is left running, nothing is lost, the same command goes on and publishes
-what an undisturbed run does."""
+"""Runs that are cancelled, killed or broken: nothing is left running, nothing is lost, the same command goes on and
+publishes what an undisturbed run does."""
 
 import os
 import random

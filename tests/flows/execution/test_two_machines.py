@@ -1,5 +1,5 @@
-"""A run that is killed outright, in a step, in a save or in an upload, and goes on from the store on another machine: what
-comes after equals an uninterrupted twin's, bit for bit."""
+"""A run that is killed outright, in a step, in a save or in an upload, and goes on from the store on another machine:
+what comes after equals an uninterrupted twin's, bit for bit."""
 
 import random
 import shutil

@@ -1,4 +1,5 @@
-"""After a SIGKILL of a run, or of everything, and after `cupola down`: the registry, Prefect and MLflow say the same, and true."""
+"""After a SIGKILL of a run, or of everything, and after `cupola down`: the registry, Prefect and MLflow say the same,
+and true."""
 
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -66,7 +67,8 @@ def test_a_killed_run_is_started_again_once_and_nothing_stays_running_when_every
     eventually(lambda: starts(cupola) == 2, 300, "a second start")
     assert len(engines(cupola)) == 1
     assert prefect(cupola) == [
-        ("lifecycle", "RUNNING"), ("prepare", "COMPLETED"), ("pretrain", "CRASHED"), ("prepare", "COMPLETED"), ("pretrain", "RUNNING"),
+        ("lifecycle", "RUNNING"), ("prepare", "COMPLETED"), ("pretrain", "CRASHED"), ("prepare", "COMPLETED"),
+        ("pretrain", "RUNNING"),
     ]  # fmt: skip
 
     for process in cupola.processes():
@@ -75,11 +77,13 @@ def test_a_killed_run_is_started_again_once_and_nothing_stays_running_when_every
     assert cupola("up", timeout=500).returncode == 0
     eventually(lambda: "RUNNING" not in {state for _, state in prefect(cupola)}, 60, "no run without a process")
     assert prefect(cupola) == [
-        ("lifecycle", "CRASHED"), ("prepare", "COMPLETED"), ("pretrain", "CRASHED"), ("prepare", "COMPLETED"), ("pretrain", "CRASHED"),
+        ("lifecycle", "CRASHED"), ("prepare", "COMPLETED"), ("pretrain", "CRASHED"), ("prepare", "COMPLETED"),
+        ("pretrain", "CRASHED"),
     ]  # fmt: skip
     eventually(lambda: len(mlflow(cupola)) == 6 and "RUNNING" not in {s for _, s in mlflow(cupola)}, 60, "MLflow's end")
     assert registry(cupola) == [
-        ("", "failed"), ("prepare", "completed"), ("pretrain", "failed"), ("", "failed"), ("prepare", "reused"), ("pretrain", "failed"),
+        ("", "failed"), ("prepare", "completed"), ("pretrain", "failed"), ("", "failed"), ("prepare", "reused"),
+        ("pretrain", "failed"),
     ]  # fmt: skip
     assert [status for _, status in mlflow(cupola)] == ["FAILED", "FINISHED", "FAILED", "FAILED", "FINISHED", "FAILED"]
     eventually(lambda: not list((cupola.workspace / "spool").iterdir()), 30, "an empty spool")

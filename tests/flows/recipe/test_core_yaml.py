@@ -1,4 +1,5 @@
-"""Plain values of recipes and overrides against YAML 1.2's core schema: no text becomes another number or a truth in silence."""
+"""Plain values of recipes and overrides against YAML 1.2's core schema:
+no text becomes another number or a truth in silence."""
 
 from typing import Any
 
@@ -16,8 +17,8 @@ PLAIN = [
     ("010", 10), ("0123", 123), ("-007", -7), ("0o17", 15), ("0x1F", 31), ("+12", 12), ("1e3", 1000.0), ("1e-5", 1e-5),
     (".5", 0.5), ("5.", 5.0), ("1.10", 1.1), ("-.inf", float("-inf")), ("true", True), ("False", False), ("~", None),
     ("null", None), ("", None),
-    ("1:30", "1:30"), ("190:20:30", "190:20:30"), ("yes", "yes"), ("No", "No"), ("on", "on"), ("OFF", "OFF"), ("y", "y"),
-    ("2026-01-02", "2026-01-02"), ("1_000", "1_000"), ("0b11", "0b11"), ("<<", "<<"), ("=", "="), ("0o9", "0o9"), ("tRue", "tRue"),
+    ("1:30", "1:30"), ("190:20:30", "190:20:30"), ("yes", "yes"), ("No", "No"), ("on", "on"), ("OFF", "OFF"), ("y",
+    "y"), ("2026-01-02", "2026-01-02"), ("1_000", "1_000"), ("0b11", "0b11"), ("<<", "<<"), ("=", "="), ("0o9", "0o9"), ("tRue", "tRue"),
 ]  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""Prefect's server as Cupola starts it, asked by strangers and by those who have the credential; and the work pool on it."""
+"""Prefect's server as Cupola starts it, asked by strangers and by those who have the credential;
+and the work pool on it."""
 
 import subprocess
 import sys
@@ -107,8 +108,8 @@ def deployment(**other: Any) -> SimpleNamespace:
         ({"entrypoint": "/tmp/evil.py:flow"}, "its deployment's entry point is /tmp/evil.py:flow"),
         ({"entrypoint": "os.system"}, "its deployment's entry point is os.system"),
         ({"entrypoint": None}, "its deployment's entry point is None"),
-        ({"pull_steps": [{"prefect.deployments.steps.run_shell_script": {"script": "id"}}]}, "its deployment has pull_steps"),
-        ({"path": "/tmp/evil"}, "its deployment has path"),
+        ({"pull_steps": [{"prefect.deployments.steps.run_shell_script": {"script": "id"}}]},
+        "its deployment has pull_steps"), ({"path": "/tmp/evil"}, "its deployment has path"),
         ({"job_variables": {"command": "id"}}, "its deployment has job_variables"),
         ({"job_variables": {"env": {"PYTHONPATH": "/tmp"}}}, "its deployment has job_variables"),
         ({"job_variables": {"working_dir": "/tmp"}}, "its deployment has job_variables"),

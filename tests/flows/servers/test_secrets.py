@@ -23,7 +23,8 @@ REFUSED = {
     "another database": ({"CUPOLA_REGISTRY_URL": f"mysql://{PLANTED}127.0.0.1/db"}, ["artifacts", "--json"]),
     "MLflow that is no address": ({"CUPOLA_MLFLOW_TRACKING_URI": f"http://{PLANTED}mlflow:port"}, ["doctor"]),
     "an S3 server that is away": (
-        {"CUPOLA_STORE_URL": "s3://bucket", "CUPOLA_S3_ENDPOINT_URL": f"http://{PLANTED}127.0.0.1:1"}, ["show", "0123abcd"],
+        {"CUPOLA_STORE_URL": "s3://bucket", "CUPOLA_S3_ENDPOINT_URL": f"http://{PLANTED}127.0.0.1:1"}, ["show",
+        "0123abcd"],
     ),
     "an S3 server that is no address": (
         {"CUPOLA_STORE_URL": "s3://bucket", "CUPOLA_S3_ENDPOINT_URL": f"http://{PLANTED}[::"}, ["show", "0123abcd"],
@@ -91,7 +92,8 @@ def test_no_answer_shows_a_password(said: Any, tmp_path: Path, what: str) -> Non
     run = registry.start_run("mine", "prepare")
     registry.finish_run(run, "failed", error=f"MlflowException: API request to http://{PLANTED}127.0.0.1:1/api failed")
     servers = {
-        "CUPOLA_S3_ENDPOINT_URL": f"http://{PLANTED}127.0.0.1:1", "CUPOLA_PREFECT_API_URL": f"http://{PLANTED}127.0.0.1:1/api",
+        "CUPOLA_S3_ENDPOINT_URL": f"http://{PLANTED}127.0.0.1:1",
+        "CUPOLA_PREFECT_API_URL": f"http://{PLANTED}127.0.0.1:1/api",
         "CUPOLA_MLFLOW_TRACKING_URI": f"http://{PLANTED}127.0.0.1:1",
     }  # fmt: skip
     _, text = said(servers, ANSWERED[what])

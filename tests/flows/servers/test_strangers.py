@@ -1,5 +1,5 @@
-"""What a page of another origin, a name that was pointed here, and a neighbour without the credential get of `cupola up`:
-nothing. And a person with the credential gets in."""
+"""What a page of another origin, a name that was pointed here, and a neighbour without the credential get of `cupola
+up`: nothing. And a person with the credential gets in."""
 
 import base64
 import http.server

@@ -1,4 +1,5 @@
-"""Reward models, distillation and files of others, through the real command; what is computed once is not computed again."""
+"""Reward models, distillation and files of others, through the real command;
+what is computed once is not computed again."""
 
 import json
 from pathlib import Path

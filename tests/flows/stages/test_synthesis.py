@@ -1,4 +1,5 @@
-"""Text from an OpenAI-compatible endpoint: a real HTTP server on this machine, scripted, so that it fails as real ones do."""
+"""Text from an OpenAI-compatible endpoint: a real HTTP server on this machine, scripted,
+so that it fails as real ones do."""
 
 import json
 import threading

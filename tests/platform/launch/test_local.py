@@ -149,8 +149,8 @@ def test_when_torchrun_is_killed_its_ranks_save_and_end(launcher: LocalLauncher,
 def test_when_the_launching_process_is_killed_no_rank_survives(launcher: LocalLauncher, tmp_path: Path) -> None:
     script = (
         "from pathlib import Path; from cupola_platform.launch import LocalLauncher\n"
-        f"job = LocalLauncher(2, 'rank_of_test').start(Path('{job_file(tmp_path, 'polite')}'), processes=2, log=Path('log'))\n"
-        "job.wait()\n"
+        f"job = LocalLauncher(2, 'rank_of_test').start(Path('{job_file(tmp_path, 'polite')}'), processes=2, "
+        "log=Path('log'))\njob.wait()\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
     pids = ranks(tmp_path)

@@ -75,7 +75,10 @@ def test_a_parent_of_many_threads_that_is_killed_ends_its_command_by_one_signal(
 
 
 def test_a_command_that_outlives_the_signal_is_killed_when_nobody_else_is_left_to(tmp_path: Path) -> None:
-    short = f"import sys; sys.path.insert(0, {str(Path(tether.__file__).parent)!r}); import tether; tether.GRACE_SECONDS = 1.0; "
+    short = (
+        f"import sys; sys.path.insert(0, {str(Path(tether.__file__).parent)!r}); import tether; "
+        "tether.GRACE_SECONDS = 1.0; "
+    )
     run = "tether._end_like(tether.main(int(sys.argv[1]), sys.argv[2:]))"
     note = tmp_path / "note"
     parent = start(note, STUBBORN, "-c", short + run)

@@ -1,4 +1,5 @@
-"""What the guard before every server lets through: by Host, by the page that a request comes from, by the credential."""
+"""What the guard before every server lets through: by Host, by the page that a request comes from,
+by the credential."""
 
 import base64
 import socket

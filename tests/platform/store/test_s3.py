@@ -91,8 +91,8 @@ def test_a_killed_upload_leaves_no_artifact_and_goes_on(
     script = (
         "from pathlib import Path; from cupola_platform.artifacts import read\n"
         "from cupola_platform.store import LocalStore; from cupola_platform.store.s3 import S3Store\n"
-        f"store = S3Store('s3://{s3.bucket}/{tmp_path.name}', cache=LocalStore(Path('cache')), endpoint_url='{s3.endpoint_url}')\n"
-        f"store.put(read(Path('{sealed.path}')))\n"
+        f"store = S3Store('s3://{s3.bucket}/{tmp_path.name}', cache=LocalStore(Path('cache')), "
+        f"endpoint_url='{s3.endpoint_url}')\nstore.put(read(Path('{sealed.path}')))\n"
     )  # fmt: skip
     upload = subprocess.Popen([sys.executable, "-c", script])
     deadline = time.monotonic() + 60

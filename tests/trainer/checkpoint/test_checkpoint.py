@@ -42,7 +42,8 @@ MODEL = ModelConfig(
 
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., Any]) -> dict[str, Any]:
-    """Losses and gradient norms after a checkpoint: uninterrupted, by layout, and after loading, by `saved -> loaded`."""
+    """Losses and gradient norms after a checkpoint: uninterrupted, by layout, and after loading,
+    by `saved -> loaded`."""
     folder = tmp_path_factory.mktemp("checkpoints")
     found: dict[str, Any] = {}
     for ranks, what in ((2, "save"), (1, "both"), (2, "load")):

@@ -83,7 +83,10 @@ def test_layouts_that_work_pass() -> None:
 
 
 def test_the_rules_and_the_job_schema_load_no_torch() -> None:
-    code = "import sys, cupola_trainer.config.layout_rules, cupola_trainer.config, cupola_trainer.reporting.metrics; print('torch' in sys.modules)"
+    code = (
+        "import sys, cupola_trainer.config.layout_rules, cupola_trainer.config, cupola_trainer.reporting.metrics; "
+        "print('torch' in sys.modules)"
+    )
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
 
 

@@ -1,4 +1,5 @@
-"""Folders that strangers made are imported from within: no file outside is read, and nothing hangs, crashes or is guessed."""
+"""Folders that strangers made are imported from within: no file outside is read, and nothing hangs,
+crashes or is guessed."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""config.json files as their authors published them, with all that only other readers need, are read as the presets have them."""
+"""config.json files as their authors published them, with all that only other readers need,
+are read as the presets have them."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -14,10 +15,10 @@ from cupola_trainer.conversion.config_json import from_config
 QWEN: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151645,
     "hidden_act": "silu", "initializer_range": 0.02, "max_position_embeddings": 32768, "max_window_layers": 28,
-    "model_type": "qwen2", "num_attention_heads": 28, "num_hidden_layers": 28, "num_key_value_heads": 4, "hidden_size": 3584,
-    "intermediate_size": 18944, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 131072,
-    "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.43.1", "use_cache": True,
-    "use_sliding_window": False, "vocab_size": 152064,
+    "model_type": "qwen2", "num_attention_heads": 28, "num_hidden_layers": 28, "num_key_value_heads": 4,
+    "hidden_size": 3584, "intermediate_size": 18944, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+    "sliding_window": 131072, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.43.1",
+    "use_cache": True, "use_sliding_window": False, "vocab_size": 152064,
 }  # fmt: skip
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 128000,

@@ -90,8 +90,9 @@ def test_logits_in_float64_are_transformers_own(logits: dict[str, torch.Tensor])
 
 
 def test_logits_in_float32_are_transformers_own_within_its_rounding(logits: dict[str, torch.Tensor]) -> None:
-    """Largest logits are near 30, where neighbouring fp32 numbers lie 2e-6 apart, and thirty layers round: transformers' own
-    logits are as far from their fp64 values as ours are. So the limit of 1e-5 is of the largest logit."""
+    """Largest logits are near 30, where neighbouring fp32 numbers lie 2e-6 apart, and thirty layers round:
+    transformers' own logits are as far from their fp64 values as ours are.
+    So the limit of 1e-5 is of the largest logit."""
     exact, scale = logits["theirs64"], logits["theirs64"].abs().max()
     assert (logits["ours"] - logits["theirs"]).abs().max() <= 1e-5 * scale
     ours, theirs = ((logits[name] - exact).abs().max() for name in ("ours", "theirs"))

@@ -1,4 +1,5 @@
-"""Run by test_lengths.py under torchrun: trains the jobs named on the command line, one after another, in the same processes."""
+"""Run by test_lengths.py under torchrun: trains the jobs named on the command line, one after another,
+in the same processes."""
 
 import sys
 from pathlib import Path

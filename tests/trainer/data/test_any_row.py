@@ -15,12 +15,15 @@ from cupola_platform.json_lines import BadLineError
 from cupola_trainer.data import shapes, trees
 
 TEXTS = st.sampled_from(
-    ["", " ", "Is it?", "[", "{", "[1]", '["a", "b"]', '{"role": "user"}', "null", "\ud83d", "\u2028", "<|im_end|>", "[" * 3000,
-     '[{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}]', "\n\nHuman: A\n\nAssistant: B", "### Human: A",
-     '{"name": "f", "arguments": {}}', "<tool_call>{}</tool_call>", "<tool_call>", "user", "assistant", "function_call", "tool", "4.5", "nan"]
+    ["", " ", "Is it?", "[", "{", "[1]", '["a", "b"]', '{"role": "user"}', "null", "\ud83d", "\u2028", "<|im_end|>",
+    "[" * 3000,
+     '[{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}]', "\n\nHuman: A\n\nAssistant: B",
+     "### Human: A", '{"name": "f", "arguments": {}}', "<tool_call>{}</tool_call>", "<tool_call>", "user", "assistant",
+     "function_call", "tool", "4.5", "nan"]
 )  # fmt: skip
 KEYS = st.sampled_from(
-    ["role", "from", "content", "value", "parts", "text", "type", "name", "arguments", "function", "tool_calls", "function_call",
+    ["role", "from", "content", "value", "parts", "text", "type", "name", "arguments", "function", "tool_calls",
+    "function_call",
      "messages", "replies", "message_id", "parent_id", "rank", "response", "overall_score", "tools"]
 )  # fmt: skip
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS
@@ -29,8 +32,9 @@ VALUES = st.recursive(
 )
 MESSAGES = st.lists(
     st.fixed_dictionaries(
-        {"role": st.sampled_from(["system", "user", "assistant", "tool", "function_call"]) | VALUES, "content": TEXTS | VALUES},
-        optional={"tool_calls": VALUES, "function_call": VALUES, "name": VALUES, "tool_call_id": VALUES},
+        {"role": st.sampled_from(["system", "user", "assistant", "tool", "function_call"]) | VALUES,
+        "content": TEXTS | VALUES}, optional={"tool_calls": VALUES, "function_call": VALUES, "name": VALUES,
+        "tool_call_id": VALUES},
     ),
     max_size=4,
 )  # fmt: skip

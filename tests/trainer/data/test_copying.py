@@ -1,4 +1,5 @@
-"""Sequences that say random pieces again: as many as asked for, the text around them as it was, decided by the seed alone."""
+"""Sequences that say random pieces again: as many as asked for, the text around them as it was,
+decided by the seed alone."""
 
 from pathlib import Path
 

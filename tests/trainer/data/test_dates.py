@@ -1,4 +1,5 @@
-"""A chat template that writes today's date is given the recipe's date: the same tokens every day, or a refusal in one line."""
+"""A chat template that writes today's date is given the recipe's date: the same tokens every day,
+or a refusal in one line."""
 
 import json
 import re
@@ -151,8 +152,8 @@ def test_a_checkpoint_keeps_the_date_that_it_was_trained_with_also_when_exported
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     runtime.start(ONE, seed=0)
     checkpoint.save(
-        tmp_path / "start", models.build(MODEL, ONE, seed=1), model=MODEL, parallel=ONE, step=0, consumed_samples=0, seed=1,
-        objective="next_token", tokenizer=tmp_path / "tokenizer",
+        tmp_path / "start", models.build(MODEL, ONE, seed=1), model=MODEL, parallel=ONE, step=0, consumed_samples=0,
+        seed=1, objective="next_token", tokenizer=tmp_path / "tokenizer",
     )  # fmt: skip
     runtime.stop()
     (tmp_path / "data").mkdir()

@@ -1,4 +1,5 @@
-"""Sequences of several lengths: as many tokens in every step, shares as asked for, the same in every layout and after a kill."""
+"""Sequences of several lengths: as many tokens in every step, shares as asked for,
+the same in every layout and after a kill."""
 
 from collections import Counter
 from collections.abc import Callable

@@ -58,7 +58,8 @@ TREES = [
             {"message_id": "b", "text": "No.", "role": "assistant", "rank": 1, **OASST, "replies": []},
             {"message_id": "c", "text": "It is.", "role": "assistant", "rank": 0, **OASST, "replies": [
                 {"message_id": "d", "text": "Thanks.", "role": "prompter", "rank": None, **OASST, "replies": []}]},
-            {"message_id": "e", "text": "Spam.", "role": "assistant", "rank": 2, **OASST, "deleted": True, "replies": []},
+            {"message_id": "e", "text": "Spam.", "role": "assistant", "rank": 2, **OASST, "deleted": True,
+            "replies": []},
         ]}},
     {"message_tree_id": "u", "tree_state": "ready_for_export", "prompt": {
         "message_id": "f", "text": "Was it?", "role": "prompter", **OASST, "replies": [
@@ -67,8 +68,8 @@ TREES = [
 FLAT = [
     {"message_id": name, "parent_id": parent, "text": text, "role": role, "rank": rank, **OASST}
     for name, parent, text, role, rank in (
-        ("a", None, "Is it?", "prompter", None), ("b", "a", "No.", "assistant", 1), ("c", "a", "It is.", "assistant", 0),
-        ("d", "c", "Thanks.", "prompter", None), ("f", None, "Was it?", "prompter", None),
+        ("a", None, "Is it?", "prompter", None), ("b", "a", "No.", "assistant", 1), ("c", "a", "It is.", "assistant",
+        0), ("d", "c", "Thanks.", "prompter", None), ("f", None, "Was it?", "prompter", None),
         ("g", "f", "It was.", "assistant", None),
     )
 ]  # fmt: skip
@@ -94,8 +95,9 @@ SETS: dict[str, tuple[list[Row], list[list[Row]]]] = {
     "OpenAssistant trees": (TREES, [ASKED, [user("Was it?"), said("It was.")]]),
     "OpenAssistant": (FLAT, [ASKED, [user("Was it?"), said("It was.")]]),
     "OpenAssistant-Guanaco": (
-        [{"text": "### Human: Is it?### Assistant: It is."}, {"text": "### Human: A\n### Assistant: B\n### Human: C### Assistant: D"}],
-        [ASKED, [user("A"), said("B"), user("C"), said("D")]],
+        [{"text": "### Human: Is it?### Assistant: It is."},
+        {"text": "### Human: A\n### Assistant: B\n### Human: C### Assistant: D"}], [ASKED, [user("A"), said("B"),
+        user("C"), said("D")]],
     ),
     "Tulu 3": (
         [{"id": q, "messages": [system("Be brief."), user(q), said("Yes.")], "source": "ai2-adapt-dev/x"} for q in "AB"],
@@ -166,7 +168,8 @@ PAIRS: dict[str, tuple[list[Row], list[Row]]] = {
     ),
     "UltraFeedback": (
         [{"source": "x", "instruction": "Is it?", "models": ["a", "b"], "completions": [
-            {"model": "a", "response": "No.", "overall_score": 3.0}, {"model": "b", "response": "It is.", "overall_score": 8.0}]}] * 2,
+            {"model": "a", "response": "No.", "overall_score": 3.0}, {"model": "b", "response": "It is.",
+            "overall_score": 8.0}]}] * 2,
         [{"messages": [user("Is it?")], "chosen": "It is.", "rejected": "No.", "chosen_score": 8.0, "rejected_score": 3.0}] * 2,
     ),
     "hh-rlhf": (

@@ -68,7 +68,8 @@ TOOL = {"type": "function", "function": WEATHER}
         ({"prompt": [user("Is it?")], "completion": [said("It is.")]}, ASKED),
         ({"instruction": "Is it?", "output": "It is.", "history": [["A", "B"]]}, [user("A"), said("B"), *ASKED]),
         ({"question": "1 + 1?", "answer": 2}, [user("1 + 1?"), said("2")]),
-        ({"messages": [{**ASKED[0], "id": 7, "at": datetime.datetime(2026, 1, 1)}, {**ASKED[1], "weight": Decimal(1)}]}, ASKED),
+        ({"messages": [{**ASKED[0], "id": 7, "at": datetime.datetime(2026, 1, 1)}, {**ASKED[1], "weight": Decimal(1)}]},
+        ASKED),
     ],
 )  # fmt: skip
 def test_a_common_shape_is_the_same_conversation(row: Row, expected: list[Row]) -> None:
@@ -133,8 +134,8 @@ def test_what_arrow_fills_up_with_is_no_argument(tmp_path: Path) -> None:
         ({"messages": [user("Is it?"), {"role": "assistant", "content": None}]}, "malformed"),
         ({"messages": [user("Is it?"), {"role": "assistant", "content": "", "tool_calls": [{"function": {"arguments": {}}}]}]},
          "malformed_tool_call"),
-        ({"conversations": [{"from": "human", "value": "Go."}, {"from": "function_call", "value": "weather(A)"}]}, "malformed_tool_call"),
-        ({"messages": [user("Is it?"), said("It is."), user("Thanks.")]}, "no_assistant_turn"),
+        ({"conversations": [{"from": "human", "value": "Go."}, {"from": "function_call", "value": "weather(A)"}]},
+        "malformed_tool_call"), ({"messages": [user("Is it?"), said("It is."), user("Thanks.")]}, "no_assistant_turn"),
         ({"conversations": [{"from": "gpt", "value": "Hello."}]}, "no_question"),
         ({"prompt": "Is it?", "completion": " "}, "empty_message"),
         ({"prompt": "Is it?"}, "no_assistant_turn"),
@@ -160,7 +161,8 @@ def test_a_row_that_is_no_conversation_has_a_reason(row: Row, reason: str) -> No
         ({"prompt": "Is it?", "chosen": "a", "rejected": 7}, "malformed"),
         ({"chosen": "a", "rejected": "b"}, "no_question"),
         ({"chosen": ASKED, "rejected": [user("Was it?"), said("No.")]}, "other_prompts"),
-        ({"prompt": "Is it?", "chosen": [calling("weather", city="A")], "rejected": [calling("weather", city="A")]}, "equal_answers"),
+        ({"prompt": "Is it?", "chosen": [calling("weather", city="A")], "rejected": [calling("weather", city="A")]},
+        "equal_answers"),
     ],
 )  # fmt: skip
 def test_a_row_that_is_no_pair_has_a_reason(row: Row, reason: str) -> None:

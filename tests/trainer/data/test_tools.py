@@ -1,5 +1,5 @@
-"""Tool conversations, whole: the platform's template writes them as Qwen2.5's does, and whoever asks a model shows it the tools
-that fine-tuning showed."""
+"""Tool conversations, whole: the platform's template writes them as Qwen2.5's does, and whoever asks a model shows it
+the tools that fine-tuning showed."""
 
 import json
 from collections import Counter
@@ -34,7 +34,8 @@ BEFORE = (
     "You are provided with function signatures within <tools></tools> XML tags:\\n"
 )
 AFTER = (
-    "\\n\\nFor each function call, return a json object with function name and arguments within <tool_call></tool_call> XML "
+    "\\n\\nFor each function call, return a json object with function name and arguments within <tool_call></tool_call> "
+    "XML "
     'tags:\\n<tool_call>\\n{\\"name\\": <function-name>, \\"arguments\\": <args-json-object>}\\n</tool_call>'
 )
 """Its instructions around the tools, which ours leaves out."""

@@ -52,7 +52,8 @@ def results(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 @pytest.mark.parametrize(
     ("correct", "total", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718), (20, 20, 0.8389, 1.0)],
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718),
+    (20, 20, 0.8389, 1.0)],
 )  # fmt: skip
 def test_wilsons_interval_has_the_published_values(correct: int, total: int, low: float, high: float) -> None:
     """Newcombe 1998, Two-sided confidence intervals for the single proportion, table I, method 3."""

@@ -1,4 +1,5 @@
-"""How far a model reads: the measure agrees with the training forward, each method is the configuration that it names."""
+"""How far a model reads: the measure agrees with the training forward,
+each method is the configuration that it names."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -75,7 +75,10 @@ def judged(config: PerplexityConfig, command: tuple[str, ...], of: list[Document
 
 
 def test_documents_out_of_bounds_are_dropped_and_other_languages_are_not_asked_about(tmp_path: Path) -> None:
-    script = "import json, sys\nfor line in sys.stdin:\n    print(json.dumps([len(of) / 10 for of in json.loads(line)]), flush=True)"
+    script = (
+        "import json, sys\nfor line in sys.stdin:\n    print(json.dumps([len(of) / 10 for of in "
+        "json.loads(line)]), flush=True)"
+    )
     config = PerplexityConfig(max_bits_per_byte=2.0, min_bits_per_byte=0.5, languages=("en",))
     command = (sys.executable, "-c", script)
     texts = ["x" * 10, "x" * 30, "x" * 2]

@@ -176,7 +176,8 @@ def test_each_stream_has_numbers_of_its_own() -> None:
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"temperature": -1.0}, "temperature=-1.0"), ({"top_p": 0.0}, "top_p=0.0"), ({"max_new_tokens": 0}, "max_new_tokens=0")],
+    [({"temperature": -1.0}, "temperature=-1.0"), ({"top_p": 0.0}, "top_p=0.0"),
+    ({"max_new_tokens": 0}, "max_new_tokens=0")],
 )  # fmt: skip
 def test_settings_that_draw_nothing_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):

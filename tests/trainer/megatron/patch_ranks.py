@@ -22,7 +22,8 @@ def gloos_own(*args: object, **options: object) -> None:
 
 
 def import_megatron() -> None:
-    """Megatron's modules keep what torch names so at their import: none of them has gloo's own collectives after this."""
+    """Megatron's modules keep what torch names so at their import:
+    none of them has gloo's own collectives after this."""
     originals = dist.all_gather_into_tensor, dist.reduce_scatter_tensor
     dist.all_gather_into_tensor = dist.reduce_scatter_tensor = gloos_own
     import megatron.core.distributed.param_and_grad_buffer

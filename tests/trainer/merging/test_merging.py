@@ -171,7 +171,10 @@ def test_a_full_disk_is_one_line_and_exit_status_two(saved: Path, tmp_path: Path
         )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    said = "checkpoint could not be saved: File too large. Free space there, change its permissions, or name another folder."
+    said = (
+        "checkpoint could not be saved: File too large. Free space there, change its permissions, or name another "
+        "folder."
+    )
     line = f"{tmp_path}: {said}"
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == f"error: {line}"

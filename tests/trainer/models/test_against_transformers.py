@@ -138,7 +138,8 @@ def micro_batches(whole: Batch) -> list[Batch]:
 
 
 def plain_pytorch(model: Any) -> list[tuple[float, float, float]]:
-    """Loss, gradient norm and learning rate of each step: AdamW that decays matrices only, warm-up, cosine, clipping."""
+    """Loss, gradient norm and learning rate of each step: AdamW that decays matrices only, warm-up, cosine,
+    clipping."""
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     others = [parameter for parameter in model.parameters() if parameter.dim() == 1]
     adamw = torch.optim.AdamW(

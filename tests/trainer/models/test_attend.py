@@ -1,4 +1,5 @@
-"""Windows and soft-capping against the formula written out, forward and backward, in one block of queries and in many."""
+"""Windows and soft-capping against the formula written out, forward and backward,
+in one block of queries and in many."""
 
 import math
 

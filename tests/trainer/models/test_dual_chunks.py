@@ -1,4 +1,5 @@
-"""Dual chunk attention: plain within one chunk, the written-out formula beyond, forward and backward, with and without a cache."""
+"""Dual chunk attention: plain within one chunk, the written-out formula beyond, forward and backward,
+with and without a cache."""
 
 import math
 import subprocess

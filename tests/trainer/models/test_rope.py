@@ -28,7 +28,8 @@ SCALINGS: dict[str, Any] = {
 
 def model_with(scaling: Any, theta: float = 1e6) -> ModelConfig:
     return ModelConfig(vocab_size=64, hidden_size=256, num_layers=1, num_attention_heads=2, num_query_groups=1,
-                       ffn_hidden_size=64, max_position_embeddings=256, rope_theta=theta, rope_scaling=scaling)  # fmt: skip
+                       ffn_hidden_size=64, max_position_embeddings=256, rope_theta=theta,
+                       rope_scaling=scaling)  # fmt: skip
 
 
 @pytest.mark.parametrize("theta", [1e4, 1e6])

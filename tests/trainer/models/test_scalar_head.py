@@ -1,4 +1,5 @@
-"""A model that gives one number a token: against transformers' sequence classification, and from a language model's weights."""
+"""A model that gives one number a token: against transformers' sequence classification,
+and from a language model's weights."""
 
 import json
 from collections.abc import Iterator

@@ -1,6 +1,8 @@
-"""Run by test_objective_layouts.py under torchrun: trains one small model on each objective of post-training, in many layouts.
+"""Run by test_objective_layouts.py under torchrun: trains one small model on each objective of post-training,
+in many layouts.
 
-objective_ranks.py TEACHER OUTPUT.json     all layouts whose world size is the launcher's; one process also writes the teacher
+objective_ranks.py TEACHER OUTPUT.json     all layouts whose world size is the launcher's;
+one process also writes the teacher
 """
 
 import json

@@ -43,8 +43,8 @@ def start(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer_folder: Path)
     folder = tmp_path_factory.mktemp("start")
     runtime.start(ParallelConfig(), seed=0)
     checkpoint.save(
-        folder / "ours", models.build(MODEL, ParallelConfig(), seed=SEED), model=MODEL, parallel=ParallelConfig(), step=0,
-        consumed_samples=0, seed=SEED, objective="next_token", tokenizer=chat_tokenizer_folder,
+        folder / "ours", models.build(MODEL, ParallelConfig(), seed=SEED), model=MODEL, parallel=ParallelConfig(),
+        step=0, consumed_samples=0, seed=SEED, objective="next_token", tokenizer=chat_tokenizer_folder,
     )  # fmt: skip
     runtime.stop()
     export(folder / "ours", folder / "theirs")
@@ -135,10 +135,10 @@ def settings(output: Path) -> dict[str, Any]:
     """As our job: fp32, AdamW without decay, a constant rate, batches in the order given."""
     return {
         "output_dir": str(output), "max_steps": STEPS, "per_device_train_batch_size": BATCH, "learning_rate": LR,
-        "lr_scheduler_type": "constant", "optim": "adamw_torch", "adam_beta1": 0.9, "adam_beta2": 0.95, "adam_epsilon": 1e-8,
-        "weight_decay": 0.0, "max_grad_norm": 1.0, "logging_steps": 1, "report_to": [], "use_cpu": True, "bf16": False,
-        "fp16": False, "gradient_checkpointing": False, "save_strategy": "no", "train_sampling_strategy": "sequential",
-        "dataloader_pin_memory": False,
+        "lr_scheduler_type": "constant", "optim": "adamw_torch", "adam_beta1": 0.9, "adam_beta2": 0.95,
+        "adam_epsilon": 1e-8, "weight_decay": 0.0, "max_grad_norm": 1.0, "logging_steps": 1, "report_to": [],
+        "use_cpu": True, "bf16": False, "fp16": False, "gradient_checkpointing": False, "save_strategy": "no",
+        "train_sampling_strategy": "sequential", "dataloader_pin_memory": False,
     }  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""Distillation jobs: the gradient against torch's own, a teacher that stands by or was asked before, and what is refused."""
+"""Distillation jobs: the gradient against torch's own, a teacher that stands by or was asked before,
+and what is refused."""
 
 import json
 from dataclasses import replace
@@ -68,8 +69,9 @@ def conversations(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def job_of(output: Path, conversations: Path, tokenizer: Path, **data: Any) -> TrainJob:
     return TrainJob(
-        output=output, seed=1, model=STUDENT, tokenizer=tokenizer, steps=8, batch=BATCH, optimizer=OptimizerConfig(lr=5e-3),
-        data=DistillationData(conversations=conversations, **data), evaluate_batches=1,
+        output=output, seed=1, model=STUDENT, tokenizer=tokenizer, steps=8, batch=BATCH,
+        optimizer=OptimizerConfig(lr=5e-3), data=DistillationData(conversations=conversations, **data),
+        evaluate_batches=1,
     )  # fmt: skip
 
 
@@ -116,7 +118,8 @@ def test_a_teacher_that_was_asked_before_teaches_as_one_that_stands_by(
 
     def ask(name: str, top_k: int) -> Path:
         job = TeachJob(
-            output=tmp_path / name, seed=1, initial=teacher, data=live.data.text, steps=8, batch=BATCH, top_k=top_k,  # type: ignore[union-attr]
+            output=tmp_path / name, seed=1, initial=teacher, data=live.data.text, steps=8, batch=BATCH,
+            top_k=top_k,  # type: ignore[union-attr]
         )  # fmt: skip
         (job.output / "teacher").mkdir(parents=True)
         (job.output / "teacher" / "tokens-1.npy").touch()  # of a start with two ranks, which was killed

@@ -45,7 +45,8 @@ def test_the_loss_is_the_papers_for_every_pair(beta: float, smoothing: float) ->
 
 
 def test_the_gradient_weighs_a_pair_by_how_wrong_it_is() -> None:
-    """Rafailov et al. 2023, section 4: beta sigmoid(rejected reward - chosen reward), up on chosen, down on rejected."""
+    """Rafailov et al. 2023, section 4: beta sigmoid(rejected reward - chosen reward), up on chosen,
+    down on rejected."""
     chosen, rejected = CHOSEN.clone().requires_grad_(), REJECTED.clone().requires_grad_()
     losses, chosen_rewards, rejected_rewards = dpo_loss(chosen, rejected, *REFERENCE, beta=0.4)
     losses.sum().backward()

@@ -1,5 +1,5 @@
-"""A job whose rank, whose torchrun, whose every process and whose machine is killed, and that is told to end between, publishes
-the undisturbed artifact: in pretraining over several layouts, and in each objective of post-training."""
+"""A job whose rank, whose torchrun, whose every process and whose machine is killed, and that is told to end between,
+publishes the undisturbed artifact: in pretraining over several layouts, and in each objective of post-training."""
 
 import json
 import os

@@ -33,7 +33,8 @@ def same(ours: Tensor, theirs: Tensor, *inputs: Tensor) -> None:
 
 
 def trl_dpo(logps: Tensor, reference: Tensor, loss_type: str, beta: float) -> Tensor:
-    """TRL's DPO loss of answers of one token each, whose log-probabilities [2 pairs] stand in the place of a model's."""
+    """TRL's DPO loss of answers of one token each,
+    whose log-probabilities [2 pairs] stand in the place of a model's."""
     trainer: Any = object.__new__(DPOTrainer)
     zeros = torch.zeros(2 * PAIRS, 1)
     outputs = SimpleNamespace(log_probs=logps[:, None], entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())

@@ -1,4 +1,5 @@
-"""What the tests of learning from one's own answers share: a small checkpoint, questions, and a reward anyone can check."""
+"""What the tests of learning from one's own answers share: a small checkpoint, questions,
+and a reward anyone can check."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -1,4 +1,5 @@
-"""WARP's anchor: the reference is the moving average of the policy, also through an interruption; and the front it is drawn on."""
+"""WARP's anchor: the reference is the moving average of the policy, also through an interruption;
+and the front it is drawn on."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,5 @@
-"""GRPO, PPO and online DPO as jobs: they learn, they count what they drop, and they go on after an interruption bit for bit."""
+"""GRPO, PPO and online DPO as jobs: they learn, they count what they drop,
+and they go on after an interruption bit for bit."""
 
 import json
 from collections.abc import Callable
@@ -154,10 +155,10 @@ def test_questions_whose_answers_differ_most_come_first(job: JobOf, material: Pa
     ("changes", "says"),
     [
         ({"rollout": RolloutConfig(group_size=1)}, "group_size=1"),
-        ({"rollout": RolloutConfig(queries=3, group_size=3, max_new_tokens=8)}, r"9 answers, no multiple of global_batch_size=8"),
-        ({"rollout": RolloutConfig(max_new_tokens=32)}, "max_new_tokens=32 leaves no room"),
-        ({"rewards": (PythonReward(function="toy_rewards:nowhere"),)}, "toy_rewards:nowhere cannot be loaded"),
-        ({"rewards": SPACES + SPACES}, "spaces comes 2 times"),
+        ({"rollout": RolloutConfig(queries=3, group_size=3, max_new_tokens=8)},
+        r"9 answers, no multiple of global_batch_size=8"), ({"rollout": RolloutConfig(max_new_tokens=32)},
+        "max_new_tokens=32 leaves no room"), ({"rewards": (PythonReward(function="toy_rewards:nowhere"),)},
+        "toy_rewards:nowhere cannot be loaded"), ({"rewards": SPACES + SPACES}, "spaces comes 2 times"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_in_one_line(

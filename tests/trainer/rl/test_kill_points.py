@@ -1,5 +1,5 @@
-"""SIGKILL of a GRPO, a PPO and an online DPO job in a rollout, in an update and in a save: the artifact at the end is an
-undisturbed twin's, to the last bit."""
+"""SIGKILL of a GRPO, a PPO and an online DPO job in a rollout, in an update and in a save: the artifact at the end is
+an undisturbed twin's, to the last bit."""
 
 import json
 import os

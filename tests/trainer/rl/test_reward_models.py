@@ -32,7 +32,8 @@ def preferences(folder: Path) -> Path:
     rows = [
         {
             "id": f"p{n}", "messages": [{"role": "user", "content": f"Say {n}"}], "task": None,
-            "chosen": "a b c d e"[: 3 + 2 * (n % 4)], "rejected": "abcde"[: 2 + n % 4], "chosen_score": 1.0, "rejected_score": 0.0,
+            "chosen": "a b c d e"[: 3 + 2 * (n % 4)], "rejected": "abcde"[: 2 + n % 4], "chosen_score": 1.0,
+            "rejected_score": 0.0,
         }
         for n in range(40)
     ]  # fmt: skip

@@ -57,8 +57,8 @@ def test_a_question_comes_once_without_its_answer_and_drops_are_named(material: 
 
     task = {"name": "chain_sum", "entry": {}}
     rows = [
-        row("2 + 2?", "4", task=task), row("2 + 2?", "5", task=task), row("3 + 3?", task=task), row("word " * 100, "x", task=task),
-        row("no task", "x"), row("", "x", task=task), {"messages": []},
+        row("2 + 2?", "4", task=task), row("2 + 2?", "5", task=task), row("3 + 3?", task=task),
+        row("word " * 100, "x", task=task), row("no task", "x"), row("", "x", task=task), {"messages": []},
     ]  # fmt: skip
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer = AutoTokenizer.from_pretrained(material / "tokenizer")

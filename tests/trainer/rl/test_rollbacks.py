@@ -1,4 +1,5 @@
-"""Gradients that are not finite before the first checkpoint: everything begins again, without the samples that did it."""
+"""Gradients that are not finite before the first checkpoint: everything begins again,
+without the samples that did it."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Each way out that was tried, for a program that root scores, an ordinary user, and one on a machine without namespaces."""
+"""Each way out that was tried, for a program that root scores, an ordinary user,
+and one on a machine without namespaces."""
 
 import contextlib
 import os
@@ -230,7 +231,10 @@ def test_what_a_function_writes_is_cut(scorer: Any) -> None:
 def test_memory_and_processor_time_are_limited(scorer: Any) -> None:
     greedy = "try:\n    x = bytearray(2**30)\n    fits = True\nexcept MemoryError:\n    fits = False"
     assert scorer.score(greedy, "assert not fits") == 1
-    deaf = "import signal\nfor s in range(1, 32):\n    try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): pass\nwhile True: pass"
+    deaf = (
+        "import signal\nfor s in range(1, 32):\n    try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, "
+        "ValueError): pass\nwhile True: pass"
+    )
     began = time.monotonic()
     assert scorer.score(deaf, "assert True", 0.5) == 0
     assert time.monotonic() - began < 5

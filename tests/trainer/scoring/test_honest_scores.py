@@ -82,11 +82,12 @@ def test_a_forged_score_is_worth_nothing(name: str) -> None:
 
 
 LIES = {
-    "equal": "assert square(3) == 9", "equal the other way": "assert 9 == square(3)", "not unequal": "assert not square(3) != 9",
-    "greater": "assert square(3) > 5", "close": "assert abs(square(3) - 9) < 1e-6", "by math": "assert math.isclose(square(3), 9)",
+    "equal": "assert square(3) == 9", "equal the other way": "assert 9 == square(3)",
+    "not unequal": "assert not square(3) != 9", "greater": "assert square(3) > 5",
+    "close": "assert abs(square(3) - 9) < 1e-6", "by math": "assert math.isclose(square(3), 9)",
     "in it": "assert 9 in square(3)", "among": "assert square(3) in [9]", "as a key": "assert {9: 1}[square(3)]",
-    "rounded": "assert round(square(3), 2) == 9", "in a list": "assert square(3) == [9]", "of a type": "assert isinstance(square(3), int)",
-    "all": "assert all(square(n) == n * n for n in range(4))",
+    "rounded": "assert round(square(3), 2) == 9", "in a list": "assert square(3) == [9]",
+    "of a type": "assert isinstance(square(3), int)", "all": "assert all(square(n) == n * n for n in range(4))",
 }  # fmt: skip
 
 

@@ -1,9 +1,10 @@
-"""Run by test_finetuning_layouts.py under torchrun: the same fine-tuning in many layouts, with online merging and with LoRA.
+"""Run by test_finetuning_layouts.py under torchrun: the same fine-tuning in many layouts,
+with online merging and with LoRA.
 
 finetuning_ranks.py MODELS OUTPUT.json     MODELS as three_models.py writes them
 
-OUTPUT.json gets "trajectories", losses and gradient norms, and "weights", digests of what online merging makes of the weights
-where the gradients are given: bit for bit the same ones in every layout.
+OUTPUT.json gets "trajectories", losses and gradient norms, and "weights", digests of what online merging makes of the
+weights where the gradients are given: bit for bit the same ones in every layout.
 """
 
 import hashlib

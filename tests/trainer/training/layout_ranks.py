@@ -1,4 +1,5 @@
-"""Run by test_layouts.py under torchrun: trains one small model in many layouts, one after another, in the same processes.
+"""Run by test_layouts.py under torchrun: trains one small model in many layouts, one after another,
+in the same processes.
 
 layout_ranks.py OUTPUT.json             all layouts whose world size is the launcher's
 layout_ranks.py OUTPUT.json combined    those of COMBINED
@@ -196,7 +197,8 @@ COMBINED = {
 
 
 class MaskedWords(Objective):
-    """Random tokens of which about half count, so that the count is neither the tokens nor equal in two micro-batches."""
+    """Random tokens of which about half count, so that the count is neither the tokens nor equal in two
+    micro-batches."""
 
     name = "masked_words"
     lr = OPTIMIZER.lr
@@ -229,7 +231,8 @@ class Values(MaskedWords):
 
     name = "values"
     reads = "values"
-    lr = 1e-3  # at 3e-3 these distances do not converge: one rounding of the weights moves a loss of the fourth step by 1.5e-5
+    # at 3e-3 these distances do not converge: one rounding of the weights moves a loss of the fourth step by 1.5e-5
+    lr = 1e-3
 
     def loss(self, output: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         distances = (output - batch["labels"] / DENSE.vocab_size).square()

@@ -1,4 +1,5 @@
-"""Gradients that are not finite and losses that jump: back to the last good checkpoint, past the samples that did it."""
+"""Gradients that are not finite and losses that jump: back to the last good checkpoint,
+past the samples that did it."""
 
 import json
 import resource

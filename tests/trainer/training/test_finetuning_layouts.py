@@ -39,8 +39,9 @@ def test_every_layout_trains_alike(found: dict[str, dict[str, Any]], layout: str
     for kind in kinds:
         wanted, got = trajectories[f"one process, {kind}, {method}"], trajectories[f"{layout}, {kind}, {method}"]
         assert got[:-2] == pytest.approx(wanted[:-2], rel=1e-4), kind
-        # Layouts add gradients up in another order, and a last bit may decide whether OnTIES keeps an element that is on
-        # the edge: the last step then differs by up to 1.3e-3. From the same gradients all bits are the same: see below.
+        # Layouts add gradients up in another order, and a last bit may decide whether OnTIES keeps an element that is
+        # on the edge: the last step then differs by up to 1.3e-3. From the same gradients all bits are the same: see
+        # below.
         assert got[-2:] == pytest.approx(wanted[-2:], rel=2e-3 if method == "onties" else 1e-4), kind
     assert kinds or method == "lora of experts"
 

@@ -1,4 +1,5 @@
-"""SIGKILL at random moments, in a step and in a save: the artifact at the end is an undisturbed twin's, to the last bit."""
+"""SIGKILL at random moments, in a step and in a save: the artifact at the end is an undisturbed twin's,
+to the last bit."""
 
 import os
 import random
@@ -79,8 +80,8 @@ def numbers(output: Path) -> list[tuple[Any, ...]]:
 def check(
     folder: Path, tokens: Path, environment: dict[str, str], *, kills: int, steps: int, seed: int
 ) -> tuple[list[str], Path, Path]:
-    """Kill a job at random moments, let it finish, compare its numbers with its twin's. Returns where it was killed, and both
-    folders."""
+    """Kill a job at random moments, let it finish, compare its numbers with its twin's. Returns where it was killed,
+    and both folders."""
     twin, victim = (job_in(folder / name, tokens, steps) for name in ("twin", "victim"))
     assert start(twin, environment).wait(800) == 0, (twin.output / "log").read_text()[-3000:]
     draw = random.Random(seed)

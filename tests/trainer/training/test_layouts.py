@@ -1,4 +1,5 @@
-"""The numbers that matter are equal in every layout: loss alone has missed silent faults that the gradient norm showed."""
+"""The numbers that matter are equal in every layout:
+loss alone has missed silent faults that the gradient norm showed."""
 
 import json
 from collections.abc import Callable
@@ -28,8 +29,8 @@ NAMES = (
     "moe ep2", "moe dp2", "moe tp2 sp ep2", "moe tp2 sp etp2", "moe tp2 sp etp1", "moe dp2 etp2", "moe pp2", "moe cp2",
     "moe full recompute", "moe selective recompute", "seq_aux tp2 sp ep2", "seq_aux cp2", "global_aux tp2 sp ep2",
     "global_aux pp2", "bias dp2 ep2", "capacity dp2 ep2", "capacity tp2 sp ep2", "capacity cp2",
-    "llama tp2 sp", "qk_norm tp2", "qk_norm tp2 sp", "qk_norm cp2", "dual_chunk tp2 sp", "dual_chunk pp2 vp2", "logn cp2",
-    "gemma2 tp2 sp", "gemma2 pp2 vp2", "gemma2 cp2", "gemma2 dp2 overlap",
+    "llama tp2 sp", "qk_norm tp2", "qk_norm tp2 sp", "qk_norm cp2", "dual_chunk tp2 sp", "dual_chunk pp2 vp2",
+    "logn cp2", "gemma2 tp2 sp", "gemma2 pp2 vp2", "gemma2 cp2", "gemma2 dp2 overlap",
     "scalar tp2", "scalar tp2 sp", "scalar pp2 vp2", "scalar cp2", "scalar dp2",
     "scalar_moe pp2", "logits tp2 sp", "logits cp2",
 )  # fmt: skip

@@ -1,4 +1,5 @@
-"""What a job says of its own speed: the parts of a step, the share of the machine's arithmetic, the experts' load, traces."""
+"""What a job says of its own speed: the parts of a step, the share of the machine's arithmetic, the experts' load,
+traces."""
 
 import json
 from pathlib import Path

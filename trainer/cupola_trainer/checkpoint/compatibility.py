@@ -44,7 +44,8 @@ def check_tokenizer(ours: Path | None, data: Path) -> None:
 
 
 def same_tokenizer(one: Path, other: Path) -> bool:
-    """Whether two tokenizer folders give the same ids; true where one of them holds no tokenizer.json to be compared."""
+    """Whether two tokenizer folders give the same ids;
+    true where one of them holds no tokenizer.json to be compared."""
     paths = one / "tokenizer.json", other / "tokenizer.json"
     return not all(path.is_file() for path in paths) or _words(paths[0]) == _words(paths[1])
 

@@ -1,8 +1,8 @@
 """Everything a training process is told: one frozen job, read from one JSON file.
 
-Unknown keys are forbidden, so that a misspelt one is refused, and the JSON schema carries each field's docstring. What a
-person sets is in a `...Settings` class, which the job and the recipe's stage both inherit: each field is written once. Nothing
-here imports torch.
+Unknown keys are forbidden, so that a misspelt one is refused, and the JSON schema carries each field's docstring. What
+a person sets is in a `...Settings` class, which the job and the recipe's stage both inherit: each field is written
+once. Nothing here imports torch.
 
 parallel.py   the layout
 training.py   optimizer, batches, checkpoints, faults

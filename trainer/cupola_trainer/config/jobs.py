@@ -24,7 +24,8 @@ class RenderingJob(JobBase):
 
 
 class TrainJob(TrainSettings, RenderingJob):
-    """Train a model with one objective, from random weights or from a checkpoint. A job with `lora` saves adapters alone."""
+    """Train a model with one objective, from random weights or from a checkpoint.
+    A job with `lora` saves adapters alone."""
 
     kind: Literal["train"] = "train"
     model: ModelConfig | None = None
@@ -84,7 +85,8 @@ class SampleJob(SamplingSettings, RenderingJob):
 
 
 class ScoreJob(RenderingJob):
-    """What a reward model gives the last answers of conversations. Writes `output/rewards.json`, a list in their order."""
+    """What a reward model gives the last answers of conversations. Writes `output/rewards.json`,
+    a list in their order."""
 
     kind: Literal["score"] = "score"
     initial: Path
@@ -99,8 +101,8 @@ class EvaluateSettings(Strict):
 
     max_heldout_tokens: int = Field(default=65_536, ge=1)
     window: int | None = Field(default=None, ge=8)
-    """Most tokens of context in a held-out loss; none for the model's longest sequence. Give the length that it was trained
-    at where that is shorter: positions that were never trained make a model look worse."""
+    """Most tokens of context in a held-out loss; none for the model's longest sequence. Give the length that it was
+    trained at where that is shorter: positions that were never trained make a model look worse."""
     max_tasks: int = Field(default=200, ge=1)
     """Held-out tasks per task name."""
     max_new_tokens: int = Field(default=32, ge=1)
@@ -125,7 +127,8 @@ class EvaluateJob(EvaluateSettings, RenderingJob):
 class ReferenceJob(PassSettings, RenderingJob):
     """What a frozen model says of every answer of preference pairs, for DPO. Writes `output/reference/`.
 
-    Batch and precision are those of the training to come: pairs that do not fit its sequences are left out, there and here.
+    Batch and precision are those of the training to come: pairs that do not fit its sequences are left out,
+    there and here.
     """
 
     kind: Literal["reference"] = "reference"

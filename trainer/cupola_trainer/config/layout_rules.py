@@ -117,8 +117,9 @@ def _check_lengths(lengths: LengthSchedule, parallel: ParallelConfig, batch: Bat
     for phase in lengths.phases:
         if batch.sequence_length % phase.sequence_length:
             raise ConfigError(
-                f"a phase of {phase.sequence_length} tokens does not divide sequence_length={batch.sequence_length}, and rows "
-                f"are cut into whole sequences. Try {_nearest_divisor(batch.sequence_length, phase.sequence_length)}."
+                f"a phase of {phase.sequence_length} tokens does not divide sequence_length={batch.sequence_length}, "
+                "and rows are cut into whole sequences. Try "
+                f"{_nearest_divisor(batch.sequence_length, phase.sequence_length)}."
             )
         shortest = lengths.lengths(phase.sequence_length)[-1]
         unit = 2 * parallel.cp * parallel.tp if parallel.cp > 1 else parallel.tp if parallel.sp else 1
@@ -134,8 +135,8 @@ def _check_copying(
 ) -> None:
     if reset_at_documents:
         raise ConfigError(
-            "copying with reset_at_documents=true: pieces are said again in other documents, which would not see the first. "
-            "Leave one of them out."
+            "copying with reset_at_documents=true: pieces are said again in other documents, which would not see the "
+            "first. Leave one of them out."
         )
     longest = [phase.sequence_length for phase in lengths.phases] if lengths else [batch.sequence_length]
     shortest = min(lengths.lengths(length)[-1] if lengths else length for length in longest)
@@ -153,8 +154,8 @@ def _nearest_divisor(value: int, near: int) -> int:
 def _check_chunks(model: ModelConfig, parallel: ParallelConfig) -> None:
     if model.dual_chunk and parallel.cp > 1:
         raise ConfigError(
-            f"dual_chunk with cp={parallel.cp}: context-parallel ranks hold pieces of several chunks. Use cp=1; dual chunk "
-            "attention needs memory linear in the length only."
+            f"dual_chunk with cp={parallel.cp}: context-parallel ranks hold pieces of several chunks. Use cp=1; dual "
+            "chunk attention needs memory linear in the length only."
         )
 
 
@@ -162,8 +163,8 @@ def _check_packing(model: ModelConfig, batch: BatchConfig, option: str) -> None:
     alone = model.relative_within
     if alone and batch.sequence_length > alone:
         raise ConfigError(
-            f"{option}=true with sequence_length={batch.sequence_length}: dual_chunk and length_scaling count from a row's "
-            f"beginning, so that beyond {alone} tokens texts that share a row would not be as they are alone. "
+            f"{option}=true with sequence_length={batch.sequence_length}: dual_chunk and length_scaling count from a "
+            f"row's beginning, so that beyond {alone} tokens texts that share a row would not be as they are alone. "
             f"Use {option}=false, or sequence_length={alone}."
         )
 
@@ -172,7 +173,8 @@ def _check_divides(name: str, value: int, divisor: str, by: int) -> None:
     if value % by:
         smaller = " or ".join(str(size) for size in _divisors(value) if size < by)
         raise ConfigError(
-            f"{name}={value} is not a multiple of {divisor}={by}. Try {divisor}={smaller}, or {name}={_next(value, by)}."
+            f"{name}={value} is not a multiple of {divisor}={by}. Try {divisor}={smaller}, or "
+            f"{name}={_next(value, by)}."
         )
 
 

@@ -24,10 +24,12 @@ class LengthSettings(Strict):
     """How long sequences are, step by step."""
 
     phases: tuple[LengthPhase, ...] = ()
-    """Lengths of a full sequence, growing with the steps; each divides `batch.sequence_length`. Empty: that one throughout."""
+    """Lengths of a full sequence, growing with the steps; each divides `batch.sequence_length`. Empty:
+    that one throughout."""
 
     full_length_share: float = Field(default=0.4, gt=0, le=1)
-    """Share of the sequences that have the phase's full length. The others are halves, quarters and so on, as many of each."""
+    """Share of the sequences that have the phase's full length. The others are halves, quarters and so on,
+    as many of each."""
 
     shortest: int = Field(default=256, ge=8)
     """No sequence is halved below this."""
@@ -36,8 +38,9 @@ class LengthSettings(Strict):
 class LengthSchedule(LengthSettings):
     """Sequences of several lengths, longer from phase to phase (Qwen2.5-1M report: 40% at full length, 60% shorter).
 
-    Every row of a batch holds `batch.sequence_length` tokens, cut into sequences of one length: all steps have as many tokens.
-    Which length a micro-batch has is drawn from the seed and its number, so that it is the same in every layout.
+    Every row of a batch holds `batch.sequence_length` tokens, cut into sequences of one length: all steps have as many
+    tokens. Which length a micro-batch has is drawn from the seed and its number,
+    so that it is the same in every layout.
     """
 
     @model_validator(mode="after")
@@ -78,7 +81,8 @@ class LengthSchedule(LengthSettings):
 class CopyingConfig:
     """Random pieces that sequences say again: what teaches a small model to find what it has read, as a needle.
 
-    What follows a random token can be told from nothing but an earlier occurrence (Olsson et al. 2022, induction heads).
+    What follows a random token can be told from nothing but an earlier occurrence (Olsson et al. 2022,
+    induction heads).
     """
 
     share: float = Field(gt=0, le=1)
@@ -93,7 +97,8 @@ class LongContextConfig:
     """How far a checkpoint reads: loss by position, and words that it must find again."""
 
     methods: tuple[str, ...] = Field(default=("none", "yarn", "ntk", "dca", "logn"), min_length=1)
-    """Ways to read past the trained length without training: none, linear, yarn, ntk, dca, logn, windows, or several: dca+yarn."""
+    """Ways to read past the trained length without training: none, linear, yarn, ntk, dca, logn, windows, or several:
+    dca+yarn."""
 
     lengths: tuple[Annotated[int, Field(ge=64)], ...] = Field(min_length=1)
     """Tokens of the texts that hold a needle; losses are taken up to the longest."""

@@ -24,7 +24,8 @@ class LoraConfig:
     """The adapters' output is multiplied with alpha / rank."""
 
     targets: tuple[LoraTarget, ...] = ("attention", "mlp")
-    """What is adapted: the projections of attention; those of a dense FFN or of the shared expert; the routed experts."""
+    """What is adapted: the projections of attention; those of a dense FFN or of the shared expert;
+    the routed experts."""
 
     @field_validator("targets")
     @classmethod

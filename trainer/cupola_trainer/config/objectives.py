@@ -1,5 +1,5 @@
-"""What a training job learns from, and with which loss: for each objective its settings, which a recipe's stage inherits too, and
-the same with the folders that a job reads."""
+"""What a training job learns from, and with which loss: for each objective its settings, which a recipe's stage
+inherits too, and the same with the folders that a job reads."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -18,7 +18,8 @@ class NextTokenSettings(Strict):
     """Sampling weight per source; none for weights in proportion to tokens."""
 
     reset_at_documents: bool = False
-    """Each document sees only itself: attention ends, and positions begin, at its borders. Off: sequences run across."""
+    """Each document sees only itself: attention ends, and positions begin, at its borders. Off:
+    sequences run across."""
 
     copying: CopyingConfig | None = None
     """Random pieces that sequences say again, put over the text; none to leave the text as it is."""
@@ -51,8 +52,8 @@ def check_replay(pretraining: Path | str | None, share: float) -> None:
     """
     if (pretraining is not None) != (share > 0):
         raise ValueError(
-            f"pretraining={pretraining} with pretraining_share={share:g}: text is mixed in where both are given, the share "
-            "above 0 (try 0.25). Give both, or leave both out"
+            f"pretraining={pretraining} with pretraining_share={share:g}: text is mixed in where both are given, the "
+            "share above 0 (try 0.25). Give both, or leave both out"
         )
 
 
@@ -63,7 +64,8 @@ class SftSettings(PackingSettings):
     """Passes over the conversations, in place of `steps`."""
 
     pretraining_share: float = Field(default=0.0, ge=0, lt=1)
-    """Share of all rows that are sequences of pretraining text, every token of which is learnt; the others are conversations."""
+    """Share of all rows that are sequences of pretraining text, every token of which is learnt;
+    the others are conversations."""
 
 
 class SftData(SftSettings):
@@ -99,20 +101,23 @@ class DpoData(DpoSettings):
     """A `preferences` artifact's folder."""
 
     reference: Path | None = None
-    """A `reference` artifact's folder: what the frozen model says of the answers; none to ask it before the first step."""
+    """A `reference` artifact's folder: what the frozen model says of the answers;
+    none to ask it before the first step."""
 
 
 class RewardSettings(Strict):
     """The ranking loss of a reward model, and the order in which it reads the pairs."""
 
     margin: float = Field(default=0.0, ge=0)
-    """Weight of a pair's margin (its own, or by how much its scores differ), which the rewards are asked to differ by."""
+    """Weight of a pair's margin (its own, or by how much its scores differ),
+    which the rewards are asked to differ by."""
 
     center: float = Field(default=0.0, ge=0)
     """Weight of the squared sum of both rewards, which keeps them around zero."""
 
     balance_tags: bool = False
-    """Each tag (a pair's own, its task's name, or its source) is read equally often, whatever its share of the pairs."""
+    """Each tag (a pair's own, its task's name, or its source) is read equally often,
+    whatever its share of the pairs."""
 
 
 class RewardData(RewardSettings):

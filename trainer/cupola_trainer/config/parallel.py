@@ -43,7 +43,8 @@ class ParallelConfig:
     """Overlap gradient reduction and parameter gathering with computation."""
 
     recompute: Literal["none", "selective", "full"] = "none"
-    """Activations that are computed again in the backward pass: none; attention's scores; every layer's, from its input."""
+    """Activations that are computed again in the backward pass: none; attention's scores; every layer's,
+    from its input."""
 
     @property
     def world_size(self) -> int:

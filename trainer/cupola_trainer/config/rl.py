@@ -1,4 +1,5 @@
-"""What a training job learns from its own answers: where questions come from, how answers are drawn, what they are worth."""
+"""What a training job learns from its own answers: where questions come from, how answers are drawn,
+what they are worth."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -22,8 +23,8 @@ class TaskReward:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CodeReward:
-    """The share of a row's unit tests that the answer's Python passes: each runs in a process without network, files of its
-    own or time to spare. Rows carry {"tests": [Python statements]}."""
+    """The share of a row's unit tests that the answer's Python passes: each runs in a process without network, files of
+    its own or time to spare. Rows carry {"tests": [Python statements]}."""
 
     type: Literal["code"] = "code"
     weight: float = 1.0
@@ -91,8 +92,8 @@ class RolloutConfig:
     """Share of a GPU's memory that vLLM takes while it draws."""
 
     order: Literal["shuffled", "reward_variance"] = "shuffled"
-    """Questions in a new order each time through; or those first whose answers differ most in reward, as Qwen2.5's GRPO:
-    every question is then answered once before the first step."""
+    """Questions in a new order each time through; or those first whose answers differ most in reward, as Qwen2.5's
+    GRPO: every question is then answered once before the first step."""
 
     cut: Literal["keep", "mask"] = "keep"
     """Answers cut by their length: scored as they are, or left out of the loss too."""
@@ -111,7 +112,8 @@ class RolloutConfig:
         """
         if self.group_size < 2:
             raise ConfigError(
-                f"rollout.group_size={self.group_size}: an answer is judged by others to the same question. Give at least 2."
+                f"rollout.group_size={self.group_size}: an answer is judged by others to the same question. Give at "
+                "least 2."
             )
         samples, what = (self.queries, "pairs") if pairs else (self.queries * self.group_size, "answers")
         if samples % batch.global_batch_size:
@@ -153,7 +155,8 @@ class GrpoSettings(ReinforcementSettings):
     """Weight of the KL to the reference in the loss; 0 keeps no reference in memory."""
 
     anchor_rate: float = Field(default=0.0, ge=0, lt=1)
-    """How far the reference moves to the policy after each step (WARP's moving average, there 0.01); 0 leaves it frozen."""
+    """How far the reference moves to the policy after each step (WARP's moving average, there 0.01);
+    0 leaves it frozen."""
 
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     """How far below 1 the ratio to the policy that drew the answer may fall before it is clipped."""
@@ -171,8 +174,8 @@ class GrpoSettings(ReinforcementSettings):
     def _anchor_pulls(self) -> "GrpoSettings":
         if self.anchor_rate and not self.kl_coef:
             raise ValueError(
-                f"anchor_rate={self.anchor_rate} with kl_coef=0: nothing pulls to the reference that moves. Give kl_coef "
-                "(WARP's is 0.1), or leave anchor_rate out"
+                f"anchor_rate={self.anchor_rate} with kl_coef=0: nothing pulls to the reference that moves. Give "
+                "kl_coef (WARP's is 0.1), or leave anchor_rate out"
             )
         return self
 
@@ -225,11 +228,12 @@ class PpoData(PpoSettings, ReinforcementData):
     objective: Literal["ppo"] = "ppo"
 
     value_initial: Path | None = None
-    """Checkpoint with a scalar head to start the value model from, such as the reward model; none for the policy's weights
-    and a head of zeros."""
+    """Checkpoint with a scalar head to start the value model from, such as the reward model; none for the policy's
+    weights and a head of zeros."""
 
     pretraining: Path | None = None
-    """A `tokens` artifact's folder whose next-token loss is mixed in, one sequence for each answer; none for no mixing."""
+    """A `tokens` artifact's folder whose next-token loss is mixed in, one sequence for each answer;
+    none for no mixing."""
 
 
 class PairLossSettings(Strict):
@@ -250,7 +254,8 @@ class OnlineDpoSettings(PairLossSettings, ReinforcementSettings):
 
 
 class OnlineDpoData(OnlineDpoSettings, ReinforcementData):
-    """Direct preference optimization on pairs of the policy's own latest answers: the best and the worst of each group."""
+    """Direct preference optimization on pairs of the policy's own latest answers:
+    the best and the worst of each group."""
 
     pairs: ClassVar[bool] = True
 

@@ -13,20 +13,22 @@ from cupola_trainer.config.lora import LoraConfig
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class OnlineMergingConfig:
-    """The online merging optimizer: what Adam does is merged with what the initial checkpoint has learnt since a base."""
+    """The online merging optimizer: what Adam does is merged with what the initial checkpoint has learnt since a
+    base."""
 
     method: Literal["ondare", "onties"] = "ondare"
     """How both are thinned out: at random, or by magnitude and consensus of signs."""
 
     alpha: float = Field(gt=0, lt=1)
-    """Share of what the initial checkpoint has learnt in each merge. It is added at every one: of the order of the learning
-    rate."""
+    """Share of what the initial checkpoint has learnt in each merge. It is added at every one: of the order of the
+    learning rate."""
 
     density: float = Field(gt=0, le=1)
     """Share of both that is kept."""
 
     online_step: int = Field(default=1, ge=1)
-    """Steps from one merge to the next, which are merged together; costs one more copy of the weights where it is above 1."""
+    """Steps from one merge to the next, which are merged together;
+    costs one more copy of the weights where it is above 1."""
 
     base: Path
     """Checkpoint folder that the initial one was fine-tuned from. In a recipe: a stage's name, or artifact:ID."""
@@ -88,7 +90,8 @@ class BatchConfig:
         if rest:
             raise ConfigError(
                 f"global_batch_size={self.global_batch_size} is not a multiple of micro_batch_size x data_parallel = "
-                f"{self.micro_batch_size} x {data_parallel} = {per_pass}. Try global_batch_size={(passes + 1) * per_pass}."
+                f"{self.micro_batch_size} x {data_parallel} = {per_pass}. Try "
+                f"global_batch_size={(passes + 1) * per_pass}."
             )
         return passes
 
@@ -107,8 +110,8 @@ class CheckpointConfig:
     """Keep the checkpoint of every step that this divides, however old; 0 for none."""
 
     upload: bool = False
-    """Copy each checkpoint to the store while training goes on, and keep there what is kept here: a stage that finds its
-    work folder empty, on another machine for instance, goes on from there."""
+    """Copy each checkpoint to the store while training goes on, and keep there what is kept here: a stage that finds
+    its work folder empty, on another machine for instance, goes on from there."""
 
     upload_wait: float = Field(default=10.0, ge=0)
     """Seconds that a run which ends early waits for the upload of its last checkpoint. What is not there by then goes
@@ -133,7 +136,8 @@ class FaultConfig:
     """Rollbacks in a job's life; the next fault ends it."""
 
     hang_seconds: float = Field(default=300.0, ge=0)
-    """Seconds in which no micro-batch, save or other part of a step was finished, after which a job hangs; 0 for never."""
+    """Seconds in which no micro-batch, save or other part of a step was finished, after which a job hangs;
+    0 for never."""
 
     max_restarts: int = Field(default=2, ge=0)
     """Times that a job that hung is started again in one run of its stage; under Prefect, one that crashed too."""
@@ -144,7 +148,8 @@ class PassSettings(Strict):
 
     batch: BatchConfig
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of weights and activations; bf16 keeps fp32 master weights, gradients and moments. Auto: bf16 on GPUs, fp32 on CPUs."""
+    """Of weights and activations; bf16 keeps fp32 master weights, gradients and moments. Auto: bf16 on GPUs,
+    fp32 on CPUs."""
 
 
 class TrainSettings(PassSettings):

@@ -9,7 +9,8 @@ from cupola_trainer import runtime
 from cupola_trainer.models.attention import zigzag
 
 Batch = dict[str, Tensor]
-"""tokens, labels, position_ids, loss_mask [b, s], and what an objective adds: [b, s, ...] for each token, or [anything else]."""
+"""tokens, labels, position_ids, loss_mask [b, s], and what an objective adds: [b, s, ...] for each token,
+or [anything else]."""
 
 
 def to_rank(batch: Batch) -> Batch:

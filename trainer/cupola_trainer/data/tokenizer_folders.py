@@ -41,7 +41,8 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def stop_ids(tokenizer: Any) -> list[int]:
-    """The tokens at which generation ends: the end of a turn and the end of a document, by their names in each family."""
+    """The tokens at which generation ends: the end of a turn and the end of a document,
+    by their names in each family."""
     vocabulary = tokenizer.get_vocab()
     stops = [vocabulary[token] for token in STOP_TOKENS if token in vocabulary]
     end = tokenizer.eos_token_id

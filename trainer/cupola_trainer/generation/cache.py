@@ -51,8 +51,8 @@ class LayerCache:
 
 
 class CachedAttention(torch.nn.Module):
-    """Core attention of new queries over everything in the cache. The mask is True where a query may look; none where every
-    row began at the first column."""
+    """Core attention of new queries over everything in the cache. The mask is True where a query may look; none where
+    every row began at the first column."""
 
     def __init__(self, cache: LayerCache, attend: Attend) -> None:
         super().__init__()
@@ -68,7 +68,8 @@ class CachedAttention(torch.nn.Module):
 
 
 def places(visible: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions of queries [b, q] and keys [b, k], where padding on the left is what a row's last query [b, 1, q, k] does not see."""
+    """Positions of queries [b, q] and keys [b, k], where padding on the left is what a row's last query [b, 1, q,
+    k] does not see."""
     queries, keys = visible.shape[-2:]
     padding = visible[:, 0, -1].int().argmax(dim=-1)
     columns = torch.arange(keys, device=visible.device)

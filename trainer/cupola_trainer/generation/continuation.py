@@ -34,8 +34,8 @@ def continue_text(checkpoint: Path, prompt: str, sampling: Sampling, seed: int =
 
 
 def answer_chat(checkpoint: Path, file: Path, sampling: Sampling, seed: int = 0, day: date | None = None) -> str:
-    """What the model answers to a conversation, {"messages", "tools"} in JSON, asked as in training. An answer that stands
-    there already is left out.
+    """What the model answers to a conversation, {"messages", "tools"} in JSON, asked as in training. An answer that
+    stands there already is left out.
 
     Args:
         day: what its chat template takes for today; none for the date that the checkpoint was trained with.

@@ -1,9 +1,9 @@
 """One more token for every sequence: a decoder layer as the few operations that a single token takes.
 
-Megatron's modules are made for training; around each operation they ask after fusions, offloading and recomputation, which
-takes longer than the operation on one token. Here the same weights are read in the same order without asking. What is not
-plain keeps its module: adapters, mixtures of experts, other norms and activations. Layers of another make (Transformer
-Engine's) are left to Megatron as they are.
+Megatron's modules are made for training; around each operation they ask after fusions, offloading and recomputation,
+which takes longer than the operation on one token. Here the same weights are read in the same order without asking.
+What is not plain keeps its module: adapters, mixtures of experts, other norms and activations. Layers of another make
+(Transformer Engine's) are left to Megatron as they are.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,8 @@ Map = Callable[[Tensor], Tensor]
 class Turn:
     """RoPE at one position a row, for every layer: pairs (x[i], x[i + d/2]) of queries and keys turned by their angles.
 
-    Values go through with an angle of 0: one operation on all that a layer's first product gives costs less than to part it.
+    Values go through with an angle of 0: one operation on all that a layer's first product gives costs less than to
+    part it.
     """
 
     def __init__(self, angles: Tensor, each: int, dtype: torch.dtype) -> None:

@@ -17,7 +17,8 @@ class Engine(Protocol):
     """Every rank calls it with the same prompts, and gets every completion."""
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, *, seed: int) -> list[Completion]:
-        """Continue each prompt with the weights of this moment. The same weights, prompts and seed give the same answers."""
+        """Continue each prompt with the weights of this moment. The same weights,
+        prompts and seed give the same answers."""
         ...
 
 

@@ -64,7 +64,8 @@ def generate(
 
 
 def _batches(prompts: Sequence[list[int]], count: int) -> list[list[int]]:
-    """Indices of the prompts in `count` batches of one size (give or take one), like lengths and equal prompts together."""
+    """Indices of the prompts in `count` batches of one size (give or take one),
+    like lengths and equal prompts together."""
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), prompts[index]))
     return [part.tolist() for part in np.array_split(np.array(order, dtype=np.int64), count)] if count else []
 
@@ -78,8 +79,8 @@ def check_prompts(prompts: Sequence[list[int]], longest: int) -> None:
     for number, prompt in enumerate(prompts):
         if not 0 < len(prompt) < longest:
             raise ConfigError(
-                f"Prompt {number} has {len(prompt)} tokens. It must have at least 1 and leave room for an answer within "
-                f"the model's {longest} positions. {'Shorten' if prompt else 'Lengthen'} it."
+                f"Prompt {number} has {len(prompt)} tokens. It must have at least 1 and leave room for an answer "
+                f"within the model's {longest} positions. {'Shorten' if prompt else 'Lengthen'} it."
             )
 
 

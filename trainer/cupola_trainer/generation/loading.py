@@ -32,8 +32,8 @@ def check_whole(parallel: ParallelConfig, what: str) -> None:
     """
     if parallel.pp > 1 or parallel.cp > 1:
         raise ConfigError(
-            f"parallel: pp={parallel.pp}, cp={parallel.cp}. {what} reads logits of whole sequences on every rank, so it "
-            f"needs pp=1 and cp=1. Use dp={parallel.world_size // parallel.tp} instead."
+            f"parallel: pp={parallel.pp}, cp={parallel.cp}. {what} reads logits of whole sequences on every rank, so "
+            f"it needs pp=1 and cp=1. Use dp={parallel.world_size // parallel.tp} instead."
         )
 
 
@@ -55,7 +55,8 @@ def load(
     """
     if not (folder / "tokenizer").is_dir():
         raise ConfigError(
-            f"{folder} has no tokenizer: it was imported without one. Import it again from a folder with tokenizer.json."
+            f"{folder} has no tokenizer: it was imported without one. Import it again from a folder with "
+            "tokenizer.json."
         )
     model = model or checkpoint.read_model(folder)
     if model.is_scalar:

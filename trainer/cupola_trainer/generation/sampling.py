@@ -34,7 +34,8 @@ class Sampling:
 
 
 def uniforms(seed: int, streams: list[int], count: int) -> Tensor:
-    """One row of `count` uniform numbers in [0, 1) a stream: it depends on (seed, stream), not on the batch. [b, count]"""
+    """One row of `count` uniform numbers in [0, 1) a stream: it depends on (seed, stream), not on the batch. [b,
+    count]"""
     rows = [np.random.Generator(np.random.Philox(key=[seed % 2**64, stream])).random(count) for stream in streams]
     return torch.from_numpy(np.stack(rows))
 
@@ -70,7 +71,8 @@ BLOCK = 64
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
-    """The first index whose cumulative weight exceeds `uniform` of the total: never one of weight 0. [b, v], [b] -> [b]"""
+    """The first index whose cumulative weight exceeds `uniform` of the total: never one of weight 0. [b, v],
+    [b] -> [b]"""
     blocks = F.pad(weights, (0, -weights.size(1) % BLOCK)).unflatten(1, (-1, BLOCK))
     ends = blocks.sum(dim=2, dtype=torch.float64).cumsum(dim=1)
     target = uniform.to(ends.device)[:, None] * ends[:, -1:]

@@ -1,8 +1,8 @@
 """A model in training as generation sees it: its pipeline stages one after another, every rank with whole sequences.
 
 Training's layout stays. Ranks of a pipeline hand the hidden states on; sequence parallelism is off for the time of the
-generation, since a single new token cannot be shared out; the ranks of a context-parallel group hold the same weights, and
-take prompts of their own, like data-parallel ones.
+generation, since a single new token cannot be shared out; the ranks of a context-parallel group hold the same weights,
+and take prompts of their own, like data-parallel ones.
 """
 
 from collections.abc import Callable, Iterator, Sequence

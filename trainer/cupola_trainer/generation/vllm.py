@@ -1,8 +1,8 @@
 """vLLM beside the training, one engine a GPU, each with a whole copy of the model: `rollout: {engine: vllm}`.
 
 Its weights come from the model in training over the process groups, tensor by tensor; the disk sees a config.json only.
-Between rollouts it sleeps, and training has its memory. Answers are not the Megatron engine's: kernels differ, and so does
-the way that tokens are drawn. What is learnt from is unaffected, since training computes log-probabilities itself.
+Between rollouts it sleeps, and training has its memory. Answers are not the Megatron engine's: kernels differ, and so
+does the way that tokens are drawn. What is learnt from is unaffected, since training computes log-probabilities itself.
 """
 
 import json

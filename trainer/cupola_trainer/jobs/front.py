@@ -21,8 +21,8 @@ from cupola_trainer.rl.rollouts import Rollout
 
 
 def run(job: FrontJob) -> None:
-    """Write `output/front.json`. Every checkpoint responds `group_size` times to the same prompts with the same noise; the KL
-    is the mean over responses of the sum over their tokens of `kl_estimate`, which is never below 0.
+    """Write `output/front.json`. Every checkpoint responds `group_size` times to the same prompts with the same noise;
+    the KL is the mean over responses of the sum over their tokens of `kl_estimate`, which is never below 0.
 
     Raises:
         ConfigError: no held-out prompt can be used, or the checkpoints are of different architectures.

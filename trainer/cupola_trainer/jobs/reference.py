@@ -17,8 +17,8 @@ def run(job: ReferenceJob) -> None:
     """Write `output/reference/reference.npz`, "reference" [pairs, 2], in the order of the objective.
 
     Raises:
-        ConfigError: the checkpoint has no tokenizer or no language-model head, or does not fit the layout; or there is no
-            usable pair.
+        ConfigError: the checkpoint has no tokenizer or no language-model head, or does not fit the layout; or there is
+            no usable pair.
         CorruptArtifactError: the checkpoint does not verify.
     """
     model = checkpoint.read_model(job.initial)

@@ -21,12 +21,13 @@ def run(job: SampleJob) -> None:
     """Answer every prompt `num_samples` times, into `output/samples.jsonl`.
 
     Rows are {"id", "sample", "answer" (without control tokens), "tokens" (ids, with the stop token), "logprob" (their
-    sum under the model), "finished"}, in the order of the prompts. A prompt that the tokenizer or its template refuses has
-    empty answers that are not finished, and `refused` says why.
+    sum under the model), "finished"}, in the order of the prompts. A prompt that the tokenizer or its template refuses
+    has empty answers that are not finished, and `refused` says why.
 
     Raises:
         NotFoundError: there is no such prompts file.
-        ConfigError: a line of it is no prompt, none can be asked, one is too long, or the layout does not fit the model.
+        ConfigError: a line of it is no prompt, none can be asked, one is too long,
+            or the layout does not fit the model.
         CorruptArtifactError: the checkpoint does not verify.
     """
     prompts = read_prompts(job.prompts)

@@ -28,7 +28,8 @@ def run(job: TeachJob) -> None:
     """Write `output/teacher/`: see `data.teachings`.
 
     Raises:
-        ConfigError: the layout has pipeline or context parallelism, the data are unusable, or the teacher gives no words.
+        ConfigError: the layout has pipeline or context parallelism, the data are unusable,
+            or the teacher gives no words.
         CorruptArtifactError: the teacher's checkpoint does not verify.
     """
     check_whole(job.parallel, "A stored teacher")

@@ -12,7 +12,8 @@ from cupola_trainer.data.batches import Batch
 from cupola_trainer.forward.schedule import Reads
 
 Forward = Callable[[Batch], Tensor]
-"""From a collated batch to what the objective reads [b, s], without gradient; every rank calls it with the same batches."""
+"""From a collated batch to what the objective reads [b, s], without gradient;
+every rank calls it with the same batches."""
 
 
 class Objective(ABC):
@@ -65,7 +66,8 @@ class Objective(ABC):
         return batch["loss_mask"].sum()
 
     def enrich(self, batches: Sequence[Batch]) -> None:  # noqa: B027
-        """Add to this rank's micro-batches what other models give for them. Every rank calls it, before they are read."""
+        """Add to this rank's micro-batches what other models give for them. Every rank calls it,
+        before they are read."""
 
     def report(self, means: dict[str, float]) -> dict[str, float]:
         """What to report of a batch's means of the loss and of the sums: by default all of them."""

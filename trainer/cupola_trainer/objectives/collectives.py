@@ -20,7 +20,8 @@ def summed(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 
 def shared(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The sum over a group's ranks, where each rank goes on to a part of the loss: a part's gradient is the sum of theirs."""
+    """The sum over a group's ranks, where each rank goes on to a part of the loss:
+    a part's gradient is the sum of theirs."""
     if group is None or group.size() == 1:
         return values
     total: Tensor = _Summed.apply(values, group, True)

@@ -89,7 +89,8 @@ class LiveTeacher(DistillationObjective):
     ) -> None:
         """
         Raises:
-            ConfigError: the teacher has another vocabulary than the student, gives no words, or does not fit the layout.
+            ConfigError: the teacher has another vocabulary than the student, gives no words,
+                or does not fit the layout.
             CorruptArtifactError: the teacher's checkpoint does not verify.
         """
         super().__init__(data, text)
@@ -143,8 +144,8 @@ class StoredTeacher(DistillationObjective):
         self.teachings = Teachings(data.stored)
         if self.teachings.temperature != data.temperature:
             raise ConfigError(
-                f"{data.stored} was written at temperature={self.teachings.temperature}, this job asks for {data.temperature}. "
-                "Have it written again, or keep its temperature."
+                f"{data.stored} was written at temperature={self.teachings.temperature}, this job asks for "
+                f"{data.temperature}. Have it written again, or keep its temperature."
             )
 
     def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:

@@ -125,8 +125,8 @@ class DpoObjective(Objective):
             self._reference = computed_once(self.kept, lambda: {"reference": self.reference(forward)})["reference"]
 
     def reference(self, forward: Forward) -> np.ndarray:
-        """Log-probabilities [pairs, 2] of every response under the weights that `forward` has now, training pairs first.
-        Data-parallel ranks share the work.
+        """Log-probabilities [pairs, 2] of every response under the weights that `forward` has now, training pairs
+        first. Data-parallel ranks share the work.
 
         Args:
             forward: token losses [2 pairs, s] of a batch, without gradient.
@@ -162,8 +162,8 @@ def _stored(folder: Path, pairs: int) -> np.ndarray:
     found: np.ndarray = np.load(path)["reference"]
     if found.shape != (pairs, 2):
         raise ConfigError(
-            f"{folder} holds {len(found)} pairs, and {pairs} are learnt from here. Make it again with the same preferences, "
-            "tokenizer and sequence_length."
+            f"{folder} holds {len(found)} pairs, and {pairs} are learnt from here. Make it again with the same "
+            "preferences, tokenizer and sequence_length."
         )
     return found
 

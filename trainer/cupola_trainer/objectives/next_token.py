@@ -39,8 +39,9 @@ def text(inputs: ObjectiveInputs, data: NextTokenData, samples: int) -> "NextTok
 
 
 class NextTokenObjective(Objective):
-    """Every token of a `tokens` artifact's training shards, cut into sequences across documents: all of one length, or of
-    several by a schedule, some with pieces to copy. Held-out sequences have the full length, and are the text as it is."""
+    """Every token of a `tokens` artifact's training shards, cut into sequences across documents: all of one length, or
+    of several by a schedule, some with pieces to copy. Held-out sequences have the full length,
+    and are the text as it is."""
 
     name = "next_token"
 

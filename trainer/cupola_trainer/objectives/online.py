@@ -12,10 +12,11 @@ from cupola_trainer.optim import Trainee
 
 
 class OnlineObjective(Objective):
-    """An objective that knows the model in training: its samples depend on the weights, and it may train other models too.
+    """An objective that knows the model in training: its samples depend on the weights,
+    and it may train other models too.
 
-    State is kept in one way. `save` is called before each checkpoint of the model: it writes what is large into the job's
-    folder, named by the step, and returns what is small, which that checkpoint's training.json keeps as
+    State is kept in one way. `save` is called before each checkpoint of the model: it writes what is large into the
+    job's folder, named by the step, and returns what is small, which that checkpoint's training.json keeps as
     "objective_state". `resume` is called with the progress that was loaded, and reads both back.
     """
 

@@ -19,7 +19,8 @@ from cupola_trainer.objectives.base import Objective
 
 
 def train(chunks: Chunks, objective: Objective, batches: Sequence[Batch]) -> dict[str, float]:
-    """Leave the step's gradient in the chunks. Returns the means over the global batch: "loss" and the objective's own."""
+    """Leave the step's gradient in the chunks. Returns the means over the global batch:
+    "loss" and the objective's own."""
     objective.enrich(batches)
     for chunk in chunks:
         chunk.zero_grad_buffer()
@@ -34,8 +35,8 @@ def evaluate(chunks: Chunks, objective: Objective, batches: Sequence[Batch]) -> 
 
 
 def aux_losses(model: ModelConfig, micro_batches: int) -> dict[str, float]:
-    """The experts' balancing loss since the last call, unweighted: its mean over layers and micro-batches (1 is balanced).
-    Empty where experts are balanced without a loss."""
+    """The experts' balancing loss since the last call, unweighted: its mean over layers and micro-batches (1 is
+    balanced). Empty where experts are balanced without a loss."""
     kind = balancing_loss(model.moe) if model.moe else None
     totals: dict[str, Tensor] = {}
     if kind:

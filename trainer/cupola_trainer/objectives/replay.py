@@ -14,8 +14,8 @@ Row = Mapping[str, np.ndarray]
 
 
 class ReplayObjective(Objective):
-    """SFT of which `share` of all rows are pretraining sequences. The loss is the mean over all learnt tokens of a step: the
-    assistant's of conversations, every one of text. Held-out rows are mixed alike."""
+    """SFT of which `share` of all rows are pretraining sequences. The loss is the mean over all learnt tokens of a
+    step: the assistant's of conversations, every one of text. Held-out rows are mixed alike."""
 
     name = "sft"
 
@@ -63,7 +63,8 @@ class ReplayObjective(Objective):
         return total, count, sums | text
 
     def report(self, means: dict[str, float]) -> dict[str, float]:
-        """The loss, and apart "answer_loss" and "pretraining_loss", each the mean over its own tokens, where there are any."""
+        """The loss, and apart "answer_loss" and "pretraining_loss", each the mean over its own tokens,
+        where there are any."""
         share, text = means.pop("pretraining_tokens"), means.pop("pretraining")
         found = {"answer_loss": (means["loss"] - text) / (1 - share)} if share < 1 else {}
         return means | found | ({"pretraining_loss": text / share} if share else {})
@@ -80,7 +81,8 @@ def rows_with_text(conversations: int, share: float) -> int:
 
 
 def as_conversation(sequence: Row) -> dict[str, np.ndarray]:
-    """A next-token sequence [s] as a row of conversations [s + 1]: one segment, of which all but the first token is learnt."""
+    """A next-token sequence [s] as a row of conversations [s + 1]: one segment,
+    of which all but the first token is learnt."""
     tokens = np.concatenate([sequence["tokens"], sequence["labels"][-1:]])
     return {
         "tokens": tokens,

@@ -52,7 +52,8 @@ class RewardObjective(Objective):
         self._by_tag = [[p for p in self._train if str(p["tag"]) == tag] for tag in tags] or [self._train]
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
-        """With balanced tags each tag comes in its turn, whatever its share of the pairs; within a tag each pair does."""
+        """With balanced tags each tag comes in its turn, whatever its share of the pairs;
+        within a tag each pair does."""
         round_, tag = divmod(index, len(self._by_tag))
         pairs = self._by_tag[tag]
         return _numbers(pairs[order(round_, len(pairs), self.seed + tag)])
@@ -97,8 +98,9 @@ class RewardObjective(Objective):
         return torch.tensor(float(len(batch["margin"])), device=batch["tokens"].device)
 
     def report(self, means: dict[str, float]) -> dict[str, float]:
-        """The expected calibration error (Guo et al. 2017, equation 3), and of each bin that is met the accuracy and the
-        share of pairs: "accuracy_60" is of pairs whose preferred answer was given a probability between 60% and 70%."""
+        """The expected calibration error (Guo et al. 2017, equation 3), and of each bin that is met the accuracy and
+        the share of pairs: "accuracy_60" is of pairs whose preferred answer was given a probability between 60% and
+        70%."""
         kept = {name: mean for name, mean in means.items() if not name.startswith("bin")}
         kept["ece"] = 0.0
         for number in range(BINS):

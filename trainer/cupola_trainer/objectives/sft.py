@@ -49,7 +49,8 @@ def _with_replay(sft: Objective, inputs: ObjectiveInputs, data: SftData) -> Obje
 
 
 class SftObjective(Objective):
-    """Conversations of a `conversations` artifact. A sample is one row: one conversation, or as many as fit when packed."""
+    """Conversations of a `conversations` artifact. A sample is one row: one conversation,
+    or as many as fit when packed."""
 
     name = "sft"
 

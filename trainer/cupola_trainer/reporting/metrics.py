@@ -20,7 +20,8 @@ ALWAYS_KEPT = ("start", "restart", "rollback")
 
 
 class MetricsWriter:
-    """Appends events to a file of JSON lines, each at once. Only ranks that have something to tell make one that writes.
+    """Appends events to a file of JSON lines, each at once.
+    Only ranks that have something to tell make one that writes.
 
     A disk that is full costs lines, never the job: a line is written whole or not at all.
     """

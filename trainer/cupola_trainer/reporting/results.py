@@ -22,7 +22,8 @@ def train_results(path: Path) -> dict[str, float]:
 
 
 def _seconds_at_work(lines: list[dict[str, Any]]) -> float:
-    """From each start to the last line before the next one: time between an interruption and a resumption is left out."""
+    """From each start to the last line before the next one:
+    time between an interruption and a resumption is left out."""
     starts = [i for i, line in enumerate(lines) if line["event"] == "start"]
     ends = [*(i - 1 for i in starts[1:]), len(lines) - 1]
     return float(sum(lines[end]["time"] - lines[start]["time"] for start, end in zip(starts, ends, strict=True)))

@@ -80,7 +80,8 @@ class RolloutCollector:
     def collect(self, prompts: Sequence[Prompt], number: int) -> Rollout:
         """Rollout `number` of the job: `group_size` responses to each prompt, all responses to one together.
 
-        Its arrays then hold "rewards" [rows] (NaN: none could be had), "logps" and, with a reference, "ref_logps" [rows, s].
+        Its arrays then hold "rewards" [rows] (NaN: none could be had), "logps" and, with a reference,
+        "ref_logps" [rows, s].
         """
         began = time.monotonic()
         repeated = [prompt for prompt in prompts for _ in range(self.config.group_size)]

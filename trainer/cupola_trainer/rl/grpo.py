@@ -96,7 +96,8 @@ class GrpoObjective(RolloutObjective):
         return batch["row_starts"].sum()
 
     def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Sum over answers, their number, and sums over answers of means over their tokens: KL, clipped share, change."""
+        """Sum over answers, their number, and sums over answers of means over their tokens: KL, clipped share,
+        change."""
         logps = torch.where(batch["loss_mask"] > 0, -output.float(), 0.0)  # padding's could be anything
         data, old = self.grpo, batch["old_logps"]
         losses, clipped = clipped_ratio_loss(logps, old, batch["advantages"], low=data.clip_low, high=data.clip_high)
@@ -112,8 +113,8 @@ class GrpoObjective(RolloutObjective):
 
 
 def trained_on(rollout: Rollout, cut: str, group_size: int) -> np.ndarray:
-    """Which responses are trained on [rows]: those with a reward and another to compare it with; not the truncated ones,
-    where they are masked. Counts those left out in the rollout's metrics."""
+    """Which responses are trained on [rows]: those with a reward and another to compare it with; not the truncated
+    ones, where they are masked. Counts those left out in the rollout's metrics."""
     valid = ~np.isnan(rollout.arrays["rewards"])
     alone = valid & (valid.reshape(-1, group_size).sum(axis=1) < 2).repeat(group_size)
     if alone.any():
@@ -139,8 +140,8 @@ def row_of(rollout: Rollout, place: int, weights: np.ndarray) -> dict[str, np.nd
 
 
 def collate_rows(samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
-    """tokens, labels, position_ids, loss_mask and what `row_of` gives besides, [b, s] each; "row_starts", 1 in each row's
-    first column, by which rows are counted wherever their columns lie."""
+    """tokens, labels, position_ids, loss_mask and what `row_of` gives besides, [b, s] each; "row_starts", 1 in each
+    row's first column, by which rows are counted wherever their columns lie."""
     tokens = torch.from_numpy(np.stack([sample["tokens"] for sample in samples]))
     rows, length = tokens.size(0), tokens.size(1) - 1
     starts = torch.zeros(rows, length)

@@ -1,4 +1,5 @@
-"""Proximal policy optimization with a value model (Schulman et al. 2017; Ziegler et al. 2019), as Qwen's report has it."""
+"""Proximal policy optimization with a value model (Schulman et al. 2017; Ziegler et al. 2019),
+as Qwen's report has it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,8 +44,8 @@ def build(inputs: ObjectiveInputs) -> "PpoObjective":
 class PpoObjective(RolloutObjective):
     """A sample is one answer with its question, and a sequence of pretraining's where that is mixed in.
 
-    The loss of policy and value model is the mean over all tokens of a step's answers. A value belongs to the token that it
-    comes before.
+    The loss of policy and value model is the mean over all tokens of a step's answers. A value belongs to the token
+    that it comes before.
     """
 
     name = "ppo"
@@ -106,7 +107,8 @@ class PpoObjective(RolloutObjective):
         return row if self.pretraining is None else row | _named_pretraining(self.pretraining.sample(index))
 
     def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
-        """`collate_rows`' tensors; where pretraining is mixed in, its rows follow: nothing but "pretraining", its weights."""
+        """`collate_rows`' tensors; where pretraining is mixed in, its rows follow: nothing but "pretraining",
+        its weights."""
         batch = collate_rows([{key: row[key] for key in row if not key.startswith(MIXED)} for row in samples])
         if self.pretraining is None:
             return batch

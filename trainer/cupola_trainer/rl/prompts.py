@@ -30,9 +30,9 @@ class Prompt:
 def read_prompts(
     path: Path, tokenizer: ChatTokenizer, longest: int, rewards: Sequence[Reward]
 ) -> tuple[list[Prompt], Counter[str]]:
-    """The distinct prompts of a file of conversations: each row without its last response, with its tools. And how many were
-    dropped, by reason: `problem`'s, "refused_by_template", "too_long", "duplicate", "no_task" and "no_tests" (nothing to score
-    a response by).
+    """The distinct prompts of a file of conversations: each row without its last response, with its tools. And how many
+    were dropped, by reason: `problem`'s, "refused_by_template", "too_long", "duplicate", "no_task" and "no_tests"
+    (nothing to score a response by).
 
     Args:
         longest: most tokens of a prompt.

@@ -71,7 +71,8 @@ class RewardModel:
         *,
         batch_size: int = 16,
     ) -> list[float]:
-        """The reward of each answer to its prompt, messages; the same on every rank, which calls it with the same texts.
+        """The reward of each answer to its prompt, messages; the same on every rank,
+        which calls it with the same texts.
 
         Args:
             answers: texts, or messages where tools are called.
@@ -109,7 +110,8 @@ class RewardModel:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def score_tokens(self, rows: Sequence[Sequence[int]], *, batch_size: int = 16) -> list[float]:
-        """As `score`, of conversations as token ids, the answer's end included. Rows of like length are scored together."""
+        """As `score`, of conversations as token ids, the answer's end included.
+        Rows of like length are scored together."""
         longest = max(map(len, rows), default=0)
         if longest > self.model.max_position_embeddings:
             raise ConfigError(

@@ -62,7 +62,8 @@ def load_function(name: str) -> Scorer:
         found: Any = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            f"The reward {name} cannot be loaded: {error}. Give package.module:function, importable by the job's processes."
+            f"The reward {name} cannot be loaded: {error}. Give package.module:function, importable by the job's "
+            "processes."
         ) from error
     if not callable(found):
         raise ConfigError(f"The reward {name} is no function, but {type(found).__name__}. Name a function.")
@@ -72,7 +73,8 @@ def load_function(name: str) -> Scorer:
 def score_responses(
     rewards: Sequence[Reward], rows: Sequence[Row], responses: Sequence[str]
 ) -> dict[str, list[float | str]]:
-    """Each text-reading reward of each response: a number, or why there is none. Every rank scores a share, and gets all."""
+    """Each text-reading reward of each response: a number, or why there is none. Every rank scores a share,
+    and gets all."""
     mine = range(runtime.rank(), len(rows), runtime.world_size())
     verdicts: dict[str, list[float | str]] = {}
     for reward in rewards:

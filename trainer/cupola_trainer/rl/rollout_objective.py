@@ -1,8 +1,9 @@
-"""An objective whose samples are the model's own responses: collected when a step needs them, then trained on for some steps.
+"""An objective whose samples are the model's own responses: collected when a step needs them,
+then trained on for some steps.
 
-Samples are numbered as any other objective's. Those of rollout r are the next `samples` ones, `epochs` times its rows, each
-epoch in an order of its own. A rollout is collected when the first of its samples is due, with the weights of that moment,
-and kept in the job's folder, so that a job that is killed goes on with the same responses.
+Samples are numbered as any other objective's. Those of rollout r are the next `samples` ones, `epochs` times its rows,
+each epoch in an order of its own. A rollout is collected when the first of its samples is due, with the weights of that
+moment, and kept in the job's folder, so that a job that is killed goes on with the same responses.
 """
 
 import logging
@@ -65,7 +66,8 @@ class RolloutObjective(OnlineObjective):
         if not self.prompts:
             raise ConfigError(
                 f"{self.conversations} has no question that leaves max_new_tokens={self.config.max_new_tokens} of "
-                f"sequence_length={self.length}; dropped: {dict(self.drops)}. Give longer sequences, or other questions."
+                f"sequence_length={self.length}; dropped: {dict(self.drops)}. Give longer sequences, or other "
+                "questions."
             )
         if self.drops:
             log.info("prompts dropped: %s", dict(self.drops))
@@ -102,7 +104,8 @@ class RolloutObjective(OnlineObjective):
         )
 
     def prepare(self, forward: Forward) -> None:
-        """Where prompts are ordered by the variance of their rewards: respond to each once, with the initial weights."""
+        """Where prompts are ordered by the variance of their rewards: respond to each once,
+        with the initial weights."""
         if self.config.order == "reward_variance":
             kept = self.inputs.output / "reference.npz"
             arrays = computed_once(kept, lambda: {"variances": self.collector.variances(self.prompts)})
@@ -155,7 +158,8 @@ class RolloutObjective(OnlineObjective):
                 path.unlink()
 
     def save(self, progress: Progress) -> dict[str, Any]:
-        """The current rollout was written when it was collected; those that no checkpoint needs any more are removed."""
+        """The current rollout was written when it was collected;
+        those that no checkpoint needs any more are removed."""
         runtime.on_first_rank(self._prune)
         return {}
 

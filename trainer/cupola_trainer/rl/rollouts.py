@@ -101,8 +101,8 @@ class Rollout:
             return cls(**{name: kept[name] for name in FIELDS}, arrays=found, metrics=told)
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise CorruptArtifactError(
-                f"{path} cannot be read ({error}): the rollout that this job was learning from. Put it back, or start a new "
-                "job from the newest checkpoint's weights."
+                f"{path} cannot be read ({error}): the rollout that this job was learning from. Put it back, or "
+                "start a new job from the newest checkpoint's weights."
             ) from error
 
 

@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 
 
 def is_due(every: int, step: int, last: int) -> bool:
-    """Whether something that is done every so many steps, and at the last one, is done after `step`; 0: at the last one only."""
+    """Whether something that is done every so many steps, and at the last one, is done after `step`; 0:
+    at the last one only."""
     return step == last or (every > 0 and step % every == 0)
 
 

@@ -1,4 +1,5 @@
-"""When training goes wrong: gradients that are not finite and losses that jump take the weights back to an earlier checkpoint.
+"""When training goes wrong: gradients that are not finite and losses that jump take the weights back to an earlier
+checkpoint.
 
 The weights go back, the data do not: the samples between that checkpoint and the fault are never read again (PaLM,
 section 5.1, does so by hand). Where they lie is kept in rollbacks.json, so that a job that is killed and started again
@@ -73,8 +74,8 @@ class Rollbacks:
     """The rollbacks of a job, as rollbacks.json keeps them."""
 
     def __init__(self, path: Path, due: Callable[[int], bool] = lambda step: True) -> None:
-        """`due` says after which steps an undisturbed job saves. What an interruption saved besides is never gone back to, or
-        the samples that are skipped would depend on it."""
+        """`due` says after which steps an undisturbed job saves. What an interruption saved besides is never gone back
+        to, or the samples that are skipped would depend on it."""
         self.path, self.due = path, due
         kept = json.loads(path.read_bytes()) if path.exists() else []
         self.done = [Rollback(**entry) for entry in kept]
@@ -103,7 +104,8 @@ class Rollbacks:
         write_text(self.path, json.dumps([asdict(entry) for entry in self.done], indent=1))
 
     def go_back(self, checkpoints: Path, from_step: int, end_sample: int, reason: str) -> Rollback:
-        """Choose a checkpoint, or the beginning where none is left; remove those after it, and keep that. The first rank calls it.
+        """Choose a checkpoint, or the beginning where none is left; remove those after it, and keep that.
+        The first rank calls it.
 
         Removing comes first: a job that is killed in between resumes at the chosen checkpoint and meets the same fault.
         """

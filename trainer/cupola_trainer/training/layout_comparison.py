@@ -1,4 +1,5 @@
-"""Whether two layouts train the same: losses and gradient norms of the first steps, from the same weights and samples."""
+"""Whether two layouts train the same: losses and gradient norms of the first steps,
+from the same weights and samples."""
 
 import json
 import math

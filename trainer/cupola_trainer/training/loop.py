@@ -35,7 +35,8 @@ def train(job: TrainJob, terminated: Callable[[], bool]) -> bool:
 
     Raises:
         ConfigError, SourceError, NotFoundError, CorruptArtifactError: the job cannot be started.
-        StageFailedError: training went wrong more often than `job.faults` allows, or its last checkpoint cannot be saved.
+        StageFailedError: training went wrong more often than `job.faults` allows,
+            or its last checkpoint cannot be saved.
     """
     while True:
         try:
@@ -158,7 +159,8 @@ def _model_and_tokenizer(job: TrainJob) -> tuple[ModelConfig, Path | None]:
 
 
 def _dated(job: TrainJob, tokenizer: Path | None) -> Path | None:
-    """The tokenizer that the job's checkpoints keep: with the job's date, so that whoever asks them later has the same."""
+    """The tokenizer that the job's checkpoints keep: with the job's date,
+    so that whoever asks them later has the same."""
     if tokenizer is None or job.template_date is None:
         return tokenizer
     return keep_date(tokenizer, job.template_date, to=job.output / "tokenizer")

@@ -1,4 +1,5 @@
-"""Which samples each data-parallel rank read in which step: the proof that an interrupted job repeats and skips none."""
+"""Which samples each data-parallel rank read in which step:
+the proof that an interrupted job repeats and skips none."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -77,7 +77,8 @@ def flops_per_token(model: ModelConfig, sequence_length: float) -> float:
     """Floating-point operations that training one token takes: three times the forward pass's matrix products.
 
     Two for each weight that the token meets (of the experts, the `top_k` that it is sent to), and causal attention's
-    scores and sums over half the sequence on average (PaLM, appendix B, counts the whole). Recomputation is not counted.
+    scores and sums over half the sequence on average (PaLM, appendix B, counts the whole).
+    Recomputation is not counted.
     """
     h, head = model.hidden_size, model.head_size
     attention = h * head * (2 * model.num_attention_heads + 2 * model.num_query_groups)

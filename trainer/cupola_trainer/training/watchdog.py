@@ -2,7 +2,8 @@
 
 A stopped rank leaves the others waiting in a collective. Each rank has a thread that sees whether its main thread still
 gets anything done; the first to find that it does not for too long tells the others through a file. Every thread also
-touches a heartbeat, so that a rank whose thread is silent too can be named, and be killed before it wakes up and writes.
+touches a heartbeat, so that a rank whose thread is silent too can be named,
+and be killed before it wakes up and writes.
 """
 
 import faulthandler
@@ -31,8 +32,8 @@ log = logging.getLogger(__name__)
 class Listener:
     """Hears the heartbeats in a folder, and tells which have stopped.
 
-    A heartbeat counts its beats. Only changes are looked at, and the time between them is this process's own monotonic one: the
-    clocks of two machines differ, and a clock may be set while a job runs.
+    A heartbeat counts its beats. Only changes are looked at, and the time between them is this process's own monotonic
+    one: the clocks of two machines differ, and a clock may be set while a job runs.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -85,8 +85,8 @@ def _as_before(workspace: Workspace, checkpoints: Sequence[Artifact]) -> Evaluat
     tokens, conversations = (next(_of_kind(workspace, checkpoints, kind), None) for kind in ("tokens", "conversations"))
     if tokens is None:
         raise ConfigError(
-            f"{checkpoints[0].id} was made without tokens and never evaluated: nothing says on what to measure it. Name an "
-            "evaluation: --like ID; see cupola artifacts --kind evaluation"
+            f"{checkpoints[0].id} was made without tokens and never evaluated: nothing says on what to measure it. "
+            "Name an evaluation: --like ID; see cupola artifacts --kind evaluation"
         )
     return EvaluateStage(tokens=tokens, conversations=conversations)
 

@@ -21,7 +21,8 @@ class PairsStage(Stage):
 
     kind: Literal["pairs"] = "pairs"
     files: tuple[RowFiles, ...] = Field(min_length=1)
-    """Files of rows in any format, or a Hugging Face dataset: `prompt`, `chosen` and `rejected`, or a published set's columns."""
+    """Files of rows in any format, or a Hugging Face dataset: `prompt`, `chosen` and `rejected`,
+    or a published set's columns."""
     heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the prompts whose pairs are kept from training."""
 

@@ -29,8 +29,8 @@ class PreferencesStage(Stage, SamplingSettings):
     conversations: Annotated[str | None, Input("conversations")] = None
     """The stage whose questions are asked."""
     score_by: Literal["task", "execution", "reward"] = "task"
-    """`task`: the questions' verifiable tasks. `execution`: an answer's Python code must run, the tests of the question's
-    row (`tests`) after it. `reward`: what `reward_model` gives; the widest differences make the pairs."""
+    """`task`: the questions' verifiable tasks. `execution`: an answer's Python code must run, the tests of the
+    question's row (`tests`) after it. `reward`: what `reward_model` gives; the widest differences make the pairs."""
     reward_model: Annotated[str | None, Input("reward_model", guess=None)] = None
     """The stage whose reward model scores (`score_by: reward`)."""
     min_gap: float = Field(default=0.0, ge=0)
@@ -90,8 +90,8 @@ class PreferencesStage(Stage, SamplingSettings):
 def answer_scores(
     ctx: StageContext, stage: PreferencesStage, prompts: Path, samples: Path, reward_model: Artifact | None
 ) -> list[float | None] | None:
-    """The score of each sampled answer, in order; none for one that a reward model cannot read, and in place of the list where
-    their tasks score them."""
+    """The score of each sampled answer, in order; none for one that a reward model cannot read, and in place of the
+    list where their tasks score them."""
     if stage.score_by == "task":
         return None
     asked = {row["id"]: row for row in json_lines.read(prompts)}

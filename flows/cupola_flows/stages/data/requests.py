@@ -13,16 +13,16 @@ Say = Callable[[Sequence[Row], str], list[Completion]]
 """What is asked, {"messages", "tools"}, and the name of the step, to answers."""
 
 REWORD = (
-    "Write the following request in other words. Keep its meaning and every number and name in it. Give the new request "
-    "only.\n\n{question}"
+    "Write the following request in other words. Keep its meaning and every number and name in it. Give the new "
+    "request only.\n\n{question}"
 )
 ASK = (
     "Read the text. Write one question that it answers and that can be understood without it, and the answer, in the "
     "text's language. Keep to this form:\nQuestion: ...\nAnswer: ...\n\nText:\n{text}"
 )
 CRITICISE = (
-    "Principle: {principle}\n\nQuestion:\n{question}\n\nAnswer:\n{answer}\n\nSay in a few sentences where the answer goes "
-    "against the principle."
+    "Principle: {principle}\n\nQuestion:\n{question}\n\nAnswer:\n{answer}\n\nSay in a few sentences where the answer "
+    "goes against the principle."
 )
 REVISE = (
     "Principle: {principle}\n\nQuestion:\n{question}\n\nAnswer:\n{answer}\n\nCritique:\n{critique}\n\nWrite the answer "

@@ -20,8 +20,8 @@ class SynthesisSettings(Strict):
 
     make: Literal["answers", "variants", "questions", "revisions"] = "answers"
     """`answers`: the training questions, answered by the model. `variants`: the same questions in other words, with the
-    answers they had. `questions`: a question about a document of the corpus, and its answer. `revisions`: the answers they
-    had, criticised and rewritten by a principle of the constitution (Bai et al. 2022, section 3)."""
+    answers they had. `questions`: a question about a document of the corpus, and its answer. `revisions`: the answers
+    they had, criticised and rewritten by a principle of the constitution (Bai et al. 2022, section 3)."""
     endpoint: EndpointConfig | None = None
     """The model that writes, behind an OpenAI-compatible endpoint."""
     filter: Literal["scorer", "execution", "judge", "reward", "none"] = "scorer"
@@ -31,10 +31,11 @@ class SynthesisSettings(Strict):
     judge: EndpointConfig | None = None
     """The model that marks; none for the one that writes."""
     min_score: float = 1.0
-    """Score from which a row is kept: 1 for a scorer's or a program's yes; a judge's marks are divided by 10; rewards are
-    as they come, of any sign."""
+    """Score from which a row is kept: 1 for a scorer's or a program's yes; a judge's marks are divided by 10; rewards
+    are as they come, of any sign."""
     keep: Literal["passing", "best"] = "passing"
-    """Of each question: every text that passes, or the one of best score (rejection sampling, with `samples` above 1)."""
+    """Of each question: every text that passes, or the one of best score (rejection sampling,
+    with `samples` above 1)."""
     constitution: tuple[str, ...] = Field(default=CONSTITUTION, min_length=1)
     """Principles of `revisions`: each text is mended by one of them, which the seed draws."""
     max_rows: int = Field(default=1000, ge=1)

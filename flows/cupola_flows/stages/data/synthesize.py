@@ -55,7 +55,8 @@ class SynthesizeStage(Stage, SynthesisSettings):
         return self
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
-        """Ask the model, filter what it says, and publish what is left; what was answered before a stop is not asked again.
+        """Ask the model, filter what it says, and publish what is left;
+        what was answered before a stop is not asked again.
 
         Raises:
             ConfigError: no question to ask, a filter that has nothing to go by, or nothing passes it.

@@ -27,8 +27,8 @@ class Writer(Protocol):
         """Conversations to give it together: what is lost when it is stopped."""
 
     def say(self, asked: Sequence[Row], *, temperature: float, length: int, seed: int, step: str) -> list[Completion]:
-        """An answer to each, {"messages", "tools"}, of `length` tokens at most. `step` names the work: a step that was done is
-        not done again."""
+        """An answer to each, {"messages", "tools"}, of `length` tokens at most. `step` names the work: a step that was
+        done is not done again."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ class CheckpointWriter:
 def rewards(
     ctx: StageContext, reward_model: Artifact, conversations: Iterable[Row], layout: ParallelConfig
 ) -> list[float | None]:
-    """What a reward model gives the last answer of each conversation, {"messages", "tools"}, in order; none for one that its
-    tokenizer refuses."""
+    """What a reward model gives the last answer of each conversation, {"messages", "tools"}, in order; none for one
+    that its tokenizer refuses."""
     file = ctx.folder / "to-score.jsonl"
     json_lines.write(file, conversations)
     job = ScoreJob(

@@ -10,7 +10,8 @@ Measured = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Decision:
-    """Which candidate is the best, whether the alias moves to it, and the comparisons that decided it, each in a sentence."""
+    """Which candidate is the best, whether the alias moves to it, and the comparisons that decided it,
+    each in a sentence."""
 
     best: str
     promoted: bool
@@ -27,10 +28,11 @@ def decide(
 ) -> Decision:
     """Promote the best candidate unless a comparison speaks against it.
 
-    A candidate is sound where its accuracy is clearly above the baseline's (the two intervals do not touch) and its bits per byte
-    are worse than the baseline's by at most `tolerance`, relative. The best is the sound one with the highest accuracy, of equal
-    ones that with fewer bits per byte. Its interval must reach the incumbent's accuracy, with bits per byte within `tolerance` of
-    the incumbent's; and no sound sibling, measured beside it and no candidate, may have a higher accuracy, by however little.
+    A candidate is sound where its accuracy is clearly above the baseline's (the two intervals do not touch) and its
+    bits per byte are worse than the baseline's by at most `tolerance`, relative. The best is the sound one with the
+    highest accuracy, of equal ones that with fewer bits per byte. Its interval must reach the incumbent's accuracy,
+    with bits per byte within `tolerance` of the incumbent's; and no sound sibling, measured beside it and no candidate,
+    may have a higher accuracy, by however little.
     """
     checks = {name: _held_to(baseline, measured, tolerance) for name, measured in candidates.items()}
     sound = [name for name, of in checks.items() if all(passed for passed, _ in of)]

@@ -53,11 +53,13 @@ class EvaluateStage(Stage, EvaluateSettings):
         )
 
     def check_model(self, model: ModelConfig, layout: ParallelConfig) -> None:
-        """Refuse a layout that does not fit, and lengths that a checkpoint's positions do not allow before it has been trained."""
+        """Refuse a layout that does not fit, and lengths that a checkpoint's positions do not allow before it has been
+        trained."""
         longest = model.max_position_embeddings
         if self.window and self.window > longest:
             raise ConfigError(
-                f"window={self.window} is more than a checkpoint's max_position_embeddings={longest}. Use window={longest}."
+                f"window={self.window} is more than a checkpoint's max_position_embeddings={longest}. Use "
+                f"window={longest}."
             )
         if reach := self.long_context:
             for name in reach.methods:

@@ -1,7 +1,7 @@
 """Moves an alias to the best checkpoint, if the numbers allow, and says why or why not.
 
-Every number that is compared is about the same held-out text and the same tasks: what the evaluation has not measured is measured
-now, as the evaluation did.
+Every number that is compared is about the same held-out text and the same tasks: what the evaluation has not measured
+is measured now, as the evaluation did.
 """
 
 import json
@@ -65,7 +65,8 @@ class PromoteStage(Stage):
         return alias
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
-        """Decide by an evaluation which candidate is the best and whether `alias` moves to it; move it; publish the decision."""
+        """Decide by an evaluation which candidate is the best and whether `alias` moves to it; move it;
+        publish the decision."""
         evaluation, baseline = taken.one("evaluation"), taken.maybe("baseline")
         candidates = {
             name: found

@@ -22,7 +22,8 @@ class RewardStage(TrainStage, RewardSettings):
     parent: Annotated[str | None, Input("checkpoint", optional=True)] = None
     """The stage whose language model gets the scalar head."""
     reward: Annotated[str | None, Input("reward_model", guess=None)] = None
-    """The stage whose reward model to go on from, in place of `parent`: preference-model pretraining, then fine-tuning."""
+    """The stage whose reward model to go on from, in place of `parent`: preference-model pretraining,
+    then fine-tuning."""
     preferences: Annotated[str | None, Input("preferences")] = None
     """The stage that made the pairs."""
     optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(lr=3e-6))

@@ -15,7 +15,8 @@ EPOCHS = 2.0
 
 
 class SftStage(TrainStage, SftSettings):
-    """Supervised fine-tuning: ChatML, loss on assistant tokens only. Two epochs, as Qwen2, where neither `steps` nor `epochs` is given."""
+    """Supervised fine-tuning: ChatML, loss on assistant tokens only. Two epochs, as Qwen2,
+    where neither `steps` nor `epochs` is given."""
 
     renders: ClassVar[bool] = True
     merges_online: ClassVar[bool] = True
@@ -44,7 +45,8 @@ class SftStage(TrainStage, SftSettings):
         return self
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
-        """Fine-tune a checkpoint on conversations: loss on the assistant's tokens, and on text where that is mixed in."""
+        """Fine-tune a checkpoint on conversations: loss on the assistant's tokens,
+        and on text where that is mixed in."""
         pretraining = taken.maybe("pretraining")
         data = SftData(
             **settings(self, SftSettings) | {"epochs": None if self.steps else self.epochs or EPOCHS},

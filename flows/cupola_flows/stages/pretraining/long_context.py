@@ -22,7 +22,8 @@ from cupola_trainer.config.model.long_context import stretch
 
 
 class LongContextStage(TrainStage, NextTokenSettings, LengthSettings):
-    """Next-token training of a checkpoint on longer sequences, step by step, with other positions (Qwen2's last phase)."""
+    """Next-token training of a checkpoint on longer sequences, step by step,
+    with other positions (Qwen2's last phase)."""
 
     kind: Literal["long_context"] = "long_context"
     tokens: Annotated[str | None, Input("tokens")] = None

@@ -35,7 +35,8 @@ class Sampled(Protocol):
 
 
 def sampling_weights(stage: Sampled, tokens: Artifact) -> dict[str, float] | None:
-    """The stage's own weights, or what the sources ask for, under its mixture; none for a share in proportion to tokens.
+    """The stage's own weights, or what the sources ask for, under its mixture;
+    none for a share in proportion to tokens.
 
     Raises:
         ConfigError: the mixture names no such source, or its caps leave too little text.

@@ -63,7 +63,8 @@ class PrepareStage(Stage):
         held = [of for of in recipe.stages.values() if isinstance(of, ConversationsStage) and of.tasks]
         if self._asks_tasks and not held:
             raise ConfigError(
-                "decontamination.tasks=true: no conversations stage of the recipe has tasks. Name evaluation sets in against."
+                "decontamination.tasks=true: no conversations stage of the recipe has tasks. Name evaluation sets in "
+                "against."
             )
 
     @property

@@ -61,9 +61,11 @@ def pretraining_data(stage: PretrainStage, tokens: Artifact) -> NextTokenData:
 
 
 def fit_vocabulary(model: ModelConfig, tokens: Artifact, tp: int) -> ModelConfig:
-    """The model with an embedding row for every token where the recipe left the size open, padded to a multiple of 64 and of tp.
+    """The model with an embedding row for every token where the recipe left the size open,
+    padded to a multiple of 64 and of tp.
 
-    Matrix products are fastest at multiples of 64, and up to 64 tensor-parallel ranks that are powers of two so have one shape.
+    Matrix products are fastest at multiples of 64,
+    and up to 64 tensor-parallel ranks that are powers of two so have one shape.
     """
     if model.vocab_size:
         return model

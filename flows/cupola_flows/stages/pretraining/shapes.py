@@ -10,7 +10,10 @@ from cupola_flows.terminal.nearest import did_you_mean
 from cupola_trainer.config import ModelConfig
 from cupola_trainer.config.model.presets import PRESETS
 
-SAYS = "A published model's name (cupola presets), for all values that are not given beside it; its vocabulary is the tokenizer's."
+SAYS = (
+    "A published model's name (cupola presets), for all values that are not given beside it; its vocabulary is the "
+    "tokenizer's."
+)
 
 
 class _ByName:

@@ -15,8 +15,8 @@ class PpoStage(OwnResponsesStage, PpoSettings):
 
     kind: Literal["ppo"] = "ppo"
     value_model: Annotated[str | None, Input("reward_model", guess=None)] = None
-    """The stage whose model with a scalar head the value model starts from, such as the reward model; none for the parent's
-    weights and a head of zeros."""
+    """The stage whose model with a scalar head the value model starts from, such as the reward model; none for the
+    parent's weights and a head of zeros."""
     pretraining: Annotated[str | None, Input("tokens", guess=None)] = None
     """The stage whose tokens' next-token loss is mixed in; none for no mixing."""
 

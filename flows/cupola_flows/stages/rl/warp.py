@@ -1,8 +1,8 @@
 """WARP (Rame et al. 2024, algorithm 1; Gemma 2 technical report, section 4): rounds of several GRPO runs, merged.
 
-A round: `runs` times GRPO from one beginning, each pulled to the moving average of its own policy; SLERP of what they learnt,
-layer by layer; then linear interpolation towards the beginning (LITI), which ends `eta` of the way. The next round begins
-there. What lies between the last round's beginning and its merged runs is a front of reward over KL.
+A round: `runs` times GRPO from one beginning, each pulled to the moving average of its own policy; SLERP of what they
+learnt, layer by layer; then linear interpolation towards the beginning (LITI), which ends `eta` of the way. The next
+round begins there. What lies between the last round's beginning and its merged runs is a front of reward over KL.
 """
 
 import json
@@ -28,7 +28,8 @@ BEGINNING = "beginning"
 
 
 class WarpStage(OwnResponsesStage, GrpoSettings):
-    """WARP (Gemma 2's): rounds of several GRPO runs, merged by SLERP of what they learnt, then drawn back to where they began."""
+    """WARP (Gemma 2's): rounds of several GRPO runs, merged by SLERP of what they learnt,
+    then drawn back to where they began."""
 
     kind: Literal["warp"] = "warp"
     kl_coef: float = Field(default=0.1, ge=0)
@@ -42,7 +43,8 @@ class WarpStage(OwnResponsesStage, GrpoSettings):
     eta: float = Field(default=0.3, gt=0, le=1)
     """How far from a round's beginning to its merged runs it ends."""
     front: tuple[float, ...] = (0.1, 0.5, 0.8)
-    """Other such distances that are measured in the last round, besides 0, `eta` and 1: points of the KL-reward front."""
+    """Other such distances that are measured in the last round, besides 0, `eta` and 1:
+    points of the KL-reward front."""
 
     @model_validator(mode="after")
     def _can_be(self) -> "WarpStage":
@@ -86,7 +88,8 @@ def _round(
     found: dict[str, Path],
     points: dict[str, Point],
 ) -> str:
-    """One round from the checkpoint named `start`; its checkpoints join `found` and `points`. Returns its end's name."""
+    """One round from the checkpoint named `start`; its checkpoints join `found` and `points`.
+    Returns its end's name."""
     runs = [_run(ctx, stage, data, found[start], number, run) for run in range(1, stage.runs + 1)]
     for run, folder in enumerate(runs, start=1):
         found[f"round {number}, run {run}"] = folder

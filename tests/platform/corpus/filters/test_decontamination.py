@@ -22,8 +22,8 @@ from cupola_platform.corpus.pipeline.preparation import prepare
 from cupola_platform.errors import SourceError
 
 QUESTION = (
-    "A farmer keeps forty seven hens and sells two dozen eggs every morning at the market. If each egg brings him fifteen "
-    "cents, how many dollars does he earn in a week of seven days?"
+    "A farmer keeps forty seven hens and sells two dozen eggs every morning at the market. If each egg brings him "
+    "fifteen cents, how many dollars does he earn in a week of seven days?"
 )
 CHINESE = "小明家里养了四十七只母鸡,每天早上在集市上卖出二十四个鸡蛋,每个鸡蛋卖一角五分钱,那么他一个星期一共能赚多少钱?"
 WORDS = [f"word{i}" for i in range(3000)]

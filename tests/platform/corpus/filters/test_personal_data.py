@@ -30,7 +30,10 @@ def test_what_identifies_a_person_is_masked(text: str, masked: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "someone@example.com, user@localhost, git@github.com:owner/name, getty@tty1.service, logo@2x.png, @decorated.method",
+        (
+            "someone@example.com, user@localhost, git@github.com:owner/name, getty@tty1.service, logo@2x.png, "
+            "@decorated.method"
+        ),
         "version 120.45.99.31, HTML5 section 8.2.4.45, v1.22.333.4, 192.168.0.1, 10.20.30.40, 127.0.0.1, 300.1.2.3",
         "std::string a::b 12:34:56:78:9a:bc 2001:db8::1 fe80::1 ::1 x[2000::3]",
         "4111 1111 1111 1112, 1234 5678 9012 3456, 9780306406157, 20261121142244, 3.14159265358979323846",

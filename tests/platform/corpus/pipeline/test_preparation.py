@@ -40,7 +40,8 @@ ENDS = ["before the sun is up", "with great care", "and writes it down", "for th
 def prose(seed: int, sentences: int = 30) -> str:
     rng = random.Random(seed)
     return "\n".join(
-        f"{rng.choice(SUBJECTS)} {rng.choice(VERBS)} {rng.choice(OBJECTS)} {rng.choice(ENDS)}, number {rng.randint(1, 9999)}."
+        f"{rng.choice(SUBJECTS)} {rng.choice(VERBS)} {rng.choice(OBJECTS)} {rng.choice(ENDS)}, number "
+        f"{rng.randint(1, 9999)}."
         for _ in range(sentences)
     )
 
@@ -159,7 +160,8 @@ def test_every_file_that_was_read_is_listed_with_its_digest(prepared: Prepared) 
 def test_progress_rises_to_the_end_of_every_step(prepared: Prepared) -> None:
     steps = list(dict.fromkeys(step for step, _, _ in prepared.progress))
     assert steps == [
-        "read and clean", "find equal", "exact deduplication", "find similar", "near deduplication", "tokenizer", "tokenize",
+        "read and clean", "find equal", "exact deduplication", "find similar", "near deduplication", "tokenizer",
+        "tokenize",
     ]  # fmt: skip
     for step in steps:
         events = [(done, total) for name, done, total in prepared.progress if name == step]

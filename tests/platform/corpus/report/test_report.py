@@ -120,7 +120,8 @@ class Outline(HTMLParser):
 def test_the_page_needs_nothing_from_elsewhere_and_shows_whatever_steps_there_are(report: dict[str, Any]) -> None:
     masked = {
         "step": "personal data <new>", "documents_in": 11, "documents_out": 9, "bytes_in": 900, "bytes_out": 700,
-        "changed": 4, "edited": [{"kind": "email", "documents": 4, "count": 7, "examples": []}], "sources": {"letters": {"documents_in": 11, "documents_out": 9, "bytes_in": 900, "bytes_out": 700}},
+        "changed": 4, "edited": [{"kind": "email", "documents": 4, "count": 7, "examples": []}],
+        "sources": {"letters": {"documents_in": 11, "documents_out": 9, "bytes_in": 900, "bytes_out": 700}},
         "dropped": [{"reason": "mostly addresses", "documents": 2, "bytes": 100,
                      "examples": [{"document": "a.txt", "detail": "0.91", "text": "<b>not markup</b>"}]}],
     }  # fmt: skip

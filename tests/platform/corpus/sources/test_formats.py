@@ -1,4 +1,5 @@
-"""Formats that people keep text in, read into the corpus as they are: the content decides, and nothing is lost in silence."""
+"""Formats that people keep text in, read into the corpus as they are: the content decides,
+and nothing is lost in silence."""
 
 import bz2
 import gzip
@@ -61,7 +62,8 @@ def write(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["a.json", "b.json", "c.ndjson", "d.csv", "e.tsv", "f.arrow", "g.arrow", "h.json.bz2", "i.csv.xz", "j.parquet.gz", "k.jsonl"],
+    ["a.json", "b.json", "c.ndjson", "d.csv", "e.tsv", "f.arrow", "g.arrow", "h.json.bz2", "i.csv.xz", "j.parquet.gz",
+    "k.jsonl"],
 )  # fmt: skip
 def test_every_table_gives_its_texts(tmp_path: Path, name: str) -> None:
     write(tmp_path / name)
@@ -136,8 +138,8 @@ def test_text_of_windows_is_read(tmp_path: Path) -> None:
     [
         [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}],
         '[{"from": "human", "value": "A"}, {"from": "gpt", "value": "B"}]',
-        [{"role": "system", "content": ""}, {"role": "user", "content": [{"type": "text", "text": "A"}]}, {"role": "model", "content": "B"}],
-        ["A", "B"],
+        [{"role": "system", "content": ""}, {"role": "user", "content": [{"type": "text", "text": "A"}]},
+        {"role": "model", "content": "B"}], ["A", "B"],
     ],
 )  # fmt: skip
 def test_conversations_are_taken_in_the_shapes_that_fine_tuning_takes(messages: Any) -> None:

@@ -21,7 +21,10 @@ from cupola_platform.errors import SourceError
 ARTICLE = (
     "<p>The furnace is lit before the sun is up, and the iron is melted by noon, as it was in the old days.</p>" * 5
 )
-PAGE = f"<html><body><nav><a href=/>Home</a> <a href=/b>Blog</a></nav><article><h1>Iron</h1>{ARTICLE}</article><footer>Imprint</footer></body></html>"
+PAGE = (
+    "<html><body><nav><a href=/>Home</a> <a "
+    f"href=/b>Blog</a></nav><article><h1>Iron</h1>{ARTICLE}</article><footer>Imprint</footer></body></html>"
+)
 
 
 def read(source: Source) -> tuple[list[Document], list[Drop]]:
@@ -35,8 +38,9 @@ def write_archive(path: Path, *, compressed: bool) -> None:
         (200, "text/html; charset=utf-8", PAGE.encode()),
         (404, "text/html", b"<p>not found</p>"),
         (200, "image/png", b"\x89PNG"),
-        (200, "text/html; charset=gb18030", f"<html><body>{'<p>清晨点燃熔炉,到中午铁水已经熔化。</p>' * 9}</body></html>".encode("gb18030")),
-        (200, "text/html; charset=utf-8", b"<p>caf\xe9</p>"),
+        (200, "text/html; charset=gb18030",
+        f"<html><body>{'<p>清晨点燃熔炉,到中午铁水已经熔化。</p>' * 9}</body></html>".encode("gb18030")), (200,
+        "text/html; charset=utf-8", b"<p>caf\xe9</p>"),
     ]  # fmt: skip
     with path.open("wb") as out:
         writer = WARCWriter(out, gzip=compressed)

@@ -84,8 +84,9 @@ def test_only_the_chat_templates_tokens_are_control_tokens_in_a_conversation() -
 
 
 PIECES = [
-    "<tool_call>", "</tool_call>", "<m>", "<mask>", "  ", "    ", "\t\t", "ing", "\u00e9", "e\u0301", "\u212b", "\ufb01", "<|im_end|>",
-    "<|im_start|>", "<|endoftext|>", "<|fim_prefix|>", "12", "</s>", "\u4f60\u597d", "US", "us", "\n\n", "_",
+    "<tool_call>", "</tool_call>", "<m>", "<mask>", "  ", "    ", "\t\t", "ing", "\u00e9", "e\u0301", "\u212b",
+    "\ufb01", "<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|fim_prefix|>", "12", "</s>", "\u4f60\u597d", "US", "us",
+    "\n\n", "_",
 ]  # fmt: skip
 """What added tokens and texts are made of."""
 WORDS = ["a", "return", "sing", "Naïve", " ", "\n", "'s", "x1", ".", "🙂", "<", "|", "\u1e9b\u0323", "İ", "ß"]
@@ -100,7 +101,8 @@ MODELS: dict[str, Callable[[], tuple[Any, Any, Any]]] = {
     "byte-level": lambda: (models.BPE(), pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()),
     "Qwen's": lambda: (models.BPE(), QWENS, decoders.ByteLevel()),
     "byte fallback": lambda: (
-        models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True), pre_tokenizers.Metaspace(), decoders.Metaspace()
+        models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True), pre_tokenizers.Metaspace(),
+        decoders.Metaspace()
     ),
     "word pieces": lambda: (models.WordPiece(unk_token="<unk>"), pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()),
 }  # fmt: skip

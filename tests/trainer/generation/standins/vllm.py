@@ -1,5 +1,6 @@
-"""Stands in for vLLM, which needs a GPU and is in no registry for CPUs: the part of its interface that Cupola calls, over
-transformers. It shows that weights arrive whole and of this moment, and that answers come back in order; not that vLLM works."""
+"""Stands in for vLLM, which needs a GPU and is in no registry for CPUs: the part of its interface that Cupola calls,
+over transformers. It shows that weights arrive whole and of this moment, and that answers come back in order;
+not that vLLM works."""
 
 import tempfile
 from pathlib import Path

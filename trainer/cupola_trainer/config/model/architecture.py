@@ -1,7 +1,7 @@
 """The shape of a decoder, whatever its family: one configuration for all of them.
 
-A family is a set of values, not a class: `presets` holds the published ones, `conversion.families` what else is known of a
-family. Nothing here imports torch.
+A family is a set of values, not a class: `presets` holds the published ones, `conversion.families` what else is known
+of a family. Nothing here imports torch.
 """
 
 from typing import Annotated, Literal
@@ -40,8 +40,9 @@ class MoEConfig:
     """Renormalise the top-k probabilities to one. Qwen2-MoE does not."""
 
     balancing: Literal["aux", "seq_aux", "global_aux", "bias", "none"] = "aux"
-    """How experts are kept evenly used: by a loss over each micro-batch, over each sequence, over the step's micro-batches
-    so far on all ranks; or without a loss, by a bias on the scores that select (Wang et al. 2024), which needs sigmoid scores."""
+    """How experts are kept evenly used: by a loss over each micro-batch, over each sequence, over the step's
+    micro-batches so far on all ranks; or without a loss, by a bias on the scores that select (Wang et al. 2024),
+    which needs sigmoid scores."""
 
     aux_loss_coeff: float = Field(default=1e-3, ge=0)
     """Weight of the load-balancing loss."""
@@ -53,8 +54,8 @@ class MoEConfig:
     """From router logits to scores. Qwen2-MoE takes softmax; sigmoid's top k are always renormalised."""
 
     capacity_factor: float | None = Field(default=None, gt=0)
-    """Most assignments that an expert takes of a micro-batch, over the even share; those of least probability are dropped.
-    None for dropless."""
+    """Most assignments that an expert takes of a micro-batch, over the even share; those of least probability are
+    dropped. None for dropless."""
 
     z_loss_coeff: float = Field(default=0.0, ge=0)
     """Weight of the router z-loss."""
@@ -71,8 +72,8 @@ class MoEConfig:
     def _bias_selects_among_sigmoids(self) -> "MoEConfig":
         if self.balancing == "bias" and self.score_function != "sigmoid":
             raise ValueError(
-                f"balancing=bias with score_function={self.score_function}: a bias is added to scores that do not depend "
-                "on each other. Use score_function=sigmoid."
+                f"balancing=bias with score_function={self.score_function}: a bias is added to scores that do not "
+                "depend on each other. Use score_function=sigmoid."
             )
         return self
 
@@ -155,8 +156,8 @@ class ModelConfig:
     """Bias on Q, K and V, as in Qwen2."""
 
     qk_norm: bool = Field(default=False, exclude_if=lambda value: not value)
-    """RMSNorm on each query and key head before RoPE (Qwen3). Left out of JSON where it is off, as in checkpoints that are
-    older than it."""
+    """RMSNorm on each query and key head before RoPE (Qwen3). Left out of JSON where it is off, as in checkpoints that
+    are older than it."""
 
     tie_embeddings: bool = True
     """Share the input embedding with the output layer, as Qwen2 0.5B and 1.5B do."""
@@ -171,7 +172,8 @@ class ModelConfig:
     """None for a dense model."""
 
     head: Literal["language_model", "scalar"] = "language_model"
-    """What the last hidden states become: logits over the vocabulary, or one number a token (reward and value models)."""
+    """What the last hidden states become: logits over the vocabulary,
+    or one number a token (reward and value models)."""
 
     @property
     def is_scalar(self) -> bool:
@@ -226,7 +228,8 @@ class ModelConfig:
             if reached > longest:
                 raise ValueError(
                     f"{name}={reached} is beyond what {scaling.type} allows: factor x "
-                    f"original_max_position_embeddings = {longest}. Raise rope_scaling.factor, or shorten the sequences."
+                    f"original_max_position_embeddings = {longest}. Raise rope_scaling.factor, or shorten the "
+                    "sequences."
                 )
         if isinstance(scaling, Llama3Rope) and scaling.high_freq_factor <= scaling.low_freq_factor:
             raise ValueError(

@@ -35,9 +35,9 @@ def stretch(model: ModelConfig, change: PositionChange, sequence_length: int) ->
 def method(model: ModelConfig, name: str, *, trained: int, longest: int) -> ModelConfig:
     """The model with the means called `name` to read `longest` tokens, `trained` of which it was trained at.
 
-    none: positions simply go on. linear, yarn, ntk: RoPE by factor longest / trained. dca: dual chunks of the trained length,
-    a quarter of it kept as local window. logn: longer queries. windows: each layer sees at most the trained length back,
-    the lowest a quarter of it. Several at once are joined: dca+yarn.
+    none: positions simply go on. linear, yarn, ntk: RoPE by factor longest / trained. dca: dual chunks of the trained
+    length, a quarter of it kept as local window. logn: longer queries. windows: each layer sees at most the trained
+    length back, the lowest a quarter of it. Several at once are joined: dca+yarn.
 
     Raises:
         ConfigError: no such method, two that exclude each other, or a length beyond what one allows.
@@ -77,8 +77,8 @@ def _changes(model: ModelConfig, name: str, trained: int, longest: int) -> dict[
 
 
 def layer_windows(layers: int, shortest: int, longest: int) -> tuple[int, ...]:
-    """One window a layer, from `shortest` in the lowest to `longest` in the highest, by equal factors: lower layers are the
-    more sensitive to distances that were never trained (Qwen technical report, section 2.3)."""
+    """One window a layer, from `shortest` in the lowest to `longest` in the highest, by equal factors: lower layers are
+    the more sensitive to distances that were never trained (Qwen technical report, section 2.3)."""
     steps = max(layers - 1, 1)
     return tuple(
         round(shortest * math.exp(math.log(longest / shortest) * (layer if layers > 1 else 1) / steps))

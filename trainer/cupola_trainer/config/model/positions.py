@@ -1,4 +1,5 @@
-"""How attention reads positions past the length that a model was trained at: RoPE's scalings, dual chunks, longer queries.
+"""How attention reads positions past the length that a model was trained at: RoPE's scalings, dual chunks,
+longer queries.
 
 Nothing here imports torch.
 """
@@ -79,15 +80,17 @@ class Llama3Rope:
 class DualChunk:
     """Dual chunk attention (An et al. 2024; Qwen2 technical report, section 2.2.1): positions that never leave a chunk.
 
-    Keys count from the beginning of their chunk of `chunk_size - local_window` tokens. Queries do too where they read their own
-    chunk; they stand beyond it where they read the one before, and at the chunk size where they read older ones.
+    Keys count from the beginning of their chunk of `chunk_size - local_window` tokens. Queries do too where they read
+    their own chunk; they stand beyond it where they read the one before,
+    and at the chunk size where they read older ones.
     """
 
     chunk_size: int = Field(ge=2)
     """Largest distance between a query and a key as RoPE sees it; at most the length that the model was trained at."""
 
     local_window: int = Field(default=0, ge=0)
-    """Tokens back that always keep their true distance, also across chunks. 0: distances to the chunk before are cut off at once."""
+    """Tokens back that always keep their true distance, also across chunks. 0:
+    distances to the chunk before are cut off at once."""
 
     @property
     def stride(self) -> int:
@@ -108,8 +111,9 @@ class DualChunk:
 class LengthScaling:
     """Queries past the trained length are made longer, so that attention stays as sharp over more keys.
 
-    A query at the n-th place of its row, n > L = `original_max_position_embeddings`, is multiplied by log n / log L (`logn`:
-    Qwen technical report, section 2.3) or by 0.1 ln(n / L) + 1 (`yarn`: YaRN's, as Qwen2.5-1M has it with dual chunks).
+    A query at the n-th place of its row, n > L = `original_max_position_embeddings`, is multiplied by log n / log L
+    (`logn`: Qwen technical report, section 2.3) or by 0.1 ln(n / L) + 1 (`yarn`: YaRN's,
+    as Qwen2.5-1M has it with dual chunks).
     """
 
     type: Literal["logn", "yarn"] = "logn"

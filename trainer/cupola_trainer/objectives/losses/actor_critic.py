@@ -1,4 +1,5 @@
-"""The arithmetic of proximal policy optimization with a value model: pure functions of tensors, and its KL controllers."""
+"""The arithmetic of proximal policy optimization with a value model: pure functions of tensors,
+and its KL controllers."""
 
 from dataclasses import dataclass
 from typing import Protocol

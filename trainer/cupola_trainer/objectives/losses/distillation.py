@@ -22,8 +22,8 @@ def distillation_loss(
     """Divergence of each place [...] over the whole vocabulary, from logits [..., v] of both; in fp32 or better.
 
     With S and T the student's and the teacher's distribution, both at the temperature:
-    "forward_kl": KL(T || S) (Hinton et al. 2015, without its factor temperature^2; Gemma 2's -sum P_T log P_S less T's entropy).
-    "reverse_kl": KL(S || T) (Gu et al. 2023).
+    "forward_kl": KL(T || S) (Hinton et al. 2015, without its factor temperature^2; Gemma 2's -sum P_T log P_S less T's
+    entropy). "reverse_kl": KL(S || T) (Gu et al. 2023).
     "jsd": beta KL(T || M) + (1 - beta) KL(S || M), M = beta T + (1 - beta) S (Agarwal et al. 2023, equation 1).
 
     Args:
@@ -44,7 +44,8 @@ def topk_distillation_loss(
     beta: float = 0.5,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """As `distillation_loss`, of distributions over k + 1 outcomes: the teacher's k likeliest tokens, and any other token.
+    """As `distillation_loss`, of distributions over k + 1 outcomes: the teacher's k likeliest tokens,
+    and any other token.
 
     Args:
         student_logits: [..., v].
@@ -65,8 +66,8 @@ def _divergences(student: Tensor, teacher: Tensor, divergence: str, beta: float)
         return student.exp() * (student - teacher)
     if divergence != "jsd" or not 0 < beta < 1:
         raise ConfigError(
-            f"Distillation has no divergence {divergence!r} with beta={beta}. Choose forward_kl, reverse_kl, or jsd with a "
-            "beta between 0 and 1."
+            f"Distillation has no divergence {divergence!r} with beta={beta}. Choose forward_kl, reverse_kl, or jsd "
+            "with a beta between 0 and 1."
         )
     mixture = torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
     return beta * teacher.exp() * (teacher - mixture) + (1 - beta) * student.exp() * (student - mixture)
@@ -94,7 +95,8 @@ def token_logprobs(logits: Tensor, tokens: Tensor, group: dist.ProcessGroup | No
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def vocabulary_topk(logits: Tensor, k: int, group: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and token ids [..., k] of the likeliest tokens, the same on every rank, from logits [..., v / ranks]."""
+    """Log-probabilities and token ids [..., k] of the likeliest tokens, the same on every rank, from logits [...,
+    v / ranks]."""
     logprobs = _log_softmax(logits, group)
     best, tokens = logprobs.topk(min(k, logits.size(-1)))
     if group is None or group.size() == 1:

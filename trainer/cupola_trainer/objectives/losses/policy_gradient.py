@@ -42,7 +42,8 @@ def group_advantages(rewards: Tensor, valid: Tensor | None = None, *, scale: boo
 def clipped_ratio_loss(
     logps: Tensor, old_logps: Tensor, advantages: Tensor, *, low: float = 0.2, high: float = 0.2
 ) -> tuple[Tensor, Tensor]:
-    """-min(ratio A, clip(ratio, 1 - low, 1 + high) A), ratio = exp(logps - old_logps) (Schulman et al. 2017, equation 7).
+    """-min(ratio A, clip(ratio, 1 - low, 1 + high) A), ratio = exp(logps - old_logps) (Schulman et al. 2017,
+    equation 7).
 
     All tensors have one shape, such as [b, s]. The second is true where clipping holds the gradient back.
     """

@@ -40,7 +40,8 @@ def dpo_loss(
 
 
 def reward_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | None = None, *, center: float = 0.0) -> Tensor:
-    """-log sigmoid(chosen - rejected - margin) of each pair [pairs]: the Bradley-Terry ranking loss, with a margin (Llama 2, section 3.2.2).
+    """-log sigmoid(chosen - rejected - margin) of each pair [pairs]: the Bradley-Terry ranking loss,
+    with a margin (Llama 2, section 3.2.2).
 
     Args:
         chosen: [pairs], the better answers' rewards.
