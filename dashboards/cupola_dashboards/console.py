@@ -5,8 +5,8 @@ from pathlib import Path
 import streamlit as st
 
 from cupola_dashboards.sign_in import sign_in
+from cupola_dashboards.text import guarded
 from cupola_dashboards.views import annotate, checkpoints, corpus, launch, lineage, runs
-from cupola_dashboards.words import guarded
 from cupola_platform.settings import load_settings
 
 HERE = Path(__file__).parent

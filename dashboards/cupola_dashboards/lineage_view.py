@@ -3,7 +3,7 @@
 import streamlit as st
 
 from cupola_dashboards.queries.lineage import Graph, ancestry
-from cupola_dashboards.words import megabytes
+from cupola_dashboards.text import megabytes
 from cupola_platform.workspace import LineageNode
 
 COLOURS = {

@@ -17,7 +17,7 @@ import pytest
 from playwright.sync_api import Page, expect
 from tests.dashboards.conftest import REPORT, proportion, write_metrics
 
-from cupola_dashboards.words import plain
+from cupola_dashboards.text import plain
 from cupola_platform.artifacts import Artifact
 from cupola_platform.corpus.report.page import render
 from cupola_platform.workspace import Workspace

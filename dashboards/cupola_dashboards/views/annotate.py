@@ -6,7 +6,7 @@ import streamlit as st
 
 from cupola_dashboards.queries import checkpoints
 from cupola_dashboards.queries.workspace import workspace
-from cupola_dashboards.words import NOTHING_YET, guarded, plain
+from cupola_dashboards.text import NOTHING_YET, guarded, plain
 from cupola_platform.annotation import Pair, export, pairs_of, sides
 from cupola_platform.conversation import as_message, normal_tools, words
 from cupola_platform.registry import Choice

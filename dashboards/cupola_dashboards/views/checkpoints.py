@@ -9,7 +9,7 @@ import streamlit as st
 from cupola_dashboards import charts, lineage_view
 from cupola_dashboards.queries import checkpoints, comparison, metrics
 from cupola_dashboards.queries.comparison import Comparison, Side, Verdict
-from cupola_dashboards.words import NOTHING_YET, ago, alias_column, guarded, number, plain
+from cupola_dashboards.text import NOTHING_YET, ago, alias_column, guarded, number, plain
 
 SIDES = ("a", "b")
 FIRST = 6

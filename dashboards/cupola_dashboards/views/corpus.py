@@ -7,7 +7,7 @@ import streamlit as st
 
 from cupola_dashboards import charts
 from cupola_dashboards.queries import checkpoints, corpus
-from cupola_dashboards.words import NOTHING_YET, guarded, megabytes, plain
+from cupola_dashboards.text import NOTHING_YET, guarded, megabytes, plain
 
 BIGGEST = 15
 """Rows of a chart."""

@@ -6,7 +6,7 @@ import streamlit as st
 
 from cupola_dashboards.queries import settings
 from cupola_dashboards.queries.workspace import prefect_page
-from cupola_dashboards.words import guarded, plain
+from cupola_dashboards.text import guarded, plain
 from cupola_flows.orchestration import deployments
 from cupola_flows.recipe.loading import Recipe, load_recipe
 from cupola_flows.stages.training import TrainStage

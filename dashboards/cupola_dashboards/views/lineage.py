@@ -5,7 +5,7 @@ import streamlit as st
 
 from cupola_dashboards import lineage_view
 from cupola_dashboards.queries import checkpoints, lineage
-from cupola_dashboards.words import NOTHING_YET, guarded, megabytes, short
+from cupola_dashboards.text import NOTHING_YET, guarded, megabytes, short
 from cupola_platform.registry import ArtifactRow
 
 

@@ -8,7 +8,7 @@ import streamlit as st
 from cupola_dashboards import charts
 from cupola_dashboards.queries import checkpoints, metrics, runs
 from cupola_dashboards.queries.workspace import mlflow_page, prefect_page
-from cupola_dashboards.words import NOTHING_YET, STATUSES, ago, guarded, lasting, number, plain, status_column
+from cupola_dashboards.text import NOTHING_YET, STATUSES, ago, guarded, lasting, number, plain, status_column
 from cupola_platform.registry import RunRow
 
 LOOK_EVERY = "2s"

@@ -13,7 +13,7 @@ from cupola_flows.cli.checkpoints import evaluate as evaluating
 from cupola_flows.cli.checkpoints import merge as making
 from cupola_flows.cli.checkpoints import prune as pruning
 from cupola_flows.servers.prefect_api import NO_TELEMETRY
-from cupola_flows.terminal.words import visible
+from cupola_flows.terminal.text import visible
 from cupola_platform.errors import CupolaError, refusal
 from cupola_platform.security.urls import shown
 

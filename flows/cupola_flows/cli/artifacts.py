@@ -10,7 +10,7 @@ from cupola_flows.cli.options import JsonOption, Reference, WorkspaceOption, ope
 from cupola_flows.reports.comparison import compare_checkpoints, print_comparison
 from cupola_flows.reports.lineage import as_json as lineage_as_json
 from cupola_flows.reports.lineage import as_tree
-from cupola_flows.terminal.words import plain, stdout
+from cupola_flows.terminal.text import plain, stdout
 from cupola_platform.artifacts import Artifact
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from cupola_flows.cli.options import JsonOption, SetOption, WorkspaceOption, open_workspace
 from cupola_flows.experiments.layout_comparison import parse_layout, trial_job
 from cupola_flows.recipe.loading import load_recipe
-from cupola_flows.terminal.words import plain, stdout
+from cupola_flows.terminal.text import plain, stdout
 from cupola_trainer.training.layout_comparison import Comparison, layout_name, verify_layout
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from cupola_flows.terminal.words import plain, stdout
+from cupola_flows.terminal.text import plain, stdout
 from cupola_platform.security.urls import shown
 from cupola_platform.settings import Settings, load_settings
 from cupola_platform.workspace import Workspace

@@ -33,7 +33,7 @@ ASIDE = (
     "cupola_flows.execution.uploading",
     "cupola_flows.terminal.display",
     "cupola_flows.execution.drops",
-    "cupola_flows.terminal.words",
+    "cupola_flows.terminal.text",
     "cupola_platform.launch",
     "cupola_platform.liveness",
     "cupola_platform.durable",

@@ -14,7 +14,7 @@ from cupola_flows.servers.prefect_api import PrefectApi
 from cupola_flows.servers.services import find_prefect
 from cupola_flows.servers.work_pool import WORK_POOL, ensure_work_pool
 from cupola_flows.terminal.nearest import did_you_mean
-from cupola_flows.terminal.words import in_markdown
+from cupola_flows.terminal.text import in_markdown
 from cupola_platform.errors import ConfigError, NotFoundError, ServiceError
 from cupola_platform.security import credential
 from cupola_platform.settings import Settings, load_settings

@@ -26,7 +26,7 @@ from cupola_flows.servers.sweeping import claimed, process_tag
 from cupola_flows.stages.base import Stage
 from cupola_flows.stages.table import kinds
 from cupola_flows.terminal.display import PlainDisplay
-from cupola_flows.terminal.words import in_markdown
+from cupola_flows.terminal.text import in_markdown
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import CancelledError
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cupola_flows.reports.evaluations import common, evaluations, what_is_missing
-from cupola_flows.terminal.words import plain
+from cupola_flows.terminal.text import plain
 from cupola_platform.artifacts import Artifact, Manifest
 from cupola_platform.errors import ConfigError, CorruptArtifactError, NotFoundError
 from cupola_platform.registry import ArtifactRow

@@ -5,7 +5,7 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
-from cupola_flows.terminal.words import number, plain
+from cupola_flows.terminal.text import number, plain
 from cupola_platform.workspace import LineageNode
 
 

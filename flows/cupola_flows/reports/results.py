@@ -13,7 +13,7 @@ from cupola_flows.reports.comparison import interval
 from cupola_flows.runs.session import Session
 from cupola_flows.stages.base import Stage
 from cupola_flows.terminal.display import clock
-from cupola_flows.terminal.words import plain, visible
+from cupola_flows.terminal.text import plain, visible
 from cupola_platform.artifacts import Artifact
 from cupola_platform.rows.drops import told
 from cupola_trainer.evaluation.long_context_page import summary

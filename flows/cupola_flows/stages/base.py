@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 from pydantic import Field
 
 from cupola_flows.execution.context import StageContext
-from cupola_flows.terminal.words import number
+from cupola_flows.terminal.text import number
 from cupola_platform.artifacts import Artifact
 from cupola_platform.strict import Strict
 from cupola_trainer.config import ModelConfig, ParallelConfig

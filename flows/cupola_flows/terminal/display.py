@@ -12,8 +12,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from cupola_flows.terminal.words import plain as as_it_stands
-from cupola_flows.terminal.words import visible
+from cupola_flows.terminal.text import plain as as_it_stands
+from cupola_flows.terminal.text import visible
 
 PLAIN_EVERY = 10.0
 """Seconds between lines where nobody watches."""

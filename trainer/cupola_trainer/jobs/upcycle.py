@@ -7,7 +7,7 @@ import torch
 from cupola_trainer import checkpoint, runtime
 from cupola_trainer.config import ModelConfig, UpcycleJob
 from cupola_trainer.config.layout_rules import validate_layout
-from cupola_trainer.config.model.mixture import mixture_of
+from cupola_trainer.config.model.experts import mixture_of
 from cupola_trainer.config.model.sizes import active_parameters, parameter_count
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
 from cupola_trainer.conversion.checkpoint_writer import outline, write

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cupola_trainer.config import ModelConfig, UpcycleJob
-from cupola_trainer.config.model.mixture import output_scales
+from cupola_trainer.config.model.experts import output_scales
 from cupola_trainer.upcycling.experts import Cut, derived_seed, normal
 
 Read = Callable[[str, tuple[int, ...]], Tensor]

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from cupola_flows.cli.options import Reference, WorkspaceOption, open_workspace
-from cupola_flows.terminal.words import visible
+from cupola_flows.terminal.text import visible
 from cupola_platform.aliases import check_alias
 from cupola_platform.artifacts import Artifact, verify
 from cupola_platform.errors import BY_NAME, ConfigError, CupolaError, StageFailedError

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cupola_flows.cli.checkpoints.base import convert, resolve_checkpoint
 from cupola_flows.cli.options import JsonOption, WorkspaceOption
-from cupola_flows.terminal.words import stdout
+from cupola_flows.terminal.text import stdout
 
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 PARTS = {

@@ -19,7 +19,7 @@ from cupola_flows.runs.session import Session
 from cupola_flows.stages.base import ARTIFACT
 from cupola_flows.stages.evaluation.evaluate import EvaluateStage
 from cupola_flows.terminal.display import make_display
-from cupola_flows.terminal.words import stdout
+from cupola_flows.terminal.text import stdout
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import ConfigError
 from cupola_platform.workspace import Workspace

@@ -9,7 +9,7 @@ from cupola_flows.execution.jobs import run_job
 from cupola_flows.stages.base import Input, Stage, Taken, settings
 from cupola_platform.artifacts import Artifact
 from cupola_trainer.config import ModelConfig, ParallelConfig, UpcycleJob, UpcycleSettings
-from cupola_trainer.config.model.mixture import mixture_of
+from cupola_trainer.config.model.experts import mixture_of
 
 
 class UpcycleStage(Stage, UpcycleSettings):

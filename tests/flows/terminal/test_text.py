@@ -16,7 +16,7 @@ from cupola_flows.reports.comparison import print_comparison
 from cupola_flows.reports.lineage import as_tree
 from cupola_flows.reports.results import print_evaluation
 from cupola_flows.terminal.display import LiveDisplay, PlainDisplay
-from cupola_flows.terminal.words import in_markdown, visible
+from cupola_flows.terminal.text import in_markdown, visible
 from cupola_platform.workspace import LineageNode, SourceSummary, Workspace
 
 EVIL = "[red]x[/] [bold\x1b]0;title\x07\x1b[2J\x9b31m \u202eright\r"

@@ -8,7 +8,7 @@ from typing import ParamSpec
 import pandas as pd
 import streamlit as st
 
-from cupola_flows.terminal.words import in_markdown
+from cupola_flows.terminal.text import in_markdown
 from cupola_platform.errors import CupolaError
 
 Arguments = ParamSpec("Arguments")

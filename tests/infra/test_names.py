@@ -1,0 +1,25 @@
+"""Modules whose names say what they hold: none of those that said nothing, and no two meanings of one word."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("platform", "trainer", "flows", "dashboards")
+SAY_NOTHING = {
+    "beside", "deciding", "forwarding", "gathering", "helpers", "judging", "keeping", "learning", "looking",
+    "making", "misc", "posttrain", "referencing", "teaching", "util", "utils", "wordings", "words", "writing",
+}  # fmt: skip
+ONE_MEANING = ("making", "job", "writing", "mixture", "anchor", "queries", "rollout", "stage_code")
+"""Words that named several things: a module of this name is at most one."""
+
+
+def modules() -> list[Path]:
+    return [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+
+
+def test_no_module_has_a_name_that_says_nothing() -> None:
+    assert [str(path.relative_to(ROOT)) for path in modules() if path.stem in SAY_NOTHING] == []
+
+
+def test_a_word_that_named_several_things_names_one() -> None:
+    counts = {word: [path for path in modules() if path.stem == word] for word in ONE_MEANING}
+    assert {word: paths for word, paths in counts.items() if len(paths) > 1} == {}
