@@ -38,7 +38,7 @@ from cupola_trainer.generation.loading import load
 from cupola_trainer.generation.sampling import Sampling
 
 HERE = Path(__file__).parent
-NAMES = list(runpy.run_path(str(HERE.with_name("saved_models.py")))["MODELS"])
+NAMES = list(runpy.run_path(str(HERE.parent / "material" / "saved_models.py"))["MODELS"])
 
 
 @pytest.fixture(scope="module")
