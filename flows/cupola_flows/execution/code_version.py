@@ -9,6 +9,7 @@ import ast
 import importlib.util
 from collections.abc import Iterable
 from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import grimp
@@ -70,6 +71,12 @@ COMPUTES = ("cupola_trainer.config.lengths", "cupola_trainer.config.checkpoint_j
 def job_module(kind: str) -> str:
     """Where a job enters the trainer."""
     return f"cupola_trainer.jobs.{kind}"
+
+
+def modules_of(job: config.AnyJob) -> list[str]:
+    """Where a job enters the trainer, and the objective whose rows it reads."""
+    data = getattr(job, "data", None)
+    return [job_module(job.kind), *sorted(_objective(data.objective) if data else ())]
 
 
 @cache
@@ -136,14 +143,27 @@ def _started(module: str) -> set[str]:
         fields = getattr(made, "model_fields", {})
         if "kind" in fields:
             found.add(job_module(fields["kind"].default))
-        if "objective" in fields and (objective := _objective(fields["objective"].default)):
-            found.add(objective)
+        if "objective" in fields:
+            found |= _objective(fields["objective"].default)
+    for name in _objectives_asked_for(module):
+        found |= _objective(name)
     return found
 
 
-def _objective(name: str) -> str | None:
-    places = (f"cupola_trainer.{folder}.{name}" for folder in ("rl", "objectives"))
-    return next((place for place in places if place in _graph().modules), None)
+def _objective(name: str | None) -> set[str]:
+    """The module of an objective: ours, or a plugin's."""
+    places = {f"cupola_trainer.{folder}.{name}" for folder in ("rl", "objectives")} & _graph().modules
+    return places or {point.value for point in entry_points(group="cupola.objectives") if point.name == name}
+
+
+def _objectives_asked_for(module: str) -> set[str]:
+    """The names in `objective="..."`, by which a stage asks for another objective than that of its data."""
+    return {
+        node.value.value
+        for node in ast.walk(_tree(module))
+        if isinstance(node, ast.keyword) and node.arg == "objective"
+        if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    }
 
 
 def _imported_names(module: str) -> set[tuple[str, str]]:

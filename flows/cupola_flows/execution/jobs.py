@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cupola_flows.execution import restarts
-from cupola_flows.execution.code_version import code_version, job_module
+from cupola_flows.execution.code_version import code_version, modules_of
 from cupola_flows.execution.context import StageContext
 from cupola_flows.execution.uploading import EVENTS, backup_of, uploaded
 from cupola_platform.artifacts import Artifact, fingerprint
@@ -88,7 +88,7 @@ def run_once(
     Args:
         config: all that decides it, besides the parents and the code.
     """
-    mark = fingerprint({kind: dict(config)}, [parent.digest for parent in parents], code_version(job_module(job.kind)))
+    mark = fingerprint({kind: dict(config)}, [parent.digest for parent in parents], code_version(*modules_of(job)))
     if found := ctx.workspace.find(mark):
         return found
     result = run_job(ctx, job)

@@ -43,7 +43,7 @@ class Opened:
 
 
 def _stage_flow(kind: str, of: type[Stage]) -> Callable[..., Any]:
-    """The flow that carries one kind of stage out: started by the lifecycle, or alone from the server's page."""
+    """The flow that carries one kind of stage out: called by the lifecycle, or alone."""
 
     def carry_out(
         name: str,
@@ -80,9 +80,6 @@ def _stage_flow(kind: str, of: type[Stage]) -> Callable[..., Any]:
 
 
 STAGE_FLOWS: Mapping[str, Callable[..., Any]] = {kind: _stage_flow(kind, of) for kind, of in kinds().items()}
-globals().update(
-    {f"{kind}_flow": found for kind, found in STAGE_FLOWS.items()}
-)  # an entry point names a flow of the module
 
 
 @flow(name="lifecycle", flow_run_name="{recipe}")

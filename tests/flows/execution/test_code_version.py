@@ -7,6 +7,7 @@ import pytest
 from cupola_flows.execution import code_version
 from cupola_flows.execution.code_version import is_aside, reached
 from cupola_flows.stages.table import kinds
+from cupola_trainer.config import BatchConfig, SftData, TeachJob
 
 
 def of(kind: str) -> set[str]:
@@ -45,6 +46,20 @@ def test_every_stage_has_its_own_file_in_its_fingerprint_and_none_what_only_tell
         assert not any(is_aside(module) for module in of(kind))
 
 
+def test_an_objective_that_a_stage_asks_for_by_name_is_in_its_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = tmp_path / "toy-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[cupola.objectives]\ntoy = toy_objective\n")
+    (tmp_path / "toy_objective.py").write_text("LOSS = 1\n")
+    (tmp_path / "toy_asks.py").write_text('job(objective="toy")\njob(objective="ppo")\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    code_version._tree.cache_clear()
+    assert {"toy_objective", "cupola_trainer.rl.ppo"} <= reached(["toy_asks"])
+
+
 def test_a_comment_and_a_docstring_change_nothing_and_an_operator_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,3 +74,9 @@ def test_a_comment_and_a_docstring_change_nothing_and_an_operator_does(
     plain = version("def f(x):\n    return x + 1\n")
     assert version('"""About."""\n\n\ndef f(x):\n    """Adds."""\n    # one\n    return x + 1  # more\n') == plain
     assert version("def f(x):\n    return x - 1\n") != plain
+
+
+def test_a_job_reaches_the_objective_whose_rows_it_reads(tmp_path: Path) -> None:
+    data = SftData(conversations=tmp_path)
+    job = TeachJob(output=tmp_path, initial=tmp_path, data=data, steps=1, batch=BatchConfig(sequence_length=8))
+    assert {"cupola_trainer.jobs.teach", "cupola_trainer.objectives.sft"} <= reached(code_version.modules_of(job))
