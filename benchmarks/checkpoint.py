@@ -20,7 +20,7 @@ import torch
 from cupola_trainer import checkpoint, models, optim, runtime
 from cupola_trainer.checkpoint import Checkpointer, storage
 from cupola_trainer.checkpoint.shards import moment_shards, weight_shards
-from cupola_trainer.config import ModelConfig, OptimizerConfig, ParallelConfig
+from cupola_trainer.config import LayoutConfig, ModelConfig, OptimizerConfig
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -46,16 +46,16 @@ class NoDigest:
 
 def measure(folder: Path, hidden: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of each way, interleaved; `bytes` of one checkpoint."""
-    parallel = ParallelConfig()
+    layout = LayoutConfig()
     model = ModelConfig(
         vocab_size=8192, hidden_size=hidden, num_layers=8, num_attention_heads=8, num_query_groups=4,
         ffn_hidden_size=4 * hidden, max_position_embeddings=256,
     )  # fmt: skip
-    runtime.start(parallel, seed=0)
-    trainee = optim.build(models.build(model, parallel), parallel, OptimizerConfig(), 10)
+    runtime.start(layout, seed=0)
+    trainee = optim.build(models.build(model, layout), layout, OptimizerConfig(), 10)
     saver = Checkpointer(trainee.chunks, trainee.optimizer, trainee.scheduler)
     what: dict[str, Any] = {
-        "model": model, "parallel": parallel, "step": 1, "consumed_samples": 1, "seed": 0, "objective": "next_token",
+        "model": model, "layout": layout, "step": 1, "consumed_samples": 1, "seed": 0, "objective": "next_token",
         "tokenizer": None,
     }  # fmt: skip
     shards = [*weight_shards(trainee.chunks), *moment_shards(trainee.chunks, trainee.optimizer)]

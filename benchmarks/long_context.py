@@ -40,16 +40,16 @@ def measure(method: str, length: int) -> dict[str, float]:
     import torch
 
     from cupola_trainer import models, runtime
-    from cupola_trainer.config import ParallelConfig
+    from cupola_trainer.config import LayoutConfig
     from cupola_trainer.config.model.architecture import ModelConfig
     from cupola_trainer.config.model.positions import DualChunk
 
-    runtime.start(ParallelConfig(), seed=0)
+    runtime.start(LayoutConfig(), seed=0)
     model = ModelConfig(
         vocab_size=1024, hidden_size=256, num_layers=2, num_attention_heads=4, num_query_groups=2, ffn_hidden_size=512,
         max_position_embeddings=length, dual_chunk=DualChunk(**CHUNK) if method == "dual" else None,
     )  # fmt: skip
-    [chunk] = models.build(model, ParallelConfig())
+    [chunk] = models.build(model, LayoutConfig())
     tokens = torch.randint(1024, (1, length), device=runtime.device())
     positions = torch.arange(length, device=runtime.device())[None]
     started = time.perf_counter()

@@ -78,7 +78,7 @@ def both_models(shape: tuple[int, ...], positions: int, folder: Path) -> tuple[l
     from transformers import AutoModelForCausalLM
 
     from cupola_trainer import checkpoint, models, runtime
-    from cupola_trainer.config import ModelConfig, ParallelConfig
+    from cupola_trainer.config import LayoutConfig, ModelConfig
     from cupola_trainer.conversion.exporting import export
 
     hidden, layers, heads, ffn, vocabulary = shape
@@ -86,11 +86,11 @@ def both_models(shape: tuple[int, ...], positions: int, folder: Path) -> tuple[l
         vocab_size=vocabulary, hidden_size=hidden, num_layers=layers, num_attention_heads=heads,
         num_query_groups=heads // 2, ffn_hidden_size=ffn, max_position_embeddings=positions,
     )  # fmt: skip
-    layout = ParallelConfig()
+    layout = LayoutConfig()
     runtime.start(layout, seed=0)
     chunks = models.build(model, layout, seed=0)
     checkpoint.save(
-        folder / "checkpoint", chunks, model=model, parallel=layout, step=0, consumed_samples=0, seed=0,
+        folder / "checkpoint", chunks, model=model, layout=layout, step=0, consumed_samples=0, seed=0,
         objective="next_token", tokenizer=None,
     )  # fmt: skip
     return list(chunks), AutoModelForCausalLM.from_pretrained(export(folder / "checkpoint", folder / "hf")).eval()

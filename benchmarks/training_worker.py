@@ -121,16 +121,16 @@ def cupola_step(case: Case, tensor_parallel: bool = False) -> Step:
     from cupola_trainer import runtime
     from cupola_trainer.config import (
         BatchConfig,
+        LayoutConfig,
         ModelConfig,
         NextTokenData,
         OptimizerConfig,
-        ParallelConfig,
         TrainJob,
     )
     from cupola_trainer.training import loop
 
     ranks = int(os.environ["WORLD_SIZE"])
-    parallel = ParallelConfig(tp=ranks) if tensor_parallel else ParallelConfig(dp=ranks)
+    layout = LayoutConfig(tp=ranks) if tensor_parallel else LayoutConfig(dp=ranks)
     job = TrainJob(
         output=case.folder / f"job-{os.environ['MASTER_PORT']}",
         model=ModelConfig(
@@ -143,11 +143,11 @@ def cupola_step(case: Case, tensor_parallel: bool = False) -> Step:
             max_position_embeddings=case.sequence,
         ),
         steps=10_000,
-        parallel=parallel,
+        layout=layout,
         optimizer=OptimizerConfig(lr=1e-4),
         batch=BatchConfig(
             sequence_length=case.sequence,
-            micro_batch_size=case.rows // parallel.dp,
+            micro_batch_size=case.rows // layout.dp,
             global_batch_size=case.rows,
         ),
         data=NextTokenData(tokens=case.folder / "tokens"),

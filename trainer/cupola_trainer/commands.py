@@ -72,16 +72,16 @@ def _long_context(options: argparse.Namespace) -> None:
     from transformers import AutoTokenizer
 
     from cupola_trainer import runtime
-    from cupola_trainer.config import LongContextConfig, ParallelConfig
+    from cupola_trainer.config import LayoutConfig, LongContextConfig
     from cupola_trainer.evaluation.likelihood import read_heldout
     from cupola_trainer.evaluation.long_context import measure
 
     config = TypeAdapter(LongContextConfig).validate_json(options.config.read_bytes())
-    runtime.start(ParallelConfig(), seed=0)
+    runtime.start(LayoutConfig(), seed=0)
     try:
         tokenizer = AutoTokenizer.from_pretrained(options.tokens / "tokenizer")
         stream = read_heldout(options.tokens, tokenizer, options.heldout).stream()
-        reach = measure(options.checkpoint, ParallelConfig(), stream, config, seed=0, progress=_say_measuring)
+        reach = measure(options.checkpoint, LayoutConfig(), stream, config, seed=0, progress=_say_measuring)
     finally:
         runtime.stop()
     options.results.write_text(json.dumps(reach))

@@ -130,7 +130,7 @@ def _carry_out(ctx: StageContext, job: AnyJob, log: Path, starts: restarts.Start
         starts.done += 1
         restarts.clear(job.output)
         ctx.display.note(ctx.name, "starting torchrun")
-        running = launcher.start(job.output / "job.json", processes=job.parallel.world_size, log=log)
+        running = launcher.start(job.output / "job.json", processes=job.layout.world_size, log=log)
         status, silence = _follow(ctx, running, job)
         reason = restarts.hang_of(job) or silence
         if reason is None or read_result(job) is not None:

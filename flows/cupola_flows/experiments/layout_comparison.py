@@ -19,15 +19,15 @@ from cupola_platform.artifacts import Artifact
 from cupola_platform.corpus.tokenizer.shards import ShardWriter
 from cupola_platform.errors import ConfigError
 from cupola_platform.workspace import Workspace
-from cupola_trainer.config import NextTokenData, ParallelConfig, TrainJob
+from cupola_trainer.config import LayoutConfig, NextTokenData, TrainJob
 
 KEYS = ("tp", "pp", "vp", "cp", "ep", "etp", "dp", "sp")
-LAYOUT = TypeAdapter(ParallelConfig)
+LAYOUT = TypeAdapter(LayoutConfig)
 DOCUMENTS = 64
 """Documents of drawn tokens, where the recipe's own are not prepared yet."""
 
 
-def parse_layout(option: str, text: str) -> ParallelConfig:
+def parse_layout(option: str, text: str) -> LayoutConfig:
     """A layout from `tp=2,pp=2`. Raises ConfigError that names the option, the value and the rule."""
     values: dict[str, Any] = {}
     for part in text.split(","):

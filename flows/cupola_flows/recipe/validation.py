@@ -9,7 +9,7 @@ from cupola_flows.stages.evaluation.evaluate import EvaluateStage
 from cupola_platform.errors import CupolaError
 from cupola_platform.launch import LocalLauncher
 from cupola_platform.settings import Settings
-from cupola_trainer.config import ModelConfig, ParallelConfig
+from cupola_trainer.config import LayoutConfig, ModelConfig
 
 
 def validate(recipe: Recipe, settings: Settings, only: Sequence[str] = ()) -> None:
@@ -37,7 +37,7 @@ def model_of(recipe: Recipe, name: str) -> ModelConfig | None:
 
 def _check_layout(recipe: Recipe, name: str, launcher: LocalLauncher) -> None:
     stage = recipe.stages[name]
-    layout: ParallelConfig | None = getattr(stage, "layout", None)
+    layout: LayoutConfig | None = getattr(stage, "layout", None)
     if layout is None:
         return
     launcher.check(layout.world_size)

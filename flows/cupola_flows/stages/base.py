@@ -10,7 +10,7 @@ from cupola_flows.execution.context import StageContext
 from cupola_flows.terminal.text import number
 from cupola_platform.artifacts import Artifact
 from cupola_platform.strict import Strict
-from cupola_trainer.config import ModelConfig, ParallelConfig
+from cupola_trainer.config import LayoutConfig, ModelConfig
 from cupola_trainer.config.layout_rules import validate_layout
 
 ARTIFACT = "artifact:"
@@ -131,7 +131,7 @@ class Stage(Strict):
     def check(self, recipe: Stages) -> None:
         """Refuse what can be known to be wrong before anything starts. Raises CupolaError."""
 
-    def check_model(self, model: ModelConfig, layout: ParallelConfig) -> None:
+    def check_model(self, model: ModelConfig, layout: LayoutConfig) -> None:
         """The same, about a model that the stage trains, makes or measures. Raises CupolaError."""
         validate_layout(model, layout)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from cupola_flows.execution.context import StageContext
 from cupola_flows.execution.jobs import JobResult, run_job
@@ -14,9 +14,10 @@ from cupola_flows.execution.uploading import discard
 from cupola_flows.stages.base import Input, Stage, Taken, settings
 from cupola_platform.artifacts import Artifact
 from cupola_trainer.config import (
+    LayoutConfig,
+    LayoutSettings,
     MergeAdapterJob,
     ModelConfig,
-    ParallelConfig,
     TrainingData,
     TrainJob,
     TrainSettings,
@@ -27,15 +28,12 @@ TOLD = ("loss", "margin", "accuracy", "ece", "reward")
 """Held-out means that a stage's line tells, before and after."""
 
 
-class TrainStage(Stage, TrainSettings):
+class TrainStage(Stage, TrainSettings, LayoutSettings):
     """What every stage that trains has in common."""
 
     gives: ClassVar[str] = "checkpoint"
     merges_online: ClassVar[bool] = False
     """Whether `optimizer.merging` may be asked for: there is a fine-tuned parent to hold on to."""
-
-    layout: ParallelConfig = Field(default_factory=ParallelConfig)
-    """How the model is laid out over processes."""
 
     @classmethod
     def inputs(cls) -> dict[str, Input]:
@@ -65,7 +63,7 @@ class TrainStage(Stage, TrainSettings):
     def check(self, recipe: Any) -> None:
         self.batch.num_microbatches(self.layout.dp)
 
-    def check_model(self, model: ModelConfig, layout: ParallelConfig) -> None:
+    def check_model(self, model: ModelConfig, layout: LayoutConfig) -> None:
         if self.lora:
             self.lora.check(model, layout)
         validate_layout(
@@ -124,7 +122,7 @@ def train(
     if stage.lora and parent:
         adapter = _publish_adapter(ctx, result, everything)
         fold = MergeAdapterJob(
-            output=ctx.folder / "merge", initial=parent.path, adapter=result.folder, parallel=stage.layout
+            output=ctx.folder / "merge", initial=parent.path, adapter=result.folder, layout=stage.layout
         )
         result = JobResult(run_job(ctx, fold).folder, result.metrics)
         everything.append(adapter)
@@ -144,7 +142,7 @@ def train_job(
         seed=seed,
         template_date=ctx.template_date,
         initial=initial,
-        parallel=stage.layout,
+        layout=stage.layout,
         data=data,
     )
 

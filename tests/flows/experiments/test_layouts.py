@@ -8,7 +8,7 @@ import pytest
 
 from cupola_flows.experiments.layout_comparison import parse_layout
 from cupola_platform.errors import ConfigError
-from cupola_trainer.config import BatchConfig, ParallelConfig
+from cupola_trainer.config import BatchConfig, LayoutConfig
 from cupola_trainer.training.layout_comparison import Comparison, StepNumbers, common_batch, layout_name
 
 
@@ -56,21 +56,21 @@ def test_a_layout_is_read_strictly(text: str, said: str) -> None:
 
 
 def test_layouts_are_read_and_written_alike() -> None:
-    layout = ParallelConfig(tp=2, pp=2, vp=2, sp=True)
+    layout = LayoutConfig(tp=2, pp=2, vp=2, sp=True)
     assert layout_name(layout) == "tp=2,pp=2,vp=2,sp=true"
     assert parse_layout("--layout", layout_name(layout)) == layout
-    assert layout_name(ParallelConfig()) == "tp=1"
+    assert layout_name(LayoutConfig()) == "tp=1"
 
 
 def test_both_layouts_take_the_same_micro_batches() -> None:
     batch = BatchConfig(sequence_length=64, micro_batch_size=4, global_batch_size=4)
-    shared = common_batch(batch, ParallelConfig(dp=2), ParallelConfig(pp=2, vp=2))
+    shared = common_batch(batch, LayoutConfig(dp=2), LayoutConfig(pp=2, vp=2))
     assert (shared.micro_batch_size, shared.global_batch_size) == (2, 4)
     assert [shared.num_microbatches(ways) for ways in (1, 2)] == [2, 1]
 
 
 def test_a_number_that_is_not_finite_is_never_equal() -> None:
-    one = ParallelConfig()
+    one = LayoutConfig()
     batch = BatchConfig(sequence_length=64)
     steps = (StepNumbers(1, 5.0, 1.0, 5.0, 1.0), StepNumbers(2, float("nan"), 1.0, 5.0, 1.0))
     assert not Comparison(one, one, batch, steps, 1e-5, 1e-4).equal

@@ -20,9 +20,9 @@ from pathlib import Path
 from cupola_platform.corpus.core.qwen_tokenizer import save_tokenizer
 from cupola_platform.corpus.tokenizer.vocabulary import train_tokenizer
 from cupola_trainer import checkpoint, models, runtime
-from cupola_trainer.config import ModelConfig, ParallelConfig
+from cupola_trainer.config import ModelConfig, LayoutConfig
 
-folder, one = Path(sys.argv[1]), ParallelConfig()
+folder, one = Path(sys.argv[1]), LayoutConfig()
 save_tokenizer(train_tokenizer(["0 + 1? 2 + 3? 4 5 6 7 8 9 " * 9], 320).to_str(), folder / "tokenizer")
 runtime.start(one, seed=3)
 shape = dict(vocab_size=320, hidden_size=32, num_layers=2, num_attention_heads=4, num_query_groups=2,
@@ -30,7 +30,7 @@ shape = dict(vocab_size=320, hidden_size=32, num_layers=2, num_attention_heads=4
 for name, head in (("writer", "language"), ("judge", "scalar")):
     model = ModelConfig(**shape, **({"head": "scalar"} if head == "scalar" else {}))
     chunks = models.build(model, one, seed=5)
-    checkpoint.save(folder / name, chunks, model=model, parallel=one, step=0, consumed_samples=0, seed=0,
+    checkpoint.save(folder / name, chunks, model=model, layout=one, step=0, consumed_samples=0, seed=0,
                     objective="reward" if head == "scalar" else "sft", tokenizer=folder / "tokenizer")
 runtime.stop()
 """

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from cupola_trainer import checkpoint, models, optim, runtime
-from cupola_trainer.config import ModelConfig, ParallelConfig
+from cupola_trainer.config import LayoutConfig, ModelConfig
 from cupola_trainer.objectives import passes
 from cupola_trainer.optim import Trainee
 
@@ -18,14 +18,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 import layout_ranks as layouts  # type: ignore[import-not-found]
 
 SAVED = {
-    "moe one process": ParallelConfig(),
-    "moe ep2": ParallelConfig(dp=2, ep=2),
-    "moe tp2 sp ep2": ParallelConfig(tp=2, sp=True, ep=2),
-    "moe pp2": ParallelConfig(pp=2),
-    "dense one process": ParallelConfig(),
-    "dense pp2 vp2": ParallelConfig(pp=2, vp=2),
-    "dense tp2 whole optimizer": ParallelConfig(tp=2, distributed_optimizer=False),
-    "dense dp2": ParallelConfig(dp=2),
+    "moe one process": LayoutConfig(),
+    "moe ep2": LayoutConfig(dp=2, ep=2),
+    "moe tp2 sp ep2": LayoutConfig(tp=2, sp=True, ep=2),
+    "moe pp2": LayoutConfig(pp=2),
+    "dense one process": LayoutConfig(),
+    "dense pp2 vp2": LayoutConfig(pp=2, vp=2),
+    "dense tp2 whole optimizer": LayoutConfig(tp=2, distributed_optimizer=False),
+    "dense dp2": LayoutConfig(dp=2),
 }
 
 
@@ -35,9 +35,9 @@ def model_of(name: str) -> ModelConfig:
 
 
 def trainee_of(name: str) -> Trainee:
-    parallel = SAVED[name]
-    runtime.start(parallel, seed=0)
-    return optim.build(models.build(model_of(name), parallel, seed=5), parallel, layouts.OPTIMIZER, 8)
+    layout = SAVED[name]
+    runtime.start(layout, seed=0)
+    return optim.build(models.build(model_of(name), layout, seed=5), layout, layouts.OPTIMIZER, 8)
 
 
 def train(trainee: Trainee, first: int, steps: int) -> list[tuple[float, float]]:
@@ -55,7 +55,7 @@ def save(folder: Path, name: str) -> list[tuple[float, float]]:
     trainee = trainee_of(name)
     train(trainee, 0, 3)
     checkpoint.save(
-        folder / name, trainee.chunks, model=model_of(name), parallel=SAVED[name], step=3, consumed_samples=24, seed=0,
+        folder / name, trainee.chunks, model=model_of(name), layout=SAVED[name], step=3, consumed_samples=24, seed=0,
         objective="masked_words", tokenizer=None, optimizer=trainee.optimizer, scheduler=trainee.scheduler,
     )  # fmt: skip
     return train(trainee, 3, 3)
@@ -70,7 +70,7 @@ def load(folder: Path, saved: str, name: str) -> list[tuple[float, float]]:
 
 
 def main(folder: Path, what: str) -> None:
-    here = [name for name, parallel in SAVED.items() if parallel.world_size == runtime.world_size()]
+    here = [name for name, layout in SAVED.items() if layout.world_size == runtime.world_size()]
     found = {name: save(folder, name) for name in here if what != "load"}
     for name in here if what != "save" else ():
         for saved in SAVED:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.config import BatchConfig, ModelConfig, MoEConfig, ParallelConfig
+from cupola_trainer.config import BatchConfig, LayoutConfig, ModelConfig, MoEConfig
 from cupola_trainer.config.layout_rules import validate_layout
 
 DENSE = ModelConfig(
@@ -43,7 +43,7 @@ BATCH = BatchConfig(sequence_length=64, micro_batch_size=2, global_batch_size=8)
 )  # fmt: skip
 def test_a_layout_that_the_model_does_not_fit_is_refused(model: ModelConfig, layout: dict[str, Any], line: str) -> None:
     with pytest.raises(ConfigError, match=line):
-        validate_layout(model, ParallelConfig(**layout), BATCH)
+        validate_layout(model, LayoutConfig(**layout), BATCH)
 
 
 def test_a_sequence_that_context_parallelism_cannot_cut_is_refused() -> None:
@@ -51,23 +51,23 @@ def test_a_sequence_that_context_parallelism_cannot_cut_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"sequence_length=62 is not a multiple of 2 x cp=4\. .* or sequence_length=64"
     ):
-        validate_layout(DENSE, ParallelConfig(cp=2), batch)
+        validate_layout(DENSE, LayoutConfig(cp=2), batch)
 
 
 def test_a_sequence_longer_than_the_model_is_refused() -> None:
     with pytest.raises(ConfigError, match="sequence_length=128 is more than max_position_embeddings=64"):
-        validate_layout(DENSE, ParallelConfig(), replace(BATCH, sequence_length=128))
+        validate_layout(DENSE, LayoutConfig(), replace(BATCH, sequence_length=128))
 
 
 def test_an_interleaved_schedule_needs_as_many_micro_batches_as_stages() -> None:
     model, batch = replace(DENSE, num_layers=4), replace(BATCH, global_batch_size=6)
     with pytest.raises(ConfigError, match=r"3 micro-batches are not a multiple of pp=2, .* Try global_batch_size=8"):
-        validate_layout(model, ParallelConfig(pp=2, vp=2), batch)
+        validate_layout(model, LayoutConfig(pp=2, vp=2), batch)
 
 
 def test_more_ranks_than_the_launcher_has_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"tp x pp x cp x dp = 2 x 1 x 1 x 2 = 4 ranks, but there are 2\. Launch 4"):
-        validate_layout(DENSE, ParallelConfig(tp=2, dp=2), BATCH, ranks=2)
+        validate_layout(DENSE, LayoutConfig(tp=2, dp=2), BATCH, ranks=2)
 
 
 def test_layouts_that_work_pass() -> None:
@@ -79,7 +79,7 @@ def test_layouts_that_work_pass() -> None:
         {"tp": 2, "sp": True, "dp": 2, "ep": 2, "etp": 2},
     )
     for layout in layouts:
-        validate_layout(MOE, ParallelConfig(**layout), BATCH)
+        validate_layout(MOE, LayoutConfig(**layout), BATCH)
 
 
 def test_the_rules_and_the_job_schema_load_no_torch() -> None:
@@ -92,4 +92,4 @@ def test_the_rules_and_the_job_schema_load_no_torch() -> None:
 
 def test_documents_cannot_be_kept_apart_over_context_parallel_ranks() -> None:
     with pytest.raises(ConfigError, match=r"reset_at_documents with cp=2: .* Use cp=1"):
-        validate_layout(DENSE, ParallelConfig(cp=2), BATCH, reset_at_documents=True)
+        validate_layout(DENSE, LayoutConfig(cp=2), BATCH, reset_at_documents=True)

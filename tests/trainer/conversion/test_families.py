@@ -14,7 +14,7 @@ from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.checkpoint import read_model
 from cupola_trainer.commands import main
-from cupola_trainer.config import ParallelConfig
+from cupola_trainer.config import LayoutConfig
 from cupola_trainer.config.model.architecture import ModelConfig
 from cupola_trainer.conversion import families
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
@@ -87,14 +87,14 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 @pytest.fixture
 def toy_checkpoint(tmp_path: Path) -> Path:
     """A checkpoint whose norms are not all one."""
-    runtime.start(ParallelConfig(), seed=0)
-    chunks = models.build(TOY_MODEL, ParallelConfig(), seed=1)
+    runtime.start(LayoutConfig(), seed=0)
+    chunks = models.build(TOY_MODEL, LayoutConfig(), seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in chunks[0].parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     checkpoint.save(
-        tmp_path / "checkpoint", chunks, model=TOY_MODEL, parallel=ParallelConfig(), step=1, consumed_samples=8, seed=1,
+        tmp_path / "checkpoint", chunks, model=TOY_MODEL, layout=LayoutConfig(), step=1, consumed_samples=8, seed=1,
         objective="next_token", tokenizer=None,
     )  # fmt: skip
     runtime.stop()

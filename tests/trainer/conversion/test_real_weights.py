@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cupola_trainer import runtime
-from cupola_trainer.config import ParallelConfig
+from cupola_trainer.config import LayoutConfig
 from cupola_trainer.conversion.exporting import export
 from cupola_trainer.conversion.importing import import_
 from cupola_trainer.generation.continuation import continue_text
@@ -72,8 +72,8 @@ def logits(source: Path, ours: Path) -> dict[str, torch.Tensor]:
     """Of the prompt, [1, s, v]: ours and transformers', in fp32 and in fp64."""
     theirs = AutoModelForCausalLM.from_pretrained(source).eval()
     tokens = torch.tensor([AutoTokenizer.from_pretrained(source).encode(PROMPT)])
-    runtime.start(ParallelConfig(), seed=0)
-    [model] = load(ours, ParallelConfig()).chunks
+    runtime.start(LayoutConfig(), seed=0)
+    [model] = load(ours, LayoutConfig()).chunks
     places = torch.arange(tokens.size(1))[None]
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         found = {"ours": model(tokens, places, None), "theirs": theirs(tokens).logits}

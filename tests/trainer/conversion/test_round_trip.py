@@ -26,7 +26,7 @@ from cupola_platform import artifacts
 from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.checkpoint.description import read_training
 from cupola_trainer.commands import main
-from cupola_trainer.config import ModelConfig, MoEConfig, ParallelConfig
+from cupola_trainer.config import LayoutConfig, ModelConfig, MoEConfig
 from cupola_trainer.config.model.sizes import active_parameters, parameter_count
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
 from cupola_trainer.conversion.config_json import from_config
@@ -49,13 +49,13 @@ def exported(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 @pytest.fixture
 def one_process() -> Iterator[None]:
-    runtime.start(ParallelConfig(), seed=0)
+    runtime.start(LayoutConfig(), seed=0)
     yield
     runtime.stop()
 
 
 def logits_of(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
-    [model] = load(folder, ParallelConfig()).chunks
+    [model] = load(folder, LayoutConfig()).chunks
     with torch.no_grad():
         logits: torch.Tensor = model(tokens, torch.arange(tokens.size(1)).expand_as(tokens), None)
     return logits
@@ -110,7 +110,7 @@ def test_a_folder_that_transformers_saved_is_imported(saved: Path, tmp_path: Pat
     theirs.save_pretrained(tmp_path / "theirs")
     AutoTokenizer.from_pretrained(saved / "tokenizer").save_pretrained(tmp_path / "theirs")
     import_(tmp_path / "theirs", tmp_path / "ours")
-    runtime.start(ParallelConfig(), seed=0)
+    runtime.start(LayoutConfig(), seed=0)
     tokens = torch.randint(0, 512, (2, 40), generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         torch.testing.assert_close(logits_of(tmp_path / "ours", tokens), theirs(tokens).logits, rtol=0, atol=1e-4)
@@ -208,8 +208,8 @@ def test_weights_in_bf16_are_trained_in_the_precision_of_the_run(exported: dict[
     half = AutoModelForCausalLM.from_pretrained(exported["llama"], dtype=torch.bfloat16)
     half.save_pretrained(tmp_path / "half")
     import_(tmp_path / "half", tmp_path / "ours")
-    runtime.start(ParallelConfig(), seed=0)
-    [model] = models.build(checkpoint.read_model(tmp_path / "ours"), ParallelConfig())
+    runtime.start(LayoutConfig(), seed=0)
+    [model] = models.build(checkpoint.read_model(tmp_path / "ours"), LayoutConfig())
     checkpoint.load_weights(tmp_path / "ours", [model])
     embedding = model.embedding.word_embeddings.weight
     assert embedding.dtype == torch.float32

@@ -11,11 +11,11 @@ from cupola_trainer import runtime
 from cupola_trainer.config import (
     BatchConfig,
     CopyingConfig,
+    LayoutConfig,
     LengthPhase,
     LengthSchedule,
     ModelConfig,
     NextTokenData,
-    ParallelConfig,
 )
 from cupola_trainer.config.layout_rules import validate_layout
 from cupola_trainer.data.pretraining.copying import Copying
@@ -66,7 +66,7 @@ def test_only_the_share_of_the_sequences_is_changed_each_by_itself_and_always_th
 def test_training_sequences_copy_words_of_the_text_and_heldout_ones_are_the_text(
     tmp_path: Path, tokens_folder: Path
 ) -> None:
-    runtime.start(ParallelConfig(), seed=0)
+    runtime.start(LayoutConfig(), seed=0)
     plain, copying = (
         NextTokenObjective(
             NextTokenData(tokens=tokens_folder, copying=config, lengths=lengths),
@@ -106,4 +106,4 @@ def test_training_sequences_copy_words_of_the_text_and_heldout_ones_are_the_text
 def test_pieces_that_cannot_be_found_again_or_do_not_fit_are_one_line(changes: dict[str, object], says: str) -> None:
     batch = BatchConfig(sequence_length=64, micro_batch_size=1, global_batch_size=1)
     with pytest.raises(ConfigError, match=says):
-        validate_layout(MODEL, ParallelConfig(), batch, copying=CopyingConfig(share=0.5), **changes)  # type: ignore[arg-type]
+        validate_layout(MODEL, LayoutConfig(), batch, copying=CopyingConfig(share=0.5), **changes)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from transformers.utils import chat_template_utils
 from cupola_platform import json_lines
 from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, models, runtime
-from cupola_trainer.config import BatchConfig, ModelConfig, OptimizerConfig, ParallelConfig, SftData, TrainJob
+from cupola_trainer.config import BatchConfig, LayoutConfig, ModelConfig, OptimizerConfig, SftData, TrainJob
 from cupola_trainer.conversion.exporting import export
 from cupola_trainer.data.chat import encode_conversation, encode_prompt
 from cupola_trainer.data.conversations import load_conversations
@@ -26,7 +26,7 @@ from cupola_trainer.training.identity import data_identity
 
 ASKED = [{"role": "user", "content": "Hi"}]
 TALK = [*ASKED, {"role": "assistant", "content": "Hello"}]
-ONE = ParallelConfig()
+ONE = LayoutConfig()
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -152,7 +152,7 @@ def test_a_checkpoint_keeps_the_date_that_it_was_trained_with_also_when_exported
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     runtime.start(ONE, seed=0)
     checkpoint.save(
-        tmp_path / "start", models.build(MODEL, ONE, seed=1), model=MODEL, parallel=ONE, step=0, consumed_samples=0,
+        tmp_path / "start", models.build(MODEL, ONE, seed=1), model=MODEL, layout=ONE, step=0, consumed_samples=0,
         seed=1, objective="next_token", tokenizer=tmp_path / "tokenizer",
     )  # fmt: skip
     runtime.stop()

@@ -17,12 +17,12 @@ from cupola_trainer.config import (
     BatchConfig,
     CheckpointConfig,
     CopyingConfig,
+    LayoutConfig,
     LengthPhase,
     LengthSchedule,
     ModelConfig,
     NextTokenData,
     OptimizerConfig,
-    ParallelConfig,
     PositionChange,
     TrainJob,
     write_job,
@@ -84,10 +84,10 @@ def test_lengths_that_no_row_or_rank_can_have_are_refused() -> None:
     uneven = LengthSchedule(phases=(LengthPhase(sequence_length=48),), shortest=16)
     model = replace(MODEL, max_position_embeddings=64)
     with pytest.raises(ConfigError, match=r"a phase of 48 tokens does not divide sequence_length=64.* Try (32|64)"):
-        validate_layout(model, ParallelConfig(), BATCH, lengths=uneven)
+        validate_layout(model, LayoutConfig(), BATCH, lengths=uneven)
     odd = LengthSchedule(phases=PHASES, shortest=8)
     with pytest.raises(ConfigError, match="sequences of 8 tokens do not divide among cp=4 and tp=2 ranks"):
-        validate_layout(model, ParallelConfig(cp=4, tp=2), BATCH, lengths=odd)
+        validate_layout(model, LayoutConfig(cp=4, tp=2), BATCH, lengths=odd)
 
 
 def job_in(output: Path, tokens: Path, **changes: Any) -> TrainJob:
@@ -140,11 +140,11 @@ def test_positions_that_cannot_reach_so_far_are_one_line(tmp_path: Path, tokens_
 
 
 LAYOUTS = {
-    "tp=2 sp": ParallelConfig(tp=2, sp=True),
-    "pp=2": ParallelConfig(pp=2),
-    "cp=2": ParallelConfig(cp=2),
-    "dp=2": ParallelConfig(dp=2),
-    "pp=2 vp=2": ParallelConfig(pp=2, vp=2),
+    "tp=2 sp": LayoutConfig(tp=2, sp=True),
+    "pp=2": LayoutConfig(pp=2),
+    "cp=2": LayoutConfig(cp=2),
+    "dp=2": LayoutConfig(dp=2),
+    "pp=2 vp=2": LayoutConfig(pp=2, vp=2),
 }
 
 
@@ -154,7 +154,7 @@ def test_losses_and_gradient_norms_are_equal_in_every_layout(
 ) -> None:
     model = replace(MODEL, num_layers=4, max_position_embeddings=64)
     assert loop.train(job_in(tmp_path / "one", tokens_folder, model=model), lambda: False)
-    jobs = [job_in(tmp_path / name, tokens_folder, model=model, parallel=layout) for name, layout in LAYOUTS.items()]
+    jobs = [job_in(tmp_path / name, tokens_folder, model=model, layout=layout) for name, layout in LAYOUTS.items()]
     for number, job in enumerate(jobs):
         write_job(job, tmp_path / f"job{number}.json")
     torchrun(2, Path(__file__).with_name("length_ranks.py"), *sorted(tmp_path.glob("job*.json")))

@@ -10,7 +10,7 @@ import pytest
 
 from cupola_platform.errors import ConfigError, SourceError
 from cupola_trainer import runtime
-from cupola_trainer.config import BatchConfig, NextTokenData, ParallelConfig
+from cupola_trainer.config import BatchConfig, LayoutConfig, NextTokenData
 from cupola_trainer.data.pretraining.tokens import build
 
 LENGTH = 64
@@ -18,7 +18,7 @@ LENGTH = 64
 
 @pytest.fixture(autouse=True, scope="module")
 def _process_group() -> None:
-    runtime.start(ParallelConfig(), seed=0)
+    runtime.start(LayoutConfig(), seed=0)
 
 
 def read(data: NextTokenData, cache: Path, *, samples: int = 40, seed: int = 1) -> tuple[list[np.ndarray], Any]:
@@ -96,7 +96,7 @@ def test_documents_in_one_row_are_learnt_as_if_each_were_alone(tokens_folder: Pa
         hidden_size=32, num_layers=2, num_attention_heads=4, num_query_groups=2, ffn_hidden_size=64,
         vocab_size=320, max_position_embeddings=64,
     )  # fmt: skip
-    chunks = models.build(model, ParallelConfig(), seed=5)
+    chunks = models.build(model, LayoutConfig(), seed=5)
     documents = [[*list(b"def f(x):"), end], [*list(b"import os"), end], list(b"abcde")]
 
     def objective(reset: bool) -> NextTokenObjective:

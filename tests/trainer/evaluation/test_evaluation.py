@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cupola_platform import artifacts
 from cupola_platform.errors import ConfigError, CorruptArtifactError
 from cupola_trainer import runtime
-from cupola_trainer.config import EvaluateJob, LongContextConfig, ParallelConfig, write_job
+from cupola_trainer.config import EvaluateJob, LayoutConfig, LongContextConfig, write_job
 from cupola_trainer.conversion.exporting import export
 from cupola_trainer.evaluation.answers import Question, accuracies, read_questions
 from cupola_trainer.evaluation.likelihood import byte_lengths, likelihood, read_heldout, unigram_bits_per_byte
@@ -28,16 +28,16 @@ from cupola_trainer.scoring.intervals import difference, wilson
 
 @pytest.fixture
 def one_process() -> Iterator[None]:
-    runtime.start(ParallelConfig(), seed=0)
+    runtime.start(LayoutConfig(), seed=0)
     yield
     runtime.stop()
 
 
-def evaluate_job(saved: Path, output: Path, **parallel: Any) -> EvaluateJob:
+def evaluate_job(saved: Path, output: Path, **layout: Any) -> EvaluateJob:
     return EvaluateJob(
         output=output, checkpoints={name: saved / name for name in ("dense", "moe")}, tokens=saved / "tokens",
         conversations=saved / "conversations", max_heldout_tokens=3000, max_tasks=5, max_new_tokens=8,
-        sample_prompts=("import os",), parallel=ParallelConfig(**parallel),
+        sample_prompts=("import os",), layout=LayoutConfig(**layout),
     )  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def test_the_unigram_baseline_counts_the_training_tokens_once_more_than_seen(sav
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("name", ["dense", "moe"])
 def test_bits_per_byte_are_those_of_transformers_losses(saved: Path, tmp_path: Path, name: str) -> None:
-    loaded = load(saved / name, ParallelConfig())
+    loaded = load(saved / name, LayoutConfig())
     heldout = read_heldout(saved / "tokens", loaded.tokenizer, 1500)
     end = loaded.tokenizer.convert_tokens_to_ids("<|endoftext|>")
     theirs = AutoModelForCausalLM.from_pretrained(export(saved / name, tmp_path / "hf")).eval()

@@ -10,7 +10,7 @@ import torch
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer import runtime
-from cupola_trainer.config import LongContextConfig, ParallelConfig, PositionChange
+from cupola_trainer.config import LayoutConfig, LongContextConfig, PositionChange
 from cupola_trainer.config.model.architecture import ModelConfig
 from cupola_trainer.config.model.long_context import layer_windows, method, stretch
 from cupola_trainer.config.model.positions import DualChunk, DynamicRope, LengthScaling, YarnRope
@@ -35,7 +35,7 @@ def saved(saved: Path) -> Path:
 
 @pytest.fixture
 def one_process() -> Iterator[None]:
-    runtime.start(ParallelConfig(), seed=0)
+    runtime.start(LayoutConfig(), seed=0)
     yield
     runtime.stop()
 
@@ -79,9 +79,9 @@ def test_a_length_beyond_what_a_checkpoint_s_own_positions_allow_is_one_line() -
 
 @pytest.mark.usefixtures("one_process")
 def test_losses_and_needles_are_those_of_the_training_forward(saved: Path) -> None:
-    found = measure(saved, ParallelConfig(), STREAM, CONFIG, seed=3)
+    found = measure(saved, LayoutConfig(), STREAM, CONFIG, seed=3)
     assert list(found["methods"]) == ["none", "dca", "dca+yarn", "ntk"]
-    loaded = load(saved, ParallelConfig(), method(load(saved, ParallelConfig()).model, "none", trained=64, longest=192))
+    loaded = load(saved, LayoutConfig(), method(load(saved, LayoutConfig()).model, "none", trained=64, longest=192))
     rows = torch.from_numpy(STREAM[:965].reshape(5, 193))
 
     def losses(texts: torch.Tensor) -> torch.Tensor:
@@ -115,7 +115,7 @@ def test_a_needle_lies_where_it_should_and_is_asked_for_at_the_end(saved: Path) 
     assert torch.equal(absent.texts[:, -16:], needle)
     assert not (absent.texts[:, :16] == needle).all(dim=1).any()
     assert torch.equal(first.texts[:, 16:-16], last.texts[:, :-32])
-    assert _cell(load(saved, ParallelConfig()), first)["exact"] == 0  # random weights
+    assert _cell(load(saved, LayoutConfig()), first)["exact"] == 0  # random weights
 
 
 def test_the_table_says_what_was_found_at_each_length() -> None:
@@ -133,4 +133,4 @@ def test_the_table_says_what_was_found_at_each_length() -> None:
 @pytest.mark.usefixtures("one_process")
 def test_too_little_text_is_one_line(saved: Path) -> None:
     with pytest.raises(ConfigError, match=r"has 150 tokens, and a length of 192 needs 193\. Measure shorter"):
-        measure(saved, ParallelConfig(), STREAM[:150], CONFIG, seed=3)
+        measure(saved, LayoutConfig(), STREAM[:150], CONFIG, seed=3)

@@ -15,7 +15,7 @@ from cupola_platform.corpus.core.documents import Document, Drop
 from cupola_platform.corpus.filters.perplexity import PerplexityFilter
 from cupola_platform.errors import StageFailedError
 from cupola_trainer import runtime
-from cupola_trainer.config import ParallelConfig
+from cupola_trainer.config import LayoutConfig
 from cupola_trainer.conversion.exporting import export
 from cupola_trainer.evaluation.surprise import Surprise
 from cupola_trainer.generation.loading import load
@@ -39,14 +39,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def one_process() -> Iterator[None]:
-    runtime.start(ParallelConfig(), seed=0)
+    runtime.start(LayoutConfig(), seed=0)
     yield
     runtime.stop()
 
 
 @pytest.mark.usefixtures("one_process")
 def test_bits_per_byte_of_single_texts_are_those_of_transformers(checkpoint: Path, tmp_path: Path) -> None:
-    loaded = load(checkpoint, ParallelConfig())
+    loaded = load(checkpoint, LayoutConfig())
     found = Surprise(loaded, max_bytes=300)(TEXTS)
     export(checkpoint, tmp_path / "out")
     model, tokenizer = (auto.from_pretrained(tmp_path / "out") for auto in (AutoModelForCausalLM, AutoTokenizer))

@@ -13,26 +13,26 @@ import torch
 from transformers import AutoTokenizer
 
 from cupola_trainer import checkpoint, models, optim, runtime
-from cupola_trainer.config import OptimizerConfig, ParallelConfig, RolloutConfig
+from cupola_trainer.config import LayoutConfig, OptimizerConfig, RolloutConfig
 from cupola_trainer.generation.engine import engine_of
 from cupola_trainer.generation.sampling import Sampling
 
 sys.path.insert(0, str(Path(__file__).with_name("standins")))
 LAYOUTS = {
-    "dense tp2 sp": ParallelConfig(tp=2, sp=True),
-    "dense pp2": ParallelConfig(pp=2),
-    "moe dp2 ep2": ParallelConfig(dp=2, ep=2),
-    "moe tp2 sp": ParallelConfig(tp=2, sp=True),
+    "dense tp2 sp": LayoutConfig(tp=2, sp=True),
+    "dense pp2": LayoutConfig(pp=2),
+    "moe dp2 ep2": LayoutConfig(dp=2, ep=2),
+    "moe tp2 sp": LayoutConfig(tp=2, sp=True),
 }
 
 
-def answers(saved: Path, name: str, parallel: ParallelConfig) -> dict[str, list[Any]]:
+def answers(saved: Path, name: str, layout: LayoutConfig) -> dict[str, list[Any]]:
     """Of both engines: with the weights as loaded, and after they moved."""
     folder = saved / name.split()[0]
     model = checkpoint.read_model(folder)
-    chunks: Any = models.build(model, parallel)
+    chunks: Any = models.build(model, layout)
     checkpoint.load_weights(folder, chunks)
-    chunks = optim.build(chunks, parallel, OptimizerConfig(), 1).chunks  # wrapped, as in training
+    chunks = optim.build(chunks, layout, OptimizerConfig(), 1).chunks  # wrapped, as in training
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     engines = {kind: engine_of(RolloutConfig(engine=kind), chunks, tokenizer, model) for kind in ("megatron", "vllm")}
     greedy = Sampling(max_new_tokens=12, temperature=0.0)
@@ -50,9 +50,9 @@ def answers(saved: Path, name: str, parallel: ParallelConfig) -> dict[str, list[
 
 def main(saved: Path, output: Path) -> None:
     found = {}
-    for name, parallel in LAYOUTS.items():
-        runtime.start(parallel, seed=0)
-        found[name] = answers(saved, name, parallel)
+    for name, layout in LAYOUTS.items():
+        runtime.start(layout, seed=0)
+        found[name] = answers(saved, name, layout)
     if runtime.rank() == 0:
         output.write_text(json.dumps(found))
     runtime.stop()

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from cupola_platform.errors import ConfigError, NotFoundError
 from cupola_trainer import runtime
-from cupola_trainer.config import ParallelConfig, SampleJob, write_job
+from cupola_trainer.config import LayoutConfig, SampleJob, write_job
 from cupola_trainer.conversion.exporting import export
 from cupola_trainer.data.chat import encode_prompt
 from cupola_trainer.data.tokenizer_folders import stop_ids
@@ -28,8 +28,8 @@ NAMES = ["dense", "moe", "moe_normalized", "moe_alone", "windows", "llama", "yar
 
 @pytest.fixture(scope="module")
 def loaded(saved: Path) -> Iterator[dict[str, Loaded]]:
-    runtime.start(ParallelConfig(), seed=0)
-    yield {name: load(saved / name, ParallelConfig()) for name in NAMES}
+    runtime.start(LayoutConfig(), seed=0)
+    yield {name: load(saved / name, LayoutConfig()) for name in NAMES}
     runtime.stop()
 
 
@@ -95,7 +95,7 @@ def test_a_sample_depends_on_the_seed_and_its_prompt_not_on_the_batch(loaded: di
 
 
 def test_rows_that_end_leave_the_batch_and_the_others_go_on(saved: Path, loaded: dict[str, Loaded]) -> None:
-    ours = stopping_model(load(saved / "dense", ParallelConfig()))
+    ours = stopping_model(load(saved / "dense", LayoutConfig()))
     prompts, sampling = random_prompts(24), Sampling(max_new_tokens=40)
     completions = generate(ours.chunks, ours.tokenizer, prompts, sampling, batch_size=24)
     alone = [
@@ -184,14 +184,14 @@ def test_settings_that_draw_nothing_are_refused(options: dict[str, Any], says: s
         Sampling(**options)
 
 
-def sample_job(saved: Path, output: Path, name: str, **parallel: Any) -> SampleJob:
+def sample_job(saved: Path, output: Path, name: str, **layout: Any) -> SampleJob:
     prompts = output.parent / "prompts.jsonl"
     chat = [{"id": f"q{i}", "messages": [{"role": "user", "content": "word " * i}]} for i in range(1, 6)]
     texts = [{"id": "text", "text": "import os", "source": "kept apart"}]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in chat + texts))
     return SampleJob(
         output=output, seed=4, initial=saved / name, prompts=prompts, num_samples=3, max_new_tokens=12, batch_size=4,
-        parallel=ParallelConfig(**parallel),
+        layout=LayoutConfig(**layout),
     )  # fmt: skip
 
 
@@ -264,4 +264,4 @@ def test_prompts_that_cannot_be_read_are_refused_by_line(
 
 def test_more_stages_than_divide_the_layers_are_refused_before_anything_is_built(saved: Path) -> None:
     with pytest.raises(ConfigError, match=r"num_layers=2 is not a multiple of pp=3\. Try pp="):
-        load(saved / "dense", ParallelConfig(pp=3))
+        load(saved / "dense", LayoutConfig(pp=3))

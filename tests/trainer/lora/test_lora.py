@@ -19,6 +19,7 @@ from cupola_trainer import checkpoint, models, optim, runtime
 from cupola_trainer.config import (
     BatchConfig,
     CheckpointConfig,
+    LayoutConfig,
     LoraConfig,
     MergeAdapterJob,
     ModelConfig,
@@ -26,7 +27,6 @@ from cupola_trainer.config import (
     NextTokenData,
     OnlineMergingConfig,
     OptimizerConfig,
-    ParallelConfig,
     TrainJob,
 )
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
@@ -55,11 +55,11 @@ def stopped() -> Iterator[None]:
 
 def adapted(base: Path, config: LoraConfig, to: Path, tokens: torch.Tensor) -> torch.Tensor:
     """Save adapters that are not zero, and give the logits of the model with them."""
-    runtime.start(ParallelConfig(), seed=0)
+    runtime.start(LayoutConfig(), seed=0)
     model = checkpoint.read_model(base)
-    chunks = models.build(model, ParallelConfig(), seed=None)
+    chunks = models.build(model, LayoutConfig(), seed=None)
     checkpoint.load_weights(base, chunks)
-    attaching.attach(chunks, config, model, ParallelConfig(), seed=1)
+    attaching.attach(chunks, config, model, LayoutConfig(), seed=1)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for parameter in chunks[0].parameters():
@@ -67,7 +67,7 @@ def adapted(base: Path, config: LoraConfig, to: Path, tokens: torch.Tensor) -> t
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
         logits: torch.Tensor = chunks[0].eval()(tokens, torch.arange(tokens.size(1)).expand_as(tokens), None)
     checkpoint.save(
-        to, chunks, model=model, parallel=ParallelConfig(), step=0, consumed_samples=0, seed=0, objective="sft",
+        to, chunks, model=model, layout=LayoutConfig(), step=0, consumed_samples=0, seed=0, objective="sft",
         tokenizer=None, extra={"adapter": attaching.describe(base, config)},
     )  # fmt: skip
     return logits
@@ -137,7 +137,7 @@ def test_only_adapters_are_trained_and_saved_and_a_resume_is_bitwise(
 def test_adapters_are_no_model_and_go_with_their_own_base(saved: Path, tmp_path: Path) -> None:
     tokens = torch.zeros(1, 8, dtype=torch.long)
     adapted(saved / "base", LoraConfig(), tmp_path / "adapter", tokens)
-    chunks = models.build(checkpoint.read_model(saved / "base"), ParallelConfig())
+    chunks = models.build(checkpoint.read_model(saved / "base"), LayoutConfig())
     with pytest.raises(ConfigError, match="holds adapters and no model"):
         checkpoint.load_weights(tmp_path / "adapter", chunks)
     with pytest.raises(ConfigError, match="Give its own base"):
@@ -169,7 +169,7 @@ def test_what_cannot_be_adapted_is_refused_in_a_line(
     config: LoraConfig, model: ModelConfig, layout: dict[str, Any], line: str
 ) -> None:
     with pytest.raises(ConfigError, match=line):
-        config.check(model, ParallelConfig(**layout))
+        config.check(model, LayoutConfig(**layout))
 
 
 def test_what_peft_is_told_names_every_module(saved: Path, tmp_path: Path) -> None:
@@ -183,11 +183,11 @@ def test_what_peft_is_told_names_every_module(saved: Path, tmp_path: Path) -> No
 
 
 def test_online_merging_with_adapters_is_refused(saved: Path) -> None:
-    runtime.start(ParallelConfig(), seed=0)
+    runtime.start(LayoutConfig(), seed=0)
     model = checkpoint.read_model(saved / "base")
-    chunks = models.build(model, ParallelConfig())
-    attaching.attach(chunks, LoraConfig(), model, ParallelConfig(), seed=0)
-    trainee = optim.build(chunks, ParallelConfig(), OptimizerConfig(), 1)
+    chunks = models.build(model, LayoutConfig())
+    attaching.attach(chunks, LoraConfig(), model, LayoutConfig(), seed=0)
+    trainee = optim.build(chunks, LayoutConfig(), OptimizerConfig(), 1)
     merging = OnlineMergingConfig(alpha=0.1, density=0.5, base=saved / "base")
     with pytest.raises(ConfigError, match="merging with lora"):
         optim.merge_online(trainee, merging, saved / "one", model, 0)

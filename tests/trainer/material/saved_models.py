@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from cupola_platform.corpus.core.qwen_tokenizer import save_tokenizer
 from cupola_platform.corpus.tokenizer.vocabulary import train_tokenizer
 from cupola_trainer import checkpoint, models, runtime
-from cupola_trainer.config import ModelConfig, MoEConfig, ParallelConfig
+from cupola_trainer.config import LayoutConfig, ModelConfig, MoEConfig
 from cupola_trainer.config.model.positions import DynamicRope, Llama3Rope, YarnRope
 from cupola_trainer.scoring.tasks import make_tasks
 
@@ -63,15 +63,15 @@ MODELS = {
 
 
 def write_checkpoints(folder: Path) -> None:
-    runtime.start(ParallelConfig(), seed=0)
+    runtime.start(LayoutConfig(), seed=0)
     for name, model in MODELS.items():
-        chunks = models.build(model, ParallelConfig(), seed=1)
+        chunks = models.build(model, LayoutConfig(), seed=1)
         generator = torch.Generator().manual_seed(2)
         with torch.no_grad():
             for parameter in chunks[0].parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
         checkpoint.save(
-            folder / name, chunks, model=model, parallel=ParallelConfig(), step=3, consumed_samples=24, seed=1,
+            folder / name, chunks, model=model, layout=LayoutConfig(), step=3, consumed_samples=24, seed=1,
             objective="next_token", tokenizer=folder / "tokenizer",
         )  # fmt: skip
     runtime.stop()

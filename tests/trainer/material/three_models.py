@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from cupola_trainer import checkpoint, models, runtime
-from cupola_trainer.config import ModelConfig, MoEConfig, ParallelConfig
+from cupola_trainer.config import LayoutConfig, ModelConfig, MoEConfig
 
 BASE = ModelConfig(
     vocab_size=320,
@@ -39,9 +39,9 @@ MODELS = {
 
 
 def main(folder: Path) -> None:
-    runtime.start(ParallelConfig(), seed=0)
+    runtime.start(LayoutConfig(), seed=0)
     for name, (model, step) in MODELS.items():
-        chunks = models.build(model, ParallelConfig(), seed=1)
+        chunks = models.build(model, LayoutConfig(), seed=1)
         generator = torch.Generator().manual_seed(len(name) + int(100 * step))
         with torch.no_grad():
             for parameter in chunks[0].parameters():
@@ -50,7 +50,7 @@ def main(folder: Path) -> None:
             folder / name,
             chunks,
             model=model,
-            parallel=ParallelConfig(),
+            layout=LayoutConfig(),
             step=1,
             consumed_samples=8,
             seed=1,

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cupola_trainer import runtime
-from cupola_trainer.config import ParallelConfig
+from cupola_trainer.config import LayoutConfig
 
 
 def gloos_own(*args: object, **options: object) -> None:
@@ -128,11 +128,11 @@ def outcome(check: Any) -> str:
 def main() -> None:
     import_megatron()
     found: dict[str, Any] = {}
-    for parallel, checks in (
-        (ParallelConfig(tp=2, sp=True), (capacity, uneven, mappings, layers)),
-        (ParallelConfig(dp=2), (buffers,)),
+    for layout, checks in (
+        (LayoutConfig(tp=2, sp=True), (capacity, uneven, mappings, layers)),
+        (LayoutConfig(dp=2), (buffers,)),
     ):
-        runtime.start(parallel, seed=0)
+        runtime.start(layout, seed=0)
         found |= {check.__name__: outcome(check) for check in checks}
     if runtime.rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(found))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from cupola_trainer import models, optim, runtime
-from cupola_trainer.config import ModelConfig, OptimizerConfig, ParallelConfig
+from cupola_trainer.config import LayoutConfig, ModelConfig, OptimizerConfig
 from cupola_trainer.megatron.patches import PATCHES
 
 MODEL = ModelConfig(
@@ -30,7 +30,7 @@ on_a_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="with CUDA Megat
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_rank() -> Iterator[None]:
-    runtime.start(ParallelConfig(), seed=0)
+    runtime.start(LayoutConfig(), seed=0)
     yield
     runtime.stop()
 
@@ -150,8 +150,8 @@ def test_swiglu_writes_its_gradient_in_place_of_a_concatenation(weights: torch.T
 
 @pytest.mark.parametrize("distributed", [False, True])
 def test_the_optimizer_counts_its_steps_in_the_group_where_checkpoints_look(distributed: bool) -> None:
-    parallel = ParallelConfig(distributed_optimizer=distributed)
-    trainee = optim.build(models.build(MODEL, parallel), parallel, OptimizerConfig(warmup_steps=0), steps=1)
+    layout = LayoutConfig(distributed_optimizer=distributed)
+    trainee = optim.build(models.build(MODEL, layout), layout, OptimizerConfig(warmup_steps=0), steps=1)
     for chunk in trainee.chunks:
         for parameter in chunk.parameters():
             parameter.main_grad.fill_(1.0)

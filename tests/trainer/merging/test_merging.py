@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer.checkpoint import read_model
-from cupola_trainer.config import MergeJob, ParallelConfig, write_job
+from cupola_trainer.config import LayoutConfig, MergeJob, write_job
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
 from cupola_trainer.jobs import merge
 from cupola_trainer.jobs.merge import check
@@ -151,8 +151,8 @@ def test_every_layout_writes_the_same_bytes(
     method: Any, saved: Path, tmp_path: Path, torchrun: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     found = []
-    for name, layout in {"one": ParallelConfig(), "two": ParallelConfig(tp=2, sp=True)}.items():
-        job = job_of(saved, tmp_path / name, method=method, seed=4).but(parallel=layout)
+    for name, layout in {"one": LayoutConfig(), "two": LayoutConfig(tp=2, sp=True)}.items():
+        job = job_of(saved, tmp_path / name, method=method, seed=4).but(layout=layout)
         job.output.mkdir()
         write_job(job, job.output / "job.json")
         torchrun(layout.world_size, "-m", "cupola_trainer", job.output / "job.json")

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from cupola_trainer import models, optim, runtime
-from cupola_trainer.config import ModelConfig, MoEConfig, OptimizerConfig, ParallelConfig
+from cupola_trainer.config import LayoutConfig, ModelConfig, MoEConfig, OptimizerConfig
 from cupola_trainer.config.model.positions import Llama3Rope
 from cupola_trainer.conversion.config_json import to_config
 from cupola_trainer.conversion.mapping import from_huggingface
@@ -170,11 +170,11 @@ def plain_pytorch(model: Any) -> list[tuple[float, float, float]]:
 )
 def test_ten_steps_of_two_unequal_micro_batches_equal_plain_pytorch_on_the_whole(model: ModelConfig) -> None:
     theirs = huggingface(model)
-    runtime.start(ParallelConfig(), seed=0)
-    chunks = models.build(model, ParallelConfig())
+    runtime.start(LayoutConfig(), seed=0)
+    chunks = models.build(model, LayoutConfig())
     tensors = named_tensors(theirs, moe=model.moe is not None)
     fill(chunks, lambda key, index: from_huggingface(model, key, index, tensors.__getitem__))
-    trainee = optim.build(chunks, ParallelConfig(), OPTIMIZER, STEPS)
+    trainee = optim.build(chunks, LayoutConfig(), OPTIMIZER, STEPS)
     objective = NextTokenObjective.__new__(NextTokenObjective)  # its loss, without its data
     for step, (loss, norm, lr) in enumerate(plain_pytorch(theirs), start=1):
         means = passes.train(trainee.chunks, objective, micro_batches(batch(step)))
@@ -184,7 +184,7 @@ def test_ten_steps_of_two_unequal_micro_batches_equal_plain_pytorch_on_the_whole
         assert means["loss"] == pytest.approx(loss, rel=1e-5), step
         assert found_norm == pytest.approx(norm, rel=1e-5), step
         assert trainee.learning_rate == pytest.approx(lr, rel=1e-12), step
-    expected = models.build(model, ParallelConfig())
+    expected = models.build(model, LayoutConfig())
     tensors = named_tensors(theirs, moe=model.moe is not None)
     fill(expected, lambda key, index: from_huggingface(model, key, index, tensors.__getitem__))
     for (name, ours), wanted in zip(chunks[0].named_parameters(), expected[0].parameters(), strict=True):

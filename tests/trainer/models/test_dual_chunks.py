@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer import models, runtime
-from cupola_trainer.config import BatchConfig, ParallelConfig
+from cupola_trainer.config import BatchConfig, LayoutConfig
 from cupola_trainer.config.layout_rules import validate_layout
 from cupola_trainer.config.model.architecture import ModelConfig
 from cupola_trainer.config.model.positions import DualChunk, LengthScaling, YarnRope
@@ -150,7 +150,7 @@ MODELS = {
 
 @pytest.fixture
 def one_process() -> Iterator[None]:
-    runtime.start(ParallelConfig(), seed=0)
+    runtime.start(LayoutConfig(), seed=0)
     yield
     runtime.stop()
 
@@ -158,7 +158,7 @@ def one_process() -> Iterator[None]:
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("name", MODELS)
 def test_generation_with_a_cache_says_what_the_training_forward_says(name: str) -> None:
-    [model] = models.build(MODELS[name], ParallelConfig(), seed=1)
+    [model] = models.build(MODELS[name], LayoutConfig(), seed=1)
     generator = torch.Generator().manual_seed(2)
     prompts = [torch.randint(128, (length,), generator=generator).tolist() for length in (50, 3, 20, 50)]
     for batch in (prompts, [prompts[0], prompts[3]]):  # with padding, and without
@@ -177,9 +177,7 @@ def test_chunks_change_what_a_model_says_from_where_a_query_is_further_than_the_
     tokens, positions = torch.arange(40)[None], torch.arange(40)[None]
     with torch.no_grad():
         chunked, plain = (
-            models.build(replace(MODELS["alone"], dual_chunk=chunk), ParallelConfig(), seed=1)[0](
-                tokens, positions, None
-            )
+            models.build(replace(MODELS["alone"], dual_chunk=chunk), LayoutConfig(), seed=1)[0](tokens, positions, None)
             for chunk in (SHAPE["dual_chunk"], None)
         )
     torch.testing.assert_close(
@@ -226,24 +224,24 @@ def test_what_chunks_cannot_go_with_is_refused(change: dict[str, Any], says: str
 def test_layouts_and_packed_rows_that_chunks_cannot_have_are_refused() -> None:
     model, batch = MODELS["alone"], BatchConfig(sequence_length=64)
     with pytest.raises(ConfigError, match=r"dual_chunk with cp=2: .* Use cp=1"):
-        validate_layout(model, ParallelConfig(cp=2), batch)
+        validate_layout(model, LayoutConfig(cp=2), batch)
     with pytest.raises(ConfigError, match=r"reset_at_documents=true with sequence_length=64: .* sequence_length=12\."):
-        validate_layout(model, ParallelConfig(), batch, reset_at_documents=True)
+        validate_layout(model, LayoutConfig(), batch, reset_at_documents=True)
     with pytest.raises(ConfigError, match=r"pack=true with sequence_length=64: .* Use pack=false"):
-        validate_layout(model, ParallelConfig(), batch, pack=True)
-    validate_layout(model, ParallelConfig(), BatchConfig(sequence_length=12), pack=True)
+        validate_layout(model, LayoutConfig(), batch, pack=True)
+    validate_layout(model, LayoutConfig(), BatchConfig(sequence_length=12), pack=True)
 
 
 LONG = """
 import resource, torch
 from cupola_trainer import models, runtime
-from cupola_trainer.config import ModelConfig, ParallelConfig
+from cupola_trainer.config import ModelConfig, LayoutConfig
 
-runtime.start(ParallelConfig(), seed=0)
+runtime.start(LayoutConfig(), seed=0)
 [model] = models.build(ModelConfig(
     vocab_size=1024, hidden_size=256, num_layers=2, num_attention_heads=4, num_query_groups=2, ffn_hidden_size=512,
     max_position_embeddings=32768, dual_chunk={"chunk_size": 2048, "local_window": 512},
-), ParallelConfig())
+), LayoutConfig())
 tokens = torch.randint(1024, (1, 32768))
 weights = torch.ones(1, 32768)
 losses = model(tokens, torch.arange(32768)[None], None, labels=tokens, loss_mask=weights)

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, models, runtime
-from cupola_trainer.config import BatchConfig, ParallelConfig, SftData, TrainJob
+from cupola_trainer.config import BatchConfig, LayoutConfig, SftData, TrainJob
 from cupola_trainer.config.model.sizes import parameter_count
 from cupola_trainer.conversion.exporting import export
 from cupola_trainer.conversion.importing import import_
@@ -23,7 +23,7 @@ from cupola_trainer.generation.loading import load
 from cupola_trainer.training.loop import begin
 
 NAMES = ["dense", "untied", "moe", "llama", "gemma2"]
-ONE = ParallelConfig()
+ONE = LayoutConfig()
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def scalar_of(language_model: Path, to: Path) -> list[Any]:
     chunks = models.build(model, ONE, seed=7)
     checkpoint.load_weights(language_model, chunks)
     checkpoint.save(
-        to, chunks, model=model, parallel=ONE, step=1, consumed_samples=8, seed=7, objective="reward",
+        to, chunks, model=model, layout=ONE, step=1, consumed_samples=8, seed=7, objective="reward",
         tokenizer=language_model / "tokenizer",
     )  # fmt: skip
     return chunks

@@ -20,10 +20,10 @@ from cupola_trainer.config import (
     BatchConfig,
     DistillationData,
     DpoData,
+    LayoutConfig,
     ModelConfig,
     MoEConfig,
     OptimizerConfig,
-    ParallelConfig,
     RewardData,
 )
 from cupola_trainer.config.layout_rules import validate_layout
@@ -51,15 +51,15 @@ MOE = replace(
 )
 TEACHER = replace(DENSE, hidden_size=32, tie_embeddings=False, final_logit_softcapping=5.0)
 LAYOUTS = {
-    "one process": ParallelConfig(),
-    "tp2 sp": ParallelConfig(tp=2, sp=True),
-    "pp2": ParallelConfig(pp=2),
-    "pp2 vp2": ParallelConfig(pp=2, vp=2),
-    "cp2": ParallelConfig(cp=2),
-    "dp2": ParallelConfig(dp=2),
-    "ep2 dp2": ParallelConfig(ep=2, dp=2),
-    "pp2 full recompute": ParallelConfig(pp=2, recompute="full"),
-    "pp2 vp2 full recompute": ParallelConfig(pp=2, vp=2, recompute="full"),
+    "one process": LayoutConfig(),
+    "tp2 sp": LayoutConfig(tp=2, sp=True),
+    "pp2": LayoutConfig(pp=2),
+    "pp2 vp2": LayoutConfig(pp=2, vp=2),
+    "cp2": LayoutConfig(cp=2),
+    "dp2": LayoutConfig(dp=2),
+    "ep2 dp2": LayoutConfig(ep=2, dp=2),
+    "pp2 full recompute": LayoutConfig(pp=2, recompute="full"),
+    "pp2 vp2 full recompute": LayoutConfig(pp=2, vp=2, recompute="full"),
 }
 OBJECTIVES = ("dpo", "reward", "forward_kl", "jsd", "replay")
 
@@ -145,29 +145,29 @@ class Sequences(Words):
         return {**sample, "tokens": sample["tokens"][:-1]}
 
 
-def objective_of(name: str, teacher: Path, parallel: ParallelConfig) -> Objective:
+def objective_of(name: str, teacher: Path, layout: LayoutConfig) -> Objective:
     if name == "dpo":
         return Pairs()
     if name == "reward":
         return Ranked()
     if name == "sft":
-        return Conversations(packed=parallel.cp == 1)
+        return Conversations(packed=layout.cp == 1)
     if name == "replay":
-        return ReplayObjective(Conversations(packed=parallel.cp == 1), Sequences(), share=0.25)
+        return ReplayObjective(Conversations(packed=layout.cp == 1), Sequences(), share=0.25)
     kind: Any = name
     data = DistillationData(teacher=teacher, tokens=teacher, divergence=kind, temperature=1.5, token_loss=0.2, beta=0.3)
-    return LiveTeacher(data, Words(), student=DENSE, parallel=parallel)
+    return LiveTeacher(data, Words(), student=DENSE, layout=layout)
 
 
-def trajectory(name: str, model: ModelConfig, parallel: ParallelConfig, teacher: Path) -> list[dict[str, float]]:
+def trajectory(name: str, model: ModelConfig, layout: LayoutConfig, teacher: Path) -> list[dict[str, float]]:
     model = replace(model, head="scalar" if name == "reward" else "language_model")
-    validate_layout(model, parallel, BATCH)
-    runtime.start(parallel, seed=0)
+    validate_layout(model, layout, BATCH)
+    runtime.start(layout, seed=0)
     if not teacher.exists():
         write_teacher(teacher)
-    objective = objective_of(name, teacher, parallel)
-    chunks = models.build(model, parallel, seed=5)
-    trainee = optim.build(chunks, parallel, OptimizerConfig(lr=3e-3, warmup_steps=1), STEPS)
+    objective = objective_of(name, teacher, layout)
+    chunks = models.build(model, layout, seed=5)
+    trainee = optim.build(chunks, layout, OptimizerConfig(lr=3e-3, warmup_steps=1), STEPS)
     before = said(trainee.chunks, objective) if name in ("dpo", "reward") else {}
     steps = []
     for step in range(STEPS):
@@ -189,22 +189,22 @@ def said(chunks: list[torch.nn.Module], objective: Objective) -> dict[str, float
 
 def write_teacher(folder: Path) -> None:
     checkpoint.save(
-        folder, models.build(TEACHER, ParallelConfig(), seed=11), model=TEACHER, parallel=ParallelConfig(), step=0,
+        folder, models.build(TEACHER, LayoutConfig(), seed=11), model=TEACHER, layout=LayoutConfig(), step=0,
         consumed_samples=0, seed=11, objective="next_token", tokenizer=None,
     )  # fmt: skip
 
 
 def main(teacher: Path, output: Path) -> None:
     found = {}
-    for layout, parallel in LAYOUTS.items():
-        if parallel.world_size == runtime.world_size():
-            if parallel.pp > 1:
-                found[f"sft moe {layout}"] = trajectory("sft", MOE, parallel, teacher)
+    for case, layout in LAYOUTS.items():
+        if layout.world_size == runtime.world_size():
+            if layout.pp > 1:
+                found[f"sft moe {case}"] = trajectory("sft", MOE, layout, teacher)
             for name in OBJECTIVES:
-                if parallel.ep == 1 and parallel.recompute == "none":
-                    found[f"{name} dense {layout}"] = trajectory(name, DENSE, parallel, teacher)
-                if name in ("reward", "forward_kl", "replay") and layout in ("one process", "ep2 dp2", "tp2 sp"):
-                    found[f"{name} moe {layout}"] = trajectory(name, MOE, parallel, teacher)
+                if layout.ep == 1 and layout.recompute == "none":
+                    found[f"{name} dense {case}"] = trajectory(name, DENSE, layout, teacher)
+                if name in ("reward", "forward_kl", "replay") and case in ("one process", "ep2 dp2", "tp2 sp"):
+                    found[f"{name} moe {case}"] = trajectory(name, MOE, layout, teacher)
     if runtime.rank() == 0:
         output.write_text(json.dumps(found))
     runtime.stop()

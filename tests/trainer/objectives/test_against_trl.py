@@ -15,9 +15,9 @@ from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.config import (
     BatchConfig,
     DpoData,
+    LayoutConfig,
     ModelConfig,
     OptimizerConfig,
-    ParallelConfig,
     SftData,
     TrainingData,
     TrainJob,
@@ -41,9 +41,9 @@ MODEL = ModelConfig(
 def start(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer_folder: Path) -> Path:
     """A checkpoint, and beside it the same weights for transformers."""
     folder = tmp_path_factory.mktemp("start")
-    runtime.start(ParallelConfig(), seed=0)
+    runtime.start(LayoutConfig(), seed=0)
     checkpoint.save(
-        folder / "ours", models.build(MODEL, ParallelConfig(), seed=SEED), model=MODEL, parallel=ParallelConfig(),
+        folder / "ours", models.build(MODEL, LayoutConfig(), seed=SEED), model=MODEL, layout=LayoutConfig(),
         step=0, consumed_samples=0, seed=SEED, objective="next_token", tokenizer=chat_tokenizer_folder,
     )  # fmt: skip
     runtime.stop()

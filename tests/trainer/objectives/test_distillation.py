@@ -15,9 +15,9 @@ from cupola_trainer import checkpoint, models, optim, runtime
 from cupola_trainer.config import (
     BatchConfig,
     DistillationData,
+    LayoutConfig,
     ModelConfig,
     OptimizerConfig,
-    ParallelConfig,
     SftData,
     TeachJob,
     TrainJob,
@@ -30,7 +30,7 @@ from cupola_trainer.objectives.sft import SftObjective
 from cupola_trainer.reporting.metrics import read_metrics
 from cupola_trainer.training import loop
 
-ONE = ParallelConfig()
+ONE = LayoutConfig()
 STUDENT = ModelConfig(
     vocab_size=1024, hidden_size=32, num_layers=2, num_attention_heads=2, num_query_groups=1, ffn_hidden_size=64,
     max_position_embeddings=64, rope_theta=10_000.0,
@@ -44,7 +44,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer_folder: Pat
     folder = tmp_path_factory.mktemp("teacher") / "checkpoint"
     runtime.start(ONE, seed=0)
     checkpoint.save(
-        folder, models.build(TEACHER, ONE, seed=3), model=TEACHER, parallel=ONE, step=0, consumed_samples=0, seed=3,
+        folder, models.build(TEACHER, ONE, seed=3), model=TEACHER, layout=ONE, step=0, consumed_samples=0, seed=3,
         objective="sft", tokenizer=chat_tokenizer_folder,
     )  # fmt: skip
     runtime.stop()
@@ -85,7 +85,7 @@ def test_the_gradient_is_torchs(teacher: Path, conversations: Path, chat_tokeniz
     runtime.start(ONE, seed=0)
     data = DistillationData(teacher=teacher, conversations=conversations, temperature=1.7)
     text = SftObjective(SftData(conversations=conversations), tokenizer=chat_tokenizer, sequence_length=48, seed=0)
-    objective = LiveTeacher(data, text, student=STUDENT, parallel=ONE)
+    objective = LiveTeacher(data, text, student=STUDENT, layout=ONE)
     chunks = models.build(STUDENT, ONE, seed=5)
     plain, [theirs] = models.build(STUDENT, ONE, seed=5)[0], models.build(TEACHER, ONE, seed=3)
     trainee = optim.build(chunks, ONE, OptimizerConfig(), 1)

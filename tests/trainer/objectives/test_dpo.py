@@ -14,7 +14,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer import runtime
-from cupola_trainer.config import DpoData, ParallelConfig
+from cupola_trainer.config import DpoData, LayoutConfig
 from cupola_trainer.objectives.dpo import DpoObjective
 from cupola_trainer.objectives.losses.preference import dpo_loss
 
@@ -113,7 +113,7 @@ def test_answers_are_scored_without_their_prompts(preferences: Path, chat_tokeni
 
 
 def test_the_reference_is_the_model_as_it_was(preferences: Path, chat_tokenizer: Any) -> None:
-    runtime.start(ParallelConfig(), seed=0)
+    runtime.start(LayoutConfig(), seed=0)
     kept = preferences / "reference.npz"
     dpo, policy = objective(preferences, chat_tokenizer, kept), model()
     with torch.no_grad():

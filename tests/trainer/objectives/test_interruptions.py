@@ -17,10 +17,10 @@ from cupola_trainer.config import (
     BatchConfig,
     CheckpointConfig,
     DpoData,
+    LayoutConfig,
     ModelConfig,
     NextTokenData,
     OptimizerConfig,
-    ParallelConfig,
     RewardData,
     SftData,
     TrainJob,
@@ -37,7 +37,7 @@ MODEL = ModelConfig(
     ffn_hidden_size=64,
     max_position_embeddings=64,
 )
-PRETRAINING = {"tp": ParallelConfig(tp=2), "pp": ParallelConfig(pp=2), "dp": ParallelConfig(dp=2)}
+PRETRAINING = {"tp": LayoutConfig(tp=2), "pp": LayoutConfig(pp=2), "dp": LayoutConfig(dp=2)}
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +58,11 @@ def initial(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer_folder: Pat
     """A checkpoint to start from."""
     from cupola_trainer import checkpoint, models, runtime
 
-    runtime.start(ParallelConfig(), seed=0)
+    runtime.start(LayoutConfig(), seed=0)
     folder = tmp_path_factory.mktemp("initial") / "checkpoint"
-    chunks = models.build(MODEL, ParallelConfig())
+    chunks = models.build(MODEL, LayoutConfig())
     checkpoint.save(
-        folder, chunks, model=MODEL, parallel=ParallelConfig(), step=0, consumed_samples=0, seed=0,
+        folder, chunks, model=MODEL, layout=LayoutConfig(), step=0, consumed_samples=0, seed=0,
         objective="next_token", tokenizer=chat_tokenizer_folder,
     )  # fmt: skip
     return folder
@@ -79,12 +79,12 @@ def job(kind: str, tmp_path: Path, tokens_folder: Path, data: Path, initial: Pat
         "checkpoint": CheckpointConfig(every=7),
     }
     if kind in PRETRAINING:
-        return TrainJob(model=MODEL, data=NextTokenData(tokens=tokens_folder), parallel=PRETRAINING[kind], **shared)
-    two = ParallelConfig(dp=2)
+        return TrainJob(model=MODEL, data=NextTokenData(tokens=tokens_folder), layout=PRETRAINING[kind], **shared)
+    two = LayoutConfig(dp=2)
     if kind == "sft":
-        return TrainJob(initial=initial, data=SftData(conversations=data / "conversations"), parallel=two, **shared)
+        return TrainJob(initial=initial, data=SftData(conversations=data / "conversations"), layout=two, **shared)
     made = DpoData if kind == "dpo" else RewardData
-    return TrainJob(initial=initial, data=made(preferences=data / "preferences"), parallel=two, **shared)
+    return TrainJob(initial=initial, data=made(preferences=data / "preferences"), layout=two, **shared)
 
 
 def start(job: TrainJob, environment: dict[str, str]) -> RunningJob:

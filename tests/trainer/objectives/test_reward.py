@@ -12,7 +12,7 @@ import torch
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, models, runtime
-from cupola_trainer.config import BatchConfig, ModelConfig, OptimizerConfig, ParallelConfig, RewardData, TrainJob
+from cupola_trainer.config import BatchConfig, LayoutConfig, ModelConfig, OptimizerConfig, RewardData, TrainJob
 from cupola_trainer.data.chat import encode_answer
 from cupola_trainer.forward import outputs
 from cupola_trainer.objectives.reward import RewardObjective
@@ -20,7 +20,7 @@ from cupola_trainer.reporting.metrics import read_metrics
 from cupola_trainer.rl.reward_model import RewardModel
 from cupola_trainer.training import loop
 
-ONE = ParallelConfig()
+ONE = LayoutConfig()
 MODEL = ModelConfig(
     vocab_size=1024, hidden_size=32, num_layers=2, num_attention_heads=2, num_query_groups=1, ffn_hidden_size=64,
     max_position_embeddings=64, rope_theta=10_000.0,
@@ -105,7 +105,7 @@ def test_a_reward_model_learns_to_rank_and_then_scores(
     runtime.start(ONE, seed=0)
     start = tmp_path / "start"
     checkpoint.save(
-        start, models.build(MODEL, ONE, seed=3), model=MODEL, parallel=ONE, step=0, consumed_samples=0, seed=3,
+        start, models.build(MODEL, ONE, seed=3), model=MODEL, layout=ONE, step=0, consumed_samples=0, seed=3,
         objective="sft", tokenizer=chat_tokenizer_folder,
     )  # fmt: skip
     runtime.stop()

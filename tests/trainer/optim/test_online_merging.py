@@ -15,10 +15,10 @@ from cupola_trainer import checkpoint, models, optim, runtime
 from cupola_trainer.config import (
     BatchConfig,
     CheckpointConfig,
+    LayoutConfig,
     NextTokenData,
     OnlineMergingConfig,
     OptimizerConfig,
-    ParallelConfig,
     TrainJob,
 )
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
@@ -38,7 +38,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def one_process() -> Iterator[None]:
-    runtime.start(ParallelConfig(), seed=0)
+    runtime.start(LayoutConfig(), seed=0)
     yield
     runtime.stop()
 
@@ -51,9 +51,9 @@ def config(saved: Path, **settings: Any) -> OnlineMergingConfig:
 def steps(saved: Path, merging: OnlineMergingConfig | None, count: int) -> list[dict[str, torch.Tensor]]:
     """The weights before and after each of some steps, with gradients that depend on the step alone."""
     model = checkpoint.read_model(saved / "two")
-    chunks = models.build(model, ParallelConfig(), seed=None)
+    chunks = models.build(model, LayoutConfig(), seed=None)
     checkpoint.load_weights(saved / "two", chunks)
-    trainee = optim.build(chunks, ParallelConfig(), OptimizerConfig(lr=1e-2, min_lr_ratio=1, clip_grad=0), 9)
+    trainee = optim.build(chunks, LayoutConfig(), OptimizerConfig(lr=1e-2, min_lr_ratio=1, clip_grad=0), 9)
     if merging:
         optim.merge_online(trainee, merging, saved / "two", model, seed=3)
     weights = dict(chunks[0].named_parameters())
@@ -121,13 +121,13 @@ def test_between_merges_every_tensor_moves_by_plain_adam_and_all_that_moved_is_m
 
 def weights_of(folder: Path) -> list[tuple[str, torch.Tensor]]:
     """A checkpoint's weights, in the order of a model's parameters."""
-    [model] = models.build(checkpoint.read_model(folder), ParallelConfig(), seed=None)
+    [model] = models.build(checkpoint.read_model(folder), LayoutConfig(), seed=None)
     checkpoint.load_weights(folder, [model])
     return [(name, parameter.detach()) for name, parameter in model.named_parameters()]
 
 
 def test_the_kth_largest_is_found_bit_by_bit() -> None:
-    runtime.start(ParallelConfig(), seed=0)
+    runtime.start(LayoutConfig(), seed=0)
     values = [torch.randn(1000, generator=torch.Generator().manual_seed(i)) * 10.0**-i for i in range(4)]
     parts = [(0, values[0][:300]), (0, values[0][300:]), *((i, values[i]) for i in (1, 2, 3))]
     bits = [(i, magnitude_bits(part)) for i, part in parts]
@@ -169,7 +169,7 @@ def test_a_resume_is_bitwise(saved: Path, tokens_folder: Path, tmp_path: Path) -
 @pytest.mark.usefixtures("one_process")
 def test_what_there_is_nothing_to_merge_with_is_refused(saved: Path) -> None:
     shape = checkpoint.read_model(saved / "two")
-    trainee = optim.build(models.build(shape, ParallelConfig()), ParallelConfig(), OptimizerConfig(), 1)
+    trainee = optim.build(models.build(shape, LayoutConfig()), LayoutConfig(), OptimizerConfig(), 1)
     with pytest.raises(ConfigError, match="without an initial checkpoint"):
         optim.merge_online(trainee, config(saved), None, shape, 0)
     with pytest.raises(ConfigError, match="ffn_hidden_size"):

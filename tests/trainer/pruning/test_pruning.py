@@ -19,10 +19,10 @@ from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.config import (
     BatchConfig,
+    LayoutConfig,
     ModelConfig,
     MoEConfig,
     NextTokenData,
-    ParallelConfig,
     PruneJob,
     PruneTarget,
     TrainJob,
@@ -60,9 +60,9 @@ def job_of(initial: Path, tokens: Path, output: Path, to: PruneTarget) -> PruneJ
 
 
 def measured(job: PruneJob) -> tuple[ModelConfig, Importance]:
-    runtime.start(ParallelConfig(), seed=0)
+    runtime.start(LayoutConfig(), seed=0)
     model = checkpoint.read_model(job.initial)
-    [chunk] = models.build(model, ParallelConfig(), seed=None)
+    [chunk] = models.build(model, LayoutConfig(), seed=None)
     checkpoint.load_weights(job.initial, [chunk])
     return model, measure(model, chunk, sequences(job, LENGTH))
 
@@ -171,8 +171,8 @@ def test_the_pruned_model_says_what_the_sliced_one_says(
     reference = sliced(export(saved / name, tmp_path / "hf"), tmp_path / "sliced", model, small, kept)
     theirs = AutoModelForCausalLM.from_pretrained(reference).eval()
     exported = AutoModelForCausalLM.from_pretrained(export(tmp_path / "job" / "checkpoint", tmp_path / "out")).eval()
-    runtime.start(ParallelConfig(), seed=0)
-    [chunk] = models.build(small, ParallelConfig(), seed=None)
+    runtime.start(LayoutConfig(), seed=0)
+    [chunk] = models.build(small, LayoutConfig(), seed=None)
     checkpoint.load_weights(tmp_path / "job" / "checkpoint", [chunk])
     tokens = torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(5))
     with torch.no_grad():

@@ -11,7 +11,7 @@ import pytest
 from cupola_platform.corpus.core.qwen_tokenizer import save_tokenizer
 from cupola_platform.corpus.tokenizer.vocabulary import train_tokenizer
 from cupola_trainer import checkpoint, models, runtime
-from cupola_trainer.config import BatchConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainJob
+from cupola_trainer.config import BatchConfig, LayoutConfig, ModelConfig, OptimizerConfig, TrainJob
 
 HERE = Path(__file__).parent
 MODEL = ModelConfig(
@@ -32,10 +32,10 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reinforcement")
     text = Path(argparse_source()).read_text(encoding="utf-8")
     save_tokenizer(train_tokenizer([text], 512).to_str(), folder / "tokenizer")
-    runtime.start(ParallelConfig(), seed=0)
-    chunks = models.build(MODEL, ParallelConfig(), seed=1)
+    runtime.start(LayoutConfig(), seed=0)
+    chunks = models.build(MODEL, LayoutConfig(), seed=1)
     checkpoint.save(
-        folder / "policy", chunks, model=MODEL, parallel=ParallelConfig(), step=1, consumed_samples=1, seed=1,
+        folder / "policy", chunks, model=MODEL, layout=LayoutConfig(), step=1, consumed_samples=1, seed=1,
         objective="sft", tokenizer=folder / "tokenizer",
     )  # fmt: skip
     runtime.stop()

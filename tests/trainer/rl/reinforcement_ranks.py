@@ -18,11 +18,11 @@ from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.config import (
     BatchConfig,
     GrpoData,
+    LayoutConfig,
     ModelConfig,
     MoEConfig,
     OnlineDpoData,
     OptimizerConfig,
-    ParallelConfig,
     PpoData,
     PythonReward,
     RolloutConfig,
@@ -41,27 +41,27 @@ DENSE = ModelConfig(
 )  # fmt: skip
 MOE = replace(DENSE, moe=MoEConfig(num_experts=4, expert_ffn_hidden_size=48, aux_loss_coeff=0.05))
 LAYOUTS = {
-    "grpo dense one process": ParallelConfig(),
-    "grpo dense tp2 sp": ParallelConfig(tp=2, sp=True),
-    "grpo dense pp2": ParallelConfig(pp=2),
-    "grpo dense cp2": ParallelConfig(cp=2),
-    "grpo dense dp2": ParallelConfig(dp=2),
-    "grpo dense tp2 sp cp2": ParallelConfig(tp=2, sp=True, cp=2),
-    "grpo dense pp2 vp2 dp2": ParallelConfig(pp=2, vp=2, dp=2),
-    "grpo moe one process": ParallelConfig(),
-    "grpo moe ep2": ParallelConfig(dp=2, ep=2),
-    "grpo moe tp2 sp pp2": ParallelConfig(tp=2, sp=True, pp=2),
-    "grpo moe cp2 dp2 ep2": ParallelConfig(cp=2, dp=2, ep=2),
-    "ppo dense one process": ParallelConfig(),
-    "ppo dense tp2 sp": ParallelConfig(tp=2, sp=True),
-    "ppo dense pp2 dp2": ParallelConfig(pp=2, dp=2),
-    "ppo dense cp2 tp2": ParallelConfig(cp=2, tp=2),
-    "ppo moe one process": ParallelConfig(),
-    "ppo moe ep2": ParallelConfig(dp=2, ep=2),
-    "online_dpo dense one process": ParallelConfig(),
-    "online_dpo dense pp2": ParallelConfig(pp=2),
-    "online_dpo dense cp2": ParallelConfig(cp=2),
-    "online_dpo dense tp2 sp dp2": ParallelConfig(tp=2, sp=True, dp=2),
+    "grpo dense one process": LayoutConfig(),
+    "grpo dense tp2 sp": LayoutConfig(tp=2, sp=True),
+    "grpo dense pp2": LayoutConfig(pp=2),
+    "grpo dense cp2": LayoutConfig(cp=2),
+    "grpo dense dp2": LayoutConfig(dp=2),
+    "grpo dense tp2 sp cp2": LayoutConfig(tp=2, sp=True, cp=2),
+    "grpo dense pp2 vp2 dp2": LayoutConfig(pp=2, vp=2, dp=2),
+    "grpo moe one process": LayoutConfig(),
+    "grpo moe ep2": LayoutConfig(dp=2, ep=2),
+    "grpo moe tp2 sp pp2": LayoutConfig(tp=2, sp=True, pp=2),
+    "grpo moe cp2 dp2 ep2": LayoutConfig(cp=2, dp=2, ep=2),
+    "ppo dense one process": LayoutConfig(),
+    "ppo dense tp2 sp": LayoutConfig(tp=2, sp=True),
+    "ppo dense pp2 dp2": LayoutConfig(pp=2, dp=2),
+    "ppo dense cp2 tp2": LayoutConfig(cp=2, tp=2),
+    "ppo moe one process": LayoutConfig(),
+    "ppo moe ep2": LayoutConfig(dp=2, ep=2),
+    "online_dpo dense one process": LayoutConfig(),
+    "online_dpo dense pp2": LayoutConfig(pp=2),
+    "online_dpo dense cp2": LayoutConfig(cp=2),
+    "online_dpo dense tp2 sp dp2": LayoutConfig(tp=2, sp=True, dp=2),
 }
 
 
@@ -74,7 +74,7 @@ class Recorded:
         return [Completion(draws.integers(3, 400, n).tolist(), [0.0] * int(n), bool(n % 2)) for n in lengths]
 
 
-def job_of(kind: str, material: Path, policy: Path, parallel: ParallelConfig, output: Path) -> TrainJob:
+def job_of(kind: str, material: Path, policy: Path, layout: LayoutConfig, output: Path) -> TrainJob:
     pairs = kind == "online_dpo"
     shared: dict[str, Any] = {
         "conversations": material / "conversations",
@@ -87,18 +87,18 @@ def job_of(kind: str, material: Path, policy: Path, parallel: ParallelConfig, ou
     elif pairs:
         data = OnlineDpoData(**shared)
     return TrainJob(
-        output=output, initial=policy, steps=STEPS, seed=3, parallel=parallel, data=data, dry=True,
+        output=output, initial=policy, steps=STEPS, seed=3, layout=layout, data=data, dry=True,
         batch=BatchConfig(sequence_length=48, micro_batch_size=2, global_batch_size=8),
         optimizer=OptimizerConfig(lr=3e-3, warmup_steps=1),
     )  # fmt: skip
 
 
-def trajectory(kind: str, material: Path, policy: Path, parallel: ParallelConfig) -> dict[str, Any]:
+def trajectory(kind: str, material: Path, policy: Path, layout: LayoutConfig) -> dict[str, Any]:
     """What the initial weights answer, and the numbers of each step on the recorded answers."""
     folder = [tempfile.mkdtemp() if runtime.rank() == 0 else ""]
     if dist.is_initialized():
         dist.broadcast_object_list(folder, src=0)
-    under_way = begin(job_of(kind, material, policy, parallel, Path(folder[0])))
+    under_way = begin(job_of(kind, material, policy, layout, Path(folder[0])))
     objective: Any = under_way.objective
     prompts = [prompt.tokens for prompt in objective.prompts[:6]]
     sampling = Sampling(max_new_tokens=10, temperature=1.2, top_p=0.9)
@@ -122,10 +122,10 @@ def policy(kind: str, folder: Path) -> Path:
     """A checkpoint that the first call writes."""
     model = {"dense": DENSE, "moe": MOE}[kind]
     if not (folder / kind).exists():
-        runtime.start(ParallelConfig(), seed=0)
-        chunks = models.build(model, ParallelConfig(), seed=5)
+        runtime.start(LayoutConfig(), seed=0)
+        chunks = models.build(model, LayoutConfig(), seed=5)
         checkpoint.save(
-            folder / kind, chunks, model=model, parallel=ParallelConfig(), step=1, consumed_samples=1, seed=1,
+            folder / kind, chunks, model=model, layout=LayoutConfig(), step=1, consumed_samples=1, seed=1,
             objective="sft", tokenizer=folder / "tokenizer",
         )  # fmt: skip
     return folder / kind
@@ -134,10 +134,10 @@ def policy(kind: str, folder: Path) -> Path:
 def main(material: Path, output: Path) -> None:
     sys.path.insert(0, str(HERE))
     found = {}
-    for name, parallel in sorted(LAYOUTS.items(), key=lambda item: str(item[1])):  # equal ones share their groups
-        if parallel.world_size == runtime.world_size():
+    for name, layout in sorted(LAYOUTS.items(), key=lambda item: str(item[1])):  # equal ones share their groups
+        if layout.world_size == runtime.world_size():
             kind, model, *_ = name.split()
-            found[name] = trajectory(kind, material, policy(model, material), parallel)
+            found[name] = trajectory(kind, material, policy(model, material), layout)
     if runtime.rank() == 0:
         output.write_text(json.dumps(found))
     runtime.stop()

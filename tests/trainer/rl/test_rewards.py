@@ -11,7 +11,7 @@ import pytest
 
 from cupola_platform.errors import ConfigError, CorruptArtifactError
 from cupola_trainer import runtime
-from cupola_trainer.config import CodeReward, ParallelConfig, PythonReward, TaskReward
+from cupola_trainer.config import CodeReward, LayoutConfig, PythonReward, TaskReward
 from cupola_trainer.generation.batch import Completion
 from cupola_trainer.rl.prompts import Prompt, PromptOrder, read_prompts, spread
 from cupola_trainer.rl.rewards import combine, load_function, score_responses
@@ -22,7 +22,7 @@ from cupola_trainer.scoring.tasks import make_tasks
 @pytest.fixture
 def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(Path(__file__).parent)  # type: ignore[no-untyped-call]
-    runtime.start(ParallelConfig(), seed=0)
+    runtime.start(LayoutConfig(), seed=0)
     yield
     runtime.stop()
 

@@ -14,9 +14,9 @@ from cupola_platform.launch import LocalLauncher, RunningJob
 from cupola_trainer.config import (
     BatchConfig,
     CheckpointConfig,
+    LayoutConfig,
     ModelConfig,
     NextTokenData,
-    ParallelConfig,
     TrainJob,
     write_job,
 )
@@ -33,7 +33,7 @@ def training(tmp_path_factory: pytest.TempPathFactory, tokens_folder: Path) -> I
             max_position_embeddings=32,
         ),
         steps=100_000,
-        parallel=ParallelConfig(dp=2),
+        layout=LayoutConfig(dp=2),
         batch=BatchConfig(sequence_length=32, micro_batch_size=1, global_batch_size=2),
         data=NextTokenData(tokens=tokens_folder),
         checkpoint=CheckpointConfig(every=0),

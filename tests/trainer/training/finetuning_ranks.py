@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from cupola_trainer import checkpoint, models, optim, runtime
 from cupola_trainer.checkpoint.shards import Shard, master_shards, weight_shards
-from cupola_trainer.config import BatchConfig, LoraConfig, OnlineMergingConfig, OptimizerConfig, ParallelConfig
+from cupola_trainer.config import BatchConfig, LayoutConfig, LoraConfig, OnlineMergingConfig, OptimizerConfig
 from cupola_trainer.data.batches import Batch
 from cupola_trainer.lora import attaching
 from cupola_trainer.objectives import passes
@@ -34,17 +34,17 @@ from cupola_trainer.upcycling.experts import derived_seed
 STEPS = 3
 BATCH = BatchConfig(sequence_length=32, micro_batch_size=2, global_batch_size=4)
 LAYOUTS = {
-    "one process": ParallelConfig(),
-    "one whole optimizer": ParallelConfig(distributed_optimizer=False),
-    "one full recompute": ParallelConfig(recompute="full"),
-    "tp2": ParallelConfig(tp=2),
-    "tp2 sp": ParallelConfig(tp=2, sp=True),
-    "pp2": ParallelConfig(pp=2),
-    "cp2": ParallelConfig(cp=2),
-    "dp2": ParallelConfig(dp=2),
-    "dp2 ep2": ParallelConfig(dp=2, ep=2),
-    "tp2 sp ep2": ParallelConfig(tp=2, sp=True, ep=2),
-    "dp2 whole optimizer": ParallelConfig(dp=2, distributed_optimizer=False),
+    "one process": LayoutConfig(),
+    "one whole optimizer": LayoutConfig(distributed_optimizer=False),
+    "one full recompute": LayoutConfig(recompute="full"),
+    "tp2": LayoutConfig(tp=2),
+    "tp2 sp": LayoutConfig(tp=2, sp=True),
+    "pp2": LayoutConfig(pp=2),
+    "cp2": LayoutConfig(cp=2),
+    "dp2": LayoutConfig(dp=2),
+    "dp2 ep2": LayoutConfig(dp=2, ep=2),
+    "tp2 sp ep2": LayoutConfig(tp=2, sp=True, ep=2),
+    "dp2 whole optimizer": LayoutConfig(dp=2, distributed_optimizer=False),
 }
 METHODS: dict[str, Callable[[Path], OnlineMergingConfig | LoraConfig]] = {
     "ondare": lambda base: OnlineMergingConfig(method="ondare", alpha=0.3, density=0.4, online_step=2, base=base),
@@ -79,14 +79,14 @@ class Words(Objective):
         return (output.float() * batch["loss_mask"]).sum(), self.count(batch), {}
 
 
-def trainee_of(folder: Path, name: str, parallel: ParallelConfig, method: OnlineMergingConfig | LoraConfig) -> Trainee:
-    runtime.start(parallel, seed=0)
+def trainee_of(folder: Path, name: str, layout: LayoutConfig, method: OnlineMergingConfig | LoraConfig) -> Trainee:
+    runtime.start(layout, seed=0)
     model = checkpoint.read_model(folder / name)
-    chunks = models.build(model, parallel, seed=None)
+    chunks = models.build(model, layout, seed=None)
     checkpoint.load_weights(folder / name, chunks)
     if isinstance(method, LoraConfig):
-        attaching.attach(chunks, method, model, parallel, seed=7)
-    trainee = optim.build(chunks, parallel, OptimizerConfig(lr=1e-2), STEPS)
+        attaching.attach(chunks, method, model, layout, seed=7)
+    trainee = optim.build(chunks, layout, OptimizerConfig(lr=1e-2), STEPS)
     if isinstance(method, OnlineMergingConfig):
         optim.merge_online(trainee, method, folder / name, model, seed=7)
     return trainee
@@ -148,18 +148,18 @@ def places(shard: Shard) -> torch.Tensor:
 
 def main(folder: Path, output: Path) -> None:
     trajectories, digests = {}, {}
-    for layout, parallel in LAYOUTS.items():
-        if parallel.world_size != runtime.world_size():
+    for layout_name, layout in LAYOUTS.items():
+        if layout.world_size != runtime.world_size():
             continue
         for kind, (name, base) in MODELS.items():
-            unfit = parallel.ep > 1 if kind == "dense" else parallel.tp > 1 and parallel.ep == 1
+            unfit = layout.ep > 1 if kind == "dense" else layout.tp > 1 and layout.ep == 1
             for method, config in METHODS.items():
                 if unfit or (method == "lora of experts" and kind == "dense"):
                     continue
-                case, settings = f"{layout}, {kind}, {method}", config(folder / base)
-                trajectories[case] = trajectory(trainee_of(folder, name, parallel, settings))
+                case, settings = f"{layout_name}, {kind}, {method}", config(folder / base)
+                trajectories[case] = trajectory(trainee_of(folder, name, layout, settings))
                 if isinstance(settings, OnlineMergingConfig):
-                    digests[case] = weights(trainee_of(folder, name, parallel, settings))
+                    digests[case] = weights(trainee_of(folder, name, layout, settings))
     if runtime.rank() == 0:
         output.write_text(json.dumps({"trajectories": trajectories, "weights": digests}))
     runtime.stop()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from cupola_trainer import models, optim, runtime
-from cupola_trainer.config import BatchConfig, ModelConfig, MoEConfig, OptimizerConfig, ParallelConfig
+from cupola_trainer.config import BatchConfig, LayoutConfig, ModelConfig, MoEConfig, OptimizerConfig
 from cupola_trainer.config.layout_rules import validate_layout
 from cupola_trainer.config.model.positions import DualChunk, LengthScaling, Llama3Rope, YarnRope
 from cupola_trainer.data.batches import Batch
@@ -81,117 +81,117 @@ MODELS = {
 }
 
 LAYOUTS = {
-    "dense one process": ParallelConfig(),
-    "dense tp2": ParallelConfig(tp=2),
-    "dense tp2 sp": ParallelConfig(tp=2, sp=True),
-    "dense pp2": ParallelConfig(pp=2),
-    "dense pp2 vp2": ParallelConfig(pp=2, vp=2),
-    "dense dp2": ParallelConfig(dp=2),
-    "dense dp2 whole optimizer": ParallelConfig(dp=2, distributed_optimizer=False),
-    "dense dp2 overlap": ParallelConfig(dp=2, overlap=True),
-    "dense cp2": ParallelConfig(cp=2),
-    "dense tp2 pp2": ParallelConfig(tp=2, pp=2),
-    "moe one process": ParallelConfig(),
-    "moe ep2": ParallelConfig(dp=2, ep=2),
-    "moe dp2": ParallelConfig(dp=2),
-    "moe tp2 sp ep2": ParallelConfig(tp=2, sp=True, ep=2),
-    "moe tp2 sp etp2": ParallelConfig(tp=2, sp=True),
-    "moe tp2 sp etp1": ParallelConfig(tp=2, sp=True, etp=1),
-    "moe dp2 etp2": ParallelConfig(dp=2, etp=2),
-    "moe pp2": ParallelConfig(pp=2),
-    "moe cp2": ParallelConfig(cp=2),
-    "moe tp2 sp ep2 dp2": ParallelConfig(tp=2, sp=True, ep=2, dp=2),
-    "seq_aux one process": ParallelConfig(),
-    "seq_aux tp2 sp ep2": ParallelConfig(tp=2, sp=True, ep=2),
-    "seq_aux cp2": ParallelConfig(cp=2),
-    "global_aux one process": ParallelConfig(),
-    "global_aux tp2 sp ep2": ParallelConfig(tp=2, sp=True, ep=2),
-    "global_aux pp2": ParallelConfig(pp=2),
-    "bias one process": ParallelConfig(),
-    "bias dp2 ep2": ParallelConfig(dp=2, ep=2),
-    "bias tp2 sp pp2": ParallelConfig(tp=2, sp=True, pp=2),
-    "bf16 one process": ParallelConfig(),
-    "bf16 tp2 sp": ParallelConfig(tp=2, sp=True),
-    "bf16 dp2": ParallelConfig(dp=2),
-    "bf16_moe dp2 ep2": ParallelConfig(dp=2, ep=2),
-    "capacity one process": ParallelConfig(),
-    "capacity dp2 ep2": ParallelConfig(dp=2, ep=2),
-    "capacity tp2 sp ep2": ParallelConfig(tp=2, sp=True, ep=2),
-    "capacity cp2": ParallelConfig(cp=2),
-    "llama one process": ParallelConfig(),
-    "llama tp2 sp": ParallelConfig(tp=2, sp=True),
-    "qk_norm one process": ParallelConfig(),
-    "qk_norm tp2": ParallelConfig(tp=2),
-    "qk_norm tp2 sp": ParallelConfig(tp=2, sp=True),
-    "qk_norm cp2": ParallelConfig(cp=2),
-    "dual_chunk one process": ParallelConfig(),
-    "dual_chunk tp2 sp": ParallelConfig(tp=2, sp=True),
-    "dual_chunk pp2 vp2": ParallelConfig(pp=2, vp=2),
-    "logn one process": ParallelConfig(),
-    "logn cp2": ParallelConfig(cp=2),
-    "gemma2 one process": ParallelConfig(),
-    "gemma2 tp2 sp": ParallelConfig(tp=2, sp=True),
-    "gemma2 pp2 vp2": ParallelConfig(pp=2, vp=2),
-    "gemma2 cp2": ParallelConfig(cp=2),
-    "gemma2 dp2 overlap": ParallelConfig(dp=2, overlap=True),
-    "scalar one process": ParallelConfig(),
-    "scalar tp2": ParallelConfig(tp=2),
-    "scalar tp2 sp": ParallelConfig(tp=2, sp=True),
-    "scalar pp2 vp2": ParallelConfig(pp=2, vp=2),
-    "scalar cp2": ParallelConfig(cp=2),
-    "scalar dp2": ParallelConfig(dp=2),
-    "scalar_moe one process": ParallelConfig(),
-    "scalar_moe tp2 sp ep2 dp2": ParallelConfig(tp=2, sp=True, ep=2, dp=2),
-    "scalar_moe pp2": ParallelConfig(pp=2),
-    "logits one process": ParallelConfig(),
-    "logits tp2 sp": ParallelConfig(tp=2, sp=True),
-    "logits tp2 pp2": ParallelConfig(tp=2, pp=2),
-    "logits cp2": ParallelConfig(cp=2),
-    "dense full recompute": ParallelConfig(pp=2, recompute="full"),
-    "dense selective recompute": ParallelConfig(recompute="selective"),
-    "moe full recompute": ParallelConfig(dp=2, ep=2, recompute="full"),
-    "moe selective recompute": ParallelConfig(recompute="selective"),
+    "dense one process": LayoutConfig(),
+    "dense tp2": LayoutConfig(tp=2),
+    "dense tp2 sp": LayoutConfig(tp=2, sp=True),
+    "dense pp2": LayoutConfig(pp=2),
+    "dense pp2 vp2": LayoutConfig(pp=2, vp=2),
+    "dense dp2": LayoutConfig(dp=2),
+    "dense dp2 whole optimizer": LayoutConfig(dp=2, distributed_optimizer=False),
+    "dense dp2 overlap": LayoutConfig(dp=2, overlap=True),
+    "dense cp2": LayoutConfig(cp=2),
+    "dense tp2 pp2": LayoutConfig(tp=2, pp=2),
+    "moe one process": LayoutConfig(),
+    "moe ep2": LayoutConfig(dp=2, ep=2),
+    "moe dp2": LayoutConfig(dp=2),
+    "moe tp2 sp ep2": LayoutConfig(tp=2, sp=True, ep=2),
+    "moe tp2 sp etp2": LayoutConfig(tp=2, sp=True),
+    "moe tp2 sp etp1": LayoutConfig(tp=2, sp=True, etp=1),
+    "moe dp2 etp2": LayoutConfig(dp=2, etp=2),
+    "moe pp2": LayoutConfig(pp=2),
+    "moe cp2": LayoutConfig(cp=2),
+    "moe tp2 sp ep2 dp2": LayoutConfig(tp=2, sp=True, ep=2, dp=2),
+    "seq_aux one process": LayoutConfig(),
+    "seq_aux tp2 sp ep2": LayoutConfig(tp=2, sp=True, ep=2),
+    "seq_aux cp2": LayoutConfig(cp=2),
+    "global_aux one process": LayoutConfig(),
+    "global_aux tp2 sp ep2": LayoutConfig(tp=2, sp=True, ep=2),
+    "global_aux pp2": LayoutConfig(pp=2),
+    "bias one process": LayoutConfig(),
+    "bias dp2 ep2": LayoutConfig(dp=2, ep=2),
+    "bias tp2 sp pp2": LayoutConfig(tp=2, sp=True, pp=2),
+    "bf16 one process": LayoutConfig(),
+    "bf16 tp2 sp": LayoutConfig(tp=2, sp=True),
+    "bf16 dp2": LayoutConfig(dp=2),
+    "bf16_moe dp2 ep2": LayoutConfig(dp=2, ep=2),
+    "capacity one process": LayoutConfig(),
+    "capacity dp2 ep2": LayoutConfig(dp=2, ep=2),
+    "capacity tp2 sp ep2": LayoutConfig(tp=2, sp=True, ep=2),
+    "capacity cp2": LayoutConfig(cp=2),
+    "llama one process": LayoutConfig(),
+    "llama tp2 sp": LayoutConfig(tp=2, sp=True),
+    "qk_norm one process": LayoutConfig(),
+    "qk_norm tp2": LayoutConfig(tp=2),
+    "qk_norm tp2 sp": LayoutConfig(tp=2, sp=True),
+    "qk_norm cp2": LayoutConfig(cp=2),
+    "dual_chunk one process": LayoutConfig(),
+    "dual_chunk tp2 sp": LayoutConfig(tp=2, sp=True),
+    "dual_chunk pp2 vp2": LayoutConfig(pp=2, vp=2),
+    "logn one process": LayoutConfig(),
+    "logn cp2": LayoutConfig(cp=2),
+    "gemma2 one process": LayoutConfig(),
+    "gemma2 tp2 sp": LayoutConfig(tp=2, sp=True),
+    "gemma2 pp2 vp2": LayoutConfig(pp=2, vp=2),
+    "gemma2 cp2": LayoutConfig(cp=2),
+    "gemma2 dp2 overlap": LayoutConfig(dp=2, overlap=True),
+    "scalar one process": LayoutConfig(),
+    "scalar tp2": LayoutConfig(tp=2),
+    "scalar tp2 sp": LayoutConfig(tp=2, sp=True),
+    "scalar pp2 vp2": LayoutConfig(pp=2, vp=2),
+    "scalar cp2": LayoutConfig(cp=2),
+    "scalar dp2": LayoutConfig(dp=2),
+    "scalar_moe one process": LayoutConfig(),
+    "scalar_moe tp2 sp ep2 dp2": LayoutConfig(tp=2, sp=True, ep=2, dp=2),
+    "scalar_moe pp2": LayoutConfig(pp=2),
+    "logits one process": LayoutConfig(),
+    "logits tp2 sp": LayoutConfig(tp=2, sp=True),
+    "logits tp2 pp2": LayoutConfig(tp=2, pp=2),
+    "logits cp2": LayoutConfig(cp=2),
+    "dense full recompute": LayoutConfig(pp=2, recompute="full"),
+    "dense selective recompute": LayoutConfig(recompute="selective"),
+    "moe full recompute": LayoutConfig(dp=2, ep=2, recompute="full"),
+    "moe selective recompute": LayoutConfig(recompute="selective"),
 }
 
 COMBINED = {
-    "dense pp2 vp2 full recompute": ParallelConfig(pp=2, vp=2, recompute="full"),
-    "dense tp2 dp2": ParallelConfig(tp=2, dp=2),
-    "dense tp2 cp2": ParallelConfig(tp=2, cp=2),
-    "dense tp2 sp pp2 vp2": ParallelConfig(tp=2, sp=True, pp=2, vp=2),
-    "dense cp2 dp2 overlap": ParallelConfig(cp=2, dp=2, overlap=True),
-    "dense cp2 pp2": ParallelConfig(cp=2, pp=2),
-    "dense pp2 dp2 overlap": ParallelConfig(pp=2, dp=2, overlap=True),
-    "dense pp2 vp2 dp2 overlap": ParallelConfig(pp=2, vp=2, dp=2, overlap=True),
-    "dense pp2 dp2 whole optimizer": ParallelConfig(pp=2, dp=2, distributed_optimizer=False),
-    "dense pp4": ParallelConfig(pp=4),
-    "dense dp4 selective recompute": ParallelConfig(dp=4, recompute="selective"),
-    "moe pp2 vp2": ParallelConfig(pp=2, vp=2),
-    "moe cp2 ep2": ParallelConfig(cp=2, ep=2),
-    "moe dp2 ep2 overlap": ParallelConfig(dp=2, ep=2, overlap=True),
-    "moe dp2 ep2 whole optimizer": ParallelConfig(dp=2, ep=2, distributed_optimizer=False),
-    "moe dp4 ep4": ParallelConfig(dp=4, ep=4),
-    "moe dp4 ep2 overlap": ParallelConfig(dp=4, ep=2, overlap=True),
-    "moe tp2 sp dp2 ep4": ParallelConfig(tp=2, sp=True, dp=2, ep=4),
-    "moe tp2 sp etp2 dp2": ParallelConfig(tp=2, sp=True, dp=2),
-    "moe tp2 sp ep2 etp2 dp2": ParallelConfig(tp=2, sp=True, dp=2, ep=2, etp=2),
-    "moe dp4 ep2 etp2": ParallelConfig(dp=4, ep=2, etp=2),
-    "moe tp2 sp cp2 ep2": ParallelConfig(tp=2, sp=True, cp=2, ep=2),
-    "moe tp2 sp pp2 vp2 ep2": ParallelConfig(tp=2, sp=True, pp=2, vp=2, ep=2),
-    "moe tp2 sp pp2 ep2 selective recompute": ParallelConfig(tp=2, sp=True, pp=2, ep=2, recompute="selective"),
-    "moe pp2 dp2 ep2 overlap": ParallelConfig(pp=2, dp=2, ep=2, overlap=True),
-    "moe cp2 pp2": ParallelConfig(cp=2, pp=2),
-    "moe cp2 dp2 ep4": ParallelConfig(cp=2, dp=2, ep=4),
-    "seq_aux pp2 dp2 ep2": ParallelConfig(pp=2, dp=2, ep=2),
-    "seq_aux tp2 sp cp2": ParallelConfig(tp=2, sp=True, cp=2),
-    "global_aux cp2 ep2": ParallelConfig(cp=2, ep=2),
-    "global_aux tp2 sp pp2 vp2": ParallelConfig(tp=2, sp=True, pp=2, vp=2),
-    "bias cp2 dp2 ep4": ParallelConfig(cp=2, dp=2, ep=4),
-    "bias pp2 vp2 dp2 ep2": ParallelConfig(pp=2, vp=2, dp=2, ep=2),
-    "bias tp2 sp etp2 dp2 overlap": ParallelConfig(tp=2, sp=True, dp=2, overlap=True),
-    "capacity pp2 dp2 ep2": ParallelConfig(pp=2, dp=2, ep=2),
-    "capacity tp2 sp etp2 dp2": ParallelConfig(tp=2, sp=True, dp=2),
-    "capacity tp2 sp ep2 etp2 dp2": ParallelConfig(tp=2, sp=True, dp=2, ep=2, etp=2),
-    "capacity dp4 ep4 full recompute": ParallelConfig(dp=4, ep=4, recompute="full"),
+    "dense pp2 vp2 full recompute": LayoutConfig(pp=2, vp=2, recompute="full"),
+    "dense tp2 dp2": LayoutConfig(tp=2, dp=2),
+    "dense tp2 cp2": LayoutConfig(tp=2, cp=2),
+    "dense tp2 sp pp2 vp2": LayoutConfig(tp=2, sp=True, pp=2, vp=2),
+    "dense cp2 dp2 overlap": LayoutConfig(cp=2, dp=2, overlap=True),
+    "dense cp2 pp2": LayoutConfig(cp=2, pp=2),
+    "dense pp2 dp2 overlap": LayoutConfig(pp=2, dp=2, overlap=True),
+    "dense pp2 vp2 dp2 overlap": LayoutConfig(pp=2, vp=2, dp=2, overlap=True),
+    "dense pp2 dp2 whole optimizer": LayoutConfig(pp=2, dp=2, distributed_optimizer=False),
+    "dense pp4": LayoutConfig(pp=4),
+    "dense dp4 selective recompute": LayoutConfig(dp=4, recompute="selective"),
+    "moe pp2 vp2": LayoutConfig(pp=2, vp=2),
+    "moe cp2 ep2": LayoutConfig(cp=2, ep=2),
+    "moe dp2 ep2 overlap": LayoutConfig(dp=2, ep=2, overlap=True),
+    "moe dp2 ep2 whole optimizer": LayoutConfig(dp=2, ep=2, distributed_optimizer=False),
+    "moe dp4 ep4": LayoutConfig(dp=4, ep=4),
+    "moe dp4 ep2 overlap": LayoutConfig(dp=4, ep=2, overlap=True),
+    "moe tp2 sp dp2 ep4": LayoutConfig(tp=2, sp=True, dp=2, ep=4),
+    "moe tp2 sp etp2 dp2": LayoutConfig(tp=2, sp=True, dp=2),
+    "moe tp2 sp ep2 etp2 dp2": LayoutConfig(tp=2, sp=True, dp=2, ep=2, etp=2),
+    "moe dp4 ep2 etp2": LayoutConfig(dp=4, ep=2, etp=2),
+    "moe tp2 sp cp2 ep2": LayoutConfig(tp=2, sp=True, cp=2, ep=2),
+    "moe tp2 sp pp2 vp2 ep2": LayoutConfig(tp=2, sp=True, pp=2, vp=2, ep=2),
+    "moe tp2 sp pp2 ep2 selective recompute": LayoutConfig(tp=2, sp=True, pp=2, ep=2, recompute="selective"),
+    "moe pp2 dp2 ep2 overlap": LayoutConfig(pp=2, dp=2, ep=2, overlap=True),
+    "moe cp2 pp2": LayoutConfig(cp=2, pp=2),
+    "moe cp2 dp2 ep4": LayoutConfig(cp=2, dp=2, ep=4),
+    "seq_aux pp2 dp2 ep2": LayoutConfig(pp=2, dp=2, ep=2),
+    "seq_aux tp2 sp cp2": LayoutConfig(tp=2, sp=True, cp=2),
+    "global_aux cp2 ep2": LayoutConfig(cp=2, ep=2),
+    "global_aux tp2 sp pp2 vp2": LayoutConfig(tp=2, sp=True, pp=2, vp=2),
+    "bias cp2 dp2 ep4": LayoutConfig(cp=2, dp=2, ep=4),
+    "bias pp2 vp2 dp2 ep2": LayoutConfig(pp=2, vp=2, dp=2, ep=2),
+    "bias tp2 sp etp2 dp2 overlap": LayoutConfig(tp=2, sp=True, dp=2, overlap=True),
+    "capacity pp2 dp2 ep2": LayoutConfig(pp=2, dp=2, ep=2),
+    "capacity tp2 sp etp2 dp2": LayoutConfig(tp=2, sp=True, dp=2),
+    "capacity tp2 sp ep2 etp2 dp2": LayoutConfig(tp=2, sp=True, dp=2, ep=2, etp=2),
+    "capacity dp4 ep4 full recompute": LayoutConfig(dp=4, ep=4, recompute="full"),
 }
 """Two and more kinds of parallelism at once, and what a kind of balancing meets in them. Take long."""
 
@@ -261,13 +261,13 @@ def objective_of(name: str) -> MaskedWords:
 
 
 def trajectory(
-    model: ModelConfig, parallel: ParallelConfig, precision: str, objective: MaskedWords
+    model: ModelConfig, layout: LayoutConfig, precision: str, objective: MaskedWords
 ) -> list[dict[str, float]]:
     """Loss, gradient norm and balancing loss of each step."""
-    validate_layout(model, parallel, BATCH)
-    runtime.start(parallel, seed=0)
-    chunks = models.build(model, parallel, seed=5, dtype=runtime.dtype(precision))
-    trainee = optim.build(chunks, parallel, replace(OPTIMIZER, lr=objective.lr), STEPS)
+    validate_layout(model, layout, BATCH)
+    runtime.start(layout, seed=0)
+    chunks = models.build(model, layout, seed=5, dtype=runtime.dtype(precision))
+    trainee = optim.build(chunks, layout, replace(OPTIMIZER, lr=objective.lr), STEPS)
     assert {param.dtype for group in trainee.optimizer.param_groups for param in group["params"]} == {torch.float32}
     steps = []
     for step in range(STEPS):
@@ -281,13 +281,13 @@ def trajectory(
     return steps
 
 
-def main(output: Path, layouts: Mapping[str, ParallelConfig]) -> None:
+def main(output: Path, layouts: Mapping[str, LayoutConfig]) -> None:
     found = {
         name: trajectory(
-            MODELS[name.split()[0]], parallel, "bf16" if name.startswith("bf16") else "fp32", objective_of(name)
+            MODELS[name.split()[0]], layout, "bf16" if name.startswith("bf16") else "fp32", objective_of(name)
         )
-        for name, parallel in sorted(layouts.items(), key=lambda item: str(item[1]))  # equal ones share their groups
-        if parallel.world_size == runtime.world_size()
+        for name, layout in sorted(layouts.items(), key=lambda item: str(item[1]))  # equal ones share their groups
+        if layout.world_size == runtime.world_size()
     }
     if runtime.rank() == 0:
         output.write_text(json.dumps(found))

@@ -84,8 +84,8 @@ def job_in(output: Path, **faults: float) -> TrainJob:
 
 
 def start(job: TrainJob, objective: Exploding) -> Run:
-    runtime.start(job.parallel, job.seed)
-    trainee = optim.build(models.build(MODEL, job.parallel), job.parallel, job.optimizer, job.steps)
+    runtime.start(job.layout, job.seed)
+    trainee = optim.build(models.build(MODEL, job.layout), job.layout, job.optimizer, job.steps)
     progress = resume(job.output / "checkpoints", trainee)
     run = Run(job, MODEL, None, objective, trainee, progress)
     run.start()

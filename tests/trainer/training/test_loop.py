@@ -85,8 +85,8 @@ class Exploding(Objective):
 
 
 def run_of(job: TrainJob, objective: Exploding) -> Run:
-    runtime.start(job.parallel, job.seed)
-    trainee = optim.build(models.build(MODEL, job.parallel), job.parallel, job.optimizer, job.steps)
+    runtime.start(job.layout, job.seed)
+    trainee = optim.build(models.build(MODEL, job.layout), job.layout, job.optimizer, job.steps)
     unwatched = job.but(faults=FaultConfig(hang_seconds=0))  # these tests take single steps, and never end the job
     run = Run(unwatched, MODEL, None, objective, trainee, Progress())
     run.start()

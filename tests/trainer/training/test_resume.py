@@ -17,11 +17,11 @@ import torch
 from cupola_trainer.config import (
     BatchConfig,
     CheckpointConfig,
+    LayoutConfig,
     ModelConfig,
     MoEConfig,
     NextTokenData,
     OptimizerConfig,
-    ParallelConfig,
     TrainJob,
     write_job,
 )
@@ -46,7 +46,7 @@ def job_in(output: Path, tokens: Path) -> TrainJob:
         seed=3,
         model=MODEL,
         steps=STEPS,
-        parallel=ParallelConfig(dp=2, ep=2),
+        layout=LayoutConfig(dp=2, ep=2),
         optimizer=OptimizerConfig(lr=2e-3, warmup_steps=3),
         batch=BatchConfig(sequence_length=64, micro_batch_size=2, global_batch_size=8),
         data=NextTokenData(tokens=tokens),
@@ -97,8 +97,8 @@ def read_samples(output: Path) -> list[list[int]]:
 def weights(output: Path) -> dict[str, torch.Tensor]:
     from cupola_trainer import checkpoint, models, runtime
 
-    runtime.start(ParallelConfig(), seed=0)
-    chunks = models.build(MODEL, ParallelConfig())
+    runtime.start(LayoutConfig(), seed=0)
+    chunks = models.build(MODEL, LayoutConfig())
     checkpoint.load_weights(output / json.loads((output / "result.json").read_text())["folder"], chunks)
     return dict(chunks[0].named_parameters())
 
@@ -178,7 +178,7 @@ def test_a_torn_checkpoint_is_set_aside_by_name_and_another_layout_goes_on(
     twin: Path, tmp_path: Path, tokens_folder: Path, launcher: Any
 ) -> None:
     shutil.copytree(twin, tmp_path / "moved")
-    job = job_in(tmp_path / "moved", tokens_folder).but(parallel=ParallelConfig(tp=2, sp=True, ep=2))
+    job = job_in(tmp_path / "moved", tokens_folder).but(layout=LayoutConfig(tp=2, sp=True, ep=2))
     (job.output / "result.json").unlink()
     (job.output / "log").unlink()
     torn = max((job.output / "checkpoints" / "step_00000024" / "state").glob("*.bin"))

@@ -9,10 +9,10 @@ import pytest
 
 from cupola_trainer.config import (
     BatchConfig,
+    LayoutConfig,
     ModelConfig,
     MoEConfig,
     NextTokenData,
-    ParallelConfig,
     TrainJob,
     write_job,
 )
@@ -40,7 +40,7 @@ def test_a_step_tells_its_parts_its_share_of_the_peak_and_the_experts_load(
         model=MODEL,
         steps=6,
         log_every=2,
-        parallel=ParallelConfig(dp=2, ep=2),
+        layout=LayoutConfig(dp=2, ep=2),
         batch=BatchConfig(sequence_length=64, micro_batch_size=2, global_batch_size=8),
         data=NextTokenData(tokens=tokens_folder),
         dry=True,

@@ -19,7 +19,7 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBl
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, runtime
-from cupola_trainer.config import MoEConfig, ParallelConfig, UpcycleJob, write_job
+from cupola_trainer.config import LayoutConfig, MoEConfig, UpcycleJob, write_job
 from cupola_trainer.config.model.presets import PRESETS
 from cupola_trainer.config.model.sizes import parameter_count
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
@@ -171,14 +171,14 @@ def test_a_job_that_matches_the_dense_model_gives_its_logits(
         UpcycleJob(output=tmp_path, initial=saved / "gemma2", moe=moe, reinit="none", router="copies", match_dense=True)
     )
     tokens = torch.randint(0, 512, (2, 40), generator=torch.Generator().manual_seed(5))
-    runtime.start(ParallelConfig(), seed=0)
+    runtime.start(LayoutConfig(), seed=0)
     ours, dense = (logits_of(folder, tokens) for folder in (tmp_path / "checkpoint", saved / "gemma2"))
     runtime.stop()
     torch.testing.assert_close(ours, dense, rtol=0, atol=1e-5)
 
 
 def logits_of(folder: Path, tokens: Tensor) -> Tensor:
-    [model] = load(folder, ParallelConfig()).chunks
+    [model] = load(folder, LayoutConfig()).chunks
     with torch.no_grad():
         logits: Tensor = model(tokens, torch.arange(tokens.size(1)).expand_as(tokens), None)
     return logits
@@ -220,7 +220,7 @@ def test_7b_to_57b_a14b_is_planned_without_a_byte_of_weights(tmp_path: Path) -> 
     moe = PRESETS["qwen2-57b-a14b"].moe
     assert moe
     job = UpcycleJob(output=tmp_path, initial=tmp_path, moe=moe)
-    runtime.start(ParallelConfig(), seed=0)
+    runtime.start(LayoutConfig(), seed=0)
     found = plan(PRESETS["qwen2-7b"], job)
     runtime.stop()
     assert (found.copies, found.units, found.used) == (9, 170_496, 163_840)
@@ -297,7 +297,7 @@ def test_a_job_writes_the_same_mixture_of_experts_in_every_layout(
     layouts: dict[str, dict[str, Any]] = {"experts": {"dp": 2, "ep": 2}, "tensors": {"tp": 2, "sp": True}}
     for name, layout in layouts.items():
         sharded = UpcycleJob(
-            output=tmp_path / name, seed=11, initial=saved / "dense", moe=MOE, parallel=ParallelConfig(**layout)
+            output=tmp_path / name, seed=11, initial=saved / "dense", moe=MOE, layout=LayoutConfig(**layout)
         )
         write_job(sharded, tmp_path / f"{name}.json")
         torchrun(2, "-m", "cupola_trainer", tmp_path / f"{name}.json")

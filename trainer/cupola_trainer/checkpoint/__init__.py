@@ -19,7 +19,7 @@ from cupola_platform.artifacts import Artifact
 from cupola_trainer.checkpoint.description import MODEL, Progress, read_model, read_training
 from cupola_trainer.checkpoint.loading import load_training, load_weights
 from cupola_trainer.checkpoint.saving import Checkpointer, Save, SaveFailedError
-from cupola_trainer.config import ModelConfig, ParallelConfig
+from cupola_trainer.config import LayoutConfig, ModelConfig
 
 __all__ = [
     "MODEL",
@@ -40,7 +40,7 @@ def save(
     chunks: Sequence[torch.nn.Module],
     *,
     model: ModelConfig,
-    parallel: ParallelConfig,
+    layout: LayoutConfig,
     step: int,
     consumed_samples: int,
     seed: int,
@@ -60,7 +60,7 @@ def save(
         .begin(
             folder,
             model=model,
-            parallel=parallel,
+            layout=layout,
             step=step,
             consumed_samples=consumed_samples,
             seed=seed,

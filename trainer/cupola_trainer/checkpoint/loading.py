@@ -16,7 +16,7 @@ from cupola_trainer.checkpoint.shards import MASTER, Shard, moment_key, moment_s
 from cupola_trainer.checkpoint.storage import StoredState
 from cupola_trainer.models.output import SCORE
 
-OURS = ("step", "consumed_samples", "seed", "objective", "parallel", "optimizer", "optimizer_step", "scheduler")
+OURS = ("step", "consumed_samples", "seed", "objective", "layout", "optimizer", "optimizer_step", "scheduler")
 """What `Checkpointer` puts into training.json; the rest is the loop's."""
 
 

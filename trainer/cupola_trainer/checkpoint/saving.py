@@ -20,7 +20,7 @@ from cupola_trainer import runtime
 from cupola_trainer.checkpoint import storage
 from cupola_trainer.checkpoint.description import MODEL
 from cupola_trainer.checkpoint.shards import Shard, moment_shards, weight_shards
-from cupola_trainer.config import ModelConfig, ParallelConfig
+from cupola_trainer.config import LayoutConfig, ModelConfig
 
 POLL = 0.05
 """Seconds between looks at whether every rank has written its part."""
@@ -142,7 +142,7 @@ class Checkpointer:
         folder: Path,
         *,
         model: ModelConfig,
-        parallel: ParallelConfig,
+        layout: LayoutConfig,
         step: int,
         consumed_samples: int,
         seed: int,
@@ -160,7 +160,7 @@ class Checkpointer:
             "consumed_samples": consumed_samples,
             "seed": seed,
             "objective": objective,
-            "parallel": asdict(parallel),
+            "layout": asdict(layout),
             "optimizer": self.optimizer is not None,
             **(extra or {}),
         }

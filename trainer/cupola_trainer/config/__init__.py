@@ -4,7 +4,7 @@ Unknown keys are forbidden, so that a misspelt one is refused, and the JSON sche
 a person sets is in a `...Settings` class, which the job and the recipe's stage both inherit: each field is written
 once. Nothing here imports torch.
 
-parallel.py   the layout
+layout.py   the layout
 training.py   optimizer, batches, checkpoints, faults
 objectives.py    one class an objective
 lengths.py    long context: positions and lengths
@@ -42,6 +42,7 @@ from cupola_trainer.config.jobs import (
     read_job,
     write_job,
 )
+from cupola_trainer.config.layout import LayoutConfig, LayoutSettings
 from cupola_trainer.config.lengths import (
     CopyingConfig,
     LengthPhase,
@@ -66,7 +67,6 @@ from cupola_trainer.config.objectives import (
     TrainingData,
     check_replay,
 )
-from cupola_trainer.config.parallel import ParallelConfig
 from cupola_trainer.config.rl import (
     CodeReward,
     GrpoData,
@@ -109,6 +109,8 @@ __all__ = [
     "GrpoData",
     "GrpoSettings",
     "Job",
+    "LayoutConfig",
+    "LayoutSettings",
     "LengthPhase",
     "LengthSchedule",
     "LengthSettings",
@@ -126,7 +128,6 @@ __all__ = [
     "OnlineDpoSettings",
     "OnlineMergingConfig",
     "OptimizerConfig",
-    "ParallelConfig",
     "PositionChange",
     "PpoData",
     "PpoSettings",

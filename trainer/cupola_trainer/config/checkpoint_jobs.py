@@ -9,19 +9,18 @@ from pydantic.dataclasses import dataclass
 
 from cupola_platform.errors import ConfigError
 from cupola_platform.strict import STRICT, Strict
+from cupola_trainer.config.layout import LayoutSettings
 from cupola_trainer.config.model.architecture import ModelConfig, MoEConfig
-from cupola_trainer.config.parallel import ParallelConfig
 
 MergeMethod = Literal["average", "slerp", "ties", "dare"]
 
 
-class JobBase(Strict):
+class JobBase(LayoutSettings):
     """What every job is told."""
 
     output: Path
     """Folder of this job: metrics.jsonl, result.json, error.json, and what it makes. Running again in it goes on."""
     seed: int = 0
-    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
 
 
 class MergeSettings(Strict):

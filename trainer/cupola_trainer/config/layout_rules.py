@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.config import BatchConfig, CopyingConfig, LengthSchedule, ModelConfig, ParallelConfig
+from cupola_trainer.config import BatchConfig, CopyingConfig, LayoutConfig, LengthSchedule, ModelConfig
 
 
 def validate_layout(
     model: ModelConfig,
-    parallel: ParallelConfig,
+    layout: LayoutConfig,
     batch: BatchConfig | None = None,
     *,
     reset_at_documents: bool = False,
@@ -29,91 +29,91 @@ def validate_layout(
     Raises:
         ConfigError: the value given, the rule, the next move.
     """
-    _check_ranks(parallel, ranks)
-    _check_tensor_parallel(model, parallel)
-    _check_pipeline(model, parallel)
-    _check_experts(model, parallel)
+    _check_ranks(layout, ranks)
+    _check_tensor_parallel(model, layout)
+    _check_pipeline(model, layout)
+    _check_experts(model, layout)
     if batch:
-        _check_batch(model, parallel, batch)
+        _check_batch(model, layout, batch)
     if batch and lengths:
-        _check_lengths(lengths, parallel, batch)
-    _check_chunks(model, parallel)
+        _check_lengths(lengths, layout, batch)
+    _check_chunks(model, layout)
     if batch and copying:
         _check_copying(copying, batch, lengths, reset_at_documents)
     if batch and (reset_at_documents or pack):
         _check_packing(model, batch, "reset_at_documents" if reset_at_documents else "pack")
-    if reset_at_documents and parallel.cp > 1:
+    if reset_at_documents and layout.cp > 1:
         raise ConfigError(
-            f"reset_at_documents with cp={parallel.cp}: attention over context-parallel ranks takes no mask. Use cp=1."
+            f"reset_at_documents with cp={layout.cp}: attention over context-parallel ranks takes no mask. Use cp=1."
         )
 
 
-def of_its_own(model: ModelConfig, parallel: ParallelConfig) -> ParallelConfig:
+def of_its_own(model: ModelConfig, layout: LayoutConfig) -> LayoutConfig:
     """The layout of a model that stands beside another one: a dense one has no experts to lay out."""
-    return parallel if model.moe else replace(parallel, ep=1, etp=None)
+    return layout if model.moe else replace(layout, ep=1, etp=None)
 
 
-def _check_ranks(parallel: ParallelConfig, ranks: int | None) -> None:
-    if ranks is not None and parallel.world_size != ranks:
+def _check_ranks(layout: LayoutConfig, ranks: int | None) -> None:
+    if ranks is not None and layout.world_size != ranks:
         raise ConfigError(
-            f"tp x pp x cp x dp = {parallel.tp} x {parallel.pp} x {parallel.cp} x {parallel.dp} = "
-            f"{parallel.world_size} ranks, but there are {ranks}. Launch {parallel.world_size}, or change the layout."
+            f"tp x pp x cp x dp = {layout.tp} x {layout.pp} x {layout.cp} x {layout.dp} = "
+            f"{layout.world_size} ranks, but there are {ranks}. Launch {layout.world_size}, or change the layout."
         )
 
 
-def _check_tensor_parallel(model: ModelConfig, parallel: ParallelConfig) -> None:
+def _check_tensor_parallel(model: ModelConfig, layout: LayoutConfig) -> None:
     for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size", "vocab_size"):
-        _check_divides(name, getattr(model, name), "tp", parallel.tp)
-    if parallel.sp and parallel.tp == 1:
+        _check_divides(name, getattr(model, name), "tp", layout.tp)
+    if layout.sp and layout.tp == 1:
         raise ConfigError(
             "sp=true with tp=1: sequence parallelism shards over the tensor-parallel group. Use sp=false."
         )
 
 
-def _check_pipeline(model: ModelConfig, parallel: ParallelConfig) -> None:
-    if parallel.vp and parallel.pp == 1:
+def _check_pipeline(model: ModelConfig, layout: LayoutConfig) -> None:
+    if layout.vp and layout.pp == 1:
         raise ConfigError(
-            f"vp={parallel.vp} with pp=1: the interleaved schedule needs a pipeline. Use pp=2 or leave vp out."
+            f"vp={layout.vp} with pp=1: the interleaved schedule needs a pipeline. Use pp=2 or leave vp out."
         )
-    stages = "pp x vp" if parallel.vp else "pp"
-    _check_divides("num_layers", model.num_layers, stages, parallel.pp * (parallel.vp or 1))
+    stages = "pp x vp" if layout.vp else "pp"
+    _check_divides("num_layers", model.num_layers, stages, layout.pp * (layout.vp or 1))
 
 
-def _check_experts(model: ModelConfig, parallel: ParallelConfig) -> None:
+def _check_experts(model: ModelConfig, layout: LayoutConfig) -> None:
     moe = model.moe
     if moe is None:
-        if parallel.ep > 1:
-            raise ConfigError(f"ep={parallel.ep}, but the model is dense. Use ep=1.")
+        if layout.ep > 1:
+            raise ConfigError(f"ep={layout.ep}, but the model is dense. Use ep=1.")
         return
-    if parallel.tp > 1 and not parallel.sp:
-        raise ConfigError(f"tp={parallel.tp} without sp: a mixture of experts under tensor parallelism needs sp=true.")
-    _check_divides("moe.num_experts", moe.num_experts, "ep", parallel.ep)
-    etp = parallel.etp or (1 if parallel.ep > 1 else parallel.tp)
+    if layout.tp > 1 and not layout.sp:
+        raise ConfigError(f"tp={layout.tp} without sp: a mixture of experts under tensor parallelism needs sp=true.")
+    _check_divides("moe.num_experts", moe.num_experts, "ep", layout.ep)
+    etp = layout.etp or (1 if layout.ep > 1 else layout.tp)
     _check_divides("moe.expert_ffn_hidden_size", moe.expert_ffn_hidden_size, "etp", etp)
     if moe.shared_expert_ffn_hidden_size:
-        _check_divides("moe.shared_expert_ffn_hidden_size", moe.shared_expert_ffn_hidden_size, "tp", parallel.tp)
-    _check_divides("tp x cp x dp", parallel.tp * parallel.cp * parallel.dp, "ep x etp", parallel.ep * etp)
+        _check_divides("moe.shared_expert_ffn_hidden_size", moe.shared_expert_ffn_hidden_size, "tp", layout.tp)
+    _check_divides("tp x cp x dp", layout.tp * layout.cp * layout.dp, "ep x etp", layout.ep * etp)
 
 
-def _check_batch(model: ModelConfig, parallel: ParallelConfig, batch: BatchConfig) -> None:
+def _check_batch(model: ModelConfig, layout: LayoutConfig, batch: BatchConfig) -> None:
     if batch.sequence_length > model.max_position_embeddings:
         raise ConfigError(
             f"sequence_length={batch.sequence_length} is more than max_position_embeddings="
             f"{model.max_position_embeddings}. Shorten the sequences, or raise max_position_embeddings."
         )
-    if parallel.cp > 1:
-        _check_divides("sequence_length", batch.sequence_length, "2 x cp", 2 * parallel.cp)
-    if parallel.sp:
-        _check_divides("sequence_length / cp", batch.sequence_length // parallel.cp, "tp", parallel.tp)
-    passes = batch.num_microbatches(parallel.dp)
-    if parallel.vp and passes % parallel.pp:
+    if layout.cp > 1:
+        _check_divides("sequence_length", batch.sequence_length, "2 x cp", 2 * layout.cp)
+    if layout.sp:
+        _check_divides("sequence_length / cp", batch.sequence_length // layout.cp, "tp", layout.tp)
+    passes = batch.num_microbatches(layout.dp)
+    if layout.vp and passes % layout.pp:
         raise ConfigError(
-            f"{passes} micro-batches are not a multiple of pp={parallel.pp}, as the interleaved schedule needs. "
-            f"Try global_batch_size={batch.micro_batch_size * parallel.dp * _next(passes, parallel.pp)}."
+            f"{passes} micro-batches are not a multiple of pp={layout.pp}, as the interleaved schedule needs. "
+            f"Try global_batch_size={batch.micro_batch_size * layout.dp * _next(passes, layout.pp)}."
         )
 
 
-def _check_lengths(lengths: LengthSchedule, parallel: ParallelConfig, batch: BatchConfig) -> None:
+def _check_lengths(lengths: LengthSchedule, layout: LayoutConfig, batch: BatchConfig) -> None:
     for phase in lengths.phases:
         if batch.sequence_length % phase.sequence_length:
             raise ConfigError(
@@ -122,10 +122,10 @@ def _check_lengths(lengths: LengthSchedule, parallel: ParallelConfig, batch: Bat
                 f"{_nearest_divisor(batch.sequence_length, phase.sequence_length)}."
             )
         shortest = lengths.lengths(phase.sequence_length)[-1]
-        unit = 2 * parallel.cp * parallel.tp if parallel.cp > 1 else parallel.tp if parallel.sp else 1
+        unit = 2 * layout.cp * layout.tp if layout.cp > 1 else layout.tp if layout.sp else 1
         if shortest % unit:
             raise ConfigError(
-                f"sequences of {shortest} tokens do not divide among cp={parallel.cp} and tp={parallel.tp} ranks. "
+                f"sequences of {shortest} tokens do not divide among cp={layout.cp} and tp={layout.tp} ranks. "
                 f"Raise lengths.shortest, or use lengths that are multiples of {unit}."
             )
 
@@ -151,10 +151,10 @@ def _nearest_divisor(value: int, near: int) -> int:
     return min(_divisors(value), key=lambda size: abs(size - near))
 
 
-def _check_chunks(model: ModelConfig, parallel: ParallelConfig) -> None:
-    if model.dual_chunk and parallel.cp > 1:
+def _check_chunks(model: ModelConfig, layout: LayoutConfig) -> None:
+    if model.dual_chunk and layout.cp > 1:
         raise ConfigError(
-            f"dual_chunk with cp={parallel.cp}: context-parallel ranks hold pieces of several chunks. Use cp=1; dual "
+            f"dual_chunk with cp={layout.cp}: context-parallel ranks hold pieces of several chunks. Use cp=1; dual "
             "chunk attention needs memory linear in the length only."
         )
 

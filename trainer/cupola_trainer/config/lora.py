@@ -7,8 +7,8 @@ from pydantic.dataclasses import dataclass
 
 from cupola_platform.errors import ConfigError
 from cupola_platform.strict import STRICT
+from cupola_trainer.config.layout import LayoutConfig
 from cupola_trainer.config.model.architecture import ModelConfig
-from cupola_trainer.config.parallel import ParallelConfig
 
 LoraTarget = Literal["attention", "mlp", "experts"]
 
@@ -39,7 +39,7 @@ class LoraConfig:
         """alpha / rank."""
         return self.alpha / self.rank
 
-    def check(self, model: ModelConfig, parallel: ParallelConfig) -> None:
+    def check(self, model: ModelConfig, layout: LayoutConfig) -> None:
         """Refuse a model or a layout that cannot have these adapters.
 
         Raises:
@@ -54,6 +54,6 @@ class LoraConfig:
             raise ConfigError(
                 "lora with moe.balancing=bias: the bias would move, and adapters do not hold it. Train all."
             )
-        etp = parallel.etp or (1 if parallel.ep > 1 else parallel.tp)
+        etp = layout.etp or (1 if layout.ep > 1 else layout.tp)
         if "experts" in self.targets and etp > 1:
             raise ConfigError(f"lora.targets: experts, which etp={etp} splits. Use etp=1, or ep.")

@@ -14,7 +14,7 @@ from cupola_trainer import models
 from cupola_trainer.checkpoint.saving import Checkpointer
 from cupola_trainer.checkpoint.shards import Shard
 from cupola_trainer.checkpoint.storage import Staging, StoredBox
-from cupola_trainer.config import ModelConfig, ParallelConfig
+from cupola_trainer.config import LayoutConfig, ModelConfig
 from cupola_trainer.conversion.tensor_rules import Read
 from cupola_trainer.models.initialization import sharded_tensors
 
@@ -24,7 +24,7 @@ def write(
     model: ModelConfig,
     read: Read,
     *,
-    parallel: ParallelConfig,
+    layout: LayoutConfig,
     dtype: torch.dtype,
     seed: int,
     objective: str,
@@ -41,9 +41,9 @@ def write(
     Raises:
         SaveFailedError: a rank could not write; nothing is left of this checkpoint. Nor is where `read` raises.
     """
-    saver = Checkpointer(outline(model, parallel, dtype))
+    saver = Checkpointer(outline(model, layout, dtype))
     saver.staging = _LazyStaging(read, {shard.key: shard.prepend_axis_num for shard in sharded_tensors(saver.chunks)})
-    shape: dict[str, Any] = {"model": model, "parallel": parallel, "tokenizer": tokenizer, "extra": extra}
+    shape: dict[str, Any] = {"model": model, "layout": layout, "tokenizer": tokenizer, "extra": extra}
     try:
         return saver.begin(to, step=0, consumed_samples=0, seed=seed, objective=objective, **shape).finish()
     except BaseException:
@@ -51,10 +51,10 @@ def write(
         raise
 
 
-def outline(model: ModelConfig, parallel: ParallelConfig, dtype: torch.dtype | None = None) -> list[Any]:
+def outline(model: ModelConfig, layout: LayoutConfig, dtype: torch.dtype | None = None) -> list[Any]:
     """This rank's part of a model without its weights: on the meta device."""
     with torch.device("meta"):
-        return models.build(model, parallel, seed=None, dtype=dtype)
+        return models.build(model, layout, seed=None, dtype=dtype)
 
 
 class _LazyStaging(Staging):

@@ -12,7 +12,7 @@ from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import ELSEWHERE, ConfigError
 from cupola_trainer import runtime
 from cupola_trainer.checkpoint import SaveFailedError
-from cupola_trainer.config import ParallelConfig
+from cupola_trainer.config import LayoutConfig
 from cupola_trainer.conversion.checkpoint_writer import outline, write
 from cupola_trainer.conversion.config_json import from_config
 from cupola_trainer.conversion.huggingface_folder.files import ModelFolder
@@ -49,14 +49,14 @@ def import_(folder: Path, to: Path) -> Artifact:
         tokenizer = _tokenizer(source, Path(stack.enter_context(TemporaryDirectory())))
         weights = Weights(folder, open_weights(source, stack))
         weights.check_size(model)
-        runtime.start(ParallelConfig(), seed=0)
+        runtime.start(LayoutConfig(), seed=0)
         try:
-            weights.check(model, whole_shapes(outline(model, ParallelConfig())))
+            weights.check(model, whole_shapes(outline(model, LayoutConfig())))
             return write(
                 to,
                 model,
                 lambda key, index: from_huggingface(model, key, index, weights.read),
-                parallel=ParallelConfig(),
+                layout=LayoutConfig(),
                 dtype=weights.dtype(),
                 seed=0,
                 objective="import",

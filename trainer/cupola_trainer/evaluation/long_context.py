@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint
-from cupola_trainer.config import LongContextConfig, ParallelConfig
+from cupola_trainer.config import LayoutConfig, LongContextConfig
 from cupola_trainer.config.model.long_context import method
 from cupola_trainer.generation.loading import Loaded, load
 
@@ -41,7 +41,7 @@ class Cell:
 
 def measure(
     folder: Path,
-    parallel: ParallelConfig,
+    layout: LayoutConfig,
     stream: Tokens,
     config: LongContextConfig,
     *,
@@ -70,7 +70,7 @@ def measure(
     found: dict[str, Any] = {}
     for name, variant in variants.items():
         progress(name)
-        loaded = load(folder, parallel, variant)
+        loaded = load(folder, layout, variant)
         found[name] = {
             **_losses(loaded, rows, trained),
             "needle": [_cell(loaded, cell) for cell in cells],

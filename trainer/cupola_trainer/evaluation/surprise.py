@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from cupola_trainer import runtime
-from cupola_trainer.config import ParallelConfig
+from cupola_trainer.config import LayoutConfig
 from cupola_trainer.evaluation.likelihood import END_OF_DOCUMENT, LOGITS_PER_PASS, byte_lengths
 from cupola_trainer.generation.loading import Loaded, load
 
@@ -72,8 +72,8 @@ def answer_lines(checkpoint: Path, max_bytes: int) -> None:
     """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever else prints is no answer
-    runtime.start(ParallelConfig(), seed=0)
-    surprise = Surprise(load(checkpoint, ParallelConfig()), max_bytes)
+    runtime.start(LayoutConfig(), seed=0)
+    surprise = Surprise(load(checkpoint, LayoutConfig()), max_bytes)
     for line in sys.stdin:
         print(json.dumps(surprise(json.loads(line))), file=answers, flush=True)
     runtime.stop()

@@ -10,7 +10,7 @@ from cupola_platform.conversation import problem
 from cupola_platform.errors import ConfigError
 from cupola_trainer import runtime
 from cupola_trainer.checkpoint.description import read_training
-from cupola_trainer.config import ParallelConfig
+from cupola_trainer.config import LayoutConfig
 from cupola_trainer.data.chat import encode_prompt
 from cupola_trainer.generation.generation import generate
 from cupola_trainer.generation.loading import load
@@ -61,9 +61,9 @@ def answer_chat(checkpoint: Path, file: Path, sampling: Sampling, seed: int = 0,
 def _continue(
     checkpoint: Path, encode: Callable[[Any], list[int]], sampling: Sampling, seed: int, day: date | None
 ) -> str:
-    runtime.start(ParallelConfig(), seed)
+    runtime.start(LayoutConfig(), seed)
     try:
-        loaded = load(checkpoint, ParallelConfig(), day=day)
+        loaded = load(checkpoint, LayoutConfig(), day=day)
         tokens = encode(loaded.tokenizer)
         imported = read_training(checkpoint).get("control_tokens")
         stops = _as_list(imported["eos"]) if imported else None

@@ -7,7 +7,7 @@ from typing import Any
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, models
-from cupola_trainer.config import ModelConfig, ParallelConfig
+from cupola_trainer.config import LayoutConfig, ModelConfig
 from cupola_trainer.config.layout_rules import of_its_own, validate_layout
 from cupola_trainer.data.tokenizer_folders import load_tokenizer
 
@@ -21,7 +21,7 @@ class Loaded:
     tokenizer: Any
 
 
-def check_whole(parallel: ParallelConfig, what: str) -> None:
+def check_whole(layout: LayoutConfig, what: str) -> None:
     """Refuse a layout in which a rank has some of the layers only, or some of a sequence's tokens.
 
     Args:
@@ -30,16 +30,14 @@ def check_whole(parallel: ParallelConfig, what: str) -> None:
     Raises:
         ConfigError: pipeline or context parallelism.
     """
-    if parallel.pp > 1 or parallel.cp > 1:
+    if layout.pp > 1 or layout.cp > 1:
         raise ConfigError(
-            f"parallel: pp={parallel.pp}, cp={parallel.cp}. {what} reads logits of whole sequences on every rank, so "
-            f"it needs pp=1 and cp=1. Use dp={parallel.world_size // parallel.tp} instead."
+            f"layout: pp={layout.pp}, cp={layout.cp}. {what} reads logits of whole sequences on every rank, so "
+            f"it needs pp=1 and cp=1. Use dp={layout.world_size // layout.tp} instead."
         )
 
 
-def load(
-    folder: Path, parallel: ParallelConfig, model: ModelConfig | None = None, *, day: date | None = None
-) -> Loaded:
+def load(folder: Path, layout: LayoutConfig, model: ModelConfig | None = None, *, day: date | None = None) -> Loaded:
     """A checkpoint's model in evaluation mode, in any layout. `runtime.start` comes first.
 
     Sequence parallelism is off: decoding has one token a sequence. A dense model takes no expert parallelism, so that
@@ -63,7 +61,7 @@ def load(
         raise ConfigError(
             f"{folder} is a reward model (head=scalar): it gives a number a token, and no words. Name a language model."
         )
-    layout = of_its_own(model, parallel)
+    layout = of_its_own(model, layout)
     validate_layout(model, replace(layout, sp=layout.tp > 1))  # as training would have it
     chunks = models.build(model, replace(layout, sp=False), seed=None)
     checkpoint.load_weights(folder, chunks)

@@ -33,10 +33,10 @@ def run(job: EvaluateJob) -> None:
         CorruptArtifactError: a checkpoint does not verify.
     """
     if job.long_context:
-        check_whole(job.parallel, "long_context")
+        check_whole(job.layout, "long_context")
     if not job.checkpoints:
         raise ConfigError("checkpoints is empty: there is nothing to evaluate. Name at least one.")
-    runtime.start(job.parallel, job.seed)
+    runtime.start(job.layout, job.seed)
     largest = max(parameter_count(read_model(folder)) for folder in job.checkpoints.values())
     tokenizer = AutoTokenizer.from_pretrained(job.tokens / "tokenizer")
     heldout = likelihood.read_heldout(job.tokens, tokenizer, job.max_heldout_tokens)
@@ -57,7 +57,7 @@ def run(job: EvaluateJob) -> None:
 def _measure(
     job: EvaluateJob, folder: Path, tokenizer: Any, heldout: Heldout, questions: list[Question]
 ) -> dict[str, Any]:
-    loaded = load(folder, job.parallel, day=job.template_date)
+    loaded = load(folder, job.layout, day=job.template_date)
     _check_tokenizer(folder, loaded, tokenizer)
     window = _window(job, folder, loaded.model.max_position_embeddings)
     end = tokenizer.convert_tokens_to_ids(likelihood.END_OF_DOCUMENT)
@@ -87,7 +87,7 @@ def _window(job: EvaluateJob, folder: Path, longest: int) -> int:
 
 def _reach(job: EvaluateJob, folder: Path, heldout: Heldout) -> dict[str, Any]:
     assert job.long_context is not None
-    return long_context.measure(folder, job.parallel, heldout.stream(), job.long_context, seed=job.seed)
+    return long_context.measure(folder, job.layout, heldout.stream(), job.long_context, seed=job.seed)
 
 
 def _check_tokenizer(folder: Path, loaded: Loaded, tokenizer: Any) -> None:

@@ -31,17 +31,17 @@ def run(job: FrontJob) -> None:
     model = checkpoint.read_model(job.reference)
     for folder in job.checkpoints.values():
         check_architecture(folder, model, checkpoint.read_model(folder))
-    validate_layout(model, job.parallel, job.batch, ranks=runtime.world_size())
-    runtime.start(job.parallel, job.seed)
+    validate_layout(model, job.layout, job.batch, ranks=runtime.world_size())
+    runtime.start(job.layout, job.seed)
     tokenizer = load_tokenizer(job.reference / "tokenizer", job.template_date)
     check_rewards(job.data.rewards)
     prompts = _prompts(job, tokenizer)
-    chunks = list(models.build(model, job.parallel, seed=None, dtype=runtime.dtype(job.precision)))
+    chunks = list(models.build(model, job.layout, seed=None, dtype=runtime.dtype(job.precision)))
     settings = RolloutSettings(
         data=job.data,
         initial=job.reference,
         batch=job.batch,
-        parallel=job.parallel,
+        layout=job.layout,
         seed=job.seed,
         precision=job.precision,
     )

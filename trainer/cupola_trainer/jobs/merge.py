@@ -31,8 +31,8 @@ def run(job: MergeJob) -> None:
         CorruptArtifactError: a checkpoint does not verify.
     """
     model = check(job)
-    validate_layout(model, job.parallel)
-    runtime.start(job.parallel, job.seed)
+    validate_layout(model, job.layout)
+    runtime.start(job.layout, job.seed)
     parameters = parameter_count(model)
     with Report(job.output, kind="merge", steps=1, parameters=parameters) as report:
         merged = Merged(
@@ -43,7 +43,7 @@ def run(job: MergeJob) -> None:
             job.output / "checkpoint",
             model,
             merged,
-            parallel=job.parallel,
+            layout=job.layout,
             dtype=merged.stored[0].outline("embedding.word_embeddings.weight").dtype,
             seed=job.seed,
             objective="merge",

@@ -28,8 +28,8 @@ def run(job: MergeAdapterJob) -> None:
             f"{job.adapter} was trained on {digest[:12]}, and {job.initial} is {found[:12]}. Give its own base."
         )
     model = checkpoint.read_model(job.adapter)  # the base's, with what training changed about its positions
-    validate_layout(model, job.parallel)
-    runtime.start(job.parallel, job.seed)
+    validate_layout(model, job.layout)
+    runtime.start(job.layout, job.seed)
     parameters = parameter_count(model)
     with Report(job.output, kind="merge_adapter", steps=1, parameters=parameters) as report:
         base = StoredTensors(job.initial)
@@ -37,7 +37,7 @@ def run(job: MergeAdapterJob) -> None:
             job.output / "checkpoint",
             model,
             Folded(base, StoredTensors(job.adapter), lora),
-            parallel=job.parallel,
+            layout=job.layout,
             dtype=base.outline("embedding.word_embeddings.weight").dtype,
             seed=job.seed,
             objective="merge_adapter",

@@ -36,10 +36,10 @@ def run(job: PruneJob) -> None:
     """
     model = checkpoint.read_model(job.initial)
     small = job.to.shape(model)
-    if job.parallel.world_size != job.parallel.dp or job.parallel.ep > 1:
+    if job.layout.world_size != job.layout.dp or job.layout.ep > 1:
         raise ConfigError("layout: pruning looks at the whole model on each rank. Use dp alone.")
-    validate_layout(small, job.parallel)
-    runtime.start(job.parallel, job.seed)
+    validate_layout(small, job.layout)
+    runtime.start(job.layout, job.seed)
     before, after = parameter_count(model), parameter_count(small)
     with Report(job.output, kind="prune", steps=2, parameters=after) as report:
         importance = _importance(job, model) if job.to.by_importance else None
@@ -54,7 +54,7 @@ def run(job: PruneJob) -> None:
             job.output / "checkpoint",
             job.to.shape(model, kept.layers),
             Pruned(model, kept, stored.read),
-            parallel=job.parallel,
+            layout=job.layout,
             dtype=stored.outline("embedding.word_embeddings.weight").dtype,
             seed=job.seed,
             objective="prune",
@@ -68,7 +68,7 @@ def run(job: PruneJob) -> None:
 def _importance(job: PruneJob, model: ModelConfig) -> Importance:
     assert job.tokens is not None
     check_tokenizer(job.initial / "tokenizer", job.tokens)
-    [chunk] = models.build(model, job.parallel, seed=None)
+    [chunk] = models.build(model, job.layout, seed=None)
     checkpoint.load_weights(job.initial, [chunk])
     rows = sequences(job, min(job.sequence_length, model.max_position_embeddings))
     found: Importance = measure(model, chunk, list(islice(rows, runtime.rank(), None, runtime.world_size())))

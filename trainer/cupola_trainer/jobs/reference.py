@@ -26,8 +26,8 @@ def run(job: ReferenceJob) -> None:
         raise ConfigError(
             f"{job.initial} is a reward model (head=scalar): it has no language-model head. Name a language model."
         )
-    validate_layout(model, job.parallel, job.batch, ranks=runtime.world_size())
-    runtime.start(job.parallel, job.seed)
+    validate_layout(model, job.layout, job.batch, ranks=runtime.world_size())
+    runtime.start(job.layout, job.seed)
     tokenizer = job.initial / "tokenizer"
     objective = DpoObjective(
         job.data,
@@ -36,7 +36,7 @@ def run(job: ReferenceJob) -> None:
         pairs_per_pass=job.batch.micro_batch_size,
         seed=job.seed,
     )
-    chunks = models.build(model, job.parallel, seed=None, dtype=runtime.dtype(job.precision))
+    chunks = models.build(model, job.layout, seed=None, dtype=runtime.dtype(job.precision))
     checkpoint.load_weights(job.initial, chunks)
     for chunk in chunks:
         chunk.eval()

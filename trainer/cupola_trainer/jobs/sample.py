@@ -31,8 +31,8 @@ def run(job: SampleJob) -> None:
         CorruptArtifactError: the checkpoint does not verify.
     """
     prompts = read_prompts(job.prompts)
-    runtime.start(job.parallel, job.seed)
-    loaded = load(job.initial, job.parallel, day=job.template_date)
+    runtime.start(job.layout, job.seed)
+    loaded = load(job.initial, job.layout, day=job.template_date)
     sampling = Sampling(
         max_new_tokens=job.max_new_tokens, temperature=job.temperature, top_p=job.top_p, top_k=job.top_k
     )

@@ -10,7 +10,7 @@ from cupola_platform.conversation import words
 from cupola_platform.errors import ConfigError
 from cupola_platform.rows.drops import Drops
 from cupola_trainer import runtime
-from cupola_trainer.config import ParallelConfig, ScoreJob
+from cupola_trainer.config import LayoutConfig, ScoreJob
 from cupola_trainer.config.model.sizes import parameter_count
 from cupola_trainer.data.files import RowFiles, read_conversations, usable
 from cupola_trainer.reporting.progress import Report
@@ -24,8 +24,8 @@ def run(job: ScoreJob) -> None:
         ConfigError: the checkpoint gives no rewards, or a conversation is longer than it reads.
     """
     rows = list(json_lines.read(job.conversations))
-    runtime.start(job.parallel, job.seed)
-    model = RewardModel(job.initial, job.parallel, job.template_date)
+    runtime.start(job.layout, job.seed)
+    model = RewardModel(job.initial, job.layout, job.template_date)
     with Report(job.output, kind="score", steps=1, parameters=parameter_count(model.model)) as report:
         rewards = model.score_rows(rows, batch_size=job.batch_size)
         runtime.on_first_rank(lambda: (job.output / "rewards.json").write_text(json.dumps(rewards)))
@@ -44,9 +44,9 @@ def score_file(folder: Path, file: Path, day: date | None = None) -> list[dict[s
         SourceError: the file cannot be read, or holds no usable conversation; says why.
     """
     rows = usable(read_conversations, RowFiles(path=str(file)), Drops())
-    runtime.start(ParallelConfig(), seed=0)
+    runtime.start(LayoutConfig(), seed=0)
     try:
-        rewards = RewardModel(folder, ParallelConfig(), day).score_rows(rows)
+        rewards = RewardModel(folder, LayoutConfig(), day).score_rows(rows)
     finally:
         runtime.stop()
     found = [

@@ -32,9 +32,9 @@ def run(job: TeachJob) -> None:
             or the teacher gives no words.
         CorruptArtifactError: the teacher's checkpoint does not verify.
     """
-    check_whole(job.parallel, "A stored teacher")
-    runtime.start(job.parallel, job.seed)
-    loaded = load(job.initial, job.parallel)
+    check_whole(job.layout, "A stored teacher")
+    runtime.start(job.layout, job.seed)
+    loaded = load(job.initial, job.layout)
     if job.top_k > loaded.model.vocab_size:
         raise ConfigError(f"top_k={job.top_k} is more than the vocabulary's {loaded.model.vocab_size}. Lower it.")
     text = build_objective(

@@ -43,8 +43,8 @@ def run(job: UpcycleJob) -> None:
     """
     dense = checkpoint.read_model(job.initial)
     model = mixture_of(dense, job.moe, router=job.router, match_dense=job.match_dense)
-    validate_layout(model, job.parallel)
-    runtime.start(job.parallel, job.seed)
+    validate_layout(model, job.layout)
+    runtime.start(job.layout, job.seed)
     parameters = parameter_count(model)
     with Report(job.output, kind="upcycle", steps=1, parameters=parameters) as report:
         stored = StoredTensors(job.initial)
@@ -53,7 +53,7 @@ def run(job: UpcycleJob) -> None:
             job.output / "checkpoint",
             model,
             Upcycled(dense, job, stored.read),
-            parallel=job.parallel,
+            layout=job.layout,
             dtype=stored.outline("embedding.word_embeddings.weight").dtype,
             seed=job.seed,
             objective="upcycle",
@@ -66,14 +66,14 @@ def run(job: UpcycleJob) -> None:
 def plan(dense: ModelConfig, job: UpcycleJob) -> Plan:
     """Go through an upcycling on the meta device: every tensor is made with its shape and no numbers.
 
-    `runtime.start` with `job.parallel` comes first.
+    `runtime.start` with `job.layout` comes first.
 
     Raises:
         ConfigError: see `mixture_of`.
     """
     model = mixture_of(dense, job.moe, router=job.router, match_dense=job.match_dense)
-    source = whole_shapes(outline(dense, replace(job.parallel, ep=1, etp=None)))
-    chunks = outline(model, job.parallel)
+    source = whole_shapes(outline(dense, replace(job.layout, ep=1, etp=None)))
+    chunks = outline(model, job.layout)
     upcycled = Upcycled(dense, job, lambda key, index: torch.empty(source[key][len(index) :], device="meta"))
     fill(chunks, upcycled)
     cut = upcycled.routed_cut(0)

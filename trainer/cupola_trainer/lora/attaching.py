@@ -13,13 +13,13 @@ from torch import Tensor
 from cupola_platform import artifacts
 from cupola_platform.errors import ConfigError
 from cupola_trainer.checkpoint.description import Progress, read_training
-from cupola_trainer.config import LoraConfig, ModelConfig, ParallelConfig
+from cupola_trainer.config import LayoutConfig, LoraConfig, ModelConfig
 from cupola_trainer.lora.layers import A, adapt
 from cupola_trainer.models.initialization import sharded_tensors
 from cupola_trainer.upcycling.experts import derived_seed
 
 
-def attach(chunks: Sequence[Any], lora: LoraConfig, model: ModelConfig, parallel: ParallelConfig, seed: int) -> None:
+def attach(chunks: Sequence[Any], lora: LoraConfig, model: ModelConfig, layout: LayoutConfig, seed: int) -> None:
     """Freeze a model whose weights are loaded, and give it adapters. Every rank calls it, before the optimizer is made.
 
     B is zero, so that the model says what it said before; A is drawn whole from the seed and its name, U(-1/sqrt(in),
@@ -28,16 +28,14 @@ def attach(chunks: Sequence[Any], lora: LoraConfig, model: ModelConfig, parallel
     Raises:
         ConfigError: the model has nothing of what is to be adapted, or the layout cannot have it adapted.
     """
-    lora.check(model, parallel)
+    lora.check(model, layout)
     for chunk in chunks:
         chunk.requires_grad_(False)
         for name, layer in _adapted(chunk, lora):
             if not isinstance(layer, ColumnParallelLinear | RowParallelLinear):
                 raise ConfigError(f"lora: {name} is a {type(layer).__name__}, which has no adapters.")
             adapt(layer, lora, gated=name == "linear_fc1")
-        if (
-            parallel.recompute == "full" and chunk.pre_process
-        ):  # what is computed again must depend on something trained
+        if layout.recompute == "full" and chunk.pre_process:  # what is computed again must depend on something trained
             chunk.embedding.register_forward_hook(lambda module, inputs, output: output.requires_grad_(True))
     with torch.no_grad():
         for shard in sharded_tensors(chunks):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cupola_trainer import runtime
-from cupola_trainer.config import ModelConfig, ParallelConfig
+from cupola_trainer.config import LayoutConfig, ModelConfig
 from cupola_trainer.models.decoder_config import DecoderConfig
 from cupola_trainer.models.initialization import initialize
 from cupola_trainer.models.language_model import LanguageModel
@@ -24,7 +24,7 @@ RECOMPUTE: dict[str, dict[str, Any]] = {
 
 
 def build(
-    model: ModelConfig, parallel: ParallelConfig, *, seed: int | None = 0, dtype: torch.dtype | None = None
+    model: ModelConfig, layout: LayoutConfig, *, seed: int | None = 0, dtype: torch.dtype | None = None
 ) -> list[LanguageModel]:
     """This rank's part of the model on its device: one chunk, or one per virtual pipeline stage.
 
@@ -34,10 +34,10 @@ def build(
         seed: none to leave the weights undefined, because they are about to be loaded.
         dtype: of the weights; none for the runtime's.
     """
-    config = transformer_config(model, parallel, dtype)
-    stages = range(parallel.vp) if parallel.vp else [None]
+    config = transformer_config(model, layout, dtype)
+    stages = range(layout.vp) if layout.vp else [None]
     chunks = [LanguageModel(model, config, stage) for stage in stages]
-    if runtime.expert_tensor_parallel_size(parallel) != parallel.tp:
+    if runtime.expert_tensor_parallel_size(layout) != layout.tp:
         _reduce_experts_apart(chunks)
     if seed is not None:
         initialize(chunks, model, seed)
@@ -57,27 +57,27 @@ def _reduce_experts_apart(chunks: Sequence[torch.nn.Module]) -> None:
                 weight.allreduce = False  # type: ignore[attr-defined]
 
 
-def transformer_config(model: ModelConfig, parallel: ParallelConfig, dtype: torch.dtype | None = None) -> DecoderConfig:
+def transformer_config(model: ModelConfig, layout: LayoutConfig, dtype: torch.dtype | None = None) -> DecoderConfig:
     """Megatron's whole description of a model in a layout, in the runtime's precision or another."""
-    return DecoderConfig(**settings(model, parallel), **_execution(parallel, dtype or runtime.dtype()))
+    return DecoderConfig(**settings(model, layout), **_execution(layout, dtype or runtime.dtype()))
 
 
-def _execution(parallel: ParallelConfig, dtype: torch.dtype) -> dict[str, Any]:
+def _execution(layout: LayoutConfig, dtype: torch.dtype) -> dict[str, Any]:
     """How it is laid out and computed."""
     return {
-        "tensor_model_parallel_size": parallel.tp,
-        "pipeline_model_parallel_size": parallel.pp,
-        "virtual_pipeline_model_parallel_size": parallel.vp,
-        "context_parallel_size": parallel.cp,
-        "sequence_parallel": parallel.sp,
+        "tensor_model_parallel_size": layout.tp,
+        "pipeline_model_parallel_size": layout.pp,
+        "virtual_pipeline_model_parallel_size": layout.vp,
+        "context_parallel_size": layout.cp,
+        "sequence_parallel": layout.sp,
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
         "bf16": dtype is torch.bfloat16,
         "calculate_per_token_loss": True,
-        **RECOMPUTE[parallel.recompute],
+        **RECOMPUTE[layout.recompute],
         # the interleaved schedule's gradients are wrong with batched point-to-point calls over gloo
-        "overlap_p2p_comm": parallel.vp is not None,
-        "batch_p2p_comm": parallel.vp is None,
+        "overlap_p2p_comm": layout.vp is not None,
+        "batch_p2p_comm": layout.vp is None,
         # marks which parameters are sharded (the gradient norm depends on it); the numbers are `initialize`'s
         "use_cpu_initialization": True,
         "init_method": _left_to_initialize,

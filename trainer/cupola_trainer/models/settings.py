@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from cupola_trainer.config import ModelConfig, MoEConfig, ParallelConfig
+from cupola_trainer.config import LayoutConfig, ModelConfig, MoEConfig
 from cupola_trainer.models.rope import attention_factor, inverse_frequencies
 from cupola_trainer.runtime import expert_tensor_parallel_size
 
@@ -20,13 +20,13 @@ def gelu_tanh(x: Tensor) -> Tensor:
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu_tanh": gelu_tanh}
 
 
-def settings(model: ModelConfig, parallel: ParallelConfig) -> dict[str, Any]:
+def settings(model: ModelConfig, layout: LayoutConfig) -> dict[str, Any]:
     """The architecture's part of a DecoderConfig.
 
     Qwen2: pre-RMSNorm, grouped-query attention with bias on Q, K and V, RoPE, SwiGLU (technical report, section 2.2).
     Gemma 2 (report, section 2): norms on both sides, windows in every other layer, soft-capping, GeGLU.
     """
-    experts = mixture(model.moe, parallel) if model.moe else {}
+    experts = mixture(model.moe, layout) if model.moe else {}
     return experts | {
         "num_layers": model.num_layers,
         "hidden_size": model.hidden_size,
@@ -63,7 +63,7 @@ def softmax_scale(model: ModelConfig) -> float | None:
     return factor**2 / math.sqrt(model.query_pre_attn_scalar or model.head_size)
 
 
-def mixture(moe: MoEConfig, parallel: ParallelConfig) -> dict[str, Any]:
+def mixture(moe: MoEConfig, layout: LayoutConfig) -> dict[str, Any]:
     """Qwen2-MoE's experts in place of every FFN (Qwen2 technical report, section 2.2.2).
 
     p = softmax over all experts in fp32; y = sum over the top k of p_i E_i(x), renormalised only if `norm_topk_prob`.
@@ -86,8 +86,8 @@ def mixture(moe: MoEConfig, parallel: ParallelConfig) -> dict[str, Any]:
         "moe_z_loss_coeff": moe.z_loss_coeff or None,
         "moe_token_dispatcher_type": "alltoall",
         "moe_grouped_gemm": False,
-        "expert_model_parallel_size": parallel.ep,
-        "expert_tensor_parallel_size": expert_tensor_parallel_size(parallel),
+        "expert_model_parallel_size": layout.ep,
+        "expert_tensor_parallel_size": expert_tensor_parallel_size(layout),
     }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, models
 from cupola_trainer.checkpoint.compatibility import check_tokenizer
-from cupola_trainer.config import DistillationData, ModelConfig, NextTokenData, ParallelConfig
+from cupola_trainer.config import DistillationData, LayoutConfig, ModelConfig, NextTokenData
 from cupola_trainer.config.layout_rules import of_its_own, validate_layout
 from cupola_trainer.data.batches import Batch
 from cupola_trainer.data.teachings import Teachings
@@ -40,7 +40,7 @@ def build(inputs: ObjectiveInputs) -> Objective:
     assert inputs.model
     assert data.teacher
     check_tokenizer(inputs.tokenizer, data.teacher)
-    return LiveTeacher(data, text, student=inputs.model, parallel=inputs.parallel)
+    return LiveTeacher(data, text, student=inputs.model, layout=inputs.layout)
 
 
 class DistillationObjective(Objective):
@@ -84,9 +84,7 @@ class LiveTeacher(DistillationObjective):
     Its hidden states of a step's micro-batches are kept, its logits are made of them one micro-batch at a time.
     """
 
-    def __init__(
-        self, data: DistillationData, text: Objective, *, student: ModelConfig, parallel: ParallelConfig
-    ) -> None:
+    def __init__(self, data: DistillationData, text: Objective, *, student: ModelConfig, layout: LayoutConfig) -> None:
         """
         Raises:
             ConfigError: the teacher has another vocabulary than the student, gives no words,
@@ -102,7 +100,7 @@ class LiveTeacher(DistillationObjective):
                 f"the teacher {data.teacher} {what}; the student has vocab_size={student.vocab_size}. "
                 "Distillation compares distributions over one vocabulary: name a teacher with the student's tokenizer."
             )
-        layout = of_its_own(model, parallel)
+        layout = of_its_own(model, layout)
         validate_layout(model, layout)
         self.teacher = models.build(model, layout, seed=None)
         checkpoint.load_weights(data.teacher, self.teacher)

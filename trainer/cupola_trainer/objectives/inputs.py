@@ -11,7 +11,7 @@ import numpy as np
 from cupola_platform.durable import replacing
 from cupola_platform.errors import ConfigError
 from cupola_trainer import runtime
-from cupola_trainer.config import BatchConfig, ParallelConfig
+from cupola_trainer.config import BatchConfig, LayoutConfig
 from cupola_trainer.config.model.architecture import ModelConfig
 from cupola_trainer.data.chat import ChatTokenizer
 from cupola_trainer.data.tokenizer_folders import load_tokenizer
@@ -39,7 +39,7 @@ class ObjectiveInputs:
     """The model to be trained."""
     initial: Path | None = None
     """Checkpoint folder that it starts from."""
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     dry: bool = False
     """Nothing may be written but caches."""

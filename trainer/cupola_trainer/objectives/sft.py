@@ -32,7 +32,7 @@ def build(inputs: ObjectiveInputs) -> Objective:
     """
     data: SftData = inputs.data
     tokenizer = inputs.chat_tokenizer()
-    data = data.but(pack=data.pack and inputs.parallel.cp == 1)  # attention over cp ranks takes no mask
+    data = data.but(pack=data.pack and inputs.layout.cp == 1)  # attention over cp ranks takes no mask
     sft = SftObjective(data, tokenizer=tokenizer, sequence_length=inputs.batch.sequence_length, seed=inputs.seed)
     return _with_replay(sft, inputs, data) if data.pretraining else sft
 

@@ -20,7 +20,7 @@ from cupola_platform.errors import ConfigError
 from cupola_trainer.checkpoint.compatibility import check_architecture
 from cupola_trainer.checkpoint.description import read_model
 from cupola_trainer.checkpoint.shards import ADAPTERS
-from cupola_trainer.config import ModelConfig, OnlineMergingConfig, OptimizerConfig, ParallelConfig
+from cupola_trainer.config import LayoutConfig, ModelConfig, OnlineMergingConfig, OptimizerConfig
 from cupola_trainer.optim.online_merging import OnlineMerging
 
 
@@ -63,13 +63,13 @@ class Trainee:
         return float(self.optimizer.param_groups[0]["lr"])
 
 
-def build(chunks: Sequence[GPTModel], parallel: ParallelConfig, config: OptimizerConfig, steps: int) -> Trainee:
+def build(chunks: Sequence[GPTModel], layout: LayoutConfig, config: OptimizerConfig, steps: int) -> Trainee:
     """Wrap the chunks for data parallelism and make their optimizer and schedule.
 
     bf16 parameters have fp32 master copies in the optimizer. AdamW decays matrices only: norms' weights and biases are
     exempt. The gradient is clipped to a global norm.
     """
-    wrapped = _data_parallel(chunks, parallel)
+    wrapped = _data_parallel(chunks, layout)
     dtype = chunks[0].config.params_dtype
     optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
@@ -83,12 +83,12 @@ def build(chunks: Sequence[GPTModel], parallel: ParallelConfig, config: Optimize
             clip_grad=config.clip_grad,
             bf16=dtype is torch.bfloat16,
             params_dtype=dtype,
-            use_distributed_optimizer=parallel.distributed_optimizer,
-            overlap_param_gather=parallel.overlap and parallel.distributed_optimizer,
+            use_distributed_optimizer=layout.distributed_optimizer,
+            overlap_param_gather=layout.overlap and layout.distributed_optimizer,
         ),
         wrapped,
     )
-    _schedule_hooks(chunks[0].config, wrapped, optimizer, parallel)
+    _schedule_hooks(chunks[0].config, wrapped, optimizer, layout)
     return Trainee(wrapped, optimizer, _scheduler(optimizer, config, steps))
 
 
@@ -109,12 +109,12 @@ def merge_online(
     OnlineMerging(config, trainee.chunks, trainee.optimizer, reference=initial, seed=seed)
 
 
-def _data_parallel(chunks: Sequence[GPTModel], parallel: ParallelConfig) -> list[torch.nn.Module]:
+def _data_parallel(chunks: Sequence[GPTModel], layout: LayoutConfig) -> list[torch.nn.Module]:
     config = chunks[0].config
     ddp = DistributedDataParallelConfig(
-        use_distributed_optimizer=parallel.distributed_optimizer,
-        overlap_grad_reduce=parallel.overlap,
-        overlap_param_gather=parallel.overlap and parallel.distributed_optimizer,
+        use_distributed_optimizer=layout.distributed_optimizer,
+        overlap_grad_reduce=layout.overlap,
+        overlap_param_gather=layout.overlap and layout.distributed_optimizer,
         grad_reduce_in_fp32=True,
     )
     if config.bf16:
@@ -122,11 +122,11 @@ def _data_parallel(chunks: Sequence[GPTModel], parallel: ParallelConfig) -> list
     return [DistributedDataParallel(config, ddp, chunk, disable_bucketing=i > 0) for i, chunk in enumerate(chunks)]
 
 
-def _schedule_hooks(config: Any, chunks: list[torch.nn.Module], optimizer: Any, parallel: ParallelConfig) -> None:
+def _schedule_hooks(config: Any, chunks: list[torch.nn.Module], optimizer: Any, layout: LayoutConfig) -> None:
     """What Megatron's pipeline schedules call on the way."""
     config.finalize_model_grads_func = finalize_model_grads
     config.grad_scale_func = optimizer.scale_loss
-    if parallel.overlap:
+    if layout.overlap:
         no_sync = [chunk.no_sync for chunk in chunks]
         config.no_sync_func = no_sync if len(chunks) > 1 else no_sync[0]
 

@@ -12,7 +12,7 @@ import torch
 
 from cupola_trainer import runtime
 from cupola_trainer.checkpoint.compatibility import check_tokenizer
-from cupola_trainer.config import BatchConfig, ModelConfig, ParallelConfig
+from cupola_trainer.config import BatchConfig, LayoutConfig, ModelConfig
 from cupola_trainer.config.rl import ModelReward, ReinforcementData
 from cupola_trainer.forward import outputs
 from cupola_trainer.forward.schedule import Chunks
@@ -33,7 +33,7 @@ class RolloutSettings:
     initial: Path
     """Checkpoint folder of the policy at its beginning: the reference, and the tokenizer of reward models."""
     batch: BatchConfig
-    parallel: ParallelConfig
+    layout: LayoutConfig
     seed: int
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
@@ -71,11 +71,11 @@ class RolloutCollector:
     def _load_reference(self, model: ModelConfig) -> Chunks:
         moves = getattr(self.data, "anchor_rate", 0.0) > 0  # its average needs fp32
         dtype = torch.float32 if moves else runtime.dtype(self.settings.precision)
-        return load_frozen(self.settings.initial, model, self.settings.parallel, dtype)
+        return load_frozen(self.settings.initial, model, self.settings.layout, dtype)
 
     def _load_reward_model(self, folder: Path) -> RewardModel:
         check_tokenizer(self.settings.initial / "tokenizer", folder)
-        return RewardModel(folder, self.settings.parallel, precision=self.settings.precision)
+        return RewardModel(folder, self.settings.layout, precision=self.settings.precision)
 
     def collect(self, prompts: Sequence[Prompt], number: int) -> Rollout:
         """Rollout `number` of the job: `group_size` responses to each prompt, all responses to one together.

@@ -39,7 +39,7 @@ class CompanionCheckpoints:
             step_folder(self.folder, progress.step),
             chunks,
             model=self.model,
-            parallel=self.inputs.parallel,
+            layout=self.inputs.layout,
             step=progress.step,
             consumed_samples=progress.consumed_samples,
             seed=self.inputs.seed,

@@ -9,19 +9,19 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from cupola_trainer import checkpoint, models
-from cupola_trainer.config import ModelConfig, ParallelConfig
+from cupola_trainer.config import LayoutConfig, ModelConfig
 from cupola_trainer.data.batches import Batch
 from cupola_trainer.forward.schedule import Chunks
 from cupola_trainer.rl.rollouts import Rollout
 
 
-def load_frozen(folder: Path, model: ModelConfig, parallel: ParallelConfig, dtype: torch.dtype) -> Chunks:
+def load_frozen(folder: Path, model: ModelConfig, layout: LayoutConfig, dtype: torch.dtype) -> Chunks:
     """A checkpoint's model, never trained.
 
     Raises:
         CorruptArtifactError: it does not verify.
     """
-    chunks: Chunks = list(models.build(model, parallel, seed=None, dtype=dtype))
+    chunks: Chunks = list(models.build(model, layout, seed=None, dtype=dtype))
     checkpoint.load_weights(folder, chunks)
     for chunk in chunks:
         chunk.eval().requires_grad_(False)

@@ -15,7 +15,7 @@ from torch import Tensor
 from cupola_platform.conversation import Message, as_message
 from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, runtime
-from cupola_trainer.config import ParallelConfig
+from cupola_trainer.config import LayoutConfig
 from cupola_trainer.config.layout_rules import of_its_own, validate_layout
 from cupola_trainer.data.chat import RefusedError, encode_answer
 from cupola_trainer.data.tokenizer_folders import load_tokenizer
@@ -27,9 +27,7 @@ from cupola_trainer.rl.rollouts import Rollout
 class RewardModel:
     """A reward model's checkpoint, frozen, in any layout; it may stand beside a model that is being trained."""
 
-    def __init__(
-        self, folder: Path, parallel: ParallelConfig, day: date | None = None, *, precision: str = "auto"
-    ) -> None:
+    def __init__(self, folder: Path, layout: LayoutConfig, day: date | None = None, *, precision: str = "auto") -> None:
         """`runtime.start` comes first, in the same layout.
 
         Args:
@@ -45,11 +43,11 @@ class RewardModel:
             raise ConfigError(
                 f"{folder} is a language model, no reward model. Name the checkpoint of a stage `reward`."
             )
-        layout = of_its_own(self.model, parallel)
+        layout = of_its_own(self.model, layout)
         validate_layout(self.model, layout)
         self.folder, self.day = folder, day
         self.chunks = load_frozen(folder, self.model, layout, runtime.dtype(precision))
-        self.unit = 2 * parallel.cp * parallel.tp  # sequences are cut into so many parts
+        self.unit = 2 * layout.cp * layout.tp  # sequences are cut into so many parts
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -53,7 +53,7 @@ class RolloutObjective(OnlineObjective):
             data=data,
             initial=inputs.initial,
             batch=inputs.batch,
-            parallel=inputs.parallel,
+            layout=inputs.layout,
             seed=inputs.seed,
             precision=inputs.precision,
         )

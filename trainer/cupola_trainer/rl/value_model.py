@@ -67,7 +67,7 @@ class ValueModel:
         self.micro_batch_size, self.objective = inputs.batch.micro_batch_size, ValueObjective(data.value_clip)
         self.model = replace(policy, head="scalar")
         self.checkpoints = CompanionCheckpoints(inputs, self.objective.name, self.model)
-        chunks = models.build(self.model, inputs.parallel, seed=inputs.seed, dtype=runtime.dtype(inputs.precision))
+        chunks = models.build(self.model, inputs.layout, seed=inputs.seed, dtype=runtime.dtype(inputs.precision))
         initial = data.value_initial or inputs.initial
         if data.value_initial:
             check_architecture(initial, self.model, checkpoint.read_model(initial))
@@ -76,7 +76,7 @@ class ValueModel:
             for chunk in chunks:
                 if chunk.post_process:
                     torch.nn.init.zeros_(chunk.output_layer.weight)
-        self.trainee = optim.build(chunks, inputs.parallel, data.value_optimizer, inputs.steps)
+        self.trainee = optim.build(chunks, inputs.layout, data.value_optimizer, inputs.steps)
 
     def values(self, rollout: Rollout) -> np.ndarray:
         """The value before each of an answer's tokens [rows, s]; 0 elsewhere."""

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from cupola_platform.errors import ConfigError
-from cupola_trainer.config import ParallelConfig
+from cupola_trainer.config import LayoutConfig
 from cupola_trainer.runtime import network
 from cupola_trainer.runtime.allocator import keep_freed_memory
 from cupola_trainer.runtime.gloo import share_one_device
@@ -53,8 +53,8 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def start(parallel: ParallelConfig, seed: int) -> None:
-    """Join the process group, lay the ranks out as `parallel` says, and seed every generator.
+def start(layout: LayoutConfig, seed: int) -> None:
+    """Join the process group, lay the ranks out as `layout` says, and seed every generator.
 
     May be called again, with another layout, in the same processes.
 
@@ -63,13 +63,13 @@ def start(parallel: ParallelConfig, seed: int) -> None:
     """
     from megatron.core import parallel_state
 
-    if parallel.world_size != world_size():
+    if layout.world_size != world_size():
         raise ConfigError(
-            f"parallel: tp x pp x cp x dp = {parallel.tp} x {parallel.pp} x {parallel.cp} x {parallel.dp} = "
-            f"{parallel.world_size} ranks, but the launcher started {world_size()}. "
-            f"Launch {parallel.world_size}, or change the layout."
+            f"layout: tp x pp x cp x dp = {layout.tp} x {layout.pp} x {layout.cp} x {layout.dp} = "
+            f"{layout.world_size} ranks, but the launcher started {world_size()}. "
+            f"Launch {layout.world_size}, or change the layout."
         )
-    sizes = _sizes(parallel)
+    sizes = _sizes(layout)
     if sizes != _started.get("sizes"):
         stop()  # an earlier layout's groups have threads
         _join()
@@ -78,20 +78,20 @@ def start(parallel: ParallelConfig, seed: int) -> None:
     _seed(seed)
 
 
-def _sizes(parallel: ParallelConfig) -> dict[str, int | None]:
+def _sizes(layout: LayoutConfig) -> dict[str, int | None]:
     return {
-        "tensor_model_parallel_size": parallel.tp,
-        "pipeline_model_parallel_size": parallel.pp,
-        "virtual_pipeline_model_parallel_size": parallel.vp,
-        "context_parallel_size": parallel.cp,
-        "expert_model_parallel_size": parallel.ep,
-        "expert_tensor_parallel_size": expert_tensor_parallel_size(parallel),
+        "tensor_model_parallel_size": layout.tp,
+        "pipeline_model_parallel_size": layout.pp,
+        "virtual_pipeline_model_parallel_size": layout.vp,
+        "context_parallel_size": layout.cp,
+        "expert_model_parallel_size": layout.ep,
+        "expert_tensor_parallel_size": expert_tensor_parallel_size(layout),
     }
 
 
-def expert_tensor_parallel_size(parallel: ParallelConfig) -> int:
+def expert_tensor_parallel_size(layout: LayoutConfig) -> int:
     """Tensor-parallel size inside experts, with its default resolved."""
-    return parallel.etp or (1 if parallel.ep > 1 else parallel.tp)
+    return layout.etp or (1 if layout.ep > 1 else layout.tp)
 
 
 def _join() -> None:

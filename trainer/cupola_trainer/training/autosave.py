@@ -73,7 +73,7 @@ class Autosave:
         self._save = self.checkpointer.begin(
             step_folder(self.folder, progress.step),
             model=self.model,
-            parallel=self.job.parallel,
+            layout=self.job.layout,
             step=progress.step,
             consumed_samples=progress.consumed_samples,
             seed=self.job.seed,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cupola_platform.errors import ConfigError, StageFailedError
 from cupola_platform.launch import LocalLauncher
-from cupola_trainer.config import BatchConfig, ParallelConfig, TrainJob, write_job
+from cupola_trainer.config import BatchConfig, LayoutConfig, TrainJob, write_job
 from cupola_trainer.config.layout_rules import validate_layout
 from cupola_trainer.reporting.metrics import read_metrics
 
@@ -39,8 +39,8 @@ class StepNumbers:
 class Comparison:
     """What two layouts gave, and whether it is the same."""
 
-    layout: ParallelConfig
-    against: ParallelConfig
+    layout: LayoutConfig
+    against: LayoutConfig
     batch: BatchConfig
     """The batch that both took: the job's, with a global batch that both layouts divide."""
     steps: tuple[StepNumbers, ...]
@@ -73,14 +73,14 @@ class Comparison:
 
 def verify_layout(
     job: TrainJob,
-    layout: ParallelConfig,
-    against: ParallelConfig,
+    layout: LayoutConfig,
+    against: LayoutConfig,
     *,
     folder: Path,
     steps: int = 5,
     loss_tolerance: float = 1e-5,
     norm_tolerance: float = 1e-4,
-    started: Callable[[ParallelConfig], None] = lambda layout: None,
+    started: Callable[[LayoutConfig], None] = lambda layout: None,
 ) -> Comparison:
     """Train the first steps of a job in two layouts, one after the other, and compare their numbers.
 
@@ -103,14 +103,14 @@ def verify_layout(
     job = job.but(steps=steps, batch=batch, log_every=1, dry=True)
     folder.mkdir(parents=True, exist_ok=True)
     ours, theirs = (
-        _train(job.but(parallel=each, output=folder / name), started)
+        _train(job.but(layout=each, output=folder / name), started)
         for name, each in (("layout", layout), ("against", against))
     )
     numbers = tuple(StepNumbers(step, *a, *b) for step, (a, b) in enumerate(zip(ours, theirs, strict=True), 1))
     return Comparison(layout, against, batch, numbers, loss_tolerance, norm_tolerance)
 
 
-def common_batch(batch: BatchConfig, *layouts: ParallelConfig) -> BatchConfig:
+def common_batch(batch: BatchConfig, *layouts: LayoutConfig) -> BatchConfig:
     """The batch with the smallest global size, not below the job's, that every layout divides.
 
     The micro-batch is the same in all of them: a mixture's balancing loss is defined on it.
@@ -121,26 +121,26 @@ def common_batch(batch: BatchConfig, *layouts: ParallelConfig) -> BatchConfig:
     return replace(batch, micro_batch_size=micro, global_batch_size=-(-batch.global_batch_size // unit) * unit)
 
 
-def _train(job: TrainJob, started: Callable[[ParallelConfig], None]) -> list[tuple[float, float]]:
+def _train(job: TrainJob, started: Callable[[LayoutConfig], None]) -> list[tuple[float, float]]:
     """Loss and gradient norm of each step."""
     job.output.mkdir()
     write_job(job, job.output / "job.json")
     log = job.output / "log.txt"
-    ranks = job.parallel.world_size
-    started(job.parallel)
+    ranks = job.layout.world_size
+    started(job.layout)
     with LocalLauncher(max_processes=ranks).start(job.output / "job.json", processes=ranks, log=log) as running:
         code = running.wait()
     if code:
         error = job.output / "error.json"
         said = json.loads(error.read_text())["message"] if error.exists() else f"its processes ended with status {code}"
-        raise StageFailedError(f"layout {layout_name(job.parallel)}: {said}. Log: {log}")
+        raise StageFailedError(f"layout {layout_name(job.layout)}: {said}. Log: {log}")
     rows = [row for row in read_metrics(job.output / "metrics.jsonl") if row["event"] == "step"]
     return [(_number(row["loss"]), _number(row["grad_norm"])) for row in rows]
 
 
-def layout_name(layout: ParallelConfig) -> str:
+def layout_name(layout: LayoutConfig) -> str:
     """A layout as the command line takes it: what differs from one process."""
-    default = ParallelConfig()
+    default = LayoutConfig()
     values = {name: value for name, value in asdict(layout).items() if value != getattr(default, name)}
     return ",".join(f"{name}={str(value).lower()}" for name, value in values.items()) or "tp=1"
 

@@ -69,10 +69,10 @@ def begin(job: TrainJob) -> Run:
     model, tokenizer = _model_and_tokenizer(job)
     validate_layout(
         model,
-        job.parallel,
+        job.layout,
         job.batch,
         reset_at_documents=getattr(job.data, "reset_at_documents", False),
-        pack=getattr(job.data, "pack", False) and job.parallel.cp == 1,
+        pack=getattr(job.data, "pack", False) and job.layout.cp == 1,
         lengths=getattr(job.data, "lengths", None),
         copying=getattr(job.data, "copying", None),
         ranks=runtime.world_size(),
@@ -83,20 +83,20 @@ def begin(job: TrainJob) -> Run:
         check_architecture(job.initial, model, replace(checkpoint.read_model(job.initial), head=model.head))
     if (tokens := getattr(job.data, "tokens", None)) is not None:
         check_tokenizer(tokenizer, tokens)
-    runtime.start(job.parallel, job.seed)
+    runtime.start(job.layout, job.seed)
     tokenizer = runtime.on_first_rank(lambda: _dated(job, tokenizer))
     data = runtime.on_first_rank(lambda: data_identity(job))
     check_resumable(job.output / "checkpoints", model, {} if job.allow_data_change else data)
     objective = build_objective(_inputs(job, tokenizer, model))
     job = _counted(job, objective)
-    chunks = models.build(model, job.parallel, seed=job.seed, dtype=runtime.dtype(job.precision))
+    chunks = models.build(model, job.layout, seed=job.seed, dtype=runtime.dtype(job.precision))
     for chunk in chunks:  # pipeline stages then tell each other each micro-batch's shape
         chunk.config.variable_seq_lengths = getattr(job.data, "lengths", None) is not None
     if job.initial:
         checkpoint.load_weights(job.initial, chunks)
     if job.lora:
-        attaching.attach(chunks, job.lora, model, job.parallel, job.seed)
-    trainee = optim.build(chunks, job.parallel, job.optimizer, job.steps)
+        attaching.attach(chunks, job.lora, model, job.layout, job.seed)
+    trainee = optim.build(chunks, job.layout, job.optimizer, job.steps)
     if job.optimizer.merging:
         optim.merge_online(trainee, job.optimizer.merging, job.initial, model, job.seed)
     if isinstance(objective, OnlineObjective):
@@ -133,7 +133,7 @@ def _inputs(job: TrainJob, tokenizer: Path | None, model: ModelConfig) -> Object
         template_date=job.template_date,
         model=model,
         initial=job.initial,
-        parallel=job.parallel,
+        layout=job.layout,
         precision=job.precision,
         dry=job.dry,
     )

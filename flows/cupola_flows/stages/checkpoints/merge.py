@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from cupola_flows.execution.context import StageContext
 from cupola_flows.execution.jobs import run_job
 from cupola_flows.stages.base import Input, Stage, Taken, settings
 from cupola_platform.artifacts import Artifact
-from cupola_trainer.config import MergeJob, MergeSettings, ParallelConfig
+from cupola_trainer.config import LayoutSettings, MergeJob, MergeSettings
 
 
-class MergeStage(Stage, MergeSettings):
+class MergeStage(Stage, MergeSettings, LayoutSettings):
     """Several checkpoints of one architecture -> one: their average, or SLERP, TIES or DARE."""
 
     gives: ClassVar[str] = "checkpoint"
@@ -23,7 +23,6 @@ class MergeStage(Stage, MergeSettings):
     """The stages whose checkpoints to merge; the first one gives the tokenizer and the precision."""
     base: Annotated[str | None, Input("checkpoint", guess=None)] = None
     """The stage whose checkpoint all of them were trained from: ties and dare need it, slerp may have it."""
-    layout: ParallelConfig = Field(default_factory=ParallelConfig)
 
     @model_validator(mode="after")
     def _can_be(self) -> "MergeStage":
@@ -47,5 +46,5 @@ def merge_job(
         seed=seed,
         checkpoints=tuple(checkpoint.path for checkpoint in checkpoints),
         base=base.path if base else None,
-        parallel=stage.layout,
+        layout=stage.layout,
     )

@@ -3,16 +3,16 @@
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from cupola_flows.execution.context import StageContext
 from cupola_flows.execution.jobs import run_job
 from cupola_flows.stages.base import Input, Stage, Taken, settings
 from cupola_platform.artifacts import Artifact
-from cupola_trainer.config import ModelConfig, ParallelConfig, PruneJob, PruneSettings
+from cupola_trainer.config import LayoutSettings, ModelConfig, PruneJob, PruneSettings
 
 
-class PruneStage(Stage, PruneSettings):
+class PruneStage(Stage, PruneSettings, LayoutSettings):
     """A checkpoint -> a smaller one to go on training: whole layers, channels, heads, units and experts left out."""
 
     gives: ClassVar[str] = "checkpoint"
@@ -23,7 +23,6 @@ class PruneStage(Stage, PruneSettings):
     """The stage whose checkpoint to prune."""
     tokens: Annotated[str | None, Input("tokens", optional=True)] = None
     """The stage whose held-out tokens show what matters; not needed for layers that are named."""
-    layout: ParallelConfig = Field(default_factory=ParallelConfig)
 
     @model_validator(mode="after")
     def _can_be(self) -> "PruneStage":
@@ -48,5 +47,5 @@ def prune_job(stage: PruneStage, parent: Artifact, tokens: Artifact | None, *, o
         seed=seed,
         initial=parent.path,
         tokens=tokens.path if tokens else None,
-        parallel=stage.layout,
+        layout=stage.layout,
     )

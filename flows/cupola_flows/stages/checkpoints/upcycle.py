@@ -2,17 +2,15 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
-
 from cupola_flows.execution.context import StageContext
 from cupola_flows.execution.jobs import run_job
 from cupola_flows.stages.base import Input, Stage, Taken, settings
 from cupola_platform.artifacts import Artifact
-from cupola_trainer.config import ModelConfig, ParallelConfig, UpcycleJob, UpcycleSettings
+from cupola_trainer.config import LayoutSettings, ModelConfig, UpcycleJob, UpcycleSettings
 from cupola_trainer.config.model.experts import mixture_of
 
 
-class UpcycleStage(Stage, UpcycleSettings):
+class UpcycleStage(Stage, UpcycleSettings, LayoutSettings):
     """A dense checkpoint -> a mixture of experts, the Qwen2 way."""
 
     gives: ClassVar[str] = "checkpoint"
@@ -21,7 +19,6 @@ class UpcycleStage(Stage, UpcycleSettings):
     kind: Literal["upcycle"] = "upcycle"
     parent: Annotated[str | None, Input("checkpoint")] = None
     """The stage whose dense checkpoint to upcycle."""
-    layout: ParallelConfig = Field(default_factory=ParallelConfig)
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
         """Copy, shuffle and partly redraw the FFNs of a dense checkpoint into experts (Qwen2, section 3.1)."""
@@ -30,7 +27,7 @@ class UpcycleStage(Stage, UpcycleSettings):
             output=ctx.folder / "job",
             seed=ctx.seed,
             initial=taken.one("parent").path,
-            parallel=self.layout,
+            layout=self.layout,
         )
         result = run_job(ctx, job)
         return ctx.publish(result.folder, parents=taken.all(), metrics=result.metrics)

@@ -12,12 +12,12 @@ from cupola_flows.stages.base import Input, Stage, Taken, settings
 from cupola_flows.stages.data.writers import rewards
 from cupola_platform import json_lines
 from cupola_platform.artifacts import Artifact
-from cupola_trainer.config import ParallelConfig, SampleJob, SamplingSettings
+from cupola_trainer.config import LayoutSettings, SampleJob, SamplingSettings
 from cupola_trainer.data.preferences import make_preferences, make_prompts
 from cupola_trainer.scoring.execution import shares_passed
 
 
-class PreferencesStage(Stage, SamplingSettings):
+class PreferencesStage(Stage, SamplingSettings, LayoutSettings):
     """Answers sampled from a checkpoint and scored -> pairs of a better and a worse one."""
 
     gives: ClassVar[str] = "preferences"
@@ -45,7 +45,6 @@ class PreferencesStage(Stage, SamplingSettings):
     """Share of the prompts whose pairs are kept from training."""
     temperature: float = Field(default=1.0, gt=0)
     max_new_tokens: int = Field(default=32, ge=1)
-    layout: ParallelConfig = Field(default_factory=ParallelConfig)
 
     @model_validator(mode="after")
     def _scorer_is_there(self) -> "PreferencesStage":
@@ -65,7 +64,7 @@ class PreferencesStage(Stage, SamplingSettings):
             template_date=ctx.template_date,
             initial=parent.path,
             prompts=prompts,
-            parallel=self.layout,
+            layout=self.layout,
         )
         run_job(ctx, job)
         folder, samples = ctx.empty("preferences"), job.output / "samples.jsonl"

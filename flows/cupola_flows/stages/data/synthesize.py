@@ -3,7 +3,7 @@
 import json
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from cupola_flows.execution.context import StageContext
 from cupola_flows.execution.drops import say_dropped
@@ -15,10 +15,10 @@ from cupola_platform import json_lines
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import ConfigError
 from cupola_platform.rows.drops import told
-from cupola_trainer.config import ParallelConfig
+from cupola_trainer.config import LayoutSettings
 
 
-class SynthesizeStage(Stage, SynthesisSettings):
+class SynthesizeStage(Stage, SynthesisSettings, LayoutSettings):
     """A model writes conversations; what a filter does not pass is dropped and counted."""
 
     gives: ClassVar[str] = "conversations"
@@ -33,8 +33,6 @@ class SynthesizeStage(Stage, SynthesisSettings):
     """The stage whose checkpoint writes, in place of an endpoint."""
     reward_model: Annotated[str | None, Input("reward_model", guess=None)] = None
     """The stage whose reward model scores (`filter: reward`)."""
-    layout: ParallelConfig = Field(default_factory=ParallelConfig)
-    """How checkpoints (`writer`, `reward_model`) are laid out over processes."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "SynthesizeStage":

@@ -10,7 +10,7 @@ from cupola_flows.execution.jobs import run_job
 from cupola_platform import json_lines
 from cupola_platform.artifacts import Artifact
 from cupola_platform.endpoint import Completion, Endpoint, EndpointConfig
-from cupola_trainer.config import ParallelConfig, SampleJob, ScoreJob
+from cupola_trainer.config import LayoutConfig, SampleJob, ScoreJob
 
 Row = Mapping[str, Any]
 
@@ -62,7 +62,7 @@ class CheckpointWriter:
 
     ctx: StageContext
     checkpoint: Artifact
-    layout: ParallelConfig
+    layout: LayoutConfig
 
     @property
     def name(self) -> str:
@@ -84,7 +84,7 @@ class CheckpointWriter:
             prompts=prompts,
             temperature=temperature,
             max_new_tokens=length,
-            parallel=self.layout,
+            layout=self.layout,
         )
         run_job(self.ctx, job)
         answered = json_lines.read(output / "samples.jsonl")
@@ -92,7 +92,7 @@ class CheckpointWriter:
 
 
 def rewards(
-    ctx: StageContext, reward_model: Artifact, conversations: Iterable[Row], layout: ParallelConfig
+    ctx: StageContext, reward_model: Artifact, conversations: Iterable[Row], layout: LayoutConfig
 ) -> list[float | None]:
     """What a reward model gives the last answer of each conversation, {"messages", "tools"}, in order; none for one
     that its tokenizer refuses."""
@@ -104,7 +104,7 @@ def rewards(
         template_date=ctx.template_date,
         initial=reward_model.path,
         conversations=file,
-        parallel=layout,
+        layout=layout,
     )
     run_job(ctx, job)
     found: list[float | None] = json.loads((job.output / "rewards.json").read_text())

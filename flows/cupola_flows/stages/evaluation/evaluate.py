@@ -4,20 +4,18 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
-
 from cupola_flows.execution.context import StageContext
 from cupola_flows.execution.jobs import run_job
 from cupola_flows.stages.base import Input, Stage, Taken, every_trained, settings
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import ConfigError
-from cupola_trainer.config import EvaluateJob, EvaluateSettings, ModelConfig, ParallelConfig
+from cupola_trainer.config import EvaluateJob, EvaluateSettings, LayoutConfig, LayoutSettings, ModelConfig
 from cupola_trainer.config.layout_rules import validate_layout
 from cupola_trainer.config.model.long_context import method
 from cupola_trainer.evaluation.long_context_page import page
 
 
-class EvaluateStage(Stage, EvaluateSettings):
+class EvaluateStage(Stage, EvaluateSettings, LayoutSettings):
     """Held-out bits per byte, task accuracy and generations, for every checkpoint."""
 
     gives: ClassVar[str] = "evaluation"
@@ -30,7 +28,6 @@ class EvaluateStage(Stage, EvaluateSettings):
     """The stage whose held-out shards to use."""
     conversations: Annotated[str | None, Input("conversations", optional=True)] = None
     """The stage whose held-out tasks to ask."""
-    layout: ParallelConfig = Field(default_factory=ParallelConfig)
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
         """Held-out bits per byte, task accuracy with its interval, and generations, of each checkpoint."""
@@ -52,7 +49,7 @@ class EvaluateStage(Stage, EvaluateSettings):
             folder, parents=taken.all("checkpoints", "tokens", "conversations"), metrics=headline(results)
         )
 
-    def check_model(self, model: ModelConfig, layout: ParallelConfig) -> None:
+    def check_model(self, model: ModelConfig, layout: LayoutConfig) -> None:
         """Refuse a layout that does not fit, and lengths that a checkpoint's positions do not allow before it has been
         trained."""
         longest = model.max_position_embeddings
@@ -88,7 +85,7 @@ def evaluation_job(
         checkpoints={name: artifact.path for name, artifact in checkpoints.items()},
         tokens=tokens.path,
         conversations=conversations.path if conversations else None,
-        parallel=stage.layout,
+        layout=stage.layout,
     )
 
 

@@ -47,7 +47,7 @@ def reference(ctx: StageContext, stage: DpoStage, parent: Artifact, preferences:
         initial=parent.path,
         data=DpoData(preferences=preferences.path),
         batch=stage.batch,
-        parallel=stage.layout,
+        layout=stage.layout,
         precision=stage.precision,
     )
     return run_once(ctx, job, kind="reference", config=config, parents=[parent, preferences])

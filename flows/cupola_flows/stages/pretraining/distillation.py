@@ -12,7 +12,7 @@ from cupola_flows.stages.base import Input, Taken, settings
 from cupola_flows.stages.pretraining.shapes import ModelShape
 from cupola_flows.stages.training import TrainStage, train
 from cupola_platform.artifacts import Artifact
-from cupola_trainer.config import DistillationData, DistillationSettings, ModelConfig, ParallelConfig, TeachJob
+from cupola_trainer.config import DistillationData, DistillationSettings, LayoutConfig, ModelConfig, TeachJob
 
 
 class DistillationStage(TrainStage, DistillationSettings):
@@ -34,7 +34,7 @@ class DistillationStage(TrainStage, DistillationSettings):
     stored_top_k: int | None = Field(default=None, ge=1)
     """Ask the teacher once, before training, and keep so many likeliest tokens at each place, as an artifact that other
     students of the same text use too; none for a live teacher, beside the student."""
-    teacher_layout: ParallelConfig | None = None
+    teacher_layout: LayoutConfig | None = None
     """How a teacher that is asked once is laid out; none for `layout`."""
 
     @model_validator(mode="after")
@@ -95,6 +95,6 @@ def teachings(
         evaluate_batches=stage.evaluate_batches,
         top_k=stage.stored_top_k or 1,
         temperature=stage.temperature,
-        parallel=stage.teacher_layout or stage.layout,
+        layout=stage.teacher_layout or stage.layout,
     )
     return run_once(ctx, job, kind="teacher", config=config, parents=[teacher, *texts])

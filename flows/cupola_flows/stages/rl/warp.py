@@ -117,13 +117,13 @@ def _run(ctx: StageContext, stage: WarpStage, data: GrpoData, start: Path, numbe
 
 
 def _merge(ctx: StageContext, stage: WarpStage, name: str, runs: list[Path], start: Path) -> Path:
-    job = MergeJob(output=ctx.folder / name, checkpoints=tuple(runs), method="slerp", base=start, parallel=stage.layout)
+    job = MergeJob(output=ctx.folder / name, checkpoints=tuple(runs), method="slerp", base=start, layout=stage.layout)
     return _job(ctx, name, job)
 
 
 def _between(ctx: StageContext, stage: WarpStage, name: str, start: Path, merged: Path, share: float) -> Path:
     job = MergeJob(
-        output=ctx.folder / name, checkpoints=(start, merged), weights=(1 - share, share), parallel=stage.layout
+        output=ctx.folder / name, checkpoints=(start, merged), weights=(1 - share, share), layout=stage.layout
     )
     return _job(ctx, name, job)
 
@@ -145,7 +145,7 @@ def _measure(
         checkpoints=found,
         data=data.but(anchor_rate=0.0),
         batch=stage.batch,
-        parallel=stage.layout,
+        layout=stage.layout,
         precision=stage.precision,
     )
     found_at = _job(ctx, "front", job)

@@ -5,11 +5,11 @@ from typing import Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from cupola_platform.strict import STRICT
+from cupola_platform.strict import STRICT, Strict
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class ParallelConfig:
+class LayoutConfig:
     """How a model is laid out over processes. The world size is tp x pp x cp x dp."""
 
     tp: int = Field(default=1, ge=1)
@@ -49,3 +49,10 @@ class ParallelConfig:
     @property
     def world_size(self) -> int:
         return self.tp * self.pp * self.cp * self.dp
+
+
+class LayoutSettings(Strict):
+    """Where a model runs."""
+
+    layout: LayoutConfig = Field(default_factory=LayoutConfig)
+    """How the model is laid out over processes."""
