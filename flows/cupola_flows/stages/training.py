@@ -108,7 +108,7 @@ def train(
         changes: fields of the job that only some stages give: `model`, `positions`, `tokenizer`.
     """
     made = train_job(
-        ctx, stage, data=data, initial=parent.path if parent else None, output=ctx.folder / "job", seed=ctx.seed
+        ctx, stage, data=data, parent=parent.path if parent else None, output=ctx.folder / "job", seed=ctx.seed
     )
     optimizer = made.optimizer
     base = taken.maybe("base") if stage.merges_online else None
@@ -122,7 +122,7 @@ def train(
     if stage.lora and parent:
         adapter = _publish_adapter(ctx, result, everything)
         fold = MergeAdapterJob(
-            output=ctx.folder / "merge", initial=parent.path, adapter=result.folder, layout=stage.layout
+            output=ctx.folder / "merge", parent=parent.path, adapter=result.folder, layout=stage.layout
         )
         result = JobResult(run_job(ctx, fold).folder, result.metrics)
         everything.append(adapter)
@@ -133,7 +133,7 @@ def train(
 
 
 def train_job(
-    ctx: StageContext, stage: TrainStage, *, data: TrainingData, initial: Path | None, output: Path, seed: int
+    ctx: StageContext, stage: TrainStage, *, data: TrainingData, parent: Path | None, output: Path, seed: int
 ) -> TrainJob:
     """The job that trains as a recipe's stage says."""
     return TrainJob(
@@ -141,7 +141,7 @@ def train_job(
         output=output,
         seed=seed,
         template_date=ctx.template_date,
-        initial=initial,
+        parent=parent,
         layout=stage.layout,
         data=data,
     )

@@ -78,5 +78,5 @@ def test_a_comment_and_a_docstring_change_nothing_and_an_operator_does(
 
 def test_a_job_reaches_the_objective_whose_rows_it_reads(tmp_path: Path) -> None:
     data = SftData(conversations=tmp_path)
-    job = TeachJob(output=tmp_path, initial=tmp_path, data=data, steps=1, batch=BatchConfig(sequence_length=8))
+    job = TeachJob(output=tmp_path, parent=tmp_path, data=data, steps=1, batch=BatchConfig(sequence_length=8))
     assert {"cupola_trainer.jobs.teach", "cupola_trainer.objectives.sft"} <= reached(code_version.modules_of(job))

@@ -160,7 +160,7 @@ def test_a_checkpoint_keeps_the_date_that_it_was_trained_with_also_when_exported
     for split in ("train", "heldout"):
         json_lines.write(tmp_path / "data" / f"{split}.jsonl", [{"messages": TALK}] * 2)
     job = TrainJob(
-        output=tmp_path / "job", initial=tmp_path / "start", steps=1, template_date=date(2026, 11, 5),
+        output=tmp_path / "job", parent=tmp_path / "start", steps=1, template_date=date(2026, 11, 5),
         batch=BatchConfig(sequence_length=48, micro_batch_size=1, global_batch_size=1),
         optimizer=OptimizerConfig(lr=1e-3), data=SftData(conversations=tmp_path / "data"),
     )  # fmt: skip

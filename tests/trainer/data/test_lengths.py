@@ -112,9 +112,9 @@ def test_a_checkpoint_is_stretched_and_a_job_that_was_ended_goes_on_bit_for_bit(
         tmp_path / "short", tokens_folder, model=MODEL, batch=short, data=NextTokenData(tokens=tokens_folder)
     )
     assert loop.train(first, lambda: False)
-    initial = tmp_path / "short" / "checkpoints" / "step_00000006"
+    parent = tmp_path / "short" / "checkpoints" / "step_00000006"
     chunks = DualChunk(chunk_size=16, local_window=4)
-    longer = {"model": None, "initial": initial, "positions": PositionChange(rope_theta=1e6, dual_chunk=chunks)}
+    longer = {"model": None, "parent": parent, "positions": PositionChange(rope_theta=1e6, dual_chunk=chunks)}
     assert loop.train(job_in(tmp_path / "whole", tokens_folder, **longer), lambda: False)
     calls = iter([False] * 4 + [True])
     assert not loop.train(job_in(tmp_path / "ended", tokens_folder, **longer), lambda: next(calls))
@@ -132,11 +132,11 @@ def test_positions_that_cannot_reach_so_far_are_one_line(tmp_path: Path, tokens_
     assert loop.train(first, lambda: False)
     yarn = {"type": "yarn", "factor": 2, "original_max_position_embeddings": 16}
     change = PositionChange(rope_scaling=yarn)  # type: ignore[arg-type]
-    initial = tmp_path / "short" / "checkpoints" / "step_00000001"
+    parent = tmp_path / "short" / "checkpoints" / "step_00000001"
     with pytest.raises(ConfigError, match=r"max_position_embeddings=64 is beyond what yarn allows: .* = 32\."):
-        loop.begin(job_in(tmp_path / "long", tokens_folder, model=None, initial=initial, positions=change))
+        loop.begin(job_in(tmp_path / "long", tokens_folder, model=None, parent=parent, positions=change))
     with pytest.raises(ConfigError, match="sequence_length=64 is more than max_position_embeddings=16"):
-        loop.begin(job_in(tmp_path / "long", tokens_folder, model=None, initial=initial))
+        loop.begin(job_in(tmp_path / "long", tokens_folder, model=None, parent=parent))
 
 
 LAYOUTS = {

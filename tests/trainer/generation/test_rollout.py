@@ -190,7 +190,7 @@ def sample_job(saved: Path, output: Path, name: str, **layout: Any) -> SampleJob
     texts = [{"id": "text", "text": "import os", "source": "kept apart"}]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in chat + texts))
     return SampleJob(
-        output=output, seed=4, initial=saved / name, prompts=prompts, num_samples=3, max_new_tokens=12, batch_size=4,
+        output=output, seed=4, parent=saved / name, prompts=prompts, num_samples=3, max_new_tokens=12, batch_size=4,
         layout=LayoutConfig(**layout),
     )  # fmt: skip
 
@@ -259,7 +259,7 @@ def test_prompts_that_cannot_be_read_are_refused_by_line(
     if content is not None:
         (tmp_path / "prompts.jsonl").write_text(content)
     with pytest.raises(error, match=says):
-        run(SampleJob(output=tmp_path / "out", initial=saved / "dense", prompts=tmp_path / "prompts.jsonl"))
+        run(SampleJob(output=tmp_path / "out", parent=saved / "dense", prompts=tmp_path / "prompts.jsonl"))
 
 
 def test_more_stages_than_divide_the_layers_are_refused_before_anything_is_built(saved: Path) -> None:

@@ -89,7 +89,7 @@ def test_peft_and_the_folded_model_say_what_the_adapted_one_says(
         folder = export_adapter(tmp_path / "adapter", tmp_path / "peft")
         theirs = PeftModel.from_pretrained(base, folder).eval()
         torch.testing.assert_close(theirs(tokens).logits, ours, rtol=0, atol=1e-5)
-    merge_adapter.run(MergeAdapterJob(initial=saved / name, adapter=tmp_path / "adapter", output=tmp_path / "folded"))
+    merge_adapter.run(MergeAdapterJob(parent=saved / name, adapter=tmp_path / "adapter", output=tmp_path / "folded"))
     whole = AutoModelForCausalLM.from_pretrained(export(tmp_path / "folded" / "checkpoint", tmp_path / "out")).eval()
     with torch.no_grad():
         torch.testing.assert_close(whole(tokens).logits, ours, rtol=0, atol=5e-5)  # W + BA is rounded once more
@@ -98,7 +98,7 @@ def test_peft_and_the_folded_model_say_what_the_adapted_one_says(
 def job_of(saved: Path, tokens_folder: Path, output: Path) -> TrainJob:
     return TrainJob(
         output=output,
-        initial=saved / "mixture",
+        parent=saved / "mixture",
         steps=4,
         lora=EVERYTHING,
         batch=BatchConfig(sequence_length=32, micro_batch_size=2, global_batch_size=2),
@@ -141,7 +141,7 @@ def test_adapters_are_no_model_and_go_with_their_own_base(saved: Path, tmp_path:
     with pytest.raises(ConfigError, match="holds adapters and no model"):
         checkpoint.load_weights(tmp_path / "adapter", chunks)
     with pytest.raises(ConfigError, match="Give its own base"):
-        merge_adapter.run(MergeAdapterJob(initial=saved / "one", adapter=tmp_path / "adapter", output=tmp_path / "no"))
+        merge_adapter.run(MergeAdapterJob(parent=saved / "one", adapter=tmp_path / "adapter", output=tmp_path / "no"))
     with pytest.raises(ConfigError, match="holds a whole model and no adapter"):
         export_adapter(saved / "one", tmp_path / "no")
 

@@ -106,7 +106,7 @@ def test_a_reward_model_is_refused_where_words_are_asked(saved: Path, tmp_path: 
         load(tmp_path / "ours", ONE)
     job = TrainJob(
         output=tmp_path / "job",
-        initial=tmp_path / "ours",
+        parent=tmp_path / "ours",
         steps=1,
         batch=BatchConfig(sequence_length=32, micro_batch_size=1, global_batch_size=1),
         data=SftData(conversations=tmp_path),

@@ -120,7 +120,7 @@ def ours(start: Path, output: Path, data: TrainingData) -> list[float]:
     job = TrainJob(
         output=output,
         seed=SEED,
-        initial=start / "ours",
+        parent=start / "ours",
         steps=STEPS,
         batch=BatchConfig(sequence_length=160, micro_batch_size=BATCH, global_batch_size=BATCH),
         optimizer=OptimizerConfig(lr=LR, min_lr_ratio=1.0, weight_decay=0.0, clip_grad=1.0, beta2=0.95),

@@ -118,7 +118,7 @@ def test_a_teacher_that_was_asked_before_teaches_as_one_that_stands_by(
 
     def ask(name: str, top_k: int) -> Path:
         job = TeachJob(
-            output=tmp_path / name, seed=1, initial=teacher, steps=8, batch=BATCH, top_k=top_k,
+            output=tmp_path / name, seed=1, parent=teacher, steps=8, batch=BATCH, top_k=top_k,
             data=live.data.text,  # type: ignore[union-attr]
         )  # fmt: skip
         (job.output / "teacher").mkdir(parents=True)

@@ -54,12 +54,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def initial(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer_folder: Path) -> Path:
+def parent(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer_folder: Path) -> Path:
     """A checkpoint to start from."""
     from cupola_trainer import checkpoint, models, runtime
 
     runtime.start(LayoutConfig(), seed=0)
-    folder = tmp_path_factory.mktemp("initial") / "checkpoint"
+    folder = tmp_path_factory.mktemp("parent") / "checkpoint"
     chunks = models.build(MODEL, LayoutConfig())
     checkpoint.save(
         folder, chunks, model=MODEL, layout=LayoutConfig(), step=0, consumed_samples=0, seed=0,
@@ -69,7 +69,7 @@ def initial(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer_folder: Pat
 
 
 @pytest.fixture
-def job(kind: str, tmp_path: Path, tokens_folder: Path, data: Path, initial: Path) -> TrainJob:
+def job(kind: str, tmp_path: Path, tokens_folder: Path, data: Path, parent: Path) -> TrainJob:
     shared: dict[str, Any] = {
         "output": tmp_path / "victim",
         "steps": 80,
@@ -82,9 +82,9 @@ def job(kind: str, tmp_path: Path, tokens_folder: Path, data: Path, initial: Pat
         return TrainJob(model=MODEL, data=NextTokenData(tokens=tokens_folder), layout=PRETRAINING[kind], **shared)
     two = LayoutConfig(dp=2)
     if kind == "sft":
-        return TrainJob(initial=initial, data=SftData(conversations=data / "conversations"), layout=two, **shared)
+        return TrainJob(parent=parent, data=SftData(conversations=data / "conversations"), layout=two, **shared)
     made = DpoData if kind == "dpo" else RewardData
-    return TrainJob(initial=initial, data=made(preferences=data / "preferences"), layout=two, **shared)
+    return TrainJob(parent=parent, data=made(preferences=data / "preferences"), layout=two, **shared)
 
 
 def start(job: TrainJob, environment: dict[str, str]) -> RunningJob:

@@ -111,7 +111,7 @@ def test_a_reward_model_learns_to_rank_and_then_scores(
     runtime.stop()
     job = TrainJob(
         output=tmp_path / "first",
-        initial=start,
+        parent=start,
         steps=12,
         batch=BatchConfig(sequence_length=48, micro_batch_size=4, global_batch_size=8),
         optimizer=OptimizerConfig(lr=5e-3),
@@ -128,7 +128,7 @@ def test_a_reward_model_learns_to_rank_and_then_scores(
     trained = job.output / "checkpoints" / "step_00000012"
     assert checkpoint.read_model(trained) == replace(MODEL, head="scalar")
 
-    again = job.but(output=tmp_path / "second", initial=trained, steps=1)  # pretraining, then fine-tuning
+    again = job.but(output=tmp_path / "second", parent=trained, steps=1)  # pretraining, then fine-tuning
     assert loop.train(again, lambda: False)
     runtime.stop()
     [begun, *_] = [line for line in read_metrics(again.output / "metrics.jsonl") if line["event"] == "evaluate"]

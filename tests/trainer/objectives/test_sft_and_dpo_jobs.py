@@ -86,7 +86,7 @@ def test_sft_lowers_the_held_out_loss_and_dpo_turns_held_out_pairs(
 
     dpo = TrainJob(
         output=tmp_path / "dpo",
-        initial=checkpoint,
+        parent=checkpoint,
         steps=12,
         batch=BatchConfig(sequence_length=32, micro_batch_size=8, global_batch_size=8),
         data=DpoData(preferences=data / "preferences", beta=0.2),

@@ -149,7 +149,7 @@ def test_masks_are_even_and_independent_of_each_other() -> None:
 def test_a_resume_is_bitwise(saved: Path, tokens_folder: Path, tmp_path: Path) -> None:
     job = TrainJob(
         output=tmp_path / "whole",
-        initial=saved / "two",
+        parent=saved / "two",
         steps=6,
         batch=BatchConfig(sequence_length=32, micro_batch_size=2, global_batch_size=2),
         data=NextTokenData(tokens=tokens_folder),
@@ -170,7 +170,7 @@ def test_a_resume_is_bitwise(saved: Path, tokens_folder: Path, tmp_path: Path) -
 def test_what_there_is_nothing_to_merge_with_is_refused(saved: Path) -> None:
     shape = checkpoint.read_model(saved / "two")
     trainee = optim.build(models.build(shape, LayoutConfig()), LayoutConfig(), OptimizerConfig(), 1)
-    with pytest.raises(ConfigError, match="without an initial checkpoint"):
+    with pytest.raises(ConfigError, match="without a parent checkpoint"):
         optim.merge_online(trainee, config(saved), None, shape, 0)
     with pytest.raises(ConfigError, match="ffn_hidden_size"):
         optim.merge_online(trainee, config(saved, base=saved / "wide"), saved / "two", shape, 0)

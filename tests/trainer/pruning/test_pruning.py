@@ -55,15 +55,15 @@ def stopped() -> Iterator[None]:
     runtime.stop()
 
 
-def job_of(initial: Path, tokens: Path, output: Path, to: PruneTarget) -> PruneJob:
-    return PruneJob(initial=initial, output=output, tokens=tokens, to=to, max_tokens=512, sequence_length=LENGTH)
+def job_of(parent: Path, tokens: Path, output: Path, to: PruneTarget) -> PruneJob:
+    return PruneJob(parent=parent, output=output, tokens=tokens, to=to, max_tokens=512, sequence_length=LENGTH)
 
 
 def measured(job: PruneJob) -> tuple[ModelConfig, Importance]:
     runtime.start(LayoutConfig(), seed=0)
-    model = checkpoint.read_model(job.initial)
+    model = checkpoint.read_model(job.parent)
     [chunk] = models.build(model, LayoutConfig(), seed=None)
-    checkpoint.load_weights(job.initial, [chunk])
+    checkpoint.load_weights(job.parent, [chunk])
     return model, measure(model, chunk, sequences(job, LENGTH))
 
 
@@ -188,12 +188,12 @@ def test_the_pruned_model_says_what_the_sliced_one_says(
 def test_named_layers_are_dropped_without_tokens_and_training_goes_on(
     saved: Path, tokens_folder: Path, tmp_path: Path
 ) -> None:
-    prune.run(PruneJob(initial=saved / "base", output=tmp_path / "job", to=PruneTarget(drop_layers=(1, 2))))
+    prune.run(PruneJob(parent=saved / "base", output=tmp_path / "job", to=PruneTarget(drop_layers=(1, 2))))
     made = tmp_path / "job" / "checkpoint"
     assert checkpoint.read_training(made)["pruning"]["kept_layers"] == [0, 3]
     job = TrainJob(
         output=tmp_path / "train",
-        initial=made,
+        parent=made,
         steps=2,
         batch=BatchConfig(sequence_length=32, micro_batch_size=2, global_batch_size=2),
         data=NextTokenData(tokens=tokens_folder),
@@ -242,4 +242,4 @@ def test_a_size_that_cannot_be_is_refused_in_a_line(make: Callable[[], Any], lin
 def test_a_target_that_says_nothing_or_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     for target, line in {PruneTarget(): "nothing to prune", PruneTarget(num_layers=2): "give `tokens`"}.items():
         with pytest.raises(ValidationError, match=line):
-            PruneJob(initial=tmp_path, output=tmp_path, to=target)
+            PruneJob(parent=tmp_path, output=tmp_path, to=target)

@@ -64,7 +64,7 @@ def job(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
             "optimizer": OptimizerConfig(lr=1e-2, min_lr_ratio=1.0, weight_decay=0.0),
             "batch": BatchConfig(sequence_length=32, micro_batch_size=4, global_batch_size=8),
         }
-        return TrainJob(output=tmp_path / name, initial=material / "policy", data=data, **(settings | changes))
+        return TrainJob(output=tmp_path / name, parent=material / "policy", data=data, **(settings | changes))
 
     yield make
     runtime.stop()

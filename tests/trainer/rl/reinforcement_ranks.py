@@ -87,7 +87,7 @@ def job_of(kind: str, material: Path, policy: Path, layout: LayoutConfig, output
     elif pairs:
         data = OnlineDpoData(**shared)
     return TrainJob(
-        output=output, initial=policy, steps=STEPS, seed=3, layout=layout, data=data, dry=True,
+        output=output, parent=policy, steps=STEPS, seed=3, layout=layout, data=data, dry=True,
         batch=BatchConfig(sequence_length=48, micro_batch_size=2, global_batch_size=8),
         optimizer=OptimizerConfig(lr=3e-3, warmup_steps=1),
     )  # fmt: skip

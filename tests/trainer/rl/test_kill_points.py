@@ -90,7 +90,7 @@ def test_five_kills_leave_no_trace(
         ),
     }
     victim = TrainJob(
-        output=tmp_path / "victim", initial=material / "policy", data=kinds[kind](), steps=STEPS, seed=3,
+        output=tmp_path / "victim", parent=material / "policy", data=kinds[kind](), steps=STEPS, seed=3,
         optimizer=OptimizerConfig(lr=3e-3), checkpoint=CheckpointConfig(every=3), evaluate_every=10,
         batch=BatchConfig(sequence_length=48, micro_batch_size=4, global_batch_size=8),
     )  # fmt: skip

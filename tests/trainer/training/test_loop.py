@@ -181,7 +181,7 @@ def test_one_process_needs_no_launcher_and_a_complete_job_is_not_run_again(tmp_p
 def test_another_job_continues_from_a_checkpoints_weights(tmp_path: Path, tokens_folder: Path) -> None:
     first = job_in(tmp_path / "first", tokens_folder)
     assert loop.train(first, lambda: False)
-    second = first.but(output=tmp_path / "second", model=None, initial=first.output / "checkpoints/step_00000006")
+    second = first.but(output=tmp_path / "second", model=None, parent=first.output / "checkpoints/step_00000006")
     assert loop.train(second, lambda: False)
     ends = [json.loads((job.output / "result.json").read_text())["metrics"] for job in (first, second)]
     assert ends[1]["initial_heldout_loss"] == pytest.approx(ends[0]["final_heldout_loss"], rel=1e-6)

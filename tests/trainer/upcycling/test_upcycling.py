@@ -167,9 +167,7 @@ def test_a_job_that_matches_the_dense_model_gives_its_logits(
 ) -> None:
     moe = MoEConfig(num_experts=4 * granularity, top_k=2 * granularity, expert_ffn_hidden_size=160 // granularity,
                     shared_expert_ffn_hidden_size=shared, norm_topk_prob=True)  # fmt: skip
-    run(
-        UpcycleJob(output=tmp_path, initial=saved / "gemma2", moe=moe, reinit="none", router="copies", match_dense=True)
-    )
+    run(UpcycleJob(output=tmp_path, parent=saved / "gemma2", moe=moe, reinit="none", router="copies", match_dense=True))
     tokens = torch.randint(0, 512, (2, 40), generator=torch.Generator().manual_seed(5))
     runtime.start(LayoutConfig(), seed=0)
     ours, dense = (logits_of(folder, tokens) for folder in (tmp_path / "checkpoint", saved / "gemma2"))
@@ -204,13 +202,13 @@ def test_outputs_that_no_scale_makes_equal_are_said_to_be_so(
 ) -> None:
     shape = MoEConfig(**{"num_experts": 4, "top_k": 2, "expert_ffn_hidden_size": 80, "norm_topk_prob": True} | moe)
     with pytest.raises(ConfigError, match=says):
-        run(UpcycleJob(output=tmp_path, initial=saved / "dense", moe=shape, match_dense=True, **options))
+        run(UpcycleJob(output=tmp_path, parent=saved / "dense", moe=shape, match_dense=True, **options))
 
 
 @pytest.mark.parametrize(("router", "different"), [("random", 4), ("copies", 2), ("zeros", 1)])
 def test_the_routers_start_is_a_choice(saved: Path, tmp_path: Path, router: Any, different: int) -> None:
     moe = MoEConfig(num_experts=4, top_k=2, expert_ffn_hidden_size=80)
-    run(UpcycleJob(output=tmp_path, initial=saved / "dense", moe=moe, router=router))
+    run(UpcycleJob(output=tmp_path, parent=saved / "dense", moe=moe, router=router))
     rows = StoredTensors(tmp_path / "checkpoint").read("decoder.layers.mlp.router.weight", (1,))
     assert len({tuple(row) for row in rows.tolist()}) == different
 
@@ -219,7 +217,7 @@ def test_7b_to_57b_a14b_is_planned_without_a_byte_of_weights(tmp_path: Path) -> 
     """9 copies, 163,840 of 170,496 units used (Qwen2 technical report, section 2.2.2)."""
     moe = PRESETS["qwen2-57b-a14b"].moe
     assert moe
-    job = UpcycleJob(output=tmp_path, initial=tmp_path, moe=moe)
+    job = UpcycleJob(output=tmp_path, parent=tmp_path, moe=moe)
     runtime.start(LayoutConfig(), seed=0)
     found = plan(PRESETS["qwen2-7b"], job)
     runtime.stop()
@@ -291,13 +289,13 @@ MOE = MoEConfig(num_experts=4, top_k=2, expert_ffn_hidden_size=56, shared_expert
 def test_a_job_writes_the_same_mixture_of_experts_in_every_layout(
     saved: Path, tmp_path: Path, torchrun: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    job = UpcycleJob(output=tmp_path / "one", seed=11, initial=saved / "dense", moe=MOE)
+    job = UpcycleJob(output=tmp_path / "one", seed=11, parent=saved / "dense", moe=MOE)
     run(job)
     one = StoredTensors(tmp_path / "one" / "checkpoint")
     layouts: dict[str, dict[str, Any]] = {"experts": {"dp": 2, "ep": 2}, "tensors": {"tp": 2, "sp": True}}
     for name, layout in layouts.items():
         sharded = UpcycleJob(
-            output=tmp_path / name, seed=11, initial=saved / "dense", moe=MOE, layout=LayoutConfig(**layout)
+            output=tmp_path / name, seed=11, parent=saved / "dense", moe=MOE, layout=LayoutConfig(**layout)
         )
         write_job(sharded, tmp_path / f"{name}.json")
         torchrun(2, "-m", "cupola_trainer", tmp_path / f"{name}.json")
@@ -317,7 +315,7 @@ def test_a_job_writes_the_same_mixture_of_experts_in_every_layout(
 
 
 def test_a_job_reports_parameters_and_where_its_checkpoint_lies(saved: Path, tmp_path: Path) -> None:
-    run(UpcycleJob(output=tmp_path, initial=saved / "dense", moe=MOE))
+    run(UpcycleJob(output=tmp_path, parent=saved / "dense", moe=MOE))
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["folder"] == "checkpoint"
     total = sum(tensor.numel() for tensor in StoredTensors(tmp_path / "checkpoint").values())
@@ -327,4 +325,4 @@ def test_a_job_reports_parameters_and_where_its_checkpoint_lies(saved: Path, tmp
 
 def test_a_mixture_of_experts_is_not_upcycled_again(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is a mixture of experts already\. Upcycle a dense checkpoint"):
-        run(UpcycleJob(output=tmp_path, initial=saved / "moe", moe=MOE))
+        run(UpcycleJob(output=tmp_path, parent=saved / "moe", moe=MOE))

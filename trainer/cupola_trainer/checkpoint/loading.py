@@ -47,7 +47,7 @@ def load_training(folder: Path, chunks: Sequence[torch.nn.Module], optimizer: An
     verify(folder)
     training = read_training(folder)
     if not training["optimizer"]:
-        raise ConfigError(f"{folder} holds weights only. Start a new job from it (initial: {folder}).")
+        raise ConfigError(f"{folder} holds weights only. Start a new job from it (parent: {folder}).")
     _check_schedule(folder, training["scheduler"], scheduler.state_dict())
     state = StoredState(folder / "state")
     weights, moments = weight_shards(chunks), moment_shards(chunks, optimizer)
@@ -110,5 +110,5 @@ def _check_schedule(folder: Path, saved: dict[str, Any], wanted: dict[str, Any])
         if name != "num_steps" and saved.get(name) != value:
             raise ConfigError(
                 f"{folder} was trained with {name}={saved.get(name)}, this job has {value}. "
-                f"Keep it, or start a new job from its weights (initial: {folder})."
+                f"Keep it, or start a new job from its weights (parent: {folder})."
             )

@@ -80,7 +80,7 @@ class MergeAdapterJob(JobBase):
     """Fold low-rank adapters into the weights of the model that they were trained on."""
 
     kind: Literal["merge_adapter"] = "merge_adapter"
-    initial: Path
+    parent: Path
     """Checkpoint folder of that model."""
     adapter: Path
     """Checkpoint folder of the adapters."""
@@ -203,7 +203,7 @@ class PruneJob(PruneSettings, JobBase):
     """Make a smaller model of a larger one: whole layers, channels, heads, units and experts left out."""
 
     kind: Literal["prune"] = "prune"
-    initial: Path
+    parent: Path
     """Checkpoint folder."""
     tokens: Path | None = None
     """A `tokens` artifact's folder: its held-out shards show what matters."""
@@ -235,5 +235,5 @@ class UpcycleJob(UpcycleSettings, JobBase):
     """Turn a dense checkpoint into a mixture of experts, the Qwen2 way."""
 
     kind: Literal["upcycle"] = "upcycle"
-    initial: Path
+    parent: Path
     """Dense checkpoint folder."""

@@ -20,7 +20,7 @@ class RenderingJob(JobBase):
     """What every job is told that puts conversations through a chat template."""
 
     template_date: date | None = None
-    """What chat templates take for today; none for the date that the initial checkpoint's tokenizer keeps, if any."""
+    """What chat templates take for today; none for the date that the parent checkpoint's tokenizer keeps, if any."""
 
 
 class TrainJob(TrainSettings, RenderingJob):
@@ -29,13 +29,13 @@ class TrainJob(TrainSettings, RenderingJob):
 
     kind: Literal["train"] = "train"
     model: ModelConfig | None = None
-    """Shape of a new model; none to take the initial checkpoint's."""
-    initial: Path | None = None
+    """Shape of a new model; none to take the parent checkpoint's."""
+    parent: Path | None = None
     """Checkpoint folder whose weights (not optimizer) to start from; none for random weights."""
     positions: PositionChange | None = None
-    """What the initial checkpoint's positions become; none to leave them. Not with `model`."""
+    """What the parent checkpoint's positions become; none to leave them. Not with `model`."""
     tokenizer: Path | None = None
-    """Tokenizer folder to keep with a new model's checkpoints; none to take the initial checkpoint's."""
+    """Tokenizer folder to keep with a new model's checkpoints; none to take the parent checkpoint's."""
     data: TrainingData
     objective: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9_]*$")
     """Name of the objective where several learn from data of this kind; none for the data's own."""
@@ -78,7 +78,7 @@ class SampleJob(SamplingSettings, RenderingJob):
     """Sample answers from a checkpoint. Reads prompts.jsonl, writes `output/samples.jsonl`."""
 
     kind: Literal["sample"] = "sample"
-    initial: Path
+    parent: Path
     prompts: Path
     """JSON lines: {"id": str, "messages": [{"role", "content"}, ...], "tools": [...] (what may be called)} or
     {"id": str, "text": str} (continued as is)."""
@@ -89,7 +89,7 @@ class ScoreJob(RenderingJob):
     a list in their order."""
 
     kind: Literal["score"] = "score"
-    initial: Path
+    parent: Path
     """The reward model's checkpoint folder."""
     conversations: Path
     """JSON lines: {"messages": [{"role", "content"}, ..., the answer], "tools": [...] (what may be called)}."""
@@ -132,7 +132,7 @@ class ReferenceJob(PassSettings, RenderingJob):
     """
 
     kind: Literal["reference"] = "reference"
-    initial: Path
+    parent: Path
     """The checkpoint folder of the frozen model."""
     data: DpoData
 
@@ -141,7 +141,7 @@ class TeachJob(RenderingJob):
     """What a teacher says of the samples of a training to come, its likeliest tokens. Writes `output/teacher/`."""
 
     kind: Literal["teach"] = "teach"
-    initial: Path
+    parent: Path
     """The teacher's checkpoint folder."""
     data: NextTokenData | SftData = Field(discriminator="objective")
     """The text of the training to come, and below its seed, steps and batch: the samples are the same."""

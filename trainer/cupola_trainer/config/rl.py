@@ -227,7 +227,7 @@ class PpoData(PpoSettings, ReinforcementData):
 
     objective: Literal["ppo"] = "ppo"
 
-    value_initial: Path | None = None
+    value_model: Path | None = None
     """Checkpoint with a scalar head to start the value model from, such as the reward model; none for the policy's
     weights and a head of zeros."""
 

@@ -13,14 +13,14 @@ from cupola_trainer.config.lora import LoraConfig
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class OnlineMergingConfig:
-    """The online merging optimizer: what Adam does is merged with what the initial checkpoint has learnt since a
+    """The online merging optimizer: what Adam does is merged with what the parent checkpoint has learnt since a
     base."""
 
     method: Literal["ondare", "onties"] = "ondare"
     """How both are thinned out: at random, or by magnitude and consensus of signs."""
 
     alpha: float = Field(gt=0, lt=1)
-    """Share of what the initial checkpoint has learnt in each merge. It is added at every one: of the order of the
+    """Share of what the parent checkpoint has learnt in each merge. It is added at every one: of the order of the
     learning rate."""
 
     density: float = Field(gt=0, le=1)
@@ -31,7 +31,7 @@ class OnlineMergingConfig:
     costs one more copy of the weights where it is above 1."""
 
     base: Path
-    """Checkpoint folder that the initial one was fine-tuned from. In a recipe: a stage's name, or artifact:ID."""
+    """Checkpoint folder that the parent one was fine-tuned from. In a recipe: a stage's name, or artifact:ID."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -63,7 +63,7 @@ class OptimizerConfig:
     """Largest global gradient norm; 0 for no clipping."""
 
     merging: OnlineMergingConfig | None = None
-    """Keep to what the initial checkpoint can do, by online merging; none for plain AdamW."""
+    """Keep to what the parent checkpoint can do, by online merging; none for plain AdamW."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

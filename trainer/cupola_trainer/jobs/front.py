@@ -39,7 +39,7 @@ def run(job: FrontJob) -> None:
     chunks = list(models.build(model, job.layout, seed=None, dtype=runtime.dtype(job.precision)))
     settings = RolloutSettings(
         data=job.data,
-        initial=job.reference,
+        parent=job.reference,
         batch=job.batch,
         layout=job.layout,
         seed=job.seed,

@@ -22,17 +22,17 @@ def run(job: MergeAdapterJob) -> None:
         CorruptArtifactError: one of the two does not verify.
     """
     lora, digest = read_adapter(job.adapter)
-    found = artifacts.read(job.initial).digest
+    found = artifacts.read(job.parent).digest
     if found != digest:
         raise ConfigError(
-            f"{job.adapter} was trained on {digest[:12]}, and {job.initial} is {found[:12]}. Give its own base."
+            f"{job.adapter} was trained on {digest[:12]}, and {job.parent} is {found[:12]}. Give its own base."
         )
     model = checkpoint.read_model(job.adapter)  # the base's, with what training changed about its positions
     validate_layout(model, job.layout)
     runtime.start(job.layout, job.seed)
     parameters = parameter_count(model)
     with Report(job.output, kind="merge_adapter", steps=1, parameters=parameters) as report:
-        base = StoredTensors(job.initial)
+        base = StoredTensors(job.parent)
         write(
             job.output / "checkpoint",
             model,
@@ -41,7 +41,7 @@ def run(job: MergeAdapterJob) -> None:
             dtype=base.outline("embedding.word_embeddings.weight").dtype,
             seed=job.seed,
             objective="merge_adapter",
-            tokenizer=tokenizer_of([job.adapter, job.initial]),
+            tokenizer=tokenizer_of([job.adapter, job.parent]),
         )
         report.step(1)
         report.complete("checkpoint", {"parameters": parameters})

@@ -34,7 +34,7 @@ def run(job: PruneJob) -> None:
         ConfigError: a size above the model's, or a layout that splits the model.
         CorruptArtifactError: the checkpoint does not verify.
     """
-    model = checkpoint.read_model(job.initial)
+    model = checkpoint.read_model(job.parent)
     small = job.to.shape(model)
     if job.layout.world_size != job.layout.dp or job.layout.ep > 1:
         raise ConfigError("layout: pruning looks at the whole model on each rank. Use dp alone.")
@@ -45,8 +45,8 @@ def run(job: PruneJob) -> None:
         importance = _importance(job, model) if job.to.by_importance else None
         report.step(1)
         kept = choose(model, job.to, importance)
-        stored = StoredTensors(job.initial)
-        tokenizer = job.initial / "tokenizer"
+        stored = StoredTensors(job.parent)
+        tokenizer = job.parent / "tokenizer"
         extra = {"pruning": {"kept_layers": list(kept.layers)}}
         if importance is not None:
             extra["pruning"]["block_influence"] = [round(score, 6) for score in importance.layers.tolist()]
@@ -67,9 +67,9 @@ def run(job: PruneJob) -> None:
 
 def _importance(job: PruneJob, model: ModelConfig) -> Importance:
     assert job.tokens is not None
-    check_tokenizer(job.initial / "tokenizer", job.tokens)
+    check_tokenizer(job.parent / "tokenizer", job.tokens)
     [chunk] = models.build(model, job.layout, seed=None)
-    checkpoint.load_weights(job.initial, [chunk])
+    checkpoint.load_weights(job.parent, [chunk])
     rows = sequences(job, min(job.sequence_length, model.max_position_embeddings))
     found: Importance = measure(model, chunk, list(islice(rows, runtime.rank(), None, runtime.world_size())))
     return found

@@ -21,14 +21,14 @@ def run(job: ReferenceJob) -> None:
             no usable pair.
         CorruptArtifactError: the checkpoint does not verify.
     """
-    model = checkpoint.read_model(job.initial)
+    model = checkpoint.read_model(job.parent)
     if model.is_scalar:
         raise ConfigError(
-            f"{job.initial} is a reward model (head=scalar): it has no language-model head. Name a language model."
+            f"{job.parent} is a reward model (head=scalar): it has no language-model head. Name a language model."
         )
     validate_layout(model, job.layout, job.batch, ranks=runtime.world_size())
     runtime.start(job.layout, job.seed)
-    tokenizer = job.initial / "tokenizer"
+    tokenizer = job.parent / "tokenizer"
     objective = DpoObjective(
         job.data,
         tokenizer=required_tokenizer(tokenizer if tokenizer.is_dir() else None, job.template_date, job.data.objective),
@@ -37,7 +37,7 @@ def run(job: ReferenceJob) -> None:
         seed=job.seed,
     )
     chunks = models.build(model, job.layout, seed=None, dtype=runtime.dtype(job.precision))
-    checkpoint.load_weights(job.initial, chunks)
+    checkpoint.load_weights(job.parent, chunks)
     for chunk in chunks:
         chunk.eval()
     with Report(job.output, kind="reference", steps=1, parameters=parameter_count(model)) as report:

@@ -32,7 +32,7 @@ def run(job: SampleJob) -> None:
     """
     prompts = read_prompts(job.prompts)
     runtime.start(job.layout, job.seed)
-    loaded = load(job.initial, job.layout, day=job.template_date)
+    loaded = load(job.parent, job.layout, day=job.template_date)
     sampling = Sampling(
         max_new_tokens=job.max_new_tokens, temperature=job.temperature, top_p=job.top_p, top_k=job.top_k
     )

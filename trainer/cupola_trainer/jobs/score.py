@@ -25,7 +25,7 @@ def run(job: ScoreJob) -> None:
     """
     rows = list(json_lines.read(job.conversations))
     runtime.start(job.layout, job.seed)
-    model = RewardModel(job.initial, job.layout, job.template_date)
+    model = RewardModel(job.parent, job.layout, job.template_date)
     with Report(job.output, kind="score", steps=1, parameters=parameter_count(model.model)) as report:
         rewards = model.score_rows(rows, batch_size=job.batch_size)
         runtime.on_first_rank(lambda: (job.output / "rewards.json").write_text(json.dumps(rewards)))

@@ -34,7 +34,7 @@ def run(job: TeachJob) -> None:
     """
     check_whole(job.layout, "A stored teacher")
     runtime.start(job.layout, job.seed)
-    loaded = load(job.initial, job.layout)
+    loaded = load(job.parent, job.layout)
     if job.top_k > loaded.model.vocab_size:
         raise ConfigError(f"top_k={job.top_k} is more than the vocabulary's {loaded.model.vocab_size}. Lower it.")
     text = build_objective(
@@ -45,7 +45,7 @@ def run(job: TeachJob) -> None:
             steps=job.steps,
             seed=job.seed,
             output=job.output,
-            tokenizer=job.initial / "tokenizer",
+            tokenizer=job.parent / "tokenizer",
             template_date=job.template_date,
         )
     )

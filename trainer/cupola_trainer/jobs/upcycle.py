@@ -41,14 +41,14 @@ def run(job: UpcycleJob) -> None:
         ConfigError: the checkpoint is a mixture of experts already, or the layout cannot hold the new one.
         CorruptArtifactError: the checkpoint does not verify.
     """
-    dense = checkpoint.read_model(job.initial)
+    dense = checkpoint.read_model(job.parent)
     model = mixture_of(dense, job.moe, router=job.router, match_dense=job.match_dense)
     validate_layout(model, job.layout)
     runtime.start(job.layout, job.seed)
     parameters = parameter_count(model)
     with Report(job.output, kind="upcycle", steps=1, parameters=parameters) as report:
-        stored = StoredTensors(job.initial)
-        tokenizer = job.initial / "tokenizer"
+        stored = StoredTensors(job.parent)
+        tokenizer = job.parent / "tokenizer"
         write(
             job.output / "checkpoint",
             model,

@@ -43,15 +43,15 @@ def attach(chunks: Sequence[Any], lora: LoraConfig, model: ModelConfig, layout: 
                 shard.data.copy_(_draw(shard, seed))
 
 
-def describe(initial: Path | None, lora: LoraConfig) -> dict[str, Any]:
+def describe(parent: Path | None, lora: LoraConfig) -> dict[str, Any]:
     """What an adapter's checkpoint says of itself in training.json: its shape, and the base by digest.
 
     Raises:
         ConfigError: there is no base.
     """
-    if initial is None:
-        raise ConfigError("lora without an initial checkpoint: there is nothing to adapt. Give one.")
-    return {**dataclasses.asdict(lora), "targets": list(lora.targets), "base": artifacts.read(initial).digest}
+    if parent is None:
+        raise ConfigError("lora without a parent checkpoint: there is nothing to adapt. Give one.")
+    return {**dataclasses.asdict(lora), "targets": list(lora.targets), "base": artifacts.read(parent).digest}
 
 
 def check_resumed(progress: Progress, described: dict[str, Any] | None) -> None:

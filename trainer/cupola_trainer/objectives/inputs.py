@@ -37,7 +37,7 @@ class ObjectiveInputs:
     """Date for chat templates; none for the one that the tokenizer keeps."""
     model: ModelConfig | None = None
     """The model to be trained."""
-    initial: Path | None = None
+    parent: Path | None = None
     """Checkpoint folder that it starts from."""
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -65,7 +65,7 @@ def required_tokenizer(folder: Path | None, day: date | None, objective: str) ->
         ConfigError: there is no folder.
     """
     if folder is None:
-        raise ConfigError(f"the objective {objective} needs a tokenizer: name its folder, or an initial checkpoint.")
+        raise ConfigError(f"the objective {objective} needs a tokenizer: name its folder, or a parent checkpoint.")
     tokenizer: ChatTokenizer = load_tokenizer(folder, day)
     return tokenizer
 

@@ -93,20 +93,20 @@ def build(chunks: Sequence[GPTModel], layout: LayoutConfig, config: OptimizerCon
 
 
 def merge_online(
-    trainee: Trainee, config: OnlineMergingConfig, initial: Path | None, model: ModelConfig, seed: int
+    trainee: Trainee, config: OnlineMergingConfig, parent: Path | None, model: ModelConfig, seed: int
 ) -> None:
-    """Have every step of the trainee merged with what `initial` has learnt since `config.base`. Every rank calls it.
+    """Have every step of the trainee merged with what `parent` has learnt since `config.base`. Every rank calls it.
 
     Raises:
-        ConfigError: there is no initial checkpoint, or the base is of another architecture.
+        ConfigError: there is no parent checkpoint, or the base is of another architecture.
         CorruptArtifactError: the base does not verify.
     """
-    if initial is None:
-        raise ConfigError("optimizer.merging without an initial checkpoint: there is nothing to hold on to. Give one.")
+    if parent is None:
+        raise ConfigError("optimizer.merging without a parent checkpoint: there is nothing to hold on to. Give one.")
     if any(name.endswith(ADAPTERS) for chunk in trainee.chunks for name, _ in chunk.named_parameters()):
         raise ConfigError("optimizer.merging with lora: the frozen weights forget nothing. Leave one out.")
     check_architecture(config.base, model, read_model(config.base))
-    OnlineMerging(config, trainee.chunks, trainee.optimizer, reference=initial, seed=seed)
+    OnlineMerging(config, trainee.chunks, trainee.optimizer, reference=parent, seed=seed)
 
 
 def _data_parallel(chunks: Sequence[GPTModel], layout: LayoutConfig) -> list[torch.nn.Module]:

@@ -30,7 +30,7 @@ class RolloutSettings:
     """What a collector takes of a job."""
 
     data: ReinforcementData
-    initial: Path
+    parent: Path
     """Checkpoint folder of the policy at its beginning: the reference, and the tokenizer of reward models."""
     batch: BatchConfig
     layout: LayoutConfig
@@ -71,10 +71,10 @@ class RolloutCollector:
     def _load_reference(self, model: ModelConfig) -> Chunks:
         moves = getattr(self.data, "anchor_rate", 0.0) > 0  # its average needs fp32
         dtype = torch.float32 if moves else runtime.dtype(self.settings.precision)
-        return load_frozen(self.settings.initial, model, self.settings.layout, dtype)
+        return load_frozen(self.settings.parent, model, self.settings.layout, dtype)
 
     def _load_reward_model(self, folder: Path) -> RewardModel:
-        check_tokenizer(self.settings.initial / "tokenizer", folder)
+        check_tokenizer(self.settings.parent / "tokenizer", folder)
         return RewardModel(folder, self.settings.layout, precision=self.settings.precision)
 
     def collect(self, prompts: Sequence[Prompt], number: int) -> Rollout:

@@ -14,7 +14,7 @@ from cupola_trainer.rl.companions import CompanionCheckpoints
 
 
 class EmaReference:
-    """theta_ema <- (1 - mu) theta_ema + mu theta after each step (Rame et al. 2024, WARP, equation 2), from the initial
+    """theta_ema <- (1 - mu) theta_ema + mu theta after each step (Rame et al. 2024, WARP, equation 2), from the parent
     weights on. In fp32, whatever the policy's precision: a hundredth of a step is lost in less."""
 
     def __init__(

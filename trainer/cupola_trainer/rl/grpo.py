@@ -28,7 +28,7 @@ def build(inputs: ObjectiveInputs) -> "GrpoObjective":
     """GRPO on the prompts of a `conversations` artifact.
 
     Raises:
-        ConfigError: no initial checkpoint, no usable prompt, or sizes that do not fit each other.
+        ConfigError: no parent checkpoint, no usable prompt, or sizes that do not fit each other.
     """
     return GrpoObjective(inputs)
 

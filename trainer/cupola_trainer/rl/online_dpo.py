@@ -20,7 +20,7 @@ def build(inputs: ObjectiveInputs) -> "OnlineDpoObjective":
     """DPO on pairs of the model's own responses to the prompts of a `conversations` artifact.
 
     Raises:
-        ConfigError: no initial checkpoint, no usable prompt, or sizes that do not fit each other.
+        ConfigError: no parent checkpoint, no usable prompt, or sizes that do not fit each other.
     """
     return OnlineDpoObjective(inputs)
 

@@ -36,7 +36,7 @@ def build(inputs: ObjectiveInputs) -> "PpoObjective":
     """PPO on the prompts of a `conversations` artifact.
 
     Raises:
-        ConfigError: no initial checkpoint, no usable prompt, or sizes that do not fit each other.
+        ConfigError: no parent checkpoint, no usable prompt, or sizes that do not fit each other.
     """
     return PpoObjective(inputs)
 

@@ -41,17 +41,17 @@ class RolloutObjective(OnlineObjective):
     def __init__(self, inputs: ObjectiveInputs) -> None:
         """
         Raises:
-            ConfigError: no initial checkpoint, no usable prompt, or sizes that do not fit each other.
+            ConfigError: no parent checkpoint, no usable prompt, or sizes that do not fit each other.
         """
-        if inputs.initial is None:
+        if inputs.parent is None:
             raise ConfigError(
-                f"the objective {inputs.name} needs an initial checkpoint: a model without one cannot answer. Name one."
+                f"the objective {inputs.name} needs a parent checkpoint: a model without one cannot answer. Name one."
             )
         data: ReinforcementData = inputs.data
         self.inputs, self.tokenizer = inputs, inputs.chat_tokenizer()
         self.settings = RolloutSettings(
             data=data,
-            initial=inputs.initial,
+            parent=inputs.parent,
             batch=inputs.batch,
             layout=inputs.layout,
             seed=inputs.seed,

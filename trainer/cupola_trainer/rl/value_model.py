@@ -58,21 +58,21 @@ class ValueModel:
     """The value model in training."""
 
     def __init__(self, inputs: ObjectiveInputs, data: PpoData, policy: ModelConfig) -> None:
-        """From `value_initial`, or from the policy's initial weights and a head of zeros.
+        """From `value_model`, or from the policy's initial weights and a head of zeros.
 
         Raises:
-            ConfigError: `value_initial` is of another architecture.
+            ConfigError: `value_model` is of another architecture.
         """
-        assert inputs.initial
+        assert inputs.parent
         self.micro_batch_size, self.objective = inputs.batch.micro_batch_size, ValueObjective(data.value_clip)
         self.model = replace(policy, head="scalar")
         self.checkpoints = CompanionCheckpoints(inputs, self.objective.name, self.model)
         chunks = models.build(self.model, inputs.layout, seed=inputs.seed, dtype=runtime.dtype(inputs.precision))
-        initial = data.value_initial or inputs.initial
-        if data.value_initial:
-            check_architecture(initial, self.model, checkpoint.read_model(initial))
-        checkpoint.load_weights(initial, chunks)
-        if not data.value_initial:
+        parent = data.value_model or inputs.parent
+        if data.value_model:
+            check_architecture(parent, self.model, checkpoint.read_model(parent))
+        checkpoint.load_weights(parent, chunks)
+        if not data.value_model:
             for chunk in chunks:
                 if chunk.post_process:
                     torch.nn.init.zeros_(chunk.output_layer.weight)

@@ -77,10 +77,10 @@ def begin(job: TrainJob) -> Run:
         copying=getattr(job.data, "copying", None),
         ranks=runtime.world_size(),
     )
-    if job.initial:
-        check_head(job.initial, checkpoint.read_model(job.initial), model)
-    if job.initial and job.model:
-        check_architecture(job.initial, model, replace(checkpoint.read_model(job.initial), head=model.head))
+    if job.parent:
+        check_head(job.parent, checkpoint.read_model(job.parent), model)
+    if job.parent and job.model:
+        check_architecture(job.parent, model, replace(checkpoint.read_model(job.parent), head=model.head))
     if (tokens := getattr(job.data, "tokens", None)) is not None:
         check_tokenizer(tokenizer, tokens)
     runtime.start(job.layout, job.seed)
@@ -92,13 +92,13 @@ def begin(job: TrainJob) -> Run:
     chunks = models.build(model, job.layout, seed=job.seed, dtype=runtime.dtype(job.precision))
     for chunk in chunks:  # pipeline stages then tell each other each micro-batch's shape
         chunk.config.variable_seq_lengths = getattr(job.data, "lengths", None) is not None
-    if job.initial:
-        checkpoint.load_weights(job.initial, chunks)
+    if job.parent:
+        checkpoint.load_weights(job.parent, chunks)
     if job.lora:
         attaching.attach(chunks, job.lora, model, job.layout, job.seed)
     trainee = optim.build(chunks, job.layout, job.optimizer, job.steps)
     if job.optimizer.merging:
-        optim.merge_online(trainee, job.optimizer.merging, job.initial, model, job.seed)
+        optim.merge_online(trainee, job.optimizer.merging, job.parent, model, job.seed)
     if isinstance(objective, OnlineObjective):
         objective.attach(trainee, model)
     objective.prepare(lambda batch: outputs.token_losses(trainee.chunks, batch))
@@ -132,7 +132,7 @@ def _inputs(job: TrainJob, tokenizer: Path | None, model: ModelConfig) -> Object
         tokenizer=tokenizer,
         template_date=job.template_date,
         model=model,
-        initial=job.initial,
+        parent=job.parent,
         layout=job.layout,
         precision=job.precision,
         dry=job.dry,
@@ -140,7 +140,7 @@ def _inputs(job: TrainJob, tokenizer: Path | None, model: ModelConfig) -> Object
 
 
 def _model_and_tokenizer(job: TrainJob) -> tuple[ModelConfig, Path | None]:
-    model = job.model or (checkpoint.read_model(job.initial) if job.initial else None)
+    model = job.model or (checkpoint.read_model(job.parent) if job.parent else None)
     if model and job.positions:
         if job.model:
             raise ConfigError(
@@ -148,13 +148,13 @@ def _model_and_tokenizer(job: TrainJob) -> tuple[ModelConfig, Path | None]:
             )
         model = stretch(model, job.positions, job.batch.sequence_length)
     if model is None:
-        raise ConfigError("the job names neither a model nor an initial checkpoint. Give one of them.")
+        raise ConfigError("the job names neither a model nor a parent checkpoint. Give one of them.")
     model = replace(model, head=getattr(job.data, "head", "language_model"))
     if not model.vocab_size:
         raise ConfigError("model.vocab_size=0: the size is the tokenizer's, padded to a multiple of 64. Fill it in.")
     if job.tokenizer and not job.tokenizer.is_dir():
         raise NotFoundError(f"tokenizer {job.tokenizer} is no folder. Give the folder that a tokenizer was saved in.")
-    inherited = job.initial / "tokenizer" if job.initial else None
+    inherited = job.parent / "tokenizer" if job.parent else None
     return model, job.tokenizer or (inherited if inherited and inherited.is_dir() else None)
 
 

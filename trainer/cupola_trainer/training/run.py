@@ -52,7 +52,7 @@ class Run:
         self.online = objective if isinstance(objective, OnlineObjective) else None
         self.progress = progress
         self.data = dict(data or {})
-        self.adapter = attaching.describe(job.initial, job.lora) if job.lora else None
+        self.adapter = attaching.describe(job.parent, job.lora) if job.lora else None
         self.monitor = Monitor(job.faults, progress.extra.get("faults"))
         self.rollbacks = Rollbacks(
             job.output / "rollbacks.json", lambda step: is_due(job.checkpoint.every, step, job.steps)

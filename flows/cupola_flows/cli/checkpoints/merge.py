@@ -104,7 +104,7 @@ def adapter_command(
     parent = resolve_checkpoint(base or described["base"], workspace)
 
     def job(output: Path) -> MergeAdapterJob:
-        return MergeAdapterJob(output=output, initial=parent.path, adapter=adapter.path)
+        return MergeAdapterJob(output=output, parent=parent.path, adapter=adapter.path)
 
     make(job, "merge-adapter", described, [parent, adapter], to, alias, workspace)
 

@@ -45,7 +45,7 @@ def prune_job(stage: PruneStage, parent: Artifact, tokens: Artifact | None, *, o
         **settings(stage, PruneSettings),
         output=output,
         seed=seed,
-        initial=parent.path,
+        parent=parent.path,
         tokens=tokens.path if tokens else None,
         layout=stage.layout,
     )

@@ -26,7 +26,7 @@ class UpcycleStage(Stage, UpcycleSettings, LayoutSettings):
             **settings(self, UpcycleSettings),
             output=ctx.folder / "job",
             seed=ctx.seed,
-            initial=taken.one("parent").path,
+            parent=taken.one("parent").path,
             layout=self.layout,
         )
         result = run_job(ctx, job)

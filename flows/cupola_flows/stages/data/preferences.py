@@ -62,7 +62,7 @@ class PreferencesStage(Stage, SamplingSettings, LayoutSettings):
             output=ctx.folder / "job",
             seed=ctx.seed,
             template_date=ctx.template_date,
-            initial=parent.path,
+            parent=parent.path,
             prompts=prompts,
             layout=self.layout,
         )

@@ -80,7 +80,7 @@ class CheckpointWriter:
             output=output,
             seed=seed,
             template_date=self.ctx.template_date,
-            initial=self.checkpoint.path,
+            parent=self.checkpoint.path,
             prompts=prompts,
             temperature=temperature,
             max_new_tokens=length,
@@ -102,7 +102,7 @@ def rewards(
         output=ctx.folder / "score",
         seed=ctx.seed,
         template_date=ctx.template_date,
-        initial=reward_model.path,
+        parent=reward_model.path,
         conversations=file,
         layout=layout,
     )

@@ -44,7 +44,7 @@ def reference(ctx: StageContext, stage: DpoStage, parent: Artifact, preferences:
         output=ctx.folder / "reference",
         seed=ctx.seed,
         template_date=ctx.template_date,
-        initial=parent.path,
+        parent=parent.path,
         data=DpoData(preferences=preferences.path),
         batch=stage.batch,
         layout=stage.layout,

@@ -37,9 +37,9 @@ class RewardStage(TrainStage, RewardSettings):
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
         """Train a reward model on pairs: from a language model, or from another reward model."""
-        initial = taken.maybe("reward") or taken.maybe("parent")
-        if initial is None:
+        parent = taken.maybe("reward") or taken.maybe("parent")
+        if parent is None:
             raise ConfigError(f"stage {ctx.name} has nothing to start from: name `parent` or `reward`.")
         preferences = taken.one("preferences")
         data = RewardData(**settings(self, RewardSettings), preferences=preferences.path)
-        return train(ctx, self, taken, data, parent=initial, parents=[initial, preferences])
+        return train(ctx, self, taken, data, parent=parent, parents=[parent, preferences])

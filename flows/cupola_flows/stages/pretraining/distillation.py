@@ -88,7 +88,7 @@ def teachings(
         output=ctx.folder / "teach",
         seed=ctx.seed,
         template_date=ctx.template_date,
-        initial=teacher.path,
+        parent=teacher.path,
         data=data.text,
         steps=stage.steps,
         batch=stage.batch,

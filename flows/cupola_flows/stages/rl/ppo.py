@@ -25,7 +25,7 @@ class PpoStage(OwnResponsesStage, PpoSettings):
         value_model, pretraining = taken.maybe("value_model"), taken.maybe("pretraining")
         data = PpoData(
             **self.reads(taken, PpoSettings),
-            value_initial=value_model.path if value_model else None,
+            value_model=value_model.path if value_model else None,
             pretraining=pretraining.path if pretraining else None,
         )
         return train(ctx, self, taken, data, parent=taken.one("parent"))

@@ -24,7 +24,7 @@ from cupola_platform.artifacts import Artifact
 from cupola_trainer.config import AnyJob, FrontJob, GrpoData, GrpoSettings, MergeJob
 
 BEGINNING = "beginning"
-"""Name of the initial checkpoint on the front."""
+"""Name of the parent checkpoint on the front."""
 
 
 class WarpStage(OwnResponsesStage, GrpoSettings):
@@ -113,7 +113,7 @@ def _run(ctx: StageContext, stage: WarpStage, data: GrpoData, start: Path, numbe
     ctx.display.note(ctx.name, f"round {number} of {stage.rounds}, run {run} of {stage.runs}")
     seed = ctx.seed + 1000 * number + run
     name = f"round{number}/run{run}"
-    return _job(ctx, name, train_job(ctx, stage, data=data, initial=start, output=ctx.folder / name, seed=seed))
+    return _job(ctx, name, train_job(ctx, stage, data=data, parent=start, output=ctx.folder / name, seed=seed))
 
 
 def _merge(ctx: StageContext, stage: WarpStage, name: str, runs: list[Path], start: Path) -> Path:
