@@ -19,7 +19,7 @@ STAGES = """
     steps: 60
   preferences:
     score_by: execution
-    num_samples: 6
+    samples_per_prompt: 6
     max_prompts: 24
     max_new_tokens: 16
 """

@@ -318,7 +318,9 @@ class Marker(list[Answer]):
 def test_of_several_answers_the_best_one_is_kept(server: Server, tmp_path: Path) -> None:
     server.script = Marker(server)
     artifact = made(
-        server, tmp_path, "filter: judge\n    keep: best\n    samples: 3\n    min_score: 0.5\n    max_rows: 4"
+        server,
+        tmp_path,
+        "filter: judge\n    keep: best\n    samples_per_prompt: 3\n    min_score: 0.5\n    max_rows: 4",
     )
     rows = rows_of(artifact)
     assert [(row["messages"][-1]["content"], row["synthesis"]["score"]) for row in rows] == [("7", 0.7)] * 4

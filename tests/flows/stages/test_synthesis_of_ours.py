@@ -46,7 +46,7 @@ stages:
     reward_model: artifact:{judge}
     min_score: -1000
     keep: best
-    samples: 2
+    samples_per_prompt: 2
     temperature: 1.0
     max_new_tokens: 200
     heldout_fraction: 0.2

@@ -60,7 +60,7 @@ stages:
     runs: 2
     rounds: 2
     front: [0.6]
-    rollout: {queries: 4, group_size: 4, max_new_tokens: 6, heldout_queries: 8}
+    rollout: {queries: 4, samples_per_prompt: 4, max_new_tokens: 6, heldout_queries: 8}
     optimizer: {lr: 1.0e-2}
     batch: {sequence_length: 64, micro_batch_size: 8, global_batch_size: 16}
     steps: 2

@@ -190,7 +190,7 @@ def sample_job(saved: Path, output: Path, name: str, **layout: Any) -> SampleJob
     texts = [{"id": "text", "text": "import os", "source": "kept apart"}]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in chat + texts))
     return SampleJob(
-        output=output, seed=4, parent=saved / name, prompts=prompts, num_samples=3, max_new_tokens=12, batch_size=4,
+        output=output, seed=4, parent=saved / name, prompts=prompts, samples_per_prompt=3, max_new_tokens=12, batch_size=4,
         layout=LayoutConfig(**layout),
     )  # fmt: skip
 

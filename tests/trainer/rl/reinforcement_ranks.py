@@ -78,7 +78,9 @@ def job_of(kind: str, material: Path, policy: Path, layout: LayoutConfig, output
     pairs = kind == "online_dpo"
     shared: dict[str, Any] = {
         "conversations": material / "conversations",
-        "rollout": RolloutConfig(queries=8 if pairs else 4, group_size=2 if pairs else 4, epochs=2, max_new_tokens=12),
+        "rollout": RolloutConfig(
+            queries=8 if pairs else 4, samples_per_prompt=2 if pairs else 4, epochs=2, max_new_tokens=12
+        ),
         "rewards": (PythonReward(function="toy_rewards:spaces"),),
     }
     data: GrpoData | PpoData | OnlineDpoData = GrpoData(**shared, normalization="token")

@@ -32,7 +32,7 @@ BATCH = BatchConfig(sequence_length=32, micro_batch_size=16, global_batch_size=1
 
 def grpo(material: Path, **changes: Any) -> GrpoData:
     settings: dict[str, Any] = {
-        "rollout": RolloutConfig(queries=4, group_size=4, max_new_tokens=8, heldout_queries=4),
+        "rollout": RolloutConfig(queries=4, samples_per_prompt=4, max_new_tokens=8, heldout_queries=4),
         "rewards": (PythonReward(function="toy_rewards:spaces"),),
         "kl_coef": 0.1,
         "anchor_rate": 0.25,

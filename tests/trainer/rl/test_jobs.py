@@ -27,7 +27,7 @@ from cupola_trainer.reporting.metrics import read_metrics
 from cupola_trainer.training.loop import begin, train
 
 SPACES = (PythonReward(function="toy_rewards:spaces"),)
-ROLLOUT = RolloutConfig(queries=4, group_size=8, epochs=2, max_new_tokens=8, heldout_queries=4)
+ROLLOUT = RolloutConfig(queries=4, samples_per_prompt=8, epochs=2, max_new_tokens=8, heldout_queries=4)
 LEARNING: dict[str, Any] = {"batch": BatchConfig(sequence_length=32, micro_batch_size=16, global_batch_size=32)}
 """Two steps a rollout."""
 JobOf = Callable[..., TrainJob]
@@ -46,7 +46,7 @@ def ppo(material: Path, **changes: Any) -> PpoData:
 
 
 def online_dpo(material: Path, **changes: Any) -> OnlineDpoData:
-    rollout = RolloutConfig(queries=8, group_size=4, max_new_tokens=8, heldout_queries=4)
+    rollout = RolloutConfig(queries=8, samples_per_prompt=4, max_new_tokens=8, heldout_queries=4)
     return OnlineDpoData(conversations=material / "conversations", rollout=rollout, rewards=SPACES, **changes)
 
 
@@ -128,7 +128,7 @@ def test_answers_without_a_number_are_counted_and_left_out(job: JobOf, material:
 
 
 def test_cut_answers_are_masked_where_that_is_asked(job: JobOf, material: Path) -> None:
-    rollout = RolloutConfig(queries=4, group_size=4, max_new_tokens=2, cut="mask")
+    rollout = RolloutConfig(queries=4, samples_per_prompt=4, max_new_tokens=2, cut="mask")
     under_way = begin(job("cut", grpo(material, rollout=rollout)))
     under_way.start()
     under_way.step()
@@ -141,7 +141,7 @@ def test_cut_answers_are_masked_where_that_is_asked(job: JobOf, material: Path) 
 
 
 def test_questions_whose_answers_differ_most_come_first(job: JobOf, material: Path) -> None:
-    rollout = RolloutConfig(queries=4, group_size=4, max_new_tokens=8, order="reward_variance")
+    rollout = RolloutConfig(queries=4, samples_per_prompt=4, max_new_tokens=8, order="reward_variance")
     ordered = job("ordered", grpo(material, rollout=rollout))
     ordered.output.mkdir()
     under_way = begin(ordered)
@@ -154,8 +154,8 @@ def test_questions_whose_answers_differ_most_come_first(job: JobOf, material: Pa
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"rollout": RolloutConfig(group_size=1)}, "group_size=1"),
-        ({"rollout": RolloutConfig(queries=3, group_size=3, max_new_tokens=8)},
+        ({"rollout": RolloutConfig(samples_per_prompt=1)}, "samples_per_prompt=1"),
+        ({"rollout": RolloutConfig(queries=3, samples_per_prompt=3, max_new_tokens=8)},
         r"9 answers, no multiple of global_batch_size=8"), ({"rollout": RolloutConfig(max_new_tokens=32)},
         "max_new_tokens=32 leaves no room"), ({"rewards": (PythonReward(function="toy_rewards:nowhere"),)},
         "toy_rewards:nowhere cannot be loaded"), ({"rewards": SPACES + SPACES}, "spaces comes 2 times"),

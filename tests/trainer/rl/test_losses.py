@@ -102,7 +102,7 @@ def test_an_answer_without_a_reward_is_in_no_statistic_and_a_lone_one_has_no_adv
 
 
 def test_a_group_of_one_is_refused() -> None:
-    with pytest.raises(ConfigError, match="group_size=1"):
+    with pytest.raises(ConfigError, match="samples_per_prompt=1"):
         group_advantages(torch.ones(4, 1))
 
 

@@ -23,7 +23,7 @@ from cupola_trainer.reporting.metrics import read_metrics
 from cupola_trainer.training.faults import Rollback, Rollbacks
 from cupola_trainer.training.loop import begin, train
 
-ROLLOUT = RolloutConfig(queries=4, group_size=8, max_new_tokens=8)
+ROLLOUT = RolloutConfig(queries=4, samples_per_prompt=8, max_new_tokens=8)
 BATCH = BatchConfig(sequence_length=32, micro_batch_size=16, global_batch_size=32)
 """A rollout is a step."""
 SETTINGS: dict[str, dict[str, Any]] = {

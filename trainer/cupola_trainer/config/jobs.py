@@ -62,7 +62,7 @@ class TrainJob(TrainSettings, RenderingJob):
 class SamplingSettings(Strict):
     """How answers are drawn from a checkpoint."""
 
-    num_samples: int = Field(default=1, ge=1)
+    samples_per_prompt: int = Field(default=1, ge=1)
     """Answers per prompt."""
     temperature: float = Field(default=1.0, ge=0)
     """0 for greedy."""

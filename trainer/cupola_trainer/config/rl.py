@@ -65,9 +65,9 @@ class RolloutConfig:
     """How questions are asked, and how often their answers are learnt from."""
 
     queries: int = Field(default=16, ge=1)
-    """Questions a rollout. Times group_size, it is a multiple of global_batch_size (alone, for online_dpo)."""
+    """Questions a rollout. Times samples_per_prompt, it is a multiple of global_batch_size (alone, for online_dpo)."""
 
-    group_size: int = Field(default=8, ge=1)
+    samples_per_prompt: int = Field(default=8, ge=1)
     """Answers to each question."""
 
     epochs: int = Field(default=1, ge=1)
@@ -110,12 +110,12 @@ class RolloutConfig:
         Raises:
             ConfigError: the value given, the rule, the next move.
         """
-        if self.group_size < 2:
+        if self.samples_per_prompt < 2:
             raise ConfigError(
-                f"rollout.group_size={self.group_size}: an answer is judged by others to the same question. Give at "
-                "least 2."
+                f"rollout.samples_per_prompt={self.samples_per_prompt}: a response is judged against others to the "
+                "same prompt. Give at least 2."
             )
-        samples, what = (self.queries, "pairs") if pairs else (self.queries * self.group_size, "answers")
+        samples, what = (self.queries, "pairs") if pairs else (self.queries * self.samples_per_prompt, "answers")
         if samples % batch.global_batch_size:
             raise ConfigError(
                 f"a rollout has {samples} {what}, no multiple of global_batch_size={batch.global_batch_size}. "
@@ -189,7 +189,7 @@ class GrpoData(GrpoSettings, ReinforcementData):
 class PpoSettings(ReinforcementSettings):
     """PPO's two losses, its advantages and its pull to the reference. Defaults are Qwen's."""
 
-    rollout: RolloutConfig = Field(default_factory=lambda: RolloutConfig(queries=32, group_size=2, top_p=0.9))
+    rollout: RolloutConfig = Field(default_factory=lambda: RolloutConfig(queries=32, samples_per_prompt=2, top_p=0.9))
     """How questions are asked, and how often their answers are learnt from."""
 
     kl_coef: float = Field(default=0.04, ge=0)

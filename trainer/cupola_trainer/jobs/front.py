@@ -21,8 +21,8 @@ from cupola_trainer.rl.rollouts import Rollout
 
 
 def run(job: FrontJob) -> None:
-    """Write `output/front.json`. Every checkpoint responds `group_size` times to the same prompts with the same noise;
-    the KL is the mean over responses of the sum over their tokens of `kl_estimate`, which is never below 0.
+    """Write `output/front.json`. Every checkpoint responds `samples_per_prompt` times to the same prompts, with the
+    same noise; the KL is the mean over responses of the sum over their tokens of `kl_estimate`, which is never below 0.
 
     Raises:
         ConfigError: no held-out prompt can be used, or the checkpoints are of different architectures.
@@ -54,7 +54,7 @@ def run(job: FrontJob) -> None:
             points[name] = _point(collector.collect(prompts, 0))
             report.step(number, **points[name])
         runtime.on_first_rank(lambda: (job.output / "front.json").write_text(json.dumps(points, indent=1) + "\n"))
-        responses = float(len(prompts) * job.data.rollout.group_size)
+        responses = float(len(prompts) * job.data.rollout.samples_per_prompt)
         report.complete(".", {"questions": float(len(prompts)), "answers": responses})
 
 

@@ -18,7 +18,7 @@ from cupola_trainer.reporting.progress import Report
 
 
 def run(job: SampleJob) -> None:
-    """Answer every prompt `num_samples` times, into `output/samples.jsonl`.
+    """Answer every prompt `samples_per_prompt` times, into `output/samples.jsonl`.
 
     Rows are {"id", "sample", "answer" (without control tokens), "tokens" (ids, with the stop token), "logprob" (their
     sum under the model), "finished"}, in the order of the prompts. A prompt that the tokenizer or its template refuses
@@ -37,7 +37,7 @@ def run(job: SampleJob) -> None:
         max_new_tokens=job.max_new_tokens, temperature=job.temperature, top_p=job.top_p, top_k=job.top_k
     )
     encoded = [encode_or_reason(loaded.tokenizer, prompt) for prompt in prompts]
-    asked = [tokens for tokens in encoded if isinstance(tokens, list) for _ in range(job.num_samples)]
+    asked = [tokens for tokens in encoded if isinstance(tokens, list) for _ in range(job.samples_per_prompt)]
     if not asked:
         raise ConfigError(f"{job.prompts}: none of its {len(prompts)} prompts can be asked; the first: {encoded[0]}.")
     size = parameter_count(loaded.model)
@@ -52,7 +52,7 @@ def run(job: SampleJob) -> None:
             seed=job.seed,
             progress=lambda done: report.step(done, prompts_per_second=done / (time.monotonic() - began)),
         )
-        answers = _answers(loaded.tokenizer, prompts, encoded, completions, job.num_samples)
+        answers = _answers(loaded.tokenizer, prompts, encoded, completions, job.samples_per_prompt)
         runtime.on_first_rank(lambda: json_lines.write(job.output / "samples.jsonl", answers))
         finished = sum(completion.finished for completion in completions)
         new_tokens = sum(len(completion.tokens) for completion in completions)

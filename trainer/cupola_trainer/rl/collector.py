@@ -78,13 +78,13 @@ class RolloutCollector:
         return RewardModel(folder, self.settings.layout, precision=self.settings.precision)
 
     def collect(self, prompts: Sequence[Prompt], number: int) -> Rollout:
-        """Rollout `number` of the job: `group_size` responses to each prompt, all responses to one together.
+        """Rollout `number` of the job: `samples_per_prompt` responses to each prompt, all responses to one together.
 
         Its arrays then hold "rewards" [rows] (NaN: none could be had), "logps" and, with a reference,
         "ref_logps" [rows, s].
         """
         began = time.monotonic()
-        repeated = [prompt for prompt in prompts for _ in range(self.config.group_size)]
+        repeated = [prompt for prompt in prompts for _ in range(self.config.samples_per_prompt)]
         rollout, scores = self._respond(repeated, self.sampling, seed=(self.settings.seed << 32) + number + 1)
         drawn = time.monotonic() - began
         rollout.arrays["logps"] = self.logps(self.chunks, rollout)
@@ -98,8 +98,8 @@ class RolloutCollector:
         return rollout
 
     def variances(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        """Variance of the rewards of `group_size` responses to each prompt; 0 where none could be had."""
-        repeated = [prompt for prompt in prompts for _ in range(self.config.group_size)]
+        """Variance of the rewards of `samples_per_prompt` responses to each prompt; 0 where none could be had."""
+        repeated = [prompt for prompt in prompts for _ in range(self.config.samples_per_prompt)]
         rewards = self._respond(repeated, self.sampling, seed=self.settings.seed << 32)[1].total
         groups = rewards.reshape(len(prompts), -1)
         known = ~np.isnan(groups)

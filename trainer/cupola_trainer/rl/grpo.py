@@ -72,12 +72,14 @@ class GrpoObjective(RolloutObjective):
             self.ema.resume(progress)
 
     def complete(self, rollout: Rollout) -> None:
-        groups = rollout.arrays["rewards"].reshape(-1, self.config.group_size)
+        groups = rollout.arrays["rewards"].reshape(-1, self.config.samples_per_prompt)
         rewards = torch.from_numpy(groups)
         valid = ~rewards.isnan()
         advantages = group_advantages(rewards, valid, scale=self.grpo.scale_rewards).float().numpy()
         rollout.arrays["advantages"] = np.where(rollout.mask, advantages.reshape(-1, 1), 0.0).astype(np.float32)
-        rollout.arrays["learnt"] = rollout.mask & trained_on(rollout, self.config.cut, self.config.group_size)[:, None]
+        rollout.arrays["learnt"] = (
+            rollout.mask & trained_on(rollout, self.config.cut, self.config.samples_per_prompt)[:, None]
+        )
         rollout.metrics["groups_alike"] = float((advantages == 0).all(axis=1).mean())
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
@@ -112,11 +114,11 @@ class GrpoObjective(RolloutObjective):
         return (losses * batch["weights"]).sum(), self.count(batch), sums
 
 
-def trained_on(rollout: Rollout, cut: str, group_size: int) -> np.ndarray:
+def trained_on(rollout: Rollout, cut: str, samples_per_prompt: int) -> np.ndarray:
     """Which responses are trained on [rows]: those with a reward and another to compare it with; not the truncated
     ones, where they are masked. Counts those left out in the rollout's metrics."""
     valid = ~np.isnan(rollout.arrays["rewards"])
-    alone = valid & (valid.reshape(-1, group_size).sum(axis=1) < 2).repeat(group_size)
+    alone = valid & (valid.reshape(-1, samples_per_prompt).sum(axis=1) < 2).repeat(samples_per_prompt)
     if alone.any():
         rollout.metrics["dropped_group_of_one"] = float(alone.sum())
     kept: np.ndarray = valid & ~alone & (rollout.finished if cut == "mask" else True)

@@ -40,7 +40,7 @@ class OnlineDpoObjective(RolloutObjective):
 
     def complete(self, rollout: Rollout) -> None:
         """ "pairs" [queries, 2], the rows of the best and the worst answer; "kept" [queries], whether they differ."""
-        size = self.config.group_size
+        size = self.config.samples_per_prompt
         kept = trained_on(rollout, self.config.cut, size).reshape(-1, size)
         rewards = rollout.arrays["rewards"].reshape(-1, size)
         best = np.where(kept, rewards, -np.inf).argmax(axis=1)

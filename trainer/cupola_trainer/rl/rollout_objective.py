@@ -83,7 +83,7 @@ class RolloutObjective(OnlineObjective):
     @property
     def units(self) -> int:
         """Samples in one epoch over a rollout."""
-        return self.config.queries * self.config.group_size
+        return self.config.queries * self.config.samples_per_prompt
 
     @property
     def samples(self) -> int:
@@ -146,7 +146,7 @@ class RolloutObjective(OnlineObjective):
                 )
 
     def _rows(self) -> range:
-        return range(self.config.queries * self.config.group_size)
+        return range(self.config.queries * self.config.samples_per_prompt)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"rollout_{number:08d}.npz"

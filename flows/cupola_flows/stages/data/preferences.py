@@ -35,7 +35,7 @@ class PreferencesStage(Stage, SamplingSettings, LayoutSettings):
     """The stage whose reward model scores (`score_by: reward`)."""
     min_gap: float = Field(default=0.0, ge=0)
     """Least difference between the two scores of a pair."""
-    num_samples: int = Field(default=4, ge=2)
+    samples_per_prompt: int = Field(default=4, ge=2)
     """Answers per prompt."""
     max_prompts: int = Field(default=512, ge=1)
     """Tasks asked, at most."""

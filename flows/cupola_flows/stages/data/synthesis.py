@@ -35,14 +35,14 @@ class SynthesisSettings(Strict):
     are as they come, of any sign."""
     keep: Literal["passing", "best"] = "passing"
     """Of each question: every text that passes, or the one of best score (rejection sampling,
-    with `samples` above 1)."""
+    with `samples_per_prompt` above 1)."""
     constitution: tuple[str, ...] = Field(default=CONSTITUTION, min_length=1)
     """Principles of `revisions`: each text is mended by one of them, which the seed draws."""
     max_rows: int = Field(default=1000, ge=1)
     """Conversations, or documents, taken, at most."""
     document_characters: int = Field(default=4000, ge=1)
     """Of a document that is asked about: its beginning."""
-    samples: int = Field(default=1, ge=1)
+    samples_per_prompt: int = Field(default=1, ge=1)
     """Texts made of each."""
     temperature: float = Field(default=0.7, ge=0)
     max_new_tokens: int = Field(default=512, ge=1)

@@ -71,7 +71,7 @@ def written(
     """Every text with its score, in order; each is written down as soon as it is known."""
     done = [json_lines.parse(line) for line in json_lines.whole_lines(file)]
     json_lines.write(file, done)
-    work = [(row, sample) for row in taken for sample in range(stage.samples)]
+    work = [(row, sample) for row in taken for sample in range(stage.samples_per_prompt)]
     yield from done
     with file.open("ab") as lines:
         for start in range(len(done), len(work), pen.at_once):

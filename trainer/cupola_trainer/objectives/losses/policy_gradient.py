@@ -28,7 +28,8 @@ def group_advantages(rewards: Tensor, valid: Tensor | None = None, *, scale: boo
     """
     if rewards.size(1) < 2:
         raise ConfigError(
-            "group_size=1: an answer's advantage is over others to the same query. Use group_size=2 or more."
+            "samples_per_prompt=1: a response's advantage is over others to the same prompt. Use samples_per_prompt=2 "
+            "or more."
         )
     valid = torch.ones_like(rewards, dtype=torch.bool) if valid is None else valid
     count = valid.sum(dim=1, keepdim=True)
