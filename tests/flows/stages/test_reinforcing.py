@@ -47,7 +47,7 @@ def test_a_mistake_is_one_line(wrong: str, says: str) -> None:
     ("right", "wrong", "says"),
     [
         ("samples_per_prompt: 8", "samples_per_prompt: 1", r"stages\.grpo: rollout\.samples_per_prompt=1"),
-        ("queries: 64", "queries: 5", r"stages\.grpo: a rollout has 40 answers, no multiple of global_batch_size=128"),
+        ("prompts: 64", "prompts: 5", r"stages\.grpo: a rollout has 40 answers, no multiple of global_batch_size=128"),
         ("max_new_tokens: 8, held", "max_new_tokens: 128, held", r"max_new_tokens=128 leaves no room"),
     ],
 )

@@ -19,7 +19,7 @@ GRPO = shipped()["grpo"].read_text()
         ("runs: 1", "stages.warp.runs"),
         ("front: [0.5, 1.0]", "front=[0.5, 1.0]: distances lie between 0 (the beginning) and 1 (the merged runs)"),
         ("lora: {rank: 4, alpha: 8}", "lora: WARP merges whole checkpoints"),
-        ("kl_coef: 0", "anchor_rate=0.01 with kl_coef=0: nothing pulls to the reference"),
+        ("kl_coef: 0", "ema_rate=0.01 with kl_coef=0: nothing pulls to the reference"),
     ],
 )
 def test_a_mistake_is_one_line(settings: str, says: str) -> None:
@@ -60,7 +60,7 @@ stages:
     runs: 2
     rounds: 2
     front: [0.6]
-    rollout: {queries: 4, samples_per_prompt: 4, max_new_tokens: 6, heldout_queries: 8}
+    rollout: {prompts: 4, samples_per_prompt: 4, max_new_tokens: 6, heldout_prompts: 8}
     optimizer: {lr: 1.0e-2}
     batch: {sequence_length: 64, micro_batch_size: 8, global_batch_size: 16}
     steps: 2

@@ -79,7 +79,7 @@ def job_of(kind: str, material: Path, policy: Path, layout: LayoutConfig, output
     shared: dict[str, Any] = {
         "conversations": material / "conversations",
         "rollout": RolloutConfig(
-            queries=8 if pairs else 4, samples_per_prompt=2 if pairs else 4, epochs=2, max_new_tokens=12
+            prompts=8 if pairs else 4, samples_per_prompt=2 if pairs else 4, epochs=2, max_new_tokens=12
         ),
         "rewards": (PythonReward(function="toy_rewards:spaces"),),
     }

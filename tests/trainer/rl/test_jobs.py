@@ -27,7 +27,7 @@ from cupola_trainer.reporting.metrics import read_metrics
 from cupola_trainer.training.loop import begin, train
 
 SPACES = (PythonReward(function="toy_rewards:spaces"),)
-ROLLOUT = RolloutConfig(queries=4, samples_per_prompt=8, epochs=2, max_new_tokens=8, heldout_queries=4)
+ROLLOUT = RolloutConfig(prompts=4, samples_per_prompt=8, epochs=2, max_new_tokens=8, heldout_prompts=4)
 LEARNING: dict[str, Any] = {"batch": BatchConfig(sequence_length=32, micro_batch_size=16, global_batch_size=32)}
 """Two steps a rollout."""
 JobOf = Callable[..., TrainJob]
@@ -46,7 +46,7 @@ def ppo(material: Path, **changes: Any) -> PpoData:
 
 
 def online_dpo(material: Path, **changes: Any) -> OnlineDpoData:
-    rollout = RolloutConfig(queries=8, samples_per_prompt=4, max_new_tokens=8, heldout_queries=4)
+    rollout = RolloutConfig(prompts=8, samples_per_prompt=4, max_new_tokens=8, heldout_prompts=4)
     return OnlineDpoData(conversations=material / "conversations", rollout=rollout, rewards=SPACES, **changes)
 
 
@@ -78,7 +78,9 @@ def test_grpo_raises_the_reward(job: JobOf, material: Path) -> None:
     assert max(line["clip_fraction"] for line in lines) > 0
     assert lines[-1]["kl"] > lines[0]["kl"] >= 0
     assert all(line["sampling_gap"] < 1e-4 for line in lines)
-    assert {"reward_std", "entropy", "length", "cut", "rollout_tokens_per_second", "tokens_per_second"} <= set(lines[0])
+    assert {"reward_std", "entropy", "length", "truncated", "rollout_tokens_per_second", "tokens_per_second"} <= set(
+        lines[0]
+    )
     assert lines[0]["reward"] == lines[1]["reward"] != lines[2]["reward"]  # two steps a rollout
 
 
@@ -128,20 +130,20 @@ def test_answers_without_a_number_are_counted_and_left_out(job: JobOf, material:
 
 
 def test_cut_answers_are_masked_where_that_is_asked(job: JobOf, material: Path) -> None:
-    rollout = RolloutConfig(queries=4, samples_per_prompt=4, max_new_tokens=2, cut="mask")
-    under_way = begin(job("cut", grpo(material, rollout=rollout)))
+    rollout = RolloutConfig(prompts=4, samples_per_prompt=4, max_new_tokens=2, truncated="mask")
+    under_way = begin(job("truncated", grpo(material, rollout=rollout)))
     under_way.start()
     under_way.step()
     under_way.watchdog.stop()
     found = under_way.objective.current  # type: ignore[attr-defined]
-    cut = ~found.finished
-    assert cut.sum() > 8
-    assert found.metrics["dropped_cut"] == cut.sum()
-    assert not found.arrays["learnt"][cut].any()
+    truncated = ~found.finished
+    assert truncated.sum() > 8
+    assert found.metrics["dropped_truncated"] == truncated.sum()
+    assert not found.arrays["learnt"][truncated].any()
 
 
 def test_questions_whose_answers_differ_most_come_first(job: JobOf, material: Path) -> None:
-    rollout = RolloutConfig(queries=4, samples_per_prompt=4, max_new_tokens=8, order="reward_variance")
+    rollout = RolloutConfig(prompts=4, samples_per_prompt=4, max_new_tokens=8, order="reward_variance")
     ordered = job("ordered", grpo(material, rollout=rollout))
     ordered.output.mkdir()
     under_way = begin(ordered)
@@ -155,7 +157,7 @@ def test_questions_whose_answers_differ_most_come_first(job: JobOf, material: Pa
     ("changes", "says"),
     [
         ({"rollout": RolloutConfig(samples_per_prompt=1)}, "samples_per_prompt=1"),
-        ({"rollout": RolloutConfig(queries=3, samples_per_prompt=3, max_new_tokens=8)},
+        ({"rollout": RolloutConfig(prompts=3, samples_per_prompt=3, max_new_tokens=8)},
         r"9 answers, no multiple of global_batch_size=8"), ({"rollout": RolloutConfig(max_new_tokens=32)},
         "max_new_tokens=32 leaves no room"), ({"rewards": (PythonReward(function="toy_rewards:nowhere"),)},
         "toy_rewards:nowhere cannot be loaded"), ({"rewards": SPACES + SPACES}, "spaces comes 2 times"),

@@ -79,7 +79,7 @@ def test_five_kills_leave_no_trace(
 ) -> None:
     shared: dict[str, Any] = {
         "conversations": material / "conversations",
-        "rollout": RolloutConfig(queries=8, samples_per_prompt=4, epochs=2, max_new_tokens=12),
+        "rollout": RolloutConfig(prompts=8, samples_per_prompt=4, epochs=2, max_new_tokens=12),
         "rewards": (PythonReward(function="toy_rewards:spaces"),),
     }
     kinds: dict[str, Callable[[], GrpoData | PpoData | OnlineDpoData]] = {

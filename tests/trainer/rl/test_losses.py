@@ -72,7 +72,9 @@ def trl_loss(data: dict[str, Tensor], loss_type: str, beta: float, low: float, h
     return loss
 
 
-@pytest.mark.parametrize(("normalization", "theirs"), [("answer", "grpo"), ("token", "dapo"), ("constant", "dr_grpo")])
+@pytest.mark.parametrize(
+    ("normalization", "theirs"), [("response", "grpo"), ("token", "dapo"), ("constant", "dr_grpo")]
+)
 @pytest.mark.parametrize(("beta", "high"), [(0.0, 0.2), (0.04, 0.28)])
 def test_the_loss_and_its_gradient_are_trls(normalization: Any, theirs: str, beta: float, high: float) -> None:
     data = draw()

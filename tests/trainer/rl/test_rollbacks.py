@@ -23,11 +23,11 @@ from cupola_trainer.reporting.metrics import read_metrics
 from cupola_trainer.training.faults import Rollback, Rollbacks
 from cupola_trainer.training.loop import begin, train
 
-ROLLOUT = RolloutConfig(queries=4, samples_per_prompt=8, max_new_tokens=8)
+ROLLOUT = RolloutConfig(prompts=4, samples_per_prompt=8, max_new_tokens=8)
 BATCH = BatchConfig(sequence_length=32, micro_batch_size=16, global_batch_size=32)
 """A rollout is a step."""
 SETTINGS: dict[str, dict[str, Any]] = {
-    "grpo": {"kl_coef": 0.1, "anchor_rate": 0.25},
+    "grpo": {"kl_coef": 0.1, "ema_rate": 0.25},
     "ppo": {"value_warmup_steps": 0, "value_optimizer": OptimizerConfig(lr=2e-3)},
 }
 
@@ -35,7 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def weights(output: Path, kind: str) -> dict[str, torch.Tensor]:
     """Policy and optimizer, and the average or the value model with its optimizer."""
     found: dict[str, torch.Tensor] = {}
-    for folder in ("checkpoints", "anchor" if kind == "grpo" else "value"):
+    for folder in ("checkpoints", "ema" if kind == "grpo" else "value"):
         state = StoredState(output / folder / "step_00000003" / "state")
         found |= {f"{folder} {key}": state.read(key) for key in state.boxes}
     return found

@@ -64,7 +64,7 @@ Reward = Annotated[TaskReward | CodeReward | ModelReward | PythonReward, Field(d
 class RolloutConfig:
     """How questions are asked, and how often their answers are learnt from."""
 
-    queries: int = Field(default=16, ge=1)
+    prompts: int = Field(default=16, ge=1)
     """Questions a rollout. Times samples_per_prompt, it is a multiple of global_batch_size (alone, for online_dpo)."""
 
     samples_per_prompt: int = Field(default=8, ge=1)
@@ -95,10 +95,10 @@ class RolloutConfig:
     """Questions in a new order each time through; or those first whose answers differ most in reward, as Qwen2.5's
     GRPO: every question is then answered once before the first step."""
 
-    cut: Literal["keep", "mask"] = "keep"
+    truncated: Literal["keep", "mask"] = "keep"
     """Answers cut by their length: scored as they are, or left out of the loss too."""
 
-    heldout_queries: int = Field(default=64, ge=0)
+    heldout_prompts: int = Field(default=64, ge=0)
     """Held-out questions, from all over their file, whose greedy answers are scored whenever a job evaluates."""
 
     def check(self, batch: BatchConfig, *, pairs: bool) -> None:
@@ -115,11 +115,11 @@ class RolloutConfig:
                 f"rollout.samples_per_prompt={self.samples_per_prompt}: a response is judged against others to the "
                 "same prompt. Give at least 2."
             )
-        samples, what = (self.queries, "pairs") if pairs else (self.queries * self.samples_per_prompt, "answers")
+        samples, what = (self.prompts, "pairs") if pairs else (self.prompts * self.samples_per_prompt, "answers")
         if samples % batch.global_batch_size:
             raise ConfigError(
                 f"a rollout has {samples} {what}, no multiple of global_batch_size={batch.global_batch_size}. "
-                f"Try global_batch_size={samples}, or change rollout.queries={self.queries}."
+                f"Try global_batch_size={samples}, or change rollout.prompts={self.prompts}."
             )
         if batch.sequence_length <= self.max_new_tokens:
             raise ConfigError(
@@ -154,7 +154,7 @@ class GrpoSettings(ReinforcementSettings):
     kl_coef: float = Field(default=0.04, ge=0)
     """Weight of the KL to the reference in the loss; 0 keeps no reference in memory."""
 
-    anchor_rate: float = Field(default=0.0, ge=0, lt=1)
+    ema_rate: float = Field(default=0.0, ge=0, lt=1)
     """How far the reference moves to the policy after each step (WARP's moving average, there 0.01);
     0 leaves it frozen."""
 
@@ -164,18 +164,18 @@ class GrpoSettings(ReinforcementSettings):
     clip_high: float = Field(default=0.2, gt=0)
     """How far above."""
 
-    normalization: Literal["answer", "token", "constant"] = "answer"
+    normalization: Literal["response", "token", "constant"] = "response"
     """Mean over answers of their means over tokens (GRPO); over all tokens (DAPO); over max_new_tokens (Dr. GRPO)."""
 
     scale_rewards: bool = True
     """Divide a group's advantages by its standard deviation."""
 
     @model_validator(mode="after")
-    def _anchor_pulls(self) -> "GrpoSettings":
-        if self.anchor_rate and not self.kl_coef:
+    def _ema_pulls(self) -> "GrpoSettings":
+        if self.ema_rate and not self.kl_coef:
             raise ValueError(
-                f"anchor_rate={self.anchor_rate} with kl_coef=0: nothing pulls to the reference that moves. Give "
-                "kl_coef (WARP's is 0.1), or leave anchor_rate out"
+                f"ema_rate={self.ema_rate} with kl_coef=0: nothing pulls to the reference that moves. Give "
+                "kl_coef (WARP's is 0.1), or leave ema_rate out"
             )
         return self
 
@@ -189,7 +189,7 @@ class GrpoData(GrpoSettings, ReinforcementData):
 class PpoSettings(ReinforcementSettings):
     """PPO's two losses, its advantages and its pull to the reference. Defaults are Qwen's."""
 
-    rollout: RolloutConfig = Field(default_factory=lambda: RolloutConfig(queries=32, samples_per_prompt=2, top_p=0.9))
+    rollout: RolloutConfig = Field(default_factory=lambda: RolloutConfig(prompts=32, samples_per_prompt=2, top_p=0.9))
     """How questions are asked, and how often their answers are learnt from."""
 
     kl_coef: float = Field(default=0.04, ge=0)

@@ -62,7 +62,7 @@ def _prompts(job: FrontJob, tokenizer: Any) -> list[Prompt]:
     """The held-out ones that every checkpoint responds to."""
     path = job.data.conversations / "heldout.jsonl"
     longest = job.batch.sequence_length - job.data.rollout.max_new_tokens
-    prompts = spread(read_prompts(path, tokenizer, longest, job.data.rewards)[0], job.data.rollout.heldout_queries)
+    prompts = spread(read_prompts(path, tokenizer, longest, job.data.rewards)[0], job.data.rollout.heldout_prompts)
     if not prompts:
         raise ConfigError(f"{path} has no question that can be asked within {longest} tokens. Give longer sequences.")
     return prompts

@@ -69,7 +69,7 @@ class RolloutCollector:
         }
 
     def _load_reference(self, model: ModelConfig) -> Chunks:
-        moves = getattr(self.data, "anchor_rate", 0.0) > 0  # its average needs fp32
+        moves = getattr(self.data, "ema_rate", 0.0) > 0  # its average needs fp32
         dtype = torch.float32 if moves else runtime.dtype(self.settings.precision)
         return load_frozen(self.settings.parent, model, self.settings.layout, dtype)
 
@@ -147,7 +147,7 @@ class RolloutCollector:
             "reward": float(known.mean()) if len(known) else math.nan,
             "reward_std": float(known.std()) if len(known) else math.nan,
             "length": float(rollout.lengths.mean()),
-            "cut": float((~rollout.finished).sum()),
+            "truncated": float((~rollout.finished).sum()),
             "entropy": float(-logps.sum() / tokens),  # the mean surprise of what was drawn estimates it
             "sampling_gap": float(np.abs(logps - rollout.sampling_logps).max()),
         }

@@ -32,7 +32,7 @@ class EmaReference:
             rate: mu.
         """
         self.chunks, self.rate = chunks, rate
-        self.checkpoints = CompanionCheckpoints(inputs, "anchor", model)
+        self.checkpoints = CompanionCheckpoints(inputs, "ema", model)
         ours = [parameter for chunk in chunks for parameter in chunk.parameters()]
         theirs = [parameter for chunk in policy for parameter in chunk.parameters()]
         self.policy, self.pairs = policy, list(zip(ours, theirs, strict=True))

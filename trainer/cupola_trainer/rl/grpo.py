@@ -51,8 +51,8 @@ class GrpoObjective(RolloutObjective):
     def attach(self, trainee: Trainee, model: ModelConfig) -> None:
         super().attach(trainee, model)
         reference = self.collector.reference
-        if self.grpo.anchor_rate and reference:
-            self.ema = EmaReference(self.inputs, model, reference, trainee.chunks, self.grpo.anchor_rate)
+        if self.grpo.ema_rate and reference:
+            self.ema = EmaReference(self.inputs, model, reference, trainee.chunks, self.grpo.ema_rate)
 
     def update(self, trainee: Trainee) -> tuple[float, bool]:
         norm, moved = super().update(trainee)
@@ -78,7 +78,7 @@ class GrpoObjective(RolloutObjective):
         advantages = group_advantages(rewards, valid, scale=self.grpo.scale_rewards).float().numpy()
         rollout.arrays["advantages"] = np.where(rollout.mask, advantages.reshape(-1, 1), 0.0).astype(np.float32)
         rollout.arrays["learnt"] = (
-            rollout.mask & trained_on(rollout, self.config.cut, self.config.samples_per_prompt)[:, None]
+            rollout.mask & trained_on(rollout, self.config.truncated, self.config.samples_per_prompt)[:, None]
         )
         rollout.metrics["groups_alike"] = float((advantages == 0).all(axis=1).mean())
 
@@ -114,16 +114,16 @@ class GrpoObjective(RolloutObjective):
         return (losses * batch["weights"]).sum(), self.count(batch), sums
 
 
-def trained_on(rollout: Rollout, cut: str, samples_per_prompt: int) -> np.ndarray:
+def trained_on(rollout: Rollout, truncated: str, samples_per_prompt: int) -> np.ndarray:
     """Which responses are trained on [rows]: those with a reward and another to compare it with; not the truncated
     ones, where they are masked. Counts those left out in the rollout's metrics."""
     valid = ~np.isnan(rollout.arrays["rewards"])
     alone = valid & (valid.reshape(-1, samples_per_prompt).sum(axis=1) < 2).repeat(samples_per_prompt)
     if alone.any():
         rollout.metrics["dropped_group_of_one"] = float(alone.sum())
-    kept: np.ndarray = valid & ~alone & (rollout.finished if cut == "mask" else True)
-    if cut == "mask":
-        rollout.metrics["dropped_cut"] = float((valid & ~rollout.finished).sum())
+    kept: np.ndarray = valid & ~alone & (rollout.finished if truncated == "mask" else True)
+    if truncated == "mask":
+        rollout.metrics["dropped_truncated"] = float((valid & ~rollout.finished).sum())
     return kept
 
 

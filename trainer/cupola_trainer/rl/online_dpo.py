@@ -36,12 +36,12 @@ class OnlineDpoObjective(RolloutObjective):
 
     @property
     def units(self) -> int:
-        return self.config.queries
+        return self.config.prompts
 
     def complete(self, rollout: Rollout) -> None:
-        """ "pairs" [queries, 2], the rows of the best and the worst answer; "kept" [queries], whether they differ."""
+        """ "pairs" [prompts, 2], the rows of the best and the worst answer; "kept" [prompts], whether they differ."""
         size = self.config.samples_per_prompt
-        kept = trained_on(rollout, self.config.cut, size).reshape(-1, size)
+        kept = trained_on(rollout, self.config.truncated, size).reshape(-1, size)
         rewards = rollout.arrays["rewards"].reshape(-1, size)
         best = np.where(kept, rewards, -np.inf).argmax(axis=1)
         worst = np.where(kept, rewards, np.inf).argmin(axis=1)

@@ -74,10 +74,10 @@ class PpoObjective(RolloutObjective):
         arrays = rollout.arrays
         arrays["values"] = self.value.values(rollout)
         valid = ~np.isnan(arrays["rewards"])
-        kept = valid & (rollout.finished if self.config.cut == "mask" else True)
+        kept = valid & (rollout.finished if self.config.truncated == "mask" else True)
         arrays["learnt"] = rollout.mask & kept[:, None]
-        if self.config.cut == "mask":
-            rollout.metrics["dropped_cut"] = float((valid & ~rollout.finished).sum())
+        if self.config.truncated == "mask":
+            rollout.metrics["dropped_truncated"] = float((valid & ~rollout.finished).sum())
         kl = kl_estimate(torch.from_numpy(arrays["logps"]), torch.from_numpy(arrays["ref_logps"]), "k1").double()
         scores = torch.from_numpy(np.nan_to_num(arrays["rewards"]))
         mask = torch.from_numpy(rollout.mask).double()

@@ -71,7 +71,7 @@ class RolloutObjective(OnlineObjective):
             )
         if self.drops:
             log.info("prompts dropped: %s", dict(self.drops))
-        self.heldout_prompts = spread(self._read("heldout", longest)[0], self.config.heldout_queries)
+        self.heldout_prompts = spread(self._read("heldout", longest)[0], self.config.heldout_prompts)
         self.order = PromptOrder(len(self.prompts), inputs.seed)
         self.folder = inputs.output / "rollouts"
         self.current: Rollout | None = None
@@ -83,7 +83,7 @@ class RolloutObjective(OnlineObjective):
     @property
     def units(self) -> int:
         """Samples in one epoch over a rollout."""
-        return self.config.queries * self.config.samples_per_prompt
+        return self.config.prompts * self.config.samples_per_prompt
 
     @property
     def samples(self) -> int:
@@ -115,8 +115,8 @@ class RolloutObjective(OnlineObjective):
         """Collect the rollout that `sample` belongs to, unless it is there. Returns what to report of it."""
         number = sample // self.samples
         if number != self.number or self.current is None:
-            first = number * self.config.queries
-            prompts = [self.prompts[self.order.place(first + place)] for place in range(self.config.queries)]
+            first = number * self.config.prompts
+            prompts = [self.prompts[self.order.place(first + place)] for place in range(self.config.prompts)]
             rollout = self.collector.collect(prompts, number)
             self.complete(rollout)
             if not self.inputs.dry:
@@ -146,7 +146,7 @@ class RolloutObjective(OnlineObjective):
                 )
 
     def _rows(self) -> range:
-        return range(self.config.queries * self.config.samples_per_prompt)
+        return range(self.config.prompts * self.config.samples_per_prompt)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"rollout_{number:08d}.npz"

@@ -34,7 +34,7 @@ class WarpStage(OwnResponsesStage, GrpoSettings):
     kind: Literal["warp"] = "warp"
     kl_coef: float = Field(default=0.1, ge=0)
     """Weight of the KL to the moving average."""
-    anchor_rate: float = Field(default=0.01, ge=0, lt=1)
+    ema_rate: float = Field(default=0.01, ge=0, lt=1)
     """How far that average moves to the policy after each step."""
     runs: int = Field(default=2, ge=2)
     """Runs of a round, each with questions and answers of its own; `steps` are one run's."""
@@ -143,7 +143,7 @@ def _measure(
         template_date=ctx.template_date,
         reference=reference,
         checkpoints=found,
-        data=data.but(anchor_rate=0.0),
+        data=data.but(ema_rate=0.0),
         batch=stage.batch,
         layout=stage.layout,
         precision=stage.precision,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cupola_platform.errors import ConfigError
 
-Normalization = Literal["answer", "token", "constant"]
+Normalization = Literal["response", "token", "constant"]
 
 
 def group_advantages(rewards: Tensor, valid: Tensor | None = None, *, scale: bool = True, eps: float = 1e-4) -> Tensor:
@@ -68,7 +68,7 @@ def token_weights(mask: Tensor, normalization: Normalization, longest: int) -> T
 
     Args:
         mask: [rows, s] of the whole step, over all ranks: 1 where a token is learnt from.
-        normalization: "answer", the mean over answers of the mean over their tokens (GRPO as published, equation 3);
+        normalization: "response", the mean over answers of the mean over their tokens (GRPO as published, equation 3);
             "token", the mean over all tokens (DAPO, equation 8; PPO); "constant", over `longest` tokens an answer
             (Dr. GRPO).
         longest: most tokens of an answer.
@@ -77,7 +77,7 @@ def token_weights(mask: Tensor, normalization: Normalization, longest: int) -> T
         [rows, s]; with them the step's loss is (sum of weights x token losses) / rows.
     """
     mask = mask.to(torch.float32)
-    if normalization == "answer":
+    if normalization == "response":
         return mask / mask.sum(dim=1, keepdim=True).clamp(min=1)
     if normalization == "token":
         return mask * (len(mask) / mask.sum().clamp(min=1))

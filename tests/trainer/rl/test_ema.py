@@ -1,4 +1,4 @@
-"""WARP's anchor: the reference is the moving average of the policy, also through an interruption;
+"""WARP's EMA reference is the moving average of the policy, also through an interruption;
 and the front it is drawn on."""
 
 import json
@@ -32,16 +32,16 @@ BATCH = BatchConfig(sequence_length=32, micro_batch_size=16, global_batch_size=1
 
 def grpo(material: Path, **changes: Any) -> GrpoData:
     settings: dict[str, Any] = {
-        "rollout": RolloutConfig(queries=4, samples_per_prompt=4, max_new_tokens=8, heldout_queries=4),
+        "rollout": RolloutConfig(prompts=4, samples_per_prompt=4, max_new_tokens=8, heldout_prompts=4),
         "rewards": (PythonReward(function="toy_rewards:spaces"),),
         "kl_coef": 0.1,
-        "anchor_rate": 0.25,
+        "ema_rate": 0.25,
     }
     return GrpoData(conversations=material / "conversations", **(settings | changes))
 
 
 def test_the_reference_follows_the_policy_step_by_step(job: JobOf, material: Path) -> None:
-    under_way = begin(job("anchored", grpo(material), batch=BATCH))
+    under_way = begin(job("ema", grpo(material), batch=BATCH))
     under_way.start()
     objective: Any = under_way.objective
     policy = [parameter for chunk in under_way.trainee.chunks for parameter in chunk.parameters()]
@@ -75,14 +75,14 @@ def test_an_interrupted_run_goes_on_with_its_average_or_not_at_all(job: JobOf, m
     assert train(twin, lambda: False)
     looks = iter([False] * 3 + [True])
     assert not train(victim, lambda: next(looks))
-    [saved] = (victim.output / "anchor").glob("step_00000003")
+    [saved] = (victim.output / "ema").glob("step_00000003")
     aside = saved.rename(victim.output / "elsewhere")
     with pytest.raises(CorruptArtifactError, match="step_00000003 is missing: the average that goes with the policy"):
         train(victim, lambda: False)
     aside.rename(saved)
     assert train(victim, lambda: False)
     assert numbers(victim.output) == numbers(twin.output)
-    ours, theirs = (StoredTensors(each.output / "anchor" / "step_00000005") for each in (victim, twin))
+    ours, theirs = (StoredTensors(each.output / "ema" / "step_00000005") for each in (victim, twin))
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
@@ -95,7 +95,7 @@ def test_a_front_has_no_distance_at_the_reference_and_some_elsewhere(job: JobOf,
     checkpoints = {"beginning": material / "policy", "tuned": tuned.output / "checkpoints" / "step_00000004"}
     measuring = FrontJob(
         output=tuned.output / "front", reference=material / "policy", checkpoints=checkpoints, batch=BATCH,
-        data=grpo(material, anchor_rate=0.0),
+        data=grpo(material, ema_rate=0.0),
     )  # fmt: skip
     measuring.output.mkdir()
     front.run(measuring)
@@ -106,6 +106,6 @@ def test_a_front_has_no_distance_at_the_reference_and_some_elsewhere(job: JobOf,
     assert checkpoint.read_model(checkpoints["tuned"]) == checkpoint.read_model(material / "policy")
 
 
-def test_an_anchor_that_pulls_at_nothing_is_refused(material: Path) -> None:
-    with pytest.raises(ValidationError, match=r"anchor_rate=0\.01 with kl_coef=0: nothing pulls"):
-        grpo(material, anchor_rate=0.01, kl_coef=0.0)
+def test_an_ema_reference_without_a_kl_term_is_refused(material: Path) -> None:
+    with pytest.raises(ValidationError, match=r"ema_rate=0\.01 with kl_coef=0: nothing pulls"):
+        grpo(material, ema_rate=0.01, kl_coef=0.0)
