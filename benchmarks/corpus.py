@@ -74,7 +74,7 @@ def tokenization(texts: list[str], rounds: int) -> None:
     }
     encoding = tiktoken.Encoding("cupola", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
     end = tokenizer.token_to_id(END_OF_TEXT)
-    fresh = [DocumentEncoder(tokenizer) for _ in range(rounds)]  # its words are learnt anew in every round
+    fresh = [DocumentEncoder(tokenizer) for _ in range(rounds)]  # its words are learned anew in every round
     ids: dict[str, list[NDArray[np.integer]]] = {}
 
     def ours() -> None:

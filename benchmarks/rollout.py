@@ -3,7 +3,7 @@ by turns in one process.
 
     python benchmarks/rollout.py [--sizes 1m,10m,1m-152k] [--batches 1,8,64] [--prompt 64] [--new 64] [--rounds 5] [--ragged]
 
-No token ends an answer, so both always make as many. Sampling is plain (temperature 1, nothing cut off); prompts are
+No token ends a response, so both always make as many. Sampling is plain (temperature 1, nothing cut off); prompts are
 random, of one length, or with --ragged of any up to it. Processor seconds are counted as well as wall:
 others may use the machine.
 """

@@ -67,7 +67,7 @@ def problem(messages: Any, control_tokens: Collection[str] = CONTROL_TOKENS, too
 
     "malformed", "unknown_role", "empty_message", "control_token" (a text of it would close a turn),
     "malformed_tool_call", "malformed_tools", "stray_tool_result" (no assistant asked for it), "no_assistant_turn",
-    "no_question".
+    "no_prompt".
     """
     messages = normal(messages)
     if not isinstance(messages, list) or not messages:
@@ -85,7 +85,7 @@ def problem(messages: Any, control_tokens: Collection[str] = CONTROL_TOKENS, too
         return "control_token"
     if messages[-1]["role"] != "assistant":
         return "no_assistant_turn"
-    return None if messages[0]["role"] != "assistant" else "no_question"
+    return None if messages[0]["role"] != "assistant" else "no_prompt"
 
 
 def holds_control_token(value: Any, control_tokens: Collection[str]) -> bool:
@@ -93,14 +93,14 @@ def holds_control_token(value: Any, control_tokens: Collection[str]) -> bool:
     return any(token in text for text in _texts(value) for token in control_tokens)
 
 
-def as_message(answer: Any) -> Message:
-    """An answer of a preference pair, a text or a list of one message, as the assistant's message."""
-    if isinstance(answer, list | tuple) and len(answer) == 1 and isinstance(answer[0], Mapping):
-        return {"role": "assistant", **answer[0]}
-    return {"role": "assistant", "content": answer}
+def as_message(response: Any) -> Message:
+    """A response of a preference pair, a text or a list of one message, as the assistant's message."""
+    if isinstance(response, list | tuple) and len(response) == 1 and isinstance(response[0], Mapping):
+        return {"role": "assistant", **response[0]}
+    return {"role": "assistant", "content": response}
 
 
-def as_answer(message: Message) -> Any:
+def as_response(message: Message) -> Any:
     """The reverse of `as_message`: a text, or a list of the one message where that is more, as where tools are
     called."""
     return message["content"] if set(message) == {"role", "content"} else [message]

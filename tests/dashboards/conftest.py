@@ -97,10 +97,10 @@ def results(sft: str, dpo: str) -> dict[str, Any]:
                     "chain_sum": proportion(40, 100, 0.309, 0.498),
                     "letter_counting": proportion(60, 100, 0.502, 0.691),
                 },
-                "answers": [
-                    {"prompt": "3 + 4 =", "answer": "8", "expected": "7", "score": 0.0},
-                    {"prompt": "2 + 2 =", "answer": "4", "expected": "4", "score": 1.0},
-                    {"prompt": "9 - 5 =", "answer": "4", "expected": "4", "score": 1.0},
+                "responses": [
+                    {"prompt": "3 + 4 =", "response": "8", "expected": "7", "score": 0.0},
+                    {"prompt": "2 + 2 =", "response": "4", "expected": "4", "score": 1.0},
+                    {"prompt": "9 - 5 =", "response": "4", "expected": "4", "score": 1.0},
                 ],
                 "generations": [{"prompt": "def read_file(path):", "completion": "\n    return open(path)"}],
             },
@@ -111,10 +111,10 @@ def results(sft: str, dpo: str) -> dict[str, Any]:
                     "chain_sum": proportion(65, 100, 0.553, 0.736),
                     "letter_counting": proportion(60, 100, 0.502, 0.691),
                 },
-                "answers": [
-                    {"prompt": "3 + 4 =", "answer": "7", "expected": "7", "score": 1.0},
-                    {"prompt": "2 + 2 =", "answer": "4", "expected": "4", "score": 1.0},
-                    {"prompt": "9 - 5 =", "answer": "3", "expected": "4", "score": 0.0},
+                "responses": [
+                    {"prompt": "3 + 4 =", "response": "7", "expected": "7", "score": 1.0},
+                    {"prompt": "2 + 2 =", "response": "4", "expected": "4", "score": 1.0},
+                    {"prompt": "9 - 5 =", "response": "3", "expected": "4", "score": 0.0},
                 ],
                 "generations": [{"prompt": "def read_file(path):", "completion": "\n    with open(path) as file:"}],
             },

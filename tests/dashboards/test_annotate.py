@@ -1,4 +1,4 @@
-"""The page Annotate in a real browser: read two answers, press a key, and it is in the registry."""
+"""The page Annotate in a real browser: read two responses, press a key, and it is in the registry."""
 
 import json
 from collections.abc import Callable

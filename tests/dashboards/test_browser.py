@@ -36,8 +36,8 @@ def test_two_checkpoints_are_compared_side_by_side(console: str, tab: Page, show
     expect(tab.get_by_role("tabpanel").locator(CHARTS).first).to_be_visible()
     tab.get_by_role("tab", name="Generations").click()
     expect(tab.get_by_text("with open(path) as file:")).to_be_visible()
-    tab.get_by_role("tab", name="Answers that differ").click()
-    expect(tab.get_by_text("Of the 3 questions kept with both")).to_be_visible()
+    tab.get_by_role("tab", name="Responses that differ").click()
+    expect(tab.get_by_text("Of the 3 prompts kept with both")).to_be_visible()
     tab.get_by_role("tab", name="Curves").click()
     expect(tab.get_by_role("tabpanel").locator(CHARTS).first).to_be_visible()
 

@@ -110,9 +110,9 @@ def publish(
 
 def measured(checkpoint: Artifact, bait: Callable[[str], str], verdict: str) -> dict[str, Any]:
     right = verdict == "right"
-    answer = {
+    response = {
         "prompt": bait("prompt"),
-        "answer": bait(verdict),
+        "response": bait(verdict),
         "expected": bait("expected"),
         "score": float(right),
     }
@@ -122,7 +122,7 @@ def measured(checkpoint: Artifact, bait: Callable[[str], str], verdict: str) -> 
         "bits_per_byte": 2.0,
         "accuracy": accuracy,
         "tasks": {bait("task"): accuracy, bait("another"): accuracy},
-        "answers": [answer],
+        "responses": [response],
         "generations": [{"prompt": bait("beginning"), "completion": bait(f"goes-on-{verdict}")}],
     }
 
@@ -161,13 +161,13 @@ def test_runs_errors_and_names_are_plain_text(planted: Planted, trap: Trap, tab:
     assert trap.visits == []
 
 
-def test_checkpoints_answers_and_verdicts_are_plain_text(planted: Planted, trap: Trap, tab: Page) -> None:
+def test_checkpoints_responses_and_verdicts_are_plain_text(planted: Planted, trap: Trap, tab: Page) -> None:
     tab.goto(f"{planted.address}/checkpoints?a={planted.a}&b={planted.b}")
     shown(tab, trap, "dpo", "sft")
     for name, texts in (
         ("Curves", ()),
         ("Generations", ("beginning", "goes-on-wrong", "goes-on-right")),
-        ("Answers that differ", ("prompt", "expected", "wrong", "right")),
+        ("Responses that differ", ("prompt", "expected", "wrong", "right")),
         ("Settings", ()),
         ("Lineage", ("prepare",)),
     ):

@@ -174,14 +174,14 @@ def test_every_task_has_its_difference_with_newcombes_interval(in_workspace: Any
     assert (row["difference"], row["low"], row["high"]) == pytest.approx((0.25, 0.1118, 0.3753), abs=5e-4)
 
 
-def test_answers_right_in_one_and_wrong_in_the_other_are_told_apart(in_workspace: Any) -> None:
+def test_responses_right_in_one_and_wrong_in_the_other_are_told_apart(in_workspace: Any) -> None:
     found = comparison.compare(in_workspace.sft.digest, in_workspace.dpo.digest)
-    table = comparison.differing_answers(found)
+    table = comparison.differing_responses(found)
     assert table.to_dict("records") == [
         {"prompt": "3 + 4 =", "expected": "7", "a": "8", "b": "7", "right": "b"},
         {"prompt": "9 - 5 =", "expected": "4", "a": "4", "b": "3", "right": "a"},
     ]
-    assert comparison.shared_answers(found) == 3
+    assert comparison.shared_responses(found) == 3
 
 
 def test_without_a_common_evaluation_there_is_no_verdict_and_no_number(in_workspace: Any) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cupola_platform.conversation import as_answer, as_message, for_template, normal, normal_tools, problem, words
+from cupola_platform.conversation import as_message, as_response, for_template, normal, normal_tools, problem, words
 
 ASKED = {"role": "user", "content": "What time is it?"}
 NOW = {"type": "function", "function": {"name": "now", "arguments": {}}}
@@ -133,9 +133,9 @@ def test_calls_nested_too_deep_to_read_are_malformed_and_end_nothing() -> None:
     assert problem([{"role": ["user"], "content": "x"}, {"role": "assistant", "content": "x"}]) == "unknown_role"
 
 
-def test_an_answer_is_a_text_or_the_message_that_calls() -> None:
+def test_a_response_is_a_text_or_the_message_that_calls() -> None:
     call = {"role": "assistant", "content": "", "tool_calls": [NOW]}
-    for answer, message in (("Noon.", {"role": "assistant", "content": "Noon."}), ([call], call)):
-        assert as_message(answer) == message
-        assert as_answer(message) == answer
+    for response, message in (("Noon.", {"role": "assistant", "content": "Noon."}), ([call], call)):
+        assert as_message(response) == message
+        assert as_response(message) == response
     assert words({**call, "content": "Let me see."}) == "Let me see.\nnow({})"

@@ -45,12 +45,12 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from cupola_trainer.generation.continuation import answer_chat, continue_text
+    from cupola_trainer.generation.continuation import continue_chat, continue_text
     from cupola_trainer.generation.sampling import Sampling
 
     sampling = Sampling(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
     if options.chat:
-        print(answer_chat(options.checkpoint, options.chat, sampling, options.seed, options.template_date))
+        print(continue_chat(options.checkpoint, options.chat, sampling, options.seed, options.template_date))
     else:
         print(continue_text(options.checkpoint, options.prompt, sampling, options.seed))
 

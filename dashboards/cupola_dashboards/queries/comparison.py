@@ -180,35 +180,35 @@ def _bits_sentence(change: float | None) -> Iterator[str]:
         yield f"bits per byte {abs(change):.1%} {'worse' if change > 0 else 'better'}"
 
 
-def differing_answers(comparison: Comparison) -> pd.DataFrame:
-    """Questions of which one was answered right and the other wrong, of those kept with the evaluation.
+def differing_responses(comparison: Comparison) -> pd.DataFrame:
+    """Prompts of which one was answered right and the other wrong, of those kept with the evaluation.
 
     Returns:
-        prompt, expected, a, b (the answers), right (`a` or `b`).
+        prompt, expected, a, b (the responses), right (`a` or `b`).
     """
     a, b = (
-        {each["prompt"]: each for each in (side.measured or {}).get("answers", [])}
+        {each["prompt"]: each for each in (side.measured or {}).get("responses", [])}
         for side in (comparison.a, comparison.b)
     )
     rows = [
-        (prompt, a[prompt]["expected"], a[prompt]["answer"], b[prompt]["answer"], "b" if right(b[prompt]) else "a")
+        (prompt, a[prompt]["expected"], a[prompt]["response"], b[prompt]["response"], "b" if right(b[prompt]) else "a")
         for prompt in a
         if prompt in b and a[prompt]["expected"] == b[prompt]["expected"] and right(a[prompt]) != right(b[prompt])
     ]
     return pd.DataFrame(rows, columns=["prompt", "expected", "a", "b", "right"])
 
 
-def shared_answers(comparison: Comparison) -> int:
-    """How many questions are kept with both."""
+def shared_responses(comparison: Comparison) -> int:
+    """How many prompts are kept with both."""
     a, b = (
-        {each["prompt"] for each in (side.measured or {}).get("answers", [])} for side in (comparison.a, comparison.b)
+        {each["prompt"] for each in (side.measured or {}).get("responses", [])} for side in (comparison.a, comparison.b)
     )
     return len(a & b)
 
 
-def right(answer: dict[str, Any]) -> bool:
-    """Whether an answer earned the whole score."""
-    return float(answer["score"]) >= 1.0
+def right(response: dict[str, Any]) -> bool:
+    """Whether a response earned the whole score."""
+    return float(response["score"]) >= 1.0
 
 
 def generations(comparison: Comparison) -> list[tuple[str, str | None, str | None]]:

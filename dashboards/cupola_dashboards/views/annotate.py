@@ -1,4 +1,4 @@
-"""Annotate: two answers side by side, one key each; what people say is kept in the registry."""
+"""Annotate: two responses side by side, one key each; what people say is kept in the registry."""
 
 import json
 
@@ -42,7 +42,7 @@ def page() -> None:
 
 
 def _compare(digest: str, name: str, pair: Pair) -> None:
-    """The prompt, both answers as plain text, and the buttons with their keys."""
+    """The prompt, both responses as plain text, and the buttons with their keys."""
     for tool in normal_tools(pair.get("tools")):
         st.caption("tool")
         st.text(json.dumps(tool["function"], ensure_ascii=False))
@@ -51,7 +51,7 @@ def _compare(digest: str, name: str, pair: Pair) -> None:
         st.text(words(message))
     first, second = sides(pair)
     for column, side, title in zip(st.columns(2), (first, second), ("Left", "Right"), strict=True):
-        with column, st.container(border=True, key=f"answer-{title.lower()}"):
+        with column, st.container(border=True, key=f"response-{title.lower()}"):
             st.text(words(as_message(pair[side])))
     choices: list[tuple[str, str, Choice]] = [
         ("Left is better", "1", "chosen" if first == "chosen" else "rejected"),

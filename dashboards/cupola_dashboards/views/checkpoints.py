@@ -115,7 +115,7 @@ def _compare(frame: pd.DataFrame) -> None:
         "Evaluation": _evaluation,
         "Curves": _curves,
         "Generations": _generations,
-        "Answers that differ": _answers,
+        "Responses that differ": _responses,
         "Settings": _settings,
         "Lineage": _lineage,
     }
@@ -189,7 +189,7 @@ def _evaluation(found: Comparison) -> None:
                 for _, row in table.iterrows()
             ],
             "Clear": ["yes" if row["low"] > 0 or row["high"] < 0 else "no" for _, row in table.iterrows()],
-            "Questions": table["total"],
+            "Prompts": table["total"],
         }
     )
     st.dataframe(shown, hide_index=True)
@@ -246,13 +246,13 @@ def _preformatted(markup: str) -> str:
     return f'<div style="{style}">{markup}</div>'
 
 
-def _answers(found: Comparison) -> None:
-    table = comparison.differing_answers(found)
-    kept = comparison.shared_answers(found)
+def _responses(found: Comparison) -> None:
+    table = comparison.differing_responses(found)
+    kept = comparison.shared_responses(found)
     name_a, name_b = map(plain, found.names)
     counts = table["right"].value_counts()
     st.markdown(
-        f"Of the {kept} questions kept with both, **{name_b} alone** is right in **{counts.get('b', 0)}**, "
+        f"Of the {kept} prompts kept with both, **{name_b} alone** is right in **{counts.get('b', 0)}**, "
         f"**{name_a} alone** in **{counts.get('a', 0)}**."
     )
     for row in table.itertuples():

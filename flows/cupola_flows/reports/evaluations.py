@@ -20,7 +20,7 @@ DECIDE = {
     "max_heldout_tokens": "the amount of text",
     "window": "the context of a held-out loss",
     "max_tasks": "the number of tasks",
-    "max_new_tokens": "the length of an answer",
+    "max_new_tokens": "the length of a response",
 }
 """Settings of an evaluation that decide its numbers."""
 

@@ -18,7 +18,7 @@ from cupola_platform.artifacts import Artifact
 from cupola_platform.rows.drops import told
 from cupola_trainer.evaluation.long_context_page import summary
 
-SHOWN_ANSWERS = 3
+SHOWN_RESPONSES = 3
 SHOWN_TEXT = 160
 
 
@@ -97,12 +97,12 @@ def _samples(results: dict[str, Any]) -> RenderableType:
     lines: list[Text] = []
     for name, entry in results["checkpoints"].items():
         lines.append(plain(name, "bold"))
-        for sample in entry.get("generations", [])[:SHOWN_ANSWERS]:
+        for sample in entry.get("generations", [])[:SHOWN_RESPONSES]:
             lines.append(Text.assemble("  ", (_flat(sample["prompt"]), "cyan"), " ", _flat(sample["completion"])))
-        for answer in entry.get("answers", [])[:SHOWN_ANSWERS]:
-            mark = ("right", "green") if answer["score"] == 1 else ("wrong", "red")
+        for response in entry.get("responses", [])[:SHOWN_RESPONSES]:
+            mark = ("right", "green") if response["score"] == 1 else ("wrong", "red")
             lines.append(
-                Text.assemble("  ", (_flat(answer["prompt"]), "cyan"), " ", _flat(answer["answer"]), " ", mark)
+                Text.assemble("  ", (_flat(response["prompt"]), "cyan"), " ", _flat(response["response"]), " ", mark)
             )
     return Group(*lines)
 

@@ -37,12 +37,12 @@ def test_a_stage_says_what_it_dropped_and_one_that_kept_nothing_fails(cupola: An
     assert f"conversations: dropped cut_short 1 (first {tmp_path}/chats.json.gz: " in said
     assert f"lone_surrogate 1 (first {tmp_path}/chats.jsonl, line 61: half of a surrogate pair" in said
     assert (
-        f"pairs: dropped equal_answers 1 (first {tmp_path}/pairs.jsonl, line 7: both answers are the same), malformed 1"
+        f"pairs: dropped equal_responses 1 (first {tmp_path}/pairs.jsonl, line 7: both responses are the same), malformed 1"
         in said
     )
     assert "train_conversations 57," in said
     assert "dropped 2: cut_short 1, lone_surrogate 1" in said
-    assert "dropped 2: equal_answers 1, malformed 1" in said
+    assert "dropped 2: equal_responses 1, malformed 1" in said
     [made] = [row for row in cupola.json("artifacts") if row["stage"] == "conversations"]
     shown = cupola.json("show", made["id"])
     report = json.loads((Path(shown["path"]) / "report.json").read_text())

@@ -10,7 +10,7 @@ from cupola_flows.orchestration.deployments import list_recipes
 from cupola_flows.recipe.loading import Recipe, load_recipe, parse_recipe, shipped
 from cupola_flows.recipe.validation import validate
 from cupola_flows.runs.fingerprint import fingerprint
-from cupola_flows.stages.pretraining.prepare import evaluation_questions
+from cupola_flows.stages.pretraining.prepare import evaluation_prompts
 from cupola_flows.stages.table import kinds
 from cupola_platform.errors import ConfigError, CupolaError, NotFoundError, SourceError
 from cupola_platform.settings import Settings
@@ -216,11 +216,11 @@ def test_the_date_of_chat_templates_decides_what_renders_them_and_nothing_else()
         load_recipe("tiny", ["template_date=yesterday"])
 
 
-def test_a_corpus_is_checked_against_the_questions_that_the_recipe_holds_out() -> None:
+def test_a_corpus_is_checked_against_the_prompts_that_the_recipe_holds_out() -> None:
     tasks = "stages.prepare.corpus.decontamination={tasks: true}"
     recipe = load_recipe("tiny", [tasks, "stages.conversations.heldout_per_task=3"])
-    questions = evaluation_questions(recipe.stages, recipe.seeds())
-    assert {name: len(of) for name, of in questions.items()} == {
+    prompts = evaluation_prompts(recipe.stages, recipe.seeds())
+    assert {name: len(of) for name, of in prompts.items()} == {
         "conversations:aiw-0": 3, "conversations:syllogism-1": 3, "conversations:chain_sum-2": 3,
     }  # fmt: skip
     assert fingerprint(recipe, "prepare", {}) != fingerprint(load_recipe("tiny", [tasks]), "prepare", {})

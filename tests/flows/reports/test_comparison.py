@@ -72,7 +72,7 @@ def test_two_evaluations_on_the_same_text_and_tasks_are_a_common_one(
     [
         ({"window": 64}, "the context of a held-out loss"),
         ({"max_tasks": 10}, "the number of tasks"),
-        ({"max_heldout_tokens": 512, "max_new_tokens": 8}, "the amount of text and the length of an answer"),
+        ({"max_heldout_tokens": 512, "max_new_tokens": 8}, "the amount of text and the length of a response"),
     ],
 )
 def test_other_settings_are_no_common_evaluation_and_the_command_that_makes_one_is_told(

@@ -61,7 +61,7 @@ def test_a_merge_that_cannot_be_is_one_line(cupola: Any, saved: Path) -> None:
 
 
 def test_a_recipe_is_told_what_a_merge_lacks() -> None:
-    with pytest.raises(ConfigError, match=r"stages\.merge: method=dare merges what was learnt since a base"):
+    with pytest.raises(ConfigError, match=r"stages\.merge: method=dare merges what was learned since a base"):
         parse_recipe("{name: x, stages: {merge: {checkpoints: ['artifact:a', 'artifact:b'], method: dare}}}")
 
 

@@ -71,7 +71,7 @@ def test_the_stages_of_post_training_follow_each_other(cupola: Any, recipe: Path
         for name in ("conversations", "pairs")
     }
     assert reports["conversations"]["dropped"] == {"no_assistant_turn": 1}
-    assert reports["pairs"]["dropped"] == {"equal_answers": 1}
+    assert reports["pairs"]["dropped"] == {"equal_responses": 1}
     tuned = cupola.json("show", ids["reward_tuned"])["metrics"]
     first = cupola.json("show", ids["reward"])["metrics"]
     assert tuned["initial_heldout_loss"] == pytest.approx(first["final_heldout_loss"], rel=1e-3)

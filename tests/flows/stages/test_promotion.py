@@ -75,7 +75,7 @@ def test_of_several_candidates_the_best_is_promoted_wherever_it_stands() -> None
     assert decided(equal, baseline=BASELINE).best == "dpo"
 
 
-def test_a_candidate_that_has_unlearnt_text_is_passed_over_for_one_that_has_not() -> None:
+def test_a_candidate_that_has_unlearned_text_is_passed_over_for_one_that_has_not() -> None:
     decision = decided({"sft": measured(0.7, 0.6, 0.8, bits=3.6), "mixed": measured(0.6, 0.5, 0.7)}, baseline=BASELINE)
     assert (decision.best, decision.promoted) == ("mixed", True)
     assert "sft is not: 3.600 bits per byte are beyond 5% of the baseline's 2.000." in decision.reasons

@@ -1,4 +1,4 @@
-"""Stages that learn from a model's own answers, as a recipe states them."""
+"""Stages that learn from a model's own responses, as a recipe states them."""
 
 import pytest
 
@@ -30,7 +30,7 @@ def test_rewards_are_told_apart_by_their_type() -> None:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ("rewards: []", "give rewards, or a reward_model: answers must be worth something"),
+        ("rewards: []", "give rewards, or a reward_model: responses must be worth something"),
         ("rewards: [{type: tsk}]", "rewards.0.type: 'tsk' is unknown. Did you mean 'task'?"),
         ("reward_model: prepare", "stage 'prepare' gives tokens, and reward_model is needed"),
         ("clip_low: 1.5", "stages.grpo.clip_low: '1.5'"),
@@ -47,7 +47,11 @@ def test_a_mistake_is_one_line(wrong: str, says: str) -> None:
     ("right", "wrong", "says"),
     [
         ("samples_per_prompt: 8", "samples_per_prompt: 1", r"stages\.grpo: rollout\.samples_per_prompt=1"),
-        ("prompts: 64", "prompts: 5", r"stages\.grpo: a rollout has 40 answers, no multiple of global_batch_size=128"),
+        (
+            "prompts: 64",
+            "prompts: 5",
+            r"stages\.grpo: a rollout has 40 responses, no multiple of global_batch_size=128",
+        ),
         ("max_new_tokens: 8, held", "max_new_tokens: 128, held", r"max_new_tokens=128 leaves no room"),
     ],
 )

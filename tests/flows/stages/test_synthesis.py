@@ -22,11 +22,11 @@ from cupola_platform.endpoint import Endpoint, EndpointConfig
 from cupola_platform.errors import ConfigError, ServiceError
 from cupola_platform.workspace import Workspace
 
-Answer = tuple[int, dict[str, str], Any]
+Response = tuple[int, dict[str, str], Any]
 ASK = [{"role": "user", "content": "2 + 2?"}]
 
 
-def said(text: str, reason: str = "stop") -> Answer:
+def said(text: str, reason: str = "stop") -> Response:
     return 200, {}, {"choices": [{"message": {"content": text}, "finish_reason": reason}]}
 
 
@@ -34,7 +34,7 @@ class Server:
     """Answers with what the script says next; keeps what it was asked."""
 
     def __init__(self) -> None:
-        self.script: list[Answer] = []
+        self.script: list[Response] = []
         self.asked: list[tuple[str | None, Any]] = []
         outer = self
 
@@ -42,8 +42,10 @@ class Server:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.asked.append((self.headers.get("Authorization"), body))
-                status, headers, answer = outer.script.pop(0) if outer.script else said(body["messages"][-1]["content"])
-                data = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
+                status, headers, response = (
+                    outer.script.pop(0) if outer.script else said(body["messages"][-1]["content"])
+                )
+                data = response.encode() if isinstance(response, str) else json.dumps(response).encode()
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
@@ -82,7 +84,7 @@ def asks(server: Server, retries: int = 3) -> Callable[[], Any]:
     return lambda: endpoint.complete(ASK, temperature=0.5, max_new_tokens=8, seed=3)
 
 
-def test_an_answer_says_whether_the_model_ended_it(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_response_says_whether_the_model_ended_it(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THE_KEY", "secret")
     server.script = [said("4"), said("4 and", "length")]
     ask = asks(server)
@@ -116,10 +118,10 @@ def test_an_endpoint_that_never_answers_is_one_line_after_all_tries(server: Serv
         nobody.complete(ASK, temperature=0, max_new_tokens=1, seed=0)
 
 
-def test_answers_come_in_the_order_of_the_questions(server: Server) -> None:
+def test_responses_come_in_the_order_of_the_prompts(server: Server) -> None:
     endpoint = Endpoint(EndpointConfig(url=server.url, model="tiny", concurrency=3))
-    questions = [[{"role": "user", "content": f"question {n}"}] for n in range(12)]
-    found = endpoint.map(questions, temperature=0, max_new_tokens=4, seeds=range(12))
+    prompts = [[{"role": "user", "content": f"question {n}"}] for n in range(12)]
+    found = endpoint.map(prompts, temperature=0, max_new_tokens=4, seeds=range(12))
     assert [of.text for of in found] == [f"question {n}" for n in range(12)]
 
 
@@ -136,7 +138,7 @@ stages:
 
 
 def conversations(workspace: Workspace, folder: Path) -> Artifact:
-    """Ten additions with their scorer, and tests for answers in Python."""
+    """Ten additions with their scorer, and tests for responses in Python."""
     folder.mkdir()
     rows = [
         {
@@ -170,8 +172,8 @@ def rows_of(artifact: Artifact) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-class Solver(list[Answer]):
-    """Adds, but for the questions that it is told to get wrong; marks and rewords when asked to."""
+class Solver(list[Response]):
+    """Adds, but for the prompts that it is told to get wrong; marks and rewords when asked to."""
 
     def __init__(self, server: Server, wrong: tuple[int, ...], form: str = "{}") -> None:
         super().__init__()
@@ -180,7 +182,7 @@ class Solver(list[Answer]):
     def __bool__(self) -> bool:
         return True
 
-    def pop(self, _: Any = -1) -> Answer:
+    def pop(self, _: Any = -1) -> Response:
         text = self.server.asked[-1][1]["messages"][-1]["content"]
         if text.startswith("Mark"):
             return said("Mark: 9" if "what comes after" in text else "2")
@@ -194,7 +196,7 @@ class Solver(list[Answer]):
         return said(self.form.format(0 if n in self.wrong else n + 1))
 
 
-def test_answers_that_the_scorer_refuses_are_dropped_and_the_rest_know_their_origin(
+def test_responses_that_the_scorer_refuses_are_dropped_and_the_rest_know_their_origin(
     server: Server, tmp_path: Path
 ) -> None:
     server.script = Solver(server, wrong=(3, 4))
@@ -238,7 +240,7 @@ def test_programs_are_run_and_other_wordings_are_marked(server: Server, tmp_path
     assert row["synthesis"]["score"] == 0.9
 
 
-def test_answers_are_criticised_by_a_principle_and_written_again(server: Server, tmp_path: Path) -> None:
+def test_responses_are_criticised_by_a_principle_and_written_again(server: Server, tmp_path: Path) -> None:
     server.script = Solver(server, wrong=())
     more = 'make: revisions\n    filter: none\n    constitution: ["Be polite.", "Be brief."]'
     artifact = made(server, tmp_path, more)
@@ -254,7 +256,7 @@ def test_answers_are_criticised_by_a_principle_and_written_again(server: Server,
     assert json.loads((artifact.path / "report.json").read_text())["dropped"] == {"empty": 1}
 
 
-def test_a_question_with_tools_is_asked_with_them_and_the_call_is_kept(server: Server, tmp_path: Path) -> None:
+def test_a_prompt_with_tools_is_asked_with_them_and_the_call_is_kept(server: Server, tmp_path: Path) -> None:
     tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
     call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Lyon"}}}
     earlier = [
@@ -297,8 +299,8 @@ def test_a_question_with_tools_is_asked_with_them_and_the_call_is_kept(server: S
         assert row["messages"][-1] == {"role": "assistant", "content": "", "tool_calls": [answer]}
 
 
-class Marker(list[Answer]):
-    """Answers a question each time otherwise, and marks the answer by its number."""
+class Marker(list[Response]):
+    """Answers a question each time otherwise, and marks the response by its number."""
 
     def __init__(self, server: Server) -> None:
         super().__init__()
@@ -307,7 +309,7 @@ class Marker(list[Answer]):
     def __bool__(self) -> bool:
         return True
 
-    def pop(self, _: Any = -1) -> Answer:
+    def pop(self, _: Any = -1) -> Response:
         text = self.server.asked[-1][1]["messages"][-1]["content"]
         if text.startswith("Mark"):
             return said(text.split()[-1])
@@ -315,7 +317,7 @@ class Marker(list[Answer]):
         return said(str(self.said % 3 + 5))
 
 
-def test_of_several_answers_the_best_one_is_kept(server: Server, tmp_path: Path) -> None:
+def test_of_several_responses_the_best_one_is_kept(server: Server, tmp_path: Path) -> None:
     server.script = Marker(server)
     artifact = made(
         server,
@@ -333,7 +335,7 @@ name: asked
 seed: 1
 stages:
   synthesize:
-    make: questions
+    make: prompts
     tokens: artifact:{artifact}
     endpoint: {{url: "{url}", model: tiny, retries: 0, concurrency: 2}}
     filter: none
@@ -343,7 +345,7 @@ stages:
 """
 
 
-def test_questions_are_made_about_documents_of_the_corpus(server: Server, tmp_path: Path) -> None:
+def test_prompts_are_made_about_documents_of_the_corpus(server: Server, tmp_path: Path) -> None:
     workspace = Workspace.open(tmp_path)
     folder = tmp_path / "tokens"
     folder.mkdir()
@@ -363,7 +365,7 @@ def test_questions_are_made_about_documents_of_the_corpus(server: Server, tmp_pa
     assert artifact.manifest.parents == (tokens.digest,)
     found = rows_of(artifact)
     assert len(found) == 5
-    assert json.loads((artifact.path / "report.json").read_text())["dropped"] == {"no question and answer": 1}
+    assert json.loads((artifact.path / "report.json").read_text())["dropped"] == {"no prompt and response": 1}
     assert found[0]["messages"][0] == {"role": "user", "content": "How hot is it?"}
     assert found[0]["messages"][1]["content"].endswith("00 degrees.")
     of = {row["synthesis"]["of"] for row in found}
@@ -377,7 +379,7 @@ def test_questions_are_made_about_documents_of_the_corpus(server: Server, tmp_pa
     ("more", "rule"),
     [
         ("filter: reward", "filter=reward and `reward_model` go together"),
-        ("make: questions\n    filter: none", "name `tokens` for make=questions"),
+        ("make: prompts\n    filter: none", "name `tokens` for make=prompts"),
         ("writer: sft", "give either `endpoint` or `writer`"),
     ],
 )
@@ -391,7 +393,7 @@ def test_what_cannot_be_filtered_or_passes_no_filter_is_one_line(server: Server,
     server.script = Solver(server, wrong=tuple(range(10)))
     with pytest.raises(ConfigError, match=r"of 10 texts none is left to train on \(low score 10\)\. Lower min_score"):
         made(server, tmp_path / "a", "max_rows: 10")
-    with pytest.raises(ConfigError, match=r"variants keep the answers they had: filter=scorer would pass all"):
+    with pytest.raises(ConfigError, match=r"variants keep the responses they had: filter=scorer would pass all"):
         made(server, tmp_path / "b", "make: variants")
 
 

@@ -48,12 +48,12 @@ def test_control_characters_are_written_out_and_other_text_is_left() -> None:
     visible("half \ud800").encode()
 
 
-def test_answers_and_names_of_an_evaluation_are_printed_as_they_stand() -> None:
+def test_responses_and_names_of_an_evaluation_are_printed_as_they_stand() -> None:
     entry = {
         "bits_per_byte": 2.0,
         "accuracy": None,
         "tasks": {EVIL: {"accuracy": 0.5}},
-        "answers": [{"prompt": EVIL, "answer": EVIL, "score": 1.0}],
+        "responses": [{"prompt": EVIL, "response": EVIL, "score": 1.0}],
         "generations": [{"prompt": EVIL, "completion": EVIL}],
     }
     results = {"unigram_bits_per_byte": 3.0, "checkpoints": {EVIL: entry}}

@@ -40,8 +40,8 @@ MESSAGES = st.lists(
 )  # fmt: skip
 COLUMNS = [
     *shapes.CONVERSATIONS,
-    *shapes.QUESTIONS,
-    *shapes.ANSWERS,
+    *shapes.PROMPT_COLUMNS,
+    *shapes.RESPONSE_COLUMNS,
     "system",
     "history",
     "tools",

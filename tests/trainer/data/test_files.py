@@ -64,9 +64,9 @@ def test_a_local_dataset_of_hugging_face_is_read(tmp_path: Path) -> None:
     assert state(files) != before
 
 
-def test_pairs_are_answers_or_whole_conversations(tmp_path: Path) -> None:
-    def whole(answer: str, question: str = "Is it?") -> list[dict[str, str]]:
-        return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+def test_pairs_are_responses_or_whole_conversations(tmp_path: Path) -> None:
+    def whole(response: str, prompt: str = "Is it?") -> list[dict[str, str]]:
+        return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
 
     rows = [
         {"prompt": "Is it?", "chosen": "yes", "rejected": "no", "chosen_score": 2, "rejected_score": 1, "margin": 0.5},
@@ -79,7 +79,7 @@ def test_pairs_are_answers_or_whole_conversations(tmp_path: Path) -> None:
     first, second = read_pairs(written(tmp_path / "pairs.jsonl", rows), drops)
     assert (first["messages"], first["chosen"], first["rejected"], first["margin"]) == (ASKED, "yes", "no", 0.5)
     assert (second["messages"], second["chosen"], second["rejected"]) == (ASKED, "yes", "no")
-    assert drops == {"equal_answers": 1, "other_prompts": 1, "empty_message": 1}
+    assert drops == {"equal_responses": 1, "other_prompts": 1, "empty_message": 1}
 
 
 def test_prompts_of_pairs_are_held_out_whole(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def make(to: Path, **changes: Any) -> dict[str, Any]:
     return make_conversations(**given | changes)
 
 
-def test_every_conversation_is_sound_and_its_answer_scores_one(tmp_path: Path) -> None:
+def test_every_conversation_is_sound_and_its_response_scores_one(tmp_path: Path) -> None:
     report = make(tmp_path)
     train, heldout = rows(tmp_path / "train.jsonl"), rows(tmp_path / "heldout.jsonl")
     assert report == {
@@ -88,8 +88,8 @@ def test_every_conversation_is_sound_and_its_answer_scores_one(tmp_path: Path) -
         assert score(row["task"], row["messages"][1]["content"]) == 1.0
 
 
-def test_few_questions_are_repeated_and_none_of_them_is_held_out(tmp_path: Path) -> None:
-    every = TaskSource(name="chain_sum", count=500, config=ONE_DIGIT)  # of 200 questions, a quarter is held out
+def test_few_prompts_are_repeated_and_none_of_them_is_held_out(tmp_path: Path) -> None:
+    every = TaskSource(name="chain_sum", count=500, config=ONE_DIGIT)  # of 200 prompts, a quarter is held out
     report = make(tmp_path, tasks=[every], heldout_per_task=1000)
     assert report == {
         "train": {"chain_sum": 500},
@@ -157,9 +157,9 @@ def test_documents_that_give_nothing_are_counted(tmp_path: Path) -> None:
     assert drops == {"unparsable_source": 1, "nothing_to_ask": 1}
 
 
-def test_a_task_with_too_few_questions_is_refused(tmp_path: Path) -> None:
+def test_a_task_with_too_few_prompts_is_refused(tmp_path: Path) -> None:
     few = TaskSource(name="prime_factorization", config={"min_value": 2, "max_value": 4})
-    with pytest.raises(ConfigError, match="has only 3 distinct questions: too few"):
+    with pytest.raises(ConfigError, match="has only 3 distinct prompts: too few"):
         make(tmp_path, tasks=[few])
 
 

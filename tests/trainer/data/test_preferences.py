@@ -1,4 +1,4 @@
-"""Preference pairs from sampled answers."""
+"""Preference pairs from sampled responses."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
-    """Ten questions from the training side of a hundred."""
+    """Ten prompts from the training side of a hundred."""
     tasks = [TaskSource(name="gcd", count=100, config={"max_value": 60})]
     make_conversations(
         tasks=tasks, corpus=None, corpus_conversations=0, heldout_per_task=10, seed=1, to=tmp_path / "conversations"
@@ -26,33 +26,33 @@ def prompts(tmp_path: Path) -> Path:
     return tmp_path / "prompts.jsonl"
 
 
-def sample(prompts: Path, answers: list[list[str]], finished: bool = True) -> Path:
-    """What a SampleJob would write: for each prompt its answers; "=" stands for the right one."""
+def sample(prompts: Path, responses: list[list[str]], finished: bool = True) -> Path:
+    """What a SampleJob would write: for each prompt its responses; "=" stands for the right one."""
     path = prompts.with_name("samples.jsonl")
     with path.open("w") as file:
-        for prompt, given in zip(rows(prompts), answers, strict=True):
+        for prompt, given in zip(rows(prompts), responses, strict=True):
             for number, text in enumerate(given):
-                answer = prompt["task"]["entry"]["answer"] if text == "=" else text
-                row = {"id": prompt["id"], "sample": number, "answer": answer, "finished": finished}
+                response = prompt["task"]["entry"]["answer"] if text == "=" else text
+                row = {"id": prompt["id"], "sample": number, "response": response, "finished": finished}
                 file.write(json.dumps(row) + "\n")
     return path
 
 
-def test_prompts_are_training_questions_without_their_answers(prompts: Path) -> None:
+def test_prompts_are_training_prompts_without_their_responses(prompts: Path) -> None:
     train = {row["id"]: row for row in rows(prompts.with_name("conversations") / "train.jsonl")}
     for prompt in rows(prompts):
         assert prompt["messages"] == train[prompt["id"]]["messages"][:1]
         assert prompt["task"] == train[prompt["id"]]["task"]
 
 
-def test_each_pair_is_a_right_and_a_wrong_answer_to_the_same_question(prompts: Path, tmp_path: Path) -> None:
-    answers = [["=", "=", "9999", "no idea", ""]] * 7 + [["=", "="], ["9999", "8888"], ["9999", "9999"]]
+def test_each_pair_is_a_right_and_a_wrong_response_to_the_same_prompt(prompts: Path, tmp_path: Path) -> None:
+    responses = [["=", "=", "9999", "no idea", ""]] * 7 + [["=", "="], ["9999", "8888"], ["9999", "9999"]]
     report = make_preferences(
-        prompts, sample(prompts, answers), heldout_fraction=0.3, pairs_per_prompt=2, seed=0, to=tmp_path / "out"
+        prompts, sample(prompts, responses), heldout_fraction=0.3, pairs_per_prompt=2, seed=0, to=tmp_path / "out"
     )
     assert report == {
         "prompts": 10,
-        "answers": 41,
+        "responses": 41,
         "correct": 16,
         "accuracy": pytest.approx(16 / 41),
         "pairs": {"train": 10, "heldout": 4},
@@ -86,9 +86,9 @@ def test_by_rewards_the_widest_differences_make_the_pairs(prompts: Path, tmp_pat
     assert pairs[0]["synthesis"] == {"of": pairs[0]["id"].split("/")[0], "model": "abc", "filter": "reward"}
 
 
-def test_answers_that_ran_out_of_tokens_teach_nothing(prompts: Path, tmp_path: Path) -> None:
+def test_responses_that_ran_out_of_tokens_teach_nothing(prompts: Path, tmp_path: Path) -> None:
     samples = sample(prompts, [["=", "9999"]] * 10, finished=False)
-    with pytest.raises(ConfigError, match="0 of 20 sampled answers are right, and only 0 prompts got both"):
+    with pytest.raises(ConfigError, match="0 of 20 sampled responses are right, and only 0 prompts got both"):
         make_preferences(prompts, samples, heldout_fraction=0.1, pairs_per_prompt=1, seed=0, to=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -102,5 +102,5 @@ def test_a_held_out_pair_remains_even_of_two_prompts(prompts: Path, tmp_path: Pa
 def test_conversations_without_tasks_cannot_be_sampled_for_preferences(tmp_path: Path) -> None:
     row: dict[str, Any] = {"id": "a", "source": "corpus", "messages": [], "task": None}
     (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
-    with pytest.raises(ConfigError, match="has a task to score answers by"):
+    with pytest.raises(ConfigError, match="has a task to score responses by"):
         make_prompts(tmp_path, count=5, seed=0, to=tmp_path / "prompts.jsonl")

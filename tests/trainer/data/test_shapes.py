@@ -136,7 +136,7 @@ def test_what_arrow_fills_up_with_is_no_argument(tmp_path: Path) -> None:
          "malformed_tool_call"),
         ({"conversations": [{"from": "human", "value": "Go."}, {"from": "function_call", "value": "weather(A)"}]},
         "malformed_tool_call"), ({"messages": [user("Is it?"), said("It is."), user("Thanks.")]}, "no_assistant_turn"),
-        ({"conversations": [{"from": "gpt", "value": "Hello."}]}, "no_question"),
+        ({"conversations": [{"from": "gpt", "value": "Hello."}]}, "no_prompt"),
         ({"prompt": "Is it?", "completion": " "}, "empty_message"),
         ({"prompt": "Is it?"}, "no_assistant_turn"),
         ({"text": "Once upon a time"}, "malformed"),
@@ -159,10 +159,10 @@ def test_a_row_that_is_no_conversation_has_a_reason(row: Row, reason: str) -> No
         ({"prompt": "Is it?", "completions": [{"response": "a", "overall_score": 1.0}]}, "no_preference"),
         ({"prompt": "Is it?", "chosen": "a", "rejected": None}, "malformed"),
         ({"prompt": "Is it?", "chosen": "a", "rejected": 7}, "malformed"),
-        ({"chosen": "a", "rejected": "b"}, "no_question"),
+        ({"chosen": "a", "rejected": "b"}, "no_prompt"),
         ({"chosen": ASKED, "rejected": [user("Was it?"), said("No.")]}, "other_prompts"),
         ({"prompt": "Is it?", "chosen": [calling("weather", city="A")], "rejected": [calling("weather", city="A")]},
-        "equal_answers"),
+        "equal_responses"),
     ],
 )  # fmt: skip
 def test_a_row_that_is_no_pair_has_a_reason(row: Row, reason: str) -> None:
@@ -171,7 +171,7 @@ def test_a_row_that_is_no_pair_has_a_reason(row: Row, reason: str) -> None:
     assert raised.value.reason == reason
 
 
-def test_answers_that_are_calls_keep_them() -> None:
+def test_responses_that_are_calls_keep_them() -> None:
     better, worse = (calling("weather", city=city) for city in ("A", "B"))
     before = [user("How warm?"), calling("where"), result("A")]
     found = pair({"chosen": [*before, better], "rejected": [*before, worse], "tools": [WEATHER]})

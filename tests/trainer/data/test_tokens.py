@@ -83,7 +83,7 @@ def test_sequences_longer_than_the_corpus_are_refused(tokens_folder: Path, tmp_p
         build(NextTokenData(tokens=tokens_folder), sequence_length=1_000_000, samples=1, seed=1, cache=tmp_path)
 
 
-def test_documents_in_one_row_are_learnt_as_if_each_were_alone(tokens_folder: Path, tmp_path: Path) -> None:
+def test_documents_in_one_row_are_trained_on_as_if_each_were_alone(tokens_folder: Path, tmp_path: Path) -> None:
     import torch
 
     from cupola_trainer import models

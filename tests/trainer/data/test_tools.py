@@ -23,7 +23,7 @@ from cupola_trainer.data.conversations import load_conversations, load_preferenc
 from cupola_trainer.data.files import RowFiles, read_conversations, read_pairs, usable
 from cupola_trainer.data.instructions import make_conversations
 from cupola_trainer.data.preferences import make_preferences, make_prompts, read_preferences
-from cupola_trainer.evaluation.answers import Question, encode_question
+from cupola_trainer.evaluation.responses import TaskPrompt, encode_task_prompt
 from cupola_trainer.generation.prompts import encode, encode_or_reason, read_prompts
 from cupola_trainer.rl.prompts import read_prompts as read_training_prompts
 
@@ -161,16 +161,16 @@ def test_everyone_who_asks_a_model_shows_it_the_tools_that_fine_tuning_showed(
     )
     row = next(json_lines.read(tmp_path / "conv" / "train.jsonl"))
     tokens, mask = encode_conversation(chat_tokenizer, row["messages"], row["tools"])
-    learnt = tokens[: mask.argmax()].tolist()  # what stands before the first token that is learnt
-    assert '{"name": "weather"' in chat_tokenizer.decode(learnt)
+    trained = tokens[: mask.argmax()].tolist()  # what stands before the first token that is trained on
+    assert '{"name": "weather"' in chat_tokenizer.decode(trained)
 
     make_prompts(tmp_path / "conv", needs="tests", count=99, seed=1, to=tmp_path / "prompts.jsonl")
     sampled = {prompt["id"]: encode(chat_tokenizer, prompt) for prompt in read_prompts(tmp_path / "prompts.jsonl")}
     prompts, _ = read_training_prompts(tmp_path / "conv" / "train.jsonl", chat_tokenizer, 4096, ())
     reinforced = {prompt.row["id"]: prompt.tokens for prompt in prompts}
-    question = Question(row["messages"][:-1], task, row["tools"])
-    evaluated = encode_question(SimpleNamespace(tokenizer=chat_tokenizer), question)  # type: ignore[arg-type]
-    assert sampled[row["id"]] == reinforced[row["id"]] == evaluated == learnt
+    prompt = TaskPrompt(row["messages"][:-1], task, row["tools"])
+    evaluated = encode_task_prompt(SimpleNamespace(tokenizer=chat_tokenizer), prompt)  # type: ignore[arg-type]
+    assert sampled[row["id"]] == reinforced[row["id"]] == evaluated == trained
 
 
 def test_pairs_keep_tool_calls_and_learn_what_fine_tuning_learns(chat_tokenizer: Any, tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_pairs_keep_tool_calls_and_learn_what_fine_tuning_learns(chat_tokenizer:
     json_lines.write(tmp_path / "p.jsonl", made)
     drops = Drops()
     found = list(read_pairs(RowFiles(path=str(tmp_path / "p.jsonl")), drops))
-    assert drops == {"equal_answers": 1}
+    assert drops == {"equal_responses": 1}
     whole = {"type": "function", "function": {"name": "weather", "arguments": {"city": "city 0"}}}
     assert found[0]["chosen"] == [{"role": "assistant", "content": "", "tool_calls": [whole]}]
     assert found[1]["rejected"] == "I cannot know."
@@ -206,11 +206,11 @@ def test_pairs_keep_tool_calls_and_learn_what_fine_tuning_learns(chat_tokenizer:
         assert "<tool_call>" in chat_tokenizer.decode(sample["chosen"])
 
 
-def test_pairs_of_sampled_answers_keep_their_tools(chat_tokenizer: Any, tmp_path: Path) -> None:
+def test_pairs_of_sampled_responses_keep_their_tools(chat_tokenizer: Any, tmp_path: Path) -> None:
     prompts = [{"id": str(n), "messages": [USER], "tools": TOOLS, "task": None} for n in range(2)]
-    answers = [{"id": str(n), "sample": s, "answer": f"{s}", "finished": True} for n in range(2) for s in range(3)]
+    responses = [{"id": str(n), "sample": s, "response": f"{s}", "finished": True} for n in range(2) for s in range(3)]
     json_lines.write(tmp_path / "prompts.jsonl", prompts)
-    json_lines.write(tmp_path / "samples.jsonl", answers)
+    json_lines.write(tmp_path / "samples.jsonl", responses)
     report = make_preferences(
         tmp_path / "prompts.jsonl", tmp_path / "samples.jsonl", heldout_fraction=0.5, pairs_per_prompt=1, seed=1,
         to=tmp_path / "made", scores=[0.0, 1.0, None] * 2, min_gap=0.5,
@@ -219,7 +219,7 @@ def test_pairs_of_sampled_answers_keep_their_tools(chat_tokenizer: Any, tmp_path
     assert [row["tools"] for row in json_lines.read(tmp_path / "made" / "train.jsonl")] == [TOOLS]
 
 
-def test_a_question_with_other_tools_is_another_question(chat_tokenizer: Any, tmp_path: Path) -> None:
+def test_a_prompt_with_other_tools_is_another_prompt(chat_tokenizer: Any, tmp_path: Path) -> None:
     said = {"role": "assistant", "content": "I have no tool for that."}
     made = [*rows(1, id="with"), *rows(1, id="again"), {"id": "without", "messages": [rows(1)[0]["messages"][0], said]}]
     (tmp_path / "conv").mkdir()
@@ -247,7 +247,7 @@ def test_a_dataset_of_arrows_gives_calls_their_own_arguments_alone(chat_tokenize
     drops = Drops()
     found = list(read_conversations(RowFiles(dataset=str(tmp_path / "saved")), drops))
     assert [(of["messages"], of["tools"]) for of in found] == [(of["messages"], of["tools"]) for of in made]
-    for one, other in zip(stored, made, strict=True):  # rows that nobody has read before are learnt alike
+    for one, other in zip(stored, made, strict=True):  # rows that nobody has read before are trained on alike
         filled, plain = (
             encode_conversation(chat_tokenizer, of["messages"], of["tools"])[0].tolist() for of in (one, other)
         )

@@ -18,8 +18,8 @@ from cupola_platform.errors import ConfigError, CorruptArtifactError
 from cupola_trainer import runtime
 from cupola_trainer.config import EvaluateJob, LayoutConfig, LongContextConfig, write_job
 from cupola_trainer.conversion.exporting import export
-from cupola_trainer.evaluation.answers import Question, accuracies, read_questions
 from cupola_trainer.evaluation.likelihood import byte_lengths, likelihood, read_heldout, unigram_bits_per_byte
+from cupola_trainer.evaluation.responses import TaskPrompt, accuracies, read_task_prompts
 from cupola_trainer.generation.loading import load
 from cupola_trainer.jobs.evaluate import run
 from cupola_trainer.reporting.metrics import read_metrics
@@ -145,7 +145,7 @@ def test_a_job_writes_what_the_contract_says(saved: Path, results: tuple[Path, d
     assert dense["tasks"]["chain_sum"]["total"] == 5
     assert dense["accuracy"]["total"] == 10
     assert dense["accuracy"]["low"] <= dense["accuracy"]["accuracy"] <= dense["accuracy"]["high"]
-    assert set(dense["answers"][0]) == {"prompt", "answer", "expected", "score"}
+    assert set(dense["responses"][0]) == {"prompt", "response", "expected", "score"}
     assert dense["generations"][0]["prompt"] == "import os"
     lines = read_metrics(output / "metrics.jsonl")
     assert [line["event"] for line in lines] == ["start", "step", "step", "end"]
@@ -177,7 +177,7 @@ def test_two_ranks_measure_what_one_does(
     for name, one in results[1]["checkpoints"].items():
         other = two["checkpoints"][name]
         assert other["bits_per_byte"] == pytest.approx(one["bits_per_byte"], rel=1e-6)
-        assert other["answers"] == one["answers"]
+        assert other["responses"] == one["responses"]
         assert other["generations"] == one["generations"]
         assert other["accuracy"] == one["accuracy"]
 
@@ -190,22 +190,22 @@ def test_long_context_over_pipeline_stages_is_refused_with_what_works(saved: Pat
         run(job)
 
 
-def test_a_right_answer_counts_in_its_task_and_in_all(saved: Path) -> None:
-    questions = read_questions(saved / "conversations", per_task=4)
-    assert [question.task["name"] for question in questions] == ["chain_sum"] * 4 + ["letter_counting"] * 4
-    assert all(question.messages[-1]["role"] == "user" for question in questions)
-    said = [question.task["entry"]["answer"] if number != 5 else "no idea" for number, question in enumerate(questions)]
-    scored = accuracies(questions, said)
+def test_a_right_response_counts_in_its_task_and_in_all(saved: Path) -> None:
+    prompts = read_task_prompts(saved / "conversations", per_task=4)
+    assert [prompt.task["name"] for prompt in prompts] == ["chain_sum"] * 4 + ["letter_counting"] * 4
+    assert all(prompt.messages[-1]["role"] == "user" for prompt in prompts)
+    said = [prompt.task["entry"]["answer"] if number != 5 else "no idea" for number, prompt in enumerate(prompts)]
+    scored = accuracies(prompts, said)
     assert scored["tasks"]["chain_sum"]["accuracy"] == 1.0
     assert scored["tasks"]["letter_counting"]["correct"] == 3
     low, high = wilson(7, 8)
     assert scored["accuracy"] == {"accuracy": 7 / 8, "low": low, "high": high, "correct": 7, "total": 8}
-    assert scored["answers"][5]["score"] < 1
+    assert scored["responses"][5]["score"] < 1
 
 
-def test_without_questions_there_is_no_accuracy() -> None:
-    nothing: list[Question] = []
-    assert accuracies(nothing, []) == {"tasks": {}, "accuracy": None, "answers": []}
+def test_without_prompts_there_is_no_accuracy() -> None:
+    nothing: list[TaskPrompt] = []
+    assert accuracies(nothing, []) == {"tasks": {}, "accuracy": None, "responses": []}
 
 
 def test_another_tokenizers_checkpoint_is_refused(saved: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Run by test_engines.py under torchrun: what an engine answers that is handed the weights of a model in two layouts.
+"""Run by test_engines.py under torchrun: what an engine generates that is handed the weights of a model in two layouts.
 
 engine_ranks.py SAVED OUTPUT.json     SAVED: folder of the fixture `saved`
 """
@@ -26,7 +26,7 @@ LAYOUTS = {
 }
 
 
-def answers(saved: Path, name: str, layout: LayoutConfig) -> dict[str, list[Any]]:
+def responses(saved: Path, name: str, layout: LayoutConfig) -> dict[str, list[Any]]:
     """Of both engines: with the weights as loaded, and after they moved."""
     folder = saved / name.split()[0]
     model = checkpoint.read_model(folder)
@@ -52,7 +52,7 @@ def main(saved: Path, output: Path) -> None:
     found = {}
     for name, layout in LAYOUTS.items():
         runtime.start(layout, seed=0)
-        found[name] = answers(saved, name, layout)
+        found[name] = responses(saved, name, layout)
     if runtime.rank() == 0:
         output.write_text(json.dumps(found))
     runtime.stop()

@@ -1,4 +1,4 @@
-"""An engine beside the training answers with the weights that the training has at that moment, from any layout."""
+"""An engine beside the training generates with the weights that the training has at that moment, from any layout."""
 
 import json
 from collections.abc import Callable
@@ -27,10 +27,10 @@ def test_an_engine_is_handed_the_weights_of_the_moment(
         first, moved = found["vllm"]
         assert first != moved, name
         for theirs, ours in zip((first, moved), found["megatron"], strict=True):
-            for answer, expected in zip(theirs, ours, strict=True):
-                assert answer["tokens"] == expected["tokens"], name
-                assert answer["finished"] == expected["finished"], name
-                assert answer["logprobs"] == pytest.approx(expected["logprobs"], abs=1e-4), name
+            for response, expected in zip(theirs, ours, strict=True):
+                assert response["tokens"] == expected["tokens"], name
+                assert response["finished"] == expected["finished"], name
+                assert response["logprobs"] == pytest.approx(expected["logprobs"], abs=1e-4), name
 
 
 def test_an_engine_that_is_not_installed_is_named() -> None:

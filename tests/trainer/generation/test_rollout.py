@@ -40,7 +40,7 @@ def random_prompts(count: int, longest: int = 60) -> list[list[int]]:
 
 
 def stopping_model(loaded: Loaded) -> Loaded:
-    """The same model with <|im_end|> made likely, so that answers end at different times."""
+    """The same model with <|im_end|> made likely, so that responses end at different times."""
     [model] = loaded.chunks
     weight = model.embedding.word_embeddings.weight
     weight.data[stop_ids(loaded.tokenizer)[0]] *= 3
@@ -48,7 +48,7 @@ def stopping_model(loaded: Loaded) -> Loaded:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_greedy_answers_are_transformers_answers(
+def test_greedy_responses_are_transformers_responses(
     saved: Path, loaded: dict[str, Loaded], name: str, tmp_path: Path
 ) -> None:
     theirs = AutoModelForCausalLM.from_pretrained(export(saved / name, tmp_path / "hf")).eval()
@@ -113,7 +113,7 @@ def test_rows_that_end_leave_the_batch_and_the_others_go_on(saved: Path, loaded:
         assert len(completion.logprobs) == len(completion.tokens)
 
 
-def test_an_answer_stops_at_the_models_longest_sequence(loaded: dict[str, Loaded]) -> None:
+def test_a_response_stops_at_the_models_longest_sequence(loaded: dict[str, Loaded]) -> None:
     ours = loaded["dense"]
     [long, short] = generate(
         ours.chunks, ours.tokenizer, [[5] * 120, [5, 6]], Sampling(max_new_tokens=20, temperature=0)
@@ -124,7 +124,7 @@ def test_an_answer_stops_at_the_models_longest_sequence(loaded: dict[str, Loaded
 
 
 @pytest.mark.parametrize("prompt", [[], [5] * 128])
-def test_a_prompt_without_room_for_an_answer_is_refused(loaded: dict[str, Loaded], prompt: list[int]) -> None:
+def test_a_prompt_without_room_for_a_response_is_refused(loaded: dict[str, Loaded], prompt: list[int]) -> None:
     with pytest.raises(ConfigError, match=rf"Prompt 1 has {len(prompt)} tokens"):
         generate(loaded["dense"].chunks, loaded["dense"].tokenizer, [[5], prompt], Sampling())
 
@@ -205,7 +205,7 @@ def test_a_job_writes_every_sample_in_the_order_of_the_prompts(saved: Path, tmp_
     assert [(row["id"], row["sample"]) for row in rows] == [
         (name, sample) for name in ("q1", "q2", "q3", "q4", "q5", "text") for sample in range(3)
     ]
-    assert set(rows[0]) == {"id", "sample", "answer", "tokens", "logprob", "finished"}
+    assert set(rows[0]) == {"id", "sample", "response", "tokens", "logprob", "finished"}
     assert all(row["logprob"] < 0 for row in rows)
     lines = read_metrics(tmp_path / "one" / "metrics.jsonl")
     assert [line["event"] for line in lines] == ["start", *["step"] * (len(lines) - 2), "end"]

@@ -48,7 +48,7 @@ def test_cross_entropy_of_a_linear_layer_equals_torch_s_whatever_the_gradient(of
     assert guess.holds == (of != "of pairs")
 
 
-def test_a_batch_that_nothing_is_learnt_from_has_no_loss_and_no_gradient() -> None:
+def test_a_batch_that_nothing_is_trained_on_from_has_no_loss_and_no_gradient() -> None:
     hidden, weight, labels = head(6)
     losses = linear_cross_entropy(hidden, weight, labels, torch.zeros(N).double(), rows=16)
     assert losses.tolist() == [0.0] * N

@@ -67,13 +67,13 @@ def test_ties_trims_elects_and_takes_the_mean_of_those_that_agree() -> None:
     )
 
 
-def test_dare_keeps_a_share_of_what_was_learnt_and_rescales_it() -> None:
-    base, learnt = torch.ones(100_000), torch.full((100_000,), 2.0)
-    merged = dare([base + learnt], [1.0], base, density=0.25, generator=masks(1)) - base
+def test_dare_keeps_a_share_of_what_was_learned_and_rescales_it() -> None:
+    base, learned = torch.ones(100_000), torch.full((100_000,), 2.0)
+    merged = dare([base + learned], [1.0], base, density=0.25, generator=masks(1)) - base
     assert set(merged.tolist()) == {0.0, 8.0}
     assert float((merged > 0).float().mean()) == pytest.approx(0.25, abs=0.01)
-    two = dare([base + learnt, base], [1.0, 1.0], base, density=0.25, generator=masks(1)) - base
-    torch.testing.assert_close(two, merged / 2)  # the second learnt nothing
+    two = dare([base + learned, base], [1.0, 1.0], base, density=0.25, generator=masks(1)) - base
+    torch.testing.assert_close(two, merged / 2)  # the second learned nothing
 
 
 def numpy_ties(thetas: list[np.ndarray], weights: list[float], base: np.ndarray, density: float) -> np.ndarray:
@@ -115,8 +115,8 @@ def test_the_formulas_equal_an_independent_writing_out_in_numpy() -> None:
     wanted = (np.sin((1 - t) * angle) * taus[0] + np.sin(t * angle) * taus[1]) / np.sin(angle)
     near(slerp(tensors[:2], weights[:2], common), base + wanted)
     drawn = [torch.rand((7, 9), generator=masks(2)(i)).numpy() < 0.5 for i in range(3)]
-    learnt = [w * np.where(mask, tau, 0) / 0.5 for w, mask, tau in zip(weights, drawn, taus, strict=True)]
-    near(dare(tensors, weights, common, density=0.5, generator=masks(2)), base + np.sum(learnt, axis=0))
+    learned = [w * np.where(mask, tau, 0) / 0.5 for w, mask, tau in zip(weights, drawn, taus, strict=True)]
+    near(dare(tensors, weights, common, density=0.5, generator=masks(2)), base + np.sum(learned, axis=0))
 
 
 @pytest.fixture(scope="module")

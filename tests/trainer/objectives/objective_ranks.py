@@ -95,7 +95,7 @@ class Ranked(RewardObjective):
 
 
 class Conversations(SftObjective):
-    """Random conversations, each a row, of which about half is learnt."""
+    """Random conversations, each a row, of which about half is trained on."""
 
     def __init__(self, packed: bool) -> None:
         self.sequence_length, self.packed, self.epoch = LENGTH, packed, None
@@ -111,7 +111,7 @@ class Conversations(SftObjective):
 
 
 class Words(Objective):
-    """Random tokens of which about half are learnt."""
+    """Random tokens of which about half are trained on."""
 
     name = "words"
 

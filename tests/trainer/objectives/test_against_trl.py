@@ -75,7 +75,7 @@ def calling(number: int) -> dict[str, Any]:
 
 
 def loose(number: int) -> dict[str, Any]:
-    """A pair of answers with white space around them."""
+    """A pair of responses with white space around them."""
     row = rows(number)
     return {**row, "chosen": f" {row['chosen']}\n", "rejected": f"\n\n{row['rejected']}  "}
 
@@ -103,8 +103,8 @@ def test_a_pair_is_the_texts_that_trl_makes_of_it(
         assert {name: tokenizer.decode(sample[name]) for name in ("prompt", "chosen", "rejected")} == as_trl(
             row, tokenizer
         )
-        answer = as_message(row["chosen"])
-        tokens, mask = encode_conversation(tokenizer, [*row["messages"], answer], row.get("tools"))
+        response = as_message(row["chosen"])
+        tokens, mask = encode_conversation(tokenizer, [*row["messages"], response], row.get("tools"))
         assert sample["chosen"].tolist() == tokens[mask].tolist()  # what SFT learns
 
 

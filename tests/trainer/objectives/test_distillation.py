@@ -97,8 +97,8 @@ def test_the_gradient_is_torchs(teacher: Path, conversations: Path, chat_tokeniz
         inputs = batch["tokens"], batch["position_ids"], batch["attention_mask"]
         with torch.no_grad():
             taught = (theirs(*inputs) / 1.7).log_softmax(-1)
-        learnt = (plain(*inputs) / 1.7).log_softmax(-1)
-        kl = F.kl_div(learnt, taught, reduction="none", log_target=True).sum(-1)
+        trained = (plain(*inputs) / 1.7).log_softmax(-1)
+        kl = F.kl_div(trained, taught, reduction="none", log_target=True).sum(-1)
         total = total + (kl * batch["loss_mask"]).sum()
         count += float(batch["loss_mask"].sum())
     (total / count).backward()

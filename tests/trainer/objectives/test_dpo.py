@@ -72,7 +72,7 @@ def test_an_unknown_loss_is_refused() -> None:
 
 @pytest.fixture
 def preferences(tmp_path: Path) -> Path:
-    """Six pairs in which the right answer says yes; two held out; one broken."""
+    """Six pairs in which the right response says yes; two held out; one broken."""
 
     def row(number: int) -> dict[str, Any]:
         messages = [{"role": "user", "content": f"Is {number} a number?"}]
@@ -100,16 +100,16 @@ def objective(preferences: Path, tokenizer: Any, kept: Path | None = None, **cha
     return DpoObjective(data, tokenizer=tokenizer, sequence_length=48, pairs_per_pass=3, seed=0, kept=kept)
 
 
-def test_answers_are_scored_without_their_prompts(preferences: Path, chat_tokenizer: Any) -> None:
+def test_responses_are_scored_without_their_prompts(preferences: Path, chat_tokenizer: Any) -> None:
     dpo = objective(preferences, chat_tokenizer)
-    assert dpo.drops == {"empty_message": 1, "too_long": 1, "no_question": 1}
+    assert dpo.drops == {"empty_message": 1, "too_long": 1, "no_prompt": 1}
     batch = dpo.collate([pair for pair in (dpo.heldout(0), dpo.heldout(1)) if pair])
     assert batch["tokens"].shape == (4, 48)
-    answers = [
+    responses = [
         chat_tokenizer.decode(labels[mask > 0])
         for labels, mask in zip(batch["labels"], batch["loss_mask"], strict=True)
     ]
-    assert answers == ["yes, 6 is<|im_end|>", "no<|im_end|>", "yes, 7 is<|im_end|>", "no<|im_end|>"]
+    assert responses == ["yes, 6 is<|im_end|>", "no<|im_end|>", "yes, 7 is<|im_end|>", "no<|im_end|>"]
 
 
 def test_the_reference_is_the_model_as_it_was(preferences: Path, chat_tokenizer: Any) -> None:

@@ -33,7 +33,7 @@ def same(ours: Tensor, theirs: Tensor, *inputs: Tensor) -> None:
 
 
 def trl_dpo(logps: Tensor, reference: Tensor, loss_type: str, beta: float) -> Tensor:
-    """TRL's DPO loss of answers of one token each,
+    """TRL's DPO loss of responses of one token each,
     whose log-probabilities [2 pairs] stand in the place of a model's."""
     trainer: Any = object.__new__(DPOTrainer)
     zeros = torch.zeros(2 * PAIRS, 1)

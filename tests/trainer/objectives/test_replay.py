@@ -62,7 +62,7 @@ def test_the_share_is_spread_evenly_and_every_conversation_is_seen_once_an_epoch
     assert [text_rows(rows, 0.4) for rows in (1, 2, 3, 5, 10, 1000)] == [0, 0, 1, 2, 4, 400]
 
 
-def test_every_token_of_text_is_learnt_and_of_conversations_the_answers_alone(sft: SftObjective) -> None:
+def test_every_token_of_text_is_trained_on_and_of_conversations_the_responses_alone(sft: SftObjective) -> None:
     batch = ReplayObjective(sft, Text(), share=0.5).collate(
         [ReplayObjective(sft, Text(), share=0.5).sample(index) for index in range(2)]
     )
@@ -78,17 +78,19 @@ def test_a_packed_row_of_text_sees_all_that_came_before_it(sft: SftObjective) ->
     assert torch.equal(batch["attention_mask"][0, 0], torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1))
 
 
-def test_the_loss_is_the_mean_over_all_learnt_tokens_and_both_parts_are_told(sft: SftObjective) -> None:
+def test_the_loss_is_the_mean_over_all_trained_tokens_and_both_parts_are_reported(sft: SftObjective) -> None:
     replay = ReplayObjective(sft, Text(), share=0.5)
     batch = replay.collate([replay.sample(0), replay.sample(1)])
     output = torch.stack([torch.full((LENGTH,), 2.0), torch.full((LENGTH,), 5.0)])
     total, count, sums = replay.loss(output, batch)
-    answers = float(batch["loss_mask"][0].sum())
-    assert (float(total), float(count)) == (2 * answers + 5 * LENGTH, answers + LENGTH)
+    responses = float(batch["loss_mask"][0].sum())
+    assert (float(total), float(count)) == (2 * responses + 5 * LENGTH, responses + LENGTH)
     means = replay.report({name: float(value / count) for name, value in {"loss": total, **sums}.items()})
-    assert means == pytest.approx({"loss": float(total / count), "answer_loss": 2.0, "pretraining_loss": 5.0}, rel=1e-5)
+    assert means == pytest.approx(
+        {"loss": float(total / count), "response_loss": 2.0, "pretraining_loss": 5.0}, rel=1e-5
+    )
     only = replay.report({"loss": 2.0, "pretraining": 0.0, "pretraining_tokens": 0.0})
-    assert only == {"loss": 2.0, "answer_loss": 2.0}
+    assert only == {"loss": 2.0, "response_loss": 2.0}
 
 
 def test_held_out_rows_are_mixed_alike_to_the_end_of_either(sft: SftObjective) -> None:
@@ -118,7 +120,7 @@ def test_a_job_learns_both_and_tells_them_apart(
     events = [json.loads(line) for line in (job.output / "metrics.jsonl").read_text().splitlines()]
     assert events[0]["steps"] == 20  # ten epochs of six conversations, a quarter of all rows being text
     before, after = (event for event in events if event["event"] == "evaluate")
-    for name in ("heldout_loss", "heldout_answer_loss", "heldout_pretraining_loss"):
+    for name in ("heldout_loss", "heldout_response_loss", "heldout_pretraining_loss"):
         assert before[name] == pytest.approx(np.log(1024), rel=0.1)
-    assert after["heldout_answer_loss"] < 3.0
+    assert after["heldout_response_loss"] < 3.0
     assert after["heldout_pretraining_loss"] < before["heldout_pretraining_loss"] - 1

@@ -13,7 +13,7 @@ import torch
 from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.config import BatchConfig, LayoutConfig, ModelConfig, OptimizerConfig, RewardData, TrainJob
-from cupola_trainer.data.chat import encode_answer
+from cupola_trainer.data.chat import encode_response
 from cupola_trainer.forward import outputs
 from cupola_trainer.objectives.reward import RewardObjective
 from cupola_trainer.reporting.metrics import read_metrics
@@ -29,7 +29,7 @@ MODEL = ModelConfig(
 
 @pytest.fixture
 def preferences(tmp_path: Path) -> Path:
-    """Pairs of which the answer that says yes is the better one; a quarter of them has another tag."""
+    """Pairs of which the response that says yes is the better one; a quarter of them has another tag."""
 
     def row(number: int) -> dict[str, Any]:
         messages = [{"role": "user", "content": f"Is {number} a number?"}]
@@ -61,9 +61,9 @@ def objective(preferences: Path, tokenizer: Any, **changes: Any) -> RewardObject
     return RewardObjective(data, tokenizer=tokenizer, sequence_length=48, seed=0)
 
 
-def test_a_row_is_read_at_its_answers_end(preferences: Path, chat_tokenizer: Any) -> None:
+def test_a_row_is_read_at_its_responses_end(preferences: Path, chat_tokenizer: Any) -> None:
     reward = objective(preferences, chat_tokenizer, margin=2.0)
-    assert reward.drops == {"equal_answers": 1, "wrong_order": 1, "too_long": 1}
+    assert reward.drops == {"equal_responses": 1, "wrong_order": 1, "too_long": 1}
     pair = reward.heldout(1)
     assert pair
     batch = reward.collate([pair])
@@ -120,7 +120,7 @@ def test_a_reward_model_learns_to_rank_and_then_scores(
     assert loop.train(job, lambda: False)
     runtime.stop()
     metrics = json.loads((job.output / "result.json").read_text())["metrics"]
-    assert (metrics["dropped_equal_answers"], metrics["dropped_wrong_order"]) == (1, 1)
+    assert (metrics["dropped_equal_responses"], metrics["dropped_wrong_order"]) == (1, 1)
     [first, *_, last] = [line for line in read_metrics(job.output / "metrics.jsonl") if line["event"] == "evaluate"]
     assert last["heldout_loss"] < first["heldout_loss"] - 0.3
     assert last["heldout_accuracy"] == 1.0
@@ -137,10 +137,10 @@ def test_a_reward_model_learns_to_rank_and_then_scores(
     runtime.start(ONE, seed=0)
     judge = RewardModel(trained, ONE)
     prompt = [{"role": "user", "content": "Is 31 a number?"}]
-    answers = ["yes, 31 is", "no, 31 is not", "yes"]
-    rewards = judge.score([prompt] * 3, answers, batch_size=2)
+    responses = ["yes, 31 is", "no, 31 is not", "yes"]
+    rewards = judge.score([prompt] * 3, responses, batch_size=2)
     assert rewards[0] > rewards[1]
-    asked, answered = encode_answer(chat_tokenizer, prompt, {"role": "assistant", "content": answers[1]})
+    asked, answered = encode_response(chat_tokenizer, prompt, {"role": "assistant", "content": responses[1]})
     ids = asked + answered
     tokens = torch.tensor([ids])
     batch = {"tokens": tokens, "labels": tokens, "loss_mask": torch.ones(tokens.shape)}

@@ -14,17 +14,26 @@ from cupola_platform.errors import ConfigError
 from cupola_trainer.config import SftData
 from cupola_trainer.objectives.sft import SftObjective, pack
 
-ANSWERS = ["4", "12, I think.", "for line in lines:", "no", "It returns the first match.", "42", "yes, always", "3 4 5"]
+RESPONSES = [
+    "4",
+    "12, I think.",
+    "for line in lines:",
+    "no",
+    "It returns the first match.",
+    "42",
+    "yes, always",
+    "3 4 5",
+]
 
 
 @pytest.fixture
 def conversations(tmp_path: Path) -> Path:
     """Eight short conversations to learn, two held out, and one row of each kind that is dropped."""
 
-    def row(question: str, answer: str) -> dict[str, Any]:
-        return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+    def row(prompt: str, response: str) -> dict[str, Any]:
+        return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]}
 
-    train = [row(f"Question {number}?", answer) for number, answer in enumerate(ANSWERS)]
+    train = [row(f"Question {number}?", response) for number, response in enumerate(RESPONSES)]
     bad = [row("q", "   "), row("q", "word " * 200), {"messages": [{"role": "user", "content": "q"}]}, {}]
     heldout = [row("Held out?", "Indeed."), row("Again?", "Indeed, again.")]
     for name, rows in (("train", train + bad), ("heldout", heldout)):
@@ -43,7 +52,7 @@ def test_bad_rows_are_dropped_and_counted(conversations: Path, chat_tokenizer: A
     assert sft.heldout_drops == {}
 
 
-def test_a_row_predicts_the_answer_and_its_end_and_nothing_else(conversations: Path, chat_tokenizer: Any) -> None:
+def test_a_row_predicts_the_response_and_its_end_and_nothing_else(conversations: Path, chat_tokenizer: Any) -> None:
     sft = objective(conversations, chat_tokenizer, packed=False)
     assert sft.heldout(2) is None
     samples = [sft.heldout(0), sft.heldout(1)]
@@ -51,11 +60,11 @@ def test_a_row_predicts_the_answer_and_its_end_and_nothing_else(conversations: P
     assert {name: tuple(tensor.shape) for name, tensor in batch.items()} == dict.fromkeys(
         ("tokens", "labels", "loss_mask", "position_ids"), (2, 64)
     )
-    learnt = {
+    trained = {
         chat_tokenizer.decode(labels[mask > 0])
         for labels, mask in zip(batch["labels"], batch["loss_mask"], strict=True)
     }
-    assert learnt == {"Indeed.<|im_end|>", "Indeed, again.<|im_end|>"}
+    assert trained == {"Indeed.<|im_end|>", "Indeed, again.<|im_end|>"}
     assert torch.equal(batch["labels"][:, :-1], batch["tokens"][:, 1:])
 
 

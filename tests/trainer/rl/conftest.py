@@ -1,4 +1,4 @@
-"""What the tests of learning from one's own answers share: a small checkpoint, questions,
+"""What the tests of learning from one's own responses share: a small checkpoint, prompts,
 and a reward anyone can check."""
 
 import json
@@ -28,7 +28,7 @@ MODEL = ModelConfig(
 
 @pytest.fixture(scope="session")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tokenizer`, `policy` (a checkpoint) and `conversations` (24 questions, 8 held out)."""
+    """`tokenizer`, `policy` (a checkpoint) and `conversations` (24 prompts, 8 held out)."""
     folder = tmp_path_factory.mktemp("reinforcement")
     text = Path(argparse_source()).read_text(encoding="utf-8")
     save_tokenizer(train_tokenizer([text], 512).to_str(), folder / "tokenizer")

@@ -96,7 +96,7 @@ def job_of(kind: str, material: Path, policy: Path, layout: LayoutConfig, output
 
 
 def trajectory(kind: str, material: Path, policy: Path, layout: LayoutConfig) -> dict[str, Any]:
-    """What the initial weights answer, and the numbers of each step on the recorded answers."""
+    """What the initial weights generate, and the numbers of each step on the recorded responses."""
     folder = [tempfile.mkdtemp() if runtime.rank() == 0 else ""]
     if dist.is_initialized():
         dist.broadcast_object_list(folder, src=0)
@@ -104,15 +104,15 @@ def trajectory(kind: str, material: Path, policy: Path, layout: LayoutConfig) ->
     objective: Any = under_way.objective
     prompts = [prompt.tokens for prompt in objective.prompts[:6]]
     sampling = Sampling(max_new_tokens=10, temperature=1.2, top_p=0.9)
-    answers = generate(under_way.trainee.chunks, objective.tokenizer, prompts, sampling, batch_size=4, seed=1)
+    responses = generate(under_way.trainee.chunks, objective.tokenizer, prompts, sampling, batch_size=4, seed=1)
     objective.collector.engine = Recorded()
     told: list[dict[str, Any]] = []
     under_way.metrics.write = lambda event, **values: told.append(values) if event == "step" else None  # type: ignore[method-assign]
     for _ in range(STEPS):
         under_way.step()
     return {
-        "tokens": [answer.tokens for answer in answers],
-        "logprobs": [sum(answer.logprobs) for answer in answers],
+        "tokens": [response.tokens for response in responses],
+        "logprobs": [sum(response.logprobs) for response in responses],
         "steps": [{name: step[name] for name in NUMBERS if name in step} for step in told],
     }
 

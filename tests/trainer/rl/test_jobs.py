@@ -105,7 +105,7 @@ def test_ppo_learns_values_first_and_then_raises_the_reward(job: JobOf, material
     lines = steps(events)
     assert [line["grad_norm"] for line in lines[:2]] == [0.0, 0.0]
     assert lines[2]["grad_norm"] > 0
-    assert lines[1]["value_loss"] < lines[0]["value_loss"]  # the same answers again
+    assert lines[1]["value_loss"] < lines[0]["value_loss"]  # the same responses again
     assert lines[0]["pretraining_loss"] == pytest.approx(np.log(512), rel=0.2)
     assert lines[-1]["pretraining_loss"] < lines[0]["pretraining_loss"]
     assert lines[0]["kl_coef"] == 0.04
@@ -114,7 +114,7 @@ def test_ppo_learns_values_first_and_then_raises_the_reward(job: JobOf, material
     assert after > before + 0.05
 
 
-def test_answers_without_a_number_are_counted_and_left_out(job: JobOf, material: Path) -> None:
+def test_responses_without_a_number_are_counted_and_left_out(job: JobOf, material: Path) -> None:
     data = grpo(material, rewards=(PythonReward(function="toy_rewards:moody"),))
     under_way = begin(job("moody", data))
     under_way.start()
@@ -125,11 +125,11 @@ def test_answers_without_a_number_are_counted_and_left_out(job: JobOf, material:
     assert 0 < missing.sum() < len(rollout)
     dropped = {name: count for name, count in rollout.metrics.items() if name.startswith("dropped_")}
     assert dropped["dropped_reward_raised"] + dropped["dropped_reward_not_finite"] == missing.sum()
-    assert not rollout.arrays["learnt"][missing].any()
+    assert not rollout.arrays["trained_on"][missing].any()
     assert (rollout.arrays["advantages"][missing] == 0).all()
 
 
-def test_cut_answers_are_masked_where_that_is_asked(job: JobOf, material: Path) -> None:
+def test_truncated_responses_are_masked_where_that_is_asked(job: JobOf, material: Path) -> None:
     rollout = RolloutConfig(prompts=4, samples_per_prompt=4, max_new_tokens=2, truncated="mask")
     under_way = begin(job("truncated", grpo(material, rollout=rollout)))
     under_way.start()
@@ -139,10 +139,10 @@ def test_cut_answers_are_masked_where_that_is_asked(job: JobOf, material: Path) 
     truncated = ~found.finished
     assert truncated.sum() > 8
     assert found.metrics["dropped_truncated"] == truncated.sum()
-    assert not found.arrays["learnt"][truncated].any()
+    assert not found.arrays["trained_on"][truncated].any()
 
 
-def test_questions_whose_answers_differ_most_come_first(job: JobOf, material: Path) -> None:
+def test_prompts_whose_responses_differ_most_come_first(job: JobOf, material: Path) -> None:
     rollout = RolloutConfig(prompts=4, samples_per_prompt=4, max_new_tokens=8, order="reward_variance")
     ordered = job("ordered", grpo(material, rollout=rollout))
     ordered.output.mkdir()
@@ -158,7 +158,7 @@ def test_questions_whose_answers_differ_most_come_first(job: JobOf, material: Pa
     [
         ({"rollout": RolloutConfig(samples_per_prompt=1)}, "samples_per_prompt=1"),
         ({"rollout": RolloutConfig(prompts=3, samples_per_prompt=3, max_new_tokens=8)},
-        r"9 answers, no multiple of global_batch_size=8"), ({"rollout": RolloutConfig(max_new_tokens=32)},
+        r"9 responses, no multiple of global_batch_size=8"), ({"rollout": RolloutConfig(max_new_tokens=32)},
         "max_new_tokens=32 leaves no room"), ({"rewards": (PythonReward(function="toy_rewards:nowhere"),)},
         "toy_rewards:nowhere cannot be loaded"), ({"rewards": SPACES + SPACES}, "spaces comes 2 times"),
     ],

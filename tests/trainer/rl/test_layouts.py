@@ -1,4 +1,4 @@
-"""The update on the same answers, and the answers themselves, are equal in every layout."""
+"""The update on the same responses, and the responses themselves, are equal in every layout."""
 
 import json
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def check(name: str, found: dict[str, Any], alone: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", TWO)
-def test_two_ranks_update_and_answer_as_one_does(found: Callable[[int], Any], name: str) -> None:
+def test_two_ranks_update_and_respond_as_one_does(found: Callable[[int], Any], name: str) -> None:
     check(name, found(2), found(1))
 
 

@@ -31,7 +31,7 @@ ROWS, TOKENS, LONGEST = 12, 9, 9
 
 
 def draw(seed: int = 0) -> dict[str, Tensor]:
-    """Random log-probabilities [rows, tokens] of policy, old policy and reference, advantages, and answers' masks."""
+    """Random log-probabilities [rows, tokens] of policy, old policy and reference, advantages, and responses' masks."""
     random = torch.Generator().manual_seed(seed)
     logps = -3 * torch.rand(ROWS, TOKENS, generator=random, dtype=torch.float64)
     lengths = torch.randint(1, TOKENS + 1, (ROWS, 1), generator=random)
@@ -95,7 +95,7 @@ def test_advantages_are_over_the_standard_deviation_of_the_group() -> None:
     torch.testing.assert_close(group_advantages(rewards, scale=False)[2], torch.tensor([0.0, -2.0, -1.0, 3.0]))
 
 
-def test_an_answer_without_a_reward_is_in_no_statistic_and_a_lone_one_has_no_advantage() -> None:
+def test_a_response_without_a_reward_is_in_no_statistic_and_a_lone_one_has_no_advantage() -> None:
     rewards = torch.tensor([[1.0, float("nan"), 0.0], [float("nan"), 5.0, float("nan")]])
     advantages = group_advantages(rewards, ~rewards.isnan())
     torch.testing.assert_close(advantages[0, [0, 2]], group_advantages(torch.tensor([[1.0, 0.0]]))[0])

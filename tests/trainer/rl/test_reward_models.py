@@ -28,7 +28,7 @@ JobOf = Callable[..., TrainJob]
 
 
 def preferences(folder: Path) -> Path:
-    """Pairs in which the answer with spaces wins."""
+    """Pairs in which the response with spaces wins."""
     rows = [
         {
             "id": f"p{n}", "messages": [{"role": "user", "content": f"Say {n}"}], "task": None,

@@ -1,4 +1,4 @@
-"""What an answer is worth, which questions are asked, and what is kept of a rollout."""
+"""What a response is worth, which prompts are asked, and what is kept of a rollout."""
 
 import json
 import math
@@ -27,13 +27,13 @@ def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     runtime.stop()
 
 
-def test_rewards_add_up_by_their_weights_and_one_that_fails_leaves_the_answer_out(one_rank: None) -> None:
+def test_rewards_add_up_by_their_weights_and_one_that_fails_leaves_the_response_out(one_rank: None) -> None:
     [task] = make_tasks("chain_sum", {"max_terms": 2, "max_digits": 1}, 1, seed=1)
     tests = ["assert double(2) == 4", "assert double(0) == 1"]
     rows = [{"task": task.reference(), "tests": tests}] * 4
-    answers = [task.answer, "def double(x):\n    return 2 * x", " " * 40, "e"]
+    responses = [task.answer, "def double(x):\n    return 2 * x", " " * 40, "e"]
     rewards = (TaskReward(weight=2.0), CodeReward(), PythonReward(function="toy_rewards:moody", weight=-1.0))
-    scores = combine(rewards, score_responses(rewards, rows, answers))
+    scores = combine(rewards, score_responses(rewards, rows, responses))
     assert scores.parts["task"].tolist() == [1.0, 0.0, 0.0, 0.0]
     assert scores.parts["code"].tolist() == [0.0, 0.5, 0.0, 0.0]
     assert scores.drops == {"reward_raised": 2, "reward_not_finite": 1}
@@ -48,7 +48,7 @@ def test_the_functions_name_must_lead_somewhere() -> None:
             load_function(name)
 
 
-def test_a_question_comes_once_without_its_answer_and_drops_are_named(material: Path, tmp_path: Path) -> None:
+def test_a_prompt_comes_once_without_its_response_and_drops_are_named(material: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     def row(*contents: str, **more: Any) -> dict[str, Any]:
@@ -69,14 +69,14 @@ def test_a_question_comes_once_without_its_answer_and_drops_are_named(material: 
     assert drops == {"duplicate": 1, "too_long": 1, "no_task": 1, "empty_message": 1, "malformed": 1}
 
 
-def test_held_out_questions_are_of_all_tasks() -> None:
+def test_held_out_prompts_are_of_all_tasks() -> None:
     prompts = [Prompt({"task": {"name": "one" if i < 8 else "two"}}, [i]) for i in range(10)]
     assert [prompt.tokens for prompt in spread(prompts, 5)] == [[0], [2], [4], [6], [8]]
     assert spread(prompts, 20) == prompts
     assert spread([], 5) == []
 
 
-def test_every_question_is_asked_once_before_one_is_asked_again() -> None:
+def test_every_prompt_is_asked_once_before_one_is_asked_again() -> None:
     shuffled = PromptOrder(10, seed=1)
     first, second = ([shuffled.place(index) for index in range(start, start + 10)] for start in (0, 10))
     assert sorted(first) == sorted(second) == list(range(10))

@@ -30,20 +30,20 @@ class Scorer:
     user: int
     home: Path = field(default_factory=Path)
 
-    def ask(self, answer: str, tests: list[str] | str, seconds: float = 5.0) -> dict[str, Any]:
+    def ask(self, response: str, tests: list[str] | str, seconds: float = 5.0) -> dict[str, Any]:
         """Its score or error, and the most memory it has taken."""
         assert self.process.stdin
         assert self.process.stdout
-        self.process.stdin.write(json.dumps([answer, tests, seconds]) + "\n")
+        self.process.stdin.write(json.dumps([response, tests, seconds]) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         assert line, self.log.read_text()
         told: dict[str, Any] = json.loads(line)
         return told
 
-    def score(self, answer: str, tests: list[str] | str, seconds: float = 5.0) -> float:
+    def score(self, response: str, tests: list[str] | str, seconds: float = 5.0) -> float:
         """The score alone."""
-        return float(self.ask(answer, tests, seconds)["score"])
+        return float(self.ask(response, tests, seconds)["score"])
 
 
 @pytest.fixture(scope="session")

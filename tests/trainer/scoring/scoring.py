@@ -9,9 +9,9 @@ from cupola_platform.errors import ConfigError
 from cupola_trainer.scoring.execution import passed
 
 for line in sys.stdin:
-    answer, tests, seconds = json.loads(line)
+    response, tests, seconds = json.loads(line)
     try:
-        told: dict[str, Any] = {"score": passed(answer, tests, timeout_seconds=seconds)}
+        told: dict[str, Any] = {"score": passed(response, tests, timeout_seconds=seconds)}
     except ConfigError as error:
         told = {"error": str(error)}
     print(json.dumps(told | {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}), flush=True)

@@ -12,7 +12,7 @@ SQUARE = ["assert square(3) == 9", "assert square(-2) == 4", "assert square(0) =
 
 
 @pytest.mark.parametrize(
-    ("answer", "share"),
+    ("response", "share"),
     [
         ("def square(x):\n    return x * x", 0.75),
         ("Here it is:\n```python\ndef square(x):\n    return x ** 2\n```\nDone.", 0.75),
@@ -24,11 +24,11 @@ SQUARE = ["assert square(3) == 9", "assert square(-2) == 4", "assert square(0) =
         ("\0", 0.0),
     ],
 )
-def test_the_score_is_the_share_of_tests_that_hold(answer: str, share: float) -> None:
-    assert passed(answer, SQUARE) == share
+def test_the_score_is_the_share_of_tests_that_hold(response: str, share: float) -> None:
+    assert passed(response, SQUARE) == share
 
 
-def test_tests_may_be_one_text_and_many_answers_are_scored_at_once() -> None:
+def test_tests_may_be_one_text_and_many_responses_are_scored_at_once() -> None:
     together = "\n".join(SQUARE[:3])
     right, wrong = "def square(x):\n    return x * x", "def square(x):\n    return 9"
     assert shares_passed([(right, together), (wrong, together), (wrong, SQUARE)]) == [1.0, 0.0, 0.25]
@@ -41,13 +41,13 @@ def test_code_is_taken_from_the_first_fenced_block() -> None:
 
 
 @pytest.mark.parametrize("loop", ["while True: pass", "import time\ntime.sleep(60)"])
-def test_an_answer_that_does_not_end_is_ended(loop: str) -> None:
+def test_a_response_that_does_not_end_is_ended(loop: str) -> None:
     began = time.monotonic()
     assert passed(loop, ["assert True"], timeout_seconds=0.5) == 0
     assert time.monotonic() - began < 8
 
 
-def test_an_answer_cannot_take_more_memory_than_it_is_given() -> None:
+def test_a_response_cannot_take_more_memory_than_it_is_given() -> None:
     assert (
         passed(
             "try:\n    x = bytearray(2**30)\n    fits = True\nexcept MemoryError:\n    fits = False",
@@ -78,8 +78,8 @@ def test_whatever_reaches_outside_is_refused_by_the_kernel(attempt: str, tmp_pat
     (tmp_path / "kept").write_text("kept")
     with socket.create_server(("127.0.0.1", 0)) as server:
         line = attempt.format(folder=tmp_path, port=server.getsockname()[1])
-        answer = f"try:\n    {line}\n    refused = False\nexcept (PermissionError, ValueError):\n    refused = True"
-        assert passed(answer, ["assert refused"]) == 1, attempt
+        response = f"try:\n    {line}\n    refused = False\nexcept (PermissionError, ValueError):\n    refused = True"
+        assert passed(response, ["assert refused"]) == 1, attempt
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("kept", "kept")]
 
 
@@ -89,7 +89,7 @@ def test_ctypes_is_no_way_around(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_an_answer_sees_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_response_sees_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUPOLA_SECRET", "x")
     assert passed("import os", ["assert 'CUPOLA_SECRET' not in os.environ"]) == 1
 
@@ -150,7 +150,7 @@ def fr():
 """
 USES = {
     "methods, items and length": """s=Stack(); s.push(1).push(2); assert s.pop()==2 and len(s)==1 and list(s)==[1] and s[0]==1 and s.top==1 and 1 in s and 2 not in s and s""",
-    "an exception of the answer's own": """try:
+    "an exception of the response's own": """try:
  Stack().pop()
 except Empty as e:
  assert str(e)=="nothing"
@@ -189,7 +189,7 @@ assert a.next is b""",
 assert counter==1""",
     "one object is itself": """assert one() is one() and one()==one()""",
     "a number of 5,000 digits": """assert big(5000)==10**5000""",
-    "a list of the answer's own class": """assert el()==[1,2] and el()[0]==1 and len(el())==2""",
+    "a list of the response's own class": """assert el()==[1,2] and el()[0]==1 and len(el())==2""",
     "a context manager": """with Ctx() as c:
  assert c==5
  raise ValueError
@@ -201,7 +201,7 @@ assert fr()==Fraction(1,3)""",
   assert candidate(1,2)==3
   assert candidate()==0
 check(total)""",
-    "a module that the answer imported": """assert math.isclose(big(1), 10.0)""",
+    "a module that the response imported": """assert math.isclose(big(1), 10.0)""",
     "a key function": """assert sorted([Point(1)], key=lambda p:p.x)[0].x==1""",
     "a key of a dictionary": """assert {Color.RED: 1}[Color.RED]==1""",
     "types": """assert type(total(1)) is int and callable(total) and hasattr(Stack,"made") and not hasattr(Stack,"nope")""",
@@ -220,7 +220,7 @@ assert r.wasSuccessful() and r.testsRun==2""",
 
 
 @pytest.mark.parametrize("use", USES)
-def test_a_test_uses_the_answers_names_as_if_they_were_its_own(use: str) -> None:
+def test_a_test_uses_the_responses_names_as_if_they_were_its_own(use: str) -> None:
     assert passed(LIBRARY, [USES[use], "assert False"]) == 0.5
 
 
@@ -231,5 +231,5 @@ def test_what_a_test_defines_is_seen_by_no_other_test() -> None:
 @pytest.mark.parametrize(
     "test", ["assert sum(1, 2) == 3", "assert bisect(4) == 2", "assert sum(1, 2) == 3 == len([0] * 3)"]
 )
-def test_an_answer_may_have_the_name_of_a_built_in(test: str) -> None:
+def test_a_response_may_have_the_name_of_a_built_in(test: str) -> None:
     assert passed("def sum(a, b): return a + b\ndef bisect(x): return x // 2", test) == 1

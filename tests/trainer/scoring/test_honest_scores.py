@@ -1,4 +1,4 @@
-"""No answer scores more than its tests say, whatever it finds in its process."""
+"""No response scores more than its tests say, whatever it finds in its process."""
 
 from typing import Any
 
@@ -93,7 +93,7 @@ LIES = {
 
 @pytest.mark.parametrize("value", ["Free()", "Near()", "[Free()]"])
 def test_an_object_that_lies_when_it_is_compared_passes_no_test(value: str) -> None:
-    answer = f"""
+    response = f"""
 class Free:
     def __eq__(self, other): return True
     def __ne__(self, other): return False
@@ -109,7 +109,7 @@ all = isinstance = lambda *a: True
 class math: isclose = lambda *a: True
 def square(x): return {value}
 """
-    held = [name for name, test in LIES.items() if passed(answer, test)]
+    held = [name for name, test in LIES.items() if passed(response, test)]
     assert held == []
     assert passed("import math\ndef square(x): return x * x", list(LIES.values())[:6]) == 1
 

@@ -51,7 +51,7 @@ class MergeSettings(Strict):
             raise ValueError(f"weights={list(self.weights)}: none may be below 0, and not all may be 0")
         if self.method in ("ties", "dare") and not has_base:
             raise ValueError(
-                f"method={self.method} merges what was learnt since a base: give `base`, the common parent"
+                f"method={self.method} merges what was learned since a base: give `base`, the common parent"
             )
         if self.method == "average" and has_base:
             raise ValueError("method=average with a base: the average is the same with and without one. Leave it out")

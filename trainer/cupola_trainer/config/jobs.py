@@ -60,10 +60,10 @@ class TrainJob(TrainSettings, RenderingJob):
 
 
 class SamplingSettings(Strict):
-    """How answers are drawn from a checkpoint."""
+    """How responses are drawn from a checkpoint."""
 
     samples_per_prompt: int = Field(default=1, ge=1)
-    """Answers per prompt."""
+    """Responses per prompt."""
     temperature: float = Field(default=1.0, ge=0)
     """0 for greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -71,11 +71,11 @@ class SamplingSettings(Strict):
     """Likeliest tokens to draw from; 0 for all."""
     max_new_tokens: int = Field(default=64, ge=1)
     batch_size: int = Field(default=64, ge=1)
-    """Answers sampled together."""
+    """Responses sampled together."""
 
 
 class SampleJob(SamplingSettings, RenderingJob):
-    """Sample answers from a checkpoint. Reads prompts.jsonl, writes `output/samples.jsonl`."""
+    """Sample responses from a checkpoint. Reads prompts.jsonl, writes `output/samples.jsonl`."""
 
     kind: Literal["sample"] = "sample"
     parent: Path
@@ -85,14 +85,14 @@ class SampleJob(SamplingSettings, RenderingJob):
 
 
 class ScoreJob(RenderingJob):
-    """What a reward model gives the last answers of conversations. Writes `output/rewards.json`,
+    """What a reward model gives the last responses of conversations. Writes `output/rewards.json`,
     a list in their order."""
 
     kind: Literal["score"] = "score"
     parent: Path
     """The reward model's checkpoint folder."""
     conversations: Path
-    """JSON lines: {"messages": [{"role", "content"}, ..., the answer], "tools": [...] (what may be called)}."""
+    """JSON lines: {"messages": [{"role", "content"}, ..., the response], "tools": [...] (what may be called)}."""
     batch_size: int = Field(default=16, ge=1)
 
 
@@ -125,7 +125,7 @@ class EvaluateJob(EvaluateSettings, RenderingJob):
 
 
 class ReferenceJob(PassSettings, RenderingJob):
-    """What a frozen model says of every answer of preference pairs, for DPO. Writes `output/reference/`.
+    """What a frozen model says of every response of preference pairs, for DPO. Writes `output/reference/`.
 
     Batch and precision are those of the training to come: pairs that do not fit its sequences are left out,
     there and here.
@@ -155,8 +155,8 @@ class TeachJob(RenderingJob):
 
 
 class FrontJob(PassSettings, RenderingJob):
-    """What checkpoints' answers to held-out questions are worth, and how far they are from a reference. Writes
-    `output/front.json`: name to "reward", "kl" (nats an answer) and "length"."""
+    """What checkpoints' responses to held-out prompts are worth, and how far they are from a reference. Writes
+    `output/front.json`: name to "reward", "kl" (nats a response) and "length"."""
 
     kind: Literal["front"] = "front"
     reference: Path
@@ -164,7 +164,7 @@ class FrontJob(PassSettings, RenderingJob):
     checkpoints: dict[str, Path]
     """Name to checkpoint folder."""
     data: GrpoData
-    """Questions, sampling, rewards."""
+    """Prompts, sampling, rewards."""
 
 
 AnyJob = (

@@ -58,13 +58,13 @@ def check_replay(pretraining: Path | str | None, share: float) -> None:
 
 
 class SftSettings(PackingSettings):
-    """How conversations are learnt, and how much text beside them."""
+    """How conversations are trained on, and how much pretraining text beside them."""
 
     epochs: float | None = Field(default=None, gt=0)
     """Passes over the conversations, in place of `steps`."""
 
     pretraining_share: float = Field(default=0.0, ge=0, lt=1)
-    """Share of all rows that are sequences of pretraining text, every token of which is learnt;
+    """Share of all rows that are sequences of pretraining text, every token of which is trained on;
     the others are conversations."""
 
 
@@ -86,10 +86,10 @@ class SftData(SftSettings):
 
 
 class DpoSettings(PairLossSettings):
-    """DPO's loss, with SFT's on the chosen answers where that is asked for."""
+    """DPO's loss, with SFT's on the chosen responses where that is asked for."""
 
     sft_weight: float = Field(default=0.0, ge=0)
-    """Weight of the chosen answers' mean token loss beside it: keeps them likely while the margin grows."""
+    """Weight of the chosen responses' mean token loss beside it: keeps them likely while the margin grows."""
 
 
 class DpoData(DpoSettings):
@@ -101,7 +101,7 @@ class DpoData(DpoSettings):
     """A `preferences` artifact's folder."""
 
     reference: Path | None = None
-    """A `reference` artifact's folder: what the frozen model says of the answers;
+    """A `reference` artifact's folder: what the frozen model says of the responses;
     none to ask it before the first step."""
 
 
@@ -121,7 +121,7 @@ class RewardSettings(Strict):
 
 
 class RewardData(RewardSettings):
-    """A reward model: a scalar head that ranks the answers of pairs."""
+    """A reward model: a scalar head that ranks the responses of pairs."""
 
     head: ClassVar[Literal["scalar"]] = "scalar"
 
@@ -163,10 +163,10 @@ class DistillationData(DistillationSettings):
     """A `teacher` artifact's folder: what a teacher said of this job's samples, its likeliest tokens."""
 
     tokens: Path | None = None
-    """A `tokens` artifact's folder: every token is learnt. Either this or `conversations`."""
+    """A `tokens` artifact's folder: every token is trained on. Either this or `conversations`."""
 
     conversations: Path | None = None
-    """A `conversations` artifact's folder: the assistant's tokens are learnt."""
+    """A `conversations` artifact's folder: the assistant's tokens are trained on."""
 
     @model_validator(mode="after")
     def _one_teacher(self) -> "DistillationData":

@@ -1,4 +1,4 @@
-"""What a training job learns from its own answers: where questions come from, how answers are drawn,
+"""What a training job learns from its own responses: where prompts come from, how responses are drawn,
 what they are worth."""
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from cupola_trainer.config.training import BatchConfig, OptimizerConfig
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TaskReward:
-    """The scorer of the question's own task (reasoning-gym): 1 for a right answer, less otherwise."""
+    """The scorer of the prompt's own task (reasoning-gym): 1 for a right response, less otherwise."""
 
     type: Literal["task"] = "task"
     weight: float = 1.0
@@ -23,21 +23,21 @@ class TaskReward:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CodeReward:
-    """The share of a row's unit tests that the answer's Python passes: each runs in a process without network, files of
-    its own or time to spare. Rows carry {"tests": [Python statements]}."""
+    """The share of a row's unit tests that the response's Python passes. Each one runs in a process without network,
+    files of its own or time to spare. Rows carry {"tests": [Python statements]}."""
 
     type: Literal["code"] = "code"
     weight: float = 1.0
     """Times the score, in the sum of all rewards."""
     timeout_seconds: float = Field(default=5.0, gt=0)
-    """Of processor time and of wall, for each answer's tests together."""
+    """Of processor time and of wall, for each response's tests together."""
     memory_bytes: int = Field(default=512 * 2**20, ge=2**26)
     """Address space of the process."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelReward:
-    """What a reward model says of question and answer."""
+    """What a reward model says of prompt and response."""
 
     type: Literal["model"] = "model"
     weight: float = 1.0
@@ -48,7 +48,7 @@ class ModelReward:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PythonReward:
-    """Any Python function of a row of the questions and an answer's text: `function(row, answer) -> float`."""
+    """Any Python function of a row of the prompts and a response's text: `function(row, response) -> float`."""
 
     type: Literal["python"] = "python"
     weight: float = 1.0
@@ -62,16 +62,16 @@ Reward = Annotated[TaskReward | CodeReward | ModelReward | PythonReward, Field(d
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RolloutConfig:
-    """How questions are asked, and how often their answers are learnt from."""
+    """How prompts are sampled, and how often a rollout is trained on."""
 
     prompts: int = Field(default=16, ge=1)
-    """Questions a rollout. Times samples_per_prompt, it is a multiple of global_batch_size (alone, for online_dpo)."""
+    """Prompts per rollout. Times samples_per_prompt, it is a multiple of global_batch_size (alone, for online_dpo)."""
 
     samples_per_prompt: int = Field(default=8, ge=1)
-    """Answers to each question."""
+    """Responses to each prompt."""
 
     epochs: int = Field(default=1, ge=1)
-    """Times that a rollout is learnt from."""
+    """Passes over each rollout."""
 
     temperature: float = Field(default=1.0, gt=0)
 
@@ -83,7 +83,7 @@ class RolloutConfig:
     max_new_tokens: int = Field(default=32, ge=1)
 
     batch_size: int = Field(default=256, ge=1)
-    """Answers that one rank draws together."""
+    """Responses that one rank draws together."""
 
     engine: Literal["megatron", "vllm"] = "megatron"
     """What draws them: the model in training itself, or vLLM with a copy of its weights on every GPU."""
@@ -92,20 +92,20 @@ class RolloutConfig:
     """Share of a GPU's memory that vLLM takes while it draws."""
 
     order: Literal["shuffled", "reward_variance"] = "shuffled"
-    """Questions in a new order each time through; or those first whose answers differ most in reward, as Qwen2.5's
-    GRPO: every question is then answered once before the first step."""
+    """Prompts in a new order each time through; or those first whose responses differ most in reward, as Qwen2.5's
+    GRPO: every prompt is then answered once before the first step."""
 
     truncated: Literal["keep", "mask"] = "keep"
-    """Answers cut by their length: scored as they are, or left out of the loss too."""
+    """Responses cut off at max_new_tokens: scored as they are, or left out of the loss too."""
 
     heldout_prompts: int = Field(default=64, ge=0)
-    """Held-out questions, from all over their file, whose greedy answers are scored whenever a job evaluates."""
+    """Held-out prompts, from all over their file, whose greedy responses are scored whenever a job evaluates."""
 
     def check(self, batch: BatchConfig, *, pairs: bool) -> None:
         """Refuse sizes that do not fit each other.
 
         Args:
-            pairs: whether a sample is a pair of a question's answers, and not one answer.
+            pairs: whether a sample is a pair of a prompt's responses, and not one response.
 
         Raises:
             ConfigError: the value given, the rule, the next move.
@@ -115,7 +115,7 @@ class RolloutConfig:
                 f"rollout.samples_per_prompt={self.samples_per_prompt}: a response is judged against others to the "
                 "same prompt. Give at least 2."
             )
-        samples, what = (self.prompts, "pairs") if pairs else (self.prompts * self.samples_per_prompt, "answers")
+        samples, what = (self.prompts, "pairs") if pairs else (self.prompts * self.samples_per_prompt, "responses")
         if samples % batch.global_batch_size:
             raise ConfigError(
                 f"a rollout has {samples} {what}, no multiple of global_batch_size={batch.global_batch_size}. "
@@ -123,33 +123,33 @@ class RolloutConfig:
             )
         if batch.sequence_length <= self.max_new_tokens:
             raise ConfigError(
-                f"rollout.max_new_tokens={self.max_new_tokens} leaves no room for a question in "
+                f"rollout.max_new_tokens={self.max_new_tokens} leaves no room for a prompt in "
                 f"sequence_length={batch.sequence_length}. Give longer sequences."
             )
 
 
 class ReinforcementSettings(Strict):
-    """What every way to learn from one's own answers has in common."""
+    """What every way to learn from one's own responses has in common."""
 
     pairs: ClassVar[bool] = False
     """Whether a sample is a pair of responses to one prompt, and not one response."""
 
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
-    """How questions are asked, and how often their answers are learnt from."""
+    """How prompts are sampled, and how often a rollout is trained on."""
 
 
 class ReinforcementData(ReinforcementSettings):
     """The same with what a job reads."""
 
     conversations: Path
-    """A `conversations` artifact's folder: its rows, without their last answer, are the questions."""
+    """A `conversations` artifact's folder: its rows, without their last response, are the prompts."""
 
     rewards: tuple[Reward, ...] = Field(default=(TaskReward(),), min_length=1)
-    """What an answer is worth: the weighted sum of these."""
+    """What a response is worth: the weighted sum of these."""
 
 
 class GrpoSettings(ReinforcementSettings):
-    """What every objective that compares the answers to one question has in common."""
+    """What every objective that compares the responses to one prompt has in common."""
 
     kl_coef: float = Field(default=0.04, ge=0)
     """Weight of the KL to the reference in the loss; 0 keeps no reference in memory."""
@@ -159,13 +159,13 @@ class GrpoSettings(ReinforcementSettings):
     0 leaves it frozen."""
 
     clip_low: float = Field(default=0.2, gt=0, lt=1)
-    """How far below 1 the ratio to the policy that drew the answer may fall before it is clipped."""
+    """How far below 1 the ratio to the policy that drew the response may fall before it is clipped."""
 
     clip_high: float = Field(default=0.2, gt=0)
     """How far above."""
 
     normalization: Literal["response", "token", "constant"] = "response"
-    """Mean over answers of their means over tokens (GRPO); over all tokens (DAPO); over max_new_tokens (Dr. GRPO)."""
+    """Mean over responses of their means over tokens (GRPO); over all tokens (DAPO); over max_new_tokens (Dr. GRPO)."""
 
     scale_rewards: bool = True
     """Divide a group's advantages by its standard deviation."""
@@ -190,22 +190,22 @@ class PpoSettings(ReinforcementSettings):
     """PPO's two losses, its advantages and its pull to the reference. Defaults are Qwen's."""
 
     rollout: RolloutConfig = Field(default_factory=lambda: RolloutConfig(prompts=32, samples_per_prompt=2, top_p=0.9))
-    """How questions are asked, and how often their answers are learnt from."""
+    """How prompts are sampled, and how often a rollout is trained on."""
 
     kl_coef: float = Field(default=0.04, ge=0)
     """Weight of the KL to the reference in the reward, at each token; the first one, where it adapts."""
 
     kl_target: float | None = Field(default=None, gt=0)
-    """KL an answer, in nats, that the weight adapts to; none to keep it fixed."""
+    """KL a response, in nats, that the weight adapts to; none to keep it fixed."""
 
     kl_horizon: float = Field(default=10_000, gt=0)
-    """Answers over which an adapting weight moves by the error."""
+    """Responses over which an adapting weight moves by the error."""
 
     clip: float = Field(default=0.2, gt=0, lt=1)
-    """How far from 1 the ratio to the policy that drew the answer may go before it is clipped."""
+    """How far from 1 the ratio to the policy that drew the response may go before it is clipped."""
 
     value_clip: float = Field(default=0.15, gt=0)
-    """How far a value may go from what it was when the answer was drawn."""
+    """How far a value may go from what it was when the response was drawn."""
 
     gamma: float = Field(default=1.0, gt=0, le=1)
     """Discount a token."""
@@ -232,7 +232,7 @@ class PpoData(PpoSettings, ReinforcementData):
     weights and a head of zeros."""
 
     pretraining: Path | None = None
-    """A `tokens` artifact's folder whose next-token loss is mixed in, one sequence for each answer;
+    """A `tokens` artifact's folder whose next-token loss is mixed in, one sequence for each response;
     none for no mixing."""
 
 
@@ -250,11 +250,11 @@ class PairLossSettings(Strict):
 
 
 class OnlineDpoSettings(PairLossSettings, ReinforcementSettings):
-    """DPO on pairs of the policy's own latest answers."""
+    """DPO on pairs of the policy's own latest responses."""
 
 
 class OnlineDpoData(OnlineDpoSettings, ReinforcementData):
-    """Direct preference optimization on pairs of the policy's own latest answers:
+    """Direct preference optimization on pairs of the policy's own latest responses:
     the best and the worst of each group."""
 
     pairs: ClassVar[bool] = True

@@ -13,14 +13,14 @@ from cupola_trainer.config.lora import LoraConfig
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class OnlineMergingConfig:
-    """The online merging optimizer: what Adam does is merged with what the parent checkpoint has learnt since a
+    """The online merging optimizer: what Adam does is merged with what the parent checkpoint has learned since a
     base."""
 
     method: Literal["ondare", "onties"] = "ondare"
     """How both are thinned out: at random, or by magnitude and consensus of signs."""
 
     alpha: float = Field(gt=0, lt=1)
-    """Share of what the parent checkpoint has learnt in each merge. It is added at every one: of the order of the
+    """Share of what the parent checkpoint has learned in each merge. It is added at every one: of the order of the
     learning rate."""
 
     density: float = Field(gt=0, le=1)
@@ -127,7 +127,7 @@ class FaultConfig:
 
     spike_factor: float | None = Field(default=None, gt=1)
     """A loss above this many times the running median leads to a rollback; none looks at no loss. 2 suits pretraining;
-    losses near zero (DPO, few data learnt by heart) jump by large factors on their own."""
+    losses near zero (DPO, little data learned by heart) jump by large factors on their own."""
 
     spike_window: int = Field(default=32, ge=2)
     """Steps that the median is taken over; before there are as many, no loss is judged."""

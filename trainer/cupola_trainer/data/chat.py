@@ -77,7 +77,7 @@ def turn_end(tokenizer: ChatTokenizer) -> str:
             "or another template that does."
         )
     rest = whole[len(prompt + "answer") :]
-    end = _learnt(rest, control_tokens(tokenizer))
+    end = _trained_part(rest, control_tokens(tokenizer))
     if not end:
         raise ConfigError(
             f"The tokenizer's chat template ends an assistant's words with {rest!r}, of which the tokenizer knows no "
@@ -100,18 +100,18 @@ def encode_prompt(tokenizer: ChatTokenizer, messages: Sequence[Message], tools: 
     return _encode(tokenizer, _render(tokenizer, messages, tools, prompt=True))
 
 
-def encode_answer(
-    tokenizer: ChatTokenizer, messages: Sequence[Message], answer: Message, tools: Any = None
+def encode_response(
+    tokenizer: ChatTokenizer, messages: Sequence[Message], response: Message, tools: Any = None
 ) -> tuple[list[int], list[int]]:
-    """Token ids of a prompt, and of the assistant's answer to it with the control token that ends it.
+    """Token ids of a prompt, and of the assistant's response to it with the control token that ends it.
 
-    The answer is what the template makes of it, trimmed where the template trims: the same tokens that
+    The response is what the template makes of it, trimmed where the template trims: the same tokens that
     `encode_conversation` masks as the assistant's.
 
     Raises:
         as `encode_conversation`.
     """
-    messages, tools = _checked(tokenizer, [*messages, answer], tools)
+    messages, tools = _checked(tokenizer, [*messages, response], tools)
     prompt, words = _turn(tokenizer, messages, tools, control_tokens(tokenizer))
     return _encode(tokenizer, prompt), _encode(tokenizer, words)
 
@@ -121,8 +121,8 @@ def encode_conversation(
 ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.bool_]]]:
     """Token ids [n] of a whole conversation, and mask [n]: true where the token is the assistant's to say.
 
-    True on an answer, its tool calls, and the control token that ends it, for every assistant turn. A prompt and its
-    answer are encoded apart, as in sampling, so that no token reaches over the border.
+    True on a response, its tool calls, and the control token that ends it, for every assistant turn. A prompt and its
+    response are encoded apart, as in sampling, so that no token reaches over the border.
 
     Args:
         tools: what the assistant may call: JSON schemas of functions, for the template; none for nothing.
@@ -140,10 +140,10 @@ def encode_conversation(
         if message["role"] != "assistant":
             continue
         prompt, words = _turn(tokenizer, messages[: turn + 1], tools, control, done)
-        for text, learnt in ((prompt[len(done) :], False), (words, True)):
+        for text, trained in ((prompt[len(done) :], False), (words, True)):
             ids = _encode(tokenizer, text)
             tokens += ids
-            mask += [learnt] * len(ids)
+            mask += [trained] * len(ids)
         done = prompt + words
     rest = _encode(tokenizer, _render(tokenizer, messages, tools)[len(done) :])
     return np.array(tokens + rest, dtype=np.int64), np.array(mask + [False] * len(rest), dtype=np.bool_)
@@ -159,12 +159,12 @@ def _turn(
     """
     prompt = _render(tokenizer, messages[:-1], tools, prompt=True)
     whole = _render(tokenizer, messages, tools)
-    words = _learnt(whole[len(prompt) :], control)
+    words = _trained_part(whole[len(prompt) :], control)
     if not whole.startswith(prompt) or not prompt.startswith(done) or not words:
         turn_end(tokenizer)  # says it where the template is at fault in general
         raise ConfigError(
             f"The tokenizer's chat template rewrites earlier turns once there are {len(messages)}, so that what was "
-            "said cannot be learnt as it was prompted. Use a template that only adds."
+            "said cannot be trained on as it was prompted. Use a template that only adds."
         )
     if not all(call["function"]["name"] in words for call in messages[-1].get("tool_calls", ())):
         raise RefusedByTemplateError(
@@ -173,7 +173,7 @@ def _turn(
     return prompt, words
 
 
-def _learnt(text: str, control: Collection[str]) -> str:
+def _trained_part(text: str, control: Collection[str]) -> str:
     """An assistant's turn without what follows its last control token."""
     return text[: max((text.rfind(token) + len(token) for token in control if token in text), default=0)]
 

@@ -15,8 +15,8 @@ from cupola_trainer.data.chat import (
     ChatTokenizer,
     RefusedError,
     control_tokens,
-    encode_answer,
     encode_conversation,
+    encode_response,
     turn_end,
 )
 
@@ -29,10 +29,10 @@ def load_conversations(path: Path, tokenizer: ChatTokenizer, sequence_length: in
     """Encoded conversations {"tokens" [n], "mask" [n]}, and how many were dropped, by reason.
 
     Besides `problem`'s reasons: "refused_by_template"; "too_long", when the tokens do not fit `sequence_length` + 1.
-    Cutting one short would teach answers without an end.
+    Cutting one short would teach responses without an end.
 
     Raises:
-        ConfigError: the file is malformed, or the tokenizer's chat template cannot be learnt from.
+        ConfigError: the file is malformed, or the tokenizer's chat template cannot be trained on.
     """
     control = control_tokens(tokenizer)
     turn_end(tokenizer)
@@ -41,37 +41,37 @@ def load_conversations(path: Path, tokenizer: ChatTokenizer, sequence_length: in
         if reason := problem(row.get("messages"), control, row.get("tools")):
             return reason
         tokens, mask = encode_conversation(tokenizer, row["messages"], row.get("tools"))
-        last = int(mask.nonzero()[0][-1]) + 1  # what follows the last answer teaches nothing
+        last = int(mask.nonzero()[0][-1]) + 1  # what follows the last response teaches nothing
         return {"tokens": tokens[:last], "mask": mask[:last]} if last <= sequence_length + 1 else "too_long"
 
     return _load(path, encode)
 
 
 def load_preferences(path: Path, tokenizer: ChatTokenizer, sequence_length: int) -> tuple[list[Sample], Drops]:
-    """Encoded pairs {"prompt" [p], "chosen" [c], "rejected" [r], "margin" [], "tag" []}, answers with their end, and
+    """Encoded pairs {"prompt" [p], "chosen" [c], "rejected" [r], "margin" [], "tag" []}, responses with their end, and
     drops by reason.
 
-    An answer is a text, or a list of the one message that calls tools; its tokens are those that SFT would learn.
+    A response is a text, or a list of the one message that calls tools; its tokens are those that SFT would learn.
     "tag": see `tag_of`. "margin": the row's own, or else by how much its scores differ, or 0. Besides `problem`'s
-    reasons and those of `load_conversations`: "equal_answers", which say nothing about what is better; "wrong_order",
-    where the rejected answer has the better score.
+    reasons and those of `load_conversations`: "equal_responses", which say nothing about what is better; "wrong_order",
+    where the rejected response has the better score.
     """
     control = control_tokens(tokenizer)
     turn_end(tokenizer)
 
     def encode(row: Row) -> Sample | str:
         asked, tools = row.get("messages") or [], row.get("tools")
-        answers = {side: as_message(row.get(side)) for side in ("chosen", "rejected")}
-        for answer in answers.values():
-            if reason := problem([*asked, answer], control, tools):
+        responses = {side: as_message(row.get(side)) for side in ("chosen", "rejected")}
+        for response in responses.values():
+            if reason := problem([*asked, response], control, tools):
                 return reason
         if (margin := _margin(row)) is None:
             return "wrong_order"
         (prompt, chosen), (_, rejected) = (
-            encode_answer(tokenizer, asked, answer, tools) for answer in answers.values()
+            encode_response(tokenizer, asked, response, tools) for response in responses.values()
         )
         if chosen == rejected:
-            return "equal_answers"
+            return "equal_responses"
         if len(prompt) + max(len(chosen), len(rejected)) > sequence_length + 1:
             return "too_long"
         tokens = {"prompt": prompt, "chosen": chosen, "rejected": rejected}

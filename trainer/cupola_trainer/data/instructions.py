@@ -1,4 +1,4 @@
-"""Conversations to fine-tune on, made without any model: verifiable tasks, and question-answer pairs from the corpus.
+"""Conversations to fine-tune on, made without any model: verifiable tasks, and prompt-response pairs from the corpus.
 
 Called in process by the flow `sft`; imports no torch.
 """
@@ -22,19 +22,19 @@ from cupola_platform.rows.drops import Drops
 from cupola_platform.strict import STRICT
 from cupola_trainer.data.documents import pairs_of_split
 from cupola_trainer.data.files import RowFiles, read_conversations, usable
-from cupola_trainer.data.shapes import question_of
+from cupola_trainer.data.shapes import prompt_of
 from cupola_trainer.scoring.tasks import make_tasks
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TaskSource:
-    """Training questions from one generator of reasoning-gym."""
+    """Training prompts from one generator of reasoning-gym."""
 
     name: str
     """The generator, such as chain_sum."""
 
     count: int = Field(default=2000, ge=1)
-    """Training conversations. A generator with fewer distinct questions has them repeated, which keeps the mixture."""
+    """Training conversations. A generator with fewer distinct prompts has them repeated, which keeps the mixture."""
 
     config: dict[str, Any] = Field(default_factory=dict)
     """The generator's own settings, such as max_digits. Seed and size come from the recipe."""
@@ -52,13 +52,13 @@ def make_conversations(
 ) -> dict[str, Any]:
     """Write train.jsonl, heldout.jsonl and report.json of a `conversations` artifact. Same arguments, same bytes.
 
-    No question is in both files. Conversations from the corpus are held out with their documents, and never repeated.
+    No prompt is in both files. Conversations from the corpus are held out with their documents, and never repeated.
 
     Args:
         tasks: the generators.
         corpus: folder of a `tokens` artifact; none for tasks only.
         corpus_conversations: training conversations to make from the corpus, at most.
-        heldout_per_task: questions of each task to hold out, at most a quarter of the distinct ones; as many
+        heldout_per_task: prompts of each task to hold out, at most a quarter of the distinct ones; as many
             conversations from the corpus.
         to: folder to write; made when missing.
         files: conversations of others; of each a twentieth is held out, at most `heldout_per_task`.
@@ -68,7 +68,7 @@ def make_conversations(
         "distinct" are the training conversations without their repetitions.
 
     Raises:
-        ConfigError: a task that cannot be used, one with too few questions to hold any out, or nothing to make.
+        ConfigError: a task that cannot be used, one with too few prompts to hold any out, or nothing to make.
     """
     tasks, files = tuple(tasks), tuple(files)
     if not tasks and not files and not (corpus and corpus_conversations):
@@ -88,7 +88,7 @@ def make_conversations(
         counts.append(0)
     seen: set[str] = set()
     heldout = list(_usable(chain(*(held for held, _ in parts)), seen, frozenset(), drops))
-    asked = frozenset(map(question_of, heldout))
+    asked = frozenset(map(prompt_of, heldout))
     distinct = [list(_usable(train, seen, asked, drops)) for _, train in parts]
     train = list(chain(*map(_repeated, distinct, counts)))
     if not train:
@@ -103,7 +103,7 @@ def make_conversations(
     return report
 
 
-def heldout_questions(tasks: Iterable[TaskSource], heldout_per_task: int, seed: int) -> dict[str, list[str]]:
+def heldout_prompts(tasks: Iterable[TaskSource], heldout_per_task: int, seed: int) -> dict[str, list[str]]:
     """What `make_conversations` holds out of the tasks, by task: what training must not see before."""
     return {
         f"{source.name}-{place}": [
@@ -118,7 +118,7 @@ def _from_tasks(source: TaskSource, heldout: int, seed: int) -> tuple[list[Row],
     made = make_tasks(source.name, source.config, heldout + source.count, seed)
     if len(made) < 4:
         raise ConfigError(
-            f"Task {source.name} with {json.dumps(source.config)} has only {len(made)} distinct questions: too few to "
+            f"Task {source.name} with {json.dumps(source.config)} has only {len(made)} distinct prompts: too few to "
             "learn from some and be tested on others. Widen its config."
         )
     rows = [
@@ -138,46 +138,46 @@ def _repeated(rows: list[Row], count: int) -> list[Row]:
 def _from_corpus(documents: Path, split: str, count: int, seed: int, drops: Drops) -> list[Row]:
     """The first `count` distinct pairs of a split's documents."""
     rows: dict[str, Row] = {}
-    for question, answer in pairs_of_split(documents, split, seed, drops):
+    for prompt, response in pairs_of_split(documents, split, seed, drops):
         if len(rows) == count:
             break
-        if question in rows:
+        if prompt in rows:
             drops.drop("repeated", f"{documents.name}, {split} documents")
         else:
-            rows[question] = _row(f"corpus-{split}-{len(rows)}", "corpus", question, answer)
+            rows[prompt] = _row(f"corpus-{split}-{len(rows)}", "corpus", prompt, response)
     return list(rows.values())
 
 
 def _from_files(files: RowFiles, most: int, seed: int, drops: Drops) -> tuple[list[Row], list[Row]]:
     """Held-out and training conversations of others, in an order that the seed decides.
-    Questions are held out whole."""
+    Prompts are held out whole."""
     rows = usable(read_conversations, files, drops)
     random.Random(seed).shuffle(rows)
-    by_question: dict[str, list[Row]] = defaultdict(list)
+    by_prompt: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        by_question[question_of(row)].append(row)
+        by_prompt[prompt_of(row)].append(row)
     room = min(most, len(rows) // 20)
     heldout: list[Row] = []
     train: list[Row] = []
-    for alike in by_question.values():
+    for alike in by_prompt.values():
         (heldout if len(heldout) + len(alike) <= room else train).extend(alike)
     return heldout, train
 
 
-def _row(name: str, source: str, question: str, answer: str) -> Row:
-    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+def _row(name: str, source: str, prompt: str, response: str) -> Row:
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
     return {"id": name, "source": source, "messages": messages, "task": None}
 
 
 def _usable(rows: Iterable[Row], seen: set[str], heldout: Collection[str], drops: Drops) -> Iterator[Row]:
-    """Rows of sound text that were not `seen`, and whose question is not held out; the others are counted."""
+    """Rows of sound text that were not `seen`, and whose prompt is not held out; the others are counted."""
     for row in rows:
-        question = question_of(row)
-        whole = question + json.dumps(row["messages"][-1], sort_keys=True)
+        prompt = prompt_of(row)
+        whole = prompt + json.dumps(row["messages"][-1], sort_keys=True)
         if whole in seen:
             drops.drop("repeated", row["id"])
-        elif question in heldout:
-            drops.drop("question_held_out", row["id"])
+        elif prompt in heldout:
+            drops.drop("prompt_held_out", row["id"])
         elif reason := problem(row["messages"]):
             drops.drop(reason, row["id"])
         else:

@@ -1,4 +1,4 @@
-"""Preference pairs from a model's own answers, scored by their tasks. Called by the flow `dpo`; imports no torch."""
+"""Preference pairs from a model's own responses, scored by their tasks. Called by the flow `dpo`; imports no torch."""
 
 import json
 import random
@@ -13,19 +13,19 @@ from cupola_platform.errors import ConfigError
 from cupola_platform.json_lines import Row
 from cupola_platform.rows.drops import Drops, told
 from cupola_trainer.data.files import RowFiles, read_pairs, usable
-from cupola_trainer.data.shapes import question_of
+from cupola_trainer.data.shapes import prompt_of
 from cupola_trainer.scoring.tasks import is_correct, score
 
 
 def make_prompts(conversations: Path, *, count: int, seed: int, to: Path, needs: str | None = "task") -> int:
-    """Write up to `count` distinct training questions that can be scored, as prompts.jsonl of a SampleJob.
+    """Write up to `count` distinct training prompts that can be scored, as prompts.jsonl of a SampleJob.
 
-    Rows are {"id", "source", "messages" (without the answer), "tools", "task", "tests"},
+    Rows are {"id", "source", "messages" (without the response), "tools", "task", "tests"},
     in an order that the seed decides.
 
     Args:
         conversations: folder of a `conversations` artifact.
-        needs: what a question must have to be scored: `task`, `tests`, or nothing.
+        needs: what a prompt must have to be scored: `task`, `tests`, or nothing.
         to: the file to write.
 
     Returns:
@@ -34,13 +34,13 @@ def make_prompts(conversations: Path, *, count: int, seed: int, to: Path, needs:
     Raises:
         ConfigError: no conversation of the folder has a task.
     """
-    questions = {
-        question_of(row): row for row in json_lines.read(conversations / "train.jsonl") if not needs or row.get(needs)
+    distinct = {
+        prompt_of(row): row for row in json_lines.read(conversations / "train.jsonl") if not needs or row.get(needs)
     }
-    rows = list(questions.values())
+    rows = list(distinct.values())
     if not rows:
-        wanted = {"task": "a task to score answers by", "tests": "tests to score answers by"}.get(
-            needs or "", "a question"
+        wanted = {"task": "a task to score responses by", "tests": "tests to score responses by"}.get(
+            needs or "", "a prompt"
         )
         raise ConfigError(
             f"No conversation in {conversations} has {wanted}. Add some to the conversations, or score otherwise."
@@ -68,44 +68,44 @@ def make_preferences(
 ) -> dict[str, Any]:
     """Write train.jsonl, heldout.jsonl, samples.jsonl and report.json of a `preferences` artifact.
 
-    A pair is a right and a wrong answer that the model gave to one prompt, both ended by itself; with `min_gap`, a
-    better and a worse one, the widest differences first. Prompts are held out whole. samples.jsonl keeps every answer,
-    with its score.
+    A pair is a right and a wrong response that the model gave to one prompt, both ended by itself; with `min_gap`, a
+    better and a worse one, the widest differences first. Prompts are held out whole. samples.jsonl keeps every
+    response, with its score.
 
     Args:
         prompts: what `make_prompts` wrote.
-        samples: what the SampleJob wrote: {"id", "sample", "answer", "finished"}.
+        samples: what the SampleJob wrote: {"id", "sample", "response", "finished"}.
         heldout_fraction: of the prompts that give pairs.
-        pairs_per_prompt: at most; a right answer may be in several.
+        pairs_per_prompt: at most; a right response may be in several.
         to: folder to write; made when missing.
         scores: of the samples, in order, none for one that cannot be scored; none for what the prompts' tasks say.
         min_gap: where the scores are rewards: what those of a pair differ by at least.
         made_by: what each pair says of its `model` and `filter`.
 
     Returns:
-        The report: {"prompts", "answers", "correct", "accuracy" (with `min_gap` "mean_score" in their place), "pairs":
-        {"train", "heldout"}, "sources": {source: pairs}, "dropped"}. Dropped are answers ("not_scored", "unfinished",
-        "empty", "duplicate") and prompts ("all_right", "all_wrong", "alike"); "scorer_error" counts answers on which
-        the scorer failed, kept as wrong.
+        The report: {"prompts", "responses", "correct", "accuracy" (with `min_gap` "mean_score" in their place),
+        "pairs": {"train", "heldout"}, "sources": {source: pairs}, "dropped"}. Dropped are responses ("not_scored",
+        "unfinished", "empty", "duplicate") and prompts ("all_right", "all_wrong", "alike"); "scorer_error" counts
+        responses on which the scorer failed, kept as wrong.
 
     Raises:
-        ConfigError: not two prompts got both a right and a wrong answer, or answers that are far enough apart.
+        ConfigError: not two prompts got both a right and a wrong response, or responses that are far enough apart.
     """
     drops: Counter[str] = Counter()
-    answers: dict[str, list[Row]] = defaultdict(list)
+    responses: dict[str, list[Row]] = defaultdict(list)
     for place, sample in enumerate(json_lines.read(samples)):
         if scores is None:
-            answers[sample["id"]].append(sample)
+            responses[sample["id"]].append(sample)
         elif scores[place] is None:
             drops["not_scored"] += 1
         else:
-            answers[sample["id"]].append({**sample, "score": scores[place]})
+            responses[sample["id"]].append({**sample, "score": scores[place]})
     rng = random.Random(seed)
     asked = list(json_lines.read(prompts))
     scored: list[Row] = []
     groups: list[list[Row]] = []
     for prompt in asked:
-        judged = [_judge(prompt, sample, drops) for sample in answers[prompt["id"]]]
+        judged = [_judge(prompt, sample, drops) for sample in responses[prompt["id"]]]
         scored += judged
         found = _pair(prompt, judged, pairs_per_prompt, min_gap, rng, drops)
         groups.append([pair | {"synthesis": {"of": prompt["id"], **made_by}} for pair in found] if made_by else found)
@@ -114,9 +114,9 @@ def make_preferences(
     if len(groups) < 2:
         wanted = "both a right and a wrong one" if min_gap is None else f"two whose rewards differ by over {min_gap:g}"
         raise ConfigError(
-            f"{correct} of {len(scored)} sampled answers are right, and only {len(groups)} prompts got {wanted}; "
+            f"{correct} of {len(scored)} sampled responses are right, and only {len(groups)} prompts got {wanted}; "
             f"dropped: {told(drops, {})}. "
-            "Sample more prompts or answers, at another temperature, or change how long sft trains."
+            "Sample more prompts or responses, at another temperature, or change how long sft trains."
         )
     numbers = {"correct": correct, "accuracy": correct / len(scored)}
     if min_gap is not None:
@@ -126,7 +126,7 @@ def make_preferences(
     pairs = {"train": list(chain(*groups[cut:])), "heldout": list(chain(*groups[:cut]))}
     report = {
         "prompts": len(asked),
-        "answers": len(scored),
+        "responses": len(scored),
         **numbers,
         "pairs": {split: len(rows) for split, rows in pairs.items()},
         "sources": dict(Counter(_source(row) for rows in pairs.values() for row in rows)),
@@ -143,7 +143,7 @@ def make_preferences(
 def _judge(prompt: Row, sample: Row, drops: Counter[str]) -> Row:
     value = sample.get("score")
     if value is None:
-        value = score(prompt["task"], sample["answer"], drops) if sample["finished"] else 0.0
+        value = score(prompt["task"], sample["response"], drops) if sample["finished"] else 0.0
     return {**sample, "score": value, "correct": is_correct(value)}
 
 
@@ -155,25 +155,25 @@ def _source(pair: Row) -> str:
 def _pair(
     prompt: Row, judged: list[Row], limit: int, min_gap: float | None, rng: random.Random, drops: Counter[str]
 ) -> list[Row]:
-    """Up to `limit` different pairs of a better and a worse answer to one prompt."""
+    """Up to `limit` different pairs of a better and a worse response to one prompt."""
     distinct: dict[str, Row] = {}
     for row in judged:
         if not row["finished"]:
             drops["unfinished"] += 1
-        elif not row["answer"].strip():
+        elif not row["response"].strip():
             drops["empty"] += 1
-        elif row["answer"] in distinct:
+        elif row["response"] in distinct:
             drops["duplicate"] += 1
         else:
-            distinct[row["answer"]] = row
+            distinct[row["response"]] = row
     both = _right_and_wrong(distinct, rng, drops) if min_gap is None else _apart(distinct, min_gap, drops)
     return [
         {
             "id": f"{prompt['id']}/{chosen['sample']}-{rejected['sample']}",
             "messages": prompt["messages"],
             **({"tools": prompt["tools"]} if prompt.get("tools") else {}),
-            "chosen": chosen["answer"],
-            "rejected": rejected["answer"],
+            "chosen": chosen["response"],
+            "rejected": rejected["response"],
             "chosen_score": chosen["score"],
             "rejected_score": rejected["score"],
             "task": prompt["task"],
@@ -182,19 +182,19 @@ def _pair(
     ]
 
 
-def _right_and_wrong(answers: Mapping[str, Row], rng: random.Random, drops: Counter[str]) -> list[tuple[Row, Row]]:
-    """Every right answer with every wrong one, in an order by chance."""
-    right = [row for row in answers.values() if row["correct"]]
-    wrong = [row for row in answers.values() if not row["correct"]]
+def _right_and_wrong(responses: Mapping[str, Row], rng: random.Random, drops: Counter[str]) -> list[tuple[Row, Row]]:
+    """Every right response with every wrong one, in an order by chance."""
+    right = [row for row in responses.values() if row["correct"]]
+    wrong = [row for row in responses.values() if not row["correct"]]
     if not right or not wrong:
         drops["all_wrong" if not right else "all_right"] += 1
         return []
     return rng.sample(pairs := list(product(right, wrong)), len(pairs))
 
 
-def _apart(answers: Mapping[str, Row], min_gap: float, drops: Counter[str]) -> list[tuple[Row, Row]]:
-    """Answers whose scores differ by more than `min_gap`, the widest difference first."""
-    ordered = sorted(answers.values(), key=lambda row: -row["score"])
+def _apart(responses: Mapping[str, Row], min_gap: float, drops: Counter[str]) -> list[tuple[Row, Row]]:
+    """Responses whose scores differ by more than `min_gap`, the widest difference first."""
+    ordered = sorted(responses.values(), key=lambda row: -row["score"])
     found = [pair for pair in combinations(ordered, 2) if pair[0]["score"] - pair[1]["score"] > min_gap]
     if not found:
         drops["alike"] += 1

@@ -1,4 +1,4 @@
-"""What a row of others is: a conversation, or a pair of answers. Its values decide, not its columns' order or number.
+"""What a row of others is: a conversation, or a pair of responses. Its values decide, not its columns' order or number.
 
 docs/post-training.md has a table of published sets and their shapes. Imports no torch.
 """
@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from cupola_platform.conversation import as_answer, normal, normal_tools, problem
+from cupola_platform.conversation import as_response, normal, normal_tools, problem
 from cupola_platform.json_lines import BadLineError, Row, has_lone_surrogate
 from cupola_platform.rows.messages import calls_of, messages_of, tools_of
 from cupola_platform.rows.values import decoded, number, plain
@@ -16,10 +16,10 @@ from cupola_platform.rows.values import decoded, number, plain
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "contents", "data")
 """Columns of whole conversations."""
 
-QUESTIONS = ("prompt", "instruction", "question", "problem", "query", "input", "inputs", "context")
+PROMPT_COLUMNS = ("prompt", "instruction", "question", "problem", "query", "input", "inputs", "context")
 """Columns of what is asked: a text, or messages."""
 
-ANSWERS = (
+RESPONSE_COLUMNS = (
     "completion", "response", "output", "answer", "generated_solution", "solution", "answers", "targets", "target",
 )  # fmt: skip
 """Columns of what is said: a text, messages, or calls."""
@@ -28,10 +28,10 @@ PAIRS = (
     ("chosen", "rejected"), ("preferred_output", "non_preferred_output"), ("chosen_response", "rejected_response"),
     ("response_j", "response_k"),
 )  # fmt: skip
-"""Columns of a better and a worse answer."""
+"""Columns of a better and a worse response."""
 
 RANKED = (("response_1", "response_2", "preference_strength"), ("response1", "response2", "overall_preference"))
-"""Columns of two answers, and of which is better: below 0 the first, above 0 the second (HelpSteer2 and 3)."""
+"""Columns of two responses, and of which is better: below 0 the first, above 0 the second (HelpSteer2 and 3)."""
 
 TRANSCRIPTS = (re.compile(r"(?:\A|\n\n)(Human|Assistant):"), re.compile(r"### (Human|Assistant):"))
 """A conversation as one text: hh-rlhf's, and OpenAssistant-Guanaco's."""
@@ -40,7 +40,7 @@ SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
 def conversation(row: Row) -> Row:
-    """{"messages"}, and "tools", "tag", "margin", "tests" where there are any, of a row that can be learnt from.
+    """{"messages"}, and "tools", "tag", "margin", "tests" where there are any, of a row that can be trained on.
 
     Raises:
         BadLineError: it cannot; its reason is one of `chat.problem`'s, "not_text", "malformed_tools",
@@ -49,7 +49,7 @@ def conversation(row: Row) -> Row:
     row = plain(row)
     messages = _first(row, CONVERSATIONS) or _transcript(row.get("text")) or _transcript(row.get("transcript"))
     if not messages or messages[-1]["role"] != "assistant":
-        messages = (messages or _question(row)) + _answer(row)
+        messages = (messages or _prompt(row)) + _response(row)
     if not messages:
         raise BadLineError("malformed", f"no conversation in its columns: {', '.join(row) or 'it has none'}")
     messages = _with_system(row, messages)
@@ -61,10 +61,10 @@ def pair(row: Row) -> Row:
     """{"messages" (what comes before), "chosen", "rejected", "chosen_score", "rejected_score"},
     and what `conversation` adds.
 
-    An answer is its text, or a list of its one message where that is more than text.
+    A response is its text, or a list of its one message where that is more than text.
 
     Raises:
-        BadLineError: as `conversation`; or "equal_answers", "other_prompts" (the two differ before their last turns),
+        BadLineError: as `conversation`; or "equal_responses", "other_prompts" (the two differ before their last turns),
             "no_preference" (none of the two is better).
     """
     row = plain(row)
@@ -76,12 +76,12 @@ def pair(row: Row) -> Row:
     extras = _extras(row)
     chosen, rejected = (_checked(side, extras.get("tools")) for side in (chosen, rejected))
     if chosen == rejected:
-        raise BadLineError("equal_answers", "both answers are the same")
+        raise BadLineError("equal_responses", "both responses are the same")
     return _sound(
         {
             "messages": chosen[:-1],
-            "chosen": as_answer(chosen[-1]),
-            "rejected": as_answer(rejected[-1]),
+            "chosen": as_response(chosen[-1]),
+            "rejected": as_response(rejected[-1]),
             "chosen_score": scores[0],
             "rejected_score": scores[1],
         }
@@ -89,8 +89,8 @@ def pair(row: Row) -> Row:
     )
 
 
-def question_of(row: Row) -> str:
-    """What a conversation asks, to tell questions apart: all before its last turn, and what may be called."""
+def prompt_of(row: Row) -> str:
+    """What a conversation asks, to tell prompts apart: all before its last turn, and what may be called."""
     return json.dumps([row["messages"][:-1], row.get("tools") or []], ensure_ascii=False, sort_keys=True)
 
 
@@ -115,9 +115,9 @@ def _first(row: Row, columns: Iterable[str]) -> list[Row]:
     return next((found for name in columns if (found := messages_of(row.get(name)))), [])
 
 
-def _question(row: Row) -> list[Row]:
+def _prompt(row: Row) -> list[Row]:
     """What is asked, as messages, after a `history` of pairs where there is one."""
-    for name in QUESTIONS:
+    for name in PROMPT_COLUMNS:
         value = row.get(name)
         if messages := messages_of(value):
             return messages
@@ -136,9 +136,9 @@ def _history(value: Any) -> list[Row]:
     return messages_of([text for turn in pairs for text in turn]) or []
 
 
-def _answer(row: Row) -> list[Row]:
+def _response(row: Row) -> list[Row]:
     """What is said, as messages: of the columns that hold something, else of one that is empty."""
-    for value in sorted((row[name] for name in ANSWERS if name in row), key=lambda held: held in ("", [])):
+    for value in sorted((row[name] for name in RESPONSE_COLUMNS if name in row), key=lambda held: held in ("", [])):
         if messages := messages_of(value):
             return messages
         calls = decoded(value) if row.get("tools") else None
@@ -170,7 +170,7 @@ def _with_system(row: Row, messages: list[Row]) -> list[Row]:
 
 
 def _sides(row: Row) -> tuple[Any, Any, tuple[float | None, float | None]]:
-    """The better and the worse answer, as they are, and their scores."""
+    """The better and the worse response, as they are, and their scores."""
     for better, worse in PAIRS:
         if better in row and worse in row:
             return row[better], row[worse], (_score(row, "chosen"), _score(row, "rejected"))
@@ -187,22 +187,22 @@ def _sides(row: Row) -> tuple[Any, Any, tuple[float | None, float | None]]:
 def _ordered(first: Any, second: Any, lead: float) -> tuple[Any, Any]:
     """The better before the worse; `lead` is above 0 where the first is better."""
     if not lead:
-        raise BadLineError("no_preference", "none of its two answers is the better one")
+        raise BadLineError("no_preference", "none of its two responses is the better one")
     return (first, second) if lead > 0 else (second, first)
 
 
 def _best_and_worst(row: Row) -> tuple[Any, Any, tuple[float, float]]:
-    """Of UltraFeedback's answers, each with its score."""
+    """Of UltraFeedback's responses, each with its score."""
     completions = decoded(row.get("completions"))
-    answers = [
-        (score, answer["response"])
-        for answer in (completions if isinstance(completions, list) else ())
-        if isinstance(answer, dict) and "response" in answer
-        if (score := number(answer.get("overall_score"))) is not None
+    responses = [
+        (score, response["response"])
+        for response in (completions if isinstance(completions, list) else ())
+        if isinstance(response, dict) and "response" in response
+        if (score := number(response.get("overall_score"))) is not None
     ]
-    if not answers:
-        raise BadLineError("malformed", f"no pair of answers in its columns: {', '.join(row) or 'it has none'}")
-    best, worst = max(answers, key=lambda answer: answer[0]), min(answers, key=lambda answer: answer[0])
+    if not responses:
+        raise BadLineError("malformed", f"no pair of responses in its columns: {', '.join(row) or 'it has none'}")
+    best, worst = max(responses, key=lambda response: response[0]), min(responses, key=lambda response: response[0])
     return *_ordered(best[1], worst[1], best[0] - worst[0]), (best[0], worst[0])
 
 
@@ -212,13 +212,13 @@ def _score(row: Row, side: str) -> float | None:
 
 
 def _asked(row: Row) -> list[Row]:
-    """What comes before the answers of a pair, where they do not bring it themselves."""
+    """What comes before the responses of a pair, where they do not bring it themselves."""
     if "prompt" in row:
-        return _question(row)
+        return _prompt(row)
     messages = _first(row, CONVERSATIONS)
     while messages and messages[-1]["role"] == "assistant":
         messages.pop()
-    return messages or _question(row)
+    return messages or _prompt(row)
 
 
 def _whole(side: Any, asked: list[Row]) -> list[Row]:
@@ -227,7 +227,7 @@ def _whole(side: Any, asked: list[Row]) -> list[Row]:
     if not messages and isinstance(side, str):
         messages = [{"role": "assistant", "content": side}]
     if not messages:
-        raise BadLineError("malformed", f"an answer is neither a text nor messages: {side!r}"[:120])
+        raise BadLineError("malformed", f"a response is neither a text nor messages: {side!r}"[:120])
     return messages if messages[0]["role"] in ("system", "user") else asked + messages
 
 

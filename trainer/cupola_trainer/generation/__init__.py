@@ -6,7 +6,7 @@ batch.py          one batch, from prompts to completions
 generation.py     all prompts, over all ranks: `generate`
 loading.py        a checkpoint, laid out for inference
 prompts.py        prompts of a file, as token ids
-engine.py         what a training job draws answers with: the model itself, or
+engine.py         what a training job draws responses with: the model itself, or
 vllm.py           vLLM, handed the weights of the moment
 continuation.py   one text continued, in one process
 """

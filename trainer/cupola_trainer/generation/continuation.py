@@ -33,8 +33,8 @@ def continue_text(checkpoint: Path, prompt: str, sampling: Sampling, seed: int =
     return _continue(checkpoint, lambda tokenizer: list(tokenizer.encode(prompt)), sampling, seed, None)
 
 
-def answer_chat(checkpoint: Path, file: Path, sampling: Sampling, seed: int = 0, day: date | None = None) -> str:
-    """What the model answers to a conversation, {"messages", "tools"} in JSON, asked as in training. An answer that
+def continue_chat(checkpoint: Path, file: Path, sampling: Sampling, seed: int = 0, day: date | None = None) -> str:
+    """The response to a conversation, {"messages", "tools"} in JSON, asked as in training. A response that
     stands there already is left out.
 
     Args:

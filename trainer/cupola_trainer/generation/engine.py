@@ -1,4 +1,4 @@
-"""What draws answers: the model in training itself, or another engine that is given its weights."""
+"""What draws responses: the model in training itself, or another engine that is given its weights."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ class Engine(Protocol):
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, *, seed: int) -> list[Completion]:
         """Continue each prompt with the weights of this moment. The same weights,
-        prompts and seed give the same answers."""
+        prompts and seed give the same responses."""
         ...
 
 

@@ -38,13 +38,13 @@ def generate(
         chunks: the model, also as it is being trained, wrapped for data parallelism.
         tokenizer: gives what is left out below.
         prompts: token ids.
-        stops: tokens that end an answer; none for the tokenizer's own.
+        stops: tokens that end a response; none for the tokenizer's own.
         vocabulary: tokens below this may be drawn; none for as many as the tokenizer has.
         batch_size: sequences in one forward pass of a rank.
         progress: called with the number of prompts done so far, over all ranks.
 
     Raises:
-        ConfigError: a prompt that is empty or leaves no room for an answer.
+        ConfigError: a prompt that is empty or leaves no room for a response.
     """
     stops = stop_ids(tokenizer) if stops is None else stops
     vocabulary = len(tokenizer) if vocabulary is None else vocabulary
@@ -71,7 +71,7 @@ def _batches(prompts: Sequence[list[int]], count: int) -> list[list[int]]:
 
 
 def check_prompts(prompts: Sequence[list[int]], longest: int) -> None:
-    """Refuse a prompt that is empty or leaves no room for an answer.
+    """Refuse a prompt that is empty or leaves no room for a response.
 
     Raises:
         ConfigError: names the prompt by its number.
@@ -79,7 +79,7 @@ def check_prompts(prompts: Sequence[list[int]], longest: int) -> None:
     for number, prompt in enumerate(prompts):
         if not 0 < len(prompt) < longest:
             raise ConfigError(
-                f"Prompt {number} has {len(prompt)} tokens. It must have at least 1 and leave room for an answer "
+                f"Prompt {number} has {len(prompt)} tokens. It must have at least 1 and leave room for a response "
                 f"within the model's {longest} positions. {'Shorten' if prompt else 'Lengthen'} it."
             )
 

@@ -1,8 +1,8 @@
 """vLLM beside the training, one engine a GPU, each with a whole copy of the model: `rollout: {engine: vllm}`.
 
 Its weights come from the model in training over the process groups, tensor by tensor; the disk sees a config.json only.
-Between rollouts it sleeps, and training has its memory. Answers are not the Megatron engine's: kernels differ, and so
-does the way that tokens are drawn. What is learnt from is unaffected, since training computes log-probabilities itself.
+Between rollouts it sleeps, and training has its memory. Responses are not the Megatron engine's: kernels differ, and so
+does the way that tokens are drawn. Training is unaffected, since training computes log-probabilities itself.
 """
 
 import json
@@ -78,14 +78,14 @@ class VllmEngine:
         self._llm.reset_prefix_cache()
         self._llm.wake_up(tags=["kv_cache"])
         mine = range(runtime.rank(), len(prompts), runtime.world_size())
-        answers = self._llm.generate(
+        responses = self._llm.generate(
             [{"prompt_token_ids": prompts[i]} for i in mine],
             sampling_params=[self._parameters(sampling, len(prompts[i]), seed * PRIME + i) for i in mine],
             use_tqdm=False,
         )
         self._llm.sleep(level=2)
         parts: list[Any] = [None] * runtime.world_size()
-        dist.all_gather_object(parts, [_completion(answer.outputs[0]) for answer in answers])
+        dist.all_gather_object(parts, [_completion(response.outputs[0]) for response in responses])
         return [parts[i % len(parts)][i // len(parts)] for i in range(len(prompts))]
 
     def _parameters(self, sampling: Sampling, prompt_tokens: int, seed: int) -> Any:

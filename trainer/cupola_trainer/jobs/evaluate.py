@@ -14,9 +14,9 @@ from cupola_trainer import runtime
 from cupola_trainer.checkpoint import read_model
 from cupola_trainer.config import EvaluateJob
 from cupola_trainer.config.model.sizes import parameter_count
-from cupola_trainer.evaluation import answers, likelihood, long_context
-from cupola_trainer.evaluation.answers import Question
+from cupola_trainer.evaluation import likelihood, long_context, responses
 from cupola_trainer.evaluation.likelihood import Heldout
+from cupola_trainer.evaluation.responses import TaskPrompt
 from cupola_trainer.generation.loading import Loaded, check_whole, load
 from cupola_trainer.reporting.progress import Report
 
@@ -40,7 +40,7 @@ def run(job: EvaluateJob) -> None:
     largest = max(parameter_count(read_model(folder)) for folder in job.checkpoints.values())
     tokenizer = AutoTokenizer.from_pretrained(job.tokens / "tokenizer")
     heldout = likelihood.read_heldout(job.tokens, tokenizer, job.max_heldout_tokens)
-    questions = answers.read_questions(job.conversations, job.max_tasks) if job.conversations else []
+    prompts = responses.read_task_prompts(job.conversations, job.max_tasks) if job.conversations else []
     began = time.monotonic()
     with Report(job.output, kind="evaluate", steps=len(job.checkpoints), parameters=largest) as report:
         results: dict[str, Any] = {
@@ -48,23 +48,23 @@ def run(job: EvaluateJob) -> None:
             "checkpoints": {},
         }
         for number, (name, folder) in enumerate(job.checkpoints.items(), start=1):
-            results["checkpoints"][name] = measured = _measure(job, folder, tokenizer, heldout, questions)
+            results["checkpoints"][name] = measured = _measure(job, folder, tokenizer, heldout, prompts)
             report.step(number, checkpoint=name, **headline(measured))
         runtime.on_first_rank(lambda: _write(job.output / "results.json", results))
         report.complete(".", _metrics(results) | {"seconds": time.monotonic() - began})
 
 
 def _measure(
-    job: EvaluateJob, folder: Path, tokenizer: Any, heldout: Heldout, questions: list[Question]
+    job: EvaluateJob, folder: Path, tokenizer: Any, heldout: Heldout, prompts: list[TaskPrompt]
 ) -> dict[str, Any]:
     loaded = load(folder, job.layout, day=job.template_date)
     _check_tokenizer(folder, loaded, tokenizer)
     window = _window(job, folder, loaded.model.max_position_embeddings)
     end = tokenizer.convert_tokens_to_ids(likelihood.END_OF_DOCUMENT)
     fit = likelihood.likelihood(loaded.chunks, heldout, window=window, end=end)
-    said = answers.answer(loaded, questions, job.max_new_tokens)
-    generations = answers.continue_texts(loaded, job.sample_prompts, GENERATION_TOKENS)
-    scored = runtime.on_first_rank(lambda: answers.accuracies(questions, said))
+    said = responses.respond(loaded, prompts, job.max_new_tokens)
+    generations = responses.continue_texts(loaded, job.sample_prompts, GENERATION_TOKENS)
+    scored = runtime.on_first_rank(lambda: responses.accuracies(prompts, said))
     return {
         "digest": artifacts.read(folder).digest,
         "bits_per_byte": fit.bits_per_byte,

@@ -55,7 +55,7 @@ def run(job: FrontJob) -> None:
             report.step(number, **points[name])
         runtime.on_first_rank(lambda: (job.output / "front.json").write_text(json.dumps(points, indent=1) + "\n"))
         responses = float(len(prompts) * job.data.rollout.samples_per_prompt)
-        report.complete(".", {"questions": float(len(prompts)), "answers": responses})
+        report.complete(".", {"prompts": float(len(prompts)), "responses": responses})
 
 
 def _prompts(job: FrontJob, tokenizer: Any) -> list[Prompt]:
@@ -64,7 +64,7 @@ def _prompts(job: FrontJob, tokenizer: Any) -> list[Prompt]:
     longest = job.batch.sequence_length - job.data.rollout.max_new_tokens
     prompts = spread(read_prompts(path, tokenizer, longest, job.data.rewards)[0], job.data.rollout.heldout_prompts)
     if not prompts:
-        raise ConfigError(f"{path} has no question that can be asked within {longest} tokens. Give longer sequences.")
+        raise ConfigError(f"{path} has no prompt that can be asked within {longest} tokens. Give longer sequences.")
     return prompts
 
 

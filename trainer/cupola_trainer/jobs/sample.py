@@ -18,11 +18,11 @@ from cupola_trainer.reporting.progress import Report
 
 
 def run(job: SampleJob) -> None:
-    """Answer every prompt `samples_per_prompt` times, into `output/samples.jsonl`.
+    """Sample `samples_per_prompt` responses to every prompt, into `output/samples.jsonl`.
 
-    Rows are {"id", "sample", "answer" (without control tokens), "tokens" (ids, with the stop token), "logprob" (their
+    Rows are {"id", "sample", "response" (without control tokens), "tokens" (ids, with the stop token), "logprob" (their
     sum under the model), "finished"}, in the order of the prompts. A prompt that the tokenizer or its template refuses
-    has empty answers that are not finished, and `refused` says why.
+    has empty responses that are not finished, and `refused` says why.
 
     Raises:
         NotFoundError: there is no such prompts file.
@@ -52,8 +52,8 @@ def run(job: SampleJob) -> None:
             seed=job.seed,
             progress=lambda done: report.step(done, prompts_per_second=done / (time.monotonic() - began)),
         )
-        answers = _answers(loaded.tokenizer, prompts, encoded, completions, job.samples_per_prompt)
-        runtime.on_first_rank(lambda: json_lines.write(job.output / "samples.jsonl", answers))
+        responses = _responses(loaded.tokenizer, prompts, encoded, completions, job.samples_per_prompt)
+        runtime.on_first_rank(lambda: json_lines.write(job.output / "samples.jsonl", responses))
         finished = sum(completion.finished for completion in completions)
         new_tokens = sum(len(completion.tokens) for completion in completions)
         report.complete(
@@ -67,7 +67,7 @@ def run(job: SampleJob) -> None:
         )
 
 
-def _answers(
+def _responses(
     tokenizer: Any, prompts: list[Row], encoded: list[list[int] | str], completions: list[Completion], samples: int
 ) -> list[Row]:
     """The rows of samples.jsonl."""
@@ -80,7 +80,7 @@ def _answers(
             row = {
                 "id": prompt["id"],
                 "sample": sample,
-                "answer": tokenizer.decode(completion.tokens, skip_special_tokens=True),
+                "response": tokenizer.decode(completion.tokens, skip_special_tokens=True),
                 "tokens": completion.tokens,
                 "logprob": sum(completion.logprobs),
                 "finished": completion.finished,

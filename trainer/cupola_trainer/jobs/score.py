@@ -35,7 +35,7 @@ def run(job: ScoreJob) -> None:
 
 
 def score_file(folder: Path, file: Path, day: date | None = None) -> list[dict[str, Any]]:
-    """{"id", "reward", "answer"} of each conversation of a file, best first, in one process.
+    """{"id", "reward", "response"} of each conversation of a file, best first, in one process.
 
     Args:
         day: what the chat template takes for today; none for the date that the reward model was trained with.
@@ -50,7 +50,7 @@ def score_file(folder: Path, file: Path, day: date | None = None) -> list[dict[s
     finally:
         runtime.stop()
     found = [
-        {"id": row["id"], "reward": reward, "answer": words(row["messages"][-1])}
+        {"id": row["id"], "reward": reward, "response": words(row["messages"][-1])}
         for row, reward in zip(rows, rewards, strict=True)
         if reward is not None
     ]

@@ -1,6 +1,6 @@
 """How one tensor is made of the same tensor in several models. Pure functions; all compute in fp32, norms in fp64.
 
-A task vector is what a model has learnt since a base: tau = theta - theta_base.
+A task vector is what a model has learned since a base: tau = theta - theta_base.
 """
 
 import math

@@ -14,7 +14,8 @@ from cupola_trainer.optim.selection import magnitude_bits, thresholds
 
 
 class TaskVectors:
-    """Magnitudes of what each model has learnt since the base, one tensor of one layer at a time: this rank's share."""
+    """Magnitudes of what each model has learned since the base, one tensor of one layer at a time: this
+    rank's share."""
 
     def __init__(self, model: ModelConfig, stored: Sequence[StoredTensors], base: StoredTensors) -> None:
         self.stored, self.base = stored, base

@@ -19,7 +19,7 @@ class Router(TopKRouter):
 
     The gradient of a step is divided by the objective's count over the global batch. Megatron multiplies an auxiliary
     loss by this rank's tokens to make up for it, which is wrong by the size of the tensor-parallel group under sequence
-    parallelism, and by tokens / count where an objective counts answers or pairs. Here each micro-batch's loss is
+    parallelism, and by tokens / count where an objective counts responses or pairs. Here each micro-batch's loss is
     multiplied by that micro-batch's count, so that the step holds their mean, weighted as the main loss is.
     """
 

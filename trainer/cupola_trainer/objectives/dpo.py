@@ -162,7 +162,7 @@ def _stored(folder: Path, pairs: int) -> np.ndarray:
     found: np.ndarray = np.load(path)["reference"]
     if found.shape != (pairs, 2):
         raise ConfigError(
-            f"{folder} holds {len(found)} pairs, and {pairs} are learnt from here. Make it again with the same "
+            f"{folder} holds {len(found)} pairs, and {pairs} are trained on here. Make it again with the same "
             "preferences, tokenizer and sequence_length."
         )
     return found
@@ -173,11 +173,11 @@ def _data_parallel_group() -> dist.ProcessGroup | None:
 
 
 def pair_rows(samples: Sequence[Mapping[str, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Token ids [n] and whether each is the answer's [n], of pairs: chosen, rejected, chosen, ..."""
+    """Token ids [n] and whether each is the response's [n], of pairs: chosen, rejected, chosen, ..."""
     rows = []
     for sample in samples:
-        for answer in (sample["chosen"], sample["rejected"]):
-            tokens = np.concatenate([sample["prompt"], answer])
+        for response in (sample["chosen"], sample["rejected"]):
+            tokens = np.concatenate([sample["prompt"], response])
             rows.append((tokens, np.arange(len(tokens)) >= len(sample["prompt"])))
     return rows
 

@@ -74,7 +74,7 @@ class NextTokenObjective(Objective):
         return _arrays(self._heldout[index]) if index < len(self._heldout) else None
 
     def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
-        """With `reset_at_documents` no document sees another, nor is learnt from another's end."""
+        """With `reset_at_documents` no document sees another, nor is predicted from another's end."""
         batch = {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in FIELDS}
         if "sequence_length" in samples[0]:
             batch = cut(batch, int(samples[0]["sequence_length"]))

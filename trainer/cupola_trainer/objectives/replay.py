@@ -14,7 +14,7 @@ Row = Mapping[str, np.ndarray]
 
 
 class ReplayObjective(Objective):
-    """SFT of which `share` of all rows are pretraining sequences. The loss is the mean over all learnt tokens of a
+    """SFT of which `share` of all rows are pretraining sequences. The loss is the mean over all trained tokens of a
     step: the assistant's of conversations, every one of text. Held-out rows are mixed alike."""
 
     name = "sft"
@@ -48,13 +48,13 @@ class ReplayObjective(Objective):
         return sequence and {**as_conversation(sequence), "pretraining": np.ones(1, dtype=np.float32)}
 
     def collate(self, samples: Sequence[Row]) -> Batch:
-        """`SftObjective.collate`'s tensors, and "pretraining" [b, s], 1 for each learnt token of text."""
+        """`SftObjective.collate`'s tensors, and "pretraining" [b, s], 1 for each trained token of text."""
         batch = self.sft.collate(samples)
         of_text = torch.from_numpy(np.stack([sample["pretraining"] for sample in samples]))  # [b, 1]
         return {**batch, "pretraining": batch["loss_mask"] * of_text}
 
     def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Sum over all learnt tokens, their number, and the sum and the number of those of text."""
+        """Sum over all trained tokens, their number, and the sum and the number of those of text."""
         total, count, sums = self.sft.loss(output, batch)
         text = {
             "pretraining": (output.detach().float() * batch["pretraining"]).sum(),
@@ -63,10 +63,10 @@ class ReplayObjective(Objective):
         return total, count, sums | text
 
     def report(self, means: dict[str, float]) -> dict[str, float]:
-        """The loss, and apart "answer_loss" and "pretraining_loss", each the mean over its own tokens,
+        """The loss, and apart "response_loss" and "pretraining_loss", each the mean over its own tokens,
         where there are any."""
         share, text = means.pop("pretraining_tokens"), means.pop("pretraining")
-        found = {"answer_loss": (means["loss"] - text) / (1 - share)} if share < 1 else {}
+        found = {"response_loss": (means["loss"] - text) / (1 - share)} if share < 1 else {}
         return means | found | ({"pretraining_loss": text / share} if share else {})
 
 
@@ -82,7 +82,7 @@ def rows_with_text(conversations: int, share: float) -> int:
 
 def as_conversation(sequence: Row) -> dict[str, np.ndarray]:
     """A next-token sequence [s] as a row of conversations [s + 1]: one segment,
-    of which all but the first token is learnt."""
+    of which all but the first token is trained on."""
     tokens = np.concatenate([sequence["tokens"], sequence["labels"][-1:]])
     return {
         "tokens": tokens,

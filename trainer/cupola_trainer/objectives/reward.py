@@ -1,4 +1,4 @@
-"""A reward model from pairs: one number at an answer's end, higher for the better one."""
+"""A reward model from pairs: one number at a response's end, higher for the better one."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +18,7 @@ from cupola_trainer.objectives.losses.preference import reward_loss
 from cupola_trainer.objectives.sft import pad
 
 BINS = 5
-"""Of the probability that the preferred answer of a pair is the better one, from 1/2 to 1."""
+"""Of the probability that the preferred response of a pair is the better one, from 1/2 to 1."""
 
 
 def build(inputs: ObjectiveInputs) -> Objective:
@@ -62,7 +62,7 @@ class RewardObjective(Objective):
         return _numbers(self._heldout[index]) if index < len(self._heldout) else None
 
     def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
-        """loss_mask [2 pairs, s]: 1 where a row's answer ends; "margin" [pairs]."""
+        """loss_mask [2 pairs, s]: 1 where a row's response ends; "margin" [pairs]."""
         rows = [(tokens, np.arange(len(tokens)) == len(tokens) - 1) for tokens, _ in pair_rows(samples)]
         batch = pad(rows, self.sequence_length)
         at_end = torch.zeros_like(batch["loss_mask"])
@@ -99,7 +99,7 @@ class RewardObjective(Objective):
 
     def report(self, means: dict[str, float]) -> dict[str, float]:
         """The expected calibration error (Guo et al. 2017, equation 3), and of each bin that is met the accuracy and
-        the share of pairs: "accuracy_60" is of pairs whose preferred answer was given a probability between 60% and
+        the share of pairs: "accuracy_60" is of pairs whose preferred response was given a probability between 60% and
         70%."""
         kept = {name: mean for name, mean in means.items() if not name.startswith("bin")}
         kept["ece"] = 0.0

@@ -115,7 +115,7 @@ def pack(lengths: Sequence[int], capacity: int, seed: int) -> list[list[int]]:
 
 def _join(samples: Sequence[Sample], places: Sequence[int]) -> Sample:
     """One row: "tokens", "mask" and "segments" (which conversation, from 1) [n]. The first token of a conversation is
-    never learnt, so none is predicted from another's end."""
+    never trained on, so none is predicted from another's end."""
     parts = [samples[place] for place in places]
     return {
         "tokens": np.concatenate([part["tokens"] for part in parts]),
@@ -125,16 +125,16 @@ def _join(samples: Sequence[Sample], places: Sequence[int]) -> Sample:
 
 
 def pad(rows: Sequence[tuple[np.ndarray, np.ndarray]], sequence_length: int) -> Batch:
-    """Rows of (token ids [n], learnt [n]), n <= s + 1, as tensors [b, s], padded with token 0 that nothing learns from.
+    """Rows of (token ids [n], loss mask [n]), n <= s + 1, as tensors [b, s], padded with token 0 that has no loss.
 
-    Padding follows what is learnt, so a causal model never sees it from a place that counts.
+    Padding follows the trained tokens, so a causal model never sees it from a place that counts.
     """
     tokens = _right_padded([ids for ids, _ in rows], sequence_length + 1)
-    learnt = _right_padded([mask for _, mask in rows], sequence_length + 1).astype(np.float32)
+    loss_mask = _right_padded([mask for _, mask in rows], sequence_length + 1).astype(np.float32)
     return {
         "tokens": torch.from_numpy(tokens[:, :-1].copy()),
         "labels": torch.from_numpy(tokens[:, 1:].copy()),
-        "loss_mask": torch.from_numpy(learnt[:, 1:].copy()),
+        "loss_mask": torch.from_numpy(loss_mask[:, 1:].copy()),
         "position_ids": torch.arange(sequence_length).expand(len(rows), -1).contiguous(),
     }
 

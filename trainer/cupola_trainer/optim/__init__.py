@@ -95,7 +95,7 @@ def build(chunks: Sequence[GPTModel], layout: LayoutConfig, config: OptimizerCon
 def merge_online(
     trainee: Trainee, config: OnlineMergingConfig, parent: Path | None, model: ModelConfig, seed: int
 ) -> None:
-    """Have every step of the trainee merged with what `parent` has learnt since `config.base`. Every rank calls it.
+    """Have every step of the trainee merged with what `parent` has learned since `config.base`. Every rank calls it.
 
     Raises:
         ConfigError: there is no parent checkpoint, or the base is of another architecture.

@@ -1,5 +1,5 @@
 """The online merging optimizer (Lu et al. 2024, arXiv 2405.17931):
-what Adam does is merged with what the reference learnt.
+what Adam does is merged with what the reference learned.
 
     theta <- theta + (1 - alpha) F(delta) + alpha F(tau)
 
@@ -191,9 +191,9 @@ class Part:
         trimmed = zip(self.pieces, self.before, deltas, self._smallest(deltas), strict=True)
         for piece, before, delta, smallest in trimmed:
             step = torch.where(delta.abs() >= smallest, delta * (1 - alpha), 0)
-            learnt = piece.tau * alpha
-            elected = (step + learnt).sign()
-            step = torch.where(step.sign() == elected, step, 0) + torch.where(learnt.sign() == elected, learnt, 0)
+            learned = piece.tau * alpha
+            elected = (step + learned).sign()
+            step = torch.where(step.sign() == elected, step, 0) + torch.where(learned.sign() == elected, learned, 0)
             piece.theta.copy_(before + step)
 
     def _smallest(self, values: Sequence[Tensor]) -> list[Tensor]:

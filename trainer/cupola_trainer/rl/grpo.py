@@ -77,7 +77,7 @@ class GrpoObjective(RolloutObjective):
         valid = ~rewards.isnan()
         advantages = group_advantages(rewards, valid, scale=self.grpo.scale_rewards).float().numpy()
         rollout.arrays["advantages"] = np.where(rollout.mask, advantages.reshape(-1, 1), 0.0).astype(np.float32)
-        rollout.arrays["learnt"] = (
+        rollout.arrays["trained_on"] = (
             rollout.mask & trained_on(rollout, self.config.truncated, self.config.samples_per_prompt)[:, None]
         )
         rollout.metrics["groups_alike"] = float((advantages == 0).all(axis=1).mean())
@@ -86,7 +86,7 @@ class GrpoObjective(RolloutObjective):
         assert self.current
         step, at = self.step_of(index)
         if self._weighed[0] != index - at:
-            mask = torch.from_numpy(self.current.arrays["learnt"][step])
+            mask = torch.from_numpy(self.current.arrays["trained_on"][step])
             weights = token_weights(mask, self.normalization, self.config.max_new_tokens)
             self._weighed = index - at, weights.numpy()
         return row_of(self.current, step[at], self._weighed[1][at])
@@ -98,7 +98,7 @@ class GrpoObjective(RolloutObjective):
         return batch["row_starts"].sum()
 
     def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Sum over answers, their number, and sums over answers of means over their tokens: KL, clipped share,
+        """Sum over responses, their number, and sums over responses of means over their tokens: KL, clipped share,
         change."""
         logps = torch.where(batch["loss_mask"] > 0, -output.float(), 0.0)  # padding's could be anything
         data, old = self.grpo, batch["old_logps"]
@@ -128,8 +128,8 @@ def trained_on(rollout: Rollout, truncated: str, samples_per_prompt: int) -> np.
 
 
 def row_of(rollout: Rollout, place: int, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """One answer as a sample: everything [s], but for its tokens [s + 1]."""
-    mask = rollout.arrays["learnt"][place].astype(np.float32)
+    """One response as a sample: everything [s], but for its tokens [s + 1]."""
+    mask = rollout.arrays["trained_on"][place].astype(np.float32)
     return {
         "tokens": rollout.tokens[place],
         "loss_mask": mask,

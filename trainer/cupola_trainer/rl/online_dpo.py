@@ -1,4 +1,4 @@
-"""Online DPO, as Qwen2 used it: each rollout's best and worst answers to a question are a pair."""
+"""Online DPO, as Qwen2 used it: each rollout's best and worst responses to a prompt are a pair."""
 
 from collections.abc import Mapping, Sequence
 
@@ -26,7 +26,7 @@ def build(inputs: ObjectiveInputs) -> "OnlineDpoObjective":
 
 
 class OnlineDpoObjective(RolloutObjective):
-    """A sample is one question's pair. One whose answers are all worth the same has a weight of 0, and is counted."""
+    """A sample is one prompt's pair. One whose responses are all worth the same has a weight of 0, and is counted."""
 
     name = "online_dpo"
 
@@ -39,7 +39,7 @@ class OnlineDpoObjective(RolloutObjective):
         return self.config.prompts
 
     def complete(self, rollout: Rollout) -> None:
-        """ "pairs" [prompts, 2], the rows of the best and the worst answer; "kept" [prompts], whether they differ."""
+        """ "pairs" [prompts, 2], the rows of the best and the worst response; "kept" [prompts], whether they differ."""
         size = self.config.samples_per_prompt
         kept = trained_on(rollout, self.config.truncated, size).reshape(-1, size)
         rewards = rollout.arrays["rewards"].reshape(-1, size)
@@ -48,7 +48,7 @@ class OnlineDpoObjective(RolloutObjective):
         groups = np.arange(len(rewards))
         rollout.arrays["kept"] = kept.any(axis=1) & (rewards[groups, best] > rewards[groups, worst])
         rollout.arrays["pairs"] = groups[:, None] * size + np.stack([best, worst], axis=1)
-        rollout.arrays["learnt"] = rollout.mask
+        rollout.arrays["trained_on"] = rollout.mask
         rollout.arrays["advantages"] = np.zeros_like(rollout.arrays["logps"])
         rollout.metrics["dropped_equal"] = float((~rollout.arrays["kept"]).sum())
 

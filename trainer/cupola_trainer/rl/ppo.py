@@ -42,9 +42,9 @@ def build(inputs: ObjectiveInputs) -> "PpoObjective":
 
 
 class PpoObjective(RolloutObjective):
-    """A sample is one answer with its question, and a sequence of pretraining's where that is mixed in.
+    """A sample is one response with its prompt, and a sequence of pretraining's where that is mixed in.
 
-    The loss of policy and value model is the mean over all tokens of a step's answers. A value belongs to the token
+    The loss of policy and value model is the mean over all tokens of a step's responses. A value belongs to the token
     that it comes before.
     """
 
@@ -75,13 +75,13 @@ class PpoObjective(RolloutObjective):
         arrays["values"] = self.value.values(rollout)
         valid = ~np.isnan(arrays["rewards"])
         kept = valid & (rollout.finished if self.config.truncated == "mask" else True)
-        arrays["learnt"] = rollout.mask & kept[:, None]
+        arrays["trained_on"] = rollout.mask & kept[:, None]
         if self.config.truncated == "mask":
             rollout.metrics["dropped_truncated"] = float((valid & ~rollout.finished).sum())
         kl = kl_estimate(torch.from_numpy(arrays["logps"]), torch.from_numpy(arrays["ref_logps"]), "k1").double()
         scores = torch.from_numpy(np.nan_to_num(arrays["rewards"]))
         mask = torch.from_numpy(rollout.mask).double()
-        columns, taken = (torch.from_numpy(array) for array in answers_first(rollout.mask))
+        columns, taken = (torch.from_numpy(array) for array in responses_first(rollout.mask))
         values = torch.from_numpy(arrays["values"]).double().gather(1, columns)
         rewards = token_rewards(scores, kl.gather(1, columns), taken, self.kl.value)
         found, returns = generalized_advantages(
@@ -91,15 +91,15 @@ class PpoObjective(RolloutObjective):
         for name, tensor in (("advantages", found), ("returns", returns)):
             whole = torch.zeros_like(mask).scatter_add(1, columns, tensor * taken)
             arrays[name] = whole.float().numpy()
-        of_answers = (kl * mask).sum(dim=1).numpy()
-        rollout.metrics |= {"kl_coef": self.kl.value, "kl": float(of_answers.mean())}
-        self.kl.update(float(of_answers.mean()), len(rollout))
+        of_responses = (kl * mask).sum(dim=1).numpy()
+        rollout.metrics |= {"kl_coef": self.kl.value, "kl": float(of_responses.mean())}
+        self.kl.update(float(of_responses.mean()), len(rollout))
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
         assert self.current
         step, at = self.step_of(index)
         if self._weighed[0] != index - at:
-            mask = torch.from_numpy(self.current.arrays["learnt"][step])
+            mask = torch.from_numpy(self.current.arrays["trained_on"][step])
             self._weighed = index - at, token_weights(mask, "token", self.config.max_new_tokens).numpy()
         row = row_of(self.current, step[at], self._weighed[1][at])
         for name, array in (("old_values", "values"), ("returns", "returns")):
@@ -117,15 +117,15 @@ class PpoObjective(RolloutObjective):
         for name, tensor in batch.items():
             added = more[name].to(tensor.dtype) if name in SEQUENCE else torch.zeros_like(tensor)
             whole[name] = torch.cat([tensor, added])
-        learnt = more["loss_mask"].float()
-        weights = self.ppo.pretraining_coef * learnt / learnt.sum(dim=1, keepdim=True).clamp(min=1)
+        trained = more["loss_mask"].float()
+        weights = self.ppo.pretraining_coef * trained / trained.sum(dim=1, keepdim=True).clamp(min=1)
         return {**whole, "pretraining": torch.cat([torch.zeros_like(weights), weights])}
 
     def count(self, batch: Batch) -> Tensor:
         return batch["row_starts"].sum()
 
     def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Sum over answers, their number, and sums over answers of clipped share and change."""
+        """Sum over responses, their number, and sums over responses of clipped share and change."""
         old = batch["old_logps"]
         logps = torch.where(batch["loss_mask"] > 0, -output.float(), 0.0)
         losses, clipped = clipped_ratio_loss(logps, old, batch["advantages"], low=self.ppo.clip, high=self.ppo.clip)
@@ -175,7 +175,7 @@ def _named_pretraining(sample: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     return {f"{MIXED}{name}": sample[name] for name in SEQUENCE}
 
 
-def answers_first(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def responses_first(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Columns [rows, s] that bring each row's masked ones to its front, in order; and 1 where they are such ones."""
     columns = np.argsort(~mask, axis=1, kind="stable")
     return columns, np.take_along_axis(mask, columns, axis=1).astype(np.float64)

@@ -17,7 +17,7 @@ from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, runtime
 from cupola_trainer.config import LayoutConfig
 from cupola_trainer.config.layout_rules import of_its_own, validate_layout
-from cupola_trainer.data.chat import RefusedError, encode_answer
+from cupola_trainer.data.chat import RefusedError, encode_response
 from cupola_trainer.data.tokenizer_folders import load_tokenizer
 from cupola_trainer.forward import outputs
 from cupola_trainer.rl.inference import load_frozen, over_rows
@@ -64,39 +64,39 @@ class RewardModel:
     def score(
         self,
         prompts: Sequence[Sequence[Message]],
-        answers: Sequence[str | Message],
+        responses: Sequence[str | Message],
         tools: Sequence[Any] | None = None,
         *,
         batch_size: int = 16,
     ) -> list[float]:
-        """The reward of each answer to its prompt, messages; the same on every rank,
+        """The reward of each response to its prompt, messages; the same on every rank,
         which calls it with the same texts.
 
         Args:
-            answers: texts, or messages where tools are called.
+            responses: texts, or messages where tools are called.
             tools: what could be called in each conversation; none for nothing in any.
 
         Raises:
             ConfigError: a conversation is longer than the model's longest sequence, or cannot be encoded.
         """
         rows = [
-            self.encode(prompt, answer if isinstance(answer, Mapping) else as_message(answer), at_hand)
-            for prompt, answer, at_hand in zip(prompts, answers, tools or [None] * len(prompts), strict=True)
+            self.encode(prompt, response if isinstance(response, Mapping) else as_message(response), at_hand)
+            for prompt, response, at_hand in zip(prompts, responses, tools or [None] * len(prompts), strict=True)
         ]
         rewards: list[float] = self.score_tokens(rows, batch_size=batch_size)
         return rewards
 
-    def encode(self, prompt: Sequence[Message], answer: Message, tools: Any) -> list[int]:
-        """Token ids of a prompt and its answer, the end included, as reward models are trained on them.
+    def encode(self, prompt: Sequence[Message], response: Message, tools: Any) -> list[int]:
+        """Token ids of a prompt and its response, the end included, as reward models are trained on them.
 
         Raises:
             RefusedError: the conversation cannot be encoded.
         """
-        asked, answered = encode_answer(self.tokenizer, prompt, answer, tools)
+        asked, answered = encode_response(self.tokenizer, prompt, response, tools)
         return asked + answered
 
     def score_rows(self, rows: Sequence[Mapping[str, Any]], *, batch_size: int = 16) -> list[float | None]:
-        """As `score`, of the last answers of rows {"messages", "tools"}; none for one that cannot be encoded."""
+        """As `score`, of the last responses of rows {"messages", "tools"}; none for one that cannot be encoded."""
         encoded: list[list[int] | None] = []
         for row in rows:
             try:
@@ -108,13 +108,13 @@ class RewardModel:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def score_tokens(self, rows: Sequence[Sequence[int]], *, batch_size: int = 16) -> list[float]:
-        """As `score`, of conversations as token ids, the answer's end included.
+        """As `score`, of conversations as token ids, the response's end included.
         Rows of like length are scored together."""
         longest = max(map(len, rows), default=0)
         if longest > self.model.max_position_embeddings:
             raise ConfigError(
                 f"a conversation has {longest} tokens; the reward model reads {self.model.max_position_embeddings}. "
-                "Shorten the answers (max_new_tokens)."
+                "Shorten the responses (max_new_tokens)."
             )
         ranks, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
         order = sorted(range(len(rows)), key=lambda number: len(rows[number]))

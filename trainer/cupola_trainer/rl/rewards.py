@@ -23,14 +23,14 @@ Scorer = Callable[[Row, str], float]
 
 @dataclass(frozen=True)
 class Scores:
-    """What answers are worth."""
+    """What responses are worth."""
 
     total: np.ndarray
-    """[answers]; NaN where some scorer gave no number: such an answer is left out."""
+    """[responses]; NaN where some scorer gave no number: such a response is left out."""
     parts: dict[str, np.ndarray]
-    """Each reward's own, unweighted [answers]."""
+    """Each reward's own, unweighted [responses]."""
     drops: Counter[str]
-    """Answers without a number, by reason: "reward_raised", "reward_not_finite"."""
+    """Responses without a number, by reason: "reward_raised", "reward_not_finite"."""
 
 
 def name_of(reward: Reward) -> str:
@@ -39,7 +39,7 @@ def name_of(reward: Reward) -> str:
 
 
 def scorer(reward: Reward) -> Scorer | None:
-    """A reward as a function of a row and an answer's text; none for a reward model, which judges tokens.
+    """A reward as a function of a row and a response's text; none for a reward model, which judges tokens.
 
     Raises:
         ConfigError: a function that cannot be imported or called.
@@ -47,7 +47,7 @@ def scorer(reward: Reward) -> Scorer | None:
     if isinstance(reward, TaskReward):
         return _by_task
     if isinstance(reward, CodeReward):
-        return lambda row, answer: passed(answer, row["tests"], reward.timeout_seconds, reward.memory_bytes)
+        return lambda row, response: passed(response, row["tests"], reward.timeout_seconds, reward.memory_bytes)
     return None if isinstance(reward, ModelReward) else load_function(reward.function)
 
 
@@ -123,19 +123,19 @@ def check_rewards(rewards: Sequence[Reward]) -> None:
             )
 
 
-def _verdict(function: Scorer, row: Row, answer: str) -> float | str:
+def _verdict(function: Scorer, row: Row, response: str) -> float | str:
     try:
-        value = float(function(row, answer))
+        value = float(function(row, response))
     except ConfigError:
         raise
-    except Exception:  # noqa: BLE001 - whatever a reward does wrong, it costs this answer only
+    except Exception:  # noqa: BLE001 - whatever a reward does wrong, it costs this response only
         return "reward_raised"
     return value if math.isfinite(value) else "reward_not_finite"
 
 
-def _by_task(row: Row, answer: str) -> float:
+def _by_task(row: Row, response: str) -> float:
     failures: Counter[str] = Counter()
-    value = score(row["task"], answer, failures)
+    value = score(row["task"], response, failures)
     if failures:
-        raise ValueError("the task's scorer failed on the answer")
+        raise ValueError("the task's scorer failed on the response")
     return value

@@ -65,9 +65,9 @@ class RolloutObjective(OnlineObjective):
         self.prompts, self.drops = self._read("train", longest)
         if not self.prompts:
             raise ConfigError(
-                f"{self.conversations} has no question that leaves max_new_tokens={self.config.max_new_tokens} of "
+                f"{self.conversations} has no prompt that leaves max_new_tokens={self.config.max_new_tokens} of "
                 f"sequence_length={self.length}; dropped: {dict(self.drops)}. Give longer sequences, or other "
-                "questions."
+                "prompts."
             )
         if self.drops:
             log.info("prompts dropped: %s", dict(self.drops))

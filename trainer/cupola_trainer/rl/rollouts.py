@@ -1,4 +1,4 @@
-"""A rollout: questions asked, answers drawn and scored, as arrays that every rank has whole."""
+"""A rollout: prompts asked, responses drawn and scored, as arrays that every rank has whole."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,19 +17,19 @@ from cupola_trainer.generation.batch import Completion
 
 @dataclass
 class Rollout:
-    """The answers of one rollout, in the order asked: all those to one question together.
+    """The responses of one rollout, in the order asked: all those to one prompt together.
 
-    Arrays are [rows, s]: column j belongs to token j + 1 of prompt and answer, as a batch's labels do.
+    Arrays are [rows, s]: column j belongs to token j + 1 of prompt and response, as a batch's labels do.
     """
 
     tokens: np.ndarray
-    """[rows, s + 1], prompt and answer, padded with 0."""
+    """[rows, s + 1], prompt and response, padded with 0."""
     mask: np.ndarray
-    """[rows, s], true on answers' tokens."""
+    """[rows, s], true on responses' tokens."""
     finished: np.ndarray
-    """[rows], false where an answer was cut by its length."""
+    """[rows], false where a response was cut by its length."""
     sampling_logps: np.ndarray
-    """[rows, s], what drawing an answer's tokens said of them; 0 elsewhere."""
+    """[rows, s], what drawing a response's tokens said of them; 0 elsewhere."""
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     """What was found out since: "rewards" [rows], "logps" [rows, s] and others."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class Rollout:
     def of(cls, prompts: Sequence[list[int]], completions: Sequence[Completion], sequence_length: int) -> "Rollout":
         """
         Args:
-            sequence_length: s; no prompt with its answer has more tokens.
+            sequence_length: s; no prompt with its response has more tokens.
         """
         rows = len(prompts)
         tokens = np.zeros((rows, sequence_length + 1), dtype=np.int64)
@@ -48,9 +48,9 @@ class Rollout:
         for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             end = len(prompt) + len(completion.tokens)
             tokens[row, :end] = [*prompt, *completion.tokens]
-            answer = slice(len(prompt) - 1, end - 1)
-            mask[row, answer] = True
-            logps[row, answer] = completion.logprobs
+            response = slice(len(prompt) - 1, end - 1)
+            mask[row, response] = True
+            logps[row, response] = completion.logprobs
         finished = np.array([completion.finished for completion in completions])
         return cls(tokens, mask, finished, logps)
 
@@ -59,7 +59,7 @@ class Rollout:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each answer [rows]."""
+        """Tokens of each response [rows]."""
         lengths: np.ndarray = self.mask.sum(axis=1)
         return lengths
 

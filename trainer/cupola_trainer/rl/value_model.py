@@ -48,7 +48,7 @@ class ValueObjective(Objective):
         return batch["row_starts"].sum()
 
     def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Sum over answers, their number, and the share of tokens where clipping holds the value."""
+        """Sum over responses, their number, and the share of tokens where clipping holds the value."""
         losses, clipped = clipped_value_loss(output, batch["old_values"], batch["returns"], clip=self.clip)
         sums = {"clip_fraction": (clipped * batch["shares"]).sum().float()}
         return (losses * batch["weights"]).sum(), self.count(batch), sums
@@ -79,7 +79,7 @@ class ValueModel:
         self.trainee = optim.build(chunks, inputs.layout, data.value_optimizer, inputs.steps)
 
     def values(self, rollout: Rollout) -> np.ndarray:
-        """The value before each of an answer's tokens [rows, s]; 0 elsewhere."""
+        """The value before each of a response's tokens [rows, s]; 0 elsewhere."""
         found = over_rows(rollout, self.micro_batch_size, lambda batch: outputs.values(self.trainee.chunks, batch))
         return np.where(rollout.mask, found, 0.0).astype(np.float32)
 

@@ -1,7 +1,7 @@
 """A model's Python, run to be scored.
 
-Each answer runs in a process that can compute and nothing else (see `sandbox.py`), its tests in a second one that calls
-it (see `confined/`). The second says of each test whether it holds, and the count of that is made here.
+Each response runs in a process that can compute and nothing else (see `sandbox.py`), its tests in a second one that
+calls it (see `confined/`). The second says of each test whether it holds, and the count of that is made here.
 """
 
 import json
@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from cupola_trainer.scoring import sandbox, workers
 
 
-def code_of(answer: str) -> str:
-    """The Python of an answer: its first fenced block, or all of it."""
-    before, fence, rest = answer.partition("```")
+def code_of(response: str) -> str:
+    """The Python of a response: its first fenced block, or all of it."""
+    before, fence, rest = response.partition("```")
     if not fence:
         return before
     block = rest.partition("```")[0]
@@ -23,9 +23,9 @@ def code_of(answer: str) -> str:
 
 
 def passed(
-    answer: str, tests: str | Sequence[str], timeout_seconds: float = 5.0, memory_bytes: int = 512 * 2**20
+    response: str, tests: str | Sequence[str], timeout_seconds: float = 5.0, memory_bytes: int = 512 * 2**20
 ) -> float:
-    """The share of tests that hold after the answer's code has run; 0 where it ends itself, or does not end in time.
+    """The share of tests that hold after the response's code has run; 0 where it ends itself, or does not end in time.
 
     Args:
         tests: Python statements, such as asserts, each run on its own; a text is one of them.
@@ -40,7 +40,7 @@ def passed(
         return 0.0
     tests = [tests] if isinstance(tests, str) else list(tests)
     told = {
-        "code": code_of(answer), "seconds": timeout_seconds, "memory": memory_bytes,
+        "code": code_of(response), "seconds": timeout_seconds, "memory": memory_bytes,
         "filter": sandbox.call_filter().hex(),
     }  # fmt: skip
     parts = [json.dumps(part).encode() for part in (told, tests)]
@@ -48,11 +48,11 @@ def passed(
     return workers.count_held(request, len(tests), timeout_seconds) / len(tests)
 
 
-def shares_passed(answers: Sequence[tuple[str, str | Sequence[str]]]) -> list[float]:
-    """`passed` of each answer and its tests, as many at a time as there are cores.
+def shares_passed(responses: Sequence[tuple[str, str | Sequence[str]]]) -> list[float]:
+    """`passed` of each response and its tests, as many at a time as there are cores.
 
     Raises:
         ConfigError: this machine cannot confine a process.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda pair: passed(*pair), answers))
+        return list(pool.map(lambda pair: passed(*pair), responses))

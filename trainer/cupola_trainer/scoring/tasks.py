@@ -62,18 +62,18 @@ def make_tasks(name: str, config: Mapping[str, Any], count: int, seed: int) -> l
     return list(tasks.values())
 
 
-def score(task: Mapping[str, Any], answer: str, failures: Counter[str] | None = None) -> float:
-    """Score a model's answer to a serialised task: 1 for a right one, less (some scorers give partial credit)
+def score(task: Mapping[str, Any], response: str, failures: Counter[str] | None = None) -> float:
+    """Score a model's response to a serialised task: 1 for a right one, less (some scorers give partial credit)
     otherwise.
 
     Args:
         task: {"name", "entry"}, as `Task.reference` gives and JSON keeps.
-        answer: the model's words, without control tokens.
-        failures: counts "scorer_error" when the scorer raises on the answer, which then scores 0.
+        response: the model's words, without control tokens.
+        failures: counts "scorer_error" when the scorer raises on the response, which then scores 0.
     """
     scorer = _scorer(task["name"])
     try:
-        return float(scorer(answer.strip(), task["entry"]))
+        return float(scorer(response.strip(), task["entry"]))
     except Exception:  # noqa: BLE001 - scorers raise whatever their parsing meets; a model may say anything
         if failures is not None:
             failures["scorer_error"] += 1

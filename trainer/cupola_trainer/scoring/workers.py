@@ -1,4 +1,4 @@
-"""Confined processes that wait for answers. One that is done waits for the next; one that is late or lost is ended."""
+"""Confined processes that wait for responses. A finished one waits for the next; a late or lost one is ended."""
 
 import os
 import select
@@ -11,7 +11,7 @@ from cupola_trainer.scoring import sandbox
 from cupola_trainer.scoring.confined.main import END, FAILED, HELD, READY, UNCONFINED
 
 STARTING = 10.0
-"""Seconds that a process may take to start on a busy machine, beside the answer's own."""
+"""Seconds that a process may take to start on a busy machine, beside the response's own."""
 
 
 @dataclass

@@ -146,13 +146,13 @@ def generate_command(
 def score_command(
     reference: Reference,
     file: Annotated[
-        Path, typer.Option(metavar="FILE", help="Conversations, as JSON lines; the last answer is scored.")
+        Path, typer.Option(metavar="FILE", help="Conversations, as JSON lines; the last response is scored.")
     ],
     json_: Annotated[bool, typer.Option("--json", help="Rows of JSON.")] = False,
     template_date: TemplateDateOption = None,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Say what a reward model gives each conversation's last answer, best first.
+    """Say what a reward model gives each conversation's last response, best first.
 
     Conversations are read as in training: through the checkpoint's chat
     template, with their tools.
@@ -164,7 +164,7 @@ def score_command(
         print(json.dumps(rows, ensure_ascii=False))
         return
     for row in rows:
-        print(visible(f"{row['reward']:10.4f}  {row['id']}  {' '.join(row['answer'].split())[:80]}"))
+        print(visible(f"{row['reward']:10.4f}  {row['id']}  {' '.join(row['response'].split())[:80]}"))
 
 
 def _dated(day: datetime | None) -> list[str]:

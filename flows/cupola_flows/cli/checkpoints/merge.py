@@ -46,7 +46,7 @@ def merge_command(
     ] = None,
     base: Annotated[str | None, typer.Option(metavar="ID", help="What all of them were trained from.")] = None,
     density: Annotated[
-        float | None, typer.Option(help="Share of what was learnt that ties and dare keep. Default 0.2.")
+        float | None, typer.Option(help="Share of what was learned that ties and dare keep. Default 0.2.")
     ] = None,
     scale: Annotated[float, typer.Option(help="Factor on the merged task vector of ties and dare.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of dare's masks.")] = 0,

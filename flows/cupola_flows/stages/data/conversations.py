@@ -24,11 +24,11 @@ class ConversationsStage(Stage):
     tokens: Annotated[str | None, Input("tokens", optional=True)] = None
     """The stage whose documents and tokenizer to use."""
     tasks: tuple[TaskSource, ...] = ()
-    """Generators of verifiable questions."""
+    """Generators of verifiable prompts."""
     corpus_conversations: int = Field(default=0, ge=0)
     """Training conversations to make from the corpus's documents."""
     heldout_per_task: int = Field(default=100, ge=1)
-    """Questions of each task kept from training, to be scored on; of files, a twentieth, at most as many."""
+    """Prompts of each task kept from training, to be scored on; of files, a twentieth, at most as many."""
     files: tuple[RowFiles, ...] = ()
     """Conversations of others: files of rows in any format, or a Hugging Face dataset."""
 

@@ -1,4 +1,4 @@
-"""Preference pairs from a checkpoint's own answers, scored."""
+"""Preference pairs from a checkpoint's own responses, scored."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -18,7 +18,7 @@ from cupola_trainer.scoring.execution import shares_passed
 
 
 class PreferencesStage(Stage, SamplingSettings, LayoutSettings):
-    """Answers sampled from a checkpoint and scored -> pairs of a better and a worse one."""
+    """Responses sampled from a checkpoint and scored -> pairs of a better and a worse one."""
 
     gives: ClassVar[str] = "preferences"
     renders: ClassVar[bool] = True
@@ -27,20 +27,20 @@ class PreferencesStage(Stage, SamplingSettings, LayoutSettings):
     parent: Annotated[str | None, Input("checkpoint")] = None
     """The stage whose checkpoint answers."""
     conversations: Annotated[str | None, Input("conversations")] = None
-    """The stage whose questions are asked."""
+    """The stage whose prompts are asked."""
     score_by: Literal["task", "execution", "reward"] = "task"
-    """`task`: the questions' verifiable tasks. `execution`: an answer's Python code must run, the tests of the
-    question's row (`tests`) after it. `reward`: what `reward_model` gives; the widest differences make the pairs."""
+    """`task`: the prompts' verifiable tasks. `execution`: a response's Python code must run, the tests of the
+    prompt's row (`tests`) after it. `reward`: what `reward_model` gives; the widest differences make the pairs."""
     reward_model: Annotated[str | None, Input("reward_model", guess=None)] = None
     """The stage whose reward model scores (`score_by: reward`)."""
     min_gap: float = Field(default=0.0, ge=0)
     """Least difference between the two scores of a pair."""
     samples_per_prompt: int = Field(default=4, ge=2)
-    """Answers per prompt."""
+    """Responses per prompt."""
     max_prompts: int = Field(default=512, ge=1)
     """Tasks asked, at most."""
     pairs_per_prompt: int = Field(default=2, ge=1)
-    """Pairs made of one prompt's answers, at most."""
+    """Pairs made of one prompt's responses, at most."""
     heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the prompts whose pairs are kept from training."""
     temperature: float = Field(default=1.0, gt=0)
@@ -53,7 +53,7 @@ class PreferencesStage(Stage, SamplingSettings, LayoutSettings):
         return self
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
-        """Ask a checkpoint the training questions several times, score its answers, and pair better with worse ones."""
+        """Ask a checkpoint the training prompts several times, score its responses, and pair better with worse ones."""
         parent, prompts = taken.one("parent"), ctx.folder / "prompts.jsonl"
         needs = {"task": "task", "execution": "tests"}.get(self.score_by)
         make_prompts(taken.one("conversations").path, needs=needs, count=self.max_prompts, seed=ctx.seed, to=prompts)
@@ -71,7 +71,7 @@ class PreferencesStage(Stage, SamplingSettings, LayoutSettings):
         report = make_preferences(
             prompts,
             samples,
-            scores=answer_scores(ctx, self, prompts, samples, taken.maybe("reward_model")),
+            scores=response_scores(ctx, self, prompts, samples, taken.maybe("reward_model")),
             min_gap=self.min_gap if self.score_by == "reward" else None,
             made_by={"model": parent.id, "filter": self.score_by},
             heldout_fraction=self.heldout_fraction,
@@ -80,27 +80,27 @@ class PreferencesStage(Stage, SamplingSettings, LayoutSettings):
             to=folder,
         )
         told = {"sampled_accuracy": "accuracy", "mean_score": "mean_score"}
-        metrics = {"answers": float(report["answers"])}
+        metrics = {"responses": float(report["responses"])}
         metrics |= {name: report[key] for name, key in told.items() if key in report}
         metrics |= {f"{split}_pairs": float(count) for split, count in report["pairs"].items()}
         return ctx.publish(folder, parents=taken.all(), metrics=metrics | say_dropped(ctx, report))
 
 
-def answer_scores(
+def response_scores(
     ctx: StageContext, stage: PreferencesStage, prompts: Path, samples: Path, reward_model: Artifact | None
 ) -> list[float | None] | None:
-    """The score of each sampled answer, in order; none for one that a reward model cannot read, and in place of the
+    """The score of each sampled response, in order; none for one that a reward model cannot read, and in place of the
     list where their tasks score them."""
     if stage.score_by == "task":
         return None
     asked = {row["id"]: row for row in json_lines.read(prompts)}
     answered = list(json_lines.read(samples))
     if reward_model is None:
-        return list(shares_passed([(row["answer"], asked[row["id"]]["tests"]) for row in answered]))
+        return list(shares_passed([(row["response"], asked[row["id"]]["tests"]) for row in answered]))
     ended = [row for row in answered if row["finished"]]  # the others make no pair
     told = (
         {
-            "messages": [*asked[row["id"]]["messages"], {"role": "assistant", "content": row["answer"]}],
+            "messages": [*asked[row["id"]]["messages"], {"role": "assistant", "content": row["response"]}],
             "tools": asked[row["id"]].get("tools"),
         }
         for row in ended

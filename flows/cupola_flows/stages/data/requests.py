@@ -10,7 +10,7 @@ from cupola_platform.endpoint import Completion
 
 Row = dict[str, Any]
 Say = Callable[[Sequence[Row], str], list[Completion]]
-"""What is asked, {"messages", "tools"}, and the name of the step, to answers."""
+"""What is asked, {"messages", "tools"}, and the name of the step, to responses."""
 
 REWORD = (
     "Write the following request in other words. Keep its meaning and every number and name in it. Give the new "
@@ -51,11 +51,11 @@ def make(stage: SynthesisSettings, rows: Sequence[Row], numbers: Sequence[int], 
 
 
 def _asked(stage: SynthesisSettings, row: Row) -> Row:
-    """The messages to answer; only an answer to the row's own question may call the row's tools."""
-    if stage.make == "questions":
+    """The messages to respond to; only a response to the row's own prompt may call the row's tools."""
+    if stage.make == "prompts":
         return {"messages": [_user(ASK.format(text=row["text"]))]}
     asked: list[Row] = row["messages"][:-1]
-    if stage.make == "answers":
+    if stage.make == "responses":
         return {"messages": asked, "tools": row.get("tools")}
     return {"messages": [_user(REWORD.format(question=asked[-1]["content"]))]}
 
@@ -63,10 +63,10 @@ def _asked(stage: SynthesisSettings, row: Row) -> Row:
 def _messages(stage: SynthesisSettings, row: Row, said: Completion) -> list[Row] | None:
     """The conversation with what the model said in it; none where it said nothing."""
     text = said.text.strip()
-    if stage.make == "answers" and (text or said.tool_calls):
+    if stage.make == "responses" and (text or said.tool_calls):
         calls = {"tool_calls": list(said.tool_calls)} if said.tool_calls else {}
         return [*row["messages"][:-1], {"role": "assistant", "content": text, **calls}]
-    if not text or stage.make == "answers":
+    if not text or stage.make == "responses":
         return None
     if stage.make == "variants":
         return [*row["messages"][:-2], _user(text), row["messages"][-1]]

@@ -18,15 +18,15 @@ CONSTITUTION = (
 class SynthesisSettings(Strict):
     """What a model writes, and what of it is kept."""
 
-    make: Literal["answers", "variants", "questions", "revisions"] = "answers"
-    """`answers`: the training questions, answered by the model. `variants`: the same questions in other words, with the
-    answers they had. `questions`: a question about a document of the corpus, and its answer. `revisions`: the answers
+    make: Literal["responses", "variants", "prompts", "revisions"] = "responses"
+    """`responses`: the training prompts, answered by the model. `variants`: the same prompts in other words, with the
+    responses they had. `prompts`: a prompt about a document of the corpus, and its response. `revisions`: the responses
     they had, criticised and rewritten by a principle of the constitution (Bai et al. 2022, section 3)."""
     endpoint: EndpointConfig | None = None
     """The model that writes, behind an OpenAI-compatible endpoint."""
     filter: Literal["scorer", "execution", "judge", "reward", "none"] = "scorer"
-    """`scorer`: the question's verifiable task. `execution`: the answer's Python code must run, the tests of the
-    question's row (`tests`) after it. `judge`: a model gives a mark from 0 to 10. `reward`: what `reward_model` gives.
+    """`scorer`: the prompt's verifiable task. `execution`: the response's Python code must run, the tests of the
+    prompt's row (`tests`) after it. `judge`: a model gives a mark from 0 to 10. `reward`: what `reward_model` gives.
     `none` keeps all."""
     judge: EndpointConfig | None = None
     """The model that marks; none for the one that writes."""
@@ -34,7 +34,7 @@ class SynthesisSettings(Strict):
     """Score from which a row is kept: 1 for a scorer's or a program's yes; a judge's marks are divided by 10; rewards
     are as they come, of any sign."""
     keep: Literal["passing", "best"] = "passing"
-    """Of each question: every text that passes, or the one of best score (rejection sampling,
+    """Of each prompt: every text that passes, or the one of best score (rejection sampling,
     with `samples_per_prompt` above 1)."""
     constitution: tuple[str, ...] = Field(default=CONSTITUTION, min_length=1)
     """Principles of `revisions`: each text is mended by one of them, which the seed draws."""

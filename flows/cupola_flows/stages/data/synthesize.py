@@ -28,7 +28,7 @@ class SynthesizeStage(Stage, SynthesisSettings, LayoutSettings):
     conversations: Annotated[str | None, Input("conversations", guess=None)] = None
     """The stage whose conversations are answered anew, reworded or mended."""
     tokens: Annotated[str | None, Input("tokens", guess=None)] = None
-    """The stage whose documents are asked about (`make: questions`)."""
+    """The stage whose documents are asked about (`make: prompts`)."""
     writer: Annotated[str | None, Input("checkpoint", guess=None)] = None
     """The stage whose checkpoint writes, in place of an endpoint."""
     reward_model: Annotated[str | None, Input("reward_model", guess=None)] = None
@@ -38,16 +38,16 @@ class SynthesizeStage(Stage, SynthesisSettings, LayoutSettings):
     def _fits_together(self) -> "SynthesizeStage":
         if (self.endpoint is None) == (self.writer is None):
             raise ValueError("give either `endpoint` or `writer` (a stage's checkpoint) to write, and not both")
-        if (self.make == "questions") != (self.tokens is not None) or (self.tokens is None) == (
+        if (self.make == "prompts") != (self.tokens is not None) or (self.tokens is None) == (
             self.conversations is None
         ):
             raise ValueError(
-                "name `tokens` for make=questions, and `conversations` for answers, variants and revisions: one of them"
+                "name `tokens` for make=prompts, and `conversations` for responses, variants and revisions: one of them"
             )
         if (self.filter == "reward") != (self.reward_model is not None):
             raise ValueError("filter=reward and `reward_model` go together: give both or neither")
-        if self.make in {"variants", "questions"} and self.filter in {"scorer", "execution"}:
-            why = "variants keep the answers they had: " if self.make == "variants" else "questions have no task: "
+        if self.make in {"variants", "prompts"} and self.filter in {"scorer", "execution"}:
+            why = "variants keep the responses they had: " if self.make == "variants" else "prompts have no task: "
             outcome = "would pass all" if self.make == "variants" else "has nothing to go by"
             raise ValueError(f"{why}filter={self.filter} {outcome}. Use judge, reward or none")
         return self
@@ -57,14 +57,14 @@ class SynthesizeStage(Stage, SynthesisSettings, LayoutSettings):
         what was answered before a stop is not asked again.
 
         Raises:
-            ConfigError: no question to ask, a filter that has nothing to go by, or nothing passes it.
+            ConfigError: no prompt to ask, a filter that has nothing to go by, or nothing passes it.
             ServiceError: the endpoint does not answer.
         """
         corpus = taken.maybe("tokens")
         asked = (
             texts.documents(corpus.path, self, ctx.seed)
             if corpus
-            else texts.questions(taken.one("conversations").path, self, ctx.seed)
+            else texts.prompts(taken.one("conversations").path, self, ctx.seed)
         )
         written = list(texts.written(ctx, self, self._writer(ctx, taken), asked, ctx.folder / "answered.jsonl"))
         if model := taken.maybe("reward_model"):

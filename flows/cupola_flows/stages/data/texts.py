@@ -17,7 +17,7 @@ from cupola_flows.stages.data.writers import EndpointWriter, Writer
 from cupola_platform import json_lines
 from cupola_platform.conversation import words
 from cupola_platform.errors import ConfigError
-from cupola_trainer.data.shapes import question_of
+from cupola_trainer.data.shapes import prompt_of
 from cupola_trainer.scoring.execution import shares_passed
 from cupola_trainer.scoring.tasks import score
 
@@ -27,19 +27,19 @@ ABOUT = ("messages", "finished", "score", "drop")
 """What a text's line holds besides what is published."""
 
 
-def questions(folder: Path, stage: SynthesisSettings, seed: int) -> list[Row]:
-    """The distinct training questions that the filter can judge, in an order that the seed decides."""
+def prompts(folder: Path, stage: SynthesisSettings, seed: int) -> list[Row]:
+    """The distinct training prompts that the filter can judge, in an order that the seed decides."""
     rows = list(json_lines.read(folder / "train.jsonl"))
     needs = {"scorer": "task", "execution": "tests"}.get(stage.filter)
-    distinct = {question_of(row): row for row in rows if not needs or row.get(needs)}
+    distinct = {prompt_of(row): row for row in rows if not needs or row.get(needs)}
     if not distinct:
         raise ConfigError(
             f"filter={stage.filter} needs conversations with `{needs}`, and none has any. Choose another filter."
         )
-    found = [row for row in distinct.values() if stage.make == "answers" or _answered_in_text(row)]
+    found = [row for row in distinct.values() if stage.make == "responses" or _answered_in_text(row)]
     if not found:
         raise ConfigError(
-            f"make={stage.make} needs a question and its answer in words, and no conversation ends in them."
+            f"make={stage.make} needs a prompt and its response in words, and no conversation ends in them."
         )
     random.Random(seed).shuffle(found)
     return found[: stage.max_rows]
@@ -134,7 +134,7 @@ def _reason(stage: SynthesisSettings, text: Row) -> str:
     if not text["finished"]:
         return "unfinished"
     if not text["messages"]:
-        return "no question and answer" if stage.make == "questions" else "empty"
+        return "no prompt and response" if stage.make == "prompts" else "empty"
     if text["synthesis"]["score"] is None:
         return "not to be scored"
     return "" if text["synthesis"]["score"] >= stage.min_score else "low score"
@@ -145,12 +145,13 @@ def _scores(
 ) -> list[float]:
     """Of texts that came to nothing, 0; of what a reward model is to score later, 0 too."""
     good = [place for place, text in enumerate(made) if text["messages"]]
-    answers = [words(made[place]["messages"][-1]) for place in good]
+    responses = [words(made[place]["messages"][-1]) for place in good]
     found = [0.0] * len(made)
     if stage.filter == "scorer":
-        values = [score(rows[place]["task"], answer) for place, answer in zip(good, answers, strict=True)]
+        values = [score(rows[place]["task"], response) for place, response in zip(good, responses, strict=True)]
     elif stage.filter == "execution":
-        values = shares_passed([(answer, rows[place]["tests"]) for place, answer in zip(good, answers, strict=True)])
+        tests = [rows[place]["tests"] for place in good]
+        values = shares_passed(list(zip(responses, tests, strict=True)))
     elif stage.filter == "judge":
         judge = EndpointWriter(stage.judge) if stage.judge else pen
         prompts = [{"messages": judging(made[place]["messages"])} for place in good]

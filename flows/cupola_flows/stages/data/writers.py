@@ -27,7 +27,7 @@ class Writer(Protocol):
         """Conversations to give it together: what is lost when it is stopped."""
 
     def say(self, asked: Sequence[Row], *, temperature: float, length: int, seed: int, step: str) -> list[Completion]:
-        """An answer to each, {"messages", "tools"}, of `length` tokens at most. `step` names the work: a step that was
+        """A response to each, {"messages", "tools"}, of `length` tokens at most. `step` names the work: a step that was
         done is not done again."""
 
 
@@ -46,14 +46,14 @@ class EndpointWriter:
         return 4 * self.config.concurrency
 
     def say(self, asked: Sequence[Row], *, temperature: float, length: int, seed: int, step: str) -> list[Completion]:
-        answers = Endpoint(self.config).map(
+        responses = Endpoint(self.config).map(
             [row["messages"] for row in asked],
             temperature=temperature,
             max_new_tokens=length,
             seeds=range(seed, seed + len(asked)),
             tools=[row.get("tools") for row in asked],
         )
-        return list(answers)
+        return list(responses)
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ class CheckpointWriter:
         )
         run_job(self.ctx, job)
         answered = json_lines.read(output / "samples.jsonl")
-        return [Completion(row["answer"], row["finished"]) for row in answered]
+        return [Completion(row["response"], row["finished"]) for row in answered]
 
 
 def rewards(
     ctx: StageContext, reward_model: Artifact, conversations: Iterable[Row], layout: LayoutConfig
 ) -> list[float | None]:
-    """What a reward model gives the last answer of each conversation, {"messages", "tools"}, in order; none for one
+    """What a reward model gives the last response of each conversation, {"messages", "tools"}, in order; none for one
     that its tokenizer refuses."""
     file = ctx.folder / "to-score.jsonl"
     json_lines.write(file, conversations)

@@ -34,7 +34,7 @@ class DpoStage(TrainStage, DpoSettings):
 
 
 def reference(ctx: StageContext, stage: DpoStage, parent: Artifact, preferences: Artifact) -> Artifact:
-    """What the frozen parent says of every answer: computed once, whatever is then tried with it."""
+    """What the frozen parent says of every response: computed once, whatever is then tried with it."""
     config = {
         "sequence_length": stage.batch.sequence_length,
         "precision": stage.precision,

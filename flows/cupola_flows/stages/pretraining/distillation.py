@@ -28,9 +28,9 @@ class DistillationStage(TrainStage, DistillationSettings):
     model: ModelShape | None = None
     """Shape of a new student, in place of `parent`: values, or a published model's (`preset: NAME`) with changes."""
     tokens: Annotated[str | None, Input("tokens", guess=None)] = None
-    """The stage whose corpus is learnt from. Either this or `conversations`."""
+    """The stage whose corpus is trained on. Either this or `conversations`."""
     conversations: Annotated[str | None, Input("conversations", guess=None)] = None
-    """The stage whose conversations are learnt from: the assistant's tokens."""
+    """The stage whose conversations are trained on: the assistant's tokens."""
     stored_top_k: int | None = Field(default=None, ge=1)
     """Ask the teacher once, before training, and keep so many likeliest tokens at each place, as an artifact that other
     students of the same text use too; none for a live teacher, beside the student."""

@@ -16,7 +16,7 @@ from cupola_platform.corpus.pipeline.checks import check_config, file_digests, n
 from cupola_platform.corpus.sources.reader import source_state
 from cupola_platform.errors import ConfigError
 from cupola_platform.strict import Strict
-from cupola_trainer.data.instructions import heldout_questions
+from cupola_trainer.data.instructions import heldout_prompts
 
 
 class PrepareStage(Stage):
@@ -53,7 +53,7 @@ class PrepareStage(Stage):
             config,
             folder,
             progress=show,
-            test_items=evaluation_questions(ctx.stages, ctx.seeds) if self._asks_tasks else None,
+            test_items=evaluation_prompts(ctx.stages, ctx.seeds) if self._asks_tasks else None,
             scorer=(sys.executable, "-m", "cupola_trainer", "surprise", str(judge.path)) if judge else (),
         )
         return ctx.publish(folder, parents=taken.all(), metrics=report.metrics)
@@ -72,7 +72,7 @@ class PrepareStage(Stage):
         return self.corpus.decontamination is not None and self.corpus.decontamination.tasks
 
     def content(self, stages: Mapping[str, Strict], seeds: Mapping[str, int]) -> dict[str, Any]:
-        """What the sources hold, and the held-out questions that the corpus is checked against."""
+        """What the sources hold, and the held-out prompts that the corpus is checked against."""
         states = {name: source_state(source) for name, source in named_sources(self.corpus).items()}
         tasks = {
             name: [seeds[name], of.model_dump(mode="json", include={"tasks", "heldout_per_task"})]
@@ -90,11 +90,11 @@ class PrepareStage(Stage):
         )
 
 
-def evaluation_questions(stages: Mapping[str, Strict], seeds: Mapping[str, int]) -> dict[str, list[str]]:
-    """The questions that a recipe's `conversations` stages hold out, by stage and task."""
+def evaluation_prompts(stages: Mapping[str, Strict], seeds: Mapping[str, int]) -> dict[str, list[str]]:
+    """The prompts that a recipe's `conversations` stages hold out, by stage and task."""
     return {
-        f"{name}:{task}": questions
+        f"{name}:{task}": prompts
         for name, stage in stages.items()
         if isinstance(stage, ConversationsStage)
-        for task, questions in heldout_questions(stage.tasks, stage.heldout_per_task, seeds[name]).items()
+        for task, prompts in heldout_prompts(stage.tasks, stage.heldout_per_task, seeds[name]).items()
     }

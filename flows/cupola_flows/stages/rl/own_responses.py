@@ -21,7 +21,7 @@ class OwnResponsesStage(TrainStage, ReinforcementSettings):
     parent: Annotated[str | None, Input("checkpoint")] = None
     """The stage whose checkpoint to train; it is the frozen reference too."""
     conversations: Annotated[str | None, Input("conversations")] = None
-    """The stage whose questions are asked."""
+    """The stage whose prompts are asked."""
     rewards: tuple[RewardRule, ...] = (TaskReward(),)
     """What a response is worth: the weighted sum of these, and of the reward model's score where there is one."""
     reward_model: Annotated[str | None, Input("reward_model", guess=None)] = None
@@ -32,7 +32,7 @@ class OwnResponsesStage(TrainStage, ReinforcementSettings):
     @model_validator(mode="after")
     def _some_reward(self) -> "OwnResponsesStage":
         if not self.rewards and not self.reward_model:
-            raise ValueError("give rewards, or a reward_model: answers must be worth something")
+            raise ValueError("give rewards, or a reward_model: responses must be worth something")
         return self
 
     def check(self, recipe: Any) -> None:
@@ -40,7 +40,7 @@ class OwnResponsesStage(TrainStage, ReinforcementSettings):
         self.rollout.check(self.batch, pairs=self.learns_pairs)
 
     def reads(self, taken: Taken, of: type[ReinforcementSettings]) -> dict[str, Any]:
-        """What a job of the stage reads: its settings `of` that objective, the questions, the rewards."""
+        """What a job of the stage reads: its settings `of` that objective, the prompts, the rewards."""
         rewards: tuple[Reward, ...] = self.rewards
         if model := taken.maybe("reward_model"):
             rewards = (*rewards, ModelReward(checkpoint=model.path, weight=self.reward_model_weight))

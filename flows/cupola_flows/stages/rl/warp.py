@@ -1,7 +1,7 @@
 """WARP (Rame et al. 2024, algorithm 1; Gemma 2 technical report, section 4): rounds of several GRPO runs, merged.
 
 A round: `runs` times GRPO from one beginning, each pulled to the moving average of its own policy; SLERP of what they
-learnt, layer by layer; then linear interpolation towards the beginning (LITI), which ends `eta` of the way. The next
+learned, layer by layer; then linear interpolation towards the beginning (LITI), which ends `eta` of the way. The next
 round begins there. What lies between the last round's beginning and its merged runs is a front of reward over KL.
 """
 
@@ -28,7 +28,7 @@ BEGINNING = "beginning"
 
 
 class WarpStage(OwnResponsesStage, GrpoSettings):
-    """WARP (Gemma 2's): rounds of several GRPO runs, merged by SLERP of what they learnt,
+    """WARP (Gemma 2's): rounds of several GRPO runs, merged by SLERP of what they learned,
     then drawn back to where they began."""
 
     kind: Literal["warp"] = "warp"
@@ -37,7 +37,7 @@ class WarpStage(OwnResponsesStage, GrpoSettings):
     ema_rate: float = Field(default=0.01, ge=0, lt=1)
     """How far that average moves to the policy after each step."""
     runs: int = Field(default=2, ge=2)
-    """Runs of a round, each with questions and answers of its own; `steps` are one run's."""
+    """Runs of a round, each with prompts and responses of its own; `steps` are one run's."""
     rounds: int = Field(default=2, ge=1)
     """Each begins where the one before ended."""
     eta: float = Field(default=0.3, gt=0, le=1)
@@ -109,7 +109,7 @@ def _round(
 
 
 def _run(ctx: StageContext, stage: WarpStage, data: GrpoData, start: Path, number: int, run: int) -> Path:
-    """One GRPO run of a round; no two have the same questions in the same order, or the same answers."""
+    """One GRPO run of a round; no two have the same prompts in the same order, or the same responses."""
     ctx.display.note(ctx.name, f"round {number} of {stage.rounds}, run {run} of {stage.runs}")
     seed = ctx.seed + 1000 * number + run
     name = f"round{number}/run{run}"
@@ -136,7 +136,7 @@ def _job(ctx: StageContext, name: str, job: AnyJob) -> Path:
 def _measure(
     ctx: StageContext, stage: WarpStage, data: GrpoData, reference: Path, found: dict[str, Path]
 ) -> dict[str, dict[str, float]]:
-    """Reward and KL of every checkpoint, on the held-out questions."""
+    """Reward and KL of every checkpoint, on the held-out prompts."""
     job = FrontJob(
         output=ctx.folder / "front",
         seed=ctx.seed,

@@ -37,7 +37,7 @@ def render(messages: Any, tools: Any = None) -> tuple[str, str]:
     if not turns:
         return "", "no conversation"
     reason = problem(turns, CONTROL_TOKENS, tools)
-    if reason and reason not in ("no_assistant_turn", "no_question"):  # a document, not a lesson
+    if reason and reason not in ("no_assistant_turn", "no_prompt"):  # a document, not a lesson
         return "", REASONS.get(reason, "malformed conversation")
     return str(_template().render(messages=for_template(turns), tools=normal_tools(tools))), ""
 

@@ -255,10 +255,10 @@ class Preparation:
             beside["test_items"] = json.loads(counts.read_text(encoding="utf-8"))
         if (cutoffs := self.work / "cutoffs.json").exists():
             beside["perplexity_cutoffs"] = json.loads(cutoffs.read_text(encoding="utf-8"))
-        if learnt := list(classifiers(self.config)):
-            paths = (self.to / "models" / key / "classifier.json" for key in learnt)
+        if trained := list(classifiers(self.config)):
+            paths = (self.to / "models" / key / "classifier.json" for key in trained)
             beside["models"] = dict(
-                zip(learnt, (json.loads(path.read_text(encoding="utf-8")) for path in paths), strict=True)
+                zip(trained, (json.loads(path.read_text(encoding="utf-8")) for path in paths), strict=True)
             )
         return Account(
             steps=self.counted,

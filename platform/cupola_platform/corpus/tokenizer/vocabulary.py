@@ -57,8 +57,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, base: Tokenizer | Non
         merges = merges_of({token: i for i, token in enumerate(tokens)})
     counts = count_words(unicodedata.normalize("NFC", text) for text in texts)
     room = vocab_size - len(CONTROL_TOKENS) - len(tokens)
-    learnt = learn_merges(counts, _parts(counts, tokens, base), len(tokens), room)
-    for first, second in learnt:
+    learned = learn_merges(counts, _parts(counts, tokens, base), len(tokens), room)
+    for first, second in learned:
         merges.append((tokens[first], tokens[second]))
         tokens.append(tokens[first] + tokens[second])
     return _byte_level({token: i for i, token in enumerate(tokens)}, merges)

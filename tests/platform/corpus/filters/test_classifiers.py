@@ -1,4 +1,4 @@
-"""Documents judged by classifiers that were learnt from labelled sources, and by lists of words."""
+"""Documents judged by classifiers trained on labelled sources, and by lists of words."""
 
 import json
 import random
@@ -113,7 +113,7 @@ def test_a_model_that_was_kept_judges_as_it_did(tmp_path: Path) -> None:
         ({"model": "/nowhere"}, ConfigError, r"/nowhere/weights\.npz: there is no such file"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_learnt_from_is_refused(
+def test_what_cannot_be_trained_on_is_refused(
     tmp_path: Path, change: dict[str, object], error: type[Exception], message: str
 ) -> None:
     (tmp_path / "raw.txt").write_text(text(GOOD, 1))

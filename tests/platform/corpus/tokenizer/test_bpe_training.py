@@ -41,7 +41,7 @@ def test_the_vocabulary_is_the_one_that_tokenizers_learns() -> None:
     assert follows_its_ranks(ours) is not None
 
 
-def test_a_base_keeps_its_ids_and_what_is_learnt_on_top_of_it_is_what_one_training_learns(tmp_path: Path) -> None:
+def test_a_base_keeps_its_ids_and_what_is_trained_on_on_top_of_it_is_what_one_training_learns(tmp_path: Path) -> None:
     small = make_tokenizer(TokenizerConfig(vocab_size=448), texts(), tmp_path / "small")
     assert small == 448
     config = TokenizerConfig(vocab_size=768, base=tmp_path / "small")
@@ -135,7 +135,7 @@ def test_an_imported_tokenizer_keeps_its_own_way_of_splitting(tmp_path: Path) ->
         make_tokenizer(TokenizerConfig(vocabulary=tmp_path / "broken.json"), [], tmp_path / "made")
 
 
-def test_what_is_learnt_does_not_depend_on_the_order_of_the_texts(tmp_path: Path) -> None:
+def test_what_is_trained_on_does_not_depend_on_the_order_of_the_texts(tmp_path: Path) -> None:
     shuffled = texts()
     random.Random(0).shuffle(shuffled)
     config = TokenizerConfig(vocab_size=448)

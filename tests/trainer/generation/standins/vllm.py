@@ -1,5 +1,5 @@
 """Stands in for vLLM, which needs a GPU and is in no registry for CPUs: the part of its interface that Cupola calls,
-over transformers. It shows that weights arrive whole and of this moment, and that answers come back in order;
+over transformers. It shows that weights arrive whole and of this moment, and that responses come back in order;
 not that vLLM works."""
 
 import tempfile
@@ -50,10 +50,10 @@ class LLM:
             save_file(self.received, f"{folder}/model.safetensors", metadata={"format": "pt"})
             model = AutoModelForCausalLM.from_pretrained(folder).eval()
         asked = zip((prompt["prompt_token_ids"] for prompt in prompts), sampling_params, strict=True)
-        return [_answer(model, prompt, parameters) for prompt, parameters in asked]
+        return [_response(model, prompt, parameters) for prompt, parameters in asked]
 
 
-def _answer(model: Any, prompt: list[int], parameters: SamplingParams) -> Any:
+def _response(model: Any, prompt: list[int], parameters: SamplingParams) -> Any:
     assert parameters.temperature == 0, "greedy only"
     tokens: list[int] = []
     places = []

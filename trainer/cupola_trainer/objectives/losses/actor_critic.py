@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """An answer's score at its last token, less `kl_coef` times the KL at each (Ziegler et al. 2019, section 2).
+    """A response's score at its last token, less `kl_coef` times the KL at each (Ziegler et al. 2019, section 2).
 
     Args:
         scores: [rows].
         kl: [rows, n], an estimate at each token.
-        mask: [rows, n], 1 on an answer's tokens, which come first; 0 after them. A row without any gets nothing.
+        mask: [rows, n], 1 on a response's tokens, which come first; 0 after them. A row without any gets nothing.
     """
     rewards = -kl_coef * kl * mask
     last = (mask.sum(dim=1).long() - 1).clamp(min=0)[:, None]
@@ -28,7 +28,7 @@ def generalized_advantages(
 
     Args:
         rewards, values: [rows, n]; a value is that of the state before the token is chosen.
-        mask: [rows, n], 1 on an answer's tokens, which come first; the value after the last is 0.
+        mask: [rows, n], 1 on a response's tokens, which come first; the value after the last is 0.
     """
     rewards, values = rewards * mask, values * mask
     advantages = torch.zeros_like(values)
@@ -64,8 +64,8 @@ class KlController(Protocol):
 
     value: float
 
-    def update(self, kl: float, answers: int) -> None:
-        """Take in the mean KL of `answers` answers, summed over each one's tokens."""
+    def update(self, kl: float, responses: int) -> None:
+        """Take in the mean KL of `responses` responses, summed over each one's tokens."""
         ...
 
 
@@ -75,7 +75,7 @@ class FixedKl:
 
     value: float
 
-    def update(self, kl: float, answers: int) -> None:
+    def update(self, kl: float, responses: int) -> None:
         """Nothing changes it."""
 
 
@@ -85,10 +85,10 @@ class AdaptiveKl:
 
     value: float
     target: float
-    """Nats an answer."""
+    """Nats a response."""
     horizon: float
-    """Answers over which an error of a fifth would change the weight by a fifth."""
+    """Responses over which an error of a fifth would change the weight by a fifth."""
 
-    def update(self, kl: float, answers: int) -> None:
+    def update(self, kl: float, responses: int) -> None:
         error = min(max(kl / self.target - 1, -0.2), 0.2)
-        self.value *= 1 + error * answers / self.horizon
+        self.value *= 1 + error * responses / self.horizon

@@ -11,13 +11,13 @@ Normalization = Literal["response", "token", "constant"]
 
 
 def group_advantages(rewards: Tensor, valid: Tensor | None = None, *, scale: bool = True, eps: float = 1e-4) -> Tensor:
-    """(r - mean) / (std + eps) over each group of answers to one query (Shao et al. 2024, section 4.1.2).
+    """(r - mean) / (std + eps) over each group of responses to one prompt (Shao et al. 2024, section 4.1.2).
 
     The standard deviation is that of a sample, and eps is added to it, as TRL does; the paper says neither.
 
     Args:
         rewards: [groups, n].
-        valid: [groups, n], false where an answer has no reward; none for all. It gets 0 and is in no statistic.
+        valid: [groups, n], false where a response has no reward; none for all. It gets 0 and is in no statistic.
         scale: divide by the standard deviation; off, as Dr. GRPO (Liu et al. 2025).
 
     Returns:
@@ -67,11 +67,11 @@ def token_weights(mask: Tensor, normalization: Normalization, longest: int) -> T
     """What each token's loss counts in an optimizer step, so that the step's loss is their weighted sum over its rows.
 
     Args:
-        mask: [rows, s] of the whole step, over all ranks: 1 where a token is learnt from.
-        normalization: "response", the mean over answers of the mean over their tokens (GRPO as published, equation 3);
-            "token", the mean over all tokens (DAPO, equation 8; PPO); "constant", over `longest` tokens an answer
-            (Dr. GRPO).
-        longest: most tokens of an answer.
+        mask: [rows, s] of the whole step, over all ranks: 1 where a token is trained on.
+        normalization: "response", the mean over responses of the mean over their tokens (GRPO as published,
+            equation 3); "token", the mean over all tokens (DAPO, equation 8; PPO); "constant", over `longest` tokens
+            per response (Dr. GRPO).
+        longest: most tokens of a response.
 
     Returns:
         [rows, s]; with them the step's loss is (sum of weights x token losses) / rows.

@@ -1,4 +1,4 @@
-"""Losses over pairs of answers, one better than the other; pure functions of tensors."""
+"""Losses over pairs of responses, one better than the other; pure functions of tensors."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,13 +16,13 @@ def dpo_loss(
     label_smoothing: float = 0.0,
     loss_type: str = "sigmoid",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses and implicit rewards of preference pairs, from log-probabilities of whole answers; all tensors [pairs].
+    """Losses and implicit rewards of preference pairs, from log-probabilities of whole responses; all tensors [pairs].
 
     With h = log(policy/ref)(chosen) - log(policy/ref)(rejected):
     "sigmoid": -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h), e the label smoothing (Rafailov et al. 2023,
     equation 7; with smoothing, Mitchell's conservative DPO).
     "ipo": (h - 1 / (2 beta))^2 (Azar et al. 2023, equation 17). As in the text, h sums over tokens; TRL's divides each
-    answer's part by its length, which suits a larger beta.
+    response's part by its length, which suits a larger beta.
 
     Returns:
         losses, chosen rewards and rejected rewards; a reward is beta log(policy/ref), without gradient.
@@ -44,8 +44,8 @@ def reward_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | None = None, 
     with a margin (Llama 2, section 3.2.2).
 
     Args:
-        chosen: [pairs], the better answers' rewards.
-        rejected: [pairs], the worse answers'.
+        chosen: [pairs], the better responses' rewards.
+        rejected: [pairs], the worse responses'.
         margin: [pairs], by how much the one should be above the other; none for nothing asked.
         center: weight of (chosen + rejected)^2, which keeps rewards around zero (Eisenstein et al. 2023).
     """

@@ -15,50 +15,50 @@ from cupola_trainer.generation.sampling import Sampling
 from cupola_trainer.scoring.intervals import wilson
 from cupola_trainer.scoring.tasks import is_correct, score
 
-SHOWN_ANSWERS = 20
-"""Answers that a report quotes, from the first questions of every task in turn."""
+SHOWN_RESPONSES = 20
+"""Responses that a report quotes, from the first prompts of every task in turn."""
 
 BATCH_SIZE = 256
-"""Sequences in one forward pass. Answers are short and the models that a CPU evaluates are small."""
+"""Sequences in one forward pass. Responses are short and the models that a CPU evaluates are small."""
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class TaskPrompt:
     """A held-out conversation that can be scored."""
 
     messages: list[dict[str, Any]]
-    """Up to where the answer belongs."""
+    """Up to where the response belongs."""
     task: dict[str, Any]
     """{"name", "entry"}"""
     tools: Any = None
     """What may be called."""
 
 
-def read_questions(conversations: Path, per_task: int) -> list[Question]:
-    """The first `per_task` held-out questions of every task of a `conversations` artifact."""
+def read_task_prompts(conversations: Path, per_task: int) -> list[TaskPrompt]:
+    """The first `per_task` held-out prompts of every task of a `conversations` artifact."""
     seen: Counter[str] = Counter()
-    questions = []
+    prompts = []
     for row in json_lines.read(conversations / "heldout.jsonl"):
         if row["task"] and seen[row["task"]["name"]] < per_task:
             seen[row["task"]["name"]] += 1
-            questions.append(Question(row["messages"][:-1], row["task"], row.get("tools")))
-    return questions
+            prompts.append(TaskPrompt(row["messages"][:-1], row["task"], row.get("tools")))
+    return prompts
 
 
-def answer(
-    loaded: Loaded, questions: Sequence[Question], max_new_tokens: int, progress: Callable[[int], None] | None = None
+def respond(
+    loaded: Loaded, prompts: Sequence[TaskPrompt], max_new_tokens: int, progress: Callable[[int], None] | None = None
 ) -> list[str]:
-    """The model's greedy answer to every question, without control tokens;
+    """The model's greedy response to every prompt, without control tokens;
     "" where its tokenizer or template refuses one."""
-    prompts = [encode_question(loaded, question) for question in questions]
-    answers = iter(_greedy(loaded, [prompt for prompt in prompts if prompt], max_new_tokens, progress))
-    return [next(answers) if prompt else "" for prompt in prompts]
+    encoded = [encode_task_prompt(loaded, prompt) for prompt in prompts]
+    responses = iter(_greedy(loaded, [tokens for tokens in encoded if tokens], max_new_tokens, progress))
+    return [next(responses) if tokens else "" for tokens in encoded]
 
 
-def encode_question(loaded: Loaded, question: Question) -> list[int]:
-    """The prompt's token ids; none where the tokenizer or its chat template refuses the question."""
+def encode_task_prompt(loaded: Loaded, prompt: TaskPrompt) -> list[int]:
+    """The prompt's token ids; none where the tokenizer or its chat template refuses the prompt."""
     try:
-        return encode_prompt(loaded.tokenizer, question.messages, question.tools)
+        return encode_prompt(loaded.tokenizer, prompt.messages, prompt.tools)
     except RefusedError:
         return []
 
@@ -78,28 +78,28 @@ def _greedy(
     return [loaded.tokenizer.decode(completion.tokens, skip_special_tokens=True) for completion in done]
 
 
-def accuracies(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, Any]:
-    """`tasks`, `accuracy` (None without questions) and `answers` of results.json."""
-    scores = [score(question.task, text) for question, text in zip(questions, answers, strict=True)]
+def accuracies(prompts: Sequence[TaskPrompt], responses: Sequence[str]) -> dict[str, Any]:
+    """`tasks`, `accuracy` (None without prompts) and `responses` of results.json."""
+    scores = [score(prompt.task, text) for prompt, text in zip(prompts, responses, strict=True)]
     correct: dict[str, list[bool]] = {}
     shown: dict[str, list[dict[str, Any]]] = {}
-    for question, text, value in zip(questions, answers, scores, strict=True):
-        name = question.task["name"]
+    for prompt, text, value in zip(prompts, responses, scores, strict=True):
+        name = prompt.task["name"]
         correct.setdefault(name, []).append(is_correct(value))
         shown.setdefault(name, []).append(
             {
-                "prompt": words(question.messages[-1]),
-                "answer": text,
-                "expected": question.task["entry"]["answer"],
+                "prompt": words(prompt.messages[-1]),
+                "response": text,
+                "expected": prompt.task["entry"]["answer"],
                 "score": value,
             }
         )
-    each = -(-SHOWN_ANSWERS // max(len(shown), 1))
+    each = -(-SHOWN_RESPONSES // max(len(shown), 1))
     everything = [value for values in correct.values() for value in values]
     return {
         "tasks": {name: proportion(values) for name, values in correct.items()},
         "accuracy": proportion(everything) if everything else None,
-        "answers": [row for rows in shown.values() for row in rows[:each]],
+        "responses": [row for rows in shown.values() for row in rows[:each]],
     }
 
 
