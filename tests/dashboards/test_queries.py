@@ -86,12 +86,12 @@ def test_a_job_that_has_written_nothing_has_no_progress(tmp_path: Path) -> None:
 
 
 def test_of_a_stages_several_jobs_the_newest_is_shown(tmp_path: Path) -> None:
-    for number, name in enumerate(("round1/run1", "round1/run2", "front")):
+    for number, name in enumerate(("round1/run1", "round1/run2", "pareto_front")):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "metrics.jsonl").write_text("{}\n")
         os.utime(tmp_path / name / "metrics.jsonl", (number, number))
-    assert metrics.metrics_file(tmp_path) == tmp_path / "front" / "metrics.jsonl"
-    (tmp_path / "front" / "metrics.jsonl").unlink()
+    assert metrics.metrics_file(tmp_path) == tmp_path / "pareto_front" / "metrics.jsonl"
+    (tmp_path / "pareto_front" / "metrics.jsonl").unlink()
     assert metrics.metrics_file(tmp_path) == tmp_path / "round1" / "run2" / "metrics.jsonl"
 
 

@@ -25,7 +25,7 @@ def of(kind: str) -> set[str]:
         {"cupola_trainer.upcycling.layers"}), ("distillation", {"cupola_trainer.objectives.distillation",
         "cupola_trainer.objectives.sft", "cupola_trainer.jobs.teach"}, set()), ("grpo", {"cupola_trainer.rl.grpo",
         "cupola_trainer.conversion.families.gemma2", "cupola_trainer.generation.sampling",
-        "cupola_trainer.scoring.sandbox"}, set()), ("warp", {"cupola_trainer.jobs.front",
+        "cupola_trainer.scoring.sandbox"}, set()), ("warp", {"cupola_trainer.jobs.pareto_front",
         "cupola_trainer.merging.methods"}, set()), ("merge", {"cupola_trainer.merging.methods"}, {"cupola_trainer.training.loop", "cupola_trainer.pruning.choice"}), ("prune", {"cupola_trainer.pruning.choice"}, {"cupola_trainer.training.loop", "cupola_trainer.merging.methods"}),
         ("upcycle", {"cupola_trainer.upcycling.experts"}, {"cupola_trainer.training.loop"}),
         ("prepare", {"cupola_platform.corpus.deduplication.minhash", "cupola_trainer.evaluation.surprise"},

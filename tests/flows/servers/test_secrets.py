@@ -60,8 +60,8 @@ def said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureF
     write = {
         "kind": "synthesize",
         "endpoint": {"url": "http://h/v1", "model": "m"},
-        "make": "questions",
-        "filter": "none",
+        "make": "prompts",
+        "scorer": "none",
     }
     recipe.write_text(yaml.safe_dump({"name": "mine", "stages": {"prepare": prepare, "write": write}}))
 

@@ -18,7 +18,7 @@ STAGES = """
     batch: {{sequence_length: 64, micro_batch_size: 8, global_batch_size: 8}}
     steps: 60
   preferences:
-    score_by: execution
+    scorer: execution
     samples_per_prompt: 6
     max_prompts: 24
     max_new_tokens: 16
@@ -45,5 +45,5 @@ def test_responses_are_paired_by_what_their_tests_say(cupola: Any, recipe: Path,
     for pair in pairs:
         assert passed(pair["chosen"], TESTS) == 1 == pair["chosen_score"]
         assert passed(pair["rejected"], TESTS) < 1
-        assert pair["synthesis"]["filter"] == "execution"
+        assert pair["synthesis"]["scorer"] == "execution"
     assert any((pair["chosen"], pair["rejected"]) == ("x = 1", "x = 2") for pair in pairs)

@@ -22,7 +22,7 @@ def test_the_reward_model_and_pretraining_are_taken_only_where_they_are_named() 
 
 
 def test_rewards_are_told_apart_by_their_type() -> None:
-    text = "kl_coef: 0.01\n    rewards: [{type: task, weight: 2}, {type: python, function: 'my.rewards:short'}]"
+    text = "kl_coef: 0.01\n    rewards: [{scorer: task, weight: 2}, {scorer: python, function: 'my.rewards:short'}]"
     stage = parse_recipe(GRPO.replace("kl_coef: 0.01", text)).stages["grpo"]
     assert stage.rewards == (TaskReward(weight=2.0), PythonReward(function="my.rewards:short"))  # type: ignore[attr-defined]
 
@@ -31,7 +31,7 @@ def test_rewards_are_told_apart_by_their_type() -> None:
     ("wrong", "says"),
     [
         ("rewards: []", "give rewards, or a reward_model: responses must be worth something"),
-        ("rewards: [{type: tsk}]", "rewards.0.type: 'tsk' is unknown. Did you mean 'task'?"),
+        ("rewards: [{scorer: tsk}]", "rewards.0.scorer: 'tsk' is unknown. Did you mean 'task'?"),
         ("reward_model: prepare", "stage 'prepare' gives tokens, and reward_model is needed"),
         ("clip_low: 1.5", "stages.grpo.clip_low: '1.5'"),
     ],

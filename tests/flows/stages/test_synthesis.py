@@ -206,7 +206,7 @@ def test_responses_that_the_scorer_refuses_are_dropped_and_the_rest_know_their_o
     row = next(row for row in rows if row["synthesis"]["of"] == "sum-7")
     assert row["messages"][-1] == {"role": "assistant", "content": "8"}
     assert row["synthesis"] == {
-        "of": "sum-7", "prompt": row["messages"][:-1], "model": "tiny", "filter": "scorer", "score": 1.0,
+        "of": "sum-7", "prompt": row["messages"][:-1], "model": "tiny", "scorer": "task", "score": 1.0,
     }  # fmt: skip
     report = json.loads((artifact.path / "report.json").read_text())
     assert (report["asked"], report["kept"], report["dropped"]) == (10, 8, {"low score": 2})
@@ -217,7 +217,7 @@ def test_a_stop_loses_nothing_and_nothing_is_asked_twice(server: Server, tmp_pat
     workspace = Workspace.open(tmp_path)
     given = conversations(workspace, tmp_path / "given")
     path = tmp_path / "made.yaml"
-    path.write_text(RECIPE.format(artifact=given.id, url=server.url, more="filter: none"))
+    path.write_text(RECIPE.format(artifact=given.id, url=server.url, more="scorer: none"))
     with pytest.raises(ServiceError, match=r"status 500: down"):
         run_plain(open_session(str(path), [], [], tmp_path, PlainDisplay))
     before = len(server.asked)
@@ -229,9 +229,9 @@ def test_a_stop_loses_nothing_and_nothing_is_asked_twice(server: Server, tmp_pat
 
 def test_programs_are_run_and_other_wordings_are_marked(server: Server, tmp_path: Path) -> None:
     server.script = Solver(server, wrong=(1,), form="```python\nanswer = {}\n```")
-    run = made(server, tmp_path / "a", "filter: execution")
+    run = made(server, tmp_path / "a", "scorer: execution")
     assert {row["synthesis"]["of"] for row in rows_of(run)} == {f"sum-{n}" for n in range(10)} - {"sum-1"}
-    reworded = rows_of(made(server, tmp_path / "b", "make: variants\n    filter: judge\n    min_score: 0.8"))
+    reworded = rows_of(made(server, tmp_path / "b", "make: variants\n    scorer: judge\n    min_score: 0.8"))
     assert len(reworded) == 10
     row = next(row for row in reworded if row["synthesis"]["of"] == "sum-5")
     assert row["messages"] == [
@@ -242,7 +242,7 @@ def test_programs_are_run_and_other_wordings_are_marked(server: Server, tmp_path
 
 def test_responses_are_criticised_by_a_principle_and_written_again(server: Server, tmp_path: Path) -> None:
     server.script = Solver(server, wrong=())
-    more = 'make: revisions\n    filter: none\n    constitution: ["Be polite.", "Be brief."]'
+    more = 'make: revisions\n    scorer: none\n    constitution: ["Be polite.", "Be brief."]'
     artifact = made(server, tmp_path, more)
     rows = {row["synthesis"]["of"]: row for row in rows_of(artifact)}
     assert set(rows) == {f"sum-{n}" for n in range(10)} - {"sum-3"}
@@ -284,7 +284,7 @@ def test_a_prompt_with_tools_is_asked_with_them_and_the_call_is_kept(server: Ser
     message = {"content": None, "tool_calls": [sent]}
     server.script = [(200, {}, {"choices": [{"message": message, "finish_reason": "tool_calls"}]})] * 4
     path = tmp_path / "made.yaml"
-    path.write_text(RECIPE.format(artifact=given.id, url=server.url, more="filter: none"))
+    path.write_text(RECIPE.format(artifact=given.id, url=server.url, more="scorer: none"))
     session = open_session(str(path), [], [], tmp_path, PlainDisplay)
     run_plain(session)
 
@@ -322,7 +322,7 @@ def test_of_several_responses_the_best_one_is_kept(server: Server, tmp_path: Pat
     artifact = made(
         server,
         tmp_path,
-        "filter: judge\n    keep: best\n    samples_per_prompt: 3\n    min_score: 0.5\n    max_rows: 4",
+        "scorer: judge\n    keep: best\n    samples_per_prompt: 3\n    min_score: 0.5\n    max_rows: 4",
     )
     rows = rows_of(artifact)
     assert [(row["messages"][-1]["content"], row["synthesis"]["score"]) for row in rows] == [("7", 0.7)] * 4
@@ -338,7 +338,7 @@ stages:
     make: prompts
     tokens: artifact:{artifact}
     endpoint: {{url: "{url}", model: tiny, retries: 0, concurrency: 2}}
-    filter: none
+    scorer: none
     max_rows: 6
     document_characters: 40
     heldout_fraction: 0.2
@@ -378,8 +378,8 @@ def test_prompts_are_made_about_documents_of_the_corpus(server: Server, tmp_path
 @pytest.mark.parametrize(
     ("more", "rule"),
     [
-        ("filter: reward", "filter=reward and `reward_model` go together"),
-        ("make: prompts\n    filter: none", "name `tokens` for make=prompts"),
+        ("scorer: reward_model", "scorer=reward_model and `reward_model` go together"),
+        ("make: prompts\n    scorer: none", "name `tokens` for make=prompts"),
         ("writer: sft", "give either `endpoint` or `writer`"),
     ],
 )
@@ -393,7 +393,7 @@ def test_what_cannot_be_filtered_or_passes_no_filter_is_one_line(server: Server,
     server.script = Solver(server, wrong=tuple(range(10)))
     with pytest.raises(ConfigError, match=r"of 10 texts none is left to train on \(low score 10\)\. Lower min_score"):
         made(server, tmp_path / "a", "max_rows: 10")
-    with pytest.raises(ConfigError, match=r"variants keep the responses they had: filter=scorer would pass all"):
+    with pytest.raises(ConfigError, match=r"variants keep the responses they had: scorer=task would pass all"):
         made(server, tmp_path / "b", "make: variants")
 
 

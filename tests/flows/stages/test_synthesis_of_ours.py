@@ -42,7 +42,7 @@ stages:
   synthesize:
     conversations: artifact:{given}
     writer: artifact:{writer}
-    filter: reward
+    scorer: reward_model
     reward_model: artifact:{judge}
     min_score: -1000
     keep: best
@@ -53,7 +53,7 @@ stages:
   preferences:
     parent: artifact:{writer}
     conversations: artifact:{given}
-    score_by: reward
+    scorer: reward_model
     reward_model: artifact:{judge}
     max_prompts: 6
     max_new_tokens: 200
@@ -92,10 +92,14 @@ def test_a_checkpoint_of_ours_writes_and_a_reward_model_of_ours_scores(tmp_path:
     assert report["kept"] + sum(report["dropped"].values()) == 20
     for row in rows_of(artifact):
         assert row["synthesis"]["model"] == made["writer"].id
-        assert row["synthesis"]["filter"] == "reward"
+        assert row["synthesis"]["scorer"] == "reward_model"
         assert row["synthesis"]["score"] != 0.0
     pairs = session.outcomes["preferences"].artifact
     assert set(pairs.manifest.parents) == {given.digest, made["writer"].digest, made["judge"].digest}
     for pair in rows_of(pairs):
         assert pair["chosen_score"] > pair["rejected_score"]
-        assert pair["synthesis"] == {"of": pair["id"].split("/")[0], "model": made["writer"].id, "filter": "reward"}
+        assert pair["synthesis"] == {
+            "of": pair["id"].split("/")[0],
+            "model": made["writer"].id,
+            "scorer": "reward_model",
+        }

@@ -17,7 +17,10 @@ GRPO = shipped()["grpo"].read_text()
     ("settings", "says"),
     [
         ("runs: 1", "stages.warp.runs"),
-        ("front: [0.5, 1.0]", "front=[0.5, 1.0]: distances lie between 0 (the beginning) and 1 (the merged runs)"),
+        (
+            "interpolation_shares: [0.5, 1.0]",
+            "interpolation_shares=[0.5, 1.0]: shares lie between 0 (the beginning) and 1 (the merged runs)",
+        ),
         ("lora: {rank: 4, alpha: 8}", "lora: WARP merges whole checkpoints"),
         ("kl_coef: 0", "ema_rate=0.01 with kl_coef=0: nothing pulls to the reference"),
     ],
@@ -59,7 +62,7 @@ stages:
     parent: "artifact:POLICY"
     runs: 2
     rounds: 2
-    front: [0.6]
+    interpolation_shares: [0.6]
     rollout: {prompts: 4, samples_per_prompt: 4, max_new_tokens: 6, heldout_prompts: 8}
     optimizer: {lr: 1.0e-2}
     batch: {sequence_length: 64, micro_batch_size: 8, global_batch_size: 16}
@@ -69,7 +72,7 @@ stages:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_rounds_of_two_runs_give_a_checkpoint_and_its_front(cupola: Any, tmp_path: Path) -> None:
+def test_two_rounds_of_two_runs_give_a_checkpoint_and_its_pareto_front(cupola: Any, tmp_path: Path) -> None:
     done = cupola("run", "smoke", "--only", "prepare,pretrain")
     assert done.returncode == 0, done.stderr
     policy = next(row["id"] for row in cupola.json("artifacts", "--kind", "checkpoint"))
@@ -78,7 +81,7 @@ def test_two_rounds_of_two_runs_give_a_checkpoint_and_its_front(cupola: Any, tmp
     assert done.returncode == 0, done.stderr
     made = next(row["id"] for row in cupola.json("artifacts", "--kind", "checkpoint") if row["stage"] == "warp")
     folder = Path(cupola.json("show", made)["path"])
-    found = json.loads((folder / "front.json").read_text())
+    found = json.loads((folder / "pareto_front.json").read_text())
     assert set(found) == {
         "beginning", *(f"round {n}, {what}" for n in (1, 2) for what in ("run 1", "run 2", "merged", "eta 0.3")),
         "round 2, eta 0.6",
@@ -86,7 +89,7 @@ def test_two_rounds_of_two_runs_give_a_checkpoint_and_its_front(cupola: Any, tmp
     assert found["beginning"]["kl"] == pytest.approx(0, abs=1e-5)
     assert found["round 1, run 1"] != found["round 1, run 2"]
     assert found["round 1, eta 0.3"]["kl"] < found["round 1, merged"]["kl"]
-    assert (folder / "front.html").read_text().count("<title>round 2</title>") == 1
+    assert (folder / "pareto_front.html").read_text().count("<title>round 2</title>") == 1
     again = cupola("run", str(tmp_path / "warped.yaml"))
     assert again.returncode == 0
     assert "reused" in again.stdout

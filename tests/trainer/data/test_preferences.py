@@ -74,7 +74,7 @@ def test_by_rewards_the_widest_differences_make_the_pairs(prompts: Path, tmp_pat
     rewards = [0.5, -2.0, 1.5] * 9 + [0.1, 0.2, 0.3]
     report = make_preferences(
         prompts, samples, heldout_fraction=0.2, pairs_per_prompt=2, seed=0, to=tmp_path / "out",
-        scores=rewards, min_gap=0.5, made_by={"model": "abc", "filter": "reward"},
+        scores=rewards, min_gap=0.5, made_by={"model": "abc", "scorer": "reward_model"},
     )  # fmt: skip
     assert report["dropped"] == {"alike": 1}
     assert report["mean_score"] == pytest.approx(sum(rewards) / 30)
@@ -83,7 +83,7 @@ def test_by_rewards_the_widest_differences_make_the_pairs(prompts: Path, tmp_pat
         ("c", "b", 1.5),
         ("a", "b", 0.5),
     ] * 9
-    assert pairs[0]["synthesis"] == {"of": pairs[0]["id"].split("/")[0], "model": "abc", "filter": "reward"}
+    assert pairs[0]["synthesis"] == {"of": pairs[0]["id"].split("/")[0], "model": "abc", "scorer": "reward_model"}
 
 
 def test_responses_that_ran_out_of_tokens_teach_nothing(prompts: Path, tmp_path: Path) -> None:

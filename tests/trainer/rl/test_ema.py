@@ -1,5 +1,5 @@
 """WARP's EMA reference is the moving average of the policy, also through an interruption;
-and the front it is drawn on."""
+and the Pareto front it is drawn on."""
 
 import json
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from cupola_trainer import checkpoint, runtime
 from cupola_trainer.config import (
     BatchConfig,
     CheckpointConfig,
-    FrontJob,
     GrpoData,
+    ParetoFrontJob,
     PythonReward,
     RolloutConfig,
     TrainJob,
 )
 from cupola_trainer.conversion.checkpoint_reader import StoredTensors
-from cupola_trainer.jobs import front
+from cupola_trainer.jobs import pareto_front
 from cupola_trainer.reporting.metrics import read_metrics
 from cupola_trainer.training.loop import begin, train
 
@@ -93,13 +93,13 @@ def test_a_front_has_no_distance_at_the_reference_and_some_elsewhere(job: JobOf,
     assert train(tuned, lambda: False)
     runtime.stop()
     checkpoints = {"beginning": material / "policy", "tuned": tuned.output / "checkpoints" / "step_00000004"}
-    measuring = FrontJob(
-        output=tuned.output / "front", reference=material / "policy", checkpoints=checkpoints, batch=BATCH,
+    measuring = ParetoFrontJob(
+        output=tuned.output / "pareto_front", reference=material / "policy", checkpoints=checkpoints, batch=BATCH,
         data=grpo(material, ema_rate=0.0),
     )  # fmt: skip
     measuring.output.mkdir()
-    front.run(measuring)
-    found = json.loads((measuring.output / "front.json").read_text())
+    pareto_front.run(measuring)
+    found = json.loads((measuring.output / "pareto_front.json").read_text())
     assert found["beginning"]["kl"] == pytest.approx(0, abs=1e-5)
     assert found["tuned"]["kl"] > 0.01
     assert found["tuned"]["reward"] != found["beginning"]["reward"]

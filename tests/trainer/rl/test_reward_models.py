@@ -13,10 +13,10 @@ from cupola_trainer.config import (
     BatchConfig,
     GrpoData,
     MergeJob,
-    ModelReward,
     OptimizerConfig,
     PythonReward,
     RewardData,
+    RewardModelReward,
     RolloutConfig,
     TrainJob,
 )
@@ -73,7 +73,7 @@ def test_an_average_of_reward_models_is_one_and_a_policy_learns_from_it(
     for key in both:
         np.testing.assert_allclose(both[key], (one[key] + two[key]) / 2, rtol=0, atol=1e-6)
 
-    rewards = (ModelReward(checkpoint=reward_models[2]), PythonReward(function="toy_rewards:spaces", weight=0.0))
+    rewards = (RewardModelReward(checkpoint=reward_models[2]), PythonReward(function="toy_rewards:spaces", weight=0.0))
     rollout = RolloutConfig(prompts=4, samples_per_prompt=8, max_new_tokens=8, heldout_prompts=0)
     data = GrpoData(conversations=material / "conversations", rollout=rollout, rewards=rewards, kl_coef=0.02)
     settings = {"steps": 16, "batch": BatchConfig(sequence_length=32, micro_batch_size=16, global_batch_size=32)}
@@ -93,7 +93,7 @@ def test_a_language_model_is_no_judge(job: JobOf, material: Path) -> None:
     data = GrpoData(
         conversations=material / "conversations",
         rollout=RolloutConfig(prompts=2, samples_per_prompt=4, max_new_tokens=8),
-        rewards=(ModelReward(checkpoint=material / "policy"),),
+        rewards=(RewardModelReward(checkpoint=material / "policy"),),
     )
     with pytest.raises(ConfigError, match="is a language model, no reward model"):
         begin(job("judged", data))

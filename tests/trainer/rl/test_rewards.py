@@ -11,7 +11,7 @@ import pytest
 
 from cupola_platform.errors import ConfigError, CorruptArtifactError
 from cupola_trainer import runtime
-from cupola_trainer.config import CodeReward, LayoutConfig, PythonReward, TaskReward
+from cupola_trainer.config import ExecutionReward, LayoutConfig, PythonReward, TaskReward
 from cupola_trainer.generation.batch import Completion
 from cupola_trainer.rl.prompts import Prompt, PromptOrder, read_prompts, spread
 from cupola_trainer.rl.rewards import combine, load_function, score_responses
@@ -32,10 +32,10 @@ def test_rewards_add_up_by_their_weights_and_one_that_fails_leaves_the_response_
     tests = ["assert double(2) == 4", "assert double(0) == 1"]
     rows = [{"task": task.reference(), "tests": tests}] * 4
     responses = [task.answer, "def double(x):\n    return 2 * x", " " * 40, "e"]
-    rewards = (TaskReward(weight=2.0), CodeReward(), PythonReward(function="toy_rewards:moody", weight=-1.0))
+    rewards = (TaskReward(weight=2.0), ExecutionReward(), PythonReward(function="toy_rewards:moody", weight=-1.0))
     scores = combine(rewards, score_responses(rewards, rows, responses))
     assert scores.parts["task"].tolist() == [1.0, 0.0, 0.0, 0.0]
-    assert scores.parts["code"].tolist() == [0.0, 0.5, 0.0, 0.0]
+    assert scores.parts["execution"].tolist() == [0.0, 0.5, 0.0, 0.0]
     assert scores.drops == {"reward_raised": 2, "reward_not_finite": 1}
     assert scores.total[0] == 2.0
     assert [math.isnan(value) for value in scores.total] == [False, True, True, True]

@@ -10,6 +10,7 @@ objectives.py    one class an objective
 lengths.py    long context: positions and lengths
 lora.py       low-rank adapters
 checkpoint_jobs.py  jobs that make a checkpoint out of others
+scorers.py    what scores a response
 rl.py         objectives that learn from the model's own responses: prompts, sampling, rewards
 layout_rules.py  what a layout cannot do
 model/        what a model is
@@ -31,8 +32,8 @@ from cupola_trainer.config.jobs import (
     AnyJob,
     EvaluateJob,
     EvaluateSettings,
-    FrontJob,
     Job,
+    ParetoFrontJob,
     ReferenceJob,
     SampleJob,
     SamplingSettings,
@@ -68,10 +69,9 @@ from cupola_trainer.config.objectives import (
     check_replay,
 )
 from cupola_trainer.config.rl import (
-    CodeReward,
+    ExecutionReward,
     GrpoData,
     GrpoSettings,
-    ModelReward,
     OnlineDpoData,
     OnlineDpoSettings,
     PpoData,
@@ -79,9 +79,11 @@ from cupola_trainer.config.rl import (
     PythonReward,
     ReinforcementSettings,
     Reward,
+    RewardModelReward,
     RolloutConfig,
     TaskReward,
 )
+from cupola_trainer.config.scorers import ROW_FIELDS, PreferenceScorer, Scorer, SynthesisScorer
 from cupola_trainer.config.training import (
     BatchConfig,
     CheckpointConfig,
@@ -93,10 +95,10 @@ from cupola_trainer.config.training import (
 
 __all__ = [
     "JOB",
+    "ROW_FIELDS",
     "AnyJob",
     "BatchConfig",
     "CheckpointConfig",
-    "CodeReward",
     "CopyingConfig",
     "DistillationData",
     "DistillationSettings",
@@ -104,8 +106,8 @@ __all__ = [
     "DpoSettings",
     "EvaluateJob",
     "EvaluateSettings",
+    "ExecutionReward",
     "FaultConfig",
-    "FrontJob",
     "GrpoData",
     "GrpoSettings",
     "Job",
@@ -121,16 +123,17 @@ __all__ = [
     "MergeSettings",
     "MoEConfig",
     "ModelConfig",
-    "ModelReward",
     "NextTokenData",
     "NextTokenSettings",
     "OnlineDpoData",
     "OnlineDpoSettings",
     "OnlineMergingConfig",
     "OptimizerConfig",
+    "ParetoFrontJob",
     "PositionChange",
     "PpoData",
     "PpoSettings",
+    "PreferenceScorer",
     "PruneJob",
     "PruneSettings",
     "PruneTarget",
@@ -139,13 +142,16 @@ __all__ = [
     "ReinforcementSettings",
     "Reward",
     "RewardData",
+    "RewardModelReward",
     "RewardSettings",
     "RolloutConfig",
     "SampleJob",
     "SamplingSettings",
     "ScoreJob",
+    "Scorer",
     "SftData",
     "SftSettings",
+    "SynthesisScorer",
     "TaskReward",
     "TeachJob",
     "TrainJob",

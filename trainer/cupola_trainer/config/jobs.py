@@ -154,11 +154,11 @@ class TeachJob(RenderingJob):
     """Of the distributions."""
 
 
-class FrontJob(PassSettings, RenderingJob):
+class ParetoFrontJob(PassSettings, RenderingJob):
     """What checkpoints' responses to held-out prompts are worth, and how far they are from a reference. Writes
-    `output/front.json`: name to "reward", "kl" (nats a response) and "length"."""
+    `output/pareto_front.json`: name to "reward", "kl" (nats per response) and "length"."""
 
-    kind: Literal["front"] = "front"
+    kind: Literal["pareto_front"] = "pareto_front"
     reference: Path
     """Checkpoint folder, of the architecture of all."""
     checkpoints: dict[str, Path]
@@ -178,7 +178,7 @@ AnyJob = (
     | PruneJob
     | ReferenceJob
     | TeachJob
-    | FrontJob
+    | ParetoFrontJob
 )
 Job = Annotated[AnyJob, Field(discriminator="kind")]
 JOB: TypeAdapter[AnyJob] = TypeAdapter(Job)

@@ -16,19 +16,19 @@ from cupola_trainer.config.training import BatchConfig, OptimizerConfig
 class TaskReward:
     """The scorer of the prompt's own task (reasoning-gym): 1 for a right response, less otherwise."""
 
-    type: Literal["task"] = "task"
+    scorer: Literal["task"] = "task"
     weight: float = 1.0
-    """Times the score, in the sum of all rewards."""
+    """Weight of the score in the total reward."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class CodeReward:
+class ExecutionReward:
     """The share of a row's unit tests that the response's Python passes. Each one runs in a process without network,
     files of its own or time to spare. Rows carry {"tests": [Python statements]}."""
 
-    type: Literal["code"] = "code"
+    scorer: Literal["execution"] = "execution"
     weight: float = 1.0
-    """Times the score, in the sum of all rewards."""
+    """Weight of the score in the total reward."""
     timeout_seconds: float = Field(default=5.0, gt=0)
     """Of processor time and of wall, for each response's tests together."""
     memory_bytes: int = Field(default=512 * 2**20, ge=2**26)
@@ -36,12 +36,12 @@ class CodeReward:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class ModelReward:
+class RewardModelReward:
     """What a reward model says of prompt and response."""
 
-    type: Literal["model"] = "model"
+    scorer: Literal["reward_model"] = "reward_model"
     weight: float = 1.0
-    """Times the score, in the sum of all rewards."""
+    """Weight of the score in the total reward."""
     checkpoint: Path
     """Folder of a checkpoint with a scalar head, and with the policy's tokenizer."""
 
@@ -50,14 +50,14 @@ class ModelReward:
 class PythonReward:
     """Any Python function of a row of the prompts and a response's text: `function(row, response) -> float`."""
 
-    type: Literal["python"] = "python"
+    scorer: Literal["python"] = "python"
     weight: float = 1.0
-    """Times the score, in the sum of all rewards."""
+    """Weight of the score in the total reward."""
     function: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
     """`package.module:function`, importable by the job's processes."""
 
 
-Reward = Annotated[TaskReward | CodeReward | ModelReward | PythonReward, Field(discriminator="type")]
+Reward = Annotated[TaskReward | ExecutionReward | RewardModelReward | PythonReward, Field(discriminator="scorer")]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

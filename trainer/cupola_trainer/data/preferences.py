@@ -80,7 +80,7 @@ def make_preferences(
         to: folder to write; made when missing.
         scores: of the samples, in order, none for one that cannot be scored; none for what the prompts' tasks say.
         min_gap: where the scores are rewards: what those of a pair differ by at least.
-        made_by: what each pair says of its `model` and `filter`.
+        made_by: what each pair says of its `model` and `scorer`.
 
     Returns:
         The report: {"prompts", "responses", "correct", "accuracy" (with `min_gap` "mean_score" in their place),

@@ -13,7 +13,7 @@ import torch
 from cupola_trainer import runtime
 from cupola_trainer.checkpoint.compatibility import check_tokenizer
 from cupola_trainer.config import BatchConfig, LayoutConfig, ModelConfig
-from cupola_trainer.config.rl import ModelReward, ReinforcementData
+from cupola_trainer.config.rl import ReinforcementData, RewardModelReward
 from cupola_trainer.forward import outputs
 from cupola_trainer.forward.schedule import Chunks
 from cupola_trainer.generation.engine import engine_of
@@ -65,7 +65,7 @@ class RolloutCollector:
         self.reward_models = {
             name_of(reward): self._load_reward_model(reward.checkpoint)
             for reward in self.data.rewards
-            if isinstance(reward, ModelReward)
+            if isinstance(reward, RewardModelReward)
         }
 
     def _load_reference(self, model: ModelConfig) -> Chunks:

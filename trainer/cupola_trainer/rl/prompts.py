@@ -12,7 +12,8 @@ import numpy as np
 from cupola_platform import json_lines
 from cupola_platform.conversation import normal_tools, problem
 from cupola_platform.json_lines import Row
-from cupola_trainer.config.rl import CodeReward, Reward, TaskReward
+from cupola_trainer.config.rl import Reward
+from cupola_trainer.config.scorers import ROW_FIELDS
 from cupola_trainer.data.chat import ChatTokenizer, RefusedError, control_tokens, encode_prompt
 from cupola_trainer.data.order import order
 
@@ -69,10 +70,9 @@ def _prompt(
     reason = problem(messages, control, row.get("tools"))
     if reason not in (None, "no_assistant_turn"):
         return str(reason)
-    if any(isinstance(reward, TaskReward) for reward in rewards) and not row.get("task"):
-        return "no_task"
-    if any(isinstance(reward, CodeReward) for reward in rewards) and not row.get("tests"):
-        return "no_tests"
+    for scorer, field in ROW_FIELDS.items():
+        if any(reward.scorer == scorer for reward in rewards) and not row.get(field):
+            return f"no_{field}"
     asked = messages if reason else messages[:-1]
     try:
         tokens = encode_prompt(tokenizer, asked, row.get("tools"))

@@ -14,11 +14,11 @@ import torch.distributed as dist
 from cupola_platform.errors import ConfigError
 from cupola_platform.json_lines import Row
 from cupola_trainer import runtime
-from cupola_trainer.config.rl import CodeReward, ModelReward, PythonReward, Reward, TaskReward
+from cupola_trainer.config.rl import ExecutionReward, PythonReward, Reward, RewardModelReward, TaskReward
 from cupola_trainer.scoring.execution import passed
 from cupola_trainer.scoring.tasks import score
 
-Scorer = Callable[[Row, str], float]
+ScoreFunction = Callable[[Row, str], float]
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Scores:
 
 def name_of(reward: Reward) -> str:
     """What a reward is called in metrics."""
-    return reward.function.split(":")[-1] if isinstance(reward, PythonReward) else reward.type
+    return reward.function.split(":")[-1] if isinstance(reward, PythonReward) else reward.scorer.removeprefix("reward_")
 
 
-def scorer(reward: Reward) -> Scorer | None:
+def score_function(reward: Reward) -> ScoreFunction | None:
     """A reward as a function of a row and a response's text; none for a reward model, which judges tokens.
 
     Raises:
@@ -46,12 +46,12 @@ def scorer(reward: Reward) -> Scorer | None:
     """
     if isinstance(reward, TaskReward):
         return _by_task
-    if isinstance(reward, CodeReward):
+    if isinstance(reward, ExecutionReward):
         return lambda row, response: passed(response, row["tests"], reward.timeout_seconds, reward.memory_bytes)
-    return None if isinstance(reward, ModelReward) else load_function(reward.function)
+    return None if isinstance(reward, RewardModelReward) else load_function(reward.function)
 
 
-def load_function(name: str) -> Scorer:
+def load_function(name: str) -> ScoreFunction:
     """The function that `package.module:function` names.
 
     Raises:
@@ -78,10 +78,10 @@ def score_responses(
     mine = range(runtime.rank(), len(rows), runtime.world_size())
     verdicts: dict[str, list[float | str]] = {}
     for reward in rewards:
-        function = scorer(reward)
+        function = score_function(reward)
         if function is None:
             continue
-        threads = 4 if isinstance(reward, CodeReward) else 1  # processes of their own, waited for
+        threads = 4 if isinstance(reward, ExecutionReward) else 1  # processes of their own, waited for
         with ThreadPoolExecutor(threads) as pool:
             share = list(pool.map(lambda index, call=function: _verdict(call, rows[index], responses[index]), mine))  # type: ignore[misc]
         shares: list[list[float | str]] = [[]] * runtime.world_size()
@@ -116,14 +116,14 @@ def check_rewards(rewards: Sequence[Reward]) -> None:
     """
     names = [name_of(reward) for reward in rewards]
     for name, reward in zip(names, rewards, strict=True):
-        scorer(reward)
+        score_function(reward)
         if names.count(name) > 1:
             raise ConfigError(
                 f"rewards: {name} comes {names.count(name)} times. Give each reward once, with its weight."
             )
 
 
-def _verdict(function: Scorer, row: Row, response: str) -> float | str:
+def _verdict(function: ScoreFunction, row: Row, response: str) -> float | str:
     try:
         value = float(function(row, response))
     except ConfigError:

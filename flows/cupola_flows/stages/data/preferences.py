@@ -12,7 +12,7 @@ from cupola_flows.stages.base import Input, Stage, Taken, settings
 from cupola_flows.stages.data.writers import rewards
 from cupola_platform import json_lines
 from cupola_platform.artifacts import Artifact
-from cupola_trainer.config import LayoutSettings, SampleJob, SamplingSettings
+from cupola_trainer.config import ROW_FIELDS, LayoutSettings, PreferenceScorer, SampleJob, SamplingSettings
 from cupola_trainer.data.preferences import make_preferences, make_prompts
 from cupola_trainer.scoring.execution import shares_passed
 
@@ -28,11 +28,11 @@ class PreferencesStage(Stage, SamplingSettings, LayoutSettings):
     """The stage whose checkpoint answers."""
     conversations: Annotated[str | None, Input("conversations")] = None
     """The stage whose prompts are asked."""
-    score_by: Literal["task", "execution", "reward"] = "task"
+    scorer: PreferenceScorer = "task"
     """`task`: the prompts' verifiable tasks. `execution`: a response's Python code must run, the tests of the
-    prompt's row (`tests`) after it. `reward`: what `reward_model` gives; the widest differences make the pairs."""
+    prompt's row (`tests`) after it. `reward_model`: what that model gives; the widest differences make the pairs."""
     reward_model: Annotated[str | None, Input("reward_model", guess=None)] = None
-    """The stage whose reward model scores (`score_by: reward`)."""
+    """The stage whose reward model scores (`scorer: reward_model`)."""
     min_gap: float = Field(default=0.0, ge=0)
     """Least difference between the two scores of a pair."""
     samples_per_prompt: int = Field(default=4, ge=2)
@@ -48,14 +48,14 @@ class PreferencesStage(Stage, SamplingSettings, LayoutSettings):
 
     @model_validator(mode="after")
     def _scorer_is_there(self) -> "PreferencesStage":
-        if (self.score_by == "reward") != (self.reward_model is not None):
-            raise ValueError("score_by=reward and `reward_model` go together: give both or neither")
+        if (self.scorer == "reward_model") != (self.reward_model is not None):
+            raise ValueError("scorer=reward_model and `reward_model` go together: give both or neither")
         return self
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
         """Ask a checkpoint the training prompts several times, score its responses, and pair better with worse ones."""
         parent, prompts = taken.one("parent"), ctx.folder / "prompts.jsonl"
-        needs = {"task": "task", "execution": "tests"}.get(self.score_by)
+        needs = ROW_FIELDS.get(self.scorer)
         make_prompts(taken.one("conversations").path, needs=needs, count=self.max_prompts, seed=ctx.seed, to=prompts)
         job = SampleJob(
             **settings(self, SamplingSettings),
@@ -72,8 +72,8 @@ class PreferencesStage(Stage, SamplingSettings, LayoutSettings):
             prompts,
             samples,
             scores=response_scores(ctx, self, prompts, samples, taken.maybe("reward_model")),
-            min_gap=self.min_gap if self.score_by == "reward" else None,
-            made_by={"model": parent.id, "filter": self.score_by},
+            min_gap=self.min_gap if self.scorer == "reward_model" else None,
+            made_by={"model": parent.id, "scorer": self.scorer},
             heldout_fraction=self.heldout_fraction,
             pairs_per_prompt=self.pairs_per_prompt,
             seed=ctx.seed,
@@ -91,7 +91,7 @@ def response_scores(
 ) -> list[float | None] | None:
     """The score of each sampled response, in order; none for one that a reward model cannot read, and in place of the
     list where their tasks score them."""
-    if stage.score_by == "task":
+    if stage.scorer == "task":
         return None
     asked = {row["id"]: row for row in json_lines.read(prompts)}
     answered = list(json_lines.read(samples))

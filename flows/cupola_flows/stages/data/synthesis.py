@@ -6,6 +6,7 @@ from pydantic import Field
 
 from cupola_platform.endpoint import EndpointConfig
 from cupola_platform.strict import Strict
+from cupola_trainer.config import SynthesisScorer
 
 CONSTITUTION = (
     "Be correct: no claim in the answer may be wrong or made up.",
@@ -24,15 +25,15 @@ class SynthesisSettings(Strict):
     they had, criticised and rewritten by a principle of the constitution (Bai et al. 2022, section 3)."""
     endpoint: EndpointConfig | None = None
     """The model that writes, behind an OpenAI-compatible endpoint."""
-    filter: Literal["scorer", "execution", "judge", "reward", "none"] = "scorer"
-    """`scorer`: the prompt's verifiable task. `execution`: the response's Python code must run, the tests of the
-    prompt's row (`tests`) after it. `judge`: a model gives a mark from 0 to 10. `reward`: what `reward_model` gives.
-    `none` keeps all."""
+    scorer: SynthesisScorer = "task"
+    """`task`: the prompt's verifiable task. `execution`: the response's Python code must run, the tests of the
+    prompt's row (`tests`) after it. `judge`: a model gives a mark from 0 to 10. `reward_model`: what that
+    model gives. `none` keeps all."""
     judge: EndpointConfig | None = None
     """The model that marks; none for the one that writes."""
     min_score: float = 1.0
-    """Score from which a row is kept: 1 for a scorer's or a program's yes; a judge's marks are divided by 10; rewards
-    are as they come, of any sign."""
+    """Score from which a row is kept: 1 for a right answer, or for all tests passed. A judge's marks are
+    divided by 10; a reward model's scores are as they come, of any sign."""
     keep: Literal["passing", "best"] = "passing"
     """Of each prompt: every text that passes, or the one of best score (rejection sampling,
     with `samples_per_prompt` above 1)."""

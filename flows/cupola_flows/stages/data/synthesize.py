@@ -19,7 +19,7 @@ from cupola_trainer.config import LayoutSettings
 
 
 class SynthesizeStage(Stage, SynthesisSettings, LayoutSettings):
-    """A model writes conversations; what a filter does not pass is dropped and counted."""
+    """A model writes conversations; those that score too low are dropped and counted."""
 
     gives: ClassVar[str] = "conversations"
     renders: ClassVar[bool] = True
@@ -32,7 +32,7 @@ class SynthesizeStage(Stage, SynthesisSettings, LayoutSettings):
     writer: Annotated[str | None, Input("checkpoint", guess=None)] = None
     """The stage whose checkpoint writes, in place of an endpoint."""
     reward_model: Annotated[str | None, Input("reward_model", guess=None)] = None
-    """The stage whose reward model scores (`filter: reward`)."""
+    """The stage whose reward model scores (`scorer: reward_model`)."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "SynthesizeStage":
@@ -44,20 +44,20 @@ class SynthesizeStage(Stage, SynthesisSettings, LayoutSettings):
             raise ValueError(
                 "name `tokens` for make=prompts, and `conversations` for responses, variants and revisions: one of them"
             )
-        if (self.filter == "reward") != (self.reward_model is not None):
-            raise ValueError("filter=reward and `reward_model` go together: give both or neither")
-        if self.make in {"variants", "prompts"} and self.filter in {"scorer", "execution"}:
+        if (self.scorer == "reward_model") != (self.reward_model is not None):
+            raise ValueError("scorer=reward_model and `reward_model` go together: give both or neither")
+        if self.make in {"variants", "prompts"} and self.scorer in {"task", "execution"}:
             why = "variants keep the responses they had: " if self.make == "variants" else "prompts have no task: "
             outcome = "would pass all" if self.make == "variants" else "has nothing to go by"
-            raise ValueError(f"{why}filter={self.filter} {outcome}. Use judge, reward or none")
+            raise ValueError(f"{why}scorer={self.scorer} {outcome}. Use judge, reward_model or none")
         return self
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
-        """Ask the model, filter what it says, and publish what is left;
+        """Ask the model, score what it writes, and publish what is good enough;
         what was answered before a stop is not asked again.
 
         Raises:
-            ConfigError: no prompt to ask, a filter that has nothing to go by, or nothing passes it.
+            ConfigError: no prompt to ask, no row that the scorer can score, or no text that scores enough.
             ServiceError: the endpoint does not answer.
         """
         corpus = taken.maybe("tokens")

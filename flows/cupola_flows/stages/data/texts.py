@@ -17,6 +17,7 @@ from cupola_flows.stages.data.writers import EndpointWriter, Writer
 from cupola_platform import json_lines
 from cupola_platform.conversation import words
 from cupola_platform.errors import ConfigError
+from cupola_trainer.config import ROW_FIELDS
 from cupola_trainer.data.shapes import prompt_of
 from cupola_trainer.scoring.execution import shares_passed
 from cupola_trainer.scoring.tasks import score
@@ -28,13 +29,13 @@ ABOUT = ("messages", "finished", "score", "drop")
 
 
 def prompts(folder: Path, stage: SynthesisSettings, seed: int) -> list[Row]:
-    """The distinct training prompts that the filter can judge, in an order that the seed decides."""
+    """The distinct training prompts that can be scored, in an order that the seed decides."""
     rows = list(json_lines.read(folder / "train.jsonl"))
-    needs = {"scorer": "task", "execution": "tests"}.get(stage.filter)
+    needs = ROW_FIELDS.get(stage.scorer)
     distinct = {prompt_of(row): row for row in rows if not needs or row.get(needs)}
     if not distinct:
         raise ConfigError(
-            f"filter={stage.filter} needs conversations with `{needs}`, and none has any. Choose another filter."
+            f"scorer={stage.scorer} needs conversations with `{needs}`, and none has any. Choose another scorer."
         )
     found = [row for row in distinct.values() if stage.make == "responses" or _answered_in_text(row)]
     if not found:
@@ -102,7 +103,7 @@ def _write(stage: SynthesisSettings, pen: Writer, work: Sequence[tuple[Row, int]
             "synthesis": {
                 "of": row["id"],
                 "model": pen.name,
-                "filter": stage.filter,
+                "scorer": stage.scorer,
                 "score": value,
                 **{key: told for key, told in text.items() if key not in ABOUT},
             },
@@ -147,18 +148,18 @@ def _scores(
     good = [place for place, text in enumerate(made) if text["messages"]]
     responses = [words(made[place]["messages"][-1]) for place in good]
     found = [0.0] * len(made)
-    if stage.filter == "scorer":
+    if stage.scorer == "task":
         values = [score(rows[place]["task"], response) for place, response in zip(good, responses, strict=True)]
-    elif stage.filter == "execution":
+    elif stage.scorer == "execution":
         tests = [rows[place]["tests"] for place in good]
         values = shares_passed(list(zip(responses, tests, strict=True)))
-    elif stage.filter == "judge":
+    elif stage.scorer == "judge":
         judge = EndpointWriter(stage.judge) if stage.judge else pen
         prompts = [{"messages": judging(made[place]["messages"])} for place in good]
         marks = judge.say(prompts, temperature=0.0, length=16, seed=seed, step=f"judge-{start}")
         values = [mark_of(mark.text) for mark in marks]
     else:
-        values = [stage.min_score if stage.filter == "none" else 0.0] * len(good)
+        values = [stage.min_score if stage.scorer == "none" else 0.0] * len(good)
     for place, value in zip(good, values, strict=True):
         found[place] = value
     return found

@@ -6,9 +6,16 @@ from pydantic import Field, model_validator
 
 from cupola_flows.stages.base import Input, Taken, settings
 from cupola_flows.stages.training import TrainStage
-from cupola_trainer.config import CodeReward, ModelReward, PythonReward, ReinforcementSettings, Reward, TaskReward
+from cupola_trainer.config import (
+    ExecutionReward,
+    PythonReward,
+    ReinforcementSettings,
+    Reward,
+    RewardModelReward,
+    TaskReward,
+)
 
-RewardRule = Annotated[TaskReward | CodeReward | PythonReward, Field(discriminator="type")]
+RewardRule = Annotated[TaskReward | ExecutionReward | PythonReward, Field(discriminator="scorer")]
 
 
 class OwnResponsesStage(TrainStage, ReinforcementSettings):
@@ -43,5 +50,5 @@ class OwnResponsesStage(TrainStage, ReinforcementSettings):
         """What a job of the stage reads: its settings `of` that objective, the prompts, the rewards."""
         rewards: tuple[Reward, ...] = self.rewards
         if model := taken.maybe("reward_model"):
-            rewards = (*rewards, ModelReward(checkpoint=model.path, weight=self.reward_model_weight))
+            rewards = (*rewards, RewardModelReward(checkpoint=model.path, weight=self.reward_model_weight))
         return settings(self, of) | {"conversations": taken.one("conversations").path, "rewards": rewards}

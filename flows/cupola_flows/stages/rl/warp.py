@@ -2,7 +2,8 @@
 
 A round: `runs` times GRPO from one beginning, each pulled to the moving average of its own policy; SLERP of what they
 learned, layer by layer; then linear interpolation towards the beginning (LITI), which ends `eta` of the way. The next
-round begins there. What lies between the last round's beginning and its merged runs is a front of reward over KL.
+round begins there. What lies between the last round's beginning and its merged runs is a Pareto front of reward
+over KL.
 """
 
 import json
@@ -21,10 +22,10 @@ from cupola_flows.stages.rl.own_responses import OwnResponsesStage
 from cupola_flows.stages.rl.warp_page import Point, page
 from cupola_flows.stages.training import train_job
 from cupola_platform.artifacts import Artifact
-from cupola_trainer.config import AnyJob, FrontJob, GrpoData, GrpoSettings, MergeJob
+from cupola_trainer.config import AnyJob, GrpoData, GrpoSettings, MergeJob, ParetoFrontJob
 
 BEGINNING = "beginning"
-"""Name of the parent checkpoint on the front."""
+"""Name of the parent checkpoint on the Pareto front."""
 
 
 class WarpStage(OwnResponsesStage, GrpoSettings):
@@ -42,9 +43,9 @@ class WarpStage(OwnResponsesStage, GrpoSettings):
     """Each begins where the one before ended."""
     eta: float = Field(default=0.3, gt=0, le=1)
     """How far from a round's beginning to its merged runs it ends."""
-    front: tuple[float, ...] = (0.1, 0.5, 0.8)
-    """Other such distances that are measured in the last round, besides 0, `eta` and 1:
-    points of the KL-reward front."""
+    interpolation_shares: tuple[float, ...] = (0.1, 0.5, 0.8)
+    """Other such shares that are measured in the last round, besides 0, `eta` and 1:
+    points of the Pareto front of reward and KL."""
 
     @model_validator(mode="after")
     def _can_be(self) -> "WarpStage":
@@ -52,9 +53,10 @@ class WarpStage(OwnResponsesStage, GrpoSettings):
             raise ValueError("lora: WARP merges whole checkpoints. Leave it out, or use a grpo stage")
         if self.checkpoint.upload:
             raise ValueError("checkpoint.upload: a stage of several jobs cannot be taken up elsewhere. Leave it out")
-        if any(not 0 < share < 1 for share in self.front):
+        if any(not 0 < share < 1 for share in self.interpolation_shares):
             raise ValueError(
-                f"front={list(self.front)}: distances lie between 0 (the beginning) and 1 (the merged runs)"
+                f"interpolation_shares={list(self.interpolation_shares)}: shares lie between 0 (the beginning) and 1 "
+                "(the merged runs)"
             )
         return self
 
@@ -98,7 +100,7 @@ def _round(
     found[merged] = _merge(ctx, stage, f"round{number}/slerp", runs, found[start])
     points[merged] = Point(number, "merged", 1.0, start)
     end = merged
-    for share in sorted({*stage.front, stage.eta} if number == stage.rounds else {stage.eta}):
+    for share in sorted({*stage.interpolation_shares, stage.eta} if number == stage.rounds else {stage.eta}):
         if share == 1:
             continue  # that is the merged one
         name = f"round {number}, eta {share:g}"
@@ -137,8 +139,8 @@ def _measure(
     ctx: StageContext, stage: WarpStage, data: GrpoData, reference: Path, found: dict[str, Path]
 ) -> dict[str, dict[str, float]]:
     """Reward and KL of every checkpoint, on the held-out prompts."""
-    job = FrontJob(
-        output=ctx.folder / "front",
+    job = ParetoFrontJob(
+        output=ctx.folder / "pareto_front",
         seed=ctx.seed,
         template_date=ctx.template_date,
         reference=reference,
@@ -148,8 +150,8 @@ def _measure(
         layout=stage.layout,
         precision=stage.precision,
     )
-    found_at = _job(ctx, "front", job)
-    measured: dict[str, dict[str, float]] = json.loads((found_at / "front.json").read_text())
+    found_at = _job(ctx, "pareto_front", job)
+    measured: dict[str, dict[str, float]] = json.loads((found_at / "pareto_front.json").read_text())
     return measured
 
 
@@ -162,8 +164,8 @@ def _publish(
     end: str,
 ) -> Artifact:
     """The checkpoint of the last round's end, with the front beside it."""
-    (folder / "front.json").write_text(json.dumps(measured, indent=1) + "\n")
-    (folder / "front.html").write_text(page(ctx.name, points, measured), encoding="utf-8")
+    (folder / "pareto_front.json").write_text(json.dumps(measured, indent=1) + "\n")
+    (folder / "pareto_front.html").write_text(page(ctx.name, points, measured), encoding="utf-8")
     metrics = {
         "beginning_reward": measured[BEGINNING]["reward"],
         "reward": measured[end]["reward"],

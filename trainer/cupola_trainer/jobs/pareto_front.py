@@ -1,4 +1,4 @@
-"""A FrontJob: checkpoints in, the reward of their responses and their KL to a reference out."""
+"""A ParetoFrontJob: checkpoints in, the reward of their responses and their KL to a reference out."""
 
 import json
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from cupola_platform.errors import ConfigError
 from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.checkpoint.compatibility import check_architecture
-from cupola_trainer.config import FrontJob
+from cupola_trainer.config import ParetoFrontJob
 from cupola_trainer.config.layout_rules import validate_layout
 from cupola_trainer.config.model.sizes import parameter_count
 from cupola_trainer.data.tokenizer_folders import load_tokenizer
@@ -20,9 +20,10 @@ from cupola_trainer.rl.rewards import check_rewards
 from cupola_trainer.rl.rollouts import Rollout
 
 
-def run(job: FrontJob) -> None:
-    """Write `output/front.json`. Every checkpoint responds `samples_per_prompt` times to the same prompts, with the
-    same noise; the KL is the mean over responses of the sum over their tokens of `kl_estimate`, which is never below 0.
+def run(job: ParetoFrontJob) -> None:
+    """Write `output/pareto_front.json`. Every checkpoint responds `samples_per_prompt` times to the same prompts, with
+    the same noise; the KL is the mean over responses of the sum over their tokens of `kl_estimate`, which is never
+    below 0.
 
     Raises:
         ConfigError: no held-out prompt can be used, or the checkpoints are of different architectures.
@@ -48,17 +49,19 @@ def run(job: FrontJob) -> None:
     collector = RolloutCollector(settings, tokenizer, model, chunks, keeps_reference=True)
     points = {}
     size, count = parameter_count(model), len(job.checkpoints)
-    with Report(job.output, kind="front", steps=count, parameters=size) as report:
+    with Report(job.output, kind="pareto_front", steps=count, parameters=size) as report:
         for number, (name, folder) in enumerate(job.checkpoints.items(), start=1):
             checkpoint.load_weights(folder, chunks)
             points[name] = _point(collector.collect(prompts, 0))
             report.step(number, **points[name])
-        runtime.on_first_rank(lambda: (job.output / "front.json").write_text(json.dumps(points, indent=1) + "\n"))
+        runtime.on_first_rank(
+            lambda: (job.output / "pareto_front.json").write_text(json.dumps(points, indent=1) + "\n")
+        )
         responses = float(len(prompts) * job.data.rollout.samples_per_prompt)
         report.complete(".", {"prompts": float(len(prompts)), "responses": responses})
 
 
-def _prompts(job: FrontJob, tokenizer: Any) -> list[Prompt]:
+def _prompts(job: ParetoFrontJob, tokenizer: Any) -> list[Prompt]:
     """The held-out ones that every checkpoint responds to."""
     path = job.data.conversations / "heldout.jsonl"
     longest = job.batch.sequence_length - job.data.rollout.max_new_tokens
@@ -69,7 +72,7 @@ def _prompts(job: FrontJob, tokenizer: Any) -> list[Prompt]:
 
 
 def _point(rollout: Rollout) -> dict[str, float]:
-    """Where a checkpoint lies on the front."""
+    """Where a checkpoint lies on the Pareto front."""
     logps, ref_logps = (torch.from_numpy(rollout.arrays[name]).double() for name in ("logps", "ref_logps"))
     kl = kl_estimate(logps, ref_logps) * torch.from_numpy(rollout.mask)
     return {
