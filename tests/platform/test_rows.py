@@ -197,10 +197,10 @@ def test_drops_name_the_commonest_reason_first_and_its_first_row() -> None:
     for line in (5, 9):
         drops.drop("not_utf8", f"a.jsonl, line {line}", "not UTF-8 (byte 3)")
     assert (
-        drops.told()
+        drops.in_words()
         == "not_utf8 2 (first a.jsonl, line 5: not UTF-8 (byte 3)), empty_message 1 (first a.jsonl, line 2)"
     )
-    assert Drops().told() == "nothing"
+    assert Drops().in_words() == "nothing"
 
 
 MEASURE = """

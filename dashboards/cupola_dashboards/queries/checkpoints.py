@@ -59,8 +59,8 @@ def label(row: ArtifactRow, named: tuple[str, ...] = ()) -> str:
 
 def evaluations() -> list[Evaluation]:
     """Newest first; those whose files are gone or torn are left out."""
-    found = (_evaluation(row.digest, row) for row in workspace().registry.artifacts("evaluation", MOST))
-    return [evaluation for evaluation in found if evaluation]
+    read = (_evaluation(row.digest, row) for row in workspace().registry.artifacts("evaluation", MOST))
+    return [evaluation for evaluation in read if evaluation]
 
 
 def aliases() -> dict[str, tuple[str, ...]]:
@@ -106,12 +106,12 @@ class Champion:
 def champion(alias: str = "champion") -> Champion | None:
     """What `alias` names now; none when nothing was promoted."""
     registry = workspace().registry
-    found = registry.alias(alias)
-    row = registry.artifact(found.digest) if found else None
-    if found is None or row is None:
+    holder = registry.alias(alias)
+    row = registry.artifact(holder.digest) if holder else None
+    if holder is None or row is None:
         return None
     evaluation = newest(evaluations(), row.digest)
-    return Champion(alias, row, found.reason, found.moved, evaluation.measured[row.digest] if evaluation else None)
+    return Champion(alias, row, holder.reason, holder.moved, evaluation.measured[row.digest] if evaluation else None)
 
 
 @st.cache_data(show_spinner=False, max_entries=MOST)

@@ -69,10 +69,10 @@ class Verdict:
 
 def compare(a: str, b: str) -> Comparison:
     """Two checkpoints by digest. Raises NotFoundError."""
-    found = evaluations()
-    both = common(found, [a, b])
+    known = evaluations()
+    both = common(known, [a, b])
     sides = [_side(digest, measured) for digest, measured in zip((a, b), both or (None, None), strict=True)]
-    return Comparison(sides[0], sides[1], None if both else what_is_missing(found, a, b))
+    return Comparison(sides[0], sides[1], None if both else what_is_missing(known, a, b))
 
 
 def _side(digest: str, measured: Measured | None) -> Side:
@@ -160,15 +160,15 @@ def _tasks_sentence(comparison: Comparison, tasks: dict[str, Any] | None) -> Ite
         return
     points, low, high = (100 * tasks[key] for key in ("difference", "low", "high"))
     name_a, name_b = comparison.names
-    told = (
+    sentence = (
         f"{name_b} answers {abs(points):.1f} points {'more' if points >= 0 else 'fewer'} tasks correctly than {name_a}"
     )
     if low > 0:
-        yield f"{told} (95% interval {low:.0f} to {high:.0f})"
+        yield f"{sentence} (95% interval {low:.0f} to {high:.0f})"
     elif high < 0:
-        yield f"{told} (95% interval {-high:.0f} to {-low:.0f})"
+        yield f"{sentence} (95% interval {-high:.0f} to {-low:.0f})"
     else:
-        yield f"{told}, which may be chance (95% interval of the difference {low:+.0f} to {high:+.0f})"
+        yield f"{sentence}, which may be chance (95% interval of the difference {low:+.0f} to {high:+.0f})"
 
 
 def _bits_sentence(change: float | None) -> Iterator[str]:

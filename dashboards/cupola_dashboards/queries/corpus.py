@@ -26,37 +26,37 @@ def report(digest: str) -> dict[str, Any]:
     return dict(json.loads(text))
 
 
-def funnel(told: dict[str, Any]) -> pd.DataFrame:
+def funnel(report: dict[str, Any]) -> pd.DataFrame:
     """A row a step, in order: step, documents_in, documents_out, bytes_in, bytes_out, dropped (documents)."""
     keys = ["step", "documents_in", "documents_out", "bytes_in", "bytes_out"]
-    frame = pd.DataFrame([[step[key] for key in keys] for step in told["steps"]], columns=keys)
+    frame = pd.DataFrame([[step[key] for key in keys] for step in report["steps"]], columns=keys)
     return frame.assign(dropped=frame["documents_in"] - frame["documents_out"])
 
 
-def drops(told: dict[str, Any]) -> pd.DataFrame:
+def drops(report: dict[str, Any]) -> pd.DataFrame:
     """A row a reason, biggest first: step, reason, documents, bytes, examples (a few lines)."""
     rows = [
         (step["step"], why["reason"], why["documents"], why["bytes"], [_example(of) for of in why["examples"]])
-        for step in told["steps"]
+        for step in report["steps"]
         for why in step["dropped"]
     ]
     frame = pd.DataFrame(rows, columns=["step", "reason", "documents", "bytes", "examples"])
     return frame.sort_values("documents", ascending=False, kind="stable", ignore_index=True)
 
 
-def sources(told: dict[str, Any]) -> pd.DataFrame:
+def sources(report: dict[str, Any]) -> pd.DataFrame:
     """A row a source and split: source, split, documents, tokens, bytes."""
     rows = [
         (source, split, count["documents"], count["tokens"], count["bytes"])
-        for source, splits in told["sources"].items()
+        for source, splits in report["sources"].items()
         for split, count in splits.items()
     ]
     return pd.DataFrame(rows, columns=["source", "split", "documents", "tokens", "bytes"])
 
 
-def languages(told: dict[str, Any]) -> pd.DataFrame:
+def languages(report: dict[str, Any]) -> pd.DataFrame:
     """A row a language, biggest first: language, documents, bytes."""
-    rows = [(name, count["documents"], count["bytes"]) for name, count in told["languages"].items()]
+    rows = [(name, count["documents"], count["bytes"]) for name, count in report["languages"].items()]
     frame = pd.DataFrame(rows, columns=["language", "documents", "bytes"])
     return frame.sort_values("bytes", ascending=False, kind="stable", ignore_index=True)
 
@@ -66,30 +66,30 @@ def examples(digest: str, source: str, split: str, count: int = 5) -> pd.DataFra
     """The first documents of one source and split: path, language, tokens, text (its beginning)."""
     path = workspace().store.get(digest).path / "documents.parquet"
     columns = ["source", "split", "path", "language", "tokens", "text"]
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=256, columns=columns):
-            found += [row for row in batch.to_pylist() if row["source"] == source and row["split"] == split]
-            if len(found) >= count:
+            rows += [row for row in batch.to_pylist() if row["source"] == source and row["split"] == split]
+            if len(rows) >= count:
                 break
-    frame = pd.DataFrame(found[:count], columns=columns)
+    frame = pd.DataFrame(rows[:count], columns=columns)
     return frame.assign(text=frame["text"].astype(str).str.slice(0, EXAMPLE_CHARACTERS))
 
 
-def edits(told: dict[str, Any]) -> pd.DataFrame:
+def edits(report: dict[str, Any]) -> pd.DataFrame:
     """A row a kind of change that steps made in documents which they kept: change, documents, count."""
     rows = [
         (f"{step['step']}: {edit['kind']}", edit["documents"], edit["count"])
-        for step in told["steps"]
+        for step in report["steps"]
         for edit in step["edited"]
     ]
     return pd.DataFrame(rows, columns=["change", "documents", "count"])
 
 
-def of_sources(told: dict[str, Any]) -> pd.DataFrame:
+def of_sources(report: dict[str, Any]) -> pd.DataFrame:
     """A row a source, biggest first: source, documents_in (what was read), bytes_in, documents_out (what is left),
     bytes_out."""
-    first, last = told["steps"][0]["sources"], told["steps"][-1]["sources"]
+    first, last = report["steps"][0]["sources"], report["steps"][-1]["sources"]
     rows = [
         (
             name,
@@ -98,57 +98,57 @@ def of_sources(told: dict[str, Any]) -> pd.DataFrame:
             last[name]["documents_out"],
             last[name]["bytes_out"],
         )
-        for name in told["sources"]
+        for name in report["sources"]
     ]
     frame = pd.DataFrame(rows, columns=["source", "documents_in", "bytes_in", "documents_out", "bytes_out"])
     return frame.sort_values("bytes_out", ascending=False, kind="stable", ignore_index=True)
 
 
-def survival(told: dict[str, Any]) -> pd.DataFrame:
+def survival(report: dict[str, Any]) -> pd.DataFrame:
     """A row a source and step: source, step, kept (share of the documents that came to the step)."""
     rows = [
         (source, step["step"], of["documents_out"] / of["documents_in"])
-        for step in told["steps"]
+        for step in report["steps"]
         for source, of in step["sources"].items()
         if of["documents_in"]
     ]
     return pd.DataFrame(rows, columns=["source", "step", "kept"])
 
 
-def lengths(told: dict[str, Any]) -> pd.DataFrame:
+def lengths(report: dict[str, Any]) -> pd.DataFrame:
     """A row a power of two: from (tokens, as people write them), documents."""
-    found = {int(power): count for power, count in told["lengths"].items()}
-    powers = [1 << i for i in range(min(found).bit_length() - 1, max(found).bit_length())] if found else []
-    return pd.DataFrame([(power_of_two(at), found.get(at, 0)) for at in powers], columns=["from", "documents"])
+    counts = {int(power): count for power, count in report["lengths"].items()}
+    powers = [1 << i for i in range(min(counts).bit_length() - 1, max(counts).bit_length())] if counts else []
+    return pd.DataFrame([(power_of_two(at), counts.get(at, 0)) for at in powers], columns=["from", "documents"])
 
 
-def clusters(told: dict[str, Any]) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
+def clusters(report: dict[str, Any]) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
     """By step: clusters by size (size, clusters), and the largest ones (document, documents)."""
     return {
         step: (
             pd.DataFrame(
-                [(f"{at} to {2 * int(at) - 1}", count) for at, count in found["sizes"].items()],
+                [(f"{at} to {2 * int(at) - 1}", count) for at, count in of["sizes"].items()],
                 columns=["size", "clusters"],
             ),
-            pd.DataFrame(found["largest"], columns=["document", "documents"]),
+            pd.DataFrame(of["largest"], columns=["document", "documents"]),
         )
-        for step, found in told["duplicates"].items()
-        if found["clusters"]
+        for step, of in report["duplicates"].items()
+        if of["clusters"]
     }
 
 
-def mixture(told: dict[str, Any]) -> pd.DataFrame:
+def mixture(report: dict[str, Any]) -> pd.DataFrame:
     """Two rows a source: source, of (`tokens`, `samples`), share."""
     names = {"share_of_tokens": "tokens", "share_of_samples": "samples"}
-    rows = [(name, shown, of[key]) for name, of in told["mixture"].items() for key, shown in names.items()]
+    rows = [(name, shown, of[key]) for name, of in report["mixture"].items() for key, shown in names.items()]
     return pd.DataFrame(rows, columns=["source", "of", "share"])
 
 
-def compression(told: dict[str, Any]) -> pd.DataFrame:
+def compression(report: dict[str, Any]) -> pd.DataFrame:
     """A row a language and vocabulary: language, vocabulary, bytes_per_token."""
     rows = [
         (language, "this corpus" if name == "ours" else name, ratio)
-        for language, ratios in told["compression"]["languages"].items()
+        for language, ratios in report["compression"]["languages"].items()
         for name, ratio in ratios.items()
     ]
     return pd.DataFrame(rows, columns=["language", "vocabulary", "bytes_per_token"])
@@ -160,5 +160,5 @@ def page(digest: str) -> bytes:
     return (workspace().store.get(digest).path / "report.html").read_bytes()
 
 
-def _example(found: dict[str, str]) -> str:
-    return ": ".join(part for part in (found["document"], found["detail"], found["text"]) if part)
+def _example(row: dict[str, str]) -> str:
+    return ": ".join(part for part in (row["document"], row["detail"], row["text"]) if part)

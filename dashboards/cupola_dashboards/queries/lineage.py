@@ -54,12 +54,12 @@ def artifact(digest: str) -> ArtifactRow:
     """One artifact by its whole digest, an alias, or the digest's first characters. Raises NotFoundError."""
     registry = workspace().registry
     alias = registry.alias(digest)
-    found = registry.starting_with(alias.digest if alias else digest, limit=2)
-    if len(found) != 1:
+    matches = registry.starting_with(alias.digest if alias else digest, limit=2)
+    if len(matches) != 1:
         raise NotFoundError(
-            f"{digest!r} names {'several artifacts' if found else 'no artifact'}. Choose one from the list."
+            f"{digest!r} names {'several artifacts' if matches else 'no artifact'}. Choose one from the list."
         )
-    return found[0]
+    return matches[0]
 
 
 def _collect(node: LineageNode, nodes: dict[str, LineageNode], edges: dict[tuple[str, str], None]) -> None:

@@ -50,9 +50,9 @@ def metrics_file(work_folder: Path | None) -> Path | None:
     """The metrics of the job in a stage's work folder, the newest of several; none while (or because) it has none."""
     if work_folder is None:
         return None
-    found = [path for path in (work_folder / "job" / FILE, work_folder / FILE) if path.is_file()]
+    files = [path for path in (work_folder / "job" / FILE, work_folder / FILE) if path.is_file()]
     parts = [path for pattern in (f"*/{FILE}", f"*/*/{FILE}") for path in work_folder.glob(pattern)]
-    return found[0] if found else max(parts, key=lambda path: path.stat().st_mtime, default=None)
+    return files[0] if files else max(parts, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def progress(file: Path | None) -> Progress | None:

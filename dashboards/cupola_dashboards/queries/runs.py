@@ -72,8 +72,8 @@ def with_progress(frame: pd.DataFrame) -> pd.DataFrame:
     """
     seen = [metrics.progress(metrics.metrics_file(folder)) for folder in frame["folder"]]
     seen = [
-        found or (metrics.Progress(step=row.done, steps=len(row.stages)) if row.stages else None)
-        for found, row in zip(seen, frame.itertuples(), strict=True)
+        progress or (metrics.Progress(step=row.done, steps=len(row.stages)) if row.stages else None)
+        for progress, row in zip(seen, frame.itertuples(), strict=True)
     ]
     columns = {
         "step": [p and p.step for p in seen],
@@ -83,9 +83,9 @@ def with_progress(frame: pd.DataFrame) -> pd.DataFrame:
         "tokens_per_second": [p and p.tokens_per_second for p in seen],
         "left": [p and p.seconds_left for p in seen],
     }
-    told = frame.assign(**{name: pd.to_numeric(pd.Series(v, index=frame.index)) for name, v in columns.items()})
-    told.loc[told["status"] != "running", "left"] = None
-    return told
+    extended = frame.assign(**{name: pd.to_numeric(pd.Series(v, index=frame.index)) for name, v in columns.items()})
+    extended.loc[extended["status"] != "running", "left"] = None
+    return extended
 
 
 def log_tail(row: RunRow, lines: int = LOG_LINES) -> str:

@@ -32,8 +32,8 @@ def _open(settings: str, home: Path) -> Workspace:
 @st.cache_data(ttl=30, show_spinner=False)
 def server_pages() -> dict[str, str]:
     """Name (`prefect`, `mlflow`) to the address of its page: as `cupola up` tells, else as the settings do."""
-    if told := os.environ.get("CUPOLA_PAGES"):
-        return dict(json.loads(told))
+    if given := os.environ.get("CUPOLA_PAGES"):
+        return dict(json.loads(given))
     settings = load_settings()
     pages = {service.name: service.url.removesuffix("/api") for service in services.status(settings) if service.url}
     if settings.prefect_api_url:

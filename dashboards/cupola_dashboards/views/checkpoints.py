@@ -109,8 +109,8 @@ def _compare(frame: pd.DataFrame) -> None:
     if a == b:
         st.info("A and B are the same checkpoint. Choose another one.")
         return
-    found = comparison.compare(a, b)
-    _verdict(comparison.verdict(found), found)
+    compared = comparison.compare(a, b)
+    _verdict(comparison.verdict(compared), compared)
     views = {
         "Evaluation": _evaluation,
         "Curves": _curves,
@@ -121,7 +121,7 @@ def _compare(frame: pd.DataFrame) -> None:
     }
     for tab, view in zip(st.tabs(list(views)), views.values(), strict=True):
         with tab:
-            view(found)
+            view(compared)
 
 
 def _defaults(frame: pd.DataFrame) -> tuple[str, str]:
@@ -135,27 +135,29 @@ def _defaults(frame: pd.DataFrame) -> tuple[str, str]:
 
 
 def _starting_with(frame: pd.DataFrame, prefix: str | None) -> str | None:
-    found = [digest for digest in frame["digest"] if prefix and digest.startswith(prefix)]
-    return str(found[0]) if len(found) == 1 else None
+    matches = [digest for digest in frame["digest"] if prefix and digest.startswith(prefix)]
+    return str(matches[0]) if len(matches) == 1 else None
 
 
 def _swap() -> None:
     st.session_state["a"], st.session_state["b"] = st.session_state["b"], st.session_state["a"]
 
 
-def _verdict(verdict: Verdict, found: Comparison) -> None:
+def _verdict(verdict: Verdict, compared: Comparison) -> None:
     """The line that a lead reads, and the numbers behind it."""
     shown = {"better": st.success, "worse": st.error, "mixed": st.warning, "unclear": st.info, "none": st.warning}
     shown[verdict.level](f"**{plain(verdict.headline)}:** {plain(verdict.detail)}")
-    if found.missing:
+    if compared.missing:
         return
     cells = st.columns(4)
-    bits = [(side.measured or {}).get("bits_per_byte") for side in (found.a, found.b)]
-    change = comparison.bits_per_byte_change(found)
-    tasks = comparison.task_table(found)
-    cells[0].metric(f"Bits per byte, A ({plain(found.a.name)})", number(bits[0], ".4f"), border=True, height="stretch")
+    bits = [(side.measured or {}).get("bits_per_byte") for side in (compared.a, compared.b)]
+    change = comparison.bits_per_byte_change(compared)
+    tasks = comparison.task_table(compared)
+    cells[0].metric(
+        f"Bits per byte, A ({plain(compared.a.name)})", number(bits[0], ".4f"), border=True, height="stretch"
+    )
     cells[1].metric(
-        f"Bits per byte, B ({plain(found.b.name)})", number(bits[1], ".4f"), border=True, height="stretch",
+        f"Bits per byte, B ({plain(compared.b.name)})", number(bits[1], ".4f"), border=True, height="stretch",
         delta_color="inverse", delta=None if change is None else f"{change:+.1%}",
     )  # fmt: skip
     first = tasks.iloc[0] if len(tasks) else None
@@ -168,17 +170,17 @@ def _verdict(verdict: Verdict, found: Comparison) -> None:
     )  # fmt: skip
 
 
-def _evaluation(found: Comparison) -> None:
-    table = comparison.task_table(found)
+def _evaluation(compared: Comparison) -> None:
+    table = comparison.task_table(compared)
     if table.empty:
         st.caption("No task was asked of both.")
         return
     left, right = st.columns(2)
     with left:
-        st.altair_chart(charts.accuracy_bars(comparison.task_bars(found), found.names))
+        st.altair_chart(charts.accuracy_bars(comparison.task_bars(compared), compared.names))
     with right:
         st.altair_chart(charts.difference_plot(table))
-    name_a, name_b = found.names
+    name_a, name_b = compared.names
     shown = pd.DataFrame(
         {
             "Task": table["task"],
@@ -200,38 +202,38 @@ def _interval(row: pd.Series, side: str) -> str:
     return f"{row[side]:.1%} ({100 * row[f'{side}_low']:.0f} to {100 * row[f'{side}_high']:.0f})"
 
 
-def _curves(found: Comparison) -> None:
-    frame = comparison.curves(found)
+def _curves(compared: Comparison) -> None:
+    frame = comparison.curves(compared)
     if frame.empty:
         st.caption("Neither stage left its curves in this workspace.")
         return
-    kinds = [side.row.config.get("kind") for side in (found.a, found.b)]
+    kinds = [side.row.config.get("kind") for side in (compared.a, compared.b)]
     if kinds[0] != kinds[1]:
         st.caption(
             f"{plain(kinds[0])} and {plain(kinds[1])} minimise different losses: compare their course, not their "
             "height."
         )
     names = metrics.curve_names(frame)
-    _overlaid(frame, found, names[:FIRST])
+    _overlaid(frame, compared, names[:FIRST])
     if names[FIRST:]:
         with st.expander("More curves"):
-            _overlaid(frame, found, names[FIRST:])
+            _overlaid(frame, compared, names[FIRST:])
 
 
-def _overlaid(frame: pd.DataFrame, found: Comparison, names: list[str]) -> None:
+def _overlaid(frame: pd.DataFrame, compared: Comparison, names: list[str]) -> None:
     for start in range(0, len(names), 2):
         for cell, name in zip(st.columns(2), names[start : start + 2], strict=False):
             with cell:
                 st.caption(plain(charts.title(name)))
-                st.altair_chart(charts.compared_curve(frame, name, found.names))
+                st.altair_chart(charts.compared_curve(frame, name, compared.names))
 
 
-def _generations(found: Comparison) -> None:
-    pairs = comparison.generations(found)
+def _generations(compared: Comparison) -> None:
+    pairs = comparison.generations(compared)
     if not pairs:
         st.caption("The evaluation asked for no continuations.")
     for prompt, a, b in pairs:
-        for cell, name, text, side in zip(st.columns(2), found.names, (a, b), SIDES, strict=True):
+        for cell, name, text, side in zip(st.columns(2), compared.names, (a, b), SIDES, strict=True):
             with cell:
                 st.caption(f"{side.upper()}: {plain(name)}")
                 st.html(_continued(prompt, text))
@@ -246,10 +248,10 @@ def _preformatted(markup: str) -> str:
     return f'<div style="{style}">{markup}</div>'
 
 
-def _responses(found: Comparison) -> None:
-    table = comparison.differing_responses(found)
-    kept = comparison.shared_responses(found)
-    name_a, name_b = map(plain, found.names)
+def _responses(compared: Comparison) -> None:
+    table = comparison.differing_responses(compared)
+    kept = comparison.shared_responses(compared)
+    name_a, name_b = map(plain, compared.names)
     counts = table["right"].value_counts()
     st.markdown(
         f"Of the {kept} prompts kept with both, **{name_b} alone** is right in **{counts.get('b', 0)}**, "
@@ -268,20 +270,20 @@ def _mark(right: bool) -> str:
     return ":green-badge[right]" if right else ":red-badge[wrong]"
 
 
-def _settings(found: Comparison) -> None:
-    table = comparison.config_differences(found)
+def _settings(compared: Comparison) -> None:
+    table = comparison.config_differences(compared)
     if table.empty:
         st.caption("Both were set alike in every stage of their lives, with the same seed, code and text.")
         return
-    name_a, name_b = found.names
+    name_a, name_b = compared.names
     st.dataframe(
         table.rename(columns={"stage": "Stage", "setting": "Setting", "a": f"A: {name_a}", "b": f"B: {name_b}"}),
         hide_index=True,
     )
 
 
-def _lineage(found: Comparison) -> None:
-    for cell, side, letter in zip(st.columns(2), (found.a, found.b), "AB", strict=True):
+def _lineage(compared: Comparison) -> None:
+    for cell, side, letter in zip(st.columns(2), (compared.a, compared.b), "AB", strict=True):
         with cell:
             st.caption(f"{letter}: {plain(side.label)}, made {ago(side.row.created)}")
             _graph(side)

@@ -39,8 +39,8 @@ def page() -> None:
 
 def _first(rows: dict[str, ArtifactRow]) -> str:
     asked = st.query_params.get("artifact")
-    if asked and (found := lineage.artifact(asked)).digest in rows:
-        return found.digest
+    if asked and (artifact := lineage.artifact(asked)).digest in rows:
+        return artifact.digest
     champion = checkpoints.champion()
     if champion and champion.row.digest in rows:
         return champion.row.digest

@@ -52,16 +52,17 @@ def _summary() -> None:
 
 
 def _champion() -> None:
-    found = checkpoints.champion()
-    if found is None:
+    champion = checkpoints.champion()
+    if champion is None:
         st.caption("Champion")
         st.markdown("No checkpoint was promoted yet. The stage `promote` moves the alias when the numbers allow.")
         return
-    bits, _, _, _, accuracy = checkpoints.headline(found.measured)
-    st.caption(f"Champion, since {ago(found.moved)}")
+    bits, _, _, _, accuracy = checkpoints.headline(champion.measured)
+    st.caption(f"Champion, since {ago(champion.moved)}")
     numbers = [f"{number(bits)} bits per byte"] + ([f"{accuracy} answered correctly"] if accuracy else [])
     st.markdown(
-        f"**{plain(found.row.stage)} `{found.row.id[:8]}`** of {plain(found.row.recipe)}  \n{', '.join(numbers)}"
+        f"**{plain(champion.row.stage)} `{champion.row.id[:8]}`** of {plain(champion.row.recipe)}  \n"
+        f"{', '.join(numbers)}"
     )
 
 
@@ -90,14 +91,14 @@ def _gauge(stage: pd.Series) -> None:
     if pd.isna(stage["steps"]):
         st.progress(0.0, text=f"**{name}** has been at work for {lasting(stage['seconds'])}")
         return
-    told = [f"**{name}** step {stage['step']:,.0f} of {stage['steps']:,.0f}"]
+    parts = [f"**{name}** step {stage['step']:,.0f} of {stage['steps']:,.0f}"]
     if not pd.isna(stage["loss"]):
-        told.append(f"loss {stage['loss']:.3f}")
+        parts.append(f"loss {stage['loss']:.3f}")
     if not pd.isna(stage["tokens_per_second"]):
-        told.append(f"{stage['tokens_per_second']:,.0f} tokens/s")
+        parts.append(f"{stage['tokens_per_second']:,.0f} tokens/s")
     if not pd.isna(stage["left"]):
-        told.append(f"{lasting(stage['left'])} left")
-    st.progress(float(stage["share"]), text=" · ".join(told))
+        parts.append(f"{lasting(stage['left'])} left")
+    st.progress(float(stage["share"]), text=" · ".join(parts))
 
 
 @guarded

@@ -32,18 +32,18 @@ def curves(
     if to and not to.parent.is_dir():
         raise ConfigError(f"--to {to}: there is no folder {to.parent}. Make it, or name a file in another.")
     loaded = load_recipe(recipe, [])
-    found = heldout_curves(open_workspace(workspace), loaded, stage or [], run)
+    heldout = heldout_curves(open_workspace(workspace), loaded, stage or [], run)
     if to:
-        draw(found.by_stage, f"Held-out loss, recipe {loaded.name}, run {found.run.id}", to)
+        draw(heldout.by_stage, f"Held-out loss, recipe {loaded.name}, run {heldout.run.id}", to)
     rows = [
         {
-            "run": found.run.id,
+            "run": heldout.run.id,
             "stage": name,
             "first": round(curve[0][1], 4),
             "last": round(curve[-1][1], 4),
             "Mtokens": round(curve[-1][0], 3),
         }
         | ({"curve": curve} if as_json else {})
-        for name, curve in found.by_stage.items()
+        for name, curve in heldout.by_stage.items()
     ]
     print_rows(rows, as_json=as_json, empty="")

@@ -52,7 +52,7 @@ def mix(
     opened = open_workspace(workspace)
     basis = basis_of(opened, load_recipe(recipe, overrides or []), stage)
     known = list(basis.sources)
-    told = {
+    options = {
         "runs": runs,
         "steps": steps,
         "targets": by_source("--target", target or [], known),
@@ -60,23 +60,23 @@ def mix(
         "heldout_tokens": heldout_tokens,
     }
     display = partial(make_display, console=Console(stderr=True))
-    series = Series(opened, basis, "mixture", told, display, "cupola_flows.experiments.mixture_search")
-    artifact = mixture_search.mix(series, **told)  # type: ignore[arg-type]
-    found = json.loads((artifact.path / "mixture.json").read_text())
+    series = Series(opened, basis, "mixture", options, display, "cupola_flows.experiments.mixture_search")
+    artifact = mixture_search.mix(series, **options)  # type: ignore[arg-type]
+    mixture = json.loads((artifact.path / "mixture.json").read_text())
     if as_json:
-        print(json.dumps({"artifact": artifact.id, **found}, indent=2))
+        print(json.dumps({"artifact": artifact.id, **mixture}, indent=2))
         return
     rows = [
-        {"source": name, "baseline": f"{found['baseline'][name]:.3f}", "weight": f"{weight:.3f}",
-         "90%": f"{found['low'][name]:.3f} to {found['high'][name]:.3f}"}
-        for name, weight in found["weights"].items()
+        {"source": name, "baseline": f"{mixture['baseline'][name]:.3f}", "weight": f"{weight:.3f}",
+         "90%": f"{mixture['low'][name]:.3f} to {mixture['high'][name]:.3f}"}
+        for name, weight in mixture["weights"].items()
     ]  # fmt: skip
     print_rows(rows, as_json=False, empty="")
-    print(f"weights: {{{', '.join(f'{name}: {weight:.3f}' for name, weight in found['weights'].items())}}}")
-    print(f"Loss {found['predicted_loss']:.4f} predicted, {found['baseline_loss']:.4f} with the baseline.")
+    print(f"weights: {{{', '.join(f'{name}: {weight:.3f}' for name, weight in mixture['weights'].items())}}}")
+    print(f"Loss {mixture['predicted_loss']:.4f} predicted, {mixture['baseline_loss']:.4f} with the baseline.")
     print(
-        f"Each run's loss, predicted from the other runs: off by {found['left_out_error']:.4f}, rank correlation "
-        f"{found['rank_correlation']:.2f}."
+        f"Each run's loss, predicted from the other runs: off by {mixture['left_out_error']:.4f}, rank correlation "
+        f"{mixture['rank_correlation']:.2f}."
     )
     print(f"artifact {artifact.id}: {artifact.path / 'mixture.html'}")
 
@@ -108,42 +108,42 @@ def fit_laws(
     lengths = [int(number) for number in numbers("--tokens", tokens)]
     wanted = [pair_of("--at", text) for text in at or []]
     rates, batches = numbers("--lr", lr), [int(number) for number in numbers("--batch", batch, least=0.99)]
-    told = {"sizes": size, "tokens": lengths, "lr": rates, "batch": batches}
+    options = {"sizes": size, "tokens": lengths, "lr": rates, "batch": batches}
     series = Series(
         opened,
         basis,
         "laws",
-        told,
+        options,
         partial(make_display, console=Console(stderr=True)),
         "cupola_flows.experiments.scaling_laws",
     )
     models = [sized(basis.job.model, option) for option in size]
     artifact = fit(series, models=models, tokens=lengths, rates=rates, batches=batches)
-    found = json.loads((artifact.path / "laws.json").read_text())
-    laws = {name: PowerLaw.of(found[name]) for name in ("lr", "batch_tokens")}
-    found["at"] = [
+    fitted = json.loads((artifact.path / "laws.json").read_text())
+    laws = {name: PowerLaw.of(fitted[name]) for name in ("lr", "batch_tokens")}
+    fitted["at"] = [
         {"parameters": n, "tokens": d}
         | {name: {"best": law(n, d), "interval": law.interval(n, d)} for name, law in laws.items()}
         for n, d in wanted
     ]
     if as_json:
-        print(json.dumps({"artifact": artifact.id, **found}, indent=2))
+        print(json.dumps({"artifact": artifact.id, **fitted}, indent=2))
         return
     rows = [
-        {"law": name, "coefficient": f"{found[name]['coefficient']:.4g}"}
-        | {key: "{:.3f} ({:.3f} to {:.3f})".format(found[name][key], *found[name]["intervals"][key])
+        {"law": name, "coefficient": f"{fitted[name]['coefficient']:.4g}"}
+        | {key: "{:.3f} ({:.3f} to {:.3f})".format(fitted[name][key], *fitted[name]["intervals"][key])
            for key in ("n_exponent", "d_exponent")}
         for name in ("lr", "batch_tokens")
     ]  # fmt: skip
     print_rows(rows, as_json=False, empty="")
-    for told_at in found["at"]:
+    for told_at in fitted["at"]:
         best = ", ".join(
             "{} {:.3g} ({:.3g} to {:.3g})".format(name, told_at[name]["best"], *told_at[name]["interval"])
             for name in laws
         )
         print(f"N={told_at['parameters']:.3g} D={told_at['tokens']:.3g}: {best}")
     for option, name in (("--lr", "lr"), ("--batch", "batch")):
-        if outside := found["at_edges"][name]:
+        if outside := fitted["at_edges"][name]:
             pairs = ", ".join(f"N={n:.3g} D={d:.3g}" for n, d in outside)
             print(f"The best {option} is the least or the greatest tried for {pairs}: try a wider {option}.")
     print(f"artifact {artifact.id}: {artifact.path / 'laws.html'}")

@@ -57,15 +57,15 @@ def verify(
     raise typer.Exit(0 if comparison.equal else 1)
 
 
-def _show(found: Comparison) -> None:
+def _show(compared: Comparison) -> None:
     console = stdout()
     table = Table(box=None, padding=(0, 2, 0, 0))
-    names = layout_name(found.layout), layout_name(found.against)
+    names = layout_name(compared.layout), layout_name(compared.against)
     for heading in ("step", *(f"loss {name}" for name in names), "difference"):
         table.add_column(heading, justify="right")
     for heading in (*(f"norm {name}" for name in names), "relative"):
         table.add_column(heading, justify="right")
-    for step in found.steps:
+    for step in compared.steps:
         values = asdict(step)
         table.add_row(
             str(step.step),
@@ -75,8 +75,9 @@ def _show(found: Comparison) -> None:
             f"{step.norm_difference:.1e}",
         )
     console.print(table)
-    verdict = "The same" if found.equal else "DIFFERENT"
+    verdict = "The same" if compared.equal else "DIFFERENT"
     console.print(
-        f"{verdict}: largest difference of losses {found.loss_difference:.1e} (tolerance {found.loss_tolerance:g}), "
-        f"of gradient norms {found.norm_difference:.1e} relative (tolerance {found.norm_tolerance:g})."
+        f"{verdict}: largest difference of losses {compared.loss_difference:.1e} (tolerance "
+        f"{compared.loss_tolerance:g}), of gradient norms {compared.norm_difference:.1e} relative "
+        f"(tolerance {compared.norm_tolerance:g})."
     )

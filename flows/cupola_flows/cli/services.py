@@ -33,8 +33,8 @@ def up(
 ) -> None:
     """Start Prefect's server and a worker, MLflow and the console on this machine; what runs already is left alone."""
     settings = settings_of(workspace)
-    found = services.up(settings)
-    rows = [{"service": each.name, "url": each.url.removesuffix("/api"), "pid": each.pid} for each in found]
+    running = services.up(settings)
+    rows = [{"service": each.name, "url": each.url.removesuffix("/api"), "pid": each.pid} for each in running]
     print_rows(rows, as_json=as_json, empty="")
     if not as_json:
         print(_how_to_sign_in(settings, show_credential))

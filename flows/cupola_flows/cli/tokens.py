@@ -28,13 +28,13 @@ def locate(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Say which document, file and words a token of a shard comes from."""
-    found = find(_tokens(reference, workspace).path, shard, offset)
+    place = find(_tokens(reference, workspace).path, shard, offset)
     if as_json:
-        print(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+        print(json.dumps(asdict(place), indent=2, ensure_ascii=False))
         return
-    rows = {key: value for key, value in asdict(found).items() if key not in {"before", "text", "after"}}
+    rows = {key: value for key, value in asdict(place).items() if key not in {"before", "text", "after"}}
     print_rows([{"what": key, "is": value} for key, value in rows.items()], as_json=False, empty="")
-    print(f"\n{found.before!r} >>>{found.text!r}<<< {found.after!r}")
+    print(f"\n{place.before!r} >>>{place.text!r}<<< {place.after!r}")
 
 
 @app.command(epilog="Example: cupola tokens compression 3f2a90 --against qwen --against cl100k=cl100k_base.tiktoken")
@@ -50,10 +50,10 @@ def compression(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Bytes of held-out text a token, by language, beside other vocabularies."""
-    found = measure(_tokens(reference, workspace).path, against or [])
+    measured = measure(_tokens(reference, workspace).path, against or [])
     rows = [
         {"language": of.language, "bytes": of.bytes, **{name: round(ratio, 3) for name, ratio in of.ratios.items()}}
-        for of in found
+        for of in measured
     ]
     print_rows(rows, as_json=as_json, empty="The artifact holds no held-out text.")
 

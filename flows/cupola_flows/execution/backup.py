@@ -43,14 +43,14 @@ def copy_name(checkpoint: Artifact) -> str:
 
 def checkpoints(job: Path) -> dict[str, Artifact]:
     """The sealed checkpoints in a job's folder by `copy_name`, the newest first."""
-    found: dict[str, Artifact] = {}
+    sealed: dict[str, Artifact] = {}
     for folder in sorted((job / "checkpoints").glob("step_*"), reverse=True):
         try:
             checkpoint = artifacts.read(folder)
         except CorruptArtifactError:  # removed just now, or torn: for the trainer to judge
             continue
-        found[copy_name(checkpoint)] = checkpoint
-    return found
+        sealed[copy_name(checkpoint)] = checkpoint
+    return sealed
 
 
 class Backup:
@@ -165,7 +165,7 @@ class Backup:
         files = {file.path: (file.size, file.blake3) for file in checkpoint.manifest.files}
         for path in (*files, MANIFEST):
             _link(checkpoint.path / path, folder / "checkpoint" / path)
-        for beside in (found for pattern in BESIDE for found in self.job.glob(pattern)):
+        for beside in (each for pattern in BESIDE for each in self.job.glob(pattern)):
             target = folder / beside.relative_to(self.job)
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(beside, target)

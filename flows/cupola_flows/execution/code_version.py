@@ -91,14 +91,14 @@ def code_version(*entries: str) -> str:
 
 def reached(entries: Iterable[str]) -> set[str]:
     """The modules whose code counts."""
-    found: set[str] = set()
+    seen: set[str] = set()
     waiting = list(entries)
     while waiting:
         module = waiting.pop()
-        if module not in found and not is_aside(module):
-            found.add(module)
+        if module not in seen and not is_aside(module):
+            seen.add(module)
             waiting += [*_imports(module), *_started(module)]
-    return found
+    return seen
 
 
 def is_aside(module: str) -> bool:
@@ -116,12 +116,12 @@ def _imports(module: str) -> set[str]:
     graph, names = _graph(), {name for _, name in _imported_names(module)}
     if not module.startswith(OURS):
         return names & graph.modules
-    found = graph.find_modules_directly_imported_by(module) if module in graph.modules else set()
+    imported = graph.find_modules_directly_imported_by(module) if module in graph.modules else set()
     if any(name.startswith("megatron.") for name in names):
-        found |= {MEGATRON}
+        imported |= {MEGATRON}
     if {"__path__", "iter_modules"} <= _words(module):  # a package that imports whatever lies in its folder
-        found |= graph.find_children(module)
-    return found
+        imported |= graph.find_children(module)
+    return imported
 
 
 def _words(module: str) -> set[str]:
@@ -135,19 +135,19 @@ def _started(module: str) -> set[str]:
     """What a module starts in other processes: modules that its texts name, as for `python -m`; and where the jobs that
     it makes enter the trainer, known by their classes, and by those of what they learn from."""
     texts = {node.value for node in ast.walk(_tree(module)) if isinstance(node, ast.Constant)}
-    found = {text for text in texts if isinstance(text, str) and text in _graph().modules}
+    modules = {text for text in texts if isinstance(text, str) and text in _graph().modules}
     if not module.startswith("cupola_flows") and module.startswith(OURS):
-        return found
+        return modules
     for of, name in _imported_names(module):
         made = getattr(config, name, None) if of == "cupola_trainer.config" else None
         fields = getattr(made, "model_fields", {})
         if "kind" in fields:
-            found.add(job_module(fields["kind"].default))
+            modules.add(job_module(fields["kind"].default))
         if "objective" in fields:
-            found |= _objective(fields["objective"].default)
+            modules |= _objective(fields["objective"].default)
     for name in _objectives_asked_for(module):
-        found |= _objective(name)
-    return found
+        modules |= _objective(name)
+    return modules
 
 
 def _objective(name: str | None) -> set[str]:
@@ -168,14 +168,14 @@ def _objectives_asked_for(module: str) -> set[str]:
 
 def _imported_names(module: str) -> set[tuple[str, str]]:
     """(module, name) of `from module import name` anywhere in a module's source, and (module, module) of both."""
-    found = set()
+    names = set()
     for node in ast.walk(_tree(module)):
         if isinstance(node, ast.ImportFrom) and node.module:
-            found |= {(node.module, alias.name) for alias in node.names} | {(node.module, node.module)}
-            found |= {(node.module, f"{node.module}.{alias.name}") for alias in node.names}
+            names |= {(node.module, alias.name) for alias in node.names} | {(node.module, node.module)}
+            names |= {(node.module, f"{node.module}.{alias.name}") for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {(alias.name, alias.name) for alias in node.names}
-    return found
+            names |= {(alias.name, alias.name) for alias in node.names}
+    return names
 
 
 @cache

@@ -15,5 +15,5 @@ def say_dropped(ctx: StageContext, report: Mapping[str, Any]) -> dict[str, float
     """
     dropped: dict[str, int] = report["dropped"]
     if dropped:
-        ctx.display.say(f"{ctx.name}: dropped {drops.told(dropped, report.get('first_dropped', {}))}")
+        ctx.display.say(f"{ctx.name}: dropped {drops.in_words(dropped, report.get('first_dropped', {}))}")
     return drops.metrics(dropped)

@@ -89,8 +89,8 @@ def run_once(
         config: all that decides it, besides the parents and the code.
     """
     mark = fingerprint({kind: dict(config)}, [parent.digest for parent in parents], code_version(*modules_of(job)))
-    if found := ctx.workspace.find(mark):
-        return found
+    if known := ctx.workspace.find(mark):
+        return known
     result = run_job(ctx, job)
     return ctx.publish_aside(
         result.folder, kind=kind, parents=parents, metrics=result.metrics, config=config, fingerprint=mark
@@ -98,8 +98,8 @@ def run_once(
 
 
 def _attempt(ctx: StageContext, job: AnyJob, starts: restarts.Starts) -> JobResult:
-    if (found := read_result(job)) is not None:
-        return found
+    if (earlier := read_result(job)) is not None:
+        return earlier
     if (job.output / "result.json").exists():  # it was published, and the artifact is gone or corrupt since
         shutil.rmtree(job.output)
     job.output.mkdir(parents=True, exist_ok=True)

@@ -40,8 +40,8 @@ def mix(
         raise ConfigError(f"{basis.recipe.name!r} has {len(domains)} source with enough tokens: a mixture needs two.")
     if runs < len(domains) + 2:
         raise ConfigError(f"--runs {runs} is too few for {len(domains)} sources. Give at least {len(domains) + 2}.")
-    if found := series.found():
-        return found
+    if artifact := series.published():
+        return artifact
     mixtures = draw_mixtures([basis.weights.get(name, 0.0) for name in domains], runs, basis.job.seed)
     trained = series.run(
         {f"run-{i:03}": _training(series, domains, mixture, steps) for i, mixture in enumerate(mixtures)}
@@ -63,7 +63,7 @@ def mix(
     budget = basis.stage.steps * basis.job.batch.global_batch_size * basis.job.batch.sequence_length
     most = {name: cap * basis.sources[name]["train"]["tokens"] / budget for name, cap in max_epochs.items()}
     proposal = propose(domains, mixtures, losses, targets=targets or None, most=most, seed=basis.job.seed)
-    told: dict[str, Any] = {
+    report: dict[str, Any] = {
         "weights": proposal.weights,
         "low": proposal.low,
         "high": proposal.high,
@@ -84,7 +84,7 @@ def mix(
         "config": dict(series.config),
     }
     return series.publish(
-        {"mixture.json": json.dumps(told, indent=2), "mixture.html": mixture_page(proposal, told["baseline"])},
+        {"mixture.json": json.dumps(report, indent=2), "mixture.html": mixture_page(proposal, report["baseline"])},
         {"predicted_loss": proposal.predicted, "baseline_loss": proposal.baseline}
         | {f"weight/{name}": weight for name, weight in proposal.weights.items()},
     )

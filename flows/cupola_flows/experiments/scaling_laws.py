@@ -33,8 +33,8 @@ def fit(
     Raises:
         ConfigError: settings that cannot tell the laws, or no held-out text that fills a sequence.
     """
-    if found := series.found():
-        return found
+    if artifact := series.published():
+        return artifact
     check_design(len(models), tokens, rates, batches)
     plan = _plan(series, models, tokens, rates, batches)
     results = series.run({name: job for name, (job, _) in plan.items()})
@@ -48,15 +48,15 @@ def fit(
         batch = float(job.batch.global_batch_size * job.batch.sequence_length)
         runs.append(Run(metrics["parameters"], float(length), job.optimizer.lr, batch, metrics["final_heldout_loss"]))
     laws = fit_laws(runs, seed=series.basis.job.seed)
-    told = {
-        "lr": laws.lr.told(),
-        "batch_tokens": laws.batch.told(),
+    report = {
+        "lr": laws.lr.as_dict(),
+        "batch_tokens": laws.batch.as_dict(),
         "residual": laws.residual,
         "at_edges": at_edges(runs),
         "runs": [asdict(run) for run in runs],
         "config": dict(series.config),
     }
-    files = {"laws.json": json.dumps(told, indent=2), "laws.html": laws_page(laws, runs)}
+    files = {"laws.json": json.dumps(report, indent=2), "laws.html": laws_page(laws, runs)}
     return series.publish(
         files, {"residual": laws.residual, **_metrics("lr", laws.lr), **_metrics("batch", laws.batch)}
     )

@@ -42,10 +42,10 @@ class Basis:
     @property
     def sources(self) -> dict[str, dict[str, dict[str, int]]]:
         """Source to split to counts."""
-        found: dict[str, dict[str, dict[str, int]]] = json.loads((self.tokens.path / "index.json").read_text())[
+        sources: dict[str, dict[str, dict[str, int]]] = json.loads((self.tokens.path / "index.json").read_text())[
             "sources"
         ]
-        return found
+        return sources
 
     @property
     def weights(self) -> dict[str, float]:
@@ -122,7 +122,7 @@ class Series:
     def folder(self) -> Path:
         return self.workspace.work_folder(self.mark)
 
-    def found(self) -> Artifact | None:
+    def published(self) -> Artifact | None:
         """What the same series gave before."""
         return self.workspace.find(self.mark)
 
@@ -173,28 +173,28 @@ class Series:
 def numbers(option: str, text: str, least: float = 0) -> list[float]:
     """Numbers from `1e-3,3e-3`. Raises ConfigError that names the option."""
     try:
-        found = [float(part) for part in text.split(",")]
+        values = [float(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(f"{option} {text}: give numbers with commas between them, such as 1e-3,3e-3.") from None
-    if not all(number > least for number in found):
+    if not all(number > least for number in values):
         raise ConfigError(f"{option} {text}: every number must be above {least:g}.")
-    return found
+    return values
 
 
 def pair_of(option: str, text: str) -> tuple[float, float]:
     """Two numbers from `1e7,5e7`. Raises ConfigError that names the option."""
-    found = numbers(option, text)
-    if len(found) != 2:
+    values = numbers(option, text)
+    if len(values) != 2:
         raise ConfigError(f"{option} {text}: give two numbers, parameters and tokens, such as 1e7,5e7.")
-    return found[0], found[1]
+    return values[0], values[1]
 
 
 def by_source(option: str, given: Sequence[str], known: Sequence[str]) -> dict[str, float]:
     """Source to number from `web=0.5`. Raises ConfigError that names the option."""
-    found = {}
+    values = {}
     for text in given:
         name, _, value = text.partition("=")
         if name not in known:
             raise ConfigError(f"{option} {text}: there is no source {name!r}.{did_you_mean(name, known)}")
-        (found[name],) = numbers(f"{option} {name}", value)
-    return found
+        (values[name],) = numbers(f"{option} {name}", value)
+    return values

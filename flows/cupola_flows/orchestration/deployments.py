@@ -81,8 +81,8 @@ def submit(
     settings = settings or load_settings()
     loaded = load_recipe(recipe, overrides)
     with _server(settings).client(timeout=30) as client:
-        found = client.get(f"/deployments/name/{FLOW}/{loaded.name}")
-        if found.status_code == 404:
+        deployment = client.get(f"/deployments/name/{FLOW}/{loaded.name}")
+        if deployment.status_code == 404:
             known = [each["name"] for each in _posted(client, "/deployments/filter", {})]
             raise NotFoundError(f"{recipe} is not deployed. Run `cupola deploy {recipe}`.{did_you_mean(recipe, known)}")
         body = {
@@ -93,7 +93,7 @@ def submit(
                 "workspace": str(settings.home),
             }
         }
-        run: dict[str, Any] = _posted(client, f"/deployments/{found.json()['id']}/create_flow_run", body)
+        run: dict[str, Any] = _posted(client, f"/deployments/{deployment.json()['id']}/create_flow_run", body)
         return str(run["id"])
 
 

@@ -70,10 +70,10 @@ def run_under_prefect(session: Session) -> None:
 def _server(session: Session) -> Iterator[PrefectApi]:
     """A Prefect server: one that answers, or one of our own, which starts while Prefect is imported."""
     settings = session.workspace.settings
-    found = find_prefect(settings)
-    if found:
-        os.environ.update(found.environment(settings))
-        yield found
+    known = find_prefect(settings)
+    if known:
+        os.environ.update(known.environment(settings))
+        yield known
         return
     session.display.say("Starting a Prefect server for this run (the first start makes its database).")
     with own_prefect(settings) as server:

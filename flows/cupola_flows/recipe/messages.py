@@ -79,7 +79,7 @@ def _walk(schema: dict[str, Any], location: Sequence[int | str]) -> tuple[list[s
             continue
         path.append(str(step))
         parents = here
-        here = [found for s in here for found in _enter(s, step, schema)]
+        here = [entered for s in here for entered in _enter(s, step, schema)]
     return path, parents
 
 
@@ -89,18 +89,18 @@ def _enter(schema: dict[str, Any], step: int | str, root: dict[str, Any]) -> lis
     if step in schema.get("properties", {}):
         return _expand(schema["properties"][step], root)
     open_ended = [schema.get("additionalProperties"), *schema.get("patternProperties", {}).values()]
-    return [found for extra in open_ended if isinstance(extra, dict) for found in _expand(extra, root)]
+    return [expanded for extra in open_ended if isinstance(extra, dict) for expanded in _expand(extra, root)]
 
 
 def _expand(schema: dict[str, Any], root: dict[str, Any]) -> list[dict[str, Any]]:
     """`schema` and every alternative in it, references followed."""
     while "$ref" in schema:
         schema = root["$defs"][schema["$ref"].rsplit("/", 1)[-1]]
-    found = [schema]
+    schemas = [schema]
     if "discriminator" not in schema:
         for alternative in [*schema.get("anyOf", []), *schema.get("oneOf", []), *schema.get("allOf", [])]:
-            found += _expand(alternative, root)
-    return found
+            schemas += _expand(alternative, root)
+    return schemas
 
 
 def _properties(parents: list[dict[str, Any]], root: dict[str, Any]) -> dict[str, Any]:

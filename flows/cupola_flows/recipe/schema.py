@@ -93,12 +93,12 @@ class Recipe(BaseModel):
             for reference in references:
                 self._check(reference, wanted.kind, where)
             return references
-        found = wanted.guess(self, name, wanted.kind) if wanted.guess else ()
-        if not found and wanted.needed:
+        guessed = wanted.guess(self, name, wanted.kind) if wanted.guess else ()
+        if not guessed and wanted.needed:
             raise ValueError(
                 f"{where}: no earlier stage gives {wanted.kind}. Name one, or artifact:ID for what exists already."
             )
-        return found
+        return guessed
 
     def order(self) -> tuple[str, ...]:
         """Stage names, parents first, otherwise as written.

@@ -39,15 +39,15 @@ def compare_checkpoints(workspace: Workspace, a: Artifact, b: Artifact) -> dict[
     for artifact in (a, b):
         if artifact.kind != "checkpoint":
             raise ConfigError(f"{artifact.id} is of kind {artifact.kind}; two checkpoints can be compared.")
-    found = evaluations(workspace)
-    both = common(found, [a.digest, b.digest])
+    known = evaluations(workspace)
+    both = common(known, [a.digest, b.digest])
     ancestors = [
         {row.digest: f"{row.digest[:12]} {row.kind} {row.stage}" for row in _made_from(workspace, each)}
         for each in (a, b)
     ]
     return {
         "same_evaluation": both is not None,
-        "missing": None if both else what_is_missing(found, a.digest, b.digest),
+        "missing": None if both else what_is_missing(known, a.digest, b.digest),
         "settings": [asdict(row) for row in set_apart(workspace, a, b)],
         "checkpoints": [
             {
@@ -78,11 +78,11 @@ def set_apart(workspace: Workspace, a: Artifact, b: Artifact) -> list[Apart]:
         ours, theirs = (life.get(stage) for life in lives)
         if ours and theirs and ours.digest == theirs.digest:
             continue
-        told = [_told(ours), _told(theirs)]
+        described = [_described(ours), _described(theirs)]
         rows += [
-            Apart(stage, key, told[0].get(key, ""), told[1].get(key, ""))
-            for key in {**told[0], **told[1]}
-            if told[0].get(key) != told[1].get(key)
+            Apart(stage, key, described[0].get(key, ""), described[1].get(key, ""))
+            for key in {**described[0], **described[1]}
+            if described[0].get(key) != described[1].get(key)
         ]
     return rows
 
@@ -101,11 +101,11 @@ def _made_from(workspace: Workspace, artifact: Artifact) -> list[Manifest | Arti
     """Everything that an artifact was made from, each once, nearest first;
     the row alone where the store has it no more."""
     registry = workspace.registry
-    found: dict[str, ArtifactRow] = {}
+    ancestors: dict[str, ArtifactRow] = {}
     for parent in filter(None, map(registry.artifact, artifact.manifest.parents)):
         for row in (parent, *registry.ancestors(parent.digest)):
-            found.setdefault(row.digest, row)
-    return [_manifest(workspace, row) or row for row in found.values()]
+            ancestors.setdefault(row.digest, row)
+    return [_manifest(workspace, row) or row for row in ancestors.values()]
 
 
 def _manifest(workspace: Workspace, row: ArtifactRow) -> Manifest | None:
@@ -115,7 +115,7 @@ def _manifest(workspace: Workspace, row: ArtifactRow) -> Manifest | None:
         return None
 
 
-def _told(made: Manifest | ArtifactRow | None) -> dict[str, str]:
+def _described(made: Manifest | ArtifactRow | None) -> dict[str, str]:
     """Setting to value, and by what code and of which files; nothing of a stage that a life does not have."""
     if made is None:
         return {}
@@ -161,11 +161,11 @@ def interval(accuracy: dict[str, Any] | None) -> str:
 
 
 def _evaluation_rows(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    found = [each["evaluation"] for each in (a, b)]
-    rows = {"bits per byte": tuple(f"{f['bits_per_byte']:.4f}" for f in found)}
-    rows["accuracy"] = tuple(interval(f.get("accuracy")) for f in found)
-    for task in sorted({task for f in found for task in f.get("tasks", {})}):
-        rows[f"  {task}"] = tuple(interval(f.get("tasks", {}).get(task)) for f in found)
+    used = [each["evaluation"] for each in (a, b)]
+    rows = {"bits per byte": tuple(f"{f['bits_per_byte']:.4f}" for f in used)}
+    rows["accuracy"] = tuple(interval(f.get("accuracy")) for f in used)
+    for task in sorted({task for f in used for task in f.get("tasks", {})}):
+        rows[f"  {task}"] = tuple(interval(f.get("tasks", {}).get(task)) for f in used)
     return {heading: (pair[0], pair[1]) for heading, pair in rows.items()}
 
 

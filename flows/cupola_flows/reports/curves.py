@@ -48,8 +48,8 @@ def heldout_curves(workspace: Workspace, recipe: Recipe, stages: Sequence[str] =
     if run and len(chosen) != 1:
         raise NotFoundError(f"--run {run}: {'several runs' if chosen else 'no run'} of {recipe.name}. See: cupola runs")
     for row in chosen:
-        if found := _of_run(workspace, row, list(stages) or known):
-            return Curves(row, found)
+        if curves := _of_run(workspace, row, list(stages) or known):
+            return Curves(row, curves)
     raise NotFoundError(f"{recipe.name}: no held-out losses on this machine yet. Start with: cupola run {recipe.name}")
 
 

@@ -79,32 +79,32 @@ def read_evaluation(workspace: Workspace, row: ArtifactRow) -> Evaluation | None
 
 def evaluations(workspace: Workspace) -> list[Evaluation]:
     """Newest first."""
-    found = (read_evaluation(workspace, row) for row in workspace.registry.artifacts("evaluation", MOST))
-    return [evaluation for evaluation in found if evaluation]
+    read = (read_evaluation(workspace, row) for row in workspace.registry.artifacts("evaluation", MOST))
+    return [evaluation for evaluation in read if evaluation]
 
 
-def common(found: Iterable[Evaluation], digests: Sequence[str]) -> list[Measured] | None:
+def common(known: Iterable[Evaluation], digests: Sequence[str]) -> list[Measured] | None:
     """The newest numbers of these checkpoints that are about the same text and tasks; none where there are no such.
 
     Args:
         found: newest first.
     """
     together: dict[Basis, dict[str, Measured]] = {}
-    for evaluation in found:
+    for evaluation in known:
         seen = together.setdefault(evaluation.basis, {})
         seen |= {digest: measured for digest, measured in evaluation.measured.items() if digest not in seen}
     whole = (seen for seen in together.values() if all(digest in seen for digest in digests))
     return next(([seen[digest] for digest in digests] for seen in whole), None)
 
 
-def newest(found: Iterable[Evaluation], digest: str) -> Evaluation | None:
+def newest(known: Iterable[Evaluation], digest: str) -> Evaluation | None:
     """The newest evaluation that measured a checkpoint."""
-    return next((evaluation for evaluation in found if digest in evaluation.measured), None)
+    return next((evaluation for evaluation in known if digest in evaluation.measured), None)
 
 
-def what_is_missing(found: Sequence[Evaluation], a: str, b: str) -> str:
+def what_is_missing(known: Sequence[Evaluation], a: str, b: str) -> str:
     """Why two checkpoints without a common evaluation have none, and the command that makes it."""
-    one, other = newest(found, a), newest(found, b)
+    one, other = newest(known, a), newest(known, b)
     if one and other:
         parted = _listed(one.basis.differences(other.basis))
         why = f"evaluations {one.id} and {other.id}, which measured them, differ in {parted}"

@@ -31,8 +31,8 @@ def as_json(node: LineageNode) -> dict[str, Any]:
 
 def _grow(tree: Tree, node: LineageNode, shown: set[str]) -> None:
     for source in node.sources:
-        told = plain(f" {source.name}: {source.files:,} files, {source.bytes / 1e6:.1f} MB")
-        tree.add(Text.assemble(("source", "dim"), told))
+        label = plain(f" {source.name}: {source.files:,} files, {source.bytes / 1e6:.1f} MB")
+        tree.add(Text.assemble(("source", "dim"), label))
     for parent in node.parents:
         if parent.digest in shown:
             tree.add(Text.assemble(_label(parent), (" (above)", "dim")))

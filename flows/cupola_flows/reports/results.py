@@ -15,7 +15,7 @@ from cupola_flows.stages.base import Stage
 from cupola_flows.terminal.display import clock
 from cupola_flows.terminal.text import plain, visible
 from cupola_platform.artifacts import Artifact
-from cupola_platform.rows.drops import told
+from cupola_platform.rows.drops import in_words
 from cupola_trainer.evaluation.long_context_page import summary
 
 SHOWN_RESPONSES = 3
@@ -67,7 +67,7 @@ def summarize(stage: Stage, metrics: dict[str, float]) -> str:
     """The numbers of a stage that matter most, in a line; and what it dropped, and why."""
     reasons = {name.removeprefix("dropped_"): int(n) for name, n in metrics.items() if name.startswith("dropped_")}
     line = stage.summary({name: value for name, value in metrics.items() if not name.startswith("dropped")})
-    return f"{line}, dropped {sum(reasons.values()):,}: {told(reasons, {})}" if reasons else line
+    return f"{line}, dropped {sum(reasons.values()):,}: {in_words(reasons, {})}" if reasons else line
 
 
 def _evaluation(results: dict[str, Any]) -> Table:
@@ -85,8 +85,8 @@ def _evaluation(results: dict[str, Any]) -> Table:
     return table
 
 
-def _reach(found: dict[str, Any]) -> Table:
-    rows = summary(found["methods"])
+def _reach(measured: dict[str, Any]) -> Table:
+    rows = summary(measured["methods"])
     table = Table(*rows[0], box=None, padding=(0, 1, 0, 0))
     for row in rows:
         table.add_row(*row.values())
@@ -127,10 +127,10 @@ def _next(session: Session) -> str:
 
 def _promoted(session: Session) -> str | None:
     """The alias that the run moved; none where it moved none."""
-    found = [
+    decisions = [
         _read(o.artifact.path / "decision.json") for o in session.outcomes.values() if o.artifact.kind == "promotion"
     ]
-    return next((str(decision["alias"]) for decision in found if decision["promoted"]), None)
+    return next((str(decision["alias"]) for decision in decisions if decision["promoted"]), None)
 
 
 def _flat(text: str) -> str:

@@ -98,13 +98,13 @@ class Session:
         if name in self.outcomes:
             return self.outcomes[name].artifact
         inputs = self._known_inputs(name)
-        found = self.workspace.find(self.fingerprint(name, inputs)) if inputs is not None else None
-        if found is None:
+        artifact = self.workspace.find(self.fingerprint(name, inputs)) if inputs is not None else None
+        if artifact is None:
             return None
         if name in self.names:
-            self.display.finished(name, "reused", f"artifact {found.id}")
-        self.outcomes[name] = Outcome("reused", found, 0.0)
-        return found
+            self.display.finished(name, "reused", f"artifact {artifact.id}")
+        self.outcomes[name] = Outcome("reused", artifact, 0.0)
+        return artifact
 
     def reuse_all(self) -> bool:
         """Whether there is nothing to do: every stage has been run before. If so,
@@ -125,10 +125,10 @@ class Session:
         """
         try:
             made = name in self.outcomes and self.outcomes[name].state == "completed"
-            found = self.reuse(name)
-            if found and not made:
-                self._record_reuse(name, found)
-            return found or self._make(name, step, prefect_id)
+            reused = self.reuse(name)
+            if reused and not made:
+                self._record_reuse(name, reused)
+            return reused or self._make(name, step, prefect_id)
         except CupolaError as error:
             self.error = error
             raise
@@ -146,8 +146,8 @@ class Session:
         """The stage as it could be run alone: what it takes named by `artifact:ID`."""
         stage = self.recipe.stages[name]
         references = {
-            field: tuple(f"{ARTIFACT}{artifact.id}" for artifact in found.values())
-            for field, found in self.inputs(name).fields.items()
+            field: tuple(f"{ARTIFACT}{artifact.id}" for artifact in artifacts.values())
+            for field, artifacts in self.inputs(name).fields.items()
             if field in type(stage).model_fields
         }
         several = {field for field in references if isinstance(getattr(stage, field), tuple)}
@@ -159,7 +159,9 @@ class Session:
 
     def fingerprint(self, name: str, taken: Taken) -> str:
         """See `fingerprint.fingerprint`."""
-        digests = {field: [artifact.digest for artifact in found.values()] for field, found in taken.fields.items()}
+        digests = {
+            field: [artifact.digest for artifact in artifacts.values()] for field, artifacts in taken.fields.items()
+        }
         return fingerprint(self.recipe, name, digests)
 
     def _make(self, name: str, step: Callable[..., Any], prefect_id: str | None) -> Artifact:

@@ -39,8 +39,8 @@ class Finding(TypedDict):
 
 def examine(settings: Settings) -> list[Finding]:
     """Everything that is worth a look, in the order in which it would stop a run."""
-    found = [*_machine(settings), *_packages(), *_servers(settings)]
-    return [{**each, "detail": shown(each["detail"])} for each in found]
+    findings = [*_machine(settings), *_packages(), *_servers(settings)]
+    return [{**each, "detail": shown(each["detail"])} for each in findings]
 
 
 def _machine(settings: Settings) -> Iterator[Finding]:

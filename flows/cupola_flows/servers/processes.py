@@ -79,13 +79,13 @@ def answers(url: str) -> bool:
 
 def jobs_in(folder: Path) -> list[psutil.Process]:
     """Living processes of training jobs whose file is in `folder`, whoever started them."""
-    found = []
+    jobs = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             names_it = any(word.startswith(f"{folder}/") for word in process.cmdline())
             if names_it and JOB_TAG in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+                jobs.append(process)
+    return jobs
 
 
 def end_trees(pids: Iterable[int], grace: float) -> None:

@@ -112,8 +112,8 @@ def _end(settings: Settings, names: Sequence[str], grace: float) -> list[str]:
 
 def status(settings: Settings) -> list[Service]:
     """The services that live."""
-    found = (load(settings, name) for name in ("prefect", "sweeper", "worker", "mlflow", "console"))
-    return [service for service in found if service and service.alive()]
+    services = (load(settings, name) for name in ("prefect", "sweeper", "worker", "mlflow", "console"))
+    return [service for service in services if service and service.alive()]
 
 
 def load(settings: Settings, name: str) -> Service | None:

@@ -74,9 +74,9 @@ class Sweeper:
         with self._alone():
             self.workspace.registry.sweep_lost_runs()
             unfinished = self._runs(_UNFINISHED)
-            told = [self._end(run) for run in unfinished if self._is_dead(run)]
+            ended = [self._end(run) for run in unfinished if self._is_dead(run)]
             crashed = [run for run in self._runs(["CRASHED"]) if self._may_start_again(run)]
-            return told + [self._start_again(run) for run in crashed]
+            return ended + [self._start_again(run) for run in crashed]
 
     def living(self) -> list[FlowRun]:
         """The unfinished flow runs of this workspace that this server's end would end: those of its recipes, and of
@@ -153,14 +153,14 @@ class Sweeper:
         return rows[0] if rows else None
 
     def _runs(self, states: list[str]) -> list[FlowRun]:
-        found: list[FlowRun] = []
-        while len(found) % _PAGE == 0:
-            body = {"flow_runs": {"state": {"type": {"any_": states}}}, "limit": _PAGE, "offset": len(found)}
+        runs: list[FlowRun] = []
+        while len(runs) % _PAGE == 0:
+            body = {"flow_runs": {"state": {"type": {"any_": states}}}, "limit": _PAGE, "offset": len(runs)}
             page = self._asked("POST", "/flow_runs/filter", body)
-            found += page
+            runs += page
             if not page:
                 break
-        return found
+        return runs
 
     def _set(self, run: FlowRun, state: str, name: str, message: str, **details: Any) -> None:
         body = {"type": state, "name": name, "message": message, "state_details": details}

@@ -17,15 +17,15 @@ PLUGINS = "cupola.stages"
 @cache
 def kinds() -> Mapping[str, type[Stage]]:
     """Kind to its class, in the order of their names."""
-    own = [found.name for found in pkgutil.walk_packages(stages.__path__, f"{stages.__name__}.") if not found.ispkg]
+    own = [each.name for each in pkgutil.walk_packages(stages.__path__, f"{stages.__name__}.") if not each.ispkg]
     modules = {name: importlib.import_module(name) for name in own if name != __name__}
     modules |= {point.value: importlib.import_module(point.value) for point in entry_points(group=PLUGINS)}
-    found = {
+    classes = {
         kind_of(each): each
         for each in _subclasses(Stage)
         if each.__module__ in modules and not each.model_fields["kind"].is_required()
     }
-    return MappingProxyType(dict(sorted(found.items())))
+    return MappingProxyType(dict(sorted(classes.items())))
 
 
 def kind_of(stage: type[Stage]) -> str:

@@ -30,7 +30,7 @@ def stdout() -> Console:
 
 def visible(text: str) -> str:
     """The text with what a terminal would obey written out: an escape character becomes `\\x1b`."""
-    return UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+    return UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def plain(text: str, style: StyleType = "") -> Text:

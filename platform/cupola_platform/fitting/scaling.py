@@ -63,13 +63,13 @@ class PowerLaw:
         low, high = np.exp(np.percentile(logs, [5, 95]))
         return float(low), float(high)
 
-    def told(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """What JSON holds of it."""
         return asdict(self) | {"samples": self.samples.tolist(), "intervals": self.intervals()}
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> "PowerLaw":
-        """The law again, of what `told` gave."""
+        """The law again, of what `as_dict` gave."""
         return cls(stored["coefficient"], stored["n_exponent"], stored["d_exponent"], np.array(stored["samples"]))
 
     def intervals(self) -> dict[str, tuple[float, float]]:

@@ -32,17 +32,17 @@ class Drops(Counter[str]):
         self.update(other)
         self.first = {**other.first, **self.first}
 
-    def told(self) -> str:
+    def in_words(self) -> str:
         """In words, the commonest first: "not_utf8 3 (first a.jsonl, line 7: not UTF-8), empty_message 1"."""
-        return told(self, self.first)
+        return in_words(self, self.first)
 
     def report(self) -> dict[str, dict[str, object]]:
         """What a report.json says: {"dropped": {reason: count}}, and "first_dropped" {reason: place} where any was."""
         return {"dropped": dict(self), **({"first_dropped": dict(self.first)} if self.first else {})}
 
 
-def told(drops: Mapping[str, int], first: Mapping[str, str]) -> str:
-    """Counts by reason in words, with the first place where it is known; see `Drops.told`."""
+def in_words(drops: Mapping[str, int], first: Mapping[str, str]) -> str:
+    """Counts by reason in words, with the first place where it is known; see `Drops.in_words`."""
     order = sorted(drops.items(), key=lambda item: -item[1])
     places = {reason: f" (first {first[reason]})" if reason in first else "" for reason in drops}
     return ", ".join(f"{reason} {count:,}{places[reason]}" for reason, count in order) or "nothing"

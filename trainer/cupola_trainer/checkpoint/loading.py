@@ -87,7 +87,7 @@ def _together(work: Callable[[], object]) -> None:
         failure = error
     failures: list[CorruptArtifactError | None] = [None] * dist.get_world_size()
     dist.all_gather_object(failures, failure)
-    first = next((found for found in failures if found), None)
+    first = next((each for each in failures if each), None)
     if first:
         raise first
 

@@ -57,26 +57,26 @@ def moment_key(moment: str, key: str) -> str:
 def weight_shards(chunks: Sequence[torch.nn.Module]) -> list[Shard]:
     """Every weight of this rank, each once; of a model with adapters, theirs alone: the rest is frozen,
     and kept elsewhere."""
-    found = [_shard(entry) for entry in sharded_tensors(unwrap_model(list(chunks)))]
-    found = [shard for shard in found if shard.key.endswith(ADAPTERS)] or found
-    return list({shard.place: shard for shard in reversed(found)}.values())[::-1]
+    shards = [_shard(entry) for entry in sharded_tensors(unwrap_model(list(chunks)))]
+    shards = [shard for shard in shards if shard.key.endswith(ADAPTERS)] or shards
+    return list({shard.place: shard for shard in reversed(shards)}.values())[::-1]
 
 
 def moment_shards(chunks: Sequence[torch.nn.Module], optimizer: Any) -> list[Shard]:
     """Every moment of this rank's optimizer, and its fp32 weights where the model's are bf16."""
     weights = sorted(weight_shards(chunks), key=lambda shard: shard.data.data_ptr())
-    found = []
+    shards = []
     for part in optimizer.chained_optimizers:
         if part.is_stub_optimizer:
             continue
         for parameter, start, main, states in _moments(part):
-            found += [
+            shards += [
                 piece
                 for weight in _within(weights, parameter)
                 for moment, values in _named(main, parameter, states).items()
                 for piece in _pieces(weight, parameter, start, moment, values)
             ]
-    return found
+    return shards
 
 
 def master_shards(chunks: Sequence[torch.nn.Module], part: Any, moment: str | None = None) -> list[Shard]:

@@ -161,13 +161,13 @@ class PruneTarget:
         changed["head_dim"] = model.head_size if own else None
         experts = {"num_experts", "expert_ffn_hidden_size", "shared_expert_ffn_hidden_size"}
         if model.moe:
-            found: dict[str, Any] = {name: self._size(name, getattr(model.moe, name)) for name in experts}
-            if found["num_experts"] < model.moe.top_k:
+            expert_sizes: dict[str, Any] = {name: self._size(name, getattr(model.moe, name)) for name in experts}
+            if expert_sizes["num_experts"] < model.moe.top_k:
                 raise ConfigError(
-                    f"num_experts={found['num_experts']}, but each token visits {model.moe.top_k}. "
+                    f"num_experts={expert_sizes['num_experts']}, but each token visits {model.moe.top_k}. "
                     f"Keep {model.moe.top_k} or more."
                 )
-            changed["moe"] = dataclasses.replace(model.moe, **found)
+            changed["moe"] = dataclasses.replace(model.moe, **expert_sizes)
         elif given := sorted(name for name in experts if getattr(self, name)):
             raise ConfigError(f"{given[0]}={getattr(self, given[0])}, but the model is dense. Leave it out.")
         if model.moe and self.ffn_hidden_size:

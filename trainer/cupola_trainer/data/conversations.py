@@ -109,7 +109,7 @@ def refuse_empty(samples: list[Sample], drops: Drops, file: Path, what: str, seq
     move = "Try a longer sequence_length" if set(drops) == {"too_long"} else "Mend the rows, or train on other ones"
     raise ConfigError(
         f"{file.parent} has no {what} that fits sequence_length={sequence_length} and can be trained on; dropped: "
-        f"{drops.told()}. {move}."
+        f"{drops.in_words()}. {move}."
     )
 
 

@@ -55,13 +55,13 @@ def pairs_of_split(documents: Path, split: str, seed: int, drops: Counter[str]) 
 
 def _pairs(path: str, text: str, rng: random.Random, drops: Counter[str]) -> Iterator[Pair]:
     try:
-        found = list(what_functions_do(text) if path.endswith(".py") else how_texts_go_on(text))
+        pairs = list(what_functions_do(text) if path.endswith(".py") else how_texts_go_on(text))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         drops["unparsable_source"] += 1
         return
-    if not found:
+    if not pairs:
         drops["nothing_to_ask"] += 1
-    yield from rng.sample(found, min(PAIRS_PER_DOCUMENT, len(found)))
+    yield from rng.sample(pairs, min(PAIRS_PER_DOCUMENT, len(pairs)))
 
 
 def what_functions_do(source: str) -> Iterator[Pair]:

@@ -87,7 +87,9 @@ def usable(read: Reader, files: RowFiles, drops: Drops) -> list[Row]:
     drops.add(mine)
     if not rows:
         given = f"path={files.path!r}" if files.path else f"dataset={files.dataset!r}"
-        raise SourceError(f"{given} holds no usable row; dropped: {mine.told()}. Mend the rows, or name other files.")
+        raise SourceError(
+            f"{given} holds no usable row; dropped: {mine.in_words()}. Mend the rows, or name other files."
+        )
     return rows
 
 
@@ -172,10 +174,10 @@ def _matching(pattern: str) -> list[Path]:
     others if there is none."""
     given = Path(pattern).expanduser()
     if given.is_dir():
-        found = [path for path in given.rglob("*") if not any(p.startswith(".") for p in path.relative_to(given).parts)]
+        paths = [path for path in given.rglob("*") if not any(p.startswith(".") for p in path.relative_to(given).parts)]
     else:
-        found = list(map(Path, glob.glob(str(given), recursive=True)))
-    files = sorted(path for path in found if path.is_file())
+        paths = list(map(Path, glob.glob(str(given), recursive=True)))
+    files = sorted(path for path in paths if path.is_file())
     named = [path for path in files if suffix_of(path.name) in FORMATS]
     if not files or (given.is_dir() and not named):
         raise SourceError(f"path={pattern!r} matches no file of rows. Known are {KNOWN}.")

@@ -92,7 +92,7 @@ def make_conversations(
     distinct = [list(_usable(train, seen, asked, drops)) for _, train in parts]
     train = list(chain(*map(_repeated, distinct, counts)))
     if not train:
-        raise ConfigError(f"Not one conversation is left to train on; dropped: {drops.told()}. Name other sources.")
+        raise ConfigError(f"Not one conversation is left to train on; dropped: {drops.in_words()}. Name other sources.")
     random.Random(seed).shuffle(train)
     made = {"train": train, "distinct": chain(*distinct), "heldout": heldout}
     report = {name: dict(Counter(row["source"] for row in rows)) for name, rows in made.items()} | drops.report()

@@ -11,7 +11,7 @@ from typing import Any
 from cupola_platform import json_lines
 from cupola_platform.errors import ConfigError
 from cupola_platform.json_lines import Row
-from cupola_platform.rows.drops import Drops, told
+from cupola_platform.rows.drops import Drops, in_words
 from cupola_trainer.data.files import RowFiles, read_pairs, usable
 from cupola_trainer.data.shapes import prompt_of
 from cupola_trainer.scoring.tasks import is_correct, score
@@ -107,15 +107,15 @@ def make_preferences(
     for prompt in asked:
         judged = [_judge(prompt, sample, drops) for sample in responses[prompt["id"]]]
         scored += judged
-        found = _pair(prompt, judged, pairs_per_prompt, min_gap, rng, drops)
-        groups.append([pair | {"synthesis": {"of": prompt["id"], **made_by}} for pair in found] if made_by else found)
+        made = _pair(prompt, judged, pairs_per_prompt, min_gap, rng, drops)
+        groups.append([pair | {"synthesis": {"of": prompt["id"], **made_by}} for pair in made] if made_by else made)
     groups = [group for group in groups if group]
     correct = sum(row["correct"] for row in scored)
     if len(groups) < 2:
         wanted = "both a right and a wrong one" if min_gap is None else f"two whose rewards differ by over {min_gap:g}"
         raise ConfigError(
             f"{correct} of {len(scored)} sampled responses are right, and only {len(groups)} prompts got {wanted}; "
-            f"dropped: {told(drops, {})}. "
+            f"dropped: {in_words(drops, {})}. "
             "Sample more prompts or responses, at another temperature, or change how long sft trains."
         )
     numbers = {"correct": correct, "accuracy": correct / len(scored)}
@@ -195,10 +195,10 @@ def _right_and_wrong(responses: Mapping[str, Row], rng: random.Random, drops: Co
 def _apart(responses: Mapping[str, Row], min_gap: float, drops: Counter[str]) -> list[tuple[Row, Row]]:
     """Responses whose scores differ by more than `min_gap`, the widest difference first."""
     ordered = sorted(responses.values(), key=lambda row: -row["score"])
-    found = [pair for pair in combinations(ordered, 2) if pair[0]["score"] - pair[1]["score"] > min_gap]
-    if not found:
+    pairs = [pair for pair in combinations(ordered, 2) if pair[0]["score"] - pair[1]["score"] > min_gap]
+    if not pairs:
         drops["alike"] += 1
-    return sorted(found, key=lambda pair: pair[1]["score"] - pair[0]["score"])
+    return sorted(pairs, key=lambda pair: pair[1]["score"] - pair[0]["score"])
 
 
 def read_preferences(files: Iterable[RowFiles], *, heldout_fraction: float, seed: int, to: Path) -> dict[str, Any]:
@@ -227,7 +227,7 @@ def read_preferences(files: Iterable[RowFiles], *, heldout_fraction: float, seed
                 by_prompt[asked].append(row)
     if len(by_prompt) < 2:
         raise ConfigError(
-            f"The files hold usable pairs of {len(by_prompt)} prompts; dropped: {drops.told()}. At least two are "
+            f"The files hold usable pairs of {len(by_prompt)} prompts; dropped: {drops.in_words()}. At least two are "
             "needed, one of them to be held out."
         )
     prompts = list(by_prompt)

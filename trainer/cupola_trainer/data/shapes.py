@@ -99,8 +99,8 @@ def _checked(messages: Sequence[Row], tools: Any) -> list[Row]:
     if reason := problem(messages, tools=tools):
         roles = ", ".join(str(message.get("role")) for message in messages)
         raise BadLineError(reason, f"turns of {roles}"[:120])
-    found: list[Row] = normal(messages)
-    return found
+    normalized: list[Row] = normal(messages)
+    return normalized
 
 
 def _sound(made: Row) -> Row:
@@ -112,7 +112,7 @@ def _sound(made: Row) -> Row:
 
 def _first(row: Row, columns: Iterable[str]) -> list[Row]:
     """The first column that holds messages."""
-    return next((found for name in columns if (found := messages_of(row.get(name)))), [])
+    return next((messages for name in columns if (messages := messages_of(row.get(name)))), [])
 
 
 def _prompt(row: Row) -> list[Row]:
@@ -208,7 +208,7 @@ def _best_and_worst(row: Row) -> tuple[Any, Any, tuple[float, float]]:
 
 def _score(row: Row, side: str) -> float | None:
     names = (f"{side}_score", f"score_{side}", f"{side}_rating", f"{side}-rating")
-    return next((found for name in names if (found := number(row.get(name))) is not None), None)
+    return next((value for name in names if (value := number(row.get(name))) is not None), None)
 
 
 def _asked(row: Row) -> list[Row]:
@@ -238,9 +238,9 @@ def _extras(row: Row) -> Row:
     tests = decoded(row.get("tests"))
     if not all(isinstance(part, str) for part in (tests if isinstance(tests, list) else [tests or ""])):
         raise BadLineError("malformed_tests", "`tests` is neither a text nor a list of texts")
-    found = {
+    extras = {
         "tools": normal_tools(tools_of(tools)),
         "tag": str(row.get("tag") or ""),
         "margin": number(row.get("margin")),
     }
-    return {name: value for name, value in {**found, "tests": tests}.items() if value}
+    return {name: value for name, value in {**extras, "tests": tests}.items() if value}

@@ -23,8 +23,10 @@ def load_tokenizer(folder: Path, day: date | None = None) -> Any:
 def tokenizer_of(folders: Iterable[Path]) -> Path | None:
     """Of several checkpoints whose tokenizers are alike the first tokenizer that keeps a date, or else the first; none
     where there is none."""
-    found = [folder / "tokenizer" for folder in folders if (folder / "tokenizer").is_dir()]
-    return next((folder for folder in found if "template_date" in _config(folder)), found[0] if found else None)
+    tokenizers = [folder / "tokenizer" for folder in folders if (folder / "tokenizer").is_dir()]
+    return next(
+        (folder for folder in tokenizers if "template_date" in _config(folder)), tokenizers[0] if tokenizers else None
+    )
 
 
 def keep_date(folder: Path, day: date, to: Path) -> Path:

@@ -57,8 +57,8 @@ def best_path(tree: Tree) -> Made:
 def ranked_pairs(tree: Tree) -> Made:
     """A pair of each prompt that got replies of different ranks: the best and the worst;
     a tree without any is one bad row."""
-    found = list(_pairs(tree, []))
-    yield from found or [{"tree_without_ranked_replies": True}]
+    pairs = list(_pairs(tree, []))
+    yield from pairs or [{"tree_without_ranked_replies": True}]
 
 
 def _pairs(message: Tree, before: list[Row]) -> Made:

@@ -67,15 +67,15 @@ def measure(
     variants = {name: method(model, name, trained=trained, longest=longest) for name in config.methods}
     rows = _rows(stream, longest)
     cells = list(_cells(stream, config, seed))
-    found: dict[str, Any] = {}
+    methods: dict[str, Any] = {}
     for name, variant in variants.items():
         progress(name)
         loaded = load(folder, layout, variant)
-        found[name] = {
+        methods[name] = {
             **_losses(loaded, rows, trained),
             "needle": [_cell(loaded, cell) for cell in cells],
         }
-    return {"trained_length": trained, "longest": longest, "tokens": rows.numel(), "methods": found}
+    return {"trained_length": trained, "longest": longest, "tokens": rows.numel(), "methods": methods}
 
 
 def _rows(stream: Tokens, longest: int) -> Tensor:
@@ -100,8 +100,8 @@ def _cells(stream: Tokens, config: LongContextConfig, seed: int) -> Iterator[Cel
                 start = int(random.integers(0, len(stream) - room + 1))
                 needle, other = random.choice(words, (2, CUE + ANSWER))
                 hay, place = stream[start : start + room], round((depth or 0.0) * room)
-                told = other if depth is None else needle
-                texts.append(np.concatenate([hay[:place], told, hay[place:], needle]))
+                hidden = other if depth is None else needle
+                texts.append(np.concatenate([hay[:place], hidden, hay[place:], needle]))
             yield Cell(length, depth, torch.from_numpy(np.stack(texts)))
 
 

@@ -14,17 +14,17 @@ MOST_NATS = 3.0
 
 def page(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The page of one or more checkpoints: name to `long_context` of results.json."""
-    return reports.page("Long context", *(_section(name, found) for name, found in results.items()))
+    return reports.page("Long context", *(_section(name, measured) for name, measured in results.items()))
 
 
-def _section(name: str, found: Mapping[str, Any]) -> str:
-    methods, trained = found["methods"], found["trained_length"]
+def _section(name: str, measured: Mapping[str, Any]) -> str:
+    methods, trained = measured["methods"], measured["trained_length"]
     grids = (f"<div><b>{escape(each)}</b>{_grid(each, rows['needle'])}</div>" for each, rows in methods.items())
     return (
         f"<h2>{escape(name)}: loss by position</h2>"
-        f"<p><small>Mean -ln p on {found['tokens']:,} held-out tokens; "
+        f"<p><small>Mean -ln p on {measured['tokens']:,} held-out tokens; "
         f"trained at {trained:,} tokens (dashed).</small></p>"
-        f"{_curves(methods, trained, found['longest'])}{_table(methods)}"
+        f"{_curves(methods, trained, measured['longest'])}{_table(methods)}"
         f"<h2>{escape(name)}: needles found</h2>"
         "<p><small>Share of the needle's tokens predicted correctly: text length across, depth down (0 is the "
         "beginning); the last row has no needle in the text, so that it can only be guessed.</small></p>"
@@ -76,10 +76,10 @@ def summary(methods: Mapping[str, Any]) -> list[dict[str, str]]:
     length, and by how many nats a needle in the text made its own tokens likelier."""
     table = []
     for name, rows in methods.items():
-        told = [cell for cell in rows["needle"] if cell["depth"] is not None]
+        cells = [cell for cell in rows["needle"] if cell["depth"] is not None]
         by_length = {
-            f"at {length:,}": f"{_mean(cell['recall'] for cell in told if cell['length'] == length):.0%}"
-            for length in sorted({cell["length"] for cell in told})
+            f"at {length:,}": f"{_mean(cell['recall'] for cell in cells if cell['length'] == length):.0%}"
+            for length in sorted({cell["length"] for cell in cells})
         }
         guessed = _mean(cell["nll"] for cell in rows["needle"] if cell["depth"] is None)
         past = rows["loss_past"]
@@ -89,9 +89,9 @@ def summary(methods: Mapping[str, Any]) -> list[dict[str, str]]:
                 "loss within": f"{rows['loss_within']:.3f}",
                 "loss past": "" if past is None else f"{past:.3f}",
                 "perplexity past": "" if past is None else f"{math.exp(past):,.1f}",
-                "needle recall": f"{_mean(cell['recall'] for cell in told):.0%}",
+                "needle recall": f"{_mean(cell['recall'] for cell in cells):.0%}",
                 **by_length,
-                "needle gain": f"{guessed - _mean(cell['nll'] for cell in told):.2f}",
+                "needle gain": f"{guessed - _mean(cell['nll'] for cell in cells):.2f}",
             }
         )
     return table

@@ -22,10 +22,10 @@ def run(job: MergeAdapterJob) -> None:
         CorruptArtifactError: one of the two does not verify.
     """
     lora, digest = read_adapter(job.adapter)
-    found = artifacts.read(job.parent).digest
-    if found != digest:
+    parent = artifacts.read(job.parent).digest
+    if parent != digest:
         raise ConfigError(
-            f"{job.adapter} was trained on {digest[:12]}, and {job.parent} is {found[:12]}. Give its own base."
+            f"{job.adapter} was trained on {digest[:12]}, and {job.parent} is {parent[:12]}. Give its own base."
         )
     model = checkpoint.read_model(job.adapter)  # the base's, with what training changed about its positions
     validate_layout(model, job.layout)

@@ -71,8 +71,8 @@ def _importance(job: PruneJob, model: ModelConfig) -> Importance:
     [chunk] = models.build(model, job.layout, seed=None)
     checkpoint.load_weights(job.parent, [chunk])
     rows = sequences(job, min(job.sequence_length, model.max_position_embeddings))
-    found: Importance = measure(model, chunk, list(islice(rows, runtime.rank(), None, runtime.world_size())))
-    return found
+    importance: Importance = measure(model, chunk, list(islice(rows, runtime.rank(), None, runtime.world_size())))
+    return importance
 
 
 def sequences(job: PruneJob, length: int) -> list[Tensor]:

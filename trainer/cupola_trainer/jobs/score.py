@@ -49,13 +49,13 @@ def score_file(folder: Path, file: Path, day: date | None = None) -> list[dict[s
         rewards = RewardModel(folder, LayoutConfig(), day).score_rows(rows)
     finally:
         runtime.stop()
-    found = [
+    scored = [
         {"id": row["id"], "reward": reward, "response": words(row["messages"][-1])}
         for row, reward in zip(rows, rewards, strict=True)
         if reward is not None
     ]
-    if not found:
+    if not scored:
         raise ConfigError(
             f"{file}: the reward model's tokenizer or chat template refuses all of its {len(rows)} conversations."
         )
-    return sorted(found, key=lambda row: -row["reward"])
+    return sorted(scored, key=lambda row: -row["reward"])

@@ -61,9 +61,9 @@ def run(job: TeachJob) -> None:
             rank, -(-len(batches) // ranks) * ranks, ranks
         ):  # every rank as many: its experts may serve others
             batch = collate(text, batches[min(place, len(batches) - 1)])
-            found = _asked(loaded.chunks[0], batch, job)
-            tokens.append(found[0])
-            logprobs.append(found[1])
+            likeliest = _asked(loaded.chunks[0], batch, job)
+            tokens.append(likeliest[0])
+            logprobs.append(likeliest[1])
             digests += [digest(row) for row in batch["tokens"].cpu().numpy()]
             report.step(min(len(samples), (place + 1) * size))
         _write(folder, job, rank, tokens, logprobs, digests)

@@ -40,15 +40,15 @@ class _DualChunkAttention(torch.autograd.Function):
         output = torch.empty_like(own)
         logsumexp = torch.empty(own.shape[:3], dtype=_wide(own.dtype), device=own.device)
         for rows, parts in _chunks(own.size(2), stride):
-            found = [
+            outputs = [
                 fused_attention.forward(
                     queries[turn][:, :, rows], *_repeated(key, value, keys, shared), causal=causal, scale=scale
                 )
                 for turn, keys, causal in parts
             ]
-            whole = torch.logsumexp(torch.stack([each for _, each in found]), dim=0)
+            whole = torch.logsumexp(torch.stack([each for _, each in outputs]), dim=0)
             logsumexp[:, :, rows] = whole
-            output[:, :, rows] = sum(part * (each - whole).exp()[..., None] for part, each in found)
+            output[:, :, rows] = sum(part * (each - whole).exp()[..., None] for part, each in outputs)
         ctx.save_for_backward(own, before, older, key, value, output, logsumexp)
         ctx.stride, ctx.scale = stride, scale
         return output

@@ -88,15 +88,15 @@ def read_adapter(folder: Path) -> tuple[LoraConfig, str]:
 
 def _adapted(chunk: Any, lora: LoraConfig) -> Iterator[tuple[str, Any]]:
     for block in chunk.decoder.layers:
-        found = []
+        places = []
         if "attention" in lora.targets:
-            found += [(block.self_attention, name) for name in ("linear_qkv", "linear_proj")]
+            places += [(block.self_attention, name) for name in ("linear_qkv", "linear_proj")]
         experts = getattr(block.mlp, "experts", None)
         dense = block.mlp if experts is None else getattr(block.mlp, "shared_experts", None)
         ffns = [dense] if "mlp" in lora.targets and dense is not None else []
         ffns += list(experts.local_experts) if experts is not None and "experts" in lora.targets else []
-        found += [(ffn, name) for ffn in ffns for name in ("linear_fc1", "linear_fc2")]
-        yield from ((name, getattr(module, name)) for module, name in found)
+        places += [(ffn, name) for ffn in ffns for name in ("linear_fc1", "linear_fc2")]
+        yield from ((name, getattr(module, name)) for module, name in places)
 
 
 def _draw(shard: Any, seed: int) -> Tensor:

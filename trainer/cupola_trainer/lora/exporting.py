@@ -85,10 +85,10 @@ def _targets(model: ModelConfig, stored: StoredTensors) -> dict[str, Any]:
         for _, names in rule.places(model)
         for name in names
     ]
-    found: dict[str, Any] = {"target_modules": sorted(modules)}
+    config: dict[str, Any] = {"target_modules": sorted(modules)}
     if _adapted(f"{EXPERTS}linear_fc1.weight", stored):
-        found["target_parameters"] = [f"mlp.experts.{name}" for name, _ in FUSED.values()]
-    return found
+        config["target_parameters"] = [f"mlp.experts.{name}" for name, _ in FUSED.values()]
+    return config
 
 
 def _tensors(model: ModelConfig, stored: StoredTensors) -> Iterator[tuple[str, Tensor]]:

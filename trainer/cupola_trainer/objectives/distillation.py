@@ -112,9 +112,9 @@ class LiveTeacher(DistillationObjective):
         """Ask the teacher; the held-out batches are asked once."""
         if HIDDEN in batches[0]:
             return
-        found = outputs.hidden_states(self.teacher, batches)
+        hidden = outputs.hidden_states(self.teacher, batches)
         for number, batch in enumerate(batches):
-            batch[HIDDEN] = found[number] if found else torch.empty(0)
+            batch[HIDDEN] = hidden[number] if hidden else torch.empty(0)
 
     def divergences(self, logits: Tensor, batch: Batch) -> Tensor:
         with torch.no_grad():

@@ -133,7 +133,7 @@ class DpoObjective(Objective):
         """
         pairs, group = len(self._pairs), _data_parallel_group()
         ranks, rank = (group.size(), group.rank()) if group else (1, 0)
-        found = torch.zeros(pairs, 2)
+        gathered = torch.zeros(pairs, 2)
         passes = -(-pairs // (self.pairs_per_pass * ranks))
         for number in range(passes):
             start = (number * ranks + rank) * self.pairs_per_pass
@@ -143,12 +143,12 @@ class DpoObjective(Objective):
             batch = self.collate([self._pair(place) for place in places])
             logps = -(forward(batch).cpu() * batch["loss_mask"]).sum(dim=1)
             mine = range(start, min(start + self.pairs_per_pass, pairs))
-            found[list(mine)] = logps.view(-1, 2)[: len(mine)]
+            gathered[list(mine)] = logps.view(-1, 2)[: len(mine)]
         if group and ranks > 1:
-            total = found.to(runtime.device())
+            total = gathered.to(runtime.device())
             dist.all_reduce(total, group=group)
-            found = total.cpu()
-        reference: np.ndarray = found.numpy()
+            gathered = total.cpu()
+        reference: np.ndarray = gathered.numpy()
         return reference
 
     def _pair(self, place: int) -> Mapping[str, np.ndarray]:
@@ -159,13 +159,13 @@ def _stored(folder: Path, pairs: int) -> np.ndarray:
     path = folder / "reference.npz"
     if not path.is_file():
         raise ConfigError(f"There is no {path}. Give the folder of a `reference` artifact.")
-    found: np.ndarray = np.load(path)["reference"]
-    if found.shape != (pairs, 2):
+    reference: np.ndarray = np.load(path)["reference"]
+    if reference.shape != (pairs, 2):
         raise ConfigError(
-            f"{folder} holds {len(found)} pairs, and {pairs} are trained on here. Make it again with the same "
+            f"{folder} holds {len(reference)} pairs, and {pairs} are trained on here. Make it again with the same "
             "preferences, tokenizer and sequence_length."
         )
-    return found
+    return reference
 
 
 def _data_parallel_group() -> dist.ProcessGroup | None:

@@ -66,8 +66,8 @@ class ReplayObjective(Objective):
         """The loss, and apart "response_loss" and "pretraining_loss", each the mean over its own tokens,
         where there are any."""
         share, text = means.pop("pretraining_tokens"), means.pop("pretraining")
-        found = {"response_loss": (means["loss"] - text) / (1 - share)} if share < 1 else {}
-        return means | found | ({"pretraining_loss": text / share} if share else {})
+        parts = {"response_loss": (means["loss"] - text) / (1 - share)} if share < 1 else {}
+        return means | parts | ({"pretraining_loss": text / share} if share else {})
 
 
 def text_rows(rows: int, share: float) -> int:

@@ -205,8 +205,8 @@ class Part:
         counted = [
             (i, magnitude_bits(value)) for i, piece, value in zip(of, self.pieces, values, strict=True) if piece.counted
         ]
-        found = thresholds(counted, count, runtime.device())
-        return [found[i] * (1 - TIE) for i in of]
+        smallest = thresholds(counted, count, runtime.device())
+        return [smallest[i] * (1 - TIE) for i in of]
 
 
 def hashed(places: Tensor, seed: int) -> Tensor:

@@ -106,8 +106,8 @@ class RolloutCollector:
         filled = np.where(known, groups, 0.0)
         count = np.maximum(known.sum(axis=1), 1)
         mean = filled.sum(axis=1) / count
-        found: np.ndarray = (np.where(known, groups - mean[:, None], 0.0) ** 2).sum(axis=1) / count
-        return found
+        variances: np.ndarray = (np.where(known, groups - mean[:, None], 0.0) ** 2).sum(axis=1) / count
+        return variances
 
     def measure(self, prompts: Sequence[Prompt]) -> dict[str, float]:
         """Mean reward of greedy responses, the share of them that ended, and their mean length."""

@@ -84,11 +84,11 @@ class PpoObjective(RolloutObjective):
         columns, taken = (torch.from_numpy(array) for array in responses_first(rollout.mask))
         values = torch.from_numpy(arrays["values"]).double().gather(1, columns)
         rewards = token_rewards(scores, kl.gather(1, columns), taken, self.kl.value)
-        found, returns = generalized_advantages(
+        advantages, returns = generalized_advantages(
             rewards, values, taken, gamma=self.ppo.gamma, gae_lambda=self.ppo.gae_lambda
         )
-        found = whiten(found, taken * torch.from_numpy(kept).double()[:, None])
-        for name, tensor in (("advantages", found), ("returns", returns)):
+        advantages = whiten(advantages, taken * torch.from_numpy(kept).double()[:, None])
+        for name, tensor in (("advantages", advantages), ("returns", returns)):
             whole = torch.zeros_like(mask).scatter_add(1, columns, tensor * taken)
             arrays[name] = whole.float().numpy()
         of_responses = (kl * mask).sum(dim=1).numpy()

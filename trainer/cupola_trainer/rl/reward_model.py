@@ -127,8 +127,8 @@ class RewardModel:
             if place < len(batches):
                 rewards[mine] = ends
         dist.all_reduce(rewards, group=parallel_state.get_data_parallel_group())
-        found: list[float] = rewards.tolist()
-        return found
+        scores: list[float] = rewards.tolist()
+        return scores
 
     def _ends(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """The values [rows] at the rows' last tokens."""

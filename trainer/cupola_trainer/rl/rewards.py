@@ -59,15 +59,15 @@ def load_function(name: str) -> ScoreFunction:
     """
     module, _, function = name.partition(":")
     try:
-        found: Any = getattr(importlib.import_module(module), function)
+        loaded: Any = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"The reward {name} cannot be loaded: {error}. Give package.module:function, importable by the job's "
             "processes."
         ) from error
-    if not callable(found):
-        raise ConfigError(f"The reward {name} is no function, but {type(found).__name__}. Name a function.")
-    return found  # type: ignore[no-any-return]
+    if not callable(loaded):
+        raise ConfigError(f"The reward {name} is no function, but {type(loaded).__name__}. Name a function.")
+    return loaded  # type: ignore[no-any-return]
 
 
 def score_responses(

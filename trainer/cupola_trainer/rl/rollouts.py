@@ -82,10 +82,10 @@ class Rollout:
     def save(self, path: Path) -> None:
         """Write it in one piece, synced to disk."""
         fields = {name: getattr(self, name) for name in FIELDS}
-        found = {f"found.{name}": array for name, array in self.arrays.items()}
-        told = {f"told.{name}": np.array(value) for name, value in self.metrics.items()}
+        arrays = {f"array.{name}": array for name, array in self.arrays.items()}
+        metrics = {f"metric.{name}": np.array(value) for name, value in self.metrics.items()}
         with replacing(path) as file:
-            np.savez(file, **fields, **found, **told)  # type: ignore[arg-type]
+            np.savez(file, **fields, **arrays, **metrics)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: Path) -> "Rollout":
@@ -96,9 +96,9 @@ class Rollout:
         try:
             with np.load(path) as stored:
                 kept: Mapping[str, Any] = dict(stored)
-            found = {name.removeprefix("found."): array for name, array in kept.items() if name.startswith("found.")}
-            told = {name.removeprefix("told."): float(kept[name]) for name in kept if name.startswith("told.")}
-            return cls(**{name: kept[name] for name in FIELDS}, arrays=found, metrics=told)
+            arrays = {name.removeprefix("array."): array for name, array in kept.items() if name.startswith("array.")}
+            metrics = {name.removeprefix("metric."): float(kept[name]) for name in kept if name.startswith("metric.")}
+            return cls(**{name: kept[name] for name in FIELDS}, arrays=arrays, metrics=metrics)
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise CorruptArtifactError(
                 f"{path} cannot be read ({error}): the rollout that this job was learning from. Put it back, or "

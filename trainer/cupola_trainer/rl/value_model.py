@@ -80,8 +80,8 @@ class ValueModel:
 
     def values(self, rollout: Rollout) -> np.ndarray:
         """The value before each of a response's tokens [rows, s]; 0 elsewhere."""
-        found = over_rows(rollout, self.micro_batch_size, lambda batch: outputs.values(self.trainee.chunks, batch))
-        return np.where(rollout.mask, found, 0.0).astype(np.float32)
+        values = over_rows(rollout, self.micro_batch_size, lambda batch: outputs.values(self.trainee.chunks, batch))
+        return np.where(rollout.mask, values, 0.0).astype(np.float32)
 
     def train(self, batches: Sequence[Batch]) -> dict[str, float]:
         """One step on the policy's micro-batches. Returns what to report."""

@@ -23,14 +23,14 @@ def forward(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: f
     Args:
         causal: query i sees keys up to i; as many of both.
     """
-    found: tuple[Any, ...]
+    results: tuple[Any, ...]
     if not query.is_cuda:
-        found = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scale)
+        results = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scale)
     elif query.dtype is torch.float32:
-        found = aten._scaled_dot_product_efficient_attention(query, key, value, None, True, 0.0, causal, scale=scale)
+        results = aten._scaled_dot_product_efficient_attention(query, key, value, None, True, 0.0, causal, scale=scale)
     else:
-        found = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, scale=scale)
-    return found[0], found[1][..., : query.size(2)]
+        results = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, scale=scale)
+    return results[0], results[1][..., : query.size(2)]
 
 
 def backward(
@@ -46,21 +46,21 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of query, key and value, where `output` and `logsumexp` are those of the whole softmax."""
     tensors = (gradient, query, key, value)
-    found: tuple[Any, ...]
+    gradients: tuple[Any, ...]
     if not query.is_cuda:
-        found = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        gradients = aten._scaled_dot_product_flash_attention_for_cpu_backward(
             *tensors, output, logsumexp, 0.0, causal, scale=scale
         )
-        return found[0], found[1], found[2]
+        return gradients[0], gradients[1], gradients[2]
     unused = torch.zeros(2, dtype=torch.int64, device=query.device)  # state of dropout, which there is none of
     if query.dtype is torch.float32:
         padded = F.pad(logsumexp, (0, -query.size(2) % ALIGNED)).contiguous()
-        found = aten._scaled_dot_product_efficient_attention_backward(
+        gradients = aten._scaled_dot_product_efficient_attention_backward(
             *tensors, None, output, padded, unused[0], unused[1], 0.0, [True, True, True, False], causal, scale=scale
         )
     else:
         lengths = (None, None, query.size(2), key.size(2))
-        found = aten._scaled_dot_product_flash_attention_backward(
+        gradients = aten._scaled_dot_product_flash_attention_backward(
             *tensors, output, logsumexp.contiguous(), *lengths, 0.0, causal, unused, unused[:0], scale=scale
         )
-    return found[0], found[1], found[2]
+    return gradients[0], gradients[1], gradients[2]

@@ -29,6 +29,6 @@ def store(world_size: int) -> dist.Store:
     if STORE in os.environ:
         return dist.FileStore(os.environ[STORE], world_size)
     if "MASTER_ADDR" in os.environ:
-        found: dist.Store = next(dist.rendezvous("env://"))[0]
-        return found
+        joined: dist.Store = next(dist.rendezvous("env://"))[0]
+        return joined
     return dist.HashStore()

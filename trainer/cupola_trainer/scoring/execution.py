@@ -39,11 +39,11 @@ def passed(
     if not tests:
         return 0.0
     tests = [tests] if isinstance(tests, str) else list(tests)
-    told = {
+    job = {
         "code": code_of(response), "seconds": timeout_seconds, "memory": memory_bytes,
         "filter": sandbox.call_filter().hex(),
     }  # fmt: skip
-    parts = [json.dumps(part).encode() for part in (told, tests)]
+    parts = [json.dumps(part).encode() for part in (job, tests)]
     request = b"!" + b"".join(len(part).to_bytes(8, "big") + part for part in parts)
     return workers.count_held(request, len(tests), timeout_seconds) / len(tests)
 

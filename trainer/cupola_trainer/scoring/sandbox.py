@@ -71,10 +71,10 @@ def command() -> tuple[str, ...]:
     Raises:
         ConfigError: as root without namespaces.
     """
-    found = shutil.which("bwrap")
+    bwrap = shutil.which("bwrap")
     why = "bubblewrap is not installed"
-    if found:
-        held = (found, *namespaces(), *interpreter("/"))
+    if bwrap:
+        held = (bwrap, *namespaces(), *interpreter("/"))
         tried = subprocess.run([*held[:-1], "pass"], check=False, capture_output=True, text=True, env={})
         if tried.returncode == 0:
             return held

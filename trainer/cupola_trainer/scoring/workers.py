@@ -39,10 +39,10 @@ class Worker:
             self.process.wait()
         pipes = self.process.stdin, self.process.stdout, self.process.stderr
         assert all(pipes)
-        told = os.read(pipes[2].fileno(), 500) if _ready(pipes[2].fileno(), select.POLLIN, 0) else b""  # type: ignore[union-attr]
+        note = os.read(pipes[2].fileno(), 500) if _ready(pipes[2].fileno(), select.POLLIN, 0) else b""  # type: ignore[union-attr]
         for pipe in pipes:
             pipe.close()  # type: ignore[union-attr]
-        return told.decode(errors="replace").strip()
+        return note.decode(errors="replace").strip()
 
     def _write(self, request: bytes, deadline: float) -> None:
         assert self.process.stdin

@@ -180,11 +180,11 @@ def check_empty(to: Path) -> None:
 def resolve_checkpoint(reference: str, workspace: Path | None, *, kinds: Sequence[str] = ("checkpoint",)) -> Artifact:
     """The checkpoint, adapter or reward model of that name, every byte verified."""
     artifact = open_workspace(workspace).resolve(reference)
-    found = "adapter" if artifact.kind == "checkpoint" and artifact.manifest.config.get("adapter") else artifact.kind
-    if found not in kinds:
-        other = {"adapter": " Export it with --adapter, or fold it in: cupola checkpoint merge-adapter"}.get(found, "")
+    kind = "adapter" if artifact.kind == "checkpoint" and artifact.manifest.config.get("adapter") else artifact.kind
+    if kind not in kinds:
+        other = {"adapter": " Export it with --adapter, or fold it in: cupola checkpoint merge-adapter"}.get(kind, "")
         raise ConfigError(
-            f"{artifact.id} is of kind {found}, not {kinds[0]}.{other or f' See: cupola artifacts --kind {kinds[0]}'}"
+            f"{artifact.id} is of kind {kind}, not {kinds[0]}.{other or f' See: cupola artifacts --kind {kinds[0]}'}"
         )
     return verify(artifact.path)
 

@@ -46,16 +46,17 @@ def diff(
     share of changed elements of every tensor.
     """
     one, other = (resolve_checkpoint(each, workspace, kinds=KINDS) for each in (a, b))
-    found = json.loads(convert("diff", "--checkpoint", str(one.path), "--other", str(other.path)))
+    differences = json.loads(convert("diff", "--checkpoint", str(one.path), "--other", str(other.path)))
     if as_json:
-        print(json.dumps({"a": one.id, "b": other.id, **found}, indent=2))
+        print(json.dumps({"a": one.id, "b": other.id, **differences}, indent=2))
         return
-    stdout().print(_table(found["tensors"]))
-    print(f"In all {relative(found['tensors'])}: {other.id} from {one.id}.")
+    stdout().print(_table(differences["tensors"]))
+    print(f"In all {relative(differences['tensors'])}: {other.id} from {one.id}.")
     for side, artifact in (("only_a", one), ("only_b", other)):
-        if found[side]:
+        if differences[side]:
             print(
-                f"Only {artifact.id} has {len(found[side])} tensors of this name and shape, such as {found[side][0]}."
+                f"Only {artifact.id} has {len(differences[side])} tensors of this name and shape, such as "
+                f"{differences[side][0]}."
             )
 
 

@@ -67,13 +67,13 @@ def evaluate_command(
 
 def _like(workspace: Workspace, reference: str) -> EvaluateStage:
     """The stage that an evaluation was made by, on its own data."""
-    found = workspace.resolve(reference)
-    if found.kind != "evaluation":
+    artifact = workspace.resolve(reference)
+    if artifact.kind != "evaluation":
         raise ConfigError(
-            f"--like {reference}: {found.id} is of kind {found.kind}. See: cupola artifacts --kind evaluation"
+            f"--like {reference}: {artifact.id} is of kind {artifact.kind}. See: cupola artifacts --kind evaluation"
         )
-    kinds = {row.kind: f"{ARTIFACT}{row.digest}" for row in workspace.registry.parents(found.digest)}
-    settings = {name: found.manifest.config[name] for name in DECIDE if name in found.manifest.config}
+    kinds = {row.kind: f"{ARTIFACT}{row.digest}" for row in workspace.registry.parents(artifact.digest)}
+    settings = {name: artifact.manifest.config[name] for name in DECIDE if name in artifact.manifest.config}
     return EvaluateStage(tokens=kinds["tokens"], conversations=kinds.get("conversations"), **settings)
 
 

@@ -75,15 +75,15 @@ def measure(
     with TemporaryDirectory(dir=opened.folder("work")) as scratch:
         settings = Path(scratch) / "config.json"
         settings.write_bytes(CONFIG.dump_json(config))
-        found = _run(verify(artifact.path), text, settings, max_heldout_tokens, quiet=as_json)
+        measured = _run(verify(artifact.path), text, settings, max_heldout_tokens, quiet=as_json)
     if to:
-        to.write_text(page({artifact.id: found}), encoding="utf-8")
+        to.write_text(page({artifact.id: measured}), encoding="utf-8")
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(measured, indent=2))
         return
-    print_rows(summary(found["methods"]), as_json=False, empty="")
+    print_rows(summary(measured["methods"]), as_json=False, empty="")
     print(
-        f"Trained at {found['trained_length']:,} tokens, measured to {found['longest']:,}."
+        f"Trained at {measured['trained_length']:,} tokens, measured to {measured['longest']:,}."
         + (f" Picture: {to}" if to else "")
     )
 
@@ -113,12 +113,12 @@ def _trained(artifact: Artifact) -> int | None:
 
 def _tokens(workspace: Workspace, artifact: Artifact, reference: str) -> Artifact:
     if reference:
-        found = workspace.resolve(reference)
-        if found.kind != "tokens":
+        tokens = workspace.resolve(reference)
+        if tokens.kind != "tokens":
             raise ConfigError(
-                f"--tokens {reference}: {found.id} is of kind {found.kind}. See: cupola artifacts --kind tokens"
+                f"--tokens {reference}: {tokens.id} is of kind {tokens.kind}. See: cupola artifacts --kind tokens"
             )
-        return found
+        return tokens
     nearest = _nearest(workspace.lineage(artifact))
     if nearest is None:
         raise ConfigError(
@@ -130,7 +130,7 @@ def _tokens(workspace: Workspace, artifact: Artifact, reference: str) -> Artifac
 def _nearest(node: LineageNode) -> LineageNode | None:
     if node.kind == "tokens":
         return node
-    return next((found for parent in node.parents if (found := _nearest(parent))), None)
+    return next((tokens for parent in node.parents if (tokens := _nearest(parent))), None)
 
 
 def _run(checkpoint: Artifact, tokens: Artifact, settings: Path, heldout: int, *, quiet: bool) -> dict[str, Any]:
@@ -162,5 +162,5 @@ def _run(checkpoint: Artifact, tokens: Artifact, settings: Path, heldout: int, *
                 status.update(line)
     if running.returncode:
         raise ConfigError(said[-1]) if running.returncode == 2 else StageFailedError("\n".join(said))
-    found: dict[str, Any] = json.loads(results.read_text())
-    return found
+    measured: dict[str, Any] = json.loads(results.read_text())
+    return measured

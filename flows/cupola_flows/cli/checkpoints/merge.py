@@ -74,18 +74,18 @@ def merge_command(
         seed=seed,
     )
     kinds = ("checkpoint", "reward_model")
-    found = [resolve_checkpoint(reference, workspace, kinds=kinds) for reference in references]
+    artifacts = [resolve_checkpoint(reference, workspace, kinds=kinds) for reference in references]
     common = resolve_checkpoint(base, workspace) if base else None
-    parents = [*found, *([common] if common else [])]
+    parents = [*artifacts, *([common] if common else [])]
     make(
-        lambda output: merge_job(stage, found, common, output=output, seed=seed),
+        lambda output: merge_job(stage, artifacts, common, output=output, seed=seed),
         stage.kind,
         stage.model_dump(mode="json"),
         parents,
         to,
         alias,
         workspace,
-        kind=kind_of(found[0]),
+        kind=kind_of(artifacts[0]),
     )
 
 

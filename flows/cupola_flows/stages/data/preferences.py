@@ -79,9 +79,9 @@ class PreferencesStage(Stage, SamplingSettings, LayoutSettings):
             seed=ctx.seed,
             to=folder,
         )
-        told = {"sampled_accuracy": "accuracy", "mean_score": "mean_score"}
+        names = {"sampled_accuracy": "accuracy", "mean_score": "mean_score"}
         metrics = {"responses": float(report["responses"])}
-        metrics |= {name: report[key] for name, key in told.items() if key in report}
+        metrics |= {name: report[key] for name, key in names.items() if key in report}
         metrics |= {f"{split}_pairs": float(count) for split, count in report["pairs"].items()}
         return ctx.publish(folder, parents=taken.all(), metrics=metrics | say_dropped(ctx, report))
 
@@ -98,12 +98,12 @@ def response_scores(
     if reward_model is None:
         return list(shares_passed([(row["response"], asked[row["id"]]["tests"]) for row in answered]))
     ended = [row for row in answered if row["finished"]]  # the others make no pair
-    told = (
+    conversations = (
         {
             "messages": [*asked[row["id"]]["messages"], {"role": "assistant", "content": row["response"]}],
             "tools": asked[row["id"]].get("tools"),
         }
         for row in ended
     )
-    found = iter(rewards(ctx, reward_model, told, stage.layout))
-    return [next(found) if row["finished"] else 0.0 for row in answered]
+    scores = iter(rewards(ctx, reward_model, conversations, stage.layout))
+    return [next(scores) if row["finished"] else 0.0 for row in answered]

@@ -70,12 +70,12 @@ def _messages(stage: SynthesisSettings, row: Row, said: Completion) -> list[Row]
         return None
     if stage.make == "variants":
         return [*row["messages"][:-2], _user(text), row["messages"][-1]]
-    found = _PAIR.search(text)
-    return [_user(found[1]), {"role": "assistant", "content": found[2].strip()}] if found else None
+    match = _PAIR.search(text)
+    return [_user(match[1]), {"role": "assistant", "content": match[2].strip()}] if match else None
 
 
 def _revised(stage: SynthesisSettings, rows: Sequence[Row], numbers: Sequence[int], say: Say) -> list[Row]:
-    told = [
+    drafts = [
         {
             "principle": stage.constitution[number % len(stage.constitution)],
             "question": row["messages"][-2]["content"],
@@ -83,10 +83,10 @@ def _revised(stage: SynthesisSettings, rows: Sequence[Row], numbers: Sequence[in
         }
         for row, number in zip(rows, numbers, strict=True)
     ]
-    critiques = say([{"messages": [_user(CRITICISE.format(**of))]} for of in told], "critique")
-    for of, critique in zip(told, critiques, strict=True):
+    critiques = say([{"messages": [_user(CRITICISE.format(**of))]} for of in drafts], "critique")
+    for of, critique in zip(drafts, critiques, strict=True):
         of["critique"] = critique.text.strip()
-    asked = [{"messages": [_user(REVISE.format(**of))]} for of in told]
+    asked = [{"messages": [_user(REVISE.format(**of))]} for of in drafts]
     return [
         {
             "messages": [*row["messages"][:-1], {"role": "assistant", "content": said.text.strip()}]
@@ -98,7 +98,9 @@ def _revised(stage: SynthesisSettings, rows: Sequence[Row], numbers: Sequence[in
             "critique": of["critique"],
             "before": of["answer"],
         }
-        for row, of, question, critique, said in zip(rows, told, asked, critiques, say(asked, "revision"), strict=True)
+        for row, of, question, critique, said in zip(
+            rows, drafts, asked, critiques, say(asked, "revision"), strict=True
+        )
     ]
 
 
@@ -109,8 +111,8 @@ def judging(messages: Sequence[Row]) -> list[Row]:
 
 def mark_of(text: str) -> float:
     """A judge's mark over 10; 0 where it gives none from 0 to 10."""
-    found = re.search(r"\d+(?:\.\d+)?", text)
-    value = float(found[0]) / 10 if found else 0.0
+    match = re.search(r"\d+(?:\.\d+)?", text)
+    value = float(match[0]) / 10 if match else 0.0
     return value if value <= 1 else 0.0
 
 

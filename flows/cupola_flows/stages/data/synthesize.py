@@ -14,7 +14,7 @@ from cupola_flows.stages.data.writers import CheckpointWriter, EndpointWriter, W
 from cupola_platform import json_lines
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import ConfigError
-from cupola_platform.rows.drops import told
+from cupola_platform.rows.drops import in_words
 from cupola_trainer.config import LayoutSettings
 
 
@@ -80,7 +80,7 @@ class SynthesizeStage(Stage, SynthesisSettings, LayoutSettings):
         }
         if not splits["train"]:
             raise ConfigError(
-                f"stage {ctx.name}: of {len(written)} texts none is left to train on ({told(drops, {})}). Lower "
+                f"stage {ctx.name}: of {len(written)} texts none is left to train on ({in_words(drops, {})}). Lower "
                 "min_score, ask another model, or take more rows."
             )
         folder = ctx.empty("conversations")

@@ -37,13 +37,13 @@ def prompts(folder: Path, stage: SynthesisSettings, seed: int) -> list[Row]:
         raise ConfigError(
             f"scorer={stage.scorer} needs conversations with `{needs}`, and none has any. Choose another scorer."
         )
-    found = [row for row in distinct.values() if stage.make == "responses" or _answered_in_text(row)]
-    if not found:
+    usable = [row for row in distinct.values() if stage.make == "responses" or _answered_in_text(row)]
+    if not usable:
         raise ConfigError(
             f"make={stage.make} needs a prompt and its response in words, and no conversation ends in them."
         )
-    random.Random(seed).shuffle(found)
-    return found[: stage.max_rows]
+    random.Random(seed).shuffle(usable)
+    return usable[: stage.max_rows]
 
 
 def documents(folder: Path, stage: SynthesisSettings, seed: int) -> list[Row]:
@@ -105,7 +105,7 @@ def _write(stage: SynthesisSettings, pen: Writer, work: Sequence[tuple[Row, int]
                 "model": pen.name,
                 "scorer": stage.scorer,
                 "score": value,
-                **{key: told for key, told in text.items() if key not in ABOUT},
+                **{key: entry for key, entry in text.items() if key not in ABOUT},
             },
         }
         for (row, sample), text, value in zip(work, made, scores, strict=True)
@@ -147,7 +147,7 @@ def _scores(
     """Of texts that came to nothing, 0; of what a reward model is to score later, 0 too."""
     good = [place for place, text in enumerate(made) if text["messages"]]
     responses = [words(made[place]["messages"][-1]) for place in good]
-    found = [0.0] * len(made)
+    scores = [0.0] * len(made)
     if stage.scorer == "task":
         values = [score(rows[place]["task"], response) for place, response in zip(good, responses, strict=True)]
     elif stage.scorer == "execution":
@@ -161,8 +161,8 @@ def _scores(
     else:
         values = [stage.min_score if stage.scorer == "none" else 0.0] * len(good)
     for place, value in zip(good, values, strict=True):
-        found[place] = value
-    return found
+        scores[place] = value
+    return scores
 
 
 def mean_score(rows: Sequence[Row]) -> float:

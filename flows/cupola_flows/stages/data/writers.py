@@ -107,5 +107,5 @@ def rewards(
         layout=layout,
     )
     run_job(ctx, job)
-    found: list[float | None] = json.loads((job.output / "rewards.json").read_text())
-    return found
+    values: list[float | None] = json.loads((job.output / "rewards.json").read_text())
+    return values

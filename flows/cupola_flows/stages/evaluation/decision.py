@@ -37,22 +37,22 @@ def decide(
     checks = {name: _held_to(baseline, measured, tolerance) for name, measured in candidates.items()}
     sound = [name for name, of in checks.items() if all(passed for passed, _ in of)]
     best = max(sound or candidates, key=lambda name: _rank(candidates[name]))
-    found = list(checks[best])
-    found += [(True, _passed_over(name, checks[name], candidates[name])) for name in candidates if name != best]
+    findings = list(checks[best])
+    findings += [(True, _passed_over(name, checks[name], candidates[name])) for name in candidates if name != best]
     if len(candidates) > 1:
-        found.insert(
+        findings.insert(
             0, (True, f"{best} is the best of {', '.join(candidates)}{'' if sound else ', and none is sound'}.")
         )
     for name, measured in siblings.items():
         if all(passed for passed, _ in _held_to(baseline, measured, tolerance)):
-            found += _behind(name, measured, best, candidates[best])
+            findings += _behind(name, measured, best, candidates[best])
     if incumbent is None:
-        found.append((True, "There is no incumbent to beat."))
+        findings.append((True, "There is no incumbent to beat."))
     elif incumbent["digest"] == candidates[best]["digest"]:
-        found.append((True, f"{best} is the incumbent."))
+        findings.append((True, f"{best} is the incumbent."))
     else:
-        found += _no_worse(candidates[best], incumbent, tolerance)
-    return Decision(best, all(passed for passed, _ in found), tuple(reason for _, reason in found))
+        findings += _no_worse(candidates[best], incumbent, tolerance)
+    return Decision(best, all(passed for passed, _ in findings), tuple(reason for _, reason in findings))
 
 
 Check = tuple[bool, str]

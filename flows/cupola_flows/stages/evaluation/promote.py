@@ -69,9 +69,9 @@ class PromoteStage(Stage):
         publish the decision."""
         evaluation, baseline = taken.one("evaluation"), taken.maybe("baseline")
         candidates = {
-            name: found
-            for name, found in taken.named("checkpoints").items()
-            if not baseline or found.digest != baseline.digest
+            name: candidate
+            for name, candidate in taken.named("checkpoints").items()
+            if not baseline or candidate.digest != baseline.digest
         }
         if not candidates:
             raise ConfigError(
@@ -118,7 +118,9 @@ def _siblings(
     if baseline is None:
         return others
     ancestors = {name: ctx.workspace.registry.ancestors(entry["digest"]) for name, entry in others.items()}
-    return {name: others[name] for name, found in ancestors.items() if any(a.digest == baseline.digest for a in found)}
+    return {
+        name: others[name] for name, lineage in ancestors.items() if any(a.digest == baseline.digest for a in lineage)
+    }
 
 
 def _entries(evaluation: Artifact) -> dict[str, Measured]:

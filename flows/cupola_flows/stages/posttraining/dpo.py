@@ -25,11 +25,11 @@ class DpoStage(TrainStage, DpoSettings):
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
         """Align a checkpoint by pairs, against itself frozen."""
         parent, preferences = taken.one("parent"), taken.one("preferences")
-        told = None if taken.maybe("base") else reference(ctx, self, parent, preferences)
+        stored = None if taken.maybe("base") else reference(ctx, self, parent, preferences)
         data = DpoData(
-            **settings(self, DpoSettings), preferences=preferences.path, reference=told.path if told else None
+            **settings(self, DpoSettings), preferences=preferences.path, reference=stored.path if stored else None
         )
-        parents = [parent, preferences, *([told] if told else taken.all("base"))]
+        parents = [parent, preferences, *([stored] if stored else taken.all("base"))]
         return train(ctx, self, taken, data, parent=parent, parents=parents)
 
 

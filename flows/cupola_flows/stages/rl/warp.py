@@ -64,14 +64,14 @@ class WarpStage(OwnResponsesStage, GrpoSettings):
         """Carry out all rounds, measure what came of each, draw it, and publish the last round's end."""
         parent = taken.one("parent")
         data = GrpoData(**self.reads(taken, GrpoSettings))
-        found: dict[str, Path] = {BEGINNING: parent.path}
+        folders: dict[str, Path] = {BEGINNING: parent.path}
         points: dict[str, Point] = {BEGINNING: Point(0, "beginning", 0.0, BEGINNING)}
         start = BEGINNING
         for number in range(1, self.rounds + 1):
-            start = _round(ctx, self, data, number, start, found, points)
-        measured = _measure(ctx, self, data, parent.path, found)
-        artifact = _publish(ctx, found[start], taken.all(), points, measured, start)
-        for name, folder in found.items():
+            start = _round(ctx, self, data, number, start, folders, points)
+        measured = _measure(ctx, self, data, parent.path, folders)
+        artifact = _publish(ctx, folders[start], taken.all(), points, measured, start)
+        for name, folder in folders.items():
             if name != BEGINNING:
                 shutil.rmtree(folder, ignore_errors=True)  # what is kept of them is in the store
         return artifact
@@ -87,24 +87,24 @@ def _round(
     data: GrpoData,
     number: int,
     start: str,
-    found: dict[str, Path],
+    folders: dict[str, Path],
     points: dict[str, Point],
 ) -> str:
     """One round from the checkpoint named `start`; its checkpoints join `found` and `points`.
     Returns its end's name."""
-    runs = [_run(ctx, stage, data, found[start], number, run) for run in range(1, stage.runs + 1)]
+    runs = [_run(ctx, stage, data, folders[start], number, run) for run in range(1, stage.runs + 1)]
     for run, folder in enumerate(runs, start=1):
-        found[f"round {number}, run {run}"] = folder
+        folders[f"round {number}, run {run}"] = folder
         points[f"round {number}, run {run}"] = Point(number, "run", 1.0, start)
     merged = f"round {number}, merged"
-    found[merged] = _merge(ctx, stage, f"round{number}/slerp", runs, found[start])
+    folders[merged] = _merge(ctx, stage, f"round{number}/slerp", runs, folders[start])
     points[merged] = Point(number, "merged", 1.0, start)
     end = merged
     for share in sorted({*stage.interpolation_shares, stage.eta} if number == stage.rounds else {stage.eta}):
         if share == 1:
             continue  # that is the merged one
         name = f"round {number}, eta {share:g}"
-        found[name] = _between(ctx, stage, f"round{number}/liti_{share:g}", found[start], found[merged], share)
+        folders[name] = _between(ctx, stage, f"round{number}/liti_{share:g}", folders[start], folders[merged], share)
         points[name] = Point(number, "between", share, start)
         end = name if share == stage.eta else end
     return end
@@ -136,7 +136,7 @@ def _job(ctx: StageContext, name: str, job: AnyJob) -> Path:
 
 
 def _measure(
-    ctx: StageContext, stage: WarpStage, data: GrpoData, reference: Path, found: dict[str, Path]
+    ctx: StageContext, stage: WarpStage, data: GrpoData, reference: Path, folders: dict[str, Path]
 ) -> dict[str, dict[str, float]]:
     """Reward and KL of every checkpoint, on the held-out prompts."""
     job = ParetoFrontJob(
@@ -144,14 +144,14 @@ def _measure(
         seed=ctx.seed,
         template_date=ctx.template_date,
         reference=reference,
-        checkpoints=found,
+        checkpoints=folders,
         data=data.but(ema_rate=0.0),
         batch=stage.batch,
         layout=stage.layout,
         precision=stage.precision,
     )
-    found_at = _job(ctx, "pareto_front", job)
-    measured: dict[str, dict[str, float]] = json.loads((found_at / "pareto_front.json").read_text())
+    folder = _job(ctx, "pareto_front", job)
+    measured: dict[str, dict[str, float]] = json.loads((folder / "pareto_front.json").read_text())
     return measured
 
 

@@ -48,7 +48,7 @@ def output_scales(dense: ModelConfig, moe: MoEConfig, *, router: RouterStart, ma
         f"moe.top_k={moe.top_k} does not cover whole copies": moe.top_k % (granularity or 1) != 0,
         "moe.shared_expert_ffn_hidden_size is not whole copies": shared_rest != 0,
     }
-    for problem, found in problems.items():
-        if found:
+    for problem, applies in problems.items():
+        if applies:
             raise ConfigError(f"match_dense: {problem}, so that no scale makes the outputs equal. Change it.")
     return (granularity / 2, 1 / shared) if moe.shared_expert_ffn_hidden_size else (float(granularity), 1.0)

@@ -23,17 +23,17 @@ def families() -> Mapping[str, Family]:
     Raises:
         ConfigError: a plugin's module defines no family, or one that there is already; names it.
     """
-    own = [found.name for found in pkgutil.iter_modules(__path__, f"{__name__}.")]
+    own = [module.name for module in pkgutil.iter_modules(__path__, f"{__name__}.")]
     added = sorted({point.value for point in entry_points(group=PLUGINS)})
-    found: dict[str, Family] = {}
+    known: dict[str, Family] = {}
     for module in own + added:
         family = getattr(importlib.import_module(module), "FAMILY", None)
         if not isinstance(family, Family):
             raise ConfigError(f"{module}, an entry point of {PLUGINS}, defines no FAMILY. Uninstall or correct it.")
-        if family.model_type in found:
+        if family.model_type in known:
             raise ConfigError(f"{module} defines the family {family.model_type!r} a second time. Uninstall it.")
-        found[family.model_type] = family
-    return MappingProxyType(found)
+        known[family.model_type] = family
+    return MappingProxyType(known)
 
 
 def named(model_type: object) -> Family:

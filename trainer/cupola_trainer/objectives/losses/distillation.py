@@ -89,8 +89,8 @@ def token_logprobs(logits: Tensor, tokens: Tensor, group: dist.ProcessGroup | No
     centred = logits - _largest(logits, group)
     local = tokens - group.rank() * logits.size(-1)
     mine = (local >= 0) & (local < logits.size(-1))
-    found = centred.gather(-1, local.clamp(0, logits.size(-1) - 1)) * mine
-    return summed(found, group) - summed(centred.exp().sum(dim=-1, keepdim=True), group).log()
+    picked = centred.gather(-1, local.clamp(0, logits.size(-1) - 1)) * mine
+    return summed(picked, group) - summed(centred.exp().sum(dim=-1, keepdim=True), group).log()
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]

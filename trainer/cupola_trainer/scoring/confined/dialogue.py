@@ -65,9 +65,9 @@ class Dialogue:
         while (message := self.wire.receive())[0] == "ask":
             self._answer(message)
         try:
-            outcome, told, changes, text = message
+            outcome, encoded, changes, text = message
             self.heard(str(text))
-            value = self.values.decode(told)
+            value = self.values.decode(encoded)
             for place, left in changes:
                 _become((given or [])[place], self.values.decode(left))
         except Exception:  # noqa: BLE001 - no message of ours: the other process has broken the protocol
@@ -79,11 +79,11 @@ class Dialogue:
     def _answer(self, message: list[Any]) -> None:
         changes: list[Any] = []
         try:
-            _, what, told = message
-            args = [self.values.decode(arg) for arg in told]
+            _, what, call = message
+            args = [self.values.decode(arg) for arg in call]
             value = self._do(what, args)
             if what == "call":
-                changes = self._changes(args[2:], told[2:])
+                changes = self._changes(args[2:], call[2:])
             answer = ["gave", self.values.encode(value), changes, self.written()]
         except Gone:
             raise
@@ -103,10 +103,10 @@ class Dialogue:
             return function(*given[:count], **dict(zip(names, given[count:], strict=True)))
         return DONE[what](*args) if what in DONE else self.own(what, args)
 
-    def _changes(self, args: list[Any], told: list[Any]) -> list[Any]:
+    def _changes(self, args: list[Any], before: list[Any]) -> list[Any]:
         """Which arguments are no longer what they were when they came, by place."""
         now = [(place, self.values.encode(arg)) for place, arg in enumerate(args) if type(arg) in MUTABLE]
-        return [[place, left] for place, left in now if left != told[place]]
+        return [[place, left] for place, left in now if left != before[place]]
 
     def _encode_error(self, error: BaseException) -> Any:
         try:

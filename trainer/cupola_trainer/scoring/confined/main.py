@@ -37,8 +37,8 @@ def main() -> None:
 
 def score() -> None:
     """Fork the program's process before the tests are read, so that its memory never holds them. Ends the process."""
-    told = json.loads(_read_part())
-    limits = told["seconds"], told["memory"], bytes.fromhex(told["filter"])
+    request = json.loads(_read_part())
+    limits = request["seconds"], request["memory"], bytes.fromhex(request["filter"])
     ours, theirs = socket.socketpair()
     tester = os.getpid()
     if os.fork() == 0:
@@ -46,7 +46,7 @@ def score() -> None:
         _keep_only(theirs)
         if confine(*limits):
             os.write(PARENT_SOCKET, READY)
-            run_program(told["code"], PARENT_SOCKET)
+            run_program(request["code"], PARENT_SOCKET)
         os._exit(0)
     theirs.close()
     tests = json.loads(_read_part())

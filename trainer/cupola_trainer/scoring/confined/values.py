@@ -86,15 +86,15 @@ class Values:
             return self._encode_error_class(value)
         return ["mine", self._number(value), isinstance(value, BASES)]
 
-    def decode(self, told: Any) -> Any:
+    def decode(self, encoded: Any) -> Any:
         """Raises: any Exception, for what `encode` does not give."""
-        if not isinstance(told, list):
-            return told
-        tag, *content = told
-        if found := CONTAINERS.get(tag):
-            if issubclass(found[0], dict):
-                return found[1]([(self.decode(key), self.decode(item)) for key, item in content[0]])
-            return found[1]([self.decode(item) for item in content[0]])
+        if not isinstance(encoded, list):
+            return encoded
+        tag, *content = encoded
+        if container := CONTAINERS.get(tag):
+            if issubclass(container[0], dict):
+                return container[1]([(self.decode(key), self.decode(item)) for key, item in content[0]])
+            return container[1]([self.decode(item) for item in content[0]])
         if scalar := SCALARS.get(tag):
             return scalar[2](content[0])
         if tag == "yours":
@@ -137,8 +137,8 @@ class Values:
     def _error_class(self, number: int, name: str, bases: list[Any]) -> type[BaseException]:
         """A class to catch the other process's exceptions with."""
         if number not in self.errors:
-            found = tuple(self.decode(base) for base in bases)
-            self.errors[number] = type(str(name), tuple(filter(_is_error_class, found)), {})
+            parents = tuple(self.decode(base) for base in bases)
+            self.errors[number] = type(str(name), tuple(filter(_is_error_class, parents)), {})
         return self.errors[number]
 
     @staticmethod
@@ -164,7 +164,7 @@ def _in_library(module: str) -> bool:
 
 
 def _library_error(module: str, name: str) -> type[BaseException]:
-    found = getattr(importlib.import_module(module), name) if _in_library(module) else None
-    if not _is_error_class(found):
+    error_class = getattr(importlib.import_module(module), name) if _in_library(module) else None
+    if not _is_error_class(error_class):
         raise ValueError("no exception of the standard library")
-    return found  # type: ignore[return-value]
+    return error_class  # type: ignore[return-value]
