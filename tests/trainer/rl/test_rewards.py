@@ -1,4 +1,4 @@
-"""What a response is worth, which prompts are asked, and what is kept of a rollout."""
+"""What a response is worth, which prompts are used, and what is kept of a rollout."""
 
 import json
 import math

@@ -93,7 +93,7 @@ class RolloutConfig:
 
     order: Literal["shuffled", "reward_variance"] = "shuffled"
     """Prompts in a new order each time through; or those first whose responses differ most in reward, as Qwen2.5's
-    GRPO: every prompt is then answered once before the first step."""
+    GRPO: every prompt is then sampled once before the first step."""
 
     truncated: Literal["keep", "mask"] = "keep"
     """Responses cut off at max_new_tokens: scored as they are, or left out of the loss too."""

@@ -26,7 +26,7 @@ from cupola_trainer.generation.generation import check_prompts
 from cupola_trainer.generation.sampling import Sampling
 
 PRIME = 1_000_003
-"""Between the seeds of two rollouts, so that no answer of one is drawn like another's of the next."""
+"""Between the seeds of two rollouts, so that no response of one is drawn like another's of the next."""
 
 
 class VllmEngine:

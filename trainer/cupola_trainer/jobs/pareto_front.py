@@ -67,7 +67,7 @@ def _prompts(job: ParetoFrontJob, tokenizer: Any) -> list[Prompt]:
     longest = job.batch.sequence_length - job.data.rollout.max_new_tokens
     prompts = spread(read_prompts(path, tokenizer, longest, job.data.rewards)[0], job.data.rollout.heldout_prompts)
     if not prompts:
-        raise ConfigError(f"{path} has no prompt that can be asked within {longest} tokens. Give longer sequences.")
+        raise ConfigError(f"{path} has no prompt of at most {longest} tokens. Give longer sequences.")
     return prompts
 
 

@@ -92,8 +92,8 @@ class RewardModel:
         Raises:
             RefusedError: the conversation cannot be encoded.
         """
-        asked, answered = encode_response(self.tokenizer, prompt, response, tools)
-        return asked + answered
+        prompt_ids, response_ids = encode_response(self.tokenizer, prompt, response, tools)
+        return prompt_ids + response_ids
 
     def score_rows(self, rows: Sequence[Mapping[str, Any]], *, batch_size: int = 16) -> list[float | None]:
         """As `score`, of the last responses of rows {"messages", "tools"}; none for one that cannot be encoded."""

@@ -45,7 +45,7 @@ class RolloutObjective(OnlineObjective):
         """
         if inputs.parent is None:
             raise ConfigError(
-                f"the objective {inputs.name} needs a parent checkpoint: a model without one cannot answer. Name one."
+                f"the objective {inputs.name} needs a parent checkpoint: a new model cannot respond. Name one."
             )
         data: ReinforcementData = inputs.data
         self.inputs, self.tokenizer = inputs, inputs.chat_tokenizer()

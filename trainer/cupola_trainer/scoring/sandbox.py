@@ -95,7 +95,7 @@ def command() -> tuple[str, ...]:
 def unconfined() -> ConfigError:
     """Raised before any code of a model's has run."""
     return ConfigError(
-        "This machine cannot confine a process (seccomp on Linux, with libseccomp), so no answer's code was run. "
+        "This machine cannot confine a process (seccomp on Linux, with libseccomp), so no response's code was run. "
         "Use another reward than code here, or another machine."
     )
 

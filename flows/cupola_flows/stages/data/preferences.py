@@ -25,9 +25,9 @@ class PreferencesStage(Stage, SamplingSettings, LayoutSettings):
 
     kind: Literal["preferences"] = "preferences"
     parent: Annotated[str | None, Input("checkpoint")] = None
-    """The stage whose checkpoint answers."""
+    """The stage whose checkpoint is sampled."""
     conversations: Annotated[str | None, Input("conversations")] = None
-    """The stage whose prompts are asked."""
+    """The stage whose prompts it responds to."""
     scorer: PreferenceScorer = "task"
     """`task`: the prompts' verifiable tasks. `execution`: a response's Python code must run, the tests of the
     prompt's row (`tests`) after it. `reward_model`: what that model gives; the widest differences make the pairs."""
@@ -36,9 +36,9 @@ class PreferencesStage(Stage, SamplingSettings, LayoutSettings):
     min_gap: float = Field(default=0.0, ge=0)
     """Least difference between the two scores of a pair."""
     samples_per_prompt: int = Field(default=4, ge=2)
-    """Responses per prompt."""
+    """Responses to each prompt."""
     max_prompts: int = Field(default=512, ge=1)
-    """Tasks asked, at most."""
+    """Prompts to sample, at most."""
     pairs_per_prompt: int = Field(default=2, ge=1)
     """Pairs made of one prompt's responses, at most."""
     heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
@@ -53,7 +53,7 @@ class PreferencesStage(Stage, SamplingSettings, LayoutSettings):
         return self
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
-        """Ask a checkpoint the training prompts several times, score its responses, and pair better with worse ones."""
+        """Sample a checkpoint's responses to training prompts, score them, and pair better with worse ones."""
         parent, prompts = taken.one("parent"), ctx.folder / "prompts.jsonl"
         needs = ROW_FIELDS.get(self.scorer)
         make_prompts(taken.one("conversations").path, needs=needs, count=self.max_prompts, seed=ctx.seed, to=prompts)
@@ -94,10 +94,10 @@ def response_scores(
     if stage.scorer == "task":
         return None
     asked = {row["id"]: row for row in json_lines.read(prompts)}
-    answered = list(json_lines.read(samples))
+    sampled = list(json_lines.read(samples))
     if reward_model is None:
-        return list(shares_passed([(row["response"], asked[row["id"]]["tests"]) for row in answered]))
-    ended = [row for row in answered if row["finished"]]  # the others make no pair
+        return list(shares_passed([(row["response"], asked[row["id"]]["tests"]) for row in sampled]))
+    ended = [row for row in sampled if row["finished"]]  # the others make no pair
     conversations = (
         {
             "messages": [*asked[row["id"]]["messages"], {"role": "assistant", "content": row["response"]}],
@@ -106,4 +106,4 @@ def response_scores(
         for row in ended
     )
     scores = iter(rewards(ctx, reward_model, conversations, stage.layout))
-    return [next(scores) if row["finished"] else 0.0 for row in answered]
+    return [next(scores) if row["finished"] else 0.0 for row in sampled]

@@ -20,15 +20,15 @@ class SynthesisSettings(Strict):
     """What a model writes, and what of it is kept."""
 
     make: Literal["responses", "variants", "prompts", "revisions"] = "responses"
-    """`responses`: the training prompts, answered by the model. `variants`: the same prompts in other words, with the
-    responses they had. `prompts`: a prompt about a document of the corpus, and its response. `revisions`: the responses
-    they had, criticised and rewritten by a principle of the constitution (Bai et al. 2022, section 3)."""
+    """`responses`: the model's responses to the training prompts. `variants`: the same prompts in other words, with
+    the responses they had. `prompts`: a question about a document of the corpus, and its answer. `revisions`: the
+    responses they had, criticised and rewritten by a principle of the constitution (Bai et al. 2022, section 3)."""
     endpoint: EndpointConfig | None = None
     """The model that writes, behind an OpenAI-compatible endpoint."""
     scorer: SynthesisScorer = "task"
-    """`task`: the prompt's verifiable task. `execution`: the response's Python code must run, the tests of the
-    prompt's row (`tests`) after it. `judge`: a model gives a mark from 0 to 10. `reward_model`: what that
-    model gives. `none` keeps all."""
+    """`task`: the prompt's verifiable task. `execution`: the response's Python must run, then the tests of the
+    prompt's row (`tests`). `judge`: a model gives a mark from 0 to 10. `reward_model`: that model's score. `none`
+    keeps all."""
     judge: EndpointConfig | None = None
     """The model that marks; none for the one that writes."""
     min_score: float = 1.0
@@ -38,7 +38,7 @@ class SynthesisSettings(Strict):
     """Of each prompt: every text that passes, or the one of best score (rejection sampling,
     with `samples_per_prompt` above 1)."""
     constitution: tuple[str, ...] = Field(default=CONSTITUTION, min_length=1)
-    """Principles of `revisions`: each text is mended by one of them, which the seed draws."""
+    """Principles of `revisions`: each text is revised by one of them, which the seed draws."""
     max_rows: int = Field(default=1000, ge=1)
     """Conversations, or documents, taken, at most."""
     document_characters: int = Field(default=4000, ge=1)

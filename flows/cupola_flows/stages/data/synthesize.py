@@ -26,7 +26,7 @@ class SynthesizeStage(Stage, SynthesisSettings, LayoutSettings):
 
     kind: Literal["synthesize"] = "synthesize"
     conversations: Annotated[str | None, Input("conversations", guess=None)] = None
-    """The stage whose conversations are answered anew, reworded or mended."""
+    """The stage whose conversations get new responses, are reworded or revised."""
     tokens: Annotated[str | None, Input("tokens", guess=None)] = None
     """The stage whose documents are asked about (`make: prompts`)."""
     writer: Annotated[str | None, Input("checkpoint", guess=None)] = None
@@ -54,7 +54,7 @@ class SynthesizeStage(Stage, SynthesisSettings, LayoutSettings):
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
         """Ask the model, score what it writes, and publish what is good enough;
-        what was answered before a stop is not asked again.
+        what was written before a stop is not written again.
 
         Raises:
             ConfigError: no prompt to ask, no row that the scorer can score, or no text that scores enough.
@@ -66,7 +66,7 @@ class SynthesizeStage(Stage, SynthesisSettings, LayoutSettings):
             if corpus
             else texts.prompts(taken.one("conversations").path, self, ctx.seed)
         )
-        written = list(texts.written(ctx, self, self._writer(ctx, taken), asked, ctx.folder / "answered.jsonl"))
+        written = list(texts.written(ctx, self, self._writer(ctx, taken), asked, ctx.folder / "written.jsonl"))
         if model := taken.maybe("reward_model"):
             usable = [text for text in written if text["messages"] and text["finished"]]
             to_score = ({"messages": text["messages"], "tools": text.get("tools")} for text in usable)

@@ -37,7 +37,7 @@ def prompts(folder: Path, stage: SynthesisSettings, seed: int) -> list[Row]:
         raise ConfigError(
             f"scorer={stage.scorer} needs conversations with `{needs}`, and none has any. Choose another scorer."
         )
-    usable = [row for row in distinct.values() if stage.make == "responses" or _answered_in_text(row)]
+    usable = [row for row in distinct.values() if stage.make == "responses" or _ends_in_text(row)]
     if not usable:
         raise ConfigError(
             f"make={stage.make} needs a prompt and its response in words, and no conversation ends in them."
@@ -61,7 +61,7 @@ def documents(folder: Path, stage: SynthesisSettings, seed: int) -> list[Row]:
     return [row for _, _, row in sorted(taken, key=lambda item: -item[0])]
 
 
-def _answered_in_text(row: Row) -> bool:
+def _ends_in_text(row: Row) -> bool:
     last: list[Row] = row["messages"][-2:]
     return [turn["role"] for turn in last] == ["user", "assistant"] and bool(last[1].get("content"))
 

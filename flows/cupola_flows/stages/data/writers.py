@@ -16,7 +16,7 @@ Row = Mapping[str, Any]
 
 
 class Writer(Protocol):
-    """Answers conversations."""
+    """Writes responses to conversations."""
 
     @property
     def name(self) -> str:
@@ -87,8 +87,8 @@ class CheckpointWriter:
             layout=self.layout,
         )
         run_job(self.ctx, job)
-        answered = json_lines.read(output / "samples.jsonl")
-        return [Completion(row["response"], row["finished"]) for row in answered]
+        sampled = json_lines.read(output / "samples.jsonl")
+        return [Completion(row["response"], row["finished"]) for row in sampled]
 
 
 def rewards(

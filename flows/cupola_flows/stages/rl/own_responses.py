@@ -28,7 +28,7 @@ class OwnResponsesStage(TrainStage, ReinforcementSettings):
     parent: Annotated[str | None, Input("checkpoint")] = None
     """The stage whose checkpoint to train; it is the frozen reference too."""
     conversations: Annotated[str | None, Input("conversations")] = None
-    """The stage whose prompts are asked."""
+    """The stage whose prompts are used."""
     rewards: tuple[RewardRule, ...] = (TaskReward(),)
     """What a response is worth: the weighted sum of these, and of the reward model's score where there is one."""
     reward_model: Annotated[str | None, Input("reward_model", guess=None)] = None
