@@ -16,7 +16,7 @@ from cupola_flows.execution.uploading import EVENTS, backup_of, uploaded
 from cupola_platform.artifacts import Artifact, fingerprint
 from cupola_platform.errors import BY_NAME, CancelledError, ConfigError, CupolaError, StageFailedError
 from cupola_platform.json_lines import numbered
-from cupola_platform.launch import LocalLauncher, RunningJob
+from cupola_platform.launch import RunningJob, make_launcher
 from cupola_trainer.config import (
     AnyJob,
     TrainJob,
@@ -125,7 +125,7 @@ def _attempt(ctx: StageContext, job: AnyJob, starts: restarts.Starts) -> JobResu
 def _carry_out(ctx: StageContext, job: AnyJob, log: Path, starts: restarts.Starts) -> tuple[str, int | None]:
     """Run the job's processes to their end, again where they hung.
     Returns the job's last status and their exit code."""
-    launcher = LocalLauncher(ctx.workspace.settings.max_processes)
+    launcher = make_launcher(ctx.workspace.settings)
     while True:
         starts.done += 1
         restarts.clear(job.output)

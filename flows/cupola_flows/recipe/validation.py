@@ -7,7 +7,7 @@ from cupola_flows.recipe.schema import Recipe
 from cupola_flows.stages.base import ARTIFACT
 from cupola_flows.stages.evaluation.evaluate import EvaluateStage
 from cupola_platform.errors import CupolaError
-from cupola_platform.launch import LocalLauncher
+from cupola_platform.launch import Launcher, make_launcher
 from cupola_platform.settings import Settings
 from cupola_trainer.config import LayoutConfig, ModelConfig
 
@@ -19,7 +19,7 @@ def validate(recipe: Recipe, settings: Settings, only: Sequence[str] = ()) -> No
         SourceError: a source is missing or empty.
         ConfigError: a layout that the model or this machine does not fit, or a batch that does not divide.
     """
-    launcher = LocalLauncher(settings.max_processes)
+    launcher = make_launcher(settings)
     names = only or recipe.order()
     for name in names:
         with _naming(f"stages.{name}"):
@@ -35,7 +35,7 @@ def model_of(recipe: Recipe, name: str) -> ModelConfig | None:
     return recipe.stages[name].shape(known)
 
 
-def _check_layout(recipe: Recipe, name: str, launcher: LocalLauncher) -> None:
+def _check_layout(recipe: Recipe, name: str, launcher: Launcher) -> None:
     stage = recipe.stages[name]
     layout: LayoutConfig | None = getattr(stage, "layout", None)
     if layout is None:

@@ -1,6 +1,6 @@
-"""How a training job starts: torchrun on this machine."""
+"""How a job starts: a launcher for each kind of place, chosen in `launcher.make_launcher`."""
 
-from cupola_platform.launch.local import LocalLauncher, RunningJob
+from cupola_platform.launch.launcher import Launcher, RunningJob, make_launcher
 from cupola_platform.launch.rendezvous import torchrun
 
-__all__ = ["LocalLauncher", "RunningJob", "torchrun"]
+__all__ = ["Launcher", "RunningJob", "make_launcher", "torchrun"]

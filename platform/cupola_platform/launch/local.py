@@ -32,7 +32,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-class RunningJob:
+class LocalJob:
     """One torchrun and its ranks.
 
     The ranks have sessions of their own and may outlive torchrun, so each bears a tag in its environment, by which
@@ -160,7 +160,7 @@ class LocalLauncher:
                 f"Lower tp x pp x cp x dp, or set CUPOLA_MAX_PROCESSES={processes}."
             )
 
-    def start(self, job_file: Path, *, processes: int, log: Path, env: Mapping[str, str] | None = None) -> RunningJob:
+    def start(self, job_file: Path, *, processes: int, log: Path, env: Mapping[str, str] | None = None) -> LocalJob:
         """Start a job; its output is appended to `log`. It ends when this process does.
 
         Args:
@@ -176,7 +176,7 @@ class LocalLauncher:
         ranks, variables = torchrun(processes, folder)
         command = [sys.executable, tether.__file__, str(os.getpid()), *ranks, "-m", self.module, str(job_file)]
         environment = {**without_credentials(os.environ), "OMP_NUM_THREADS": threads, **(env or {}), **variables}
-        return RunningJob(command, environment, log, folder)
+        return LocalJob(command, environment, log, folder)
 
 
 def _tag_of(process: psutil.Process) -> str | None:

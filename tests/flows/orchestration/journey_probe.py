@@ -52,12 +52,12 @@ def main(out: Path, stations: list[str], what: str, *arguments: str) -> None:
 
         sys.exit(job(Path(arguments[0])))
     from cupola_flows.cli import main as cupola
-    from cupola_platform.launch.local import RunningJob
+    from cupola_platform.launch.local import LocalJob
 
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    RunningJob.__init__ = interrupted  # type: ignore[method-assign, assignment]  # the job itself is the other journey
+    LocalJob.__init__ = interrupted  # type: ignore[method-assign, assignment]  # the job itself is the other journey
     sys.argv = ["cupola", *arguments]
     cupola()
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from cupola_platform.errors import ConfigError
-from cupola_platform.launch import LocalLauncher
+from cupola_platform.launch.local import LocalLauncher
 
 RANK = """
 import os, signal, sys, time
@@ -148,7 +148,7 @@ def test_when_torchrun_is_killed_its_ranks_save_and_end(launcher: LocalLauncher,
 
 def test_when_the_launching_process_is_killed_no_rank_survives(launcher: LocalLauncher, tmp_path: Path) -> None:
     script = (
-        "from pathlib import Path; from cupola_platform.launch import LocalLauncher\n"
+        "from pathlib import Path; from cupola_platform.launch.local import LocalLauncher\n"
         f"job = LocalLauncher(2, 'rank_of_test').start(Path('{job_file(tmp_path, 'polite')}'), processes=2, "
         "log=Path('log'))\njob.wait()\n"
     )

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from cupola_platform.launch import LocalLauncher, RunningJob
+from cupola_platform.launch.local import LocalJob, LocalLauncher
 from cupola_trainer.config import (
     BatchConfig,
     CheckpointConfig,
@@ -87,7 +87,7 @@ def job(kind: str, tmp_path: Path, tokens_folder: Path, data: Path, parent: Path
     return TrainJob(parent=parent, data=made(preferences=data / "preferences"), layout=two, **shared)
 
 
-def start(job: TrainJob, environment: dict[str, str]) -> RunningJob:
+def start(job: TrainJob, environment: dict[str, str]) -> LocalJob:
     job.output.mkdir(parents=True, exist_ok=True)
     write_job(job, job.output / "job.json")
     left = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -99,7 +99,7 @@ def start(job: TrainJob, environment: dict[str, str]) -> RunningJob:
         return launcher.start(job.output / "job.json", processes=2, log=job.output / "log", env=kept)
 
 
-def wait_for_steps(job: TrainJob, running: RunningJob, count: int) -> None:
+def wait_for_steps(job: TrainJob, running: LocalJob, count: int) -> None:
     """Until this start has done so many."""
     until, metrics = time.monotonic() + 200, job.output / "metrics.jsonl"
     before = os.stat(metrics).st_ino if metrics.exists() else 0
@@ -114,7 +114,7 @@ def wait_for_steps(job: TrainJob, running: RunningJob, count: int) -> None:
         time.sleep(0.002)
 
 
-def processes(running: RunningJob) -> list[psutil.Process]:
+def processes(running: LocalJob) -> list[psutil.Process]:
     """The one above torchrun, torchrun, and the ranks."""
     above = psutil.Process(running.pid)
     return [above, *above.children(recursive=True)]

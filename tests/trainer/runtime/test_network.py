@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cupola_platform.launch import LocalLauncher, RunningJob
+from cupola_platform.launch.local import LocalJob, LocalLauncher
 from cupola_trainer.config import (
     BatchConfig,
     CheckpointConfig,
@@ -24,7 +24,7 @@ from cupola_trainer.reporting.metrics import read_metrics
 
 
 @pytest.fixture(scope="module")
-def training(tmp_path_factory: pytest.TempPathFactory, tokens_folder: Path) -> Iterator[tuple[RunningJob, TrainJob]]:
+def training(tmp_path_factory: pytest.TempPathFactory, tokens_folder: Path) -> Iterator[tuple[LocalJob, TrainJob]]:
     """Two ranks in training, in no hurry to end."""
     job = TrainJob(
         output=tmp_path_factory.mktemp("job"),
@@ -52,7 +52,7 @@ def last_step(job: TrainJob) -> int:
     return max((line["step"] for line in read_metrics(job.output / "metrics.jsonl")), default=0)
 
 
-def wait_for(running: RunningJob, job: TrainJob, step: int) -> None:
+def wait_for(running: LocalJob, job: TrainJob, step: int) -> None:
     until = time.monotonic() + 200
     while last_step(job) < step:
         assert running.poll() is None, (job.output / "log").read_text()[-3000:]
@@ -60,7 +60,7 @@ def wait_for(running: RunningJob, job: TrainJob, step: int) -> None:
         time.sleep(0.1)
 
 
-def listening(running: RunningJob) -> list[tuple[str, int]]:
+def listening(running: LocalJob) -> list[tuple[str, int]]:
     """Every address and port that a process of the job listens on."""
     processes = psutil.Process(running.pid).children(recursive=True)
     assert len(processes) >= 3  # torchrun and two ranks
@@ -72,7 +72,7 @@ def listening(running: RunningJob) -> list[tuple[str, int]]:
     ]
 
 
-def test_every_socket_of_a_job_in_training_is_on_loopback(training: tuple[RunningJob, TrainJob]) -> None:
+def test_every_socket_of_a_job_in_training_is_on_loopback(training: tuple[LocalJob, TrainJob]) -> None:
     found = listening(training[0])
     assert len(found) == 2  # gloo's, one a rank
     assert {address for address, _ in found} == {"127.0.0.1"}
@@ -105,7 +105,7 @@ os._exit(0)
 """Sends a pickle to each port as it is, and, as a client of torch's store, in the place of all that the store holds."""
 
 
-def test_what_a_stranger_sends_to_its_ports_is_never_run(training: tuple[RunningJob, TrainJob], tmp_path: Path) -> None:
+def test_what_a_stranger_sends_to_its_ports_is_never_run(training: tuple[LocalJob, TrainJob], tmp_path: Path) -> None:
     running, job = training
     places = [f"{address}:{port}" for address, port in listening(running)]
     subprocess.run([sys.executable, "-c", STRANGER, str(tmp_path / "proof"), *places], check=True, timeout=120)
@@ -113,7 +113,7 @@ def test_what_a_stranger_sends_to_its_ports_is_never_run(training: tuple[Running
     wait_for(running, job, step=last_step(job) + 20)
 
 
-def test_where_the_ranks_meet_is_closed_to_others_and_gone_afterwards(training: tuple[RunningJob, TrainJob]) -> None:
+def test_where_the_ranks_meet_is_closed_to_others_and_gone_afterwards(training: tuple[LocalJob, TrainJob]) -> None:
     [meeting] = {
         Path(process.environ()["CUPOLA_STORE"]).parent
         for process in psutil.Process(training[0].pid).children(recursive=True)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cupola_platform.errors import ConfigError, StageFailedError
-from cupola_platform.launch import LocalLauncher
+from cupola_platform.launch import Launcher
 from cupola_trainer.config import BatchConfig, LayoutConfig, TrainJob, write_job
 from cupola_trainer.config.layout_rules import validate_layout
 from cupola_trainer.reporting.metrics import read_metrics
@@ -77,6 +77,7 @@ def verify_layout(
     against: LayoutConfig,
     *,
     folder: Path,
+    launcher: Launcher,
     steps: int = 5,
     loss_tolerance: float = 1e-5,
     norm_tolerance: float = 1e-4,
@@ -84,10 +85,9 @@ def verify_layout(
 ) -> Comparison:
     """Train the first steps of a job in two layouts, one after the other, and compare their numbers.
 
-    Each layout gets as many processes as it needs, also where the machine has fewer cores.
-
     Args:
         folder: an empty folder for the two runs and their logs.
+        launcher: allows as many processes as the larger layout needs.
         started: told of each layout when its processes start.
 
     Raises:
@@ -103,7 +103,7 @@ def verify_layout(
     job = job.but(steps=steps, batch=batch, log_every=1, dry=True)
     folder.mkdir(parents=True, exist_ok=True)
     ours, theirs = (
-        _train(job.but(layout=each, output=folder / name), started)
+        _train(job.but(layout=each, output=folder / name), launcher, started)
         for name, each in (("layout", layout), ("against", against))
     )
     numbers = tuple(StepNumbers(step, *a, *b) for step, (a, b) in enumerate(zip(ours, theirs, strict=True), 1))
@@ -121,14 +121,13 @@ def common_batch(batch: BatchConfig, *layouts: LayoutConfig) -> BatchConfig:
     return replace(batch, micro_batch_size=micro, global_batch_size=-(-batch.global_batch_size // unit) * unit)
 
 
-def _train(job: TrainJob, started: Callable[[LayoutConfig], None]) -> list[tuple[float, float]]:
+def _train(job: TrainJob, launcher: Launcher, started: Callable[[LayoutConfig], None]) -> list[tuple[float, float]]:
     """Loss and gradient norm of each step."""
     job.output.mkdir()
     write_job(job, job.output / "job.json")
     log = job.output / "log.txt"
-    ranks = job.layout.world_size
     started(job.layout)
-    with LocalLauncher(max_processes=ranks).start(job.output / "job.json", processes=ranks, log=log) as running:
+    with launcher.start(job.output / "job.json", processes=job.layout.world_size, log=log) as running:
         code = running.wait()
     if code:
         error = job.output / "error.json"

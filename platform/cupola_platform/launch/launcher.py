@@ -1,0 +1,57 @@
+"""Where jobs run: what every launcher does, and the one place that chooses among them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol, Self
+
+from cupola_platform.launch.local import GRACE_SECONDS, LocalLauncher
+from cupola_platform.settings import Settings
+
+
+class RunningJob(Protocol):
+    """A job that was started. As a context manager it stops the job on the way out."""
+
+    def poll(self) -> int | None:
+        """The job's exit status once all its ranks have ended, else None. Any failed rank makes it nonzero."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait up to `timeout` seconds (None: until the job ends), then `poll`."""
+        ...
+
+    def stop(self, grace_seconds: float = GRACE_SECONDS) -> int:
+        """Ask the ranks to save and exit; kill what is left after `grace_seconds`. Returns the exit status."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class Launcher(Protocol):
+    """Starts jobs somewhere. A job does not know where it runs."""
+
+    def check(self, processes: int) -> None:
+        """Refuse a job that is too large. Raises ConfigError with the number asked for and the limit."""
+        ...
+
+    def start(self, job_file: Path, *, processes: int, log: Path, env: Mapping[str, str] | None = None) -> RunningJob:
+        """Start `processes` ranks of the job in `job_file`; their output is appended to `log`.
+
+        Args:
+            env: environment variables for the ranks, over those of this process.
+
+        Raises:
+            ConfigError: the job is too large, or the log cannot be written.
+        """
+        ...
+
+
+def make_launcher(settings: Settings, *, at_least: int = 0) -> Launcher:
+    """The launcher that the settings ask for.
+
+    Args:
+        at_least: ranks to allow even where the settings or the number of cores allow fewer.
+    """
+    local = LocalLauncher(settings.max_processes)
+    return LocalLauncher(max(local.max_processes, at_least))
