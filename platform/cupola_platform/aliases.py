@@ -4,6 +4,8 @@ import re
 
 from cupola_platform.errors import ConfigError
 
+FINGERPRINTED = False  # names artifacts
+
 _NAME = re.compile(r"[a-z][a-z0-9._-]{0,63}")
 _LIKE_AN_ID = re.compile(r"[0-9a-f]{6,}")
 

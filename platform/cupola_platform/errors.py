@@ -16,6 +16,8 @@ import errno
 
 from cupola_platform.security.urls import shown
 
+FINGERPRINTED = False  # refuses, and computes nothing
+
 
 class CupolaError(Exception):
     """Base of the tree. `str(error)` is the line shown to the user: a URL in it has no user, password or key."""

@@ -20,6 +20,8 @@ from pydantic_settings import (
 
 from cupola_platform.errors import ConfigError
 
+FINGERPRINTED = False  # says where things are kept
+
 BUCKET = re.compile(r"s3://[A-Za-z0-9._-]{1,255}(/|$)")
 FILE = "cupola.toml"
 PREFIX = "CUPOLA_"

@@ -14,6 +14,8 @@ from cupola_platform.registry import PATIENCE, Registry
 from cupola_platform.settings import Settings, load_settings
 from cupola_platform.store import Store, open_store
 
+FINGERPRINTED = False  # finds artifacts
+
 SHORTEST_PREFIX = 4
 SOURCES = "sources.jsonl"
 _ID = re.compile(rf"[0-9a-f]{{{SHORTEST_PREFIX},64}}")

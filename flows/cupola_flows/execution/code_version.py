@@ -1,16 +1,18 @@
 """The code that decides what a stage gives, found by following imports from the stage's file and from its jobs.
 
-What is hashed is the syntax tree: a changed comment or docstring trains nothing again. Left out, with all that only it
-imports, is what cannot change a result: who tells of progress, keeps a job alive, carries its files, refuses what
-cannot be, and the settings, whose values a fingerprint has anyway.
+What is hashed is the syntax tree: a changed comment or docstring trains nothing again. A module or room that cannot
+change a result says so, and why: `FINGERPRINTED = False  # tells of progress`. It is left out, with all that only it
+imports. Settings say `FINGERPRINTED = "functions"`: a fingerprint has their values, so what their methods compute
+counts, and fields, defaults, validators and messages do not. The nearest declaration holds.
 """
 
 import ast
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Literal
 
 import grimp
 
@@ -18,54 +20,11 @@ from cupola_platform.artifacts.digests import digest_bytes, digest_files
 from cupola_platform.errors import ConfigError
 from cupola_trainer import config
 
+SETTINGS = "cupola_trainer.config"
+DECLARATION = "FINGERPRINTED"
 OURS = ("cupola_platform", "cupola_trainer", "cupola_flows")
-ASIDE = (
-    # tells of progress, keeps a job alive, carries its files
-    "cupola_trainer.reporting.metrics",
-    "cupola_trainer.reporting.progress",
-    "cupola_trainer.training.step_log",
-    "cupola_trainer.training.sample_log",
-    "cupola_trainer.training.profiling",
-    "cupola_trainer.training.timing",
-    "cupola_trainer.training.watchdog",
-    "cupola_trainer.training.autosave",
-    "cupola_flows.execution.jobs",
-    "cupola_flows.execution.context",
-    "cupola_flows.execution.uploading",
-    "cupola_flows.terminal.display",
-    "cupola_flows.execution.drops",
-    "cupola_flows.terminal.text",
-    "cupola_platform.launch",
-    "cupola_platform.liveness",
-    "cupola_platform.durable",
-    "cupola_platform.settings",
-    "cupola_platform.store",
-    "cupola_platform.workspace",
-    # refuses, and computes nothing
-    "cupola_trainer.training.identity",
-    "cupola_trainer.checkpoint.compatibility",
-    "cupola_platform.errors",
-    "cupola_platform.aliases",
-    "cupola_flows.terminal.nearest",
-    "cupola_flows.recipe.validation",
-    # values
-    "cupola_trainer.config",
-    "cupola_trainer.config.model.presets",
-    "cupola_flows.recipe.loading",
-    "cupola_flows.recipe.schema",
-    "cupola_flows.stages.base",
-    "cupola_flows.stages.table",
-    "cupola_platform.strict",
-    # fingerprints themselves, and what finds an artifact by one
-    "cupola_flows.execution.code_version",
-    "cupola_flows.runs.fingerprint",
-    "cupola_flows.experiments.layout_comparison",
-    "cupola_platform.artifacts",
-)
 MEGATRON = "cupola_trainer.megatron.imports"
 """Fits Megatron to this machine whenever it is imported."""
-COMPUTES = ("cupola_trainer.config.lengths", "cupola_trainer.config.checkpoint_jobs")
-"""Settings that compute something."""
 
 
 def job_module(kind: str) -> str:
@@ -84,7 +43,8 @@ def code_version(*entries: str) -> str:
     """BLAKE3 over the syntax of all modules that these modules, and the jobs that they start, import.
 
     Args:
-        entries: dotted names. Modules of plugins count alone: what they import of ours follows.
+        entries: dotted names, which count whatever they declare. Of plugins, only these modules and what they import
+            of ours count.
     """
     return digest_files((module, _syntax_digest(module)) for module in sorted(reached(entries)))
 
@@ -95,16 +55,29 @@ def reached(entries: Iterable[str]) -> set[str]:
     waiting = list(entries)
     while waiting:
         module = waiting.pop()
-        if module not in seen and not is_aside(module):
+        if module not in seen:
             seen.add(module)
-            waiting += [*_imports(module), *_started(module)]
+            waiting += [each for each in (*_imports(module), *_started(module)) if counts(each)]
     return seen
 
 
-def is_aside(module: str) -> bool:
-    """Whether a module cannot change a result."""
-    within = any(module == part or module.startswith(f"{part}.") for part in ASIDE)
-    return within and module not in COMPUTES
+def counts(module: str) -> Literal["all", "functions"] | None:
+    """How much of a module's code is hashed where another module imports it; None for nothing."""
+    parts = module.split(".")
+    for end in range(len(parts), 0, -1):
+        if (said := _said(".".join(parts[:end]))) is not None:
+            return "functions" if said == "functions" else "all" if said else None
+    return "all"
+
+
+@cache
+def _said(module: str) -> bool | str | None:
+    """What a module assigns to FINGERPRINTED; None where it has no such line."""
+    for node in _tree(module).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == DECLARATION:
+            value: bool | str = ast.literal_eval(node.value)
+            return value
+    return None
 
 
 @cache
@@ -202,7 +175,21 @@ def _syntax_digest(module: str) -> str:
         body = getattr(node, "body", None)
         if isinstance(body, list):
             node.body = [each for each in body if not _is_text(each)]  # type: ignore[attr-defined]
+    if counts(module) == "functions":
+        tree.body = list(_computing(tree))
     return digest_bytes(ast.dump(tree).encode())
+
+
+def _computing(tree: ast.Module) -> Iterator[ast.stmt]:
+    """The functions and methods of a module of settings that compute something, without what they refuse."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and not any(
+            "validator" in ast.unparse(each) for each in node.decorator_list
+        ):
+            for part in ast.walk(node):
+                if isinstance(part, ast.Raise):
+                    part.exc = part.cause = None
+            yield node
 
 
 def _is_text(node: ast.stmt) -> bool:

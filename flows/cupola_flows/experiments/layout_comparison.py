@@ -21,6 +21,8 @@ from cupola_platform.errors import ConfigError
 from cupola_platform.workspace import Workspace
 from cupola_trainer.config import LayoutConfig, NextTokenData, TrainJob
 
+FINGERPRINTED = False  # finds tokens by fingerprint
+
 KEYS = ("tp", "pp", "vp", "cp", "ep", "etp", "dp", "sp")
 LAYOUT = TypeAdapter(LayoutConfig)
 DOCUMENTS = 64

@@ -40,7 +40,7 @@ def fingerprint(recipe: Recipe, name: str, parents: Mapping[str, Sequence[str]])
     if stage.renders and recipe.template_date:
         config["template_date"] = recipe.template_date.isoformat()
     ordered = [digest for digests in parents.values() for digest in digests]
-    return platform_fingerprint(config, ordered, code_version(type(stage).__module__))
+    return platform_fingerprint(config, ordered, code_version(*stage.code))
 
 
 def _with_effect(config: Any) -> Any:

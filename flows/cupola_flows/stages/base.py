@@ -13,6 +13,8 @@ from cupola_platform.strict import Strict
 from cupola_trainer.config import LayoutConfig, ModelConfig
 from cupola_trainer.config.layout_rules import validate_layout
 
+FINGERPRINTED = False  # says what a stage is, not what one does
+
 ARTIFACT = "artifact:"
 """Before the id or the alias of what the registry has already, where a recipe names an input."""
 
@@ -112,6 +114,11 @@ class Stage(Strict):
         return {
             name: mark for name, field in cls.model_fields.items() for mark in field.metadata if isinstance(mark, Input)
         }
+
+    @property
+    def code(self) -> tuple[str, ...]:
+        """The modules whose code decides what this stage gives, with all that they import."""
+        return (type(self).__module__,)
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
         """Make what the stage gives, and publish it. Raises CupolaError."""

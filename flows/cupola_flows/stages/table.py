@@ -10,6 +10,8 @@ from types import MappingProxyType
 from cupola_flows import stages
 from cupola_flows.stages.base import Stage
 
+FINGERPRINTED = False  # finds stages
+
 PLUGINS = "cupola.stages"
 """Group of entry points, each of which names a module that defines stages."""
 

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 from pydantic import model_validator
 
 from cupola_flows.execution.context import StageContext
-from cupola_flows.execution.jobs import JobResult, run_job
+from cupola_flows.execution.jobs import run_job
 from cupola_flows.execution.uploading import discard
+from cupola_flows.stages import adapters
 from cupola_flows.stages.base import Input, Stage, Taken, settings
 from cupola_platform.artifacts import Artifact
 from cupola_trainer.config import (
     LayoutConfig,
     LayoutSettings,
-    MergeAdapterJob,
     ModelConfig,
     TrainingData,
     TrainJob,
@@ -39,6 +39,10 @@ class TrainStage(Stage, TrainSettings, LayoutSettings):
     def inputs(cls) -> dict[str, Input]:
         """The fields that say so, and the base of online merging."""
         return super().inputs() | ({"base": Input("checkpoint", guess=None)} if cls.merges_online else {})
+
+    @property
+    def code(self) -> tuple[str, ...]:
+        return (*super().code, adapters.__name__) if self.lora else super().code
 
     @property
     def base(self) -> str | None:
@@ -120,11 +124,7 @@ def train(
         ctx.display.say(f"{ctx.name}: traces of steps {ctx.profile} are in {job.output / 'profile'}")
     everything = list(taken.all() if parents is None else parents)
     if stage.lora and parent:
-        adapter = _publish_adapter(ctx, result, everything)
-        fold = MergeAdapterJob(
-            output=ctx.folder / "merge", parent=parent.path, adapter=result.folder, layout=stage.layout
-        )
-        result = JobResult(run_job(ctx, fold).folder, result.metrics)
+        result, adapter = adapters.folded(ctx, result, parent, stage.layout, everything)
         everything.append(adapter)
     artifact = ctx.publish(result.folder, parents=everything, metrics=result.metrics)
     shutil.rmtree(job.output / "checkpoints", ignore_errors=True)  # the last one is in the store
@@ -145,10 +145,3 @@ def train_job(
         layout=stage.layout,
         data=data,
     )
-
-
-def _publish_adapter(ctx: StageContext, result: JobResult, parents: Sequence[Artifact]) -> Artifact:
-    """The adapters as an artifact of their own, beside what they are folded into. The job keeps its copy until then."""
-    folder = ctx.empty("adapter")
-    shutil.copytree(result.folder, folder, dirs_exist_ok=True)
-    return ctx.publish_aside(folder, kind="adapter", parents=parents, metrics=result.metrics)

@@ -1,1 +1,3 @@
 """How things look on a terminal."""
+
+FINGERPRINTED = False  # shows

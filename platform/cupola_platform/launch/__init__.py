@@ -3,4 +3,6 @@
 from cupola_platform.launch.launcher import Launcher, RunningJob, make_launcher
 from cupola_platform.launch.rendezvous import torchrun
 
+FINGERPRINTED = False  # starts jobs
+
 __all__ = ["Launcher", "RunningJob", "make_launcher", "torchrun"]

@@ -7,6 +7,8 @@ from cupola_platform.artifacts import Artifact, Manifest
 from cupola_platform.settings import Settings
 from cupola_platform.store.local import LocalStore
 
+FINGERPRINTED = False  # keeps artifacts
+
 __all__ = ["LocalStore", "Store", "open_store"]
 
 

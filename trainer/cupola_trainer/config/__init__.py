@@ -93,6 +93,8 @@ from cupola_trainer.config.training import (
     TrainSettings,
 )
 
+FINGERPRINTED = "functions"  # a fingerprint has the values of settings; what their methods compute from them counts
+
 __all__ = [
     "JOB",
     "ROW_FIELDS",

@@ -6,6 +6,8 @@ from dataclasses import replace
 from cupola_platform.errors import ConfigError
 from cupola_trainer.config import BatchConfig, CopyingConfig, LayoutConfig, LengthSchedule, ModelConfig
 
+FINGERPRINTED = False  # refuses, and computes nothing
+
 
 def validate_layout(
     model: ModelConfig,

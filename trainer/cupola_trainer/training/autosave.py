@@ -16,6 +16,8 @@ from cupola_trainer.config import CheckpointConfig, ModelConfig, TrainJob
 from cupola_trainer.optim import Trainee
 from cupola_trainer.reporting.metrics import MetricsWriter
 
+FINGERPRINTED = False  # decides when to save
+
 log = logging.getLogger(__name__)
 
 

@@ -14,6 +14,8 @@ from cupola_trainer.checkpoint.compatibility import check_architecture, shortene
 from cupola_trainer.checkpoint.description import read_model, read_training
 from cupola_trainer.config import ModelConfig, TrainJob
 
+FINGERPRINTED = False  # refuses, and computes nothing
+
 
 def data_identity(job: TrainJob) -> dict[str, Any]:
     """All that decides which tokens the job reads in which order; plain JSON, without paths."""

@@ -9,6 +9,8 @@ from megatron.core import parallel_state
 from cupola_trainer import runtime
 from cupola_trainer.reporting.metrics import MetricsWriter, trim
 
+FINGERPRINTED = False  # tells of progress
+
 FOLDER = "samples"
 
 

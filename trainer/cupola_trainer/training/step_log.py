@@ -11,6 +11,8 @@ from cupola_trainer.optim import Trainee
 from cupola_trainer.reporting.metrics import MetricsWriter
 from cupola_trainer.training.timing import StepTimes, flops_per_token
 
+FINGERPRINTED = False  # tells of progress
+
 
 class StepLog:
     """Makes the lines. Between two of them it counts the steps and the seconds that speeds and means are taken over."""

@@ -9,6 +9,8 @@ from cupola_trainer import runtime
 from cupola_trainer.config import ModelConfig
 from cupola_trainer.optim import Trainee
 
+FINGERPRINTED = False  # measures
+
 PARTS = {"forward-compute": "forward", "backward-compute": "backward"}
 """Megatron's names of what it times, to ours. Every other name that its schedules use is a transfer between ranks."""
 

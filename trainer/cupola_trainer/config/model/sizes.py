@@ -2,6 +2,8 @@
 
 from cupola_trainer.config.model.architecture import ModelConfig
 
+FINGERPRINTED = False  # counts for logs and reports
+
 
 def parameter_count(model: ModelConfig) -> int:
     """Parameters of the whole model, over all ranks; tied embeddings count once."""
