@@ -123,6 +123,11 @@ class Settings(BaseSettings):
         return url
 
     @property
+    def registry(self) -> str:
+        """The registry's URL, credentials included."""
+        return self.registry_url or f"sqlite:///{self.home / 'registry.db'}"
+
+    @property
     def tracking_uri(self) -> str:
         """MLflow's URI: the server's, or the workspace's SQLite file."""
         return self.mlflow_tracking_uri or f"sqlite:///{self.home / 'mlflow.db'}"

@@ -77,8 +77,8 @@ class Workspace:
             StoreError, RegistryError: they cannot be reached.
         """
         settings = load_settings(root)
-        url = settings.registry_url or f"sqlite:///{settings.home / 'registry.db'}"
-        return Workspace(settings, open_store(settings), Registry(url, patience))
+        registry = Registry(settings.registry, patience)  # first: it refuses a workspace of another version
+        return Workspace(settings, open_store(settings), registry)
 
     @property
     def root(self) -> Path:

@@ -166,3 +166,13 @@ def test_the_code_version_follows_the_sources(tmp_path: Path, monkeypatch: pytes
     assert code_version(f"{package.name}.inner.part") != part
     with pytest.raises(ConfigError, match="no_such_package"):
         code_version("no_such_package")
+
+
+def test_an_artifact_of_another_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    seal(tmp_path, kind="tokens")
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["format"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CorruptArtifactError, match=r"another version of Cupola: its format is 1, this version reads 2"):
+        read(tmp_path)

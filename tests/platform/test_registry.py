@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, inspect
 
 from cupola_platform.artifacts import Manifest
 from cupola_platform.errors import ConfigError, NotFoundError, RegistryError
@@ -243,6 +243,18 @@ def test_a_registry_of_a_newer_version_is_refused(database_url: str) -> None:
     engine.dispose()
     with pytest.raises(RegistryError, match="made by a newer Cupola"):
         Registry(database_url)
+
+
+def test_a_registry_of_cupola_0_1_is_refused_and_not_touched(database_url: str) -> None:
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+        connection.exec_driver_sql("INSERT INTO alembic_version VALUES ('r0003')")
+    with pytest.raises(RegistryError, match=r"belongs to Cupola 0\.1, .* Name another --workspace") as caught:
+        Registry(database_url)
+    assert "\n" not in str(caught.value)
+    assert inspect(engine).get_table_names() == ["alembic_version"]
+    engine.dispose()
 
 
 def test_a_silent_server_is_one_clear_line_without_the_password() -> None:

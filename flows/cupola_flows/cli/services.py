@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cupola_flows.cli.options import JsonOption, SetOption, WorkspaceOption, print_rows, settings_of
+from cupola_flows.cli.options import JsonOption, SetOption, WorkspaceOption, open_workspace, print_rows, settings_of
 from cupola_flows.orchestration.deployments import deploy as register_deployment
 from cupola_flows.orchestration.deployments import list_recipes
 from cupola_flows.orchestration.deployments import submit as submit_run
@@ -32,7 +32,7 @@ def up(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Start Prefect's server and a worker, MLflow and the console on this machine; what runs already is left alone."""
-    settings = settings_of(workspace)
+    settings = open_workspace(workspace).settings
     running = services.up(settings)
     rows = [{"service": each.name, "url": each.url.removesuffix("/api"), "pid": each.pid} for each in running]
     print_rows(rows, as_json=as_json, empty="")

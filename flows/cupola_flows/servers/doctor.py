@@ -4,15 +4,18 @@ import importlib.metadata
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, TypedDict
 
 import psutil
 
 from cupola_flows.servers.processes import answers
 from cupola_flows.servers.services import status
+from cupola_platform.errors import CupolaError
+from cupola_platform.registry import Registry
 from cupola_platform.security.urls import shown
 from cupola_platform.settings import Settings
+from cupola_platform.store import open_store
 
 NEEDED_MEMORY = 6 * 1024**3
 NEEDED_DISK = 5 * 1024**3
@@ -74,12 +77,9 @@ def _packages() -> Iterator[Finding]:
 
 
 def _servers(settings: Settings) -> Iterator[Finding]:
-    yield {"what": "store", "state": "ok", "detail": settings.store_url or f"{settings.home}/store"}
-    yield {
-        "what": "registry",
-        "state": "ok",
-        "detail": "PostgreSQL" if "postgres" in (settings.registry_url or "") else "SQLite",
-    }
+    yield _asked("store", settings.store_url or f"{settings.home}/store", lambda: _ask_store(settings))
+    kind = "PostgreSQL" if "postgres" in settings.registry else "SQLite"
+    yield _asked("registry", kind, lambda: _ask_registry(settings))
     if settings.prefect_api_url:
         ok = answers(f"{settings.prefect_api_url}/health")
         yield _finding("Prefect", ok, f"{settings.prefect_api_url} {'answers' if ok else 'does not answer'}")
@@ -88,6 +88,24 @@ def _servers(settings: Settings) -> Iterator[Finding]:
         yield _finding("MLflow", ok, f"{settings.mlflow_tracking_uri} {'answers' if ok else 'does not answer'}", "note")
     running = [service.name for service in status(settings)]
     yield {"what": "services", "state": "note", "detail": ", ".join(running) or "none run; cupola up starts them"}
+
+
+def _ask_store(settings: Settings) -> None:
+    if settings.store_url:
+        open_store(settings).holds("0" * 64)
+
+
+def _ask_registry(settings: Settings) -> None:
+    if settings.registry_url or (settings.home / "registry.db").exists():  # a look makes no new one
+        Registry(settings.registry, patience=0).close()
+
+
+def _asked(what: str, detail: str, ask: Callable[[], None]) -> Finding:
+    try:
+        ask()
+    except CupolaError as error:
+        return _finding(what, False, str(error))
+    return _finding(what, True, detail)
 
 
 def _finding(what: str, ok: bool, detail: str, otherwise: Literal["note", "missing"] = "missing") -> Finding:

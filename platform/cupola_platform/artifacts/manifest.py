@@ -18,6 +18,8 @@ from cupola_platform.errors import CorruptArtifactError
 MANIFEST = "manifest.json"
 PARTIAL = ".manifest.json.partial"
 ID_LENGTH = 12
+FORMAT = 2
+"""Of manifests and of the files that artifacts of each kind hold. Version 0.1 wrote none."""
 
 _CHECKED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -38,6 +40,8 @@ class FileEntry:
 class Manifest:
     """What an artifact is, what it was made from, and by what."""
 
+    format: int = 0
+    """See `FORMAT`."""
     kind: str
     digest: str
     """BLAKE3 over the sorted lines `path NUL file-digest`."""
@@ -104,6 +108,11 @@ def parse_manifest(text: bytes, name: str, *, digest: str | None = None) -> Mani
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "file"
         raise CorruptArtifactError(f"{name} is torn or not a manifest: {where}: {first['msg']}.") from None
+    if manifest.format != FORMAT:
+        raise CorruptArtifactError(
+            f"{name} was written by another version of Cupola: its format is {manifest.format or 1}, this version "
+            f"reads {FORMAT}. Make the artifact again."
+        )
     _refuse_unsafe([file.path for file in manifest.files], name)
     if digest_files((file.path, file.blake3) for file in manifest.files) != manifest.digest:
         raise CorruptArtifactError(

@@ -11,6 +11,7 @@ from typing import Any
 from cupola_platform.artifacts.digests import canonical_json, code_version, digest_file, digest_files
 from cupola_platform.artifacts.environment import environment
 from cupola_platform.artifacts.manifest import (
+    FORMAT,
     MANIFEST,
     PARTIAL,
     Artifact,
@@ -51,6 +52,7 @@ def seal(
     if not files:
         raise CorruptArtifactError(f"{folder} holds no files: there is nothing to seal.")
     manifest = Manifest(
+        format=FORMAT,
         kind=kind,
         digest=digest_files((file.path, file.blake3) for file in files),
         files=files,

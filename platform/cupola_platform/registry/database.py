@@ -16,8 +16,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from cupola_platform.errors import RegistryError
 from cupola_platform.registry.read_only import open_reader, read_only_file
 
-HEAD = "r0003"
+HEAD = "s0001"
 """The newest migration. A registry at it is opened without loading Alembic."""
+_OF_0_1 = ("r0001", "r0002", "r0003")
 
 PATIENCE = 60.0
 """Seconds for which a PostgreSQL that does not answer is asked again: it is being restarted, or the network is."""
@@ -83,7 +84,7 @@ def open_engine(url: str) -> Engine:
     """An engine whose schema is migrated to `HEAD`. Several processes may open a new registry at once.
 
     Raises:
-        RegistryError: the database cannot be reached, refuses, or was made by a newer Cupola.
+        RegistryError: the database cannot be reached, refuses, or was made by another version of Cupola.
     """
     with refusals(url):
         if database := read_only_file(url):
@@ -101,7 +102,13 @@ def open_engine(url: str) -> Engine:
             _configure_sqlite(engine)
         else:
             _configure_postgresql(engine)
-        if _revision(engine) != HEAD:
+        revision = _revision(engine)
+        if revision in _OF_0_1:
+            raise RegistryError(
+                f"The registry {url} belongs to Cupola 0.1, whose workspaces this version does not read. Nothing "
+                "in it was changed. Name another --workspace, or another registry_url."
+            )
+        if revision != HEAD:
             with _migration_lock(engine) as connection:
                 _upgrade(connection)
     return engine

@@ -1,6 +1,9 @@
 """Every command explains itself, and a mistake is one line with exit status 2."""
 
 import json
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -72,3 +75,36 @@ def test_the_doctor_says_what_this_machine_has(cupola: Any) -> None:
     assert found["Python"]["state"] == "ok"
     assert found["torch"]["detail"].startswith("2.13.0")
     assert found["registry"]["detail"] == "SQLite"
+
+
+def test_a_workspace_of_cupola_0_1_is_refused_in_one_line_by_commands_that_read_or_start(cupola: Any) -> None:
+    cupola.workspace.mkdir()
+    registry = cupola.workspace / "registry.db"
+    with closing(sqlite3.connect(registry)) as connection:
+        connection.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+        connection.execute("INSERT INTO alembic_version VALUES ('r0003')")
+        connection.commit()
+    before = registry.read_bytes()
+    for command in (["runs"], ["run", "smoke"], ["up"]):
+        done = cupola(*command)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert "belongs to Cupola 0.1" in done.stderr
+    found = {row["what"]: row for row in json.loads(cupola("doctor", "--json").stdout)}
+    assert found["registry"]["state"] == "missing"
+    assert registry.read_bytes() == before
+    assert sorted(path.name for path in cupola.workspace.iterdir()) == ["registry.db"]
+
+
+def test_the_doctor_asks_the_store_and_the_registry(cupola: Any) -> None:
+    away = {
+        "CUPOLA_STORE_URL": "s3://bucket", "CUPOLA_S3_ENDPOINT_URL": "http://127.0.0.1:9",
+        "CUPOLA_REGISTRY_URL": "postgresql+psycopg://127.0.0.1:9/db", "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+    }  # fmt: skip
+    done = replace(cupola, variables=away)("doctor", "--json")
+    assert done.returncode == 1
+    found = {row["what"]: row for row in json.loads(done.stdout)}
+    assert found["store"]["state"] == found["registry"]["state"] == "missing"
+    assert "http://127.0.0.1:9 cannot be reached" in found["store"]["detail"]
+    assert "Connection refused" in found["registry"]["detail"]

@@ -1,9 +1,12 @@
-"""The first tables: artifacts, their edges and fingerprints, runs, aliases and their moves."""
+"""The first tables of 0.2: artifacts, their edges and fingerprints, runs, aliases and their moves, annotations.
+
+Revisions r0001 to r0003 were those of 0.1, whose registries are refused.
+"""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "r0001"
+revision = "s0001"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -39,7 +42,7 @@ def upgrade() -> None:
         sa.Column("work_folder", sa.Text(), nullable=True),
         sa.Column("error", sa.Text(), nullable=True),
         sa.Column("pid", sa.BigInteger(), nullable=False),
-        sa.Column("process_started", sa.Float(), nullable=False),
+        sa.Column("process_start", sa.String(length=64), nullable=False, server_default=""),
         sa.Column("host", sa.String(length=255), nullable=False),
         sa.ForeignKeyConstraint(["parent_id"], ["run.id"], name="fk_run_parent_id", ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name="pk_run"),
@@ -95,7 +98,18 @@ def upgrade() -> None:
     )
     op.create_index("ix_fingerprint_digest", "fingerprint", ["digest"])
 
+    op.create_table(
+        "annotation",
+        sa.Column("artifact", sa.String(length=64), nullable=False),
+        sa.Column("pair", sa.String(length=255), nullable=False),
+        sa.Column("annotator", sa.String(length=64), nullable=False),
+        sa.Column("choice", sa.String(length=16), nullable=False),
+        sa.Column("made", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["artifact"], ["artifact.digest"], name="fk_annotation_artifact", ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("artifact", "pair", "annotator", name="pk_annotation"),
+    )
+
 
 def downgrade() -> None:
-    for table in ("fingerprint", "edge", "alias", "artifact", "run", "alias_move"):
+    for table in ("annotation", "fingerprint", "edge", "alias", "artifact", "run", "alias_move"):
         op.drop_table(table)
