@@ -12,11 +12,12 @@ from cupola_flows.execution.context import StageContext
 from cupola_flows.execution.jobs import run_job
 from cupola_flows.execution.uploading import discard
 from cupola_flows.stages import adapters
-from cupola_flows.stages.base import Input, Stage, Taken, settings
+from cupola_flows.stages.base import Input, Stage, Stages, Taken, settings
 from cupola_platform.artifacts import Artifact
 from cupola_trainer.config import (
     LayoutConfig,
     LayoutSettings,
+    LengthSchedule,
     ModelConfig,
     TrainingData,
     TrainJob,
@@ -24,8 +25,8 @@ from cupola_trainer.config import (
 )
 from cupola_trainer.config.layout_rules import validate_layout
 
-TOLD = ("loss", "margin", "accuracy", "ece", "reward")
-"""Held-out means that a stage's line tells, before and after."""
+HELDOUT_MEANS = ("loss", "margin", "accuracy", "ece", "reward")
+"""Held-out means in the summary of a stage that trains, before and after."""
 
 
 class TrainStage(Stage, TrainSettings, LayoutSettings):
@@ -64,7 +65,7 @@ class TrainStage(Stage, TrainSettings, LayoutSettings):
             raise ValueError(f"steps={self.steps}: give the number of optimizer steps, 1 or more")
         return self
 
-    def check(self, recipe: Any) -> None:
+    def check(self, recipe: Stages) -> None:
         self.batch.num_microbatches(self.layout.dp)
 
     def check_model(self, model: ModelConfig, layout: LayoutConfig) -> None:
@@ -80,14 +81,14 @@ class TrainStage(Stage, TrainSettings, LayoutSettings):
             pack=getattr(self, "pack", False) and layout.cp == 1,
         )
 
-    def lengths(self) -> Any:
+    def lengths(self) -> LengthSchedule | None:
         """The lengths of the sequences, where they are several; none otherwise."""
         return None
 
     @staticmethod
     def summary(metrics: Mapping[str, float]) -> str:
         parts = []
-        for name in TOLD:
+        for name in HELDOUT_MEANS:
             before, after = metrics.get(f"initial_heldout_{name}"), metrics.get(f"final_heldout_{name}")
             if after is not None:
                 parts.append(f"held-out {name} " + (f"{before:.3f} -> " if before is not None else "") + f"{after:.3f}")

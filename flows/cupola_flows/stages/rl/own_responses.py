@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from cupola_flows.stages.base import Input, Taken, settings
+from cupola_flows.stages.base import Input, Stages, Taken, settings
 from cupola_flows.stages.training import TrainStage
 from cupola_trainer.config import (
     ExecutionReward,
@@ -42,7 +42,7 @@ class OwnResponsesStage(TrainStage, ReinforcementSettings):
             raise ValueError("give rewards, or a reward_model: responses must be worth something")
         return self
 
-    def check(self, recipe: Any) -> None:
+    def check(self, recipe: Stages) -> None:
         super().check(recipe)
         self.rollout.check(self.batch, pairs=self.learns_pairs)
 
