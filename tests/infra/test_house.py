@@ -83,7 +83,7 @@ def test_every_shipped_recipe_loads(name: str) -> None:
 
 
 def test_the_changelog_tells_of_this_version(root: Path, pyproject: dict[str, dict]) -> None:
-    assert f"## {pyproject['project']['version']}" in (root / "CHANGELOG.md").read_text()
+    assert f"## [{pyproject['project']['version']}] - " in (root / "CHANGELOG.md").read_text()
 
 
 def test_the_license_is_apache_2(root: Path, pyproject: dict[str, dict]) -> None:
