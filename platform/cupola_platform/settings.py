@@ -1,7 +1,6 @@
 """What this machine or team has: `CUPOLA_*` in the environment, then `cupola.toml` in the working directory, then
 defaults."""
 
-import difflib
 import os
 import re
 import tomllib
@@ -19,6 +18,7 @@ from pydantic_settings import (
 )
 
 from cupola_platform.errors import ConfigError
+from cupola_platform.nearest import did_you_mean
 
 FINGERPRINTED = False  # says where things are kept
 
@@ -158,9 +158,7 @@ def load_settings(home: Path | None = None) -> Settings:
 def _explain(error: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, Settings.model_fields, n=1, cutoff=0.4)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(Settings.model_fields)}."
-        return f"{FILE} has an unknown key {key!r}. {hint}"
+        return f"{FILE} has an unknown key {key!r}.{did_you_mean(key, Settings.model_fields)}"
     variable = f"{PREFIX}{key.upper()}"
     where = variable if variable in os.environ else f"{key} in {FILE}"
     return f"{where}={error['input']!r} {error['msg'].removeprefix('Value error, ')}."

@@ -79,7 +79,4 @@ def test_an_unknown_objective_is_one_line_with_the_nearest(tmp_path: Path) -> No
     inputs = ObjectiveInputs(name="grop", data=None, batch=BATCH, steps=1, seed=0, output=tmp_path)
     with pytest.raises(ConfigError) as raised:
         build_objective(inputs)
-    assert str(raised.value) == (
-        "There is no objective 'grop'. Did you mean 'grpo'? "
-        "Known are distillation, dpo, grpo, next_token, online_dpo, ppo, reward, sft."
-    )
+    assert str(raised.value) == "There is no objective 'grop'. Did you mean 'grpo'?"

@@ -14,10 +14,10 @@ from cupola_flows.runs.fingerprint import fingerprint
 from cupola_flows.stages.base import ARTIFACT
 from cupola_flows.stages.pretraining.prepare import PrepareStage
 from cupola_flows.stages.pretraining.pretrain import PretrainStage, fit_vocabulary
-from cupola_flows.terminal.nearest import did_you_mean
 from cupola_platform.artifacts import Artifact
 from cupola_platform.corpus.tokenizer.shards import ShardWriter
 from cupola_platform.errors import ConfigError
+from cupola_platform.nearest import did_you_mean
 from cupola_platform.workspace import Workspace
 from cupola_trainer.config import LayoutConfig, NextTokenData, TrainJob
 

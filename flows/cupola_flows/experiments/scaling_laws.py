@@ -10,11 +10,11 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from cupola_flows.experiments.series import Series
-from cupola_flows.terminal.nearest import did_you_mean
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import ConfigError
 from cupola_platform.fitting.plots import laws_page
 from cupola_platform.fitting.scaling import PowerLaw, Run, at_edges, check_design, fit_laws
+from cupola_platform.nearest import did_you_mean
 from cupola_trainer.config import ModelConfig, TrainJob
 
 MODEL = TypeAdapter(ModelConfig)

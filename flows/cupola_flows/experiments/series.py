@@ -21,9 +21,9 @@ from cupola_flows.recipe.validation import model_of
 from cupola_flows.stages.pretraining.mixture import source_weights
 from cupola_flows.stages.pretraining.pretrain import PretrainStage, fit_vocabulary
 from cupola_flows.terminal.display import Display
-from cupola_flows.terminal.nearest import did_you_mean
 from cupola_platform.artifacts import Artifact, fingerprint
 from cupola_platform.errors import ConfigError
+from cupola_platform.nearest import did_you_mean
 from cupola_platform.workspace import Workspace
 from cupola_trainer.config import AnyJob, NextTokenData, OptimizerConfig, TrainJob
 

@@ -13,9 +13,9 @@ from cupola_flows.recipe.loading import find_recipe, load_recipe, shipped
 from cupola_flows.servers.prefect_api import PrefectApi
 from cupola_flows.servers.services import find_prefect
 from cupola_flows.servers.work_pool import WORK_POOL, ensure_work_pool
-from cupola_flows.terminal.nearest import did_you_mean
 from cupola_flows.terminal.text import in_markdown
 from cupola_platform.errors import ConfigError, NotFoundError, ServiceError
+from cupola_platform.nearest import did_you_mean
 from cupola_platform.security import credential
 from cupola_platform.settings import Settings, load_settings
 

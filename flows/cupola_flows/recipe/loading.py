@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from cupola_flows.recipe import core_yaml
 from cupola_flows.recipe.messages import one_line
 from cupola_flows.recipe.schema import Recipe
-from cupola_flows.terminal.nearest import did_you_mean
 from cupola_platform.errors import ConfigError, NotFoundError
+from cupola_platform.nearest import did_you_mean
 
 __all__ = ["Recipe", "find_recipe", "load_recipe", "parse_recipe", "shipped"]
 

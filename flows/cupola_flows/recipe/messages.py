@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from cupola_flows.terminal.nearest import did_you_mean
+from cupola_platform.nearest import did_you_mean
 from cupola_platform.security.urls import shown
 
 UNKNOWN_KEY = {"extra_forbidden", "unexpected_keyword_argument"}

@@ -12,7 +12,7 @@ from pydantic_core import CoreSchema
 
 from cupola_flows.stages.base import ARTIFACT, Input, Stage
 from cupola_flows.stages.table import kinds
-from cupola_flows.terminal.nearest import did_you_mean
+from cupola_platform.nearest import did_you_mean
 
 CRON = re.compile(r"^(@(yearly|annually|monthly|weekly|daily|hourly))$|^[\dA-Za-z*/,\-#?]+( [\dA-Za-z*/,\-#?]+){4}$")
 

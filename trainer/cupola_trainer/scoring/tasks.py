@@ -3,15 +3,15 @@
 reasoning-gym takes seconds to import, so that is put off until a task is made or scored.
 """
 
-import difflib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from cupola_platform.errors import ConfigError
+from cupola_platform.nearest import did_you_mean
 
 JsonObject = dict[str, Any]
 
@@ -94,7 +94,7 @@ def _dataset(name: str, config: Mapping[str, Any], seed: int, size: int) -> Any:
     known = sorted(set(config_class.__dataclass_fields__) - {"seed", "size"})
     for key in config:
         if key not in known:
-            raise ConfigError(f"Task {name} has no setting {key!r}.{_nearest(key, known)} It has: {', '.join(known)}.")
+            raise ConfigError(f"Task {name} has no setting {key!r}.{did_you_mean(key, known)}")
     try:
         return generator(config=config_class(**config, seed=seed, size=size))
     except (AssertionError, TypeError, ValueError) as error:
@@ -114,14 +114,8 @@ def _registered(name: str) -> tuple[Callable[..., Any], Any]:
 
     known = reasoning_gym.factory.DATASETS
     if name not in known:
-        raise ConfigError(
-            f"reasoning-gym has no task {name!r}.{_nearest(name, known)} It has {len(known)}, such as chain_sum."
-        )
+        raise ConfigError(f"reasoning-gym has no task {name!r}.{did_you_mean(name, known)}")
     return known[name]  # type: ignore[no-any-return]
-
-
-def _nearest(given: str, known: Iterable[str]) -> str:
-    return "".join(f" Did you mean {near!r}?" for near in difflib.get_close_matches(given, known, n=1))
 
 
 def _refuse_unsafe(name: str) -> None:

@@ -8,11 +8,11 @@ package declares as an entry point `NAME = "package.module"` of the group `cupol
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
-from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 
 from cupola_platform.errors import ConfigError
+from cupola_platform.nearest import did_you_mean
 from cupola_trainer.objectives.base import Objective
 from cupola_trainer.objectives.inputs import ObjectiveInputs
 
@@ -30,9 +30,7 @@ def build_objective(inputs: ObjectiveInputs) -> Objective:
     """
     build: Callable[[ObjectiveInputs], Objective] | None = getattr(_module(inputs.name), "build", None)
     if build is None:
-        names = sorted(_names())
-        near = "".join(f" Did you mean {name!r}?" for name in get_close_matches(inputs.name, names, n=1, cutoff=0.5))
-        raise ConfigError(f"There is no objective {inputs.name!r}.{near} Known are {', '.join(names)}.")
+        raise ConfigError(f"There is no objective {inputs.name!r}.{did_you_mean(inputs.name, _names())}")
     return build(inputs)
 
 

@@ -4,10 +4,10 @@ from typing import Annotated, Protocol
 
 from pydantic import Field
 
-from cupola_flows.terminal.nearest import did_you_mean
 from cupola_platform.artifacts import Artifact
 from cupola_platform.corpus.core.sampling_weights import training_tokens, with_epoch_caps, with_temperature
 from cupola_platform.errors import ConfigError
+from cupola_platform.nearest import did_you_mean
 from cupola_platform.strict import Strict
 from cupola_trainer.config import BatchConfig
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, GetJsonSchemaHandler
 from pydantic_core import CoreSchema
 
-from cupola_flows.terminal.nearest import did_you_mean
+from cupola_platform.nearest import did_you_mean
 from cupola_trainer.config import ModelConfig
 from cupola_trainer.config.model.presets import PRESETS
 

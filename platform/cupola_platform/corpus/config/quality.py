@@ -1,6 +1,5 @@
 """Limits of the quality rules. Light to import: recipes embed them."""
 
-import difflib
 from dataclasses import fields, replace
 from typing import Any, Literal
 
@@ -8,6 +7,7 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator
 from pydantic.dataclasses import dataclass
 
 from cupola_platform.corpus.core.language_rules import LANGUAGE_RULES
+from cupola_platform.nearest import did_you_mean
 from cupola_platform.strict import STRICT
 
 RuleFamily = Literal["gopher", "gopher_repetition", "c4", "fineweb", "code"]
@@ -115,8 +115,7 @@ class QualityConfig(QualityRules):
         for language, limits in given.items():
             for name in limits:
                 if name not in known:
-                    near = "".join(f" Did you mean {match!r}?" for match in difflib.get_close_matches(name, known, n=1))
-                    raise ValueError(f"{language}: there is no limit {name!r}.{near}")
+                    raise ValueError(f"{language}: there is no limit {name!r}.{did_you_mean(name, known)}")
             try:
                 TypeAdapter(QualityRules).validate_python(limits)
             except ValidationError as error:

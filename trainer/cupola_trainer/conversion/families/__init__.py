@@ -3,12 +3,12 @@
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
 from types import MappingProxyType
 
 from cupola_platform.errors import ConfigError
+from cupola_platform.nearest import did_you_mean
 from cupola_trainer.config.model.architecture import ModelConfig
 from cupola_trainer.conversion.family import Family
 
@@ -45,9 +45,7 @@ def named(model_type: object) -> Family:
     known = families()
     if isinstance(model_type, str) and model_type in known:
         return known[model_type]
-    near = get_close_matches(model_type, known, n=1, cutoff=0.6) if isinstance(model_type, str) else []
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"model_type={model_type!r} is not known.{hint} Known: {', '.join(known)}.")
+    raise ConfigError(f"model_type={model_type!r} is not known.{did_you_mean(str(model_type), known)}")
 
 
 def nearest(model: ModelConfig) -> Family:
