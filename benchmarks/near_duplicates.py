@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 
+import numpy as np
 import xxhash
 from contest import interleaved
 from datasketch import MinHash, MinHashLSH
@@ -28,8 +29,11 @@ from datatrove.pipeline.dedup.minhash import (
 from datatrove.utils.word_tokenizers import WordTokenizer
 from loguru import logger
 
+from cupola_platform.corpus.config import DeduplicationConfig
+from cupola_platform.corpus.core.documents import Document as OurDocument
 from cupola_platform.corpus.core.shingles import shingle
-from cupola_platform.corpus.deduplication.minhash import near_duplicates
+from cupola_platform.corpus.deduplication.duplicates import Cluster, FindSimilar, Signatures
+from cupola_platform.corpus.deduplication.minhash import rows_per_band
 
 THRESHOLD, PERMUTATIONS, NGRAM, WORDS = 0.8, 112, 5, 400
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\W\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
@@ -51,7 +55,7 @@ def near_duplicate_contest(texts: Sequence[str], count: int, rounds: int) -> Non
     found: dict[str, list[int]] = {}
 
     def ours() -> None:
-        found["cupola"] = near_duplicates(texts, threshold=THRESHOLD, num_permutations=PERMUTATIONS, ngram=NGRAM)
+        found["cupola"] = first_members(len(texts), cupola_pairs(texts))
 
     def datasketch() -> None:
         found["datasketch"] = first_members(len(texts), datasketch_pairs(texts))
@@ -153,6 +157,21 @@ def precision(first: Sequence[int], sets: Sequence[set[Gram]]) -> float:
     removed = [i for i, of in enumerate(first) if i != of]
     right = sum(any(j != i and similarity(sets[i], sets[j]) >= THRESHOLD for j in clusters[first[i]]) for i in removed)
     return right / max(len(removed), 1)
+
+
+def cupola_pairs(texts: Sequence[str]) -> Pairs:
+    """The steps of a preparation, in this process without an executor; each duplicate with the first of its cluster."""
+    config = DeduplicationConfig(threshold=THRESHOLD, num_permutations=PERMUTATIONS, ngram=NGRAM)
+    documents = [OurDocument("s", str(i), 0, text, len(text.encode())) for i, text in enumerate(texts)]
+    bands = PERMUTATIONS // rows_per_band(THRESHOLD, PERMUTATIONS)
+    with tempfile.TemporaryDirectory() as folder:
+        signatures, candidates, near = Path(folder, "signatures"), Path(folder, "candidates"), Path(folder, "near")
+        for _ in Signatures(config, 0, signatures).run(documents):
+            pass
+        for band in range(bands):
+            list(FindSimilar(signatures, 1, candidates).run(None, band, bands))
+        list(Cluster(signatures, 1, candidates, THRESHOLD, near).run(None))
+        return {(first, number) for number, first in np.load(near / "00000.npy").tolist()}
 
 
 def datasketch_pairs(texts: Sequence[str]) -> Pairs:

@@ -5,12 +5,11 @@ numpy: signatures by multiplicative permutations of 32-bit shingles, bands joine
 checked by its true Jaccard similarity, so that nothing is removed on an estimate.
 """
 
-from collections.abc import Iterator, MutableSequence, Sequence
-from functools import cache
+from collections.abc import Iterator, MutableSequence
 
 import numpy as np
 
-from cupola_platform.corpus.core.shingles import I64, U32, U64, Shingles, shingle
+from cupola_platform.corpus.core.shingles import I64, U32, U64, Shingles
 
 BLOCK_SHINGLES = 1 << 16
 """Shingles permuted at once: a block and its product stay in a core's cache."""
@@ -20,27 +19,6 @@ RECALL = 0.95
 
 ALL_PAIRS = 8
 """Documents that share a band up to which all pairs are checked; of more, fewer, which keeps it linear."""
-
-
-def near_duplicates(
-    texts: Sequence[str], *, threshold: float = 0.8, num_permutations: int = 112, ngram: int = 5, seed: int = 0
-) -> list[int]:
-    """For each text the index of its cluster's first member: its own index where it is the first or alone.
-
-    Two texts belong together when the Jaccard similarity of their sets of word n-grams (characters, in scripts without
-    spaces) is at least `threshold`; clusters are the connected components. Texts without any word match when equal.
-    """
-    parents = list(range(len(texts)))
-    shingles = shingle(texts, ngram)
-    signatures = minhash(shingles, num_permutations, seed)
-    with_words = np.flatnonzero(np.diff(shingles.offsets) > 0)
-    set_of = cache(shingles.unique)
-    for left, right in _candidates(signatures, with_words, rows_per_band(threshold, num_permutations)):
-        a, b = root(parents, left), root(parents, right)
-        if a != b and similar(set_of(left), set_of(right), threshold):
-            parents[max(a, b)] = min(a, b)
-    _join_wordless(parents, texts, shingles)
-    return [root(parents, i) for i in range(len(texts))]
 
 
 def minhash(shingles: Shingles, num_permutations: int, seed: int = 0) -> U32:
@@ -84,18 +62,6 @@ def _ranges(starts: I64, end: np.int64) -> Iterator[tuple[int, int]]:
         low = high
 
 
-def _candidates(signatures: U32, texts: I64, rows: int) -> Iterator[tuple[int, int]]:
-    """Pairs of texts that agree in at least one band, each once."""
-    packed = np.zeros(0, np.int64)
-    for start in range(0, signatures.shape[1] - rows + 1, rows):
-        keys = band_keys(signatures[texts, start : start + rows])
-        order = np.argsort(keys, kind="stable")
-        pairs = pairs_in_runs(keys[order], texts[order])
-        packed = np.union1d(packed, pairs[:, 0] << 32 | pairs[:, 1])
-    for pair in packed.tolist():
-        yield pair >> 32, pair & 0xFFFFFFFF
-
-
 def pairs_in_runs(keys: U64, members: I64) -> I64:
     """Pairs of members with equal keys, [pairs, 2], of sorted keys: all in a short run, else its first and
     neighbours."""
@@ -137,9 +103,3 @@ def root(parents: MutableSequence[int], i: int) -> int:
         parents[i] = parents[parents[i]]
         i = parents[i]
     return i
-
-
-def _join_wordless(parents: list[int], texts: Sequence[str], shingles: Shingles) -> None:
-    first: dict[str, int] = {}
-    for i in np.flatnonzero(np.diff(shingles.offsets) == 0).tolist():
-        parents[i] = first.setdefault(texts[i], i)

@@ -91,11 +91,6 @@ class Text:
         return len(self.parts) if self.spaced else round(sum(map(len, self.parts)) / CHARACTERS_PER_WORD[self.language])
 
 
-def findings(text: str, language: str, config: QualityConfig) -> Iterator[Finding]:
-    """Every rule that a text breaks, cheapest first."""
-    yield from broken(Text(text, written_as(language), hashed_words([text]), 0), config)
-
-
 def written_as(language: str) -> str:
     """The language whose rules apply to this one."""
     return SAME_WRITING.get(language, language)

@@ -11,7 +11,7 @@ from cupola_platform.corpus.config import QualityConfig
 from cupola_platform.corpus.config.quality import RuleFamily
 from cupola_platform.corpus.core.shingles import hashed_words
 from cupola_platform.corpus.filters.language import identify
-from cupola_platform.corpus.filters.quality import findings
+from cupola_platform.corpus.filters.quality import Text, broken, written_as
 from cupola_platform.corpus.filters.repetition import repeated_characters, repeated_pieces, top_ngram
 
 TEXTS = {
@@ -38,7 +38,8 @@ TEXTS = {
 
 
 def reasons(text: str, language: str, config: QualityConfig | None = None) -> list[str]:
-    return [reason for reason, _ in findings(text, language, config or QualityConfig(min_words=30))]
+    checked = Text(text, written_as(language), hashed_words([text]), 0)
+    return [reason for reason, _ in broken(checked, config or QualityConfig(min_words=30))]
 
 
 @pytest.mark.parametrize("language", TEXTS)
