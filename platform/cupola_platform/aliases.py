@@ -1,4 +1,4 @@
-"""The rule of names that people give to artifacts."""
+"""The rule for aliases, the names that people give to artifacts."""
 
 import re
 
@@ -11,21 +11,19 @@ _LIKE_AN_ID = re.compile(r"[0-9a-f]{6,}")
 
 
 def fault(name: str) -> str | None:
-    """What is wrong with an alias; none where it is right."""
+    """What is wrong with an alias, or None if it is valid."""
     if not _NAME.fullmatch(name):
-        return f"Alias {name!r} must be lower-case letters, digits, '.', '_' or '-', and begin with a letter."
+        return f"Alias {name!r} must start with a letter and contain only lower-case letters, digits, '.', '_' and '-'."
     if _LIKE_AN_ID.fullmatch(name):
-        return (
-            f"Alias {name!r} is spelt like an id (6 or more of 0-9 and a-f). Give it another letter, as {name}-model."
-        )
+        return f"Alias {name!r} looks like an id (6 or more of 0-9 and a-f). Add another letter, as in {name}-model."
     return None
 
 
 def check_alias(name: str | None) -> None:
-    """Refuse a name that breaks the rule, before anything is made for it.
+    """Refuse an invalid alias, before any work is done for it.
 
     Raises:
-        ConfigError: the name given, the rule, the next move.
+        ConfigError: the alias is invalid.
     """
     if name is not None and (wrong := fault(name)):
         raise ConfigError(wrong)

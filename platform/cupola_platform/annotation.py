@@ -1,4 +1,4 @@
-"""Pairs of answers for people to compare, and the `preferences` artifact that their words become."""
+"""Pairs of responses for people to compare, and the `preferences` artifact made from their choices."""
 
 import json
 from collections import Counter
@@ -16,28 +16,30 @@ Pair = dict[str, Any]
 
 
 def pairs_of(folder: Path, split: str = "train") -> list[Pair]:
-    """The pairs of a `preferences` artifact that people can read: an id, a prompt, two different answers."""
+    """The pairs of a `preferences` artifact that people can compare: with a prompt and two different responses."""
     rows = json_lines.read(folder / f"{split}.jsonl")
     return [row for row in rows if row.get("messages") and row.get("chosen") != row.get("rejected")]
 
 
 def sides(pair: Pair) -> tuple[str, str]:
-    """Which answer stands on the left and which on the right: drawn by the pair's id, so that neither side is the
-    better."""
+    """Which response is shown on the left and which on the right, drawn by the pair's id so that neither side is
+    favoured."""
     swapped = blake3(str(pair["id"]).encode()).digest(1)[0] % 2
     return ("rejected", "chosen") if swapped else ("chosen", "rejected")
 
 
 def export(workspace: Workspace, source: Artifact) -> Artifact:
-    """Publish what people preferred as a `preferences` artifact whose parent is the one that they read.
+    """Publish people's choices as a `preferences` artifact whose parent is the annotated one.
 
-    The majority of each pair's words decides; ties and skips are left out. Training and held-out pairs stay apart.
+    Each pair is decided by majority; ties and skips are left out. Training and held-out pairs stay separate.
 
     Raises:
-        ConfigError: the artifact is of another kind, or too little was said of it.
+        ConfigError: the artifact is of another kind, or no training pair was decided.
     """
     if source.manifest.kind != "preferences":
-        raise ConfigError(f"{source.id} is of kind {source.manifest.kind}; preferences are needed.")
+        raise ConfigError(
+            f"{source.id} is a {source.manifest.kind} artifact, not preferences. Name a preferences artifact."
+        )
     votes: dict[str, Counter[str]] = {}
     said = workspace.registry.annotations(source.digest)
     for word in said:
@@ -54,7 +56,7 @@ def export(workspace: Workspace, source: Artifact) -> Artifact:
                 splits[split].append(_decided(pair, counts))
     if not splits["train"]:
         raise ConfigError(
-            f"people decided no training pair of {source.id}. Compare some on the console's page Annotate."
+            f"No training pair of {source.id} is decided yet. Compare some on the console's Annotate page."
         )
     words = [[word.pair, word.annotator, word.choice] for word in said]
     mark = fingerprint({"annotations": words}, [source.digest], "annotation-1")
@@ -79,7 +81,7 @@ def export(workspace: Workspace, source: Artifact) -> Artifact:
 
 
 def _decided(pair: Pair, counts: Counter[str]) -> Pair:
-    """The pair as people would have it, with their votes for and against what is chosen now."""
+    """The pair with the majority's response as chosen, and the votes for each side."""
     best, other = ("chosen", "rejected") if counts["chosen"] > counts["rejected"] else ("rejected", "chosen")
     scores = {"chosen_score": float(counts[best]), "rejected_score": float(counts[other])}
     votes = {"chosen": counts[best], "rejected": counts[other]}

@@ -1,4 +1,4 @@
-"""What a conversation is: messages, tool calls and tools in one normal form, and what is wrong with one.
+"""Conversations: messages, tool calls and tools in one normal form, and the checks of them.
 
 The form is that of transformers' chat templates:
 
@@ -6,7 +6,7 @@ The form is that of transformers' chat templates:
      "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]}
     {"role": "tool", "content": "3"}
 
-`problem` and whatever renders a conversation bring it into this form first, so a row may be given as it was found.
+`problem` and everything that renders a conversation normalize it first, so rows can be passed as they were read.
 """
 
 import json
@@ -16,17 +16,17 @@ from typing import Any
 Message = Mapping[str, Any]
 
 CONTROL_TOKENS = frozenset({"<|im_start|>", "<|im_end|>", "<|endoftext|>"})
-"""ChatML's, for texts that no tokenizer has been chosen for yet."""
+"""ChatML's, for text for which no tokenizer is chosen yet."""
 ROLES = frozenset({"system", "user", "assistant", "tool"})
 
 
 def normal(messages: Any) -> Any:
-    """Messages in the normal form; what is no message stays as it is, for `problem` to name.
+    """Messages in the normal form; anything that is not a message is left unchanged for `problem` to report.
 
-    Null fields go: arrow gives every row every field of any row, so a null in a call's arguments is filler too and must
-    not be learnt. Where arguments are the JSON of an object, a null was written on purpose and stays, as does the
-    string. Arguments that are missing, empty or null are {}. OpenAI's older `function_call` and role `function` are
-    read as well.
+    Null fields are removed: Arrow gives every row the fields of all rows, so nulls in a call's arguments are filler too
+    and must not be trained on. If the arguments are a JSON string, its nulls were written on purpose, so the string is
+    kept as it is. Missing, empty or null arguments become {}. OpenAI's older `function_call` and role `function` are
+    also accepted.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str):
         return messages
@@ -37,10 +37,10 @@ def normal(messages: Any) -> Any:
 
 
 def normal_tools(tools: Any) -> Any:
-    """Tools as a list of {"type": "function", "function": {"name", ...}}; none, null and "" are []. JSON texts are
-    read.
+    """Tools as a list of {"type": "function", "function": {"name", ...}}; None, null and "" become []. JSON strings are
+    parsed.
 
-    What is no tool stays as it is, for `problem` to name.
+    Anything that is not a tool is left unchanged for `problem` to report.
     """
     try:
         tools = _parsed(tools)
@@ -52,7 +52,7 @@ def normal_tools(tools: Any) -> Any:
 
 
 def for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as chat templates read them: in the normal form, every call's arguments an object."""
+    """Messages as chat templates expect them: in the normal form, with every call's arguments as an object."""
     normalized: list[dict[str, Any]] = normal(messages)
     return [
         {**message, "tool_calls": [_with_object(call) for call in message["tool_calls"]]}
@@ -63,10 +63,10 @@ def for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def problem(messages: Any, control_tokens: Collection[str] = CONTROL_TOKENS, tools: Any = None) -> str | None:
-    """Why a conversation cannot be learnt from, as a short name to count drops by; None when it can.
+    """Why a conversation cannot be trained on, as a key to count drops by; None if it can.
 
-    "malformed", "unknown_role", "empty_message", "control_token" (a text of it would close a turn),
-    "malformed_tool_call", "malformed_tools", "stray_tool_result" (no assistant asked for it), "no_assistant_turn",
+    "malformed", "unknown_role", "empty_message", "control_token" (in a text, it would end the turn),
+    "malformed_tool_call", "malformed_tools", "stray_tool_result" (no call precedes it), "no_assistant_turn",
     "no_prompt".
     """
     messages = normal(messages)
@@ -89,25 +89,24 @@ def problem(messages: Any, control_tokens: Collection[str] = CONTROL_TOKENS, too
 
 
 def holds_control_token(value: Any, control_tokens: Collection[str]) -> bool:
-    """Whether any text inside `value`, keys included, holds a control token."""
+    """Whether any string in `value`, keys included, contains a control token."""
     return any(token in text for text in _texts(value) for token in control_tokens)
 
 
 def as_message(response: Any) -> Message:
-    """A response of a preference pair, a text or a list of one message, as the assistant's message."""
+    """A response of a preference pair, a string or a list of one message, as an assistant message."""
     if isinstance(response, list | tuple) and len(response) == 1 and isinstance(response[0], Mapping):
         return {"role": "assistant", **response[0]}
     return {"role": "assistant", "content": response}
 
 
 def as_response(message: Message) -> Any:
-    """The reverse of `as_message`: a text, or a list of the one message where that is more, as where tools are
-    called."""
+    """The reverse of `as_message`: a string, or a list of the message if it is more than text, such as a tool call."""
     return message["content"] if set(message) == {"role", "content"} else [message]
 
 
 def words(message: Message) -> str:
-    """A message as people read it: its text, and a line for each call."""
+    """A message for people to read: its text, and one line per call."""
     [message] = for_template([message])
     calls = (call["function"] for call in message.get("tool_calls", ()))
     lines = [f"{call['name']}({json.dumps(call['arguments'], ensure_ascii=False)})" for call in calls]
@@ -122,7 +121,7 @@ def _message(message: Message) -> Message:
         kept["role"] = "tool"
     if calls or kept.get("role") == "tool":
         content = kept.setdefault("content", "")
-        if isinstance(content, Mapping):  # a result that was not written out
+        if isinstance(content, Mapping):  # a tool's result given as an object
             kept["content"] = json.dumps(_without_nulls(content), ensure_ascii=False)
     if calls:
         kept["tool_calls"] = [_call(call) for call in calls] if isinstance(calls, list | tuple) else calls
@@ -133,7 +132,7 @@ def _call(call: Any) -> Any:
     function = call.get("function") or call if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping):
         return call
-    identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}  # Mistral's template wants one
+    identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}  # Mistral's template requires one
     arguments = _arguments(function.get("arguments"))
     return {**identity, "type": "function", "function": {"name": function.get("name"), "arguments": arguments}}
 
@@ -164,7 +163,7 @@ def _tool(tool: Any) -> Any:
 
 
 def _parsed(value: Any) -> Any:
-    """What a JSON text says; any other value as it is, an empty text and "null" as None."""
+    """A JSON string parsed; any other value unchanged. The empty string and "null" give None."""
     if not isinstance(value, str):
         return value
     try:
@@ -174,7 +173,7 @@ def _parsed(value: Any) -> Any:
 
 
 def _without_nulls(value: Any) -> Any:
-    """`value` without fields that are null, at any depth. Nulls of a list stay: they hold their places."""
+    """`value` without null fields, at any depth. Nulls in lists stay, since they keep the positions."""
     if isinstance(value, Mapping):
         return {key: _without_nulls(of) for key, of in value.items() if of is not None}
     return [_without_nulls(of) for of in value] if isinstance(value, list | tuple) else value

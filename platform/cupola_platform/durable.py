@@ -1,4 +1,4 @@
-"""What outlives a power cut. A file that was not synced may be empty after one, under its final name too."""
+"""Writes that survive a power cut, after which a file that was not synced may be empty, even under its final name."""
 
 import ctypes
 import os
@@ -13,7 +13,7 @@ FINGERPRINTED = False  # writes files safely
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Write a file in one piece: it gets its name, synced, when the block ends without an error."""
+    """Write a file atomically: it is synced and renamed when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
@@ -25,13 +25,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file in one piece, in UTF-8."""
+    """Write a small file atomically, in UTF-8."""
     with replacing(path) as file:
         file.write(text.encode())
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder outlive a power cut."""
+    """Make the names in a folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -40,7 +40,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_file_system(folder: Path) -> None:
-    """Write out all that was written so far to the file system that holds a folder."""
+    """Flush everything written so far to the file system that contains a folder."""
     if sys.platform != "linux":
         os.sync()
         return

@@ -17,48 +17,49 @@ from cupola_platform.conversation import Message, for_template, normal
 from cupola_platform.errors import ConfigError, ServiceError
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-"""Statuses after which asking again may help."""
+"""HTTP statuses worth retrying."""
 LONGEST_WAIT = 60.0
-"""Seconds between two tries, at most."""
+"""Maximum seconds between two attempts."""
 
 
 @checked(frozen=True, kw_only=True, config={"extra": "forbid", "use_attribute_docstrings": True})
 class EndpointConfig:
-    """Where a model answers, and how to ask it."""
+    """Where a model is served, and how to query it."""
 
     url: str = Field(pattern=r"^https?://[^\s@?]+$")
-    """Base address, such as http://localhost:8000/v1; `/chat/completions` is added. Recipes are kept and shown: it has
-    no user, password or key in it."""
+    """Base URL, such as http://localhost:8000/v1; `/chat/completions` is appended. It must not contain a user, password
+    or
+    key, because recipes are stored and shown."""
 
     model: str = Field(min_length=1)
-    """The model's name there."""
+    """The model's name at the endpoint."""
 
     key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key; without one none is sent. The key itself is written nowhere."""
+    """Environment variable with the API key; if it is unset, no key is sent. The key itself is never stored."""
 
     concurrency: int = Field(default=4, ge=1)
-    """Requests at once."""
+    """Concurrent requests."""
 
     timeout: float = Field(default=120.0, gt=0)
-    """Seconds for one answer."""
+    """Seconds to wait for one response."""
 
     retries: int = Field(default=5, ge=0)
-    """Tries after the first, on rate limits, server errors and lost connections."""
+    """Further attempts after rate limits, server errors and lost connections."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One answer."""
+    """One response."""
 
     text: str
     finished: bool
-    """The model ended it itself; false where the length cut it."""
+    """Whether the model ended it; false if it was truncated."""
     tool_calls: tuple[Message, ...] = ()
-    """What it calls, as `conversation` has calls."""
+    """Its tool calls, in the form of `conversation`."""
 
 
 class Endpoint:
-    """Asks the model."""
+    """A client of the model."""
 
     def __init__(self, config: EndpointConfig) -> None:
         self.config = config
@@ -66,14 +67,14 @@ class Endpoint:
     def complete(
         self, messages: Sequence[Message], *, temperature: float, max_new_tokens: int, seed: int, tools: Any = None
     ) -> Completion:
-        """One answer to a conversation.
+        """One response to a conversation.
 
         Args:
-            tools: JSON schemas of what the model may call; none for nothing.
+            tools: JSON schemas of the tools that the model may call.
 
         Raises:
             ConfigError: the endpoint refuses the request: a wrong key, model or setting.
-            ServiceError: it cannot be reached, or says no sense, after all tries.
+            ServiceError: every attempt failed: no connection, or no valid response.
         """
         asked = {
             "model": self.config.model,
@@ -94,14 +95,13 @@ class Endpoint:
                     if error.code not in RETRIED:
                         raise ConfigError(f"{self.config.url} refuses the request, {reason}") from None
                     wait = _told_to_wait(error.headers.get("Retry-After"), wait)
-            except (OSError, ValueError, KeyError, TypeError, IndexError) as error:  # lost, or no chat completion
+            except (OSError, ValueError, KeyError, TypeError, IndexError) as error:  # lost, or not a completion
                 reason = f"{type(error).__name__}: {error}"
             if attempt < self.config.retries:
                 time.sleep(wait)
         raise ServiceError(
-            f"{self.config.url} gave no answer in {self.config.retries + 1} tries; the last: {reason}. What was "
-            "answered "
-            "is kept: start the same command again."
+            f"{self.config.url} gave no response in {self.config.retries + 1} tries; the last: {reason}. Earlier "
+            "responses are kept: start the same command again."
         )
 
     def map(
@@ -113,7 +113,7 @@ class Endpoint:
         seeds: Sequence[int],
         tools: Sequence[Any] | None = None,
     ) -> Iterator[Completion]:
-        """Answers in order, `concurrency` of them asked at once. `tools` are those of each conversation."""
+        """Responses in order, from `concurrency` requests at a time. `tools` has one entry per conversation."""
 
         def ask(work: tuple[Sequence[Message], int, Any]) -> Completion:
             messages, seed, at_hand = work
@@ -143,14 +143,13 @@ def _completion(answer: Any) -> Completion:
     [message] = normal([{"role": "assistant", **choice["message"]}])
     text = message.get("content")
     if not isinstance(text, str):
-        raise TypeError("the answer has no text")
+        raise TypeError("the response has no text")
     calls = tuple({"type": "function", "function": call["function"]} for call in message.get("tool_calls", ()))
     return Completion(text, choice.get("finish_reason") != "length", calls)
 
 
 def _on_the_wire(messages: Sequence[Message]) -> list[Message]:
-    """Messages as OpenAI's interface has them: calls with an id, which their results name, and arguments as JSON's
-    text."""
+    """Messages in OpenAI's wire format: calls have an id that their results repeat, and arguments as a JSON string."""
     sent: list[Message] = []
     waiting: list[str] = []
     for place, message in enumerate(for_template(messages)):

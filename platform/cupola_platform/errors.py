@@ -1,10 +1,10 @@
-"""Every error that Cupola raises on purpose, in one tree.
+"""The errors that Cupola raises on purpose, in one tree.
 
-CupolaError                 exit status 2: one clear line (the value given, the rule, the next move), never a traceback
+CupolaError                 exit status 2: one line (the value given, the rule, what to do), never a traceback
 ├── ConfigError             a recipe, job, setting or option breaks a rule
 ├── SourceError             a text source is missing, empty or unreadable
 ├── NotFoundError           no artifact, alias, run or file by that name
-├── CorruptArtifactError    a digest does not match, or a manifest is missing or torn; names the file
+├── CorruptArtifactError    a digest does not match, or a manifest is missing or incomplete; names the file
 ├── StoreError              the object store refused or cannot be reached
 ├── RegistryError           the registry's database refused or cannot be reached
 ├── ServiceError            a server (Prefect, MLflow, console) cannot be started or reached
@@ -20,7 +20,7 @@ FINGERPRINTED = False  # refuses, and computes nothing
 
 
 class CupolaError(Exception):
-    """Base of the tree. `str(error)` is the line shown to the user: a URL in it has no user, password or key."""
+    """Base of the tree. `str(error)` is the line shown to the user; URLs in it have no user, password or key."""
 
     exit_code = 2
 
@@ -41,7 +41,7 @@ class NotFoundError(CupolaError):
 
 
 class CorruptArtifactError(CupolaError):
-    """A digest does not match its file, or a manifest is missing or torn. The message names the file."""
+    """A digest does not match its file, or a manifest is missing or incomplete. The message names the file."""
 
 
 class StoreError(CupolaError):
@@ -63,7 +63,7 @@ class StageFailedError(CupolaError):
 
 
 class CancelledError(CupolaError):
-    """The user or the server cancelled the run; what is finished is kept."""
+    """The user or the server cancelled the run; finished stages are kept."""
 
     exit_code = 130
 
@@ -75,17 +75,16 @@ BY_NAME: dict[str, type[CupolaError]] = {
         RegistryError, ServiceError, StageFailedError, CancelledError,
     )
 }  # fmt: skip
-"""How an error crosses from a training process to its launcher: by name, in `error.json`."""
+"""A training process reports an error to its launcher by name, in `error.json`."""
 
 ELSEWHERE = "Free space there, change its permissions, or name another folder."
-"""What to do where the disk refuses a path."""
+"""What to do when a path cannot be written."""
 
 REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
 
 
 def refusal(error: OSError) -> str | None:
-    """One line for a path that the disk refuses to the user (rights, space, a file where a folder should be); else
-    None."""
+    """One line for a path that cannot be used (permissions, disk space, a file where a folder should be), else None."""
     if error.errno not in REFUSALS:
         return None
     where = f"{error.filename}: " if error.filename else ""

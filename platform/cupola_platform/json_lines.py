@@ -1,7 +1,7 @@
-"""JSON lines: the one reader and the one writer of the project.
+"""JSON lines: the project's only reader and writer.
 
-Lines end at "\\n" and nowhere else. `str.splitlines` would also split at U+2028, U+2029 and U+0085, which JSON allows
-inside strings. A byte-order mark, CRLF and blank lines are taken.
+Lines end at "\\n" only. `str.splitlines` would also split at U+2028, U+2029 and U+0085, which JSON allows inside
+strings. A byte-order mark, CRLF and blank lines are accepted.
 """
 
 import json
@@ -18,7 +18,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class BadLineError(ValueError):
-    """A line that is not one JSON object of valid text. `reason` is a word to count it under."""
+    """A line that is not one JSON object of valid text. `reason` is the key to count it by."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -26,9 +26,9 @@ class BadLineError(ValueError):
 
 
 def numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, line) of each line that is not blank, without byte-order mark and line end.
+    """(line number from 1, line) for each non-blank line, without byte-order mark and line end.
 
-    `lines` are split at "\\n": a binary file, or what iterates like one.
+    `lines` are split at "\\n": a binary file, or anything that iterates like one.
     """
     for number, line in enumerate(lines, start=1):
         if number == 1:
@@ -38,7 +38,7 @@ def numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def parse_value(line: bytes) -> Any:
-    """One line's value, an object or not.
+    """The JSON value on one line.
 
     Raises:
         BadLineError: not UTF-8 ("not_utf8"), not JSON ("not_json") or nested too deep to read ("nested_too_deep").
@@ -54,7 +54,7 @@ def parse_value(line: bytes) -> Any:
 
 
 def parse(line: bytes) -> Row:
-    """One line's object.
+    """The JSON object on one line.
 
     Raises:
         BadLineError: as `parse_value` and `check_row`.
@@ -63,11 +63,11 @@ def parse(line: bytes) -> Row:
 
 
 def check_row(value: object) -> Row:
-    """A JSON value that is an object of valid text.
+    """A JSON value, checked to be an object of valid text.
 
     Raises:
         BadLineError: not an object ("not_an_object"), half of a surrogate pair in a string ("lone_surrogate"), or
-            nested too deep to be written ("nested_too_deep").
+            nested too deep to write ("nested_too_deep").
     """
     if not isinstance(value, dict):
         raise BadLineError("not_an_object", f"not a JSON object but {type(value).__name__}")
@@ -80,8 +80,8 @@ def check_row(value: object) -> Row:
 
 
 def has_lone_surrogate(value: object) -> bool:
-    """Whether a string in `value`, JSON-like, holds half of a surrogate pair: no UTF-8 file and no tokenizer takes
-    one."""
+    """Whether a string in the JSON-like `value` contains half of a surrogate pair, which neither UTF-8 nor a tokenizer
+    accepts."""
     try:
         json.dumps(value, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
@@ -90,28 +90,28 @@ def has_lone_surrogate(value: object) -> bool:
 
 
 def read(path: Path) -> Iterator[Row]:
-    """The objects of a file that Cupola wrote, or that must be whole. Raises as `read_numbered` does."""
+    """The objects of a file that Cupola wrote or that must be valid. Raises as `read_numbered` does."""
     return (row for _, row in read_numbered(path))
 
 
 def read_numbered(path: Path) -> Iterator[tuple[int, Row]]:
-    """(line number from 1, object) of a file that must be whole.
+    """(line number from 1, object) for each line of a file that must be valid.
 
     Raises:
-        ConfigError: there is no such file, or a line is not a JSON object; names the file and the line.
+        ConfigError: the file does not exist, or a line is not a JSON object; names the file and the line.
     """
     if not path.is_file():
-        raise ConfigError(f"There is no {path}. Give the folder of an artifact of the right kind.")
+        raise ConfigError(f"{path} does not exist. Give the folder of an artifact of the right kind.")
     with path.open("rb") as lines:
         for number, line in numbered(lines):
             try:
                 yield number, parse(line)
             except BadLineError as error:
-                raise ConfigError(f"{path}, line {number}: {error}. Mend or remove the line.") from None
+                raise ConfigError(f"{path}, line {number}: {error}. Fix or remove the line.") from None
 
 
 def whole_lines(path: Path) -> list[bytes]:
-    """The lines of a file that grows or was killed while it grew, with their ends; one that is torn is left out."""
+    """The complete lines, with their ends, of a file that may still be written or whose writer was killed."""
     if not path.exists():
         return []
     with path.open("rb") as lines:
@@ -119,11 +119,11 @@ def whole_lines(path: Path) -> list[bytes]:
 
 
 def dump(row: Mapping[str, Any]) -> bytes:
-    """One line. Half of a surrogate pair stays as JSON's own escape, so that the line is valid UTF-8."""
+    """One line. Half of a surrogate pair stays a JSON escape, so that the line is valid UTF-8."""
     return json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as JSON lines in UTF-8; the file is whole or not there."""
+    """Write rows as JSON lines in UTF-8, atomically."""
     with replacing(path) as file:
         file.writelines(map(dump, rows))

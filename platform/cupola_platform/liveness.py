@@ -1,4 +1,4 @@
-"""Whether a process still lives, told without a clock: a number may be given to a later process, and clocks are set."""
+"""Whether a process is still running, even though PIDs are reused and clocks are set."""
 
 import sys
 from pathlib import Path
@@ -11,10 +11,10 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def start_of(pid: int) -> str | None:
-    """When a process was started, as a mark that only its own life has; None when it has ended.
+    """A mark of a process's start that no other process has; None if it has ended.
 
-    On Linux the mark is the machine's boot id and the clock ticks since then (field 22 of /proc/PID/stat): neither
-    moves when the clock is set.
+    On Linux it is the boot id and the clock ticks since boot (field 22 of /proc/PID/stat), which do not change when the
+    clock is set.
     """
     if sys.platform != "linux":
         return _start_by_psutil(pid)
@@ -22,12 +22,12 @@ def start_of(pid: int) -> str | None:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
         return None
-    state, ticks = fields[0], fields[19]  # fields 3 and 22; the name before them may hold spaces and brackets
+    state, ticks = fields[0], fields[19]  # fields 3 and 22; the name before them may contain spaces and brackets
     return None if state in (b"Z", b"X") else f"{_BOOT.read_text().strip()}:{ticks.decode()}"
 
 
 def lives(pid: int, start: str) -> bool:
-    """Whether the process of this number that had this `start_of` is still running."""
+    """Whether the process with this PID and this `start_of` is still running."""
     return start != "" and start_of(pid) == start
 
 

@@ -1,4 +1,4 @@
-"""What this machine or team has: `CUPOLA_*` in the environment, then `cupola.toml` in the working directory, then
+"""Settings of a machine or team: `CUPOLA_*` in the environment, then `cupola.toml` in the working directory, then
 defaults."""
 
 import os
@@ -28,7 +28,7 @@ PREFIX = "CUPOLA_"
 
 
 class Settings(BaseSettings):
-    """Where state lives and which servers keep it. Every default needs nothing but this machine."""
+    """Where state is kept, and on which servers. The defaults need only this machine."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -40,43 +40,47 @@ class Settings(BaseSettings):
     )
 
     home: Path = Path(".cupola")
-    """The workspace: databases, artifacts, work in progress, logs. Removing it removes everything local."""
+    """The workspace: databases, artifacts, work in progress, logs. Deleting it deletes everything local."""
 
     store_url: str | None = None
-    """`s3://bucket/prefix` keeps artifacts there; none keeps them in the workspace."""
+    """`s3://bucket/prefix` for artifacts; None keeps them in the workspace."""
 
     s3_endpoint_url: str | None = None
-    """An S3 server other than AWS, as `http://127.0.0.1:8333`. Credentials come from AWS's own variables and files."""
+    """An S3 server other than AWS, such as `http://127.0.0.1:8333`. Credentials come from AWS's own variables and
+    files."""
 
     s3_region: str | None = None
-    """The bucket's region; none leaves it to AWS's own configuration."""
+    """The bucket's region; None leaves it to AWS's own configuration."""
 
     registry_url: str | None = None
-    """`postgresql+psycopg://user:password@host/database`; none keeps a SQLite file in the workspace."""
+    """`postgresql+psycopg://user:password@host/database`; None uses a SQLite file in the workspace."""
 
     mlflow_tracking_uri: str | None = None
-    """An MLflow server, as `http://127.0.0.1:5000`; none keeps a SQLite file in the workspace."""
+    """An MLflow server, such as `http://127.0.0.1:5000`; None uses a SQLite file in the workspace."""
 
     prefect_api_url: str | None = None
-    """A Prefect server, as `http://127.0.0.1:4200/api`; none starts one on this machine when a run needs it."""
+    """A Prefect server, such as `http://127.0.0.1:4200/api`; None starts one on this machine when a run needs it."""
 
     prefect_api_auth_string: SecretStr | None = None
-    """`user:password` that the server of `prefect_api_url` asks for: its PREFECT_SERVER_API_AUTH_STRING. None for a
-    server that lets everyone in who reaches it. A server that Cupola starts has a credential of its own."""
+    """`user:password` for the server at `prefect_api_url`: its PREFECT_SERVER_API_AUTH_STRING. None if that server
+    needs
+    no credential. Servers that Cupola starts have their own."""
 
     mlflow_auth_string: SecretStr | None = None
-    """The same of the server of `mlflow_tracking_uri`."""
+    """`user:password` for the server at `mlflow_tracking_uri`, likewise."""
 
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
-    """Names by which people and programs reach the servers that run here, besides this machine's loopback names, such
-    as `mlflow,cupola.example.org`. A request for any other host is refused."""
+    """Host names of the servers that run here besides the loopback names, such as `mlflow,cupola.example.org`. Requests
+    for
+    any other host are refused."""
 
     max_processes: int | None = Field(default=None, ge=1)
-    """Training processes that this machine may run at once; none for one a core."""
+    """Training processes that this machine may run at once; None for one per core."""
 
     console_password: SecretStr | None = None
-    """What the console asks for before it shows anything. None: the password that `cupola up` makes; a console started
-    otherwise then lets everyone in who reaches it."""
+    """Password of the console. None uses the one that `cupola up` generates; a console started another way is then open
+    to
+    anyone who reaches it."""
 
     @field_validator("home")
     @classmethod
@@ -96,9 +100,11 @@ class Settings(BaseSettings):
     @classmethod
     def _is_bucket(cls, url: str | None) -> str | None:
         if url is not None and not url.removeprefix("s3://").strip("/"):
-            raise ValueError("names no bucket. Write s3://bucket or s3://bucket/prefix")
+            raise ValueError("has no bucket. Write s3://bucket or s3://bucket/prefix")
         if url is not None and not url.startswith("s3://"):
-            raise ValueError("is not S3. Write s3://bucket/prefix, or leave it out to keep artifacts in the workspace")
+            raise ValueError(
+                "is not an S3 URL. Write s3://bucket/prefix, or leave it out to keep artifacts in the workspace"
+            )
         if url is not None and not BUCKET.match(url):
             raise ValueError(
                 "names no S3 bucket: letters, digits, '.', '-' and '_'. Credentials are AWS's own variables'"
@@ -110,9 +116,9 @@ class Settings(BaseSettings):
     def _is_address(cls, url: str | None) -> str | None:
         try:
             if url is not None and "://" in url:
-                urlsplit(url).port  # noqa: B018 - raises where the address has none that is a number
+                urlsplit(url).port  # noqa: B018 - raises if the port is not a number
         except ValueError:
-            raise ValueError("is no address. Write http://host:port") from None
+            raise ValueError("is not an address. Write http://host:port") from None
         return url
 
     @field_validator("registry_url")
@@ -129,7 +135,7 @@ class Settings(BaseSettings):
 
     @property
     def tracking_uri(self) -> str:
-        """MLflow's URI: the server's, or the workspace's SQLite file."""
+        """MLflow's URI: the server, or the workspace's SQLite file."""
         return self.mlflow_tracking_uri or f"sqlite:///{self.home / 'mlflow.db'}"
 
     @classmethod
@@ -142,15 +148,15 @@ class Settings(BaseSettings):
 
 
 def load_settings(home: Path | None = None) -> Settings:
-    """The settings in force; `home` (as from `--workspace`) wins over the environment and the file.
+    """The effective settings; `home` (from `--workspace`) overrides the environment and the file.
 
     Raises:
-        ConfigError: a value breaks a rule, or `cupola.toml` is not TOML or holds an unknown key.
+        ConfigError: a value is invalid, or `cupola.toml` is not TOML or has an unknown key.
     """
     try:
         return Settings() if home is None else Settings(home=home)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{FILE} is not TOML: {error}.") from None
+        raise ConfigError(f"{FILE} is not TOML: {error}. Correct that line.") from None
     except ValidationError as error:
         raise ConfigError(_explain(dict(error.errors()[0]))) from None
 

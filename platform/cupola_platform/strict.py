@@ -1,4 +1,4 @@
-"""How every configuration is read: an unknown key is refused, a number is finite, a field's docstring is its
+"""Validation shared by all configurations: unknown keys are refused, numbers are finite, and a field's docstring is its
 description."""
 
 from typing import Any, Self
@@ -11,10 +11,10 @@ STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan
 
 
 class Strict(BaseModel):
-    """Settings to inherit from, so that a recipe's stage and the trainer's job share fields, defaults and rules."""
+    """Base of settings that a recipe's stage and the trainer's job share: fields, defaults and rules."""
 
     model_config = ConfigDict(**STRICT, frozen=True)
 
     def but(self, **changes: Any) -> Self:
-        """A copy with other values, checked anew. Raises pydantic's ValidationError."""
+        """A copy with some values changed, validated again. Raises pydantic's ValidationError."""
         return type(self)(**{**dict(self), **changes})

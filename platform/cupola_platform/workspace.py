@@ -1,4 +1,4 @@
-"""The workspace joins what a stage needs of the platform: settings, store and registry."""
+"""The workspace: the settings, store and registry that a stage works with."""
 
 import difflib
 import re
@@ -33,7 +33,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """All files that a `tokens` artifact took from one source of its recipe."""
+    """All files of one source that went into a `tokens` artifact."""
 
     name: str
     files: int
@@ -46,11 +46,11 @@ class LineageNode:
 
     digest: str
     kind: str
-    """`unknown` when another registry knows it."""
+    """`unknown` if the artifact is not in this registry."""
     stage: str
     metrics: dict[str, float]
     sources: tuple[SourceSummary, ...] = ()
-    """Of a `tokens` artifact: where its text came from."""
+    """Where the text of a `tokens` artifact came from."""
     parents: tuple["LineageNode", ...] = ()
 
     @property
@@ -61,7 +61,7 @@ class LineageNode:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where all state of a person or a team is, opened."""
+    """An open workspace: all state of a person or a team."""
 
     settings: Settings
     store: Store
@@ -69,12 +69,13 @@ class Workspace:
 
     @staticmethod
     def open(root: Path | None = None, patience: float = PATIENCE) -> "Workspace":
-        """The workspace that the settings name; `root` wins over them. A registry's server that does not answer is
-        asked again for `patience` seconds.
+        """Open the workspace given by the settings, or the one at `root`. If the registry's server does not respond,
+        retry
+        for `patience` seconds.
 
         Raises:
-            ConfigError: a setting breaks a rule.
-            StoreError, RegistryError: they cannot be reached.
+            ConfigError: a setting is invalid.
+            StoreError, RegistryError: the store or registry cannot be reached.
         """
         settings = load_settings(root)
         registry = Registry(settings.registry, patience)  # first: it refuses a workspace of another version
@@ -85,13 +86,13 @@ class Workspace:
         return self.settings.home
 
     def folder(self, name: str) -> Path:
-        """A folder of the workspace (`logs`, `pids`, `spool`, ...), made when it is not there."""
+        """A folder of the workspace (`logs`, `pids`, `spool`, ...), created if missing."""
         folder = self.root / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def work_folder(self, fingerprint: str) -> Path:
-        """Where a stage in progress keeps its files, so that starting it again resumes."""
+        """The folder of a stage in progress, from which it resumes when started again."""
         return self.folder(f"work/{fingerprint}")
 
     def publish(
@@ -99,13 +100,13 @@ class Workspace:
         fingerprint: str = "", config: Mapping[str, Any] | None = None, metrics: Mapping[str, float] | None = None,
         run_id: str | None = None,
     ) -> Artifact:  # fmt: skip
-        """Seal a folder, move it into the store, register it with its lineage.
+        """Seal a folder, move it into the store, and register it with its lineage.
 
-        A content that was published before keeps its first manifest. When this is cut short, `adopt` finishes it.
+        Content that was published before keeps its first manifest. If interrupted, `adopt` completes it.
 
         Raises:
-            CorruptArtifactError: the folder holds something other than plain files.
-            StoreError, RegistryError: they refuse or cannot be reached.
+            CorruptArtifactError: the folder contains something other than plain files.
+            StoreError, RegistryError: the store or registry refused or cannot be reached.
         """
         digests = [parent.digest for parent in parents]
         sealed = seal(
@@ -119,7 +120,7 @@ class Workspace:
         return stored
 
     def adopt(self) -> int:
-        """Register what the store holds and the registry does not know (a lost registry, another machine's work).
+        """Register artifacts that are in the store but not in the registry (a lost registry, another machine's work).
 
         Returns:
             How many artifacts were new.
@@ -131,12 +132,12 @@ class Workspace:
             try:
                 self.registry.add_artifact(self.store.manifest(digest))
             except (NotFoundError, CorruptArtifactError):
-                continue  # an upload in progress, or nothing to be relied on
+                continue  # an upload in progress, or damaged
             adopted += 1
         return adopted
 
     def find(self, fingerprint: str) -> Artifact | None:
-        """What a stage with this fingerprint made, if it is registered, stored and verifies."""
+        """The result of a stage with this fingerprint, if it is registered, stored and verifies."""
         digest = self.registry.made_by(fingerprint)
         if digest is None and self.adopt():
             digest = self.registry.made_by(fingerprint)
@@ -148,11 +149,11 @@ class Workspace:
             return None
 
     def resolve(self, reference: str) -> Artifact:
-        """The artifact that an alias, an id or its first characters, or a folder names. What is spelled like an id is
+        """The artifact named by an alias, an id or its first characters, or a folder. A name that looks like an id is
         one.
 
         Raises:
-            NotFoundError: nothing by that name, or several; lists near ones.
+            NotFoundError: no match or several; lists close names.
             CorruptArtifactError: the folder is not a finished artifact.
             StoreError: the store refused or cannot be reached.
         """
@@ -165,7 +166,7 @@ class Workspace:
         return self.store.get(self._digest(reference))
 
     def lineage(self, artifact: Artifact) -> LineageNode:
-        """The tree of what an artifact was made from, down to the sources of its text."""
+        """The tree of an artifact's ancestors, down to the sources of its text."""
         return self._node(artifact.digest, {artifact.digest: artifact})
 
     def source_files(self, artifact: Artifact) -> Iterator[SourceFile]:
@@ -178,7 +179,7 @@ class Workspace:
     def _digest(self, prefix: str) -> str:
         if len(prefix) < SHORTEST_PREFIX:
             raise NotFoundError(
-                f"{prefix!r} is too short for an id: give at least {SHORTEST_PREFIX} characters, or an alias."
+                f"{prefix!r} is too short for an id. Give at least {SHORTEST_PREFIX} characters, or an alias."
             )
         matches = self.registry.starting_with(prefix)
         if not matches and self.adopt():
@@ -219,5 +220,5 @@ class Workspace:
                 files, size = counts.get(file.source, (0, 0))
                 counts[file.source] = (files + 1, size + file.bytes)
         except (NotFoundError, CorruptArtifactError):
-            return ()  # known by name only: its files are no longer in the store
+            return ()  # registered, but its files are no longer in the store
         return tuple(SourceSummary(name, files, size) for name, (files, size) in sorted(counts.items()))

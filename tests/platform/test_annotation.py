@@ -58,11 +58,11 @@ def test_the_majority_becomes_an_artifact_whose_parent_is_what_people_read(sourc
 
 def test_an_export_of_nothing_or_of_another_kind_is_refused(source: tuple[Workspace, Artifact], tmp_path: Path) -> None:
     workspace, artifact = source
-    with pytest.raises(ConfigError, match=r"people decided no training pair of .*page Annotate"):
+    with pytest.raises(ConfigError, match=r"No training pair of .* is decided yet.*Annotate page"):
         export(workspace, artifact)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
-    with pytest.raises(ConfigError, match=r"is of kind tokens; preferences are needed"):
+    with pytest.raises(ConfigError, match=r"is a tokens artifact, not preferences"):
         export(workspace, workspace.publish(tmp_path / "other", kind="tokens"))
 
 

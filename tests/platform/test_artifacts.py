@@ -54,12 +54,12 @@ def test_the_manifest_says_what_it_was_made_with_and_not_where(make_folder: Make
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (lambda folder: (folder / "b/w").write_text("12345"), r"b/w is corrupt: 5 bytes, the manifest says 4"),
-        (lambda folder: (folder / "b/w").write_text("1235"), r"b/w is corrupt: digest [0-9a-f]{12}, the manifest says"),
+        (lambda folder: (folder / "b/w").write_text("12345"), r"b/w is corrupt: it has 5 bytes, the manifest says 4"),
+        (lambda folder: (folder / "b/w").write_text("1235"), r"b/w is corrupt: its digest is [0-9a-f]{12}, the manifest says"),
         (lambda folder: (folder / "b/w").unlink(), r"b/w is missing"),
         (lambda folder: (folder / "b/extra").write_text("x"), r"b/extra is not in the manifest"),
         (lambda folder: (folder / "manifest.json").unlink(), r"manifest.json is missing"),
-        (lambda folder: (folder / "manifest.json").write_text('{"kind": "tok'), r"manifest.json is torn"),
+        (lambda folder: (folder / "manifest.json").write_text('{"kind": "tok'), r"manifest.json is incomplete"),
         (lambda folder: (folder / "b/link").symlink_to("/etc/passwd"), r"b/link is not a plain file"),
     ],
     ids=["size", "byte", "missing", "extra", "no manifest", "torn manifest", "link"],
@@ -89,7 +89,7 @@ def test_a_manifest_whose_file_list_was_changed_is_refused(make_folder: MakeFold
     seal(folder, kind="tokens")
     text = (folder / "manifest.json").read_text()
     (folder / "manifest.json").write_text(text.replace('"path": "x"', '"path": "y"'))
-    with pytest.raises(CorruptArtifactError, match=r"its digest .* is not that of its files"):
+    with pytest.raises(CorruptArtifactError, match=r"its digest .* does not match its files"):
         read(folder)
 
 
@@ -117,7 +117,7 @@ def test_links_and_empty_folders_are_not_sealed(make_folder: MakeFolder, tmp_pat
     with pytest.raises(CorruptArtifactError, match="outside is not a plain file"):
         seal(folder, kind="tokens")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CorruptArtifactError, match="holds no files"):
+    with pytest.raises(CorruptArtifactError, match="has no files"):
         seal(tmp_path / "empty", kind="tokens")
 
 

@@ -141,7 +141,7 @@ def test_runs_that_never_saw_an_optimum_give_numbers_that_can_be_drawn() -> None
 
 
 def test_runs_that_cannot_tell_the_law_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"1 different model sizes cannot tell a power law\. Give at least 2"):
+    with pytest.raises(ConfigError, match=r"1 different model sizes cannot determine a power law\. Give at least 2"):
         fit_laws([run for run in runs(0.0) if run.parameters == 1e5])
     with pytest.raises(ConfigError, match=r"too few for 17 coefficients"):
         fit_laws(runs(0.0)[::9])

@@ -57,7 +57,7 @@ def test_a_broken_line_of_our_own_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(b'{"a": 1}\n{"a": \n')
     with pytest.raises(ConfigError, match=r"rows\.jsonl, line 2: not JSON"):
         list(json_lines.read(tmp_path / "rows.jsonl"))
-    with pytest.raises(ConfigError, match="There is no"):
+    with pytest.raises(ConfigError, match="does not exist"):
         list(json_lines.read(tmp_path / "none.jsonl"))
 
 

@@ -29,8 +29,8 @@ def test_the_option_wins_over_the_environment_and_that_over_the_file(
     [
         ('store_ulr = "s3://b"', r"cupola.toml has an unknown key 'store_ulr'. Did you mean 'store_url'\?"),
         ("zzz = 1", r"unknown key 'zzz'. Known: allowed_hosts, console_password"),
-        ('store_url = "gs://b"', r"store_url in cupola.toml='gs://b' is not S3. Write s3://bucket/prefix"),
-        ('store_url = "s3://"', r"names no bucket"),
+        ('store_url = "gs://b"', r"store_url in cupola.toml='gs://b' is not an S3 URL. Write s3://bucket/prefix"),
+        ('store_url = "s3://"', r"has no bucket"),
         ('registry_url = "mysql://h/d"', r"must begin with postgresql\+psycopg:// or sqlite:///"),
         ("max_processes = 0", r"max_processes in cupola.toml=0 Input should be greater than or equal to 1"),
         ("home = ", r"cupola.toml is not TOML"),

@@ -133,7 +133,7 @@ def test_another_artifact_under_a_digest_is_neither_found_nor_adopted_nor_given(
     shutil.copytree(tokens.path, stored)
     assert ws.find("b" * 64) is None
     with pytest.raises(
-        CorruptArtifactError, match=f"is that of another artifact, {tokens.id}; {checkpoint.id} was asked"
+        CorruptArtifactError, match=f"belongs to artifact {tokens.id}, not to {checkpoint.id}"
     ):
         ws.resolve(checkpoint.id)
     for path in ws.root.glob("registry.db*"):

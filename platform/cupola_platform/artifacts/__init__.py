@@ -1,4 +1,4 @@
-"""The unit that passes between stages: an immutable folder, named by its content, with `manifest.json` written last."""
+"""What passes between stages: an immutable folder, named by its content, with `manifest.json` written last."""
 
 from cupola_platform.artifacts.digests import canonical_json, code_version, digest_file, fingerprint
 from cupola_platform.artifacts.manifest import MANIFEST, Artifact, FileEntry, Manifest

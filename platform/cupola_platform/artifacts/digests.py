@@ -1,4 +1,4 @@
-"""What names things: digests of files and sources, and the fingerprint of a stage."""
+"""Digests of files and sources, and the fingerprint of a stage."""
 
 import importlib.util
 import json
@@ -12,7 +12,8 @@ from blake3 import blake3
 from cupola_platform.errors import ConfigError
 
 _MAPPED_FROM = 1 << 20
-"""Bytes from which a file is memory-mapped and hashed by all cores; below, threads cost more than they give."""
+"""Files of at least this many bytes are memory-mapped and hashed on all cores; for smaller ones threads cost more than
+they save."""
 
 
 def digest_bytes(data: bytes) -> str:
@@ -21,7 +22,7 @@ def digest_bytes(data: bytes) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """BLAKE3 of a file, in hex (64 characters). Large files are hashed by all cores."""
+    """BLAKE3 of a file, in hex (64 characters). Large files are hashed on all cores."""
     if path.stat().st_size < _MAPPED_FROM:
         return digest_bytes(path.read_bytes())
     hasher = blake3(max_threads=blake3.AUTO)
@@ -36,21 +37,22 @@ def digest_files(digests: Iterable[tuple[str, str]]) -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """One spelling of a JSON value: sorted keys, no spaces, UTF-8.
+    """The canonical form of a JSON value: sorted keys, no spaces, UTF-8.
 
     Raises:
-        ConfigError: the value holds something that JSON has no word for (NaN, a set, an object).
+        ConfigError: the value contains something that JSON cannot represent (NaN, a set, an object).
     """
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"A config must be plain JSON: {error}. Give numbers, texts, lists and mappings only."
+            f"A config must be plain JSON: {error}. Use only numbers, strings, lists and mappings."
         ) from None
 
 
 def fingerprint(config: Mapping[str, Any], parents: Sequence[str], code: str) -> str:
-    """What a stage would make, before it is made: BLAKE3 over its config, its parents' digests (in order) and its code.
+    """Identifies a stage's result before it exists: BLAKE3 over its config, its parents' digests (in order) and its
+    code.
 
     Raises:
         ConfigError: the config is not plain JSON.
@@ -74,14 +76,16 @@ def code_version(*packages: str) -> str:
 
 def _sources(package: str) -> list[tuple[Path, Path]]:
     top, *rest = package.split(".")
-    spec = importlib.util.find_spec(top)  # of the top only: finding a submodule would import its parents
+    spec = importlib.util.find_spec(top)  # the top only: finding a submodule would import its parents
     if spec is None or spec.origin is None:
-        raise ConfigError(f"No package {package!r} to take the code version of. Install it, or correct the name.")
+        raise ConfigError(
+            f"There is no package {package!r} to compute a code version for. Install it, or correct the name."
+        )
     folder = Path(spec.origin).parent.joinpath(*rest)
     module = folder.with_suffix(".py")
     if rest and module.is_file():
         return [(module.parent, module)]
     sources = [(folder, source) for source in folder.rglob("*.py")]
     if not sources:
-        raise ConfigError(f"{package!r} holds no Python sources to take the code version of. Correct the name.")
+        raise ConfigError(f"{package!r} has no Python sources to compute a code version from. Correct the name.")
     return sources

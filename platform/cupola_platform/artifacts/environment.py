@@ -1,4 +1,4 @@
-"""What a result was made with: versions, read without importing anything."""
+"""The versions that a result was made with, read without importing the packages."""
 
 import platform
 from functools import cache
@@ -9,7 +9,7 @@ _PACKAGES = ("cupola", "torch", "megatron-core", "transformers", "tokenizers", "
 
 @cache
 def environment() -> dict[str, str]:
-    """Versions of Python, the platform and the packages that decide a result. Never the machine's name."""
+    """Versions of Python, the platform and the packages that affect a result. Never the machine's name."""
     versions = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
     for package in _PACKAGES:
         try:

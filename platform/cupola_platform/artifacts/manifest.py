@@ -1,4 +1,4 @@
-"""What `manifest.json` says of an artifact, and how it is read back without trust."""
+"""The contents of `manifest.json`, and how it is read back without trusting it."""
 
 import json
 import os
@@ -38,7 +38,7 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True, config=_CHECKED)
 class Manifest:
-    """What an artifact is, what it was made from, and by what."""
+    """What an artifact is, and what it was made from and by."""
 
     format: int = 0
     """See `FORMAT`."""
@@ -47,7 +47,7 @@ class Manifest:
     """BLAKE3 over the sorted lines `path NUL file-digest`."""
     files: tuple[FileEntry, ...]
     parents: tuple[str, ...] = ()
-    """Digests of the artifacts that it was made from."""
+    """Digests of the artifacts it was made from."""
     stage: str = ""
     recipe: str = ""
     fingerprint: str = ""
@@ -60,7 +60,7 @@ class Manifest:
 
     @property
     def size(self) -> int:
-        """Bytes of all files together."""
+        """Total bytes of all files."""
         return sum(file.size for file in self.files)
 
 
@@ -93,21 +93,21 @@ _MANIFEST = TypeAdapter(Manifest)
 
 
 def parse_manifest(text: bytes, name: str, *, digest: str | None = None) -> Manifest:
-    """The manifest in `text`; `name` is how errors call it.
+    """The manifest in `text`; error messages call it `name`.
 
     Args:
-        digest: the artifact that was asked for; none takes any.
+        digest: the artifact expected; None accepts any.
 
     Raises:
-        CorruptArtifactError: torn or tampered with: not a manifest, files that disagree with its digest, paths that
-            lead out of the artifact's folder or lie in one another, or another artifact than was asked for.
+        CorruptArtifactError: the text is no manifest, its files do not match its digest, a path leads out of the
+            artifact's folder or is a folder of another path, or the artifact is not the expected one.
     """
     try:
         manifest = _MANIFEST.validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "file"
-        raise CorruptArtifactError(f"{name} is torn or not a manifest: {where}: {first['msg']}.") from None
+        raise CorruptArtifactError(f"{name} is incomplete or not a manifest: {where}: {first['msg']}.") from None
     if manifest.format != FORMAT:
         raise CorruptArtifactError(
             f"{name} was written by another version of Cupola: its format is {manifest.format or 1}, this version "
@@ -116,18 +116,18 @@ def parse_manifest(text: bytes, name: str, *, digest: str | None = None) -> Mani
     _refuse_unsafe([file.path for file in manifest.files], name)
     if digest_files((file.path, file.blake3) for file in manifest.files) != manifest.digest:
         raise CorruptArtifactError(
-            f"{name} was changed: its digest {manifest.digest[:ID_LENGTH]} is not that of its files."
+            f"{name} was changed: its digest {manifest.digest[:ID_LENGTH]} does not match its files."
         )
     if digest is not None and manifest.digest != digest:
         raise CorruptArtifactError(
-            f"{name} is that of another artifact, {manifest.digest[:ID_LENGTH]}; {digest[:ID_LENGTH]} was asked for. "
-            "Remove it from there, and make or fetch the artifact again."
+            f"{name} belongs to artifact {manifest.digest[:ID_LENGTH]}, not to {digest[:ID_LENGTH]}. "
+            "Remove it, and make or fetch the artifact again."
         )
     return manifest
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` under a temporary name, sync it, give it its name, and sync the folder."""
+    """Write `manifest.json` under a temporary name, sync it, rename it, and sync the folder."""
     partial = folder / PARTIAL
     with partial.open("w", encoding="utf-8") as out:
         json.dump(asdict(manifest), out, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)

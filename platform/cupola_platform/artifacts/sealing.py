@@ -1,4 +1,4 @@
-"""Seal a folder into an artifact, read one back, verify one."""
+"""Seal a folder as an artifact, read an artifact, verify one."""
 
 import json
 import math
@@ -37,20 +37,20 @@ def seal(
     metrics: Mapping[str, float] | None = None,
     known: Mapping[str, tuple[int, str]] | None = None,
 ) -> Artifact:
-    """Make a folder an artifact: hash and sync every file, then write `manifest.json`. Sealing again replaces it.
+    """Turn a folder into an artifact: hash and sync every file, then write `manifest.json`, replacing an older one.
 
     Args:
-        parents: digests of the artifacts that this one was made from.
+        parents: digests of the artifacts it was made from.
         config: plain JSON.
-        known: size and digest of files that were hashed and synced while they were written, by relative path.
+        known: size and digest, by relative path, of files that were hashed and synced as they were written.
 
     Raises:
-        CorruptArtifactError: the folder holds a link or another thing that is not a plain file, or nothing at all.
+        CorruptArtifactError: the folder is empty, or contains a link or anything else that is not a plain file.
         ConfigError: a metric is not finite, or the config is not plain JSON.
     """
     files = tuple(_entry(folder, path, (known or {}).get(path)) for path in sorted(_plain_files(folder)))
     if not files:
-        raise CorruptArtifactError(f"{folder} holds no files: there is nothing to seal.")
+        raise CorruptArtifactError(f"{folder} has no files, so there is nothing to seal. Write the result there first.")
     manifest = Manifest(
         format=FORMAT,
         kind=kind,
@@ -71,30 +71,30 @@ def seal(
 
 
 def read(folder: Path, *, digest: str | None = None) -> Artifact:
-    """The artifact in a folder, its files unread.
+    """The artifact in a folder, without reading its files.
 
     Args:
-        digest: the artifact that should be there; none takes any.
+        digest: the artifact expected; None accepts any.
 
     Raises:
-        CorruptArtifactError: the manifest is missing, torn or inconsistent, or another artifact's.
+        CorruptArtifactError: the manifest is missing, incomplete or inconsistent, or belongs to another artifact.
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise CorruptArtifactError(f"{path} is missing: the folder is not a finished artifact.")
+        raise CorruptArtifactError(f"{path} is missing, so the folder is not a finished artifact. Name another folder.")
     return Artifact(folder, parse_manifest(path.read_bytes(), str(path), digest=digest))
 
 
 def verify(folder: Path, *, digest: str | None = None, share: tuple[int, int] = (0, 1)) -> Artifact:
-    """The artifact in a folder, once every file has the size and digest that its manifest says.
+    """The artifact in a folder, after checking every file's size and digest against the manifest.
 
     Args:
-        digest: the artifact that should be there; none takes any.
-        share: (i, n) reads every n-th file from the i-th on only: n processes verify an artifact together.
+        digest: the artifact expected; None accepts any.
+        share: (i, n) reads only every n-th file from the i-th on, so that n processes can verify one artifact.
 
     Raises:
-        CorruptArtifactError: names the first file that is missing, changed, a link, or not in the manifest; or the
-            manifest, where it is another artifact's.
+        CorruptArtifactError: a file is missing, changed, a link or not in the manifest, or the manifest belongs to
+            another artifact. Names the file.
     """
     artifact = read(folder, digest=digest)
     present = set(_plain_files(folder))
@@ -116,20 +116,20 @@ def check_file(path: Path, expected: FileEntry) -> None:
     """Refuse a file whose size or digest is not the expected one.
 
     Raises:
-        CorruptArtifactError: names the file and says which.
+        CorruptArtifactError: names the file and the mismatch.
     """
     size = path.stat().st_size
     if size != expected.size:
-        raise CorruptArtifactError(f"{path} is corrupt: {size} bytes, the manifest says {expected.size}.")
+        raise CorruptArtifactError(f"{path} is corrupt: it has {size} bytes, the manifest says {expected.size}.")
     digest = digest_file(path)
     if digest != expected.blake3:
         raise CorruptArtifactError(
-            f"{path} is corrupt: digest {digest[:12]}, the manifest says {expected.blake3[:12]}."
+            f"{path} is corrupt: its digest is {digest[:12]}, the manifest says {expected.blake3[:12]}."
         )
 
 
 def _plain_files(folder: Path) -> Iterator[str]:
-    """Relative POSIX paths of every file below, without the manifest."""
+    """Relative POSIX paths of all files in the folder except the manifest."""
     if not folder.is_dir():
         raise CorruptArtifactError(f"{folder} is not a folder.")
     for parent, folders, names in os.walk(folder):
@@ -137,7 +137,7 @@ def _plain_files(folder: Path) -> Iterator[str]:
             path = Path(parent, name)
             if path.is_symlink() or not (path.is_dir() or path.is_file()):
                 raise CorruptArtifactError(
-                    f"{path} is not a plain file. An artifact holds files only: copy what it points to."
+                    f"{path} is not a plain file, and an artifact holds nothing else. Copy what it points to."
                 )
         for name in names:
             relative = Path(parent, name).relative_to(folder).as_posix()
@@ -154,7 +154,7 @@ def _entry(folder: Path, relative: str, known: tuple[int, str] | None) -> FileEn
     except UnicodeEncodeError:
         raise CorruptArtifactError(f"{path!r} has a name that is not UTF-8. Rename it.") from None
     digest = digest_file(path)
-    with path.open("rb") as file:  # synced, so that a manifest never outlives the bytes that it vouches for
+    with path.open("rb") as file:  # synced, so that a manifest never outlives the bytes it describes
         os.fsync(file.fileno())
     return FileEntry(path=relative, size=path.stat().st_size, blake3=digest)
 
@@ -162,5 +162,5 @@ def _entry(folder: Path, relative: str, known: tuple[int, str] | None) -> FileEn
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     for name, value in metrics.items():
         if not math.isfinite(value):
-            raise ConfigError(f"Metric {name}={value} is not finite. Find where it diverged before publishing.")
+            raise ConfigError(f"Metric {name}={value} is not finite. Find out where it diverged before publishing.")
     return {name: float(value) for name, value in metrics.items()}

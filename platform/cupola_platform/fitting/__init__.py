@@ -1,1 +1,1 @@
-"""Laws fitted to small runs: mixtures of data, learning rates and batch sizes, with their uncertainty."""
+"""Laws fitted to small runs: data mixtures, learning rates and batch sizes, with their uncertainty."""

@@ -1,9 +1,9 @@
-"""Held-out loss as a function of the mixture, and the mixture that makes it least.
+"""Held-out loss as a function of the mixture, and the mixture that minimizes it.
 
 Runs on mixtures r (points of the simplex) give each domain's held-out loss; per domain we fit the data mixing law
-L = c + exp(t . r) (Ye et al. 2024, section 3; their constant factor is in t, because r sums to one), and propose the r
-that makes the weighted mean of the domains' laws least (RegMix, Liu et al. 2024, with that law in place of their
-trees, which small numbers of runs do not feed). The runs are drawn again with replacement for the uncertainty.
+L = c + exp(t . r) (Ye et al. 2024, section 3; t absorbs their constant factor, because r sums to one), and propose the
+r that minimizes the weighted mean of the domains' laws (RegMix, Liu et al. 2024, with this law instead of their trees,
+which need more runs). The uncertainty comes from bootstrapping the runs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,29 +45,30 @@ class Proposal:
     """95th percentile."""
     laws: dict[str, Law]
     residual: dict[str, float]
-    """Root mean square of each law's misses, in nats."""
+    """Root mean square residual of each law, in nats."""
     predicted: float
     """The weighted loss at the proposal."""
     baseline: float
-    """The same, at the first run's mixture."""
+    """The weighted loss at the first run's mixture."""
     measured: Array
     """Shape [runs, domains]."""
     left_out: Array
-    """What laws fitted to the other runs say of each run. Shape [runs, domains]."""
+    """Leave-one-out predictions: each run's losses by laws fitted to the other runs. Shape [runs, domains]."""
     rank_correlation: float
-    """Spearman's, between the runs' weighted losses and what `left_out` makes of them: below about 0.5 the laws order
-    mixtures little better than chance. Zero where all are alike."""
+    """Spearman's, between the runs' weighted losses and their `left_out` predictions: below about 0.5 the laws rank
+    mixtures little better than chance. Zero if all are equal."""
 
     @property
     def error(self) -> float:
-        """Root mean square by which `left_out` misses, nats."""
+        """Root mean square error of `left_out`, in nats."""
         return float(np.sqrt(np.mean((self.left_out - self.measured) ** 2)))
 
 
 def draw_mixtures(baseline: Sequence[float], count: int, seed: int, concentration: float = 4.0) -> Array:
-    """`count` mixtures around a baseline, which is the first. Shape [count, domains].
+    """`count` mixtures around a baseline, which comes first. Shape [count, domains].
 
-    Drawn from Dirichlet distributions around the baseline, pulled towards equal weights so that small domains vary too.
+    Drawn from Dirichlet distributions around the baseline, pulled towards equal weights so that small domains also
+    vary.
     """
     center = np.asarray(baseline, float) / sum(baseline)
     pulled = 0.5 * center + 0.5 / len(center)
@@ -84,7 +85,7 @@ def fit_law(mixtures: Array, losses: Array) -> Law:
 
     def misses(parameters: Array) -> Array:
         fit = parameters[0] + np.exp(np.clip(mixtures @ parameters[1:], -20, 20)) - losses
-        # a weak pull of the floor to its start: without curvature in the runs, floor and slopes trade freely
+        # a weak prior on the floor: without curvature in the runs, floor and slopes are not identifiable
         return np.append(fit / scale, 1e-3 * (parameters[0] - floor) / floor)
 
     bounds = ([0.0, *[-20.0] * len(slopes)], [float(losses.min()), *[20.0] * len(slopes)])
@@ -93,7 +94,7 @@ def fit_law(mixtures: Array, losses: Array) -> Law:
 
 
 def best_mixture(laws: Sequence[Law], targets: Array, most: Array) -> Array:
-    """The mixture of least weighted loss. `most`: the largest weight of each domain. Shapes [domains]."""
+    """The mixture with the lowest weighted loss. `most`: the largest weight of each domain. Shapes [domains]."""
     start = np.minimum(most, 1 / len(most))
     start = start + (most - start) * (1 - start.sum()) / max((most - start).sum(), 1e-12)
     solution = minimize(
@@ -121,8 +122,8 @@ def propose(
 
     Args:
         mixtures, losses: shape [runs, domains] each; the first run's mixture is the baseline.
-        targets: how much each domain's loss counts; equally where left out.
-        most: the largest weight of a domain, such as its cap on epochs allows.
+        targets: weight of each domain's loss; equal by default.
+        most: the largest weight of each domain, as given by a cap on epochs.
 
     Raises:
         ConfigError: too few runs for the law, or caps that leave no mixture.
@@ -166,7 +167,7 @@ def propose(
 
 
 def _without(run: int, mixtures: Array, losses: Array) -> Array:
-    """Each domain's loss of a run, from the others. Shape [domains]."""
+    """A run's loss in each domain, predicted from the other runs. Shape [domains]."""
     others = np.arange(len(mixtures)) != run
     laws = (fit_law(mixtures[others], of[others]) for of in losses.T)
     return np.array([float(law(mixtures[run])) for law in laws])

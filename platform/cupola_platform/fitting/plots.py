@@ -11,7 +11,7 @@ from cupola_platform.reports.charts import DARK, GREY, LIGHT, Chart, cut
 from cupola_platform.reports.page import escape, page
 
 BEYOND = 4
-"""How far a law is drawn past the longest run, times its tokens."""
+"""How far a law is drawn past the longest run, as a factor of its tokens."""
 
 
 def mixture_page(proposal: Proposal, baseline: Mapping[str, float]) -> str:
@@ -72,7 +72,7 @@ def _agreement(proposal: Proposal) -> str:
 
 
 def laws_page(laws: Laws, runs: Sequence[Run]) -> str:
-    """Both laws over D, a line for each N, with bands, and the best run of each pair as a dot."""
+    """Both laws over D, one line with its band per N, and the best run of each pair as a dot."""
     pairs = _by_pair(list(zip(runs, laws.fitted.tolist(), strict=True)))
     best = {pair: min((run for run, _ in of), key=lambda run: run.loss) for pair, of in pairs.items()}
     return page(
@@ -117,8 +117,9 @@ def _law(title: str, law: PowerLaw, dots: Mapping[tuple[float, float], float]) -
 
 
 def _bowls(title: str, setting: str, fixed: str, laws: Laws, runs: Sequence[Run]) -> str:
-    """Loss above the pair's least over one setting, a line a pair, of its runs with the most common value of the other
-    setting."""
+    """Loss above the pair's minimum over one setting: one line per pair, from its runs with the most common value of
+    the
+    other setting."""
     pairs = _by_pair(list(zip(runs, laws.fitted.tolist(), strict=True)))
     sizes, lengths = (sorted({pair[i] for pair in pairs}) for i in (0, 1))
     with Chart(f"loss over {title}", height=320) as chart:
@@ -139,7 +140,7 @@ def _bowls(title: str, setting: str, fixed: str, laws: Laws, runs: Sequence[Run]
 
 
 def _by_pair(runs: Sequence[tuple[Run, float]]) -> dict[tuple[float, float], list[tuple[Run, float]]]:
-    """Runs, each with its fitted loss, by N and D."""
+    """Runs with their fitted losses, by N and D."""
     pairs: dict[tuple[float, float], list[tuple[Run, float]]] = {}
     for run, fit in runs:
         pairs.setdefault((run.parameters, run.tokens), []).append((run, fit))
@@ -152,6 +153,6 @@ def _most_common(values: Sequence[float]) -> float:
 
 
 def _colour(number: int, count: int) -> tuple[float, float, float]:
-    """One of `count` hues, from rust over green to blue."""
+    """One of `count` hues, from rust through green to blue."""
     hue = (18 + 200 * number / max(count - 1, 1)) / 360
     return colorsys.hls_to_rgb(hue, 0.45, 0.6)

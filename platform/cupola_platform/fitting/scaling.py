@@ -1,13 +1,13 @@
 """The best learning rate and batch size as power laws of model size N and data size D, from small runs.
 
-Around its best setting a run's loss is a parabola in log lr and in log B. All runs are fitted at once by
+Around the optimum a run's loss is a parabola in log lr and in log B. All runs are fitted together by
 
     L = L(N, D) + k_lr (log lr - log lr*)^2 + k_B (log B - log B*)^2,
     lr* = a N^b D^c,  B* = d N^e D^f,
 
-with a free L(N, D) for every pair and positive curvatures shared by all. That lr* and B* follow power laws in N and D
-is Qwen2.5's finding (technical report, section 3.2), whose coefficients are unpublished. Uncertainty: the runs'
-residuals drawn again.
+with a free L(N, D) for every pair and shared positive curvatures. That lr* and B* follow power laws in N and D is
+Qwen2.5's finding (technical report, section 3.2), whose coefficients are unpublished. The uncertainty comes from
+resampling the runs' residuals.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,10 +23,11 @@ from cupola_platform.errors import ConfigError
 Array = NDArray[np.float64]
 
 MAX_EXPONENT = 4.0
-"""Of N or D, either way. Runs that say nothing of a setting would have its optimum run away to where numbers end."""
+"""Bound on the exponents of N and D, in absolute value. Without it, runs that do not constrain a setting would let its
+optimum overflow."""
 
 BEYOND = 100.0
-"""How far past the settings that were tried an optimum may lie, at the middle of the sizes and lengths: as a factor."""
+"""The factor by which an optimum may lie outside the settings tried, at the middle of the sizes and lengths."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,18 @@ class Run:
     batch: float
     """B, in tokens."""
     loss: float
-    """Held out, nats a token."""
+    """Held-out loss, in nats per token."""
 
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """coefficient * N^n_exponent * D^d_exponent, and how sure the three are."""
+    """coefficient * N^n_exponent * D^d_exponent, with the uncertainty of all three."""
 
     coefficient: float
     n_exponent: float
     d_exponent: float
     samples: Array
-    """Refits to redrawn residuals: log coefficient and both exponents. Shape [resamples, 3]."""
+    """Refits to resampled residuals: log coefficient and both exponents. Shape [resamples, 3]."""
 
     def __call__(self, parameters: float, tokens: float) -> float:
         return float(self.coefficient * parameters**self.n_exponent * tokens**self.d_exponent)
@@ -64,16 +65,16 @@ class PowerLaw:
         return float(low), float(high)
 
     def as_dict(self) -> dict[str, Any]:
-        """What JSON holds of it."""
+        """The law as JSON."""
         return asdict(self) | {"samples": self.samples.tolist(), "intervals": self.intervals()}
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> "PowerLaw":
-        """The law again, of what `as_dict` gave."""
+        """The reverse of `as_dict`."""
         return cls(stored["coefficient"], stored["n_exponent"], stored["d_exponent"], np.array(stored["samples"]))
 
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """5th and 95th percentile of coefficient and exponents."""
+        """5th and 95th percentile of the coefficient and both exponents."""
         low, high = np.percentile(self.samples, [5, 95], axis=0)
         pairs = list(zip(low.tolist(), high.tolist(), strict=True))
         return {
@@ -85,19 +86,19 @@ class PowerLaw:
 
 @dataclass(frozen=True)
 class Laws:
-    """What the runs say."""
+    """Both fitted laws."""
 
     lr: PowerLaw
     batch: PowerLaw
     residual: float
-    """Root mean square of the misses, nats."""
+    """Root mean square residual, in nats."""
     fitted: Array
-    """The loss that the fit gives each run. Shape [runs]."""
+    """The fitted loss of each run. Shape [runs]."""
 
 
 def at_edges(runs: Sequence[Run]) -> dict[str, list[tuple[float, float]]]:
-    """Pairs (N, D) whose best run has the least or the greatest rate (`lr`) or batch that was tried: their optimum may
-    lie outside."""
+    """Pairs (N, D) whose best run has the smallest or largest learning rate (`lr`) or batch tried: the optimum may lie
+    outside."""
     edges: dict[str, list[tuple[float, float]]] = {"lr": [], "batch": []}
     for pair in sorted({(run.parameters, run.tokens) for run in runs}):
         of_pair = [run for run in runs if (run.parameters, run.tokens) == pair]
@@ -113,7 +114,8 @@ def fit_laws(runs: Sequence[Run], *, resamples: int = 100, seed: int = 0) -> Law
     """Fit both laws.
 
     Raises:
-        ConfigError: the runs cannot tell the coefficients: fewer than two sizes, lengths, or three rates or batches.
+        ConfigError: the runs do not determine the coefficients: fewer than two sizes or lengths, or three rates or
+            batches.
     """
     _check(runs)
     n, d, lr, batch, loss = np.log(np.array([[run.parameters, run.tokens, run.lr, run.batch, 1.0] for run in runs])).T
@@ -141,7 +143,7 @@ def fit_laws(runs: Sequence[Run], *, resamples: int = 100, seed: int = 0) -> Law
     best = fitted(loss, start)
     misses = loss - predicted(best)
     draws = np.random.default_rng(seed)
-    # residuals of a fit are smaller than the noise: by the parameters that it spent
+    # a fit's residuals are smaller than the noise: correct for its degrees of freedom
     spread = misses * np.sqrt(len(runs) / max(len(runs) - len(best), 1))
     again = [fitted(predicted(best) + draws.choice(spread, len(runs)), best)[-6:] for _ in range(resamples)]
     samples = np.array(again).reshape(-1, 2, 3)
@@ -154,7 +156,7 @@ def fit_laws(runs: Sequence[Run], *, resamples: int = 100, seed: int = 0) -> Law
 
 
 def _bounds(lr: Array, batch: Array, cells: int) -> tuple[Array, Array]:
-    """Of each pair's level, the logs of both curvatures, and both laws."""
+    """Bounds on each pair's level, the logs of both curvatures, and both laws."""
     sides = []
     for side, end in ((-1.0, np.min), (1.0, np.max)):
         law = [np.array([end(of) + side * np.log(BEYOND), *2 * [side * MAX_EXPONENT]]) for of in (lr, batch)]
@@ -163,7 +165,7 @@ def _bounds(lr: Array, batch: Array, cells: int) -> tuple[Array, Array]:
 
 
 def _start(design: Array, lr: Array, batch: Array, loss: Array, cell: NDArray[np.int64], cells: int) -> Array:
-    """Each pair's best run, and the plane through their settings."""
+    """Starting values: each pair's best run, and the plane through their settings."""
     best = np.array([np.flatnonzero(cell == c)[np.argmin(loss[cell == c])] for c in range(cells)])
     rate, *_ = np.linalg.lstsq(design[:, best].T, lr[best], rcond=None)
     size, *_ = np.linalg.lstsq(design[:, best].T, batch[best], rcond=None)
@@ -172,14 +174,14 @@ def _start(design: Array, lr: Array, batch: Array, loss: Array, cell: NDArray[np
 
 
 def _power_law(fitted: Array, samples: Array, centers: Array) -> PowerLaw:
-    """From centred logs back to plain ones."""
+    """A law in uncentred N and D."""
     shift = np.array([1.0, -centers[0], -centers[1]])
     plain = np.column_stack([samples @ shift, samples[:, 1:]])
     return PowerLaw(float(np.exp(fitted @ shift)), float(fitted[1]), float(fitted[2]), plain)
 
 
 def check_design(sizes: int, tokens: Sequence[float], rates: Sequence[float], batches: Sequence[float]) -> None:
-    """Refuse a plan of runs from which the laws could not be told. Raises ConfigError."""
+    """Refuse a plan of runs that cannot determine the laws. Raises ConfigError."""
     for name, count, least in (
         ("model sizes", sizes, 2),
         ("numbers of tokens", len(set(tokens)), 2),
@@ -187,7 +189,7 @@ def check_design(sizes: int, tokens: Sequence[float], rates: Sequence[float], ba
         ("batch sizes", len(set(batches)), 3),
     ):
         if count < least:
-            raise ConfigError(f"{count} different {name} cannot tell a power law. Give at least {least}.")
+            raise ConfigError(f"{count} different {name} cannot determine a power law. Give at least {least}.")
 
 
 def _check(runs: Sequence[Run]) -> None:

@@ -1,4 +1,4 @@
-"""A training job on this machine: torchrun in a process of its own, of which nothing survives."""
+"""A training job on this machine: torchrun in its own process, cleaned up completely when it ends."""
 
 import os
 import shutil
@@ -21,10 +21,10 @@ from cupola_platform.launch.rendezvous import torchrun
 from cupola_platform.security.credential import without_credentials
 
 GRACE_SECONDS = 25.0
-"""From SIGTERM to SIGKILL: the time that ranks have to finish a step and save."""
+"""From SIGTERM to SIGKILL: the time for ranks to finish a step and save."""
 
 JOB_TAG = "CUPOLA_JOB_TAG"
-"""Variable in the environment of a job's processes: which start of a job they belong to."""
+"""Environment variable of a job's processes that says which start of the job they belong to."""
 
 
 def cores() -> int:
@@ -33,49 +33,51 @@ def cores() -> int:
 
 
 class LocalJob:
-    """One torchrun and its ranks.
+    """One torchrun and its ranks. As a context manager it stops the job on exit.
 
-    The ranks have sessions of their own and may outlive torchrun, so each bears a tag in its environment, by which
-    they are found and ended when torchrun is gone. As a context manager it stops the job on the way out.
+    Ranks have their own sessions and may outlive torchrun, so each carries a tag in its environment by which it is
+    found and ended once torchrun is gone.
     """
 
     def __init__(self, command: list[str], environment: Mapping[str, str], log: Path, folder: Path) -> None:
-        """`folder` is where the ranks meet; it goes when the job ends."""
+        """`folder` is the ranks' rendezvous folder; it is removed when the job ends."""
         self.log, self._folder = log, folder
         self._command = command
         self._tag = uuid.uuid4().hex
         self._environment = {**environment, JOB_TAG: self._tag}
         self._grace = GRACE_SECONDS
         self._started = threading.Event()
-        self._ended = threading.Event()  # never Thread.join: a signal's exception in it marks a living thread as ended
+        self._ended = threading.Event()  # not Thread.join: a signal raised in it marks a running thread as ended
         self._process: subprocess.Popen[bytes] | None = None
         self._error: OSError | None = None
-        # The tether follows the thread that started the process: this one stays until the process ends.
+        # The tether follows the thread that started the process, so this thread stays until the process ends.
         self._keeper = threading.Thread(target=self._keep, name=f"job {log.stem}", daemon=True)
         self._keeper.start()
         self._started.wait()
         if self._error is not None:
-            raise ConfigError(f"Cannot start a job with the log {log}: {self._error.strerror}.") from self._error
+            raise ConfigError(
+                f"Cannot start a job with the log {log}: {self._error.strerror}. Make the log's folder writable."
+            ) from self._error
 
     @property
     def pid(self) -> int:
-        """Number of the process above torchrun, which ends as torchrun ends."""
+        """PID of torchrun's parent, which ends the way torchrun ends."""
         return self._torchrun.pid
 
     def poll(self) -> int | None:
-        """Torchrun's exit code once it and all its ranks have ended, else None. Any failed rank makes it 1."""
+        """torchrun's exit code once it and all ranks have ended, else None. It is 1 if any rank failed."""
         return self._torchrun.returncode if self._ended.is_set() else None
 
     def wait(self, timeout: float | None = None) -> int | None:
-        """Wait up to `timeout` seconds (none: to the end), then `poll`."""
+        """Wait up to `timeout` seconds (None waits for the end), then `poll`."""
         self._ended.wait(timeout)
         return self.poll()
 
     def stop(self, grace_seconds: float = GRACE_SECONDS) -> int:
-        """End the job: SIGTERM, so that the ranks save, then SIGKILL after `grace_seconds` to all that is left.
+        """End the job: SIGTERM, so that the ranks save, then SIGKILL after `grace_seconds` to those left.
 
         Returns:
-            Torchrun's exit code, negative when a signal ended it.
+            torchrun's exit code, negative if a signal ended it.
         """
         self._grace = grace_seconds
         ranks = self._processes()
@@ -102,7 +104,7 @@ class LocalJob:
     def _keep(self) -> None:
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
-            with self.log.open("ab") as out:  # a file: ranks that live on would hold a pipe open
+            with self.log.open("ab") as out:  # a file: surviving ranks would keep a pipe open
                 self._process = subprocess.Popen(
                     self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=out,
                     stderr=subprocess.STDOUT, start_new_session=True,
@@ -121,7 +123,7 @@ class LocalJob:
             self._ended.set()
 
     def _end_orphans(self) -> None:
-        """Ranks live on when torchrun itself was killed: let them save, then end them."""
+        """Ranks survive when torchrun itself is killed: let them save, then end them."""
         orphans = self._processes()
         for process in orphans:
             _quietly(process.terminate)
@@ -132,7 +134,7 @@ class LocalJob:
             _quietly(process.kill)
 
     def _processes(self) -> list[psutil.Process]:
-        """Every living process of this job."""
+        """All running processes of this job."""
         return [process for process in psutil.process_iter() if _tag_of(process) == self._tag]
 
 
@@ -142,33 +144,33 @@ class LocalLauncher:
     def __init__(self, max_processes: int | None = None, module: str = "cupola_trainer") -> None:
         """
         Args:
-            max_processes: ranks that may run at once; none for one a core.
-            module: what each rank runs, with the job file as its only argument.
+            max_processes: ranks that may run at once; None for one per core.
+            module: the module each rank runs, with the job file as its only argument.
         """
         self.max_processes = max_processes or cores()
         self.module = module
 
     def check(self, processes: int) -> None:
-        """Refuse a job of more ranks than this machine runs.
+        """Refuse a job with more ranks than this machine may run.
 
         Raises:
             ConfigError: names both numbers.
         """
         if processes > self.max_processes:
             raise ConfigError(
-                f"The job asks for {processes} processes, this machine runs at most {self.max_processes}. "
+                f"The job needs {processes} processes, but this machine runs at most {self.max_processes}. "
                 f"Lower tp x pp x cp x dp, or set CUPOLA_MAX_PROCESSES={processes}."
             )
 
     def start(self, job_file: Path, *, processes: int, log: Path, env: Mapping[str, str] | None = None) -> LocalJob:
-        """Start a job; its output is appended to `log`. It ends when this process does.
+        """Start a job, with its output appended to `log`. It ends when this process ends.
 
         Args:
-            processes: ranks, each with OMP_NUM_THREADS threads, or with its share of the cores.
-            env: variables for the ranks, over this process's own.
+            processes: ranks, each with OMP_NUM_THREADS threads, or else its share of the cores.
+            env: environment variables for the ranks, on top of this process's own.
 
         Raises:
-            ConfigError: more ranks than this machine runs, or the log cannot be written.
+            ConfigError: more ranks than this machine may run, or the log cannot be written.
         """
         self.check(processes)
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // processes))

@@ -1,11 +1,9 @@
-"""Run a command that is asked to end, once, when our parent ends, however that ends: `python tether.py PARENT COMMAND
-...`.
+"""Run a command that gets exactly one SIGTERM when our parent ends, for whatever reason.
 
-Linux signals the death of a parent with several threads up to as many times as it has threads, and a second SIGTERM
-finds torchrun in the middle of ending its ranks, where it then hangs for good. Between them, this process takes all and
-passes one on.
+Usage: `python tether.py PARENT COMMAND ...`. Linux may signal the death of a multi-threaded parent once per thread, and
+a second SIGTERM hangs torchrun for good while it ends its ranks. This process sits between them and passes on only one.
 
-A script of its own because Python between fork and exec may deadlock in a process that has threads.
+It is a separate script because Python between fork and exec may deadlock in a multi-threaded process.
 """
 
 import ctypes
@@ -15,15 +13,15 @@ import sys
 import time
 
 GRACE_SECONDS = 60.0
-"""From SIGTERM to SIGKILL once the parent is gone. torchrun gives its ranks 30."""
+"""Seconds from SIGTERM to SIGKILL once the parent is gone. torchrun gives its ranks 30."""
 
 _PR_SET_PDEATHSIG = 1
 _AWAITED = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
 
 
 def main(parent: int, command: list[str]) -> int:
-    """Run `command` to its end. Returns its exit status, negative when a signal ended it."""
-    if sys.platform != "linux":  # nobody tells of a parent's death there
+    """Run `command` and return its exit status, negative if a signal ended it."""
+    if sys.platform != "linux":  # the parent's death is not signalled there
         os.execv(command[0], command)
     signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
     _end_with(parent)
@@ -43,7 +41,7 @@ def _end_with(parent: int) -> None:
 
 
 def _follow(child: int, parent: int) -> int:
-    """Pass the first SIGTERM on, and kill a command that outlives it while nobody is left to do so."""
+    """Pass on the first SIGTERM, and kill a command that outlives it when the parent is gone."""
     deadline = float("inf")
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -58,7 +56,7 @@ def _follow(child: int, parent: int) -> int:
 
 
 def _end_like(status: int) -> None:
-    """End this process as the command ended: by the same signal, or with the same status."""
+    """End this process the way the command ended: by the same signal, or with the same status."""
     if status < 0:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
         if -status not in (signal.SIGKILL, signal.SIGSTOP):

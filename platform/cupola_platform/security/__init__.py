@@ -1,1 +1,1 @@
-"""Who may reach a server, and what may be shown of a URL."""
+"""Access to servers, and what may be shown of a URL."""

@@ -1,4 +1,4 @@
-"""The credential of the servers that `cupola up` starts: `user:password`, in a file that only its owner can read."""
+"""The credential of the servers that `cupola up` starts: `user:password` in a file that only its owner can read."""
 
 import os
 import secrets
@@ -19,16 +19,16 @@ VARIABLES = frozenset(
         "PREFECT_SERVER_API_AUTH_STRING",
     }
 )
-"""Variables of the environment that hold a credential of a server."""
+"""Environment variables that hold a server's credential."""
 
 
 def generate() -> SecretStr:
-    """A new `cupola:PASSWORD`, with 192 bits of the system's randomness."""
+    """A new `cupola:PASSWORD`, with 192 random bits from the operating system."""
     return SecretStr(f"{USER}:{secrets.token_urlsafe(24)}")
 
 
 def keep(home: Path, credential: SecretStr) -> None:
-    """Write it as the workspace's credential. The file is never readable by others, not even for a moment."""
+    """Store the workspace's credential. The file is never readable by others, not even briefly."""
     path = home / FILE
     made = path.with_name(f"{FILE}.{os.getpid()}")
     made.unlink(missing_ok=True)
@@ -38,7 +38,7 @@ def keep(home: Path, credential: SecretStr) -> None:
 
 
 def read(home: Path) -> SecretStr | None:
-    """The workspace's credential; None when no server has been started there."""
+    """The workspace's credential; None if no server was started there."""
     try:
         text = (home / FILE).read_text().strip()
     except OSError:
@@ -51,10 +51,10 @@ def remove(home: Path) -> None:
 
 
 def without_credentials(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment for processes that talk to no server of ours, such as a training job's."""
+    """The environment for processes that need none of our servers, such as training jobs."""
     return {name: value for name, value in environment.items() if name not in VARIABLES}
 
 
 def password(credential: SecretStr) -> str:
-    """The part after the user's name."""
+    """The part after the user name."""
     return credential.get_secret_value().partition(":")[2]

@@ -1,7 +1,7 @@
-"""What stands before a server's own code: which names and pages it answers, and to whom. Plain ASGI, for any server.
+"""ASGI middleware that checks the host, the origin and the credential of every request to a server.
 
-A browser sends requests of any page to this machine's servers. Three headers that no page can forge tell them apart:
-`Host` (another name that points here is DNS rebinding), `Origin` and `Sec-Fetch-Site` (a page of another origin).
+Browsers send requests from any web page to this machine's servers. Three headers that a page cannot forge reveal them:
+`Host` (another name that resolves here is DNS rebinding), `Origin` and `Sec-Fetch-Site` (a page of another origin).
 """
 
 import base64
@@ -23,7 +23,7 @@ _HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:(?P<port>[0-9]{1,5}
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a request goes no further."""
+    """Why a request is refused."""
 
     status: int
     reason: str
@@ -31,19 +31,19 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Guard:
-    """An ASGI application that passes on what it lets through."""
+    """An ASGI application that passes accepted requests on to another."""
 
     app: App
     hosts: Collection[str] = ()
-    """Names by which the server is reached, besides this machine's loopback names."""
+    """The server's host names besides the loopback names."""
     credential: str | None = field(default=None, repr=False)
-    """`user:password` asked for by HTTP Basic; None where the application asks itself."""
+    """`user:password` for HTTP Basic; None if the application signs users in itself."""
     realm: str = "Cupola"
     unasked: Collection[str] = ()
-    """Paths that answer a GET without the credential, such as a health check."""
+    """Paths that can be read with GET without the credential, such as a health check."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refused: 403 (a websocket too), or 401 where the credential is missing or wrong."""
+        """Refuse with 403 (websockets too), or 401 if the credential is missing or wrong."""
         refusal = self.judge(scope) if scope["type"] in {"http", "websocket"} else None
         if refusal is None:
             await self.app(scope, receive, send)
@@ -58,13 +58,13 @@ class Guard:
             await send({"type": "http.response.body", "body": f"{refusal.reason}\n".encode()})
 
     def judge(self, scope: Scope) -> Refusal | None:
-        """Why this request is refused; None when it is let through."""
+        """Why this request is refused; None if it is accepted."""
         hosts = _headers(scope, b"host")
         asked = self._address(hosts[0]) if len(hosts) == 1 else None
         if asked is None:
             return Refusal(
                 403,
-                f"Host {', '.join(hosts)!r} is no name of this server. Its operator can add it to "
+                f"Host {', '.join(hosts)!r} is not a name of this server. Its operator can add it to "
                 "CUPOLA_ALLOWED_HOSTS.",
             )
         if not self._from_own_page(scope, asked):
@@ -74,7 +74,7 @@ class Guard:
         return None
 
     def _address(self, host: str) -> tuple[str, str] | None:
-        """Name and port of an address of this server, its loopback names taken for one; None for any other address."""
+        """Name and port of an address of this server, with all loopback names as one; None for any other address."""
         match = _HOST.fullmatch(host)
         if match is None:
             return None
@@ -84,8 +84,7 @@ class Guard:
         return (name, match["port"] or "") if name in self.hosts else None
 
     def _from_own_page(self, scope: Scope, asked: tuple[str, str]) -> bool:
-        """Whether no page of another origin is behind this. A link from elsewhere may open a page, and do nothing
-        else."""
+        """Whether no page of another origin sent this. A link from elsewhere may open a page, but do nothing else."""
         origins = _headers(scope, b"origin")
         if origins:
             scheme, _, address = origins[0].partition("://")

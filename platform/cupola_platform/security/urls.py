@@ -1,4 +1,4 @@
-"""URLs as people may see them: without user, password and keys."""
+"""URLs for display, without user, password and keys."""
 
 import re
 
@@ -10,8 +10,7 @@ _KEY = re.compile(
 
 
 def shown(text: str) -> str:
-    """A text, such as a message of a library's, with every URL in it shown without user, password and keys of its
-    query."""
+    """A text, such as a library's message, with user, password and query keys removed from every URL in it."""
     if "://" not in text:
         return text
     text = _AUTHORITY.sub(r"\1", _SLASH_IN_PASSWORD.sub(r"\1", text))

@@ -152,7 +152,7 @@ def test_a_stage_begins_once_what_a_killed_run_left_in_its_folder_has_ended(
 def test_what_a_recipe_gets_wrong_stops_it_before_anything_is_made(cupola: Any, recipe: Path) -> None:
     done = cupola("run", str(recipe), "--set", "stages.pretrain.layout.tp=8")
     assert done.returncode == 2
-    assert done.stderr.startswith("cupola: error: stages.pretrain: The job asks for 8 processes")
+    assert done.stderr.startswith("cupola: error: stages.pretrain: The job needs 8 processes")
     assert done.stderr.count("\n") == 1
     assert cupola.json("runs") == []
 

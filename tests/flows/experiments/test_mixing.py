@@ -102,7 +102,7 @@ def test_small_runs_tell_power_laws(cupola, mixed: Path) -> None:  # type: ignor
     assert page.read_text().count("<svg") == 4
     done = cupola("fit-laws", str(mixed), "--size", "num_layers=1", "--tokens", "1024,2048")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "1 different model sizes cannot tell a power law" in done.stderr
+    assert "1 different model sizes cannot determine a power law" in done.stderr
     done = cupola("fit-laws", str(mixed), *sizes, *grid, "--at", "1e6")
     assert "--at 1e6: give two numbers, parameters and tokens, such as 1e7,5e7." in done.stderr
     assert json.loads((page.parent / "laws.json").read_text())["lr"] == laws["lr"]

@@ -110,7 +110,7 @@ def test_a_refusal_is_one_line_at_once(server: Server, waits: list[float]) -> No
 def test_an_endpoint_that_never_answers_is_one_line_after_all_tries(server: Server, waits: list[float]) -> None:
     server.script = [(500, {}, "down")] * 3
     with pytest.raises(
-        ServiceError, match=r"gave no answer in 3 tries; the last: status 500: down\. What was answered is kept"
+        ServiceError, match=r"gave no response in 3 tries; the last: status 500: down\. Earlier responses are kept"
     ):
         asks(server, retries=2)()
     nobody = Endpoint(EndpointConfig(url="http://127.0.0.1:9/v1", model="tiny", retries=0))

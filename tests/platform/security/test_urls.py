@@ -32,7 +32,7 @@ def test_a_url_is_shown_without_user_password_and_keys(given: str, seen: str) ->
 @pytest.mark.parametrize("name", ["abcdef", "deadbeef", "f00dcafe1234", "c0ffee"])
 def test_an_alias_that_is_spelt_like_an_id_is_refused(name: str) -> None:
     assert fault(name) == (
-        f"Alias {name!r} is spelt like an id (6 or more of 0-9 and a-f). Give it another letter, as {name}-model."
+        f"Alias {name!r} looks like an id (6 or more of 0-9 and a-f). Add another letter, as in {name}-model."
     )
 
 

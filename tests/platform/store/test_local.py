@@ -81,7 +81,7 @@ def test_another_artifact_under_a_digest_is_refused_and_set_aside(store: LocalSt
     first = store.put(seal(make_folder("a", {"x": "1"}), kind="checkpoint"))
     other = seal(make_folder("b", {"x": "2"}), kind="checkpoint")
     under(store.root, other, first.digest)
-    says = rf"manifest\.json is that of another artifact, {other.id}; {first.id} was asked for\. Remove it"
+    says = rf"manifest\.json belongs to artifact {other.id}, not to {first.id}\. Remove it"
     for ask in (store.get, store.manifest):
         with pytest.raises(CorruptArtifactError, match=says):
             ask(first.digest)

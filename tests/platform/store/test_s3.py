@@ -160,7 +160,7 @@ def test_another_artifact_under_a_digest_is_refused_and_nothing_is_kept_of_it(
     other = seal(make_folder("b", {"x": "2"}), kind="checkpoint")
     put_under(s3, tmp_path.name, other, first.digest)
     store = open_store("here")
-    says = rf"is that of another artifact, {other.id}; {first.id} was asked for\. Remove it"
+    says = rf"belongs to artifact {other.id}, not to {first.id}\. Remove it"
     for ask in (store.get, store.manifest):
         with pytest.raises(CorruptArtifactError, match=says):
             ask(first.digest)
