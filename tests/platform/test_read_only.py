@@ -41,10 +41,7 @@ print("written", flush=True)
 time.sleep(600)
 """
 MOUNT, NO_RIGHTS = "a read-only mount", "folders without permission"
-REFUSED = (
-    "The registry sqlite:///{}/registry.db cannot be written: it can only be looked at. Change the permissions of its "
-    "folder, or name another workspace."
-)
+REFUSED = "The registry sqlite:///{}/registry.db is read-only. Change the permissions of its folder, or use another workspace."
 Bound = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

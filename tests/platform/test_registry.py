@@ -94,7 +94,7 @@ def test_an_alias_moves_and_remembers_why(registry: Registry) -> None:
         (digest("a"), digest("b")),
         (None, digest("a")),
     ]
-    with pytest.raises(NotFoundError, match="No artifact zzzzzzzzzzzz to name 'champion'"):
+    with pytest.raises(NotFoundError, match="No artifact zzzzzzzzzzzz for the alias 'champion'"):
         registry.set_alias("champion", digest("z"), "")
     with pytest.raises(ConfigError, match="Alias 'Not Good'"):
         registry.set_alias("Not Good", digest("a"), "")
@@ -133,7 +133,7 @@ def test_a_run_whose_process_died_is_shown_as_lost(registry: Registry) -> None:
     other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
     assert [row.id for row in registry.sweep_lost_runs()] == [other]
     assert registry.run(other).label == "failed (lost)"
-    assert "ended without a word" in str(registry.run(other).error)
+    assert "ended without reporting a result" in str(registry.run(other).error)
     assert registry.run(mine).label == "running"
     assert registry.sweep_lost_runs() == []
 
@@ -155,7 +155,7 @@ def test_a_postgresql_that_is_restarted_is_waited_for_and_nothing_is_written_twi
         assert [row.label for row in registry.runs()] == ["completed"]
         assert len(registry.alias_history("champion")) == 1
     assert len(caplog.messages) == 1
-    assert caplog.messages[0].endswith("Check registry_url and that its server runs. Trying again for 60 s.")
+    assert caplog.messages[0].endswith("Check registry_url and that its server is running. Trying again for 60 s.")
 
 
 def test_a_postgresql_that_stays_away_is_one_line_after_its_time_and_a_wrong_name_is_one_at_once(
@@ -241,7 +241,7 @@ def test_a_registry_of_a_newer_version_is_refused(database_url: str) -> None:
         connection.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
         connection.exec_driver_sql("INSERT INTO alembic_version VALUES ('r9999')")
     engine.dispose()
-    with pytest.raises(RegistryError, match="made by a newer Cupola"):
+    with pytest.raises(RegistryError, match="comes from a newer Cupola"):
         Registry(database_url)
 
 

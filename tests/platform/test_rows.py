@@ -171,8 +171,8 @@ def test_a_table_that_was_cut_short_is_one_reason(tmp_path: Path, suffix: str) -
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"\x89PNG\r\n\x1a\n\0\0\0\r", r"it begins with b'\x89PNG\r\n\x1a\n': none of .arrow"),
-        (b"PK\x03\x04\0\0", r"it begins with b'PK\x03\x04\x00\x00': none of .arrow"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\r", r"it begins with b'\x89PNG\r\n\x1a\n', like none of .arrow"),
+        (b"PK\x03\x04\0\0", r"it begins with b'PK\x03\x04\x00\x00', like none of .arrow"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n", "run `git lfs pull`"),
         (b"Once upon a time", "neither JSON nor a table"),
     ],

@@ -132,9 +132,7 @@ def test_another_artifact_under_a_digest_is_neither_found_nor_adopted_nor_given(
     shutil.rmtree(stored)
     shutil.copytree(tokens.path, stored)
     assert ws.find("b" * 64) is None
-    with pytest.raises(
-        CorruptArtifactError, match=f"belongs to artifact {tokens.id}, not to {checkpoint.id}"
-    ):
+    with pytest.raises(CorruptArtifactError, match=f"belongs to artifact {tokens.id}, not to {checkpoint.id}"):
         ws.resolve(checkpoint.id)
     for path in ws.root.glob("registry.db*"):
         path.unlink()

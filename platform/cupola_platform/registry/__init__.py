@@ -1,5 +1,4 @@
-"""What the workspace knows of its artifacts, runs, aliases and people's judgements: SQLAlchemy on SQLite or
-PostgreSQL."""
+"""Artifacts, runs, aliases and annotations of a workspace, in SQLite or PostgreSQL by SQLAlchemy."""
 
 from cupola_platform.registry.database import PATIENCE
 from cupola_platform.registry.registry import Registry

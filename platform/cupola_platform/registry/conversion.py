@@ -1,4 +1,4 @@
-"""Between the database's rows and the frozen ones that leave the registry."""
+"""Conversion between the database's rows and the frozen rows that the registry returns."""
 
 from datetime import datetime
 from pathlib import Path

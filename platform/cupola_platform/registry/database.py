@@ -17,14 +17,14 @@ from cupola_platform.errors import RegistryError
 from cupola_platform.registry.read_only import open_reader, read_only_file
 
 HEAD = "s0001"
-"""The newest migration. A registry at it is opened without loading Alembic."""
+"""The newest migration. A registry at this revision opens without loading Alembic."""
 _OF_0_1 = ("r0001", "r0002", "r0003")
 
 PATIENCE = 60.0
-"""Seconds for which a PostgreSQL that does not answer is asked again: it is being restarted, or the network is."""
+"""Seconds to keep retrying when PostgreSQL does not respond, as during a restart or a network fault."""
 RETRY_EVERY = 1.0
 CONNECT_TIMEOUT = 10
-"""Seconds that a connection may take."""
+"""Seconds to wait for a connection."""
 
 _ONE_WRITER = "SELECT pg_advisory_xact_lock(109356048673889)"
 _WRITES = "cupola_writes"
@@ -34,8 +34,7 @@ _NO_ANSWER = re.compile(
     "|starting up|shutting down|not yet accepting|terminating connection",
     re.IGNORECASE,
 )
-"""What PostgreSQL and its driver say when there is no server to refuse anything. A wrong password or name is not among
-it."""
+"""Messages of PostgreSQL and its driver that mean the server is away, unlike a wrong password or name."""
 
 log = logging.getLogger(__name__)
 Given = ParamSpec("Given")
@@ -43,11 +42,11 @@ Result = TypeVar("Result")
 
 
 class AwayError(RegistryError):
-    """The registry's server does not answer, or went away in the middle of a transaction."""
+    """The registry's server does not respond, or went away during a transaction."""
 
 
 class Patient(Protocol):
-    """What has methods that wait for a server."""
+    """An object whose methods wait for a server."""
 
     patience: float
 
@@ -56,7 +55,7 @@ Owner = TypeVar("Owner", bound=Patient)
 
 
 def patient(method: Callable[Concatenate[Owner, Given], Result]) -> Callable[Concatenate[Owner, Given], Result]:
-    """Call a method that is one transaction again while the server is away, for `self.patience` seconds."""
+    """Retry a method, which must be one transaction, for up to `self.patience` seconds while the server is away."""
 
     @functools.wraps(method)
     def until_it_answers(self: Owner, /, *args: Given.args, **kwargs: Given.kwargs) -> Result:
@@ -66,7 +65,7 @@ def patient(method: Callable[Concatenate[Owner, Given], Result]) -> Callable[Con
 
 
 def patiently(act: Callable[[], Result], patience: float) -> Result:
-    """What `act` gives, once the server answers. Raises AwayError when it has not for `patience` seconds."""
+    """The result of `act`, retried while the server is away. Raises AwayError after `patience` seconds."""
     deadline, announced = time.monotonic() + patience, False
     while True:
         try:
@@ -81,10 +80,10 @@ def patiently(act: Callable[[], Result], patience: float) -> Result:
 
 
 def open_engine(url: str) -> Engine:
-    """An engine whose schema is migrated to `HEAD`. Several processes may open a new registry at once.
+    """An engine with its schema migrated to `HEAD`. Several processes may open a new registry at once.
 
     Raises:
-        RegistryError: the database cannot be reached, refuses, or was made by another version of Cupola.
+        RegistryError: the database cannot be reached, refuses, or comes from another version of Cupola.
     """
     with refusals(url):
         if database := read_only_file(url):
@@ -92,8 +91,8 @@ def open_engine(url: str) -> Engine:
             _configure_sqlite(engine)
             if _revision(engine) != HEAD:
                 raise RegistryError(
-                    f"The registry {database} cannot be written, and another version of Cupola made it. Open it once "
-                    "where it can."
+                    f"The registry {database} is read-only and comes from another version of Cupola. Open it once "
+                    "where it can be written."
                 )
             return engine
         engine = _engine(url)
@@ -118,13 +117,13 @@ def _engine(url: str) -> Engine:
     try:
         limits = {"connect_timeout": CONNECT_TIMEOUT} if url.startswith("postgresql") else {}
         return create_engine(url, pool_pre_ping=True, connect_args=limits)
-    except ValueError:  # whose text has a part of the URL, the password's perhaps
-        raise RegistryError(f"registry_url={url} is no address: a port is a number.") from None
+    except ValueError:  # its text may contain part of the URL, even the password
+        raise RegistryError(f"registry_url={url} is not a URL. Give the port as a number.") from None
 
 
 def alembic_config(connection: Connection) -> Any:
-    """Alembic's configuration for one connection, as the tests and `alembic revision --autogenerate` need it."""
-    from alembic.config import Config  # a quarter of a second that an up-to-date registry need not spend
+    """Alembic's configuration for one connection, also for tests and `alembic revision --autogenerate`."""
+    from alembic.config import Config  # takes 0.25 s, which an up-to-date registry saves
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
@@ -133,30 +132,30 @@ def alembic_config(connection: Connection) -> Any:
 
 
 def writing(engine: Engine) -> Engine:
-    """The engine for transactions that write: one at a time on either database, so that none fails halfway.
+    """The engine for writing transactions, which run one at a time on either database so that none fails halfway.
 
-    They are a few short ones a stage; SQLite knows nothing else, and PostgreSQL is told by an advisory lock.
+    A stage has a few short ones. SQLite has no other mode; PostgreSQL takes an advisory lock.
     """
     return engine.execution_options(**{_WRITES: True})
 
 
 @contextmanager
 def refusals(url: str) -> Iterator[None]:
-    """Turn a database's errors into one line."""
+    """Turn database errors into one line."""
     try:
         yield
     except (SQLAlchemyError, OSError) as error:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         away = getattr(error, "connection_invalidated", False) or _NO_ANSWER.search(reason)
         raise (AwayError if away and not url.startswith("sqlite") else RegistryError)(
-            f"The registry {url} refused: {reason}. Check registry_url and that its server runs."
+            f"The registry {url} refused: {reason}. Check registry_url and that its server is running."
         ) from error
 
 
 def _configure_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # transactions begin below, not when Python's driver thinks fit
+        connection.isolation_level = None  # transactions begin below, not when Python's driver decides
         connection.execute("PRAGMA busy_timeout = 10000")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = NORMAL")
@@ -183,7 +182,8 @@ def _revision(engine: Engine) -> str | None:
 
 @contextmanager
 def _migration_lock(engine: Engine) -> Iterator[Connection]:
-    """One connection, alone: SQLite needs a lock file, because its journal mode changes outside of transactions."""
+    """An exclusive connection. SQLite needs a lock file, because its journal mode is changed outside of
+    transactions."""
     if engine.dialect.name != "sqlite":
         with writing(engine).begin() as connection:
             yield connection
@@ -205,5 +205,5 @@ def _upgrade(connection: Connection) -> None:
         command.upgrade(alembic_config(connection), "head")
     except CommandError:
         raise RegistryError(
-            "The registry was made by a newer Cupola. Install that version, or name another registry_url."
+            "The registry comes from a newer Cupola. Install that version, or set another registry_url."
         ) from None

@@ -1,4 +1,4 @@
-"""Every read and write of the registry."""
+"""All reads and writes of the registry."""
 
 import os
 import socket
@@ -33,29 +33,29 @@ from cupola_platform.security.urls import shown
 
 
 class Registry:
-    """The registry at a SQLAlchemy URL, its schema migrated on open.
+    """The registry at a SQLAlchemy URL. Its schema is migrated on open.
 
-    Every method raises RegistryError when the database cannot be reached or refuses.
+    Every method raises RegistryError if the database cannot be reached or refuses.
     """
 
     def __init__(self, url: str, patience: float = PATIENCE) -> None:
-        """`patience`: seconds for which a server that does not answer is asked again."""
+        """`patience`: seconds to keep retrying when the server does not respond."""
         self.url = url
         self.patience = patience
         self._engine = patiently(lambda: open_engine(url), patience)
         self._writing = writing(self._engine)
         self.read_only = read_only_file(url) is not None
-        """Whether nothing can be written here."""
+        """Whether the registry cannot be written."""
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close all connections."""
         self._engine.dispose()
 
     # Artifacts
 
     @patient
     def add_artifact(self, manifest: Manifest, run_id: str | None = None) -> None:
-        """Register an artifact. What is known already keeps its row; a new fingerprint that leads to it is added."""
+        """Register an artifact. A known one keeps its row and gains the fingerprint if that is new."""
         with self._write() as session:
             if session.get(ArtifactTable, manifest.digest) is None:
                 session.add(artifact_table(manifest, run_id))
@@ -65,7 +65,7 @@ class Registry:
 
     @patient
     def artifact(self, digest: str) -> ArtifactRow | None:
-        """The artifact with this whole digest."""
+        """The artifact with this full digest."""
         with self._read() as session:
             row = session.get(ArtifactTable, digest)
             return None if row is None else artifact_row(row)
@@ -90,12 +90,12 @@ class Registry:
 
     @patient
     def parents(self, digest: str) -> list[ArtifactRow]:
-        """What an artifact was made from, in the order in which the stage took them; those registered here."""
+        """The registered parents of an artifact, in the order of the stage's inputs."""
         query = select(ArtifactTable).join(EdgeTable, EdgeTable.parent == ArtifactTable.digest)
         return self._artifacts(query.where(EdgeTable.child == digest).order_by(EdgeTable.position))
 
     def ancestors(self, digest: str) -> list[ArtifactRow]:
-        """Everything that an artifact was made from, each once, nearest first; those registered here."""
+        """All registered ancestors of an artifact, each once, nearest first."""
         known: dict[str, ArtifactRow] = {}
         nearest = self.parents(digest)
         while nearest:
@@ -106,14 +106,14 @@ class Registry:
 
     @patient
     def children(self, digest: str) -> list[ArtifactRow]:
-        """What was made from an artifact, oldest first."""
+        """The artifacts made from an artifact, oldest first."""
         made = select(EdgeTable.child).where(EdgeTable.parent == digest)
         query = select(ArtifactTable).where(ArtifactTable.digest.in_(made))
         return self._artifacts(query.order_by(ArtifactTable.created, ArtifactTable.digest))
 
     @patient
     def made_by(self, fingerprint: str) -> str | None:
-        """Digest of what a stage with this fingerprint made last."""
+        """Digest of the latest result of a stage with this fingerprint."""
         with self._read() as session:
             row = session.get(FingerprintTable, fingerprint)
             return None if row is None else row.digest
@@ -121,10 +121,10 @@ class Registry:
     # Aliases
 
     def set_alias(self, name: str, digest: str, reason: str) -> AliasRow:
-        """Move an alias, and remember why.
+        """Move an alias, and record why.
 
         Raises:
-            ConfigError: the name breaks the rule.
+            ConfigError: the name is invalid.
             NotFoundError: no such artifact is registered.
         """
         check_alias(name)
@@ -132,7 +132,7 @@ class Registry:
 
     @patient
     def alias(self, name: str) -> AliasRow | None:
-        """What an alias names now."""
+        """The alias as it is now."""
         with self._read() as session:
             row = session.get(AliasTable, name)
             return None if row is None else alias_row(row)
@@ -155,7 +155,7 @@ class Registry:
     def start_run(
         self, recipe: str, stage: str = "", parent: str | None = None, config: Mapping[str, Any] | None = None
     ) -> str:
-        """Register a run of this process, and return its id. An empty stage is the run of a whole recipe."""
+        """Register a run of this process and return its id. An empty stage means the run of a whole recipe."""
         run = uuid.uuid4().hex[:12]
         self._add_run(
             id=run, parent_id=parent, recipe=recipe, stage=stage, status="running", config=dict(config or {}),
@@ -169,7 +169,7 @@ class Registry:
         self, run: str, *, prefect_flow_run_id: str | None = None, mlflow_run_id: str | None = None,
         work_folder: Path | None = None, metrics: Mapping[str, float] | None = None,
     ) -> None:  # fmt: skip
-        """Add what became known of a run; what is None stays as it is.
+        """Update a run; arguments that are None change nothing.
 
         Raises:
             NotFoundError: no such run.
@@ -186,7 +186,7 @@ class Registry:
         self, run: str, status: RunStatus, artifact: str | None = None, error: str | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> None:  # fmt: skip
-        """Say how a run ended; `artifact` is the digest of what it made or reused.
+        """Record how a run ended; `artifact` is the digest of what it made or reused.
 
         Raises:
             NotFoundError: no such run.
@@ -198,8 +198,8 @@ class Registry:
 
     @patient
     def runs(self, limit: int = 100, *, parent: str | None = None, flow_run: str | None = None) -> list[RunRow]:
-        """Newest first; with `parent`, that run's stages, oldest first; with `flow_run`, those of this flow run of
-        Prefect's."""
+        """Newest first. With `parent`, that run's stages, oldest first; with `flow_run`, the runs of that Prefect flow
+        run."""
         query = select(RunTable).limit(limit)
         if flow_run is not None:
             query = query.where(RunTable.prefect_flow_run_id == flow_run)
@@ -222,7 +222,7 @@ class Registry:
 
     @patient
     def sweep_lost_runs(self) -> list[RunRow]:
-        """Mark as failed the runs of this machine whose process is gone, where that can be written, and return them."""
+        """Mark this machine's runs whose process is gone as failed and return them. Does nothing if read-only."""
         query = select(RunTable).where(RunTable.status == "running", RunTable.host == socket.gethostname())
         with self._read() as session:
             gone = [row.id for row in session.scalars(query) if not lives(row.pid, row.process_start)]
@@ -232,21 +232,23 @@ class Registry:
             rows = list(session.scalars(query.where(RunTable.id.in_(gone))))
             for row in rows:
                 row.status, row.ended = "failed", datetime.now(UTC)
-                row.error = f"lost: process {row.pid} on {row.host} ended without a word. Start it again to resume."
+                row.error = (
+                    f"lost: process {row.pid} on {row.host} ended without reporting a result. Start it again to resume."
+                )
             return [run_row(row) for row in rows]
 
     # Annotations
 
     @patient
     def annotate(self, artifact: str, pair: str, annotator: str, choice: Choice) -> None:
-        """Keep what a person says of a pair; the last word counts."""
+        """Record a person's choice for a pair, replacing an earlier one."""
         row = AnnotationTable(artifact=artifact, pair=pair, annotator=annotator, choice=choice, made=datetime.now(UTC))
         with self._write() as session:
             session.merge(row)
 
     @patient
     def annotations(self, artifact: str, annotator: str | None = None) -> list[Annotation]:
-        """What was said of an artifact's pairs, oldest first."""
+        """The annotations of an artifact's pairs, oldest first."""
         query = select(AnnotationTable).where(AnnotationTable.artifact == artifact)
         if annotator is not None:
             query = query.where(AnnotationTable.annotator == annotator)
@@ -257,14 +259,14 @@ class Registry:
     @patient
     def _add_run(self, /, **columns: Any) -> None:
         with self._write() as session:
-            session.merge(RunTable(**columns))  # it is there already where the server went just after the commit
+            session.merge(RunTable(**columns))  # it exists already if the server went away just after the commit
 
     @patient
     def _move_alias(self, row: AliasRow) -> AliasRow:
         with self._write() as session:
             if session.get(ArtifactTable, row.digest) is None:
                 raise NotFoundError(
-                    f"No artifact {row.digest[:12]} to name {row.name!r}. `cupola artifacts` lists them."
+                    f"No artifact {row.digest[:12]} for the alias {row.name!r}. `cupola artifacts` lists them."
                 )
             current = session.get(AliasTable, row.name)
             if current is None or current.moved != row.moved:
@@ -287,9 +289,7 @@ class Registry:
     def _write(self) -> Iterator[Session]:
         if self.read_only:
             raise RegistryError(
-                f"The registry {self.url} cannot be written: it can only be looked at. Change the permissions of its "
-                "folder, "
-                "or name another workspace."
+                f"The registry {self.url} is read-only. Change the permissions of its folder, or use another workspace."
             )
         with refusals(self.url), Session(self._writing) as session, session.begin():
             yield session

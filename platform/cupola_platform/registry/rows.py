@@ -1,4 +1,4 @@
-"""What comes out of the registry: frozen rows, never objects bound to a database."""
+"""The rows that the registry returns: frozen, and not bound to the database."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 RunStatus = Literal["running", "completed", "reused", "failed", "cancelled"]
 Choice = Literal["chosen", "rejected", "tie", "skip"]
-"""Which of a pair's answers a person preferred, by the names that they have in the pair."""
+"""Which response of a pair a person preferred, by its name in the pair."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +22,11 @@ class ArtifactRow:
     config: dict[str, Any]
     metrics: dict[str, float]
     parents: tuple[str, ...]
-    """Digests, in the order in which the stage took them."""
+    """Digests, in the order of the stage's inputs."""
     size: int
-    """Bytes of all files together."""
+    """Total bytes of all files."""
     files: int
-    """How many."""
+    """Number of files."""
     run_id: str | None
     """The run that made it."""
     created: datetime
@@ -60,23 +60,23 @@ class RunRow:
     error: str | None
     pid: int
     process_start: str
-    """`liveness.start_of` the process."""
+    """`liveness.start_of` its process."""
     host: str
 
     @property
     def lost(self) -> bool:
-        """Whether its process ended without a word."""
+        """Whether its process ended without reporting a result."""
         return self.status == "failed" and (self.error or "").startswith("lost: ")
 
     @property
     def label(self) -> str:
-        """The status as people read it."""
+        """The status for display."""
         return "failed (lost)" if self.lost else self.status
 
 
 @dataclass(frozen=True, kw_only=True)
 class AliasRow:
-    """A movable name and what it names now."""
+    """A movable name and the artifact it names now."""
 
     name: str
     digest: str
@@ -90,7 +90,7 @@ class AliasMove:
 
     name: str
     previous: str | None
-    """Digest that it named before; none for the first move."""
+    """The digest it named before; None for the first move."""
     digest: str
     reason: str
     moved: datetime
@@ -98,10 +98,10 @@ class AliasMove:
 
 @dataclass(frozen=True, kw_only=True)
 class Annotation:
-    """What a person said of a pair of answers."""
+    """A person's choice for a pair of responses."""
 
     artifact: str
-    """Digest of the artifact that holds the pair."""
+    """Digest of the artifact that contains the pair."""
     pair: str
     annotator: str
     choice: Choice

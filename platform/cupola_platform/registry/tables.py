@@ -12,11 +12,11 @@ NAMING = {
     "fk": "fk_%(table_name)s_%(column_0_name)s",
     "pk": "pk_%(table_name)s",
 }
-"""Constraints bear names, so that a later migration can drop them on every database."""
+"""Constraints are named, so that a later migration can drop them on every database."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware moment in UTC; SQLite forgets the zone, so it is put back."""
+    """A timezone-aware datetime in UTC; SQLite drops the zone, so it is restored."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -57,7 +57,7 @@ class ArtifactTable(Table):
 
 
 class EdgeTable(Table):
-    """One parent of an artifact. The parent may be known to another registry only, so it is no foreign key."""
+    """One parent of an artifact. It is no foreign key, because the parent may be in another registry only."""
 
     __tablename__ = "edge"
 
@@ -67,7 +67,7 @@ class EdgeTable(Table):
 
 
 class FingerprintTable(Table):
-    """What a stage made: several fingerprints may lead to one content."""
+    """A stage's result; several fingerprints may have the same content."""
 
     __tablename__ = "fingerprint"
 
@@ -96,7 +96,7 @@ class RunTable(Table):
     error: Mapped[str | None] = mapped_column(Text)
     pid: Mapped[int] = mapped_column(BigInteger)
     process_start: Mapped[str] = mapped_column(String(64), server_default="")
-    """`living.start_of` the process: tells it from a later one with its number."""
+    """`liveness.start_of` the process: tells it from a later one with the same PID."""
     host: Mapped[str] = mapped_column(String(255))
 
 
@@ -112,7 +112,7 @@ class AliasTable(Table):
 
 
 class AliasMoveTable(Table):
-    """Every move that an alias made."""
+    """One move of an alias."""
 
     __tablename__ = "alias_move"
 
@@ -125,7 +125,7 @@ class AliasMoveTable(Table):
 
 
 class AnnotationTable(Table):
-    """What a person said of a pair of answers; said again, it takes the old word's place."""
+    """A person's choice for a pair of responses; a new choice replaces the old one."""
 
     __tablename__ = "annotation"
 

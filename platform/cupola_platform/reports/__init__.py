@@ -1,1 +1,1 @@
-"""Pages that need nothing from elsewhere: one page, one set of charts, for every report."""
+"""The page and charts of every report, self-contained."""

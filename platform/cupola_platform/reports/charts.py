@@ -1,10 +1,9 @@
-"""The one charting helper of all reports: matplotlib's axes in the house's look, as SVG that stands in a page.
+"""The charting helper of all reports: matplotlib axes in one style, as SVG to embed in a page.
 
-matplotlib and not altair, because a page must work without a network: matplotlib's picture is its SVG, altair's would
-bring a megabyte of JavaScript with it. matplotlib takes half a second to import, so it is imported when something is
-drawn.
+matplotlib rather than altair, because pages must work without a network and altair would add a megabyte of JavaScript.
+matplotlib takes half a second to import, so it is imported on first use.
 
-Labels may be a stranger's text. matplotlib escapes text, and reads no `$...$` as mathematics here; what is added to its
+Labels may be untrusted text. matplotlib escapes text, and `$...$` is not parsed as mathematics here; text added to the
 SVG is escaped below.
 """
 
@@ -25,15 +24,15 @@ if TYPE_CHECKING:
     from matplotlib.container import BarContainer
 
 COLOURS = ("#b5502d", "#2f6fb5", "#2e8b6f", "#a0762c", "#7a4fa0", "#6b6660", "#a03a4e")
-"""Of what is compared, in order."""
+"""Colours of the series compared, in order."""
 DARK, LIGHT, GREY = COLOURS[0], "#e2b59a", "#8a827b"
 WIDTH = 860
-"""Pixels, the whole width of a page."""
+"""The full width of a page, in pixels."""
 CHARACTER = 24
-"""Pixels of a picture's width for each character that a label or a note may have; the rest of it is left out."""
+"""Pixels of a chart's width per character of a label or note; longer ones are truncated."""
 
 _LOOK: Mapping[str, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so the same picture everywhere; the page shows its own font
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same charts everywhere; the page uses its own font
     "font.size": 12,
     "text.parse_math": False,
     "axes.edgecolor": GREY,
@@ -42,32 +41,32 @@ _LOOK: Mapping[str, Any] = {
     "axes.titlelocation": "left",
     "axes.titlesize": 12,
     "xtick.color": GREY,
-    "xtick.labelcolor": "black",  # which the page sets in its own ink
+    "xtick.labelcolor": "black",  # the page replaces it with its text colour
     "ytick.color": GREY,
     "ytick.labelcolor": "black",
     "legend.frameon": False,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "svg.fonttype": "none",
-    "svg.hashsalt": "cupola",  # equal pictures are equal files
+    "svg.hashsalt": "cupola",  # makes the SVG deterministic
 }
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _GROUP = re.compile(r'<g id="([^"]*)"(/?)>')
 _NAMESPACE = re.compile(r' xmlns(?::\w+)?="[^"]*"')
-"""Of SVG in a file of its own; in a page they say nothing."""
+"""Needed in an SVG file, but not within a page."""
 _SIZE = re.compile(r'width="([0-9.]+)pt" height="([0-9.]+)pt"')
 _DRAWING = threading.Lock()
-"""matplotlib's settings and the filters of warnings are the whole process's."""
+"""matplotlib's settings and the warning filters are global to the process."""
 
 
 class Chart:
-    """One picture. `with Chart("reward over KL") as chart:` draws on `chart.axes`; afterwards `chart.svg` holds it."""
+    """One chart. Draw on `chart.axes` within `with Chart("reward over KL") as chart:`, then read `chart.svg`."""
 
     axes: "Axes"
     svg: str
 
     def __init__(self, about: str, *, width: int = WIDTH, height: int = 300) -> None:
-        """`about` says to who cannot see it what the picture shows; `width` and `height` are pixels."""
+        """`about` is the text alternative for screen readers; `width` and `height` are in pixels."""
         self._about, self._width, self._height = about, width, height
         self._hints: dict[str, str] = {}
         self._stack = ExitStack()
@@ -78,7 +77,7 @@ class Chart:
 
         self._stack.enter_context(_DRAWING)
         self._stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # the reader's browser has it
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # the browser has it
         self._stack.enter_context(style.context(["default", dict(_LOOK)]))
         self._figure = Figure(figsize=(self._width / 72, self._height / 72), dpi=72, layout="constrained")
         self.axes = self._figure.add_subplot()
@@ -92,18 +91,18 @@ class Chart:
                 self.svg = self._drawn()
 
     def hint(self, artist: "Artist", text: str) -> None:
-        """What is shown when the pointer rests on something drawn."""
+        """Set the tooltip of something drawn."""
         key = f"hint-{len(self._hints)}"
         artist.set_gid(key)
         self._hints[key] = text
 
     def legend(self) -> None:
-        """Names of what is drawn, above it."""
+        """Put a legend above the chart."""
         handles, names = self.axes.get_legend_handles_labels()
         self._figure.legend(handles, names, loc="outside upper left", ncols=max(1, min(len(names), 4)))
 
     def logarithmic(self, *names: Literal["x", "y"]) -> None:
-        """Logarithmic axes with ticks at 1, 2 and 5 times powers of ten, written as plain numbers."""
+        """Make axes logarithmic, with ticks at 1, 2 and 5 times powers of ten, written as plain numbers."""
         from matplotlib.ticker import LogLocator, NullLocator
 
         for name in names:
@@ -111,7 +110,7 @@ class Chart:
             axis = getattr(self.axes, f"{name}axis")
             axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.set_minor_locator(NullLocator())
-            axis.set_major_formatter("{x:.3g}")  # matplotlib's own would be mathematics
+            axis.set_major_formatter("{x:.3g}")  # matplotlib's default is mathtext
 
     def _drawn(self) -> str:
         file = io.StringIO()
@@ -124,25 +123,25 @@ class Chart:
         return f'<svg role="img" aria-label="{html.escape(self._about)}"{drawn}'
 
     def _hinted(self, group: re.Match[str]) -> str:
-        """A group without its id, which would stand twice in a page of two pictures, and with its hint."""
+        """A group with its tooltip and without its id, which would repeat in a page with two charts."""
         hint = self._hints.get(group[1])
         return f"<g{group[2]}>" if hint is None else f"<g><title>{html.escape(hint)}</title>"
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One line: a light bar, a dark one on it, words after it."""
+    """One row: a light bar, a dark bar on top of it, and a note."""
 
     label: str
     whole: float
     part: float
     note: str = ""
     hint: str = ""
-    """The label where there is none."""
+    """Tooltip; the label if empty."""
 
 
 def bars(rows: Sequence[Bar], *, about: str, width: int = WIDTH) -> str:
-    """A line a bar, from above, all to one scale."""
+    """Horizontal bars from top to bottom, on one scale."""
     with Chart(about, width=width, height=26 * len(rows) + 12) as chart:
         for at, row in enumerate(rows):
             whole = chart.axes.barh(at, row.whole, 0.7, color=LIGHT)
@@ -155,7 +154,7 @@ def bars(rows: Sequence[Bar], *, about: str, width: int = WIDTH) -> str:
 
 
 def grouped(rows: Sequence[tuple[str, Sequence[tuple[float, str]]]], series: Sequence[str], *, about: str) -> str:
-    """For each label a thin bar a series: its value, and the words after it."""
+    """For each label, one thin bar per series: its value and its note."""
     thick = 0.8 / len(series)
     with Chart(about, height=len(rows) * (15 * len(series) + 9) + 40) as chart:
         for i, name in enumerate(series):
@@ -171,14 +170,14 @@ def grouped(rows: Sequence[tuple[str, Sequence[tuple[float, str]]]], series: Seq
 
 
 def columns(rows: Sequence[tuple[str, int]], *, about: str, numbers: Sequence[str], width: int = WIDTH) -> str:
-    """Columns side by side, each with its label below and its number, as `numbers` spells it, above."""
+    """Columns side by side, each with its label below and its text from `numbers` above."""
     with Chart(about, width=width, height=180) as chart:
         drawn = chart.axes.bar(range(len(rows)), [count for _, count in rows], 0.9, color=DARK)
         for patch, (label, count) in zip(drawn.patches, rows, strict=True):
             chart.hint(patch, f"{label}: {count:,}")
         chart.axes.bar_label(drawn, labels=list(numbers), padding=3, alpha=0.7)
         chart.axes.set_xticks(range(len(rows)), [cut(label) for label, _ in rows])
-        chart.axes.set_xlim(-0.5, max(len(rows), width / 72) - 0.5)  # few columns are no broad ones
+        chart.axes.set_xlim(-0.5, max(len(rows), width / 72) - 0.5)  # keeps a few columns from getting too wide
         _bare(chart.axes)
         chart.axes.set_yticks([])
         chart.axes.margins(y=0.15)
@@ -187,17 +186,17 @@ def columns(rows: Sequence[tuple[str, int]], *, about: str, numbers: Sequence[st
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A field of a `heatmap`."""
+    """A cell of a `heatmap`."""
 
     row: int
     column: int
     share: float
-    """From 0, light, to 1, dark."""
+    """From 0 (light) to 1 (dark)."""
     hint: str
 
 
 def heatmap(cells: Sequence[Cell], rows: Sequence[str], columns: Sequence[str], *, about: str) -> str:
-    """Fields with their shares in per cent, from above; names of the rows before them and of the columns below."""
+    """Cells with their shares in percent, from the top; row names on the left, column names below."""
     with Chart(about, width=60 + 52 * len(columns), height=24 * len(rows) + 30) as chart:
         for cell in cells:
             drawn = chart.axes.barh(
@@ -214,7 +213,7 @@ def heatmap(cells: Sequence[Cell], rows: Sequence[str], columns: Sequence[str], 
 
 
 def cut(label: str, width: int = WIDTH) -> str:
-    """A label that leaves room for a picture of this width."""
+    """A label truncated to fit a chart of this width."""
     most = width // CHARACTER
     return label if len(label) <= most else label[: most - 1] + "…"
 

@@ -1,4 +1,4 @@
-"""The one page of all reports: HTML that needs nothing from elsewhere."""
+"""The page of all reports: self-contained HTML."""
 
 import html
 from collections.abc import Iterable, Sequence
@@ -22,28 +22,28 @@ td:first-child{min-width:8rem}code{font-size:.85em;overflow-wrap:anywhere}detail
 
 
 class Html(str):
-    """Text that is HTML already and is not escaped again."""
+    """Text that is already HTML and is not escaped again."""
 
     __slots__ = ()
 
 
 def escape(text: str) -> str:
-    """A stranger's text as HTML that shows it; `Html` stays as it is."""
+    """Untrusted text escaped for HTML; `Html` is left unchanged."""
     return text if isinstance(text, Html) else html.escape(text)
 
 
 def page(title: str, *parts: str) -> str:
-    """A whole page. `title` is escaped here; the parts are HTML."""
+    """A complete page. `title` is escaped here; the parts are HTML."""
     shown = html.escape(title)
     head = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     return f"{head}<title>{shown}</title><style>{_STYLE}</style><h1>{shown}</h1>{''.join(parts)}</html>\n"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[str] = ()) -> Html:
-    """A table; every cell is escaped but those that are `Html`.
+    """A table; every cell is escaped unless it is `Html`.
 
     Args:
-        numbers: the columns that are set to the right.
+        numbers: the right-aligned columns.
     """
     kinds = [' class="n"' if name in numbers else "" for name in head]
     titles = "".join(f"<th{kind}>{escape(name)}</th>" for name, kind in zip(head, kinds, strict=True))

@@ -1,4 +1,4 @@
-"""Big numbers in few characters."""
+"""Large numbers in few characters."""
 
 
 def power_of_two(number: int) -> str:

@@ -1,4 +1,4 @@
-"""JSON that is not lines: one array of rows, objects over several lines, rows below a key such as "data"."""
+"""JSON that is not JSON lines: an array of rows, objects over several lines, rows under a key such as "data"."""
 
 import codecs
 import json
@@ -9,17 +9,17 @@ from cupola_platform.json_lines import BadLineError, Row
 from cupola_platform.rows.record import NOT_UTF8, Record, bad, is_message, row_of
 
 WRAPPERS = ("data", "rows", "examples", "instances", "train")
-"""Keys below which a file's rows are found where the file is one object."""
+"""Keys that may hold the rows of a file that is one object."""
 
 SPACE = " \t\r\n,"
-"""Between values. Commas too: people leave one after the last."""
+"""Characters between values. Commas too, since some files have one after the last value."""
 
 FIRST = 1 << 16
-"""Characters that are read at first; as many again as are held, while a value goes on."""
+"""Characters read at first; the buffer then doubles until it holds a whole value."""
 
 
 class _Scanner:
-    """One value at a time of a text that comes in parts; no more of it is held than a value and a part."""
+    """Reads one value at a time from text that arrives in parts, holding no more than a value and a part."""
 
     def __init__(self, parts: Iterator[str], bound: int) -> None:
         self._parts, self._bound = parts, bound
@@ -27,7 +27,7 @@ class _Scanner:
         self._decoder = json.JSONDecoder()
 
     def peek(self) -> str:
-        """The next character that is not between values; empty at the end."""
+        """The first character of the next value; empty at the end."""
         while True:
             while self._place < len(self._text) and self._text[self._place] in SPACE:
                 self._place += 1
@@ -35,11 +35,11 @@ class _Scanner:
                 return self._text[self._place : self._place + 1]
 
     def skip(self) -> None:
-        """Pass the character that `peek` gave."""
+        """Skip the character that `peek` returned."""
         self._place += 1
 
     def value(self) -> tuple[Any, str]:
-        """The value that begins here, and its text.
+        """The next value and its text.
 
         Raises:
             BadLineError: it is not JSON, or longer than the bound.
@@ -47,7 +47,7 @@ class _Scanner:
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._place)
-                if end < len(self._text) or not self._more(1):  # at the end of a part a number may go on
+                if end < len(self._text) or not self._more(1):  # a number may continue in the next part
                     text, self._place = self._text[self._place : end], end
                     return value, text
             except RecursionError:
@@ -70,11 +70,11 @@ class _Scanner:
 
 
 def records(blocks: Iterable[bytes], bound: int) -> Iterator[Record]:
-    """The rows of top-level objects and arrays. Where one is not JSON, the rest of the file is not read.
+    """The rows of top-level objects and arrays. Reading stops at the first value that is not JSON.
 
     Args:
         blocks: the file's bytes, without a byte-order mark.
-        bound: characters that a value may have.
+        bound: maximum characters of a value.
     """
     parts = (part for part in codecs.iterdecode(blocks, "utf-8", "surrogateescape") if part)
     number = 0
@@ -86,7 +86,7 @@ def records(blocks: Iterable[bytes], bound: int) -> Iterator[Record]:
 
 
 def _values(scanner: _Scanner) -> Iterator[tuple[Any, str]]:
-    """What may be rows, with their texts."""
+    """Values that may be rows, with their texts."""
     while start := scanner.peek():
         if start == "[":
             scanner.skip()
@@ -113,7 +113,7 @@ def _elements(scanner: _Scanner) -> Iterator[tuple[Any, str]]:
 
 
 def unwrap(value: Any) -> list[Row]:
-    """The rows that one object holds below a key; none where it is a row itself."""
+    """The rows that an object holds under a key; empty if it is a row itself."""
     for name in WRAPPERS:
         rows = value.get(name) if isinstance(value, dict) else None
         if isinstance(rows, list) and rows and all(isinstance(row, dict) and not is_message(row) for row in rows):

@@ -1,4 +1,4 @@
-"""Conversations of others as messages of one form: {"role", "content", "tool_calls", ...}."""
+"""Conversations in other formats as messages of one form: {"role", "content", "tool_calls", ...}."""
 
 import json
 from collections.abc import Mapping
@@ -15,28 +15,28 @@ ROLES = {
     "tool": "tool", "observation": "tool", "function": "tool", "ipython": "tool", "environment": "tool",
     "tool_response": "tool", "function_response": "tool",
 }  # fmt: skip
-"""What others call the four roles: ShareGPT, OpenAI, OpenAssistant, Gemini, Llama."""
+"""Other names of the four roles: ShareGPT, OpenAI, OpenAssistant, Gemini, Llama."""
 
 CALLERS = ("function_call", "tool_call")
-"""ShareGPT's roles of turns that are calls; LLaMA-Factory has them with `observation`."""
+"""ShareGPT's roles of turns that are tool calls; LLaMA-Factory pairs them with `observation`."""
 
 TEXT_PARTS = ("text", "input_text", "output_text")
 
 KEPT = ("tool_call_id", "name", "reasoning_content")
-"""What else of a message a chat template may read."""
+"""Other fields of a message that a chat template may use."""
 
 
 def messages_of(value: Any) -> list[Row] | None:
-    """The messages of a column, of whatever shape, without empty system messages; none where it holds no conversation.
+    """The messages of a column in any known shape, without empty system messages; None if it holds no conversation.
 
-    A list of messages, of texts (user and assistant by turns) or of ShareGPT's turns; one message; an object that holds
-    "messages"; lists by key; and any of these written as JSON. A role that is not known stays as it is.
+    Known shapes: a list of messages, of texts (user and assistant alternating) or of ShareGPT turns; one message; an
+    object with "messages"; lists by key; and any of these as a JSON string. Unknown roles are left unchanged.
 
     Args:
-        value: as `values.plain` gives it.
+        value: as returned by `values.plain`.
 
     Raises:
-        BadLineError: a part of a message is no text ("not_text"), or JSON in it is nested too deep.
+        BadLineError: a part of a message is not text ("not_text"), or JSON in it is nested too deep.
     """
     given, value = value, decoded(value)
     if isinstance(value, Mapping):
@@ -45,7 +45,7 @@ def messages_of(value: Any) -> list[Row] | None:
         return None
     if (
         value is given and len(value) > 1 and all(isinstance(turn, str) for turn in value)
-    ):  # JSON of texts is a text itself
+    ):  # a JSON list of strings is text itself
         return [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(value)]
     if not all(isinstance(turn, Mapping) and ("role" in turn or "from" in turn) for turn in value):
         return None
@@ -56,7 +56,7 @@ def messages_of(value: Any) -> list[Row] | None:
 
 
 def _by_place(value: Mapping[str, Any]) -> list[Any]:
-    """One message as a list of one; lists by key, as `datasets` gives sequences of objects, as objects."""
+    """A single message as a list; lists by key, as `datasets` returns sequences of objects, as a list of objects."""
     columns = {key: held for key, held in value.items() if isinstance(held, list)}
     if not columns or not isinstance(value.get("role", value.get("from")), list):
         return [value]
@@ -64,7 +64,7 @@ def _by_place(value: Mapping[str, Any]) -> list[Any]:
 
 
 def _add(messages: list[Row], turn: Row) -> None:
-    """One more turn in our form."""
+    """Append a turn in the normal form."""
     name = str(turn.get("role", turn.get("from")))
     role = name.strip().lower()
     content = next((turn[key] for key in ("content", "value", "parts", "text") if key in turn), None)
@@ -89,8 +89,7 @@ def _add(messages: list[Row], turn: Row) -> None:
 
 
 def _calls_in(text: str) -> tuple[str, list[Any]]:
-    """A text without the calls that are written into it, as Hermes has them and Qwen2.5's template writes them, and
-    those."""
+    """A text without the tool calls embedded in it, in the format of Hermes and Qwen2.5's template, and those calls."""
     before, *pieces = text.split("<tool_call>")
     parts = [piece.partition("</tool_call>") for piece in pieces]
     calls = [decoded(call.strip()) for call, _, _ in parts]
@@ -100,7 +99,7 @@ def _calls_in(text: str) -> tuple[str, list[Any]]:
 
 
 def _text(content: Any) -> Any:
-    """A message's text, of parts joined by line ends."""
+    """A message's text; parts are joined by line feeds."""
     if not isinstance(content, list):
         return content
     return "\n".join(map(_part, content))
@@ -115,7 +114,7 @@ def _part(part: Any) -> str:
 
 
 def _result(content: Any) -> str:
-    """A tool's result: any value is one, and so is none."""
+    """A tool's result, which may be any value or missing."""
     if isinstance(content, list) and all(isinstance(part, Mapping) and "text" in part for part in content):
         return str(_text(content))
     if content is None or isinstance(content, str):
@@ -125,8 +124,7 @@ def _result(content: Any) -> str:
 
 
 def calls_of(value: Any) -> list[Any]:
-    """Tool calls in OpenAI's form, of one call or a list of them, also written as JSON. What is no call stays as it
-    is."""
+    """Tool calls in OpenAI's form, from one call or a list, also as a JSON string. Anything else is left unchanged."""
     value = decoded(value)
     return [_call(call) for call in (value if isinstance(value, list) else [value])]
 
@@ -142,14 +140,14 @@ def _call(call: Any) -> Any:
 
 
 def tools_of(value: Any) -> list[Row]:
-    """What an assistant may call, as a list of objects.
+    """The tools that an assistant may call, as a list of objects.
 
     Raises:
-        BadLineError: it is not ("malformed_tools").
+        BadLineError: the value is not a list of objects ("malformed_tools").
     """
     parsed = decoded(value) or []
     given = [parsed] if isinstance(parsed, dict) else parsed
     tools = [tool for each in given if isinstance(tool := decoded(each), dict)] if isinstance(given, list) else None
     if tools is None or len(tools) < len(given):
-        raise BadLineError("malformed_tools", f"`tools` is no JSON list of objects: {value!r}"[:120])
+        raise BadLineError("malformed_tools", f"`tools` is not a JSON list of objects: {value!r}"[:120])
     return tools

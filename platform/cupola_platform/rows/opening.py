@@ -1,4 +1,4 @@
-"""Files of others as streams of plain bytes: decompressed, and in UTF-8."""
+"""Files as streams of plain bytes: decompressed, and in UTF-8."""
 
 import bz2
 import codecs
@@ -13,16 +13,16 @@ from typing import Any, BinaryIO, cast
 from pyarrow import ArrowException, CompressedInputStream
 
 HEAD_BYTES = 1 << 16
-"""How much of a file may be looked at before it is read."""
+"""Bytes of a file that may be inspected before it is read."""
 
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 
 UNREADABLE = (EOFError, OSError, zlib.error, lzma.LZMAError, ArrowException, ValueError)
-"""What reading a file raises that was cut short or is damaged."""
+"""Exceptions raised when reading a truncated or damaged file."""
 
 
 class _Plain(io.RawIOBase):
-    """What `read` gives, and before it raises all that came before. Closes `raw`."""
+    """A stream of what `read` returns. If `read` raises, the data before that is returned first. Closes `raw`."""
 
     def __init__(self, read: Callable[[int], bytes], raw: BinaryIO) -> None:
         self._read, self._raw = read, raw
@@ -41,10 +41,9 @@ class _Plain(io.RawIOBase):
 
 
 def open_plain(path: Path) -> io.BufferedReader:
-    """A file's bytes, decompressed by its content whatever its name says; UTF-16 with a byte-order mark as UTF-8.
+    """A file's bytes, decompressed according to its content, not its name; UTF-16 with a byte-order mark becomes UTF-8.
 
-    A file that was cut short or is damaged raises one of `UNREADABLE` where it is read, after all that can be read of
-    it.
+    A truncated or damaged file raises one of `UNREADABLE` on reading, after all readable data.
     """
     raw = path.open("rb")
     compression = _compression(raw.peek(6))
@@ -56,8 +55,8 @@ def open_plain(path: Path) -> io.BufferedReader:
 
 
 def head(stream: io.BufferedReader) -> bytes:
-    """The first bytes of a stream that nothing was read of, or none where they are damaged. They are read again
-    after."""
+    """The first bytes of a stream before anything is read from it, without consuming them; empty if they are
+    damaged."""
     try:
         return stream.peek(HEAD_BYTES)
     except UNREADABLE:
@@ -75,7 +74,7 @@ def _compression(start: bytes) -> bytes:
 
 
 def _in_utf8(stream: BinaryIO) -> Callable[[int], bytes]:
-    """UTF-16 as UTF-8: Windows writes text so."""
+    """Re-encode UTF-16, which Windows writes, as UTF-8."""
     blocks = iter(lambda: stream.read(HEAD_BYTES), b"")
     text = (part.encode() for part in codecs.iterdecode(blocks, "utf-16") if part)
     rest = b""
@@ -91,10 +90,8 @@ def _in_utf8(stream: BinaryIO) -> Callable[[int], bytes]:
 
 _DECOMPRESSORS: dict[bytes, Callable[[BinaryIO], Any]] = {
     b"\x1f\x8b": lambda raw: gzip.GzipFile(fileobj=raw),
-    b"\x28\xb5\x2f\xfd": lambda raw: CompressedInputStream(
-        raw, "zstd"
-    ),  # the decoder at hand that raises on a cut frame
+    b"\x28\xb5\x2f\xfd": lambda raw: CompressedInputStream(raw, "zstd"),  # the decoder that raises on a truncated frame
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ\0": lzma.LZMAFile,
 }
-"""By the first bytes of what they read."""
+"""Decompressors by the first bytes of their format."""

@@ -1,4 +1,4 @@
-"""The rows of one file, whatever format it has."""
+"""The rows of one file in any supported format."""
 
 import io
 import re
@@ -16,13 +16,13 @@ from cupola_platform.rows.opening import COMPRESSIONS, HEAD_BYTES, UNREADABLE, h
 from cupola_platform.rows.record import Record, bad, row_of
 
 ROW_BYTES = 64 << 20
-"""The longest row that is read; a longer one is dropped as "too_long"."""
+"""The longest row, in bytes; longer ones are dropped as "too_long"."""
 
 FORMATS = {
     ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".tab": "csv",
     ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow",
 }  # fmt: skip
-"""What a name promises."""
+"""Formats by suffix."""
 
 LINES = (".jsonl", ".ndjson")
 
@@ -32,30 +32,30 @@ Columns = Collection[str] | None
 
 
 class Line(NamedTuple):
-    """A line of a file that is not blank."""
+    """A non-blank line of a file."""
 
     number: int
     data: bytes
-    """Without a byte-order mark and the line's end; empty where it is longer than the bound."""
+    """Without byte-order mark and line end; empty if it is longer than the bound."""
     raw: bytes
     begin: int
     end: int
 
 
 def suffix_of(name: str) -> str:
-    """What a file's name ends in, but for its compression."""
+    """A file name's suffix, without that of its compression."""
     path = PurePosixPath(name)
     return (PurePosixPath(path.stem) if path.suffix.lower() in COMPRESSIONS else path).suffix.lower()
 
 
 def read(path: Path, name: str | None = None, *, columns: Columns = None, bound: int = ROW_BYTES) -> Iterator[Record]:
-    """Every row of a file, in order, in memory that does not grow with it.
+    """Every row of a file, in order, in constant memory.
 
     Args:
-        name: what the file was called before it was fetched; none for its own name.
-        columns: which ones are wanted of a table of columns (Parquet, Arrow); none for all.
-        bound: bytes that a line or a cell may have. A longer element of an array is read, up to `ROW_BYTES`: nothing
-            after it could be found otherwise.
+        name: the file's name before it was fetched; None for its own name.
+        columns: the columns to read of Parquet and Arrow files; None for all.
+        bound: maximum bytes of a line or cell. Longer elements of an array are still parsed, up to `ROW_BYTES`, to find
+            what comes after them.
 
     Raises:
         OSError: the file cannot be opened.
@@ -79,15 +79,15 @@ def _records(stream: io.BufferedReader, path: Path, suffix: str, columns: Column
     if start.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
         return _seekable(stream, path, lambda file: tables.arrow_records(file, columns))
     if start.startswith(b"version https://git-lfs"):
-        detail = "a pointer of Git LFS, not the file that it stands for: run `git lfs pull`"
+        detail = "a Git LFS pointer instead of the file: run `git lfs pull`"
         return iter([bad(0, "unknown_format", detail)])
     if b"\0" in start[:1024]:
-        return iter([bad(0, "unknown_format", f"it begins with {start[:8]!r}: none of {KNOWN}")])
+        return iter([bad(0, "unknown_format", f"it begins with {start[:8]!r}, like none of {KNOWN}")])
     return _text_records(stream, suffix, bound)
 
 
 def _seekable(stream: BinaryIO, path: Path, records: Callable[[BinaryIO], Iterator[Record]]) -> Iterator[Record]:
-    """Records of a format that is not read from front to back: a compressed file is unpacked on disk first."""
+    """Records of a format that needs seeking: a compressed file is first unpacked to disk."""
     if not is_compressed(path):
         with path.open("rb") as file:
             yield from records(file)
@@ -126,8 +126,9 @@ def _blocks(stream: io.BufferedReader) -> Iterator[bytes]:
 
 
 def _is_lines(seen: Sequence[Line], suffix: str) -> bool:
-    """Whether each line is a row, by the first two: one may be torn. Else a row goes over several lines, or all are in
-    one."""
+    """Whether each line is a row, judged by the first two since one may be damaged. Otherwise rows span several lines,
+    or
+    share one."""
     values = list(map(_value, seen))
     if isinstance(values[0], dict):
         return len(seen) > 1 or not json_values.unwrap(values[0])
@@ -142,7 +143,7 @@ def _value(line: Line) -> object:
 
 
 def _delimiter(header: bytes) -> str:
-    """What stands between the names of a table's columns; empty where nothing does."""
+    """The delimiter of a table's header; empty if there is none."""
     return max(("\t", ",", ";"), key=lambda mark: header.count(mark.encode())) if re.search(rb"[\t,;]", header) else ""
 
 

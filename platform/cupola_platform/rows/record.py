@@ -1,4 +1,4 @@
-"""One row of a file, or why it is none."""
+"""One row of a file, or why it cannot be used."""
 
 import re
 from collections.abc import Mapping
@@ -7,46 +7,47 @@ from typing import Any, NamedTuple
 from cupola_platform.json_lines import Row, check_row
 
 NOT_UTF8 = re.compile("[\udc80-\udcff]")
-"""What bytes that are no UTF-8 become under the error handler "surrogateescape"."""
+"""Bytes that are not UTF-8, as decoded by the error handler "surrogateescape"."""
 
 EXCERPT = 160
-"""Characters of a detail."""
+"""Maximum characters of a detail."""
 
 
 class Record(NamedTuple):
-    """A row of a file, or the reason why it cannot be used."""
+    """A row of a file, or the reason it cannot be used."""
 
     number: int
-    """Counts from 1: lines where the file has lines, else rows. 0 says that the whole file cannot be used."""
+    """Line number if the file has lines, else row number, from 1. 0 means that the whole file cannot be used."""
 
     row: Row | None
     reason: str = ""
-    """A word to count it under: one of `json_lines.BadLineError`, or "too_long", "cut_short" (a damaged file: what
-    comes after is lost), "unknown_format", "not_csv", "too_many_cells"."""
+    """Key to count it by: one of `json_lines.BadLineError`'s, or "too_long", "cut_short" (a damaged file, whose
+    remainder
+    is lost), "unknown_format", "not_csv", "too_many_cells"."""
 
     detail: str = ""
     size: int = 0
-    """Bytes that the row takes in the file, decompressed; 0 in a table of columns."""
+    """Bytes of the row in the decompressed file; 0 in columnar formats."""
 
     begin: int = 0
-    """Where its bytes begin in the file (decompressed), and where they end; both 0 where that is not known."""
+    """Offset of its first byte in the decompressed file; `end` is the offset after its last. Both 0 if unknown."""
 
     end: int = 0
     unit: str = "row"
     """What `number` counts: "line" or "row"."""
 
     def where(self, file: str) -> str:
-        """A name for people: the file, and the line or row in it."""
+        """The file and the line or row in it, for messages."""
         return f"{file}, {self.unit} {self.number:,}" if self.number else file
 
 
 def bad(number: int, reason: str, detail: str, **more: Any) -> Record:
-    """A record that is no row."""
+    """A record that is not a row."""
     return Record(number, None, reason, " ".join(detail.split())[:EXCERPT], **more)
 
 
 def row_of(value: Any) -> Row:
-    """A JSON value as a row: an object, or a bare list of messages.
+    """A JSON value as a row. It may be an object or a bare list of messages.
 
     Raises:
         BadLineError: as `json_lines.check_row`.
@@ -57,7 +58,7 @@ def row_of(value: Any) -> Row:
 
 
 def is_message(value: Any) -> bool:
-    """Whether a JSON value is one message of a conversation, and no row."""
+    """Whether a JSON value is a message of a conversation rather than a row."""
     if not isinstance(value, Mapping) or not ("role" in value or "from" in value):
         return False
     return any(name in value for name in ("content", "value", "parts", "tool_calls"))

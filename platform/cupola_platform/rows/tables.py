@@ -1,4 +1,4 @@
-"""Tables of columns as rows: CSV and TSV, Parquet, Arrow."""
+"""Rows of tables: CSV and TSV, Parquet, Arrow."""
 
 import csv
 from collections.abc import Collection, Iterable, Iterator
@@ -11,15 +11,15 @@ from cupola_platform.json_lines import Row
 from cupola_platform.rows.record import NOT_UTF8, Record, bad
 
 BATCH = 256
-"""Rows of a table of columns that are held at once."""
+"""Rows of a columnar table held at once."""
 
 
 def csv_records(lines: Iterable[bytes], delimiter: str, bound: int) -> Iterator[Record]:
-    """Rows of text, named by the first line. Cells that a row lacks are left out.
+    """Rows of text, with keys from the first line. Missing cells are left out.
 
     Args:
-        lines: the file's, each with its end, without a byte-order mark.
-        bound: characters that a cell may have.
+        lines: the file's lines with their ends, without a byte-order mark.
+        bound: maximum characters of a cell.
     """
     csv.field_size_limit(bound)
     reader = csv.reader((line.decode("utf-8", "surrogateescape") for line in lines), delimiter=delimiter, strict=True)
@@ -45,7 +45,7 @@ def csv_records(lines: Iterable[bytes], delimiter: str, bound: int) -> Iterator[
 
 
 def parquet_records(file: BinaryIO, columns: Collection[str] | None) -> Iterator[Record]:
-    """Rows of a Parquet file, a row group at a time."""
+    """Rows of a Parquet file, read by row group."""
     table = parquet.ParquetFile(file)
     names = _wanted(table.schema_arrow, columns)
     if not names:
@@ -55,7 +55,7 @@ def parquet_records(file: BinaryIO, columns: Collection[str] | None) -> Iterator
 
 
 def arrow_records(file: BinaryIO, columns: Collection[str] | None) -> Iterator[Record]:
-    """Rows of an Arrow file (Feather) or of an Arrow stream, as `datasets` saves them, a batch at a time."""
+    """Rows of an Arrow file (Feather) or an Arrow stream, as saved by `datasets`, read by batch."""
     start = file.read(6)
     file.seek(0)
     if start == b"ARROW1":
@@ -74,7 +74,7 @@ def arrow_records(file: BinaryIO, columns: Collection[str] | None) -> Iterator[R
 
 
 def _wanted(schema: Any, columns: Collection[str] | None) -> list[str]:
-    """Which columns to read: bytes (pictures, sound) are no part of a row."""
+    """The columns to read: bytes (images, audio) are left out."""
     return [
         field.name
         for field in schema
@@ -85,7 +85,7 @@ def _wanted(schema: Any, columns: Collection[str] | None) -> list[str]:
 
 
 def _nameless(schema: Any, rows: int) -> Iterator[Record]:
-    """Rows of which no column is wanted: their columns' names without values."""
+    """Rows without any wanted column: the column names without values."""
     for number in range(1, rows + 1):
         yield Record(number, dict.fromkeys(schema.names))
 
@@ -99,7 +99,7 @@ def _numbered(batches: Iterable[Any]) -> Iterator[Record]:
 
 
 def _rows(batch: Any) -> Iterator[Row | None]:
-    """A batch's rows; none for one whose text is no UTF-8."""
+    """A batch's rows; None for one whose text is not UTF-8."""
     try:
         yield from batch.to_pylist(maps_as_pydicts="lossy")
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Values of rows as JSON has them."""
+"""Values of rows in JSON's types."""
 
 import ast
 import json
@@ -9,13 +9,13 @@ from typing import Any
 from cupola_platform.json_lines import BadLineError
 
 PRINTED = 1 << 20
-"""Characters of a value that Python printed which are read: its parser takes a hundred times as much memory."""
+"""Maximum characters of a Python literal to parse: the parser needs a hundred times as much memory."""
 
 
 def plain(value: Any) -> Any:
-    """A value in JSON's types, without keys that hold null.
+    """A value in JSON's types, without null fields.
 
-    A table's rows have every key that any row has: Arrow fills up with nulls, which say nothing.
+    Arrow gives every row the keys of all rows, so its nulls carry no meaning.
     """
     if isinstance(value, str):
         return value
@@ -29,10 +29,10 @@ def plain(value: Any) -> Any:
 
 
 def decoded(value: Any) -> Any:
-    """What a text that is written JSON, or a list or dict as Python prints it, stands for; anything else as it is.
+    """The value of a JSON string or of a Python list or dict literal; anything else unchanged.
 
     Raises:
-        BadLineError: its JSON is nested too deep to be read.
+        BadLineError: the JSON is nested too deep to read.
     """
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
@@ -44,13 +44,13 @@ def decoded(value: Any) -> Any:
         if len(value) > PRINTED:
             return value
     try:
-        return plain(ast.literal_eval(value.strip()))  # pandas writes lists so into CSV
+        return plain(ast.literal_eval(value.strip()))  # the format of lists in pandas' CSV
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
         return value
 
 
 def number(value: Any) -> float | None:
-    """A number, or a text of one; none for anything else."""
+    """A number, also from a string; None for anything else."""
     try:
         as_float = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else None
     except (ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""Where artifacts live. A store never overwrites, and what has no manifest does not exist."""
+"""Where artifacts are stored. A store never overwrites, and a folder without a manifest does not count."""
 
 from pathlib import Path
 from typing import Protocol
@@ -16,45 +16,47 @@ class Store(Protocol):
     """Artifacts by digest."""
 
     def put(self, artifact: Artifact) -> Artifact:
-        """Take a sealed folder over; what comes back lies where the store keeps it on this machine."""
+        """Take over a sealed folder, and return the artifact at its place in the store or its cache."""
 
     def get(self, digest: str) -> Artifact:
-        """An artifact on this machine, fetched when it is not. What lies under another's digest is refused, here and in
-        `manifest`. Raises NotFoundError, CorruptArtifactError."""
+        """An artifact on this machine, fetched if needed. Here and in `manifest`, an artifact stored under another
+        one's
+        digest is refused. Raises NotFoundError, CorruptArtifactError."""
 
     def holds(self, digest: str) -> bool:
-        """Whether a whole artifact is there."""
+        """Whether the complete artifact is there."""
 
     def manifest(self, digest: str) -> Manifest:
-        """An artifact's manifest, its files left where they are. Raises NotFoundError, CorruptArtifactError."""
+        """An artifact's manifest, without fetching its files. Raises NotFoundError, CorruptArtifactError."""
 
     def digests(self) -> set[str]:
-        """Every digest that the store has heard of, unfinished uploads among them (`holds` tells)."""
+        """Every digest in the store, including unfinished uploads (`holds` tells them apart)."""
 
     def location(self, digest: str) -> str:
-        """Where an artifact lies, as a person would write it."""
+        """Where an artifact is stored, for display."""
 
     def section(self, name: str, cache: Path) -> "Store":
-        """A store of its own beside the artifacts, for what is to be removed some day: work in progress.
+        """A separate store beside the artifacts for work in progress, which is removed later.
 
         Args:
-            name: may have slashes; the same wherever it is to be found again.
-            cache: a folder of the section's own for what it has on this machine, where it lies on another one.
+            name: identifies the section on every machine; may contain slashes.
+            cache: a local folder for this section only, used if the store is remote.
         """
 
     def remove(self, digest: str) -> None:
-        """Take an artifact out of a section. From the first moment on it is not whole, so that nobody takes half of it.
-        What is not there is left so."""
+        """Remove an artifact from a section if it is there. It is invalid from the first deletion on, so that nobody
+        reads
+        half of it."""
 
     def clear(self) -> None:
-        """Take everything out of a section."""
+        """Remove everything from a section."""
 
 
 def open_store(settings: Settings) -> Store:
-    """The store that the settings name: S3, or a folder of the workspace.
+    """The store given by the settings: S3, or a folder of the workspace.
 
     Raises:
-        StoreError: the folder cannot be made.
+        StoreError: the folder cannot be created.
     """
     if settings.store_url is None:
         return LocalStore(settings.home / "store" / "artifacts")

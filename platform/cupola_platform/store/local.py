@@ -1,4 +1,4 @@
-"""Artifacts in a local folder, one folder a digest."""
+"""Artifacts in a local folder, one subfolder per digest."""
 
 import errno
 import os
@@ -17,8 +17,8 @@ from cupola_platform.errors import CorruptArtifactError, NotFoundError, StoreErr
 class LocalStore:
     """Artifacts at `root/<digest>/`.
 
-    A sealed folder is renamed into place (copied when it lies on another file system), so it is there wholly or not
-    at all; its files become read-only.
+    A sealed folder is renamed into place (copied if it is on another file system), so an artifact is never partial. Its
+    files become read-only.
     """
 
     def __init__(self, root: Path) -> None:
@@ -27,9 +27,9 @@ class LocalStore:
             root.mkdir(parents=True, exist_ok=True)
 
     def put(self, artifact: Artifact) -> Artifact:
-        """Move a sealed folder in. When the store holds that digest already, the folder is only removed.
+        """Move a sealed folder in. If the store already has that digest, the folder is just removed.
 
-        A copy in the store that no longer verifies is set aside as `.corrupt-*` and the new one takes its place.
+        A stored copy that no longer verifies is renamed to `.corrupt-*` and replaced.
 
         Raises:
             StoreError: the folder cannot be written, or the disk is full.
@@ -51,13 +51,11 @@ class LocalStore:
 
         Raises:
             NotFoundError: the store does not hold it.
-            CorruptArtifactError: its manifest is missing, torn or another artifact's.
+            CorruptArtifactError: its manifest is missing, incomplete or belongs to another artifact.
         """
         folder = self.root / digest
         if not folder.is_dir():
-            raise NotFoundError(
-                f"The store {self.root} does not hold artifact {digest[:12]}. `cupola artifacts` lists them."
-            )
+            raise NotFoundError(f"The store {self.root} has no artifact {digest[:12]}. `cupola artifacts` lists them.")
         return read(folder, digest=digest)
 
     def holds(self, digest: str) -> bool:
@@ -103,7 +101,7 @@ class LocalStore:
         try:
             source.rename(target)
         except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another process published the same digest just now
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another process just published the same digest
                 shutil.rmtree(source)
                 return
             if error.errno != errno.EXDEV:
@@ -128,5 +126,5 @@ def _refusals(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(
-            f"Cannot keep {path}: {error.strerror}. Free space there, or set CUPOLA_HOME elsewhere."
+            f"Cannot store {path}: {error.strerror}. Free space there, or set CUPOLA_HOME to another folder."
         ) from error

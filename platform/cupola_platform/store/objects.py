@@ -1,4 +1,4 @@
-"""Objects of any S3 bucket, to be read as text: listed and fetched, never written."""
+"""Objects of any S3 bucket as sources of text: listed and fetched, never written."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ class StoredObject:
     """Bytes."""
 
     etag: str
-    """Changes when the content does; no digest."""
+    """Changes with the content, but is not a digest."""
 
 
 def list_objects(url: str) -> list[StoredObject]:
@@ -46,7 +46,7 @@ def fetch_object(url: str, to: Path) -> None:
     """Download one object into the file `to`.
 
     Raises:
-        SourceError: it is gone, or the server refuses or cannot be reached.
+        SourceError: the object is gone, or the server refuses or cannot be reached.
     """
     bucket, key = _parts(url)
     with _refusals(url):

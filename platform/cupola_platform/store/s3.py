@@ -29,8 +29,8 @@ _ABSENT = ("NoSuchKey", "404", "NotFound")
 class S3Store:
     """Artifacts at `s3://bucket/prefix/artifacts/<digest>/`.
 
-    Files are uploaded first, each with a SHA-256 that the server checks; `manifest.json` is uploaded last, and only
-    when none is there, so an artifact exists wholly or not at all and is never overwritten.
+    Files are uploaded first, each with a SHA-256 that the server checks. `manifest.json` is uploaded last, and only if
+    there is none, so an artifact is never partial and never overwritten.
     """
 
     def __init__(
@@ -50,11 +50,13 @@ class S3Store:
             self._s3 = boto3.Session().client("s3", endpoint_url=endpoint_url, region_name=region, config=config)
 
     def put(self, artifact: Artifact) -> Artifact:
-        """Upload a sealed folder, then move it into the cache. An upload that was cut short goes on where it ended.
+        """Upload a sealed folder, then move it into the cache. An interrupted upload resumes where it stopped.
+
+        On an error the folder stays where it was.
 
         Raises:
-            CorruptArtifactError: the server holds something else under that digest; the folder stays where it was.
-            StoreError: the server refused or cannot be reached; the folder stays where it was.
+            CorruptArtifactError: the server has different content under that digest.
+            StoreError: the server refused or cannot be reached.
         """
         with self._refusals():
             try:
@@ -65,11 +67,12 @@ class S3Store:
         return self.cache.put(artifact)
 
     def get(self, digest: str) -> Artifact:
-        """The artifact in the cache, fetched and verified when it is not there. A fetch cut short goes on.
+        """The artifact in the cache, fetched and verified if it is not there yet. An interrupted fetch resumes.
 
         Raises:
-            NotFoundError: the bucket does not hold it.
-            CorruptArtifactError: a fetched file is not what the manifest says, or that is another artifact's; names it.
+            NotFoundError: the bucket does not have it.
+            CorruptArtifactError: a fetched file does not match the manifest, or the manifest belongs to another
+                artifact. Names the file.
             StoreError: the server refused or cannot be reached.
         """
         if self.cache.holds(digest):
@@ -103,7 +106,7 @@ class S3Store:
             except ClientError as error:
                 if error.response["Error"]["Code"] in _ABSENT:
                     raise NotFoundError(
-                        f"{self.location(digest)} does not hold an artifact. `cupola artifacts` lists them."
+                        f"There is no artifact at {self.location(digest)}. `cupola artifacts` lists them."
                     ) from None
                 raise
             return parse_manifest(reply["Body"].read(), f"{self.location(digest)}/{MANIFEST}", digest=digest)
@@ -127,7 +130,7 @@ class S3Store:
         return S3Store(url, cache=LocalStore(cache), endpoint_url=self._endpoint, region=self._region)
 
     def remove(self, digest: str) -> None:
-        """Remove the manifest, then the rest. Raises StoreError when the server refuses."""
+        """Remove the manifest, then the rest. Raises StoreError if the server refuses."""
         with self._refusals():
             self._s3.delete_object(Bucket=self.bucket, Key=self._key(digest, MANIFEST))
             self._delete(self._key(digest, ""))
@@ -183,7 +186,7 @@ class S3Store:
             if error.response["Error"]["Code"] not in (
                 "PreconditionFailed",
                 "412",
-            ):  # another machine was first: the same content
+            ):  # another machine was first, with the same content
                 raise
 
     def _download(self, digest: str, file: FileEntry, target: Path) -> None:

@@ -1,1 +1,1 @@
-"""What a run says goes to a spool of files, and from there to MLflow; the only room that imports MLflow."""
+"""Runs log to a spool of files, which is sent to MLflow. The only package that imports MLflow."""

@@ -1,4 +1,4 @@
-"""Reading a job's `metrics.jsonl` while it grows: each point once, whatever is cut short in between."""
+"""Reading a job's `metrics.jsonl` while it grows: each point exactly once, despite interruptions and truncation."""
 
 import json
 import re
@@ -10,10 +10,10 @@ from typing import BinaryIO
 from cupola_platform.artifacts.digests import digest_bytes
 
 ROLLBACK = "rollback"
-"""The event after which a job's steps are redone on other samples."""
+"""The event after which a job repeats steps on other samples."""
 
 _TAIL = 512
-"""Bytes before the cursor that must be what they were; a line's time makes them unique."""
+"""Bytes before the cursor that must be unchanged; they are unique, because lines contain the time."""
 
 _NOT_METRICS = {"event", "time", "step", "steps", "from_step", "world_size"}
 _UNFIT = re.compile(r"[^\w\-./ ]")
@@ -32,28 +32,28 @@ class Point:
 
 @dataclass(frozen=True)
 class Cursor:
-    """How far a file was read. Kept as JSON between processes."""
+    """How far a file was read. Stored as JSON between processes."""
 
     offset: int = 0
     """Bytes read, to the end of a line."""
     tail: str = ""
-    """Digest of the bytes before the offset: tells a file that was cut and grew again."""
+    """Digest of the bytes before the offset, to detect a file that was truncated and grew again."""
     steps: Mapping[str, int] = field(default_factory=dict)
     """Last step read, by event."""
     skip: Mapping[str, int] = field(default_factory=dict)
-    """Last step, by event, that was read before the file was cut: a resumed job writes the same values again."""
+    """Last step, by event, read before the file was truncated: a resumed job writes the same values again."""
     rollbacks: int = 0
-    """Rollbacks read; what follows a new one is told although its steps were told before."""
+    """Rollbacks read. Steps after a new one are sent again, since their values differ."""
     seen: int = 0
-    """Rollbacks passed since the file was last begun: they stay in it."""
+    """Rollbacks passed since reading last started over; they stay in the file."""
 
 
 def read_points(path: Path, cursor: Cursor, limit: int) -> tuple[list[Point], Cursor]:
-    """Points from the cursor on, at most `limit` (at least one line), and the cursor behind them.
+    """Up to `limit` points (at least one line) from the cursor on, and the cursor after them.
 
-    Only whole lines are read; a line that is not JSON (a writer was killed in it) is passed over. When a resumed job
-    has cut the file, reading starts over and leaves out the steps that were read before. The steps that are redone
-    after a rollback have other values: they are read again, with later timestamps.
+    Only complete lines are read; lines that are not JSON (their writer was killed) are skipped. If a resumed job
+    truncated the file, reading starts over and skips the steps read before. Steps repeated after a rollback have new
+    values, so they are read again, with later timestamps.
     """
     points: list[Point] = []
     with path.open("rb") as file:
@@ -65,7 +65,7 @@ def read_points(path: Path, cursor: Cursor, limit: int) -> tuple[list[Point], Cu
         for line in file:
             event, step, new = _parse(line)
             if seen < rollbacks if event == ROLLBACK else step <= skip.get(event, -1):
-                new = []  # told before
+                new = []  # read before
             if not line.endswith(b"\n") or (points and len(points) + len(new) > limit):
                 break
             if event == ROLLBACK:
@@ -87,7 +87,7 @@ def _tail(file: BinaryIO, offset: int) -> str:
 
 
 def _parse(line: bytes) -> tuple[str, int, list[Point]]:
-    """A line's event, its step, and its metrics: every number that is not about the line itself."""
+    """A line's event, step and metrics; the metrics are all numbers that do not describe the line itself."""
     try:
         row = json.loads(line)
         event, step, timestamp = str(row["event"]), int(row["step"]), int(row["time"] * 1000)

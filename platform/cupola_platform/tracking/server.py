@@ -9,15 +9,15 @@ from cupola_platform.settings import load_settings
 
 
 def create_app() -> Any:
-    """MLflow's application, for people and programs with the credential of the setting `mlflow_auth_string`.
+    """MLflow's application, protected by the credential in the setting `mlflow_auth_string`.
 
     Raises:
-        ConfigError: there is none: such a server would be anyone's who reaches it.
+        ConfigError: the setting is empty, so anyone who reaches the server could use it.
     """
     settings = load_settings()
     if settings.mlflow_auth_string is None:
-        raise ConfigError("CUPOLA_MLFLOW_AUTH_STRING is not set. Write user:password into it.")
-    os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = "*"  # the guard looks at Host, by one list for all servers
+        raise ConfigError("CUPOLA_MLFLOW_AUTH_STRING is not set. Set it to user:password.")
+    os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = "*"  # the guard checks Host, with one list for all servers
 
     from mlflow.server.fastapi_app import app
 

@@ -1,10 +1,10 @@
-"""What runs have to tell the tracking server, on disk until it has been told.
+"""What runs log to the tracking server, kept on disk until it is sent.
 
 spool/<run>/open.json        name, parent, parameters, tags
-spool/<run>/follow.json      the metrics.jsonl files of its jobs, and what goes before their metrics' names
+spool/<run>/follow.json      the metrics.jsonl files of its jobs, and their prefixes of metric names
 spool/<run>/end.json         status, last metrics, tags
-spool/<run>/metrics-0.jsonl  copies of those files, made when the run ends, so that its folder may go
-spool/<run>/state.json       what the server has: its id of the run, and a cursor per file
+spool/<run>/metrics-0.jsonl  copies of those files, made when the run ends so that its folder may be removed
+spool/<run>/state.json       what was sent: the server's id of the run, and a cursor per file
 """
 
 import fcntl
@@ -19,22 +19,22 @@ from typing import Any
 from cupola_platform.registry import RunStatus
 
 _LONGEST = 6000
-"""Characters of a parameter: MLflow's limit."""
+"""Maximum characters of a parameter, which is MLflow's limit."""
 
 
 class Spool:
-    """A folder of such folders. Every file in it is written wholly or not at all."""
+    """The spool's folder. Every file in it is written atomically."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def runs(self) -> list[str]:
-        """Runs of which something may be unsent, oldest first."""
+        """Runs that may have unsent data, oldest first."""
         opened = [path for path in self.folder.glob("*/open.json") if path.is_file()]
         return [path.parent.name for path in sorted(opened, key=lambda path: path.stat().st_mtime_ns)]
 
     def waiting(self) -> tuple[int, int]:
-        """How many runs have something unsent, and how many lines of metrics that is."""
+        """The number of runs with unsent data, and of unsent lines of metrics."""
         runs = self.runs()
         return len(runs), sum(self._unsent(run) for run in runs)
 
@@ -49,30 +49,30 @@ class Spool:
         return lines
 
     def holds(self, run: str) -> bool:
-        """Whether a run is there still."""
+        """Whether a run is still in the spool."""
         return (self.folder / run).is_dir()
 
     def open_run(
         self, run: str, name: str, parent: str | None, params: Mapping[str, Any], tags: Mapping[str, str]
     ) -> None:
-        """Begin a run; nested parameters get dotted names."""
+        """Start a run; nested parameters get dotted names."""
         self.write(
             run, "open", {"name": name, "parent": parent, "params": _flat(params), "tags": dict(tags), "time": _now()}
         )
 
     def follow(self, run: str, metrics: Path, prefix: str = "") -> None:
-        """Add a `metrics.jsonl` to those that a run sends; `prefix` goes before its metrics' names."""
+        """Add a `metrics.jsonl` to a run; `prefix` is put before its metric names."""
         files = self.followed(run)
         if str(metrics.absolute()) not in files:
             self.write(run, "follow", {"files": files | {str(metrics.absolute()): prefix}})
 
     def followed(self, run: str) -> dict[str, str]:
-        """The `metrics.jsonl` files of a run, where its jobs write them, and their prefixes."""
+        """The paths of a run's `metrics.jsonl` files, and their prefixes."""
         saved = self.read(run, "follow")
         return {} if saved is None else dict(saved["files"])
 
     def end_run(self, run: str, status: RunStatus, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
-        """Say how a run ended, and keep a copy of its files."""
+        """Record how a run ended, and copy its files."""
         for number, path in enumerate(self.followed(run)):
             if Path(path).is_file():
                 kept = self.kept(run, number)
@@ -81,15 +81,15 @@ class Spool:
         self.write(run, "end", {"status": status, "metrics": dict(metrics), "tags": dict(tags), "time": _now()})
 
     def kept(self, run: str, number: int) -> Path:
-        """Where the copy of a run's n-th file is."""
+        """Path of the copy of a run's n-th file."""
         return self.folder / run / f"metrics-{number}.jsonl"
 
     def remove(self, run: str) -> None:
-        """Forget a run of which the server has everything."""
+        """Remove a run that was sent completely."""
         shutil.rmtree(self.folder / run)
 
     def write(self, run: str, name: str, content: Mapping[str, Any]) -> None:
-        """Put one file of a run in place."""
+        """Write one file of a run."""
         folder = self.folder / run
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f"{name}.partial"
@@ -106,7 +106,7 @@ class Spool:
 
     @contextmanager
     def locked(self, run: str) -> Iterator[bool]:
-        """Whether this thread alone holds a run. False, too, when it is gone: another has sent it."""
+        """Lock a run. False if another thread holds it, or if it is gone because another sent it."""
         try:
             lock = (self.folder / run / "lock").open("w")
         except FileNotFoundError:

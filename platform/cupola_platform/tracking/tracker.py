@@ -1,7 +1,7 @@
-"""MLflow, off the caller's thread.
+"""Logging to MLflow in the background.
 
-What a run has to say is written to the spool first (see `spool`), and sent from there by one thread. So a tracking
-server that is slow or down never holds a stage up, and nothing is lost, or sent twice, when a process dies.
+A run's data is written to the spool first (see `spool`) and sent from there by one thread, so a tracking server that is
+slow or down never delays a stage, and nothing is lost or sent twice when a process dies.
 """
 
 import logging
@@ -22,35 +22,35 @@ from cupola_platform.tracking.spool import Spool
 from cupola_platform.workspace import Workspace
 
 BATCH = 1000
-"""Metrics in one request: MLflow's limit."""
+"""Metrics per request, which is MLflow's limit."""
 
 RUN_TAG = "cupola.run"
-"""Tag with the registry's id of a run, by which its MLflow run is found again."""
+"""Tag that holds a run's id in the registry, to find its MLflow run again."""
 
 _PARAMETERS_AT_ONCE = 100
 _STATUS = {"completed": "FINISHED", "reused": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
 _AWAY_AFTER = 2
-"""Failures in a row after which the server is taken to be away."""
+"""Consecutive failures after which the server counts as away."""
 
 
 @dataclass(frozen=True)
 class Flushed:
-    """What sending the spool came to."""
+    """The result of sending the spool."""
 
     sent: int
-    """Ended runs of which the server now has everything."""
+    """Ended runs that are now sent completely."""
     left: int
-    """Runs of which something is still in the spool, or to come."""
+    """Runs with data still in the spool or to come."""
     reason: str | None
-    """Why the last of them could not be sent; none when nothing failed."""
+    """Why the last of them could not be sent; None if nothing failed."""
 
     def said(self, spool: Spool) -> str:
-        """What waits, in a line for people."""
+        """One line for people on what is still unsent."""
         runs, lines = spool.waiting()
         why = f" ({self.reason})" if self.reason else ""
         return (
-            f"MLflow has not got everything{why}: {runs} runs with {lines:,} lines of metrics wait in {spool.folder}. "
-            "The same command, `cupola up` and `cupola tracking flush` send them."
+            f"MLflow did not get everything{why}: {runs} runs with {lines:,} lines of metrics wait in {spool.folder}. "
+            "The same command, `cupola up` or `cupola tracking flush` sends them."
         )
 
 
@@ -63,7 +63,7 @@ class Sender:
         """
         Args:
             uri: MLflow's tracking URI.
-            on_open: called with a run's id and its MLflow run id, once the server has it.
+            on_open: called with a run's id and its MLflow run id once the server has created it.
         """
         self.uri = uri
         self.spool = spool
@@ -72,13 +72,14 @@ class Sender:
         self._connected: Any = None
 
     def flush(self, runs: Sequence[str] | None = None) -> Flushed:
-        """Send what there is (of `runs`, or of all). Raises nothing: what fails stays for the next time."""
+        """Send what is in the spool for `runs`, or for all. Never raises: failures stay in the spool for the next
+        time."""
         sent, left, reason, failed = 0, 0, None, 0
         waiting = self.spool.runs() if runs is None else runs
         for number, run in enumerate(waiting):
             try:
                 done = self.send(run)
-            except Exception as error:  # noqa: BLE001  whatever a server comes up with must not end a stage
+            except Exception as error:  # noqa: BLE001  no error of the server may end a stage
                 line = shown(str(error) or repr(error)).splitlines()[0]
                 left, reason, self._connected, failed = left + 1, line[:200], None, failed + 1
                 if failed == _AWAY_AFTER:
@@ -88,12 +89,12 @@ class Sender:
         return Flushed(sent, left, reason)
 
     def send(self, run: str) -> bool:
-        """Send what a run has to say; when it has ended and the server has everything, forget it and return True."""
+        """Send a run's data. Once it has ended and is sent completely, remove it from the spool and return True."""
         with self.spool.locked(run) as mine:
             if not mine:
                 return not self.spool.holds(run)
             identity = self._identity(run)
-            end = self.spool.read(run, "end")  # before the metrics: what it vouches for is there by now
+            end = self.spool.read(run, "end")  # before the metrics: if it exists, they are complete
             self._send_metrics(run, identity)
             if end is None:
                 return False
@@ -107,7 +108,7 @@ class Sender:
     @property
     def _client(self) -> Any:
         if self._connected is None:
-            # MLflow's own retries would hold the thread for minutes, and its banners would break a progress display.
+            # MLflow's own retries would block the thread for minutes, and its banners would break the progress display.
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
             os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -115,20 +116,18 @@ class Sender:
             from mlflow import MlflowClient
 
             logging.getLogger("alembic").setLevel(logging.WARNING)
-            logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it tells of every try
+            logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it logs every retry
             self._connected = MlflowClient(tracking_uri=self.uri)
         return self._connected
 
     def _identity(self, run: str) -> str:
-        """The MLflow id of a run that this thread holds: remembered, found by its tag, or made."""
+        """The MLflow id of a run locked by this thread: stored, found by its tag, or created."""
         state = self.spool.read(run, "state")
         if state is not None and state["uri"] == shown(self.uri):
             return str(state["id"])
         opened = self.spool.read(run, "open")
         if opened is None:
-            raise ServiceError(
-                f"{self.spool.folder / run} has no open.json: nobody can say what the run was. Remove it."
-            )
+            raise ServiceError(f"{self.spool.folder / run} has no open.json, so its run is unknown. Remove the folder.")
         experiment = self._experiment_id()
         identity = self._find(experiment, run) or self._create(experiment, run, opened)
         self._log_parameters(identity, opened["params"])
@@ -155,13 +154,13 @@ class Sender:
                 return self._identity(parent)
         identity = self._find(experiment, parent)
         if identity is None and self.spool.holds(parent):
-            raise ServiceError(f"Run {parent} is being sent by another process; its stages come after it.")
+            raise ServiceError(f"Run {parent} is being sent by another process. Its stages follow later.")
         return identity
 
     def _experiment_id(self) -> str:
         experiment = self._client.get_experiment_by_name(self._experiment)
         if experiment is None:
-            with suppress(Exception):  # another process may make it first; what else is wrong shows below
+            with suppress(Exception):  # another process may create it first; other errors show below
                 self._client.create_experiment(self._experiment)
             experiment = self._client.get_experiment_by_name(self._experiment)
         return str(experiment.experiment_id)
@@ -198,7 +197,7 @@ class Sender:
 
 
 class Tracker:
-    """What stages tell MLflow. Every method returns at once; a thread sends. As a context manager it closes."""
+    """Logs stages to MLflow. Methods return at once and a thread sends. As a context manager it closes itself."""
 
     def __init__(
         self,
@@ -209,9 +208,9 @@ class Tracker:
     ) -> None:
         """
         Args:
-            interval: seconds between two looks at what there is to send.
-            leftovers: called once, when the server has answered: sends what earlier runs left.
-            say: told once when the server goes away, when it is back, and at the end what still waits.
+            interval: seconds between checks for data to send.
+            leftovers: called once the server has responded, to send what earlier runs left.
+            say: shows a message when the server goes away, when it is back, and at the end if data is unsent.
         """
         self._sender = sender
         self._leftovers = leftovers
@@ -226,18 +225,19 @@ class Tracker:
 
     @staticmethod
     def open(ws: Workspace, say: Callable[[str], None] = lambda _: None) -> "Tracker":
-        """The tracker of a workspace. The registry learns each run's MLflow id, and what earlier runs left is sent."""
+        """The tracker of a workspace. It records each run's MLflow id in the registry, and sends what earlier runs
+        left."""
         return Tracker(_sender(ws), leftovers=lambda: flush_spool(ws), say=say)
 
     def open_run(
         self, run: str, name: str, *, parent: str | None = None, params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
-        """Begin a run.
+        """Start a run.
 
         Args:
-            run: the registry's id of it.
-            parent: the registry's id of the run that it is a part of.
+            run: its id in the registry.
+            parent: the id of the run it is part of.
             params: may be nested; MLflow gets dotted names.
         """
         self._spool.open_run(run, name, parent, params or {}, tags or {})
@@ -247,8 +247,8 @@ class Tracker:
             self._thread.start()
 
     def follow(self, run: str, metrics: Path, prefix: str = "") -> None:
-        """Send the lines of a job's `metrics.jsonl`, those that are there and those to come. A run may have several;
-        those with the same steps need prefixes of their metrics' names, to be told apart."""
+        """Send the present and future lines of a job's `metrics.jsonl`. A run may have several files; if their steps
+        overlap, prefixes keep their metrics apart."""
         self._spool.follow(run, metrics, prefix)
 
     def end_run(
@@ -259,11 +259,12 @@ class Tracker:
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """End a run, with its last metrics and the tags that lead to its artifact. Its jobs' folders may go now."""
+        """End a run, with its last metrics and the tags that name its artifact. Its jobs' folders may then be
+        removed."""
         self._spool.end_run(run, status, metrics or {}, tags or {})
 
     def close(self, timeout: float = 20.0) -> Flushed:
-        """Send what is left, waiting up to `timeout` seconds; what a server does not take stays in the spool."""
+        """Send what is left, for up to `timeout` seconds; the rest stays in the spool."""
         self._closing.set()
         if self._thread is not None:
             self._thread.join(timeout)
@@ -282,12 +283,12 @@ class Tracker:
             self._say(flushed.said(self._spool))
 
     def _tell(self, reason: str | None) -> None:
-        """Say that the server has gone, once, and that it is back."""
+        """Say once that the server went away, and once that it is back."""
         before, self._failed = self._failed, self._failed + 1 if reason else 0
         if self._failed == _AWAY_AFTER:
-            self._say(f"MLflow does not answer ({reason}). The run goes on; what there is to tell waits.")
+            self._say(f"MLflow does not respond ({reason}). The run continues; its metrics are kept and sent later.")
         elif before >= _AWAY_AFTER and not reason:
-            self._say("MLflow answers again.")
+            self._say("MLflow responds again.")
 
     def _work(self) -> None:
         sent, closing, answered = 0, False, False
@@ -307,8 +308,9 @@ class Tracker:
 
 
 def flush_spool(ws: Workspace) -> Flushed:
-    """Send what ended runs left in the spool: their tracking server was away, or their process died. What a living
-    process has to tell is left to it."""
+    """Send what ended runs left in the spool because the tracking server was away or their process died. Data of
+    running
+    processes is left to them."""
     sender = _sender(ws)
     waiting = sender.spool.runs()
     if not waiting:
@@ -327,7 +329,7 @@ def _sender(ws: Workspace) -> Sender:
     def opened(run: str, identity: str) -> None:
         ws.registry.update_run(run, mlflow_run_id=identity)
 
-    if ws.settings.mlflow_auth_string:  # MLflow's client knows no other way to be given a credential
+    if ws.settings.mlflow_auth_string:  # MLflow's client takes a credential in no other way
         user, _, password = ws.settings.mlflow_auth_string.get_secret_value().partition(":")
         os.environ |= {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
     return Sender(ws.settings.tracking_uri, Spool(ws.folder("spool")), on_open=opened)

@@ -149,10 +149,10 @@ def test_a_run_that_has_nothing_to_do_sends_what_an_earlier_one_could_not_tell_m
     spool.end_run(lost, "failed", {}, {})
     away = replace(life, variables={"CUPOLA_MLFLOW_TRACKING_URI": "http://127.0.0.1:1"})("tracking", "flush")
     assert away.returncode == 2
-    assert away.stderr.startswith("cupola: error: MLflow has not got everything (")
+    assert away.stderr.startswith("cupola: error: MLflow did not get everything (")
     assert away.stderr.endswith(
         f": 1 runs with 0 lines of metrics wait in {spool.folder}. "
-        "The same command, `cupola up` and `cupola tracking flush` send them.\n"
+        "The same command, `cupola up` or `cupola tracking flush` sends them.\n"
     )
     assert away.stderr.count("\n") == 1
     done = life("run", "smoke")

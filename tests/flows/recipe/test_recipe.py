@@ -164,7 +164,7 @@ def test_an_unknown_override_is_refused(override: str, line: str) -> None:
     ("override", "error", "line"),
     [
         ("stages.pretrain.model.num_query_groups=1", ConfigError, "num_query_groups=1 is not a multiple of tp=2"),
-        ("stages.pretrain.layout.tp=4", ConfigError, "4 processes, this machine runs at most 2"),
+        ("stages.pretrain.layout.tp=4", ConfigError, "4 processes, but this machine runs at most 2"),
         ("stages.pretrain.batch.global_batch_size=9", ConfigError, "Try global_batch_size=12"),
         ("stages.prepare.corpus.sources.library={type: files, path: /nowhere/x.txt}", SourceError, "does not exist"),
         ("stages.evaluate.layout.tp=2", ConfigError, "stages.evaluate: tp=2 without sp"),

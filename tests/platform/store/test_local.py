@@ -64,10 +64,10 @@ def test_a_folder_on_another_file_system_is_copied_then_removed(make_folder: Mak
 
 def test_what_is_not_there_is_said_in_one_line(store: LocalStore, tmp_path: Path) -> None:
     assert not store.holds("d" * 64)
-    with pytest.raises(NotFoundError, match="does not hold artifact dddddddddddd"):
+    with pytest.raises(NotFoundError, match="has no artifact dddddddddddd"):
         store.get("d" * 64)
     (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match=r"Cannot keep .*file/store: Not a directory"):
+    with pytest.raises(StoreError, match=r"Cannot store .*file/store: Not a directory"):
         LocalStore(tmp_path / "file/store")
 
 

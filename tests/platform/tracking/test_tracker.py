@@ -131,12 +131,12 @@ def test_every_point_arrives_once_though_the_server_comes_late_and_is_killed(
     assert (left.sent, left.left) == (0, 1)
     with tracker:
         pass
-    assert [line.partition(" (")[0] for line in said] == ["MLflow does not answer", "MLflow has not got everything"]
+    assert [line.partition(" (")[0] for line in said] == ["MLflow does not respond", "MLflow did not get everything"]
     unsent = metrics.read_bytes()[sent:].count(b"\n")
     assert 100 < unsent < STEPS + 100
     assert said[1].endswith(
         f": 1 runs with {unsent:,} lines of metrics wait in {ws.root / 'spool'}. "
-        "The same command, `cupola up` and `cupola tracking flush` send them."
+        "The same command, `cupola up` or `cupola tracking flush` sends them."
     )
     metrics.unlink()  # the job's folder may go
 
@@ -248,12 +248,12 @@ def test_that_mlflow_goes_is_said_once_and_that_it_is_back(tracked: Workspace, f
         until(lambda: said)
         time.sleep(1.0)
         assert len(said) == 1
-        assert said[0].startswith("MLflow does not answer (")
-        assert said[0].endswith("). The run goes on; what there is to tell waits.")
+        assert said[0].startswith("MLflow does not respond (")
+        assert said[0].endswith("). The run continues; its metrics are kept and sent later.")
         assert "secret" not in said[0]
         sender.uri = tracked.settings.tracking_uri
         until(lambda: len(said) == 2)
-        assert said[1] == "MLflow answers again."
+        assert said[1] == "MLflow responds again."
         tracker.end_run("r", "completed")
     assert len(said) == 2
     assert not sender.spool.holds("r")

@@ -1,4 +1,4 @@
-"""Alembic's entry: migrate the connection that it is handed."""
+"""Alembic's entry point: migrate the given connection."""
 
 from alembic import context
 
