@@ -1,4 +1,4 @@
-"""The settings of a preparation. Light to import: recipes embed them."""
+"""The settings of a preparation. Light to import, because recipes embed them."""
 
 from cupola_platform.corpus.config.classifiers import ClassifierConfig, QualityModelConfig, ToxicityConfig
 from cupola_platform.corpus.config.prepare import ExecutorConfig, PrepareConfig, TokenizerConfig

@@ -14,7 +14,7 @@ ANY_LANGUAGE = "*"
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ClassifierConfig:
-    """A linear classifier of hashed words and word pairs, trained on labelled sources or loaded from an earlier
+    """A linear classifier on hashed words and word pairs, trained on labelled sources or loaded from an earlier
     preparation."""
 
     positive: dict[SourceName, Source] = Field(default_factory=dict)
@@ -28,26 +28,27 @@ class ClassifierConfig:
     sources."""
 
     max_bytes: int = Field(default=20_000_000, ge=1)
-    """At most this much text of each class is trained on."""
+    """Maximum bytes of training text per class."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ClassifierConfig":
         if bool(self.model) == bool(self.positive or self.negative) or bool(self.positive) != bool(self.negative):
             raise ValueError(
-                "give `positive` and `negative` sources to learn from, or the `model` of an earlier preparation"
+                "give `positive` and `negative` sources to train on, or the `model` of an earlier preparation"
             )
         return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class QualityModelConfig(ClassifierConfig):
-    """Documents that the classifier finds unlike the positive sources are dropped."""
+    """Drops documents that the classifier finds unlike the positive sources."""
 
     min_score: float = Field(default=0.5, gt=0, lt=1)
-    """A document is dropped below this probability of the positive class; at 0.5 the classifier is undecided."""
+    """Documents below this probability of the positive class are dropped. The default, 0.5, drops what the classifier
+    finds more likely negative."""
 
     languages: tuple[str, ...] = ()
-    """Score only documents in these languages (the classifier knows only those of its sources); empty for all."""
+    """Score only documents in these languages, since the classifier knows only those of its sources; empty for all."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -55,24 +56,25 @@ class ToxicityConfig:
     """Drops documents with many words from a list, or that a classifier finds toxic."""
 
     lexicon: dict[str, Path] = Field(default_factory=dict)
-    """Language (`*` for any) to a file with a word or phrase a line, in UTF-8. None is shipped: published ones are
-    LDNOOBW's (28 languages; C4 used it), in npm's package naughty-words."""
+    """Language (`*` for any) to a UTF-8 file with one word or phrase per line. None is included; LDNOOBW publishes
+    lists
+    for 28 languages, used by C4, in the npm package naughty-words."""
 
     min_matches: int = Field(default=3, ge=1)
-    """A document is toxic from this many matches on..."""
+    """Matches from which a document counts as toxic..."""
 
     max_share: float = Field(default=0.01, ge=0, lt=1)
-    """...if they also make up more than this share of its words. C4 drops at the first match: `{min_matches: 1,
-    max_share: 0}`."""
+    """...if they also make up more than this share of its words. For C4's rule, which drops at the first match, set
+    `{min_matches: 1, max_share: 0}`."""
 
     classifier: ClassifierConfig | None = None
     """Trained on toxic (positive) and other (negative) documents."""
 
     max_score: float = Field(default=0.9, gt=0, lt=1)
-    """A document is dropped above this probability of the toxic class."""
+    """Documents above this probability of the toxic class are dropped."""
 
     @model_validator(mode="after")
     def _something_to_look_for(self) -> "ToxicityConfig":
         if not self.lexicon and self.classifier is None:
-            raise ValueError("give a `lexicon`, a `classifier` or both; else leave toxicity out")
+            raise ValueError("give a `lexicon`, a `classifier` or both, or leave toxicity out")
         return self

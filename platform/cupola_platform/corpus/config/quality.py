@@ -1,4 +1,4 @@
-"""Limits of the quality rules. Light to import: recipes embed them."""
+"""Limits of the quality rules. Light to import, because recipes embed them."""
 
 from dataclasses import fields, replace
 from typing import Any, Literal
@@ -15,83 +15,87 @@ RuleFamily = Literal["gopher", "gopher_repetition", "c4", "fineweb", "code"]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class QualityRules:
-    """Limits of the rules. Where a default is looser than the published one, the published one is given."""
+    """Limits of the rules. If a default is looser than the published value, its docstring gives the latter."""
 
     min_words: int = Field(default=50, ge=0)
-    """Fewest words of a document (Gopher; code: words and identifiers). Without spaces, words are estimated by
-    characters."""
+    """Minimum words of a document (Gopher); for code, words and identifiers. In scripts without spaces, words are
+    estimated
+    from characters."""
 
     max_words: int = Field(default=100_000, ge=1)
-    """Most words of a prose document (Gopher)."""
+    """Maximum words of a prose document (Gopher)."""
 
     min_mean_word_length: float = Field(default=3.0, ge=0)
-    """Characters, for languages with spaces (Gopher)."""
+    """Minimum mean characters per word, for languages with spaces (Gopher)."""
 
     max_mean_word_length: float = Field(default=10.0, gt=0)
-    """Characters, for languages with spaces (Gopher)."""
+    """Maximum mean characters per word, for languages with spaces (Gopher)."""
 
     max_symbol_ratio: float = Field(default=0.1, ge=0)
-    """Hash signs and ellipses per word of prose (Gopher)."""
+    """Maximum hash signs and ellipses per word of prose (Gopher)."""
 
     max_bullet_lines: float = Field(default=0.9, ge=0, le=1)
-    """Share of prose lines that begin with a bullet (Gopher)."""
+    """Maximum share of prose lines that start with a bullet (Gopher)."""
 
     max_ellipsis_lines: float = Field(default=0.3, ge=0, le=1)
-    """Share of prose lines that end with an ellipsis (Gopher)."""
+    """Maximum share of prose lines that end with an ellipsis (Gopher)."""
 
     min_alphabetic_words: float = Field(default=0.6, ge=0, le=1)
-    """Share of words with a letter. Gopher's 0.8 loses technical text with tables."""
+    """Minimum share of words that contain a letter. Gopher's 0.8 drops technical text with tables."""
 
     min_stop_words: int = Field(default=2, ge=0)
-    """Different function words of the document's language, where they are known (Gopher, for English)."""
+    """Minimum distinct stop words of the document's language, if a list is known (Gopher, for English)."""
 
     max_duplicate_lines: float = Field(default=0.3, ge=0, le=1)
-    """Share of lines seen before in the same document (Gopher). Lines up to 10 characters do not count: brackets,
-    `else:`."""
+    """Maximum share of lines that repeat an earlier one of the document (Gopher). Lines of up to 10 characters, such as
+    brackets and `else:`, do not count."""
 
     max_duplicate_line_characters: float = Field(default=0.3, ge=0, le=1)
-    """Share of characters in such lines (Gopher's 0.2 is for web pages); the one of the two that binds code."""
+    """Maximum share of characters in such lines (Gopher's 0.2 is for web pages). For code, only this limit applies."""
 
     max_duplicate_paragraphs: float = Field(default=0.3, ge=0, le=1)
-    """Share of prose paragraphs seen before in the same document (Gopher)."""
+    """Maximum share of prose paragraphs that repeat an earlier one of the document (Gopher)."""
 
     max_duplicate_paragraph_characters: float = Field(default=0.3, ge=0, le=1)
-    """Share of characters in such paragraphs (Gopher's 0.2 is for web pages)."""
+    """Maximum share of characters in such paragraphs (Gopher's 0.2 is for web pages)."""
 
     max_repeated_ngram_characters: float = Field(default=0.2, ge=0, le=1)
-    """Share of characters covered by the most frequent 2-gram of prose words; 3- and 4-grams get 0.02 less each
-    (Gopher). Without spaces, n-grams are of twice as many characters."""
+    """Maximum share of characters in the most frequent 2-gram of prose words; 0.02 less for 3-grams and again for
+    4-grams
+    (Gopher). In scripts without spaces, n-grams have twice as many characters."""
 
     max_duplicate_ngram_characters: float = Field(default=0.5, ge=0, le=1)
-    """Share of characters in 5-grams of words that came before; 6- to 10-grams get 0.01 less each. Gopher's 0.15 is for
-    web pages: manuals repeat their phrases."""
+    """Maximum share of characters in 5-grams of words that occurred before; 0.01 less for each of 6- to 10-grams.
+    Gopher's
+    0.15 is for web pages; manuals repeat their phrases."""
 
     min_sentences: int = Field(default=0, ge=0)
-    """Ends of sentences in a prose document. C4's 3 (or 5) loses lists and tables of technical text."""
+    """Minimum sentence ends in a prose document. C4's 3 (or 5) drops lists and tables of technical text."""
 
     max_curly_lines: float = Field(default=1.0, ge=0, le=1)
-    """Share of prose lines with a curly bracket. C4's 0 drops any text about programs."""
+    """Maximum share of prose lines with a curly bracket. C4's 0 drops any text about programs."""
 
     max_notice_lines: float = Field(default=0.2, ge=0, le=1)
-    """Share of lines that mention JavaScript, cookies, or terms of use (C4 drops those lines)."""
+    """Maximum share of lines that mention JavaScript, cookies or terms of use (C4 drops those lines)."""
 
     min_punctuated_lines: float = Field(default=0.05, ge=0, le=1)
-    """Share of prose lines that end a sentence. FineWeb's 0.12 is for web pages; manuals have lists and examples."""
+    """Minimum share of prose lines that end a sentence. FineWeb's 0.12 is for web pages; manuals have lists and
+    examples."""
 
     max_short_lines: float = Field(default=0.9, ge=0, le=1)
-    """Share of prose lines up to `short_line_characters` long (FineWeb's 0.67 is for web pages)."""
+    """Maximum share of prose lines of up to `short_line_characters` (FineWeb's 0.67 is for web pages)."""
 
     short_line_characters: int = Field(default=30, ge=1)
-    """FineWeb's 30; fewer where a character says more."""
+    """Characters of a short line (FineWeb's 30); fewer in languages that say more per character."""
 
     max_newlines_per_word: float = Field(default=0.6, ge=0)
-    """Line ends per word of prose (FineWeb's 0.3 is for web pages)."""
+    """Maximum newlines per word of prose (FineWeb's 0.3 is for web pages)."""
 
     min_alphabetic_characters: float = Field(default=0.25, ge=0, le=1)
-    """Share of letters among a code file's characters: below, it is data (StarCoder)."""
+    """Minimum share of letters in a code file; below it, the file is data (StarCoder)."""
 
     max_mean_line_length: float = Field(default=100.0, gt=0)
-    """Characters per line of code: above, it is generated or minified (StarCoder)."""
+    """Maximum mean characters per line of code; above it, the file is generated or minified (StarCoder)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -102,11 +106,11 @@ class QualityConfig(QualityRules):
     rules: tuple[RuleFamily, ...] = Field(
         default=("gopher", "gopher_repetition", "c4", "fineweb", "code"), min_length=1
     )
-    """Families of rules to apply."""
+    """Rule families to apply."""
 
     languages: dict[str, dict[str, float]] = Field(default_factory=dict)
-    """Limits for single languages, as `{de: {max_mean_word_length: 14}}`; they replace these and our own for that
-    language."""
+    """Limits per language, such as `{de: {max_mean_word_length: 14}}`. They override the general and built-in
+    limits."""
 
     @field_validator("languages")
     @classmethod
@@ -124,6 +128,6 @@ class QualityConfig(QualityRules):
         return given
 
     def of(self, language: str) -> QualityRules:
-        """The limits for one language: the recipe's for it, else our own for it, else the general ones."""
+        """The limits for a language: the recipe's, else the built-in ones, else the general ones."""
         limits: dict[str, Any] = {**LANGUAGE_RULES.get(language, {}), **self.languages.get(language, {})}
         return replace(self, **limits) if limits else self

@@ -1,4 +1,4 @@
-"""Where text comes from. Light to import: recipes embed it."""
+"""Settings of text sources. Light to import, because recipes embed them."""
 
 from typing import Annotated, Literal
 
@@ -16,42 +16,46 @@ class Share(BaseModel):
     model_config = ConfigDict(**STRICT, frozen=True)
 
     max_bytes: int | None = Field(default=None, ge=1)
-    """Stop before the document that would exceed this many bytes of text; none to read everything."""
+    """Stop before the document that would exceed this many bytes of text; None reads everything."""
 
     weight: float | None = Field(default=None, gt=0)
-    """Share of training samples, over the sum of all weights; without any, shares are in proportion to tokens. Give
-    every source of a corpus a weight, or none of them."""
+    """Share of training samples, relative to the sum of all weights. Without weights, shares are proportional to
+    tokens.
+    Give a weight to all sources of a corpus or to none."""
 
     licence: str = ""
-    """SPDX identifier of all its documents, stored with each; empty where unknown or stated in each file."""
+    """SPDX identifier of all its documents, stored with each; empty if unknown or stated in each file."""
 
 
 class Rows(Share):
     """A source that may contain tables."""
 
     text_field: str = Field(default="text", min_length=1)
-    """The column of its rows that holds the text."""
+    """The column with the text."""
 
     messages_field: str | None = None
-    """The column that holds a conversation instead of a text, in any shape that fine-tuning accepts. The chat template
-    turns it into a document. Only rows hold conversations: JSON, CSV, Parquet, Arrow, datasets."""
+    """The column with a conversation instead of text, in any form that fine-tuning accepts. The chat template turns it
+    into
+    a document. Only row formats have conversations: JSON, CSV, Parquet, Arrow, datasets."""
 
     whole_pages: bool = False
-    """Take all text of HTML pages, menus and footers too; false for the main text (trafilatura)."""
+    """Read all text of HTML pages, including menus and footers; false for the main text only (trafilatura)."""
 
 
 class PythonEnvironment(Share):
-    """Text that every machine has: Python's standard library and the installed packages."""
+    """Text available on every machine: Python's standard library and the installed packages."""
 
     type: Literal["python_environment"] = "python_environment"
 
     parts: tuple[Part, ...] = Field(default=("descriptions", "standard_library", "packages"), min_length=1)
-    """Read in this order: packages' long descriptions, the standard library's code, packages' code (tests left out)."""
+    """Parts to read, in this order: packages' long descriptions, the standard library, packages' code (without
+    tests)."""
 
 
 class Files(Rows):
-    """Files on this machine: text (txt, md, rst, py), html, warc, man pages, notebooks, and rows (JSON lines, JSON
-    arrays, CSV, TSV, Parquet, Arrow); each also as .gz, .zst, .bz2 or .xz."""
+    """Files on this machine: text (txt, md, rst, py), HTML, WARC, man pages, notebooks, and rows (JSON lines, JSON
+    arrays,
+    CSV, TSV, Parquet, Arrow); each also as .gz, .zst, .bz2 or .xz."""
 
     type: Literal["files"] = "files"
 
@@ -60,39 +64,40 @@ class Files(Rows):
 
 
 class Code(Share):
-    """A tree of source code: files of some types under some licences."""
+    """A source code tree: files of the given types and licences."""
 
     type: Literal["code"] = "code"
 
     path: str = Field(min_length=1)
-    """A folder, searched to any depth; links, and folders that begin with a dot, are left out."""
+    """A folder, searched to any depth; links and hidden folders are skipped."""
 
     suffixes: tuple[str, ...] = Field(
         default=(".py", ".c", ".h", ".cpp", ".rs", ".go", ".java", ".js", ".ts"), min_length=1
     )
-    """Types of files to read."""
+    """File types to read."""
 
     licences: tuple[str, ...] = PERMISSIVE
-    """SPDX identifiers to keep, `unknown` for files without any; empty to keep all. A file's own header counts first,
-    then the nearest licence file above it."""
+    """SPDX identifiers to keep, `unknown` for files without one; empty keeps all. A file's own header takes precedence
+    over
+    the nearest licence file above it."""
 
 
 class S3Prefix(Rows):
-    """Objects of an S3 bucket, of the same formats as `files`."""
+    """Objects in an S3 bucket, in the same formats as `files`."""
 
     type: Literal["s3"] = "s3"
 
     url: str = Field(pattern=r"^s3://[^/@]+(/.*)?$")
-    """`s3://bucket/prefix`: every object of a known format whose key begins with the prefix."""
+    """`s3://bucket/prefix`: every object of a known format whose key starts with the prefix."""
 
 
 class HuggingFace(Rows):
-    """A dataset of the Hugging Face hub, or a local folder of one."""
+    """A dataset from the Hugging Face Hub or a local folder."""
 
     type: Literal["huggingface"] = "huggingface"
 
     name: str = Field(min_length=1)
-    """The dataset's name on the hub (`owner/name`), or a folder (data files, or written by `save_to_disk`)."""
+    """The dataset's name on the Hub (`owner/name`), or a folder of data files or from `save_to_disk`."""
 
     subset: str | None = None
     """The dataset's configuration, if it has several."""
@@ -101,7 +106,7 @@ class HuggingFace(Rows):
     """The split to read."""
 
     revision: str | None = None
-    """A commit or tag of the hub's repository; none for the newest."""
+    """A commit or tag of the Hub repository; None for the newest."""
 
 
 Source = Annotated[PythonEnvironment | Files | Code | S3Prefix | HuggingFace, Field(discriminator="type")]

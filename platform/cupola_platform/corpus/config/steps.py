@@ -1,4 +1,4 @@
-"""Settings of the cleaning steps. Light to import: recipes embed them."""
+"""Settings of the cleaning steps. Light to import, because recipes embed them."""
 
 from typing import Literal
 
@@ -14,27 +14,27 @@ class LanguageConfig:
     """Which languages to keep."""
 
     keep: tuple[str, ...] = ()
-    """ISO 639 codes as py3langid gives them (`en`, `zh`), and `code` for programs; empty to keep all."""
+    """ISO 639 codes as returned by py3langid (`en`, `zh`), and `code` for programs; empty keeps all."""
 
     min_confidence: float = Field(default=0.3, ge=0, le=1)
-    """Prose identified with less confidence than this is dropped. Markdown with much code in it stays above 0.3."""
+    """Prose identified with lower confidence is dropped. Markdown with much code in it stays above the default, 0.3."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DeduplicationConfig:
-    """Exact and near-duplicate removal, over all sources together; the first of a cluster stays."""
+    """Removes exact and near duplicates over all sources together; the first document of a cluster stays."""
 
     near: bool = True
     """Remove near duplicates by MinHash-LSH; false for exact ones only."""
 
     threshold: float = Field(default=0.8, gt=0, le=1)
-    """Documents are near duplicates from this Jaccard similarity of their shingle sets on."""
+    """Jaccard similarity of shingle sets from which documents are near duplicates."""
 
     num_permutations: int = Field(default=112, ge=16, le=1024)
-    """Hash functions of a MinHash signature."""
+    """Hash functions per MinHash signature."""
 
     ngram: int = Field(default=5, ge=1)
-    """Words per shingle (characters in Chinese, Japanese and the like)."""
+    """Words per shingle; characters in scripts without spaces, such as Chinese and Japanese."""
 
 
 PersonalKind = Literal["identity", "email", "ip", "phone"]
@@ -42,83 +42,82 @@ PersonalKind = Literal["identity", "email", "ip", "phone"]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PersonalDataConfig:
-    """Replaces personal data by `<email>`, `<phone>`, `<ip>` and `<identity>`.
+    """Replaces personal data with `<email>`, `<phone>`, `<ip>` and `<identity>`.
 
-    Example domains, private and reserved addresses, version numbers and numbers whose checksum is wrong stay.
+    Example domains, private and reserved addresses, version numbers and numbers with a wrong checksum are kept.
     """
 
     kinds: tuple[PersonalKind, ...] = Field(default=("identity", "email", "ip", "phone"), min_length=1)
-    """`identity`: payment cards, IBANs, Chinese resident identity numbers and Brazilian CPFs (all by their checksums),
-    US social security numbers (by their form)."""
+    """Kinds to mask. `identity`: payment cards, IBANs, Chinese resident identity numbers and Brazilian CPFs (all by
+    checksum), and US social security numbers (by format)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DecontaminationConfig:
-    """Drops documents that contain test items of evaluations."""
+    """Drops documents that contain evaluation test items."""
 
     against: dict[SourceName, Source] = Field(default_factory=dict)
-    """Evaluation sets, by name: a row (`text_field`, such as `question`) or a file is one item."""
+    """Evaluation sets by name; each row (`text_field`, such as `question`) or file is one item."""
 
     tasks: bool = False
-    """Also the prompts that the recipe's own `conversations` stages hold out."""
+    """Also check the prompts held out by the recipe's own `conversations` stages."""
 
     ngram: int = Field(default=13, ge=3)
-    """A document that shares this many consecutive words with an item is contaminated (Qwen)."""
+    """Consecutive words shared with an item that make a document contaminated (Qwen)."""
 
     common_subsequence: bool = True
-    """Also look for items with words changed, removed or inserted (Qwen2.5)."""
+    """Also find items with words changed, removed or inserted (Qwen2.5)."""
 
     min_common: int = Field(default=13, ge=1)
-    """A document is contaminated from this many words of the longest common subsequence on (Qwen2.5)..."""
+    """Words of the longest common subsequence that make a document contaminated (Qwen2.5)..."""
 
     min_share: float = Field(default=0.6, gt=0, le=1)
-    """...if they also make up this share of the shorter of the two."""
+    """...if it also covers this share of the shorter text."""
 
     @model_validator(mode="after")
     def _something_to_check(self) -> "DecontaminationConfig":
         if not self.against and not self.tasks:
-            raise ValueError("name evaluation sets in `against`, or set tasks: true; else leave decontamination out")
+            raise ValueError("name evaluation sets in `against`, set tasks: true, or leave decontamination out")
         return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RepeatsConfig:
-    """Removes paragraphs and lines that occur in many documents (menus, notices, licences) from all but the first."""
+    """Removes paragraphs and lines that occur in many documents (menus, notices, licences), except in the first."""
 
     units: tuple[Literal["paragraph", "line"], ...] = Field(default=("paragraph",), min_length=1)
-    """Units to compare, in this order. Empty lines separate paragraphs."""
+    """Units to compare, in order. Empty lines separate paragraphs."""
 
     min_documents: int = Field(default=3, ge=2)
-    """A unit that occurs in this many documents is boilerplate."""
+    """Documents in which a unit must occur to count as boilerplate."""
 
     min_characters: int = Field(default=20, ge=1)
-    """Shorter ones stay: headings and list items are in many documents."""
+    """Shorter units are kept, because headings and list items occur in many documents."""
 
     code: bool = False
-    """Remove them from programs, too, which may then no longer run."""
+    """Also remove them from programs, which may then no longer run."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PerplexityConfig:
-    """Drops documents whose bits per byte under one of our models are out of bounds; the stage's `judge` names the
-    model.
+    """Drops documents whose bits per byte under a model are out of bounds. The stage's `judge` names the model.
 
-    Bounds are the model's: look at its held-out bits per byte, and at the report's examples.
+    Good bounds depend on the model: see its held-out bits per byte and the examples in the report.
     """
 
     max_bits_per_byte: float = Field(default=4.0, gt=0)
-    """Above it, a text is unlike what the model was trained on: noise, lists, other languages."""
+    """Text above it is unlike the model's training data: noise, lists, other languages."""
 
     min_bits_per_byte: float = Field(default=0.3, ge=0)
-    """Below it, a text repeats itself or was memorized."""
+    """Text below it is repetitive or memorized."""
 
     max_percentile: float | None = Field(default=None, gt=0, lt=100)
-    """Of each language (and of code), documents above this percentile of its bits per byte are dropped, too: 30 keeps
-    what CCNet calls the head, 60 head and middle. None for the bounds alone, which come first: one number fits no two
-    languages."""
+    """Also drop documents above this percentile of bits per byte within their language (or code), after the bounds: 30
+    keeps what CCNet calls the head, 60 head and middle. A percentile fits all languages; an absolute bound does not.
+    None applies the bounds only."""
 
     max_bytes: int = Field(default=4096, ge=64)
-    """Bytes of a document's beginning that are read, at most; no more tokens than the model has positions."""
+    """Maximum bytes scored, from the start of a document; never more tokens than the model has positions."""
 
     languages: tuple[str, ...] = ()
-    """Judge documents of these languages only, which the model knows; empty for all."""
+    """Score only documents in these languages, which the model knows; empty for all."""

@@ -1,1 +1,1 @@
-"""What every room of the corpus uses: documents between steps, their files, shingles, tallies, Qwen's token format."""
+"""Shared by all corpus packages: documents between steps, their files, shingles, tallies, Qwen's token format."""

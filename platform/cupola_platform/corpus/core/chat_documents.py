@@ -19,16 +19,16 @@ REASONS = {
     "malformed_tools": "malformed tools",
     "malformed_tool_call": "malformed tool call",
 }
-"""What the report calls a `problem`; every other is a malformed conversation."""
+"""The report's name of each `problem`; any other is a malformed conversation."""
 
 
 def render(messages: Any, tools: Any = None) -> tuple[str, str]:
-    """A conversation as the tokenizer's chat template writes it, and why it cannot be: one of them is empty.
+    """A conversation rendered by the tokenizer's chat template, and the reason if that fails; one of them is empty.
 
-    Only the template may write control tokens: a message, call or tool that holds one would end its own turn.
+    Only the template may write control tokens: a message, call or tool that contains one would end its own turn.
 
     Args:
-        tools: JSON schemas of what the assistant may call, or the JSON text of them.
+        tools: JSON schemas of the available tools, or a JSON string of them.
     """
     try:
         turns = messages_of(plain(messages))
@@ -37,14 +37,14 @@ def render(messages: Any, tools: Any = None) -> tuple[str, str]:
     if not turns:
         return "", "no conversation"
     reason = problem(turns, CONTROL_TOKENS, tools)
-    if reason and reason not in ("no_assistant_turn", "no_prompt"):  # a document, not a lesson
+    if reason and reason not in ("no_assistant_turn", "no_prompt"):  # fine as a document, though not for SFT
         return "", REASONS.get(reason, "malformed conversation")
     return str(_template().render(messages=for_template(turns), tools=normal_tools(tools))), ""
 
 
 @cache
 def _template() -> Any:
-    """The chat template as transformers compiles it, without the generation marks."""
+    """The chat template as transformers compiles it, without the generation tags."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
@@ -53,5 +53,5 @@ def _template() -> Any:
 
 
 def without_control_tokens(text: str) -> str:
-    """Text that a vocabulary may be trained on."""
+    """The text without control tokens, for training a vocabulary."""
     return CONTROL.sub("", text)

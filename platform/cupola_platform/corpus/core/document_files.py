@@ -1,4 +1,4 @@
-"""Documents between two steps of a preparation: one parquet file per task, read and written by row group."""
+"""Documents between two steps of a preparation: one Parquet file per task, read and written by row group."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ from pyarrow import parquet
 from cupola_platform.corpus.core.documents import Document
 
 GROUP_BYTES = 1 << 20
-"""Text per row group, the most held in memory at once unless a document is longer."""
+"""Text per row group: the maximum held in memory, unless a single document is longer."""
 
 I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
@@ -28,7 +28,7 @@ _SCHEMA = pyarrow.schema(
 
 
 def documents_file(folder: Path, rank: int) -> Path:
-    """Where a task keeps its documents."""
+    """The file of a task's documents."""
     return folder / f"{rank:05d}.parquet"
 
 
@@ -62,7 +62,7 @@ class DocumentWriter:
         self._file.close()
 
     def add(self, document: Document) -> None:
-        """Append a document, whose digest is known."""
+        """Append a document whose digest is set."""
         self._group.append(document)
         self._filled += document.size
         self._digests.append(bytes.fromhex(document.digest)[:16])
@@ -86,7 +86,7 @@ def read_documents(folder: Path, rank: int) -> Iterator[Document]:
 
 
 def read_name(folder: Path, begins: I64, number: int) -> str:
-    """A document's name, without reading any text. `begins`: as `first_indices` gives them."""
+    """A document's name, without reading any text. `begins` comes from `first_indices`."""
     rank = int(np.searchsorted(begins, number, side="right")) - 1
     with parquet.ParquetFile(documents_file(folder, rank)) as file:
         row = file.read(["path", "row"]).slice(number - int(begins[rank]), 1).to_pylist()[0]
@@ -94,29 +94,29 @@ def read_name(folder: Path, begins: I64, number: int) -> str:
 
 
 def read_array(folder: Path, rank: int, name: str) -> NDArray[Any]:
-    """One task's array of a number or more for each document, mapped into memory."""
+    """One task's array with one or more numbers per document, memory-mapped."""
     path = _array(folder, rank, name)
     array: NDArray[Any] = np.load(path, mmap_mode="r") if path.stat().st_size > 128 else np.load(path)
     return array
 
 
 def save_array(folder: Path, rank: int, name: str, values: NDArray[Any]) -> None:
-    """Keep one task's array beside its documents."""
+    """Save one task's array beside its documents."""
     np.save(_array(folder, rank, name), values)
 
 
 def document_counts(folder: Path, tasks: int) -> list[int]:
-    """How many documents each task kept."""
+    """The number of documents of each task."""
     return [len(read_array(folder, rank, "sizes")) for rank in range(tasks)]
 
 
 def first_indices(folder: Path, tasks: int) -> I64:
-    """The number of each task's first document among all, and at the end how many there are. Shape [tasks + 1]."""
+    """The index of each task's first document over all tasks, then the total. Shape [tasks + 1]."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(document_counts(folder, tasks), dtype=np.int64)])
 
 
 def with_digest(document: Document) -> str:
-    """BLAKE3 of a document's text in UTF-8, hexadecimal."""
+    """BLAKE3 of a document's text in UTF-8, in hex."""
     return blake3(document.text.encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""What passes between the steps: documents, and what became of those that were dropped."""
+"""What passes between steps: documents, and records of those dropped."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 Progress = Callable[[str, int, int], None]
-"""Called with a step's name, how much is done and how much there is."""
+"""Called with a step's name, the amount done and the total."""
 
 DEAD_WORKER = 74
-"""Exit status of the driver when one of its workers was killed."""
+"""Exit status of the driver if one of its workers was killed."""
 
 EXAMPLES = 3
 EXCERPT = 160
@@ -26,7 +26,7 @@ class Document:
     """The file it came from, as `sources.jsonl` lists it."""
 
     row: int
-    """Its place in that file; 0 where a file is one document."""
+    """Its position in that file; 0 if the file is one document."""
 
     text: str
     size: int
@@ -36,22 +36,23 @@ class Document:
     """ISO 639 code, or `code`; empty before identification."""
 
     digest: str = ""
-    """BLAKE3 of the text in UTF-8, hexadecimal; empty before the steps are done."""
+    """BLAKE3 of the text in UTF-8, in hex; empty until the steps are done."""
 
     licence: str = ""
-    """SPDX identifier; empty where neither the source nor the file says."""
+    """SPDX identifier; empty if neither the source nor the file states one."""
 
     begin: int = 0
-    """Where its bytes begin in the file (decompressed), and where they end; both 0 where the file is one document."""
+    """Offset of its first byte in the decompressed file; `end` is the offset after its last. Both 0 if the file is one
+    document."""
 
     end: int = 0
 
     bits_per_byte: float | None = None
-    """How surprising its beginning is to the perplexity step's model; none where that step is off."""
+    """Bits per byte of its beginning under the perplexity step's model; None if that step is off."""
 
     @property
     def name(self) -> str:
-        """`path`, with `#row` where the file holds several documents."""
+        """`path`, followed by `#row` if the file holds several documents."""
         return f"{self.path}#{self.row}" if self.row else self.path
 
 
@@ -60,16 +61,16 @@ class Drop:
     """A document that a step dropped."""
 
     reason: str
-    """A short phrase; the report counts by it."""
+    """A short phrase by which the report counts."""
 
     name: str
-    """Where the document came from."""
+    """The document's name."""
 
     size: int
-    """Bytes that are lost with it."""
+    """Bytes of the document."""
 
     detail: str = ""
-    """The number that broke the rule."""
+    """The value that broke the rule."""
 
     text: str = ""
     """The beginning of the text, on one line."""
@@ -77,22 +78,22 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Edited:
-    """A document that a step kept with another text, and what the step did to it."""
+    """A document that a step kept but edited, and the edits."""
 
     document: Document
     edits: Mapping[str, int]
-    """How often, by kind; the report counts by it."""
+    """Number of edits by kind, for the report."""
 
     detail: str = ""
-    """An example of what was changed."""
+    """An example of an edit."""
 
 
 Outcome = Document | Drop | Edited
-"""What becomes of a document in one step."""
+"""What one step makes of a document."""
 
 
 def drop(document: Document, reason: str, detail: str = "") -> Drop:
-    """`document` dropped for `reason`."""
+    """A record of `document` as dropped for `reason`."""
     return Drop(reason, document.name, document.size, detail, excerpt(document.text))
 
 
@@ -113,7 +114,7 @@ class Loss:
 
 @dataclass(slots=True)
 class Edit:
-    """What one step changed in the documents that it kept, of one kind."""
+    """The edits of one kind that one step made in kept documents."""
 
     documents: int = 0
     count: int = 0
@@ -123,7 +124,7 @@ class Edit:
 
 @dataclass(slots=True)
 class Tally:
-    """What one step did: documents in = kept + dropped, always."""
+    """What one step did. Always, documents in = kept + dropped."""
 
     step: str
     documents_in: int = 0
@@ -131,16 +132,16 @@ class Tally:
     documents_out: int = 0
     bytes_out: int = 0
     changed: int = 0
-    """Documents that were kept with another text."""
+    """Documents that were kept but edited."""
 
     lost: dict[str, Loss] = field(default_factory=dict)
     """By reason."""
 
     edits: dict[str, Edit] = field(default_factory=dict)
-    """By kind, where the step reports them."""
+    """By kind, if the step reports them."""
 
     seconds: float = 0.0
-    """Processor time of the step, over all processes."""
+    """CPU time of the step, over all processes."""
 
     def count(self, before: Document | None, outcome: Outcome) -> None:
         """Count one outcome; `before` is None for the step that reads documents from their sources."""
@@ -169,11 +170,11 @@ class Tally:
                 edit.examples.append((outcome.document.name, outcome.detail))
 
     def wants_example(self, reason: str) -> bool:
-        """Whether an example of this reason would still be kept."""
+        """Whether another example of this reason would be kept."""
         return reason not in self.lost or len(self.lost[reason].examples) < EXAMPLES
 
     def add(self, other: "Tally") -> None:
-        """Add another part's counts of the same step; parts are added in the order of their documents."""
+        """Add the same step's counts for another part; call it in the order of the documents."""
         self.documents_in += other.documents_in
         self.bytes_in += other.bytes_in
         self.documents_out += other.documents_out
@@ -193,7 +194,7 @@ class Tally:
 
     @classmethod
     def total(cls, parts: Iterable["Tally"]) -> "Tally":
-        """All parts of one step, in the order of their documents."""
+        """The sum of all parts of one step, given in the order of their documents."""
         first, *others = parts
         total = cls(first.step)
         for part in (first, *others):
@@ -217,7 +218,8 @@ class Tally:
         return cls(**{**stored, "lost": lost, "edits": edits})
 
     def check(self) -> None:
-        """Documents in = kept + dropped. A step that loses count is a fault of ours: it must not pass as data."""
+        """Check that documents in = kept + dropped. A step that loses count has a bug, so its output must not be
+        used."""
         dropped = sum(loss.documents for loss in self.lost.values())
         if self.documents_in != self.documents_out + dropped:
             raise AssertionError(
@@ -238,7 +240,7 @@ class Counts:
 
 
 class Step(Protocol):
-    """One cleaning step: returns an outcome for every document, in order: kept, perhaps changed, or dropped."""
+    """One cleaning step. Returns an outcome for every document, in order: kept, edited or dropped."""
 
     @property
     def name(self) -> str: ...
@@ -247,7 +249,7 @@ class Step(Protocol):
 
 
 def run_step(step: Step, documents: Sequence[Document]) -> tuple[list[Document], list[Drop], Tally]:
-    """The documents that one step keeps, those that it drops, and what it did."""
+    """The documents that a step keeps, those that it drops, and its tally."""
     tally = Tally(step.name)
     start = time.process_time()
     kept, dropped = list[Document](), list[Drop]()

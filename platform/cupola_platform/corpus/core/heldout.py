@@ -1,4 +1,4 @@
-"""Which documents are held out from training, and which the tokenizer is trained on."""
+"""Selects the documents held out from training and those the tokenizer is trained on."""
 
 from dataclasses import dataclass
 
@@ -12,16 +12,17 @@ F64 = NDArray[np.float64]
 
 
 def draws(digests: U64, seed: int) -> F64:
-    """Uniform in [0, 1), from the digests alone, [documents, 2]: a document keeps its draw when others are added."""
+    """Uniform numbers in [0, 1) from the digests, [documents, 2], so that a document keeps its draw as others are
+    added."""
     offset = np.uint64((seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % (1 << 64))
     return (mix(digests[:, 0] ^ offset) >> np.uint64(11)) / 2.0**53
 
 
 @dataclass
 class Extremes:
-    """The documents of one source with the least and the greatest draw: one held out, one trained on.
+    """The documents of one source with the lowest and highest draw: one is held out, one trained on.
 
-    Of equal draws the first counts, so equal texts cannot part.
+    Of equal draws the first counts, so equal texts stay together.
     """
 
     least: tuple[float, int] | None = None
@@ -38,7 +39,7 @@ class Extremes:
             self.greatest = (float(drawn[high]), int(numbers[high]))
 
     def heldout(self, drawn: F64, fraction: float) -> NDArray[np.bool_]:
-        """For each document whether it is held out; a source with two or more has at least one on each side."""
+        """Whether each document is held out; a source with two or more has at least one on each side."""
         if self.least is None or self.greatest is None or self.least[0] == self.greatest[0]:
             return np.zeros(len(drawn), bool) if self.least else drawn < fraction
         held = drawn < fraction
@@ -48,7 +49,7 @@ class Extremes:
 
 
 class Sample:
-    """The documents with the lowest draws, about `size` bytes in all; memory stays constant."""
+    """The documents with the lowest draws, about `size` bytes in total, in constant memory."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -66,5 +67,5 @@ class Sample:
         self._draws, self._numbers, self._sizes = drawn[keep], numbers[keep], sizes[keep]
 
     def numbers(self) -> I64:
-        """The chosen documents, in the corpus's order."""
+        """The chosen documents, in corpus order."""
         return np.sort(self._numbers)

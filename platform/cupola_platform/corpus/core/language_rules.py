@@ -1,12 +1,12 @@
-"""What differs by language: how words are written, function words, ends of sentences."""
+"""Language-specific rules: how words are written, stop words, sentence ends."""
 
 from collections.abc import Mapping
 
 SAME_WRITING = {"wuu": "zh", "yue": "zh", "lzh": "zh", "gan": "zh", "hak": "zh", "nb": "no", "nn": "no"}
-"""Labels whose text is written like another's; short Chinese text is often identified as Wu."""
+"""Languages written like another one; short Chinese text is often identified as Wu."""
 
 CHARACTERS_PER_WORD = {"zh": 1.5, "ja": 2.0, "th": 4.5, "lo": 4.5, "km": 4.5, "my": 5.0, "bo": 3.0, "dz": 3.0}
-"""Languages written without spaces, and their average letters per word, from which words are estimated."""
+"""Languages written without spaces, with their mean letters per word, from which words are estimated."""
 
 TERMINALS = (
     ".", "!", "?", ":", "…", "。", "！", "？", "：", "．", "｡", "‼", "⁉",  # Latin, Cyrillic, Greek; Chinese, Japanese
@@ -14,7 +14,7 @@ TERMINALS = (
     "؟", "۔", "।", "॥", "။", "។", "།", "።", "፧", "՞", "։",
 )  # fmt: skip
 CLOSERS = "\"'”’»›)]`」』）】》〉"
-"""What may follow the end of a sentence; a line that ends with one counts as ended."""
+"""Characters that may follow the end of a sentence; a line that ends with one counts as complete."""
 
 BULLETS = ("-", "*", "•", "‣", "▪", "+ ", "・", "●", "○", "■", "□", "◆", "◇", "※")
 
@@ -51,10 +51,10 @@ _PIECES = {
 }  # fmt: skip
 
 STOP_WORDS: Mapping[str, frozenset[str]] = {language: frozenset(words.split()) for language, words in _WORDS.items()}
-"""The most frequent function words; a text without any is a list, a table or another language."""
+"""The most frequent stop words; a text without any is a list, a table or in another language."""
 
 STOP_PIECES: Mapping[str, frozenset[str]] = {language: frozenset(of.split()) for language, of in _PIECES.items()}
-"""The same for languages without spaces: matched anywhere."""
+"""The same for languages without spaces, matched anywhere in the text."""
 
 LANGUAGE_RULES: Mapping[str, Mapping[str, float]] = {
     "zh": {"short_line_characters": 12, "min_stop_words": 1},
@@ -67,8 +67,11 @@ LANGUAGE_RULES: Mapping[str, Mapping[str, float]] = {
     "hu": {"max_mean_word_length": 12},
     "tr": {"max_mean_word_length": 12, "min_stop_words": 1},
     "de": {"max_mean_word_length": 12},
-    **{key: {"min_stop_words": 1} for key in ("ru", "uk", "pl", "cs", "sk", "hr", "sr", "sl")},  # inflection says much
+    **{
+        key: {"min_stop_words": 1} for key in ("ru", "uk", "pl", "cs", "sk", "hr", "sr", "sl")
+    },  # inflected languages need fewer
     "ml": {"max_mean_word_length": 16},
     "ta": {"max_mean_word_length": 16},
 }
-"""Where a rule made for English would drop good text; a recipe's `quality.languages` takes precedence."""
+"""Overrides for languages in which a rule made for English would drop good text. A recipe's `quality.languages` takes
+precedence."""

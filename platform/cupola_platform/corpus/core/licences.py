@@ -1,4 +1,4 @@
-"""The licence of a source file: from its own header, else from the nearest licence file above it."""
+"""The licence of a source file, from its own header or the nearest licence file above it."""
 
 import re
 from functools import cache
@@ -30,7 +30,7 @@ HEADER_CHARACTERS = 4_000
 
 
 def licence_of(text: str, path: Path, root: Path) -> str:
-    """An SPDX identifier (or its family: `GPL`, `LGPL`), or `unknown`."""
+    """An SPDX identifier, a family (`GPL`, `LGPL`), or `unknown`."""
     header = text[:HEADER_CHARACTERS]
     if declared := _SPDX.search(header):
         return declared[1]
@@ -39,7 +39,7 @@ def licence_of(text: str, path: Path, root: Path) -> str:
 
 @cache
 def _above(folder: Path, root: Path) -> str:
-    """The licence that a folder's own licence file names, or the nearest one above it, up to `root`."""
+    """The licence in a folder's licence file or the nearest one above it, up to `root`."""
     for path in sorted(folder.iterdir()):
         if _FILES.match(path.name) and path.is_file() and not path.is_symlink():
             named = _recognise(path.read_text(encoding="utf-8", errors="replace"))

@@ -1,4 +1,4 @@
-"""Byte-level BPE the way Qwen does it, trained here or taken from Qwen, saved for transformers' AutoTokenizer."""
+"""Byte-level BPE as in Qwen, trained here or taken from Qwen, and saved for transformers' AutoTokenizer."""
 
 import json
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ _PLAIN = (
     "<|file_sep|>",
 )  # fmt: skip
 CONTROL_TOKENS = (*_SPECIAL, *_PLAIN)
-"""Qwen2.5's 22, in its order. As there, the last eight are no special tokens: decoding never leaves them out."""
+"""Qwen2.5's 22, in its order. As in Qwen, the last eight are not special tokens, so decoding never skips them."""
 
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""Qwen's pre-tokenization: words with the character before them, digits singly, runs of signs, white space."""
+"""Qwen's pre-tokenization: words with the preceding character, single digits, runs of symbols, white space."""
 
 CHAT_TEMPLATE = """\
 {%- if tools %}
@@ -65,10 +65,10 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt %}
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}"""
-"""ChatML, with tools, calls and results as Qwen2.5 writes them. Its default system message and its instructions on
-calling are left out: what is trained here learns the form from its conversations, and to a small vocabulary the
-instructions are 190 tokens of every prompt. The generation block is what a model learns to say, its end included
-(`return_assistant_tokens_mask`)."""
+"""ChatML, with tools, calls and results in Qwen2.5's format. Qwen's default system message and tool instructions are
+left out: models trained here learn the format from their conversations, and with a small vocabulary the instructions
+would take 190 tokens of every prompt. The generation block marks what a model is trained to write, including the end of
+its turn (`return_assistant_tokens_mask`)."""
 
 Merge = tuple[str, str]
 
@@ -90,7 +90,7 @@ def new_tokenizer(vocabulary: dict[str, int] | None = None, merges: Sequence[Mer
 
 
 def add_control_tokens(tokenizer: Tokenizer) -> None:
-    """Append the control tokens that are not there yet: in Qwen's own vocabulary they get 151643 to 151664."""
+    """Append the missing control tokens; in Qwen's own vocabulary they get ids 151643 to 151664."""
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in _PLAIN])
 
@@ -114,5 +114,5 @@ def save_tokenizer(tokenizer_json: str, folder: Path) -> None:
 
 
 def vocabulary_rows(tokenizer_json: str) -> int:
-    """Ids of a tokenizer, control tokens included."""
+    """Number of a tokenizer's ids, including control tokens."""
     return int(Tokenizer.from_str(tokenizer_json).get_vocab_size(with_added_tokens=True))

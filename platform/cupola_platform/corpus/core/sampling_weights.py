@@ -10,7 +10,7 @@ from cupola_platform.errors import ConfigError
 
 
 def training_tokens(folder: Path) -> dict[str, dict[str, int]]:
-    """Source to language to training tokens, of a `tokens` artifact."""
+    """Training tokens of a `tokens` artifact by source and language."""
     tokens: dict[str, dict[str, int]] = {}
     columns = ["source", "language", "split", "tokens"]
     with parquet.ParquetFile(folder / "documents.parquet") as file:
@@ -27,13 +27,13 @@ def training_tokens(folder: Path) -> dict[str, dict[str, int]]:
 def with_temperature(
     weights: Mapping[str, float], tokens: Mapping[str, Mapping[str, int]], temperature: float
 ) -> dict[str, float]:
-    """Weights that even out languages: a language's share p becomes proportional to p^(1/temperature)
-    (Conneau et al. 2020, section 3.1). A source is scaled by its languages' factors, each by its share of the source.
+    """Weights that balance languages: a language's share p becomes proportional to p^(1/temperature)
+    (Conneau et al. 2020, section 3.1). A source is scaled by the mean of its languages' factors, weighted by tokens.
 
     Args:
         weights: sampling weight of each source.
-        tokens: source to language to tokens.
-        temperature: 1 leaves the weights; above 1, rare languages are sampled more often.
+        tokens: tokens by source and language.
+        temperature: 1 keeps the weights; above 1, rare languages are sampled more often.
     """
     shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
     parts = {name: {of: n / sum(tokens[name].values()) for of, n in tokens[name].items()} for name in shares}
@@ -52,12 +52,12 @@ def with_temperature(
 def with_epoch_caps(
     weights: Mapping[str, float], tokens: Mapping[str, int], budget: int, max_epochs: Mapping[str, float]
 ) -> dict[str, float]:
-    """Weights under which no source exceeds its cap on epochs; the excess goes to the others in proportion.
+    """Weights under which no source exceeds its epoch cap; the excess is distributed over the others in proportion.
 
     Args:
         tokens: training tokens of each source.
         budget: tokens that training reads.
-        max_epochs: source to the most epochs over it.
+        max_epochs: maximum epochs by source.
 
     Raises:
         ConfigError: all sources together do not reach the budget.
@@ -72,7 +72,7 @@ def with_epoch_caps(
         left = 1 - sum(capped.values())
         if not sum(free.values()):
             raise ConfigError(
-                f"max_epochs lets {1 - left:.0%} of the {budget:,} tokens be read. Raise a cap, add text, or train "
+                f"max_epochs allows only {1 - left:.0%} of the {budget:,} tokens. Raise a cap, add text, or train "
                 "fewer steps."
             )
         shares = capped | {name: left * weight / sum(free.values()) for name, weight in free.items()}

@@ -1,6 +1,6 @@
-"""Texts to sets of word n-grams, as 32-bit hashes, many texts at a time.
+"""Sets of word n-grams as 32-bit hashes, for many texts at a time.
 
-No Python object is made per word: words are found in one array of code points, and hashed by differences of a
+No Python object is created per word: words are found in one array of code points, and hashed by differences of a
 running polynomial sum modulo 2**64 (the base is odd, so its powers have inverses).
 """
 
@@ -16,11 +16,11 @@ U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
 
 BLOCK_CHARACTERS = 1 << 16
-"""Characters hashed at once: the working arrays stay in a core's cache."""
+"""Characters hashed at once, so that the working arrays fit in a core's cache."""
 
 _SEPARATOR, _LETTER, _IDEOGRAPH = 0, 1, 2
 _PLANES = 0x32000
-"""Code points above (unassigned, tags, private use) part words."""
+"""Code points from here on (unassigned, tags, private use) separate words."""
 
 _BASE = 0x9E3779B97F4A7C15
 _MIX_1 = np.uint64(0xFF51AFD7ED558CCD)
@@ -38,7 +38,7 @@ _WORDS_WITHOUT_SPACES = (
 
 @dataclass(frozen=True)
 class Shingles:
-    """Hashed n-grams of consecutive texts: text i has `hashes[offsets[i]:offsets[i + 1]]`, with repetitions."""
+    """Hashed n-grams of consecutive texts: text i has `hashes[offsets[i]:offsets[i + 1]]`, with duplicates."""
 
     hashes: U32
     offsets: I64
@@ -46,16 +46,16 @@ class Shingles:
     def unique(self, text: int) -> U32:
         """The sorted set of one text's shingles."""
         hashes = np.sort(self.hashes[self.offsets[text] : self.offsets[text + 1]])
-        first = np.empty(len(hashes), bool)  # np.unique's hash table costs several times a sort of so few
+        first = np.empty(len(hashes), bool)  # several times faster than np.unique for so few
         first[:1] = True
         np.not_equal(hashes[1:], hashes[:-1], out=first[1:])
         return hashes[first]
 
 
 def shingle(texts: Sequence[str], ngram: int) -> Shingles:
-    """The n-grams of each text, of lower-cased words; a text with fewer words than `ngram` is one shingle.
+    """The n-grams of each text's lower-cased words; a text with fewer than `ngram` words is one shingle.
 
-    A character of a script without spaces is a word of its own. A text without any word has no shingle.
+    In scripts without spaces each character is a word. A text without words has no shingle.
     """
     parts = [_shingle_block(block, ngram) for block in _blocks(texts)]
     counts = np.concatenate([count for _, count in parts] or [np.zeros(0, np.int64)])
@@ -73,16 +73,16 @@ class Words:
     offsets: I64
 
     def of(self, text: int) -> U64:
-        """One text's words."""
+        """The words of one text."""
         return self.hashes[self.offsets[text] : self.offsets[text + 1]]
 
     def lengths_of(self, text: int) -> I64:
-        """How long they are."""
+        """The lengths of one text's words."""
         return self.lengths[self.offsets[text] : self.offsets[text + 1]]
 
 
 def hashed_words(texts: Sequence[str]) -> Words:
-    """The words of each text, those of `shingle`, in 64 bits."""
+    """The words of each text as in `shingle`, hashed to 64 bits."""
     parts = [_hash_block(block) for block in _blocks(texts)]
     none = np.zeros(0, np.int64)
     hashes = np.concatenate([part[0] for part in parts] or [none.astype(np.uint64)])
@@ -91,12 +91,12 @@ def hashed_words(texts: Sequence[str]) -> Words:
 
 
 def word_spans(text: str) -> I64:
-    """Where the words of `hashed_words` begin and end in a text, in characters. Shape [words, 2]."""
+    """Start and end of each of a text's words as in `hashed_words`, in characters. Shape [words, 2]."""
     return np.stack(_words(_points([text])), axis=1)
 
 
 def ngrams(words: U64, n: int) -> U64:
-    """One number for each run of `n` words; equal runs have equal ones. Shape [max(words - n + 1, 0)]."""
+    """A hash of each run of `n` words. Shape [max(words - n + 1, 0)]."""
     keys = np.zeros(max(len(words) - n + 1, 0), np.uint64)
     for place in range(n if len(keys) else 0):
         keys = keys * _NEXT_WORD + words[place : place + len(keys)]
@@ -117,15 +117,15 @@ def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _shingle_block(texts: Sequence[str], ngram: int) -> tuple[U32, I64]:
-    """Hashes of all shingles of a block, and how many each text has."""
+    """Hashes of all shingles of a block, and their number per text."""
     words, counts, _ = _hash_block(texts)
     return _join_words(words, counts, ngram)
 
 
 def _hash_block(texts: Sequence[str]) -> tuple[U64, I64, I64]:
-    """Hashes of all words of a block, how many each text has, and how long each word is."""
+    """Hashes of all words of a block, their number per text, and the length of each."""
     points = _points(texts)
-    ends = np.cumsum([len(text) + 1 for text in texts]) - 1  # the line feed after each text parts words too
+    ends = np.cumsum([len(text) + 1 for text in texts]) - 1  # the line feed after each text also separates words
     starts, stops = _words(points)
     counts = np.diff(np.searchsorted(starts, ends), prepend=0)
     return _hash_words(_lower()[points], starts, stops), counts, stops - starts
@@ -137,7 +137,7 @@ def _points(texts: Sequence[str]) -> U32:
 
 
 def _words(points: U32) -> tuple[I64, I64]:
-    """Where each word starts and stops."""
+    """Start and end of each word."""
     classes = _classes()[points]
     inside = classes != _SEPARATOR
     alone = classes == _IDEOGRAPH
@@ -151,7 +151,7 @@ def _words(points: U32) -> tuple[I64, I64]:
 
 
 def _hash_words(points: U32, starts: I64, stops: I64) -> U64:
-    """One hash a word, a stretch of characters at a time: a long text needs no longer tables."""
+    """One hash per word, computed in stretches of characters so that a long text needs no larger tables."""
     hashes = np.empty(len(starts), np.uint64)
     low = 0
     while low < len(starts):
@@ -168,7 +168,7 @@ def _hash_words(points: U32, starts: I64, stops: I64) -> U64:
 
 
 def _join_words(words: U64, counts: I64, ngram: int) -> tuple[U32, I64]:
-    """n-grams that stay inside their text: `counts` words of each text follow one another in `words`."""
+    """n-grams within each text, given the consecutive words of all texts and their `counts` per text."""
     padded = np.concatenate([words, np.zeros(ngram - 1, np.uint64)])
     joined = np.zeros(len(words), np.uint64)
     for place in range(ngram):
@@ -209,7 +209,7 @@ def _geometric(base: int, length: int) -> U64:
 
 @cache
 def _lower() -> U32:
-    """The lower case of each code point that has a single one: several times faster than `str.lower` beyond ASCII."""
+    """Lower case by code point, where it is one code point; several times faster than `str.lower` beyond ASCII."""
     table = np.arange(_PLANES + 1, dtype=np.uint32)
     for point in range(_PLANES):
         lowered = chr(point).lower()
@@ -220,7 +220,7 @@ def _lower() -> U32:
 
 @cache
 def _classes() -> NDArray[np.uint8]:
-    """What each code point is to a word: nothing, a letter or digit of it, or a word alone."""
+    """The role of each code point: not in words, a letter or digit, or a word by itself."""
     table = np.zeros(_PLANES + 1, np.uint8)
     for point in range(_PLANES):
         character = chr(point)

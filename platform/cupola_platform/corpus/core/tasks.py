@@ -1,5 +1,4 @@
-"""What every task shares, whichever step it runs: chunks of documents, its tally, small files, dying with its
-driver."""
+"""Shared by the tasks of all steps: chunks of documents, tallies, small files, and dying with the driver."""
 
 import ctypes
 import json
@@ -15,7 +14,7 @@ import multiprocess
 from cupola_platform.corpus.core.documents import Tally
 
 CHUNK_BYTES = 1 << 19
-"""Text that a step is given at once."""
+"""Bytes of text passed to a step at once."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -23,7 +22,7 @@ T = TypeVar("T")
 
 
 def chunked(items: Iterable[T], size: Callable[[T], int], bound: int = CHUNK_BYTES) -> Iterator[list[T]]:
-    """Consecutive items in lists of about `bound` bytes."""
+    """Consecutive items, grouped into lists of about `bound` bytes."""
     chunk: list[T] = []
     filled = 0
     for item in items:
@@ -37,13 +36,13 @@ def chunked(items: Iterable[T], size: Callable[[T], int], bound: int = CHUNK_BYT
 
 
 def save_tally(work: Path, tally: Tally, rank: int) -> None:
-    """Keep what a step did in one task. Raises AssertionError when it lost count."""
+    """Save a step's tally of one task. Raises AssertionError if its counts do not add up."""
     tally.check()
     write(work / "tallies" / tally.step / f"{rank:05d}.json", json.dumps(asdict(tally), ensure_ascii=False))
 
 
 def sum_tallies(work: Path, step: str, sources: Sequence[str]) -> dict[str, Tally]:
-    """What a step did with each source; `sources`: of each task, in the tasks' order."""
+    """A step's tally per source; `sources` has each task's source, in task order."""
     tallies: dict[str, Tally] = {}
     for rank, source in enumerate(sources):
         text = (work / "tallies" / step / f"{rank:05d}.json").read_text(encoding="utf-8")
@@ -52,18 +51,18 @@ def sum_tallies(work: Path, step: str, sources: Sequence[str]) -> dict[str, Tall
 
 
 def write(path: Path, text: str) -> None:
-    """Write a small file into a folder that may not be there yet. Its task syncs it: see `pipeline.runner.Sync`."""
+    """Write a small file, creating its folder. The task syncs it later: see `pipeline.runner.Sync`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
 
 
 def end_with_parent() -> None:
-    """A worker must not go on writing when its driver was killed: another one may do the same task by then."""
+    """Kill a worker process with its driver, since another driver may already be redoing its task."""
     if multiprocess.parent_process() is not None:
         die_with_parent()
 
 
 def die_with_parent() -> None:
-    """SIGKILL for this process when its parent ends, however that ends."""
+    """Have this process killed when its parent ends for any reason."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

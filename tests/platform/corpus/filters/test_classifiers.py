@@ -108,7 +108,7 @@ def test_a_model_that_was_kept_judges_as_it_did(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({}, ValidationError, "give `positive` and `negative` sources to learn from, or the `model`"),
+        ({}, ValidationError, "give `positive` and `negative` sources to train on, or the `model`"),
         ({"positive": {"a": {"type": "files", "path": "x"}}}, ValidationError, "give `positive` and `negative`"),
         ({"model": "/nowhere"}, ConfigError, r"/nowhere/weights\.npz: there is no such file"),
     ],

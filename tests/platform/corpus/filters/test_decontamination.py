@@ -160,5 +160,5 @@ def test_evaluation_sets_that_cannot_be_used_are_refused(tmp_path: Path) -> None
     sums.write_text('{"question": "too short"}')
     with pytest.raises(SourceError, match=r"none of 1 test items has 13 words"):
         list(BuildTestItems(against, {}, tmp_path / "items").run(None))
-    with pytest.raises(ValidationError, match="name evaluation sets in `against`, or set tasks: true"):
+    with pytest.raises(ValidationError, match="name evaluation sets in `against`, set tasks: true"):
         DecontaminationConfig()
