@@ -1,1 +1,1 @@
-"""What several documents share: equal and near duplicates, repeated paragraphs and lines."""
+"""Steps that compare documents: exact and near duplicates, repeated paragraphs and lines."""

@@ -1,4 +1,4 @@
-"""Sizes of the clusters of duplicates, from the pairs that removal left behind."""
+"""Sizes of duplicate clusters, from the pairs that removal wrote."""
 
 from pathlib import Path
 from typing import Any
@@ -8,16 +8,16 @@ import numpy as np
 from cupola_platform.corpus.core.document_files import I64, read_name
 
 LARGEST = 5
-"""Clusters that are named."""
+"""Number of clusters listed by name."""
 
 
 def cluster_sizes(pairs: Path, documents: Path, begins: I64) -> dict[str, Any]:
-    """Clusters by the power of two of their documents, and the largest by the name of the document that was kept.
+    """Clusters by size in powers of two, and the largest ones by the name of the document kept.
 
     Args:
-        pairs: files of (number, number of its cluster's first document); each cluster lies in one file.
-        documents: the folder of documents that the numbers count.
-        begins: the number of each task's first document, and at the end how many there are. Shape [tasks + 1].
+        pairs: files of (document index, index of its cluster's first document); each cluster is in one file.
+        documents: the folder of the indexed documents.
+        begins: the index of each task's first document, then the total. Shape [tasks + 1].
 
     Returns:
         `clusters`, `dropped` (documents), `sizes` (`{"2": 10, "4": 3}`: 2 to 3 documents, 4 to 7), `largest`.

@@ -1,7 +1,7 @@
-"""Duplicate removal over a corpus of any size, as blocks of datatrove's pipelines.
+"""Duplicate removal over a corpus of any size, as datatrove pipeline steps.
 
-Documents are known by their number among all. Equal ones are found by their digests, near ones as `minhash` does
-it, with what memory would not hold in files: the keys of each band, the sets of shingles, the clusters.
+Documents are identified by their index over all tasks. Exact duplicates are found by digest, near ones by `minhash`.
+What may not fit in memory is kept in files: band keys, shingle sets and clusters.
 """
 
 from array import array
@@ -27,7 +27,7 @@ CANDIDATES = 1 << 16
 
 
 class FindEqual(PipelineStep):  # type: ignore[misc]
-    """Pairs of (number, number of the first document with the same text): one task a range of digests."""
+    """Writes pairs of (index, index of the first document with the same text); one task per range of digests."""
 
     type, name = "duplicates", "equal digests"
 
@@ -48,7 +48,7 @@ class FindEqual(PipelineStep):  # type: ignore[misc]
 
 
 class DropDuplicates(PipelineStep):  # type: ignore[misc]
-    """Drop duplicates of earlier documents."""
+    """Drops duplicates of earlier documents."""
 
     type = "filter"
 
@@ -77,7 +77,7 @@ class DropDuplicates(PipelineStep):  # type: ignore[misc]
 
 
 class Signatures(PipelineStep):  # type: ignore[misc]
-    """Keep each document's band keys, [bands, documents], and its sorted set of shingles."""
+    """Saves each document's band keys, [bands, documents], and its sorted set of shingles."""
 
     type, name = "duplicates", "MinHash signatures"
 
@@ -107,7 +107,7 @@ class Signatures(PipelineStep):  # type: ignore[misc]
 
 
 class FindSimilar(PipelineStep):  # type: ignore[misc]
-    """Pairs of documents whose keys agree in a band: one task a band."""
+    """Writes pairs of documents whose keys are equal in a band; one task per band."""
 
     type, name = "duplicates", "equal bands"
 
@@ -131,7 +131,7 @@ class FindSimilar(PipelineStep):  # type: ignore[misc]
 
 
 class Cluster(PipelineStep):  # type: ignore[misc]
-    """Pairs of (number, number of its cluster's first document) of all candidates that truly are similar."""
+    """Writes pairs of (index, index of its cluster's first document), from all candidates that are truly similar."""
 
     type, name = "duplicates", "clusters"
 
@@ -165,7 +165,7 @@ class Cluster(PipelineStep):  # type: ignore[misc]
 
 
 def in_range(folder: Path, tasks: int, name: str, row: int | None, part: int, parts: int) -> tuple[U64, I64]:
-    """What of all tasks' arrays falls into one of `parts` equal ranges of 64 bits, and the documents' numbers."""
+    """The values of all tasks' arrays in one of `parts` equal ranges of 64 bits, and their documents' indices."""
     low, high = (part << 64) // parts, ((part + 1) << 64) // parts - 1
     values, numbers, begin = [], [], 0
     for task in range(tasks):
@@ -180,13 +180,13 @@ def in_range(folder: Path, tasks: int, name: str, row: int | None, part: int, pa
 
 
 def save_pairs(folder: Path, rank: int, pairs: I64) -> None:
-    """Sorted by the first column, each once."""
+    """Save unique pairs, sorted by the first column."""
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / f"{rank:05d}.npy", np.unique(pairs, axis=0) if len(pairs) else pairs)
 
 
 def pairs_between(folder: Path, low: np.int64, high: np.int64) -> I64:
-    """The pairs whose document is in a range."""
+    """The pairs whose document index is in a range."""
     parts = [np.zeros((0, 2), np.int64)]
     for path in sorted(folder.glob("*.npy")):
         pairs = np.load(path)

@@ -2,7 +2,7 @@
 
 MinHash (Broder 1997) with banding (LSH; Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", chapter 3), in
 numpy: signatures by multiplicative permutations of 32-bit shingles, bands joined by sorting, and every candidate pair
-checked by its true Jaccard similarity, so that nothing is removed on an estimate.
+verified by its true Jaccard similarity, so that nothing is removed because of an estimate.
 """
 
 from collections.abc import Iterator, MutableSequence
@@ -12,20 +12,20 @@ import numpy as np
 from cupola_platform.corpus.core.shingles import I64, U32, U64, Shingles
 
 BLOCK_SHINGLES = 1 << 16
-"""Shingles permuted at once: a block and its product stay in a core's cache."""
+"""Shingles permuted at once, so that a block and its product fit in a core's cache."""
 
 RECALL = 0.95
-"""Chance that banding finds a pair exactly at the threshold; pairs above are surer."""
+"""Probability that banding finds a pair exactly at the threshold; it is higher for pairs above."""
 
 ALL_PAIRS = 8
-"""Documents that share a band up to which all pairs are checked; of more, fewer, which keeps it linear."""
+"""Up to this many documents with equal band keys, all pairs are checked; of more, only some, to stay linear."""
 
 
 def minhash(shingles: Shingles, num_permutations: int, seed: int = 0) -> U32:
-    """MinHash signatures, [texts, num_permutations]: the least of each text's shingles under each permutation.
+    """MinHash signatures, [texts, num_permutations]: the minimum of each text's shingles under each permutation.
 
-    A permutation is the product with an odd number modulo 2**32: shingles are well mixed already. Texts without
-    shingles get the largest value everywhere.
+    A permutation is a multiplication by an odd number modulo 2**32, which suffices because shingles are well mixed.
+    Texts without shingles get the largest value everywhere.
     """
     factors = np.random.default_rng(seed).integers(0, 1 << 32, num_permutations, dtype=np.uint32) | np.uint32(1)
     counts = np.diff(shingles.offsets)
@@ -43,7 +43,7 @@ def minhash(shingles: Shingles, num_permutations: int, seed: int = 0) -> U32:
 
 
 def rows_per_band(threshold: float, num_permutations: int) -> int:
-    """The most rows of a band with which a pair at the threshold is still found with probability `RECALL`."""
+    """The most rows per band with which a pair at the threshold is still found with probability `RECALL`."""
     rows = 1
     while 1 - (1 - threshold ** (rows + 1)) ** (num_permutations // (rows + 1)) >= RECALL:
         rows += 1
@@ -53,7 +53,7 @@ def rows_per_band(threshold: float, num_permutations: int) -> int:
 
 
 def _ranges(starts: I64, end: np.int64) -> Iterator[tuple[int, int]]:
-    """Consecutive texts, as index ranges of `starts`, of about `BLOCK_SHINGLES` shingles."""
+    """Index ranges of consecutive `starts` with about `BLOCK_SHINGLES` shingles each."""
     low = 0
     while low < len(starts):
         high = int(np.searchsorted(starts, starts[low] + BLOCK_SHINGLES))
@@ -63,8 +63,8 @@ def _ranges(starts: I64, end: np.int64) -> Iterator[tuple[int, int]]:
 
 
 def pairs_in_runs(keys: U64, members: I64) -> I64:
-    """Pairs of members with equal keys, [pairs, 2], of sorted keys: all in a short run, else its first and
-    neighbours."""
+    """Pairs of members with equal keys, given sorted keys. Shape [pairs, 2]. A long run gives only pairs with its first
+    member and of neighbours."""
     places = np.arange(len(keys))
     begins = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
     lengths = np.diff(np.append(begins, len(keys)))
@@ -79,7 +79,7 @@ def pairs_in_runs(keys: U64, members: I64) -> I64:
 
 
 def band_keys(rows: U32) -> U64:
-    """One number for each row: equal rows have equal ones. Shape [texts]."""
+    """A hash of each row. Shape [texts]."""
     keys = np.zeros(len(rows), np.uint64)
     for column in range(rows.shape[1]):
         keys = (keys ^ rows[:, column]) * np.uint64(0x9E3779B97F4A7C15)
@@ -98,7 +98,7 @@ def similar(a: U32, b: U32, threshold: float) -> bool:
 
 
 def root(parents: MutableSequence[int], i: int) -> int:
-    """The first member of a cluster, by the way of its parents, which gets shorter."""
+    """The first member of i's cluster (union-find with path halving)."""
     while parents[i] != i:
         parents[i] = parents[parents[i]]
         i = parents[i]

@@ -1,7 +1,6 @@
-"""Paragraphs and lines that occur in many documents, removed from all but the first, as blocks of datatrove's
-pipelines.
+"""Removal of paragraphs and lines that occur in many documents, except in the first, as datatrove pipeline steps.
 
-What must be known of all documents together is in files: 8 bytes a paragraph, sorted four million at a time.
+Data about all documents is kept in files: 8 bytes per paragraph, sorted four million at a time.
 """
 
 import re
@@ -28,7 +27,7 @@ _BORDERS = {"paragraph": re.compile(r"\n[^\S\n]*\n\s*"), "line": re.compile(r"\n
 
 
 def units(text: str, unit: Unit) -> Iterator[tuple[int, int, int]]:
-    """Where each paragraph or line begins and ends, and where the next one begins."""
+    """Start and end of each paragraph or line, and the start of the next one."""
     begin = 0
     for border in _BORDERS[unit].finditer(text):
         yield begin, border.start(), border.end()
@@ -37,12 +36,12 @@ def units(text: str, unit: Unit) -> Iterator[tuple[int, int, int]]:
 
 
 def digest(text: str) -> int:
-    """64 bits of BLAKE3 of a text, its white space as single blanks."""
+    """64 bits of BLAKE3 of a text with normalized white space."""
     return int.from_bytes(blake3(" ".join(text.split()).encode()).digest(length=8), "little")
 
 
 def counted(document: Document, unit: Unit, config: RepeatsConfig) -> list[tuple[int, int, int]]:
-    """The paragraphs or lines that may be repeats: long enough, and not a program's unless that is wanted."""
+    """The paragraphs or lines that may count as repeats: long enough, and in code only if configured."""
     if document.language == CODE and not config.code:
         return []
     spans = units(document.text, unit)
@@ -50,7 +49,7 @@ def counted(document: Document, unit: Unit, config: RepeatsConfig) -> list[tuple
 
 
 class CollectUnits(PipelineStep):  # type: ignore[misc]
-    """Keep the digest of each paragraph or line of a task's documents, [units, 1], and where each document's end."""
+    """Saves the digest of each paragraph or line of a task's documents, [units, 1], and where each document's end."""
 
     type, name = "repeats", "digests"
 
@@ -72,7 +71,8 @@ class CollectUnits(PipelineStep):  # type: ignore[misc]
 
 
 class FindRepeats(PipelineStep):  # type: ignore[misc]
-    """Pairs of (number of a unit to remove, number of the first document that has it): one task a range of digests."""
+    """Writes pairs of (index of a unit to remove, index of the first document with it); one task per range of
+    digests."""
 
     type, name = "repeats", "equal digests"
 
@@ -86,10 +86,10 @@ class FindRepeats(PipelineStep):  # type: ignore[misc]
         order = np.lexsort((numbers, values[:, 0]))
         values, numbers = values[order, 0], numbers[order]
         document = np.searchsorted(self._document_ends(), numbers, side="right")
-        new = np.ones(len(values), bool)  # begins a group of equal units
+        new = np.ones(len(values), bool)  # starts a group of equal units
         new[1:] = values[1:] != values[:-1]
         group = np.cumsum(new) - 1
-        other = new.copy()  # is in another document than the one before
+        other = new.copy()  # is in a different document from the one before
         other[1:] |= document[1:] != document[:-1]
         documents = np.bincount(group, other)
         first = document[new][group] if len(group) else document
@@ -98,14 +98,14 @@ class FindRepeats(PipelineStep):  # type: ignore[misc]
         yield from ()
 
     def _document_ends(self) -> I64:
-        """Of each document the number after its last unit."""
+        """The index after each document's last unit."""
         ends = [read_array(self.digests, task, "ends") for task in range(self.tasks)]
         begins = np.cumsum([0, *(int(of[-1]) for of in ends)])
         return np.concatenate([of[1:] + begin for of, begin in zip(ends, begins, strict=False)])
 
 
 class DropRepeats(PipelineStep):  # type: ignore[misc]
-    """Remove the repeats from a task's documents; drop documents of which nothing is left."""
+    """Removes the repeats from a task's documents; drops documents with nothing left."""
 
     type = "filter"
 

@@ -1,1 +1,1 @@
-"""Steps that look at one document at a time: they drop, repair, mask or score it."""
+"""Steps that process one document at a time: they drop, repair, mask or score it."""

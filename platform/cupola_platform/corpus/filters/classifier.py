@@ -1,7 +1,7 @@
-"""Classifiers of documents, trained on labelled sources: logistic regression on hashed words and word pairs.
+"""Document classifiers trained on labelled sources: logistic regression on hashed words and word pairs.
 
-The features are those of fastText's classifiers (Joulin et al. 2017) without the embedding; what is kept is an array of
-weights, which is read without unpickling anything. Words are those of `shingles`, so any script will do.
+The features are those of fastText's classifiers (Joulin et al. 2017) without the embedding. A model is an array of
+weights, so loading it unpickles nothing. Words are those of `shingles`, so any script works.
 """
 
 import json
@@ -26,14 +26,14 @@ from cupola_platform.corpus.sources.reader import read_source
 from cupola_platform.errors import ConfigError, SourceError
 
 BITS = 18
-"""A feature is one of 2**18 hashes."""
+"""Features are hashed to 2**18 values."""
 
 HELDOUT = 0.2
 MIN_DOCUMENTS = 10
-"""Of each class, below which nothing can be said of held-out ones."""
+"""Minimum documents per class, below which held-out accuracy is meaningless."""
 
 INVERSE_REGULARIZATION = 100.0
-"""scikit-learn's C. Features of a document have length 1, so its default of 1 hardly fits anything."""
+"""scikit-learn's C. Feature vectors have norm 1, so the default of 1 would underfit."""
 
 F32 = NDArray[np.float32]
 
@@ -53,27 +53,26 @@ class Classifier:
         return scores
 
     def save(self, folder: Path, account: Mapping[str, object]) -> None:
-        """Write the weights and `account`, what is known about them."""
+        """Write the weights, and their metadata `account`."""
         folder.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(folder / "weights.npz", weights=self.weights, intercept=np.float64(self.intercept))
         write(folder / "classifier.json", json.dumps(account, indent=2, ensure_ascii=False))
 
     @classmethod
     def load(cls, folder: Path) -> "Classifier":
-        """Raises ConfigError when the folder holds none."""
+        """Raises ConfigError if the folder has no classifier."""
         try:
             with np.load(folder / "weights.npz") as arrays:
                 weights, intercept = arrays["weights"], float(arrays["intercept"])
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(
-                f"model={str(folder)!r} holds no classifier ({error}). Name the folder models/NAME of a tokens "
-                "artifact."
+                f"model={str(folder)!r} has no classifier ({error}). Name the folder models/NAME of a tokens artifact."
             ) from error
         return cls(weights, intercept)
 
 
 def features(texts: Sequence[str]) -> Iterator[I64]:
-    """The different words and pairs of neighbours of each text, as hashes below 2**BITS."""
+    """The distinct words and word pairs of each text, as hashes below 2**BITS."""
     words = hashed_words(texts)
     shift = np.uint64(64 - BITS)
     for place in range(len(texts)):
@@ -82,11 +81,11 @@ def features(texts: Sequence[str]) -> Iterator[I64]:
 
 
 def learn(positive: Sequence[str], negative: Sequence[str]) -> tuple[Classifier, dict[str, float]]:
-    """A classifier, and its accuracy on the fifth of the documents held out from its training.
+    """Train a classifier, and measure it on a fifth of the documents, held out from training.
 
     Returns:
-        Also {"accuracy", "low", "high" (Wilson, 95%), "auc", "heldout", "train"}; classes count alike, whatever their
-        sizes.
+        The classifier, and {"accuracy", "low", "high" (Wilson, 95%), "auc", "heldout", "train"}, with both classes
+        weighted equally.
     """
     from scipy.sparse import csr_matrix
     from sklearn.linear_model import LogisticRegression
@@ -111,8 +110,8 @@ def learn(positive: Sequence[str], negative: Sequence[str]) -> tuple[Classifier,
 
 
 def _heldout(texts: Sequence[str], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """A fifth of each class, by the texts' digests: equal texts are on one side, unless that side would be the only
-    one."""
+    """Selects a fifth of each class by the texts' digests, so that equal texts stay on one side unless that would leave
+    the other side empty."""
     digests = np.array([np.frombuffer(bytes.fromhex(_digest(text))[:16], "<u8") for text in texts])
     drawn = draws(digests, 0)
     held = np.zeros(len(texts), bool)
@@ -134,7 +133,7 @@ def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
 
 
 class LearnClassifier(PipelineStep):  # type: ignore[misc]
-    """Read the labelled sources and train, in one task. A given classifier is copied."""
+    """Reads the labelled sources and trains, in one task. An existing classifier is copied."""
 
     type, name = "classifier", "learning"
 
@@ -167,7 +166,7 @@ class LearnClassifier(PipelineStep):  # type: ignore[misc]
                     left -= outcome.size
         if len(texts) < MIN_DOCUMENTS:
             raise SourceError(
-                f"{self.key}.{side}: {len(texts)} documents are too few to learn from. Give at least {MIN_DOCUMENTS}, "
+                f"{self.key}.{side}: {len(texts)} documents are too few to train on. Give at least {MIN_DOCUMENTS}, "
                 "better some thousands."
             )
         return texts
@@ -175,7 +174,7 @@ class LearnClassifier(PipelineStep):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class QualityModel:
-    """Drop documents that the classifier finds unlike the positive ones."""
+    """Drops documents that the classifier finds unlike the positive ones."""
 
     config: QualityModelConfig
     folder: Path
@@ -195,5 +194,5 @@ class QualityModel:
 
 @cache
 def loaded(folder: Path) -> Classifier:
-    """Kept by a worker between its documents."""
+    """Load a classifier, cached per worker."""
     return Classifier.load(folder)

@@ -1,12 +1,12 @@
-"""Documents that hold test items of evaluations are dropped.
+"""Drops documents that contain evaluation test items.
 
-Two rules. GPT-3's, and Qwen's after it (Bai et al. 2023, section 2.1): a document shares a run of 13 words with an
-item. Qwen2.5's (Qwen Team 2024, section 5): the longest common subsequence of words is at least 13 long and at least
-0.6 of the shorter of the two. A common subsequence of a whole book with a short question says nothing, so a long
-document is compared passage by passage: those of three item lengths in which two runs of three words are the item's, in
-its order of places. An index of these runs finds them in time linear in the text.
+There are two rules. GPT-3's, followed by Qwen (Bai et al. 2023, section 2.1): the document shares a run of 13 words
+with an item. Qwen2.5's (Qwen Team 2024, section 5): the longest common subsequence of words has at least 13 words and
+covers at least 0.6 of the shorter text. A common subsequence of a whole book and a short question is meaningless, so a
+long document is compared by passages: those of three item lengths that contain two runs of three words of the item at
+consistent positions. An index of these runs finds them in time linear in the text.
 
-Words are those of near-duplicate removal: each character of a script without spaces is one.
+Words are those of near-duplicate removal: in scripts without spaces each character is a word.
 """
 
 import json
@@ -28,31 +28,31 @@ from cupola_platform.errors import SourceError
 
 SEED_WORDS = 3
 MIN_SEEDS = 2
-"""Runs of `SEED_WORDS` words that a passage shares with an item, for their subsequence to be looked for."""
+"""Runs of `SEED_WORDS` words that a passage must share with an item before their subsequence is computed."""
 
 MATCH_CHARACTERS = 300
-"""Of the text that matched, in the report."""
+"""Characters of the matched text in the report."""
 
 
 @dataclass(frozen=True)
 class ItemIndex:
-    """Test items as hashed words, and indices of their runs of words."""
+    """Test items as hashed words, with indices of their word runs."""
 
     names: Sequence[str]
     words: U64
-    """Of all items, one after another."""
+    """The words of all items, concatenated."""
     offsets: I64
     runs: U64
-    """Every run of `ngram` words of every item, sorted; `run_items` are their items."""
+    """All runs of `ngram` words, sorted; `run_items` has their items."""
     run_items: I64
     seeds: U64
-    """Every run of three words, sorted; `seed_items` are their items, `seed_places` their places in them."""
+    """All runs of three words, sorted; `seed_items` has their items, `seed_places` their positions in them."""
     seed_items: I64
     seed_places: I64
 
     @classmethod
     def index(cls, names: Sequence[str], texts: Sequence[str], ngram: int) -> "ItemIndex":
-        """Items without enough words for either rule have nothing in the index of runs."""
+        """Index items. Those with too few words for both rules have no runs in the index."""
         words = hashed_words(texts)
         runs, run_items, _ = _index(words.hashes, words.offsets, ngram)
         return cls(
@@ -60,11 +60,11 @@ class ItemIndex:
         )
 
     def of(self, item: int) -> U64:
-        """One item's words."""
+        """The words of one item."""
         return self.words[self.offsets[item] : self.offsets[item + 1]]
 
     def save(self, folder: Path) -> None:
-        """Write the index, its names last."""
+        """Write the index, with the names last."""
         arrays = {name: value for name, value in vars(self).items() if name != "names"}
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(folder / "index.npz", **arrays)
@@ -72,18 +72,18 @@ class ItemIndex:
 
     @classmethod
     def load(cls, folder: Path) -> "ItemIndex":
-        """What `save` wrote."""
+        """Read an index written by `save`."""
         with np.load(folder / "index.npz") as arrays:
             return cls(json.loads((folder / "names.json").read_text(encoding="utf-8")), **arrays)
 
 
 @dataclass(frozen=True)
 class Decontamination:
-    """Drop documents that share too much with a test item."""
+    """Drops documents that share too much with a test item."""
 
     config: DecontaminationConfig
     items: Path
-    """Folder of the index."""
+    """The folder of the index."""
     name: str = "decontamination"
 
     def __call__(self, documents: Sequence[Document]) -> list[Document | Drop]:
@@ -105,7 +105,7 @@ class Decontamination:
         return drop(document, reason, f"{items.names[item]}: {matched}")
 
     def _subsequences(self, words: U64, items: ItemIndex) -> Iterator[tuple[int, int, int]]:
-        """Items whose common subsequence with a passage is long enough, and the passage's first and last word."""
+        """Items with a long enough common subsequence with a passage, and the passage's first and last word."""
         for item, begin, end in _passages(words, items):
             of, passage = items.of(item), words[begin:end]
             need = max(self.config.min_common, self.config.min_share * min(len(of), len(words)))
@@ -115,7 +115,7 @@ class Decontamination:
 
 
 class BuildTestItems(PipelineStep):  # type: ignore[misc]
-    """Read the evaluation sets and index them: one task."""
+    """Reads the evaluation sets and indexes them, in one task."""
 
     type, name = "decontamination", "test items"
 
@@ -133,9 +133,8 @@ class BuildTestItems(PipelineStep):  # type: ignore[misc]
         long = [item for item, count in zip(named, counts.tolist(), strict=True) if count >= shortest]
         if not long:
             raise SourceError(
-                f"decontamination: none of {len(named)} test items has {shortest} words, so nothing can be checked "
-                "against "
-                "them. Name sets with longer items, or a smaller ngram."
+                f"decontamination: none of {len(named)} test items has {shortest} words, so none can be found. "
+                "Name sets with longer items, or a smaller ngram."
             )
         ItemIndex.index([name for name, _ in long], [text for _, text in long], self.config.ngram).save(self.to)
         write(self.to / "counts.json", json.dumps({"items": len(long), "too_short": len(named) - len(long)}))
@@ -149,8 +148,7 @@ class BuildTestItems(PipelineStep):  # type: ignore[misc]
                 yield f"{name}:{item.path.rpartition('/')[2]}#{item.row}", item.text
             if not count:
                 raise SourceError(
-                    f"decontamination.against.{name}: no row of it has text. Set text_field to the column that holds "
-                    "the questions."
+                    f"decontamination.against.{name}: no row has text. Set text_field to the column with the questions."
                 )
 
 
@@ -160,7 +158,7 @@ def _texts(name: str, source: Source) -> Iterable[Document]:
 
 
 def _index(words: U64, offsets: I64, n: int) -> tuple[U64, I64, I64]:
-    """Sorted runs of `n` words inside each item, their items and their places there."""
+    """Sorted runs of `n` words within items, their items and their positions in them."""
     keys = ngrams(words, n)
     begins = np.arange(len(keys))
     items = np.searchsorted(offsets, begins, side="right") - 1
@@ -170,7 +168,7 @@ def _index(words: U64, offsets: I64, n: int) -> tuple[U64, I64, I64]:
 
 
 def _shared_run(words: U64, items: ItemIndex, ngram: int) -> tuple[int, int, int] | None:
-    """An item with which the words share a run, and the run's first and last word."""
+    """An item that shares a run with the words, and the run's first and last word."""
     keys = ngrams(words, ngram)
     if not len(keys) or not len(items.runs):
         return None
@@ -180,7 +178,7 @@ def _shared_run(words: U64, items: ItemIndex, ngram: int) -> tuple[int, int, int
 
 
 def _passages(words: U64, items: ItemIndex) -> Iterator[tuple[int, int, int]]:
-    """Items and the parts of a document that share enough runs of three words with them: item, first word, end."""
+    """Passages of a document that share enough runs of three words with an item: (item, first word, end)."""
     keys = ngrams(words, SEED_WORDS)
     low = np.searchsorted(items.seeds, keys)
     counts = np.searchsorted(items.seeds, keys, side="right") - low
@@ -189,7 +187,7 @@ def _passages(words: U64, items: ItemIndex) -> Iterator[tuple[int, int, int]]:
     item = items.seed_items[seeds]
     length = np.diff(items.offsets)[item]
     half = np.maximum(length // 2, 1)
-    block = (where - items.seed_places[seeds] + length) // half  # where the item would begin in the document
+    block = (where - items.seed_places[seeds] + length) // half  # where the item would start in the document
     hits: dict[tuple[int, int], int] = {}
     for pair in zip(item.tolist(), block.tolist(), strict=True):
         hits[pair] = hits.get(pair, 0) + 1
@@ -201,7 +199,7 @@ def _passages(words: U64, items: ItemIndex) -> Iterator[tuple[int, int, int]]:
 
 
 def common_subsequence(a: U64, b: U64) -> int:
-    """Length of the longest common subsequence, in bit-parallel form (Hyyrö 2004): O(len(a) len(b) / word size)."""
+    """Length of the longest common subsequence, bit-parallel (Hyyrö 2004): O(len(a) len(b) / word size)."""
     masks: dict[int, int] = {}
     for place, word in enumerate(a.tolist()):
         masks[word] = masks.get(word, 0) | 1 << place
@@ -215,5 +213,5 @@ def common_subsequence(a: U64, b: U64) -> int:
 
 @cache
 def _loaded(folder: Path) -> ItemIndex:
-    """Kept by a worker between its documents."""
+    """Load an index, cached per worker."""
     return ItemIndex.load(folder)

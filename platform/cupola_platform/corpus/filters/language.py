@@ -1,4 +1,4 @@
-"""Which language a text is in: natural ones by py3langid, programs by their suffix or their look."""
+"""Language identification: natural languages by py3langid, programs by suffix or appearance."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ CODE = "code"
 CODE_SUFFIXES = frozenset({".py", ".c", ".h", ".cc", ".cpp", ".hpp", ".rs", ".go", ".java", ".js", ".ts", ".sh", ".rb"})
 
 PROBES = (0.1, 0.5, 0.9)
-"""Where in a text to look: the beginning alone may be a licence or a header."""
+"""Relative positions to sample: the beginning alone may be a licence or a header."""
 
 PROBE_CHARACTERS = 400
 
@@ -28,7 +28,7 @@ _CODE_LINE = re.compile(
 
 @dataclass(frozen=True)
 class LanguageFilter:
-    """Label each document with its language; drop those in others than the wanted ones."""
+    """Labels each document with its language, and drops those in unwanted languages."""
 
     config: LanguageConfig
     name: str = "language"
@@ -46,7 +46,7 @@ class LanguageFilter:
 
 
 def identify(text: str, path: str = "") -> tuple[str, float]:
-    """The language of a text (ISO 639 code, or `code`) and how sure that is, from 0 to 1."""
+    """The language of a text (ISO 639 code, or `code`) and the confidence, from 0 to 1."""
     if PurePosixPath(path).suffix in CODE_SUFFIXES or looks_like_code(text):
         return CODE, 1.0
     sample = text
@@ -58,7 +58,7 @@ def identify(text: str, path: str = "") -> tuple[str, float]:
 
 
 def looks_like_code(text: str) -> bool:
-    """Whether most lines read like statements, comments or braces. Text of fewer than five lines is never code."""
+    """Whether most lines look like statements, comments or braces. Text of fewer than five lines is never code."""
     lines = [line for line in text[:20_000].splitlines() if line.strip()][:200]
     return len(lines) >= 5 and sum(_CODE_LINE.match(line) is not None for line in lines) > 0.6 * len(lines)
 
@@ -67,13 +67,13 @@ def check_languages(key: str, codes: Iterable[str]) -> None:
     """Refuse codes that identification never returns.
 
     Raises:
-        ConfigError: an unknown code.
+        ConfigError: a code is unknown.
     """
     known = [*identifier().labels, CODE]
     for code in codes:
         if code not in known:
             raise ConfigError(
-                f"{key}={code!r} is no language that can be identified. Known are {' '.join(sorted(known))}."
+                f"{key}={code!r} is not a language that can be identified. Known: {' '.join(sorted(known))}."
             )
 
 

@@ -1,8 +1,8 @@
-"""Documents that a model finds too surprising or too predictable, dropped: by bounds, and by percentiles of each
-language (as CCNet does it: Wenzek et al. 2020, section 3.3).
+"""Drops documents that a model finds too surprising or too predictable, by bounds and by percentiles per language (as
+in CCNet: Wenzek et al. 2020, section 3.3).
 
-The model lives in another process: this package knows no torch. A command reads a JSON list of texts a line and answers
-with a JSON list of their bits per byte; each worker starts it once.
+The model runs in another process, because this package does not import torch. That process reads a JSON list of texts
+per line and writes a JSON list of their bits per byte; each worker starts one.
 """
 
 import json
@@ -24,12 +24,12 @@ from cupola_platform.errors import StageFailedError
 from cupola_platform.launch import tether
 
 DECIMALS = 3
-"""Decimals of bits per byte: models are no more precise, and few distinct values are left to count."""
+"""Decimals of bits per byte: models are no more precise, and it limits the distinct values to count."""
 
 
 @dataclass(frozen=True)
 class PerplexityFilter:
-    """Drop documents whose bits per byte are out of bounds."""
+    """Drops documents whose bits per byte are out of bounds."""
 
     config: PerplexityConfig
     command: tuple[str, ...]
@@ -56,10 +56,10 @@ class PerplexityFilter:
 
 @dataclass(frozen=True)
 class PercentileFilter:
-    """Drop documents that are more surprising than most of their language."""
+    """Drops documents that are more surprising than most of their language."""
 
     cutoffs: Mapping[str, float]
-    """Bits per byte by language, as `cutoffs_of` finds them."""
+    """Bits per byte by language, from `cutoffs_of`."""
     name: str = "perplexity by language"
 
     def __call__(self, documents: Sequence[Document]) -> list[Document | Drop]:
@@ -76,9 +76,9 @@ class PercentileFilter:
 
 
 def cutoffs_of(folder: Path, tasks: int, percentile: float) -> dict[str, float]:
-    """Of each language the bits per byte that `percentile` percent of the documents in `folder` do not exceed.
+    """For each language, the bits per byte that `percentile` percent of the documents in `folder` do not exceed.
 
-    Counts by value are kept, not documents: memory grows with neither.
+    It counts documents by rounded value, so memory stays constant.
     """
     counts: dict[str, Counter[float]] = defaultdict(Counter)
     for task in range(tasks):
@@ -99,7 +99,7 @@ def _percentile(counts: Counter[float], percentile: float) -> float:
 
 
 class Scorer:
-    """A process that scores texts for as long as this one lives."""
+    """A process that scores texts until this process ends."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._process = subprocess.Popen(
@@ -114,7 +114,7 @@ class Scorer:
         """Bits per byte of each text.
 
         Raises:
-            StageFailedError: the process ended; what it said is in the log.
+            StageFailedError: the process ended; its output is in the log.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -126,9 +126,8 @@ class Scorer:
         answer = self._process.stdout.readline()
         if not answer:
             raise StageFailedError(
-                f"perplexity: the process that scores texts ended with exit status {self._process.wait()}. Its last "
-                "words are "
-                "in the preparation's log."
+                f"perplexity: the process that scores texts ended with exit status {self._process.wait()}. "
+                "Read its output in the preparation's log."
             )
         scores: list[float] = json.loads(answer)
         return scores
@@ -136,5 +135,5 @@ class Scorer:
 
 @cache
 def scorer(command: tuple[str, ...]) -> Scorer:
-    """Started once by a worker, for all its documents."""
+    """The scorer of this worker, started on first use."""
     return Scorer(command)

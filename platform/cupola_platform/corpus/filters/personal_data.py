@@ -1,4 +1,4 @@
-"""Personal data masked: what has a checksum is checked, so that version numbers and product codes stay as they are."""
+"""Masking of personal data. Checksums are verified where they exist, so that version numbers and product codes stay."""
 
 import ipaddress
 import re
@@ -14,7 +14,7 @@ from cupola_platform.corpus.filters.language import CODE
 
 Span = tuple[int, int]
 
-# Boundaries are ASCII's everywhere: a number may stand right behind a Chinese word.
+# All boundaries are ASCII, because a number may directly follow a Chinese word.
 
 _AT = re.compile(r"@((?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24})(?![\w-]|\.\w)", re.ASCII)
 _LOCAL = re.compile(r"[A-Za-z0-9](?:[\w.%+-]{0,62}[\w+-])?\Z", re.ASCII)
@@ -22,7 +22,7 @@ _RESERVED = re.compile(r"(?:^|\.)(?:example(?:\.(?:com|org|net|edu))?|test|inval
 _FILES = frozenset(
     {"service", "socket", "timer", "target", "mount", "png", "jpg", "jpeg", "gif", "svg", "webp", "js", "css"}
 )
-"""Ends that are no domains: units of systemd (`getty@tty1.service`), pictures for fine screens (`logo@2x.png`)."""
+"""Suffixes that are not domains: systemd units (`getty@tty1.service`), high-resolution images (`logo@2x.png`)."""
 
 _DOTTED = re.compile(r"\d\.\d{1,3}\.\d{1,3}\.\d", re.ASCII)
 _IPV4 = re.compile(r"(?<![\w.-])\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\w)", re.ASCII)
@@ -30,7 +30,7 @@ _VERSION = re.compile(r"(?:\b(?:version|release|rev|ver|v)\b\.?|[=~<>]=|§|\bsec
 _IPV6 = re.compile(r"[23][0-9A-Fa-f]{3}(?<![\w:.].{4}):(?:[0-9A-Fa-f]{0,4}:){2,6}[0-9A-Fa-f]{0,4}(?![\w:])", re.ASCII)
 
 _DIGITS = re.compile(r"\d(?:[ ()./-]{0,2}\d){6,}", re.ASCII)
-"""Where a telephone, card or identity number can be: all else looks there only."""
+"""Candidates for phone, card and identity numbers; the other patterns search only around these."""
 
 _INTERNATIONAL = re.compile(
     r"(?<![\w.+-])\+(?:1|7|2[07]|2[1-69]\d|3[0-469]|3[578]\d|4[013-9]|42\d|5[1-8]|5[09]\d|6[0-6]|6[7-9]\d|8[1246]|8[058]\d"
@@ -51,7 +51,7 @@ _CUE = re.compile(
     re.IGNORECASE,
 )
 _LOCAL_NUMBER = re.compile(r"\d[\d ()/.-]{5,16}\d(?![\w-])", re.ASCII)
-"""What is a telephone's number after such a word."""
+"""A phone number when it follows such a word."""
 
 _CARD = re.compile(
     r"(?<![\w.-])(?:\d{4}([ -])\d{4}\1\d{4}\1\d{4}(?:\1\d{3})?|\d{4}([ -])\d{6}\2\d{5}|\d{13,19})(?![\w.-])", re.ASCII
@@ -60,7 +60,7 @@ _ISSUERS = re.compile(
     r"4(?:\d{12}|\d{15}|\d{18})|(?:5[1-5]|222[1-9]|22[3-9]\d|2[3-6]\d\d|27[01]\d|2720)\d+(?<=\d{16})|3[47]\d{13}"
     r"|(?:6011|64[4-9]|65)\d+(?<=\d{16})|62\d{14,17}|35(?:2[89]|[3-8]\d)\d{12}|3(?:0[0-5]|[689]\d)\d{11}"
 )
-"""Visa, Mastercard, American Express, Discover, UnionPay, JCB, Diners Club: beginnings and lengths (ISO/IEC 7812)."""
+"""Visa, Mastercard, American Express, Discover, UnionPay, JCB, Diners Club: prefixes and lengths (ISO/IEC 7812)."""
 _IBAN = re.compile(
     r"[A-Z]{2}\d{2}(?<!\w.{4})(?:(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?|[A-Z0-9]{11,28})(?!\w)", re.ASCII
 )
@@ -77,15 +77,15 @@ IBAN_LENGTHS = {
     "SA": 24,
     "SE": 24, "SI": 19, "SK": 24, "TR": 26, "UA": 29,
 }  # fmt: skip
-"""Of the SWIFT registry."""
+"""IBAN lengths by country, from the SWIFT registry."""
 
 VERSION_PART = 30
-"""Three parts up to this make a version or a section's number (8.2.4.45); of addresses one in 180 is such."""
+"""Three parts of at most this make a version or section number (8.2.4.45); one in 180 IP addresses looks like it."""
 
 
 @dataclass(frozen=True)
 class PersonalDataMask:
-    """Mask each document's personal data. Drops nothing."""
+    """Masks each document's personal data. Drops nothing."""
 
     config: PersonalDataConfig
     name: str = "personal data"
@@ -98,21 +98,21 @@ class PersonalDataMask:
         if not edits:
             return document
         masked = replace(document, text=text, size=len(text.encode()))
-        return Edited(masked, edits)  # without an example: the report is read by more people than the text
+        return Edited(masked, edits)  # no example, because more people read the report than the text
 
 
 def mask(
     text: str, kinds: Sequence[PersonalKind] = ("identity", "email", "ip", "phone"), *, code: bool = False
 ) -> tuple[str, Mapping[str, int]]:
-    """The text with personal data masked, and how much of each kind there was.
+    """The text with personal data masked, and the number of matches of each kind.
 
     Args:
-        code: whether it is a program's, where digits without anything between them are numbers: telephone and card
-            numbers must be grouped there, or come after a word such as `tel`.
+        code: whether the text is code. Ungrouped digits are ordinary numbers there, so phone and card numbers must be
+            grouped or follow a word such as `tel`.
     """
     spans: list[tuple[int, int, str]] = []
     numbers = [match.span() for match in _DIGITS.finditer(text)]
-    for kind, finder in _FINDERS.items():  # identity numbers first: they may look like a telephone's
+    for kind, finder in _FINDERS.items():  # identity numbers first, since they may look like phone numbers
         if kind in kinds:
             for begin, end in finder(text, numbers, code):
                 place = bisect_left(spans, (begin, end, ""))
@@ -134,7 +134,7 @@ def luhn(digits: str) -> bool:
 
 
 def iban(number: str) -> bool:
-    """Account numbers' check digits, modulo 97 (ISO 13616), and their country's length."""
+    """IBAN check digits, modulo 97 (ISO 13616), and the country's length."""
     compact = number.replace(" ", "")
     moved = compact[4:] + compact[:4]
     return (
@@ -143,7 +143,7 @@ def iban(number: str) -> bool:
 
 
 def resident_id(number: str) -> bool:
-    """A Chinese resident identity number: its date of birth and its check character (GB 11643, ISO 7064 MOD 11-2)."""
+    """Date of birth and check character of a Chinese resident identity number (GB 11643, ISO 7064 MOD 11-2)."""
     try:
         born = date(int(number[6:10]), int(number[10:12]), int(number[12:14]))
     except ValueError:
@@ -153,7 +153,7 @@ def resident_id(number: str) -> bool:
 
 
 def cpf(number: str) -> bool:
-    """A Brazilian taxpayer's two check digits, modulo 11."""
+    """The two check digits of a Brazilian taxpayer number, modulo 11."""
     digits = [int(digit) for digit in number if digit.isdigit()]
     for length in (9, 10):
         total = sum(digit * weight for digit, weight in zip(digits, range(length + 1, 1, -1), strict=False))
@@ -182,7 +182,7 @@ def _addresses(text: str, numbers: Sequence[Span], code: bool) -> Iterator[Span]
 
 
 def _public(address: str) -> bool:
-    """Whether it is an address, and one that could be somebody's: not private, local or reserved."""
+    """Whether it is a public IP address: not private, local or reserved."""
     try:
         return ipaddress.ip_address(address).is_global
     except ValueError:
@@ -209,7 +209,7 @@ def _identities(text: str, numbers: Sequence[Span], code: bool) -> Iterator[Span
     yield from (match.span() for match in _within(_RESIDENT, text, numbers) if resident_id(match[0]))
     for match in _within(_CARD, text, numbers):
         digits = re.sub(r"\D", "", match[0])
-        seed = code and digits == match[0]  # of random numbers, far more often than a card
+        seed = code and digits == match[0]  # far more often a random seed than a card
         if not seed and _ISSUERS.fullmatch(digits) and luhn(digits):
             yield match.span()
     yield from (match.span() for match in _within(_CPF, text, numbers) if cpf(match[0]))
@@ -219,7 +219,7 @@ def _identities(text: str, numbers: Sequence[Span], code: bool) -> Iterator[Span
 
 
 def _within(pattern: re.Pattern[str], text: str, numbers: Sequence[Span]) -> Iterator[re.Match[str]]:
-    """Matches where a number is, with what may come before it (`+`, a bracket) and a check character after it."""
+    """Matches around numbers, including a preceding `+` or bracket and a following check character."""
     for begin, end in numbers:
         yield from pattern.finditer(text, max(0, begin - 2), end + 2)
 

@@ -1,8 +1,8 @@
-"""Published heuristics that separate text worth training on from the rest, by name.
+"""Published heuristics that select text worth training on, by name.
 
 Gopher: Rae et al. 2021, table A1. C4: Raffel et al. 2020, section 2.2. FineWeb: Penedo et al. 2024, section 3.6.
-StarCoder: Li et al. 2023, section 3.2 (code). Words are those of `shingles`: in a script without spaces a character is
-one, so that all rules about words know how many characters a word has there.
+StarCoder: Li et al. 2023, section 3.2 (code). Words are those of `shingles`: in scripts without spaces each character
+is a word, so rules about words convert by the mean characters per word.
 """
 
 import re
@@ -29,7 +29,7 @@ from cupola_platform.corpus.filters.repetition import repeated_characters, repea
 
 ENDS = (*TERMINALS, *CLOSERS)
 SHORT_LINE = 10
-"""Lines up to here may repeat: closing brackets and `else:` do in good code."""
+"""Lines of up to this many characters may repeat, as closing brackets and `else:` do in good code."""
 
 _WORD = re.compile(r"\w+")
 _PARAGRAPH = re.compile(r"\n\s*\n")
@@ -39,12 +39,12 @@ _SENTENCE_END = re.compile(
 _NOTICE = re.compile(r"javascript|terms of use|privacy policy|cookie policy|uses? (?:of )?cookies", re.IGNORECASE)
 
 Finding = tuple[str, str]
-"""A reason and the number that broke the rule."""
+"""A reason and the value that broke the rule."""
 
 
 @dataclass(frozen=True)
 class QualityFilter:
-    """Drop documents that break a rule; the first one broken is the reason."""
+    """Drops documents that break a rule; the first broken rule is the reason."""
 
     config: QualityConfig
     exempt: frozenset[str] = frozenset()
@@ -63,15 +63,15 @@ class QualityFilter:
 
 @dataclass
 class Text:
-    """One text and what the rules look at."""
+    """One text and the features that the rules use."""
 
     text: str
     language: str
     words: Words
     place: int
-    """Among the texts of `words`."""
+    """Index of the text in `words`."""
     lines: list[str] = field(init=False)
-    """Stripped, without empty ones."""
+    """Non-empty lines, stripped."""
 
     def __post_init__(self) -> None:
         self.lines = [line.strip() for line in self.text.splitlines() if line.strip()]
@@ -82,22 +82,22 @@ class Text:
 
     @cached_property
     def parts(self) -> list[str]:
-        """Its words with the punctuation on them; of a script without spaces, runs of letters."""
+        """Words with their punctuation; in scripts without spaces, runs of letters."""
         return self.text.split() if self.spaced else _WORD.findall(self.text)
 
     @cached_property
     def count(self) -> int:
-        """Words, estimated where no spaces separate them."""
+        """Number of words, estimated in scripts without spaces."""
         return len(self.parts) if self.spaced else round(sum(map(len, self.parts)) / CHARACTERS_PER_WORD[self.language])
 
 
 def written_as(language: str) -> str:
-    """The language whose rules apply to this one."""
+    """The language whose rules apply to this language."""
     return SAME_WRITING.get(language, language)
 
 
 def broken(text: Text, config: QualityConfig) -> Iterator[Finding]:
-    """Every rule that a text breaks, cheapest first."""
+    """All rules that a text breaks, cheapest first."""
     rules = config.of(text.language)
     if text.language == CODE:
         if "gopher_repetition" in config.rules:
@@ -221,9 +221,9 @@ def _ngrams_repeat(text: Text, rules: QualityRules) -> Iterator[Finding]:
         if share > limit:
             yield "repeated phrases", f"{share:.2f} of characters came before in runs of {n} words"
         if share <= rules.max_duplicate_ngram_characters - 0.05:
-            return  # longer runs lie within these
+            return  # longer runs are within these
 
 
 def _share(text: Text, marks: tuple[str, ...], side: str) -> float:
-    """Of the lines those that begin or end so."""
+    """Share of lines that start or end with one of the marks."""
     return float(np.mean([getattr(line, side)(marks) for line in text.lines])) if text.lines else 0.0

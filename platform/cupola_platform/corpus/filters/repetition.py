@@ -1,5 +1,4 @@
-"""How much of a text repeats itself (Gopher: Rae et al. 2021, table A1), in numpy: no Python object is made per
-word."""
+"""How much of a text is repeated (Gopher: Rae et al. 2021, table A1), in numpy without a Python object per word."""
 
 from collections.abc import Sequence
 
@@ -9,8 +8,8 @@ from cupola_platform.corpus.core.shingles import I64, U64, ngrams
 
 
 def top_ngram(words: U64, lengths: I64, n: int) -> tuple[int, int, int]:
-    """The most frequent run of `n` words: how often it comes, its characters, its first place. The earliest of
-    equals."""
+    """Count, characters and first position of the most frequent run of `n` words; of equally frequent ones, the
+    first."""
     order, begins, counts = _runs(words, n)
     if not len(order):
         return 0, 0, 0
@@ -21,7 +20,7 @@ def top_ngram(words: U64, lengths: I64, n: int) -> tuple[int, int, int]:
 
 
 def repeated_characters(words: U64, lengths: I64, n: int) -> int:
-    """Characters of words that lie in a run of `n` words which came before."""
+    """Characters of words that are in a run of `n` words that occurred before."""
     order, begins, _ = _runs(words, n)
     again = np.ones(len(order), bool)
     again[begins] = False
@@ -32,7 +31,7 @@ def repeated_characters(words: U64, lengths: I64, n: int) -> int:
 
 
 def repeated_pieces(pieces: Sequence[str]) -> tuple[int, int]:
-    """Of lines or paragraphs, how many came before, and their characters."""
+    """The number of lines or paragraphs that occurred before, and their characters."""
     seen: set[str] = set()
     count = characters = 0
     for piece in pieces:
@@ -44,8 +43,7 @@ def repeated_pieces(pieces: Sequence[str]) -> tuple[int, int]:
 
 
 def _runs(words: U64, n: int) -> tuple[I64, I64, I64]:
-    """Places of runs of `n` words so that equal ones are together, earliest first; where each group begins; its
-    size."""
+    """Positions of runs of `n` words, grouped by equal runs and earliest first; each group's start and size."""
     keys = ngrams(words, n)
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]

@@ -1,8 +1,8 @@
-"""Toxic documents, by lists of words and by a classifier of labelled documents.
+"""Removal of toxic documents, by word lists and by a classifier trained on labelled documents.
 
-A list finds words, not meanings: it also drops medical, legal and second-hand talk about them, and more of the speech
-of some groups than of others (Dodge et al. 2021, section 5.3). So a document is dropped for many matches, not for one,
-unless the recipe wants C4's rule.
+A list finds words, not meanings: it also drops medical and legal text and quotations, and affects some groups' speech
+more than others' (Dodge et al. 2021, section 5.3). So a document needs many matches to be dropped, unless the recipe
+sets C4's rule.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,16 +19,16 @@ from cupola_platform.corpus.filters.classifier import loaded
 from cupola_platform.errors import ConfigError
 
 Lexicon = Mapping[int, U64]
-"""Sorted hashes of phrases, by how many words they have."""
+"""Sorted hashes of phrases, by number of words."""
 
 
 @dataclass(frozen=True)
 class ToxicityFilter:
-    """Drop documents with too many words of their language's list, or with a high score."""
+    """Drops documents with too many words of their language's list, or with a high score."""
 
     config: ToxicityConfig
     folder: Path
-    """Of the classifier, where there is one."""
+    """The classifier's folder, if there is one."""
     name: str = "toxicity"
 
     def __call__(self, documents: Sequence[Document]) -> list[Document | Drop]:
@@ -51,26 +51,26 @@ class ToxicityFilter:
 
 
 def count_matches(words: U64, lexicon: Lexicon) -> int:
-    """Places at which a phrase of the list begins. A character of a script without spaces is a word."""
+    """The number of positions where a phrase of the list starts. In scripts without spaces each character is a word."""
     return sum(int(np.isin(ngrams(words, length), phrases).sum()) for length, phrases in lexicon.items())
 
 
 @cache
 def read_lexicon(path: Path) -> Lexicon:
-    """The phrases of a file, one a line; lines that begin with `#` are left out.
+    """The phrases of a file, one per line; lines that start with `#` are skipped.
 
     Raises:
-        ConfigError: the file cannot be read or holds no word.
+        ConfigError: the file cannot be read or has no words.
     """
     try:
         lines = path.expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"toxicity.lexicon: {path} cannot be read ({error}). Give a file of UTF-8.") from error
+        raise ConfigError(f"toxicity.lexicon: {path} cannot be read ({error}). Give a UTF-8 file.") from error
     words = hashed_words([line for line in lines if not line.startswith("#")])
     phrases: dict[int, list[U64]] = {}
     for place in range(len(words.offsets) - 1):
         if len(of := words.of(place)):
             phrases.setdefault(len(of), []).append(ngrams(of, len(of)))
     if not phrases:
-        raise ConfigError(f"toxicity.lexicon: {path} holds no word. Give a file with a word or phrase a line.")
+        raise ConfigError(f"toxicity.lexicon: {path} has no words. Give a file with one word or phrase per line.")
     return {length: np.unique(np.concatenate(of)) for length, of in phrases.items()}

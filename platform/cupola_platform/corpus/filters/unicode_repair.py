@@ -1,4 +1,4 @@
-"""Unicode as it should be: NFC, one kind of line end, no control characters, mojibake undone."""
+"""Unicode repair: NFC, line feeds only, no control characters, mojibake undone."""
 
 import re
 import unicodedata
@@ -11,23 +11,23 @@ _CONTROL = re.compile("\x1b\\[[0-9;]*m|[\x01-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff\u20
 _NEVER = re.compile("[\ufffd\ue000-\uf8ff\ufdd0-\ufdef\ufffe\uffff\x80-\x9f]")
 
 _BYTES = {bytes([byte]).decode("cp1252", "ignore") or chr(byte): byte for byte in range(0x80, 0x100)}
-"""Windows-1252 as browsers read it: its five holes are C1 controls."""
+"""Windows-1252 as decoded by browsers: its five undefined bytes are C1 controls."""
 
 _REST = re.escape("".join(character for character, byte in _BYTES.items() if byte < 0xC0))
 _MOJIBAKE = re.compile(
     f"[\u00e0-\u00ef][{_REST}]{{2}}|[\u00f0-\u00f4][{_REST}]{{3}}"
     f"|(?:[\u00c2-\u00df][{_REST}]){{3,}}"
-    "|[\u00c2\u00c3](?![\u2010-\u2026\u2039\u203a\u00ab\u00bb])"  # a capital before a closing quote is natural: IRMÃ”
+    "|[\u00c2\u00c3](?![\u2010-\u2026\u2039\u203a\u00ab\u00bb])"  # a capital before a closing quote is valid: IRMÃ”
     f"[{_REST}]"
 )
 
 MAX_UNREADABLE = 0.005
-"""Share of characters that are replacement marks, private or C1 controls, above which a text is lost."""
+"""Share of replacement characters, private use and C1 controls above which a text is dropped."""
 
 
 @dataclass(frozen=True)
 class UnicodeRepair:
-    """Repair each text; drop those that were already garbled when written."""
+    """Repairs each text, and drops those that are garbled beyond repair."""
 
     name: str = "unicode repair"
 
@@ -47,10 +47,10 @@ class UnicodeRepair:
 
 
 def repair(text: str) -> str:
-    """NFC with line feeds only, without control and invisible formatting characters, and with mojibake undone.
+    """The text in NFC with line feeds only, without control and invisible formatting characters, and with mojibake
+    undone.
 
-    Mojibake here is UTF-8 that was once read as Windows-1252 (`Ã©` for `é`), in the sequences that natural text does
-    not have.
+    Mojibake here means UTF-8 decoded as Windows-1252 (`Ã©` for `é`), in sequences that do not occur in natural text.
     """
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")

@@ -1,1 +1,1 @@
-"""The preparation from end to end: which steps, in which order, on which machines; `preparation.prepare` starts it."""
+"""The whole preparation: its steps, their order and where they run. `preparation.prepare` starts it."""

@@ -1,7 +1,7 @@
-"""The preparation's steps as blocks of datatrove's pipelines: what one task does, whatever machine it runs on.
+"""The preparation's steps as datatrove pipeline steps: what one task does, on any machine.
 
-Each block writes its counts to `tallies/NAME/RANK.json` after its last document. A task counts once the executor's
-completion marker is there, so a task that was killed and run again is counted once.
+Each writes its counts to `tallies/NAME/RANK.json` after its last document. A task counts once the executor has written
+its completion marker, so a task that was killed and repeated is counted once.
 """
 
 import json
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Read(PipelineStep):  # type: ignore[misc]
-    """The documents of the files that the plan gives to a task."""
+    """Reads the documents of the files that the plan assigns to a task."""
 
     type, name = "reader", "sources"
 
@@ -55,7 +55,7 @@ class Read(PipelineStep):  # type: ignore[misc]
 
 
 class Apply(PipelineStep):  # type: ignore[misc]
-    """One step that looks at a document at a time; with a ledger, every document that it drops has a line there."""
+    """Applies a step that processes one document at a time; with a ledger, each dropped document gets a line there."""
 
     type = "step"
 
@@ -78,12 +78,12 @@ class Apply(PipelineStep):  # type: ignore[misc]
 
 
 def line_of(dropped: Drop) -> dict[str, object]:
-    """A ledger's line."""
+    """One line of the ledger."""
     return {"document": dropped.name, "bytes": dropped.size, "reason": dropped.reason, "detail": dropped.detail}
 
 
 class Load(PipelineStep):  # type: ignore[misc]
-    """The documents that an earlier pipeline's task of the same rank kept."""
+    """Reads the documents saved by the task of the same rank in an earlier pipeline."""
 
     type, name = "reader", "documents"
 
@@ -97,7 +97,7 @@ class Load(PipelineStep):  # type: ignore[misc]
 
 
 class Save(PipelineStep):  # type: ignore[misc]
-    """Keep the documents for the next pipeline, each with its digest."""
+    """Saves the documents, with digests, for the next pipeline."""
 
     type, name = "writer", "documents"
 
@@ -114,7 +114,7 @@ class Save(PipelineStep):  # type: ignore[misc]
 
 
 def timed(items: Iterator[T], tally: Tally) -> Iterator[T]:
-    """The same items; the processor time that getting them took goes into the tally."""
+    """The same items; adds the CPU time taken to produce them to the tally."""
     while True:
         start = time.process_time()
         item = next(items, None)

@@ -1,4 +1,4 @@
-"""What can be checked about a preparation before anything is read. Light to import."""
+"""Checks of a preparation before anything is read. Light to import."""
 
 import importlib.util
 import shutil
@@ -16,11 +16,11 @@ from cupola_platform.errors import ConfigError, SourceError
 
 
 def check_config(config: PrepareConfig) -> None:
-    """Refuse what would fail later: missing sources, unknown languages. Reads no text.
+    """Refuse a config that would fail later, such as missing sources or unknown languages. Reads no text.
 
     Raises:
         SourceError: a source is missing, empty or cannot be reached.
-        ConfigError: a language that does not exist or is never identified, or no Qwen vocabulary where one is named.
+        ConfigError: a language is unknown or never identified, or the named vocabulary is not available.
     """
     for name, source in named_sources(config).items():
         try:
@@ -31,21 +31,19 @@ def check_config(config: PrepareConfig) -> None:
     check_executor(config.executor)
     for path in files_beside(config):
         if not path.is_file():
-            raise ConfigError(
-                f"{path}: there is no such file. toxicity.lexicon names files, model a folder models/NAME."
-            )
+            raise ConfigError(f"{path} does not exist. toxicity.lexicon takes files, model a folder models/NAME.")
     for key, codes in _languages(config).items():
         check_languages(key, codes)
         if codes and config.language is None:
             raise ConfigError(
-                f"{key} names languages, and language: null identifies none, so it would bind no document. Give one of "
-                "the two."
+                f"{key} names languages, but language: null identifies none, so it would never apply. Set language, or "
+                f"remove {key}."
             )
     check_vocabulary(config.tokenizer)
 
 
 def _languages(config: PrepareConfig) -> dict[str, Collection[str]]:
-    """The languages that the config names, by key."""
+    """The languages named in the config, by key."""
     return {
         "language.keep": config.language.keep if config.language else (),
         "quality.languages": config.quality.languages if config.quality else (),
@@ -56,7 +54,7 @@ def _languages(config: PrepareConfig) -> dict[str, Collection[str]]:
 
 
 def named_sources(config: PrepareConfig) -> dict[str, Source]:
-    """Everything that a preparation reads, by its key in the config."""
+    """All sources that a preparation reads, by their keys in the config."""
     sources: dict[str, Source] = {f"sources.{name}": source for name, source in config.sources.items()}
     if config.decontamination:
         sources |= {f"decontamination.against.{name}": of for name, of in config.decontamination.against.items()}
@@ -67,7 +65,7 @@ def named_sources(config: PrepareConfig) -> dict[str, Source]:
 
 
 def classifiers(config: PrepareConfig) -> dict[str, ClassifierConfig]:
-    """Classifiers that a preparation trains on labelled sources, by their key in the config."""
+    """The classifiers that a preparation trains, by their keys in the config."""
     configs: dict[str, ClassifierConfig] = {"quality_model": config.quality_model} if config.quality_model else {}
     if config.toxicity and config.toxicity.classifier:
         configs["toxicity.classifier"] = config.toxicity.classifier
@@ -75,7 +73,7 @@ def classifiers(config: PrepareConfig) -> dict[str, ClassifierConfig]:
 
 
 def files_beside(config: PrepareConfig) -> list[Path]:
-    """Lists of words and classifiers that the config names."""
+    """Word lists and classifiers named in the config."""
     lists = list(config.toxicity.lexicon.values()) if config.toxicity else []
     folders = [of.model for of in classifiers(config).values() if of.model]
     return [
@@ -85,26 +83,25 @@ def files_beside(config: PrepareConfig) -> list[Path]:
 
 
 def file_digests(config: PrepareConfig) -> dict[str, str]:
-    """Digests of those files: what a preparation gives depends on them."""
+    """Digests of those files, on which the result depends."""
     return {str(path): blake3(path.read_bytes()).hexdigest() for path in files_beside(config) if path.is_file()}
 
 
 def check_weights(config: PrepareConfig) -> None:
-    """Raises ConfigError when some sources ask for a weight and others do not: no share would follow for these."""
+    """Raises ConfigError if only some sources have a weight, since the others' shares would be undefined."""
     without = [name for name, source in config.sources.items() if source.weight is None]
     if without and len(without) < len(config.sources):
         some = next(name for name in config.sources if name not in without)
         raise ConfigError(
-            f"sources.{some} has a weight and sources.{without[0]} has none. Give every source a weight, or none of "
-            "them."
+            f"sources.{some} has a weight, but sources.{without[0]} has none. Give a weight to all sources or to none."
         )
 
 
 def check_executor(config: ExecutorConfig) -> None:
-    """Raises ConfigError when this machine cannot start what the config names."""
+    """Raises ConfigError if this machine cannot start the configured executor."""
     if config.kind == "slurm" and shutil.which("sbatch") is None:
         raise ConfigError(
-            "executor.kind=slurm needs sbatch, which is not on the path. Run on a login node, or use local."
+            "executor.kind=slurm needs sbatch, which is not on the PATH. Run on a login node, or use local."
         )
     if config.kind == "ray" and importlib.util.find_spec("ray") is None:
         raise ConfigError("executor.kind=ray needs the package ray, which is not installed. Try pip install ray.")

@@ -1,8 +1,10 @@
-"""One preparation, in a process of its own: `python -m cupola_platform.corpus.pipeline.driver WORK TO`.
+"""Runs one preparation in its own process: `python -m cupola_platform.corpus.pipeline.driver WORK TO`.
 
-A process of its own because its pools fork, which a caller with threads must not, and import their main module again.
-It reads `WORK/config.json`, tells its progress on stdout a JSON list a line, and ends with `WORK/result.json` or
-`WORK/error.json`. What is done stays in WORK: the same command goes on from there.
+It needs its own process because its pools fork, which is unsafe in a caller with threads, and re-import the main
+module.
+
+It reads `WORK/config.json`, reports progress on stdout as one JSON list per line, and finally writes
+`WORK/result.json` or `WORK/error.json`. Finished work stays in WORK, so the same command resumes from there.
 """
 
 import json
@@ -58,9 +60,9 @@ class Preparation:
         self.seconds: dict[str, float] = {}
         self.steps = document_steps(config, work)
         self.counted: list[dict[str, Tally]] = []
-        """What each step did with each source."""
+        """The tallies of each step, by source."""
         self.sources: list[str] = []
-        """Of each task."""
+        """The source of each task."""
 
     @property
     def tasks(self) -> int:
@@ -68,11 +70,11 @@ class Preparation:
 
     @property
     def tallies(self) -> list[Tally]:
-        """What each step did with all sources."""
+        """The tally of each step over all sources."""
         return [Tally.total(of_sources.values()) for of_sources in self.counted]
 
     def run(self) -> None:
-        """Do what is not done yet, and write the result."""
+        """Do the remaining work, and write the result."""
         with self._timed("plan"):
             self.sources = plan(self.config, self.work)
         documents = self._clean()
@@ -100,7 +102,7 @@ class Preparation:
         return documents if limit is None else self._keep_percentile(documents, limit, self.steps[first:])
 
     def _keep_percentile(self, documents: Path, percentile: float, then: Sequence[Step]) -> Path:
-        """Of each language what its model finds least surprising; that is known when all documents are scored."""
+        """Keep each language's least surprising documents; the cutoffs are known once all documents are scored."""
         name, kept, cutoffs_file = PercentileFilter.name, self.work / "familiar", self.work / "cutoffs.json"
         with self._timed(name):
             if not self.runner.finished(name, self.tasks):
@@ -116,7 +118,7 @@ class Preparation:
         return [Apply(step, self.work, self._ledger(step)) for step in steps]
 
     def _ledger(self, step: Step) -> Path | None:
-        """Where every document that the step drops is named."""
+        """The ledger of the documents that the step drops, if it has one."""
         return self.work / "contaminated" if isinstance(step, Decontamination) else None
 
     def _deduplicate(self, documents: Path) -> Path:
@@ -142,7 +144,7 @@ class Preparation:
                 clusters = cluster_sizes(equal, documents, first_indices(documents, self.tasks))
                 write_text(
                     self.work / "clusters.json", json.dumps(clusters, ensure_ascii=False)
-                )  # now: they are removed below
+                )  # now, since the documents are removed below
                 drops = DropDuplicates(step, "exact duplicate", documents, self.tasks, equal, self.work)
                 self.runner.run(step, [Load(documents), drops, *then, Save(to)], self.tasks)
             shutil.rmtree(documents, ignore_errors=True)
@@ -185,12 +187,11 @@ class Preparation:
                     ((loss.documents, reason) for tally in self.tallies for reason, loss in tally.lost.items()),
                     reverse=True,
                 )
-                why = ", ".join(f"{reason} ({count:,})" for count, reason in reasons[:4]) or "it held no document"
+                why = ", ".join(f"{reason} ({count:,})" for count, reason in reasons[:4]) or "it had no documents"
                 unnamed = reasons and reasons[0][1] == NO_TEXT
-                move = "Name the field that holds it as text_field" if unnamed else "Loosen the steps that drop them"
+                move = "Set text_field to the field with the text" if unnamed else "Loosen the steps that drop them"
                 raise SourceError(
-                    f"sources.{name}: no document is left after cleaning. Of all sources, most were dropped for: "
-                    f"{why}. "
+                    f"sources.{name}: no document is left after cleaning. Main reasons over all sources: {why}. "
                     f"{move}, or remove the source."
                 )
 
@@ -232,7 +233,7 @@ class Preparation:
         write_text(self.work / "result.json", json.dumps(result, ensure_ascii=False))
 
     def _clusters(self, documents: Path) -> dict[str, dict[str, Any]]:
-        """What is known of clusters of duplicates, by step; `documents` are those that near ones are known by."""
+        """Duplicate clusters by step; `documents` is the folder that near duplicates index."""
         clusters = {}
         if (self.work / "clusters.json").exists():
             clusters["exact deduplication"] = json.loads((self.work / "clusters.json").read_text(encoding="utf-8"))
@@ -242,13 +243,13 @@ class Preparation:
         return clusters
 
     def _join(self, folder: str, name: str) -> None:
-        """All tasks' lines as one file."""
+        """Concatenate all tasks' lines."""
         with (self.to / name).open("wb") as lines:
             for task in range(self.tasks):
                 lines.write((self.work / folder / f"{task:05d}.jsonl").read_bytes())
 
     def _account(self, written: Written, vocab_size: int, documents: Path) -> Account:
-        """What the report tells."""
+        """The contents of the report."""
         counts = self.work / "items" / "counts.json"
         beside: dict[str, object] = {}
         if counts.exists():
@@ -272,13 +273,13 @@ class Preparation:
         )
 
     def _count(self, *steps: str) -> None:
-        """Add what the steps did in all tasks. What one step kept is what the next one gets."""
+        """Sum the steps' tallies over all tasks, and check that each step got what the one before it kept."""
         for step in steps:
             of_sources = sum_tallies(self.work, step, self.sources)
             tally = Tally.total(of_sources.values())
             if self.tallies and tally.documents_in != self.tallies[-1].documents_out:
                 raise AssertionError(
-                    f"{step} got {tally.documents_in} documents, {self.tallies[-1].step} kept "
+                    f"{step} got {tally.documents_in} documents, but {self.tallies[-1].step} kept "
                     f"{self.tallies[-1].documents_out}"
                 )
             self.counted.append(of_sources)
@@ -291,10 +292,10 @@ class Preparation:
 
 
 def main(work: Path, to: Path) -> int:
-    """Run the preparation that `work` describes; the exit status."""
+    """Run the preparation described in `work`, and return the exit status."""
     os.register_at_fork(after_in_child=die_with_parent)  # datatrove's Manager does not end by itself
     progress = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever else prints goes into the log
+    os.dup2(2, 1)  # other output goes to the log
     config = TypeAdapter(PrepareConfig).validate_json((work / "config.json").read_bytes())
     runner = Runner(config.executor, work, lambda *event: print(json.dumps(event), file=progress))
     try:

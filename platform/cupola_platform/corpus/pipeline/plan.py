@@ -1,4 +1,4 @@
-"""What a preparation does to each document, and what each of its tasks reads."""
+"""The steps that a preparation applies to each document, and what each task reads."""
 
 import json
 from pathlib import Path
@@ -18,14 +18,13 @@ from cupola_platform.corpus.sources.reader import source_pieces
 from cupola_platform.durable import sync_file_system, write_text
 
 PIECE_BYTES = 4_000_000
-"""Stored bytes that one task reads, or more where there would be over `MAX_PIECES` of a source: whole files in any
-case."""
+"""Stored bytes per task, in whole files; more if a source would have over `MAX_PIECES` tasks."""
 
 MAX_PIECES = 1000
 
 
 def document_steps(config: PrepareConfig, work: Path) -> list[Step]:
-    """Steps that look at one document at a time, in order."""
+    """The steps that process one document at a time, in order."""
     steps: list[Step] = [UnicodeRepair()]
     if config.language:
         steps.append(LanguageFilter(config.language))
@@ -46,13 +45,14 @@ def document_steps(config: PrepareConfig, work: Path) -> list[Step]:
 
 
 def models(work: Path) -> Path:
-    """Where the classifiers are kept, by their key in the config; a folder of the artifact of the same name holds
-    them."""
+    """The folder of the classifiers, by their keys in the config; the artifact has a folder of the same name."""
     return work / "models"
 
 
 def plan(config: PrepareConfig, work: Path) -> list[str]:
-    """Write what each task reads; the source of each. It depends on the sources alone, never on the workers."""
+    """Write what each task reads, and return each task's source. The plan depends on the sources only, not on the
+    number of
+    workers."""
     folder = work / "plan"
     done = folder / "sources.json"
     if done.exists():

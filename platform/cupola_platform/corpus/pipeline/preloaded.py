@@ -1,4 +1,4 @@
-"""What every worker process needs, imported once by the server that they are forked from."""
+"""Imports that every worker process needs, done once by the fork server."""
 
 import os
 

@@ -26,10 +26,10 @@ from cupola_platform.rows import drops
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What a preparation did."""
+    """Result of a preparation."""
 
     steps: list[Tally]
-    """The funnel, in order."""
+    """The tallies of all steps, in order."""
 
     sources: dict[str, dict[str, Counts]]
     """Per source and split (`train`, `heldout`): documents, tokens, bytes."""
@@ -38,11 +38,11 @@ class PrepareReport:
     """Rows of the tokenizer's vocabulary, padded to a multiple of 64."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    """Wall time of each phase; not written to the artifact, whose content does not depend on it."""
+    """Wall time of each phase. It is not part of the artifact, whose content must not depend on time."""
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Numbers for a manifest and for tracking."""
+        """Metrics for the manifest and for tracking."""
         splits = {split: [counts[split] for counts in self.sources.values()] for split in ("train", "heldout")}
         return {
             "documents_read": float(self.steps[0].documents_in),
@@ -67,20 +67,20 @@ def prepare(
 ) -> PrepareReport:
     """Read, clean, deduplicate, split and tokenize; write the content of a `tokens` artifact into `to`.
 
-    What is written depends on the sources and the config only, not on the number of workers or the time. State goes to
-    `work` (by default `to` with `.work` after it), which is removed at the end: a preparation that was stopped, however
-    that was, goes on from there and repeats no finished task.
+    The output depends on the sources and the config only, not on the number of workers or the time. State is kept in
+    `work` (by default `to` plus `.work`) until the end, so a preparation that was stopped in any way resumes from there
+    without repeating finished tasks.
 
     Raises:
         SourceError: a source is missing or empty, or nothing of it is left after cleaning.
         ConfigError: the config names a language, vocabulary or executor that does not exist, or perplexity without a
             scorer.
-        StageFailedError: a worker process died, or another fault of a step; names the log.
+        StageFailedError: a worker process died, or a step failed; names the log.
     """
     check_config(config)
     if config.perplexity and not scorer:
         raise ConfigError(
-            "perplexity needs a model to ask. Name a checkpoint as the stage's judge, as judge: artifact:ID."
+            "perplexity needs a model. Name a checkpoint as the stage's judge, such as judge: artifact:ID."
         )
     work = work or to.with_name(to.name + ".work")
     _resume(config, work, {"test_items": {**(test_items or {})}, "scorer": list(scorer)})
@@ -98,7 +98,7 @@ def prepare(
 
 
 def _resume(config: PrepareConfig, work: Path, given: Mapping[str, Any]) -> None:
-    """Keep a work folder that was left by the same preparation; else begin a new one."""
+    """Keep a work folder left by the same preparation, else start a new one."""
     settings = TypeAdapter(PrepareConfig).dump_python(config, mode="json")
     same = {
         "config": {key: value for key, value in settings.items() if key != "executor"},
@@ -118,8 +118,7 @@ def _resume(config: PrepareConfig, work: Path, given: Mapping[str, Any]) -> None
 
 
 def _drive(work: Path, to: Path, progress: Progress | None) -> dict[str, Any]:
-    """Run the driver to its end; what it found. When this process is interrupted, the driver and its workers go,
-    too."""
+    """Run the driver and return its result. If this process is interrupted, end the driver and its workers."""
     log = work / "log.txt"
     command = [
         sys.executable,
@@ -142,7 +141,7 @@ def _drive(work: Path, to: Path, progress: Progress | None) -> dict[str, Any]:
         status = process.wait()
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # nothing is lost: a task is done when its marker is there
+            os.killpg(process.pid, signal.SIGKILL)  # nothing is lost: tasks with a completion marker are done
         process.wait()
         process.stdout.close()
     if status == 0:
@@ -158,7 +157,7 @@ def _failure(work: Path, log: Path, status: int) -> CupolaError:
         return BY_NAME[error["type"]](error["message"])
     if status == DEAD_WORKER:
         return StageFailedError(
-            "A worker process of the preparation was killed; out of memory? Try fewer executor.workers or a smaller "
-            f"max_document_bytes. What is done is kept. The log: {log}."
+            "A worker process of the preparation was killed, maybe for lack of memory. Try fewer executor.workers or a "
+            f"smaller max_document_bytes. Finished work is kept. The log: {log}."
         )
-    return StageFailedError(f"The preparation failed with exit status {status}. What is done is kept. The log: {log}.")
+    return StageFailedError(f"The preparation failed with exit status {status}. Finished work is kept. The log: {log}.")

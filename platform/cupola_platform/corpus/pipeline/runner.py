@@ -1,6 +1,6 @@
-"""Where the preparation's pipelines run: datatrove's executors, on this machine, on Slurm or on Ray.
+"""Runs the preparation's pipelines with datatrove's executors: on this machine, on Slurm or on Ray.
 
-Each task that ended leaves a completion marker; a pipeline that is run again does the tasks without one.
+Each finished task leaves a completion marker; a pipeline that is run again does only the tasks without one.
 """
 
 import os
@@ -23,7 +23,7 @@ from cupola_platform.errors import StageFailedError
 
 POLL_SECONDS = 0.25
 MISSED_POLLS = 8
-"""Polls after which a missing worker process counts as dead: a finished pool has ended its workers itself."""
+"""Polls after which a missing worker counts as dead rather than ended by its finished pool."""
 
 
 class Runner:
@@ -33,14 +33,14 @@ class Runner:
         self.config, self.work, self.progress = config, work, progress
         multiprocess.set_forkserver_preload(["cupola_platform.corpus.pipeline.preloaded"])
         if config.kind == "local" and config.workers != 1:
-            multiprocess.forkserver.ensure_running()  # it imports while the sources are listed
+            multiprocess.forkserver.ensure_running()  # its imports overlap with listing the sources
 
     def run(self, name: str, pipeline: Sequence[PipelineStep], tasks: int) -> None:
-        """Run what is not done of `tasks` tasks.
+        """Run the unfinished ones of `tasks` tasks.
 
         Raises:
             StageFailedError: a worker died, or tasks failed; names the log.
-            whatever a task raises, where it ran on this machine.
+            Exception: whatever a task on this machine raised.
         """
         folder = self._folder(name)
         if _done(folder) < tasks:
@@ -75,7 +75,7 @@ class Runner:
         return LocalPipelineExecutor(workers=workers, **options)
 
     def _watch(self, name: str, folder: Path, tasks: int, ended: threading.Event) -> None:
-        """Show how many tasks are done, and end this process when a worker dies: a pool would wait for it forever."""
+        """Report progress, and end this process if a worker dies, because the pool would wait for it forever."""
         seen: set[int] = set()
         missed, shown = 0, -1
         while not ended.wait(POLL_SECONDS):
@@ -91,7 +91,7 @@ class Runner:
 
 
 class Sync(PipelineStep):  # type: ignore[misc]
-    """The last step of every task: what it wrote is on disk before its completion marker says that it is done."""
+    """The last step of every task: sync its output to disk before its completion marker is written."""
 
     type, name = "writer", "sync"
 
@@ -105,14 +105,14 @@ class Sync(PipelineStep):  # type: ignore[misc]
 
 
 def _on_ray(config: ExecutorConfig, options: dict[str, Any]) -> PipelineExecutor:
-    """On the cluster that RAY_ADDRESS names; without one, on a Ray that is started here."""
+    """An executor on the cluster at RAY_ADDRESS, or on a Ray started here."""
     import ray
     from datatrove.executor.ray import RayPipelineExecutor
 
     if not ray.is_initialized():
         paths = ":".join(
             path for path in sys.path if path
-        )  # of the shared file system, as everything that workers read
+        )  # on the shared file system, like everything the workers read
         ray.init(runtime_env={"env_vars": {"PYTHONPATH": paths}}, log_to_driver=False)
     hours, minutes, seconds = map(int, config.time.split(":"))
     return RayPipelineExecutor(
@@ -129,7 +129,7 @@ def _done(folder: Path) -> int:
 
 
 def _pool_workers() -> set[int]:
-    """Processes that were forked by the server of this process's pools."""
+    """PIDs of the processes forked by this process's fork server."""
     server = multiprocess.forkserver._forkserver._forkserver_pid
     try:
         return {child.pid for child in psutil.Process(server).children()} if server else set()

@@ -1,7 +1,7 @@
-"""datatrove's Slurm executor that waits for its jobs: the original only submits them.
+"""datatrove's Slurm executor, extended to wait for its jobs.
 
-A pipeline's jobs bear a name that is only theirs, so that they are found again: by the driver that waits for them, and
-by the one that comes after it was killed, which ends them before it submits what they left.
+A pipeline's jobs have a unique name, by which the driver waits for them. If it is killed, the next driver cancels them
+before it submits the remaining tasks.
 """
 
 import shlex
@@ -20,31 +20,31 @@ from cupola_platform.corpus.config import ExecutorConfig
 from cupola_platform.errors import StageFailedError
 
 POLL_SECONDS = 2.0
-"""Between two looks at the queue, which all users of a cluster share."""
+"""Seconds between queries of the queue, which all users of the cluster share."""
 
 SETTLE_SECONDS = 40.0
-"""How long what a job wrote may stay unseen on a shared file system after the job is gone: NFS keeps folders for 30."""
+"""Seconds until a finished job's output is visible on a shared file system: NFS caches folders for 30."""
 
 AWAY_SECONDS = 900.0
-"""How long a controller may be away, as for an upgrade, before the jobs are given up."""
+"""Seconds that a controller may be away, as during an upgrade, before giving up."""
 
 
 class SlurmExecutor(SlurmPipelineExecutor):  # type: ignore[misc]
-    """Submits a pipeline's tasks, and returns when its jobs are gone, whatever became of them."""
+    """Submits a pipeline's tasks and returns once its jobs are gone, whether they succeeded or not."""
 
     def __init__(self, config: ExecutorConfig, pipeline: Sequence[PipelineStep], tasks: int, folder: Path) -> None:
         paths = ":".join(path for path in sys.path if path)
-        self._log = folder.parent.parent / "log.txt"  # the driver's, where sbatch writes, too
+        self._log = folder.parent.parent / "log.txt"  # the driver's log, which also gets sbatch's output
         super().__init__(
             pipeline=list(pipeline),
             tasks=tasks,
             workers=config.workers or -1,
-            # a job runs several tasks one after the other: it imports what they need once
+            # a job runs several tasks in sequence, so that imports are done once
             tasks_per_job=-(-tasks // config.workers) if config.workers else 1,
             mem_per_cpu_gb=config.memory_gb,
             time=config.time,
             partition=config.partition,
-            qos="",  # clusters have none called normal, as datatrove would have it
+            qos="",  # datatrove's default, "normal", does not exist on most clusters
             job_name=f"cupola-{folder.name}-{blake3(str(folder).encode()).hexdigest()[:12]}",
             env_command=f"export PATH={shlex.quote(sys.prefix)}/bin:$PATH PYTHONPATH={shlex.quote(paths)}",
             sbatch_args=config.sbatch,
@@ -54,21 +54,21 @@ class SlurmExecutor(SlurmPipelineExecutor):  # type: ignore[misc]
         )
 
     def launch_job(self) -> None:
-        """Submit what is not done, and wait.
+        """Submit the unfinished tasks, and wait.
 
         Raises:
-            StageFailedError: sbatch refuses it, or Slurm does not answer.
+            StageFailedError: sbatch refused, or Slurm does not respond.
         """
         ended = _ask("scancel", "--name", self.job_name)
         if ended.returncode:
-            raise StageFailedError(f"Slurm does not answer: {_last_line(ended.stderr)}. Nothing was submitted.")
+            raise StageFailedError(f"Slurm does not respond: {_last_line(ended.stderr)}. Nothing was submitted.")
         self._wait()
         try:
             super().launch_job()
         except subprocess.CalledProcessError as error:
             raise StageFailedError(
-                f"sbatch refused {self.job_name} with exit status {error.returncode}; it says why in {self._log}. "
-                "Look at executor.partition, time, memory_gb and sbatch."
+                f"sbatch refused {self.job_name} with exit status {error.returncode}. See {self._log}, and check "
+                "executor.partition, time, memory_gb and sbatch."
             ) from None
         self._wait()
         deadline = time.monotonic() + SETTLE_SECONDS
@@ -76,15 +76,15 @@ class SlurmExecutor(SlurmPipelineExecutor):  # type: ignore[misc]
             time.sleep(POLL_SECONDS)
 
     def launch_merge_stats(self) -> None:
-        """Nothing: nobody reads these statistics, and where a task failed the job would stay in the queue for ever."""
+        """Do nothing: the statistics are not used, and if a task failed this job would stay in the queue forever."""
 
     def get_sbatch_args(self, max_array: int = 1) -> dict[str, Any]:
-        """The same without an option that has no value."""
+        """datatrove's arguments without the empty ones."""
         options = super().get_sbatch_args(max_array)
         return options if self.partition else {key: value for key, value in options.items() if key != "partition"}
 
     def _wait(self) -> None:
-        """Until no job is in the queue. A controller that is away for a while says nothing of the jobs."""
+        """Wait until no job is in the queue. A controller that is away for a while does not mean that jobs are gone."""
         answered = time.monotonic()
         while (
             asked := _ask("squeue", "--noheader", "--format=%i", "--name", self.job_name)
@@ -93,8 +93,8 @@ class SlurmExecutor(SlurmPipelineExecutor):  # type: ignore[misc]
                 answered = time.monotonic()
             elif time.monotonic() - answered > AWAY_SECONDS:
                 raise StageFailedError(
-                    f"Slurm does not answer: {_last_line(asked.stderr)}. Its jobs go on; the same command ends them "
-                    "and submits what is left."
+                    f"Slurm does not respond: {_last_line(asked.stderr)}. Its jobs continue. The same command cancels "
+                    "them and submits the remaining tasks."
                 )
             time.sleep(POLL_SECONDS)
 

@@ -1,1 +1,1 @@
-"""What a preparation did, as `report.json` and one page."""
+"""The report of a preparation, as `report.json` and an HTML page."""

@@ -1,5 +1,5 @@
-"""The account of a preparation: what each step kept and dropped, and what there is at the end. Sums only, never a
-document but a few examples, so it stays small however big the corpus is.
+"""The account of a preparation: what each step kept and dropped, and the result. It has sums and a few examples only,
+so its size does not depend on the corpus.
 """
 
 import json
@@ -18,34 +18,34 @@ from cupola_platform.corpus.tokenizer.tokenizing import Written
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What is known of a preparation when its shards are written."""
+    """The facts of a preparation once its shards are written."""
 
     steps: Sequence[Mapping[str, Tally]]
-    """The funnel, in order: what each step did with each source."""
+    """The tallies of each step by source, in order."""
 
     written: Written
     vocab_size: int
     weights: Mapping[str, float] = field(default_factory=dict)
-    """Sampling weights that the sources ask for."""
+    """The sources' sampling weights."""
 
     duplicates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By step: what `cluster_sizes` says."""
+    """Results of `cluster_sizes`, by step."""
 
     compare: Sequence[str] = ()
-    """Other vocabularies, as `compression` takes them."""
+    """Vocabularies to compare with, as in `compression`."""
 
     beside: Mapping[str, object] = field(default_factory=dict)
     """Further entries of `report.json`."""
 
     personal_data: PersonalDataConfig | None = None
-    """Masked in examples, too: documents may be dropped before the step that masks them."""
+    """Also masked in examples, because documents may be dropped before the masking step."""
 
 
 def write_report(to: Path, account: Account) -> None:
-    """Write `report.json` and `report.html` into `to`, where the tokens artifact lies. Neither holds a time.
+    """Write `report.json` and `report.html` into `to`, the folder of the tokens artifact. Neither contains times.
 
     Raises:
-        ConfigError: a vocabulary to compare with that cannot be read.
+        ConfigError: a vocabulary to compare with cannot be read.
     """
     written = account.written
     report = {
@@ -104,7 +104,7 @@ def _biggest(languages: Mapping[str, Counts]) -> dict[str, dict[str, int]]:
 
 
 def _mixture(written: Written, weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Each source's share of the training tokens, and of the samples that are drawn from them."""
+    """Each source's share of the training tokens and of the samples."""
     tokens = {name: of["train"].tokens for name, of in written.splits.items()}
     asked = dict(weights) if set(weights) == set(tokens) else {name: float(count) for name, count in tokens.items()}
     all_tokens, all_asked = max(sum(tokens.values()), 1), sum(asked.values()) or 1.0
@@ -115,7 +115,7 @@ def _mixture(written: Written, weights: Mapping[str, float]) -> dict[str, dict[s
 
 
 def _compression(to: Path, written: Written, compare: Sequence[str]) -> dict[str, Any]:
-    """Bytes a token by language: of all text, or of held-out text where other vocabularies are asked, too."""
+    """Bytes per token by language: over all text, or over held-out text if other vocabularies are compared."""
     if compare:
         rows = [asdict(row) for row in compression(to, compare)]
         return {"text": "held-out", "languages": {row["language"]: row["ratios"] for row in rows}}
@@ -124,7 +124,7 @@ def _compression(to: Path, written: Written, compare: Sequence[str]) -> dict[str
 
 
 def sum_counts(counts: Any) -> Counts:
-    """All of them together."""
+    """The sum of all counts."""
     total = Counts()
     for of in counts:
         total.documents += of.documents

@@ -1,4 +1,4 @@
-"""The report of a corpus as one page that holds everything itself: charts first, tables and examples below them."""
+"""The report of a corpus as one self-contained page: charts first, then tables and examples."""
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -9,10 +9,10 @@ from cupola_platform.reports.page import Html, escape, page, table
 from cupola_platform.reports.short_numbers import file_size, power_of_two, short
 
 COUNTS = ("documents", "tokens", "bytes")
-"""Columns of numbers."""
+"""Numeric columns."""
 
 SHOWN = 20
-"""Languages, sources or reasons in a chart, the biggest first."""
+"""Maximum languages, sources or reasons in a chart, the largest first."""
 
 
 def render(report: Mapping[str, Any]) -> str:
@@ -106,7 +106,7 @@ def _examples(step: Mapping[str, Any]) -> str:
 
 
 def _edited(steps: Sequence[Mapping[str, Any]]) -> str:
-    """What steps changed in documents that they kept."""
+    """The edits in documents that were kept."""
     rows = [
         Bar(
             f"{step['step']}: {edit['kind']}",
@@ -145,7 +145,7 @@ def _sources(report: Mapping[str, Any]) -> str:
 
 
 def _survival(steps: Sequence[Mapping[str, Any]], sources: Sequence[str]) -> str:
-    """Share of each source's documents that each step kept, as a table: the darker the cell, the more was dropped."""
+    """A table of the share of each source's documents that each step kept; the darker a cell, the more was dropped."""
     if len(sources) < 2:
         return ""
     head = "".join(f"<th>{escape(step['step'])}" for step in steps)

@@ -24,41 +24,42 @@ REASONS = {
     "not_utf8": BROKEN_UTF8, "lone_surrogate": BROKEN_UTF8, "too_long": TOO_LONG, "cut_short": TRUNCATED,
     "not_an_object": NO_TEXT, "unknown_format": "unknown format",
 }  # fmt: skip
-"""The report's words for why a row cannot be used; any other is a malformed row."""
+"""The report's names of the reasons why a row cannot be used; any other is a malformed row."""
 
 MARKUP = 8
-"""How much longer than its text the raw form of a document may be (tags, JSON escapes)."""
+"""How many times longer than its text a document's raw form may be (tags, JSON escapes)."""
 
 
 class Row(NamedTuple):
-    """One document of a file, or the reason why there is none."""
+    """One document of a file, or the reason why it cannot be used."""
 
     number: int
-    """Counts from 0 in a file of one document, from 1 in a file of rows."""
+    """0 in a file of one document; from 1 in a file of rows."""
 
     text: str | None
     size: int
-    """Bytes of the text in UTF-8, or of what was refused."""
+    """Bytes of the text in UTF-8, or of the refused data."""
 
     reason: str = ""
     detail: str = ""
 
     begin: int = 0
-    """Where its bytes begin in the file (decompressed; of a WARC, its record), and where they end."""
+    """Offset of its first byte in the decompressed file (for WARC, of its record); `end` is the offset after its
+    last."""
 
     end: int = 0
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a reader needs to know besides the file."""
+    """Options of a reader."""
 
     text_field: str
     document_bytes: int
     whole_pages: bool = False
-    """All text of a page rather than its main text."""
+    """Read all text of a page, not only its main text."""
     messages_field: str | None = None
-    """The column of conversations; none for that of texts."""
+    """The column with conversations; None to read texts."""
 
     @property
     def column(self) -> str:
@@ -69,7 +70,7 @@ Reader = Callable[[BinaryIO, Limits], Iterator[Row]]
 
 
 def format_of(name: str) -> str | None:
-    """The format by a file's name (`text`, `rows`, ...), or None when we do not read it."""
+    """The format by a file's name (`text`, `rows`, ...), or None if it is not supported."""
     suffix = reading.suffix_of(name)
     path = PurePosixPath(name)
     inner = path.stem if path.suffix.lower() in COMPRESSIONS else path.name
@@ -77,7 +78,7 @@ def format_of(name: str) -> str | None:
 
 
 def read_rows(path: Path, name: str, limits: Limits) -> Iterator[Row]:
-    """The documents of one local file whose original name was `name`. A damaged file ends in a refused row."""
+    """The documents of one local file whose original name is `name`. A damaged file ends in a refused row."""
     format_name = format_of(name)
     if format_name is None:
         raise ValueError(f"{name} has no known format")
@@ -107,7 +108,7 @@ def _read_table(path: Path, name: str, limits: Limits) -> Iterator[Row]:
 
 
 def admit(number: int, text: str, limits: Limits) -> Row:
-    """A row with the text, or a refusal of text that no step should see."""
+    """A row with the text, or a refused row if no step should see it."""
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
@@ -122,7 +123,7 @@ def admit(number: int, text: str, limits: Limits) -> Row:
 
 
 def row_of(number: int, row: Any, size: int, limits: Limits) -> Row:
-    """A row of a table: its text, or why it has none. `size` is counted when it has none."""
+    """A row of a table: its text, or why it has none, in which case `size` counts as its bytes."""
     value = row.get(limits.column) if isinstance(row, dict) else None
     if limits.messages_field and value is not None:
         text, reason = render(value, row.get("tools"))
@@ -180,7 +181,7 @@ def _read_notebook(stream: BinaryIO, limits: Limits) -> Iterator[Row]:
 
 
 def _read_warc(stream: BinaryIO, limits: Limits) -> Iterator[Row]:
-    """The pages of a web archive; other records (requests, images, errors) are not documents."""
+    """The pages of a web archive; other records (requests, images, errors) are skipped."""
     from warcio.archiveiterator import ArchiveIterator
     from warcio.exceptions import ArchiveLoadFailed
 
@@ -225,6 +226,6 @@ READERS: dict[str, Reader] = {
     "text": _read_plain, "html": _read_html, "warc": _read_warc, "man": _read_man, "notebook": _read_notebook,
 }  # fmt: skip
 _SECTION = re.compile(r"(?!.*\.so\.)[^.].*\.[1-9][a-z]{0,8}")
-"""A manual's name: `ls.1`, `printf.3posix`."""
+"""File names of man pages: `ls.1`, `printf.3posix`."""
 
 KNOWN = f"{' '.join(sorted(SUFFIXES))} .1 to .9, each also with {' '.join(COMPRESSIONS)}"

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub and local folders of them, streamed."""
+"""Datasets from the Hugging Face Hub and local folders, streamed."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,14 +15,14 @@ from cupola_platform.rows.opening import UNREADABLE
 
 
 def check_dataset(source: HuggingFace) -> None:
-    """Raises SourceError when the dataset, its split or its text column is not there, or it has no row."""
+    """Raises SourceError if the dataset, its split or its text column does not exist, or it has no rows."""
     rows = iter(_open(source))
     try:
         first = next(rows, None)
     except Exception as error:
         raise SourceError(_unreachable(source, error)) from error
     if first is None:
-        raise SourceError(f"{_where(source)} has no row. Choose another split.")
+        raise SourceError(f"{_where(source)} has no rows. Choose another split.")
     key = "messages_field" if source.messages_field else "text_field"
     if getattr(source, key) not in first:
         raise SourceError(
@@ -31,7 +31,7 @@ def check_dataset(source: HuggingFace) -> None:
 
 
 def dataset_state(source: HuggingFace) -> str:
-    """The hub's commit, or names, sizes and times of a folder's files. Raises SourceError when it cannot be reached."""
+    """The Hub's commit, or names, sizes and times of a folder's files. Raises SourceError if it cannot be reached."""
     folder = Path(source.name).expanduser()
     if folder.is_dir():
         stats = [(path, path.stat()) for path in _files(folder)]
@@ -45,7 +45,7 @@ def dataset_state(source: HuggingFace) -> str:
 
 
 def dataset_rows(name: str, source: HuggingFace, limits: Limits, files: list[SourceFile]) -> Iterator[tuple[str, Row]]:
-    """Every row of the split, with the dataset's name as its path. A damaged file of it ends in a refused row."""
+    """Every row of the split, with the dataset's name as the path. A damaged file ends in a refused row."""
     from datasets.exceptions import DatasetsError
 
     folder = Path(source.name).expanduser()
@@ -64,7 +64,7 @@ def dataset_rows(name: str, source: HuggingFace, limits: Limits, files: list[Sou
     except (*UNREADABLE, DatasetsError) as error:
         yield _where(source), Row(number + 1, None, 0, TRUNCATED, _first_line(error)[:EXCERPT])
     finally:
-        if not local:  # a hub's files are not seen: what was read of them stands in their place
+        if not local:  # the Hub's files are not accessible, so record the data read from them
             files.append(SourceFile(name, _where(source), size, digest.hexdigest()))
 
 
@@ -98,7 +98,7 @@ def _where(source: HuggingFace) -> str:
 def _unreachable(source: HuggingFace, error: Exception) -> str:
     return (
         f"name={source.name!r}, split={source.split!r} cannot be read: {_first_line(error)}. "
-        "Give a dataset of the hub that this machine can reach, or a local folder."
+        "Give a Hub dataset that this machine can reach, or a local folder."
     )
 
 

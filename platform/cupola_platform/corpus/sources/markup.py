@@ -1,4 +1,4 @@
-"""The readable text of pages (HTML) and manuals (roff)."""
+"""The readable text of HTML pages and man pages (roff)."""
 
 import html
 import re
@@ -11,12 +11,12 @@ _TAG = re.compile(r"</?[a-zA-Z!][^>]*>")
 
 
 def html_to_text(markup: str) -> str:
-    """All readable text of a page: block elements end lines; scripts, styles, heads and navigation are left out."""
+    """All readable text of a page: block elements end lines; scripts, styles, heads and navigation are skipped."""
     return _tidy(html.unescape(_TAG.sub("", _BLOCK.sub("\n", _HIDDEN.sub("", markup)))))
 
 
 def main_text(markup: str) -> str:
-    """A page's main text by trafilatura, without its menus and footers; all of it where that finds none."""
+    """A page's main text without menus and footers (trafilatura); all text if none is found."""
     import trafilatura
 
     text = trafilatura.extract(markup, include_comments=False, favor_recall=True)
@@ -42,7 +42,7 @@ _POINT = re.compile(r"\\\[u([0-9A-Fa-f]{4,6})\]")
 
 
 def man_to_text(source: str) -> str:
-    """The text of a man or mdoc page: headings and paragraphs by lines, fonts and requests left out."""
+    """The text of a man or mdoc page: headings and paragraphs on their own lines, without fonts and requests."""
     text = _DEFINITION.sub("", _COMMENT.sub("", source))
     text = _BREAK.sub("", _HEADING.sub(r"\n\1", text))
     text = _FONT.sub(lambda match: match[1].replace('"', ""), text)

@@ -5,8 +5,7 @@ from typing import Any
 
 
 def notebook_to_text(source: str) -> str | None:
-    """A notebook's prose as it stands and its code in fences, in order; results are left out. None where it is no
-    notebook."""
+    """A notebook's prose, and its code in fences, in order and without outputs. None if it is not a notebook."""
     try:
         notebook = json.loads(source)
     except (ValueError, RecursionError):
@@ -25,7 +24,7 @@ def notebook_to_text(source: str) -> str | None:
 
 
 def _cells(notebook: Any) -> list[dict[str, Any]] | None:
-    """Of format 4, or of the sheets of format 3."""
+    """The cells of format 4, or of format 3's worksheets."""
     if not isinstance(notebook, dict):
         return None
     sheets = notebook.get("worksheets") if isinstance(notebook.get("worksheets"), list) else [notebook]
@@ -46,5 +45,5 @@ def _language(notebook: dict[str, Any]) -> str:
 
 
 def _text(source: Any) -> str:
-    """A text, or the lines of one."""
+    """Text given as a string or as a list of lines."""
     return "".join(map(str, source)) if isinstance(source, list) else str(source)

@@ -1,4 +1,4 @@
-"""The text that every machine has: Python's library, the installed packages and what they say about themselves."""
+"""Text available on every machine: Python's standard library, the installed packages and their descriptions."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ from pathlib import Path
 from cupola_platform.corpus.config.sources import Part, PythonEnvironment
 
 NOT_READ = {"__pycache__", "site-packages", "dist-packages", "test", "tests", "testing", "idle_test"}
-"""Folders left out: generated, read as another part, or tests (more data than language)."""
+"""Skipped folders: generated, read as another part, or tests (more data than language)."""
 
 
 def environment_files(source: PythonEnvironment) -> Iterator[tuple[Path, str]]:
@@ -22,12 +22,12 @@ def environment_files(source: PythonEnvironment) -> Iterator[tuple[Path, str]]:
 
 
 def environment_state() -> str:
-    """What the text depends on: Python's version and those of all installed packages."""
+    """What the text depends on: the versions of Python and of all installed packages."""
     return "\n".join([platform.python_version(), *(path.parent.name for path, _ in _descriptions())])
 
 
 def description(metadata_file: str) -> str:
-    """The long description in a distribution's METADATA: what follows the headers."""
+    """The long description in a distribution's METADATA, after the headers."""
     return metadata_file.replace("\r\n", "\n").partition("\n\n")[2]
 
 

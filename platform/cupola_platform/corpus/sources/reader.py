@@ -1,4 +1,4 @@
-"""Every source of text as one stream of documents, with a record of each file that was read."""
+"""Reads any source as one stream of documents, and records each file read."""
 
 import glob
 import os
@@ -21,10 +21,10 @@ from cupola_platform.rows.reading import KNOWN as ROWS
 
 
 def check_source(source: Source) -> None:
-    """Refuse a source that cannot give any text, before anything starts.
+    """Refuse a source that cannot provide text, before anything starts.
 
     Raises:
-        SourceError: it is missing, empty, of no known format, or cannot be reached.
+        SourceError: the source is missing, empty, of an unknown format, or cannot be reached.
     """
     _check_conversations(source)
     match source:
@@ -33,8 +33,8 @@ def check_source(source: Source) -> None:
         case Code():
             if next(_code_files(source), None) is None:
                 raise SourceError(
-                    f"path={source.path!r} holds no file of {' '.join(source.suffixes)}. Give a folder that does, or "
-                    "suffixes."
+                    f"path={source.path!r} has no files of {' '.join(source.suffixes)}. "
+                    "Give another folder or other suffixes."
                 )
         case S3Prefix():
             from cupola_platform.corpus.sources.s3 import check_prefix
@@ -52,7 +52,7 @@ def check_source(source: Source) -> None:
 
 
 def _check_conversations(source: Source) -> None:
-    """Only rows hold conversations."""
+    """Refuse conversations from files that are not rows."""
     if isinstance(source, Files | S3Prefix) and source.messages_field:
         for entry in source_entries(source):
             if format_of(entry.label) != "rows":
@@ -63,9 +63,10 @@ def _check_conversations(source: Source) -> None:
 
 
 def source_state(source: Source) -> str:
-    """A BLAKE3 digest that changes when what the source would read has changed, without reading it.
+    """A BLAKE3 digest that changes with the source's content, computed without reading it.
 
-    Files by name, size and time of change; an environment by its packages' versions; objects by name, size and ETag.
+    It covers files by name, size and modification time, an environment by its packages' versions, and objects by name,
+    size and ETag.
     """
     match source:
         case Files() | Code():
@@ -89,17 +90,17 @@ class Entry(NamedTuple):
     """One file, object or dataset of a source."""
 
     location: str
-    """Where it is read from."""
+    """Where to read it."""
 
     label: str
-    """What documents and `sources.jsonl` call it."""
+    """Its name in documents and `sources.jsonl`."""
 
     size: int
-    """Bytes as it is stored; 0 when that is not known."""
+    """Stored bytes; 0 if unknown."""
 
 
 def source_entries(source: Source) -> Iterator[Entry]:
-    """What a source consists of, in the order in which it is read."""
+    """The entries of a source, in reading order."""
     match source:
         case Files():
             yield from (Entry(str(path), str(path), path.stat().st_size) for path in _matching(source))
@@ -116,9 +117,12 @@ def source_entries(source: Source) -> Iterator[Entry]:
 
 
 def source_pieces(source: Source, piece_bytes: int, max_pieces: int) -> list[list[Entry]]:
-    """A source's entries in consecutive groups of about `piece_bytes`, or more for `max_pieces`; one task reads each.
+    """A source's entries in consecutive groups of about `piece_bytes`, or more to stay within `max_pieces`. One task
+    reads
+    each.
 
-    With `max_bytes`, plain files are counted by their size, beforehand; what must be read to be measured is one piece.
+    With `max_bytes`, plain files are counted by size beforehand; anything that must be read to be measured is one
+    piece.
     """
     entries: Iterable[Entry] = source_entries(source)
     if source.max_bytes is not None:
@@ -160,10 +164,10 @@ def read_source(
     files: list[SourceFile],
     entries: Iterable[Entry] | None = None,
 ) -> Iterator[Document | Drop]:
-    """Every document of a source, in a fixed order, or why it is none; appends to `files` as they are opened.
+    """Every document of a source, in a fixed order, or the reason it was dropped. Opened files are appended to `files`.
 
     Args:
-        entries: what of the source to read; none for all of it.
+        entries: the entries to read; None for all.
 
     Raises:
         SourceError: the source is missing or cannot be read.
@@ -223,8 +227,8 @@ def _rows(
 
 
 def _code_files(source: Code) -> Iterator[Path]:
-    """Files of the wanted types, in a fixed order. No links and pipes: a stranger's tree may have some that lead
-    out."""
+    """Files of the wanted types, in a fixed order. Links and pipes are skipped, since they may lead out of an untrusted
+    tree."""
     for folder, folders, files in os.walk(Path(source.path).expanduser()):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = (Path(folder, name) for name in sorted(files) if name.endswith(source.suffixes))
@@ -232,7 +236,7 @@ def _code_files(source: Code) -> Iterator[Path]:
 
 
 def _matching(source: Files) -> list[Path]:
-    """The files that a `files` source names, sorted by path."""
+    """The files of a `files` source, sorted by path."""
     given = Path(source.path).expanduser()
     if given.is_dir():
         candidates = [path for path in given.rglob("*") if path.is_file()]
@@ -248,15 +252,15 @@ def _check_files(source: Files) -> None:
     matching = _matching(source)
     if not matching:
         if given.is_file():
-            raise SourceError(f"path={source.path!r} has no format that we read. Known are {KNOWN}.")
+            raise SourceError(f"path={source.path!r} has an unknown format. Known: {KNOWN}.")
         if given.is_dir() or glob.glob(str(given), recursive=True):
-            raise SourceError(f"path={source.path!r} holds no file of a known format. Known are {KNOWN}.")
+            raise SourceError(f"path={source.path!r} has no files of a known format. Known: {KNOWN}.")
         near = "" if glob.has_magic(source.path) else _nearest_parent(given)
         raise SourceError(f"path={source.path!r} does not exist.{near} Give a file, a folder or a glob.")
     if not any(path.stat().st_size for path in matching):
-        raise SourceError(f"path={source.path!r}: all {len(matching)} files are empty. Give a source that holds text.")
+        raise SourceError(f"path={source.path!r}: all {len(matching)} files are empty. Give a source with text.")
 
 
 def _nearest_parent(path: Path) -> str:
     parent = next((parent for parent in path.absolute().parents if parent.exists()), None)
-    return f" The nearest folder that does is {parent}." if parent else ""
+    return f" The nearest existing folder is {parent}." if parent else ""

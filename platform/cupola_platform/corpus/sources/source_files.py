@@ -1,4 +1,4 @@
-"""A record of each file that was read: the leaves of every lineage."""
+"""A record of each file read: the leaves of every lineage."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,11 @@ class SourceFile:
 
 
 def record_file(source: str, label: str, path: Path) -> SourceFile:
-    """Size and digest of a local file, under the name `label`. Raises SourceError when it cannot be read."""
+    """Size and digest of a local file, under the name `label`. Raises SourceError if it cannot be read."""
     try:
         digest, size = blake3(), 0
         with path.open("rb") as file:
-            while block := file.read(BLOCK_BYTES):  # mapped, a file would count as memory of the process
+            while block := file.read(BLOCK_BYTES):  # a memory-mapped file would count as the process's memory
                 digest.update(block)
                 size += len(block)
     except OSError as error:

@@ -1,1 +1,1 @@
-"""From clean documents to token shards: the vocabulary, its training, fast encoding, Megatron's shards."""
+"""From clean documents to token shards: the vocabulary, its training, fast encoding, Megatron shards."""

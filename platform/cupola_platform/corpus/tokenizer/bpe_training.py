@@ -1,7 +1,7 @@
 """Byte-pair encoding trained on word counts (Sennrich et al. 2016), from single bytes or on top of a vocabulary.
 
-What it takes in memory grows with the distinct words, never with the text: words are counted first, and counts that
-outgrow their bound go to disk in sorted runs. Counts have 64 bits: none overflows.
+Memory grows with the distinct words, not with the text: words are counted first, and counts that exceed their bound go
+to disk in sorted runs. Counts have 64 bits, so they cannot overflow.
 """
 
 import heapq
@@ -22,14 +22,14 @@ from cupola_platform.corpus.tokenizer.splitting import bytes_and_words
 from cupola_platform.corpus.tokenizer.word_table import LONGEST, keys_of
 
 MAX_WORDS = 2_000_000
-"""Distinct words kept in memory, about 1 GB; beyond that only the most frequent are trained on."""
+"""Maximum distinct words, about 1 GB of memory; of more, only the most frequent are trained on."""
 
 BATCH_CHARACTERS = 1 << 18
 _RUN = 10_000
-"""Words written to a run at once."""
+"""Words written to a run at a time."""
 
 _NONE = -1
-"""Between two words, and where a part was joined to the one before it."""
+"""Separates words, and marks a part that was merged into the one before it."""
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
@@ -38,9 +38,9 @@ Count = tuple[bytes, int]
 
 
 def count_words(texts: Iterable[str], max_words: int = MAX_WORDS) -> dict[bytes, int]:
-    """How often each word occurs in texts in NFC; only the `max_words` most frequent.
+    """Counts of the `max_words` most frequent words, in texts in NFC.
 
-    The same for any order of the texts: of words with equal counts those stay whose bytes come first.
+    The result does not depend on the order of the texts: of words with equal counts, those with smaller bytes are kept.
     """
     counts: Counter[bytes] = Counter()
     with ExitStack() as stack:
@@ -61,15 +61,15 @@ def count_words(texts: Iterable[str], max_words: int = MAX_WORDS) -> dict[bytes,
 
 
 def learn_merges(words: Mapping[bytes, int], parts: Iterable[Sequence[int]], first: int, count: int) -> list[Pair]:
-    """The merges to learn, in order; the merge at place i makes the token of id `first` + i.
+    """The merges to learn, in order; merge i makes the token with id `first` + i.
 
-    Each one joins the two neighbours that come most often; of equals, those of the smallest ids.
+    Each merges the most frequent pair of neighbours; of equally frequent ones, that with the smallest ids.
 
     Args:
-        words: how often each comes.
-        parts: the ids of each word's parts as they are now, in the order of `words`.
+        words: the count of each word.
+        parts: the current token ids of each word, in the order of `words`.
         first: id of the first new token.
-        count: merges to learn, at most: fewer when no word has two parts left.
+        count: maximum number of merges; there are fewer if no word has two parts left.
     """
     chain = _Chain(list(words.values()), parts)
     counts = dict[int, int]()
@@ -85,7 +85,7 @@ def learn_merges(words: Mapping[bytes, int], parts: Iterable[Sequence[int]], fir
     merges: list[Pair] = []
     while heap and len(merges) < count:
         total, key = heapq.heappop(heap)
-        if -total != counts.get(key, 0):  # fewer than when it was put here
+        if -total != counts.get(key, 0):  # its count has dropped since it was pushed
             if key in counts:
                 heapq.heappush(heap, (-counts[key], key))
             continue
@@ -96,16 +96,16 @@ def learn_merges(words: Mapping[bytes, int], parts: Iterable[Sequence[int]], fir
             counts[other] -= lost
             if not counts[other]:
                 del counts[other], where[other]
-        counts.pop(key, None)  # what is left of it lies in runs of one part: `aaa` is (a, a), then a
+        counts.pop(key, None)  # what is left is in runs of one part: `aaa` is (a, a), then a
         where.pop(key, None)
         see(come)
     return merges
 
 
 class _Chain:
-    """All words' parts one after another, in arrays; a merge is done in all places at once.
+    """The parts of all words, concatenated in arrays; a merge is applied everywhere at once.
 
-    A place that was joined to the one before it stays, and is stepped over.
+    A part merged into the one before it keeps its place and is skipped.
     """
 
     def __init__(self, often: Sequence[int], parts: Iterable[Sequence[int]]) -> None:
@@ -121,7 +121,7 @@ class _Chain:
         self._before: I32 = np.arange(-1, len(flat) - 1, dtype=np.int32)
 
     def pairs(self) -> Iterator[tuple[int, int, I32]]:
-        """Neighbours, as one number; how often they come; and where the first of the two lies."""
+        """Pairs of neighbours as one number, their counts, and the positions of the first of the two."""
         left, right = self._ids[:-1], self._ids[1:]
         places = np.flatnonzero((left != _NONE) & (right != _NONE)).astype(np.int32)
         keys = _keys(left[places], right[places])
@@ -130,7 +130,7 @@ class _Chain:
     def merge(
         self, places: I32, pair: Pair, new: int
     ) -> tuple[Iterator[tuple[int, int]], Iterator[tuple[int, int, I32]]]:
-        """Join a pair wherever it stands, from the left; the neighbours that go, and those that come."""
+        """Merge a pair everywhere, from the left. Returns the pairs that disappear and those that appear."""
         ids, first, second = self._ids, *pair
         left = np.sort(places)
         left = left[(ids[left] == first) & (ids[self._after[left]] == second)]
@@ -138,7 +138,7 @@ class _Chain:
             left = left[_every_other(self._after[left[:-1]] == left[1:])]
         right = self._after[left]
         after, before, often = self._after[right], self._before[left], self._often[self._word[left]]
-        touching = after[:-1] == left[1:]  # the next pair follows at once
+        touching = after[:-1] == left[1:]  # the next pair follows directly
         follows, followed = np.append(False, touching), np.append(touching, False)
         has_before, has_after = (ids[before] != _NONE) & ~follows, ids[after] != _NONE
         old_before, old_after = ids[before][has_before], ids[after][has_after]
@@ -158,7 +158,7 @@ def _keys(left: I32 | int, right: I32 | int) -> I64:
 
 
 def _grouped(keys: I64, weights: I64, places: I32) -> Iterator[tuple[int, int, I32]]:
-    """Each key once, with the sum of its weights and its places."""
+    """Each distinct key with the sum of its weights and its positions."""
     if not len(keys):
         return
     order = np.argsort(keys, kind="stable")
@@ -171,7 +171,7 @@ def _grouped(keys: I64, weights: I64, places: I32) -> Iterator[tuple[int, int, I
 
 
 def _every_other(touching: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Of places, each of which touches the next or does not: the first, third, ... of every row that touch."""
+    """Selects the first, third, ... position of every run of touching positions."""
     numbers = np.arange(len(touching) + 1)
     starts = np.maximum.accumulate(np.where(np.append(True, ~touching), numbers, 0))
     return np.asarray((numbers - starts) % 2 == 0)
@@ -210,7 +210,7 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _spill(counts: Mapping[bytes, int], stack: ExitStack) -> IO[bytes]:
-    """The counts in a file without a name, sorted by word."""
+    """Write the counts to an unnamed temporary file, sorted by word."""
     file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
     ordered = sorted(counts.items())
     for start in range(0, len(ordered), _RUN):

@@ -13,36 +13,36 @@ from cupola_platform.corpus.tokenizer.ranks import compared_file, is_cl100k, rea
 from cupola_platform.corpus.tokenizer.vocabulary import open_vocabulary
 
 LANGUAGE_BYTES = 1_000_000
-"""At most this much text of each language is encoded."""
+"""Maximum bytes of text encoded per language."""
 
 CL100K_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
     r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 )
-"""How cl100k_base splits text, as tiktoken has it."""
+"""The pre-tokenization of cl100k_base, from tiktoken."""
 
 Counter = Callable[[Sequence[str]], int]
 
 
 @dataclass(frozen=True, slots=True)
 class Compression:
-    """Bytes of text per token, of one language."""
+    """Bytes of text per token for one language."""
 
     language: str
     bytes: int
     """UTF-8 bytes that were encoded."""
     ratios: dict[str, float]
-    """Vocabulary to bytes per token."""
+    """Bytes per token by vocabulary."""
 
 
 def compression(folder: Path, against: Sequence[str] = ()) -> list[Compression]:
-    """Bytes per token on the held-out text of a `tokens` artifact, by language, most text first.
+    """Bytes per token on the held-out text of a `tokens` artifact, by language, with the most text first.
 
     Args:
         against: other vocabularies: `qwen`, `cl100k=FILE`, or the path of a `.tiktoken` file or `tokenizer.json`.
 
     Raises:
-        ConfigError: a vocabulary that cannot be found or read.
+        ConfigError: a vocabulary cannot be found or read.
     """
     counters: dict[str, Counter] = {"ours": _counter(Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json")))}
     for named in against:
@@ -55,7 +55,7 @@ def compression(folder: Path, against: Sequence[str] = ()) -> list[Compression]:
 
 
 def named_vocabulary(named: str) -> tuple[str, Counter]:
-    """The name to show, and what counts a vocabulary's tokens."""
+    """A vocabulary's display name, and a function that counts its tokens in a text."""
     file = compared_file(named)
     if is_cl100k(named):
         encoding = tiktoken.Encoding(
@@ -71,7 +71,7 @@ def _counter(tokenizer: Tokenizer) -> Counter:
 
 
 def _heldout(folder: Path) -> Mapping[str, tuple[int, list[str]]]:
-    """Language to the bytes and the texts of its first held-out documents. Text of no other row group is read."""
+    """Bytes and texts of the first held-out documents by language. Other row groups' text is not read."""
     by_language: dict[str, tuple[int, list[str]]] = {}
     with parquet.ParquetFile(folder / "documents.parquet") as file:
         for group in range(file.num_row_groups):

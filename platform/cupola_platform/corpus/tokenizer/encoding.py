@@ -1,10 +1,9 @@
-"""Text to token ids, exactly as the tokenizer would give them and many times as fast.
+"""Text to token ids, exactly as the tokenizer gives them but many times faster.
 
 Most words of a corpus were seen before. A batch of documents is split into words by a few passes over arrays
-(`splitting`), each word is looked up in a table by its bytes (`word_table`), and only a word that is not there goes
-through the merges: tiktoken's, where they are proved to be the tokenizer's own, else the tokenizer's. A tokenizer with
-another normalization or pre-tokenization than Qwen's encodes by itself, and so does any where a text holds one of its
-added tokens.
+(`splitting`), and each word is looked up by its bytes (`word_table`). Only new words go through the merges: by tiktoken
+if it provably gives the same result, else by the tokenizer. The tokenizer itself encodes everything if its
+normalization or pre-tokenization differs from Qwen's, and any text that contains one of its added tokens.
 """
 
 import json
@@ -25,20 +24,20 @@ from cupola_platform.corpus.tokenizer.splitting import bytes_and_words
 from cupola_platform.corpus.tokenizer.word_table import LONGEST, WordTable, keys_of, mixed
 
 BATCH_CHARACTERS = 1 << 17
-"""Characters that are split together: their arrays take about 50 bytes each."""
+"""Characters split at once; the arrays take about 50 bytes per character."""
 
 Words = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]
-"""Bytes, and where in them words begin, and how long they are."""
+"""Bytes, and the starts and lengths of the words in them."""
 Merge = Callable[[Words], "Encoded"]
 Encoded = tuple[NDArray[np.int32], NDArray[np.int64]]
 
 
 class DocumentEncoder:
-    """Encodes whole texts with a tokenizer: the ids of SFT and inference, and of `tokenizers` for the same text.
+    """Encodes whole texts to the same ids as SFT, inference and the `tokenizers` library.
 
-    Control tokens (added tokens that are special) written in a document stay text, as with `split_special_tokens` in
-    transformers; in a conversation only those of the chat template are control tokens. Other added tokens, such as
-    GPT-NeoX's runs of spaces, are encoded as the tokenizer has them.
+    Control tokens (special added tokens) that occur in a document stay text, as with `split_special_tokens` in
+    transformers; in a conversation, only those of the chat template are control tokens. Other added tokens, such as
+    GPT-NeoX's runs of spaces, are encoded as by the tokenizer.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -55,7 +54,8 @@ class DocumentEncoder:
         return [int(token) for token in ids[:-1]]
 
     def documents(self, texts: Sequence[str]) -> Encoded:
-        """The ids of all texts, <|endoftext|> after each. Shape [tokens]. And how many each text has. Shape [texts]."""
+        """The ids of all texts with <|endoftext|> after each, shape [tokens], and the number per text, shape
+        [texts]."""
         done, batch, size = list[Encoded](), list[str](), 0
         for text in texts:
             batch.append(text)
@@ -67,7 +67,7 @@ class DocumentEncoder:
         return np.concatenate(ids), np.concatenate(counts)
 
     def conversations(self, texts: Sequence[str]) -> Encoded:
-        """The same of texts that the chat template wrote."""
+        """Like `documents`, for texts rendered by the chat template."""
         return self._by_tokenizer(texts, self._of_conversations)
 
     def _by_tokenizer(self, texts: Sequence[str], tokenizer: Tokenizer | None = None) -> Encoded:
@@ -88,7 +88,7 @@ class DocumentEncoder:
         return self._encode(data, starts, np.searchsorted(starts[0], ends))
 
     def _holds_added(self, texts: Sequence[str], normal: Sequence[str]) -> bool:
-        """Whether added tokens may be found in the texts, or in what normalization makes of them."""
+        """Whether the texts may contain added tokens, as they are or after normalization."""
         if self._added is None:
             return False
         search = self._added.search
@@ -97,7 +97,7 @@ class DocumentEncoder:
         )
 
     def _each(self, texts: Sequence[str]) -> Encoded:
-        """Each by itself: only the text that needs the tokenizer goes the long way, not its neighbours."""
+        """Encode texts one by one, so that only those that need the tokenizer are slow."""
         if len(texts) == 1:
             return self._by_tokenizer(texts)
         ids, counts = zip(*(self._batch([text]) for text in texts), strict=True)
@@ -106,7 +106,7 @@ class DocumentEncoder:
     def _encode(
         self, data: NDArray[np.uint8], words: tuple[NDArray[np.int64], NDArray[np.int64]], last: NDArray[np.int64]
     ) -> Encoded:
-        """`words`: where each begins in characters and in bytes; `last`: which of them are ends of documents."""
+        """`words`: the start of each word in characters and in bytes; `last`: which words are ends of documents."""
         assert self._merge is not None
         starts = words[1]
         lengths = np.diff(starts, append=len(data) - 16)
@@ -127,14 +127,14 @@ class DocumentEncoder:
         return ids, np.diff(np.cumsum(counts, dtype=np.int64)[last], prepend=0)
 
     def _look_up(self, words: Words) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Where in the table's ids those of each word lie, and how many."""
+        """The position and number of each word's ids in the table."""
         assert self._merge is not None
         if self._table.full:
             self._table.clear()
         data, starts, lengths = words
         keys = keys_of(data, starts, lengths)
         places, counts = self._table.find(keys)
-        while len(unknown := np.flatnonzero(counts == 0)):  # again where two new words share their mixed number
+        while len(unknown := np.flatnonzero(counts == 0)):  # repeats if two new words have the same hash
             new = unknown[np.unique(mixed((keys[0][unknown], keys[1][unknown])), return_index=True)[1]]
             self._table.add((keys[0][new], keys[1][new]), *self._merge((data, starts[new], lengths[new])))
             places[unknown], counts[unknown] = self._table.find((keys[0][unknown], keys[1][unknown]))
@@ -142,7 +142,7 @@ class DocumentEncoder:
 
 
 def _taking_as_text(tokenizer: Tokenizer, *, but: Collection[str] = ()) -> Tokenizer:
-    """A copy to which control tokens are text, but for some. It never truncates or pads, whatever its file says."""
+    """A copy that treats control tokens except `but` as text, and never truncates or pads."""
     settings = json.loads(tokenizer.to_str()) | {"truncation": None, "padding": None}
     for token in settings["added_tokens"]:
         token["special"] = token["special"] and token["content"] not in but
@@ -152,15 +152,15 @@ def _taking_as_text(tokenizer: Tokenizer, *, but: Collection[str] = ()) -> Token
 
 
 def _plain_added_tokens(tokenizer: Tokenizer) -> re.Pattern[str] | None:
-    """What finds added tokens that are not special, as written or in NFC; none where there are none."""
+    """A pattern of added tokens that are not special, as written or in NFC; None if there are none."""
     contents = {token.content for token in tokenizer.get_added_tokens_decoder().values() if not token.special}
     spellings = contents | {unicodedata.normalize("NFC", content) for content in contents}
     return re.compile("|".join(map(re.escape, sorted(spellings)))) if spellings else None
 
 
 def has_unknown(texts: Sequence[str]) -> bool:
-    """Whether there are characters newer than Python's Unicode tables, perhaps: only the tokenizer knows what they
-    are."""
+    """Whether the texts may contain characters newer than Python's Unicode tables, which only the tokenizer can
+    classify."""
     points = np.frombuffer("".join(text for text in texts if not text.isascii()).encode("utf-32-le"), "<u4")
     return bool(_unassigned()[points].any())
 
@@ -171,7 +171,7 @@ def _unassigned() -> NDArray[np.bool_]:
 
 
 def splits_as_qwen(tokenizer: Tokenizer) -> bool:
-    """Whether the tokenizer normalizes and splits as Qwen's, over a byte-level vocabulary."""
+    """Whether the tokenizer normalizes and splits like Qwen's, with a byte-level vocabulary."""
     settings: dict[str, Any] = json.loads(tokenizer.to_str())
     steps = (settings["pre_tokenizer"] or {}).get("pretokenizers", ())
     if settings["model"]["type"] != "BPE" or len(steps) != 2 or (settings["normalizer"] or {}).get("type") != "NFC":
@@ -189,7 +189,7 @@ def splits_as_qwen(tokenizer: Tokenizer) -> bool:
 
 
 def merges_of_words(tokenizer: Tokenizer) -> Merge:
-    """What gives words' ids: tiktoken, where the merges follow from the ranks; else the tokenizer's model."""
+    """A function from words to ids: tiktoken if the merges follow from the ranks, else the tokenizer's model."""
     ranks = follows_its_ranks(tokenizer)
     letters, model = byte_letters(), tokenizer.model
 
@@ -204,13 +204,13 @@ def merges_of_words(tokenizer: Tokenizer) -> Merge:
     between = ranks[b"\0"]
 
     def by_ranks(words: Words) -> Encoded:
-        """All of them in one call, with NUL after each."""
+        """Encode all words in one call, with NUL after each."""
         data, starts, lengths = words
         joined = data[_spread(starts, lengths + 1)]
         joined[np.cumsum(lengths + 1) - 1] = 0
         ids = encoding.encode_to_numpy(joined.tobytes().decode(), disallowed_special=()).astype(np.int32)
         ends = np.flatnonzero(ids == between)
-        if len(ends) != len(starts):  # a word that has NUL in it
+        if len(ends) != len(starts):  # a word contains NUL
             return by_model(words)
         return ids[ids != between], np.diff(ends, prepend=-1) - 1
 
@@ -218,7 +218,7 @@ def merges_of_words(tokenizer: Tokenizer) -> Merge:
 
 
 def _spread(places: NDArray[np.signedinteger], counts: NDArray[np.signedinteger]) -> NDArray[np.int64]:
-    """The indices places[0], places[0] + 1, ... (counts[0] of them), places[1], ... Shape [sum of counts]."""
+    """The indices places[0], places[0] + 1, ... (counts[0] of them), then from places[1], ... Shape [sum of counts]."""
     ends = np.cumsum(counts, dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
     return np.arange(total) + np.repeat(places - (ends - counts), counts)
@@ -226,5 +226,5 @@ def _spread(places: NDArray[np.signedinteger], counts: NDArray[np.signedinteger]
 
 @cache
 def encoder_of(folder: str) -> DocumentEncoder:
-    """The encoder of a tokenizer's folder, kept by a worker between its messages."""
+    """The encoder of a tokenizer's folder, cached per worker."""
     return DocumentEncoder(Tokenizer.from_file(f"{folder}/tokenizer.json"))

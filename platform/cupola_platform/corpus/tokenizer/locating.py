@@ -1,4 +1,4 @@
-"""From a token of a shard back to its document, its file and its text."""
+"""Finds the document, file and text of a token in a shard."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from cupola_platform.corpus.tokenizer.shards import document_lengths, read_docum
 from cupola_platform.errors import ConfigError, NotFoundError
 
 CONTEXT = 80
-"""Characters of text to either side of a token."""
+"""Characters of text shown on either side of a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +20,13 @@ class Location:
 
     shard: str
     offset: int
-    """The token's place in the shard."""
+    """The token's position in the shard."""
     document: int
-    """The document's number in the shard."""
+    """The document's index in the shard."""
     within: int
-    """The token's place in its document."""
+    """The token's position in its document."""
     tokens: int
-    """Tokens of the document, <|endoftext|> included."""
+    """Tokens of the document, including <|endoftext|>."""
     id: str
     source: str
     path: str
@@ -36,31 +36,31 @@ class Location:
     """BLAKE3 of the document's text."""
     token: int
     before: str
-    """The text before the token, of the document as the model sees it (NFC)."""
+    """The text before the token, as the model sees it (NFC)."""
     text: str
-    """What the token stands for; a part of a character shows as U+FFFD."""
+    """The token's text; a partial character is shown as U+FFFD."""
     after: str
 
 
 def locate(folder: Path, shard: str, offset: int) -> Location:
-    """The document that a token lies in, and the text around it.
+    """The document that contains a token, and the text around it.
 
     Args:
         folder: a `tokens` artifact's folder.
         shard: such as `train-web`.
-        offset: the token's place in the shard, from 0.
+        offset: the token's position in the shard, from 0.
 
     Raises:
-        NotFoundError: no such shard.
+        NotFoundError: there is no such shard.
         ConfigError: the shard has fewer tokens.
     """
     prefix = folder / "shards" / shard
     if not prefix.with_name(prefix.name + ".idx").is_file():
         known = ", ".join(sorted(path.stem for path in (folder / "shards").glob("*.idx")))
-        raise NotFoundError(f"--shard {shard}: there is no such shard. There are: {known}.")
+        raise NotFoundError(f"--shard {shard}: there is no such shard. Known: {known}.")
     ends = np.cumsum(document_lengths(prefix))
     if not 0 <= offset < ends[-1]:
-        raise ConfigError(f"--offset {offset}: {shard} has tokens 0 to {ends[-1] - 1:,}.")
+        raise ConfigError(f"--offset {offset} is out of range. {shard} has tokens 0 to {ends[-1] - 1:,}.")
     document = int(np.searchsorted(ends, offset, side="right"))
     tokens = int(ends[document] - (ends[document - 1] if document else 0))
     start = int(ends[document]) - tokens
@@ -92,5 +92,5 @@ def _row(folder: Path, source: str, split: str, document: int) -> dict[str, str]
     wanted = [("source", "==", source), ("split", "==", split), ("document", "==", document)]
     rows = parquet.read_table(folder / "documents.parquet", columns=columns, filters=wanted).to_pylist()
     if len(rows) != 1:
-        raise NotFoundError(f"{folder} was prepared before documents were numbered. Prepare the tokens again.")
+        raise NotFoundError(f"{folder} is from a version without document numbers. Prepare the tokens again.")
     return dict(rows[0])

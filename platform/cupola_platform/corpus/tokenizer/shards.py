@@ -2,7 +2,7 @@
 
 `NAME.bin` holds the tokens, one document after another. `NAME.idx` holds, little-endian: `MMIDIDX\\0\\0`, the version 1
 (u64), the dtype's code (u8), the counts of sequences and of document boundaries (u64 each), then each sequence's
-length (i32) and byte offset (i64), and the sequence numbers at which documents begin, with the end (i64).
+length (i32) and byte offset (i64), and the indices of the sequences at which documents begin, then the total (i64).
 """
 
 import shutil
@@ -21,15 +21,15 @@ _DTYPE_CODES = {"uint16": 8, "int32": 4}
 
 
 def token_dtype(vocab_size: int) -> str:
-    """The dtype that Megatron picks for a vocabulary: uint16 below 65,500 rows, else int32."""
+    """The dtype Megatron uses for a vocabulary: uint16 below 65,500 rows, else int32."""
     return "uint16" if vocab_size < 65_500 else "int32"
 
 
 class ShardWriter:
-    """Writes one `.bin` and `.idx` pair, each document one sequence."""
+    """Writes one `.bin` and `.idx` pair, with one sequence per document."""
 
     def __init__(self, prefix: Path, dtype: str) -> None:
-        """`prefix` is the path without its suffix."""
+        """`prefix` is the path without suffix."""
         self._prefix = prefix
         self._dtype = np.dtype(dtype)
         self._lengths: list[NDArray[np.int64]] = []
@@ -58,12 +58,12 @@ class ShardWriter:
         self.add_documents(tokens, np.array([len(tokens)]))
 
     def add_documents(self, tokens: NDArray[np.integer], lengths: NDArray[np.int64]) -> None:
-        """Append documents that lie one after the other. Shapes [tokens], [documents]."""
+        """Append concatenated documents. Shapes [tokens], [documents]."""
         self._file.write(np.ascontiguousarray(tokens, self._dtype).data)
         self._lengths.append(lengths)
 
     def add_shard(self, prefix: Path) -> None:
-        """Append another shard's documents, of the same dtype."""
+        """Append the documents of another shard with the same dtype."""
         self._lengths.append(document_lengths(prefix))
         with prefix.with_name(prefix.name + ".bin").open("rb") as part:
             shutil.copyfileobj(part, self._file, 1 << 22)
@@ -83,18 +83,18 @@ def document_lengths(prefix: Path) -> NDArray[np.int64]:
     """Tokens of each document of a shard. Shape [documents].
 
     Raises:
-        CorruptArtifactError: the `.idx` is no such index, or is cut short.
+        CorruptArtifactError: the `.idx` is not such an index, or is truncated.
     """
     path = prefix.with_name(prefix.name + ".idx")
     data = path.read_bytes()
     count = struct.unpack_from("<Q", data, 18)[0] if data.startswith(_MAGIC) and len(data) >= 34 else -1
     if len(data) != 34 + 12 * count + 8 * (count + 1):
-        raise CorruptArtifactError(f"{path} is no index of token shards, or is cut short. Prepare the tokens again.")
+        raise CorruptArtifactError(f"{path} is truncated or not an index of token shards. Prepare the tokens again.")
     return np.frombuffer(data, "<i4", count, 34).astype(np.int64)
 
 
 def read_document(prefix: Path, start: int, length: int) -> NDArray[np.integer]:
-    """`length` tokens of a shard, from its token `start` on. Shape [length]."""
+    """`length` tokens of a shard, from token `start` on. Shape [length]."""
     with prefix.with_name(prefix.name + ".idx").open("rb") as index:
         code = index.read(18)[17]
     (dtype,) = (np.dtype(name) for name, known in _DTYPE_CODES.items() if known == code)

@@ -1,5 +1,4 @@
-"""From documents to tokens, as blocks of datatrove's pipelines: the tokenizer, each task's shards, and all of them
-joined."""
+"""From documents to tokens, as datatrove pipeline steps: the tokenizer, each task's shards, and the joined shards."""
 
 import json
 import shutil
@@ -39,18 +38,18 @@ _SCHEMA = pyarrow.schema(
 
 @dataclass(slots=True)
 class Written:
-    """What one task, or all of them, wrote."""
+    """What one task, or all tasks, wrote."""
 
     splits: dict[str, dict[str, Counts]] = field(default_factory=dict)
     """By source and split."""
 
     languages_of_sources: dict[str, dict[str, Counts]] = field(default_factory=dict)
     lengths: dict[int, int] = field(default_factory=dict)
-    """Documents by the power of two of their tokens."""
+    """Documents by length in tokens, in powers of two."""
 
     @property
     def languages(self) -> dict[str, Counts]:
-        """Of all sources together."""
+        """Counts by language over all sources."""
         totals: dict[str, Counts] = {}
         for languages in self.languages_of_sources.values():
             for language, counts in languages.items():
@@ -61,11 +60,11 @@ class Written:
         return self.languages_of_sources.setdefault(source, {}).setdefault(language, Counts())
 
     def of(self, source: str) -> dict[str, Counts]:
-        """One source's splits."""
+        """The splits of one source."""
         return self.splits.setdefault(source, {name: Counts() for name in SPLITS})
 
     def count(self, document: Document, split: str, tokens: int) -> dict[str, object]:
-        """Count a document; returns its row of `documents.parquet`."""
+        """Count a document, and return its row of `documents.parquet`."""
         of_split = self.of(document.source)[split]
         row = _row(document, split, tokens, of_split.documents)
         for counts in (of_split, self._language(document.source, document.language or "unknown")):
@@ -75,7 +74,7 @@ class Written:
         return row
 
     def add(self, part: dict[str, Any]) -> None:
-        """Add what another task wrote, in its `asdict` form."""
+        """Add another task's `Written`, in its `asdict` form."""
         for source, splits in part["splits"].items():
             mine = self.of(source)
             for split, counts in splits.items():
@@ -113,9 +112,9 @@ def _grow(counts: Counts, documents: int, tokens: int, bytes: int) -> None:
 
 
 class MakeTokenizer(PipelineStep):  # type: ignore[misc]
-    """Choose what is held out and what the tokenizer is trained on, and make it, in one task.
+    """Chooses the held-out documents and the tokenizer's training text, and makes the tokenizer, in one task.
 
-    Beside each task's documents it keeps their split: 0 train, 1 held out, -1 dropped as near duplicates.
+    It saves each task's splits beside its documents: 0 train, 1 held out, -1 dropped as near duplicates.
     """
 
     type, name = "tokenizer", "training"
@@ -148,7 +147,7 @@ class MakeTokenizer(PipelineStep):  # type: ignore[misc]
         return sample
 
     def _kept(self) -> Iterator[tuple[str, I64, F64, I64]]:
-        """Each task's source, and its documents that are no duplicates: numbers, draws, sizes."""
+        """Each task's source, and the indices, draws and sizes of its documents that are not duplicates."""
         begins = first_indices(self.documents, len(self.sources))
         for task, source in enumerate(self.sources):
             kept = np.ones(begins[task + 1] - begins[task], bool)
@@ -170,7 +169,7 @@ class MakeTokenizer(PipelineStep):  # type: ignore[misc]
 
 
 class Tokenize(PipelineStep):  # type: ignore[misc]
-    """One task's documents as tokens: a shard and a list of documents for each split, and what there is of them."""
+    """Tokenizes one task's documents, and writes a shard and a list of documents per split, and their counts."""
 
     type, name = "tokenizer", "shards"
 
@@ -211,8 +210,8 @@ class Tokenize(PipelineStep):  # type: ignore[misc]
 
 
 def join(parts: Path, tasks: int, sources: Sequence[str], to: Path, dtype: str) -> Written:
-    """All tasks' shards as one a source and split, their documents as one table. Shards of no documents are not made:
-    an empty one cannot be mapped.
+    """Join all tasks' shards into one per source and split, and their documents into one table. Empty shards are not
+    written, because they cannot be memory-mapped.
     """
     written = Written()
     shards: dict[tuple[str, str], ShardWriter] = {}
@@ -236,8 +235,7 @@ def join(parts: Path, tasks: int, sources: Sequence[str], to: Path, dtype: str) 
 
 
 def _numbered(rows: Any, before: Mapping[str, int]) -> Any:
-    """A task's rows with the documents' numbers in the joined shards, which hold `before` documents of earlier
-    tasks."""
+    """A task's rows with the documents' indices in the joined shards, which already have `before` documents."""
     train, heldout = (pyarrow.scalar(before[split]) for split in SPLITS)
     offsets = compute.if_else(compute.equal(rows["split"], SPLITS[0]), train, heldout)
     place = _SCHEMA.get_field_index("document")
@@ -245,7 +243,7 @@ def _numbered(rows: Any, before: Mapping[str, int]) -> Any:
 
 
 def write_index(config: PrepareConfig, written: Written, tokenizer: Path, to: Path) -> None:
-    """`index.json`: what training reads first."""
+    """Write `index.json`, which training reads first."""
     model = Tokenizer.from_file(str(tokenizer / "tokenizer" / "tokenizer.json"))
     index: dict[str, object] = {
         "vocab_size": int((tokenizer / "vocab_size").read_text()),

@@ -1,4 +1,4 @@
-"""Where the tokenizer's vocabulary comes from: this corpus, another vocabulary, or both."""
+"""The tokenizer's vocabulary: from this corpus, from another vocabulary, or both."""
 
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -28,11 +28,13 @@ from cupola_platform.corpus.tokenizer.ranks import (
 from cupola_platform.errors import ConfigError
 
 ROW_MULTIPLE = 64
-"""Embedding rows come in multiples of this, for the tensor-parallel split and the GPU's tiles."""
+"""Embedding rows are padded to a multiple of this, for the tensor-parallel split and the GPU's tiles."""
 
 
 def make_tokenizer(config: TokenizerConfig, texts: Iterable[str], folder: Path) -> int:
-    """Train it on `texts` or take it, save the tokenizer in `folder`, and give its rows, padded to a multiple of 64."""
+    """Train the vocabulary on `texts` or load it, save the tokenizer in `folder`, and return its rows, padded to a
+    multiple
+    of 64."""
     if config.vocabulary == "trained":
         base = open_vocabulary(vocabulary_file(config.base)) if config.base else None
         tokenizer = train_tokenizer(texts, config.vocab_size, base)
@@ -44,7 +46,7 @@ def make_tokenizer(config: TokenizerConfig, texts: Iterable[str], folder: Path) 
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, base: Tokenizer | None = None) -> Tokenizer:
-    """Learn merges until the vocabulary has the given rows, control tokens included; on top of `base`, whose ids stay.
+    """Learn merges until the vocabulary has `vocab_size` rows, including control tokens. The ids of `base` stay.
 
     Raises:
         ConfigError: the base leaves no room, or cannot be extended.
@@ -79,14 +81,13 @@ def _extensible(base: Tokenizer, vocab_size: int) -> list[bytes]:
     ranks = follows_its_ranks(base) if splits_as_qwen(base) else None
     if ranks is None or sorted(ranks.values()) != list(range(len(ranks))):
         raise ConfigError(
-            "tokenizer.base is no byte-level vocabulary that splits text as Qwen's does, with ids from 0 on: it cannot "
-            "be "
-            "extended. Name a .tiktoken file, or train without a base."
+            "tokenizer.base cannot be extended: it is not a byte-level vocabulary with Qwen's pre-tokenization and ids "
+            "from 0. Give a .tiktoken file, or train without a base."
         )
     if vocab_size <= len(ranks) + len(CONTROL_TOKENS):
         least = -(-(len(ranks) + len(CONTROL_TOKENS) + 1) // ROW_MULTIPLE) * ROW_MULTIPLE
         raise ConfigError(
-            f"tokenizer.vocab_size={vocab_size} leaves no room beside the {len(ranks):,} tokens of tokenizer.base and "
+            f"tokenizer.vocab_size={vocab_size} has no room beyond the {len(ranks):,} tokens of tokenizer.base and "
             f"{len(CONTROL_TOKENS)} control tokens. Try vocab_size={least} or more."
         )
     return sorted(ranks, key=ranks.__getitem__)
@@ -100,13 +101,13 @@ def _byte_level(ranks: Mapping[bytes, int], merges: Iterable[tuple[bytes, bytes]
 
 
 def open_vocabulary(path: Path) -> Tokenizer:
-    """The tokenizer of a `.tiktoken` file, split as Qwen's, or of a `tokenizer.json`, split as that says."""
+    """The tokenizer of a `.tiktoken` file, with Qwen's pre-tokenization, or of a `tokenizer.json`, with its own."""
     if path.suffix != ".json":
         ranks = read_ranks(path)
         return _byte_level(ranks, merges_of(ranks))
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # noqa: BLE001  tokenizers raises nothing narrower
-        raise ConfigError(f"tokenizer.vocabulary={str(path)!r} is no tokenizer.json: {error}.") from None
+        raise ConfigError(f"tokenizer.vocabulary={str(path)!r} is not a tokenizer.json: {error}.") from None
     add_control_tokens(tokenizer)
     return tokenizer

@@ -1,20 +1,20 @@
-"""A hash table of short words, looked up a hundred thousand words at a time.
+"""A hash table of short words, with lookups of a hundred thousand words at a time.
 
-A word of up to 15 bytes is its own key, in two 64-bit numbers, so that nothing can collide: bytes 0 to 7, and bytes 8
-to 14 with the length above them.
+A word of up to 15 bytes is its own key, so there are no collisions. A key is two 64-bit numbers: bytes 0 to 7, and
+bytes 8 to 14 with the length in the top byte.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 LONGEST = 15
-"""Bytes of a word that fits a key."""
+"""Maximum bytes of a word that fits in a key."""
 
 MAX_WORDS = 1 << 20
-"""Words kept at once, about 90 MB with their ids; then the table starts anew."""
+"""Maximum words, about 90 MB with their ids; then the table is cleared."""
 
 _FIRST_BITS = 17
-"""Slots to begin with, as a power of two (3 MB): growing costs as much as looking up."""
+"""Initial slots as a power of two (3 MB), since growing the table costs as much as lookups."""
 
 _PROBES = 8
 _MULTIPLIERS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
@@ -24,7 +24,7 @@ Keys = tuple[NDArray[np.uint64], NDArray[np.uint64]]
 
 
 def keys_of(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Keys:
-    """The keys of words that lie in `data`, which has 16 bytes more than they do. Shapes [words]."""
+    """The keys of words in `data`, which has 16 padding bytes at the end. Shapes [words]."""
     words = np.ndarray((len(data) - 7,), "<u8", data, strides=(1,))
     low = words[starts] & _BYTE_MASKS[np.minimum(lengths, 8)]
     high = words[starts + 8] & _BYTE_MASKS[np.clip(lengths - 8, 0, 7)]
@@ -32,7 +32,7 @@ def keys_of(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray
 
 
 def mixed(keys: Keys) -> NDArray[np.uint64]:
-    """One number a word, well spread; different words may share it. Shape [words]."""
+    """A well-mixed hash of each word; different words may share it. Shape [words]."""
     low, high = keys
     spread = (low ^ (low >> np.uint64(29))) * _MULTIPLIERS[0] + high * _MULTIPLIERS[1]
     return np.asarray((spread ^ (spread >> np.uint64(32))) * _MULTIPLIERS[0])
@@ -42,12 +42,12 @@ class WordTable:
     """Words and their token ids."""
 
     def __init__(self, end: int) -> None:
-        """`end` is the id that lies at `ids[0]`, for ends of documents."""
+        """`end` is the id at `ids[0]`, for ends of documents."""
         self._end = end
         self.clear()
 
     def clear(self) -> None:
-        """Forget every word."""
+        """Remove all words."""
         self._allocate(_FIRST_BITS)
         self._words = 0
         self._ids = np.full(1 << 12, self._end, np.int32)
@@ -55,15 +55,16 @@ class WordTable:
 
     @property
     def ids(self) -> NDArray[np.int32]:
-        """The ids of all words, one after the other."""
+        """The ids of all words, concatenated."""
         return self._ids[: self._used]
 
     def find(self, keys: Keys) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Where in `ids` each word's ids lie, and how many; zero for words that are not here. Shapes [words]."""
+        """The position of each word's ids in `ids`, and their number, which is zero for unknown words. Shapes
+        [words]."""
         slots = self._slots(keys)
         places, counts = self._places[slots], self._counts[slots]
         wrong = (self._low[slots] != keys[0]) | (self._high[slots] != keys[1])
-        left = np.flatnonzero(wrong & (counts > 0))  # at a free slot the search ends
+        left = np.flatnonzero(wrong & (counts > 0))  # the search ends at a free slot
         counts[wrong] = 0
         for step in range(1, _PROBES):
             if not len(left):
@@ -76,7 +77,7 @@ class WordTable:
         return places, counts
 
     def add(self, keys: Keys, ids: NDArray[np.int32], counts: NDArray[np.int64]) -> None:
-        """Keep words that are not here yet, each once, with their ids one after the other, and how many each has."""
+        """Add new, distinct words with their concatenated ids, and the number of ids of each."""
         while self._used + len(ids) > len(self._ids):
             self._ids = np.concatenate([self._ids, np.empty_like(self._ids)])
         self._ids[self._used : self._used + len(ids)] = ids
@@ -97,7 +98,7 @@ class WordTable:
         for step in range(_PROBES):
             tried = (slots[left] + step) & self._mask
             won = self._counts[tried] == 0
-            self._places[tried[won]] = left[won]  # of several that want a slot, one is found there
+            self._places[tried[won]] = left[won]  # of several words that want a slot, one gets it
             won[won] = self._places[tried[won]] == left[won]
             taken, chosen = tried[won], left[won]
             self._low[taken], self._high[taken] = keys[0][chosen], keys[1][chosen]

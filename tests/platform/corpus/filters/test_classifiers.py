@@ -110,7 +110,7 @@ def test_a_model_that_was_kept_judges_as_it_did(tmp_path: Path) -> None:
     [
         ({}, ValidationError, "give `positive` and `negative` sources to train on, or the `model`"),
         ({"positive": {"a": {"type": "files", "path": "x"}}}, ValidationError, "give `positive` and `negative`"),
-        ({"model": "/nowhere"}, ConfigError, r"/nowhere/weights\.npz: there is no such file"),
+        ({"model": "/nowhere"}, ConfigError, r"/nowhere/weights\.npz does not exist"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_on_is_refused(
@@ -132,7 +132,7 @@ def test_too_few_documents_to_learn_from_are_refused(tmp_path: Path) -> None:
     few = rows(tmp_path / "few.jsonl", ["one text"])
     config = ClassifierConfig(positive={"a": few}, negative={"b": few})
     with pytest.raises(
-        SourceError, match=r"quality_model\.positive: 1 documents are too few to learn from\. Give at least 10"
+        SourceError, match=r"quality_model\.positive: 1 documents are too few to train on\. Give at least 10"
     ):
         list(LearnClassifier("quality_model", config, tmp_path / "to").run(None))
 
@@ -177,7 +177,7 @@ def test_a_toxicity_model_drops_what_it_is_sure_of(tmp_path: Path) -> None:
 
 def test_a_list_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("# nothing\n")
-    with pytest.raises(ConfigError, match="holds no word"):
+    with pytest.raises(ConfigError, match="has no words"):
         read_lexicon(tmp_path / "empty")
     with pytest.raises(ValidationError, match="give a `lexicon`, a `classifier` or both"):
         ToxicityConfig()

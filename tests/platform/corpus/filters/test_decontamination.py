@@ -155,7 +155,7 @@ def test_evaluation_sets_that_cannot_be_used_are_refused(tmp_path: Path) -> None
     sums.write_text('{"text": "x"}')
     against = config_of(tmp_path / "raw", sums).decontamination
     assert against is not None
-    with pytest.raises(SourceError, match=r"decontamination\.against\.sums: no row of it has text\. Set text_field"):
+    with pytest.raises(SourceError, match=r"decontamination\.against\.sums: no row has text\. Set text_field"):
         list(BuildTestItems(against, {}, tmp_path / "items").run(None))
     sums.write_text('{"question": "too short"}')
     with pytest.raises(SourceError, match=r"none of 1 test items has 13 words"):

@@ -129,12 +129,12 @@ def test_only_wanted_languages_are_kept() -> None:
 
 def test_an_unknown_language_is_refused_before_anything_starts() -> None:
     config = PrepareConfig(sources={"py": PythonEnvironment()}, language=LanguageConfig(keep=("english",)))
-    with pytest.raises(ConfigError, match=r"language.keep='english' is no language .* Known are .* en "):
+    with pytest.raises(ConfigError, match=r"language.keep='english' is not a language .* Known: .* en "):
         check_config(config)
     for change, line in (
-        ({"quality": QualityConfig(languages={"german": {}})}, "quality.languages='german' is no language"),
-        ({"perplexity": PerplexityConfig(languages=("English",))}, "perplexity.languages='English' is no language"),
-        ({"quality": QualityConfig(languages={"de": {}}), "language": None}, "quality.languages names languages, and"),
+        ({"quality": QualityConfig(languages={"german": {}})}, "quality.languages='german' is not a language"),
+        ({"perplexity": PerplexityConfig(languages=("English",))}, "perplexity.languages='English' is not a language"),
+        ({"quality": QualityConfig(languages={"de": {}}), "language": None}, "quality.languages names languages, but"),
     ):
         with pytest.raises(ConfigError, match=line):
             check_config(PrepareConfig(sources={"py": PythonEnvironment()}, **change))  # type: ignore[arg-type]

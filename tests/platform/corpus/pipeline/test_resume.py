@@ -151,7 +151,7 @@ def test_a_killed_worker_ends_the_preparation_with_a_clear_line_and_the_rest_is_
     if process.returncode == 0:
         pytest.skip("the worker was killed after its last task")
     assert StageFailedError.__name__ in errors.decode()
-    assert "A worker process of the preparation was killed; out of memory?" in errors.decode()
+    assert "A worker process of the preparation was killed, maybe for lack of memory." in errors.decode()
     assert len(markers(tmp_path / "out.work")) >= 1
 
 

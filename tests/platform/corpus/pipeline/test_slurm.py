@@ -171,13 +171,13 @@ def test_a_slurm_that_does_not_answer_is_one_line(
     away = tmp_path / "slurm.conf"
     away.write_text((slurm / "slurm.conf").read_text().replace("SlurmctldPort=", "SlurmctldPort=1\n# "))
     monkeypatch.setenv("SLURM_CONF", str(away))
-    with pytest.raises(StageFailedError, match=r"^Slurm does not answer: .*controller.*\. Nothing was submitted\.$"):
+    with pytest.raises(StageFailedError, match=r"^Slurm does not respond: .*controller.*\. Nothing was submitted\.$"):
         prepare(config(texts, **SLURM), tmp_path / "out")
 
 
 def test_what_sbatch_refuses_is_one_line(slurm: Path, texts: Path, tmp_path: Path) -> None:
     with pytest.raises(
         StageFailedError,
-        match=r"sbatch refused cupola-read_and_clean-\w+ with exit status 1; it says why in .*/log\.txt\. ",
+        match=r"sbatch refused cupola-read_and_clean-\w+ with exit status 1\. See .*/log\.txt, ",
     ):
         prepare(config(texts, **{**SLURM, "partition": "nowhere"}), tmp_path / "out")

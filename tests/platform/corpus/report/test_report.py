@@ -175,8 +175,8 @@ def test_an_example_has_the_number_and_the_beginning_of_the_text_on_one_line() -
 @pytest.mark.parametrize(
     ("named", "said"),
     [
-        ("nowhere.tiktoken", r"tokenizer\.compare: .*'nowhere\.tiktoken' is no file"),
-        ("cl100k", r"tokenizer\.compare: cl100k: cl100k needs its ranks file, which is never downloaded here"),
+        ("nowhere.tiktoken", r"tokenizer\.compare: .*'nowhere\.tiktoken' is not a file"),
+        ("cl100k", r"tokenizer\.compare: cl100k: cl100k needs its ranks file, which is never downloaded"),
     ],
 )
 def test_a_vocabulary_to_compare_with_that_is_not_there_is_refused_before_anything_is_read(
@@ -208,5 +208,5 @@ def test_a_weight_that_only_some_sources_have_is_refused(tmp_path: Path) -> None
     rows(tmp_path / "a.jsonl", ["text"])
     path = str(tmp_path / "a.jsonl")
     config = PrepareConfig(sources={"a": Files(path=path, weight=2.0), "b": Files(path=path)})
-    with pytest.raises(ConfigError, match=r"^sources\.a has a weight and sources\.b has none\. Give every source"):
+    with pytest.raises(ConfigError, match=r"^sources\.a has a weight, but sources\.b has none\. Give a weight"):
         prepare(config, tmp_path / "out")

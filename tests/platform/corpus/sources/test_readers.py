@@ -146,7 +146,7 @@ def test_a_source_tree_is_read_by_type_and_by_licence(tmp_path: Path) -> None:
     assert sorted(drop.reason for drop in dropped) == ["licence GPL-3.0-only", "licence unknown"]
     everything, _ = read(Code(path=str(tmp_path), licences=(), suffixes=(".py", ".txt")))
     assert len(everything) == 5
-    with pytest.raises(SourceError, match=r"holds no file of \.zig"):
+    with pytest.raises(SourceError, match=r"has no files of \.zig"):
         check_source(Code(path=str(tmp_path), suffixes=(".zig",)))
 
 

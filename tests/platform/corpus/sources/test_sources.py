@@ -139,11 +139,11 @@ def test_a_column_of_another_name_is_read_when_it_is_named(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("make", "path", "message"),
     [
-        (None, "missing", r"does not exist\. The nearest folder that does is .* Give a file, a folder or a glob"),
+        (None, "missing", r"does not exist\. The nearest existing folder is .* Give a file, a folder or a glob"),
         (None, "*.jsonl", r"does not exist\. Give a file, a folder or a glob"),
-        ("empty.txt", "empty.txt", r"all 1 files are empty\. Give a source that holds text"),
-        ("picture.png", "picture.png", r"has no format that we read\. Known are \.arrow"),
-        ("picture.png", "", r"holds no file of a known format\. Known are"),
+        ("empty.txt", "empty.txt", r"all 1 files are empty\. Give a source with text"),
+        ("picture.png", "picture.png", r"has an unknown format\. Known: \.arrow"),
+        ("picture.png", "", r"has no files of a known format\. Known:"),
     ],
 )
 def test_a_source_that_cannot_give_text_is_refused(tmp_path: Path, make: str | None, path: str, message: str) -> None:
@@ -255,8 +255,8 @@ def test_objects_below_an_s3_prefix_are_read(s3: Any, monkeypatch: pytest.Monkey
     assert source_state(source) != before
 
     for url, message in (
-        (f"s3://{s3.bucket}/nothing/", "holds no object"),
-        (f"s3://{s3.bucket}/corpus/c", "holds no object of a known format"),
+        (f"s3://{s3.bucket}/nothing/", "has no objects"),
+        (f"s3://{s3.bucket}/corpus/c", "has no objects of a known format"),
         (f"s3://{s3.bucket}/empty/", "all 1 objects are empty"),
         ("s3://no-such-bucket/x", "cannot be read: NoSuchBucket"),
     ):

@@ -54,9 +54,9 @@ def test_a_base_keeps_its_ids_and_what_is_trained_on_on_top_of_it_is_what_one_tr
 
 def test_a_base_without_room_or_beside_a_vocabulary_is_refused(tmp_path: Path) -> None:
     make_tokenizer(TokenizerConfig(vocab_size=448), texts(), tmp_path / "small")
-    with pytest.raises(ConfigError, match=r"vocab_size=448 leaves no room beside the 426 tokens .* Try vocab_size=512"):
+    with pytest.raises(ConfigError, match=r"vocab_size=448 has no room beyond the 426 tokens .* Try vocab_size=512"):
         make_tokenizer(TokenizerConfig(vocab_size=448, base=tmp_path / "small"), texts(), tmp_path / "no")
-    with pytest.raises(ConfigError, match=r"tokenizer\.base=.* is for a trained vocabulary"):
+    with pytest.raises(ConfigError, match=r"tokenizer\.base=.* extends a trained vocabulary"):
         check_vocabulary(TokenizerConfig(vocabulary=tmp_path / "small", base=tmp_path / "small"))
 
 
@@ -131,7 +131,7 @@ def test_an_imported_tokenizer_keeps_its_own_way_of_splitting(tmp_path: Path) ->
     ids, _ = encoder.documents(plain)
     assert ids.tolist() == [token for text in plain for token in (*theirs.encode(text).ids, 400)]
     (tmp_path / "broken.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"broken\.json' is no tokenizer\.json"):
+    with pytest.raises(ConfigError, match=r"broken\.json' is not a tokenizer\.json"):
         make_tokenizer(TokenizerConfig(vocabulary=tmp_path / "broken.json"), [], tmp_path / "made")
 
 

@@ -62,7 +62,7 @@ def test_cl100ks_pattern_is_tiktokens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_vocabulary_that_is_not_there_is_one_line(tokens: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"cl100k needs its ranks file, which is never downloaded here\. Give it as cl100k=FILE"
+        ConfigError, match=r"cl100k needs its ranks file, which is never downloaded\. Give it as cl100k=FILE"
     ):
         compression(tokens, ["cl100k"])
 

