@@ -1,4 +1,4 @@
-"""Every chart of the console, in Altair. Colours come from the theme, so that light and dark both read well."""
+"""The console's charts, in Altair. Colours come from the theme, so that they work in light and dark mode."""
 
 import altair as alt
 import pandas as pd
@@ -7,7 +7,7 @@ SIDES = ["#2f6fb5", "#d2691e"]
 """A and B, in every chart that compares them."""
 KEPT, DROPPED = "#b5502d", "#d9b8a4"
 GROUPS = ["#2e8b6f", "#a0762c", "#7a4fa0"]
-"""Further colours where more than two are compared."""
+"""Further colours if more than two are compared."""
 TITLES = {
     "loss": "Loss",
     "heldout_loss": "Held-out loss",
@@ -17,16 +17,16 @@ TITLES = {
 }
 HEIGHT = 190
 SHORT = "abs(datum.value) >= 1000 ? format(datum.value, '~s') : format(datum.value, '~g')"
-"""Vega's words for 1.2M and 0.0003."""
+"""Vega expression that writes numbers like 1.2M and 0.0003."""
 
 
 def title(curve: str) -> str:
-    """A curve's name as people write it."""
+    """A curve's display name."""
     return TITLES.get(curve) or curve.replace("heldout", "held-out").replace("_", " ").replace("/", ": ").capitalize()
 
 
 def curve(frame: pd.DataFrame, name: str, height: int = HEIGHT) -> alt.Chart:
-    """One curve of one job as a line; the same on held-out data, where there is any, as points on a line.
+    """One curve of one job as a line, and its held-out counterpart, if any, as a line with points.
 
     `frame`: step, name, value.
     """
@@ -99,7 +99,7 @@ def difference_plot(frame: pd.DataFrame) -> alt.LayerChart:
 
 
 def funnel(frame: pd.DataFrame, by: str = "step") -> alt.LayerChart:
-    """What each step (or source) kept of all bytes, and what was dropped. `frame`: `by`, documents_*, bytes_*."""
+    """Bytes kept and dropped by each step (or source). `frame`: `by`, documents_*, bytes_*."""
     shown = frame.assign(
         megabytes_in=frame["bytes_in"] / 1e6,
         megabytes=frame["bytes_out"] / 1e6,
@@ -126,7 +126,7 @@ def funnel(frame: pd.DataFrame, by: str = "step") -> alt.LayerChart:
 
 
 def bars(frame: pd.DataFrame, category: str, amount: str, heading: str) -> alt.Chart:
-    """A bar a category, in the order given."""
+    """One bar per category, in the given order."""
     y = alt.Y(f"{category}:N", title=None, sort=list(frame[category]), axis=alt.Axis(labelLimit=260))
     x = alt.X(f"{amount}:Q", title=heading, axis=alt.Axis(tickCount=8))
     tooltip = [category, alt.Tooltip(amount, format=",")]
@@ -139,7 +139,7 @@ def bars(frame: pd.DataFrame, category: str, amount: str, heading: str) -> alt.C
 
 
 def columns(frame: pd.DataFrame, category: str, amount: str, heading: str, below: str) -> alt.Chart:
-    """A column a category, in the order given."""
+    """One column per category, in the given order."""
     x = alt.X(f"{category}:N", title=below, sort=list(frame[category]), axis=alt.Axis(labelAngle=0))
     tooltip = [category, alt.Tooltip(amount, format=",")]
     base = alt.Chart(frame).mark_bar(color=KEPT, cornerRadiusEnd=2)
@@ -147,7 +147,7 @@ def columns(frame: pd.DataFrame, category: str, amount: str, heading: str, below
 
 
 def grouped(frame: pd.DataFrame, category: str, series: str, amount: str, heading: str, form: str) -> alt.Chart:
-    """For each category a bar a series, in the order given; `form` is the numbers' format."""
+    """One bar per series for each category, in the given order; `form` is the number format."""
     order, names = list(dict.fromkeys(frame[category])), list(dict.fromkeys(frame[series]))
     colours = [SIDES[1], SIDES[0], *GROUPS][: len(names)]
     encoded = {
@@ -164,7 +164,7 @@ def grouped(frame: pd.DataFrame, category: str, series: str, amount: str, headin
 
 
 def shares(frame: pd.DataFrame, across: str, down: str, share: str) -> alt.LayerChart:
-    """A table of shares, the darker the less is left. In the order given."""
+    """A heatmap of shares, darker where less is left, in the given order."""
     base = alt.Chart(frame).encode(
         x=alt.X(
             f"{across}:N",

@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 @guarded
 def main() -> None:
-    """Draw the page that the address names; the sign-in first where a password is set."""
+    """Draw the page at the current address, after the sign-in if a password is set."""
     st.set_page_config(page_title="Cupola", page_icon=str(HERE / "icon.svg"), layout="wide")
     st.logo(str(HERE / "logo.svg"), size="large")
     pages = [
@@ -29,7 +29,7 @@ def main() -> None:
     if password is None or st.session_state.get("signed_in"):
         st.navigation(pages, position="top").run()
         return
-    st.navigation(pages, position="hidden")  # so that the address asked for is known, and kept
+    st.navigation(pages, position="hidden")  # so that the requested address is known and kept
     sign_in(password.get_secret_value())
 
 

@@ -1,4 +1,4 @@
-"""A lineage drawn as a graph. Streamlit lays it out in the browser: nothing is loaded from outside."""
+"""Lineage graphs. Streamlit lays them out in the browser, without loading anything from outside."""
 
 import streamlit as st
 
@@ -23,11 +23,11 @@ SHOWN = {
     "train_pairs": "{:,.0f} pairs",
     "parameters": "{:,.0f} parameters",
 }
-"""Metrics that a box has room for, as it writes them: the first two that it has."""
+"""Metrics shown in a box, with their formats. A box shows the first two that the artifact has."""
 
 
 def show(digest: str, *, downwards: bool = False) -> Graph:
-    """Draw what an artifact was made from. Raises NotFoundError."""
+    """Draw an artifact's ancestry. Raises NotFoundError."""
     graph = ancestry(digest)
     st.graphviz_chart(
         dot(graph, dark=st.context.theme.type == "dark", downwards=downwards),
@@ -37,7 +37,7 @@ def show(digest: str, *, downwards: bool = False) -> Graph:
 
 
 def dot(graph: Graph, *, dark: bool = False, downwards: bool = False) -> str:
-    """The graph in Graphviz's language: sources first, the artifact that was asked for framed twice."""
+    """The graph in the DOT language: sources first, the root with a thick frame."""
     ink = "#eae6e1" if dark else "#1c1b1a"
     lines = [
         "digraph lineage {",

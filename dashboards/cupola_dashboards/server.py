@@ -1,5 +1,4 @@
-"""The console's server: Streamlit's application behind the guard. `streamlit run server.py`,
-as `cupola up` calls it."""
+"""The console's server: Streamlit's application behind the guard. `cupola up` calls `streamlit run server.py`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The console's sign-in: one shared password, and a wait that grows with wrong ones."""
+"""The console's sign-in: one shared password, and a growing wait after wrong attempts."""
 
 import hmac
 import math
@@ -8,13 +8,13 @@ from time import monotonic
 import streamlit as st
 
 FREE_TRIES = 5
-"""Wrong passwords before one has to wait."""
+"""Wrong passwords before the first wait."""
 FIRST_WAIT, LONGEST_WAIT = 5.0, 60.0
-"""Seconds of the first wait, doubled by each wrong password that follows, and where that ends."""
+"""Seconds of the first wait, which doubles with each further wrong password, and of the longest."""
 
 
 class Tries:
-    """Wrong passwords at this console, whoever typed them and in whichever session: a new page starts no new count."""
+    """Counts wrong passwords over all users and sessions, so that reloading the page does not reset the count."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -25,11 +25,12 @@ class Tries:
         self._not_before = 0.0
 
     def wait(self) -> float:
-        """Seconds until the next password is looked at. By the time since boot, which no clock step shortens."""
+        """Seconds until the next password is checked, by the time since boot, which setting the clock does not
+        change."""
         return max(0.0, self._not_before - monotonic())
 
     def admits(self, typed: str, password: str) -> bool:
-        """Whether it is the password, compared in constant time. While one has to wait, no password is."""
+        """Whether the password is right, compared in constant time. Always false during a wait."""
         with self._lock:
             if self.wait() > 0:
                 return False
@@ -44,7 +45,7 @@ class Tries:
 
 
 TRIES = Tries()
-"""In a module, not in Streamlit's cache: anyone at a page can clear that."""
+"""Kept in a module, because anyone can clear Streamlit's cache from a page."""
 
 
 def sign_in(password: str) -> None:
@@ -59,8 +60,8 @@ def sign_in(password: str) -> None:
                 st.rerun()
             if not waited_already:
                 st.error(
-                    "That is not the password. `cupola up --show-credential` prints it; elsewhere it is the "
-                    "CUPOLA_CONSOLE_PASSWORD of whoever runs this console."
+                    "Wrong password. `cupola up --show-credential` prints it, or ask the operator for "
+                    "CUPOLA_CONSOLE_PASSWORD."
                 )
             if TRIES.wait() > 0:
-                st.warning(f"Too many wrong passwords. The next one is looked at in {math.ceil(TRIES.wait())} s.")
+                st.warning(f"Too many wrong passwords. Try again in {math.ceil(TRIES.wait())} s.")

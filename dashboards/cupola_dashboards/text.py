@@ -1,4 +1,4 @@
-"""Numbers and times as people write them, and the few elements that several pages share."""
+"""Formatting of numbers and times, and elements shared by several pages."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -21,12 +21,12 @@ STATUSES = {
     "failed (lost)": "red",
     "cancelled": "orange",
 }
-"""Status to its colour, everywhere."""
-NOTHING_YET = "Nothing was run yet. Start with `cupola run tiny`, or on the page **Launch**."
+"""Colour of each status."""
+NOTHING_YET = "Nothing has run yet. Start with `cupola run tiny`, or on the page **Launch**."
 
 
 def guarded(page: Callable[Arguments, None]) -> Callable[Arguments, None]:
-    """A page, or a part of one, that shows an error of ours as its one line."""
+    """Decorator of a page, or a part of one, that shows Cupola's errors as one line."""
 
     @wraps(page)
     def shown(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
@@ -39,16 +39,15 @@ def guarded(page: Callable[Arguments, None]) -> Callable[Arguments, None]:
 
 
 def plain(text: object) -> str:
-    """What others wrote (a model, a run, a file's name) for a label, a caption or an error, which read Markdown:
-    as it stands.
+    """Untrusted text (of a model, a run, a file name) escaped for labels, captions and errors, which render Markdown.
 
-    Whole texts are better shown by `st.text`, `st.code` or `html.escape`, which read none.
+    For longer text use `st.text`, `st.code` or `html.escape`, which do not.
     """
     return in_markdown(text)
 
 
 def ago(moment: datetime | None, now: datetime | None = None) -> str:
-    """`3 min ago`; empty for none."""
+    """`3 min ago`; empty for None."""
     if moment is None or pd.isna(moment):
         return ""
     seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
@@ -59,7 +58,7 @@ def ago(moment: datetime | None, now: datetime | None = None) -> str:
 
 
 def lasting(seconds: float | None) -> str:
-    """`1:05` or `2:03:04`; empty for none."""
+    """`1:05` or `2:03:04`; empty for None."""
     if seconds is None or pd.isna(seconds):
         return ""
     minutes, rest = divmod(round(seconds), 60)
@@ -75,7 +74,7 @@ def megabytes(count: float) -> str:
 
 
 def number(value: float | None, form: str = ".3f") -> str:
-    """Formatted; a dash for none."""
+    """A formatted number; a dash for None."""
     return "–" if value is None or pd.isna(value) else format(value, form)
 
 

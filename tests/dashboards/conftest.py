@@ -1,4 +1,4 @@
-"""A small workspace, published through the platform with results written by hand, and a console that shows it."""
+"""A small workspace with handwritten results, published through the platform, and a console that shows it."""
 
 import json
 import os
@@ -80,7 +80,7 @@ REPORT: dict[str, Any] = {
 
 
 def proportion(correct: int, total: int, low: float, high: float) -> dict[str, float]:
-    """An accuracy with its interval, as results.json has it."""
+    """An accuracy with its interval, in the form of results.json."""
     return {"accuracy": correct / total, "low": low, "high": high, "correct": correct, "total": total}
 
 
@@ -123,7 +123,7 @@ def results(sft: str, dpo: str) -> dict[str, Any]:
 
 
 def write_metrics(folder: Path, steps: int, *, of: int, loss: float = 8.0) -> Path:
-    """metrics.jsonl of a job that has done `steps` of `of` steps, two seconds each: the loss falls to half."""
+    """metrics.jsonl of a job that has done `steps` of `of` steps, two seconds each, with the loss halved."""
     events: list[dict[str, Any]] = [
         {
             "event": "start",
@@ -158,7 +158,7 @@ def step_event(step: int, loss: float) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Shown:
-    """The workspace of these tests, by the ids that they name."""
+    """The workspace of these tests, and its ids."""
 
     workspace: Workspace
     tokens: Artifact
@@ -172,7 +172,7 @@ class Shown:
 
 
 def fill(root: Path) -> Shown:
-    """Publish a corpus, three checkpoints, their evaluation; register a finished, a failed and a running lifecycle."""
+    """Publish a corpus, three checkpoints and their evaluation; register a finished, a failed and a running run."""
     ws = Workspace.open(root)
     recipe = load_recipe("tiny").model_dump(mode="json")
     whole = ws.registry.start_run("tiny", config=recipe)
@@ -228,7 +228,7 @@ def fill(root: Path) -> Shown:
 
 
 def start(ws: Workspace, name: str, stage: str, *, steps: int) -> tuple[str, Path]:
-    """A lifecycle at its first training stage, `steps` of 200 done: its run's id, and the metrics file."""
+    """Register a run in its first training stage, with `steps` of 200 done; returns its id and the metrics file."""
     recipe = load_recipe("tiny").model_dump(mode="json")
     run = ws.registry.start_run(name, config=recipe)
     inner = ws.registry.start_run(name, stage, run, recipe["stages"][stage])
@@ -257,7 +257,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
 
 @pytest.fixture
 def growing_metrics(shown: Shown) -> Iterator[Path]:
-    """The metrics of the running stage, put back as they were after the test."""
+    """The metrics of the running stage, restored after the test."""
     before = shown.live_metrics.read_text()
     yield shown.live_metrics
     shown.live_metrics.write_text(before)
@@ -265,7 +265,7 @@ def growing_metrics(shown: Shown) -> Iterator[Path]:
 
 @pytest.fixture
 def in_workspace(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> Shown:
-    """The settings of this process name the workspace of these tests."""
+    """Point this process's settings to the workspace of these tests."""
     monkeypatch.setenv("CUPOLA_HOME", str(shown.workspace.root))
     return shown
 
@@ -288,7 +288,7 @@ def serve_with() -> Callable[..., Any]:
 
 
 class serve:
-    """A console process, ended with the block."""
+    """A console process, ended after the block."""
 
     def __init__(self, root: Path, logs: Path, environment: dict[str, str]) -> None:
         with socket.socket() as probe:
@@ -324,7 +324,7 @@ class serve:
 
 @pytest.fixture(scope="session")
 def browser(playwright: Playwright) -> Iterator[Browser]:
-    """Debian's Chromium, which may talk to this machine only."""
+    """Debian's Chromium, restricted to this machine."""
     expect.set_options(timeout=120_000)
     arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
     opened = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
@@ -334,7 +334,7 @@ def browser(playwright: Playwright) -> Iterator[Browser]:
 
 @pytest.fixture
 def tab(browser: Browser) -> Iterator[Page]:
-    """A tab in which whatever the page asks of another machine fails the test."""
+    """A tab in which any request to another machine fails the test."""
     context = browser.new_context(viewport={"width": 1600, "height": 1000})
     page = context.new_page()
     page.set_default_timeout(120_000)
@@ -347,7 +347,7 @@ def tab(browser: Browser) -> Iterator[Page]:
 
 @pytest.fixture
 def settled(tab: Page) -> Callable[[], None]:
-    """Wait until the page stands still: while it is drawn, old parts are still there, and keys are lost."""
+    """Wait until the page is drawn; before that, old elements remain and keys are lost."""
     return lambda: expect(tab.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
 
 

@@ -1,4 +1,4 @@
-"""The page Annotate in a real browser: read two responses, press a key, and it is in the registry."""
+"""The Annotate page in a real browser: read two responses, press a key, and the choice is in the registry."""
 
 import json
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from cupola_platform.annotation import sides
 from cupola_platform.workspace import Workspace
 
 
-def test_keys_judge_pairs_and_the_words_become_an_artifact(
+def test_keys_choose_responses_and_the_choices_become_an_artifact(
     tab: Page, tmp_path: Path, serve_with: Callable[..., Any], settled: Callable[[], None]
 ) -> None:
     workspace = Workspace.open(tmp_path / "home")
@@ -44,13 +44,13 @@ def test_keys_judge_pairs_and_the_words_become_an_artifact(
         expect(tab.get_by_text("It is 1, <b>surely</b>.")).to_be_visible()
         for n, key in enumerate(("1", "2", "0")):
             expect(tab.get_by_text(f"What is {n} + 1?")).to_be_visible()
-            expect(tab.get_by_text(f"{n} of 3 pairs judged")).to_be_visible()
+            expect(tab.get_by_text(f"{n} of 3 pairs compared")).to_be_visible()
             for text in ('{"name": "add"}', 'add({"a": 1})'):
                 expect(tab.get_by_text(text, exact=True)).to_have_count(int(n == 1))
-            tab.get_by_role("heading", name="Annotate", exact=True).click()  # out of the text field
+            tab.get_by_role("heading", name="Annotate", exact=True).click()  # leave the text field
             settled()
             tab.keyboard.press(key)
-        expect(tab.get_by_text("Every pair is judged.")).to_be_visible()
+        expect(tab.get_by_text("All pairs are compared.")).to_be_visible()
         tab.get_by_role("button", name="Export as preferences").click()
         expect(tab.get_by_text("Exported as artifact")).to_be_visible()
     said = {word.pair: word.choice for word in workspace.registry.annotations(given.digest, "Ana")}

@@ -1,4 +1,4 @@
-"""The console in Debian's Chromium, as a person meets it. Whatever a page asks of another machine fails the test."""
+"""The console in Debian's Chromium. Any request to another machine fails the test."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 CHARTS = "[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg"
 
 
-def test_a_running_number_moves_without_a_reload(
+def test_a_running_steps_progress_updates_without_a_reload(
     console: str, tab: Page, growing_metrics: Path, step_line: Callable[..., str]
 ) -> None:
     tab.goto(console)
@@ -22,7 +22,7 @@ def test_a_running_number_moves_without_a_reload(
     assert tab.evaluate("window.loadedOnce")
 
 
-def test_the_curves_of_a_run_are_drawn_beside_its_numbers(console: str, tab: Page, shown: Any) -> None:
+def test_the_curves_of_a_run_are_drawn_beside_its_metrics(console: str, tab: Page, shown: Any) -> None:
     tab.goto(f"{console}/?run={shown.stage_at_work}")
     detail = tab.locator(".st-key-detail")
     expect(detail.get_by_text("Gradient norm")).to_be_visible()
@@ -42,14 +42,14 @@ def test_two_checkpoints_are_compared_side_by_side(console: str, tab: Page, show
     expect(tab.get_by_role("tabpanel").locator(CHARTS).first).to_be_visible()
 
 
-def test_the_corpus_is_told_in_pictures_and_its_examples_open(console: str, tab: Page) -> None:
+def test_the_corpus_has_charts_and_its_examples_open(console: str, tab: Page) -> None:
     tab.goto(f"{console}/corpus")
     for heading in ("What each step kept", "Sources", "Languages", "Lengths", "Compression", "Duplicates"):
         expect(tab.get_by_role("heading", name=heading, exact=True)).to_be_visible()
     expect(tab.locator(CHARTS).nth(8)).to_be_visible()
     tab.get_by_text("quality: 300 documents").click()
     expect(tab.get_by_text("a.txt: 12 words: One line.")).to_be_visible()
-    expect(tab.get_by_role("button", name="All of this as one page")).to_be_visible()
+    expect(tab.get_by_role("button", name="Download as one page")).to_be_visible()
 
 
 def test_the_lineage_is_laid_out_without_anything_from_outside(console: str, tab: Page) -> None:
@@ -65,7 +65,7 @@ def test_the_launch_page_refuses_a_bad_override_with_one_line(console: str, tab:
     steps.fill("33")
     steps.press("Enter")
     expect(tab.get_by_text("--set stages.pretrain.steps=33")).to_be_visible()
-    field = tab.get_by_role("textbox", name="Overrides, one a line")
+    field = tab.get_by_role("textbox", name="Overrides, one per line")
     field.fill("stages.pretrain.optimiser.lr=1")
     field.press("Control+Enter")
     expect(tab.get_by_text("Did you mean 'optimizer'?")).to_be_visible()
@@ -80,9 +80,7 @@ def test_every_page_can_be_reached_from_the_first(console: str, tab: Page) -> No
         expect(tab.locator("[data-testid=stException]")).to_have_count(0)
 
 
-def test_a_password_stands_before_every_page(
-    shown: Any, tab: Page, tmp_path: Path, serve_with: Callable[..., Any]
-) -> None:
+def test_a_password_protects_every_page(shown: Any, tab: Page, tmp_path: Path, serve_with: Callable[..., Any]) -> None:
     with serve_with(shown.workspace.root, tmp_path, {"CUPOLA_CONSOLE_PASSWORD": "open sesame"}) as address:
         tab.goto(f"{address}/checkpoints")
         tab.get_by_role("textbox", name="Password").fill("open sesame")

@@ -1,4 +1,4 @@
-"""The launch page against a real Prefect server: what was filled in is what the server was asked for."""
+"""The launch page with a real Prefect server: the server gets what was filled in."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ from cupola_platform.settings import Settings, load_settings
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Settings]:
-    """Settings that name a Prefect server with the recipe `tiny` deployed. No worker: nothing is trained."""
+    """Settings for a Prefect server with the recipe `tiny` deployed, but without a worker, so nothing is trained."""
     with own_prefect(load_settings(tmp_path / "workspace")) as server:
         api = server.wait()
         settings = Settings(

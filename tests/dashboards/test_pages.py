@@ -22,7 +22,7 @@ def show(view: str) -> AppTest:
 
 
 def told(element: Any) -> str:
-    """What a person reads: marks are character references where Markdown is read."""
+    """The visible text: markup characters are character references in Markdown."""
     return html.unescape(element.value)
 
 
@@ -35,7 +35,7 @@ def test_every_page_is_drawn_without_an_error(in_workspace: Any, view: str) -> N
 
 
 @pytest.mark.parametrize("view", ["runs", "checkpoints", "lineage", "corpus", "annotate"])
-def test_an_empty_workspace_says_how_to_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, view: str) -> None:
+def test_an_empty_workspace_says_how_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, view: str) -> None:
     monkeypatch.setenv("CUPOLA_HOME", str(tmp_path))
     page = show(view)
     assert not page.exception
@@ -50,7 +50,7 @@ def test_the_runs_page_counts_and_shows_the_champion(in_workspace: Any) -> None:
     assert any("2.000 bits per byte, 50.0% (43 to 57) answered correctly" in text.value for text in page.markdown)
 
 
-def test_a_failed_run_that_the_address_names_shows_its_error_and_log(in_workspace: Any) -> None:
+def test_a_failed_run_in_the_address_shows_its_error_and_log(in_workspace: Any) -> None:
     stage = in_workspace.workspace.registry.runs(parent=in_workspace.failed)[0]
     page = AppTest.from_string("from cupola_dashboards.views import runs\nruns.page()\n", default_timeout=PATIENCE)
     page.query_params["run"] = stage.id
@@ -59,7 +59,7 @@ def test_a_failed_run_that_the_address_names_shows_its_error_and_log(in_workspac
     assert "RuntimeError: the disk is full" in page.code[0].value
 
 
-def test_the_champion_is_compared_with_the_newest_checkpoint_at_first(in_workspace: Any) -> None:
+def test_the_champion_is_compared_with_the_newest_checkpoint_by_default(in_workspace: Any) -> None:
     page = show("checkpoints")
     assert told(page.success[0]).startswith("**dpo is better than sft:** dpo answers 12.5 points more")
     page.button[0].click().run()
@@ -88,7 +88,7 @@ def test_a_bad_override_is_refused_with_the_line_of_the_command(in_workspace: An
     assert not [button for button in page.button if button.key == "start"]
 
 
-def test_what_was_filled_in_is_shown_as_the_command(in_workspace: Any) -> None:
+def test_the_form_is_shown_as_a_command(in_workspace: Any) -> None:
     page = show("launch")
     page.selectbox(key="recipe").select("tiny").run()
     page.number_input(key="stages.pretrain.steps-tiny").set_value(30).run()
@@ -115,7 +115,7 @@ def type_password(page: AppTest, password: str) -> AppTest:
     return page.button[0].click().run()
 
 
-def test_with_a_password_nothing_is_shown_before_it_is_given(guarded_console: Callable[[], AppTest]) -> None:
+def test_nothing_is_shown_before_the_password(guarded_console: Callable[[], AppTest]) -> None:
     page = guarded_console()
     assert not page.metric
     type_password(page, "sesame")
@@ -132,14 +132,14 @@ def test_after_five_wrong_passwords_each_has_to_wait_longer_in_every_session(
     for _ in range(4):
         assert not type_password(guarded_console(), "wrong").warning
     page = type_password(guarded_console(), "wrong")
-    assert page.warning[0].value == "Too many wrong passwords. The next one is looked at in 5 s."
+    assert page.warning[0].value == "Too many wrong passwords. Try again in 5 s."
     clock[0] += 4.9
     page = type_password(guarded_console(), "open sesame")
-    assert page.warning[0].value == "Too many wrong passwords. The next one is looked at in 1 s."
+    assert page.warning[0].value == "Too many wrong passwords. Try again in 1 s."
     assert not page.title
     clock[0] += 0.2
     page = type_password(page, "wrong")
-    assert page.warning[0].value == "Too many wrong passwords. The next one is looked at in 10 s."
+    assert page.warning[0].value == "Too many wrong passwords. Try again in 10 s."
     clock[0] += 10.1
     assert type_password(page, "open sesame").title[0].value == "Runs"
 
@@ -157,7 +157,7 @@ def test_a_hundred_guesses_take_more_than_an_hour(
     assert tries.admits("password", "password")
 
 
-def test_a_setting_that_breaks_a_rule_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_invalid_setting_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUPOLA_HOME", str(tmp_path))
     monkeypatch.setenv("CUPOLA_REGISTRY_URL", "mysql://nowhere")
     page = AppTest.from_file(str(CONSOLE), default_timeout=PATIENCE).run()

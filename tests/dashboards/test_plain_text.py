@@ -1,5 +1,4 @@
-"""What a model, a run or a file's name says is text in the console: nothing of it is fetched,
-everything is shown as it stands."""
+"""Text of models, runs and file names is shown literally in the console, and nothing in it is fetched."""
 
 import html
 import json
@@ -24,7 +23,7 @@ from cupola_platform.workspace import Workspace
 
 
 class Trap:
-    """A server that remembers who came."""
+    """A server that records requests."""
 
     def __init__(self) -> None:
         self.visits: list[str] = []
@@ -43,7 +42,7 @@ class Trap:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def bait(self, name: str) -> str:
-        """Markdown, HTML, a formula, an emoji and a colour, each of which a careless page would obey."""
+        """Markdown, HTML, a formula, an emoji and a colour, each of which a careless page would render."""
         url = f"http://127.0.0.1:{self.server.server_port}/{name}"
         return f"{name} ![x]({url}) <img src={url}-img> `tick` **bold** :red[red] $x^2$ :smile: [link]({url})"
 
@@ -57,7 +56,7 @@ def trap() -> Iterator[Trap]:
 
 @dataclass(frozen=True)
 class Planted:
-    """A workspace in which every word is a bait."""
+    """A workspace in which every text is bait."""
 
     address: str
     failed: str
@@ -128,7 +127,7 @@ def measured(checkpoint: Artifact, bait: Callable[[str], str], verdict: str) -> 
 
 
 def corpus_files(bait: Callable[[str], str]) -> dict[str, str]:
-    """A corpus report whose steps, reasons, sources and examples are baits."""
+    """A corpus report whose steps, reasons, sources and examples are bait."""
     report = deepcopy(REPORT)
     source = bait("prepare")
     for name in ("sources", "mixture"):
@@ -148,7 +147,7 @@ def corpus_files(bait: Callable[[str], str]) -> dict[str, str]:
 
 
 def shown(tab: Page, trap: Trap, *names: str) -> None:
-    """Every one of these baits stands on the page, letter by letter."""
+    """Check that each bait is on the page, letter by letter."""
     for name in names:
         expect(tab.get_by_text(trap.bait(name)).first).to_be_attached()
 
@@ -177,7 +176,7 @@ def test_checkpoints_responses_and_verdicts_are_plain_text(planted: Planted, tra
     named = "links => links.filter(link => !link.href.startsWith(link.textContent)).map(link => link.outerHTML)"
     assert (
         tab.eval_on_selector_all(f"a[href*=':{trap.server.server_port}']", named) == []
-    )  # an address may be one, a word not
+    )  # a link may be an address, never a text
     assert trap.visits == []
 
 
@@ -207,7 +206,7 @@ def test_a_corpus_page_by_itself_is_plain_text(trap: Trap, tab: Page) -> None:
     assert trap.visits == []
 
 
-def test_text_for_a_place_that_reads_markdown_has_no_mark_left() -> None:
+def test_text_for_markdown_has_no_markup_left() -> None:
     assert plain("a **b**  [c](d)\n`e`") == ("a &#42;&#42;b&#42;&#42; &#32;&#91;c&#93;&#40;d&#41; &#96;e&#96;")
     for text in ("    indented", "1. one", "- item", "# heading", "é ü 中", "$x$ :smile: :red[x] ~~y~~ <b> &amp;"):
         assert html.unescape(plain(text)) == text

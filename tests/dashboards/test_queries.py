@@ -1,4 +1,4 @@
-"""What the console reads, against a workspace whose numbers were written by hand."""
+"""The console's reads, on a workspace with handwritten numbers."""
 
 import json
 import os
@@ -27,14 +27,14 @@ def test_stages_follow_their_run_and_the_newest_run_comes_first(in_workspace: An
     assert list(whole["done"]) == [0, 0, 7]
 
 
-def test_a_stage_whose_run_is_not_among_the_rows_stands_for_itself() -> None:
+def test_a_stage_whose_run_is_not_among_the_rows_is_listed_by_itself() -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     rows = [("b", "gone", "sft", now), ("a", "", "", now + timedelta(minutes=1))]
     frame = pd.DataFrame(rows, columns=["id", "parent", "stage", "started"]).assign(status="completed")
     assert list(runs.tree(frame)["id"]) == ["a", "b"]
 
 
-def test_progress_of_a_running_stage_is_that_of_its_metrics(in_workspace: Any) -> None:
+def test_progress_of_a_running_stage_comes_from_its_metrics(in_workspace: Any) -> None:
     frame = runs.with_progress(runs.runs()).set_index("id")
     at_work = frame.loc[in_workspace.stage_at_work]
     assert (at_work["step"], at_work["steps"], at_work["share"]) == (50, 200, 0.25)
@@ -50,7 +50,7 @@ def test_a_failed_stage_shows_the_end_of_its_log(in_workspace: Any) -> None:
     assert runs.log_tail(stage) == "rank 0 ready\nRuntimeError: the disk is full"
 
 
-def test_progress_is_read_past_lines_that_are_cut(tmp_path: Path) -> None:
+def test_progress_is_read_despite_truncated_lines(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     file.write_text(
         '{"event":"start","time":0,"step":0,"steps":10}\n'
@@ -62,7 +62,7 @@ def test_progress_is_read_past_lines_that_are_cut(tmp_path: Path) -> None:
     assert found == metrics.Progress(step=2, steps=10, loss=4.0, tokens_per_second=9.0, seconds_left=24.0)
 
 
-def test_time_left_is_reckoned_from_the_newest_start_alone(tmp_path: Path) -> None:
+def test_time_left_is_estimated_from_the_newest_start_only(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     events = [
         {"event": "start", "time": 0, "step": 0, "steps": 10},
@@ -110,7 +110,7 @@ def test_a_long_curve_is_thinned_and_keeps_its_last_point(tmp_path: Path) -> Non
     assert frame["step"].iloc[-1] == 5000
 
 
-def test_checkpoints_bear_the_numbers_of_their_newest_evaluation(in_workspace: Any) -> None:
+def test_checkpoints_have_the_metrics_of_their_newest_evaluation(in_workspace: Any) -> None:
     frame = checkpoints.checkpoints().set_index("stage")
     assert list(frame.index) == ["dpo", "sft", "pretrain"]
     assert frame.loc["dpo", "bits_per_byte"] == 2.008
@@ -128,7 +128,7 @@ def test_the_alias_history_is_newest_first_with_its_reasons(in_workspace: Any) -
     assert found.row.digest == in_workspace.sft.digest
 
 
-def test_the_verdict_says_by_how_much_and_how_sure(in_workspace: Any) -> None:
+def test_the_verdict_states_the_difference_and_its_certainty(in_workspace: Any) -> None:
     found = comparison.compare(in_workspace.sft.digest, in_workspace.dpo.digest)
     verdict = comparison.verdict(found)
     assert found.missing is None
@@ -199,11 +199,11 @@ def test_without_a_common_evaluation_there_is_no_verdict_and_no_number(in_worksp
     assert comparison.task_bars(found).empty
 
 
-def test_settings_that_differ_anywhere_in_two_lives_are_listed_with_both_values(in_workspace: Any) -> None:
+def test_settings_that_differ_anywhere_in_the_lineages_are_listed_with_both_values(in_workspace: Any) -> None:
     table = comparison.config_differences(comparison.compare(in_workspace.sft.digest, in_workspace.dpo.digest))
     beta = table.set_index(["stage", "setting"]).loc[("dpo", "beta")]
     assert (beta["a"], beta["b"]) == ("", "0.1")
-    assert set(table["stage"]) == {"preferences", "dpo"}  # all that went into the first went into the second
+    assert set(table["stage"]) == {"preferences", "dpo"}  # all ancestors of the first are ancestors of the second
 
 
 def test_curves_of_both_checkpoints_are_overlaid(in_workspace: Any) -> None:
@@ -249,7 +249,7 @@ def test_sources_lengths_clusters_mixture_and_compression_are_read_from_the_corp
     assert corpus.compression(told).values.tolist()[:2] == [["en", "this corpus", 3.84], ["en", "qwen", 4.2]]
 
 
-def test_every_setting_of_a_recipe_is_told_with_its_meaning_and_changes_become_overrides() -> None:
+def test_every_setting_is_listed_with_its_description_and_changes_become_overrides() -> None:
     recipe = load_recipe("tiny")
     before = settings.recipe_settings(recipe)
     rows = before.set_index("setting")
@@ -261,7 +261,7 @@ def test_every_setting_of_a_recipe_is_told_with_its_meaning_and_changes_become_o
     assert settings.overrides(before, after) == ["stages.sft.optimizer.lr=0.5"]
 
 
-def test_what_the_table_of_settings_shows_is_what_the_recipe_says() -> None:
+def test_the_table_of_settings_shows_the_recipes_values() -> None:
     recipe = load_recipe("tiny")
     shown = settings.recipe_settings(recipe)
     told = [f"stages.{row.setting}={row.value}" for row in shown.itertuples() if row.value != "null"]

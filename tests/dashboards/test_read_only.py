@@ -1,4 +1,4 @@
-"""The console shows a workspace that cannot be written."""
+"""The console shows a read-only workspace."""
 
 import json
 import subprocess

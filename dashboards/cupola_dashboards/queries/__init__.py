@@ -1,11 +1,11 @@
-"""Every read of the console. Frames (pandas) for tables and charts, frozen rows for the rest; nothing here draws.
+"""All reads of the console: pandas frames for tables and charts, frozen rows for the rest. Nothing here draws.
 
-workspace.py     the opened workspace, and where the servers' own pages are
-metrics.py       a job's metrics.jsonl, while it grows
-runs.py          runs with their stages, how far each is, its log
-checkpoints.py   checkpoints with their key numbers, evaluations, aliases
-comparison.py    two checkpoints: differences with intervals, and the verdict in words
-lineage.py       what an artifact was made from, as a graph
+workspace.py     the open workspace, and the addresses of the servers' own pages
+metrics.py       a job's growing metrics.jsonl
+runs.py          runs with their stages, progress and logs
+checkpoints.py   checkpoints with their key metrics, evaluations, aliases
+comparison.py    two checkpoints: differences with intervals, and a verdict
+lineage.py       an artifact's ancestry as a graph
 corpus.py        the funnel of a `tokens` artifact
-settings.py      every setting of a recipe, with its meaning
+settings.py      all settings of a recipe, with their descriptions
 """

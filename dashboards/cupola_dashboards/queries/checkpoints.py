@@ -1,4 +1,4 @@
-"""Checkpoints with their key numbers, the evaluations that measured them, the aliases that name them."""
+"""Checkpoints with their key metrics, evaluations and aliases."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ COLUMNS = [
 
 
 def checkpoints() -> pd.DataFrame:
-    """Every checkpoint, newest first, with the numbers of the newest evaluation that measured it: COLUMNS."""
+    """All checkpoints, newest first, with the metrics of the newest evaluation of each: COLUMNS."""
     by: dict[str, Evaluation] = {}
     for evaluation in evaluations():
         by = {**dict.fromkeys(evaluation.measured, evaluation), **by}
@@ -37,7 +37,7 @@ def checkpoints() -> pd.DataFrame:
 
 
 def headline(measured: Measured | None) -> tuple[float | None, float | None, float | None, float | None, str]:
-    """Bits per byte, accuracy, the ends of its interval, and the three as people write them."""
+    """Bits per byte, accuracy, the ends of its interval, and the accuracy with its interval as text."""
     if not measured:
         return None, None, None, None, ""
     bits: float = measured["bits_per_byte"]
@@ -58,13 +58,13 @@ def label(row: ArtifactRow, named: tuple[str, ...] = ()) -> str:
 
 
 def evaluations() -> list[Evaluation]:
-    """Newest first; those whose files are gone or torn are left out."""
+    """Newest first; those with missing or damaged files are skipped."""
     read = (_evaluation(row.digest, row) for row in workspace().registry.artifacts("evaluation", MOST))
     return [evaluation for evaluation in read if evaluation]
 
 
 def aliases() -> dict[str, tuple[str, ...]]:
-    """Digest to the names that it bears now."""
+    """Current aliases by digest."""
     named: dict[str, tuple[str, ...]] = {}
     for alias in workspace().registry.aliases():
         named[alias.digest] = (*named.get(alias.digest, ()), alias.name)
@@ -94,7 +94,7 @@ def alias_moves() -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Champion:
-    """The checkpoint that an alias names, with its numbers."""
+    """The checkpoint that an alias names, with its metrics."""
 
     alias: str
     row: ArtifactRow
@@ -104,7 +104,7 @@ class Champion:
 
 
 def champion(alias: str = "champion") -> Champion | None:
-    """What `alias` names now; none when nothing was promoted."""
+    """What `alias` names now; None if nothing was promoted."""
     registry = workspace().registry
     holder = registry.alias(alias)
     row = registry.artifact(holder.digest) if holder else None

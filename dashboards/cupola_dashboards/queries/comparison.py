@@ -1,6 +1,6 @@
-"""Two checkpoints: what was measured of both, the differences with their intervals, and the verdict in words.
+"""Comparison of two checkpoints: their metrics, the differences with intervals, and a verdict.
 
-A is what one has, B what one might have instead: every difference is B minus A.
+A is the current checkpoint and B the candidate: every difference is B minus A.
 """
 
 from collections.abc import Iterator
@@ -22,9 +22,9 @@ from cupola_trainer.scoring.intervals import Z95, difference
 
 Level = Literal["better", "worse", "mixed", "unclear", "none"]
 TOLERANCE = 0.05
-"""Relative loss of bits per byte that a clear gain on tasks may cost: what the promote stage allows by default."""
+"""Relative increase in bits per byte accepted with a clear gain on tasks: the promote stage's default."""
 EQUAL = 0.0005
-"""Relative difference of bits per byte below which it is none."""
+"""Relative difference in bits per byte that counts as none."""
 ALL_TASKS = "all tasks"
 
 
@@ -44,25 +44,25 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two checkpoints, with the numbers of their newest common evaluation; without one, with no numbers."""
+    """Two checkpoints, with the metrics of their newest common evaluation, if any."""
 
     a: Side
     b: Side
     missing: str | None
-    """Why there is no common evaluation, and the command that makes one; none where there is one."""
+    """Why there is no common evaluation, and the command that makes one; None if there is one."""
 
     @property
     def names(self) -> tuple[str, str]:
-        """The stages; the labels where both are of one stage."""
+        """The names of the stages, or the labels if both are from the same stage."""
         return (self.a.name, self.b.name) if self.a.name != self.b.name else (self.a.label, self.b.label)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a lead reads first."""
+    """The conclusion of a comparison."""
 
     level: Level
-    """Of B, as against A."""
+    """B compared with A."""
     headline: str
     detail: str
 
@@ -92,7 +92,7 @@ def _made_in(row: ArtifactRow) -> Path | None:
 
 
 def task_table(comparison: Comparison) -> pd.DataFrame:
-    """A row a task that both were asked, all of them together first.
+    """One row per task that both were evaluated on, after a row for all tasks together.
 
     Returns:
         task; a, a_low, a_high, b, b_low, b_high (shares of 1); difference, low, high (B minus A, 95%); total.
@@ -109,7 +109,7 @@ def task_table(comparison: Comparison) -> pd.DataFrame:
 
 
 def task_bars(comparison: Comparison) -> pd.DataFrame:
-    """The same for a chart, a row a bar: task, checkpoint, accuracy, low, high."""
+    """The same for a chart, one row per bar: task, checkpoint, accuracy, low, high."""
     return pd.DataFrame(
         [
             (task, name, value["accuracy"], value["low"], value["high"])
@@ -121,13 +121,13 @@ def task_bars(comparison: Comparison) -> pd.DataFrame:
 
 
 def bits_per_byte_change(comparison: Comparison) -> float | None:
-    """Relative: 0.004 says that B needs 0.4% more bits than A. None where one was not measured."""
+    """Relative change: 0.004 means that B needs 0.4% more bits than A. None if one was not measured."""
     a, b = ((side.measured or {}).get("bits_per_byte") for side in (comparison.a, comparison.b))
     return None if a is None or b is None else b / a - 1
 
 
 def verdict(comparison: Comparison) -> Verdict:
-    """Which of the two is better, by what, and how sure that is; none without a common evaluation."""
+    """Which of the two is better, by what, and how certain that is; level `none` without a common evaluation."""
     name_a, name_b = comparison.names
     if comparison.missing:
         return Verdict("none", f"{name_a} and {name_b} have no common evaluation", comparison.missing)
@@ -139,10 +139,10 @@ def verdict(comparison: Comparison) -> Verdict:
     headline = {
         "better": f"{name_b} is better than {name_a}",
         "worse": f"{name_b} is worse than {name_a}",
-        "mixed": f"{name_b} answers better, and models text worse than {name_a}",
+        "mixed": f"{name_b} is better at tasks but models text worse than {name_a}",
         "unclear": f"No clear difference between {name_b} and {name_a}",
     }[level]
-    return Verdict(level, headline, "; ".join(sentences) + "." if sentences else "nothing was measured of both.")
+    return Verdict(level, headline, "; ".join(sentences) + "." if sentences else "No metric was measured for both.")
 
 
 def _level(tasks: dict[str, Any] | None, change: float | None) -> Level:
@@ -181,7 +181,7 @@ def _bits_sentence(change: float | None) -> Iterator[str]:
 
 
 def differing_responses(comparison: Comparison) -> pd.DataFrame:
-    """Prompts of which one was answered right and the other wrong, of those kept with the evaluation.
+    """The prompts stored with the evaluation that only one of the two answered correctly.
 
     Returns:
         prompt, expected, a, b (the responses), right (`a` or `b`).
@@ -199,7 +199,7 @@ def differing_responses(comparison: Comparison) -> pd.DataFrame:
 
 
 def shared_responses(comparison: Comparison) -> int:
-    """How many prompts are kept with both."""
+    """Number of prompts stored for both."""
     a, b = (
         {each["prompt"] for each in (side.measured or {}).get("responses", [])} for side in (comparison.a, comparison.b)
     )
@@ -207,12 +207,12 @@ def shared_responses(comparison: Comparison) -> int:
 
 
 def right(response: dict[str, Any]) -> bool:
-    """Whether a response earned the whole score."""
+    """Whether a response got the full score."""
     return float(response["score"]) >= 1.0
 
 
 def generations(comparison: Comparison) -> list[tuple[str, str | None, str | None]]:
-    """(prompt, A's continuation, B's continuation), in A's order, then what only B was given."""
+    """(prompt, A's continuation, B's continuation), in A's order, then the prompts that only B has."""
     a, b = (
         {each["prompt"]: each["completion"] for each in (s.measured or {}).get("generations", [])}
         for s in (comparison.a, comparison.b)
@@ -221,8 +221,8 @@ def generations(comparison: Comparison) -> list[tuple[str, str | None, str | Non
 
 
 def config_differences(comparison: Comparison) -> pd.DataFrame:
-    """What differs in the settings, seeds, code and text of the two and of all that they were made from: stage,
-    setting, a, b (JSON-like text; empty where it has none)."""
+    """Differences in settings, seeds, code and text between the two and all their ancestors: stage, setting, a, b
+    (JSON-like text; empty if not set)."""
     opened = workspace()
     a, b = (Artifact(opened.root, opened.store.manifest(s.row.digest)) for s in (comparison.a, comparison.b))
     rows = [(row.stage, row.setting, row.a, row.b) for row in set_apart(opened, a, b)]
@@ -230,7 +230,7 @@ def config_differences(comparison: Comparison) -> pd.DataFrame:
 
 
 def curves(comparison: Comparison) -> pd.DataFrame:
-    """Columns step, name, value, checkpoint: the curves of the stages that made the two."""
+    """The curves of the stages that made the two: step, name, value, checkpoint."""
     frames = [
         metrics.curves(side.metrics_file).assign(checkpoint=name)
         for name, side in zip(comparison.names, (comparison.a, comparison.b), strict=True)

@@ -1,4 +1,4 @@
-"""The funnel of a `tokens` artifact: what was read, what each step dropped and why, what is left."""
+"""The funnel of a `tokens` artifact: what was read, what each step dropped and why, and what is left."""
 
 import json
 from typing import Any
@@ -21,20 +21,20 @@ def corpora(limit: int = 200) -> list[ArtifactRow]:
 
 @st.cache_data(show_spinner="Reading the corpus report...", max_entries=32)
 def report(digest: str) -> dict[str, Any]:
-    """`report.json` as it is. Raises NotFoundError, CorruptArtifactError."""
+    """The artifact's `report.json`. Raises NotFoundError, CorruptArtifactError."""
     text = (workspace().store.get(digest).path / "report.json").read_text(encoding="utf-8")
     return dict(json.loads(text))
 
 
 def funnel(report: dict[str, Any]) -> pd.DataFrame:
-    """A row a step, in order: step, documents_in, documents_out, bytes_in, bytes_out, dropped (documents)."""
+    """One row per step, in order: step, documents_in, documents_out, bytes_in, bytes_out, dropped (documents)."""
     keys = ["step", "documents_in", "documents_out", "bytes_in", "bytes_out"]
     frame = pd.DataFrame([[step[key] for key in keys] for step in report["steps"]], columns=keys)
     return frame.assign(dropped=frame["documents_in"] - frame["documents_out"])
 
 
 def drops(report: dict[str, Any]) -> pd.DataFrame:
-    """A row a reason, biggest first: step, reason, documents, bytes, examples (a few lines)."""
+    """One row per reason, largest first: step, reason, documents, bytes, examples (a few lines)."""
     rows = [
         (step["step"], why["reason"], why["documents"], why["bytes"], [_example(of) for of in why["examples"]])
         for step in report["steps"]
@@ -45,7 +45,7 @@ def drops(report: dict[str, Any]) -> pd.DataFrame:
 
 
 def sources(report: dict[str, Any]) -> pd.DataFrame:
-    """A row a source and split: source, split, documents, tokens, bytes."""
+    """One row per source and split: source, split, documents, tokens, bytes."""
     rows = [
         (source, split, count["documents"], count["tokens"], count["bytes"])
         for source, splits in report["sources"].items()
@@ -55,7 +55,7 @@ def sources(report: dict[str, Any]) -> pd.DataFrame:
 
 
 def languages(report: dict[str, Any]) -> pd.DataFrame:
-    """A row a language, biggest first: language, documents, bytes."""
+    """One row per language, largest first: language, documents, bytes."""
     rows = [(name, count["documents"], count["bytes"]) for name, count in report["languages"].items()]
     frame = pd.DataFrame(rows, columns=["language", "documents", "bytes"])
     return frame.sort_values("bytes", ascending=False, kind="stable", ignore_index=True)
@@ -77,7 +77,7 @@ def examples(digest: str, source: str, split: str, count: int = 5) -> pd.DataFra
 
 
 def edits(report: dict[str, Any]) -> pd.DataFrame:
-    """A row a kind of change that steps made in documents which they kept: change, documents, count."""
+    """One row per kind of edit in kept documents: change, documents, count."""
     rows = [
         (f"{step['step']}: {edit['kind']}", edit["documents"], edit["count"])
         for step in report["steps"]
@@ -87,8 +87,7 @@ def edits(report: dict[str, Any]) -> pd.DataFrame:
 
 
 def of_sources(report: dict[str, Any]) -> pd.DataFrame:
-    """A row a source, biggest first: source, documents_in (what was read), bytes_in, documents_out (what is left),
-    bytes_out."""
+    """One row per source, largest first: source, documents_in (read), bytes_in, documents_out (left), bytes_out."""
     first, last = report["steps"][0]["sources"], report["steps"][-1]["sources"]
     rows = [
         (
@@ -105,7 +104,7 @@ def of_sources(report: dict[str, Any]) -> pd.DataFrame:
 
 
 def survival(report: dict[str, Any]) -> pd.DataFrame:
-    """A row a source and step: source, step, kept (share of the documents that came to the step)."""
+    """One row per source and step: source, step, kept (share of the documents that reached the step)."""
     rows = [
         (source, step["step"], of["documents_out"] / of["documents_in"])
         for step in report["steps"]
@@ -116,14 +115,14 @@ def survival(report: dict[str, Any]) -> pd.DataFrame:
 
 
 def lengths(report: dict[str, Any]) -> pd.DataFrame:
-    """A row a power of two: from (tokens, as people write them), documents."""
+    """One row per power of two: from (tokens, as text), documents."""
     counts = {int(power): count for power, count in report["lengths"].items()}
     powers = [1 << i for i in range(min(counts).bit_length() - 1, max(counts).bit_length())] if counts else []
     return pd.DataFrame([(power_of_two(at), counts.get(at, 0)) for at in powers], columns=["from", "documents"])
 
 
 def clusters(report: dict[str, Any]) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
-    """By step: clusters by size (size, clusters), and the largest ones (document, documents)."""
+    """For each step, clusters by size (size, clusters), and the largest ones (document, documents)."""
     return {
         step: (
             pd.DataFrame(
@@ -138,14 +137,14 @@ def clusters(report: dict[str, Any]) -> dict[str, tuple[pd.DataFrame, pd.DataFra
 
 
 def mixture(report: dict[str, Any]) -> pd.DataFrame:
-    """Two rows a source: source, of (`tokens`, `samples`), share."""
+    """Two rows per source: source, of (`tokens`, `samples`), share."""
     names = {"share_of_tokens": "tokens", "share_of_samples": "samples"}
     rows = [(name, shown, of[key]) for name, of in report["mixture"].items() for key, shown in names.items()]
     return pd.DataFrame(rows, columns=["source", "of", "share"])
 
 
 def compression(report: dict[str, Any]) -> pd.DataFrame:
-    """A row a language and vocabulary: language, vocabulary, bytes_per_token."""
+    """One row per language and vocabulary: language, vocabulary, bytes_per_token."""
     rows = [
         (language, "this corpus" if name == "ours" else name, ratio)
         for language, ratios in report["compression"]["languages"].items()
@@ -156,7 +155,7 @@ def compression(report: dict[str, Any]) -> pd.DataFrame:
 
 @st.cache_data(show_spinner=False, max_entries=32)
 def page(digest: str) -> bytes:
-    """`report.html`: all of it as one page to keep or send."""
+    """`report.html`, the report as one page to save or send."""
     return (workspace().store.get(digest).path / "report.html").read_bytes()
 
 

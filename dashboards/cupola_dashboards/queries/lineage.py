@@ -1,4 +1,4 @@
-"""What an artifact was made from, and what was made from it, as nodes and edges without repetition."""
+"""An artifact's ancestors and descendants, as unique nodes and edges."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from cupola_platform.workspace import LineageNode, SourceSummary
 
 @dataclass(frozen=True)
 class Graph:
-    """The ancestry of `root`: each artifact once, edges from what was taken to what it went into."""
+    """The ancestry of `root`: each artifact once, with edges from parents to children."""
 
     root: str
     nodes: dict[str, LineageNode]
@@ -21,15 +21,15 @@ class Graph:
 
     @property
     def sources(self) -> list[tuple[str, SourceSummary]]:
-        """(digest of the `tokens` artifact, source of its text)."""
+        """Pairs of (digest of a `tokens` artifact, source of its text)."""
         return [(digest, source) for digest, node in self.nodes.items() for source in node.sources]
 
 
 def ancestry(digest: str) -> Graph:
-    """The graph down to the sources. Reads manifests and the registry; no checkpoint is fetched.
+    """The graph down to the sources, from manifests and the registry. No checkpoint is fetched.
 
     Raises:
-        NotFoundError: the store does not hold it.
+        NotFoundError: the store does not have it.
     """
     opened = workspace()
     node = opened.lineage(Artifact(opened.root, opened.store.manifest(digest)))
@@ -40,7 +40,7 @@ def ancestry(digest: str) -> Graph:
 
 
 def made_from(digest: str) -> pd.DataFrame:
-    """What took the artifact in: id, kind, stage, recipe, created."""
+    """Artifacts made from it: id, kind, stage, recipe, created."""
     rows = [(row.id, row.kind, row.stage, row.recipe, row.created) for row in workspace().registry.children(digest)]
     return pd.DataFrame(rows, columns=["id", "kind", "stage", "recipe", "created"])
 
@@ -51,7 +51,7 @@ def artifacts(limit: int = 500) -> list[ArtifactRow]:
 
 
 def artifact(digest: str) -> ArtifactRow:
-    """One artifact by its whole digest, an alias, or the digest's first characters. Raises NotFoundError."""
+    """One artifact by digest, alias or the digest's first characters. Raises NotFoundError."""
     registry = workspace().registry
     alias = registry.alias(digest)
     matches = registry.starting_with(alias.digest if alias else digest, limit=2)

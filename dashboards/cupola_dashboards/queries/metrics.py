@@ -1,4 +1,4 @@
-"""A job's `metrics.jsonl`, while it grows: how far the job is, from the file's end, and its curves, from all of it."""
+"""A job's growing `metrics.jsonl`: progress from the end of the file, curves from all of it."""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import streamlit as st
 FILE = "metrics.jsonl"
 TAIL_BYTES = 32_768
 MOST_POINTS = 1_500
-"""Points on a curve: more than a screen has pixels for."""
+"""Maximum points on a curve: about a screen's pixels."""
 BOOKKEEPING = {
     "event",
     "time",
@@ -26,28 +26,28 @@ BOOKKEEPING = {
     "consumed_samples",
 }
 FIRST_CURVES = ("loss", "heldout_loss", "grad_norm", "lr", "tokens_per_second")
-"""The curves that every training job has; the others follow by name."""
+"""The curves that all training jobs have; the others follow in order of name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a job is."""
+    """A job's progress."""
 
     step: int
     steps: int
     loss: float | None = None
     tokens_per_second: float | None = None
     seconds_left: float | None = None
-    """By the pace of the newest steps; none when the job has ended or has just begun."""
+    """Estimated from the latest steps; None if the job has ended or just started."""
 
     @property
     def share(self) -> float:
-        """Of the steps, between 0 and 1."""
+        """Share of the steps done, from 0 to 1."""
         return min(1.0, self.step / self.steps) if self.steps else 0.0
 
 
 def metrics_file(work_folder: Path | None) -> Path | None:
-    """The metrics of the job in a stage's work folder, the newest of several; none while (or because) it has none."""
+    """The newest metrics file in a stage's work folder; None if there is none."""
     if work_folder is None:
         return None
     files = [path for path in (work_folder / "job" / FILE, work_folder / FILE) if path.is_file()]
@@ -56,13 +56,13 @@ def metrics_file(work_folder: Path | None) -> Path | None:
 
 
 def progress(file: Path | None) -> Progress | None:
-    """How far the job that writes `file` is, read from its first line and its end; none before its first line."""
+    """Progress of the job that writes `file`, from its first line and its end; None before its first line."""
     stamp = _stamp(file)
     return None if file is None or stamp is None else _progress(str(file), stamp)
 
 
 def curves(file: Path | None) -> pd.DataFrame:
-    """Columns step, name, value: every number of every step, thinned to `MOST_POINTS` steps a curve."""
+    """All metrics of all steps, thinned to `MOST_POINTS` steps per curve: step, name, value."""
     stamp = _stamp(file)
     if file is None or stamp is None:
         return pd.DataFrame(
@@ -72,7 +72,7 @@ def curves(file: Path | None) -> pd.DataFrame:
 
 
 def parameters(file: Path | None) -> int | None:
-    """Parameters of the model that a job trained."""
+    """Number of parameters of the job's model."""
     if file is None or not file.is_file():
         return None
     with file.open("rb") as lines:
@@ -82,18 +82,18 @@ def parameters(file: Path | None) -> int | None:
 
 
 def curve_names(frame: pd.DataFrame) -> list[str]:
-    """The curves of a frame, best known first."""
+    """The curves of a frame, the most common first."""
     names = sorted(frame["name"].unique())
     return [name for name in FIRST_CURVES if name in names] + [name for name in names if name not in FIRST_CURVES]
 
 
 def drawn_together(names: list[str]) -> list[str]:
-    """Without the held-out curves that are drawn with their training curve."""
+    """`names` without the held-out curves, which are drawn with their training curves."""
     return [name for name in names if name.removeprefix("heldout_") not in names or not name.startswith("heldout_")]
 
 
 def _stamp(file: Path | None) -> tuple[int, int] | None:
-    """Changes whenever the file does."""
+    """A value that changes with the file."""
     try:
         status = file.stat() if file else None
     except OSError:
@@ -152,7 +152,7 @@ def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 def _events(text: bytes) -> Iterator[dict[str, Any]]:
-    """Whole lines that are JSON objects: the first and the last may be cut."""
+    """Complete lines that are JSON objects; the first and last line may be truncated."""
     for line in text.split(b"\n"):
         try:
             event = json.loads(line)

@@ -1,4 +1,4 @@
-"""Runs: recipes with their stages, how far each is, why it failed."""
+"""Runs of recipes with their stages, progress and errors."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +11,7 @@ from cupola_dashboards.queries.workspace import workspace
 from cupola_platform.registry import RunRow
 
 NEWEST = 400
-"""Rows that are read anew at every look: some forty lifecycles."""
+"""Rows read again at every refresh: about forty full runs."""
 EVERYTHING = 100_000
 LOG_LINES = 40
 COLUMNS = [
@@ -21,12 +21,12 @@ COLUMNS = [
 
 
 def runs(limit: int = NEWEST) -> pd.DataFrame:
-    """The newest runs in the order of a tree: each recipe's run, newest first, then its stages as they began.
+    """The newest runs as a tree: each recipe's run, newest first, followed by its stages in order of start.
 
-    Of more than `NEWEST` rows, those beyond are up to half a minute old.
+    Rows beyond `NEWEST` may be up to half a minute old.
 
     Returns:
-        COLUMNS and done; `parent` is empty and `stages` (the names planned) filled for the run of a recipe.
+        COLUMNS and done. For a recipe's run, `parent` is empty and `stages` has the planned stages.
     """
     sweep()
     newest = _newest(str(workspace().root), min(limit, NEWEST))
@@ -37,9 +37,9 @@ def runs(limit: int = NEWEST) -> pd.DataFrame:
 
 
 def tree(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows sorted so that stages follow their run, and `done`: how many stages of a run are finished.
+    """Rows sorted so that stages follow their run, with `done`, the number of finished stages of a run.
 
-    A stage whose run is not among the rows stands for itself.
+    A stage whose run is not among the rows is listed by itself.
     """
     known = set(frame["id"])
     root = frame["parent"].where(frame["parent"].isin(known), "")
@@ -58,7 +58,7 @@ def run(identity: str) -> RunRow:
 
 
 def work_folder(folder: Path | None, artifact: str | None) -> Path | None:
-    """Where a stage's job wrote: its run's own folder, or, of a reused artifact, the folder of its fingerprint."""
+    """The work folder of a stage: its run's own, or for a reused artifact the one of its fingerprint."""
     if folder:
         return folder
     row = workspace().registry.artifact(artifact) if artifact else None
@@ -66,9 +66,9 @@ def work_folder(folder: Path | None, artifact: str | None) -> Path | None:
 
 
 def with_progress(frame: pd.DataFrame) -> pd.DataFrame:
-    """`frame` and how far each run is: columns step, steps, share, loss, tokens_per_second, left.
+    """`frame` with each run's progress: columns step, steps, share, loss, tokens_per_second, left.
 
-    Of a recipe's run, step and steps count stages.
+    For a recipe's run, step and steps count stages.
     """
     seen = [metrics.progress(metrics.metrics_file(folder)) for folder in frame["folder"]]
     seen = [
@@ -89,7 +89,7 @@ def with_progress(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def log_tail(row: RunRow, lines: int = LOG_LINES) -> str:
-    """The last lines of a stage's log; empty when it has none."""
+    """The last lines of a stage's log; empty if it has none."""
     if row.work_folder is None:
         return ""
     log = workspace().root / "logs" / f"{row.stage}-{row.work_folder.name[:12]}.log"
@@ -103,7 +103,7 @@ def log_tail(row: RunRow, lines: int = LOG_LINES) -> str:
 
 @st.cache_data(ttl=15, show_spinner=False)
 def sweep() -> int:
-    """Mark the runs whose process is gone as failed; how many there were."""
+    """Mark runs whose process is gone as failed, and return their number."""
     return len(workspace().registry.sweep_lost_runs())
 
 

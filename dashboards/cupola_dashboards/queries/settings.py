@@ -1,4 +1,4 @@
-"""Every setting of a recipe, with its meaning, as a table to fill in."""
+"""All settings of a recipe, with their descriptions, as an editable table."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,11 +10,11 @@ from cupola_flows.recipe.loading import Recipe
 
 COLUMNS = ["setting", "value", "meaning"]
 UNLISTED = (".kind", ".steps")
-"""What a stage has a field of its own for, or cannot change."""
+"""Settings that have their own field in the form, or cannot be changed."""
 
 
 def recipe_settings(recipe: Recipe) -> pd.DataFrame:
-    """A row a setting of every stage, except its kind and steps: setting (`pretrain.optimizer.lr`), value (as YAML),
+    """One row per setting of every stage, except kind and steps: setting (`pretrain.optimizer.lr`), value (as YAML),
     meaning."""
     rows = [row for stage, settings in recipe.stages.items() for row in _settings(settings, f"{stage}.")]
     return pd.DataFrame(
@@ -30,7 +30,7 @@ def overrides(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
 
 
 def _settings(holder: Any, path: str) -> Iterator[tuple[str, str, str]]:
-    """What a model or a pydantic dataclass holds, and what those in it hold."""
+    """The fields of a model or pydantic dataclass, recursively."""
     for name, field in type(holder).__pydantic_fields__.items():
         value = getattr(holder, name)
         if hasattr(type(value), "__pydantic_fields__"):

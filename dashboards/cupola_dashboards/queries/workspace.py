@@ -1,4 +1,4 @@
-"""The workspace that the settings name, opened once, and where the servers' own pages are."""
+"""The workspace given by the settings, opened once, and the addresses of the servers' own pages."""
 
 import json
 import os
@@ -13,11 +13,11 @@ from cupola_platform.workspace import Workspace
 
 
 def workspace() -> Workspace:
-    """The workspace in force (CUPOLA_HOME, cupola.toml), shared by all sessions.
+    """The workspace (CUPOLA_HOME, cupola.toml), shared by all sessions.
 
     Raises:
-        ConfigError: a setting breaks a rule.
-        StoreError, RegistryError: they cannot be reached.
+        ConfigError: a setting is invalid.
+        StoreError, RegistryError: the store or registry cannot be reached.
     """
     settings = load_settings()
     opened: Workspace = _open(settings.model_dump_json(), str(settings.home))
@@ -26,12 +26,12 @@ def workspace() -> Workspace:
 
 @st.cache_resource(show_spinner=False, max_entries=4)
 def _open(settings: str, home: Path) -> Workspace:
-    return Workspace.open(home, patience=0)  # a page says at once what is wrong
+    return Workspace.open(home, patience=0)  # pages show errors at once
 
 
 @st.cache_data(ttl=30, show_spinner=False)
 def server_pages() -> dict[str, str]:
-    """Name (`prefect`, `mlflow`) to the address of its page: as `cupola up` tells, else as the settings do."""
+    """Addresses of the servers' pages (`prefect`, `mlflow`), from `cupola up` or else from the settings."""
     if given := os.environ.get("CUPOLA_PAGES"):
         return dict(json.loads(given))
     settings = load_settings()

@@ -1,5 +1,4 @@
-"""One module a page, each with a function `page` that draws it.
+"""One module per page, each with a function `page` that draws it.
 
-Not called `pages`: Streamlit takes a folder of that name beside its script for pages of its own,
-and passes the sign-in by.
+It is not called `pages`, because Streamlit serves a folder of that name beside its script without the sign-in.
 """

@@ -1,4 +1,4 @@
-"""Annotate: two responses side by side, one key each; what people say is kept in the registry."""
+"""Annotate: two responses side by side, one key each. Choices are stored in the registry."""
 
 import json
 
@@ -14,7 +14,7 @@ from cupola_platform.registry import Choice
 
 @guarded
 def page() -> None:
-    """The first pair of an artifact that the annotator has not judged."""
+    """Show the first pair of an artifact that the annotator has not compared yet."""
     st.title("Annotate", anchor=False)
     rows = {row.digest: row for row in workspace().registry.artifacts("preferences") if row.stage != "annotate"}
     if not rows:
@@ -26,23 +26,23 @@ def page() -> None:
         )
         name = st.text_input("Your name", key="annotator", max_chars=64, width=240).strip()
     if not name:
-        st.info("Say who you are: every judgement bears its annotator's name.")
+        st.info("Enter your name. It is stored with each comparison.")
         return
     artifact = workspace().store.get(chosen)
     pairs = pairs_of(artifact.path)
     judged = {word.pair for word in workspace().registry.annotations(chosen, name)}
     left = [pair for pair in pairs if pair["id"] not in judged]
-    st.progress(1 - len(left) / max(len(pairs), 1), text=f"{len(pairs) - len(left)} of {len(pairs)} pairs judged")
+    st.progress(1 - len(left) / max(len(pairs), 1), text=f"{len(pairs) - len(left)} of {len(pairs)} pairs compared")
     if left:
         _compare(chosen, name, left[0])
     else:
-        st.success("Every pair is judged.")
+        st.success("All pairs are compared.")
     if st.button("Export as preferences", disabled=not judged):
         st.success(f"Exported as artifact {export(workspace(), artifact).id}.")
 
 
 def _compare(digest: str, name: str, pair: Pair) -> None:
-    """The prompt, both responses as plain text, and the buttons with their keys."""
+    """Show the prompt, both responses as plain text, and the buttons with their keys."""
     for tool in normal_tools(pair.get("tools")):
         st.caption("tool")
         st.text(json.dumps(tool["function"], ensure_ascii=False))

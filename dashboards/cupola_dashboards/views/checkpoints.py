@@ -1,4 +1,4 @@
-"""Checkpoints: all of them with their numbers, and two side by side to decide which one ships."""
+"""Checkpoints: all of them with their metrics, and two side by side to decide which one ships."""
 
 import html
 from typing import Any
@@ -13,12 +13,12 @@ from cupola_dashboards.text import NOTHING_YET, ago, alias_column, guarded, numb
 
 SIDES = ("a", "b")
 FIRST = 6
-"""Curves that are shown at once."""
+"""Curves shown at first."""
 
 
 @guarded
 def page() -> None:
-    """The table, two of its rows side by side, and the history of the aliases."""
+    """Show the table, two of its rows side by side, and the history of the aliases."""
     st.title("Checkpoints", anchor=False)
     frame = checkpoints.checkpoints()
     if frame.empty:
@@ -29,7 +29,7 @@ def page() -> None:
     moves = checkpoints.alias_moves()
     st.subheader("Alias history", anchor=False)
     if moves.empty:
-        st.caption("No alias was ever moved.")
+        st.caption("No alias was moved yet.")
     else:
         st.dataframe(
             moves.rename(columns=str.capitalize),
@@ -42,7 +42,7 @@ def page() -> None:
 
 
 def _table(frame: pd.DataFrame) -> None:
-    """Every checkpoint, to sort and filter; two selected rows become A and B."""
+    """Show all checkpoints, to sort and filter; two selected rows become A and B."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         text = st.text_input("Find", placeholder="Stage, recipe, id or alias", width=280)
         recipes = st.multiselect("Recipe", sorted(frame["recipe"].unique()), placeholder="Any", width=280)
@@ -70,14 +70,14 @@ def _table(frame: pd.DataFrame) -> None:
             "aliases": alias_column(sorted({alias for aliases in frame["aliases"] for alias in aliases})),
             "recipe": "Recipe",
             "bits_per_byte": st.column_config.NumberColumn(
-                "Bits per byte", format="%.4f", help="On held-out text; less is better."
+                "Bits per byte", format="%.4f", help="On held-out text; lower is better."
             ),
             "accuracy": st.column_config.ProgressColumn(
                 "Answered correctly", format="%.1f%%", min_value=0, max_value=100
             ),
             "interval": st.column_config.TextColumn("with 95% interval"),
             "evaluation": st.column_config.TextColumn(
-                "Evaluation", help="That gave these numbers: two may have asked otherwise."
+                "Evaluation", help="The evaluation behind these metrics; others may use different tasks."
             ),
             "created": st.column_config.DatetimeColumn("Made (UTC)", format="YYYY-MM-DD HH:mm"),
             "id": "Id",
@@ -94,15 +94,15 @@ def _table(frame: pd.DataFrame) -> None:
 
 def _compare(frame: pd.DataFrame) -> None:
     if len(frame) < 2:
-        st.caption("With a second checkpoint there will be something to compare.")
+        st.caption("To compare, a second checkpoint is needed.")
         return
     labels = dict(zip(frame["digest"], frame["label"], strict=True))
     for side, digest in zip(SIDES, _defaults(frame), strict=True):
         if st.session_state.get(side) not in labels:
             st.session_state[side] = digest
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        st.selectbox("A: what we have", list(labels), format_func=labels.__getitem__, key="a")
-        st.selectbox("B: what we might ship", list(labels), format_func=labels.__getitem__, key="b")
+        st.selectbox("A: current", list(labels), format_func=labels.__getitem__, key="a")
+        st.selectbox("B: candidate", list(labels), format_func=labels.__getitem__, key="b")
         st.button("Swap", on_click=_swap, width="content")
     a, b = st.session_state["a"], st.session_state["b"]
     st.query_params.update({"a": a[:12], "b": b[:12]})
@@ -125,7 +125,8 @@ def _compare(frame: pd.DataFrame) -> None:
 
 
 def _defaults(frame: pd.DataFrame) -> tuple[str, str]:
-    """As the address says; else B is the newest checkpoint that was evaluated, A the champion or the one before B."""
+    """A and B from the address; by default B is the newest evaluated checkpoint, and A the champion or the one before
+    B."""
     a, b = (_starting_with(frame, st.query_params.get(side)) for side in SIDES)
     measured = frame[frame["bits_per_byte"].notna()]
     pool = list((measured if len(measured) > 1 else frame)["digest"])
@@ -144,7 +145,7 @@ def _swap() -> None:
 
 
 def _verdict(verdict: Verdict, compared: Comparison) -> None:
-    """The line that a lead reads, and the numbers behind it."""
+    """Show the verdict, and the numbers behind it."""
     shown = {"better": st.success, "worse": st.error, "mixed": st.warning, "unclear": st.info, "none": st.warning}
     shown[verdict.level](f"**{plain(verdict.headline)}:** {plain(verdict.detail)}")
     if compared.missing:
@@ -173,7 +174,7 @@ def _verdict(verdict: Verdict, compared: Comparison) -> None:
 def _evaluation(compared: Comparison) -> None:
     table = comparison.task_table(compared)
     if table.empty:
-        st.caption("No task was asked of both.")
+        st.caption("No task was evaluated for both.")
         return
     left, right = st.columns(2)
     with left:
@@ -195,7 +196,7 @@ def _evaluation(compared: Comparison) -> None:
         }
     )
     st.dataframe(shown, hide_index=True)
-    st.caption("Intervals: Wilson's for an accuracy, Newcombe's for a difference. Clear: the interval leaves out zero.")
+    st.caption("Intervals: Wilson for accuracies, Newcombe for differences. Clear: the interval excludes zero.")
 
 
 def _interval(row: pd.Series, side: str) -> str:
@@ -205,13 +206,13 @@ def _interval(row: pd.Series, side: str) -> str:
 def _curves(compared: Comparison) -> None:
     frame = comparison.curves(compared)
     if frame.empty:
-        st.caption("Neither stage left its curves in this workspace.")
+        st.caption("Neither stage has curves in this workspace.")
         return
     kinds = [side.row.config.get("kind") for side in (compared.a, compared.b)]
     if kinds[0] != kinds[1]:
         st.caption(
-            f"{plain(kinds[0])} and {plain(kinds[1])} minimise different losses: compare their course, not their "
-            "height."
+            f"{plain(kinds[0])} and {plain(kinds[1])} minimize different losses: compare the shape of the curves, not "
+            "their values."
         )
     names = metrics.curve_names(frame)
     _overlaid(frame, compared, names[:FIRST])
@@ -231,7 +232,7 @@ def _overlaid(frame: pd.DataFrame, compared: Comparison, names: list[str]) -> No
 def _generations(compared: Comparison) -> None:
     pairs = comparison.generations(compared)
     if not pairs:
-        st.caption("The evaluation asked for no continuations.")
+        st.caption("The evaluation has no continuations.")
     for prompt, a, b in pairs:
         for cell, name, text, side in zip(st.columns(2), compared.names, (a, b), SIDES, strict=True):
             with cell:
@@ -273,7 +274,7 @@ def _mark(right: bool) -> str:
 def _settings(compared: Comparison) -> None:
     table = comparison.config_differences(compared)
     if table.empty:
-        st.caption("Both were set alike in every stage of their lives, with the same seed, code and text.")
+        st.caption("Both have the same settings, seed, code and text in all stages.")
         return
     name_a, name_b = compared.names
     st.dataframe(

@@ -10,12 +10,12 @@ from cupola_dashboards.queries import checkpoints, corpus
 from cupola_dashboards.text import NOTHING_YET, guarded, megabytes, plain
 
 BIGGEST = 15
-"""Rows of a chart."""
+"""Maximum rows of a chart."""
 
 
 @guarded
 def page() -> None:
-    """One `tokens` artifact, the newest at first."""
+    """Show one `tokens` artifact, by default the newest."""
     st.title("Corpus", anchor=False)
     rows = {row.digest: row for row in corpus.corpora()}
     if not rows:
@@ -45,7 +45,7 @@ def page() -> None:
     _text(report)
     _duplicates(report)
     _examples(chosen, list(dict.fromkeys(sources["source"])))
-    st.download_button("All of this as one page", corpus.page(chosen), f"corpus-{chosen[:12]}.html", "text/html")
+    st.download_button("Download as one page", corpus.page(chosen), f"corpus-{chosen[:12]}.html", "text/html")
 
 
 def _reasons(report: dict[str, Any]) -> None:
@@ -105,7 +105,7 @@ def _duplicates(report: dict[str, Any]) -> None:
             st.caption(f"Clusters of {plain(step)}")
             st.altair_chart(charts.columns(sizes, "size", "clusters", "Clusters", "Documents in a cluster"))
             st.dataframe(
-                largest.rename(columns={"document": "Kept of the largest", "documents": "Documents"}), hide_index=True
+                largest.rename(columns={"document": "Kept document", "documents": "Documents"}), hide_index=True
             )
 
 

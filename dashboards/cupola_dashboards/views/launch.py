@@ -1,4 +1,4 @@
-"""Launch: choose a recipe, set what matters, start it through its deployment."""
+"""Launch: choose a recipe, set its main settings, and start it through its deployment."""
 
 from typing import Any
 
@@ -15,13 +15,13 @@ from cupola_platform.errors import CupolaError
 
 @guarded
 def page() -> None:
-    """The form of one recipe, checked as it is typed, and the button."""
+    """Show one recipe's form, validated while typing, and the button."""
     st.title("Launch", anchor=False)
     recipes = {recipe.name: recipe for recipe in deployments.list_recipes()}
     with st.container(horizontal=True, vertical_alignment="bottom"):
         name = st.selectbox("Recipe", list(recipes), key="recipe", width=280)
     recipe = load_recipe(name)
-    schedule = f" It starts by itself at `{recipe.schedule}` (UTC)." if recipe.schedule else ""
+    schedule = f" It is scheduled at `{recipe.schedule}` (UTC)." if recipe.schedule else ""
     st.markdown(f"{plain(recipe.description)}{schedule}")
     left, right = st.columns([3, 2], gap="large")
     with left:
@@ -33,7 +33,7 @@ def page() -> None:
 
 
 def _form(name: str, recipe: Recipe) -> list[str]:
-    """`KEY=VALUE` for everything that differs from the recipe."""
+    """Show the form, and return `KEY=VALUE` for each value that differs from the recipe."""
     st.subheader("Parameters", anchor=False)
     seed = st.number_input("Seed", min_value=0, value=recipe.seed, step=1, key=f"seed-{name}", width=200)
     chosen = [f"seed={seed}"] if seed != recipe.seed else []
@@ -41,7 +41,7 @@ def _form(name: str, recipe: Recipe) -> list[str]:
     cells = st.columns(max(2, len(steps)))
     for cell, (stage, count) in zip(cells, steps.items(), strict=False):
         chosen += _number(cell, f"{stage}: steps", f"stages.{stage}.steps", count, name)
-    with st.expander("Every other setting"):
+    with st.expander("All other settings"):
         before = settings.recipe_settings(recipe)
         after = st.data_editor(
             before,
@@ -56,10 +56,10 @@ def _form(name: str, recipe: Recipe) -> list[str]:
             },
         )
     more = st.text_area(
-        "Overrides, one a line",
+        "Overrides, one per line",
         placeholder="stages.pretrain.optimizer.lr=1e-3",
         key=f"overrides-{name}",
-        help="As `cupola submit --set`: KEY=VALUE, the value in YAML. They win over the fields above.",
+        help="As in `cupola submit --set`: KEY=VALUE, with the value in YAML. They override the fields above.",
     )
     return [*chosen, *settings.overrides(before, after), *(line.strip() for line in more.splitlines() if line.strip())]
 
@@ -73,11 +73,11 @@ def _stages(recipe: Recipe, only: list[str]) -> None:
     st.subheader("What will happen", anchor=False)
     chosen = [stage for stage in recipe.order() if not only or stage in only]
     st.markdown(" ".join(f":gray-badge[{plain(stage)}]" for stage in chosen))
-    st.caption("Stages that were run before with the same settings and the same inputs are reused.")
+    st.caption("Stages that already ran with the same settings and inputs are reused.")
 
 
 def _start(name: str, overrides: list[str], only: list[str]) -> None:
-    """Check what was filled in, show it as the command line would, and start it."""
+    """Validate the form, show errors as the command line would, and start the run."""
     command = " ".join(
         [
             "cupola submit",

@@ -1,4 +1,4 @@
-"""Lineage: what an artifact was made from, down to the source files, and what was made from it."""
+"""Lineage: an artifact's ancestry down to the source files, and what was made from it."""
 
 import pandas as pd
 import streamlit as st
@@ -11,7 +11,7 @@ from cupola_platform.registry import ArtifactRow
 
 @guarded
 def page() -> None:
-    """Choose an artifact; the champion at first, else the newest checkpoint."""
+    """Choose and show an artifact, by default the champion or else the newest checkpoint."""
     st.title("Lineage", anchor=False)
     rows = {row.digest: row for row in lineage.artifacts()}
     if not rows:
@@ -30,10 +30,10 @@ def page() -> None:
     with st.container(border=True):
         graph = lineage_view.show(chosen)
     cells = st.columns(4)
-    cells[0].metric("Made of artifacts", len(graph.nodes) - 1, border=True)
+    cells[0].metric("Ancestors", len(graph.nodes) - 1, border=True)
     cells[1].metric("Source files", f"{sum(source.files for _, source in graph.sources):,}", border=True)
     cells[2].metric("Source text", megabytes(sum(source.bytes for _, source in graph.sources)), border=True)
-    cells[3].metric("Its own size", megabytes(row.size), border=True)
+    cells[3].metric("Size", megabytes(row.size), border=True)
     _tables(graph, chosen)
 
 
@@ -68,10 +68,10 @@ def _tables(graph: lineage.Graph, chosen: str) -> None:
     left.caption("Made from")
     left.dataframe(nodes, hide_index=True)
     if len(sources):
-        right.caption("Sources of its text")
+        right.caption("Text sources")
         right.dataframe(sources, hide_index=True)
     children = lineage.made_from(chosen)
-    right.caption("What took it in")
+    right.caption("Used by")
     if len(children):
         right.dataframe(children.drop(columns="created").rename(columns=str.capitalize), hide_index=True)
     else:

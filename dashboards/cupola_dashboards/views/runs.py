@@ -1,4 +1,4 @@
-"""Runs: what is going on now, what came of the others, and one of them in full."""
+"""Runs: what is running now, the results of the others, and one run in detail."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ MARKS = {"completed": "✓", "reused": "✓", "running": "●", "failed": "✗",
 
 
 def page() -> None:
-    """Filters, then everything that is drawn again every two seconds."""
+    """Show the filters, then the part that refreshes every two seconds."""
     st.title("Runs", anchor=False)
     _summary()
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -26,14 +26,14 @@ def page() -> None:
         amount = st.segmented_control("Show", list(AMOUNTS), default="Newest", required=True, key="amount")
         stages = st.toggle("Stages", value=True, key="stages", help="Show the stages of each run below it.")
     rows = AMOUNTS[amount or "Newest"]
-    live = LOOK_EVERY if rows == runs.NEWEST else None  # thousands of rows are not sent again and again
+    live = LOOK_EVERY if rows == runs.NEWEST else None  # thousands of rows are not sent repeatedly
     st.fragment(_table, run_every=live)(text, chosen, rows, stages)
 
 
 @st.fragment(run_every=LOOK_EVERY)
 @guarded
 def _summary() -> None:
-    """The state at a glance: counts, the champion, and a card for everything that runs."""
+    """Show the state at a glance: counts, the champion, and a card for each active run."""
     frame = runs.runs()
     whole = frame[(frame["parent"] == "") & (frame["stage"] == "")]
     counts = whole["status"].value_counts()
@@ -55,7 +55,7 @@ def _champion() -> None:
     champion = checkpoints.champion()
     if champion is None:
         st.caption("Champion")
-        st.markdown("No checkpoint was promoted yet. The stage `promote` moves the alias when the numbers allow.")
+        st.markdown("No checkpoint has been promoted yet. The stage `promote` moves the alias if the metrics allow it.")
         return
     bits, _, _, _, accuracy = checkpoints.headline(champion.measured)
     st.caption(f"Champion, since {ago(champion.moved)}")
@@ -67,7 +67,7 @@ def _champion() -> None:
 
 
 def _card(row: pd.Series, stages: pd.DataFrame) -> None:
-    """One run of a recipe: its stages in order, and how far the one at work is."""
+    """Show one run of a recipe: its stages in order, and the progress of the current one."""
     with st.container(border=True, key=f"card-{row['id']}"):
         done = dict(zip(stages["stage"], stages["status"], strict=True))
         names = list(dict.fromkeys([*row["stages"], *done])) or [row["stage"]]
@@ -89,7 +89,7 @@ def _step(name: str, status: str | None) -> str:
 def _gauge(stage: pd.Series) -> None:
     name = plain(stage["stage"] or stage["recipe"])
     if pd.isna(stage["steps"]):
-        st.progress(0.0, text=f"**{name}** has been at work for {lasting(stage['seconds'])}")
+        st.progress(0.0, text=f"**{name}** running for {lasting(stage['seconds'])}")
         return
     parts = [f"**{name}** step {stage['step']:,.0f} of {stage['steps']:,.0f}"]
     if not pd.isna(stage["loss"]):
@@ -108,14 +108,14 @@ def _table(text: str, statuses: list[str], amount: int, stages: bool) -> None:
         st.info(NOTHING_YET)
         return
     shown = _matching(frame, text, statuses, stages)
-    st.caption(f"{len(shown):,} of {len(frame):,} rows. Select one to see it in full.")
+    st.caption(f"{len(shown):,} of {len(frame):,} rows. Select one to see its details.")
     chosen = _select(runs.with_progress(shown) if len(shown) <= runs.NEWEST else shown)
     if chosen:
         _detail(runs.run(chosen))
 
 
 def _matching(frame: pd.DataFrame, text: str, statuses: list[str], stages: bool) -> pd.DataFrame:
-    """Rows that fit, each with the run that it belongs to."""
+    """Matching rows, each with the run it belongs to."""
     fits = pd.Series(True, index=frame.index)
     if text:
         words = frame["recipe"] + " " + frame["stage"] + " " + frame["id"] + " " + frame["artifact"].fillna("")
@@ -129,13 +129,13 @@ def _matching(frame: pd.DataFrame, text: str, statuses: list[str], stages: bool)
 
 
 def _select(shown: pd.DataFrame) -> str | None:
-    """The table; the id of the row that is selected in it, kept when rows are added and in the page's address."""
+    """Show the table, and return the id of the selected row, which persists in the page's address as rows are added."""
     ids = list(shown["id"])
     chosen = st.query_params.get("run")
     start = {"selection": {"rows": [ids.index(chosen)] if chosen in ids else []}}
     event: Any = st.dataframe(
         _cells(shown),
-        key=f"runs-{hash(tuple(ids))}",  # rows that move are another table: a selection is by position
+        key=f"runs-{hash(tuple(ids))}",  # a new table whenever rows move, since selections are by position
         hide_index=True,
         height="content" if len(shown) < 12 else 430,
         placeholder="",
@@ -182,7 +182,7 @@ def _cells(shown: pd.DataFrame) -> pd.DataFrame:
 
 
 def _detail(row: RunRow) -> None:
-    """One run in full: error and log first, then curves, then where else it is told of."""
+    """Show one run in detail: error and log first, then curves, then links to other servers."""
     with st.container(border=True, key="detail"):
         heading = f"{row.recipe} / {row.stage}" if row.stage else row.recipe
         with st.container(horizontal=True, vertical_alignment="center"):
@@ -209,7 +209,7 @@ def _curves(row: RunRow) -> None:
     frame = metrics.curves(file)
     if frame.empty:
         if row.stage:
-            st.caption("This stage wrote no curves.")
+            st.caption("This stage has no curves.")
         return
     now = metrics.progress(file)
     if now:
