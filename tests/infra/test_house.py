@@ -1,4 +1,4 @@
-"""The house keeps its own rules: size of files, no machine's paths, the README's commands, recipes, versions."""
+"""The repository's own rules: file sizes, no local paths, the README's commands, recipes, versions."""
 
 import ast
 import re
@@ -34,7 +34,7 @@ def test_no_module_is_longer_than_four_hundred_lines(root: Path) -> None:
     assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES} == {}
 
 
-def test_no_file_names_a_path_of_the_machine_that_it_was_written_on(root: Path, tracked: list[Path]) -> None:
+def test_no_file_names_a_local_path(root: Path, tracked: list[Path]) -> None:
     named = {
         str(path.relative_to(root)): found[0] for path in tracked if (found := PATH_OF_A_MACHINE.search(text_of(path)))
     }
@@ -96,7 +96,7 @@ def test_constraints_pin_every_installed_package_to_what_is_installed(root: Path
     lines = [line for line in (root / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.!]+", line)] == []
     pinned = {canonical(name): version for name, _, version in (line.partition("==") for line in lines)}
-    site_packages = [sysconfig.get_path("purelib")]  # not those that setuptools carries inside itself
+    site_packages = [sysconfig.get_path("purelib")]  # without those vendored by setuptools
     ours = {"cupola", "pip"}
     installed = {
         canonical(each.name): each.version.partition("+")[0] for each in metadata.distributions(path=site_packages)

@@ -61,7 +61,7 @@ def contracts(house: Path) -> list[str]:
     return [contract["name"] for contract in settings["tool"]["importlinter"]["contracts"]]
 
 
-def test_the_contracts_between_the_layers_hold(house: Path) -> None:
+def test_the_layer_contracts_hold(house: Path) -> None:
     result = lint(house)
     assert result.returncode == 0, result.stdout
     assert f"Contracts: {len(contracts(house))} kept, 0 broken." in result.stdout
@@ -80,10 +80,10 @@ def test_each_contract_reports_a_planted_violation(house: Path) -> None:
         assert f"{name} BROKEN" in result.stdout
     for module in PLANTED:
         assert f"cupola_platform.planted -> {module}" in result.stdout
-    assert "cupola_trainer.config.jobs -> torch" in result.stdout  # the way by which flows would have reached it
+    assert "cupola_trainer.config.jobs -> torch" in result.stdout  # the path by which flows would reach it
 
 
-def test_what_flows_call_in_process_loads_no_torch() -> None:
+def test_modules_that_flows_call_in_process_load_no_torch() -> None:
     script = (
         f"import sys, {', '.join(TORCH_FREE)}; print([m for m in ('torch', 'megatron', 'mlflow') if m in sys.modules])"
     )

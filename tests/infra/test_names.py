@@ -1,4 +1,4 @@
-"""Modules whose names say what they hold: none of those that said nothing, and no two meanings of one word."""
+"""Module names: none of those that say nothing, and no name with two meanings."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ SAY_NOTHING = {
     "making", "misc", "posttrain", "referencing", "teaching", "util", "utils", "wordings", "words", "writing",
 }  # fmt: skip
 ONE_MEANING = ("making", "job", "writing", "mixture", "anchor", "queries", "rollout", "stage_code")
-"""Words that named several things: a module of this name is at most one."""
+"""Words that once named several things: at most one module may have each of these names."""
 
 
 def modules() -> list[Path]:
@@ -20,6 +20,6 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
     assert [str(path.relative_to(ROOT)) for path in modules() if path.stem in SAY_NOTHING] == []
 
 
-def test_a_word_that_named_several_things_names_one() -> None:
+def test_a_word_that_named_several_things_names_only_one() -> None:
     counts = {word: [path for path in modules() if path.stem == word] for word in ONE_MEANING}
     assert {word: paths for word, paths in counts.items() if len(paths) > 1} == {}

@@ -1,5 +1,4 @@
-"""Python 3.11, 3.12 and 3.13: what `make install` takes,
-and that the code uses nothing that a later one has removed."""
+"""Python 3.11, 3.12 and 3.13: `make install` accepts them, and the code uses nothing that a later one removed."""
 
 import ast
 import shutil
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 REMOVED_BY_3_12 = {"asynchat", "asyncore", "distutils", "imp", "pkg_resources", "setuptools", "smtpd"}
-"""Of the standard library, and of what a new virtual environment has."""
+"""Removed modules of the standard library, and packages missing in new virtual environments."""
 
 REMOVED_BY_3_13 = {
     *("aifc", "audioop", "cgi", "cgitb", "chunk", "crypt", "imghdr", "lib2to3", "mailcap", "msilib", "nis", "nntplib"),
@@ -19,7 +18,7 @@ REMOVED_BY_3_13 = {
 }
 
 STAND_IN = """#!/bin/sh
-# A Python of version {version}: venv copies this script, pip writes down what it was asked for.
+# A stand-in for Python {version}: venv copies this script, and pip records its arguments.
 case "$1 $2" in
     -c*) exec {python} -c "import sys; sys.version_info = ({numbers}, 0); $2" ;;
     "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
@@ -30,7 +29,7 @@ esac
 
 @pytest.fixture
 def house(root: Path, tmp_path: Path) -> Path:
-    """A folder with what `make install` reads, and `bin` with nothing but a shell's tools."""
+    """A folder with the files that `make install` reads, and a `bin` with shell tools only."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(root / name, tmp_path)
     (tmp_path / "bin").mkdir()
@@ -60,7 +59,7 @@ def install(house: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         (("3.13",), "3.13", ""),
     ],
 )
-def test_make_install_takes_the_first_python_there_is_and_pins_those_of_3_11(
+def test_make_install_takes_the_first_python_and_pins_packages_of_3_11(
     house: Path, versions: tuple[str, ...], taken: str, pins: str
 ) -> None:
     for version in versions:
@@ -75,7 +74,7 @@ def test_make_install_takes_the_first_python_there_is_and_pins_those_of_3_11(
 
 
 @pytest.mark.parametrize("version", ["3.10", "3.14"])
-def test_another_python_is_refused_with_what_to_do(house: Path, version: str) -> None:
+def test_an_unsupported_python_is_refused_with_advice(house: Path, version: str) -> None:
     provide(house, version)
     done = install(house, f"PYTHON=python{version}")
     assert done.returncode == 2
@@ -88,7 +87,7 @@ def test_the_project_says_that_it_runs_on_3_11_to_3_13(root: Path) -> None:
     assert project["requires-python"] == ">=3.11,<3.14"
 
 
-def test_no_module_that_a_later_python_has_removed_is_imported(tracked: list[Path]) -> None:
+def test_no_module_removed_by_a_later_python_is_imported(tracked: list[Path]) -> None:
     imported = {
         f"{path.name}: {name}"
         for path in tracked

@@ -1,4 +1,4 @@
-"""No imports form a circle: none of modules, none of the rooms of one folder; imports inside functions count, too."""
+"""No import cycles, between modules or between the packages of a folder. Imports inside functions count."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -13,11 +13,11 @@ PACKAGES = ("cupola_platform", "cupola_trainer", "cupola_flows", "cupola_dashboa
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("platform", "trainer", "flows", "dashboards", "benchmarks", "tests")
 MOST = 15
-"""Files of a folder."""
+"""Maximum files in a folder."""
 
 
 def circle(imported: Mapping[str, Iterable[str]]) -> list[str]:
-    """One circle, from a name back to itself, each imported by the next; empty where there is none."""
+    """One cycle, from a name back to itself, each imported by the next; empty if there is none."""
     try:
         TopologicalSorter(imported).prepare()
     except CycleError as error:
@@ -30,7 +30,7 @@ def circle_of_modules(graph: grimp.ImportGraph) -> list[str]:
 
 
 def circles_of_rooms(graph: grimp.ImportGraph) -> dict[str, list[str]]:
-    """Of each folder whose rooms form a circle, the imports that make up one of them."""
+    """For each folder whose packages form a cycle, the imports of one such cycle."""
     found = {}
     for folder in sorted(graph.modules):
         between = _imports_between(graph, graph.find_children(folder))
@@ -41,7 +41,7 @@ def circles_of_rooms(graph: grimp.ImportGraph) -> dict[str, list[str]]:
 
 
 def _imports_between(graph: grimp.ImportGraph, rooms: Collection[str]) -> dict[tuple[str, str], str]:
-    """By importing and imported room: one such import."""
+    """One import for each pair of importing and imported package."""
     room_of = {module: room for room in rooms for module in (room, *graph.find_descendants(room))}
     return {
         (room, other): f"{importer} -> {imported}"
@@ -56,22 +56,22 @@ def imports(request: pytest.FixtureRequest) -> grimp.ImportGraph:
     return grimp.build_graph(request.param, cache_dir=None)
 
 
-def test_no_modules_form_a_circle(imports: grimp.ImportGraph) -> None:
+def test_no_modules_form_a_cycle(imports: grimp.ImportGraph) -> None:
     assert circle_of_modules(imports) == []
 
 
-def test_no_rooms_of_one_folder_form_a_circle(imports: grimp.ImportGraph) -> None:
+def test_no_packages_of_a_folder_form_a_cycle(imports: grimp.ImportGraph) -> None:
     assert circles_of_rooms(imports) == {}
 
 
-def test_no_folder_holds_more_files_than_one_can_take_in() -> None:
+def test_no_folder_has_too_many_files() -> None:
     counts = Counter(path.parent for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
     assert {str(folder): count for folder, count in counts.items() if count > MOST} == {}
 
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], grimp.ImportGraph]:
-    """The graph of a package `toy` of these modules."""
+    """A function that builds the graph of a package `toy` from modules."""
 
     def build(modules: dict[str, str]) -> grimp.ImportGraph:
         for name, source in modules.items():
@@ -86,7 +86,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, 
     return build
 
 
-def test_a_planted_circle_of_modules_is_found(toy: Callable[[dict[str, str]], grimp.ImportGraph]) -> None:
+def test_a_planted_cycle_of_modules_is_found(toy: Callable[[dict[str, str]], grimp.ImportGraph]) -> None:
     graph = toy(
         {"a": "import toy.b", "b": "def late():\n    from toy import c", "c": "import toy.a", "d": "import toy.a"}
     )
@@ -95,7 +95,7 @@ def test_a_planted_circle_of_modules_is_found(toy: Callable[[dict[str, str]], gr
     assert set(found) == {"toy.a", "toy.b", "toy.c"}
 
 
-def test_a_planted_circle_of_rooms_is_found_where_no_modules_form_one(
+def test_a_planted_cycle_of_packages_is_found_without_one_of_modules(
     toy: Callable[[dict[str, str]], grimp.ImportGraph],
 ) -> None:
     modules = {
@@ -115,7 +115,7 @@ def test_a_planted_circle_of_rooms_is_found_where_no_modules_form_one(
     }
 
 
-def test_an_import_against_the_order_of_the_corpus_is_found() -> None:
+def test_an_import_against_the_order_of_corpus_packages_is_found() -> None:
     graph = grimp.build_graph("cupola_platform", cache_dir=None)
     core, page = "cupola_platform.corpus.core.documents", "cupola_platform.corpus.report.page"
     graph.add_import(importer=core, imported=page)

@@ -1,4 +1,4 @@
-"""Checkov passes infra/, and would not pass what it should not."""
+"""Checkov passes infra/, and fails planted bad files."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ BAD_DOCKERFILE = "FROM python:latest\nUSER root\n"
 
 @pytest.fixture(scope="module")
 def verdicts(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What Checkov says of each framework in a copy of infra/ with two bad files planted."""
+    """Checkov's results by framework, on a copy of infra/ with two bad files planted."""
     if not CHECKOV.exists():
         pytest.fail("Checkov lives in an environment of its own, which `make test` makes.")
     copy = shutil.copytree(root / "infra", tmp_path_factory.mktemp("scan") / "infra")
@@ -36,7 +36,7 @@ def verdicts(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 
 @pytest.mark.parametrize(("framework", "fewest"), [("dockerfile", 10), ("terraform", 200)])
-def test_checkov_passes_everything_but_the_planted_files(
+def test_checkov_passes_everything_except_the_planted_files(
     verdicts: dict[str, dict[str, Any]], framework: str, fewest: int
 ) -> None:
     verdict = verdicts[framework]
@@ -47,7 +47,7 @@ def test_checkov_passes_everything_but_the_planted_files(
     assert failed
 
 
-def test_every_skipped_check_gives_its_reason_and_there_are_few(verdicts: dict[str, dict[str, Any]]) -> None:
+def test_skipped_checks_are_few_and_give_reasons(verdicts: dict[str, dict[str, Any]]) -> None:
     skipped = [check for verdict in verdicts.values() for check in verdict["skipped_checks"]]
     assert len(skipped) <= MOST_SKIPS
     for check in skipped:

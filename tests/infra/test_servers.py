@@ -1,5 +1,4 @@
-"""The compose file's servers, started by its own commands on this machine: there is no container engine here,
-the programs are."""
+"""The compose file's servers, started with its own commands on this machine, without a container engine."""
 
 import base64
 import os
@@ -45,13 +44,13 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def ports() -> dict[str, int]:
-    """Where each server listens here, by the port that it has in the compose file."""
+    """The local port of each server, by its port in the compose file."""
     return {port: free_port() for port in ("5432", "8333", "4200", "5000")}
 
 
 @pytest.fixture(scope="module")
 def services(ports: dict[str, int]) -> dict[str, Any]:
-    """The services, with secrets filled in and every address moved to a free port of this machine."""
+    """The services, with secrets filled in and all addresses changed to free local ports."""
     text = re.sub(r"\$\{(\w+):\?[^}]*\}", lambda name: SECRETS[name[1]], (DOCKER / "compose.yaml").read_text())
     for port, here in ports.items():
         text = re.sub(rf"(database|objects|127\.0\.0\.1):{port}\b", f"127.0.0.1:{here}", text)
@@ -62,7 +61,7 @@ def services(ports: dict[str, int]) -> dict[str, Any]:
 
 @contextmanager
 def running(command: list[str], folder: Path, environment: Mapping[str, str] = {}) -> Iterator[None]:
-    """A server in a process of its own, ended with all that it started."""
+    """A server in its own process, which is ended with its children."""
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env={**os.environ, **environment}, stdout=log, stderr=log)
     try:
@@ -70,18 +69,18 @@ def running(command: list[str], folder: Path, environment: Mapping[str, str] = {
     finally:
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         for each in family:
-            with suppress(psutil.NoSuchProcess):  # it has ended with the one before
+            with suppress(psutil.NoSuchProcess):  # it ended with the previous one
                 each.kill()
         process.wait()
 
 
 def basic(password: str) -> dict[str, str]:
-    """The header with which a client of the compose file's servers signs in."""
+    """The sign-in header of clients of the compose file's servers."""
     return {"Authorization": "Basic " + base64.b64encode(f"cupola:{password}".encode()).decode()}
 
 
 def status(url: str, **headers: str) -> int:
-    """The status that a GET gives; 0 while nothing answers."""
+    """The status of a GET; 0 while nothing responds."""
     request = urllib.request.Request(url, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=20) as response:
@@ -148,7 +147,7 @@ def _connects(url: str) -> bool:
 def servers(
     services: dict[str, Any], ports: dict[str, int], database: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, str]]:
-    """S3, Prefect and MLflow by the compose file's commands; their addresses."""
+    """The addresses of S3, Prefect and MLflow, started with the compose file's commands."""
     folders = {name: tmp_path_factory.mktemp(name) for name in ("objects", "prefect", "mlflow")}
     (folders["objects"] / "s3.json").write_text(services["s3.json"])
     moved = {
@@ -178,22 +177,22 @@ def servers(
         yield urls
 
 
-def test_each_server_is_healthy_by_its_own_check_and_keeps_its_tables_in_its_own_database(
-    servers: dict[str, str], database: str
-) -> None:
+def test_each_server_passes_its_health_check_and_has_its_own_database(servers: dict[str, str], database: str) -> None:
     for name, table in {"prefect": "flow_run", "mlflow": "experiments"}.items():
         with psycopg.connect(f"{database}/{name}") as connection:
             found = connection.execute("SELECT count(*) FROM pg_tables WHERE tablename = %s", [table]).fetchone()
         assert found == (1,), name
 
 
-def test_the_database_and_the_object_store_refuse_who_has_no_secret(servers: dict[str, str], database: str) -> None:
+def test_the_database_and_the_object_store_refuse_clients_without_the_secret(
+    servers: dict[str, str], database: str
+) -> None:
     with pytest.raises(psycopg.OperationalError):
         psycopg.connect(database.replace(SECRETS["POSTGRES_PASSWORD"], "wrong") + "/cupola")
     assert status(f"{servers['objects']}/mlflow") == 403
 
 
-def test_mlflow_keeps_artifacts_in_s3_and_answers_only_to_the_names_that_it_is_given(
+def test_mlflow_keeps_artifacts_in_s3_and_accepts_only_its_names(
     servers: dict[str, str], services: dict[str, Any]
 ) -> None:
     address = f"{servers['mlflow']}/api/2.0/mlflow-artifacts/artifacts/1/note.txt"
@@ -210,7 +209,7 @@ def test_mlflow_keeps_artifacts_in_s3_and_answers_only_to_the_names_that_it_is_g
     assert status(page, Host="elsewhere:5000", **signed_in) == 403
 
 
-def test_prefect_and_mlflow_refuse_who_has_no_credential(servers: dict[str, str]) -> None:
+def test_prefect_and_mlflow_refuse_clients_without_the_credential(servers: dict[str, str]) -> None:
     for page, secret in (
         (f"{servers['prefect']}/api/admin/version", "PREFECT_PASSWORD"),
         (f"{servers['mlflow']}/api/2.0/mlflow/experiments/get?experiment_id=0", "MLFLOW_PASSWORD"),

@@ -1,4 +1,4 @@
-"""The Terraform configuration is laid out, parses, and is wired; Checkov's verdict is in test_scan.py.
+"""The Terraform configuration is formatted, parses, and is wired up. test_scan.py runs Checkov.
 
 `terraform validate` needs the AWS provider, which is no package of a registry that pip reads. Where it is at hand, name
 its folder in TERRAFORM_PLUGIN_DIR, and the last test validates every resource and plans the environment against a mock
@@ -30,7 +30,7 @@ def load(folder: Path) -> dict[str, Any]:
 
 
 def variables_of(folder: Path) -> dict[str, bool]:
-    """Name of each variable, and whether a caller must give it. The parser does not tell a default from none."""
+    """Name of each variable, and whether it is required, which the parser does not distinguish from a null default."""
     blocks = re.findall(
         r'^variable "(\w+)" \{\n(.*?)^\}', (folder / "variables.tf").read_text(), re.MULTILINE | re.DOTALL
     )
@@ -47,7 +47,7 @@ def module_folder(environment: Path, name: str) -> Path:
     return (environment / source[1]).resolve()
 
 
-def test_the_files_are_laid_out_as_terraform_fmt_would() -> None:
+def test_the_files_are_formatted() -> None:
     result = TerraformCommand(str(TERRAFORM)).fmt(check=True, diff=True, recursive=True)
     assert result.value == ""
 
@@ -61,7 +61,7 @@ def test_a_module_parses_and_describes_its_variables_and_outputs(folder: Path) -
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS, ids=lambda folder: folder.name)
-def test_an_environment_gives_each_module_what_it_declares_and_all_that_it_requires(environment: Path) -> None:
+def test_an_environment_passes_only_declared_and_all_required_variables(environment: Path) -> None:
     calls = load(environment)["ModuleCalls"]
     assert calls.keys() == {"cluster", "database", "network", "object_store"}
     for name, call in calls.items():
@@ -72,7 +72,7 @@ def test_an_environment_gives_each_module_what_it_declares_and_all_that_it_requi
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS, ids=lambda folder: folder.name)
-def test_an_environment_reads_only_outputs_that_its_modules_have(environment: Path) -> None:
+def test_an_environment_reads_only_existing_outputs(environment: Path) -> None:
     text = "".join(file.read_text() for file in environment.glob("*.tf"))
     reads = set(re.findall(r"\bmodule\.(\w+)\.(\w+)", text))
     assert len(reads) > 5
@@ -80,7 +80,7 @@ def test_an_environment_reads_only_outputs_that_its_modules_have(environment: Pa
         assert output in load(module_folder(environment, name))["Outputs"], f"{name}.{output}"
 
 
-def test_the_environment_gives_settings_that_cupola_reads() -> None:
+def test_the_environment_outputs_settings_that_cupola_reads() -> None:
     text = (TERRAFORM / "environments" / "production" / "outputs.tf").read_text()
     named = set(re.findall(r"^    CUPOLA_(\w+)", text, re.MULTILINE))
     assert named == {"STORE_URL", "S3_REGION", "REGISTRY_URL"}

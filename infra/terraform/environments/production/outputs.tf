@@ -1,5 +1,5 @@
 output "settings" {
-  description = "Cupola's settings for the pods. The password is in `database_password_secret_arn`: give it as PGPASSWORD."
+  description = "Cupola's settings for the pods. The password is in `database_password_secret_arn`; set it as PGPASSWORD."
   value = {
     CUPOLA_STORE_URL    = "s3://${module.object_store.bucket}/artifacts"
     CUPOLA_S3_REGION    = var.region
@@ -8,7 +8,7 @@ output "settings" {
 }
 
 output "database_endpoint" {
-  description = "Host and port of PostgreSQL, for Prefect's and MLflow's databases beside the registry's."
+  description = "Host and port of PostgreSQL, for the databases of the registry, Prefect and MLflow."
   value       = module.database.endpoint
 }
 
@@ -23,6 +23,6 @@ output "cluster_name" {
 }
 
 output "jobs_role_arn" {
-  description = "The role that the jobs' pods bear."
+  description = "The role of the jobs' pods."
   value       = module.cluster.jobs_role_arn
 }

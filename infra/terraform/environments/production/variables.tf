@@ -1,21 +1,21 @@
 variable "region" {
   type        = string
-  description = "AWS region of everything."
+  description = "AWS region of all resources."
 
   validation {
     condition     = can(regex("^[a-z]{2}(-[a-z]+)+-[0-9]$", var.region))
-    error_message = "region is an AWS region such as eu-central-1."
+    error_message = "region must be an AWS region such as eu-central-1."
   }
 }
 
 variable "zones" {
   type        = list(string)
-  description = "Availability zones of the region, 2 to 4; the first one gets the GPU nodes."
+  description = "Availability zones of the region, 2 to 4; the first has the GPU nodes."
 }
 
 variable "owner" {
   type        = string
-  description = "The team that pays: a tag on everything."
+  description = "The team that pays, as a tag on all resources."
 }
 
 variable "bucket_name" {
@@ -30,18 +30,18 @@ variable "administrator_arns" {
 
 variable "gpu_instance_type" {
   type        = string
-  description = "Instance of a training node."
+  description = "Instance type of the training nodes."
   default     = "p5.48xlarge"
 }
 
 variable "gpu_capacity_type" {
   type        = string
-  description = "ON_DEMAND, or SPOT, whose nodes may go at two minutes' notice: a job saves and goes on elsewhere."
+  description = "ON_DEMAND, or SPOT, whose nodes may be reclaimed with two minutes' notice: a job then saves and resumes elsewhere."
   default     = "ON_DEMAND"
 }
 
 variable "gpu_nodes_max" {
   type        = number
-  description = "Training nodes at most; there are none while nothing trains."
+  description = "Maximum training nodes; there are none while nothing trains."
   default     = 4
 }

@@ -8,7 +8,7 @@ terraform {
     }
   }
 
-  # Bucket, key, region and lock are the team's: terraform init -backend-config=backend.hcl
+  # The team sets bucket, key, region and lock: terraform init -backend-config=backend.hcl
   backend "s3" {}
 }
 

@@ -16,14 +16,14 @@ resource "aws_eks_cluster" "this" {
   role_arn                  = aws_iam_role.cluster.arn
   enabled_cluster_log_types = ["api", "audit", "authenticator", "controllerManager", "scheduler"]
 
-  # Reached from inside the VPC only: by a VPN, a bastion or Session Manager.
+  # Reachable from inside the VPC only: by VPN, bastion or Session Manager.
   vpc_config {
     subnet_ids              = var.subnet_ids
     endpoint_private_access = true
     endpoint_public_access  = false
   }
 
-  # Who may do what is IAM's to say, in access entries; nobody is an administrator for having created the cluster.
+  # IAM controls access, through access entries; the cluster's creator is not automatically an administrator.
   access_config {
     authentication_mode                         = "API"
     bootstrap_cluster_creator_admin_permissions = false
@@ -40,7 +40,7 @@ resource "aws_eks_cluster" "this" {
   depends_on = [aws_cloudwatch_log_group.this, aws_iam_role_policy_attachment.cluster]
 }
 
-# Made before the cluster, which would make one that is neither encrypted nor ever emptied.
+# Created before the cluster, which would otherwise create it without encryption and retention.
 resource "aws_cloudwatch_log_group" "this" {
   name              = local.log_group
   retention_in_days = var.log_days

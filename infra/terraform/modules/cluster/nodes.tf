@@ -19,7 +19,7 @@ resource "aws_eks_node_group" "cpu" {
 
   lifecycle {
     create_before_destroy = true
-    ignore_changes        = [scaling_config[0].desired_size] # the autoscaler's to say
+    ignore_changes        = [scaling_config[0].desired_size] # managed by the autoscaler
   }
 
   depends_on = [aws_eks_addon.before_nodes, aws_iam_role_policy_attachment.node]
@@ -35,7 +35,7 @@ resource "aws_eks_node_group" "gpu" {
   capacity_type          = var.gpu_nodes.capacity_type
   labels                 = { "cupola/gpu" = "true" }
 
-  # Only what asks for a GPU runs, and is paid for, here.
+  # Only pods that request a GPU run here.
   taint {
     key    = "nvidia.com/gpu"
     value  = "present"
@@ -55,7 +55,7 @@ resource "aws_eks_node_group" "gpu" {
 
   lifecycle {
     create_before_destroy = true
-    ignore_changes        = [scaling_config[0].desired_size] # the autoscaler's to say
+    ignore_changes        = [scaling_config[0].desired_size] # managed by the autoscaler
   }
 
   depends_on = [aws_eks_addon.before_nodes, aws_iam_role_policy_attachment.node]
@@ -66,7 +66,7 @@ resource "aws_launch_template" "node" {
 
   name_prefix = "${var.name}-${each.key}-"
 
-  # IMDSv2, and one hop: a pod does not reach the node's credentials.
+  # IMDSv2 with one hop, so that pods cannot reach the node's credentials.
   metadata_options {
     http_endpoint               = "enabled"
     http_tokens                 = "required"

@@ -9,7 +9,7 @@ output "endpoint" {
 }
 
 output "security_group_id" {
-  description = "The security group of the nodes and the control plane, which the database admits."
+  description = "The security group of the nodes and the control plane, to allow at the database."
   value       = aws_eks_cluster.this.vpc_config[0].cluster_security_group_id
 }
 

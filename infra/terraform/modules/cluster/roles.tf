@@ -33,7 +33,7 @@ data "aws_iam_policy_document" "trust" {
   }
 }
 
-# What the pods of one service account may do: read artifacts and add to them. Never delete: a store never overwrites.
+# Permissions of the pods of one service account: read and add artifacts. No deletion, because a store never overwrites.
 resource "aws_iam_role" "jobs" {
   name_prefix        = "${var.name}-jobs-"
   assume_role_policy = data.aws_iam_policy_document.jobs_trust.json

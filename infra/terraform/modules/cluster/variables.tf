@@ -1,10 +1,10 @@
 variable "name" {
   type        = string
-  description = "Name of the cluster and prefix of every name in this module."
+  description = "Name of the cluster and prefix of all names in this module."
 
   validation {
     condition     = can(regex("^[a-z][a-z0-9-]{1,20}$", var.name))
-    error_message = "name is a lower-case letter and then 1 to 20 lower-case letters, digits or hyphens."
+    error_message = "name must be a lower-case letter followed by 1 to 20 lower-case letters, digits or hyphens."
   }
 }
 
@@ -15,7 +15,7 @@ variable "kubernetes_version" {
 
   validation {
     condition     = can(regex("^1\\.[0-9]{2}$", var.kubernetes_version))
-    error_message = "kubernetes_version is a minor version such as 1.33."
+    error_message = "kubernetes_version must be a minor version such as 1.33."
   }
 }
 
@@ -25,13 +25,13 @@ variable "subnet_ids" {
 
   validation {
     condition     = contains([2, 3, 4], length(distinct(var.subnet_ids)))
-    error_message = "subnet_ids names 2 to 4 different subnets."
+    error_message = "subnet_ids must have 2 to 4 different subnets."
   }
 }
 
 variable "bucket_arn" {
   type        = string
-  description = "The bucket of the artifacts, which jobs read and add to."
+  description = "The artifacts' bucket, which jobs read and add to."
 }
 
 variable "bucket_kms_key_arn" {
@@ -47,18 +47,18 @@ variable "namespace" {
 
 variable "service_account" {
   type        = string
-  description = "Service account of the jobs: its pods, and no others, reach the bucket."
+  description = "Service account of the jobs. Only its pods can access the bucket."
   default     = "cupola"
 }
 
 variable "log_days" {
   type        = number
-  description = "Days that the control plane's logs are kept: one of the periods that CloudWatch knows."
+  description = "Days to keep the control plane's logs: one of the periods that CloudWatch supports."
   default     = 365
 
   validation {
     condition     = contains([365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653], var.log_days)
-    error_message = "log_days is 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288 or 3653."
+    error_message = "log_days must be 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288 or 3653."
   }
 }
 
@@ -69,7 +69,7 @@ variable "cpu_nodes" {
     max           = number
     disk_gib      = number
   })
-  description = "Nodes for the servers, the workers and the preparation of text. `disk_gib` is each node's disk in GiB."
+  description = "Nodes for the servers, the workers and data preparation. `disk_gib` is each node's disk in GiB."
   default = {
     instance_type = "m7i.2xlarge"
     min           = 2
@@ -86,21 +86,21 @@ variable "gpu_nodes" {
     max           = number
     disk_gib      = number
   })
-  description = "Nodes for training; there are none while nothing trains. Ranks on several nodes want one zone: give its subnet alone."
+  description = "Nodes for training, scaled to zero while nothing trains. Give a single subnet, so that ranks on several nodes share a zone."
 
   validation {
     condition     = contains(["ON_DEMAND", "SPOT"], var.gpu_nodes.capacity_type)
-    error_message = "gpu_nodes.capacity_type is ON_DEMAND or SPOT."
+    error_message = "gpu_nodes.capacity_type must be ON_DEMAND or SPOT."
   }
 
   validation {
     condition     = contains(range(1, 451), var.gpu_nodes.max)
-    error_message = "gpu_nodes.max is a whole number from 1 to 450, the most that one node group holds."
+    error_message = "gpu_nodes.max must be a whole number from 1 to 450, the limit of a node group."
   }
 
   validation {
     condition     = contains([max(100, min(16384, floor(var.gpu_nodes.disk_gib)))], var.gpu_nodes.disk_gib)
-    error_message = "gpu_nodes.disk_gib is a whole number from 100, which the image and one checkpoint need, to 16384."
+    error_message = "gpu_nodes.disk_gib must be a whole number from 100, enough for the image and one checkpoint, to 16384."
   }
 }
 
@@ -111,6 +111,6 @@ variable "administrator_arns" {
 
   validation {
     condition     = alltrue([for arn in var.administrator_arns : can(regex("^arn:[a-z-]+:iam::[0-9]{12}:(role|user)/", arn))])
-    error_message = "administrator_arns are ARNs of IAM roles or users."
+    error_message = "administrator_arns must be ARNs of IAM roles or users."
   }
 }

@@ -14,9 +14,9 @@ resource "aws_kms_alias" "this" {
   target_key_id = aws_kms_key.this.key_id
 }
 
-# The account's own IAM policies decide who may use the key.
+# The account's IAM policies decide who may use the key.
 data "aws_iam_policy_document" "key" {
-  # checkov:skip=CKV_AWS_109:In a key's policy "*" is this one key; without the account as its administrator the key is lost.
+  # checkov:skip=CKV_AWS_109:In a key policy "*" means this key; without the account as administrator the key would be unmanageable.
   # checkov:skip=CKV_AWS_111:The same.
   # checkov:skip=CKV_AWS_356:The same.
   statement {

@@ -13,7 +13,7 @@ resource "aws_security_group" "this" {
   }
 }
 
-# No egress rule: a database answers, and opens no connection of its own.
+# No egress rule: a database opens no connections itself.
 resource "aws_vpc_security_group_ingress_rule" "clients" {
   for_each = var.client_security_groups
 
@@ -58,7 +58,7 @@ resource "aws_db_instance" "this" {
   username       = "cupola"
   multi_az       = true
 
-  # RDS makes the password, keeps it in Secrets Manager and changes it every week; it never enters Terraform's state.
+  # RDS generates the password, stores it in Secrets Manager and rotates it weekly; it never enters Terraform's state.
   manage_master_user_password         = true
   master_user_secret_kms_key_id       = aws_kms_key.this.key_id
   iam_database_authentication_enabled = true

@@ -13,7 +13,7 @@ resource "aws_vpc" "this" {
   tags = { Name = var.name }
 }
 
-# Whatever forgets to name a security group can reach nothing and is reached by nothing.
+# The default security group allows no traffic, in case a resource names none.
 resource "aws_default_security_group" "closed" {
   vpc_id = aws_vpc.this.id
 
@@ -114,7 +114,7 @@ resource "aws_route_table_association" "private" {
   route_table_id = aws_route_table.private[each.key].id
 }
 
-# Checkpoints go to S3 by this door, free of charge; through the NAT every gigabyte would be paid for.
+# Traffic to S3 goes through this gateway endpoint, which is free; the NAT charges per gigabyte.
 resource "aws_vpc_endpoint" "s3" {
   vpc_id            = aws_vpc.this.id
   service_name      = "com.amazonaws.${data.aws_region.current.name}.s3"

@@ -4,11 +4,11 @@ output "vpc_id" {
 }
 
 output "private_subnet_ids" {
-  description = "One private subnet a zone, in the order of `zones`."
+  description = "One private subnet per zone, in the order of `zones`."
   value       = [for zone in var.zones : aws_subnet.private[zone].id]
 }
 
 output "public_subnet_ids" {
-  description = "One public subnet a zone, in the order of `zones`."
+  description = "One public subnet per zone, in the order of `zones`."
   value       = [for zone in var.zones : aws_subnet.public[zone].id]
 }

@@ -14,9 +14,9 @@ resource "aws_kms_alias" "artifacts" {
   target_key_id = aws_kms_key.artifacts.key_id
 }
 
-# The account's own IAM policies decide who may use the key.
+# The account's IAM policies decide who may use the key.
 data "aws_iam_policy_document" "key" {
-  # checkov:skip=CKV_AWS_109:In a key's policy "*" is this one key; without the account as its administrator the key is lost.
+  # checkov:skip=CKV_AWS_109:In a key policy "*" means this key; without the account as administrator the key would be unmanageable.
   # checkov:skip=CKV_AWS_111:The same.
   # checkov:skip=CKV_AWS_356:The same.
   statement {
@@ -32,8 +32,8 @@ data "aws_iam_policy_document" "key" {
 }
 
 resource "aws_s3_bucket" "artifacts" {
-  # checkov:skip=CKV_AWS_144:A second region doubles the price of every checkpoint; versions guard against deletion.
-  # checkov:skip=CKV2_AWS_62:Nothing listens: the registry is told of an artifact by the run that made it.
+  # checkov:skip=CKV_AWS_144:A second region doubles storage costs; versioning protects against deletion.
+  # checkov:skip=CKV2_AWS_62:Nothing listens: the run that makes an artifact registers it.
   bucket = var.bucket_name
 
   lifecycle {
@@ -103,13 +103,13 @@ resource "aws_s3_bucket_lifecycle_configuration" "artifacts" {
     }
   }
 
-  # Checkpoints of stages in progress: removed while training goes on, left behind by stages that nobody finishes.
+  # Checkpoints of stages in progress: removed during training, but left behind by stages that are never finished.
   rule {
     id     = "progress"
     status = "Enabled"
 
     filter {
-      prefix = "artifacts/progress/" # beside the artifacts, in the store_url that the environment gives
+      prefix = "artifacts/progress/" # beside the artifacts, under the environment's store_url
     }
 
     expiration {

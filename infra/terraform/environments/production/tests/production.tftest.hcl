@@ -1,4 +1,4 @@
-# terraform test: plans the whole environment against a mock of AWS, with no account.
+# terraform test: plans the whole environment against a mock of AWS, without an account.
 mock_provider "aws" {
   mock_data "aws_iam_policy_document" {
     defaults = {
@@ -38,12 +38,12 @@ run "the_environment_plans" {
 
   assert {
     condition     = output.settings["CUPOLA_S3_REGION"] == "eu-central-1"
-    error_message = "The pods are told the bucket's region."
+    error_message = "The pods must get the bucket's region."
   }
 
   assert {
     condition     = module.cluster.name == "cupola"
-    error_message = "The cluster bears the project's name."
+    error_message = "The cluster must have the project's name."
   }
 }
 
