@@ -1,4 +1,4 @@
-"""Checkpoints against torch.save: bytes a second, the stall of a save beside training, the cost of digests.
+"""Checkpoints against torch.save: bytes per second, how long a save stalls training, the cost of digests.
 
 .venv/bin/python benchmarks/checkpoint.py [--hidden 512] [--rounds 5]
 """
@@ -24,14 +24,14 @@ from cupola_trainer.config import LayoutConfig, ModelConfig, OptimizerConfig
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """How long it takes."""
+    """Wall time of `work`."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 class NoDigest:
-    """In blake3's place: what writing costs without it."""
+    """Replaces blake3, to measure writing without it."""
 
     AUTO = -1
 
@@ -45,7 +45,7 @@ class NoDigest:
 
 
 def measure(folder: Path, hidden: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way, interleaved; `bytes` of one checkpoint."""
+    """Seconds of each method, interleaved; `bytes` of one checkpoint."""
     layout = LayoutConfig()
     model = ModelConfig(
         vocab_size=8192, hidden_size=hidden, num_layers=8, num_attention_heads=8, num_query_groups=4,
@@ -72,7 +72,7 @@ def measure(folder: Path, hidden: int, rounds: int) -> dict[str, list[float]]:
             file.flush()
             os.fsync(file.fileno())
 
-    saver.begin(ours, **what).finish()  # makes the host memory
+    saver.begin(ours, **what).finish()  # allocates the host memory
     for _ in range(rounds):
         shutil.rmtree(ours)
         note("save", seconds(lambda: saver.begin(ours, **what).finish()))
@@ -80,7 +80,7 @@ def measure(folder: Path, hidden: int, rounds: int) -> dict[str, list[float]]:
         with without_digests():
             note("save without digests", seconds(lambda: saver.begin(ours, **what).finish()))
         note("torch.save and fsync", seconds(save_plainly))
-        shutil.rmtree(ours)  # in training each save has a folder of its own
+        shutil.rmtree(ours)  # in training each save has its own folder
         began = time.perf_counter()
         save = saver.begin(ours, **what)
         stall = time.perf_counter() - began
@@ -99,7 +99,7 @@ def measure(folder: Path, hidden: int, rounds: int) -> dict[str, list[float]]:
 
 
 def step(trainee: optim.Trainee) -> None:
-    """A forward and a backward pass over 1,024 tokens: what is beside a save until the weights change."""
+    """A forward and backward pass over 1,024 tokens: what overlaps with a save before the weights change."""
     tokens = torch.randint(0, 8192, (4, 256))
     losses = trainee.chunks[0](tokens, torch.arange(256).expand(4, -1), None, labels=tokens)
     losses.sum().backward()
@@ -108,7 +108,7 @@ def step(trainee: optim.Trainee) -> None:
 
 @contextlib.contextmanager
 def without_digests() -> Iterator[None]:
-    """Leave the digests out."""
+    """Disable digests."""
     digest, storage.blake3 = storage.blake3, NoDigest  # type: ignore[attr-defined, misc, assignment]
     try:
         yield
@@ -129,7 +129,7 @@ def main() -> None:
         shutil.rmtree(folder)
     size = found.pop("bytes")[0]
     best = {name: min(values) for name, values in found.items()}
-    print(f"{size / 1e6:,.0f} MB a checkpoint; best (median) of {options.rounds}")
+    print(f"{size / 1e6:,.0f} MB per checkpoint; best (median) of {options.rounds}")
     for name, values in found.items():
         print(
             f"  {name:<22} {best[name]:7.3f} s ({statistics.median(values):.3f})  {size / best[name] / 1e9:6.2f} GB/s"

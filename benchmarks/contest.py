@@ -1,4 +1,4 @@
-"""Contenders that take turns, so that a busy machine slows all alike."""
+"""Contenders that take turns, so that load on the machine affects all equally."""
 
 import resource
 import time
@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 
 class Spent(NamedTuple):
-    """Least seconds over all rounds."""
+    """The lowest times over all rounds, in seconds."""
 
     processor: float
     wall: float
 
 
 def interleaved(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[str, Spent]:
-    """Each contender's least time, of the processor (this process and the children it waited for) and of the clock."""
+    """Each contender's lowest CPU time (of this process and its finished children) and wall time."""
     best = {name: Spent(float("inf"), float("inf")) for name in contenders}
     for _ in range(rounds):
         for name, work in contenders.items():

@@ -5,7 +5,7 @@ same run, taking turns), and the whole preparation by phase.
     python benchmarks/corpus.py [--text FOLDER] [--documents 4000] [--megabytes 6] [--rounds 3] [--only near|tokens]
     python benchmarks/corpus.py [--text FOLDER] --pipeline [--megabytes 50,500] [--workers 2,1]
 
-The best of the rounds counts for everyone. Prints the ratios.
+The best round of each counts. Prints the ratios.
 """
 
 import argparse
@@ -35,13 +35,13 @@ from cupola_platform.corpus.tokenizer.vocabulary import make_tokenizer
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--text", type=Path, help="where real_text.py put it; without it this machine's own text, no Chinese"
+        "--text", type=Path, help="the folder made by real_text.py; by default this machine's own text, without Chinese"
     )
     parser.add_argument("--documents", type=int, default=4000)
-    parser.add_argument("--megabytes", default="6", help="with --pipeline several, as 50,500")
+    parser.add_argument("--megabytes", default="6", help="with --pipeline a list, such as 50,500")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=("near", "tokens"))
-    parser.add_argument("--pipeline", action="store_true", help="the whole preparation instead")
+    parser.add_argument("--pipeline", action="store_true", help="run the whole preparation instead")
     parser.add_argument("--workers", default="2,1")
     arguments = parser.parse_args()
     sizes = [float(size) for size in arguments.megabytes.split(",")]
@@ -57,12 +57,12 @@ def main() -> None:
 
 
 def texts_of(folder: Path | None, size: int) -> list[str]:
-    """Real text in many languages where there is some, else the standard library."""
+    """Real text in many languages if available, else the standard library."""
     return real_texts(folder, size) if folder else library(size)
 
 
 def tokenization(texts: list[str], rounds: int) -> None:
-    """Megabytes of text per second, to a shard's arrays; ids should be the same for all."""
+    """Megabytes of text per second, encoded to a shard's arrays. All should give the same ids."""
     size = sum(len(text.encode()) for text in texts) / 1e6
     with tempfile.TemporaryDirectory() as folder:
         make_tokenizer(TokenizerConfig(vocab_size=4096), texts[::3], Path(folder))
@@ -90,7 +90,7 @@ def tokenization(texts: list[str], rounds: int) -> None:
 
     seconds = interleaved({"cupola": ours, "tiktoken": openai, "tokenizers": hugging_face}, rounds)
     for name, spent in seconds.items():
-        speeds = f"{size / spent.processor:9.2f} MB a CPU-second {size / spent.wall:9.2f} MB/s"
+        speeds = f"{size / spent.processor:9.2f} MB per CPU-second {size / spent.wall:9.2f} MB/s"
         print(f"tokenization     {name:11} {speeds}   {sum(map(len, ids[name])):,} tokens")
     for peer in ("tiktoken", "tokenizers"):
         same = "equal" if all(map(np.array_equal, ids[peer], ids["cupola"])) else "not equal"

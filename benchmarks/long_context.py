@@ -2,8 +2,9 @@
 
     python benchmarks/long_context.py --lengths 4096,8192,16384,32768
 
-A model of 2 layers, 256 wide, goes forward and backward over one sequence, each length and method in a process of its
-own. Prints seconds and the process's peak resident memory, model, optimizer-less gradients and libraries included.
+A model with 2 layers and hidden size 256 runs one forward and backward pass over one sequence, with a new process for
+each length and method. Prints seconds and the peak resident memory, including model, gradients and libraries, but no
+optimizer.
 """
 
 import argparse
@@ -35,7 +36,7 @@ def main() -> None:
 
 
 def measure(method: str, length: int) -> dict[str, float]:
-    """Seconds of one forward and backward pass, and bytes at the peak."""
+    """Seconds of one forward and backward pass, and peak bytes."""
     warnings.simplefilter("ignore")
     import torch
 

@@ -1,10 +1,10 @@
 """Near-duplicate removal against datasketch and datatrove on real text with planted near-duplicates.
 
-Every fifth text is a copy of the one before it in which words were replaced until the two have a Jaccard similarity
-between 0.7 and 0.95. All three get the same texts, take turns, and use 5-grams of the same words and 112 permutations;
-datasketch and ours use the same bands (16 of 7), datatrove its own (14 of 8). What each says is held against the true
-similarities: recall over the planted pairs at 0.8 and above; precision, the share of the removed documents that have a
-true near-duplicate (0.8 and above) in their cluster.
+Every fifth text is a copy of the one before it with words replaced, at a Jaccard similarity between 0.7 and 0.95. All
+three take turns on the same texts, with 5-grams of the same words and 112 permutations; datasketch and ours use the
+same bands (16 of 7), datatrove its own (14 of 8). Results are compared with the true similarities: recall over the
+planted pairs at 0.8 and above; precision as the share of the removed documents that have a true near-duplicate (0.8 and
+above) in their cluster.
 """
 
 import random
@@ -37,7 +37,7 @@ from cupola_platform.corpus.deduplication.minhash import rows_per_band
 
 THRESHOLD, PERMUTATIONS, NGRAM, WORDS = 0.8, 112, 5, 400
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\W\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
-"""Words as ours are: each Chinese or Japanese character is one."""
+"""Words as in our shingles: each Chinese or Japanese character is one."""
 
 HAN = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
 
@@ -46,12 +46,12 @@ Pairs = set[tuple[int, int]]
 
 
 def near_duplicate_contest(texts: Sequence[str], count: int, rounds: int) -> None:
-    """Print documents per second, per second of processor time and of the clock, recall and precision of each."""
+    """Print each contender's documents per CPU second and per second of wall time, recall and precision."""
     logger.remove()
     texts, pairs = planted(texts, count)
     sets = [grams(words_of(text)) for text in texts]
     true_pairs = {(i, j) for i, j in pairs if similarity(sets[i], sets[j]) >= THRESHOLD}
-    shingle(texts[:10], NGRAM)  # builds the table of characters once
+    shingle(texts[:10], NGRAM)  # builds the character table once
     found: dict[str, list[int]] = {}
 
     def ours() -> None:
@@ -82,7 +82,7 @@ def near_duplicate_contest(texts: Sequence[str], count: int, rounds: int) -> Non
 
 
 def planted(texts: Sequence[str], count: int) -> tuple[list[str], Pairs]:
-    """`count` texts of at most `WORDS` words, four real ones and then an edited copy; and the planted pairs."""
+    """`count` texts of at most `WORDS` words, in fives of four real ones and an edited copy, and the planted pairs."""
     rng = random.Random(0)
     passages = [passage for text in texts for passage in cut(text)]
     rng.shuffle(passages)
@@ -100,14 +100,14 @@ def planted(texts: Sequence[str], count: int) -> tuple[list[str], Pairs]:
 
 
 def cut(text: str) -> list[str]:
-    """Stretches of `WORDS` words, as they are written."""
+    """Split a text into stretches of `WORDS` words."""
     starts = [match.start() for match in WORD.finditer(text)]
     edges = starts[::WORDS]
     return [text[a:b] for a, b in pairwise(edges)]
 
 
 def edited(text: str, rng: random.Random, vocabulary: Sequence[str]) -> str:
-    """A copy in which single words, five apart, are others: each costs five shingles of both texts."""
+    """A copy with single words replaced, at multiples of five words: each changes five shingles of both texts."""
     wanted = rng.uniform(0.7, 0.95)
     words = list(WORD.finditer(text))
     shingles = len(words) - NGRAM + 1
@@ -134,7 +134,7 @@ def similarity(a: set[Gram], b: set[Gram]) -> float:
 
 
 def first_members(count: int, pairs: Pairs) -> list[int]:
-    """For each text the first of its cluster, of pairs that belong together."""
+    """For each text, the first member of its cluster, given matching pairs."""
     parents = list(range(count))
 
     def root(i: int) -> int:
@@ -150,7 +150,7 @@ def first_members(count: int, pairs: Pairs) -> list[int]:
 
 
 def precision(first: Sequence[int], sets: Sequence[set[Gram]]) -> float:
-    """The share of removed documents that truly are near-duplicates of some other of their cluster."""
+    """The share of removed documents with a true near-duplicate in their cluster."""
     clusters: dict[int, list[int]] = defaultdict(list)
     for i, of in enumerate(first):
         clusters[of].append(i)
@@ -160,7 +160,7 @@ def precision(first: Sequence[int], sets: Sequence[set[Gram]]) -> float:
 
 
 def cupola_pairs(texts: Sequence[str]) -> Pairs:
-    """The steps of a preparation, in this process without an executor; each duplicate with the first of its cluster."""
+    """The pairs of a preparation's own steps, run in this process: each duplicate with the first of its cluster."""
     config = DeduplicationConfig(threshold=THRESHOLD, num_permutations=PERMUTATIONS, ngram=NGRAM)
     documents = [OurDocument("s", str(i), 0, text, len(text.encode())) for i, text in enumerate(texts)]
     bands = PERMUTATIONS // rows_per_band(THRESHOLD, PERMUTATIONS)
@@ -188,7 +188,7 @@ def datasketch_pairs(texts: Sequence[str]) -> Pairs:
 
 
 class _Words(WordTokenizer):  # type: ignore[misc]
-    """datatrove's own tokenizers need packages of models; this one costs it less."""
+    """A tokenizer for datatrove, whose own ones need model packages and are slower."""
 
     def word_tokenize(self, text: str) -> list[str]:
         return WORD.findall(text)
@@ -201,12 +201,14 @@ class _Words(WordTokenizer):  # type: ignore[misc]
 
 
 def _xxhash64(text: str) -> int:
-    """datatrove's own passes a string on, which xxhash 4 refuses."""
+    """Replaces datatrove's hash, which passes a string that xxhash 4 refuses."""
     return int(xxhash.xxh64_intdigest(text.encode()))
 
 
 def datatrove_pairs(texts: Sequence[str]) -> Pairs:
-    """Its three steps, in this process without an executor; each document with the first of its cluster."""
+    """The pairs of datatrove's three steps, run in this process without an executor: each document with the first of
+    its
+    cluster."""
     config = MinhashConfig(n_grams=NGRAM, num_buckets=14, hashes_per_bucket=PERMUTATIONS // 14)
     with tempfile.TemporaryDirectory() as folder:
         documents = [Document(text=text, id=str(i)) for i, text in enumerate(texts)]

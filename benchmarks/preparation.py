@@ -1,12 +1,12 @@
-"""The whole preparation of a corpus: megabytes a second and peak memory by phase,
-for numbers of workers and sizes of corpus.
+"""The whole preparation of a corpus: megabytes per second and peak memory by phase, for several numbers of workers and
+corpus sizes.
 
     python benchmarks/corpus.py --text FOLDER --pipeline --megabytes 50 [--workers 2,1]
 
-A line a pipeline in its order, `between` for what the driver does alone: the clock, the processor time of all
-processes, and the most memory that they held together (PSS: shared pages are shared out). A line a cleaning step: its
-processor time. Serial: the clock's time in which a second worker cannot help,
-from which the last line says how far workers can go (Amdahl).
+Prints one line per pipeline, with `between` for the driver's own work: wall time, CPU time of all processes, and their
+total peak memory (PSS, which divides shared pages among processes). Then one line per cleaning step with its CPU time.
+Serial is the wall time in which a second worker cannot help; the last line gives the resulting limit of speed-up
+(Amdahl).
 """
 
 import tempfile
@@ -24,25 +24,25 @@ from cupola_platform.corpus.config import ExecutorConfig, PrepareConfig, Source,
 from cupola_platform.corpus.pipeline.preparation import PrepareReport, prepare
 
 SERIAL = ("plan", "tokenizer", "near deduplication", "between")
-"""One task each, or none: the driver's own work."""
+"""Phases with one task each, and the driver's own work."""
 
 POLL_SECONDS = 0.5
-"""Looking costs the kernel a walk over every page of every process: more often, it slows what it measures."""
+"""Each poll walks all pages of all processes; polling more often would slow down what is measured."""
 
 
 @dataclass
 class Phase:
-    """What one pipeline took."""
+    """Resources used by one pipeline."""
 
     seconds: float = 0.0
     processor: float = 0.0
     memory: int = 0
-    """Peak of all processes together, bytes."""
+    """Total peak of all processes, in bytes."""
 
 
 @dataclass
 class Watch:
-    """Follows this process's children, phase by phase."""
+    """Watches this process's children by phase."""
 
     phases: dict[str, Phase] = field(default_factory=lambda: defaultdict(Phase))
     phase: str = "plan"
@@ -89,7 +89,7 @@ class Watch:
 
 
 def measure(sources: dict[str, Source], workers: int) -> tuple[PrepareReport, Watch, float]:
-    """One preparation; its report, what was seen of it, and its seconds."""
+    """Run one preparation, and return its report, its resources and its seconds."""
     config = PrepareConfig(
         sources=sources,
         tokenizer=TokenizerConfig(vocab_size=8192),
@@ -103,7 +103,7 @@ def measure(sources: dict[str, Source], workers: int) -> tuple[PrepareReport, Wa
 
 
 def pipeline(folder: Path | None, sizes: list[float], workers: list[int]) -> None:
-    """Print what each preparation took; of each size every number of workers."""
+    """Print the resources of a preparation for each size and number of workers."""
     for megabytes in sizes:
         taken = {}
         sources = real_sources(folder, int(megabytes * 1e6))
@@ -116,7 +116,7 @@ def pipeline(folder: Path | None, sizes: list[float], workers: list[int]) -> Non
 
 
 def show(report: PrepareReport, watch: Watch, seconds: float, workers: int, size: float) -> None:
-    """`size`: megabytes of the files; speeds are of them."""
+    """`size`: megabytes of the files, to which speeds refer."""
     read, kept = report.steps[0], report.steps[-1]
     print(
         f"{size:.1f} MB of files, {read.bytes_in / 1e6:.1f} MB of text, {read.documents_in:,} documents, "

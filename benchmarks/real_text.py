@@ -1,8 +1,8 @@
-"""A corpus of real text in many languages, out of Debian packages: manuals, handbooks, help pages and source code.
+"""A corpus of real text in many languages from Debian packages: manuals, handbooks, help pages and source code.
 
     python benchmarks/real_text.py FOLDER       # downloads (apt-get download) and unpacks; about 1.3 GB of files
 
-Nothing of it belongs to this repository; every package says its licence in usr/share/doc/NAME/copyright.
+None of it is part of this repository; each package states its licence in usr/share/doc/NAME/copyright.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def build(folder: Path) -> None:
-    """Download and unpack what is not there yet; a package that the mirror lacks is named and left out."""
+    """Download and unpack missing packages; those not on the mirror are reported and skipped."""
     downloads = folder / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
     for package in PACKAGES:
@@ -44,7 +44,7 @@ def build(folder: Path) -> None:
         if to.exists():
             continue
         if subprocess.run(["apt-get", "download", "-qq", package], cwd=downloads, check=False).returncode:
-            print(f"{package}: not to be had here", file=sys.stderr)
+            print(f"{package}: not available here", file=sys.stderr)
             continue
         to.parent.mkdir(exist_ok=True)
         (archive,) = downloads.glob(f"{package}_*.deb")
@@ -53,9 +53,9 @@ def build(folder: Path) -> None:
 
 
 def real_sources(folder: Path | None, size: int | None = None) -> dict[str, Source]:
-    """Sources over what `build` left in `folder`; without one the text that every machine has, which is no Chinese.
+    """Sources over the result of `build` in `folder`; by default text that is on every machine, without Chinese.
 
-    With `size` they are over about so many bytes of files, decompressed, drawn over all packages (links, in `parts/`).
+    With `size`, only about that many decompressed bytes of files from all packages (as links in `parts/`).
     """
     if folder is None:
         return {"python": PythonEnvironment(max_bytes=size)}
@@ -70,7 +70,7 @@ def real_sources(folder: Path | None, size: int | None = None) -> dict[str, Sour
 
 
 def part_of(folder: Path, size: int) -> Path:
-    """A folder with links to files of all packages, those whose names' digests come first, of about `size` bytes."""
+    """A folder with links to about `size` bytes of files from all packages, in order of their names' digests."""
     files, part = folder / "files", folder / "parts" / str(size)
     if part.exists():
         return part
@@ -89,7 +89,7 @@ def part_of(folder: Path, size: int) -> Path:
 
 
 def decompressed(path: Path) -> int:
-    """Bytes of a file's content; gzip has them in its last four bytes."""
+    """Bytes of a file's content; gzip stores them in its last four bytes."""
     if path.suffix != ".gz":
         return path.stat().st_size
     with path.open("rb") as file:
@@ -98,7 +98,7 @@ def decompressed(path: Path) -> int:
 
 
 def bytes_of(sources: dict[str, Source]) -> int:
-    """Bytes of all files of `files` sources, decompressed."""
+    """Decompressed bytes of all files of `files` sources."""
     paths = (
         path for source in sources.values() if isinstance(source, Files) for path in glob(source.path, recursive=True)
     )

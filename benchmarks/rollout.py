@@ -1,7 +1,8 @@
-"""Generated tokens per second, ours against transformers' `generate`: same weights, same prompts,
-by turns in one process.
+"""Generated tokens per second, ours against transformers' `generate`: same weights and prompts, in turns in one
+process.
 
-    python benchmarks/rollout.py [--sizes 1m,10m,1m-152k] [--batches 1,8,64] [--prompt 64] [--new 64] [--rounds 5] [--ragged]
+    python benchmarks/rollout.py [--sizes 1m,10m,1m-152k] [--batches 1,8,64] [--prompt 64] [--new 64] [--rounds 5]
+    [--ragged]
 
 No token ends a response, so both always make as many. Sampling is plain (temperature 1, nothing cut off); prompts are
 random, of one length, or with --ragged of any up to it. Processor seconds are counted as well as wall:
@@ -42,7 +43,7 @@ def main() -> None:
 
 
 def compare(size: str, batch: int, options: argparse.Namespace) -> None:
-    """One case, as one line."""
+    """Print one case as one line."""
     draws = torch.Generator().manual_seed(0)
     vocabulary = SIZES[size][-1]
     lengths = [options.prompt] * batch
@@ -74,7 +75,7 @@ def compare(size: str, batch: int, options: argparse.Namespace) -> None:
 
 
 def both_models(shape: tuple[int, ...], positions: int, folder: Path) -> tuple[list[Any], Any]:
-    """A Qwen2 with random weights as our chunks, and the same exported to transformers."""
+    """A Qwen2 with random weights as our model chunks, and the same model exported to transformers."""
     from transformers import AutoModelForCausalLM
 
     from cupola_trainer import checkpoint, models, runtime

@@ -1,11 +1,10 @@
-"""Training speed and memory against Hugging Face Trainer and a bare transformers loop: same model, same shards,
-same run.
+"""Training speed and memory against Hugging Face Trainer and a bare transformers loop: same model and shards.
 
     python benchmarks/training.py [--sizes 1m,10m,1m-152k] [--sequences 256,2048] [--processes 1,2] [--rounds 3]
                                   [--seconds 12] [--peers cupola,loop,trainer] [--by-turns]
 
-Peers run one after the other, round by round, each in fresh processes; the best round counts for everyone. Ratios are
-cupola's tokens per second of wall, and per second of processor time, over the peer's.
+Peers take turns in fresh processes, and the best round of each counts. Ratios are cupola's tokens per second of wall
+time, and per second of CPU time, over the peer's.
 """
 
 import argparse
@@ -37,7 +36,9 @@ def main() -> None:
     parser.add_argument("--peers", default="cupola,loop,trainer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=12)
-    parser.add_argument("--by-turns", action="store_true", help="ours and the bare loop step by step in one process")
+    parser.add_argument(
+        "--by-turns", action="store_true", help="alternate steps of ours and of the bare loop in one process"
+    )
     options = parser.parse_args()
     for size in options.sizes.split(","):
         for sequence in map(int, options.sequences.split(",")):
@@ -49,7 +50,7 @@ def main() -> None:
 
 
 def compare(peers: list[str], size: str, sequence: int, processes: int, rounds: int, seconds: float) -> None:
-    """One case, as a line for each peer."""
+    """Print one case, with a line per peer."""
     rows = max(TOKENS_A_STEP // sequence, processes)
     best: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -58,7 +59,7 @@ def compare(peers: list[str], size: str, sequence: int, processes: int, rounds: 
             for peer in peers:
                 found = measure(peer, (*SIZES[size], sequence, rows), processes, seconds, folder)
                 best[peer] = better(best.get(peer), found)
-    print(f"{size}, sequence {sequence}, {processes} process{'es' if processes > 1 else ''}, {rows} rows a step")
+    print(f"{size}, sequence {sequence}, {processes} process{'es' if processes > 1 else ''}, {rows} rows per step")
     ours = best[peers[0]]
     for peer, found in best.items():
         wall, cpu = (ours[key] / found[key] for key in ("tokens_per_second", "tokens_per_cpu_second"))
@@ -70,20 +71,20 @@ def compare(peers: list[str], size: str, sequence: int, processes: int, rounds: 
 
 
 def compare_by_turns(size: str, sequence: int, seconds: float) -> None:
-    """One case on a busy machine: CPU seconds of a step of ours and of the bare loop, by turns in one process."""
+    """One case for a busy machine: CPU seconds per step of ours and of the bare loop, in turns in one process."""
     with tempfile.TemporaryDirectory() as folder:
         write_shard(Path(folder) / "tokens", SIZES[size][-1])
         found = measure("by-turns", (*SIZES[size], sequence, TOKENS_A_STEP // sequence), 1, seconds, folder)
     ours, theirs = found["cupola_cpu_seconds_a_step"], found["loop_cpu_seconds_a_step"]
     print(
-        f"{size}, sequence {sequence}: loop {theirs:.3f}, cupola {ours:.3f} CPU-seconds a step, ratio "
+        f"{size}, sequence {sequence}: loop {theirs:.3f}, cupola {ours:.3f} CPU-seconds per step, ratio "
         f"{found['ratio_of_least']:.2f}, median of turns {found['ratio']:.2f}",
         flush=True,
     )
 
 
 def better(old: dict[str, float] | None, new: dict[str, float]) -> dict[str, float]:
-    """The higher speeds and the lower memory."""
+    """The higher speed and the lower memory."""
     if old is None:
         return new
     return {key: min(old[key], new[key]) if key == "memory_gib" else max(old[key], new[key]) for key in new}
@@ -116,7 +117,7 @@ def measure(peer: str, numbers: tuple[int, ...], processes: int, seconds: float,
 
 
 def write_shard(folder: Path, vocab: int) -> None:
-    """Random tokens in the proportions of a natural language (Zipf): what they are does not matter to speed."""
+    """Random tokens with Zipf frequencies, as in natural language; their meaning does not affect speed."""
     draws = np.random.default_rng(0)
     (folder / "shards").mkdir(parents=True)
     counts = {}

@@ -1,9 +1,10 @@
-"""One peer of `benchmarks/training.py`, in processes of its own: prints its speed as one line of JSON on rank 0.
+"""One peer of `benchmarks/training.py` in its own processes: rank 0 prints the speed as one line of JSON.
 
-    torchrun --nproc-per-node N benchmarks/training_worker.py PEER HIDDEN LAYERS HEADS FFN VOCAB SEQUENCE ROWS SECONDS FOLDER
+    torchrun --nproc-per-node N benchmarks/training_worker.py PEER HIDDEN LAYERS HEADS FFN VOCAB SEQUENCE ROWS SECONDS
+    FOLDER
 
 Every peer trains the same Qwen2 from random weights on the same shards: fp32, AdamW, clipping to norm 1, `ROWS`
-sequences a step over all processes. Loading and the first steps are left out.
+sequences per step over all processes. Loading and the first steps are not timed.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ WARM_UP = 3
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained."""
+    """The model and batch to train."""
 
     hidden: int
     layers: int
@@ -52,7 +53,7 @@ Step = Callable[[int], None]
 
 
 class Clock:
-    """Steps until the time is up, after the warm-up; then tokens per second of wall and of this process's CPU time."""
+    """Counts steps after the warm-up until the time is up, then gives tokens per second of wall and of CPU time."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -60,7 +61,7 @@ class Clock:
         self.total = 0
 
     def tick(self) -> bool:
-        """Call after each step; true once enough were timed. All processes time the same number of steps."""
+        """Call after each step. True once enough steps are timed, after the same number on all processes."""
         now, cpu = time.perf_counter(), time.process_time()
         self.steps += 1
         if self.steps == WARM_UP:
@@ -88,7 +89,7 @@ def timed(case: Case, step: Step) -> dict[str, float]:
 
 
 def agreed(number: int) -> int:
-    """Rank 0's number, on every rank."""
+    """Rank 0's number, on all ranks."""
     import torch
     import torch.distributed as dist
 
@@ -100,7 +101,7 @@ def agreed(number: int) -> int:
 
 
 def summed(value: float) -> float:
-    """The sum over processes."""
+    """The sum over all processes."""
     import torch
     import torch.distributed as dist
 
@@ -117,7 +118,7 @@ def cupola(case: Case, tensor_parallel: bool = False) -> dict[str, float]:
 
 
 def cupola_step(case: Case, tensor_parallel: bool = False) -> Step:
-    """Everything that a job does at each step."""
+    """A function that does everything a job does in a step."""
     from cupola_trainer import runtime
     from cupola_trainer.config import (
         BatchConfig,
@@ -157,7 +158,7 @@ def cupola_step(case: Case, tensor_parallel: bool = False) -> Step:
     run.metrics.open(0)
 
     def step(number: int) -> None:
-        runtime.any_rank(False)  # as the loop asks whether a rank was told to end
+        runtime.any_rank(False)  # as the loop checks whether a rank was asked to end
         run.step()
 
     return step
@@ -191,7 +192,7 @@ def _stream(case: Case) -> Any:
 
 
 def bare_loop(case: Case, compiled: bool = False) -> dict[str, float]:
-    """The shortest loop over transformers' model that does the same."""
+    """The shortest equivalent loop with transformers' model."""
     return timed(case, loop_step(case, compiled))
 
 
@@ -224,7 +225,7 @@ def loop_step(case: Case, compiled: bool = False) -> Step:
 
 
 def by_turns(case: Case) -> dict[str, float]:
-    """Ours and the bare loop in one process, step by step: what else the machine does falls on both."""
+    """Ours and the bare loop in one process, in alternating steps, so that other load affects both."""
     steps = {"cupola": cupola_step(case), "loop": loop_step(case)}
     spent: dict[str, list[float]] = {name: [] for name in steps}
     end = time.perf_counter() + case.seconds
@@ -275,7 +276,7 @@ def trainer(case: Case) -> dict[str, float]:
         ddp_backend="gloo" if ranks > 1 else None,
     )
     model = _transformers_model(case)
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):  # its log lines are not ours
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):  # hides its log lines
         Trainer(model=model, args=arguments, train_dataset=Rows(), callbacks=[Timer()]).train()
     return clock.result()
 

@@ -1,5 +1,5 @@
-"""What every test shares: no setting, workspace or tracking server of the person who runs the suite reaches a test, and
-one real S3 server serves them all."""
+"""Fixtures of all tests: settings, workspaces and tracking servers of the user are hidden, and one real S3 server is
+shared."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from playwright.sync_api import Playwright, sync_playwright
 
 ACCESS_KEY, SECRET_KEY = "cupola-tests", "cupola-tests-secret"
 ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",  # two threads spin for each other wherever something else wants their cores
+    "OMP_NUM_THREADS": "1",  # more threads spin waiting for each other when the cores are busy
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "DO_NOT_TRACK": "1",
@@ -42,8 +42,9 @@ def _isolated_environment() -> None:
 
 @pytest.fixture(scope="session")
 def changed_files() -> Callable[[Path, Path], list[str]]:
-    """The comparison that every test of an interruption makes: the names of the files that differ between the artifact
-    made through the interruption and the undisturbed twin's. Empty when their digests are equal."""
+    """The files that differ between an artifact made with an interruption and one made without. Empty if the digests
+    are
+    equal."""
     return _changed_files
 
 
@@ -75,7 +76,7 @@ def recorded_sync(folder):
 
 os.fsync, durable.sync_file_system = recorded_fsync, recorded_sync
 """
-"""A sitecustomize.py that notes what a process has synced."""
+"""A sitecustomize.py that records what a process has synced."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class PowerCut:
         return {**os.environ, "PYTHONPATH": path, "CUPOLA_TEST_SYNCED": str(self.folder / "synced")}
 
     def strike(self, *folders: Path) -> list[Path]:
-        """Empty the files that were not synced and held something, or fill them with zeros, by turns; returns them."""
+        """Alternately empty the files that were not synced and fill them with zeros; returns the damaged ones."""
         lines = [line.split() for line in (self.folder / "synced").read_text().splitlines()]
         synced = {tuple(map(int, line)) for line in lines if len(line) == 4}
         everything = max((int(line[1]) for line in lines if line[0] == "all"), default=0)
@@ -108,7 +109,7 @@ class PowerCut:
 
 @pytest.fixture
 def power_cut(tmp_path: Path) -> PowerCut:
-    """For tests of a machine that goes down."""
+    """A simulated power failure."""
     folder = tmp_path / "power_cut"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(RECORDER)
@@ -117,13 +118,13 @@ def power_cut(tmp_path: Path) -> PowerCut:
 
 @pytest.fixture(scope="session")
 def result_folder() -> Callable[[Path], Path]:
-    """The folder that a job's stage publishes, of the job's own folder."""
+    """The folder that a job's stage publishes, within the job's folder."""
     return lambda output: output / json.loads((output / "result.json").read_bytes())["folder"]
 
 
 @pytest.fixture(scope="session")
 def free_ports() -> Callable[[int], list[int]]:
-    """A function that gives as many ports nobody listens on."""
+    """A function that returns the given number of free ports."""
     return _free_ports
 
 
@@ -186,7 +187,7 @@ def _s3_client(port: int) -> Any:
 
 
 def _wait_for_s3(server: S3, process: subprocess.Popen[bytes], log: Path) -> None:
-    """It answers before it can store: only a real write and read tell."""
+    """Wait for a real write and read, because the server responds before it can store."""
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -237,6 +238,6 @@ def with_clock_set(tmp_path: Path) -> Callable[[list[str], int], list[str]]:
 
 @pytest.fixture(scope="session")
 def playwright() -> Iterator[Playwright]:
-    """What starts browsers: one for a process, which cannot have two."""
+    """Playwright, started once, because a process cannot have two."""
     with sync_playwright() as started:
         yield started

@@ -1,4 +1,4 @@
-"""A real PostgreSQL for the platform's tests, started once; the S3 server is every test's."""
+"""A real PostgreSQL server for the platform's tests, started once. The S3 server is in tests/conftest.py."""
 
 import os
 import shutil
@@ -16,13 +16,13 @@ from cupola_platform.workspace import Workspace
 
 @pytest.fixture
 def free_port(free_ports: Callable[[int], list[int]]) -> Callable[[], int]:
-    """A function that gives a port nobody listens on."""
+    """A function that returns a free port."""
     return lambda: free_ports(1)[0]
 
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No `cupola.toml` of the working directory, and no workspace in it."""
+    """A working directory without `cupola.toml` and workspace."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -46,7 +46,7 @@ def ws(tmp_path: Path) -> Workspace:
 
 
 class PostgreSQL:
-    """A real server, user postgres, no password, that can be stopped and started again on its port."""
+    """A real server with user postgres and no password, which can be stopped and restarted on the same port."""
 
     def __init__(self, port: int) -> None:
         binaries = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
@@ -66,11 +66,11 @@ class PostgreSQL:
         self._run(*self._control, "-o", self._options, "start")
 
     def stop(self) -> None:
-        """At once, in the middle of whatever it does."""
+        """Stop immediately, even during a transaction."""
         self._run(*self._control, "-m", "immediate", "stop")
 
     def database(self) -> str:
-        """SQLAlchemy's URL of a new, empty database."""
+        """SQLAlchemy URL of a new, empty database."""
         name = f"test_{time.time_ns()}"
         with psycopg.connect(f"postgresql://postgres@{self.address}/postgres", autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}".encode())
@@ -82,7 +82,7 @@ class PostgreSQL:
 
 @pytest.fixture(scope="session")
 def postgresql_server(free_ports: Callable[[int], list[int]]) -> Iterator[PostgreSQL]:
-    """A server for every test that does not stop it."""
+    """A server shared by the tests that do not stop it."""
     yield from _postgresql(free_ports)
 
 
@@ -104,7 +104,7 @@ def _postgresql(free_ports: Callable[[int], list[int]]) -> Iterator[PostgreSQL]:
 
 @pytest.fixture
 def postgresql_url(postgresql_server: PostgreSQL) -> str:
-    """SQLAlchemy URL of an empty PostgreSQL database of the test's own."""
+    """SQLAlchemy URL of an empty PostgreSQL database for one test."""
     return postgresql_server.database()
 
 

@@ -1,4 +1,4 @@
-"""People's judgements in the registry, and the preferences that they become."""
+"""Annotations in the registry, and the preferences made from them."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def source(tmp_path: Path) -> tuple[Workspace, Artifact]:
     return workspace, workspace.publish(folder, kind="preferences")
 
 
-def test_the_last_word_of_a_person_counts(source: tuple[Workspace, Artifact]) -> None:
+def test_a_persons_last_choice_counts(source: tuple[Workspace, Artifact]) -> None:
     workspace, artifact = source
     workspace.registry.annotate(artifact.digest, "a", "Ana", "chosen")
     workspace.registry.annotate(artifact.digest, "a", "Bo", "tie")
@@ -38,7 +38,7 @@ def test_the_last_word_of_a_person_counts(source: tuple[Workspace, Artifact]) ->
     assert workspace.registry.annotations("0" * 64) == []
 
 
-def test_the_majority_becomes_an_artifact_whose_parent_is_what_people_read(source: tuple[Workspace, Artifact]) -> None:
+def test_the_majority_becomes_an_artifact_whose_parent_is_the_annotated_one(source: tuple[Workspace, Artifact]) -> None:
     workspace, artifact = source
     words = {"a": "rejected rejected chosen", "b": "chosen tie", "c": "chosen rejected", "d": "skip", "h": "chosen"}
     for name, choices in words.items():
@@ -66,7 +66,9 @@ def test_an_export_of_nothing_or_of_another_kind_is_refused(source: tuple[Worksp
         export(workspace, workspace.publish(tmp_path / "other", kind="tokens"))
 
 
-def test_pairs_of_equal_answers_are_not_shown_and_sides_are_drawn_by_the_id(source: tuple[Workspace, Artifact]) -> None:
+def test_pairs_of_equal_responses_are_not_shown_and_sides_are_drawn_by_the_id(
+    source: tuple[Workspace, Artifact],
+) -> None:
     assert [row["id"] for row in pairs_of(source[1].path)] == ["a", "b", "c", "d"]
     drawn = [sides(pair(str(n)))[0] for n in range(200)]
     assert 70 < drawn.count("chosen") < 130

@@ -42,7 +42,7 @@ def test_sealing_again_replaces_the_manifest_and_leaves_no_other_file(make_folde
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "x"]
 
 
-def test_the_manifest_says_what_it_was_made_with_and_not_where(make_folder: MakeFolder) -> None:
+def test_the_manifest_says_what_it_was_made_with_but_not_where(make_folder: MakeFolder) -> None:
     manifest = seal(make_folder("a", {"x": "1"}), kind="tokens", config={"steps": (1, 2)}).manifest
     assert manifest.environment["torch"].startswith("2.13.0")
     assert manifest.environment["megatron-core"] == "0.16.1"
@@ -64,9 +64,7 @@ def test_the_manifest_says_what_it_was_made_with_and_not_where(make_folder: Make
     ],
     ids=["size", "byte", "missing", "extra", "no manifest", "torn manifest", "link"],
 )  # fmt: skip
-def test_what_was_harmed_is_refused_by_name(
-    make_folder: MakeFolder, harm: Callable[[Path], object], message: str
-) -> None:
+def test_damage_is_refused_by_name(make_folder: MakeFolder, harm: Callable[[Path], object], message: str) -> None:
     folder = make_folder("a", {"a": "", "b/w": "1234"})
     seal(folder, kind="checkpoint")
     harm(folder)
@@ -94,7 +92,7 @@ def test_a_manifest_whose_file_list_was_changed_is_refused(make_folder: MakeFold
 
 
 @pytest.mark.parametrize("names", [["x", "x"], ["x", "x/y"]])
-def test_a_manifest_whose_files_lie_in_one_another_is_refused(make_folder: MakeFolder, names: list[str]) -> None:
+def test_a_manifest_whose_files_are_folders_of_others_is_refused(make_folder: MakeFolder, names: list[str]) -> None:
     folder = make_folder("a", {"1": "1", "2": "2"})
     manifest = json.loads((seal(folder, kind="tokens").path / "manifest.json").read_text())
     for file, name in zip(manifest["files"], names, strict=True):
@@ -126,7 +124,7 @@ def test_a_metric_that_is_not_finite_is_refused_by_name(make_folder: MakeFolder)
         seal(make_folder("a", {"x": "1"}), kind="checkpoint", metrics={"loss": float("nan")})
 
 
-def test_large_files_hash_as_small_ones_do(tmp_path: Path) -> None:
+def test_large_files_hash_like_small_ones(tmp_path: Path) -> None:
     data = os.urandom((1 << 20) + 1)
     (tmp_path / "large").write_bytes(data)
     assert digest_file(tmp_path / "large") == blake3(data).hexdigest()
@@ -142,7 +140,7 @@ def test_a_fingerprint_depends_on_config_parents_in_order_and_code_only() -> Non
     assert fingerprint({"a": 1, "b": [2]}, ["p", "q"], "other") != base
 
 
-def test_a_config_that_json_has_no_word_for_is_refused() -> None:
+def test_a_config_that_json_cannot_represent_is_refused() -> None:
     assert canonical_json({"b": 1, "a": "é"}) == '{"a":"é","b":1}'
     with pytest.raises(ConfigError, match="plain JSON"):
         canonical_json({"lr": float("nan")})

@@ -1,4 +1,4 @@
-"""Conversations in one normal form, and what is wrong with one."""
+"""Conversations in one normal form, and the checks of them."""
 
 import json
 from typing import Any
@@ -28,7 +28,7 @@ def calling(call: Any) -> list[Any]:
         {"name": "now", "arguments": {"zone": None}},
     ],
 )
-def test_a_call_without_arguments_is_right_however_it_says_so(call: Any) -> None:
+def test_a_call_without_arguments_is_valid_in_any_form(call: Any) -> None:
     assert problem(calling(call)) is None
     assert normal(calling(call))[1] == {"role": "assistant", "content": "", "tool_calls": [NOW]}
 
@@ -40,7 +40,7 @@ def test_a_result_may_be_empty(content: Any) -> None:
     assert normal(turns)[2] == {"role": "tool", "content": ""}
 
 
-def test_arrows_filler_nulls_go_and_nulls_that_were_written_stay() -> None:
+def test_arrows_filler_nulls_are_removed_and_intended_nulls_stay() -> None:
     filled = {
         "name": "search",
         "arguments": {"query": "tea", "time": None, "near": {"x": 1, "y": None}, "tags": ["a", None]},
@@ -89,13 +89,13 @@ def test_the_older_interfaces_function_call_is_a_tool_call() -> None:
         ),
     ],
 )
-def test_tools_are_read_in_every_shape_that_is_about(tools: Any, found: list[Any]) -> None:
+def test_tools_are_read_in_all_common_shapes(tools: Any, found: list[Any]) -> None:
     assert normal_tools(tools) == found
     assert problem([ASKED, {"role": "assistant", "content": "Noon."}], tools=tools) is None
 
 
 @pytest.mark.parametrize("tools", ["[{", "now", 5, [5], [{"description": "no name"}], ["now"], [[{"name": "now"}]]])
-def test_tools_that_are_none_are_named(tools: Any) -> None:
+def test_malformed_tools_are_reported(tools: Any) -> None:
     assert problem([ASKED, {"role": "assistant", "content": "Noon."}], tools=tools) == "malformed_tools"
 
 
@@ -123,7 +123,7 @@ def test_a_control_token_is_found_wherever_a_template_might_write_it(turns: Any,
     assert problem(turns, tools=tools) == "control_token"
 
 
-def test_calls_nested_too_deep_to_read_are_malformed_and_end_nothing() -> None:
+def test_calls_nested_too_deep_to_read_are_malformed() -> None:
     deep: Any = {}
     for _ in range(5000):
         deep = {"of": deep}

@@ -35,7 +35,7 @@ def test_the_law_behind_exact_losses_is_found() -> None:
     assert law(mixtures) == pytest.approx(losses(mixtures)[:, 0], abs=2e-3)
 
 
-def test_the_proposal_is_the_true_optimum_and_its_interval_holds_it() -> None:
+def test_the_proposal_is_the_true_optimum_and_within_its_interval() -> None:
     mixtures = draw_mixtures([6, 2, 2], 32, seed=0, concentration=2.0)
     grid = np.array([[a, b, 1 - a - b] for a in np.linspace(0, 1, 101) for b in np.linspace(0, 1 - a, 101)])
     truth = grid[np.argmin(losses(grid).mean(axis=1))]
@@ -97,7 +97,7 @@ def test_power_laws_behind_the_losses_are_found() -> None:
     assert laws.lr(1e6, 1e8) == pytest.approx(3.0 * 1e6**-0.4 * 1e8**0.1, rel=0.01)
 
 
-def test_under_noise_the_intervals_hold_the_truth_and_the_page_shows_both_laws() -> None:
+def test_under_noise_the_intervals_contain_the_truth_and_the_page_shows_both_laws() -> None:
     made = runs(0.005)
     laws = fit_laws(made, resamples=30)
     for law, truth in ((laws.lr, (-0.4, 0.1)), (laws.batch, (0.05, 0.6))):
@@ -116,7 +116,7 @@ def test_under_noise_the_intervals_hold_the_truth_and_the_page_shows_both_laws()
     assert np.sqrt(np.mean(fits**2)) == pytest.approx(laws.residual)
 
 
-def test_best_settings_at_the_edge_of_what_was_tried_are_told() -> None:
+def test_best_settings_at_the_edge_of_the_range_are_reported() -> None:
     made = runs(0.0)
     assert at_edges(made) == {"lr": [], "batch": []}
     low = [run for run in made if run.lr < 1.5 * 3.0 * run.parameters**-0.4 * run.tokens**0.1]
@@ -124,7 +124,7 @@ def test_best_settings_at_the_edge_of_what_was_tried_are_told() -> None:
     assert at_edges(low)["batch"] == []
 
 
-def test_runs_that_never_saw_an_optimum_give_numbers_that_can_be_drawn() -> None:
+def test_runs_without_an_optimum_give_finite_numbers() -> None:
     draws = np.random.default_rng(3)
     made = [
         Run(n, d, lr, batch, float(6 - 0.4 * np.log(lr) - 0.05 * np.log(batch) + 0.01 * draws.normal()))
@@ -140,14 +140,14 @@ def test_runs_that_never_saw_an_optimum_give_numbers_that_can_be_drawn() -> None
     assert "inf" not in page
 
 
-def test_runs_that_cannot_tell_the_law_are_refused() -> None:
+def test_runs_that_do_not_determine_the_law_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"1 different model sizes cannot determine a power law\. Give at least 2"):
         fit_laws([run for run in runs(0.0) if run.parameters == 1e5])
     with pytest.raises(ConfigError, match=r"too few for 17 coefficients"):
         fit_laws(runs(0.0)[::9])
 
 
-def test_temperature_brings_languages_nearer_and_leaves_one_language_alone() -> None:
+def test_temperature_balances_languages_and_leaves_a_single_one_unchanged() -> None:
     tokens = {"web": {"en": 900}, "blog": {"en": 100}, "zh": {"zh": 250}}
     weights = {"web": 900.0, "blog": 100.0, "zh": 250.0}
     found = with_temperature(weights, tokens, 2.0)
@@ -157,7 +157,7 @@ def test_temperature_brings_languages_nearer_and_leaves_one_language_alone() -> 
     assert with_temperature(weights, tokens, 1.0) == pytest.approx({"web": 0.72, "blog": 0.08, "zh": 0.2})
 
 
-def test_a_cap_on_epochs_hands_the_rest_to_the_others() -> None:
+def test_a_cap_on_epochs_gives_the_excess_to_the_others() -> None:
     found = with_epoch_caps({"a": 1, "b": 1, "c": 2}, {"a": 100, "b": 10_000, "c": 10_000}, 4000, {"a": 4})
     assert found == pytest.approx({"a": 0.1, "b": 0.3, "c": 0.6})
     both = with_epoch_caps({"a": 1, "b": 1, "c": 1}, {"a": 100, "b": 300, "c": 9_000}, 1000, {"a": 1, "b": 1})

@@ -1,4 +1,4 @@
-"""JSON lines are split at newlines only, and every line that cannot be used has a reason."""
+"""JSON lines are split at newlines only, and every unusable line has a reason."""
 
 import io
 from pathlib import Path
@@ -11,7 +11,7 @@ from cupola_platform.errors import ConfigError
 SEPARATORS = "a\u2028b\u2029c\u0085d\x0be\x0cf\x1cg\x1dh\x1ei\r\nj"
 
 
-def test_what_is_written_is_read_back_whatever_separators_its_strings_hold(tmp_path: Path) -> None:
+def test_rows_are_read_back_whatever_separators_their_strings_contain(tmp_path: Path) -> None:
     rows: list[json_lines.Row] = [{"text": SEPARATORS}, {"text": "plain", SEPARATORS: [1, None, {"deep": SEPARATORS}]}]
     json_lines.write(tmp_path / "rows.jsonl", rows)
     assert list(json_lines.read(tmp_path / "rows.jsonl")) == rows
@@ -19,7 +19,7 @@ def test_what_is_written_is_read_back_whatever_separators_its_strings_hold(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
-def test_a_byte_order_mark_crlf_and_blank_lines_are_taken() -> None:
+def test_a_byte_order_mark_crlf_and_blank_lines_are_accepted() -> None:
     file = io.BytesIO(b'\xef\xbb\xbf{"a": 1}\r\n\r\n  \n{"a": 2}')
     assert list(json_lines.numbered(file)) == [(1, b'{"a": 1}'), (4, b'{"a": 2}')]
 
@@ -34,26 +34,26 @@ def test_a_byte_order_mark_crlf_and_blank_lines_are_taken() -> None:
         (b'{"a": {"b": ["\\ud83d"]}}', "lone_surrogate"),
         (b'{"\\udc00": 1}', "lone_surrogate"),
         (b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested_too_deep"),
-        (b'{"a": ' + b"1" * 5000 + b"}", "not_json"),  # more digits than Python reads
+        (b'{"a": ' + b"1" * 5000 + b"}", "not_json"),  # more digits than Python parses
     ],
     ids=["bytes", "surrogate bytes", "cut short", "array", "half an emoji", "half in a key", "deep", "long number"],
 )
-def test_a_line_that_cannot_be_used_has_a_reason(line: bytes, reason: str) -> None:
+def test_an_unusable_line_has_a_reason(line: bytes, reason: str) -> None:
     with pytest.raises(json_lines.BadLineError) as raised:
         json_lines.parse(line)
     assert raised.value.reason == reason
     assert len(str(raised.value).splitlines()) == 1
 
 
-def test_a_whole_pair_of_surrogates_is_one_character() -> None:
+def test_a_complete_surrogate_pair_is_one_character() -> None:
     assert json_lines.parse(b'{"a": "\\ud83d\\ude00"}') == {"a": "\U0001f600"}
 
 
-def test_half_a_pair_that_a_program_made_is_written_as_an_escape() -> None:
+def test_half_a_surrogate_pair_is_written_as_an_escape() -> None:
     assert json_lines.dump({"a": "x\ud83d"}) == b'{"a": "x\\ud83d"}\n'
 
 
-def test_a_broken_line_of_our_own_file_is_named(tmp_path: Path) -> None:
+def test_a_broken_line_of_our_own_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(b'{"a": 1}\n{"a": \n')
     with pytest.raises(ConfigError, match=r"rows\.jsonl, line 2: not JSON"):
         list(json_lines.read(tmp_path / "rows.jsonl"))
@@ -61,7 +61,7 @@ def test_a_broken_line_of_our_own_file_is_named(tmp_path: Path) -> None:
         list(json_lines.read(tmp_path / "none.jsonl"))
 
 
-def test_the_torn_end_of_a_file_that_was_killed_is_left_out(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes('{"a": "\u2028"}\n{"a": 2}\n{"a"'.encode())
     assert json_lines.whole_lines(tmp_path / "rows.jsonl") == ['{"a": "\u2028"}\n'.encode(), b'{"a": 2}\n']
     assert json_lines.whole_lines(tmp_path / "none.jsonl") == []

@@ -1,4 +1,4 @@
-"""Who lives is told by boot and ticks: a clock that is set changes nothing."""
+"""Liveness is decided by boot id and ticks, so setting the clock changes nothing."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ ClockSet = Callable[[list[str], int], list[str]]
 
 
 def test_a_start_is_the_boot_and_the_ticks_that_the_kernel_counts(tmp_path: Path) -> None:
-    program = tmp_path / "a (b) c"  # the kernel writes the name between brackets, as it is
+    program = tmp_path / "a (b) c"  # the kernel writes the name in brackets without escaping
     program.symlink_to("/bin/sleep")
     with subprocess.Popen([program, "60"]) as process:
         start = start_of(process.pid)
@@ -52,7 +52,7 @@ def test_a_clock_set_by_thirty_seconds_marks_no_run_as_lost(tmp_path: Path, with
     assert Registry(url).run(run).label == "running"
 
 
-def test_a_run_of_an_earlier_boot_is_lost_though_its_number_lives(tmp_path: Path) -> None:
+def test_a_run_of_an_earlier_boot_is_lost_even_if_its_pid_is_in_use(tmp_path: Path) -> None:
     registry = Registry(f"sqlite:///{tmp_path / 'registry.db'}")
     run = registry.start_run("tiny", "pretrain")
     with sqlite3.connect(tmp_path / "registry.db") as connection:

@@ -1,4 +1,4 @@
-"""A workspace that cannot be written can be looked at: on a read-only mount, and in folders of somebody else."""
+"""A read-only workspace can be viewed: on a read-only mount, and in folders of another user."""
 
 import json
 import os
@@ -61,13 +61,13 @@ def workspace(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def how(request: pytest.FixtureRequest) -> str:
-    """Why it cannot be written."""
+    """Why the workspace is read-only."""
     return str(getattr(request, "param", MOUNT))
 
 
 @pytest.fixture
 def bound(how: str, workspace: Path) -> Bound:
-    """A function that runs Python where the workspace cannot be written, root's powers or not."""
+    """A function that runs Python where the workspace is read-only, even for root."""
     places = [workspace, *(place for place in workspace.rglob("*"))]
     mount, nobody = ["--ro-bind", str(workspace), str(workspace)], ["--unshare-user", "--cap-drop", "ALL"]
 
@@ -113,7 +113,7 @@ def other(request: pytest.FixtureRequest, workspace: Path) -> Iterator[bool]:
     ],
     indirect=True,
 )  # fmt: skip
-def test_it_can_be_looked_at_and_refuses_to_be_written(bound: Bound, workspace: Path, other: bool) -> None:
+def test_it_can_be_viewed_but_not_written(bound: Bound, workspace: Path, other: bool) -> None:
     before = {path: path.read_bytes() for path in workspace.glob("registry.db*") if not path.name.endswith("-shm")}
     done = bound("-c", LOOK, str(workspace))
     assert done.returncode == 0, done.stderr

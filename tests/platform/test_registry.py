@@ -59,14 +59,14 @@ def test_artifacts_come_back_as_they_went_in_newest_first(registry: Registry) ->
     assert [row.digest for row in registry.artifacts(limit=1)] == [digest("b")]
 
 
-def test_edges_lead_both_ways(registry: Registry) -> None:
+def test_edges_can_be_followed_both_ways(registry: Registry) -> None:
     for name, parents in (("a", ()), ("b", ("a",)), ("c", ("b", "a"))):
         registry.add_artifact(manifest(name, parents=parents))
     assert [row.stage for row in registry.parents(digest("c"))] == ["b", "a"]
     assert [row.stage for row in registry.children(digest("a"))] == ["b", "c"]
 
 
-def test_several_fingerprints_may_lead_to_one_content(registry: Registry) -> None:
+def test_several_fingerprints_may_have_one_content(registry: Registry) -> None:
     registry.add_artifact(manifest("a", fingerprint="1" * 64))
     registry.add_artifact(manifest("a", fingerprint="2" * 64))
     assert registry.made_by("1" * 64) == registry.made_by("2" * 64) == digest("a")
@@ -100,7 +100,7 @@ def test_an_alias_moves_and_remembers_why(registry: Registry) -> None:
         registry.set_alias("Not Good", digest("a"), "")
 
 
-def test_a_run_tells_its_life(registry: Registry) -> None:
+def test_a_run_records_its_progress(registry: Registry) -> None:
     whole = registry.start_run("tiny", config={"seed": 1})
     stage = registry.start_run("tiny", "pretrain", parent=whole)
     registry.update_run(stage, mlflow_run_id="m", work_folder=Path("/some/folder"), metrics={"loss": 3.0})
@@ -158,7 +158,7 @@ def test_a_postgresql_that_is_restarted_is_waited_for_and_nothing_is_written_twi
     assert caplog.messages[0].endswith("Check registry_url and that its server is running. Trying again for 60 s.")
 
 
-def test_a_postgresql_that_stays_away_is_one_line_after_its_time_and_a_wrong_name_is_one_at_once(
+def test_a_postgresql_that_stays_away_is_one_line_after_a_while_and_a_wrong_name_at_once(
     own_postgresql: Any,
 ) -> None:
     url = own_postgresql.database()
@@ -214,7 +214,7 @@ def test_many_processes_open_a_new_registry_and_write_at_once(database_url: str,
         assert [move.previous for move in moves] == [digest("a")] * 39 + [None]
 
 
-def test_the_migrations_make_what_the_tables_say(database_url: str) -> None:
+def test_the_migrations_create_the_tables(database_url: str) -> None:
     engine = open_engine(database_url)
     with engine.connect() as connection:
         config = alembic_config(connection)

@@ -1,4 +1,4 @@
-"""Rows of files that others wrote: the content decides the format, a bad row is counted and the rest is read."""
+"""Rows of foreign files: the content decides the format, bad rows are counted and the rest is read."""
 
 import bz2
 import gzip
@@ -69,14 +69,14 @@ def table_bytes(path: Path, suffix: str) -> bytes:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows"])
-def test_json_is_read_however_it_is_laid_out_and_whatever_its_name(tmp_path: Path, data: bytes, name: str) -> None:
+def test_json_is_read_in_any_layout_and_under_any_name(tmp_path: Path, data: bytes, name: str) -> None:
     (tmp_path / name).write_bytes(data)
     assert rows(tmp_path / name) == ROWS
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "feather", "stream", "csv", "tsv"])
 @pytest.mark.parametrize("name", ["rows.txt", "rows"])
-def test_tables_are_known_by_their_content(tmp_path: Path, suffix: str, name: str) -> None:
+def test_tables_are_recognized_by_their_content(tmp_path: Path, suffix: str, name: str) -> None:
     (tmp_path / name).write_bytes(table_bytes(tmp_path / "made", suffix))
     assert rows(tmp_path / name) == ROWS
 
@@ -102,14 +102,14 @@ def test_bad_lines_have_a_reason_and_a_number_and_the_others_are_read(tmp_path: 
     ]  # fmt: skip
 
 
-def test_a_torn_first_line_does_not_hide_the_others(tmp_path: Path) -> None:
+def test_a_damaged_first_line_does_not_hide_the_others(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'tail of a row"}\n' + LINES)
     (tmp_path / "b.jsonl").write_bytes(b'{"a": "tor\n{"b": "n\n' + LINES)
     assert rows(tmp_path / "a.jsonl") == [None, *ROWS]
     assert rows(tmp_path / "b.jsonl") == [None, None, *ROWS]
 
 
-def test_bad_elements_of_an_array_are_counted_and_what_cannot_be_gone_past_ends_it(tmp_path: Path) -> None:
+def test_bad_elements_of_an_array_are_counted_and_unparsable_ones_end_it(tmp_path: Path) -> None:
     elements = [json.dumps(ROWS[0]), '{"a": "\udcff"}', '{"a": "\\ud83d"}', "7", json.dumps(ROWS[1])]
     text = "[" + ", ".join(elements)
     (tmp_path / "a.json").write_text(text + "]", errors="surrogateescape")
@@ -129,7 +129,7 @@ def test_a_bare_list_of_messages_is_one_conversation(tmp_path: Path) -> None:
     assert rows(tmp_path / "lines.jsonl") == rows(tmp_path / "array.json") == [{"messages": CONVERSATION}] * 2
 
 
-def test_rows_of_a_csv_file_that_are_none_are_counted_one_by_one(tmp_path: Path) -> None:
+def test_malformed_rows_of_a_csv_file_are_counted_one_by_one(tmp_path: Path) -> None:
     text = (
         b'\xef\xbb\xbfprompt;completion\r\n"a, ""x""\nb";1\r\n\r\ncaf\xe9;2\r\nx;1;2\r\n"q"r;1\r\nlast;3\r\n"open;4\r\n'
     )
@@ -140,16 +140,14 @@ def test_rows_of_a_csv_file_that_are_none_are_counted_one_by_one(tmp_path: Path)
     assert faults(tmp_path / "a.csv") == [(5, "not_utf8"), (6, "too_many_cells"), (7, "not_csv"), (9, "not_csv")]
 
 
-def test_text_that_is_no_utf8_costs_a_table_one_row(tmp_path: Path) -> None:
+def test_text_that_is_not_utf8_costs_a_table_one_row(tmp_path: Path) -> None:
     buffers = pa.array([b"fine", b"\xff", b"fine too"], pa.binary()).buffers()
     parquet.write_table(pa.table({"a": pa.Array.from_buffers(pa.string(), 3, buffers)}), tmp_path / "a.parquet")
     assert rows(tmp_path / "a.parquet") == [{"a": "fine"}, None, {"a": "fine too"}]
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress, bz2.compress, lzma.compress])
-def test_a_file_that_was_cut_short_gives_its_rows_and_one_reason(
-    tmp_path: Path, pack: Callable[[bytes], bytes]
-) -> None:
+def test_a_truncated_file_gives_its_rows_and_one_reason(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     noise = "".join(json.dumps({"n": str(pow(3, n, 2**1000))}) + "\n" for n in range(4000)).encode()
     packed = pack(noise)
     (tmp_path / "a.jsonl.gz").write_bytes(packed[: len(packed) * 9 // 10])
@@ -161,7 +159,7 @@ def test_a_file_that_was_cut_short_gives_its_rows_and_one_reason(
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "feather", "stream"])
-def test_a_table_that_was_cut_short_is_one_reason(tmp_path: Path, suffix: str) -> None:
+def test_a_truncated_table_is_one_reason(tmp_path: Path, suffix: str) -> None:
     data = table_bytes(tmp_path / "made", suffix)
     for name, packed in (("a", data[:-40]), ("a.gz", gzip.compress(data[:-40])), ("b.gz", gzip.compress(data)[:-40])):
         (tmp_path / name).write_bytes(packed)
@@ -177,7 +175,7 @@ def test_a_table_that_was_cut_short_is_one_reason(tmp_path: Path, suffix: str) -
         (b"Once upon a time", "neither JSON nor a table"),
     ],
 )
-def test_what_holds_no_rows_is_named(tmp_path: Path, data: bytes, said: str) -> None:
+def test_a_file_without_rows_is_reported(tmp_path: Path, data: bytes, said: str) -> None:
     (tmp_path / "rows").write_bytes(data)
     [record] = read(tmp_path / "rows")
     assert record.reason == "unknown_format"
@@ -191,7 +189,7 @@ def test_an_empty_file_has_no_rows(tmp_path: Path) -> None:
         assert rows(tmp_path / "rows.json") == []
 
 
-def test_drops_name_the_commonest_reason_first_and_its_first_row() -> None:
+def test_drops_list_the_most_common_reason_first_with_its_first_row() -> None:
     drops = Drops()
     drops.drop("empty_message", "a.jsonl, line 2")
     for line in (5, 9):

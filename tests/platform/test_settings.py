@@ -13,7 +13,7 @@ def test_without_settings_everything_is_in_the_working_directory(tmp_path: Path)
     assert settings.tracking_uri == f"sqlite:///{tmp_path}/.cupola/mlflow.db"
 
 
-def test_the_option_wins_over_the_environment_and_that_over_the_file(
+def test_the_option_overrides_the_environment_and_that_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("cupola.toml").write_text('home = "from-file"\nmax_processes = 4\nstore_url = "s3://bucket/team"\n')
@@ -43,7 +43,7 @@ def test_a_bad_file_is_refused_in_one_line(toml: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_bad_variable_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUPOLA_MAX_PROCESSES", "many")
     with pytest.raises(ConfigError, match="CUPOLA_MAX_PROCESSES='many'"):
         load_settings()

@@ -33,7 +33,7 @@ def checkpoint(ws: Workspace, make_folder: MakeFolder, tokens: Artifact) -> Arti
     )
 
 
-def test_what_is_published_is_found_by_its_fingerprint(ws: Workspace, checkpoint: Artifact) -> None:
+def test_a_published_artifact_is_found_by_its_fingerprint(ws: Workspace, checkpoint: Artifact) -> None:
     found = ws.find("b" * 64)
     assert found == checkpoint
     assert checkpoint.path == ws.root / "store/artifacts" / checkpoint.digest
@@ -41,7 +41,7 @@ def test_what_is_published_is_found_by_its_fingerprint(ws: Workspace, checkpoint
     assert [row.stage for row in ws.registry.parents(checkpoint.digest)] == ["prepare"]
 
 
-def test_a_stage_whose_artifact_was_harmed_is_not_found_and_can_be_made_again(
+def test_a_damaged_artifact_is_not_found_and_can_be_made_again(
     ws: Workspace, checkpoint: Artifact, make_folder: MakeFolder
 ) -> None:
     weights = checkpoint.path / "state/weights"
@@ -62,13 +62,13 @@ def test_publishing_the_same_content_for_another_fingerprint_finds_it_too(
     assert ws.find("d" * 64) == ws.find("b" * 64) == checkpoint
 
 
-def test_an_artifact_goes_by_alias_by_first_characters_and_by_folder(ws: Workspace, checkpoint: Artifact) -> None:
+def test_an_artifact_is_resolved_by_alias_first_characters_and_folder(ws: Workspace, checkpoint: Artifact) -> None:
     ws.registry.set_alias("champion", checkpoint.digest, "the only one")
     for reference in ("champion", checkpoint.id, checkpoint.digest, checkpoint.digest[:4], str(checkpoint.path)):
         assert ws.resolve(reference).digest == checkpoint.digest
 
 
-def test_a_name_that_means_nothing_lists_near_ones(ws: Workspace, checkpoint: Artifact, tmp_path: Path) -> None:
+def test_an_unknown_name_lists_close_ones(ws: Workspace, checkpoint: Artifact, tmp_path: Path) -> None:
     ws.registry.set_alias("champion", checkpoint.digest, "the only one")
     with pytest.raises(NotFoundError, match=r"named 'champoin'. Did you mean champion\?"):
         ws.resolve("champoin")
@@ -110,7 +110,7 @@ def test_the_lineage_leads_down_to_the_sources(ws: Workspace, checkpoint: Artifa
     assert [file.path for file in ws.source_files(tokens)] == ["a.py", "ls.1", "b.py"]
 
 
-def test_a_lost_registry_is_made_again_from_the_store(ws: Workspace, checkpoint: Artifact, tokens: Artifact) -> None:
+def test_a_lost_registry_is_rebuilt_from_the_store(ws: Workspace, checkpoint: Artifact, tokens: Artifact) -> None:
     ws.registry.close()
     for file in ws.root.glob("registry.db*"):
         file.unlink()
@@ -125,7 +125,7 @@ def test_removing_the_workspace_removes_everything(ws: Workspace, checkpoint: Ar
     assert not ws.root.exists()
 
 
-def test_another_artifact_under_a_digest_is_neither_found_nor_adopted_nor_given(
+def test_another_artifact_under_a_digest_is_neither_found_nor_adopted_nor_returned(
     ws: Workspace, checkpoint: Artifact, tokens: Artifact
 ) -> None:
     stored = ws.store.get(checkpoint.digest).path

@@ -36,7 +36,7 @@ def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalL
     (tmp_path / "rank_of_test.py").write_text(RANK)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("GREETING", "outside")
-    others = set(psutil.Process().children(recursive=True))  # servers that tests share
+    others = set(psutil.Process().children(recursive=True))  # servers shared by tests
     yield LocalLauncher(max_processes=2, module="rank_of_test")
     for process in set(psutil.Process().children(recursive=True)) - others:
         process.kill()
@@ -48,7 +48,7 @@ def job_file(folder: Path, text: str) -> Path:
 
 
 def ranks(folder: Path, count: int = 2) -> list[int]:
-    """Process numbers of the ranks, once they run."""
+    """PIDs of the ranks once they run."""
     deadline = time.monotonic() + 90
     while len(found := sorted(folder.glob("rank-?"))) < count:
         assert time.monotonic() < deadline, (folder / "log").read_text()
@@ -57,7 +57,7 @@ def ranks(folder: Path, count: int = 2) -> list[int]:
 
 
 def runs(pid: int) -> bool:
-    """Whether a process lives; one that has ended and waits for its parent to notice does not."""
+    """Whether a process is running, and not a zombie."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -77,7 +77,7 @@ SHARE = str(max(1, len(os.sched_getaffinity(0)) // 2))
 
 
 @pytest.mark.parametrize(("given", "threads"), [("", SHARE), ("3", "3")])
-def test_a_job_runs_to_its_end_with_the_threads_asked_for_or_its_share_of_the_cores(
+def test_a_job_runs_to_its_end_with_the_requested_threads_or_its_share_of_the_cores(
     launcher: LocalLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, threads: str
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", given)
@@ -101,7 +101,7 @@ def test_stopping_lets_the_ranks_save(launcher: LocalLauncher, tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.glob("saved-?")) == ["saved-0", "saved-1"]
 
 
-def test_a_wait_that_a_signal_ends_leaves_the_job_known_as_running(launcher: LocalLauncher, tmp_path: Path) -> None:
+def test_a_wait_interrupted_by_a_signal_leaves_the_job_running(launcher: LocalLauncher, tmp_path: Path) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -119,7 +119,7 @@ def test_a_wait_that_a_signal_ends_leaves_the_job_known_as_running(launcher: Loc
         signal.signal(signal.SIGALRM, handler)
 
 
-def test_a_rank_that_ignores_the_signal_is_ended_all_the_same(launcher: LocalLauncher, tmp_path: Path) -> None:
+def test_a_rank_that_ignores_the_signal_is_killed(launcher: LocalLauncher, tmp_path: Path) -> None:
     job = launcher.start(job_file(tmp_path, "stubborn"), processes=2, log=tmp_path / "log")
     pids = ranks(tmp_path)
     started = time.monotonic()
@@ -172,7 +172,7 @@ def test_a_job_outlives_the_thread_that_started_it(launcher: LocalLauncher, tmp_
     jobs[0].stop()
 
 
-def test_more_ranks_than_the_machine_runs_are_refused(launcher: LocalLauncher, tmp_path: Path) -> None:
+def test_more_ranks_than_the_machine_may_run_are_refused(launcher: LocalLauncher, tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"needs 3 processes, but this machine runs at most 2.*CUPOLA_MAX_PROCESSES=3"
     ):
@@ -180,7 +180,7 @@ def test_more_ranks_than_the_machine_runs_are_refused(launcher: LocalLauncher, t
     assert LocalLauncher().max_processes == len(os.sched_getaffinity(0))
 
 
-def test_a_log_that_cannot_be_written_is_refused(launcher: LocalLauncher, tmp_path: Path) -> None:
+def test_an_unwritable_log_is_refused(launcher: LocalLauncher, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"Cannot start a job with the log .*file/log"):
         launcher.start(job_file(tmp_path, "short"), processes=1, log=tmp_path / "file/log")

@@ -1,4 +1,4 @@
-"""The process between us and what ends with us: real processes, really killed."""
+"""The tether between a process and its command, with real processes that are killed."""
 
 import json
 import os
@@ -21,7 +21,7 @@ signal.signal(signal.SIGTERM, lambda *_: came.append(1))
 Path(sys.argv[1]).with_suffix(".pid").write_text(str(os.getpid()))
 while not came:
     time.sleep(0.001)
-time.sleep(1)  # for the ones that come after the first
+time.sleep(1)  # for signals after the first
 Path(sys.argv[1]).with_suffix(".partial").write_text(str(len(came)))
 Path(sys.argv[1]).with_suffix(".partial").rename(sys.argv[1])
 """
@@ -45,7 +45,7 @@ time.sleep(600)
 
 
 def start(note: Path, command: str, *between: str) -> "subprocess.Popen[bytes]":
-    """A process of many threads whose command is under way: its number is in `note`.pid."""
+    """A multi-threaded process whose command is running; its PID is in `note`.pid."""
     told = json.dumps([between, ["-c", command, str(note)]])
     parent = subprocess.Popen([sys.executable, "-c", PARENT, told])
     until = time.monotonic() + 60
@@ -65,7 +65,7 @@ def ends(pid: int, seconds: float) -> bool:
     return True
 
 
-def test_a_parent_of_many_threads_that_is_killed_ends_its_command_by_one_signal(tmp_path: Path) -> None:
+def test_a_killed_multithreaded_parent_ends_its_command_with_one_signal(tmp_path: Path) -> None:
     notes = [tmp_path / f"count-{n}" for n in range(5)]
     for parent in [start(note, COUNTS, tether.__file__) for note in notes]:
         parent.kill()
@@ -74,7 +74,7 @@ def test_a_parent_of_many_threads_that_is_killed_ends_its_command_by_one_signal(
     assert [note.read_text() for note in notes] == ["1"] * 5
 
 
-def test_a_command_that_outlives_the_signal_is_killed_when_nobody_else_is_left_to(tmp_path: Path) -> None:
+def test_a_command_that_outlives_the_signal_is_killed_if_the_parent_is_gone(tmp_path: Path) -> None:
     short = (
         f"import sys; sys.path.insert(0, {str(Path(tether.__file__).parent)!r}); import tether; "
         "tether.GRACE_SECONDS = 1.0; "
@@ -98,7 +98,7 @@ def test_a_command_that_outlives_the_signal_is_killed_when_nobody_else_is_left_t
         ("import os; os.kill(os.getpid(), 15)", -signal.SIGTERM),
     ],
 )
-def test_the_status_is_the_commands(command: str, status: int) -> None:
+def test_the_exit_status_is_the_commands(command: str, status: int) -> None:
     done = subprocess.run(
         [sys.executable, tether.__file__, str(os.getpid()), sys.executable, "-c", command], check=False
     )

@@ -1,4 +1,4 @@
-"""Charts are pictures of their own: equal ones are equal, nothing is fetched, and what a stranger named is text."""
+"""Charts are self-contained and deterministic, and untrusted names in them are text."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ def lines(text: str) -> str:
 
 
 class Parsed(HTMLParser):
-    """Tags, attributes and text of a page, as a browser reads it."""
+    """Tags, attributes and text of a page, parsed as in a browser."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -53,21 +53,21 @@ class Parsed(HTMLParser):
 
 
 @pytest.mark.parametrize("kind", CHARTS)
-def test_a_strangers_text_is_shown_as_text(kind: str) -> None:
+def test_untrusted_text_is_shown_as_text(kind: str) -> None:
     plain, baited = Parsed(page("x", CHARTS[kind]("plain"))), Parsed(page("x", CHARTS[kind](BAIT)))
-    assert baited.tags - plain.tags <= {"defs", "path", "use"}  # of glyphs and marks, never of the bait
+    assert baited.tags - plain.tags <= {"defs", "path", "use"}  # from glyphs and markers, never from the bait
     assert not baited.tags & {"script", "b", "a", "image", "foreignobject"}
     assert not {name for name in baited.attributes if name.startswith("on")}
     assert all(reference.startswith("#") for reference in baited.references)
     assert any("</title></text><scr" in text for text in baited.texts)
 
 
-def test_what_looks_like_mathematics_is_shown_as_it_is_written() -> None:
+def test_text_that_looks_like_mathematics_is_shown_literally() -> None:
     assert "$x_1$ $\\frac{1}{0}$" in bars([Bar("$x_1$ $\\frac{1}{0}$", 1, 1)], about="x")
 
 
 @pytest.mark.parametrize("kind", CHARTS)
-def test_equal_charts_are_equal_files_and_name_no_address(kind: str) -> None:
+def test_equal_charts_are_equal_files_and_contain_no_address(kind: str) -> None:
     drawn = CHARTS[kind]("plain")
     assert drawn == CHARTS[kind]("plain")
     assert drawn.startswith('<svg role="img" aria-label="plain" width="')
@@ -75,21 +75,21 @@ def test_equal_charts_are_equal_files_and_name_no_address(kind: str) -> None:
     assert 'id="hint' not in drawn
 
 
-def test_no_id_that_does_not_name_its_content_stands_twice_in_a_page() -> None:
+def test_ids_are_unique_within_a_page() -> None:
     assert '<g id="' not in lines("plain") + CHARTS["heatmap"]("plain")
 
 
-def test_hints_stand_at_what_they_explain() -> None:
+def test_hints_are_attached_to_what_they_explain() -> None:
     drawn = bars([Bar("read", 3, 2, hint="3 in, 2 out")], about="steps")
     assert drawn.count("<title>3 in, 2 out</title>") == 2
 
 
-def test_nothing_to_show_is_an_empty_picture() -> None:
+def test_no_data_gives_an_empty_chart() -> None:
     for drawn in (bars([], about="x"), grouped([], ("a", "b"), about="x"), columns([], about="x", numbers=[])):
         assert drawn.startswith("<svg ")
 
 
-def test_a_long_label_leaves_room_for_the_picture() -> None:
+def test_a_long_label_leaves_room_for_the_chart() -> None:
     assert cut("x" * 35) == "x" * 35
     assert cut("x" * 36) == "x" * 34 + "…"
     assert cut("x" * 36, 470) == "x" * 18 + "…"
@@ -116,7 +116,7 @@ def test_a_chart_that_fails_leaves_nothing_behind() -> None:
     assert lines("again")
 
 
-def test_matplotlib_is_imported_by_drawing_alone() -> None:
+def test_matplotlib_is_imported_only_when_drawing() -> None:
     modules = "cupola_platform.reports.charts, cupola_platform.corpus.report.page, cupola_flows.cli"
     script = f"import sys, {modules}; print('matplotlib' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

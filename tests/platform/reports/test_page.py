@@ -1,4 +1,4 @@
-"""The page of all reports, and the short numbers in it."""
+"""The page of all reports, and short numbers."""
 
 import pytest
 
@@ -12,14 +12,14 @@ def test_a_title_is_escaped_and_parts_are_html() -> None:
     assert "<h1>a &lt;b&gt;</h1><p>one</p><p>two</p></html>" in made
 
 
-def test_every_cell_is_escaped_but_html() -> None:
+def test_every_cell_is_escaped_except_html() -> None:
     made = table(("name", "count"), [("<i>", "3"), (Html("<code>x</code>"), "4")], numbers=("count",))
     assert '<tr><th>name</th><th class="n">count</th></tr>' in made
     assert '<tr><td>&lt;i&gt;</td><td class="n">3</td></tr>' in made
     assert '<tr><td><code>x</code></td><td class="n">4</td></tr>' in made
 
 
-def test_html_is_not_escaped_again_and_what_is_made_of_it_is_text_once_more() -> None:
+def test_html_is_not_escaped_again_but_strings_made_from_it_are() -> None:
     assert escape(Html("<p>")) == "<p>"
     assert escape(Html("<p>") + "<script>") == "&lt;p&gt;&lt;script&gt;"
 

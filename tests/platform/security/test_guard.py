@@ -1,5 +1,4 @@
-"""What the guard before every server lets through: by Host, by the page that a request comes from,
-by the credential."""
+"""What the guard of every server accepts, by host, origin and credential."""
 
 import base64
 import socket
@@ -22,11 +21,11 @@ BASIC = ("authorization", "Basic " + base64.b64encode(b"cupola:secret").decode()
 
 
 async def nothing(*_: Any) -> None:
-    """An application that is never reached here."""
+    """An application that must not be reached."""
 
 
 def judge(headers: list[tuple[str, str]], method: str = "POST", path: str = "/api/", **options: Any) -> int:
-    """The status of the refusal; 200 where there is none."""
+    """The status of the refusal; 200 if there is none."""
     scope = {
         "type": "http",
         "method": method,
@@ -55,7 +54,7 @@ def judge(headers: list[tuple[str, str]], method: str = "POST", path: str = "/ap
         ("", 403),
     ],
 )
-def test_only_the_names_of_this_server_are_answered(host: str, status: int) -> None:
+def test_only_the_names_of_this_server_are_accepted(host: str, status: int) -> None:
     assert judge([("host", host)], hosts=("cupola.example.org",)) == status
 
 
@@ -79,7 +78,7 @@ def test_a_request_without_a_host_or_with_two_is_refused() -> None:
         ("127.0.0.1:4200", 403),
     ],
 )
-def test_a_page_of_another_origin_is_refused_whatever_it_asks(origin: str, status: int) -> None:
+def test_a_page_of_another_origin_is_refused_whatever_it_requests(origin: str, status: int) -> None:
     for method in ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"):
         assert judge([*OWN, ("origin", origin)], method) == status
 
@@ -97,14 +96,12 @@ def test_a_page_of_another_origin_is_refused_whatever_it_asks(origin: str, statu
         ("same-site", "no-cors", "script", "GET", 403),
     ],
 )
-def test_a_link_from_elsewhere_opens_a_page_and_does_nothing_else(
-    site: str, mode: str, dest: str, method: str, status: int
-) -> None:
+def test_a_link_from_elsewhere_may_only_open_a_page(site: str, mode: str, dest: str, method: str, status: int) -> None:
     headers = [*OWN, ("sec-fetch-site", site), ("sec-fetch-mode", mode), ("sec-fetch-dest", dest)]
     assert judge(headers, method) == status
 
 
-def test_the_credential_is_asked_for_everywhere_but_at_the_health_check() -> None:
+def test_the_credential_is_required_everywhere_except_for_the_health_check() -> None:
     options: dict[str, Any] = {"credential": "cupola:secret", "unasked": {"/health"}}
     wrong = ("authorization", "Basic " + base64.b64encode(b"cupola:guess").decode())
     assert judge(OWN, **options) == 401
@@ -139,7 +136,7 @@ uvicorn.run(Guard(echo), port=int(sys.argv[1]), lifespan="off", log_level="warni
 
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Where a real server listens that has the guard before a websocket."""
+    """The port of a real server with a guarded websocket."""
     script = tmp_path_factory.mktemp("guard") / "application.py"
     script.write_text(APPLICATION)
     with socket.socket() as probe:
@@ -182,7 +179,7 @@ def test_the_credential_is_new_each_time_and_only_its_owner_reads_the_file(tmp_p
     assert credential.read(tmp_path) is None
 
 
-def test_a_training_job_is_given_no_credential_of_a_server() -> None:
+def test_a_training_job_gets_no_server_credentials() -> None:
     given = {"PATH": "/usr/bin", "PREFECT_API_URL": "http://127.0.0.1:4200/api", "PREFECT_API_AUTH_STRING": "cupola:secret",
              "CUPOLA_CONSOLE_PASSWORD": "secret", "MLFLOW_TRACKING_PASSWORD": "secret"}  # fmt: skip
     assert credential.without_credentials(given) == {

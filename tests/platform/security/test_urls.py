@@ -1,4 +1,4 @@
-"""A URL is shown without what only its owner may know."""
+"""URLs are shown without secrets."""
 
 import pytest
 
@@ -30,12 +30,12 @@ def test_a_url_is_shown_without_user_password_and_keys(given: str, seen: str) ->
 
 
 @pytest.mark.parametrize("name", ["abcdef", "deadbeef", "f00dcafe1234", "c0ffee"])
-def test_an_alias_that_is_spelt_like_an_id_is_refused(name: str) -> None:
+def test_an_alias_that_looks_like_an_id_is_refused(name: str) -> None:
     assert fault(name) == (
         f"Alias {name!r} looks like an id (6 or more of 0-9 and a-f). Add another letter, as in {name}-model."
     )
 
 
 @pytest.mark.parametrize("name", ["champion", "face", "decade-2", "abcdeg", "v1.0"])
-def test_other_names_are_right(name: str) -> None:
+def test_other_aliases_are_valid(name: str) -> None:
     assert fault(name) is None

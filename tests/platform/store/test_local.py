@@ -62,7 +62,7 @@ def test_a_folder_on_another_file_system_is_copied_then_removed(make_folder: Mak
         shutil.rmtree(store.root)
 
 
-def test_what_is_not_there_is_said_in_one_line(store: LocalStore, tmp_path: Path) -> None:
+def test_a_missing_artifact_is_one_line(store: LocalStore, tmp_path: Path) -> None:
     assert not store.holds("d" * 64)
     with pytest.raises(NotFoundError, match="has no artifact dddddddddddd"):
         store.get("d" * 64)
@@ -72,7 +72,7 @@ def test_what_is_not_there_is_said_in_one_line(store: LocalStore, tmp_path: Path
 
 
 def under(store_root: Path, sealed: Artifact, digest: str) -> None:
-    """Put a valid artifact under another one's digest, as whoever can write there may."""
+    """Put a valid artifact under another one's digest, as anyone with write access could."""
     shutil.rmtree(store_root / digest, ignore_errors=True)
     shutil.copytree(sealed.path, store_root / digest)
 

@@ -36,7 +36,7 @@ def keys(s3: Any, prefix: str) -> list[str]:
     return [found["Key"].removeprefix(f"{prefix}/artifacts/") for found in listed.get("Contents", [])]
 
 
-def test_what_one_machine_puts_another_fetches(
+def test_one_machine_fetches_what_another_puts(
     open_store: OpenStore, make_folder: MakeFolder, s3: Any, tmp_path: Path
 ) -> None:
     here, there = open_store("here"), open_store("there")
@@ -51,7 +51,7 @@ def test_what_one_machine_puts_another_fetches(
     assert there.location(sealed.digest) == f"s3://cupola/{tmp_path.name}/artifacts/{sealed.digest}"
 
 
-def test_a_digest_that_is_there_is_not_written_again(open_store: OpenStore, make_folder: MakeFolder, s3: Any) -> None:
+def test_an_existing_digest_is_not_written_again(open_store: OpenStore, make_folder: MakeFolder, s3: Any) -> None:
     first = open_store("here").put(seal(make_folder("a", {"x": "1"}), kind="tokens", stage="first"))
     open_store("there").put(seal(make_folder("b", {"x": "1"}), kind="tokens", stage="second"))
     assert open_store("third").get(first.digest).manifest.stage == "first"
@@ -71,9 +71,7 @@ def test_a_byte_changed_on_the_server_is_refused_by_name(
     assert verify(there.get(sealed.digest).path).digest == sealed.digest
 
 
-def test_a_fetch_that_was_cut_short_goes_on(
-    open_store: OpenStore, make_folder: MakeFolder, s3: Any, tmp_path: Path
-) -> None:
+def test_an_interrupted_fetch_resumes(open_store: OpenStore, make_folder: MakeFolder, s3: Any, tmp_path: Path) -> None:
     sealed = open_store("here").put(seal(make_folder("a", {"one": "1", "two": "2"}), kind="tokens"))
     incoming = tmp_path / "there" / f".incoming-{sealed.digest}"
     incoming.mkdir(parents=True)
@@ -83,7 +81,7 @@ def test_a_fetch_that_was_cut_short_goes_on(
     assert verify(open_store("there").get(sealed.digest).path).digest == sealed.digest
 
 
-def test_a_killed_upload_leaves_no_artifact_and_goes_on(
+def test_a_killed_upload_leaves_no_artifact_and_resumes(
     open_store: OpenStore, make_folder: MakeFolder, s3: Any, tmp_path: Path
 ) -> None:
     files = {f"part-{number:03}": f"{number}" * 100_000 for number in range(150)}
@@ -148,7 +146,7 @@ def test_two_workspaces_share_a_bucket(
 
 
 def put_under(s3: Any, prefix: str, sealed: Artifact, digest: str) -> None:
-    """Upload a valid artifact under another one's digest, as whoever can write to the bucket may."""
+    """Upload a valid artifact under another one's digest, as anyone with write access could."""
     for name in (*(file.path for file in sealed.manifest.files), "manifest.json"):
         s3.client.upload_file(str(sealed.path / name), s3.bucket, f"{prefix}/artifacts/{digest}/{name}")
 

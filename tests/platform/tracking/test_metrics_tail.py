@@ -27,7 +27,7 @@ def test_numbers_become_points_with_their_own_times_and_steps(path: Path) -> Non
     assert read_points(path, cursor, 1000) == ([], cursor)
 
 
-def test_a_line_is_read_once_it_is_whole(path: Path) -> None:
+def test_a_line_is_read_once_it_is_complete(path: Path) -> None:
     path.write_text(step(1, loss=1.0) + step(2, loss=2.0)[:-5])
     points, cursor = read_points(path, Cursor(), 1000)
     assert [point.step for point in points] == [1]
@@ -35,12 +35,12 @@ def test_a_line_is_read_once_it_is_whole(path: Path) -> None:
     assert [point.step for point in read_points(path, cursor, 1000)[0]] == [2]
 
 
-def test_a_line_that_a_killed_writer_left_is_passed_over(path: Path) -> None:
+def test_a_line_left_by_a_killed_writer_is_skipped(path: Path) -> None:
     path.write_text(step(1, loss=1.0) + '{"event": "st' + step(2, loss=2.0) + step(3, loss=3.0))
     assert [point.step for point in read_points(path, Cursor(), 1000)[0]] == [1, 3]
 
 
-def test_at_most_as_many_points_as_asked_for_are_read_and_none_is_left_out(path: Path) -> None:
+def test_at_most_the_requested_points_are_read_and_none_is_skipped(path: Path) -> None:
     path.write_text("".join(step(number, loss=1.0, lr=2.0, grad_norm=3.0) for number in range(10)))
     cursor, sizes, steps = Cursor(), [], []
     while True:
@@ -54,7 +54,7 @@ def test_at_most_as_many_points_as_asked_for_are_read_and_none_is_left_out(path:
     assert steps == [number for number in range(10) for _ in range(3)]
 
 
-def test_a_resumed_job_cuts_the_file_and_its_steps_are_read_once(path: Path) -> None:
+def test_a_resumed_job_truncates_the_file_and_its_steps_are_read_once(path: Path) -> None:
     path.write_text("".join(step(number, loss=float(number)) for number in range(1, 9)))
     _, cursor = read_points(path, Cursor(), 1000)
     kept = "".join(step(number, loss=float(number)) for number in range(1, 5))
@@ -62,7 +62,7 @@ def test_a_resumed_job_cuts_the_file_and_its_steps_are_read_once(path: Path) -> 
     points, cursor = read_points(path, cursor, 1000)
     assert points == []
     again = "".join(step(number, time=9999.0 + number, loss=float(number)) for number in range(5, 12))
-    path.write_text(kept + again)  # longer than before, and other bytes
+    path.write_text(kept + again)  # longer than before, with different bytes
     assert [point.step for point in read_points(path, cursor, 1000)[0]] == [9, 10, 11]
 
 
@@ -76,7 +76,7 @@ def losses(points: list[Point]) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in points if point.key == "loss"]
 
 
-def test_steps_that_are_redone_after_a_rollback_are_read_again_once_and_later(path: Path) -> None:
+def test_steps_repeated_after_a_rollback_are_read_once_more(path: Path) -> None:
     path.write_text("".join(step(number, loss=float(number)) for number in range(1, 8)))
     points, cursor = read_points(path, Cursor(), 1000)
     assert len(points) == 7
@@ -91,7 +91,7 @@ def test_steps_that_are_redone_after_a_rollback_are_read_again_once_and_later(pa
     points, cursor = read_points(path, cursor, 1000)
     assert losses(points) == [(9, 4.5)]
 
-    lines = redone.splitlines(keepends=True)[:6]  # killed, and resumed at step 5: the rollback is of old
+    lines = redone.splitlines(keepends=True)[:6]  # killed, and resumed at step 5: the rollback was already read
     path.write_text(
         "".join(lines) + "".join(step(number, time=3000.0 + number, loss=number / 2) for number in range(6, 11))
     )
@@ -101,7 +101,7 @@ def test_steps_that_are_redone_after_a_rollback_are_read_again_once_and_later(pa
     assert losses(points) == [(10, 5.0)]
 
 
-def test_a_rollback_and_a_kill_that_nobody_read_between_are_told_alike(path: Path) -> None:
+def test_two_rollbacks_between_reads_are_read_once(path: Path) -> None:
     path.write_text("".join(step(number, loss=float(number)) for number in range(1, 8)))
     _, cursor = read_points(path, Cursor(), 1000)
     first = step(1, loss=1.0) + step(2, loss=2.0) + rolled_back(2, 2000.0) + step(3, time=2001.0, loss=0.3)

@@ -30,7 +30,7 @@ def write_metrics(path: Path, first: int, last: int) -> None:
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database with its tables: making them takes many seconds."""
+    """An MLflow database with its tables, which take many seconds to create."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
@@ -44,7 +44,7 @@ def tracked(ws: Workspace, empty_database: Path) -> Workspace:
 
 
 class Server:
-    """A real MLflow server that can be killed and started again on its port."""
+    """A real MLflow server that can be killed and restarted on its port."""
 
     def __init__(self, database: Path, port: int) -> None:
         self.uri = f"http://127.0.0.1:{port}"
@@ -59,7 +59,7 @@ class Server:
         with (self._folder / "server.log").open("ab") as log:
             self._process = psutil.Popen(
                 self._command, stdout=log, stderr=subprocess.STDOUT, cwd=self._folder,
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # eight processes that nobody uses
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # saves eight unused processes
             )  # fmt: skip
         deadline = time.monotonic() + 200
         while True:
@@ -103,7 +103,7 @@ def until(condition: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.01)
 
 
-def test_every_point_arrives_once_though_the_server_comes_late_and_is_killed(
+def test_every_point_arrives_once_although_the_server_starts_late_and_is_killed(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUPOLA_MLFLOW_TRACKING_URI", server.uri)
@@ -118,14 +118,14 @@ def test_every_point_arrives_once_though_the_server_comes_late_and_is_killed(
     tracker.open_run(run, "pretrain")
     tracker.follow(run, metrics)
     assert time.monotonic() - started < 1, "no server: nothing waits"
-    until(lambda: said)  # it is away: said once, however often it is tried
+    until(lambda: said)  # it is away: said once, however often it is retried
 
     server.start()  # after the metrics were written
     until(lambda: state.exists() and json.loads(state.read_text())["cursors"])
-    server.kill()  # midway
+    server.kill()  # while it is receiving
     sent = json.loads(state.read_text())["cursors"][str(metrics)]["offset"]
     assert 0 < sent < metrics.stat().st_size
-    write_metrics(metrics, STEPS + 1, STEPS + 100)  # training goes on
+    write_metrics(metrics, STEPS + 1, STEPS + 100)  # training continues
     tracker.end_run(run, "completed", metrics={"final": 0.5}, tags={"cupola.artifact": "abc"})
     left = tracker.close(timeout=60)
     assert (left.sent, left.left) == (0, 1)
@@ -138,7 +138,7 @@ def test_every_point_arrives_once_though_the_server_comes_late_and_is_killed(
         f": 1 runs with {unsent:,} lines of metrics wait in {ws.root / 'spool'}. "
         "The same command, `cupola up` or `cupola tracking flush` sends them."
     )
-    metrics.unlink()  # the job's folder may go
+    metrics.unlink()  # the job's folder may be removed
 
     server.start()
     assert flush_spool(ws) == Flushed(sent=1, left=0, reason=None)
@@ -197,14 +197,14 @@ def test_metrics_appear_while_the_job_runs_and_a_stage_may_have_several_jobs(
         tracker.end_run(run, "completed")
 
 
-def test_a_run_made_just_before_a_crash_is_found_again_not_made_twice(tracked: Workspace, tmp_path: Path) -> None:
+def test_a_run_created_just_before_a_crash_is_not_created_twice(tracked: Workspace, tmp_path: Path) -> None:
     spool = Spool(tracked.folder("spool"))
     metrics = tmp_path / "metrics.jsonl"
     write_metrics(metrics, 1, 10)
     spool.open_run("r", "pretrain", None, {"a": 1}, {})
     spool.follow("r", metrics)
     assert Sender(tracked.settings.tracking_uri, spool).flush().reason is None
-    (spool.folder / "r/state.json").unlink()  # as if killed between the server's answer and writing it down
+    (spool.folder / "r/state.json").unlink()  # as if killed between the server's response and recording it
     spool.end_run("r", "completed", {}, {})
     assert Sender(tracked.settings.tracking_uri, spool).flush() == Flushed(1, 0, None)
     client = MlflowClient(tracked.settings.tracking_uri)
@@ -213,7 +213,7 @@ def test_a_run_made_just_before_a_crash_is_found_again_not_made_twice(tracked: W
 
 
 def leave_a_lost_run(ws: Workspace) -> str:
-    """A run whose process ended without a word, and what it left in the spool."""
+    """A run whose process ended without reporting a result, and its data in the spool."""
     script = (
         "from pathlib import Path; from cupola_platform.workspace import Workspace\n"
         "from cupola_platform.tracking.spool import Spool\n"
@@ -231,7 +231,7 @@ def test_the_spool_of_a_lost_run_is_sent_and_closed_as_failed(tracked: Workspace
     assert MlflowClient(tracked.settings.tracking_uri).get_run(identity).info.status == "FAILED"
 
 
-def test_what_a_living_process_has_to_tell_is_left_to_it(tracked: Workspace) -> None:
+def test_data_of_a_running_process_is_left_to_it(tracked: Workspace) -> None:
     run = tracked.registry.start_run("tiny", "sft")
     Spool(tracked.folder("spool")).open_run(run, "sft", None, {}, {})
     assert flush_spool(tracked) == Flushed(0, 0, None)
@@ -239,7 +239,7 @@ def test_what_a_living_process_has_to_tell_is_left_to_it(tracked: Workspace) -> 
     assert flush_spool(tracked) == Flushed(0, 0, None), "it is about to say how it ended"
 
 
-def test_that_mlflow_goes_is_said_once_and_that_it_is_back(tracked: Workspace, free_port: Callable[[], int]) -> None:
+def test_mlflows_absence_and_return_are_each_reported_once(tracked: Workspace, free_port: Callable[[], int]) -> None:
     away = f"http://someone:secret@127.0.0.1:{free_port()}"
     sender = Sender(away, Spool(tracked.folder("spool")))
     said: list[str] = []
@@ -259,7 +259,7 @@ def test_that_mlflow_goes_is_said_once_and_that_it_is_back(tracked: Workspace, f
     assert not sender.spool.holds("r")
 
 
-def test_a_server_that_is_away_is_not_asked_for_every_run(tracked: Workspace, free_port: Callable[[], int]) -> None:
+def test_an_absent_server_is_not_tried_for_every_run(tracked: Workspace, free_port: Callable[[], int]) -> None:
     spool = Spool(tracked.folder("spool"))
     for number in range(50):
         spool.open_run(f"r{number}", "sft", None, {}, {})
@@ -271,7 +271,7 @@ def test_a_server_that_is_away_is_not_asked_for_every_run(tracked: Workspace, fr
     assert "secret" not in str(flushed.reason)
 
 
-def test_the_next_run_sends_what_an_earlier_one_left(tracked: Workspace) -> None:
+def test_the_next_run_sends_data_left_by_an_earlier_one(tracked: Workspace) -> None:
     lost = leave_a_lost_run(tracked)
     run = tracked.registry.start_run("tiny")
     with Tracker.open(tracked) as tracker:

@@ -1,4 +1,4 @@
-"""Instruction data mixed into pretraining: conversations become documents as the chat template writes them."""
+"""Instruction data in pretraining: conversations become documents, rendered by the chat template."""
 
 import json
 import random
@@ -49,7 +49,7 @@ def read(source: Files) -> tuple[list[Document], list[Drop]]:
     return [of for of in outcomes if isinstance(of, Document)], [of for of in outcomes if isinstance(of, Drop)]
 
 
-def test_conversations_of_rows_are_rendered_and_broken_ones_counted(tmp_path: Path) -> None:
+def test_rows_with_conversations_are_rendered_and_broken_ones_counted(tmp_path: Path) -> None:
     good = [QUESTION, ANSWER]
     shared = [{"from": "human", "value": "Hello."}, {"from": "gpt", "value": "Good day."}]
     bad = [[], "text", [{"role": "pirate", "content": "Arr"}], [{"role": "user", "content": " "}], ["x"],
@@ -65,7 +65,7 @@ def test_conversations_of_rows_are_rendered_and_broken_ones_counted(tmp_path: Pa
     ]
     assert [document.text for document in kept[2:]] == [
         document.text for document in kept[:2]
-    ]  # nulls fill up the columns
+    ]  # columns are filled with nulls
     assert [of.reason for of in dropped] == [
         "no conversation", "no conversation", "malformed conversation", "malformed conversation", "no conversation",
         "control token in a message", "no text field",
@@ -82,7 +82,7 @@ def test_a_source_without_rows_or_column_is_refused(tmp_path: Path) -> None:
         check_source(HuggingFace(name=str(tmp_path), messages_field="messages"))
 
 
-def test_conversations_are_in_the_shards_as_the_chat_template_writes_them(tmp_path: Path) -> None:
+def test_shards_contain_conversations_as_rendered_by_the_chat_template(tmp_path: Path) -> None:
     from megatron.core.datasets.indexed_dataset import IndexedDataset
     from transformers import AutoTokenizer
 
@@ -122,7 +122,7 @@ def test_conversations_are_in_the_shards_as_the_chat_template_writes_them(tmp_pa
     assert json.loads((tmp_path / "out" / "index.json").read_text())["weights"] == {"talks": 0.1, "prose": 0.9}
 
 
-def test_a_rendered_conversation_is_what_the_template_says() -> None:
+def test_a_rendered_conversation_follows_the_template() -> None:
     system = {"role": "system", "content": "Be brief."}
     assert (
         render([system, QUESTION])[0]

@@ -39,7 +39,7 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.8) -> list[int]:
 
 
 def words_of(text: str) -> list[str]:
-    """Words as `shingle` means them, by another way: each Chinese character is one."""
+    """Words as in `shingle`, computed differently: each Chinese character is one."""
     return re.findall(r"[一-鿿]|[^\W一-鿿]+", text.lower())
 
 
@@ -88,7 +88,7 @@ def components(count: int, pairs: set[tuple[int, int]]) -> list[int]:
 
 
 @pytest.mark.parametrize("chinese", [False, True])
-def test_recall_is_at_least_datasketchs_and_nothing_is_removed_on_an_estimate(chinese: bool) -> None:
+def test_recall_is_at_least_datasketchs_and_every_pair_is_verified(chinese: bool) -> None:
     texts = planted(1, 60, 4, chinese=chinese)
     true_pairs = pairs_at_least(texts, 0.8)
     assert len(true_pairs) > 140
@@ -112,13 +112,13 @@ def test_recall_is_at_least_datasketchs_and_nothing_is_removed_on_an_estimate(ch
     assert wrong == []
 
 
-def test_each_text_is_given_the_first_of_its_cluster() -> None:
+def test_each_text_gets_the_first_member_of_its_cluster() -> None:
     base = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
     other = "a quite different text about the weather in the mountains and about nothing else at all"
     assert near_duplicates([other, base, base + " sixteen", other.upper(), base]) == [0, 1, 1, 0, 1]
 
 
-def test_a_lower_threshold_joins_what_a_higher_one_parts() -> None:
+def test_a_lower_threshold_joins_texts_that_a_higher_one_separates() -> None:
     words = [f"word{i}" for i in range(60)]
     texts = [" ".join(words), " ".join([*words[:30], "changed", *words[31:]])]  # 51 of 61 shingles: 0.836
     assert near_duplicates(texts, threshold=0.8) == [0, 0]

@@ -1,4 +1,4 @@
-"""Boilerplate that stands in many documents is removed from all but the first."""
+"""Boilerplate in many documents is removed from all but the first."""
 
 import json
 import random
@@ -39,7 +39,7 @@ def raw_documents() -> list[str]:
     texts[2] += f"\n\n{TWICE}"
     texts[5] = f"{TWICE}\n\n{texts[5]}"
     texts.append(f"{NOTICE}\n\n\n  \n{NOTICE.replace(' ', '  ')}")  # nothing else, and with other spaces
-    texts.append(texts[3])  # a whole duplicate is no witness
+    texts.append(texts[3])  # a full duplicate does not count
     return texts
 
 
@@ -72,7 +72,7 @@ def test_paragraphs_and_lines_of_many_documents_stay_in_the_first_only(tmp_path:
     report = prepare(config, tmp_path / "out")
     texts = texts_of(tmp_path / "out")
     assert texts["0"] == f"{MENU}\n{body(0)}\n\n{NOTICE}"
-    assert texts["1"] == body(1)  # the menu goes as a line, the notice as a paragraph
+    assert texts["1"] == body(1)  # the menu is removed as a line, the notice as a paragraph
     assert texts["2"] == f"{body(2)}\n\n{TWICE}"
     assert texts["5"] == f"{TWICE}\n\n{body(5)}"
     assert "8" not in texts
@@ -95,14 +95,14 @@ def test_paragraphs_and_lines_of_many_documents_stay_in_the_first_only(tmp_path:
 
 
 @pytest.mark.slow
-def test_the_same_bytes_come_whatever_the_workers(tmp_path: Path) -> None:
+def test_output_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     config = config_of(tmp_path / "raw", RepeatsConfig(units=("paragraph",)))
     prepare(config, tmp_path / "one")
     prepare(replace(config, executor=ExecutorConfig(workers=2)), tmp_path / "two")
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_what_is_found_in_ranges_of_digests_is_what_a_dictionary_finds(tmp_path: Path) -> None:
+def test_ranges_of_digests_give_the_same_repeats_as_a_dictionary(tmp_path: Path) -> None:
     rng = random.Random(3)
     tasks = [[[rng.getrandbits(64) >> 60 << 60 for _ in range(rng.randrange(6))] for _ in range(9)] for _ in range(3)]
     where, number, documents = defaultdict(list), 0, 0

@@ -1,4 +1,4 @@
-"""Documents judged by classifiers trained on labelled sources, and by lists of words."""
+"""Documents filtered by classifiers trained on labelled sources, and by word lists."""
 
 import json
 import random
@@ -42,7 +42,7 @@ def rows(path: Path, texts: list[str]) -> Files:
     return Files(path=str(path))
 
 
-def test_a_classifier_scores_as_scikit_learn_and_tells_its_held_out_accuracy() -> None:
+def test_a_classifier_scores_like_scikit_learn_and_reports_its_held_out_accuracy() -> None:
     positive, negative = [text(GOOD, i) for i in range(80)], [text(POOR, i) for i in range(160)]
     classifier, told = learn(positive, negative)
     assert (told["heldout"], told["train"]) == (48.0, 192.0)
@@ -64,7 +64,7 @@ def test_a_classifier_scores_as_scikit_learn_and_tells_its_held_out_accuracy() -
     assert classifier.scores(new)[0] > 0.5 > classifier.scores(new)[1]
 
 
-def test_wilsons_interval_is_that_of_the_literature() -> None:
+def test_wilsons_interval_matches_the_literature() -> None:
     assert wilson(0.9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-3)  # Brown, Cai, DasGupta 2001
     assert wilson(1.0, 5)[1] == 1.0
 
@@ -84,7 +84,7 @@ def config_of(folder: Path) -> PrepareConfig:
     )
 
 
-def test_a_corpus_is_filtered_by_a_model_that_is_kept_with_its_accuracy(tmp_path: Path) -> None:
+def test_a_corpus_is_filtered_by_a_model_that_is_saved_with_its_accuracy(tmp_path: Path) -> None:
     report = prepare(config_of(tmp_path), tmp_path / "out")
     step = next(tally for tally in report.steps if tally.step == "quality model")
     assert 17 <= step.documents_out <= 23
@@ -96,7 +96,7 @@ def test_a_corpus_is_filtered_by_a_model_that_is_kept_with_its_accuracy(tmp_path
 
 
 @pytest.mark.slow
-def test_a_model_that_was_kept_judges_as_it_did(tmp_path: Path) -> None:
+def test_a_saved_model_scores_as_before(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     prepare(config, tmp_path / "out")
     kept = tmp_path / "out" / "models" / "quality_model"
@@ -128,7 +128,7 @@ def test_what_cannot_be_trained_on_is_refused(
         )
 
 
-def test_too_few_documents_to_learn_from_are_refused(tmp_path: Path) -> None:
+def test_too_few_documents_to_train_on_are_refused(tmp_path: Path) -> None:
     few = rows(tmp_path / "few.jsonl", ["one text"])
     config = ClassifierConfig(positive={"a": few}, negative={"b": few})
     with pytest.raises(
@@ -165,7 +165,7 @@ def test_words_of_a_list_are_counted_in_their_language_and_script(tmp_path: Path
     ]
 
 
-def test_a_toxicity_model_drops_what_it_is_sure_of(tmp_path: Path) -> None:
+def test_a_toxicity_model_drops_documents_above_its_threshold(tmp_path: Path) -> None:
     classifier, told = learn([text(POOR, i) for i in range(60)], [text(GOOD, i) for i in range(60)])
     classifier.save(tmp_path, told)
     step = ToxicityFilter(ToxicityConfig(classifier=ClassifierConfig(model=tmp_path), max_score=0.6), tmp_path)
@@ -175,7 +175,7 @@ def test_a_toxicity_model_drops_what_it_is_sure_of(tmp_path: Path) -> None:
     assert isinstance(fine, Document)
 
 
-def test_a_list_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+def test_an_unusable_word_list_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("# nothing\n")
     with pytest.raises(ConfigError, match="has no words"):
         read_lexicon(tmp_path / "empty")

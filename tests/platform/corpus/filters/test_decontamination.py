@@ -1,4 +1,4 @@
-"""Documents that hold test items are found, by both rules, and nothing else is."""
+"""Documents with test items are found by both rules, and no others."""
 
 import json
 import random
@@ -48,7 +48,7 @@ def judge(of: Decontamination, *texts: str) -> list[tuple[str, str] | None]:
     return [(outcome.reason, outcome.detail) if isinstance(outcome, Drop) else None for outcome in outcomes]
 
 
-def test_thirteen_words_in_a_row_are_found_wherever_they_are(tmp_path: Path) -> None:
+def test_thirteen_consecutive_words_are_found_anywhere(tmp_path: Path) -> None:
     words = QUESTION.split()
     exact, short = " ".join(words[4:17]), " ".join(words[4:16])
     found, missed, upper = judge(
@@ -102,14 +102,14 @@ def test_a_long_document_that_shares_common_words_only_is_kept(tmp_path: Path) -
     assert judge(step(tmp_path, [item]), book) == [None]
 
 
-def test_a_short_item_is_no_reason(tmp_path: Path) -> None:
+def test_a_short_item_contaminates_nothing(tmp_path: Path) -> None:
     assert judge(step(tmp_path, ["What is two plus two?", filler(1, 20)]), "What is two plus two? Four. " * 30) == [
         None
     ]
 
 
 @given(st.lists(st.integers(0, 5), max_size=90), st.lists(st.integers(0, 5), max_size=90))
-def test_the_common_subsequence_is_that_of_the_textbook(a: list[int], b: list[int]) -> None:
+def test_the_common_subsequence_matches_the_textbook_algorithm(a: list[int], b: list[int]) -> None:
     table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
     for i, left in enumerate(a):
         for j, right in enumerate(b):
@@ -146,7 +146,7 @@ def test_a_preparation_names_each_contaminated_document_and_what_matched(tmp_pat
     assert told["test_items"] == {"items": 2, "too_short": 1}
 
 
-def test_evaluation_sets_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+def test_unusable_evaluation_sets_are_refused(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "a.txt").write_text(filler(1, 200))
     sums = tmp_path / "sums.jsonl"

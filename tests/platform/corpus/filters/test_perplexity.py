@@ -1,4 +1,4 @@
-"""Perplexity by percentiles of each language, with a process that scores texts by a number in them."""
+"""Perplexity percentiles per language, with a process that scores texts by a number in them."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Personal data is masked, and what only looks like it is not."""
+"""Personal data is masked, and text that only looks like it is not."""
 
 import pytest
 
@@ -23,7 +23,7 @@ from cupola_platform.corpus.filters.personal_data import PersonalDataMask, mask
         ("CPF 529.982.247-25, SSN 219-09-9999", "CPF <identity>, SSN <identity>"),
     ],
 )
-def test_what_identifies_a_person_is_masked(text: str, masked: str) -> None:
+def test_personal_data_is_masked(text: str, masked: str) -> None:
     assert mask(text)[0] == masked
 
 
@@ -54,12 +54,12 @@ def test_in_programs_plain_digits_are_numbers() -> None:
     }  # fmt: skip
 
 
-def test_only_the_kinds_that_are_asked_for_are_masked() -> None:
+def test_only_the_configured_kinds_are_masked() -> None:
     text = "jane@acme.org from 93.184.216.34"
     assert mask(text, ["ip"]) == ("jane@acme.org from <ip>", {"ip": 1})
 
 
-def test_the_step_counts_what_it_masked_and_shows_none_of_it() -> None:
+def test_the_step_counts_what_it_masked_and_shows_no_examples() -> None:
     texts = ["jane@acme.org, joe@acme.org and 93.184.216.34", "nothing", "card 4111 1111 1111 1111"]
     documents = [Document("s", f"{i}.txt", 0, text, len(text.encode())) for i, text in enumerate(texts)]
     kept, _, tally = run_step(PersonalDataMask(PersonalDataConfig()), documents)
@@ -73,7 +73,7 @@ def test_the_step_counts_what_it_masked_and_shows_none_of_it() -> None:
     assert tally.bytes_out == sum(document.size for document in kept)
 
 
-def test_edits_without_a_changed_text_are_a_fault() -> None:
+def test_edits_without_a_changed_text_are_an_error() -> None:
     document = Document("s", "a.txt", 0, "text", 4)
 
     class Liar:

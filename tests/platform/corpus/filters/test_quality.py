@@ -1,4 +1,4 @@
-"""The rules of quality in many languages, and beside those who wrote them down first."""
+"""The quality rules in many languages, and compared with datatrove's."""
 
 import random
 
@@ -69,7 +69,7 @@ def test_poor_text_of_any_language_is_dropped_with_its_reason(language: str, tex
     assert reason in reasons(text, language)
 
 
-def test_short_chinese_that_is_taken_for_wu_is_chinese_to_the_rules() -> None:
+def test_short_chinese_identified_as_wu_gets_the_rules_of_chinese() -> None:
     assert reasons(TEXTS["zh"], "wuu") == []
 
 
@@ -105,7 +105,7 @@ def words_of(seed: int, distinct: int, count: int) -> list[str]:
     return [f"w{'x' * (i % 5)}{i}" for i in rng.choices(range(distinct), k=count)]
 
 
-def test_repetition_is_measured_as_datatrove_does() -> None:
+def test_repetition_is_measured_as_in_datatrove() -> None:
     for seed in range(20):
         words = words_of(seed, 12, 300)
         hashed = hashed_words([" ".join(words)])
@@ -119,7 +119,7 @@ def test_repetition_is_measured_as_datatrove_does() -> None:
         5,
         8,
         10,
-    ):  # a phrase that comes again as a whole: overlapping runs, which datatrove counts otherwise, are few
+    ):  # a phrase repeated as a whole, since datatrove counts overlapping runs differently
         phrase = words_of(1, 10_000, 40)
         words = [*phrase, *words_of(2, 10_000, 60), *phrase, *words_of(3, 10_000, 60)]
         hashed = hashed_words([" ".join(words)])
@@ -130,7 +130,7 @@ def test_repetition_is_measured_as_datatrove_does() -> None:
         )
 
 
-def test_an_empty_or_wordless_text_repeats_nothing() -> None:
+def test_an_empty_or_wordless_text_has_no_repetition() -> None:
     none = np.zeros(0, np.int64)
     assert top_ngram(none.astype(np.uint64), none, 3) == (0, 0, 0)
     assert repeated_characters(none.astype(np.uint64), none, 5) == 0

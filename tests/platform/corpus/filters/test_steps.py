@@ -1,4 +1,4 @@
-"""The steps of cleaning, one at a time."""
+"""The cleaning steps, one at a time."""
 
 import unicodedata
 from dataclasses import replace
@@ -84,18 +84,18 @@ def judged(text: str, language: str, min_words: int = 50) -> Document | Drop:
         ("plain\tascii\n", "plain\tascii\n"),
     ],
 )
-def test_text_is_mended(text: str, mended: str) -> None:
+def test_text_is_repaired(text: str, mended: str) -> None:
     assert repair(text) == mended
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
-def test_mended_text_is_normal_and_has_no_control_characters(text: str) -> None:
+def test_repaired_text_is_normalized_and_has_no_control_characters(text: str) -> None:
     mended = repair(text)
     assert unicodedata.is_normalized("NFC", mended)
     assert not any(character < " " and character not in "\t\n\0" for character in mended)
 
 
-def test_what_was_lost_before_it_was_written_is_dropped() -> None:
+def test_text_garbled_beyond_repair_is_dropped() -> None:
     kept, lost = UnicodeRepair()([document("cafe\u0301"), document("caf\ufffd au lait")])
     assert isinstance(kept, Document)
     assert (kept.text, kept.size) == ("café", 5)
@@ -113,7 +113,7 @@ def test_languages_and_code_are_told_apart(text: str, language: str) -> None:
     assert confidence > 0.8
 
 
-def test_a_python_file_is_code_whatever_it_says() -> None:
+def test_a_python_file_is_code_whatever_it_contains() -> None:
     assert identify("hello", "stdlib/this.py") == ("code", 1.0)
     assert not looks_like_code(ENGLISH)
     assert not looks_like_code("x = 1\ny = 2")
@@ -199,7 +199,7 @@ def held(drawn: NDArray[np.float64], fraction: float) -> list[bool]:
     return list(extremes.heldout(drawn, fraction).tolist())
 
 
-def test_the_held_out_share_is_about_what_was_asked_and_stays_when_documents_come() -> None:
+def test_the_held_out_share_is_about_the_fraction_and_choices_stay_when_documents_are_added() -> None:
     some = digests(5000)
     drawn = draws(some, 0)
     assert 70 < (drawn < 0.02).sum() < 130
@@ -217,7 +217,7 @@ def test_every_source_has_a_document_on_each_side() -> None:
     assert held(np.repeat(three, 2), 1e-9).count(True) == 2  # equal texts are on one side
 
 
-def test_the_tokenizers_sample_is_the_same_however_the_documents_come() -> None:
+def test_the_tokenizers_sample_does_not_depend_on_the_order_of_documents() -> None:
     drawn, sizes = draws(digests(1000), 3), np.full(1000, 10)
     whole, parted = Sample(500), Sample(500)
     whole.see(drawn, np.arange(1000), sizes)

@@ -56,7 +56,7 @@ class Prepared:
 
 
 def write_sources(folder: Path) -> list[str]:
-    """60 good texts with a plain copy, a near copy, a German text and broken ones among them; and some modules."""
+    """60 good texts, an exact copy, a near copy, a German text and broken ones; and some modules."""
     texts = [prose(i) for i in range(60)]
     german = "Der Ofen wird am Morgen angezündet, und bis zum Mittag ist das Eisen geschmolzen und abgegossen. " * 2
     odd = [texts[3], texts[4].replace("number", "Number"), german, "The founder is a man of few words.", "🙂🚀" * 50]
@@ -92,7 +92,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return Prepared(config, report, base / "out", progress, texts)
 
 
-def test_each_step_says_what_it_dropped_and_why(prepared: Prepared) -> None:
+def test_each_step_reports_what_it_dropped_and_why(prepared: Prepared) -> None:
     steps = {
         tally.step: {reason: loss.documents for reason, loss in tally.lost.items()} for tally in prepared.report.steps
     }
@@ -115,7 +115,7 @@ def test_each_step_says_what_it_dropped_and_why(prepared: Prepared) -> None:
     assert exact["examples"][0]["detail"].endswith("rows.jsonl#4")
 
 
-def test_the_shards_hold_every_document_once_and_nothing_of_one_split_is_in_the_other(prepared: Prepared) -> None:
+def test_the_shards_hold_every_document_once_and_the_splits_are_disjoint(prepared: Prepared) -> None:
     from megatron.core.datasets.indexed_dataset import IndexedDataset
     from transformers import AutoTokenizer
 
@@ -149,7 +149,7 @@ def test_the_shards_hold_every_document_once_and_nothing_of_one_split_is_in_the_
     assert len({row["id"] for row in table}) == len(table) == 70
 
 
-def test_every_file_that_was_read_is_listed_with_its_digest(prepared: Prepared) -> None:
+def test_every_file_read_is_listed_with_its_digest(prepared: Prepared) -> None:
     files = [json.loads(line) for line in (prepared.folder / "sources.jsonl").read_text().splitlines()]
     assert len(files) == 13
     for file in files:
@@ -169,7 +169,7 @@ def test_progress_rises_to_the_end_of_every_step(prepared: Prepared) -> None:
         assert events[-1][0] == events[-1][1] > 0
 
 
-def test_the_page_stands_alone_and_shows_the_funnel(prepared: Prepared) -> None:
+def test_the_page_is_self_contained_and_shows_the_funnel(prepared: Prepared) -> None:
     page = (prepared.folder / "report.html").read_text()
     assert "http" not in page.replace("http-equiv", "")
     for words in (
@@ -182,7 +182,7 @@ def test_the_page_stands_alone_and_shows_the_funnel(prepared: Prepared) -> None:
         assert words in page
 
 
-def test_the_metrics_are_numbers_of_the_report(prepared: Prepared) -> None:
+def test_the_metrics_match_the_report(prepared: Prepared) -> None:
     metrics = prepared.report.metrics
     assert (metrics["documents_read"], metrics["documents_kept"], metrics["vocab_size"]) == (79.0, 70.0, 512.0)
     dropped = {name: count for name, count in metrics.items() if name.startswith("dropped")}
@@ -196,14 +196,14 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_the_same_input_gives_the_same_bytes_whatever_the_workers(prepared: Prepared, tmp_path: Path) -> None:
+def test_the_same_input_gives_the_same_bytes_for_any_number_of_workers(prepared: Prepared, tmp_path: Path) -> None:
     (tmp_path / "out" / "shards").mkdir(parents=True)
     (tmp_path / "out" / "shards" / "train-left.bin").write_bytes(b"of a run that was cut short")
     prepare(replace(prepared.config, executor=ExecutorConfig(workers=1)), tmp_path / "out")
     assert contents(tmp_path / "out") == contents(prepared.folder)
 
 
-def test_steps_can_be_left_out(tmp_path: Path) -> None:
+def test_steps_can_be_disabled(tmp_path: Path) -> None:
     write_sources(tmp_path / "raw")
     config = PrepareConfig(
         sources={"prose": Files(path=str(tmp_path / "raw" / "rows.jsonl"))},
@@ -224,7 +224,7 @@ def test_steps_can_be_left_out(tmp_path: Path) -> None:
     assert prepare(exact, tmp_path / "exact").steps[-1].documents_out == 64
 
 
-def test_a_source_of_which_nothing_is_left_is_refused_with_the_reasons(
+def test_a_source_with_no_documents_left_is_refused_with_the_reasons(
     tmp_path: Path, make_folder: Callable[..., Path]
 ) -> None:
     folder = make_folder("raw", {"a.txt": prose(1), "b.txt": prose(2), "c.txt": prose(3)})

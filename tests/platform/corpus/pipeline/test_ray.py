@@ -1,4 +1,4 @@
-"""A preparation on Ray, where it is installed: `pip install ray`."""
+"""A preparation on Ray, if it is installed (`pip install ray`)."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ SENTENCE = (
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def test_ray_writes_what_this_machine_writes(tmp_path: Path) -> None:
+def test_ray_writes_the_same_as_this_machine(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     (tmp_path / "texts").mkdir()
     for number in range(12):

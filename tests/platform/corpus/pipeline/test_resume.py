@@ -1,4 +1,4 @@
-"""A preparation that is killed goes on; a worker that is killed is named."""
+"""A killed preparation resumes, and a killed worker is reported."""
 
 import os
 import random
@@ -73,7 +73,7 @@ def start(config: PrepareConfig, to: Path, environment: dict[str, str] | None = 
 
 
 def markers(work: Path) -> dict[str, int]:
-    """When each task ended."""
+    """The end time of each task."""
     return {str(path.relative_to(work)): path.stat().st_mtime_ns for path in work.glob("runs/*/completions/*")}
 
 
@@ -113,9 +113,7 @@ def test_a_killed_preparation_repeats_no_finished_task_and_gives_the_same_bytes(
     assert not work.exists()
 
 
-def test_a_machine_that_goes_down_costs_no_finished_task_and_gives_the_same_bytes(
-    tmp_path: Path, power_cut: Any
-) -> None:
+def test_a_power_failure_costs_no_finished_task_and_gives_the_same_bytes(tmp_path: Path, power_cut: Any) -> None:
     config = config_of(tmp_path / "raw", sources=4, documents=10)
     prepare(config, tmp_path / "whole")
     lost: list[Path] = []

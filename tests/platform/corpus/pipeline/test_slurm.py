@@ -1,4 +1,4 @@
-"""A preparation on a real Slurm of one node: munged, slurmctld and slurmd of this machine, in a folder of their own."""
+"""A preparation on a real one-node Slurm: munged, slurmctld and slurmd on this machine, in their own folder."""
 
 import os
 import secrets
@@ -59,7 +59,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[int], list[int]]) -> Iterator[Path]:
-    """The folder of a cluster that runs; sbatch and squeue find it."""
+    """The folder of a running cluster, which sbatch and squeue use."""
     folder = tmp_path_factory.mktemp("slurm")
     for name in ("state", "spool", "log"):
         (folder / name).mkdir()
@@ -132,10 +132,10 @@ def config(texts: Path, **executor: object) -> PrepareConfig:
 SLURM = {"kind": "slurm", "workers": 2, "partition": "main", "memory_gb": 1, "time": "00:05:00"}
 
 
-def test_slurm_writes_what_this_machine_writes_and_leaves_no_job(
+def test_slurm_writes_the_same_as_this_machine_and_leaves_no_job(
     slurm: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PATH", "/usr/bin:/usr/sbin:/bin")  # nobody activated an environment
+    monkeypatch.setenv("PATH", "/usr/bin:/usr/sbin:/bin")  # no activated environment
     prepare(config(texts, **SLURM), tmp_path / "slurm")
     prepare(config(texts, workers=1), tmp_path / "local")
     written = files_of(tmp_path / "slurm")
@@ -148,9 +148,7 @@ def files_of(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_jobs_that_somebody_cancels_are_told_and_the_same_command_goes_on(
-    slurm: Path, texts: Path, tmp_path: Path
-) -> None:
+def test_cancelled_jobs_are_reported_and_the_same_command_resumes(slurm: Path, texts: Path, tmp_path: Path) -> None:
     def cancel() -> None:
         while not (waiting := [name for name in jobs() if "exact" in name]):
             time.sleep(0.1)
@@ -165,7 +163,7 @@ def test_jobs_that_somebody_cancels_are_told_and_the_same_command_goes_on(
     assert report.steps[0].documents_in == 12
 
 
-def test_a_slurm_that_does_not_answer_is_one_line(
+def test_a_slurm_that_does_not_respond_is_one_line(
     slurm: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     away = tmp_path / "slurm.conf"
@@ -175,7 +173,7 @@ def test_a_slurm_that_does_not_answer_is_one_line(
         prepare(config(texts, **SLURM), tmp_path / "out")
 
 
-def test_what_sbatch_refuses_is_one_line(slurm: Path, texts: Path, tmp_path: Path) -> None:
+def test_a_refusal_by_sbatch_is_one_line(slurm: Path, texts: Path, tmp_path: Path) -> None:
     with pytest.raises(
         StageFailedError,
         match=r"sbatch refused cupola-read_and_clean-\w+ with exit status 1\. See .*/log\.txt, ",

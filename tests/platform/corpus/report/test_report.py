@@ -1,4 +1,4 @@
-"""The account of a preparation, as numbers and as a page, whatever steps it names."""
+"""The report of a preparation, as numbers and as a page, for any steps."""
 
 import base64
 import json
@@ -68,7 +68,7 @@ def _base64(byte: int) -> str:
     return base64.b64encode(bytes([byte])).decode()
 
 
-def test_what_each_step_did_is_told_by_source_and_adds_up(report: dict[str, Any]) -> None:
+def test_each_steps_counts_are_reported_by_source_and_add_up(report: dict[str, Any]) -> None:
     for step in report["steps"]:
         for size in ("documents_in", "documents_out", "bytes_in", "bytes_out"):
             assert step[size] == sum(of[size] for of in step["sources"].values()), (step["step"], size)
@@ -102,7 +102,7 @@ def test_clusters_languages_lengths_mixture_and_compression_are_counted(report: 
 
 
 class Outline(HTMLParser):
-    """What a page shows, and whatever it would fetch."""
+    """What a page shows, and what it would fetch."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class Outline(HTMLParser):
         self.text.append(data)
 
 
-def test_the_page_needs_nothing_from_elsewhere_and_shows_whatever_steps_there_are(report: dict[str, Any]) -> None:
+def test_the_page_is_self_contained_and_shows_all_steps(report: dict[str, Any]) -> None:
     masked = {
         "step": "personal data <new>", "documents_in": 11, "documents_out": 9, "bytes_in": 900, "bytes_out": 700,
         "changed": 4, "edited": [{"kind": "email", "documents": 4, "count": 7, "examples": []}],
@@ -140,7 +140,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_shows_whatever_steps_there_ar
         assert said in text, said
 
 
-def test_the_page_of_many_sources_and_languages_shows_the_biggest(report: dict[str, Any]) -> None:
+def test_the_page_of_many_sources_and_languages_shows_the_largest(report: dict[str, Any]) -> None:
     languages = {f"l{n:03}": {"documents": 1, "tokens": 10, "bytes": 5000 - n} for n in range(300)}
     text = " ".join(Outline(render({**report, "languages": languages})).text)
     assert "The 20 biggest of 300 languages." in text
@@ -179,7 +179,7 @@ def test_an_example_has_the_number_and_the_beginning_of_the_text_on_one_line() -
         ("cl100k", r"tokenizer\.compare: cl100k: cl100k needs its ranks file, which is never downloaded"),
     ],
 )
-def test_a_vocabulary_to_compare_with_that_is_not_there_is_refused_before_anything_is_read(
+def test_a_missing_vocabulary_to_compare_with_is_refused_before_anything_is_read(
     tmp_path: Path, named: str, said: str
 ) -> None:
     rows(tmp_path / "a.jsonl", ["text"])
@@ -191,7 +191,7 @@ def test_a_vocabulary_to_compare_with_that_is_not_there_is_refused_before_anythi
     assert not (tmp_path / "out").exists()
 
 
-def test_where_personal_data_is_masked_it_is_in_examples_too(tmp_path: Path) -> None:
+def test_personal_data_is_also_masked_in_examples(tmp_path: Path) -> None:
     letter = Document("s", "a.txt", 0, "Write to jane.doe@mail.org", 26)
     tally = Tally("quality")
     tally.count(letter, drop(letter, "too few words", "3 words"))

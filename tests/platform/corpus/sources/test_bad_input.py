@@ -1,4 +1,4 @@
-"""Whatever is wrong with what is read: it is counted and named, or refused in a line, and nothing is lost silently."""
+"""Bad input is counted and named, or refused in one line; nothing is lost silently."""
 
 import gzip
 import json
@@ -127,7 +127,7 @@ def test_a_source_without_the_text_column_is_refused_with_the_reason(tmp_path: P
 
 
 def run(config: PrepareConfig, to: Path, seconds: int) -> tuple[dict[str, tuple[int, int]], int]:
-    """Documents in and out of each step, and the most MiB that a process of the preparation took."""
+    """Documents in and out of each step, and the peak MiB of a process of the preparation."""
     told = TypeAdapter(PrepareConfig).dump_json(config).decode()
     command = [sys.executable, "-c", SCRIPT, told, str(to)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=seconds)

@@ -1,5 +1,4 @@
-"""Formats that people keep text in, read into the corpus as they are: the content decides,
-and nothing is lost in silence."""
+"""Common text formats, detected by content and read into the corpus without silent losses."""
 
 import bz2
 import gzip
@@ -56,7 +55,7 @@ def write(path: Path) -> None:
         case "j.parquet.gz":
             parquet.write_table(pa.Table.from_pylist(ROWS), path.with_name("made"))
             path.write_bytes(gzip.compress(path.with_name("made").read_bytes()))
-        case "k.jsonl":  # a Parquet file by another name
+        case "k.jsonl":  # a Parquet file under another name
             parquet.write_table(pa.Table.from_pylist(ROWS), path)
 
 
@@ -65,7 +64,7 @@ def write(path: Path) -> None:
     ["a.json", "b.json", "c.ndjson", "d.csv", "e.tsv", "f.arrow", "g.arrow", "h.json.bz2", "i.csv.xz", "j.parquet.gz",
     "k.jsonl"],
 )  # fmt: skip
-def test_every_table_gives_its_texts(tmp_path: Path, name: str) -> None:
+def test_every_table_format_is_read(tmp_path: Path, name: str) -> None:
     write(tmp_path / name)
     kept, dropped = read(Files(path=str(tmp_path / name)))
     assert [document.text for document in kept] == TEXTS
@@ -87,7 +86,7 @@ def test_bad_rows_of_an_array_and_of_a_table_are_counted(tmp_path: Path) -> None
     ]  # fmt: skip
 
 
-def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
+def test_a_git_lfs_pointer_is_reported(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     _, [drop] = read(Files(path=str(tmp_path)))
     assert drop.reason == "unknown format"
@@ -102,7 +101,7 @@ CELLS = [
 NOTEBOOK = {"nbformat": 4, "metadata": {"language_info": {"name": "julia"}}, "cells": CELLS}
 
 
-def test_a_notebook_gives_its_prose_and_its_code(tmp_path: Path) -> None:
+def test_a_notebooks_prose_and_code_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.ipynb").write_text(json.dumps(NOTEBOOK, indent=1))
     (tmp_path / "b.ipynb").write_text(json.dumps([1]))
     [document], [drop] = read(Files(path=str(tmp_path)))
@@ -123,11 +122,11 @@ def test_a_notebook_gives_its_prose_and_its_code(tmp_path: Path) -> None:
         ({"cells": ["x", {"cell_type": None, "source": None}], "metadata": []}, "None"),
     ],
 )
-def test_notebooks_of_any_age_and_shape_end_nothing(notebook: Any, text: str | None) -> None:
+def test_notebooks_of_any_version_and_shape_do_not_raise(notebook: Any, text: str | None) -> None:
     assert notebook_to_text(json.dumps(notebook)) == text
 
 
-def test_text_of_windows_is_read(tmp_path: Path) -> None:
+def test_utf16_text_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Ein Ofen für Eisen", encoding="utf-16")
     [document], _ = read(Files(path=str(tmp_path)))
     assert document.text == "Ein Ofen für Eisen"
@@ -142,11 +141,11 @@ def test_text_of_windows_is_read(tmp_path: Path) -> None:
         {"role": "model", "content": "B"}], ["A", "B"],
     ],
 )  # fmt: skip
-def test_conversations_are_taken_in_the_shapes_that_fine_tuning_takes(messages: Any) -> None:
+def test_conversations_are_read_in_all_shapes_that_fine_tuning_accepts(messages: Any) -> None:
     assert render(messages) == ("<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\nB<|im_end|>\n", "")
 
 
-def test_a_dataset_with_a_torn_file_is_named(tmp_path: Path) -> None:
+def test_a_dataset_with_a_damaged_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"text": "good"}\n{"text": ')
     with pytest.raises(SourceError, match=r"split='train' cannot be read: "):
         check_source(HuggingFace(name=str(tmp_path)))

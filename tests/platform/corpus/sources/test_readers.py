@@ -1,4 +1,4 @@
-"""Web pages, web archives, manuals and source trees become documents that know where they came from."""
+"""Web pages, web archives, manuals and source trees become documents that record their origin."""
 
 import gzip
 import io
@@ -52,7 +52,7 @@ def write_archive(path: Path, *, compressed: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["crawl.warc", "crawl.warc.gz"])
-def test_a_web_archive_gives_its_pages_in_their_own_encodings(tmp_path: Path, name: str) -> None:
+def test_a_web_archives_pages_are_read_in_their_own_encodings(tmp_path: Path, name: str) -> None:
     write_archive(tmp_path / name, compressed=name.endswith(".gz"))
     kept, dropped = read(Files(path=str(tmp_path), licence="CC-BY-4.0"))
     assert len(kept) == 2
@@ -65,7 +65,7 @@ def test_a_web_archive_gives_its_pages_in_their_own_encodings(tmp_path: Path, na
     assert (kept[0].row, kept[1].row) == (1, 2)
 
 
-def test_an_archive_that_was_cut_short_is_named(tmp_path: Path) -> None:
+def test_a_truncated_archive_is_reported(tmp_path: Path) -> None:
     write_archive(tmp_path / "crawl.warc.gz", compressed=True)
     data = (tmp_path / "crawl.warc.gz").read_bytes()
     (tmp_path / "crawl.warc.gz").write_bytes(data[:300])
@@ -74,7 +74,7 @@ def test_an_archive_that_was_cut_short_is_named(tmp_path: Path) -> None:
     assert all(drop.reason in ("truncated or corrupt file", "broken UTF-8", "empty") for drop in dropped)
 
 
-def test_a_pages_menu_is_left_out_unless_whole_pages_are_wanted(tmp_path: Path) -> None:
+def test_a_pages_menu_is_skipped_unless_whole_pages_are_requested(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text(PAGE)
     (main,), _ = read(Files(path=str(tmp_path)))
     (whole,), _ = read(Files(path=str(tmp_path), whole_pages=True))
@@ -99,7 +99,7 @@ nobody sees this
 """
 
 
-def test_a_manual_is_read_as_people_read_it(tmp_path: Path) -> None:
+def test_a_manual_is_read_as_plain_text(tmp_path: Path) -> None:
     text = man_to_text(MANUAL)
     assert text.splitlines() == [
         "NAME", "ls - list directory contents", "", "SYNOPSIS", "ls", "[OPTION]...", "", "SEE ALSO", "stat (1),",
@@ -118,7 +118,7 @@ def test_a_manual_is_read_as_people_read_it(tmp_path: Path) -> None:
     ]
 
 
-def test_rows_know_where_they_lie_in_their_file(tmp_path: Path) -> None:
+def test_rows_record_their_offsets_in_the_file(tmp_path: Path) -> None:
     lines = [b'{"text": "one"}\n', b"\n", b'{"text": "two \xc3\xa9"}\n']
     (tmp_path / "rows.jsonl").write_bytes(b"".join(lines))
     kept, _ = read(Files(path=str(tmp_path)))
@@ -150,7 +150,7 @@ def test_a_source_tree_is_read_by_type_and_by_licence(tmp_path: Path) -> None:
         check_source(Code(path=str(tmp_path), suffixes=(".zig",)))
 
 
-def test_links_and_pipes_in_a_source_tree_are_left_out(tmp_path: Path) -> None:
+def test_links_and_pipes_in_a_source_tree_are_skipped(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
     (tmp_path / "secret.py").write_text("key = 'secret'")

@@ -1,4 +1,4 @@
-"""Every source of text, whole and broken."""
+"""All sources of text, intact and broken."""
 
 import gzip
 import json
@@ -30,7 +30,7 @@ def read(source: Source, *, limit: int = 1000) -> tuple[list[Document], list[Dro
     return kept, [outcome for outcome in outcomes if isinstance(outcome, Drop)], files
 
 
-def test_every_format_gives_its_text(tmp_path: Path) -> None:
+def test_every_format_is_read(tmp_path: Path) -> None:
     rows = "".join(json.dumps({"text": f"row {i}"}) + "\n" for i in (1, 2)).encode()
     (tmp_path / "a.txt").write_text("plain", encoding="utf-8-sig")
     (tmp_path / "b.md").write_text("# title")
@@ -60,7 +60,7 @@ def test_every_format_gives_its_text(tmp_path: Path) -> None:
     assert files[1].blake3 == blake3(b"# title").hexdigest()
 
 
-def test_broken_input_is_named_and_counted_and_the_rest_is_read(tmp_path: Path) -> None:
+def test_broken_input_is_reported_and_counted_and_the_rest_is_read(tmp_path: Path) -> None:
     good = json.dumps({"text": "good"}).encode()
     lines = [
         good, b"{not json", b'{"other": 1}', b'{"text": 5}', b"[1, 2]", b'{"text": "nul \\u0000"}', b'{"text": " "}',
@@ -77,7 +77,7 @@ def test_broken_input_is_named_and_counted_and_the_rest_is_read(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["cut.jsonl.gz", "cut.jsonl.zst", "cut.parquet"])
-def test_a_truncated_file_keeps_its_whole_rows_and_names_the_loss(tmp_path: Path, name: str) -> None:
+def test_a_truncated_files_complete_rows_are_kept_and_the_loss_is_reported(tmp_path: Path, name: str) -> None:
     rows = [{"text": str(random.Random(i).getrandbits(2000))} for i in range(2000)]
     raw = "".join(json.dumps(row) + "\n" for row in rows).encode()
     path = tmp_path / name
@@ -97,7 +97,7 @@ def test_a_truncated_file_keeps_its_whole_rows_and_names_the_loss(tmp_path: Path
     assert len(kept) > 0 or name.endswith(".parquet")  # a parquet file's index is at its end
 
 
-def test_rows_longer_than_memory_should_hold_are_skipped(tmp_path: Path) -> None:
+def test_rows_too_long_for_memory_are_skipped(tmp_path: Path) -> None:
     long = json.dumps({"text": "y" * 3_000_000}).encode()
     (tmp_path / "rows.jsonl").write_bytes(long + b"\n" + json.dumps({"text": "after"}).encode())
     kept, dropped, _ = read(Files(path=str(tmp_path)))
@@ -120,7 +120,7 @@ def test_broken_plain_files_are_dropped_with_their_reason(tmp_path: Path) -> Non
     ]
 
 
-def test_max_bytes_stops_before_the_document_that_goes_over(tmp_path: Path) -> None:
+def test_max_bytes_stops_before_the_document_that_exceeds_it(tmp_path: Path) -> None:
     for i in range(5):
         (tmp_path / f"{i}.txt").write_text("ten bytes!")
     kept, _, files = read(Files(path=str(tmp_path / "*.txt"), max_bytes=35))
@@ -128,7 +128,7 @@ def test_max_bytes_stops_before_the_document_that_goes_over(tmp_path: Path) -> N
     assert len(files) == 4
 
 
-def test_a_column_of_another_name_is_read_when_it_is_named(tmp_path: Path) -> None:
+def test_a_column_with_another_name_can_be_configured(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"content": ["here", None]}), tmp_path / "a.parquet")
     kept, dropped, _ = read(Files(path=str(tmp_path), text_field="content"))
     assert [document.text for document in kept] == ["here"]
@@ -146,7 +146,7 @@ def test_a_column_of_another_name_is_read_when_it_is_named(tmp_path: Path) -> No
         ("picture.png", "", r"has no files of a known format\. Known:"),
     ],
 )
-def test_a_source_that_cannot_give_text_is_refused(tmp_path: Path, make: str | None, path: str, message: str) -> None:
+def test_a_source_without_text_is_refused(tmp_path: Path, make: str | None, path: str, message: str) -> None:
     if make:
         (tmp_path / make).touch()
     with pytest.raises(SourceError, match=message):
@@ -180,7 +180,7 @@ def test_a_dataset_without_the_split_or_column_is_refused(tmp_path: Path, change
         check_source(HuggingFace(name=str(tmp_path), **change))
 
 
-def test_a_dataset_of_the_hub_is_refused_when_the_hub_cannot_be_reached() -> None:
+def test_a_hub_dataset_is_refused_if_the_hub_cannot_be_reached() -> None:
     with pytest.raises(SourceError, match=r"name='nobody/nothing'.* cannot be read: .*local folder"):
         check_source(HuggingFace(name="nobody/nothing"))
 
@@ -201,7 +201,7 @@ def test_the_python_environment_holds_twenty_megabytes_in_a_fixed_order() -> Non
     assert not any("/tests/" in name for name in names)
 
 
-def test_a_sources_state_changes_when_what_it_reads_does(tmp_path: Path) -> None:
+def test_a_sources_state_changes_with_its_content(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one")
     source = Files(path=str(tmp_path))
     before = source_state(source)
@@ -235,7 +235,7 @@ def test_html_keeps_text_and_lines_and_drops_the_rest() -> None:
     assert html_to_text(page) == "Title\n\na bold word, 1 < 2\nnext"
 
 
-def test_objects_below_an_s3_prefix_are_read(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objects_under_an_s3_prefix_are_read(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUPOLA_S3_ENDPOINT_URL", s3.endpoint_url)
     put = partial(s3.client.put_object, Bucket=s3.bucket)
     put(Key="corpus/b.jsonl.gz", Body=gzip.compress(b'{"text": "packed row"}\n'))

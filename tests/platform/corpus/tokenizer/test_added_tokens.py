@@ -1,4 +1,4 @@
-"""Tokenizers with added tokens: shards hold the ids of transformers, which SFT and inference use."""
+"""Tokenizers with added tokens: shards have the same ids as transformers, which SFT and inference use."""
 
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from cupola_platform.corpus.tokenizer.encoding import DocumentEncoder
 from cupola_platform.corpus.tokenizer.ranks import byte_letters
 
 BYTES = {letter: byte for byte, letter in byte_letters().items()}
-"""A vocabulary of single bytes, each its own id; added tokens come after, from 256 on."""
+"""A vocabulary of single bytes, each its own id; added tokens follow from 256 on."""
 QWENS = pre_tokenizers.Sequence(
     [
         pre_tokenizers.Split(Regex(PATTERN), "isolated"),
@@ -24,7 +24,7 @@ QWENS = pre_tokenizers.Sequence(
 
 
 def of_bytes(pre_tokenizer: Any, added: Sequence[AddedToken]) -> Tokenizer:
-    """A tokenizer of bytes in NFC, with added tokens, then those that `prepare` adds."""
+    """A tokenizer of bytes in NFC, with added tokens followed by those from `prepare`."""
     tokenizer = Tokenizer(models.BPE(vocab=BYTES, merges=[]))
     tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = (
         normalizers.NFC(),
@@ -50,7 +50,7 @@ def test_added_tokens_that_are_not_special_are_single_ids_and_control_tokens_sta
     assert ids.tolist() == [97, 256, 98, end, 257, 99, end, *b"d<|im_end|>", end, 101, end]
 
 
-def test_an_added_token_takes_the_white_space_beside_it_and_only_whole_words_as_it_says() -> None:
+def test_added_tokens_strip_white_space_and_match_single_words_as_configured() -> None:
     mask = AddedToken("<m>", lstrip=True, rstrip=True)
     word = AddedToken("ing", single_word=True)
     encoder = DocumentEncoder(of_bytes(QWENS, [mask, word]))
@@ -58,7 +58,7 @@ def test_an_added_token_takes_the_white_space_beside_it_and_only_whole_words_as_
     assert encoder.encode("ing sing") == [257, *b" sing"]
 
 
-def test_an_added_token_is_found_in_normalized_text_where_it_says_so() -> None:
+def test_added_tokens_are_found_in_normalized_text_if_configured() -> None:
     """NFC writes U+2126 (ohm) as U+03A9 (omega), and U+212A (kelvin) as K."""
     encoder = DocumentEncoder(
         of_bytes(QWENS, [AddedToken("\u03a9", normalized=True), AddedToken("\u212a", normalized=False)])
@@ -66,7 +66,7 @@ def test_an_added_token_is_found_in_normalized_text_where_it_says_so() -> None:
     assert encoder.encode("\u2126 \u212a K") == [256, 32, 257, 32, 75]
 
 
-def test_documents_are_whole_where_the_tokenizers_file_truncates_and_pads() -> None:
+def test_documents_are_complete_even_if_the_tokenizers_file_truncates_and_pads() -> None:
     tokenizer = of_bytes(QWENS, [])
     tokenizer.enable_truncation(3)
     tokenizer.enable_padding(length=8)
@@ -88,7 +88,7 @@ PIECES = [
     "\ufb01", "<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|fim_prefix|>", "12", "</s>", "\u4f60\u597d", "US", "us",
     "\n\n", "_",
 ]  # fmt: skip
-"""What added tokens and texts are made of."""
+"""Pieces of added tokens and texts."""
 WORDS = ["a", "return", "sing", "Naïve", " ", "\n", "'s", "x1", ".", "🙂", "<", "|", "\u1e9b\u0323", "İ", "ß"]
 TEXTS = st.lists(st.sampled_from(PIECES + WORDS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=3)).map(
     "".join
@@ -115,13 +115,13 @@ NORMALIZERS = [
 
 
 def _as_found(token: AddedToken) -> str:
-    """Of two tokens that a normalizer makes one text of, `tokenizers` finds now this one and now that."""
+    """Key that is equal for tokens that a normalizer makes equal: `tokenizers` picks either, so only one is drawn."""
     return unicodedata.normalize("NFKD", token.content).lower()
 
 
 @st.composite
 def tokenizers(draw: st.DrawFn) -> Tokenizer:
-    """A small tokenizer of some family, with added tokens of all kinds and, half of the time, a limit of length."""
+    """A small tokenizer of a random family, with all kinds of added tokens and, half of the time, a length limit."""
     model, pre_tokenizer, decoder = MODELS[draw(st.sampled_from(sorted(MODELS)))]()
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.NFC() if pre_tokenizer is QWENS else draw(st.sampled_from(NORMALIZERS))
@@ -143,7 +143,7 @@ def tokenizers(draw: st.DrawFn) -> Tokenizer:
 
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(tokenizers(), st.lists(TEXTS, min_size=20, max_size=20))
-def test_twenty_tokenizers_give_the_ids_of_transformers(
+def test_twenty_tokenizers_give_the_same_ids_as_transformers(
     tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer, texts: list[str]
 ) -> None:
     from transformers import AutoTokenizer
@@ -159,7 +159,7 @@ def test_twenty_tokenizers_give_the_ids_of_transformers(
     assert [ours.encode(text) for text in texts] == split
     said = [f"user\n{text}" for text in texts]
     turns = [
-        f"<|im_start|>{words}<|im_end|>\n"  # as SFT encodes it, which drops messages that hold control tokens
+        f"<|im_start|>{words}<|im_end|>\n"  # as in SFT, which drops messages with control tokens
         for words in said
         if theirs.encode(words) == theirs.encode(words, split_special_tokens=True)
     ]

@@ -1,4 +1,4 @@
-"""Learning a vocabulary: the same as tokenizers' trainer, on top of another, without overflow, within memory."""
+"""Training a vocabulary: equal to tokenizers' trainer, on top of another one, without overflow, in bounded memory."""
 
 import random
 import sysconfig
@@ -30,7 +30,7 @@ def regular(tokenizer: Tokenizer) -> dict[str, int]:
     return dict(tokenizer.get_vocab(with_added_tokens=False))
 
 
-def test_the_vocabulary_is_the_one_that_tokenizers_learns() -> None:
+def test_the_vocabulary_equals_that_of_tokenizers_trainer() -> None:
     ours = train_tokenizer(texts(), 800)
     theirs = new_tokenizer()
     trainer = trainers.BpeTrainer(
@@ -52,7 +52,7 @@ def test_a_base_keeps_its_ids_and_what_is_trained_on_on_top_of_it_is_what_one_tr
     assert regular(extended) == regular(train_tokenizer(texts(), 768))
 
 
-def test_a_base_without_room_or_beside_a_vocabulary_is_refused(tmp_path: Path) -> None:
+def test_a_base_without_room_or_with_a_fixed_vocabulary_is_refused(tmp_path: Path) -> None:
     make_tokenizer(TokenizerConfig(vocab_size=448), texts(), tmp_path / "small")
     with pytest.raises(ConfigError, match=r"vocab_size=448 has no room beyond the 426 tokens .* Try vocab_size=512"):
         make_tokenizer(TokenizerConfig(vocab_size=448, base=tmp_path / "small"), texts(), tmp_path / "no")
@@ -61,7 +61,7 @@ def test_a_base_without_room_or_beside_a_vocabulary_is_refused(tmp_path: Path) -
 
 
 def textbook(words: dict[bytes, int], count: int) -> list[tuple[int, int]]:
-    """All pairs counted anew for every merge."""
+    """A reference that recounts all pairs for every merge."""
     parts, merges = [list(word) for word in words], list[tuple[int, int]]()
     while len(merges) < count:
         counts: Counter[tuple[int, int]] = Counter()
@@ -86,7 +86,7 @@ def textbook(words: dict[bytes, int], count: int) -> list[tuple[int, int]]:
 @given(st.dictionaries(st.text("abc", min_size=1, max_size=12).map(str.encode), st.integers(1, 3), max_size=12))
 @example({b"aaaa": 1})
 @example({b"aaaaa": 2, b"abababa": 1})
-def test_merges_are_those_of_the_textbook_until_nothing_is_left_to_join(words: dict[bytes, int]) -> None:
+def test_merges_match_the_textbook_algorithm_until_no_pair_is_left(words: dict[bytes, int]) -> None:
     assert learn_merges(words, [list(word) for word in words], 256, 30) == textbook(words, 30)
 
 
@@ -95,7 +95,7 @@ def test_counts_beyond_32_bits_do_not_overflow() -> None:
     assert learn_merges(words, [[0, 1], [2, 3], [2, 4]], first=5, count=9) == [(0, 1), (2, 3), (2, 4)]
 
 
-def test_words_that_outgrow_memory_are_counted_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_that_exceed_memory_are_counted_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cupola_platform.corpus.tokenizer.bpe_training.BATCH_CHARACTERS", 5_000)
     everything = count_words(texts())
     assert sum(everything.values()) > 100_000
@@ -104,7 +104,7 @@ def test_words_that_outgrow_memory_are_counted_on_disk(monkeypatch: pytest.Monke
     assert count_words(texts(), max_words=100_000) == everything
 
 
-def test_words_are_counted_as_the_tokenizer_parts_them() -> None:
+def test_words_are_counted_as_the_tokenizer_splits_them() -> None:
     split = new_tokenizer().pre_tokenizer
     counted = count_words(["it's  a\n\n day, it's\0 0123456789abcdefgh ", "今天 it's"])
     letters = {word: count for word, count in counted.items() if b"\0" not in word}
@@ -115,7 +115,7 @@ def test_words_are_counted_as_the_tokenizer_parts_them() -> None:
     assert len(split.pre_tokenize_str("it's  a\n\n day, it's\0 0123456789abcdefgh ")) == sum(counted.values()) - 3
 
 
-def test_an_imported_tokenizer_keeps_its_own_way_of_splitting(tmp_path: Path) -> None:
+def test_an_imported_tokenizer_keeps_its_own_pre_tokenization(tmp_path: Path) -> None:
     theirs = new_tokenizer({letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))})
     theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(

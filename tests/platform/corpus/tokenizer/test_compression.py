@@ -1,4 +1,4 @@
-"""Bytes a token by language, beside other vocabularies."""
+"""Bytes per token by language, compared with other vocabularies."""
 
 import base64
 import importlib
@@ -44,7 +44,7 @@ def bytes_only(path: Path) -> Path:
     return path
 
 
-def test_bytes_a_token_are_told_by_language_beside_other_vocabularies(tokens: Path, tmp_path: Path) -> None:
+def test_bytes_per_token_are_reported_by_language_and_vocabulary(tokens: Path, tmp_path: Path) -> None:
     path = bytes_only(tmp_path / "bytes.tiktoken")
     found = {of.language: of for of in compression(tokens, [str(path), f"cl100k={path}"])}
     assert set(found) == {"en", "zh"}
@@ -60,7 +60,7 @@ def test_cl100ks_pattern_is_tiktokens(monkeypatch: pytest.MonkeyPatch) -> None:
     assert public.cl100k_base()["pat_str"] == CL100K_PATTERN
 
 
-def test_a_vocabulary_that_is_not_there_is_one_line(tokens: Path) -> None:
+def test_a_missing_vocabulary_is_one_line(tokens: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"cl100k needs its ranks file, which is never downloaded\. Give it as cl100k=FILE"
     ):
@@ -68,7 +68,7 @@ def test_a_vocabulary_that_is_not_there_is_one_line(tokens: Path) -> None:
 
 
 @pytest.mark.skipif(not QWEN, reason="needs a folder with qwen.tiktoken in CUPOLA_QWEN_VOCABULARY")
-def test_qwens_real_vocabulary_gives_tiktokens_ids() -> None:
+def test_qwens_real_vocabulary_gives_the_same_ids_as_tiktoken() -> None:
     from cupola_platform.corpus.core.qwen_tokenizer import PATTERN
     from cupola_platform.corpus.tokenizer.encoding import DocumentEncoder
     from cupola_platform.corpus.tokenizer.ranks import follows_its_ranks, read_ranks

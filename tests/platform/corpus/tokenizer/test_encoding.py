@@ -76,7 +76,7 @@ def test_autotokenizer_loads_it_with_its_control_tokens_and_template(folder: Pat
     )
 
 
-def test_the_assistants_mask_covers_its_words_and_its_ends_only(folder: Path) -> None:
+def test_the_assistant_mask_covers_only_its_text_and_turn_ends(folder: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -89,10 +89,10 @@ def test_digits_are_single_tokens(encoder: DocumentEncoder) -> None:
     assert len(encoder.encode("1234567890")) == 10
 
 
-def test_control_tokens_written_in_a_text_stay_text(encoder: DocumentEncoder, reference: Tokenizer) -> None:
+def test_control_tokens_in_a_text_stay_text(encoder: DocumentEncoder, reference: Tokenizer) -> None:
     ids = encoder.encode("a <|endoftext|> b<|im_end|>")
     assert max(ids) < 490
-    assert max(encoder.encode("<|im_end|> \U000323af")) < 490  # goes through the tokenizer itself
+    assert max(encoder.encode("<|im_end|> \U000323af")) < 490  # encoded by the tokenizer itself
     assert reference.decode(ids) == "a <|endoftext|> b<|im_end|>"
 
 
@@ -102,7 +102,7 @@ def test_control_tokens_written_in_a_text_stay_text(encoder: DocumentEncoder, re
 )
 @example("it's 'S 'LL ſ'ſ 'rE\r\n\r\n  x \t\n y   ")
 @example("\u0a5c e\u0301 \ufb01 \u1e9b\u0323")
-def test_encoding_equals_the_tokenizers_and_comes_back_as_nfc(
+def test_encoding_equals_the_tokenizers_and_decodes_to_nfc(
     encoder: DocumentEncoder, reference: Tokenizer, text: str
 ) -> None:
     ids = encoder.encode(text)
@@ -112,7 +112,7 @@ def test_encoding_equals_the_tokenizers_and_comes_back_as_nfc(
 
 @settings(deadline=None)
 @given(st.binary(max_size=64))
-def test_every_byte_can_be_written(encoder: DocumentEncoder, reference: Tokenizer, data: bytes) -> None:
+def test_every_byte_can_be_encoded(encoder: DocumentEncoder, reference: Tokenizer, data: bytes) -> None:
     text = data.decode("latin-1")
     assert reference.decode(encoder.encode(text), skip_special_tokens=False) == text
 
@@ -124,7 +124,7 @@ def test_contractions_end_as_the_tokenizer_ends_them(encoder: DocumentEncoder, r
         assert encoder.encode(text) == reference.encode(text, add_special_tokens=False).ids
 
 
-def test_documents_side_by_side_are_encoded_as_each_alone(encoder: DocumentEncoder) -> None:
+def test_documents_in_a_batch_are_encoded_like_single_ones(encoder: DocumentEncoder) -> None:
     texts = [
         "",
         " ",
@@ -145,7 +145,7 @@ def test_documents_side_by_side_are_encoded_as_each_alone(encoder: DocumentEncod
     assert [len(of) for of in encoder.documents([])] == [0, 0]
 
 
-def test_a_character_newer_than_the_tables_takes_only_its_own_text_the_long_way(
+def test_a_character_newer_than_the_unicode_tables_slows_down_only_its_own_text(
     encoder: DocumentEncoder, reference: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = ["a \U000323af", "naïve 1", "b\U000323af'll"]
@@ -162,13 +162,13 @@ def test_a_character_newer_than_the_tables_takes_only_its_own_text_the_long_way(
     assert ids.tolist() == [id for text in texts for id in (*reference.encode(text).ids, 490)]
 
 
-def test_a_word_of_more_tokens_than_were_ever_seen_is_encoded(folder: Path, reference: Tokenizer) -> None:
+def test_a_word_with_more_tokens_than_any_before_is_encoded(folder: Path, reference: Tokenizer) -> None:
     text = "今天天气很好" * 200
     fresh = DocumentEncoder(Tokenizer.from_file(str(folder / "tokenizer.json")))
     assert fresh.encode(text) == reference.encode(text, add_special_tokens=False).ids
 
 
-def test_a_full_table_of_words_starts_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_word_table_is_cleared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     texts = library_texts()
     expected = DocumentEncoder(tokenizer).documents(texts)[0]
@@ -186,13 +186,13 @@ def test_every_character_is_split_as_the_tokenizer_splits_it(encoder: DocumentEn
         assert encoder.encode(text) == reference.encode(text, add_special_tokens=False).ids, hex(ord(points[start]))
 
 
-def test_training_is_the_same_every_time(folder: Path, tmp_path: Path) -> None:
+def test_training_is_deterministic(folder: Path, tmp_path: Path) -> None:
     make_tokenizer(TokenizerConfig(vocab_size=512), library_texts(), tmp_path)
     assert (tmp_path / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
 
 
 def ranked(folder: Path, path: Path) -> dict[bytes, int]:
-    """The trained vocabulary as Qwen publishes its own: bytes in base64 and their ranks."""
+    """The trained vocabulary in the format of Qwen's: bytes in base64 and their ranks."""
     bytes_of = {letter: byte for byte, letter in byte_letters().items()}
     vocabulary = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab(with_added_tokens=False)
     ranks = {bytes(bytes_of[letter] for letter in token): rank for token, rank in vocabulary.items()}
@@ -201,7 +201,7 @@ def ranked(folder: Path, path: Path) -> dict[bytes, int]:
     return ranks
 
 
-def test_a_tiktoken_vocabulary_gives_tiktokens_ids(folder: Path, tmp_path: Path) -> None:
+def test_a_tiktoken_vocabulary_gives_the_same_ids_as_tiktoken(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "own.tiktoken"
     ranks = ranked(folder, path)
     assert read_ranks(path) == ranks
@@ -215,7 +215,7 @@ def test_a_tiktoken_vocabulary_gives_tiktokens_ids(folder: Path, tmp_path: Path)
         assert encoder.encode(text) == theirs.encode_ordinary(text)
 
 
-def test_a_token_that_no_merge_makes_is_never_given(tmp_path: Path) -> None:
+def test_a_token_that_no_merge_makes_is_never_used(tmp_path: Path) -> None:
     ranks = {bytes([byte]): byte for byte in range(256)} | {b"ab": 256, b"xyz": 257}
     lines = (f"{base64.b64encode(token).decode()} {rank}" for token, rank in ranks.items())
     (tmp_path / "own.tiktoken").write_text("\n".join(lines) + "\n")
@@ -233,7 +233,7 @@ def test_a_token_that_no_merge_makes_is_never_given(tmp_path: Path) -> None:
         (b"YQ== 0\n", r"is not a \.tiktoken file: some single bytes are missing"),
     ],
 )
-def test_a_vocabulary_that_is_none_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_an_invalid_vocabulary_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "own.tiktoken"
     if content is not None:
         path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Token shards: read by Megatron-Core, the same from any number of workers, and back from a token to its text."""
+"""Token shards: readable by Megatron-Core, equal for any number of workers, and traceable from token to text."""
 
 import json
 import subprocess
@@ -38,7 +38,7 @@ def test_megatron_reads_the_shards(tmp_path: Path, vocab_size: int, dtype: str) 
     assert dataset.get(2, offset=100, length=20).tolist() == documents[2][100:].tolist()
 
 
-def test_shards_that_are_joined_read_as_one(tmp_path: Path) -> None:
+def test_joined_shards_read_as_one(tmp_path: Path) -> None:
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     with ShardWriter(tmp_path / "a", "uint16") as a, ShardWriter(tmp_path / "b", "uint16") as b:
@@ -52,7 +52,7 @@ def test_shards_that_are_joined_read_as_one(tmp_path: Path) -> None:
     assert [document.tolist() for document in dataset] == [[0, 1, 2], [3, 4, 5, 6], [100, 101, 102, 103, 104]]
 
 
-def test_an_index_that_is_cut_short_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_index_is_refused(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "a", "uint16") as writer:
         writer.add_documents(np.arange(7), np.array([3, 4]))
     data = (tmp_path / "a.idx").read_bytes()
@@ -97,7 +97,7 @@ def config_of(folder: Path, workers: int) -> PrepareConfig:
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made by a task a file."""
+    """Tokens prepared with one task per file."""
     folder = tmp_path_factory.mktemp("tokens")
     work = folder / "work"
     work.mkdir()
@@ -121,7 +121,7 @@ def test_shards_do_not_depend_on_the_workers_or_the_tasks(tokens: Path, tmp_path
     )
 
 
-def test_every_token_is_traced_to_its_document_and_its_place_in_the_text(tokens: Path) -> None:
+def test_every_token_is_traced_to_its_document_and_position_in_the_text(tokens: Path) -> None:
     tokenizer = Tokenizer.from_file(str(tokens / "tokenizer" / "tokenizer.json"))
     for shard in ("train-notes", "heldout-letters"):
         stream = np.fromfile(tokens / "shards" / f"{shard}.bin", "uint16")
@@ -137,7 +137,7 @@ def test_every_token_is_traced_to_its_document_and_its_place_in_the_text(tokens:
             assert document == tokenizer.normalizer.normalize_str(text)
 
 
-def test_a_token_that_is_not_there_is_one_line(tokens: Path) -> None:
+def test_a_missing_token_is_one_line(tokens: Path) -> None:
     with pytest.raises(NotFoundError, match=r"no such shard\. Known: heldout-letters, heldout-notes, train-letters"):
         locate(tokens, "train-lettres", 0)
     with pytest.raises(ConfigError, match=r"--offset 999999 is out of range. train-letters has tokens 0 to "):
