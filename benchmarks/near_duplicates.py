@@ -207,8 +207,7 @@ def _xxhash64(text: str) -> int:
 
 def datatrove_pairs(texts: Sequence[str]) -> Pairs:
     """The pairs of datatrove's three steps, run in this process without an executor: each document with the first of
-    its
-    cluster."""
+    its cluster."""
     config = MinhashConfig(n_grams=NGRAM, num_buckets=14, hashes_per_bucket=PERMUTATIONS // 14)
     with tempfile.TemporaryDirectory() as folder:
         documents = [Document(text=text, id=str(i)) for i, text in enumerate(texts)]

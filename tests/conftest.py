@@ -43,8 +43,7 @@ def _isolated_environment() -> None:
 @pytest.fixture(scope="session")
 def changed_files() -> Callable[[Path, Path], list[str]]:
     """The files that differ between an artifact made with an interruption and one made without. Empty if the digests
-    are
-    equal."""
+    are equal."""
     return _changed_files
 
 
@@ -81,9 +80,9 @@ os.fsync, durable.sync_file_system = recorded_fsync, recorded_sync
 
 @dataclass(frozen=True)
 class PowerCut:
-    """What a machine that loses its power does to files: names are there (file systems keep a journal of them), and of
-    what was not synced the bytes are gone, or zeros.
-    Works on what processes wrote that were started with `environment`."""
+    """What a power failure does to files: names survive (file systems keep a journal of them), but bytes that were not
+    synced are gone, or zeros.
+    Affects files written by processes that were started with `environment`."""
 
     folder: Path
 
@@ -213,10 +212,9 @@ def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
 
 @pytest.fixture
 def with_clock_set(tmp_path: Path) -> Callable[[list[str], int], list[str]]:
-    """A function that gives a command as it is on a machine whose clock was set forward by so many seconds.
+    """A function that makes a command run as if the clock had been set forward by some seconds.
 
-    The kernel then says that the machine was booted later. Here a mount of the command's own says so:
-    no test sets a clock.
+    The kernel then reports a later boot time. Here a mount private to the command reports it, and no clock is set.
     """
     rights = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     alone = ["unshare", *rights, "--mount"]

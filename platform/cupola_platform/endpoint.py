@@ -28,8 +28,7 @@ class EndpointConfig:
 
     url: str = Field(pattern=r"^https?://[^\s@?]+$")
     """Base URL, such as http://localhost:8000/v1; `/chat/completions` is appended. It must not contain a user, password
-    or
-    key, because recipes are stored and shown."""
+    or key, because recipes are stored and shown."""
 
     model: str = Field(min_length=1)
     """The model's name at the endpoint."""

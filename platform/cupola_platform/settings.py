@@ -63,24 +63,21 @@ class Settings(BaseSettings):
 
     prefect_api_auth_string: SecretStr | None = None
     """`user:password` for the server at `prefect_api_url`: its PREFECT_SERVER_API_AUTH_STRING. None if that server
-    needs
-    no credential. Servers that Cupola starts have their own."""
+    needs no credential. Servers that Cupola starts have their own."""
 
     mlflow_auth_string: SecretStr | None = None
     """`user:password` for the server at `mlflow_tracking_uri`, likewise."""
 
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     """Host names of the servers that run here besides the loopback names, such as `mlflow,cupola.example.org`. Requests
-    for
-    any other host are refused."""
+    for any other host are refused."""
 
     max_processes: int | None = Field(default=None, ge=1)
     """Training processes that this machine may run at once; None for one per core."""
 
     console_password: SecretStr | None = None
     """Password of the console. None uses the one that `cupola up` generates; a console started another way is then open
-    to
-    anyone who reaches it."""
+    to anyone who reaches it."""
 
     @field_validator("home")
     @classmethod
@@ -107,7 +104,7 @@ class Settings(BaseSettings):
             )
         if url is not None and not BUCKET.match(url):
             raise ValueError(
-                "names no S3 bucket: letters, digits, '.', '-' and '_'. Credentials are AWS's own variables'"
+                "must name an S3 bucket of letters, digits, '.', '-' and '_'. Set credentials in AWS's own variables"
             )
         return url
 

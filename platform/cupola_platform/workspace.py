@@ -70,8 +70,7 @@ class Workspace:
     @staticmethod
     def open(root: Path | None = None, patience: float = PATIENCE) -> "Workspace":
         """Open the workspace given by the settings, or the one at `root`. If the registry's server does not respond,
-        retry
-        for `patience` seconds.
+        retry for `patience` seconds.
 
         Raises:
             ConfigError: a setting is invalid.

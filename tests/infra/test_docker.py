@@ -90,7 +90,7 @@ def test_prefect_and_mlflow_require_their_clients_credential_and_accept_their_ow
     compose: dict[str, Any],
 ) -> None:
     environment = {name: service.get("environment", {}) for name, service in compose["services"].items()}
-    prefect, mlflow = "cupola:${PREFECT_PASSWORD:?write it into .env}", "cupola:${MLFLOW_PASSWORD:?write it into .env}"
+    prefect, mlflow = "cupola:${PREFECT_PASSWORD:?set it in .env}", "cupola:${MLFLOW_PASSWORD:?set it in .env}"
     assert environment["prefect"]["PREFECT_SERVER_API_AUTH_STRING"] == prefect
     assert environment["mlflow"]["CUPOLA_MLFLOW_AUTH_STRING"] == mlflow
     for client in ("worker", "console"):

@@ -1,8 +1,7 @@
 """The Terraform configuration is formatted, parses, and is wired up. test_scan.py runs Checkov.
 
-`terraform validate` needs the AWS provider, which is no package of a registry that pip reads. Where it is at hand, name
-its folder in TERRAFORM_PLUGIN_DIR, and the last test validates every resource and plans the environment against a mock
-of AWS.
+`terraform validate` needs the AWS provider, which pip cannot install. If you have it, set TERRAFORM_PLUGIN_DIR to its
+folder, and the last test validates every resource and plans the environment against a mock of AWS.
 """
 
 import os

@@ -118,8 +118,7 @@ def _law(title: str, law: PowerLaw, dots: Mapping[tuple[float, float], float]) -
 
 def _bowls(title: str, setting: str, fixed: str, laws: Laws, runs: Sequence[Run]) -> str:
     """Loss above the pair's minimum over one setting: one line per pair, from its runs with the most common value of
-    the
-    other setting."""
+    the other setting."""
     pairs = _by_pair(list(zip(runs, laws.fitted.tolist(), strict=True)))
     sizes, lengths = (sorted({pair[i] for pair in pairs}) for i in (0, 1))
     with Chart(f"loss over {title}", height=320) as chart:

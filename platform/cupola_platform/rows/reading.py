@@ -127,8 +127,7 @@ def _blocks(stream: io.BufferedReader) -> Iterator[bytes]:
 
 def _is_lines(seen: Sequence[Line], suffix: str) -> bool:
     """Whether each line is a row, judged by the first two since one may be damaged. Otherwise rows span several lines,
-    or
-    share one."""
+    or share one."""
     values = list(map(_value, seen))
     if isinstance(values[0], dict):
         return len(seen) > 1 or not json_values.unwrap(values[0])

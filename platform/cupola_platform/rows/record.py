@@ -22,8 +22,7 @@ class Record(NamedTuple):
     row: Row | None
     reason: str = ""
     """Key to count it by: one of `json_lines.BadLineError`'s, or "too_long", "cut_short" (a damaged file, whose
-    remainder
-    is lost), "unknown_format", "not_csv", "too_many_cells"."""
+    remainder is lost), "unknown_format", "not_csv", "too_many_cells"."""
 
     detail: str = ""
     size: int = 0

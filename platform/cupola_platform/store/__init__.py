@@ -20,8 +20,7 @@ class Store(Protocol):
 
     def get(self, digest: str) -> Artifact:
         """An artifact on this machine, fetched if needed. Here and in `manifest`, an artifact stored under another
-        one's
-        digest is refused. Raises NotFoundError, CorruptArtifactError."""
+        one's digest is refused. Raises NotFoundError, CorruptArtifactError."""
 
     def holds(self, digest: str) -> bool:
         """Whether the complete artifact is there."""
@@ -45,8 +44,7 @@ class Store(Protocol):
 
     def remove(self, digest: str) -> None:
         """Remove an artifact from a section if it is there. It is invalid from the first deletion on, so that nobody
-        reads
-        half of it."""
+        reads half of it."""
 
     def clear(self) -> None:
         """Remove everything from a section."""

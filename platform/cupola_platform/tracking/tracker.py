@@ -309,8 +309,7 @@ class Tracker:
 
 def flush_spool(ws: Workspace) -> Flushed:
     """Send what ended runs left in the spool because the tracking server was away or their process died. Data of
-    running
-    processes is left to them."""
+    running processes is left to them."""
     sender = _sender(ws)
     waiting = sender.spool.runs()
     if not waiting:

@@ -57,8 +57,7 @@ class ToxicityConfig:
 
     lexicon: dict[str, Path] = Field(default_factory=dict)
     """Language (`*` for any) to a UTF-8 file with one word or phrase per line. None is included; LDNOOBW publishes
-    lists
-    for 28 languages, used by C4, in the npm package naughty-words."""
+    lists for 28 languages, used by C4, in the npm package naughty-words."""
 
     min_matches: int = Field(default=3, ge=1)
     """Matches from which a document counts as toxic..."""

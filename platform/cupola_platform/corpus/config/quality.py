@@ -19,8 +19,7 @@ class QualityRules:
 
     min_words: int = Field(default=50, ge=0)
     """Minimum words of a document (Gopher); for code, words and identifiers. In scripts without spaces, words are
-    estimated
-    from characters."""
+    estimated from characters."""
 
     max_words: int = Field(default=100_000, ge=1)
     """Maximum words of a prose document (Gopher)."""
@@ -61,13 +60,11 @@ class QualityRules:
 
     max_repeated_ngram_characters: float = Field(default=0.2, ge=0, le=1)
     """Maximum share of characters in the most frequent 2-gram of prose words; 0.02 less for 3-grams and again for
-    4-grams
-    (Gopher). In scripts without spaces, n-grams have twice as many characters."""
+    4-grams (Gopher). In scripts without spaces, n-grams have twice as many characters."""
 
     max_duplicate_ngram_characters: float = Field(default=0.5, ge=0, le=1)
     """Maximum share of characters in 5-grams of words that occurred before; 0.01 less for each of 6- to 10-grams.
-    Gopher's
-    0.15 is for web pages; manuals repeat their phrases."""
+    Gopher's 0.15 is for web pages; manuals repeat their phrases."""
 
     min_sentences: int = Field(default=0, ge=0)
     """Minimum sentence ends in a prose document. C4's 3 (or 5) drops lists and tables of technical text."""

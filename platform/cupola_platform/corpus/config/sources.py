@@ -20,8 +20,7 @@ class Share(BaseModel):
 
     weight: float | None = Field(default=None, gt=0)
     """Share of training samples, relative to the sum of all weights. Without weights, shares are proportional to
-    tokens.
-    Give a weight to all sources of a corpus or to none."""
+    tokens. Give a weight to all sources of a corpus or to none."""
 
     licence: str = ""
     """SPDX identifier of all its documents, stored with each; empty if unknown or stated in each file."""
@@ -35,8 +34,7 @@ class Rows(Share):
 
     messages_field: str | None = None
     """The column with a conversation instead of text, in any form that fine-tuning accepts. The chat template turns it
-    into
-    a document. Only row formats have conversations: JSON, CSV, Parquet, Arrow, datasets."""
+    into a document. Only row formats have conversations: JSON, CSV, Parquet, Arrow, datasets."""
 
     whole_pages: bool = False
     """Read all text of HTML pages, including menus and footers; false for the main text only (trafilatura)."""
@@ -54,8 +52,7 @@ class PythonEnvironment(Share):
 
 class Files(Rows):
     """Files on this machine: text (txt, md, rst, py), HTML, WARC, man pages, notebooks, and rows (JSON lines, JSON
-    arrays,
-    CSV, TSV, Parquet, Arrow); each also as .gz, .zst, .bz2 or .xz."""
+    arrays, CSV, TSV, Parquet, Arrow); each also as .gz, .zst, .bz2 or .xz."""
 
     type: Literal["files"] = "files"
 
@@ -78,8 +75,7 @@ class Code(Share):
 
     licences: tuple[str, ...] = PERMISSIVE
     """SPDX identifiers to keep, `unknown` for files without one; empty keeps all. A file's own header takes precedence
-    over
-    the nearest licence file above it."""
+    over the nearest licence file above it."""
 
 
 class S3Prefix(Rows):

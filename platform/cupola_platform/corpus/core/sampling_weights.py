@@ -27,8 +27,8 @@ def training_tokens(folder: Path) -> dict[str, dict[str, int]]:
 def with_temperature(
     weights: Mapping[str, float], tokens: Mapping[str, Mapping[str, int]], temperature: float
 ) -> dict[str, float]:
-    """Weights that balance languages: a language's share p becomes proportional to p^(1/temperature)
-    (Conneau et al. 2020, section 3.1). A source is scaled by the mean of its languages' factors, weighted by tokens.
+    """Weights that balance languages: a language's share p becomes proportional to p^(1/temperature) (Conneau et al.
+    2020, section 3.1). A source is scaled by the mean of its languages' factors, weighted by tokens.
 
     Args:
         weights: sampling weight of each source.

@@ -3,8 +3,8 @@
 It needs its own process because its pools fork, which is unsafe in a caller with threads, and re-import the main
 module.
 
-It reads `WORK/config.json`, reports progress on stdout as one JSON list per line, and finally writes
-`WORK/result.json` or `WORK/error.json`. Finished work stays in WORK, so the same command resumes from there.
+It reads `WORK/config.json`, reports progress on stdout as one JSON list per line, and finally writes `WORK/result.json`
+or `WORK/error.json`. Finished work stays in WORK, so the same command resumes from there.
 """
 
 import json

@@ -51,8 +51,7 @@ def models(work: Path) -> Path:
 
 def plan(config: PrepareConfig, work: Path) -> list[str]:
     """Write what each task reads, and return each task's source. The plan depends on the sources only, not on the
-    number of
-    workers."""
+    number of workers."""
     folder = work / "plan"
     done = folder / "sources.json"
     if done.exists():

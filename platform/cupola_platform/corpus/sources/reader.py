@@ -118,8 +118,7 @@ def source_entries(source: Source) -> Iterator[Entry]:
 
 def source_pieces(source: Source, piece_bytes: int, max_pieces: int) -> list[list[Entry]]:
     """A source's entries in consecutive groups of about `piece_bytes`, or more to stay within `max_pieces`. One task
-    reads
-    each.
+    reads each.
 
     With `max_bytes`, plain files are counted by size beforehand; anything that must be read to be measured is one
     piece.

@@ -35,8 +35,7 @@ def check_vocabulary(config: TokenizerConfig) -> None:
 
 def vocabulary_file(named: str | Path) -> Path:
     """The `.tiktoken` or `tokenizer.json` file of a vocabulary given as `qwen` or a path. Raises ConfigError if there
-    is
-    none."""
+    is none."""
     if named != "qwen":
         path = Path(named)
         if path.is_dir():

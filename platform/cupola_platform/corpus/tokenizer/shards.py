@@ -1,8 +1,8 @@
 """Token shards in Megatron-Core's IndexedDataset format, written without Megatron.
 
 `NAME.bin` holds the tokens, one document after another. `NAME.idx` holds, little-endian: `MMIDIDX\\0\\0`, the version 1
-(u64), the dtype's code (u8), the counts of sequences and of document boundaries (u64 each), then each sequence's
-length (i32) and byte offset (i64), and the indices of the sequences at which documents begin, then the total (i64).
+(u64), the dtype's code (u8), the counts of sequences and of document boundaries (u64 each), then each sequence's length
+(i32) and byte offset (i64), and the indices of the sequences at which documents begin, then the total (i64).
 """
 
 import shutil

@@ -33,8 +33,7 @@ ROW_MULTIPLE = 64
 
 def make_tokenizer(config: TokenizerConfig, texts: Iterable[str], folder: Path) -> int:
     """Train the vocabulary on `texts` or load it, save the tokenizer in `folder`, and return its rows, padded to a
-    multiple
-    of 64."""
+    multiple of 64."""
     if config.vocabulary == "trained":
         base = open_vocabulary(vocabulary_file(config.base)) if config.base else None
         tokenizer = train_tokenizer(texts, config.vocab_size, base)
