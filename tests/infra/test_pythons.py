@@ -66,7 +66,7 @@ def test_make_install_takes_the_first_python_and_pins_packages_of_3_11(
         provide(house, version)
     done = install(house)
     assert done.returncode == 0, done.stderr
-    assert f"A Python of version {taken}:" in (house / ".venv" / "bin" / "python").read_text()
+    assert f"A stand-in for Python {taken}:" in (house / ".venv" / "bin" / "python").read_text()
     assert (house / "pip.log").read_text().splitlines() == [
         "-m pip install --quiet pip==26.3",
         f"-m pip install {pins}--editable . --group dev",
