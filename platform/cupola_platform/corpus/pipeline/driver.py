@@ -142,9 +142,8 @@ class Preparation:
                 ranges = max(1, -(-int(first_indices(documents, self.tasks)[-1]) // RANGE_DOCUMENTS))
                 self.runner.run("find equal", [FindEqual(documents, self.tasks, equal)], ranges)
                 clusters = cluster_sizes(equal, documents, first_indices(documents, self.tasks))
-                write_text(
-                    self.work / "clusters.json", json.dumps(clusters, ensure_ascii=False)
-                )  # now, since the documents are removed below
+                # now, since the documents are removed below
+                write_text(self.work / "clusters.json", json.dumps(clusters, ensure_ascii=False))
                 drops = DropDuplicates(step, "exact duplicate", documents, self.tasks, equal, self.work)
                 self.runner.run(step, [Load(documents), drops, *then, Save(to)], self.tasks)
             shutil.rmtree(documents, ignore_errors=True)
