@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[3]
 def test_the_settings_limit_a_job_unless_more_is_asked_for() -> None:
     settings = Settings(max_processes=2)
     make_launcher(settings).check(2)
-    with pytest.raises(ConfigError, match=r"asks for 3 processes, this machine runs at most 2"):
+    with pytest.raises(ConfigError, match=r"needs 3 processes, but this machine runs at most 2"):
         make_launcher(settings).check(3)
     make_launcher(settings, at_least=8).check(8)
     with pytest.raises(ConfigError, match=r"at most 8"):
