@@ -162,5 +162,5 @@ def test_a_cap_on_epochs_gives_the_excess_to_the_others() -> None:
     assert found == pytest.approx({"a": 0.1, "b": 0.3, "c": 0.6})
     both = with_epoch_caps({"a": 1, "b": 1, "c": 1}, {"a": 100, "b": 300, "c": 9_000}, 1000, {"a": 1, "b": 1})
     assert both == pytest.approx({"a": 0.1, "b": 0.3, "c": 0.6})
-    with pytest.raises(ConfigError, match=r"max_epochs lets 40% of the 1,000 tokens be read"):
+    with pytest.raises(ConfigError, match=r"max_epochs allows only 40% of the 1,000 tokens"):
         with_epoch_caps({"a": 1, "b": 1}, {"a": 100, "b": 300}, 1000, {"a": 1, "b": 1})
