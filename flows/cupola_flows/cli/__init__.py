@@ -10,7 +10,7 @@ from cupola_flows.cli import artifacts, curves, experiments, layouts, presets, r
 from cupola_flows.cli.checkpoints import base as checkpoint
 from cupola_flows.cli.checkpoints import differences, long_context
 from cupola_flows.cli.checkpoints import evaluate as evaluating
-from cupola_flows.cli.checkpoints import merge as making
+from cupola_flows.cli.checkpoints import merge as merging
 from cupola_flows.cli.checkpoints import prune as pruning
 from cupola_flows.servers.prefect_api import NO_TELEMETRY
 from cupola_flows.terminal.text import visible
@@ -19,7 +19,7 @@ from cupola_platform.security.urls import shown
 
 app = typer.Typer(
     name="cupola",
-    help="From raw text to an aligned, evaluated language model, with the lineage of every checkpoint.",
+    help="Train language models from raw text to alignment and evaluation, and trace the lineage of every checkpoint.",
     epilog="Example: cupola run tiny",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -36,7 +36,7 @@ services.register(app)
 differences.register(checkpoint.app)
 evaluating.register(checkpoint.app)
 long_context.register(checkpoint.app)
-making.register(checkpoint.app)
+merging.register(checkpoint.app)
 pruning.register(checkpoint.app)
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(tokens.app, name="tokens")
@@ -44,7 +44,7 @@ app.add_typer(tracking.app, name="tracking")
 
 
 def main() -> None:
-    """Entry point: a mistake of the user is one line and an exit status, never a traceback."""
+    """Entry point. User errors print one line and set the exit status; they never show a traceback."""
     for name, value in NO_TELEMETRY.items():
         os.environ.setdefault(name, value)
     try:
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def _refuse_arguments(error: typer.TyperException) -> NoReturn:
-    """What Typer would put in a box of several lines; a group without a command has printed its help."""
+    """Print Typer's error on one line instead of in a box; a group without a command has already printed its help."""
     line = " ".join(error.format_message().split())
     if not line:
         sys.exit(error.exit_code)

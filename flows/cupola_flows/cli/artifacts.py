@@ -1,4 +1,4 @@
-"""Commands that look: runs, artifacts, show, lineage, compare."""
+"""Read-only commands: runs, artifacts, show, lineage, compare."""
 
 import json
 from dataclasses import asdict
@@ -24,11 +24,11 @@ def register(app: typer.Typer) -> None:
 
 
 def runs(
-    limit: Annotated[int, typer.Option(min=1, help="Newest runs to list.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Number of runs to list.")] = 20,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """List what was run, newest first."""
+    """List runs, newest first."""
     ws = open_workspace(workspace)
     ws.registry.sweep_lost_runs()
     rows = [
@@ -43,16 +43,16 @@ def runs(
         }
         for run in ws.registry.runs(limit)
     ]
-    print_rows(rows, as_json=as_json, empty="Nothing was run yet. Start with: cupola run tiny")
+    print_rows(rows, as_json=as_json, empty="No runs yet. Start with: cupola run tiny")
 
 
 def artifacts(
-    kind: Annotated[str | None, typer.Option(help="Only this kind, such as checkpoint.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Newest artifacts to list.")] = 50,
+    kind: Annotated[str | None, typer.Option(help="Only artifacts of this kind, such as checkpoint.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Number of artifacts to list.")] = 50,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """List artifacts, newest first, with the aliases that name them."""
+    """List artifacts and their aliases, newest first."""
     ws = open_workspace(workspace)
     names: dict[str, list[str]] = {}
     for alias in ws.registry.aliases():
@@ -73,7 +73,7 @@ def artifacts(
 
 
 def show(reference: Reference, as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
-    """Show one artifact: what it is, where it lies, what it came from, its numbers."""
+    """Show an artifact: kind, path, parents, metrics and config."""
     ws = open_workspace(workspace)
     described = describe(ws.resolve(reference))
     described["aliases"] = [alias.name for alias in ws.registry.aliases() if alias.digest == described["digest"]]
@@ -95,7 +95,7 @@ def show(reference: Reference, as_json: JsonOption = False, workspace: Workspace
 
 
 def lineage(reference: Reference, as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
-    """Show what an artifact was made from, down to the source files."""
+    """Show the lineage of an artifact, down to the source files."""
     ws = open_workspace(workspace)
     node = ws.lineage(ws.resolve(reference))
     if as_json:
@@ -106,11 +106,11 @@ def lineage(reference: Reference, as_json: JsonOption = False, workspace: Worksp
 
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint: id, alias or folder.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another checkpoint.")],
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Compare two checkpoints: what they are, how they were measured, where their lives part."""
+    """Compare two checkpoints: model shapes, evaluation results, and where their lineages differ."""
     ws = open_workspace(workspace)
     comparison = compare_checkpoints(ws, ws.resolve(a), ws.resolve(b))
     if as_json:
@@ -120,12 +120,12 @@ def compare(
 
 
 def describe(artifact: Artifact) -> dict[str, Any]:
-    """The manifest as plain JSON, with the place."""
+    """The manifest as plain JSON, with the artifact's id and path."""
     return {"id": artifact.id, "path": str(artifact.path), **json.loads(json.dumps(asdict(artifact.manifest)))}
 
 
 def size(count: int) -> str:
-    """`3.1 MB`."""
+    """A number of bytes as text, such as `3.1 MB`."""
     amount, units = float(count), ["B", "kB", "MB", "GB"]
     while amount >= 1000 and len(units) > 1:
         amount, units = amount / 1000, units[1:]

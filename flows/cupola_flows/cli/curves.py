@@ -19,18 +19,21 @@ def register(app: typer.Typer) -> None:
 def curves(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")],
     stage: Annotated[
-        list[str] | None, typer.Option("--stage", metavar="NAME", help="This one only. Repeatable. Default: all.")
+        list[str] | None,
+        typer.Option("--stage", metavar="NAME", help="Only this stage. Repeatable. Default: all training stages."),
     ] = None,
     run: Annotated[
-        str, typer.Option(metavar="ID", help="A run of the whole recipe: cupola runs. Default: the newest.")
+        str, typer.Option(metavar="ID", help="Id of a run of the whole recipe, from cupola runs. Default: the newest.")
     ] = "",
-    to: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the curves there: .svg, .png or .pdf.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Plot the curves to this file: .svg, .png or .pdf.")
+    ] = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Compare the training stages of one run: held-out loss where each began and ended, and the curve between."""
+    """Compare the held-out loss curves of the training stages of one run."""
     if to and not to.parent.is_dir():
-        raise ConfigError(f"--to {to}: there is no folder {to.parent}. Make it, or name a file in another.")
+        raise ConfigError(f"--to {to}: folder {to.parent} does not exist. Create it, or choose another path.")
     loaded = load_recipe(recipe, [])
     heldout = heldout_curves(open_workspace(workspace), loaded, stage or [], run)
     if to:

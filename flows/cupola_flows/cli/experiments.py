@@ -1,4 +1,4 @@
-"""Commands that learn from series of small runs: mix, fit-laws. SciPy is loaded only by them."""
+"""Commands that fit models to series of small runs: mix, fit-laws. Only they load SciPy."""
 
 import json
 from functools import partial
@@ -30,23 +30,23 @@ def register(app: typer.Typer) -> None:
 
 def mix(
     recipe: RecipeArgument,
-    runs: Annotated[int, typer.Option(min=3, help="Small models to train.")] = 16,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each.")] = 100,
+    runs: Annotated[int, typer.Option(min=3, help="Number of small models to train.")] = 16,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps per model.")] = 100,
     target: Annotated[
         list[str] | None,
-        typer.Option(metavar="SOURCE=SHARE", help="How much a source's loss counts. Default: all equally. Repeatable."),
+        typer.Option(metavar="SOURCE=SHARE", help="Weight of a source's loss. Default: equal weights. Repeatable."),
     ] = None,
     max_epochs: Annotated[
         list[str] | None,
-        typer.Option(metavar="SOURCE=N", help="Times that the recipe's training may read a source. Repeatable."),
+        typer.Option(metavar="SOURCE=N", help="Maximum epochs over a source in the recipe's training. Repeatable."),
     ] = None,
-    heldout_tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens of each source, at most.")] = 16_384,
+    heldout_tokens: Annotated[int, typer.Option(min=1, help="Maximum held-out tokens per source.")] = 16_384,
     stage: StageOption = "",
     overrides: SetOption = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Train small models on different mixtures and propose the sources' weights; a run cut short goes on."""
+    """Train small models on different mixtures and propose source weights. Resumes an interrupted search."""
     from cupola_flows.experiments import mixture_search
 
     opened = open_workspace(workspace)
@@ -73,10 +73,9 @@ def mix(
     ]  # fmt: skip
     print_rows(rows, as_json=False, empty="")
     print(f"weights: {{{', '.join(f'{name}: {weight:.3f}' for name, weight in mixture['weights'].items())}}}")
-    print(f"Loss {mixture['predicted_loss']:.4f} predicted, {mixture['baseline_loss']:.4f} with the baseline.")
+    print(f"Predicted loss {mixture['predicted_loss']:.4f}, baseline {mixture['baseline_loss']:.4f}.")
     print(
-        f"Each run's loss, predicted from the other runs: off by {mixture['left_out_error']:.4f}, rank correlation "
-        f"{mixture['rank_correlation']:.2f}."
+        f"Leave-one-out: RMS error {mixture['left_out_error']:.4f}, rank correlation {mixture['rank_correlation']:.2f}."
     )
     print(f"artifact {artifact.id}: {artifact.path / 'mixture.html'}")
 
@@ -84,14 +83,15 @@ def mix(
 def fit_laws(
     recipe: RecipeArgument,
     size: Annotated[
-        list[str], typer.Option(metavar="KEY=VALUE,...", help="A model: what differs from the recipe's. Repeatable.")
+        list[str],
+        typer.Option(metavar="KEY=VALUE,...", help="Changes to the recipe's model, one model per option. Repeatable."),
     ],
-    tokens: Annotated[str, typer.Option(metavar="N,...", help="Lengths of training, in tokens.")],
-    lr: Annotated[str, typer.Option(metavar="X,...", help="Learning rates.")] = "1e-3,2e-3,4e-3,8e-3",
-    batch: Annotated[str, typer.Option(metavar="N,...", help="Global batches, in sequences.")] = "4,8,16",
+    tokens: Annotated[str, typer.Option(metavar="N,...", help="Training lengths to try, in tokens.")],
+    lr: Annotated[str, typer.Option(metavar="X,...", help="Learning rates to try.")] = "1e-3,2e-3,4e-3,8e-3",
+    batch: Annotated[str, typer.Option(metavar="N,...", help="Global batch sizes to try, in sequences.")] = "4,8,16",
     at: Annotated[
         list[str] | None,
-        typer.Option(metavar="N,D", help="Tell the best settings of N parameters on D tokens. Repeatable."),
+        typer.Option(metavar="N,D", help="Predict the best settings for N parameters and D tokens. Repeatable."),
     ] = None,
     stage: StageOption = "",
     overrides: SetOption = None,
@@ -106,7 +106,7 @@ def fit_laws(
     basis = basis_of(opened, load_recipe(recipe, overrides or []), stage)
     assert basis.job.model is not None
     lengths = [int(number) for number in numbers("--tokens", tokens)]
-    wanted = [pair_of("--at", text) for text in at or []]
+    targets = [pair_of("--at", text) for text in at or []]
     rates, batches = numbers("--lr", lr), [int(number) for number in numbers("--batch", batch, least=0.99)]
     options = {"sizes": size, "tokens": lengths, "lr": rates, "batch": batches}
     series = Series(
@@ -124,7 +124,7 @@ def fit_laws(
     fitted["at"] = [
         {"parameters": n, "tokens": d}
         | {name: {"best": law(n, d), "interval": law.interval(n, d)} for name, law in laws.items()}
-        for n, d in wanted
+        for n, d in targets
     ]
     if as_json:
         print(json.dumps({"artifact": artifact.id, **fitted}, indent=2))
@@ -136,14 +136,13 @@ def fit_laws(
         for name in ("lr", "batch_tokens")
     ]  # fmt: skip
     print_rows(rows, as_json=False, empty="")
-    for told_at in fitted["at"]:
+    for point in fitted["at"]:
         best = ", ".join(
-            "{} {:.3g} ({:.3g} to {:.3g})".format(name, told_at[name]["best"], *told_at[name]["interval"])
-            for name in laws
+            "{} {:.3g} ({:.3g} to {:.3g})".format(name, point[name]["best"], *point[name]["interval"]) for name in laws
         )
-        print(f"N={told_at['parameters']:.3g} D={told_at['tokens']:.3g}: {best}")
+        print(f"N={point['parameters']:.3g} D={point['tokens']:.3g}: {best}")
     for option, name in (("--lr", "lr"), ("--batch", "batch")):
         if outside := fitted["at_edges"][name]:
             pairs = ", ".join(f"N={n:.3g} D={d:.3g}" for n, d in outside)
-            print(f"The best {option} is the least or the greatest tried for {pairs}: try a wider {option}.")
+            print(f"The best {option} is at the edge of the range for {pairs}. Widen {option}.")
     print(f"artifact {artifact.id}: {artifact.path / 'laws.html'}")

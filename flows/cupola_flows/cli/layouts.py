@@ -25,17 +25,19 @@ def register(app: typer.Typer) -> None:
 
 def verify(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a YAML file.")],
-    layout: Annotated[str, typer.Option(metavar="KEY=N,...", help="Keys: tp, pp, vp, cp, ep, etp, dp, sp.")],
+    layout: Annotated[
+        str, typer.Option(metavar="KEY=N,...", help="The layout to verify. Keys: tp, pp, vp, cp, ep, etp, dp, sp.")
+    ],
     against: Annotated[str, typer.Option(metavar="KEY=N,...", help="The layout to compare with.")] = "tp=1",
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps to compare.")] = 5,
-    stage: Annotated[str, typer.Option(help="Which pretraining stage's model. Default: the first.")] = "",
-    loss_tolerance: Annotated[float, typer.Option(min=0, help="Largest difference of losses.")] = 1e-5,
-    norm_tolerance: Annotated[float, typer.Option(min=0, help="Largest relative difference of norms.")] = 1e-4,
+    stage: Annotated[str, typer.Option(help="The pretraining stage whose model to use. Default: the first.")] = "",
+    loss_tolerance: Annotated[float, typer.Option(min=0, help="Largest absolute difference in loss.")] = 1e-5,
+    norm_tolerance: Annotated[float, typer.Option(min=0, help="Largest relative difference in gradient norm.")] = 1e-4,
     overrides: SetOption = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Train the first steps in two layouts from the same weights and samples; exit status 1 where they differ."""
+    """Train the first steps in two layouts from the same weights and samples. Exits with status 1 if they differ."""
     first, second = parse_layout("--layout", layout), parse_layout("--against", against)
     loaded = load_recipe(recipe, overrides or [])
     opened = open_workspace(workspace)
@@ -77,9 +79,9 @@ def _show(compared: Comparison) -> None:
             f"{step.norm_difference:.1e}",
         )
     console.print(table)
-    verdict = "The same" if compared.equal else "DIFFERENT"
+    verdict = "EQUAL" if compared.equal else "DIFFERENT"
     console.print(
-        f"{verdict}: largest difference of losses {compared.loss_difference:.1e} (tolerance "
-        f"{compared.loss_tolerance:g}), of gradient norms {compared.norm_difference:.1e} relative "
+        f"{verdict}: largest loss difference {compared.loss_difference:.1e} (tolerance "
+        f"{compared.loss_tolerance:g}), largest relative gradient norm difference {compared.norm_difference:.1e} "
         f"(tolerance {compared.norm_tolerance:g})."
     )

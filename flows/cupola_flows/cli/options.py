@@ -1,4 +1,4 @@
-"""What several commands share: options, and how a table is printed."""
+"""Options that several commands share, and printing of tables."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,13 @@ from cupola_platform.workspace import Workspace
 WorkspaceOption = Annotated[
     Path | None,
     typer.Option(
-        "--workspace", metavar="DIR", help="Local state: databases, store, logs. Default: CUPOLA_HOME or ./.cupola."
+        "--workspace",
+        metavar="DIR",
+        help="Folder for databases, artifacts and logs. Default: CUPOLA_HOME or ./.cupola.",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Reference = Annotated[str, typer.Argument(metavar="ID", help="An id or its first characters, an alias, or a folder.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Reference = Annotated[str, typer.Argument(metavar="ID", help="Id or its first characters, alias, or folder.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one key, such as stages.pretrain.steps=200. Repeatable."),
@@ -28,17 +30,17 @@ SetOption = Annotated[
 
 
 def settings_of(workspace: Path | None) -> Settings:
-    """The settings in force."""
+    """The effective settings of a workspace."""
     return load_settings(workspace)
 
 
 def open_workspace(workspace: Path | None) -> Workspace:
-    """The workspace that the options name."""
+    """The workspace given by the options."""
     return Workspace.open(workspace)
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool, empty: str) -> None:
-    """Rows as a table, or as a JSON list; `empty` says what to do when there are none."""
+    """Print rows as a table or a JSON list; without rows, print the hint `empty`."""
     rows = [{key: shown(value) if isinstance(value, str) else value for key, value in row.items()} for row in rows]
     if as_json:
         print(json.dumps(rows, indent=2, default=str))

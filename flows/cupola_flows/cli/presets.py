@@ -13,7 +13,7 @@ def register(app: typer.Typer) -> None:
 
 
 def presets(as_json: JsonOption = False) -> None:
-    """List the published models whose shape a recipe can name, as in model: {preset: qwen2-0.5b}."""
+    """List published model shapes that recipes can use, as in model: {preset: qwen2-0.5b}."""
 
     def count(parameters: int) -> int | str:
         return parameters if as_json else f"{parameters / 1e6:,.0f}M"

@@ -26,16 +26,16 @@ def register(app: typer.Typer) -> None:
 def run(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name (tiny), or a YAML file.")],
     overrides: SetOption = None,
-    only: Annotated[str, typer.Option(metavar="STAGE,...", help="Run these stages only.")] = "",
-    prefect: Annotated[bool, typer.Option("--prefect/--no-prefect", help="Run as Prefect flows, or without.")] = True,
+    only: Annotated[str, typer.Option(metavar="STAGE,...", help="Run only these stages.")] = "",
+    prefect: Annotated[bool, typer.Option("--prefect/--no-prefect", help="Run as Prefect flows.")] = True,
     profile: Annotated[
-        str, typer.Option(metavar="FIRST:LAST", help="Trace these steps of each training stage with torch's profiler.")
+        str, typer.Option(metavar="FIRST:LAST", help="Profile these steps of each training stage with torch.profiler.")
     ] = "",
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Carry out a recipe; what was done before with the same fingerprint is reused."""
+    """Run a recipe. Stages whose fingerprint has not changed are reused."""
     console = Console()
-    for number in (signal.SIGINT, signal.SIGTERM):  # what a script starts in the background is born deaf to SIGINT
+    for number in (signal.SIGINT, signal.SIGTERM):  # scripts start background jobs with SIGINT ignored
         signal.signal(number, _interrupt)
     names = [name for name in only.split(",") if name]
     steps = _steps(profile)
@@ -43,35 +43,35 @@ def run(
     session.profile = steps
     if session.reuse_all():
         print_results(session, console)
-        console.print(f"Nothing to do: all {len(session.names)} stages were run before.")
-        _send_what_waits(session, console)
+        console.print(f"Nothing to do: all {len(session.names)} stages are up to date.")
+        _send_pending(session, console)
         return
     try:
         with session.display.shown():
             (run_under_prefect if prefect else run_plain)(session)
     except CupolaError:
         print_results(session, console)
-        console.print("What is finished is kept; the same command goes on from there.")
+        console.print("Finished work is kept. Run the same command to resume.")
         raise
     print_results(session, console)
 
 
-def _send_what_waits(session: Session, console: Console) -> None:
-    """What an earlier run could not tell MLflow: it is told now, though there is nothing to run."""
+def _send_pending(session: Session, console: Console) -> None:
+    """Send MLflow what earlier runs could not, even though there is nothing to run."""
     flushed = flush_spool(session.workspace)
     if flushed.left:
         console.print(flushed.said(Spool(session.workspace.folder("spool"))), markup=False)
     elif flushed.sent:
-        console.print(f"Sent MLflow what {flushed.sent} earlier runs had left.")
+        console.print(f"Sent pending MLflow data of {flushed.sent} earlier runs.")
 
 
 def _steps(text: str) -> tuple[int, int] | None:
-    """First and last step from `10:12`; none from nothing."""
+    """First and last step of `10:12`; None for an empty text."""
     if not text:
         return None
     first, _, last = text.partition(":")
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
-        raise ConfigError(f"--profile {text}: give the first and the last step, such as 10:12.")
+        raise ConfigError(f"--profile {text}: give the first and last step, such as 10:12.")
     return int(first), int(last)
 
 

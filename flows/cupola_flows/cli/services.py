@@ -1,4 +1,4 @@
-"""Commands about servers and this machine: up, down, deploy, submit, doctor."""
+"""Commands for the servers and this machine: up, down, deploy, submit, doctor."""
 
 import json
 from typing import Annotated
@@ -26,26 +26,26 @@ def register(app: typer.Typer) -> None:
 
 def up(
     show_credential: Annotated[
-        bool, typer.Option("--show-credential", help="Print what the servers' pages ask for.")
+        bool, typer.Option("--show-credential", help="Print the password for the servers' pages.")
     ] = False,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Start Prefect's server and a worker, MLflow and the console on this machine; what runs already is left alone."""
+    """Start Prefect, its worker, MLflow and the console on this machine. Running services are left alone."""
     settings = open_workspace(workspace).settings
     running = services.up(settings)
     rows = [{"service": each.name, "url": each.url.removesuffix("/api"), "pid": each.pid} for each in running]
     print_rows(rows, as_json=as_json, empty="")
     if not as_json:
         print(_how_to_sign_in(settings, show_credential))
-        print("End them with: cupola down")
+        print("Stop them with: cupola down")
 
 
 def _how_to_sign_in(settings: Settings, show: bool) -> str:
     secret = credential.read(settings.home)
     if not show or secret is None:
         return (
-            f"Sign in as {credential.USER}; the password: cupola up --show-credential, or "
+            f"Sign in as {credential.USER}. To see the password: cupola up --show-credential, or "
             f"{settings.home / credential.FILE}"
         )
     whole, password = secret.get_secret_value(), credential.password(secret)
@@ -53,40 +53,40 @@ def _how_to_sign_in(settings: Settings, show: bool) -> str:
 
 
 def down(workspace: WorkspaceOption = None) -> None:
-    """Cancel the runs that the servers of `cupola up` carry, then end the servers."""
+    """Cancel active runs and stop the servers that `cupola up` started."""
     runs, ended = services.down(settings_of(workspace))
     for run in runs:
-        print(f"Cancelled the run {run}; what is finished is kept, and the same command goes on from there.")
-    print(f"Ended {', '.join(ended)}." if ended else "Nothing was running.")
+        print(f"Cancelled run {run}. Finished work is kept. Run the same command to resume.")
+    print(f"Stopped {', '.join(ended)}." if ended else "Nothing was running.")
 
 
 def deploy(
     recipes: Annotated[
-        list[str] | None, typer.Argument(metavar="[RECIPE]...", help="Default: the shipped ones.")
+        list[str] | None, typer.Argument(metavar="[RECIPE]...", help="Recipes to deploy. Default: all shipped recipes.")
     ] = None,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Register recipes with the running Prefect server: parameters, schedule, work pool."""
+    """Deploy recipes to the running Prefect server, with their parameters, schedule and work pool."""
     settings = settings_of(workspace)
     for recipe in recipes or [shipped.name for shipped in list_recipes()]:
         print(f"Deployed {register_deployment(recipe, settings)}. Start it with: cupola submit {recipe}")
 
 
 def submit(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A deployed recipe: its name or file.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name or file of a deployed recipe.")],
     overrides: SetOption = None,
-    only: Annotated[str, typer.Option(metavar="STAGE,...", help="Run these stages only.")] = "",
+    only: Annotated[str, typer.Option(metavar="STAGE,...", help="Run only these stages.")] = "",
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Start a deployed recipe; the worker of `cupola up` carries it out."""
+    """Submit a run of a deployed recipe to the worker that `cupola up` started."""
     names = [name for name in only.split(",") if name]
     run = submit_run(recipe, overrides or [], names, settings=settings_of(workspace))
-    print(json.dumps({"flow_run_id": run}) if as_json else f"Submitted: flow run {run}. Follow it with: cupola runs")
+    print(json.dumps({"flow_run_id": run}) if as_json else f"Submitted flow run {run}. Follow it with: cupola runs")
 
 
 def doctor(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
-    """Say what this machine has and lacks."""
+    """Check that this machine has what Cupola needs."""
     rows = examine(settings_of(workspace))
     print_rows(rows, as_json=as_json, empty="")
     if any(row["state"] == "missing" for row in rows):

@@ -1,4 +1,4 @@
-"""Commands about prepared tokens: where one comes from, and how well the vocabulary fits."""
+"""Commands for prepared tokens: where a token comes from, and how well the vocabulary compresses."""
 
 import json
 from dataclasses import asdict
@@ -13,7 +13,7 @@ from cupola_platform.corpus.tokenizer.locating import locate as find
 from cupola_platform.errors import ConfigError
 
 app = typer.Typer(
-    help="Prepared tokens: where one comes from, how well the vocabulary fits.",
+    help="Inspect prepared tokens: where a token comes from, how well the vocabulary compresses.",
     epilog="Example: cupola tokens compression 3f2a90",
     no_args_is_help=True,
 )
@@ -22,18 +22,18 @@ app = typer.Typer(
 @app.command(epilog="Example: cupola tokens locate 3f2a90 --shard train-web --offset 123456")
 def locate(
     reference: Reference,
-    shard: Annotated[str, typer.Option(metavar="NAME", help="Such as train-web: split and source.")],
-    offset: Annotated[int, typer.Option(metavar="N", help="The token's place in the shard, from 0.")],
+    shard: Annotated[str, typer.Option(metavar="NAME", help="Split and source, such as train-web.")],
+    offset: Annotated[int, typer.Option(metavar="N", help="Position of the token in the shard, from 0.")],
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Say which document, file and words a token of a shard comes from."""
+    """Show the document, file and text that a token of a shard comes from."""
     place = find(_tokens(reference, workspace).path, shard, offset)
     if as_json:
         print(json.dumps(asdict(place), indent=2, ensure_ascii=False))
         return
     rows = {key: value for key, value in asdict(place).items() if key not in {"before", "text", "after"}}
-    print_rows([{"what": key, "is": value} for key, value in rows.items()], as_json=False, empty="")
+    print_rows([{"field": key, "value": value} for key, value in rows.items()], as_json=False, empty="")
     print(f"\n{place.before!r} >>>{place.text!r}<<< {place.after!r}")
 
 
@@ -49,19 +49,19 @@ def compression(
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Bytes of held-out text a token, by language, beside other vocabularies."""
+    """Bytes per token on held-out text, by language, compared with other vocabularies."""
     measured = measure(_tokens(reference, workspace).path, against or [])
     rows = [
         {"language": of.language, "bytes": of.bytes, **{name: round(ratio, 3) for name, ratio in of.ratios.items()}}
         for of in measured
     ]
-    print_rows(rows, as_json=as_json, empty="The artifact holds no held-out text.")
+    print_rows(rows, as_json=as_json, empty="The artifact has no held-out text.")
 
 
 def _tokens(reference: str, workspace: WorkspaceOption) -> Artifact:
     artifact = open_workspace(workspace).resolve(reference)
     if artifact.manifest.kind != "tokens":
         raise ConfigError(
-            f"{reference} is of kind {artifact.manifest.kind}; tokens are needed. See cupola artifacts --kind tokens."
+            f"{reference} is of kind {artifact.manifest.kind}, not tokens. See: cupola artifacts --kind tokens"
         )
     return artifact

@@ -113,7 +113,7 @@ def _attempt(ctx: StageContext, job: AnyJob, starts: restarts.Starts) -> JobResu
     if error := error_of(job):
         raise type(error)(f"stage {ctx.name}: {error}")
     if status == "preempted":
-        raise CancelledError(f"stage {ctx.name} was told to stop; it saved, and the same command goes on from there.")
+        raise CancelledError(f"stage {ctx.name} was stopped and has saved. Run the same command to resume.")
     result = read_result(job)
     if code != 0 or result is None:
         failure = restarts.CrashedError if starts.left else StageFailedError

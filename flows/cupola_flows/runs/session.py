@@ -256,9 +256,7 @@ def _as_ours(error: BaseException, name: str) -> BaseException:
     """A signal is a cancellation, whoever caught it; an exception that nobody meant stays as it is."""
     if isinstance(error, Exception):
         return error
-    return CancelledError(
-        f"stage {name} was cancelled; what is finished is kept, and the same command goes on from there."
-    )
+    return CancelledError(f"stage {name} was cancelled. Finished work is kept. Run the same command to resume.")
 
 
 @contextmanager

@@ -30,7 +30,7 @@ RESTARTED_TAG = "cupola.restarted"
 PATIENCE = 60.0
 """Seconds for which a submitted run may be without a process that is its own: a worker has it in hand,
 and Python starts."""
-CANCELLED = "ended by `cupola down`; what is finished is kept, and the same command goes on from there."
+CANCELLED = "cancelled by `cupola down`. Finished work is kept. Run the same command to resume."
 _PAGE = 200
 _UNFINISHED = ["PENDING", "RUNNING", "CANCELLING"]
 _STATES = {"completed": "COMPLETED", "reused": "COMPLETED", "cancelled": "CANCELLED", "failed": "FAILED"}

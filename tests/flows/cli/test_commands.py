@@ -1,4 +1,4 @@
-"""Every command explains itself, and a mistake is one line with exit status 2."""
+"""Every command has help, and user errors are one line with exit status 2."""
 
 import json
 import sqlite3
@@ -14,7 +14,7 @@ from cupola_flows.cli import app
 
 
 def commands(group: Any, *before: str) -> list[list[str]]:
-    """Every command and group of commands below a group, as it is typed."""
+    """Every command and subgroup of a group, as typed."""
     found: list[list[str]] = []
     for name, command in group.commands.items():
         found += [[*before, name], *(commands(command, *before, name) if hasattr(command, "commands") else [])]
@@ -31,8 +31,8 @@ def test_every_command_has_help_with_an_example(command: list[str]) -> None:
     assert f"Example: cupola {' '.join(command)}" in shown.output
 
 
-def test_an_empty_workspace_says_how_to_begin(cupola: Any) -> None:
-    assert cupola("runs").stdout == "Nothing was run yet. Start with: cupola run tiny\n"
+def test_an_empty_workspace_suggests_the_first_command(cupola: Any) -> None:
+    assert cupola("runs").stdout == "No runs yet. Start with: cupola run tiny\n"
     assert cupola.json("runs") == []
     assert cupola.json("artifacts") == []
 
@@ -54,7 +54,7 @@ def test_an_empty_workspace_says_how_to_begin(cupola: Any) -> None:
         (("run",), "Missing argument 'RECIPE'. See: cupola run --help"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_status_two(cupola: Any, arguments: tuple[str, ...], line: str) -> None:
+def test_a_user_error_is_one_line_and_exit_status_two(cupola: Any, arguments: tuple[str, ...], line: str) -> None:
     done = cupola(*arguments)
     assert done.returncode == 2
     assert done.stderr.startswith(f"cupola: error: {line}")
@@ -70,7 +70,7 @@ def test_presets_are_listed_with_their_sizes(cupola: Any) -> None:
     }  # fmt: skip
 
 
-def test_the_doctor_says_what_this_machine_has(cupola: Any) -> None:
+def test_the_doctor_reports_what_this_machine_has(cupola: Any) -> None:
     found = {row["what"]: row for row in json.loads(cupola("doctor", "--json").stdout)}
     assert found["Python"]["state"] == "ok"
     assert found["torch"]["detail"].startswith("2.13.0")
@@ -96,7 +96,7 @@ def test_a_workspace_of_cupola_0_1_is_refused_in_one_line_by_commands_that_read_
     assert sorted(path.name for path in cupola.workspace.iterdir()) == ["registry.db"]
 
 
-def test_the_doctor_asks_the_store_and_the_registry(cupola: Any) -> None:
+def test_the_doctor_checks_the_store_and_the_registry(cupola: Any) -> None:
     away = {
         "CUPOLA_STORE_URL": "s3://bucket", "CUPOLA_S3_ENDPOINT_URL": "http://127.0.0.1:9",
         "CUPOLA_REGISTRY_URL": "postgresql+psycopg://127.0.0.1:9/db", "AWS_ACCESS_KEY_ID": "a",

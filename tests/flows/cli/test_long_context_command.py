@@ -1,4 +1,4 @@
-"""`cupola checkpoint long-context`: numbers and a picture of a checkpoint of a recipe, and mistakes in one line."""
+"""`cupola checkpoint long-context`: measurements and charts of a checkpoint, and one-line errors."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ def checkpoint(life: Any) -> str:
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_a_recipe_is_measured_on_the_text_that_it_was_held_out(
+def test_a_checkpoint_is_measured_on_the_held_out_text_of_its_recipe(
     life: Any, checkpoint: str, tmp_path: Path
 ) -> None:
     picture = tmp_path / "reach.html"
@@ -36,7 +36,7 @@ def test_a_checkpoint_of_a_recipe_is_measured_on_the_text_that_it_was_held_out(
         (("--lengths", "many"), "--lengths: 'many': input should be a valid integer"),
     ],
 )
-def test_a_mistake_is_one_line_with_exit_status_two(
+def test_a_user_error_is_one_line_with_exit_status_two(
     life: Any, checkpoint: str, arguments: tuple[str, ...], line: str
 ) -> None:
     done = life("checkpoint", "long-context", checkpoint, *arguments)

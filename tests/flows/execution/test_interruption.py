@@ -1,4 +1,4 @@
-"""Runs that are cancelled, killed or broken: nothing is left running, nothing is lost, the same command goes on and
+"""Runs that are cancelled, killed or crash: nothing keeps running, nothing is lost, and the same command resumes and
 publishes what an undisturbed run does."""
 
 import os
@@ -37,7 +37,7 @@ def test_a_cancelled_run_saves_leaves_no_process_and_resumes(
     run.send_signal(how)
     printed, _ = run.communicate(timeout=30)
     assert run.returncode == 130
-    assert "the same command goes on from there" in printed
+    assert "Run the same command to resume" in printed
     assert cupola.processes() == []
     events = cupola.events()
     assert events[-1]["status"] == "preempted"
@@ -55,7 +55,7 @@ def test_a_cancelled_run_saves_leaves_no_process_and_resumes(
 
 
 @pytest.mark.slow
-def test_a_crash_names_the_log_keeps_what_is_finished_and_the_same_command_goes_on(
+def test_a_crash_names_the_log_keeps_finished_work_and_the_same_command_resumes(
     cupola: Any, recipe: Path, eventually: Eventually, undisturbed: Callable[..., dict[str, str]]
 ) -> None:
     run = cupola.start("run", str(recipe), "--no-prefect", "--set", "stages.pretrain.steps=60", *LONG[2:])
@@ -80,7 +80,7 @@ def test_a_crash_names_the_log_keeps_what_is_finished_and_the_same_command_goes_
 
 
 @pytest.mark.slow
-def test_a_machine_that_goes_down_again_and_again_publishes_what_an_undisturbed_one_does(
+def test_a_machine_that_loses_power_repeatedly_publishes_what_an_undisturbed_one_does(
     cupola: Any, recipe: Path, eventually: Eventually, power_cut: Any, undisturbed: Callable[..., dict[str, str]]
 ) -> None:
     sizes = ("--set", "stages.pretrain.steps=200", "--set", "stages.pretrain.checkpoint.every=5")
@@ -95,7 +95,7 @@ def test_a_machine_that_goes_down_again_and_again_publishes_what_an_undisturbed_
     ]  # fmt: skip
     for reached in places:
         run = machine.start("run", str(recipe), "--no-prefect", *sizes)
-        eventually(reached, 200, "the place to go down at")
+        eventually(reached, 200, "the point of the power cut")
         time.sleep(draw.uniform(0, 0.5))
         assert run.poll() is None
         for process in cupola.processes():
@@ -107,7 +107,7 @@ def test_a_machine_that_goes_down_again_and_again_publishes_what_an_undisturbed_
     assert cupola.published() == undisturbed(recipe, *sizes)
 
 
-def test_a_second_run_of_the_same_stage_is_refused_and_the_first_ones_launcher_killed_outright_leaves_no_rank(
+def test_a_second_run_of_a_stage_is_refused_and_killing_the_launcher_of_the_first_leaves_no_rank(
     cupola: Any, recipe: Path, eventually: Eventually
 ) -> None:
     first = cupola.start("run", str(recipe), "--no-prefect", *LONG)
@@ -122,7 +122,7 @@ def test_a_second_run_of_the_same_stage_is_refused_and_the_first_ones_launcher_k
     assert "failed (lost)" in {row["status"] for row in cupola.json("runs")}
 
 
-def test_a_stage_begins_once_what_a_killed_run_left_in_its_folder_has_ended(
+def test_a_stage_waits_for_processes_that_a_killed_run_left_in_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "work" / "f"
@@ -149,7 +149,7 @@ def test_a_stage_begins_once_what_a_killed_run_left_in_its_folder_has_ended(
     assert said == [f"stage sft: waiting until what a killed run left in {folder} has saved and ended."] * 2
 
 
-def test_what_a_recipe_gets_wrong_stops_it_before_anything_is_made(cupola: Any, recipe: Path) -> None:
+def test_an_invalid_recipe_is_refused_before_anything_is_made(cupola: Any, recipe: Path) -> None:
     done = cupola("run", str(recipe), "--set", "stages.pretrain.layout.tp=8")
     assert done.returncode == 2
     assert done.stderr.startswith("cupola: error: stages.pretrain: The job needs 8 processes")
@@ -159,7 +159,7 @@ def test_what_a_recipe_gets_wrong_stops_it_before_anything_is_made(cupola: Any, 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_under_prefect_a_crashed_job_is_tried_again_and_a_lost_server_loses_no_result_and_no_time(
+def test_under_prefect_a_crashed_job_is_retried_and_losing_the_server_costs_no_result_and_no_time(
     cupola: Any, recipe: Path, eventually: Eventually, undisturbed: Callable[..., dict[str, str]]
 ) -> None:
     sizes = ("--set", "stages.pretrain.steps=400", "--set", "stages.pretrain.checkpoint.every=5")
@@ -185,14 +185,14 @@ def test_under_prefect_a_crashed_job_is_tried_again_and_a_lost_server_loses_no_r
     assert cupola.published() == undisturbed(recipe, *sizes)
     assert cupola.processes() == []
 
-    assert set(states(cupola)) == {"RUNNING", "COMPLETED"}, "nobody could tell the server"
+    assert set(states(cupola)) == {"RUNNING", "COMPLETED"}, "the server was gone"
     next_run = cupola("run", str(recipe), "--set", "stages.pretrain.steps=5")
     assert next_run.returncode == 0, next_run.stderr
-    assert set(states(cupola)) == {"COMPLETED"}, "what the registry has of it"
+    assert set(states(cupola)) == {"COMPLETED"}, "as the registry has it"
 
 
 def states(cupola: Any) -> list[str]:
-    """Of every flow run, as Prefect's database has them."""
+    """State of every flow run in Prefect's database."""
     connection = sqlite3.connect(cupola.workspace / "prefect" / "prefect.db")
     try:
         return [state for (state,) in connection.execute("select state_type from flow_run")]

@@ -1,4 +1,4 @@
-"""One whole life of a small model through the real command, under a real Prefect server, and what is left of it."""
+"""The whole lifecycle of a small model, run by the real command under a real Prefect server, and its records."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
         connection.close()
 
 
-def test_every_stage_is_completed_and_the_page_says_what_came_of_it(life: Any) -> None:
+def test_every_stage_completes_and_the_page_shows_its_results(life: Any) -> None:
     page = (life.workspace / "page.txt").read_text()
     assert [row["stage"] for row in reversed(life.json("runs"))] == ["(all)", *STAGES]
     assert all(row["status"] == "completed" for row in life.json("runs"))
@@ -46,7 +46,7 @@ def test_every_stage_is_completed_and_the_page_says_what_came_of_it(life: Any) -
     assert "cupola lineage" in page
 
 
-def test_the_training_lowers_the_loss_and_the_stages_give_what_they_should(life: Any) -> None:
+def test_training_lowers_the_loss_and_stages_give_the_expected_artifacts(life: Any) -> None:
     artifacts = {row["stage"]: row["id"] for row in life.json("artifacts")}
     pretrained = life.json("show", artifacts["pretrain"])
     assert pretrained["kind"] == "checkpoint"
@@ -124,7 +124,7 @@ def test_the_weights_of_two_checkpoints_are_compared_layer_by_layer(life: Any) -
     assert any(".mlp.experts." in name for name in found["only_b"])
     shown = life("checkpoint", "diff", ids["pretrain_moe"], ids["sft"]).stdout
     assert re.search(r"layer 1 +\d+\.\d\d% +\d+\.\d\d%", shown)
-    assert re.search(r"In all [1-9]\d*\.\d\d%|In all 0\.\d[1-9]%|In all 0\.[1-9]\d%", shown)
+    assert re.search(r"Total [1-9]\d*\.\d\d%|Total 0\.\d[1-9]%|Total 0\.[1-9]\d%", shown)
 
 
 def test_the_second_run_reuses_every_stage_within_thirty_seconds_and_starts_no_server(life: Any) -> None:
@@ -134,13 +134,13 @@ def test_the_second_run_reuses_every_stage_within_thirty_seconds_and_starts_no_s
     done = life("run", "smoke")
     assert time.monotonic() - started < 30
     assert done.returncode == 0, done.stderr
-    assert "all 10 stages were run before" in done.stdout
+    assert "all 10 stages are up to date" in done.stdout
     assert log.stat().st_size == before
     newest = life.json("runs", "--limit", "11")
     assert {row["status"] for row in newest} == {"reused"}
 
 
-def test_a_run_that_has_nothing_to_do_sends_what_an_earlier_one_could_not_tell_mlflow(life: Any) -> None:
+def test_a_run_with_nothing_to_do_sends_the_pending_mlflow_data_of_earlier_runs(life: Any) -> None:
     workspace = Workspace.open(life.workspace)
     lost = workspace.registry.start_run("smoke", "sft")
     workspace.registry.finish_run(lost, "failed")
@@ -158,11 +158,11 @@ def test_a_run_that_has_nothing_to_do_sends_what_an_earlier_one_could_not_tell_m
     done = life("run", "smoke")
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(
-        "Nothing to do: all 10 stages were run before.\nSent MLflow what 1 earlier runs had left.\n"
+        "Nothing to do: all 10 stages are up to date.\nSent pending MLflow data of 1 earlier runs.\n"
     )
     assert rows(life.workspace / "mlflow.db", "select count(*) from runs where status = 'FAILED'") == [(1,)]
     assert not list(spool.folder.iterdir())
-    assert life("tracking", "flush").stdout == "Nothing waits.\n"
+    assert life("tracking", "flush").stdout == "Nothing to send.\n"
 
 
 def test_a_flipped_byte_is_refused_by_the_files_name(life: Any, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_an_exported_checkpoint_is_loaded_by_transformers_alone(life: Any, tmp_p
     assert loaded.stdout.split(maxsplit=1) == ["Qwen2MoeForCausalLM", "def main\n"]
     again = life("checkpoint", "export", sft, "--to", str(tmp_path / "exported"))
     assert again.returncode == 2
-    assert "already holds something" in again.stderr
+    assert "not empty. Give a new or empty folder." in again.stderr
 
 
 def test_a_checkpoint_continues_a_text(life: Any) -> None:

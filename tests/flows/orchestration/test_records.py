@@ -1,5 +1,5 @@
-"""After a SIGKILL of a run, or of everything, and after `cupola down`: the registry, Prefect and MLflow say the same,
-and true."""
+"""After a SIGKILL of a run or of everything, and after `cupola down`, the registry, Prefect and MLflow agree on what
+happened."""
 
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -45,7 +45,7 @@ def mlflow(cupola: Any) -> list[tuple[str, str]]:
 
 
 def engines(cupola: Any) -> list[psutil.Process]:
-    """The processes in which the worker has runs carried out."""
+    """The processes in which the worker executes runs."""
     return [process for process in cupola.processes() if "prefect.engine" in process.cmdline()]
 
 
@@ -57,7 +57,7 @@ def trained(cupola: Any) -> int:
     return max((event["step"] for event in cupola.events() if event["event"] == "step"), default=0)
 
 
-def test_a_killed_run_is_started_again_once_and_nothing_stays_running_when_everything_is_killed(
+def test_a_killed_run_is_restarted_once_and_nothing_stays_running_after_everything_is_killed(
     cupola: Any, recipe: Path, servers: None, eventually: Eventually
 ) -> None:
     cupola.json("submit", str(recipe), *LONG)
@@ -89,15 +89,15 @@ def test_a_killed_run_is_started_again_once_and_nothing_stays_running_when_every
     eventually(lambda: not list((cupola.workspace / "spool").iterdir()), 30, "an empty spool")
 
 
-def test_down_cancels_a_run_in_training_and_in_preparation_in_every_record(
+def test_down_cancels_a_run_in_every_record_during_training_and_during_preparation(
     cupola: Any, recipe: Path, texts: Path, servers: None, eventually: Eventually
 ) -> None:
     cupola.json("submit", str(recipe), *LONG)
     eventually(lambda: trained(cupola) > 2, 400, "training")
     down = cupola("down")
     assert down.stdout.splitlines() == [
-        f"Cancelled the run {recipe}; what is finished is kept, and the same command goes on from there.",
-        "Ended sweeper, worker, console, mlflow, prefect.",
+        f"Cancelled run {recipe}. Finished work is kept. Run the same command to resume.",
+        "Stopped sweeper, worker, console, mlflow, prefect.",
     ]
     assert cupola.processes() == []
     assert cupola.events()[-1]["status"] == "preempted"
@@ -105,7 +105,7 @@ def test_down_cancels_a_run_in_training_and_in_preparation_in_every_record(
     assert registry(cupola) == [("", "cancelled"), ("prepare", "completed"), ("pretrain", "cancelled")]
     assert [status for _, status in mlflow(cupola)] == ["KILLED", "FINISHED", "KILLED"]
 
-    for number in range(400):  # enough for a preparation to be in the middle of
+    for number in range(400):  # enough to catch the preparation halfway
         (texts / f"more-{number}.py").write_text(
             (texts / "email-message.py").read_text().replace("def ", f"def f{number}_")
         )
@@ -113,7 +113,7 @@ def test_down_cancels_a_run_in_training_and_in_preparation_in_every_record(
     cupola.json("submit", str(recipe), *LONG)
     eventually(lambda: ("prepare", "running") in registry(cupola), 200, "the preparation")
     down = cupola("down")
-    assert down.stdout.startswith("Cancelled the run ")
+    assert down.stdout.startswith("Cancelled run ")
     assert cupola.processes() == []
     assert prefect(cupola)[3:] == [("lifecycle", "CANCELLED"), ("prepare", "CANCELLED")]
     assert registry(cupola)[3:] == [("", "cancelled"), ("prepare", "cancelled")]

@@ -85,7 +85,7 @@ def test_servers_start_a_schedule_fires_and_a_submitted_run_is_cancelled_from_th
     eventually(lambda: api(f"/flow_runs/{run}")["state"]["type"] == "CANCELLED", 60, "the state CANCELLED")
 
     ended = cupola("down")
-    assert ended.stdout.startswith("Ended ")
+    assert ended.stdout.startswith("Stopped ")
     assert cupola.processes() == []
     assert cupola("down").stdout == "Nothing was running.\n"
 
@@ -107,7 +107,7 @@ def test_servers_are_found_and_ended_after_the_clock_was_set(
         with_clock_set([str(CUPOLA), "down"], 30),
         check=False, capture_output=True, text=True, env=cupola.environment(), cwd=cupola.workspace.parent,
     )  # fmt: skip
-    assert (down.stdout, down.stderr) == ("Ended mlflow.\n", "")
+    assert (down.stdout, down.stderr) == ("Stopped mlflow.\n", "")
     assert not service.alive()
     assert cupola.processes() == []
 

@@ -1,4 +1,4 @@
-"""Checkpoints made out of others: by commands and by recipe stages, with their parents in the lineage."""
+"""Merging checkpoints and adapters by commands and by recipe stages, with the parents in the lineage."""
 
 import json
 import subprocess
@@ -51,7 +51,7 @@ def test_merged_reward_models_are_a_reward_model(cupola: Any, saved: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_merge_that_cannot_be_is_one_line(cupola: Any, saved: Path) -> None:
+def test_an_impossible_merge_is_refused_in_one_line(cupola: Any, saved: Path) -> None:
     done = cupola("checkpoint", "merge", str(saved / "one"), str(saved / "wide"), "--alias", "no")
     assert done.returncode == 2
     assert done.stderr.startswith("cupola: error: wide has ffn_hidden_size=64 and one has 48: only checkpoints of one")
@@ -60,7 +60,7 @@ def test_a_merge_that_cannot_be_is_one_line(cupola: Any, saved: Path) -> None:
     assert (done.returncode, done.stderr) == (2, "cupola: error: method: 'tie' is unknown. Did you mean 'ties'?\n")
 
 
-def test_a_recipe_is_told_what_a_merge_lacks() -> None:
+def test_a_recipe_whose_merge_lacks_its_base_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"stages\.merge: method=dare merges what was learned since a base"):
         parse_recipe("{name: x, stages: {merge: {checkpoints: ['artifact:a', 'artifact:b'], method: dare}}}")
 
@@ -81,7 +81,7 @@ def test_a_recipe_merges_with_the_base_in_the_lineage(cupola: Any, saved: Path, 
 
 
 @pytest.mark.slow
-def test_a_stage_with_lora_publishes_the_adapter_and_what_it_is_folded_into(
+def test_a_stage_with_lora_publishes_the_adapter_and_the_merged_checkpoint(
     cupola: Any, recipe: Path, tmp_path: Path
 ) -> None:
     life = yaml.safe_load(recipe.read_text())
@@ -103,6 +103,6 @@ def test_a_stage_with_lora_publishes_the_adapter_and_what_it_is_folded_into(
     assert done.returncode == 0, done.stderr
     tensors = cupola.json("checkpoint", "diff", folded["id"], str(tmp_path / "again"))[
         "tensors"
-    ]  # two ranks' files and one's
+    ]  # files of two ranks and of one
     assert len(tensors) == 2 + 2 * 12
     assert {tensor["changed"] for tensor in tensors} == {0.0}

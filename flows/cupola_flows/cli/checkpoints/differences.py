@@ -23,7 +23,7 @@ PARTS = {
     "mlp": re.compile(r"mlp\."),
     "norms": re.compile(r".*norm"),
 }
-"""Of a layer: the first that fits."""
+"""Parts of a layer, by tensor name; the first match counts."""
 KINDS = ("checkpoint", "reward_model")
 
 
@@ -34,16 +34,16 @@ def register(app: typer.Typer) -> None:
 
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint: id, alias or folder.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another checkpoint.")],
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Say how far B's weights lie from A's, by layer and part: the distance over the norm of A's.
+    """Show the distance of B's weights from A's, relative to A's norm, by layer and part.
 
-    0.00% is nothing changed; unrelated models of one size lie 141% apart.
-    Layouts may differ; of models of different shapes, what both have is
-    compared, and the rest is named. With --json: norm, distance, cosine and
-    share of changed elements of every tensor.
+    0.00% means unchanged; unrelated models of the same size are 141% apart.
+    Layouts may differ. For models of different shapes, common tensors are
+    compared and the others counted. --json adds the norm, distance, cosine
+    and share of changed elements of every tensor.
     """
     one, other = (resolve_checkpoint(each, workspace, kinds=KINDS) for each in (a, b))
     differences = json.loads(convert("diff", "--checkpoint", str(one.path), "--other", str(other.path)))
@@ -51,17 +51,17 @@ def diff(
         print(json.dumps({"a": one.id, "b": other.id, **differences}, indent=2))
         return
     stdout().print(_table(differences["tensors"]))
-    print(f"In all {relative(differences['tensors'])}: {other.id} from {one.id}.")
+    print(f"Total {relative(differences['tensors'])}: {other.id} from {one.id}.")
     for side, artifact in (("only_a", one), ("only_b", other)):
         if differences[side]:
             print(
-                f"Only {artifact.id} has {len(differences[side])} tensors of this name and shape, such as "
+                f"Only in {artifact.id}: {len(differences[side])} tensors by name and shape, such as "
                 f"{differences[side][0]}."
             )
 
 
 def relative(rows: Iterable[Mapping[str, Any]]) -> str:
-    """`1.30%`: the distance of several tensors as one, over their norm. Empty where there are none."""
+    """Distance of several tensors over their norm, such as `1.30%`; empty without tensors."""
     rows = list(rows)
     norm = math.hypot(*(row["norm"] for row in rows))
     distance = math.hypot(*(row["distance"] for row in rows))

@@ -1,4 +1,4 @@
-"""`cupola checkpoint evaluate`: checkpoints measured alike, whatever recipes they come from."""
+"""`cupola checkpoint evaluate`: comparable evaluations of checkpoints from any recipes."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -35,15 +35,16 @@ def register(app: typer.Typer) -> None:
 def evaluate_command(
     references: Annotated[list[str], typer.Argument(metavar="ID...", help="Checkpoints: ids, aliases or folders.")],
     like: Annotated[
-        str, typer.Option(metavar="ID", help="Evaluation whose text, tasks and settings to take. Default: see above.")
+        str, typer.Option(metavar="ID", help="Evaluation whose text, tasks and settings to reuse. Default: see above.")
     ] = "",
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Measure checkpoints on the same held-out text and tasks, so that they can be compared.
+    """Evaluate checkpoints on the same held-out text and tasks, so that they can be compared.
 
-    As the newest evaluation of one of them did, the first that has one; where
-    there is none, on the tokens and tasks that they were made from.
+    Settings and data come from the newest evaluation of the first checkpoint
+    that has one. Without any, the tokens and tasks in the checkpoints' lineage
+    are used.
     """
     ws = open_workspace(workspace)
     checkpoints = [resolve_checkpoint(reference, workspace) for reference in references]
@@ -66,7 +67,7 @@ def evaluate_command(
 
 
 def _like(workspace: Workspace, reference: str) -> EvaluateStage:
-    """The stage that an evaluation was made by, on its own data."""
+    """The stage that repeats an evaluation, with its data and settings."""
     artifact = workspace.resolve(reference)
     if artifact.kind != "evaluation":
         raise ConfigError(
@@ -85,8 +86,8 @@ def _as_before(workspace: Workspace, checkpoints: Sequence[Artifact]) -> Evaluat
     tokens, conversations = (next(_of_kind(workspace, checkpoints, kind), None) for kind in ("tokens", "conversations"))
     if tokens is None:
         raise ConfigError(
-            f"{checkpoints[0].id} was made without tokens and never evaluated: nothing says on what to measure it. "
-            "Name an evaluation: --like ID; see cupola artifacts --kind evaluation"
+            f"{checkpoints[0].id} has no tokens in its lineage and was never evaluated, so there is no data to "
+            "evaluate on. Name an evaluation with --like ID. See: cupola artifacts --kind evaluation"
         )
     return EvaluateStage(tokens=tokens, conversations=conversations)
 

@@ -34,26 +34,28 @@ def register(app: typer.Typer) -> None:
 
 def measure(
     reference: Reference,
-    lengths: Annotated[str, typer.Option(metavar="N,...", help="Tokens; losses are taken up to the longest.")],
+    lengths: Annotated[
+        str, typer.Option(metavar="N,...", help="Context lengths in tokens; losses are measured up to the longest.")
+    ],
     methods: Annotated[
         str,
         typer.Option(
-            "--method", metavar="NAME,...", help="none, linear, yarn, ntk, dca, logn, windows; joined: dca+yarn."
+            "--method", metavar="NAME,...", help="none, linear, yarn, ntk, dca, logn, windows, or combined as dca+yarn."
         ),
     ] = "none,yarn,ntk,dca,logn",
-    trained: Annotated[int | None, typer.Option(help="Length that it was trained at. Default: its stage's.")] = None,
-    max_heldout_tokens: Annotated[
-        int, typer.Option(min=64, help="Tokens of held-out text to take losses of.")
-    ] = 65_536,
-    needles: Annotated[int, typer.Option(min=1, help="Needles for each length and depth.")] = 8,
+    trained: Annotated[
+        int | None, typer.Option(help="Training length in tokens. Default: that of the checkpoint's stage.")
+    ] = None,
+    max_heldout_tokens: Annotated[int, typer.Option(min=64, help="Held-out tokens to measure losses on.")] = 65_536,
+    needles: Annotated[int, typer.Option(min=1, help="Needles per length and depth.")] = 8,
     tokens: Annotated[
-        str, typer.Option(metavar="ID", help="Held-out text. Default: the tokens that it was trained on.")
+        str, typer.Option(metavar="ID", help="Tokens whose held-out text to use. Default: those it was trained on.")
     ] = "",
-    to: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the picture there, as one HTML page.")] = None,
+    to: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the charts to this HTML file.")] = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """How far a checkpoint reads: loss by position and needles found, with each method past its trained length."""
+    """Measure loss by position and needle retrieval beyond the trained length, with each extension method."""
     opened = open_workspace(workspace)
     artifact = opened.resolve(reference)
     if artifact.kind != "checkpoint":
@@ -61,7 +63,7 @@ def measure(
             f"{artifact.id} is of kind {artifact.kind}, not a checkpoint. See: cupola artifacts --kind checkpoint"
         )
     if to and not to.parent.is_dir():
-        raise ConfigError(f"--to {to}: there is no folder {to.parent}. Make it, or name a file in another.")
+        raise ConfigError(f"--to {to}: folder {to.parent} does not exist. Create it, or choose another path.")
     text = _tokens(opened, artifact, tokens)
     config = _config(
         {
@@ -83,8 +85,8 @@ def measure(
         return
     print_rows(summary(measured["methods"]), as_json=False, empty="")
     print(
-        f"Trained at {measured['trained_length']:,} tokens, measured to {measured['longest']:,}."
-        + (f" Picture: {to}" if to else "")
+        f"Trained at {measured['trained_length']:,} tokens, measured up to {measured['longest']:,}."
+        + (f" Charts: {to}" if to else "")
     )
 
 
@@ -98,7 +100,7 @@ def _config(values: dict[str, Any]) -> LongContextConfig:
 
 
 def _check_methods(checkpoint: Artifact, config: LongContextConfig) -> None:
-    """Refuse what the checkpoint's positions do not allow before torch is loaded."""
+    """Refuse methods that the checkpoint's positions do not allow, before torch is loaded."""
     model = MODEL.validate_json((checkpoint.path / "model.json").read_bytes())
     trained = config.trained_length or model.max_position_embeddings
     for name in config.methods:
@@ -106,7 +108,7 @@ def _check_methods(checkpoint: Artifact, config: LongContextConfig) -> None:
 
 
 def _trained(artifact: Artifact) -> int | None:
-    """The length that the checkpoint's stage trained at, where one did."""
+    """Sequence length of the stage that trained the checkpoint, if any."""
     length = artifact.manifest.config.get("batch", {}).get("sequence_length")
     return int(length) if length else None
 
@@ -122,7 +124,7 @@ def _tokens(workspace: Workspace, artifact: Artifact, reference: str) -> Artifac
     nearest = _nearest(workspace.lineage(artifact))
     if nearest is None:
         raise ConfigError(
-            f"{artifact.id} was made without tokens. Name some: --tokens ID; see cupola artifacts --kind tokens"
+            f"{artifact.id} has no tokens in its lineage. Give --tokens ID. See: cupola artifacts --kind tokens"
         )
     return workspace.resolve(nearest.digest)
 
@@ -134,7 +136,7 @@ def _nearest(node: LineageNode) -> LineageNode | None:
 
 
 def _run(checkpoint: Artifact, tokens: Artifact, settings: Path, heldout: int, *, quiet: bool) -> dict[str, Any]:
-    """Measure in another process, which loads torch. It names each method on stderr when it begins with it."""
+    """Measure in another process, which loads torch and prints each method to stderr as it starts it."""
     results = settings.with_name("results.json")
     command = [
         sys.executable,

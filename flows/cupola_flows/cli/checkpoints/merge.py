@@ -1,4 +1,4 @@
-"""`cupola checkpoint merge`: checkpoints made out of others, without a recipe."""
+"""`cupola checkpoint merge` and `merge-adapter`: new checkpoints from existing ones, without a recipe."""
 
 import json
 import subprocess
@@ -23,9 +23,9 @@ from cupola_platform.errors import ConfigError, StageFailedError
 from cupola_trainer.config import AnyJob, MergeAdapterJob, write_job
 
 ToOption = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Write the checkpoint there, and do not publish it.")
+    Path | None, typer.Option(metavar="DIR", help="Write the checkpoint to this folder instead of publishing it.")
 ]
-AliasOption = Annotated[str | None, typer.Option(help="Name it, so that recipes can say artifact:NAME.")]
+AliasOption = Annotated[str | None, typer.Option(help="Alias for the artifact; recipes refer to it as artifact:ALIAS.")]
 AnyStage = TypeVar("AnyStage", bound=Stage)
 EXAMPLE = "Example: cupola checkpoint merge sft-a sft-b --method ties --base pretrained --alias both"
 
@@ -38,30 +38,32 @@ def register(app: typer.Typer) -> None:
 
 def merge_command(
     references: Annotated[
-        list[str], typer.Argument(metavar="ID...", help="Two checkpoints or more, or reward models.")
+        list[str], typer.Argument(metavar="ID...", help="Two or more checkpoints, or reward models.")
     ],
     method: Annotated[str, typer.Option(help="average, slerp, ties or dare.")] = "average",
     weights: Annotated[
-        str | None, typer.Option(metavar="W,W,...", help="One for each; only their proportions matter.")
+        str | None, typer.Option(metavar="W,W,...", help="One weight per checkpoint; only their proportions matter.")
     ] = None,
-    base: Annotated[str | None, typer.Option(metavar="ID", help="What all of them were trained from.")] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="ID", help="The checkpoint that all of them were trained from.")
+    ] = None,
     density: Annotated[
-        float | None, typer.Option(help="Share of what was learned that ties and dare keep. Default 0.2.")
+        float | None, typer.Option(help="Share of each task vector that ties and dare keep. Default: 0.2.")
     ] = None,
-    scale: Annotated[float, typer.Option(help="Factor on the merged task vector of ties and dare.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of dare's masks.")] = 0,
+    scale: Annotated[float, typer.Option(help="Scale of the merged task vector in ties and dare.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of dare's masks.")] = 0,
     to: ToOption = None,
     alias: AliasOption = None,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Merge checkpoints of one architecture, or reward models, into one.
+    """Merge checkpoints or reward models of the same architecture.
 
-    average: the weighted mean.
-    slerp: each tensor on the arc between the models, or between their task
-    vectors (a model less its base) with --base.
-    ties: of each task vector the largest elements, signs elected, the mean of
-    those that agree; needs --base.
-    dare: of each task vector a random share, rescaled; needs --base.
+    average: weighted mean.
+    slerp: spherical interpolation of each tensor, or of the task vectors
+    (model minus base) with --base.
+    ties: keep the largest elements of each task vector, elect signs, and
+    average the elements that agree. Needs --base.
+    dare: keep a random share of each task vector, rescaled. Needs --base.
     """
     stage = stage_of(
         MergeStage,
@@ -90,15 +92,15 @@ def merge_command(
 
 
 def adapter_command(
-    reference: Annotated[str, typer.Argument(metavar="ID", help="An adapter: what a stage with `lora` trained.")],
+    reference: Annotated[str, typer.Argument(metavar="ID", help="An adapter, trained by a stage with `lora`.")],
     base: Annotated[
-        str | None, typer.Option(metavar="ID", help="Its base, where the workspace does not know it.")
+        str | None, typer.Option(metavar="ID", help="The adapter's base, if the workspace does not have it.")
     ] = None,
     to: ToOption = None,
     alias: AliasOption = None,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Fold an adapter into the checkpoint that it was trained on."""
+    """Merge an adapter into the checkpoint that it was trained on."""
     adapter = resolve_checkpoint(reference, workspace, kinds=["adapter"])
     described = json.loads((adapter.path / "training.json").read_bytes())["adapter"]
     parent = resolve_checkpoint(base or described["base"], workspace)
@@ -110,7 +112,7 @@ def adapter_command(
 
 
 def stage_of(kind: type[AnyStage], **settings: Any) -> AnyStage:
-    """The recipe's stage that says the same as a command's options: one set of rules for both."""
+    """The stage with a command's options as settings, so that the rules for both are the same."""
     try:
         return kind(**settings)
     except ValidationError as error:
@@ -118,7 +120,7 @@ def stage_of(kind: type[AnyStage], **settings: Any) -> AnyStage:
 
 
 def kind_of(checkpoint: Artifact) -> str:
-    """What is made of checkpoints like this one."""
+    """The kind of artifact that merging this checkpoint gives."""
     head = json.loads((checkpoint.path / "model.json").read_bytes()).get("head")
     return "reward_model" if head == "scalar" else "checkpoint"
 
@@ -133,9 +135,9 @@ def make(
     workspace: Path | None,
     kind: str = "checkpoint",
 ) -> None:
-    """Run a job in one process of its own, and publish what it made, or write it to a folder."""
+    """Run a job in its own process, and publish its result or write it to a folder."""
     if to and alias:
-        raise ConfigError(f"--alias {alias} with --to: a folder that is not published has no alias. Leave one out.")
+        raise ConfigError(f"--alias {alias} with --to: only published artifacts can have an alias. Leave one out.")
     check_alias(alias)
     ws = open_workspace(workspace)
     if to:
@@ -154,11 +156,11 @@ def make(
         artifact = ws.publish(made, kind=kind, parents=parents, stage=name, config=config)
     if alias:
         ws.registry.set_alias(alias, artifact.digest, f"Made by cupola checkpoint {name}.")
-    print(f"Made {artifact.id}. Use it in a recipe as artifact:{alias or artifact.id}.")
+    print(f"Published {artifact.id}. Use it in a recipe as artifact:{alias or artifact.id}.")
 
 
 def _run(job: AnyJob) -> Path:
-    """The folder that a job made, in a process without torchrun: torch stays out of this one."""
+    """Run a job in a process without torchrun, which keeps torch out of this one. Returns its result folder."""
     path = job.output / "job.json"
     write_job(job, path)
     command = [sys.executable, "-m", "cupola_trainer", str(path)]

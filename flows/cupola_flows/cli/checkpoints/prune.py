@@ -26,31 +26,33 @@ def register(app: typer.Typer) -> None:
 
 def prune_command(
     reference: Reference,
-    layers: Annotated[int | None, typer.Option(metavar="N", min=1, help="Keep those that change most.")] = None,
-    drop_layers: Annotated[
-        str | None, typer.Option(metavar="I,I,...", help="Drop these, from 0: no tokens needed.")
+    layers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Number of layers to keep; the least important go.")
     ] = None,
-    hidden_size: Annotated[int | None, _size("Channels of the residual stream to keep.")] = None,
-    num_attention_heads: Annotated[int | None, _size("Query heads to keep, as many in each group.")] = None,
-    num_query_groups: Annotated[int | None, _size("Key-value heads to keep, each with its query heads.")] = None,
-    ffn_hidden_size: Annotated[int | None, _size("Units of a dense FFN to keep, in each layer.")] = None,
-    num_experts: Annotated[int | None, _size("Routed experts to keep, in each layer.")] = None,
+    drop_layers: Annotated[
+        str | None, typer.Option(metavar="I,I,...", help="Layers to drop, counted from 0. Needs no --tokens.")
+    ] = None,
+    hidden_size: Annotated[int | None, _size("Residual stream channels to keep.")] = None,
+    num_attention_heads: Annotated[int | None, _size("Query heads to keep, equally many per group.")] = None,
+    num_query_groups: Annotated[int | None, _size("Key-value heads to keep, with their query heads.")] = None,
+    ffn_hidden_size: Annotated[int | None, _size("Units of each dense FFN to keep.")] = None,
+    num_experts: Annotated[int | None, _size("Routed experts to keep per layer.")] = None,
     expert_ffn_hidden_size: Annotated[int | None, _size("Units of each routed expert to keep.")] = None,
     shared_expert_ffn_hidden_size: Annotated[int | None, _size("Units of the shared expert to keep.")] = None,
     tokens: Annotated[
-        str | None, typer.Option(metavar="ID", help="Tokens whose held-out shards show what matters.")
+        str | None, typer.Option(metavar="ID", help="Tokens whose held-out text measures importance.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens to look at.")] = 65_536,
-    sequence_length: Annotated[int, typer.Option(min=8, help="Most tokens of one sequence of them.")] = 512,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum held-out tokens to measure on.")] = 65_536,
+    sequence_length: Annotated[int, typer.Option(min=8, help="Tokens per sequence of held-out text.")] = 512,
     to: ToOption = None,
     alias: AliasOption = None,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Make a smaller checkpoint of a larger one, to go on training: what matters least is left out.
+    """Prune a checkpoint to a smaller one for further training, removing the least important parts.
 
-    Give the sizes to reach; what is left out stays as it is. What matters is
-    measured in one pass over the held-out text of the artifact that --tokens
-    names; layers that --drop-layers names go without.
+    Give the target sizes; sizes that are not given stay unchanged. Importance
+    is measured in one pass over the held-out text of --tokens, which
+    --drop-layers does not need.
     """
     sizes = {
         "num_layers": layers,
@@ -67,11 +69,13 @@ def prune_command(
         PruneStage, parent=reference, tokens=tokens, to=sizes, max_tokens=max_tokens, sequence_length=sequence_length
     )
     if stage.to.by_importance and tokens is None:
-        raise ConfigError("--tokens: what matters is measured on held-out text. Give a tokens artifact's id.")
+        raise ConfigError(
+            "--tokens is missing: importance is measured on held-out text. Give the id of a tokens artifact."
+        )
     parent = resolve_checkpoint(reference, workspace)
     text = open_workspace(workspace).resolve(tokens) if tokens else None
     if text and text.kind != "tokens":
-        raise ConfigError(f"--tokens {tokens}: of kind {text.kind}. See: cupola artifacts --kind tokens")
+        raise ConfigError(f"--tokens {tokens} is of kind {text.kind}, not tokens. See: cupola artifacts --kind tokens")
 
     def job(output: Path) -> PruneJob:
         return prune_job(stage, parent, text, output=output, seed=0)
