@@ -75,7 +75,7 @@ def test_two_without_a_common_evaluation_get_a_command_and_no_number(in_workspac
     page.run()
     assert told(page.warning[0]) == (
         f"**pretrain and dpo have no common evaluation:** No verdict: {pretrain.id} was never evaluated. "
-        f"Measure both alike with: cupola checkpoint evaluate {pretrain.id} {in_workspace.dpo.id}"
+        f"Evaluate both with: cupola checkpoint evaluate {pretrain.id} {in_workspace.dpo.id}"
     )
     assert not page.metric
 

@@ -191,7 +191,7 @@ def test_without_a_common_evaluation_there_is_no_verdict_and_no_number(in_worksp
     assert verdict.level == "none"
     assert verdict.headline == "pretrain and dpo have no common evaluation"
     assert verdict.detail == (
-        f"No verdict: {pretrain.id} was never evaluated. Measure both alike with: "
+        f"No verdict: {pretrain.id} was never evaluated. Evaluate both with: "
         f"cupola checkpoint evaluate {pretrain.id} {in_workspace.dpo.id}"
     )
     assert comparison.task_table(found).empty

@@ -1,1 +1,1 @@
-"""What is said of runs and checkpoints: results, comparisons, curves, lineage."""
+"""Reports on runs and checkpoints: results, comparisons, curves, lineage."""

@@ -1,4 +1,4 @@
-"""Two checkpoints side by side: what they are, what was measured of them, where their lives part."""
+"""Two checkpoints side by side: models, evaluations, and where their lineages differ."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from cupola_platform.workspace import SOURCES, Workspace
 
 @dataclass(frozen=True)
 class Apart:
-    """One thing in which the lives of A and B were set otherwise."""
+    """One setting that differs between the lineages of A and B."""
 
     stage: str
     setting: str
@@ -27,18 +27,20 @@ class Apart:
 
 
 def compare_checkpoints(workspace: Workspace, a: Artifact, b: Artifact) -> dict[str, Any]:
-    """Plain JSON: identity, evaluation with intervals, settings that differ anywhere in their lives, and parents that
-    only one of them has.
+    """Plain JSON: identities, evaluation with intervals, settings that differ anywhere in the lineages, and ancestors
+    that only one of them has.
 
-    Numbers come from a common evaluation alone, the newest; where there is none, `evaluation` is null and `missing`
-    says why and which command makes one.
+    Numbers come only from the newest common evaluation. Without one, `evaluation` is null and `missing` says why and
+    which command makes one.
 
     Raises:
-        ConfigError: one of them is no checkpoint.
+        ConfigError: one of them is not a checkpoint.
     """
     for artifact in (a, b):
         if artifact.kind != "checkpoint":
-            raise ConfigError(f"{artifact.id} is of kind {artifact.kind}; two checkpoints can be compared.")
+            raise ConfigError(
+                f"{artifact.id} is of kind {artifact.kind}, not a checkpoint. See: cupola artifacts --kind checkpoint"
+            )
     known = evaluations(workspace)
     both = common(known, [a.digest, b.digest])
     ancestors = [
@@ -68,9 +70,9 @@ def compare_checkpoints(workspace: Workspace, a: Artifact, b: Artifact) -> dict[
 
 
 def set_apart(workspace: Workspace, a: Artifact, b: Artifact) -> list[Apart]:
-    """What differs in the settings, seeds, code and source text of two artifacts and of all that they were made from.
+    """Differences in settings, seeds, code and source text between two artifacts and all their ancestors.
 
-    The stages of both lives are held together by name. Empty where all were set alike.
+    Stages are matched by name. Empty if nothing differs.
     """
     lives = [_life(workspace, artifact) for artifact in (a, b)]
     rows: list[Apart] = []
@@ -88,7 +90,7 @@ def set_apart(workspace: Workspace, a: Artifact, b: Artifact) -> list[Apart]:
 
 
 def _life(workspace: Workspace, artifact: Artifact) -> dict[str, Manifest | ArtifactRow]:
-    """By stage, what went into an artifact, and itself as the last; a name that comes again is numbered."""
+    """The ancestors of an artifact by stage, with the artifact itself last; repeated names are numbered."""
     life: dict[str, Manifest | ArtifactRow] = {}
     for each in [*reversed(_made_from(workspace, artifact)), artifact.manifest]:
         name = each.stage or each.kind
@@ -98,8 +100,8 @@ def _life(workspace: Workspace, artifact: Artifact) -> dict[str, Manifest | Arti
 
 
 def _made_from(workspace: Workspace, artifact: Artifact) -> list[Manifest | ArtifactRow]:
-    """Everything that an artifact was made from, each once, nearest first;
-    the row alone where the store has it no more."""
+    """All ancestors of an artifact, each once, nearest first: the manifest, or the registry's row if the store no
+    longer has it."""
     registry = workspace.registry
     ancestors: dict[str, ArtifactRow] = {}
     for parent in filter(None, map(registry.artifact, artifact.manifest.parents)):
@@ -116,7 +118,7 @@ def _manifest(workspace: Workspace, row: ArtifactRow) -> Manifest | None:
 
 
 def _described(made: Manifest | ArtifactRow | None) -> dict[str, str]:
-    """Setting to value, and by what code and of which files; nothing of a stage that a life does not have."""
+    """Settings, code version and source files of an artifact as text; empty for None."""
     if made is None:
         return {}
     return dict(_flat(made.config)) | (_beyond_settings(made) if isinstance(made, Manifest) else {})
@@ -136,15 +138,14 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def print_comparison(comparison: dict[str, Any], console: Console) -> None:
-    """The comparison as a table with intervals; without a common evaluation,
-    what is missing in the place of numbers."""
+    """Print the comparison as a table; without a common evaluation, what is missing instead of numbers."""
     a, b = comparison["checkpoints"]
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("", f"{a['id']} {a['stage']}", f"{b['id']} {b['stage']}"):
         table.add_column(plain(heading))
     rows = {**(_evaluation_rows(a, b) if comparison["same_evaluation"] else {}), **_model_rows(a, b)}
     rows |= _setting_rows(comparison["settings"])
-    rows["made from, only here"] = ("\n".join(a["only_here"]), "\n".join(b["only_here"]))
+    rows["only in this lineage"] = ("\n".join(a["only_here"]), "\n".join(b["only_here"]))
     for heading, (left, right) in rows.items():
         table.add_row(plain(heading), plain(left), plain(right))
     console.print(table)
@@ -153,7 +154,7 @@ def print_comparison(comparison: dict[str, Any], console: Console) -> None:
 
 
 def interval(accuracy: dict[str, Any] | None) -> str:
-    """`61.0% [54.1%, 67.5%] of 200`."""
+    """Accuracy with its interval, such as `61.0% [54.1%, 67.5%] of 200`."""
     if not accuracy:
         return ""
     low, high = accuracy["low"], accuracy["high"]
@@ -170,7 +171,7 @@ def _evaluation_rows(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[st
 
 
 def _setting_rows(settings: list[dict[str, str]]) -> dict[str, tuple[str, str]]:
-    """Of stages that both lives have; the others are told as what only one was made from."""
+    """Settings of stages in both lineages; other stages are listed as `only_here`."""
     both = {row["stage"] for row in settings if row["a"]} & {row["stage"] for row in settings if row["b"]}
     return {f"{row['stage']}: {row['setting']}": (row["a"], row["b"]) for row in settings if row["stage"] in both}
 

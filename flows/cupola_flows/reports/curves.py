@@ -1,4 +1,4 @@
-"""Held-out losses of one run's training stages over the tokens that each was trained on, in one picture."""
+"""Held-out loss curves of the training stages of one run, over the tokens that each was trained on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from cupola_platform.workspace import Workspace
 from cupola_trainer.reporting.metrics import read_metrics
 
 Curve = list[tuple[float, float]]
-"""Million tokens since the stage began, and held-out loss in nats a token."""
+"""Million tokens since the start of the stage, and held-out loss in nats per token."""
 LOOKED_AT = 10_000
-"""Newest runs among which the recipe's are looked for."""
+"""How many of the newest runs are searched."""
 
 
 @dataclass(frozen=True)
@@ -22,31 +22,32 @@ class Curves:
     """The curves of one run of a recipe, by stage."""
 
     run: RunRow
-    """The whole recipe's."""
+    """The run of the whole recipe."""
     by_stage: Mapping[str, Curve]
 
 
 def heldout_curves(workspace: Workspace, recipe: Recipe, stages: Sequence[str] = (), run: str = "") -> Curves:
-    """The curves of one run, and of no other: what it reused of earlier ones is its own too. What it did not come to,
-    was trained on another machine, or measured nothing, is left out.
+    """The curves of one run, including stages that it reused from earlier runs. Stages that were not reached, that were
+    trained on another machine, or that measured no held-out loss are left out.
 
     Args:
-        stages: these only, and in this order; none for all that train.
-        run: the id of a run of the whole recipe, or its first characters;
-            none for the newest that has one of the curves.
+        stages: only these, in this order; all training stages if empty.
+        run: the id of a run of the whole recipe, or its first characters; if empty, the newest run with a curve.
 
     Raises:
-        ConfigError: a stage that the recipe does not have, or that does not train.
-        NotFoundError: no such run, or no curve at all.
+        ConfigError: the recipe has no such stage, or it does not train.
+        NotFoundError: there is no such run, or no curve.
     """
     known = [name for name in recipe.order() if isinstance(recipe.stages[name], TrainStage)]
     for name in stages:
         if name not in known:
-            raise ConfigError(f"--stage {name}: no stage of {recipe.name} that trains. Known: {', '.join(known)}.")
+            raise ConfigError(f"--stage {name}: not a training stage of {recipe.name}. Known: {', '.join(known)}.")
     whole = [row for row in workspace.registry.runs(LOOKED_AT) if row.recipe == recipe.name and not row.stage]
     chosen = [row for row in whole if row.id.startswith(run)]
     if run and len(chosen) != 1:
-        raise NotFoundError(f"--run {run}: {'several runs' if chosen else 'no run'} of {recipe.name}. See: cupola runs")
+        raise NotFoundError(
+            f"--run {run}: matches {'several runs' if chosen else 'no run'} of {recipe.name}. See: cupola runs"
+        )
     for row in chosen:
         if curves := _of_run(workspace, row, list(stages) or known):
             return Curves(row, curves)
@@ -71,20 +72,24 @@ def _curve(workspace: Workspace, digest: str) -> Curve:
 
 
 def draw(curves: Mapping[str, Curve], title: str, to: Path) -> None:
-    """The curves as a picture, each with its stage's name; the name's ending says of what kind.
+    """Plot the curves with a legend; the file name's suffix decides the format.
 
     Raises:
-        ConfigError: a kind of picture that there is not.
+        ConfigError: the format is not supported.
     """
-    from matplotlib import rc_context  # here: half a second, which other commands need not wait for
+    from matplotlib import rc_context  # imported here: takes half a second, which other commands would wait for
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     kinds = figure.canvas.get_supported_filetypes()
     if to.suffix[1:] not in kinds:
-        raise ConfigError(f"--to {to}: no kind of picture. End the name in one of: .{', .'.join(sorted(kinds))}.")
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):  # text stays text, equal curves equal files
-        axes = figure.add_subplot(title=title, xlabel="million tokens since the stage began", ylabel="nats a token")
+        raise ConfigError(f"--to {to}: unsupported image format. Use one of: .{', .'.join(sorted(kinds))}.")
+    with rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": title}
+    ):  # keeps text as text, and makes files reproducible
+        axes = figure.add_subplot(
+            title=title, xlabel="million tokens since the start of the stage", ylabel="nats per token"
+        )
         for name, curve in curves.items():
             axes.plot(*zip(*curve, strict=True), label=name)
         axes.grid(alpha=0.3)

@@ -1,7 +1,7 @@
-"""What evaluations measured of which checkpoints, and whose numbers can be held against each other.
+"""Evaluations of checkpoints, and which of their numbers can be compared.
 
-Two checkpoints have a common evaluation where one measured both, or two did on the same held-out text and tasks, as
-long and as many of them. Without one there is no verdict, whatever the numbers are.
+Two checkpoints have a common evaluation if one evaluation measured both, or if two did with the same held-out text,
+tasks and settings. Without one there is no verdict, whatever the numbers are.
 """
 
 import json
@@ -15,32 +15,32 @@ from cupola_platform.registry import ArtifactRow
 from cupola_platform.workspace import Workspace
 
 MOST = 2_000
-"""Newest evaluations that are looked at."""
+"""How many of the newest evaluations are read."""
 DECIDE = {
     "max_heldout_tokens": "the amount of text",
     "window": "the context of a held-out loss",
     "max_tasks": "the number of tasks",
     "max_new_tokens": "the length of a response",
 }
-"""Settings of an evaluation that decide its numbers."""
+"""Settings of an evaluation that its numbers depend on, in words."""
 
 Measured = Mapping[str, Any]
-"""One checkpoint's entry in `results.json`, and "name", what the evaluation called it."""
+"""One checkpoint's entry in `results.json`, plus "name", its name in the evaluation."""
 
 
 @dataclass(frozen=True)
 class Basis:
-    """What an evaluation measured with: of equal ones, the numbers can be compared."""
+    """Data and settings of an evaluation. Numbers with the same basis can be compared."""
 
     tokens: str | None
-    """Digest of the artifact whose held-out text it read."""
+    """Digest of the artifact with the held-out text."""
     conversations: str | None
-    """Digest of the artifact whose held-out tasks it asked."""
+    """Digest of the artifact with the held-out tasks."""
     settings: tuple[Any, ...]
-    """Values of `DECIDE`."""
+    """Values of the settings in `DECIDE`."""
 
     def differences(self, other: "Basis") -> list[str]:
-        """In words, what two of them do not share."""
+        """What differs between the two, in words."""
         pairs = [
             ("the held-out text", self.tokens, other.tokens),
             ("the tasks", self.conversations, other.conversations),
@@ -51,7 +51,7 @@ class Basis:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation: what it measured of each checkpoint, by digest, and with what."""
+    """One evaluation: its basis, and the measurements of each checkpoint by digest."""
 
     digest: str
     created: datetime
@@ -64,7 +64,7 @@ class Evaluation:
 
 
 def read_evaluation(workspace: Workspace, row: ArtifactRow) -> Evaluation | None:
-    """One evaluation; none where its files are gone or torn."""
+    """Read one evaluation; None if its files are missing or corrupt."""
     try:
         results = json.loads((workspace.store.get(row.digest).path / "results.json").read_text(encoding="utf-8"))
     except (NotFoundError, CorruptArtifactError, OSError, ValueError):
@@ -78,16 +78,16 @@ def read_evaluation(workspace: Workspace, row: ArtifactRow) -> Evaluation | None
 
 
 def evaluations(workspace: Workspace) -> list[Evaluation]:
-    """Newest first."""
+    """All readable evaluations, newest first."""
     read = (read_evaluation(workspace, row) for row in workspace.registry.artifacts("evaluation", MOST))
     return [evaluation for evaluation in read if evaluation]
 
 
 def common(known: Iterable[Evaluation], digests: Sequence[str]) -> list[Measured] | None:
-    """The newest numbers of these checkpoints that are about the same text and tasks; none where there are no such.
+    """The newest measurements of these checkpoints on the same text and tasks; None if there are none.
 
     Args:
-        found: newest first.
+        known: newest first.
     """
     together: dict[Basis, dict[str, Measured]] = {}
     for evaluation in known:
@@ -103,7 +103,7 @@ def newest(known: Iterable[Evaluation], digest: str) -> Evaluation | None:
 
 
 def what_is_missing(known: Sequence[Evaluation], a: str, b: str) -> str:
-    """Why two checkpoints without a common evaluation have none, and the command that makes it."""
+    """Why two checkpoints have no common evaluation, and the command that makes one."""
     one, other = newest(known, a), newest(known, b)
     if one and other:
         parted = _listed(one.basis.differences(other.basis))
@@ -112,11 +112,11 @@ def what_is_missing(known: Sequence[Evaluation], a: str, b: str) -> str:
         why = f"{(b if one else a)[:12]} was never evaluated"
     else:
         why = "neither was ever evaluated"
-    return f"No verdict: {why}. Measure both alike with: {command(a, b)}"
+    return f"No verdict: {why}. Evaluate both with: {command(a, b)}"
 
 
 def command(*digests: str) -> str:
-    """What a person types to measure checkpoints alike."""
+    """The command that evaluates checkpoints together."""
     return f"cupola checkpoint evaluate {' '.join(digest[:12] for digest in digests)}"
 
 

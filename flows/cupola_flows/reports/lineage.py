@@ -1,4 +1,4 @@
-"""A lineage as a tree to look at, and as JSON."""
+"""A lineage as a tree for the terminal, and as JSON."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from cupola_platform.workspace import LineageNode
 
 
 def as_tree(node: LineageNode) -> Tree:
-    """A rich tree, the artifact at its root; what was shown once is only named again."""
+    """A rich tree with the artifact at its root. Artifacts that were shown before are only named."""
     tree = Tree(_label(node))
     _grow(tree, node, {node.digest})
     return tree

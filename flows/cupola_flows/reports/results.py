@@ -1,4 +1,4 @@
-"""The page at the end of a run: what every stage gave, what was measured, what was decided, where to look next."""
+"""The summary at the end of a run: stages, evaluations, promotion and suggested next commands."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ SHOWN_TEXT = 160
 
 
 def print_results(session: Session, console: Console) -> None:
-    """The whole page; of a run that ended early, what is finished."""
+    """Print the summary of a run; if it ended early, of the finished stages."""
     console.print(Panel(_stages(session), title=f"[bold]{session.recipe.name}[/]", title_align="left"))
     for name, outcome in session.outcomes.items():
         if outcome.artifact.kind == "evaluation":
@@ -35,16 +35,16 @@ def print_results(session: Session, console: Console) -> None:
 
 
 def print_evaluation(name: str, results: dict[str, Any], console: Console) -> None:
-    """What an evaluation measured, what the checkpoints said, and how far they read where that was asked for."""
+    """Print the measurements of an evaluation, sample generations, and long-context results if there are any."""
     console.print(Panel(_evaluation(results), title=plain(f"{name}: held-out text and tasks"), title_align="left"))
-    console.print(Panel(_samples(results), title="what the checkpoints say", title_align="left"))
+    console.print(Panel(_samples(results), title="samples", title_align="left"))
     for checkpoint, entry in results["checkpoints"].items():
         if reach := entry.get("long_context"):
-            console.print(Panel(_reach(reach), title=plain(f"how far {checkpoint} reads"), title_align="left"))
+            console.print(Panel(_reach(reach), title=plain(f"{checkpoint}: long context"), title_align="left"))
 
 
 def read_results(evaluation: Artifact) -> dict[str, Any]:
-    """`results.json` of an evaluation."""
+    """The `results.json` of an evaluation."""
     return _read(evaluation.path / "results.json")
 
 
@@ -64,7 +64,7 @@ def _stages(session: Session) -> Table:
 
 
 def summarize(stage: Stage, metrics: dict[str, float]) -> str:
-    """The numbers of a stage that matter most, in a line; and what it dropped, and why."""
+    """The most important metrics of a stage on one line, with what it dropped and why."""
     reasons = {name.removeprefix("dropped_"): int(n) for name, n in metrics.items() if name.startswith("dropped_")}
     line = stage.summary({name: value for name, value in metrics.items() if not name.startswith("dropped")})
     return f"{line}, dropped {sum(reasons.values()):,}: {in_words(reasons, {})}" if reasons else line
@@ -117,16 +117,16 @@ def _promotion(decision: dict[str, Any]) -> Text:
 def _next(session: Session) -> str:
     made = [outcome.artifact.id for outcome in session.outcomes.values() if outcome.artifact.kind == "checkpoint"]
     if not made:
-        return "Look at it: cupola up"
+        return "Browse: cupola up"
     artifact = _promoted(session) or made[-1]
     return (
-        f"Look at it: cupola up   Where it came from: cupola lineage {artifact}   Talk to it: cupola checkpoint "
-        f"generate {artifact} --prompt TEXT"
+        f"Browse: cupola up   Lineage: cupola lineage {artifact}   Generate: cupola checkpoint generate {artifact} "
+        "--prompt TEXT"
     )
 
 
 def _promoted(session: Session) -> str | None:
-    """The alias that the run moved; none where it moved none."""
+    """The alias that the run moved, if any."""
     decisions = [
         _read(o.artifact.path / "decision.json") for o in session.outcomes.values() if o.artifact.kind == "promotion"
     ]

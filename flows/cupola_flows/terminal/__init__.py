@@ -1,3 +1,3 @@
-"""How things look on a terminal."""
+"""Output on a terminal."""
 
-FINGERPRINTED = False  # shows
+FINGERPRINTED = False  # display only

@@ -1,4 +1,4 @@
-"""How far a run is: a live table on a terminal, a line now and then anywhere else."""
+"""Progress of a run: a live table on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -12,11 +12,11 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from cupola_flows.terminal.text import plain as as_it_stands
+from cupola_flows.terminal.text import plain as escaped
 from cupola_flows.terminal.text import visible
 
 PLAIN_EVERY = 10.0
-"""Seconds between lines where nobody watches."""
+"""Seconds between lines when the output is not a terminal."""
 MARKS = {
     "waiting": "[dim]·[/]",
     "running": "[cyan]>[/]",
@@ -29,7 +29,7 @@ MARKS = {
 
 @dataclass
 class Line:
-    """What is known of one stage."""
+    """Progress of one stage."""
 
     name: str
     kind: str
@@ -39,7 +39,7 @@ class Line:
     step: int = 0
     steps: int = 0
     first: tuple[float, int] | None = None
-    """When this start's first step was seen, and which: what the time left is reckoned from."""
+    """Time and number of the first step since this start, from which the remaining time is estimated."""
     loss: float | None = None
     tokens_per_second: float | None = None
     note: str = ""
@@ -48,7 +48,7 @@ class Line:
         return time.monotonic() - self.started if self.state == "running" else self.seconds
 
     def left(self) -> float | None:
-        """Seconds left, by this start's own pace."""
+        """Estimated seconds left, from the speed since this start."""
         if self.state != "running" or not self.first or self.step <= self.first[1]:
             return None
         pace = (time.monotonic() - self.first[0]) / (self.step - self.first[1])
@@ -56,14 +56,14 @@ class Line:
 
 
 class Display:
-    """Progress of every stage. The base says nothing; `LiveDisplay` and `PlainDisplay` show it."""
+    """Progress of every stage. This base prints nothing; `LiveDisplay` and `PlainDisplay` do."""
 
     def __init__(self, stages: Mapping[str, str]) -> None:
         self.lines = {name: Line(name, kind) for name, kind in stages.items()}
 
     @contextmanager
     def shown(self) -> Iterator["Display"]:
-        """Show it while the block runs."""
+        """Show the progress while the block runs."""
         yield self
 
     def started(self, name: str, note: str = "") -> None:
@@ -72,18 +72,18 @@ class Display:
         self.changed(line, "started")
 
     def note(self, name: str, text: str) -> None:
-        """Say what a stage without steps is doing."""
+        """Set the note of a stage, for work without steps."""
         line = self.lines[name]
         if line.note != text:
             line.note = text
             self.changed(line, "note")
 
     def advance(self, name: str, step: str, done: int, total: int) -> None:
-        """Take the progress of a stage that runs in this process."""
+        """Update the progress of a stage that runs in this process."""
         self.note(name, f"{step} {done / total:.0%}" if total else step)
 
     def event(self, name: str, event: Mapping[str, Any]) -> None:
-        """Take one line of `metrics.jsonl`."""
+        """Update a stage from a line of `metrics.jsonl`."""
         line = self.lines[name]
         match event.get("event"):
             case "start":
@@ -109,11 +109,11 @@ class Display:
         """Called after every change."""
 
     def say(self, text: str) -> None:
-        """A message that is about no stage."""
+        """Print a message that belongs to no line of the table."""
 
 
 class LiveDisplay(Display):
-    """A table that is drawn again several times a second."""
+    """A table that is refreshed several times a second."""
 
     def __init__(self, stages: Mapping[str, str], console: Console) -> None:
         super().__init__(stages)
@@ -125,10 +125,10 @@ class LiveDisplay(Display):
             yield self
 
     def say(self, text: str) -> None:
-        self.console.print(as_it_stands(text), highlight=False)
+        self.console.print(escaped(text), highlight=False)
 
     def table(self) -> Table:
-        """The picture of this moment."""
+        """The current table."""
         table = Table(box=None, padding=(0, 1), expand=False)
         for heading in ("", "stage", "progress", "step", "loss", "tokens/s", "time", "left", ""):
             table.add_column(
@@ -139,20 +139,20 @@ class LiveDisplay(Display):
             pulse = line.state == "running" and not line.steps
             table.add_row(
                 MARKS[line.state],
-                as_it_stands(line.name),
+                escaped(line.name),
                 ProgressBar(total=100, completed=share, width=16, pulse=pulse),
                 f"{line.step}/{line.steps}" if line.steps else "",
                 "" if line.loss is None else f"{line.loss:.3f}",
                 "" if line.tokens_per_second is None else f"{line.tokens_per_second:,.0f}",
                 clock(line.elapsed()) if line.state != "waiting" else "",
                 clock(line.left()),
-                as_it_stands(line.note),
+                escaped(line.note),
             )
         return table
 
 
 class PlainDisplay(Display):
-    """A line at every start and end, and one every ten seconds in between."""
+    """A line at the start and end of each stage, and every ten seconds in between."""
 
     def __init__(self, stages: Mapping[str, str], write: Any = None) -> None:
         super().__init__(stages)
@@ -169,7 +169,7 @@ class PlainDisplay(Display):
 
 
 def plain(line: Line) -> str:
-    """A stage in a line: `pretrain running 120/300 loss 3.412 5,210 tokens/s 0:41, 1:02 left`."""
+    """A stage as one line: `pretrain running 120/300 loss 3.412 5,210 tokens/s 0:41, 1:02 left`."""
     parts = [f"{line.name:<14} {line.state}"]
     if line.steps:
         parts.append(f"{line.step}/{line.steps}")
@@ -186,7 +186,7 @@ def plain(line: Line) -> str:
 
 
 def clock(seconds: float | None) -> str:
-    """`1:05` or `2:03:04`; empty for none."""
+    """Seconds as `1:05` or `2:03:04`; empty for None."""
     if seconds is None:
         return ""
     minutes, rest = divmod(round(seconds), 60)
@@ -194,7 +194,7 @@ def clock(seconds: float | None) -> str:
 
 
 def make_display(stages: Mapping[str, str], console: Console) -> Display:
-    """Live on a terminal, plain elsewhere: where the console writes, so that what a command prints stays apart."""
+    """A live display on a terminal, else a plain one. Both write to `console`, separate from a command's results."""
     if console.is_terminal:
         return LiveDisplay(stages, console)
     return PlainDisplay(stages, lambda text: print(text, file=console.file, flush=True))

@@ -1,4 +1,4 @@
-"""Two checkpoints are compared by a common evaluation or not at all, and by everything that went into them."""
+"""Checkpoints are compared by a common evaluation only, and by everything in their lineages."""
 
 import json
 from pathlib import Path
@@ -50,12 +50,12 @@ def lives(tmp_path: Path) -> Lives:
 
 @pytest.fixture
 def pair(lives: Lives) -> tuple[Artifact, Artifact, Artifact]:
-    """A corpus, and two checkpoints of it."""
+    """A corpus, and two checkpoints trained on it."""
     tokens = lives.make("prepare", "tokens", vocab_size=4096)
     return tokens, lives.make("a", "checkpoint", tokens), lives.make("b", "checkpoint", tokens)
 
 
-def test_two_evaluations_on_the_same_text_and_tasks_are_a_common_one(
+def test_two_evaluations_with_the_same_text_and_tasks_are_comparable(
     lives: Lives, pair: tuple[Artifact, Artifact, Artifact]
 ) -> None:
     tokens, a, b = pair
@@ -75,7 +75,7 @@ def test_two_evaluations_on_the_same_text_and_tasks_are_a_common_one(
         ({"max_heldout_tokens": 512, "max_new_tokens": 8}, "the amount of text and the length of a response"),
     ],
 )
-def test_other_settings_are_no_common_evaluation_and_the_command_that_makes_one_is_told(
+def test_evaluations_with_different_settings_are_not_comparable_and_the_next_command_is_named(
     lives: Lives, pair: tuple[Artifact, Artifact, Artifact], settings: dict[str, Any], told: str
 ) -> None:
     tokens, a, b = pair
@@ -86,11 +86,11 @@ def test_other_settings_are_no_common_evaluation_and_the_command_that_makes_one_
     assert [each["evaluation"] for each in found["checkpoints"]] == [None, None]
     assert found["missing"] == (
         f"No verdict: evaluations {one.id} and {other.id}, which measured them, differ in {told}. "
-        f"Measure both alike with: cupola checkpoint evaluate {a.id} {b.id}"
+        f"Evaluate both with: cupola checkpoint evaluate {a.id} {b.id}"
     )
 
 
-def test_other_text_and_other_tasks_are_no_common_evaluation(
+def test_evaluations_on_different_text_and_tasks_are_not_comparable(
     lives: Lives, pair: tuple[Artifact, Artifact, Artifact]
 ) -> None:
     tokens, a, b = pair
@@ -101,14 +101,16 @@ def test_other_text_and_other_tasks_are_no_common_evaluation(
     assert "differ in the held-out text and the tasks" in missing
 
 
-def test_what_was_never_evaluated_is_named(lives: Lives, pair: tuple[Artifact, Artifact, Artifact]) -> None:
+def test_a_checkpoint_that_was_never_evaluated_is_named(
+    lives: Lives, pair: tuple[Artifact, Artifact, Artifact]
+) -> None:
     tokens, a, b = pair
-    assert "No verdict: neither was ever evaluated. Measure" in compare_checkpoints(lives.workspace, a, b)["missing"]
+    assert "No verdict: neither was ever evaluated. Evaluate" in compare_checkpoints(lives.workspace, a, b)["missing"]
     lives.evaluate(a, bits=2.5, on=(tokens,))
     assert f"No verdict: {b.id} was never evaluated." in compare_checkpoints(lives.workspace, a, b)["missing"]
 
 
-def test_the_newest_common_evaluation_counts_even_where_newer_ones_measured_one_alone(
+def test_the_newest_common_evaluation_counts_even_if_newer_ones_measured_only_one(
     lives: Lives, pair: tuple[Artifact, Artifact, Artifact]
 ) -> None:
     tokens, a, b = pair
@@ -120,7 +122,7 @@ def test_the_newest_common_evaluation_counts_even_where_newer_ones_measured_one_
     assert [measured["bits_per_byte"] for measured in both] == [2.5, 2.5]
 
 
-def test_without_a_common_evaluation_the_command_prints_no_number_of_either(
+def test_without_a_common_evaluation_the_command_prints_no_numbers(
     lives: Lives, pair: tuple[Artifact, Artifact, Artifact]
 ) -> None:
     tokens, a, b = pair
@@ -132,7 +134,7 @@ def test_without_a_common_evaluation_the_command_prints_no_number_of_either(
     assert f"cupola checkpoint evaluate {a.id} {b.id}" in shown.stdout
 
 
-def test_set_alike_looks_at_every_ancestor_and_the_seed(lives: Lives) -> None:
+def test_set_apart_compares_every_ancestor_and_the_seed(lives: Lives) -> None:
     def life(seed: int, vocab: int, lr: float, sources: str = "one") -> Artifact:
         tokens = lives.make("prepare", "tokens", sources=sources, tokenizer={"vocab_size": vocab}, seed=seed)
         base = lives.make("pretrain", "checkpoint", tokens, optimizer={"lr": lr}, seed=seed)
@@ -152,7 +154,7 @@ def test_set_alike_looks_at_every_ancestor_and_the_seed(lives: Lives) -> None:
     assert other_text[:2] == ("prepare", "source files")
 
 
-def test_a_stage_that_only_one_life_has_is_told_with_all_that_was_set_in_it(lives: Lives) -> None:
+def test_a_stage_in_only_one_lineage_is_listed_with_all_its_settings(lives: Lives) -> None:
     base = lives.make("pretrain", "checkpoint", steps=5)
     tuned = lives.make("sft", "checkpoint", base, steps=3)
     rows = {(row.stage, row.setting): (row.a, row.b) for row in set_apart(lives.workspace, base, tuned)}
@@ -160,11 +162,11 @@ def test_a_stage_that_only_one_life_has_is_told_with_all_that_was_set_in_it(live
     assert not any(stage == "pretrain" for stage, _ in rows)
 
 
-def test_checkpoints_are_measured_as_the_newest_evaluation_of_one_of_them_was(
+def test_checkpoints_are_evaluated_like_the_newest_evaluation_of_one_of_them(
     lives: Lives, pair: tuple[Artifact, Artifact, Artifact]
 ) -> None:
     tokens, a, b = pair
-    stage = _as_before(lives.workspace, [a, b])  # none was evaluated: on what they were made from
+    stage = _as_before(lives.workspace, [a, b])  # none was evaluated: uses the data in their lineage
     assert (stage.tokens, stage.conversations) == (f"artifact:{tokens.digest}", None)
     other = lives.make("prepare", "tokens", vocab_size=512)
     lives.evaluate(b, bits=2.25, on=(other,), window=64)

@@ -1,4 +1,4 @@
-"""A recipe's training stages side by side: held-out loss over the tokens since each began."""
+"""Held-out loss curves of a recipe's training stages."""
 
 import json
 import re
@@ -23,7 +23,7 @@ LOSSES = {"dense": [(0, 4.0), (240, 3.0)], "drawn_anew_0": [(0, 4.5), (120, 3.5)
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    """Where the recipe `upcycling` was run twice, the newer time with another seed and without its last stage."""
+    """A workspace with two runs of the recipe `upcycling`, the newer with another seed and without its last stage."""
     ws = Workspace.open(tmp_path / "home")
     for seed, stages in enumerate((OLDER, LOSSES)):
         whole = ws.registry.start_run("upcycling", config={"seed": seed})
@@ -36,7 +36,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 def publish(ws: Workspace, stage: str, seed: int, losses: list[tuple[int, float]]) -> str:
-    """What a training stage leaves; its digest."""
+    """Publish the result of a training stage; returns its digest."""
     mark = f"{stage}-{seed}"
     folder = ws.folder(f"made/{mark}")
     (folder / "weights").write_text(mark)
@@ -51,7 +51,7 @@ def publish(ws: Workspace, stage: str, seed: int, losses: list[tuple[int, float]
     return made.digest
 
 
-def test_the_newest_run_gives_its_curves_and_no_other_run_does(workspace: Workspace, tmp_path: Path) -> None:
+def test_curves_come_from_the_newest_run_only(workspace: Workspace, tmp_path: Path) -> None:
     found = heldout_curves(workspace, load_recipe("upcycling", [])).by_stage
     assert found == {name: [(step * 256 * 8 / 1e6, loss) for step, loss in losses] for name, losses in LOSSES.items()}
     draw(found, "Held-out loss", tmp_path / "plot.svg")
@@ -63,7 +63,7 @@ def test_the_newest_run_gives_its_curves_and_no_other_run_does(workspace: Worksp
     assert (tmp_path / "again.svg").read_text() == drawn
 
 
-def test_an_older_run_is_shown_by_its_id(workspace: Workspace) -> None:
+def test_an_older_run_can_be_chosen_by_its_id(workspace: Workspace) -> None:
     recipe = load_recipe("upcycling", [])
     older = next(run for run in workspace.registry.runs() if run.config == {"seed": 0})
     found = heldout_curves(workspace, recipe, run=older.id)
@@ -71,11 +71,11 @@ def test_an_older_run_is_shown_by_its_id(workspace: Workspace) -> None:
     assert {name: curve[0][1] for name, curve in found.by_stage.items()} == {
         "dense": 9.0, "drawn_anew_0": 8.0, "drawn_anew_50": 7.0,
     }  # fmt: skip
-    with pytest.raises(NotFoundError, match="--run no-such: no run of upcycling"):
+    with pytest.raises(NotFoundError, match="--run no-such: matches no run of upcycling"):
         heldout_curves(workspace, recipe, run="no-such")
 
 
-def test_a_stage_that_was_run_again_alone_is_not_drawn_beside_those_of_another_run(workspace: Workspace) -> None:
+def test_a_stage_that_was_rerun_alone_is_not_plotted_with_those_of_another_run(workspace: Workspace) -> None:
     alone = workspace.registry.start_run("upcycling", config={"seed": 2})
     stage = workspace.registry.start_run("upcycling", "dense", alone)
     digest = publish(workspace, "dense", 2, [(0, 5.0)])
@@ -83,7 +83,7 @@ def test_a_stage_that_was_run_again_alone_is_not_drawn_beside_those_of_another_r
     assert heldout_curves(workspace, load_recipe("upcycling", [])).by_stage == {"dense": [(0.0, 5.0)]}
 
 
-def test_the_command_prints_the_table_and_draws_the_picture(workspace: Workspace, tmp_path: Path) -> None:
+def test_the_command_prints_the_table_and_plots_the_curves(workspace: Workspace, tmp_path: Path) -> None:
     arguments = ["curves", "upcycling", "--workspace", str(workspace.root), "--stage", "drawn_anew_0"]
     shown = CliRunner().invoke(app, [*arguments, "--json", "--to", str(tmp_path / "plot.svg")])
     assert shown.exit_code == 0
@@ -96,22 +96,22 @@ def test_the_command_prints_the_table_and_draws_the_picture(workspace: Workspace
     assert refused.stdout == ""
 
 
-def test_what_cannot_be_drawn_is_one_line(workspace: Workspace) -> None:
+def test_what_cannot_be_plotted_is_refused_in_one_line(workspace: Workspace) -> None:
     recipe = load_recipe("upcycling", [])
-    with pytest.raises(ConfigError, match="--stage upcycle_0: no stage of upcycling that trains"):
+    with pytest.raises(ConfigError, match="--stage upcycle_0: not a training stage of upcycling"):
         heldout_curves(workspace, recipe, ["upcycle_0"])
     with pytest.raises(NotFoundError, match=r"on this machine yet\. Start with: cupola run upcycling"):
         heldout_curves(workspace, recipe, ["drawn_anew_100"])
-    with pytest.raises(ConfigError, match=r"--to plot.txt: no kind of picture. End the name in one of: .*\.png"):
+    with pytest.raises(ConfigError, match=r"--to plot.txt: unsupported image format. Use one of: .*\.png"):
         draw({"dense": [(0.0, 5.0)]}, "", Path("plot.txt"))
 
 
-def test_the_recipe_goes_on_from_tinys_dense_model_in_four_ways() -> None:
+def test_the_recipe_continues_tinys_dense_model_in_four_ways() -> None:
     tiny, ours = load_recipe("tiny", []), load_recipe("upcycling", [])
     assert ours.seed == tiny.seed
     assert all(ours.stages[name] == tiny.stages[name] for name in ("prepare", "pretrain"))  # run once for both
     ways = [stage for name, stage in ours.stages.items() if isinstance(stage, PretrainStage) and name != "pretrain"]
     assert len({(stage.steps, stage.batch, stage.optimizer) for stage in ways}) == 1
-    cuts = [stage for stage in ours.stages.values() if isinstance(stage, UpcycleStage)]
-    assert [cut.reinit_fraction for cut in cuts] == [0, 0.5, 1]
-    assert {cut.moe for cut in cuts} == {tiny.stages["upcycle"].moe}  # type: ignore[attr-defined]
+    upcycled = [stage for stage in ours.stages.values() if isinstance(stage, UpcycleStage)]
+    assert [stage.reinit_fraction for stage in upcycled] == [0, 0.5, 1]
+    assert {stage.moe for stage in upcycled} == {tiny.stages["upcycle"].moe}  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The progress of a run, on a terminal and anywhere else."""
+"""Progress display on a terminal and elsewhere."""
 
 import io
 import json
@@ -25,7 +25,7 @@ def test_a_live_table_shows_stage_step_loss_and_speed() -> None:
     assert all(part in text for part in ("prepare", "artifact 0123", "3/10", "4.568", "1,234"))
 
 
-def test_where_nobody_watches_it_is_a_line_at_each_start_and_end() -> None:
+def test_without_a_terminal_there_is_a_line_at_each_start_and_end() -> None:
     lines: list[str] = []
     display = PlainDisplay({"pretrain": "pretrain"}, lines.append)
     display.started("pretrain")
@@ -36,7 +36,7 @@ def test_where_nobody_watches_it_is_a_line_at_each_start_and_end() -> None:
     assert lines[1] == "pretrain       completed  3/10  loss 4.568  1,234 tokens/s  0:00  artifact 0123"
 
 
-def test_progress_is_told_on_the_console_that_was_given_and_leaves_stdout_to_the_result(
+def test_progress_goes_to_the_given_console_and_leaves_stdout_to_results(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     errors = io.StringIO()
@@ -45,7 +45,7 @@ def test_progress_is_told_on_the_console_that_was_given_and_leaves_stdout_to_the
     assert capsys.readouterr().out == ""
 
 
-def test_the_time_left_is_reckoned_from_this_starts_pace() -> None:
+def test_the_remaining_time_is_estimated_from_the_speed_since_this_start() -> None:
     display = PlainDisplay({"a": "pretrain"}, lambda _: None)
     display.started("a")
     display.event("a", {"event": "start", "step": 100, "steps": 200})
@@ -57,11 +57,11 @@ def test_the_time_left_is_reckoned_from_this_starts_pace() -> None:
     assert left < 5
 
 
-def test_a_clock_reads_as_people_do() -> None:
+def test_seconds_are_formatted_as_a_clock() -> None:
     assert [clock(5), clock(65), clock(3661), clock(None)] == ["0:05", "1:05", "1:01:01", ""]
 
 
-def test_the_tail_gives_each_whole_line_once_and_starts_over_when_the_file_is_cut(tmp_path: Path) -> None:
+def test_the_tail_gives_each_whole_line_once_and_starts_over_when_the_file_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     tail = MetricsTail(path)
     assert list(tail.new()) == []
@@ -69,7 +69,9 @@ def test_the_tail_gives_each_whole_line_once_and_starts_over_when_the_file_is_cu
     assert list(tail.new()) == [{"step": 1}]
     path.write_text(json.dumps({"step": 1}) + "\n" + json.dumps({"step": 2}) + "\n")
     assert list(tail.new()) == [{"step": 2}]
-    cut = tmp_path / "cut"
-    cut.write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 20, 30)))  # cut, and grown past it already
-    cut.replace(path)
+    shorter = tmp_path / "shorter"
+    shorter.write_text(
+        "".join(json.dumps({"step": step}) + "\n" for step in (1, 20, 30))
+    )  # shorter at first, but longer by now
+    shorter.replace(path)
     assert list(tail.new()) == [{"step": 1}, {"step": 20}, {"step": 30}]

@@ -1,4 +1,4 @@
-"""What a model or a file says is printed as it stands: no terminal obeys it, and rich takes no markup from it."""
+"""Untrusted text is printed literally: no terminal interprets it, and rich reads no markup from it."""
 
 import re
 from io import StringIO
@@ -24,14 +24,14 @@ SHOWN = r"[red]x[/] [bold\x1b]0;title\x07\x1b[2J\x9b31m \u202eright\r"
 
 
 def drawn(render: Any) -> str:
-    """What is written to a terminal that knows colours."""
+    """The output on a terminal with colours."""
     out = StringIO()
     render(Console(file=out, force_terminal=True, width=400, color_system="standard"))
     return out.getvalue()
 
 
 def unstyled(text: str) -> str:
-    """Without rich's own colours, which are the only sequences that may be there."""
+    """The text without rich's own colours, the only escape sequences that are allowed."""
     return re.sub(r"\x1b\[[\d;]*m", "", text)
 
 
@@ -41,14 +41,14 @@ def assert_harmless(text: str, times: int = 1) -> None:
     assert plain.count(SHOWN) >= times
 
 
-def test_control_characters_are_written_out_and_other_text_is_left() -> None:
+def test_control_characters_are_escaped_and_other_text_is_unchanged() -> None:
     assert visible(EVIL) == SHOWN
     for text in ("é 中 🙂‍↔️ ü", "two\nlines\tand a tab", "[red]"):
         assert visible(text) == text
     visible("half \ud800").encode()
 
 
-def test_responses_and_names_of_an_evaluation_are_printed_as_they_stand() -> None:
+def test_responses_and_names_of_an_evaluation_are_printed_literally() -> None:
     entry = {
         "bits_per_byte": 2.0,
         "accuracy": None,
@@ -61,7 +61,7 @@ def test_responses_and_names_of_an_evaluation_are_printed_as_they_stand() -> Non
     assert_harmless(text, times=6)
 
 
-def test_a_comparison_is_printed_as_it_stands() -> None:
+def test_a_comparison_is_printed_literally() -> None:
     side: dict[str, Any] = {"id": EVIL, "stage": EVIL, "model": {}, "evaluation": None, "only_here": [EVIL]}
     comparison = {
         "same_evaluation": False,
@@ -72,7 +72,7 @@ def test_a_comparison_is_printed_as_it_stands() -> None:
     assert_harmless(drawn(lambda console: print_comparison(comparison, console)), times=4)
 
 
-def test_progress_and_lineage_are_printed_as_they_stand() -> None:
+def test_progress_and_lineage_are_printed_literally() -> None:
     def live(console: Console) -> None:
         display = LiveDisplay({EVIL: "sft"}, console)
         display.finished(EVIL, "failed", EVIL)
@@ -91,13 +91,15 @@ def test_progress_and_lineage_are_printed_as_they_stand() -> None:
     assert_harmless(drawn(lambda console: console.print(as_tree(node))), times=4)
 
 
-def test_a_generated_text_is_written_out_on_a_terminal_and_left_alone_in_a_file(
+def test_generated_text_is_escaped_on_a_terminal_and_unchanged_in_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ws = Workspace.open(tmp_path / "home")
     (ws.folder("made/one") / "model.json").write_text("{}")
     made = ws.publish(ws.folder("made/one"), kind="checkpoint", stage="sft")
-    monkeypatch.setattr(checkpoint, "convert", lambda *_: EVIL)  # the model's process, which has tests of its own
+    monkeypatch.setattr(
+        checkpoint, "convert", lambda *_: EVIL
+    )  # stands in for the model's process, which has its own tests
     arguments = ["checkpoint", "generate", made.id, "--prompt", "x", "--workspace", str(ws.root)]
     assert CliRunner().invoke(app, arguments).stdout == EVIL
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
@@ -112,6 +114,6 @@ def test_an_error_is_one_harmless_line(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err == f"cupola: error: {SHOWN}\n"
 
 
-def test_text_for_a_place_that_reads_markdown_keeps_no_mark() -> None:
+def test_text_for_markdown_keeps_no_punctuation() -> None:
     assert in_markdown("a **b**  [c](d)\n`e`") == ("a &#42;&#42;b&#42;&#42; &#32;&#91;c&#93;&#40;d&#41; &#96;e&#96;")
     assert in_markdown(7.5) == "7&#46;5"
