@@ -1,4 +1,4 @@
-"""The real command in real processes, and one whole life of a small model that several tests look at."""
+"""The real command in real processes, and one whole lifecycle of a small model that several tests share."""
 
 import json
 import os
@@ -43,7 +43,7 @@ class Command:
 
     workspace: Path
     variables: Mapping[str, str] = field(default_factory=dict)
-    """Of the environment, over those that every command gets."""
+    """Extra environment variables."""
 
     def __call__(self, *arguments: str, timeout: float = 560) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
@@ -57,7 +57,7 @@ class Command:
         )
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        """Begin a command, to be interrupted."""
+        """Start a command that the test interrupts."""
         return subprocess.Popen(
             [CUPOLA, *arguments],
             stdout=subprocess.PIPE,
@@ -68,7 +68,7 @@ class Command:
         )
 
     def json(self, *arguments: str, timeout: float = 560) -> Any:
-        """What a command prints with --json."""
+        """The parsed --json output of a command."""
         done = self(*arguments, "--json", timeout=timeout)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
@@ -83,7 +83,7 @@ class Command:
         }
 
     def published(self) -> dict[str, str]:
-        """The beginning of each stage's digest."""
+        """Id of each stage's artifact."""
         return {row["stage"]: row["id"] for row in self.json("artifacts")}
 
     def events(self) -> list[dict[str, Any]]:
@@ -92,7 +92,7 @@ class Command:
         return [json.loads(line) for line in files[-1].read_text().splitlines() if line.endswith("}")] if files else []
 
     def processes(self) -> list[psutil.Process]:
-        """Living processes that were started for this workspace, this test's own aside."""
+        """Living processes that were started for this workspace."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -120,7 +120,7 @@ def new_command() -> Callable[[Path], Command]:
 
 @pytest.fixture
 def undisturbed(tmp_path: Path) -> Callable[..., dict[str, str]]:
-    """What a run of the same command that nothing disturbs publishes, by stage."""
+    """Artifact ids by stage of an undisturbed run of the same command."""
 
     def run(recipe: Path, *overrides: str) -> dict[str, str]:
         twin = Command(tmp_path / "undisturbed")
@@ -144,7 +144,7 @@ def texts(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def recipe(tmp_path: Path, texts: Path) -> Path:
-    """A recipe of two stages on that text."""
+    """A recipe with two stages on `texts`."""
     path = tmp_path / "short.yaml"
     path.write_text(RECIPE.format(texts=texts))
     return path
@@ -152,7 +152,7 @@ def recipe(tmp_path: Path, texts: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def life(tmp_path_factory: pytest.TempPathFactory) -> Command:
-    """A workspace in which the recipe `smoke` was carried out under Prefect, start to end."""
+    """A workspace in which the recipe `smoke` was run to its end under Prefect."""
     command = Command(tmp_path_factory.mktemp("life") / "home")
     started = time.monotonic()
     done = command("run", "smoke", timeout=880)
@@ -163,7 +163,7 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Command:
 
 
 def wait_until(true: Callable[[], bool], seconds: float, what: str) -> None:
-    """Fail unless `true()` becomes so in time."""
+    """Fail unless `true()` holds in time."""
     until = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < until, f"{what}: not within {seconds:.0f} s"

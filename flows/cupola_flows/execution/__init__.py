@@ -1,3 +1,3 @@
-"""What carries a stage out: its context, its jobs, their restarts, their checkpoints in the store."""
+"""Execution of a stage: its context, its jobs, their restarts, their checkpoints in the store."""
 
-FINGERPRINTED = False  # starts jobs, follows them and carries their files
+FINGERPRINTED = False  # starts and follows jobs, and copies their files

@@ -1,9 +1,8 @@
-"""A training job's checkpoints in the store, while it trains: kept there as in the job's folder, and taken from there
-where that folder is empty, on another machine for instance.
+"""Copies of a running training job's checkpoints in the store, from which it resumes if its folder is empty, for
+instance on another machine. The store keeps the same checkpoints as the job's folder.
 
-A copy is an artifact of the kind `progress`: the sealed checkpoint, and beside it what else the job goes on from. It is
-made of hard links where the file system has them,
-so that the trainer may remove the checkpoint while it is being uploaded.
+A copy is an artifact of kind `progress`: the sealed checkpoint, and the other files that resuming needs. It is made of
+hard links if the file system supports them, so the trainer may remove the checkpoint during the upload.
 """
 
 import os
@@ -21,13 +20,13 @@ from cupola_platform.store import Store
 
 KIND = "progress"
 BESIDE = ("metrics.jsonl", "rollbacks.json", "reference.npz", "samples/*.jsonl")
-"""Of a job's folder, what goes with each checkpoint: its curves, the samples it skips, an objective's view of the first
-weights, and which samples were read."""
+"""Files of a job's folder that are copied with each checkpoint: metrics, skipped samples, log-probabilities of the
+initial weights, and which samples were read."""
 
 
 @dataclass(frozen=True)
 class Uploaded:
-    """A checkpoint that the store has since now."""
+    """A checkpoint that has just been uploaded."""
 
     name: str
     step: int
@@ -37,24 +36,24 @@ class Uploaded:
 
 
 def copy_name(checkpoint: Artifact) -> str:
-    """What a checkpoint's copy is called: a redone step's checkpoint has another name."""
+    """Name of a checkpoint's copy; the checkpoint of a repeated step gets a new name."""
     return f"{checkpoint.path.name}-{checkpoint.id}"
 
 
 def checkpoints(job: Path) -> dict[str, Artifact]:
-    """The sealed checkpoints in a job's folder by `copy_name`, the newest first."""
+    """The sealed checkpoints in a job's folder by `copy_name`, newest first."""
     sealed: dict[str, Artifact] = {}
     for folder in sorted((job / "checkpoints").glob("step_*"), reverse=True):
         try:
             checkpoint = artifacts.read(folder)
-        except CorruptArtifactError:  # removed just now, or torn: for the trainer to judge
+        except CorruptArtifactError:  # just removed, or incomplete: left to the trainer
             continue
         sealed[copy_name(checkpoint)] = checkpoint
     return sealed
 
 
 class Backup:
-    """The copies of one job's checkpoints. One process at a time changes them."""
+    """The copies of one job's checkpoints. Only one process may change them at a time."""
 
     def __init__(self, store: Store, fingerprint: str, job: Path) -> None:
         """
@@ -70,17 +69,17 @@ class Backup:
         self._torn: set[str] = set()
 
     def update(self) -> Uploaded | None:
-        """Upload the newest checkpoint that the store lacks, and remove from the store what the job has removed.
+        """Upload the newest checkpoint that the store lacks, and remove copies of checkpoints that the job has removed.
 
-        An upload that was cut short goes on where it ended, also in a later process. One copy at least stays in the
-        store, however far training is ahead of it.
+        Resumes interrupted uploads, also in a later process. At least one copy stays in the store, however far ahead
+        training is.
 
         Raises:
-            StoreError: the store refuses or cannot be reached; the next call tries again.
+            StoreError: the store refuses or cannot be reached; the next call retries.
         """
         local, stored = checkpoints(self.job), self._stored()
-        lacking = (self._upload(name, checkpoint) for name, checkpoint in local.items() if name not in stored)
-        done = next((uploaded for uploaded in lacking if uploaded), None)
+        attempts = (self._upload(name, checkpoint) for name, checkpoint in local.items() if name not in stored)
+        done = next((uploaded for uploaded in attempts if uploaded), None)
         if local and stored:
             self._remove_but(local.keys() & stored.keys() or {max(stored)})
         for folder in self._staging.glob("*/"):
@@ -89,10 +88,10 @@ class Backup:
         return done
 
     def restore(self, say: Callable[[str], None]) -> int | None:
-        """Put the newest whole copy into a job's folder that has no checkpoint.
+        """Restore the newest complete copy into a job's folder that has no checkpoint.
 
         Returns:
-            its step; none when the folder has one, or the store has none.
+            The step of the checkpoint; None if the folder already has one or the store has none.
 
         Raises:
             StoreError: the store refuses or cannot be reached.
@@ -103,23 +102,23 @@ class Backup:
             try:
                 copy = artifacts.verify(self._section.get(digest).path)
             except CorruptArtifactError as error:
-                say(f"an uploaded checkpoint is passed over: {error}")
+                say(f"skipping a corrupt uploaded checkpoint: {error}")
                 continue
             self._place(copy, name)
             _empty(self._cache)
             step = int(copy.manifest.config["step"])
-            say(f"goes on from step {step}, uploaded to {self._section.location(digest)}")
+            say(f"resuming from step {step}, uploaded to {self._section.location(digest)}")
             return step
         return None
 
     def discard(self) -> None:
-        """Remove every copy: the stage has given its artifact. Raises StoreError."""
+        """Remove every copy, once the stage's artifact is published. Raises StoreError."""
         self._section.clear()
         for folder in (self._staging, self._cache):
             shutil.rmtree(folder, ignore_errors=True)
 
     def _stored(self) -> dict[str, str]:
-        """Name to digest of the whole copies, by step; asked for once."""
+        """Name to digest of the complete copies, by step; read from the store once."""
         if self._digests is None:
             present = self._section.digests()
             manifests = [self._section.manifest(digest) for digest in present if self._section.holds(digest)]
@@ -129,7 +128,7 @@ class Backup:
         return self._digests
 
     def _remove_but(self, kept: AbstractSet[str]) -> None:
-        """Remove the other copies, and what killed uploads left that are not to go on here."""
+        """Remove all other copies, and incomplete uploads that this process will not resume."""
         stored = self._stored()
         for name in stored.keys() - kept:
             self._section.remove(stored.pop(name))
@@ -145,7 +144,7 @@ class Backup:
         began = time.monotonic()
         try:
             copy = self._stage(name, checkpoint)
-        except FileNotFoundError:  # the trainer removed it just now
+        except FileNotFoundError:  # the trainer has just removed it
             shutil.rmtree(self._staging / name, ignore_errors=True)
             return None
         self._section.put(copy)
@@ -157,7 +156,7 @@ class Backup:
         return Uploaded(name, int(copy.manifest.config["step"]), copy.manifest.size, seconds, location)
 
     def _stage(self, name: str, checkpoint: Artifact) -> Artifact:
-        """A sealed folder to upload; one that an earlier process sealed is taken up again."""
+        """A sealed folder to upload; reuses one that an earlier process sealed."""
         folder = self._staging / name
         if (folder / MANIFEST).is_file():
             return artifacts.read(folder)
@@ -174,7 +173,7 @@ class Backup:
         return artifacts.seal(folder, kind=KIND, config=config, known=known)
 
     def _place(self, copy: Artifact, name: str) -> None:
-        """The checkpoint comes last, and gets its name when it is whole: a restore that is killed is begun again."""
+        """Write the checkpoint last, and rename it once it is complete, so that a killed restore starts again."""
         checkpoint = self.job / "checkpoints" / name.rpartition("-")[0]
         partial = checkpoint.with_name(f".{checkpoint.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,9 +1,10 @@
-"""The code that decides what a stage gives, found by following imports from the stage's file and from its jobs.
+"""Version of the code that a stage's result depends on, found by following imports from the stage and its jobs.
 
-What is hashed is the syntax tree: a changed comment or docstring trains nothing again. A module or room that cannot
-change a result says so, and why: `FINGERPRINTED = False  # tells of progress`. It is left out, with all that only it
-imports. Settings say `FINGERPRINTED = "functions"`: a fingerprint has their values, so what their methods compute
-counts, and fields, defaults, validators and messages do not. The nearest declaration holds.
+The syntax tree is hashed, so a changed comment or docstring does not retrain anything. A module or package that cannot
+change a result declares it, with the reason: `FINGERPRINTED = False  # reports progress`. It is left out, with
+everything that only it imports. Settings declare `FINGERPRINTED = "functions"`: their values are in the fingerprint
+anyway, so what their methods compute counts, while fields, defaults, validators and messages do not. The nearest
+declaration applies.
 """
 
 import ast
@@ -24,33 +25,33 @@ SETTINGS = "cupola_trainer.config"
 DECLARATION = "FINGERPRINTED"
 OURS = ("cupola_platform", "cupola_trainer", "cupola_flows")
 MEGATRON = "cupola_trainer.megatron.imports"
-"""Fits Megatron to this machine whenever it is imported."""
+"""Adapts Megatron to this machine when it is imported."""
 
 
 def job_module(kind: str) -> str:
-    """Where a job enters the trainer."""
+    """The trainer module that runs a job."""
     return f"cupola_trainer.jobs.{kind}"
 
 
 def modules_of(job: config.AnyJob) -> list[str]:
-    """Where a job enters the trainer, and the objective whose rows it reads."""
+    """The trainer module that runs a job, and that of its objective."""
     data = getattr(job, "data", None)
     return [job_module(job.kind), *sorted(_objective(data.objective) if data else ())]
 
 
 @cache
 def code_version(*entries: str) -> str:
-    """BLAKE3 over the syntax of all modules that these modules, and the jobs that they start, import.
+    """BLAKE3 of the syntax trees of these modules and everything that they, and the jobs they start, import.
 
     Args:
-        entries: dotted names, which count whatever they declare. Of plugins, only these modules and what they import
-            of ours count.
+        entries: module names, which count regardless of their declaration. Of plugins, only these modules and their
+            imports of Cupola count.
     """
     return digest_files((module, _syntax_digest(module)) for module in sorted(reached(entries)))
 
 
 def reached(entries: Iterable[str]) -> set[str]:
-    """The modules whose code counts."""
+    """The modules whose code is hashed."""
     seen: set[str] = set()
     waiting = list(entries)
     while waiting:
@@ -62,17 +63,17 @@ def reached(entries: Iterable[str]) -> set[str]:
 
 
 def counts(module: str) -> Literal["all", "functions"] | None:
-    """How much of a module's code is hashed where another module imports it; None for nothing."""
+    """How much of an imported module is hashed; None for nothing."""
     parts = module.split(".")
     for end in range(len(parts), 0, -1):
-        if (said := _said(".".join(parts[:end]))) is not None:
-            return "functions" if said == "functions" else "all" if said else None
+        if (declared := _declared(".".join(parts[:end]))) is not None:
+            return "functions" if declared == "functions" else "all" if declared else None
     return "all"
 
 
 @cache
-def _said(module: str) -> bool | str | None:
-    """What a module assigns to FINGERPRINTED; None where it has no such line."""
+def _declared(module: str) -> bool | str | None:
+    """The value that a module assigns to FINGERPRINTED; None without an assignment."""
     for node in _tree(module).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == DECLARATION:
             value: bool | str = ast.literal_eval(node.value)
@@ -92,7 +93,7 @@ def _imports(module: str) -> set[str]:
     imported = graph.find_modules_directly_imported_by(module) if module in graph.modules else set()
     if any(name.startswith("megatron.") for name in names):
         imported |= {MEGATRON}
-    if {"__path__", "iter_modules"} <= _words(module):  # a package that imports whatever lies in its folder
+    if {"__path__", "iter_modules"} <= _words(module):  # a package that imports all modules in its folder
         imported |= graph.find_children(module)
     return imported
 
@@ -105,8 +106,8 @@ def _words(module: str) -> set[str]:
 
 
 def _started(module: str) -> set[str]:
-    """What a module starts in other processes: modules that its texts name, as for `python -m`; and where the jobs that
-    it makes enter the trainer, known by their classes, and by those of what they learn from."""
+    """Modules that a module runs in other processes: those named in its string constants, as for `python -m`, and those
+    of the jobs and objectives whose classes it imports."""
     texts = {node.value for node in ast.walk(_tree(module)) if isinstance(node, ast.Constant)}
     modules = {text for text in texts if isinstance(text, str) and text in _graph().modules}
     if not module.startswith("cupola_flows") and module.startswith(OURS):
@@ -124,13 +125,13 @@ def _started(module: str) -> set[str]:
 
 
 def _objective(name: str | None) -> set[str]:
-    """The module of an objective: ours, or a plugin's."""
+    """The module of an objective, Cupola's or a plugin's."""
     places = {f"cupola_trainer.{folder}.{name}" for folder in ("rl", "objectives")} & _graph().modules
     return places or {point.value for point in entry_points(group="cupola.objectives") if point.name == name}
 
 
 def _objectives_asked_for(module: str) -> set[str]:
-    """The names in `objective="..."`, by which a stage asks for another objective than that of its data."""
+    """The names in `objective="..."`, by which a stage overrides the objective of its data."""
     return {
         node.value.value
         for node in ast.walk(_tree(module))
@@ -140,7 +141,7 @@ def _objectives_asked_for(module: str) -> set[str]:
 
 
 def _imported_names(module: str) -> set[tuple[str, str]]:
-    """(module, name) of `from module import name` anywhere in a module's source, and (module, module) of both."""
+    """(module, name) of each `from module import name` in a module's source, and (module, module) of each import."""
     names = set()
     for node in ast.walk(_tree(module)):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -158,9 +159,9 @@ def _tree(module: str) -> ast.Module:
 
 def _source(module: str) -> Path:
     top, *rest = module.split(".")
-    spec = importlib.util.find_spec(top)  # of the top only: finding a submodule would import its parents
+    spec = importlib.util.find_spec(top)  # only the top package: finding a submodule would import its parents
     if spec is None or spec.origin is None:
-        raise ConfigError(f"No module {module!r} to take the code of. Install it, or correct the name.")
+        raise ConfigError(f"Module {module!r} not found. Install it, or correct the name.")
     path = Path(spec.origin)
     if not rest:
         return path
@@ -169,7 +170,7 @@ def _source(module: str) -> Path:
 
 
 def _syntax_digest(module: str) -> str:
-    """Of the tree without docstrings: neither they nor comments, line ends and places are in it."""
+    """Digest of the syntax tree without docstrings, comments, line ends and positions."""
     tree = ast.parse(_source(module).read_bytes())
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
@@ -181,7 +182,7 @@ def _syntax_digest(module: str) -> str:
 
 
 def _computing(tree: ast.Module) -> Iterator[ast.stmt]:
-    """The functions and methods of a module of settings that compute something, without what they refuse."""
+    """The functions and methods of a settings module, without validators and error messages."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and not any(
             "validator" in ast.unparse(each) for each in node.decorator_list

@@ -1,4 +1,4 @@
-"""What a stage is given to work with: its folder, its seed, where to publish, and whom to tell how far it is."""
+"""The context of a running stage: its folder and seed, publishing, and progress."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from cupola_platform.workspace import Workspace
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a step as it is. Under Prefect, a task with retries takes this one's place."""
+    """Run a step directly. Under Prefect, a task with retries replaces this."""
     return function(*arguments)
 
 
@@ -31,26 +31,26 @@ class StageContext:
     gives: str
     """The kind of the artifact that the stage publishes."""
     config: Mapping[str, Any]
-    """The stage's settings as an artifact keeps them: with the seed in force, whoever gave it."""
+    """The stage's settings as saved in the artifact, with the effective seed."""
     seed: int
     template_date: date | None = None
-    """What chat templates take for today in this stage's jobs; none where it renders none."""
+    """Today's date for chat templates in this stage's jobs; None if it renders none."""
     stages: Mapping[str, Strict] = field(default_factory=dict)
     """All stages of the recipe."""
     seeds: Mapping[str, int] = field(default_factory=dict)
-    """The seed of each of them."""
+    """The seed of each stage."""
     fingerprint: str
     run_id: str
-    """The registry's run."""
+    """Id of the stage's run in the registry."""
     folder: Path
-    """Work folder of this fingerprint; a job in it resumes."""
+    """Work folder of this fingerprint, from which jobs resume."""
     display: Display
     tracker: Tracker | None = None
-    """Where the job's numbers go besides its folder; none without tracking."""
+    """Receives the jobs' metrics; None without tracking."""
     step: Callable[..., Any] = field(default=call)
-    """How a step that may be retried is called."""
+    """Calls a step that may be retried."""
     part: str = ""
-    """Before the names of a job's metrics, where a stage has several jobs with the same steps."""
+    """Prefix of a job's metric names, for stages with several jobs."""
     profile: tuple[int, int] | None = None
     """First and last training step to trace with torch's profiler."""
 
@@ -62,7 +62,7 @@ class StageContext:
         return path
 
     def publish(self, folder: Path, *, parents: Sequence[Artifact], metrics: dict[str, float]) -> Artifact:
-        """Seal `folder`, store it, and register it as what this stage gives."""
+        """Seal `folder`, store it, and register it as this stage's artifact."""
         return self.workspace.publish(
             folder,
             kind=self.gives,
@@ -85,10 +85,10 @@ class StageContext:
         config: Mapping[str, Any] | None = None,
         fingerprint: str = "",
     ) -> Artifact:
-        """The same with something that the stage makes on the way. It is found again where it has a fingerprint.
+        """Publish an intermediate artifact of this stage. With a fingerprint it can be found and reused.
 
         Args:
-            config: what decides it; none for the stage's own.
+            config: everything that determines it; None for the stage's own settings.
         """
         return self.workspace.publish(
             folder,

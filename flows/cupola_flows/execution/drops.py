@@ -1,4 +1,4 @@
-"""What stages of rows say of those that they dropped."""
+"""Reporting of the rows that a data stage dropped."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,10 +8,10 @@ from cupola_platform.rows import drops
 
 
 def say_dropped(ctx: StageContext, report: Mapping[str, Any]) -> dict[str, float]:
-    """Say it in a line, where anything was; and as the stage's metrics, which the run's table and the tracking show.
+    """Print what a stage dropped, if anything, and return it as metrics for the run's table and for tracking.
 
     Args:
-        report: {"dropped": {reason: count}} and, where it is known, "first_dropped" {reason: file and row}.
+        report: {"dropped": {reason: count}} and, if known, "first_dropped" {reason: file and row}.
     """
     dropped: dict[str, int] = report["dropped"]
     if dropped:

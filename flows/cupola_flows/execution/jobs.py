@@ -1,4 +1,4 @@
-"""One job: written, started, followed, and its end understood."""
+"""Running one job: write its file, start it, follow its metrics, interpret its exit."""
 
 import json
 import os
@@ -24,26 +24,25 @@ from cupola_trainer.config import (
 )
 
 LOOK_EVERY = 0.5
-"""Seconds between looks at a job's metrics."""
+"""Seconds between reads of a job's metrics."""
 GRACE = 20.0
-"""Seconds that a stopped job has to finish a step and save, so that a cancelled run has ended within 30."""
+"""Seconds for a stopped job to finish a step and save, so that a cancelled run ends within 30."""
 GRACE_OF_THE_SILENT = 2.0
-"""Seconds for a job of which no rank answers."""
+"""The same for a job whose ranks have all stopped responding."""
 TAIL = 15
-"""Lines of a log that an error shows."""
+"""Lines of the log in an error message."""
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """What a job made: the folder to publish, and its last numbers."""
+    """Result of a job: the folder to publish, and its final metrics."""
 
     folder: Path
     metrics: dict[str, float]
 
 
 class MetricsTail:
-    """The lines of `metrics.jsonl` that were not seen yet. A resumed job puts a shorter file in its place:
-    that is read anew."""
+    """Reads new lines of `metrics.jsonl`. If a resumed job replaces the file, reads it from the start."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,7 +50,7 @@ class MetricsTail:
         self.inode = 0
 
     def new(self) -> Iterator[dict[str, Any]]:
-        """Whole lines since the last look."""
+        """Complete lines since the last call."""
         try:
             with self.path.open("rb") as file:
                 if (inode := os.fstat(file.fileno()).st_ino) != self.inode:
@@ -63,17 +62,17 @@ class MetricsTail:
         whole = block[: block.rfind(b"\n") + 1]
         self.at += len(whole)
         for _, line in numbered(whole.split(b"\n")):
-            with suppress(ValueError):  # a power cut makes zeros of lines
+            with suppress(ValueError):  # after a power cut, lines may be zeros
                 yield json.loads(line)
 
 
 def run_job(ctx: StageContext, job: AnyJob) -> JobResult:
-    """Start a job, or go on with it from its newest checkpoint, and follow it to its end.
+    """Start a job or resume it from its newest checkpoint, and follow it until it ends.
 
     Raises:
-        CupolaError: what the job says in `error.json`.
-        StageFailedError: it crashed or hung more often than it may; with the log's path and last lines.
-        CancelledError: it was told to stop from outside; it has saved.
+        CupolaError: the error that the job wrote to `error.json`.
+        StageFailedError: it crashed or hung more often than allowed; with the log's path and last lines.
+        CancelledError: it was stopped from outside, after it saved.
     """
     starts = restarts.Starts(allowed=1 + (job.faults.max_restarts if isinstance(job, TrainJob) else 1))
     result: JobResult = ctx.step(_attempt, ctx, job, starts)
@@ -83,10 +82,10 @@ def run_job(ctx: StageContext, job: AnyJob) -> JobResult:
 def run_once(
     ctx: StageContext, job: AnyJob, *, kind: str, config: Mapping[str, Any], parents: Sequence[Artifact]
 ) -> Artifact:
-    """What a job makes for several stages, as an artifact of its own: found again where it was made before.
+    """Run a job whose result several stages share, as a separate artifact; reuses an earlier one.
 
     Args:
-        config: all that decides it, besides the parents and the code.
+        config: everything that determines the result, besides the parents and the code.
     """
     mark = fingerprint({kind: dict(config)}, [parent.digest for parent in parents], code_version(*modules_of(job)))
     if known := ctx.workspace.find(mark):
@@ -100,7 +99,7 @@ def run_once(
 def _attempt(ctx: StageContext, job: AnyJob, starts: restarts.Starts) -> JobResult:
     if (earlier := read_result(job)) is not None:
         return earlier
-    if (job.output / "result.json").exists():  # it was published, and the artifact is gone or corrupt since
+    if (job.output / "result.json").exists():  # it was published, but the artifact is now missing or corrupt
         shutil.rmtree(job.output)
     job.output.mkdir(parents=True, exist_ok=True)
     if isinstance(job, TrainJob):
@@ -123,8 +122,8 @@ def _attempt(ctx: StageContext, job: AnyJob, starts: restarts.Starts) -> JobResu
 
 
 def _carry_out(ctx: StageContext, job: AnyJob, log: Path, starts: restarts.Starts) -> tuple[str, int | None]:
-    """Run the job's processes to their end, again where they hung.
-    Returns the job's last status and their exit code."""
+    """Run the job's processes until they end, restarting them if they hang.
+    Returns the job's last status and the exit code."""
     launcher = make_launcher(ctx.workspace.settings)
     while True:
         starts.done += 1
@@ -136,7 +135,7 @@ def _carry_out(ctx: StageContext, job: AnyJob, log: Path, starts: restarts.Start
         if reason is None or read_result(job) is not None:
             break
         if not starts.left:
-            raise StageFailedError(f"stage {ctx.name}: {reason}; it was started {starts.done} times. Log: {log}")
+            raise StageFailedError(f"stage {ctx.name}: {reason}; started {starts.done} times. Log: {log}")
         assert isinstance(job, TrainJob)
         restarts.record(job, starts.done, reason)
         line = f"restart {starts.done} of {starts.allowed - 1}: {reason}"
@@ -147,10 +146,10 @@ def _carry_out(ctx: StageContext, job: AnyJob, log: Path, starts: restarts.Start
 
 
 def _follow(ctx: StageContext, running: RunningJob, job: AnyJob) -> tuple[str, str | None]:
-    """Show the job's numbers while it runs. Whatever ends the wait ends the job: it saves, then goes.
+    """Show the job's metrics while it runs. Any exception stops the job, which saves first.
 
     Returns:
-        its last status, and, where no rank answered any more so that it was ended, that.
+        The job's last status; and why it was stopped if no rank responded, else None.
     """
     metrics = job.output / "metrics.jsonl"
     lines, uploads = MetricsTail(metrics), MetricsTail(job.output / EVENTS)
@@ -166,7 +165,7 @@ def _follow(ctx: StageContext, running: RunningJob, job: AnyJob) -> tuple[str, s
                 status = event.get("status", "")
             for event in uploads.new():
                 if event["event"] == "upload_failed":
-                    ctx.display.say(f"{ctx.name}: a checkpoint cannot be uploaded yet: {event['reason']}")
+                    ctx.display.say(f"{ctx.name}: uploading a checkpoint failed, will retry: {event['reason']}")
             if not ended and (silence := heartbeats.silence()):
                 running.stop(GRACE_OF_THE_SILENT)
                 ended = True
@@ -178,7 +177,7 @@ def _follow(ctx: StageContext, running: RunningJob, job: AnyJob) -> tuple[str, s
 
 
 def error_of(job: AnyJob) -> CupolaError | None:
-    """The user's mistake that ended a job; none where it was something else, or nothing."""
+    """The user error that ended a job; None if there was none."""
     try:
         error = json.loads((job.output / "error.json").read_text())
     except FileNotFoundError:
@@ -187,7 +186,7 @@ def error_of(job: AnyJob) -> CupolaError | None:
 
 
 def read_result(job: AnyJob) -> JobResult | None:
-    """What a job that completed says of itself; none when it did not."""
+    """The result of a completed job; None if it has not completed."""
     try:
         result = json.loads((job.output / "result.json").read_text())
     except FileNotFoundError:

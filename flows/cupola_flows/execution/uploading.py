@@ -1,9 +1,9 @@
-"""Checkpoints go to the store while the job trains, by a process of its own that yields the cores to training.
+"""Uploads checkpoints to the store during training, in a separate low-priority process.
 
     python -m cupola_flows.execution.uploading JOB_FOLDER FINGERPRINT WORKSPACE
 
-It ends when its parent does. `JOB_FOLDER/uploads.jsonl` tells what it did: `uploaded` with step, bytes, seconds and
-location, and `upload_failed` with a reason, once a reason.
+It ends with its parent. Its events are in `JOB_FOLDER/uploads.jsonl`: `uploaded` with step, bytes, seconds and
+location, and `upload_failed` with a reason, once per reason.
 """
 
 import os
@@ -24,31 +24,31 @@ from cupola_trainer.reporting.metrics import append, read_metrics
 
 EVENTS = "uploads.jsonl"
 LOOK_EVERY = 0.5
-"""Seconds between looks at the job's checkpoints."""
+"""Seconds between checks for new checkpoints."""
 RETRY_EVERY = 5.0
-"""The same after the store refused."""
+"""The same after a failed upload."""
 NICE = 10
 
 
 def backup_of(ctx: StageContext, job: TrainJob) -> Backup:
-    """The copies of a stage's job in the workspace's store."""
+    """The checkpoint copies of a stage's job in the workspace's store."""
     return Backup(ctx.workspace.store, ctx.fingerprint, job.output)
 
 
 def discard(ctx: StageContext, job: TrainJob) -> None:
-    """Remove the copies of a job whose artifact is published. A store that refuses keeps them, and that is said."""
+    """Remove the copies of a job whose artifact is published; if the store refuses, print that they stay."""
     try:
         backup_of(ctx, job).discard()
     except StoreError as error:
-        ctx.display.say(f"{ctx.name}: its uploaded checkpoints stay in the store: {error}")
+        ctx.display.say(f"{ctx.name}: the uploaded checkpoints could not be removed from the store: {error}")
 
 
 @contextmanager
 def uploaded(ctx: StageContext, job: object, log: Path) -> Iterator[None]:
-    """While the block runs, the job's checkpoints go to the store, if the job asks for it.
+    """Upload the job's checkpoints while the block runs, if the job asks for it.
 
-    A block that ends early (a job that was told to end, or crashed) is followed by the upload of its last checkpoint,
-    for as long as `checkpoint.upload_wait` says; what is not there by then goes with the next start.
+    If the job was stopped or crashed, waits up to `checkpoint.upload_wait` for its last checkpoint. An upload that has
+    not finished by then is resumed at the next start.
     """
     if not isinstance(job, TrainJob) or not job.checkpoint.upload:
         yield
@@ -67,7 +67,7 @@ def uploaded(ctx: StageContext, job: object, log: Path) -> Iterator[None]:
 
 
 def _all_there(job: TrainJob) -> bool:
-    """Whether there is nothing to wait for: the job is complete, or its newest checkpoint is uploaded."""
+    """Whether the job is complete or its newest checkpoint is uploaded."""
     if (job.output / "result.json").exists():
         return True
     newest = next(iter(checkpoints(job.output)), None)
@@ -75,7 +75,7 @@ def _all_there(job: TrainJob) -> bool:
 
 
 def upload(backup: Backup, *, failed: str = "") -> str:
-    """One look. Returns why the store refused; empty when it did not. `failed` is what the look before returned."""
+    """Upload once. Returns the error, or an empty string. `failed` is what the previous call returned."""
     events = backup.job / EVENTS
     try:
         done = backup.update()

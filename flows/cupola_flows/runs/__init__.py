@@ -1,3 +1,3 @@
-"""One execution of a recipe, and the fingerprints by which stages are found again."""
+"""Execution of a recipe, and the fingerprints by which finished stages are reused."""
 
-FINGERPRINTED = False  # decides when a stage runs, not what it gives
+FINGERPRINTED = False  # decides whether a stage runs, not its result

@@ -1,4 +1,4 @@
-"""What makes two runs of a stage the same: its config, its parents' content, and the code that it runs. Never paths."""
+"""Fingerprint of a stage: its settings, the content of its parents and the code that it runs, but no paths."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,8 +8,8 @@ from cupola_flows.recipe.schema import Recipe
 from cupola_platform.artifacts import fingerprint as platform_fingerprint
 
 WITHOUT_EFFECT = ("layout", "teacher_layout", "checkpoint", "log_every", "evaluate_every")
-"""Fields of a stage that change how fast, how safe or how talkative it is, and not what it gives: an interrupted stage
-goes on with others, on fewer machines for instance, and one that is done is not done again."""
+"""Settings that affect speed, safety or logging, but not the result. An interrupted stage resumes with other values,
+for instance on fewer machines, and a finished one is reused."""
 NESTED_WITHOUT_EFFECT = (
     "executor",
     "hang_seconds",
@@ -19,14 +19,14 @@ NESTED_WITHOUT_EFFECT = (
     "retries",
     "key_variable",
 )
-"""The same, wherever they are in a stage's settings."""
+"""The same, at any depth of a stage's settings."""
 
 
 def fingerprint(recipe: Recipe, name: str, parents: Mapping[str, Sequence[str]]) -> str:
-    """BLAKE3 in hex of everything that decides what the stage gives.
+    """BLAKE3, in hex, of everything that a stage's result depends on.
 
     Args:
-        parents: field to the digests of the artifacts that it names.
+        parents: input field to the digests of its artifacts.
     """
     stage = recipe.stages[name]
     inputs = {field for field in stage.inputs() if field in type(stage).model_fields}

@@ -1,4 +1,4 @@
-"""From a recipe's name to an execution that is checked and ready to begin."""
+"""Opens a session: loads and validates a recipe, ready to run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,10 +19,10 @@ def open_session(
     workspace: Path | None,
     display: Callable[[Mapping[str, str]], Display],
 ) -> Session:
-    """A recipe, checked, ready to be carried out.
+    """Load and validate a recipe, ready to run.
 
     Raises:
-        CupolaError: anything that can be known to be wrong before it starts.
+        CupolaError: an error that can be detected before the run starts.
     """
     return new_session(load_recipe(recipe, overrides), overrides, only, workspace, display)
 
@@ -34,7 +34,7 @@ def new_session(
     workspace: Path | None,
     display: Callable[[Mapping[str, str]], Display],
 ) -> Session:
-    """The same of a recipe that is loaded. Raises CupolaError."""
+    """The same for a recipe that is already loaded. Raises CupolaError."""
     try:
         names = select(recipe, only)
     except ValueError as error:

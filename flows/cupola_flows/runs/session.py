@@ -1,4 +1,4 @@
-"""One execution of a recipe: which stages, what each one takes, and what came of it. Knows nothing of Prefect."""
+"""One execution of a recipe: its stages, their inputs and their outcomes. Independent of Prefect."""
 
 import fcntl
 import threading
@@ -24,12 +24,12 @@ from cupola_platform.tracking.tracker import Tracker
 from cupola_platform.workspace import Workspace
 
 REMAINS_PATIENCE = tether.GRACE_SECONDS + 30
-"""Seconds that processes have to end after their run was killed."""
+"""Seconds for the processes of a killed run to exit."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a stage."""
+    """The outcome of a stage."""
 
     state: RunStatus
     artifact: Artifact
@@ -38,7 +38,7 @@ class Outcome:
 
 @dataclass(kw_only=True)
 class Session:
-    """The stages `names` of a recipe, carried out one after the other in a workspace."""
+    """Runs the stages `names` of a recipe one after the other in a workspace."""
 
     workspace: Workspace
     recipe: Recipe
@@ -46,20 +46,20 @@ class Session:
     display: Display
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     error: CupolaError | None = None
-    """Why it ended early."""
+    """Why the run ended early."""
     overrides: Sequence[str] = ()
-    """As given, for the record."""
+    """The overrides as given, for the record."""
     profile: tuple[int, int] | None = None
     """First and last step of each training job to trace with torch's profiler."""
     run_id: str | None = None
-    """The registry's run of the whole recipe."""
+    """Id of the whole recipe's run in the registry."""
     prefect_run: str | None = None
-    """The flow run of the whole recipe."""
+    """Id of the whole recipe's flow run."""
     prefect_is_gone: threading.Event = field(default_factory=threading.Event)
-    """Set once Prefect's server has stopped answering: the run goes on without it."""
+    """Set once Prefect's server stops responding; the run continues without it."""
     recorded_reuses: set[str] = field(default_factory=set)
     tracker: Tracker | None = None
-    """MLflow, while `recorded`."""
+    """Sends to MLflow while `recorded`."""
 
     @property
     def complete(self) -> bool:
@@ -67,7 +67,7 @@ class Session:
 
     @contextmanager
     def recorded(self, prefect_id: str | None) -> Iterator[None]:
-        """The run of the whole recipe in the registry and in MLflow, and how it ended."""
+        """Record the run of the whole recipe, and how it ends, in the registry and MLflow."""
         with Tracker.open(self.workspace, self.display.say) as self.tracker:
             self.prefect_run = prefect_id
             self.run_id = self._start("", self.recipe.model_dump(mode="json"))
@@ -75,7 +75,7 @@ class Session:
             try:
                 yield
             except BaseException as error:
-                ended = _as_ours(error, self.recipe.name)
+                ended = _as_cancellation(error, self.recipe.name)
                 self.error = self.error or (ended if isinstance(ended, CupolaError) else None)
                 self._finish(self.run_id, "cancelled" if isinstance(ended, CancelledError) else "failed", error=ended)
                 if ended is error:
@@ -84,17 +84,17 @@ class Session:
             self._finish(self.run_id, "completed")
 
     def lose_prefect(self, reason: str) -> None:
-        """Go on without Prefect's server, and say so once."""
+        """Continue without Prefect's server, and print so once."""
         if not self.prefect_is_gone.is_set():
             self.prefect_is_gone.set()
-            self.display.say(f"Prefect's server does not answer ({reason}); the run goes on without it.")
+            self.display.say(f"Prefect's server does not respond ({reason}). The run continues without it.")
 
     def prefect_ids(self) -> list[str]:
-        """The flow runs by which this can be cancelled."""
+        """The flow runs through which this session can be cancelled."""
         return [self.prefect_run] if self.prefect_run else []
 
     def reuse(self, name: str) -> Artifact | None:
-        """What the stage gave before, with the same fingerprint; none when it has to be run."""
+        """The stage's earlier artifact with the same fingerprint; None if the stage has to run."""
         if name in self.outcomes:
             return self.outcomes[name].artifact
         inputs = self._known_inputs(name)
@@ -107,8 +107,7 @@ class Session:
         return artifact
 
     def reuse_all(self) -> bool:
-        """Whether there is nothing to do: every stage has been run before. If so,
-        the registry has a run that says so."""
+        """Whether every stage can be reused. If so, records a run that says so."""
         if any(self.reuse(name) is None for name in self.names):
             return False
         self.run_id = self._start("", {})
@@ -118,10 +117,10 @@ class Session:
         return True
 
     def execute(self, name: str, *, step: Callable[..., Any] = call, prefect_id: str | None = None) -> Artifact:
-        """Reuse the stage's artifact or make it.
+        """Reuse the stage's artifact, or run the stage.
 
         Raises:
-            CupolaError: what went wrong; `self.error` keeps it.
+            CupolaError: the stage failed; also kept in `self.error`.
         """
         try:
             made = name in self.outcomes and self.outcomes[name].state == "completed"
@@ -134,7 +133,7 @@ class Session:
             raise
 
     def inputs(self, name: str) -> Taken:
-        """The artifacts that the stage takes. Raises ConfigError when a stage left out has not been run."""
+        """The stage's input artifacts. Raises ConfigError if an unselected stage has not been run."""
         return Taken(
             {
                 field: {reference: self._artifact(name, reference) for reference in references}
@@ -143,7 +142,7 @@ class Session:
         )
 
     def resolved(self, name: str) -> Stage:
-        """The stage as it could be run alone: what it takes named by `artifact:ID`."""
+        """The stage with its inputs as `artifact:ID`, so that it can be run alone."""
         stage = self.recipe.stages[name]
         references = {
             field: tuple(f"{ARTIFACT}{artifact.id}" for artifact in artifacts.values())
@@ -197,14 +196,14 @@ class Session:
 
     @contextmanager
     def _recorded(self, name: str, folder: Path, prefect_id: str | None) -> Iterator[str]:
-        """A run in the registry and in MLflow, and whatever ends it early written there."""
+        """Record a run in the registry and MLflow, and any error that ends it."""
         run = self._start(name, self.recipe.stages[name].model_dump(mode="json"))
         self.workspace.registry.update_run(run, prefect_flow_run_id=prefect_id, work_folder=folder)
         self.display.started(name)
         try:
             yield run
         except BaseException as error:
-            ended = _as_ours(error, name)
+            ended = _as_cancellation(error, name)
             status: RunStatus = "cancelled" if isinstance(ended, CancelledError) else "failed"
             self._finish(run, status, error=ended)
             self.display.finished(name, status, str(ended).splitlines()[0])
@@ -252,8 +251,8 @@ class Session:
         return self.outcomes[reference].artifact
 
 
-def _as_ours(error: BaseException, name: str) -> BaseException:
-    """A signal is a cancellation, whoever caught it; an exception that nobody meant stays as it is."""
+def _as_cancellation(error: BaseException, name: str) -> BaseException:
+    """Turn signals into CancelledError; other exceptions stay unchanged."""
     if isinstance(error, Exception):
         return error
     return CancelledError(f"stage {name} was cancelled. Finished work is kept. Run the same command to resume.")
@@ -261,15 +260,15 @@ def _as_ours(error: BaseException, name: str) -> BaseException:
 
 @contextmanager
 def _alone(folder: Path, name: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold a work folder against another process that runs the same stage, and against what is left of one: the ranks
-    of a run that was killed save before they end."""
+    """Lock a work folder against other processes that run the same stage, and wait for ranks of a killed run, which
+    save before they exit."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise StageFailedError(
-                f"stage {name} is being run by another process in {folder}. Wait for it, or end it first."
+                f"stage {name} is being run by another process in {folder}. Wait for it, or stop it first."
             ) from None
         _wait_for_remains(folder, name, say)
         yield
@@ -278,10 +277,10 @@ def _alone(folder: Path, name: str, say: Callable[[str], None]) -> Iterator[None
 def _wait_for_remains(folder: Path, name: str, say: Callable[[str], None]) -> None:
     remains = jobs_in(folder)
     if remains:
-        say(f"stage {name}: waiting until what a killed run left in {folder} has saved and ended.")
+        say(f"stage {name}: waiting for processes of a killed run in {folder} to save and exit.")
         psutil.wait_procs(remains, timeout=REMAINS_PATIENCE)
         if left := jobs_in(folder):
             pids = ", ".join(str(process.pid) for process in left)
             raise StageFailedError(
-                f"stage {name}: processes {pids} of a killed run still work in {folder}. End them first."
+                f"stage {name}: processes {pids} of a killed run are still working in {folder}. Stop them first."
             )

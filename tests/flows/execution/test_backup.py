@@ -1,5 +1,5 @@
-"""Checkpoints in the store while a job trains: whole or not there, kept as in the job's folder,
-taken up by another machine."""
+"""Checkpoint copies in the store during training: complete or absent, in step with the job's folder, and usable by
+another machine."""
 
 import json
 import os
@@ -26,7 +26,7 @@ Eventually = Callable[[Callable[[], bool], float, str], None]
 
 @pytest.fixture(params=["s3", "local"])
 def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Store]:
-    """A function that opens the one store from a machine of the given name."""
+    """A function that opens the shared store from the machine with the given name."""
     if request.param == "local":
         return lambda name: LocalStore(tmp_path / "store" / "artifacts")
     return request.getfixturevalue("bucket")  # type: ignore[no-any-return]
@@ -42,7 +42,7 @@ def bucket(s3: Any, tmp_path: Path) -> Callable[[str], Store]:
 
 
 def save(job: Path, step: int, content: str = "", files: int = 1) -> Path:
-    """What a trainer leaves in a job's folder at a step."""
+    """Write what a trainer leaves in a job's folder at a step."""
     folder = job / "checkpoints" / f"step_{step:08d}"
     (folder / "state").mkdir(parents=True)
     for number in range(files):
@@ -60,11 +60,11 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def update(backup: Backup) -> list[int]:
-    """Steps that were uploaded until there was nothing to do."""
+    """Upload until there is nothing to do; returns the steps."""
     return [done.step for done in iter(backup.update, None)]
 
 
-def test_another_machine_goes_on_from_the_newest_copy_and_has_what_belongs_to_it(
+def test_another_machine_resumes_from_the_newest_copy_with_its_accompanying_files(
     machine: Callable[[str], Store], tmp_path: Path
 ) -> None:
     here, there = tmp_path / "here" / "job", tmp_path / "there" / "job"
@@ -76,13 +76,13 @@ def test_another_machine_goes_on_from_the_newest_copy_and_has_what_belongs_to_it
     assert content(there / "checkpoints" / "step_00000010") == content(newest)
     assert artifacts.verify(there / "checkpoints" / "step_00000010")
     assert {path.name for path in there.rglob("*") if path.is_file()} > {"metrics.jsonl", "dp_00000.jsonl"}
-    assert said[0].startswith("goes on from step 10, uploaded to ")
+    assert said[0].startswith("resuming from step 10, uploaded to ")
     (there / "metrics.jsonl").open("a").close()  # the job writes there
     assert Backup(machine("there"), FINGERPRINT, there).restore(said.append) is None, "it has a checkpoint now"
     assert Backup(machine("elsewhere"), "e" * 64, tmp_path / "other" / "job").restore(said.append) is None
 
 
-def test_the_store_keeps_what_the_job_keeps_and_nothing_when_the_stage_is_done(
+def test_the_store_keeps_what_the_job_keeps_and_nothing_once_the_stage_is_done(
     machine: Callable[[str], Store], tmp_path: Path
 ) -> None:
     job = tmp_path / "here" / "job"
@@ -91,15 +91,15 @@ def test_the_store_keeps_what_the_job_keeps_and_nothing_when_the_stage_is_done(
         save(job, step)
         update(backup)
     shutil.rmtree(job / "checkpoints" / "step_00000001")
-    assert update(Backup(machine("here"), FINGERPRINT, job)) == []  # a later process: asks the store
+    assert update(Backup(machine("here"), FINGERPRINT, job)) == []  # a later process reads the store
     assert steps_in(machine("here")) == [2, 3]
-    shutil.rmtree(job / "checkpoints" / "step_00000003")  # gone back to step 2, and redone
+    shutil.rmtree(job / "checkpoints" / "step_00000003")  # rolled back to step 2 and repeated
     save(job, 3, "redone")
     assert update(backup) == [3]
     assert steps_in(machine("here")) == [2, 3]
     shutil.rmtree(job / "checkpoints")
     save(job, 9)
-    shutil.rmtree(job / "checkpoints")  # nothing to compare with: what is there stays
+    shutil.rmtree(job / "checkpoints")  # nothing to compare with: the copies stay
     assert update(backup) == []
     assert steps_in(machine("here")) == [2, 3]
     shutil.rmtree(job)
@@ -115,7 +115,7 @@ def steps_in(store: Store) -> list[int]:
     return sorted(section.manifest(digest).config["step"] for digest in section.digests() if section.holds(digest))
 
 
-def test_a_killed_upload_leaves_nothing_that_is_taken_for_whole_and_goes_on_where_it_ended(
+def test_a_killed_upload_leaves_no_copy_that_seems_complete_and_resumes(
     bucket: Callable[[str], Store], s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     monkeypatch.setenv("CUPOLA_STORE_URL", f"s3://{s3.bucket}/{tmp_path.name}")
@@ -130,7 +130,7 @@ def test_a_killed_upload_leaves_nothing_that_is_taken_for_whole_and_goes_on_wher
     eventually(lambda: len(keys(s3, tmp_path)) > before + 3, 60, "an upload under way")
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert before + 3 < len(keys(s3, tmp_path)) < before + 80, "it was to be killed in the middle"
+    assert before + 3 < len(keys(s3, tmp_path)) < before + 80, "killed halfway"
     assert Backup(bucket("there"), FINGERPRINT, there).restore(print) == 5
 
     uploaded = {key: head(s3, key)["LastModified"] for key in keys(s3, tmp_path)}
@@ -157,7 +157,7 @@ def head(s3: Any, key: str) -> Any:
     return s3.client.head_object(Bucket=s3.bucket, Key=key)
 
 
-def test_a_copy_that_was_changed_in_the_store_is_passed_over_by_name(
+def test_a_copy_that_was_changed_in_the_store_is_skipped_by_name(
     bucket: Callable[[str], Store], s3: Any, tmp_path: Path
 ) -> None:
     job, there = tmp_path / "here" / "job", tmp_path / "there" / "job"
@@ -170,11 +170,11 @@ def test_a_copy_that_was_changed_in_the_store_is_passed_over_by_name(
     s3.client.put_object(Bucket=s3.bucket, Key=newest, Body=b"torn")
     said: list[str] = []
     assert Backup(bucket("there"), FINGERPRINT, there).restore(said.append) == 5
-    assert "passed over" in said[0]
+    assert "skipping a corrupt uploaded checkpoint" in said[0]
     assert "rank_00000.bin was changed on the server" in said[0]
 
 
-def test_a_store_that_refuses_stops_nothing_and_is_told_once(s3: Any, tmp_path: Path) -> None:
+def test_a_store_that_refuses_does_not_stop_training_and_is_reported_once(s3: Any, tmp_path: Path) -> None:
     job = tmp_path / "here" / "job"
     save(job, 5)
     nowhere = S3Store("s3://nowhere", cache=LocalStore(tmp_path / "cache"), endpoint_url=s3.endpoint_url)

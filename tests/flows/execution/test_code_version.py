@@ -1,4 +1,4 @@
-"""What a stage runs is in its fingerprint, and nothing else: found by following imports, hashed without words."""
+"""A fingerprint covers exactly the code that a stage runs: found by following imports, hashed without prose."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from cupola_trainer.config import BatchConfig, LoraConfig, SftData, TeachJob
 
 
 def forget() -> None:
-    """Modules that a test writes change under the same name."""
-    for cached in (code_version.code_version, code_version._tree, code_version._said):
+    """Clear the caches: tests rewrite modules under the same name."""
+    for cached in (code_version.code_version, code_version._tree, code_version._declared):
         cached.cache_clear()
 
 
@@ -48,15 +48,13 @@ def test_a_stage_reaches_what_it_and_its_jobs_run(kind: str, reaches: set[str], 
     assert not leaves & found
 
 
-def test_every_stage_has_its_own_file_in_its_fingerprint_and_none_what_only_tells_of_it() -> None:
+def test_every_stages_fingerprint_covers_its_own_file_and_no_excluded_modules() -> None:
     for kind, stage in kinds().items():
         assert stage.__module__ in of(kind)
         assert all(counts(module) for module in of(kind))
 
 
-def test_an_objective_that_a_stage_asks_for_by_name_is_in_its_fingerprint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_objective_that_a_stage_names_is_in_its_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     about = tmp_path / "toy-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
@@ -68,7 +66,7 @@ def test_an_objective_that_a_stage_asks_for_by_name_is_in_its_fingerprint(
     assert {"toy_objective", "cupola_trainer.rl.ppo"} <= reached(["toy_asks"])
 
 
-def test_a_comment_and_a_docstring_change_nothing_and_an_operator_does(
+def test_comments_and_docstrings_do_not_change_the_version_but_an_operator_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
@@ -83,13 +81,13 @@ def test_a_comment_and_a_docstring_change_nothing_and_an_operator_does(
     assert version("def f(x):\n    return x - 1\n") != plain
 
 
-def test_a_job_reaches_the_objective_whose_rows_it_reads(tmp_path: Path) -> None:
+def test_a_job_reaches_the_objective_of_its_data(tmp_path: Path) -> None:
     data = SftData(conversations=tmp_path)
     job = TeachJob(output=tmp_path, parent=tmp_path, data=data, steps=1, batch=BatchConfig(sequence_length=8))
     assert {"cupola_trainer.jobs.teach", "cupola_trainer.objectives.sft"} <= reached(code_version.modules_of(job))
 
 
-def test_folding_adapters_counts_where_a_stage_trains_adapters() -> None:
+def test_folding_adapters_counts_for_stages_that_train_adapters() -> None:
     stage = parse_recipe(
         "name: r\nstages:\n  sft:\n    parent: artifact:a\n    conversations: artifact:b\n    steps: 1\n"
         "    batch: {sequence_length: 64}\n"
@@ -126,7 +124,7 @@ class Settings(Strict):
         ("self.steps < 2", "self.steps < 3", True),
     ],
 )
-def test_of_settings_only_what_they_compute_counts(
+def test_only_computing_methods_of_settings_count(
     old: str, new: str, counts_in: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
@@ -140,7 +138,7 @@ def test_of_settings_only_what_they_compute_counts(
     assert (version(SETTINGS.replace(old, new)) != version(SETTINGS)) is counts_in
 
 
-def test_the_nearest_declaration_says_whether_a_module_counts() -> None:
+def test_the_nearest_declaration_decides_whether_a_module_counts() -> None:
     assert counts("cupola_trainer.config.lengths") == "functions"
     assert counts("cupola_trainer.config.layout_rules") is None
     assert counts("cupola_flows.execution.jobs") is None

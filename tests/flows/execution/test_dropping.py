@@ -1,4 +1,5 @@
-"""What stages of rows drop is said, in their line, their table and their report; a stage that kept nothing fails."""
+"""Data stages report the rows that they drop on the terminal, in the table and in report.json; a stage that keeps
+nothing fails."""
 
 import json
 from pathlib import Path
@@ -22,7 +23,7 @@ def written(path: Path, rows: list[Any]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_a_stage_says_what_it_dropped_and_one_that_kept_nothing_fails(cupola: Any, tmp_path: Path) -> None:
+def test_a_stage_reports_what_it_dropped_and_one_that_kept_nothing_fails(cupola: Any, tmp_path: Path) -> None:
     chats = [{"prompt": f"Is {n}?", "completion": "It is."} for n in range(60)]
     pairs = [{"prompt": f"Is {n}?", "chosen": "Yes.", "rejected": "No."} for n in range(6)]
     written(tmp_path / "chats.jsonl", [*chats, {"prompt": "Half \ud83d", "completion": "x"}])
@@ -58,7 +59,7 @@ def test_a_stage_says_what_it_dropped_and_one_that_kept_nothing_fails(cupola: An
     assert "Traceback" not in told
 
 
-def test_a_preparations_line_says_which_steps_dropped_documents() -> None:
+def test_the_summary_of_a_preparation_names_the_steps_that_dropped_documents() -> None:
     tiny = load_recipe("tiny").stages
     metrics = {
         "documents_read": 9.0,

@@ -135,7 +135,9 @@ def test_a_stage_waits_for_processes_that_a_killed_run_left_in_its_folder(
         time.sleep(0.5)
         monkeypatch.setattr(session, "REMAINS_PATIENCE", 0.5)
         with (
-            pytest.raises(StageFailedError, match=rf"^stage sft: processes {rank.pid} of a killed run still work in "),
+            pytest.raises(
+                StageFailedError, match=rf"^stage sft: processes {rank.pid} of a killed run are still working in "
+            ),
             session._alone(folder, "sft", said.append),
         ):
             pass
@@ -146,7 +148,7 @@ def test_a_stage_waits_for_processes_that_a_killed_run_left_in_its_folder(
     finally:
         rank.kill()
         rank.wait()
-    assert said == [f"stage sft: waiting until what a killed run left in {folder} has saved and ended."] * 2
+    assert said == [f"stage sft: waiting for processes of a killed run in {folder} to save and exit."] * 2
 
 
 def test_an_invalid_recipe_is_refused_before_anything_is_made(cupola: Any, recipe: Path) -> None:
@@ -177,7 +179,7 @@ def test_under_prefect_a_crashed_job_is_retried_and_losing_the_server_costs_no_r
     printed, _ = run.communicate(timeout=600)
     assert time.monotonic() - began < 60  # 20 on an idle machine; 152 when every call was tried four times
     assert run.returncode == 0, printed
-    assert printed.count("Prefect's server does not answer") == 1
+    assert printed.count("Prefect's server does not respond") == 1
     assert [event["step"] for event in cupola.events() if event["event"] == "step"] == list(range(1, 401))
     assert {row["stage"]: row["status"] for row in cupola.json("runs")} == {
         "(all)": "completed", "pretrain": "completed", "prepare": "completed",

@@ -1,4 +1,4 @@
-"""A job that hangs or crashes is started again from its newest checkpoint, a bounded number of times."""
+"""A job that hangs or crashes is restarted from its newest checkpoint, a bounded number of times."""
 
 import json
 import os
@@ -19,7 +19,7 @@ Eventually = Callable[[Callable[[], bool], float, str], None]
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_stopped_rank_is_noticed_and_the_job_restarted_from_its_newest_checkpoint(
+def test_a_stopped_rank_is_detected_and_the_job_restarts_from_its_newest_checkpoint(
     cupola: Any, recipe: Path, eventually: Eventually, undisturbed: Callable[..., dict[str, str]]
 ) -> None:
     sizes = ("steps=400", "checkpoint.every=5", "faults.hang_seconds=12", "faults.max_restarts=1")
@@ -47,7 +47,7 @@ def test_a_stopped_rank_is_noticed_and_the_job_restarted_from_its_newest_checkpo
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_job_that_crashes_again_and_again_is_started_as_often_as_it_may_be_by_prefect_too(
+def test_a_job_that_keeps_crashing_is_restarted_by_prefect_only_as_often_as_allowed(
     cupola: Any, recipe: Path, eventually: Eventually
 ) -> None:
     sizes = ("steps=4000", "checkpoint.every=5", "faults.max_restarts=1")
@@ -57,7 +57,7 @@ def test_a_job_that_crashes_again_and_again_is_started_as_often_as_it_may_be_by_
         return sum(event["event"] == "start" for event in cupola.events())
 
     for number in (1, 2):
-        eventually(lambda: starts() == number, 300, f"start {number}")  # noqa: B023 - asked at once
+        eventually(lambda: starts() == number, 300, f"start {number}")  # noqa: B023 - called immediately
         next(process for process in cupola.processes() if process.environ().get("RANK") == "1").kill()
     printed, _ = run.communicate(timeout=300)
     assert run.returncode == 1
@@ -76,8 +76,8 @@ def job_in(output: Path) -> TrainJob:
     )
 
 
-def test_silence_of_every_rank_is_noticed_by_the_follower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restarts, "SLACK", -0.9)  # 0.1 s of silence are enough
+def test_the_follower_detects_that_no_rank_responds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restarts, "SLACK", -0.9)  # 0.1 s of silence is enough
     follower = restarts.Follower(job_in(tmp_path))
     assert follower.silence() is None
     heartbeats = tmp_path / "heartbeats"
@@ -86,20 +86,20 @@ def test_silence_of_every_rank_is_noticed_by_the_follower(tmp_path: Path, monkey
         for rank in ("rank_00000.json", "rank_00001.json"):
             (heartbeats / rank).write_text(f'{{"beat": {beat}}}')
             an_hour_ago = time.time() - 3600
-            os.utime(heartbeats / rank, (an_hour_ago, an_hour_ago))  # the clock was set since, or is another machine's
+            os.utime(heartbeats / rank, (an_hour_ago, an_hour_ago))  # the clock was changed, or is another machine's
         assert follower.silence() is None
         time.sleep(0.15)
     (heartbeats / "rank_00001.json").write_text('{"beat": 3}')
-    assert follower.silence() is None, "one rank answers"
+    assert follower.silence() is None, "one rank responds"
     time.sleep(0.15)
-    assert follower.silence() == "no rank has answered for 0 s"
+    assert follower.silence() == "no rank has responded for 0 s"
 
 
-def test_ranks_that_beat_are_not_silent_though_their_clocks_differ(tmp_path: Path) -> None:
+def test_ranks_with_heartbeats_are_not_silent_even_if_their_clocks_differ(tmp_path: Path) -> None:
     watchdog = Watchdog(tmp_path, rank=0, seconds=1.0)
     watchdog.start()
     other = tmp_path / "heartbeats" / "rank_00001.json"
-    with watchdog.pause():  # nothing gets on here; the other rank beats on a machine whose clock is an hour behind
+    with watchdog.pause():  # no progress here; the other rank is on a machine whose clock is an hour behind
         for beat in range(30):
             other.write_text(f'{{"beat": {beat}}}')
             os.utime(other, (time.time() - 3600, time.time() - 3600))
@@ -110,7 +110,7 @@ def test_ranks_that_beat_are_not_silent_though_their_clocks_differ(tmp_path: Pat
     watchdog.stop()
 
 
-def test_a_restart_is_told_in_the_metrics_and_what_led_to_it_is_forgotten(tmp_path: Path) -> None:
+def test_a_restart_is_recorded_in_the_metrics_and_its_hang_report_removed(tmp_path: Path) -> None:
     (tmp_path / "hang.json").write_text(json.dumps({"reason": "rank 1 hangs"}))
     (tmp_path / "metrics.jsonl").write_text('{"event": "step", "time": 1.0, "step": 7}\n')
     assert restarts.hang_of(job_in(tmp_path)) == "rank 1 hangs"

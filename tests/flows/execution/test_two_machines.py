@@ -1,5 +1,5 @@
-"""A run that is killed outright, in a step, in a save or in an upload, and goes on from the store on another machine:
-what comes after equals an uninterrupted twin's, bit for bit."""
+"""A run is killed in a step, in a save or in an upload, and resumes from the store on another machine: the results
+equal those of an uninterrupted twin bit for bit."""
 
 import random
 import shutil
@@ -26,7 +26,7 @@ def command_line(recipe: Path, steps: int) -> list[str]:
 
 
 def numbers(machine: Any) -> list[tuple[Any, ...]]:
-    """What must be equal bit for bit: JSON keeps every float's exact value."""
+    """Metrics that must be equal bit for bit; JSON keeps exact float values."""
     names = ("step", "loss", "grad_norm", "lr", "consumed_samples")
     return [tuple(line[name] for name in names) for line in machine.events() if line["event"] == "step"]
 
@@ -39,7 +39,7 @@ def weights(machine: Any) -> dict[str, str]:
 
 
 def uploads(machine: Any) -> list[Path]:
-    """Copies that are being made or sent."""
+    """Copies that are being staged or uploaded."""
     return list(machine.workspace.glob("work/*/job.upload/*"))
 
 
@@ -48,14 +48,14 @@ def saves(machine: Any) -> list[Path]:
 
 
 def there(machine: Any, place: str) -> bool:
-    """Whether this start has uploaded a checkpoint, so that the next one is further, and is at the place."""
+    """Whether this start has uploaded a checkpoint, so that the next one makes progress, and has reached the place."""
     done = [path for path in machine.workspace.glob("work/*/job/uploads.jsonl") if '"uploaded"' in path.read_text()]
     at = {"in a step": [machine], "in a save": saves(machine), "in an upload": uploads(machine)}[place]
     return bool(done and at)
 
 
 def kill(machine: Any, run: Any, draw: random.Random) -> str:
-    """End every process of a machine somewhere. Returns where: in a step, in a save, in an upload."""
+    """Kill every process of a machine at a random place. Returns the place: in a step, in a save, in an upload."""
     place = draw.choice(["in a step", "in a save", "in an upload"])
     delay = draw.uniform(0, 0.5 if place == "in a step" else 0.02)
     until = time.monotonic() + 200
@@ -67,7 +67,7 @@ def kill(machine: Any, run: Any, draw: random.Random) -> str:
             run.communicate()
             return place
         time.sleep(0.002)
-    raise AssertionError(f"it ended before it was killed: {run.communicate()[0]}")
+    raise AssertionError(f"the run ended before it was killed: {run.communicate()[0]}")
 
 
 @pytest.mark.slow
@@ -89,7 +89,7 @@ def test_kills_on_two_machines_leave_no_trace(
     try:
         for number in range(kills):
             machine = machines[number % 2]
-            shutil.rmtree(machine.workspace, ignore_errors=True)  # nothing but the store outlives a machine
+            shutil.rmtree(machine.workspace, ignore_errors=True)  # only the store outlives a machine
             kill(machine, machine.start(*command_line(recipe, steps)), draw)
         last = machines[kills % 2]
         shutil.rmtree(last.workspace, ignore_errors=True)
@@ -99,8 +99,8 @@ def test_kills_on_two_machines_leave_no_trace(
     finally:
         for process in [process for machine in machines for process in machine.processes()]:
             process.kill()
-    assert "pretrain: goes on from step " in printed
+    assert "pretrain: resuming from step " in printed
     assert (numbers(last), weights(last)) == expected
     assert expected[1]
     left = s3.client.list_objects_v2(Bucket=s3.bucket, Prefix=f"{tmp_path.name}/progress/")
-    assert left.get("Contents", []) == [], "the stage is done: its artifact is there instead"
+    assert left.get("Contents", []) == [], "the stage is done and its artifact published"

@@ -35,7 +35,7 @@ def test_a_protected_server_is_deployed_to_and_asked_for_runs_with_the_credentia
         run = json.loads(cupola("submit", str(recipe), "--json").stdout)["flow_run_id"]
         done = cupola("run", str(recipe), "--set", "stages.pretrain.steps=2")
         assert done.returncode == 0, done.stderr
-        assert "goes on without" not in done.stdout
+        assert "continues without" not in done.stdout
         with api.client(timeout=30) as client:
             assert client.get(f"/flow_runs/{run}").json()["state"]["type"] == "SCHEDULED"
             flows = client.post("/flow_runs/filter", json={}).json()
