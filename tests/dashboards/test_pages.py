@@ -99,7 +99,7 @@ def test_the_form_is_shown_as_a_command(in_workspace: Any) -> None:
 def test_without_a_server_the_launch_page_says_how_to_start_one(in_workspace: Any) -> None:
     page = show("launch")
     page.button(key="start").click().run()
-    assert told(page.error[0]) == "No Prefect server runs. Start one with `cupola up`."
+    assert told(page.error[0]) == "No Prefect server is running. Start one with `cupola up`."
 
 
 @pytest.fixture

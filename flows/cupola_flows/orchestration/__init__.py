@@ -1,1 +1,1 @@
-"""Recipes as Prefect flows: in this process, on a server that is found or started, by a worker."""
+"""Recipes as Prefect flows: run in this process, deployed to a server, or executed by a worker."""

@@ -1,5 +1,5 @@
-"""The lifecycle as a deployment: its schema and schedule on the server, and runs of it. Light: Prefect is called by
-HTTP where a call is all that is needed, and imported only to register."""
+"""Deploys the lifecycle to a Prefect server, and submits runs of it. Prefect is imported only to deploy; the rest uses
+HTTP."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -39,10 +39,10 @@ def list_recipes() -> list[ShippedRecipe]:
 
 
 def deploy(name_or_path: str, settings: Settings) -> str:
-    """Register the lifecycle of one recipe with the running server; its name, `lifecycle/tiny`.
+    """Deploy the lifecycle of a recipe to the running server. Returns its name, such as `lifecycle/tiny`.
 
     Raises:
-        ServiceError: no server runs.
+        ServiceError: no server is running.
     """
     recipe = load_recipe(name_or_path)
     api = _server(settings)
@@ -69,14 +69,14 @@ def deploy(name_or_path: str, settings: Settings) -> str:
 def submit(
     recipe: str, overrides: Sequence[str] = (), only: Sequence[str] = (), *, settings: Settings | None = None
 ) -> str:
-    """Ask the deployment of a recipe for a run; the flow run's id.
+    """Submit a run of a deployed recipe. Returns the flow run's id.
 
-    The recipe and the overrides are checked before anything is sent.
+    The recipe and the overrides are validated before anything is sent.
 
     Raises:
-        ConfigError: an override breaks a rule.
+        ConfigError: an override is invalid.
         NotFoundError: the recipe is not deployed.
-        ServiceError: no server runs, or it refuses.
+        ServiceError: no server is running, or it refuses.
     """
     settings = settings or load_settings()
     loaded = load_recipe(recipe, overrides)
@@ -98,12 +98,12 @@ def submit(
 
 
 def flow_run(run_id: str, settings: Settings | None = None) -> dict[str, Any]:
-    """A flow run as the server has it: state, times, parameters."""
+    """A flow run from the server: state, times, parameters."""
     settings = settings or load_settings()
     with _server(settings).client(timeout=30) as client:
         response = client.get(f"/flow_runs/{run_id}")
         if response.status_code != 200:
-            raise NotFoundError(f"The Prefect server knows no flow run {run_id}.")
+            raise NotFoundError(f"The Prefect server has no flow run {run_id}.")
         return dict(response.json())
 
 
@@ -117,19 +117,19 @@ def _posted(client: httpx.Client, path: str, body: Mapping[str, Any]) -> Any:
 def _server(settings: Settings) -> PrefectApi:
     api = find_prefect(settings)
     if not api:
-        raise ServiceError("No Prefect server runs. Start one with `cupola up`.")
+        raise ServiceError("No Prefect server is running. Start one with `cupola up`.")
     with api.client(timeout=30) as client:
         if client.get("/admin/version").status_code != 401:
             return api
     if settings.prefect_api_url:
-        next_move = "Set CUPOLA_PREFECT_API_AUTH_STRING to the server's own, as user:password."
+        next_move = "Set CUPOLA_PREFECT_API_AUTH_STRING to the server's user:password."
     else:
-        next_move = f"{settings.home / credential.FILE} is not its own. Run `cupola down`, then `cupola up`."
+        next_move = f"{settings.home / credential.FILE} belongs to another server. Run `cupola down`, then `cupola up`."
     raise ServiceError(f"{api.url} refused the credential. {next_move}")
 
 
 def _reference(name_or_path: str) -> str:
-    """A name stays one; a file becomes an absolute path, since the worker works elsewhere."""
+    """The name of a shipped recipe, or the absolute path of a file, since the worker runs in another folder."""
     if name_or_path in shipped():
         return name_or_path
     path = find_recipe(name_or_path).absolute()

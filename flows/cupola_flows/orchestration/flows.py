@@ -1,4 +1,4 @@
-"""The lifecycle as Prefect flows: one flow a stage, and the flow that chains them. Importing this imports Prefect."""
+"""The lifecycle as Prefect flows: one per stage, and one that chains them. Importing this imports Prefect."""
 # mypy: disable-error-code="untyped-decorator"
 
 from collections.abc import Callable, Iterator, Mapping
@@ -35,17 +35,16 @@ SERVER_IS_GONE = (httpx.HTTPError, PrefectHTTPStatusError)
 
 
 class Opened:
-    """An execution in this process, handed from flow to flow. Prefect stores the parameters that it can write as JSON:
-    not this."""
+    """Passes a session in this process from flow to flow. Prefect stores only JSON parameters, so not this one."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
 
 
 def _stage_flow(kind: str, of: type[Stage]) -> Callable[..., Any]:
-    """The flow that carries one kind of stage out: called by the lifecycle, or alone."""
+    """The flow that runs one kind of stage, as a part of the lifecycle or alone."""
 
-    def carry_out(
+    def run_alone_or_in_session(
         name: str,
         stage: Stage,
         recipe: str = "alone",
@@ -54,27 +53,27 @@ def _stage_flow(kind: str, of: type[Stage]) -> Callable[..., Any]:
         workspace: Path | None = None,
         opened: Any = None,
     ) -> Any:
-        """Carry out one stage.
+        """Run one stage.
 
         Args:
-            name: What the stage is called in its recipe.
-            stage: Its settings. A stage that is run alone names what it takes as artifact:ID.
+            name: The stage's name in its recipe.
+            stage: The stage's settings. A stage that is run alone names its inputs as artifact:ID.
             recipe: The recipe's name.
-            seed: The recipe's seed, for a stage that gives none.
-            template_date: The day that chat templates are given.
-            workspace: Where local state is kept; empty for the worker's own.
-            opened: The `Opened` execution that it belongs to; empty for one of its own.
+            seed: The recipe's seed, used if the stage sets none.
+            template_date: Today's date for chat templates.
+            workspace: Folder of the workspace; empty for the worker's.
+            opened: The `Opened` session that the stage belongs to; empty to run it alone.
         """
         if opened is None:
             alone = Recipe(name=recipe, seed=seed, template_date=template_date, stages={name: stage})
             session = new_session(alone, [], [name], workspace, PlainDisplay)
             with _claimed(), session.recorded(flow_run_id()):
-                return _carry_out(session, name)
-        return _carry_out(opened.session, name)
+                return _run_stage(session, name)
+        return _run_stage(opened.session, name)
 
-    carry_out.__annotations__["stage"] = of
+    run_alone_or_in_session.__annotations__["stage"] = of
     made: Callable[..., Any] = flow(name=kind, flow_run_name="{name}", description=(of.__doc__ or "").splitlines()[0])(
-        carry_out
+        run_alone_or_in_session
     )
     return made
 
@@ -90,14 +89,14 @@ def lifecycle(
     workspace: Path | None = None,
     opened: Any = None,
 ) -> Any:
-    """Carry out a recipe: every stage a flow of its own.
+    """Run a recipe, each stage as a subflow.
 
     Args:
         recipe: A shipped recipe's name, or the path of a YAML file on the worker's machine.
-        overrides: Keys to change, such as stages.pretrain.steps=200.
-        only: Stages to run; empty for all of them.
-        workspace: Where local state is kept; empty for the worker's own.
-        opened: The `Opened` execution of a command; empty for one of its own.
+        overrides: Settings to override, such as stages.pretrain.steps=200.
+        only: Stages to run; empty for all.
+        workspace: Folder of the workspace; empty for the worker's.
+        opened: The `Opened` session of a command; empty to open one.
     """
     with _claimed():
         if opened is None:
@@ -110,13 +109,13 @@ def lifecycle(
                     run_stage(session, name)
         except CancelledError as error:
             return Cancelled(message=str(error))
-        _tell(session)
+        _publish_results(session)
         return {name: outcome.artifact.id for name, outcome in session.outcomes.items()}
 
 
 def run_stage(session: Session, name: str) -> Artifact:
-    """One stage as a subflow. When Prefect's server goes away, the stage's work is not lost,
-    and the next go on without."""
+    """Run one stage as a subflow. If Prefect's server goes away, the stage's work is kept and later stages run without
+    it."""
     stage, recipe = session.recipe.stages[name], session.recipe
     if session.prefect_is_gone.is_set():
         return session.execute(name)
@@ -139,7 +138,7 @@ def run_stage(session: Session, name: str) -> Artifact:
 
 @contextmanager
 def _claimed() -> Iterator[None]:
-    """The process that carries this flow run and its stages' out, written on them: see `sweeping`."""
+    """Tag this flow run and its subflows with this process; see `sweeping`."""
     context = FlowRunContext.get()
     run = context.flow_run if context else None
     if run is not None and process_tag() not in run.tags:
@@ -150,12 +149,12 @@ def _claimed() -> Iterator[None]:
 
 
 def flow_run_id() -> str | None:
-    """The id of the flow run that this is called in."""
+    """Id of the current flow run, if any."""
     context = FlowRunContext.get()
     return str(context.flow_run.id) if context and context.flow_run else None
 
 
-def _carry_out(session: Session, name: str) -> Any:
+def _run_stage(session: Session, name: str) -> Any:
     try:
         artifact = session.execute(name, step=_retried, prefect_id=flow_run_id())
     except CancelledError as error:
@@ -164,8 +163,8 @@ def _carry_out(session: Session, name: str) -> Any:
     return artifact.id
 
 
-def _tell(session: Session) -> None:
-    """The whole life in one table, on the page of its run."""
+def _publish_results(session: Session) -> None:
+    """Add a table of all results to the page of the run."""
     rows = [
         {
             "stage": name,
@@ -176,15 +175,15 @@ def _tell(session: Session) -> None:
         for name, outcome in session.outcomes.items()
     ]
     with suppress(*SERVER_IS_GONE):
-        create_table_artifact(rows, key=_key(session.recipe.name, "results"), description="What every stage gave")
+        create_table_artifact(rows, key=_key(session.recipe.name, "results"), description="Results of every stage")
 
 
 def _describe(name: str, stage: Stage, artifact: Artifact) -> None:
-    """What the stage gave, on the page of its run."""
+    """Add a stage's metrics and artifact to the page of its run."""
     rows = [{"metric": metric, "value": f"{value:,.6g}"} for metric, value in artifact.metrics.items()]
     text = in_markdown(f"{artifact.kind}: {summarize(stage, artifact.metrics)}")
     with suppress(*SERVER_IS_GONE):
-        create_table_artifact(rows, key=_key(name, "metrics"), description=f"What {in_markdown(name)} measured")
+        create_table_artifact(rows, key=_key(name, "metrics"), description=f"Metrics of {in_markdown(name)}")
         create_link_artifact(artifact.path.as_uri(), artifact.id, key=_key(name, "artifact"), description=text)
 
 
@@ -193,14 +192,13 @@ def _key(name: str, what: str) -> str:
 
 
 def _crashed(_task: Any, _run: Any, state: State) -> bool:
-    """A mistake of the user's and a cancellation come again, and so does what the job itself gave up;
-    a crash may not."""
+    """Whether to retry: after a crash, but not after user errors, cancellations and failures that the job reports."""
     return isinstance(state.result(raise_on_failure=False), CrashedError)
 
 
 def _retried(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a step as a task that is tried again after a crash: a job goes on from its newest checkpoint, as often as it
-    may be started (`restarts.Starts`, which ends this before the retries do)."""
+    """Run a step as a task that is retried after a crash, so that its job resumes from the newest checkpoint. The limit
+    is `restarts.Starts`, which is reached before the task's retries are used up."""
 
     @task(name="job", retries=MOST_RETRIES, retry_condition_fn=_crashed, cache_policy=NO_CACHE, persist_result=False)
     def job() -> Any:

@@ -1,4 +1,4 @@
-"""Prefect's process worker, held to Cupola's own flow (see `worker`). Importing this imports Prefect."""
+"""Prefect's process worker, restricted to Cupola's flow (see `worker`). Importing this imports Prefect."""
 
 import tempfile
 from pathlib import Path
@@ -16,11 +16,11 @@ from cupola_platform.errors import CupolaError
 
 
 class RefusedError(CupolaError):
-    """A flow run asks for something that the worker does not do."""
+    """A flow run asks for something that the worker refuses."""
 
 
 class CupolaJobConfiguration(ProcessJobConfiguration):
-    """Prefect's defaults: nothing in it comes from a deployment, a flow run or the work pool's template."""
+    """Prefect's defaults, with nothing from a deployment, a flow run or the work pool's template."""
 
     @classmethod
     async def resolve_for_flow_run(
@@ -33,7 +33,7 @@ class CupolaJobConfiguration(ProcessJobConfiguration):
         worker_id: Any = None,
         deployment: Any = None,
     ) -> Self:
-        """The configuration of a run. Raises RefusedError, which the flow run's page then shows as why it crashed."""
+        """The configuration of a run. Raises RefusedError, which the flow run's page shows as the crash's cause."""
         if deployment is None and flow_run.deployment_id:
             deployment = await client.read_deployment(flow_run.deployment_id)
         reason = refusal(deployment, flow_run)
@@ -47,11 +47,11 @@ class CupolaJobConfiguration(ProcessJobConfiguration):
 
 
 class CupolaWorker(ProcessWorker):
-    """Carries out submitted runs of the lifecycle in processes of their own."""
+    """Runs submitted lifecycles in separate processes."""
 
     type = WORKER_TYPE
     job_configuration = CupolaJobConfiguration
-    _description = "Cupola's lifecycle in a process on the worker's machine; nothing else."
+    _description = "Runs only Cupola's lifecycle, in a process on the worker's machine."
     _display_name = "Cupola"
 
     async def run(
@@ -60,8 +60,8 @@ class CupolaWorker(ProcessWorker):
         configuration: ProcessJobConfiguration,
         task_status: "anyio.abc.TaskStatus[int] | None" = None,
     ) -> ProcessWorkerResult:
-        """As the process worker does it, but what is run, and whose hooks, is not read from the deployment: it may
-        have been changed since it was looked at."""
+        """Run like the process worker, but without reading entry point and hooks from the deployment, which may have
+        changed since it was checked."""
         with tempfile.TemporaryDirectory(prefix="cupola-run-") as folder:
             async with FlowRunExecutorContext() as context:
                 starter = EngineCommandStarter(
@@ -83,8 +83,8 @@ class CupolaWorker(ProcessWorker):
                         task_status.started(handle.pid)
         if result is None or result.status_code is None:
             raise RuntimeError("The flow run's process could not be started.")
-        # The executor has told the server of a crash. Told again some seconds later, it would end the run that the
-        # sweeper has scheduled anew by then.
+        # The executor has reported a crash to the server. A second report some seconds later would end the run that
+        # the sweeper may have rescheduled by then.
         return ProcessWorkerResult(status_code=0, identifier=str(result.handle.pid))
 
 

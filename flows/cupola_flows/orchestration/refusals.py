@@ -1,14 +1,14 @@
-"""What a submitted run may ask of the worker: Cupola's own flow, and nothing else."""
+"""Checks that a submitted run asks the worker for nothing but Cupola's flow."""
 
 from typing import Any
 
 ENTRYPOINT = "cupola_flows.orchestration.flows.lifecycle"
-"""The one flow that the worker runs."""
+"""The only flow that the worker runs."""
 NAMES_NOTHING: tuple[Any, ...] = (None, "", ".", [], {})
 
 
 def refusal(deployment: Any, flow_run: Any) -> str | None:
-    """What a flow run or its deployment asks for and the worker does not do; None when there is nothing."""
+    """Why the worker refuses a flow run or its deployment; None if it does not."""
     if deployment is None:
         return "it belongs to no deployment"
     if deployment.entrypoint != ENTRYPOINT:

@@ -1,4 +1,4 @@
-"""From a recipe's name to its execution: in this process alone, or under a Prefect server that is found or started."""
+"""Runs a session without Prefect, or under a Prefect server that is running or started for it."""
 
 import os
 import signal
@@ -18,22 +18,22 @@ QUIET = {
     "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_CLIENT_MAX_RETRIES": "3",
 }
-"""Prefect's log stays off a terminal that shows progress already, and a server that is gone is not waited for long."""
+"""Keeps Prefect's log off a terminal that shows progress, and retries a lost server only briefly."""
 ASK_EVERY = 3.0
-"""Seconds between looks at whether the run was cancelled on the server."""
+"""Seconds between checks whether the run was cancelled on the server."""
 
 
 def run_plain(session: Session) -> None:
-    """Carry a session out without Prefect."""
+    """Run a session without Prefect."""
     with session.recorded(None):
         for name in session.names:
             session.execute(name)
 
 
 def run_under_prefect(session: Session) -> None:
-    """Carry a session out as Prefect flows.
+    """Run a session as Prefect flows.
 
-    What happens to the server does not change what happens to the run: `session.error` says why it ended early.
+    Losing the server does not affect the run; `session.error` says why it ended early.
     """
     settings = session.workspace.settings
     for name, value in QUIET.items():
@@ -59,7 +59,7 @@ def run_under_prefect(session: Session) -> None:
             except SERVER_IS_GONE as error:
                 session.lose_prefect(type(error).__name__)
             if not session.prefect_is_gone.is_set():
-                APILogWorker.drain_all(timeout=5)  # before its server goes
+                APILogWorker.drain_all(timeout=5)  # before its server stops
     if session.error:
         raise session.error
     if not session.complete:
@@ -68,30 +68,30 @@ def run_under_prefect(session: Session) -> None:
 
 @contextmanager
 def _server(session: Session) -> Iterator[PrefectApi]:
-    """A Prefect server: one that answers, or one of our own, which starts while Prefect is imported."""
+    """A running Prefect server, or a new one for this run, which starts while Prefect is imported."""
     settings = session.workspace.settings
     known = find_prefect(settings)
     if known:
         os.environ.update(known.environment(settings))
         yield known
         return
-    session.display.say("Starting a Prefect server for this run (the first start makes its database).")
+    session.display.say("Starting a Prefect server for this run (the first start creates its database).")
     with own_prefect(settings) as server:
         os.environ.update(server.api.environment(settings))  # read when Prefect is imported
-        import prefect  # noqa: F401  # seconds that the server needs too
+        import prefect  # noqa: F401  # takes seconds, while the server starts
 
         yield server.wait()
 
 
 def _sweep(session: Session, api: PrefectApi) -> None:
-    """Say what became of earlier runs whose process is gone."""
+    """Update the state of earlier runs whose process is gone."""
     with api.client(timeout=30) as client, suppress(httpx.HTTPError):
         Sweeper(session.workspace, client).sweep()
 
 
 @contextmanager
 def _cancelled_from_the_server(session: Session, api: PrefectApi) -> Iterator[None]:
-    """Ask the server whether someone has cancelled the run there, and if so, interrupt it as Ctrl-C does."""
+    """Poll the server, and interrupt the run like Ctrl-C if it was cancelled there."""
     done = threading.Event()
 
     def ask() -> None:

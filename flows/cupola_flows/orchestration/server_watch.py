@@ -1,4 +1,4 @@
-"""Notices that Prefect's server has gone, so that a run waits for it no more. Importing this imports Prefect."""
+"""Detects the loss of Prefect's server, so that a run stops waiting for it. Importing this imports Prefect."""
 
 import threading
 from collections.abc import Iterator
@@ -10,17 +10,17 @@ from cupola_flows.runs.session import Session
 from cupola_flows.servers.processes import answers
 
 EVERY = 2.0
-"""Seconds between two looks."""
+"""Seconds between health checks."""
 MISSED = 3
-"""Looks in a row without an answer: a server may be busy."""
+"""Failed health checks in a row before the server counts as lost; it may just be busy."""
 
 
 @contextmanager
 def server_watched(session: Session) -> Iterator[None]:
-    """Ask the server for signs of life. Once it has gone, Prefect's client tries nothing twice: each of a run's dozen
-    calls would be tried again for a quarter of a minute."""
+    """Poll the server's health while the block runs. Once it is lost, turn off the retries of Prefect's client, which
+    would repeat each of a run's dozen calls for 15 seconds."""
     done = threading.Event()
-    settings = get_current_settings()  # this thread's: a thread of its own has others
+    settings = get_current_settings()  # this thread's settings; a new thread has its own
 
     def watch() -> None:
         missed = 0
@@ -28,7 +28,7 @@ def server_watched(session: Session) -> Iterator[None]:
             missed = 0 if answers(f"{settings.api.url}/health") else missed + 1
             if missed == MISSED:
                 settings.client.max_retries = 0
-                session.lose_prefect("no answer")
+                session.lose_prefect("no response")
 
     watcher = threading.Thread(target=watch, name="prefect's server", daemon=True)
     watcher.start()

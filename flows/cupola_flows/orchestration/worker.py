@@ -1,9 +1,8 @@
-"""The worker: carries submitted runs out, and nothing else, whatever a deployment says.
+"""The worker: runs submitted lifecycles and nothing else, whatever a deployment says.
 
-A deployment can name any file as its entry point, steps that fetch code, a command, an environment. Prefect's own
-process worker follows all of that, so whoever can make a deployment runs commands here. This one looks at none of it:
-the process that it starts runs `ENTRYPOINT`. What asks for something else is refused by name,
-so that nobody waits for what will not happen.
+A deployment can name any file as its entry point, steps that fetch code, a command, an environment. Prefect's process
+worker follows all of that, so anyone who can create a deployment can run commands on this machine. This worker ignores
+it: its processes run only `ENTRYPOINT`. A run that asks for anything else is refused, with the reason.
 """
 
 import argparse
@@ -22,22 +21,22 @@ from cupola_platform.settings import load_settings
 
 
 def main() -> None:
-    """Work until SIGTERM or SIGINT; a run under way saves and ends first."""
+    """Work until SIGTERM or SIGINT; an active run saves and ends first."""
     parser = argparse.ArgumentParser(prog="python -m cupola_flows.orchestration.worker", description=__doc__)
     parser.add_argument(
-        "--health", action="store_true", help="Answer /health on PREFECT_WORKER_WEBSERVER_HOST and _PORT."
+        "--health", action="store_true", help="Serve /health on PREFECT_WORKER_WEBSERVER_HOST and _PORT."
     )
     parser.add_argument(
         "--sweep",
         action="store_true",
-        help="Sweep runs without a process too, where no sweeper runs beside the worker.",
+        help="Also sweep runs whose process is gone, if no sweeper service is running.",
     )
     options = parser.parse_args()
     try:
         settings = load_settings()
         api = find_prefect(settings)
         if api is None:
-            raise ServiceError("No Prefect server runs. Start one with `cupola up`.")
+            raise ServiceError("No Prefect server is running. Start one with `cupola up`.")
         ensure_work_pool(api)
     except CupolaError as error:
         print(f"cupola: error: {error}", file=sys.stderr)

@@ -1,1 +1,1 @@
-"""The servers beside a workspace: started, watched, swept, ended."""
+"""The servers of a workspace: starting, watching, sweeping and stopping them."""

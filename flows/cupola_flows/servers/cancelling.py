@@ -1,4 +1,4 @@
-"""How `cupola down` ends the runs that its servers carry: each saves, and is cancelled in every record."""
+"""Cancels the runs of a workspace's servers for `cupola down`: each saves, and is marked as cancelled everywhere."""
 
 import os
 import signal
@@ -13,25 +13,25 @@ from cupola_platform.errors import CupolaError, ServiceError
 from cupola_platform.workspace import Workspace
 
 GRACE = 60.0
-"""Seconds that runs have to finish a step, save, and tell the registry, Prefect and MLflow."""
+"""Seconds for runs to finish a step, save, and update the registry, Prefect and MLflow."""
 
 
 @contextmanager
 def runs_cancelled(workspace: Workspace, client: httpx.Client, *, submitted_only: bool) -> Iterator[list[str]]:
-    """Ask the runs of a workspace to end and wait until they have; gives their names. What is left of them ends within
-    the block, with its worker; on the way out all of them are said to be cancelled.
+    """Stop the runs of a workspace, wait for them, and yield their names. The caller stops the worker, with any process
+    that is left, inside the block; on exit all of the runs are marked as cancelled.
 
     Args:
-        submitted_only: whether a command that uses the server is left alone: the server stays.
+        submitted_only: leave runs of commands alone, because the server keeps running.
 
     Raises:
-        ServiceError, RegistryError: nobody can be asked which there are. The next sweep finds them.
+        ServiceError, RegistryError: the runs cannot be listed. The next sweep finds them.
     """
     sweeper = Sweeper(workspace, client)
     try:
         runs = [run for run in sweeper.living() if run["deployment_id"] or not submitted_only]
     except httpx.HTTPError as error:
-        raise ServiceError(f"Prefect's server does not say what runs ({type(error).__name__}).") from None
+        raise ServiceError(f"Prefect's server cannot list its runs ({type(error).__name__}).") from None
     _interrupt(runs)
     yield sorted(run["name"] for run in runs if run["parent_task_run_id"] is None)
     with suppress(httpx.HTTPError, CupolaError):
@@ -44,7 +44,7 @@ def _interrupt(runs: Sequence[FlowRun]) -> None:
     for pid in pids:
         with suppress(psutil.NoSuchProcess):
             process = psutil.Process(pid)
-            if process.ppid() not in pids:  # a run's own processes are its own to end
+            if process.ppid() not in pids:  # a run stops its own child processes
                 process.send_signal(signal.SIGTERM)
             processes.append(process)
     psutil.wait_procs(processes, timeout=GRACE)

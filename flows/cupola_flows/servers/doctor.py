@@ -1,4 +1,4 @@
-"""What this machine has and lacks for Cupola."""
+"""Checks this machine for what Cupola needs."""
 
 import importlib.metadata
 import os
@@ -33,7 +33,7 @@ PACKAGES = (
 
 
 class Finding(TypedDict):
-    """One thing that was looked at."""
+    """Result of one check."""
 
     what: str
     state: Literal["ok", "note", "missing"]
@@ -41,7 +41,7 @@ class Finding(TypedDict):
 
 
 def examine(settings: Settings) -> list[Finding]:
-    """Everything that is worth a look, in the order in which it would stop a run."""
+    """All checks, in the order in which they would stop a run."""
     findings = [*_machine(settings), *_packages(), *_servers(settings)]
     return [{**each, "detail": shown(each["detail"])} for each in findings]
 
@@ -51,20 +51,22 @@ def _machine(settings: Settings) -> Iterator[Finding]:
     fits = (3, 11) <= version[:2] <= (3, 13)
     yield _finding("Python", fits, f"{version.major}.{version.minor}.{version.micro}; 3.11 to 3.13 are supported")
     cores = len(os.sched_getaffinity(0))
-    yield _finding("cores", cores >= 2, f"{cores}; two training processes want two", "note")
+    yield _finding("cores", cores >= 2, f"{cores}; two training processes need 2", "note")
     memory = psutil.virtual_memory().available
-    yield _finding("memory", memory >= NEEDED_MEMORY, f"{memory / 1024**3:.1f} GiB free; tiny takes up to 6", "note")
+    yield _finding(
+        "memory", memory >= NEEDED_MEMORY, f"{memory / 1024**3:.1f} GiB free; the tiny recipe needs up to 6", "note"
+    )
     home = settings.home
     while not home.exists():
         home = home.parent
     free = shutil.disk_usage(home).free
-    yield _finding("disk", free >= NEEDED_DISK, f"{free / 1024**3:.1f} GiB free at {home}; 5 are wanted", "note")
+    yield _finding("disk", free >= NEEDED_DISK, f"{free / 1024**3:.1f} GiB free at {home}; 5 are recommended", "note")
     yield _finding("workspace", os.access(home, os.W_OK), f"{settings.home}; must be writable")
     gpus = shutil.which("nvidia-smi")
     yield {
         "what": "GPU",
         "state": "ok" if gpus else "note",
-        "detail": gpus or "none seen: training runs on the CPU (gloo, fp32)",
+        "detail": gpus or "none found; training runs on the CPU (gloo, fp32)",
     }
 
 
@@ -77,17 +79,23 @@ def _packages() -> Iterator[Finding]:
 
 
 def _servers(settings: Settings) -> Iterator[Finding]:
-    yield _asked("store", settings.store_url or f"{settings.home}/store", lambda: _ask_store(settings))
+    yield _tried("store", settings.store_url or f"{settings.home}/store", lambda: _ask_store(settings))
     kind = "PostgreSQL" if "postgres" in settings.registry else "SQLite"
-    yield _asked("registry", kind, lambda: _ask_registry(settings))
+    yield _tried("registry", kind, lambda: _ask_registry(settings))
     if settings.prefect_api_url:
         ok = answers(f"{settings.prefect_api_url}/health")
-        yield _finding("Prefect", ok, f"{settings.prefect_api_url} {'answers' if ok else 'does not answer'}")
+        yield _finding("Prefect", ok, f"{settings.prefect_api_url} {'responds' if ok else 'does not respond'}")
     if settings.mlflow_tracking_uri:
         ok = answers(f"{settings.mlflow_tracking_uri}/health")
-        yield _finding("MLflow", ok, f"{settings.mlflow_tracking_uri} {'answers' if ok else 'does not answer'}", "note")
+        yield _finding(
+            "MLflow", ok, f"{settings.mlflow_tracking_uri} {'responds' if ok else 'does not respond'}", "note"
+        )
     running = [service.name for service in status(settings)]
-    yield {"what": "services", "state": "note", "detail": ", ".join(running) or "none run; cupola up starts them"}
+    yield {
+        "what": "services",
+        "state": "note",
+        "detail": ", ".join(running) or "none running; start them with cupola up",
+    }
 
 
 def _ask_store(settings: Settings) -> None:
@@ -96,11 +104,11 @@ def _ask_store(settings: Settings) -> None:
 
 
 def _ask_registry(settings: Settings) -> None:
-    if settings.registry_url or (settings.home / "registry.db").exists():  # a look makes no new one
+    if settings.registry_url or (settings.home / "registry.db").exists():  # a check creates no registry
         Registry(settings.registry, patience=0).close()
 
 
-def _asked(what: str, detail: str, ask: Callable[[], None]) -> Finding:
+def _tried(what: str, detail: str, ask: Callable[[], None]) -> Finding:
     try:
         ask()
     except CupolaError as error:

@@ -1,4 +1,4 @@
-"""A Prefect server's API and the credential that it asks for, and a server of our own for the time of one run."""
+"""A Prefect server's API and its credential, and a temporary server for one run."""
 
 import base64
 import sys
@@ -14,7 +14,7 @@ from cupola_platform.security import credential
 from cupola_platform.settings import Settings
 
 GRACE = 10.0
-"""Seconds between SIGTERM and SIGKILL of a server."""
+"""Seconds between SIGTERM and SIGKILL when stopping a server."""
 NO_TELEMETRY = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -26,14 +26,14 @@ NO_TELEMETRY = {
 
 @dataclass(frozen=True)
 class PrefectApi:
-    """Where a Prefect server's API is, and what it asks for."""
+    """URL and credential of a Prefect server's API."""
 
     url: str
     credential: SecretStr | None = None
-    """`user:password`; None for a server that lets everyone in."""
+    """`user:password`; None for a server without authentication."""
 
     def client(self, timeout: float) -> httpx.Client:
-        """An HTTP client of the API that sends the credential."""
+        """An HTTP client for the API that sends the credential."""
         headers = {}
         if self.credential:
             basic = base64.b64encode(self.credential.get_secret_value().encode()).decode()
@@ -41,15 +41,15 @@ class PrefectApi:
         return httpx.Client(base_url=self.url, timeout=timeout, headers=headers)
 
     def environment(self, settings: Settings) -> dict[str, str]:
-        """Variables that keep Prefect inside the workspace and point its clients at this API.
-        Set them before it is imported."""
+        """Environment variables that keep Prefect's files in the workspace and point its clients at this API.
+        Set them before Prefect is imported."""
         variables = prefect_home(settings) | {"PREFECT_API_URL": self.url}
         if self.credential:
             variables["PREFECT_API_AUTH_STRING"] = self.credential.get_secret_value()
         return variables
 
     def server_environment(self, settings: Settings) -> dict[str, str]:
-        """The same for the server itself, which asks for the credential."""
+        """The same for the server itself, which requires the credential."""
         variables = self.environment(settings)
         if self.credential:
             variables["PREFECT_SERVER_API_AUTH_STRING"] = self.credential.get_secret_value()
@@ -57,7 +57,7 @@ class PrefectApi:
 
 
 def prefect_home(settings: Settings) -> dict[str, str]:
-    """Variables that keep what Prefect writes inside the workspace."""
+    """Environment variables that keep Prefect's files in the workspace."""
     return {
         "PREFECT_HOME": str(settings.home / "prefect"),
         "PREFECT_PROFILES_PATH": str(settings.home / "prefect" / "profiles.toml"),
@@ -73,7 +73,7 @@ def prefect_command(port: int) -> list[str]:
 
 @contextmanager
 def own_prefect(settings: Settings) -> Iterator["PrefectServer"]:
-    """A Prefect server that ends with the block, and with this process whatever ends it. Not waited for yet."""
+    """A Prefect server that stops with the block, and with this process however it ends. Call `wait` before use."""
     server = PrefectServer(settings)
     try:
         yield server
@@ -82,7 +82,7 @@ def own_prefect(settings: Settings) -> Iterator["PrefectServer"]:
 
 
 class PrefectServer:
-    """A server of the API alone, for one run, with a credential that only this process and the server know."""
+    """A server for one run, without the UI, with a credential that only this process and the server know."""
 
     def __init__(self, settings: Settings) -> None:
         port = free_port()
@@ -92,7 +92,7 @@ class PrefectServer:
         self.process = spawn(command, self.log, self.api.server_environment(settings), ends_with_us=True)
 
     def wait(self) -> PrefectApi:
-        """The API, once it answers. Raises ServiceError."""
+        """Wait for the API and return it. Raises ServiceError."""
         wait_for(
             f"{self.api.url}/health",
             self.process.pid,

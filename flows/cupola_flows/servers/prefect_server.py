@@ -1,6 +1,6 @@
-"""Prefect's server behind the guard: it asks for a credential, and answers to its own names and pages only.
+"""Prefect's server behind the guard, which requires a credential and accepts only known hosts and origins.
 
-`python -m cupola_flows.servers.prefect_server --port 4200`; the credential is PREFECT_SERVER_API_AUTH_STRING.
+`python -m cupola_flows.servers.prefect_server --port 4200`; PREFECT_SERVER_API_AUTH_STRING sets the credential.
 """
 
 import argparse
@@ -13,17 +13,17 @@ from cupola_platform.settings import load_settings
 
 
 def main() -> None:
-    """Serve until SIGTERM. Exit status 2 when there is no credential to ask for."""
+    """Serve until SIGTERM. Exits with status 2 if no credential is set."""
     parser = argparse.ArgumentParser(prog="python -m cupola_flows.servers.prefect_server", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="Address to listen on.")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--no-ui", action="store_true", help="The API alone.")
-    parser.add_argument("--no-services", action="store_true", help="No scheduler and no other service beside the API.")
+    parser.add_argument("--no-ui", action="store_true", help="Serve only the API.")
+    parser.add_argument("--no-services", action="store_true", help="Run no scheduler or other background services.")
     options = parser.parse_args()
     secret = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
     if not secret:
-        sys.exit(_fail("PREFECT_SERVER_API_AUTH_STRING is not set: write user:password into it. Nothing was started."))
-    os.environ["PREFECT_API_AUTH_STRING"] = secret  # its own services are clients of it
+        sys.exit(_fail("PREFECT_SERVER_API_AUTH_STRING is not set. Set it to user:password. Nothing was started."))
+    os.environ["PREFECT_API_AUTH_STRING"] = secret  # its background services are clients of the API
     try:
         hosts = load_settings().allowed_hosts
     except CupolaError as error:
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def serve(host: str, port: int, hosts: tuple[str, ...], *, ui: bool, services: bool) -> None:
-    """Serve on `host`, and answer requests for `hosts` and this machine's loopback names."""
+    """Serve on `host`, accepting requests for `hosts` and the loopback names."""
     pages = [f"{scheme}://{name}" for name in hosts for scheme in ("http", "https")]
     pages += [f"http://{name}:{port}" for name in (*sorted(LOOPBACK), *hosts)]
     os.environ["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = ",".join(pages)

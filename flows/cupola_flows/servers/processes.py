@@ -1,4 +1,4 @@
-"""Processes on this machine: started into a log, waited for, ended with all their children."""
+"""Processes on this machine: start them with a log, wait for them, stop them with all their children."""
 
 import os
 import socket
@@ -19,7 +19,7 @@ from cupola_platform.launch import tether
 from cupola_platform.launch.local import JOB_TAG
 
 PATIENCE = 180.0
-"""Seconds that a server may take to answer; Prefect's first start makes its database."""
+"""Seconds for a server to respond; Prefect creates its database at the first start."""
 
 
 def spawn(
@@ -40,24 +40,24 @@ def spawn(
 
 
 def wait_for(url: str, pid: int, alive: Callable[[], bool], name: str, log: Path) -> None:
-    """Return when the process `pid`, or one of its children, answers `url` with 200.
-    Another server may have taken the port first.
+    """Wait until `url` returns 200 and the process `pid` or a child listens on its port, which another server may have
+    taken.
 
     Raises:
-        ServiceError: the process ended, or so did our patience.
+        ServiceError: the process ended, or did not respond in time.
     """
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         if answers(url) and _listens(pid, urlsplit(url).port):
             return
         if not alive():
-            raise ServiceError(f"{name} ended before it answered. Its log: {log}{last_line(log)}")
+            raise ServiceError(f"{name} exited before it responded. Log: {log}{last_line(log)}")
         time.sleep(0.2)
-    raise ServiceError(f"{name} has not answered {url} in {PATIENCE:.0f} s. Its log: {log}")
+    raise ServiceError(f"{name} did not respond at {url} within {PATIENCE:.0f} s. Log: {log}")
 
 
 def _listens(pid: int, port: int | None) -> bool:
-    """Whether a process, or one of its children, listens on a port."""
+    """Whether a process or one of its children listens on a port."""
     family: list[psutil.Process] = []
     with suppress(psutil.Error):
         family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
@@ -69,7 +69,7 @@ def _listens(pid: int, port: int | None) -> bool:
 
 
 def answers(url: str) -> bool:
-    """Whether a GET gives 200."""
+    """Whether a GET returns 200."""
     try:
         with urllib.request.urlopen(url, timeout=5) as response:
             return bool(response.status == 200)
@@ -78,7 +78,7 @@ def answers(url: str) -> bool:
 
 
 def jobs_in(folder: Path) -> list[psutil.Process]:
-    """Living processes of training jobs whose file is in `folder`, whoever started them."""
+    """Living processes of training jobs whose job file is in `folder`, from any run."""
     jobs = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -89,7 +89,7 @@ def jobs_in(folder: Path) -> list[psutil.Process]:
 
 
 def end_trees(pids: Iterable[int], grace: float) -> None:
-    """SIGTERM to processes and all below them, then SIGKILL to what is left after `grace` seconds."""
+    """Send SIGTERM to processes and their descendants, and SIGKILL to those left after `grace` seconds."""
     tree: list[psutil.Process] = []
     for pid in pids:
         with suppress(psutil.NoSuchProcess):
@@ -105,7 +105,7 @@ def end_trees(pids: Iterable[int], grace: float) -> None:
 
 
 def free_port(preferred: int = 0) -> int:
-    """`preferred` when nothing listens there, else one that the system picks."""
+    """`preferred` if it is free, else one that the system picks."""
     for port in (preferred, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -118,7 +118,7 @@ def free_port(preferred: int = 0) -> int:
 
 
 def last_line(log: Path) -> str:
-    """` (its last line)` of a log; empty when there is none."""
+    """The last line of a log as ` (last line: ...)`; empty if there is none."""
     try:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     except OSError:

@@ -1,4 +1,5 @@
-"""The servers on this machine: Prefect and its worker, MLflow, the console. Started, found again, ended."""
+"""The services on this machine: Prefect, its worker, the sweeper, MLflow and the console. Starts, finds and stops
+them."""
 
 import json
 import sys
@@ -19,32 +20,32 @@ from cupola_platform.settings import Settings
 from cupola_platform.workspace import Workspace
 
 WORKER_GRACE = 35.0
-"""Seconds between SIGTERM and SIGKILL of the worker where it may have a run in hand, which saves first."""
+"""Seconds between SIGTERM and SIGKILL of a worker that may have an active run, which saves first."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """A server that was started, as kept in `pids/NAME.json`."""
+    """A started service, as recorded in `pids/NAME.json`."""
 
     name: str
     pid: int
     start: str
-    """`liveness.start_of` the process: its number may be given to another process later."""
+    """`liveness.start_of` the process, because process ids are reused."""
     url: str = ""
     health: str = ""
-    """What answers 200 when the service is ready; empty for the worker."""
+    """URL that returns 200 once the service is ready; empty for the worker and the sweeper."""
 
     def alive(self) -> bool:
         return lives(self.pid, self.start)
 
 
 def find_prefect(settings: Settings) -> PrefectApi | None:
-    """A Prefect server that answers: the settings', or the one that `cupola up` started."""
+    """A responding Prefect server: that of the settings, or the one that `cupola up` started."""
     if settings.prefect_api_url:
         if not answers(f"{settings.prefect_api_url}/health"):
             raise ServiceError(
-                f"prefect_api_url={settings.prefect_api_url} does not answer. Start that server, or leave the setting "
-                "out to let one start on this machine."
+                f"prefect_api_url={settings.prefect_api_url} does not respond. Start that server, or remove the "
+                "setting to use one on this machine."
             )
         return PrefectApi(settings.prefect_api_url, settings.prefect_api_auth_string)
     service = load(settings, "prefect")
@@ -54,11 +55,11 @@ def find_prefect(settings: Settings) -> PrefectApi | None:
 
 
 def up(settings: Settings) -> list[Service]:
-    """Start what does not run yet; give all of it. Idempotent.
-    The first one to start gets a new credential made for all.
+    """Start the services that are not running, and return all. Idempotent.
+    If none is running, creates a new credential for all.
 
     Raises:
-        ServiceError: a server ended, or did not answer in time; names its log.
+        ServiceError: a server exited or did not respond in time; names its log.
     """
     (settings.home / "pids").mkdir(parents=True, exist_ok=True)
     secret = _credential(settings)
@@ -73,12 +74,12 @@ def up(settings: Settings) -> list[Service]:
 
 
 def down(settings: Settings) -> tuple[list[str], list[str]]:
-    """Cancel the runs that the services of the workspace carry, then end the services and their children.
+    """Cancel the active runs of the workspace's services, then stop the services and their children.
 
-    The sweeper goes first, so that it starts nothing again, and the worker before its server, without which it lingers.
+    The sweeper stops first, so that it restarts nothing, and the worker before its server, without which it hangs on.
 
     Returns:
-        the names of the runs, and of the services.
+        The names of the runs and of the services.
     """
     ended = _end(settings, ["sweeper"], GRACE)
     with _runs_cancelled(settings) as runs:
@@ -90,10 +91,10 @@ def down(settings: Settings) -> tuple[list[str], list[str]]:
 
 @contextmanager
 def _runs_cancelled(settings: Settings) -> Iterator[list[str] | None]:
-    """The names of the runs that were cancelled; None when nobody can say which there are."""
+    """Names of the cancelled runs; None if they cannot be listed."""
     with ExitStack() as stack:
         runs = None
-        with suppress(CupolaError):  # without a server or a registry, the next sweep finds the runs
+        with suppress(CupolaError):  # without the server or the registry, the next sweep finds the runs
             if api := find_prefect(settings):
                 workspace = Workspace.open(settings.home, patience=5)
                 client = stack.enter_context(api.client(timeout=30))
@@ -111,13 +112,13 @@ def _end(settings: Settings, names: Sequence[str], grace: float) -> list[str]:
 
 
 def status(settings: Settings) -> list[Service]:
-    """The services that live."""
+    """The running services."""
     services = (load(settings, name) for name in ("prefect", "sweeper", "worker", "mlflow", "console"))
     return [service for service in services if service and service.alive()]
 
 
 def load(settings: Settings, name: str) -> Service | None:
-    """What is recorded of a service, alive or not."""
+    """The record of a service, running or not."""
     try:
         return Service(**json.loads(_record(settings, name).read_text()))
     except (OSError, ValueError, TypeError):
@@ -125,7 +126,7 @@ def load(settings: Settings, name: str) -> Service | None:
 
 
 def _credential(settings: Settings) -> SecretStr:
-    """What every server of the workspace asks for: made anew when none of them lives."""
+    """The credential of all servers of the workspace; a new one if none of them is running."""
     known = credential.read(settings.home)
     if known and status(settings):
         return known
@@ -177,7 +178,7 @@ def _console(settings: Settings, secret: SecretStr, services: Sequence[Service])
 
     spec = find_spec("cupola_dashboards")
     if spec is None or not spec.submodule_search_locations:
-        raise ServiceError("The console's package cupola_dashboards is not installed. Install cupola again.")
+        raise ServiceError("The package cupola_dashboards, which has the console, is not installed. Reinstall cupola.")
     port = free_port(8501)
     page = Path(spec.submodule_search_locations[0]) / "server.py"
     command = [
@@ -199,7 +200,7 @@ def _console(settings: Settings, secret: SecretStr, services: Sequence[Service])
 def _keep(
     settings: Settings, name: str, command: Sequence[str], environment: Mapping[str, str], url: str, health: str
 ) -> Service:
-    """The service as it runs already, or started and recorded."""
+    """The running service, or a new one, started and recorded."""
     known = load(settings, name)
     if known and known.alive():
         return known

@@ -1,5 +1,5 @@
-"""The service that keeps the records true while servers run: `python -m cupola_flows.servers.sweeper`. It sweeps flow
-runs whose process is gone, and sends what ended runs left for MLflow."""
+"""The service that keeps run records up to date: `python -m cupola_flows.servers.sweeper`. It sweeps flow runs whose
+process is gone, and sends pending MLflow data of ended runs."""
 
 import time
 import traceback
@@ -14,24 +14,24 @@ from cupola_platform.tracking.tracker import flush_spool
 from cupola_platform.workspace import Workspace
 
 EVERY = 5.0
-"""Seconds between two looks."""
+"""Seconds between sweeps."""
 
 
 def main() -> None:
-    """Look again and again until a signal ends it. What fails is told in the log, and tried again."""
+    """Sweep until a signal ends the process. Failures are logged and retried."""
     settings = load_settings()
     seen: dict[str, tuple[str, float]] = {}
     while True:
         try:
-            _look(settings, seen)
+            _sweep(settings, seen)
         except (CupolaError, httpx.HTTPError) as error:
             print(f"{type(error).__name__}: {error}", flush=True)
-        except Exception:  # noqa: BLE001  without it, nobody would look again
+        except Exception:  # noqa: BLE001  otherwise the service would stop
             traceback.print_exc()
         time.sleep(EVERY)
 
 
-def _look(settings: Settings, seen: dict[str, tuple[str, float]]) -> None:
+def _sweep(settings: Settings, seen: dict[str, tuple[str, float]]) -> None:
     workspace = Workspace.open(settings.home)
     try:
         if api := find_prefect(settings):
@@ -40,7 +40,7 @@ def _look(settings: Settings, seen: dict[str, tuple[str, float]]) -> None:
                     print(line, flush=True)
         flushed = flush_spool(workspace)
         if flushed.sent:
-            print(f"Sent what {flushed.sent} runs had left for MLflow.", flush=True)
+            print(f"Sent pending MLflow data of {flushed.sent} runs.", flush=True)
     finally:
         workspace.registry.close()
 

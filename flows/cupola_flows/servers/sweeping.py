@@ -1,8 +1,8 @@
-"""Prefect's states made true: a flow run whose process has ended without a word does not stay RUNNING.
+"""Corrects Prefect's states: a flow run whose process died does not stay RUNNING.
 
-Each flow run of ours bears a tag that names the process which carries it out: host, number and start since boot. One
-whose process is gone becomes what the registry says of it, or Crashed; a submitted one is then scheduled again, once. A
-process on another machine is judged there. Light: Prefect is called by HTTP, never imported.
+Each of Cupola's flow runs has a tag that names its process: host, process id and start time since boot. If the process
+is gone, the flow run gets the state that the registry has for it, or Crashed; a submitted run is then rescheduled once.
+Processes on other machines are checked there. Prefect is called by HTTP, never imported.
 """
 
 import fcntl
@@ -24,63 +24,61 @@ from cupola_platform.workspace import Workspace
 
 PROCESS_TAG = "cupola.process:"
 OWN_SERVER_TAG = "cupola.own-server"
-"""On the runs of a command that started a Prefect server for itself: `cupola down` leaves it alone."""
+"""Tag of runs whose command started its own Prefect server; `cupola down` leaves them alone."""
 RESTARTED_TAG = "cupola.restarted"
-"""On a submitted run that was started again after a crash: it is not a second time."""
+"""Tag of a submitted run that was restarted after a crash; it is not restarted again."""
 PATIENCE = 60.0
-"""Seconds for which a submitted run may be without a process that is its own: a worker has it in hand,
-and Python starts."""
+"""Seconds that a submitted run may be without its process, while the worker starts Python."""
 CANCELLED = "cancelled by `cupola down`. Finished work is kept. Run the same command to resume."
 _PAGE = 200
 _UNFINISHED = ["PENDING", "RUNNING", "CANCELLING"]
 _STATES = {"completed": "COMPLETED", "reused": "COMPLETED", "cancelled": "CANCELLED", "failed": "FAILED"}
 
 FlowRun = Mapping[str, Any]
-"""A flow run as Prefect's API gives it."""
+"""A flow run from Prefect's API."""
 
 
 def process_tag() -> str:
-    """The tag of the flow runs that this process carries out."""
+    """The tag of flow runs in this process."""
     return f"{PROCESS_TAG}{socket.gethostname()}/{os.getpid()}/{start_of(os.getpid())}"
 
 
 def worker_name(pid: int) -> str:
-    """The name by which a worker's runs are known to be this machine's."""
-    return f"{socket.gethostname()}-{pid}"  # Prefect allows no slash
+    """Name of a worker, by which its runs are recognized as this machine's."""
+    return f"{socket.gethostname()}-{pid}"  # Prefect allows no slashes
 
 
 def claimed(tags: list[str]) -> list[str]:
-    """A flow run's tags once this process carries it out."""
+    """A flow run's tags after this process has taken it over."""
     return [*_unclaimed(tags), process_tag()]
 
 
 @dataclass
 class Sweeper:
-    """Looks for flow runs without a process; keeps between its looks what it has seen of runs that are being
-    started."""
+    """Finds flow runs without a process. Remembers between sweeps when it first saw runs that are starting."""
 
     workspace: Workspace
     client: httpx.Client
-    """Of Prefect's API."""
+    """Client of Prefect's API."""
     seen: dict[str, tuple[str, float]] = field(default_factory=dict)
 
     def sweep(self) -> list[str]:
-        """Look once, and say what was done, a line each.
+        """Sweep once. Returns a line for each change.
 
         Raises:
-            httpx.HTTPError: the server does not answer, or refuses.
-            RegistryError: the registry does not.
+            httpx.HTTPError: the server does not respond, or refuses.
+            RegistryError: the registry does not respond.
         """
-        with self._alone():
+        with self._locked():
             self.workspace.registry.sweep_lost_runs()
             unfinished = self._runs(_UNFINISHED)
             ended = [self._end(run) for run in unfinished if self._is_dead(run)]
-            crashed = [run for run in self._runs(["CRASHED"]) if self._may_start_again(run)]
-            return ended + [self._start_again(run) for run in crashed]
+            crashed = [run for run in self._runs(["CRASHED"]) if self._may_restart(run)]
+            return ended + [self._restart(run) for run in crashed]
 
     def living(self) -> list[FlowRun]:
-        """The unfinished flow runs of this workspace that this server's end would end: those of its recipes, and of
-        their stages, that a process on this machine carries out or a worker here has in hand."""
+        """The unfinished flow runs of this workspace, recipes and stages, that depend on this server and have a process
+        or a worker on this machine."""
         unfinished = [run for run in self._runs(_UNFINISHED) if OWN_SERVER_TAG not in run["tags"]]
         whole = [
             run for run in unfinished if self._is_ours(run) and (processes_of(run) or self._is_submitted_here(run))
@@ -89,15 +87,14 @@ class Sweeper:
         return whole + [run for run in unfinished if run not in whole and _claim(run) in claims]
 
     def cancel(self, runs: list[FlowRun]) -> None:
-        """Say of runs whose processes were ended on purpose that they were cancelled,
-        to Prefect and to the registry."""
-        with self._alone():
+        """Mark runs whose processes were stopped on purpose as cancelled, in Prefect and in the registry."""
+        with self._locked():
             self.workspace.registry.sweep_lost_runs()
             for run in runs:
                 known = self._known(run)
                 if known is not None and known.lost:
                     self.workspace.registry.finish_run(known.id, "cancelled", error=CANCELLED)
-                if self._asked("GET", f"/flow_runs/{run['id']}")["state"]["type"] in {*_UNFINISHED, "CRASHED"}:
+                if self._request("GET", f"/flow_runs/{run['id']}")["state"]["type"] in {*_UNFINISHED, "CRASHED"}:
                     self._set(run, "CANCELLED", "Cancelled", CANCELLED)
 
     def _is_dead(self, run: FlowRun) -> bool:
@@ -111,8 +108,7 @@ class Sweeper:
         return self._is_submitted_here(run) and self._unchanged(run) > PATIENCE
 
     def _is_submitted_here(self, run: FlowRun) -> bool:
-        """Whether a worker on this machine took it from this workspace's submitted runs; until it says so,
-        any may have."""
+        """Whether it is a submitted run of this workspace whose worker is on this machine, or not known yet."""
         worker = str((run.get("labels") or {}).get("prefect.worker.name", worker_name(0)))
         return bool(run["deployment_id"]) and self._is_ours(run) and worker.rpartition("-")[0] == socket.gethostname()
 
@@ -120,13 +116,13 @@ class Sweeper:
         return (run.get("parameters") or {}).get("workspace") == str(self.workspace.root)
 
     def _unchanged(self, run: FlowRun) -> float:
-        """Seconds since this first saw the run in its present state."""
+        """Seconds since the run was first seen in its current state."""
         state, since = self.seen.get(run["id"], ("", 0.0))
         if state != run["state"]["id"]:
             state, since = self.seen[run["id"]] = run["state"]["id"], time.monotonic()
         return time.monotonic() - since
 
-    def _may_start_again(self, run: FlowRun) -> bool:
+    def _may_restart(self, run: FlowRun) -> bool:
         return self._is_submitted_here(run) and RESTARTED_TAG not in run["tags"] and not processes_of(run)
 
     def _end(self, run: FlowRun) -> str:
@@ -136,15 +132,15 @@ class Sweeper:
         if state == "CRASHED" and run["state"]["type"] == "CANCELLING":
             state = "CANCELLED"
         message = (
-            f"Its process ended as the registry has it: {known.label}." if known and ended else "Its process is gone."
+            f"Its process ended; the registry has it as {known.label}." if known and ended else "Its process is gone."
         )
         self._set(run, state, state.capitalize(), message)
-        return f"{run['name']}: {message} It is {state.capitalize()} now."
+        return f"{run['name']}: {message} Set to {state.capitalize()}."
 
-    def _start_again(self, run: FlowRun) -> str:
+    def _restart(self, run: FlowRun) -> str:
         tags = [*_unclaimed(run["tags"]), RESTARTED_TAG]
-        self._asked("PATCH", f"/flow_runs/{run['id']}", {"tags": tags})  # first: rather not again than twice
-        message = "Started again, once, after it crashed."
+        self._request("PATCH", f"/flow_runs/{run['id']}", {"tags": tags})  # tag first: better no restart than two
+        message = "Restarted once after a crash."
         self._set(run, "SCHEDULED", "AwaitingRetry", message, scheduled_time=datetime.now(UTC).isoformat())
         return f"{run['name']}: {message}"
 
@@ -156,7 +152,7 @@ class Sweeper:
         runs: list[FlowRun] = []
         while len(runs) % _PAGE == 0:
             body = {"flow_runs": {"state": {"type": {"any_": states}}}, "limit": _PAGE, "offset": len(runs)}
-            page = self._asked("POST", "/flow_runs/filter", body)
+            page = self._request("POST", "/flow_runs/filter", body)
             runs += page
             if not page:
                 break
@@ -164,16 +160,16 @@ class Sweeper:
 
     def _set(self, run: FlowRun, state: str, name: str, message: str, **details: Any) -> None:
         body = {"type": state, "name": name, "message": message, "state_details": details}
-        self._asked("POST", f"/flow_runs/{run['id']}/set_state", {"state": body, "force": True})
+        self._request("POST", f"/flow_runs/{run['id']}/set_state", {"state": body, "force": True})
 
-    def _asked(self, method: str, path: str, body: Any = None) -> Any:
+    def _request(self, method: str, path: str, body: Any = None) -> Any:
         response = self.client.request(method, path, json=body)
         response.raise_for_status()
         return response.json() if response.content else None
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One look at a time in a workspace: two would start a run twice."""
+    def _locked(self) -> Iterator[None]:
+        """Lock the workspace, since two sweeps at a time would restart a run twice."""
         with (self.workspace.folder("pids") / "sweep.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -184,7 +180,7 @@ def _unclaimed(tags: list[str]) -> list[str]:
 
 
 def _claim(run: FlowRun) -> tuple[str, int, str] | None:
-    """Host, number and start of the process that carries a run out, as its tag has them."""
+    """Host, process id and start time in a run's tag; None without a tag."""
     for tag in run["tags"]:
         if tag.startswith(PROCESS_TAG):
             host, pid, start = tag.removeprefix(PROCESS_TAG).split("/")
@@ -193,8 +189,8 @@ def _claim(run: FlowRun) -> tuple[str, int, str] | None:
 
 
 def processes_of(run: FlowRun) -> list[int]:
-    """Numbers of the living processes on this machine that carry a run out: the one that its tag names, else those that
-    a worker started for it, and what they left when they were killed."""
+    """Ids of a run's living processes on this machine: the one in its tag, else those that a worker started for it and
+    their surviving children."""
     claim = _claim(run)
     if claim and claim[0] == socket.gethostname() and lives(claim[1], claim[2]):
         return [claim[1]]

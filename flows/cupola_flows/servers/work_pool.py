@@ -1,4 +1,4 @@
-"""The work pool that submitted runs wait in: made with its limit, and held to it, whoever comes first."""
+"""The work pool of submitted runs, and its concurrency limit."""
 
 import httpx
 
@@ -8,14 +8,14 @@ from cupola_platform.errors import ServiceError
 WORK_POOL = "cupola"
 WORKER_TYPE = "cupola"
 CONCURRENT_RUNS = 1
-"""Runs at a time: a run takes all of a machine's cores."""
+"""Runs at a time, as one run uses all cores of a machine."""
 
 
 def ensure_work_pool(api: PrefectApi) -> None:
-    """Make the pool, or set the limit of the one that is there. The worker and `deploy` both call this first.
+    """Create the pool, or set the limit of an existing one. The worker and `deploy` both call this first.
 
     Raises:
-        ServiceError: the server refuses, or does not answer.
+        ServiceError: the server refuses, or does not respond.
     """
     wanted = {"concurrency_limit": CONCURRENT_RUNS}
     try:
@@ -24,6 +24,6 @@ def ensure_work_pool(api: PrefectApi) -> None:
             if made.status_code == 409:
                 made = client.patch(f"/work_pools/{WORK_POOL}", json=wanted)
     except httpx.HTTPError as error:
-        raise ServiceError(f"{api.url} does not answer ({type(error).__name__}).") from None
+        raise ServiceError(f"{api.url} does not respond ({type(error).__name__}).") from None
     if made.status_code >= 400:
         raise ServiceError(f"Prefect refused the work pool {WORK_POOL}: {made.status_code} {made.text[:200]}")

@@ -1,6 +1,6 @@
-"""Run Cupola and write down, whenever one of the named functions is called, which of our files are on the call stack.
+"""Runs Cupola and records which of its files are on the call stack when a named function is called.
 
-`journey_probe.py OUT STATION,... cupola ARGUMENT...` runs the command up to the start of a training job, and ends there;
+`journey_probe.py OUT STATION,... cupola ARGUMENT...` runs the command up to the start of a training job;
 `journey_probe.py OUT STATION,... job JOB.json` runs a job in this process. A station is FILE:FUNCTION, such as
 `recipe/loading.py:load_recipe`. OUT gets a JSON object: station to files, from the entry point to the station.
 """
@@ -25,7 +25,7 @@ class Stations:
             self.waiting.setdefault(function, []).append(file)
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> None:
-        if event != "call" or frame.f_code.co_name not in self.waiting:  # every call of the process comes by here
+        if event != "call" or frame.f_code.co_name not in self.waiting:  # runs at every call in the process
             return
         files = self.waiting[function := frame.f_code.co_name]
         for file in [each for each in files if frame.f_code.co_filename.endswith(f"/{each}")]:
@@ -57,7 +57,7 @@ def main(out: Path, stations: list[str], what: str, *arguments: str) -> None:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    LocalJob.__init__ = interrupted  # type: ignore[method-assign, assignment]  # the job itself is the other journey
+    LocalJob.__init__ = interrupted  # type: ignore[method-assign, assignment]  # the job is probed separately
     sys.argv = ["cupola", *arguments]
     cupola()
 

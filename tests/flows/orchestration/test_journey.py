@@ -1,6 +1,6 @@
-"""How many files a reader opens to follow `cupola run ... --set stages.sft.steps=3` to the gradient of the SFT loss.
+"""The number of files to read to follow `cupola run ... --set stages.sft.steps=3` to the gradient of the SFT loss.
 
-Counted are the files on the call stacks of a real run, at every station that such a reader asks for.
+Counts the files on the call stacks of a real run at every station on the way.
 """
 
 import json
@@ -18,9 +18,9 @@ PROBE = Path(__file__).with_name("journey_probe.py")
 MOST_FILES = 30
 TO_THE_JOB = {
     "the recipe is read": "recipe/loading.py:load_recipe",
-    "its stages are put in order": "recipe/schema.py:order",
-    "it is checked": "recipe/validation.py:validate",
-    "what was done before is recognised": "runs/fingerprint.py:fingerprint",
+    "its stages are sorted": "recipe/schema.py:order",
+    "it is validated": "recipe/validation.py:validate",
+    "earlier results are recognised": "runs/fingerprint.py:fingerprint",
     "the stage runs": "stages/posttraining/sft.py:run",
     "its job starts": "launch/local.py:start",
 }
@@ -30,16 +30,16 @@ TO_THE_GRADIENT = {
     "a conversation becomes tokens and a loss mask": "data/chat.py:encode_conversation",
     "the model is built": "cupola_trainer/models/__init__.py:build",
     "the optimizer is built": "cupola_trainer/optim/__init__.py:build",
-    "a row is drawn": "objectives/sft.py:sample",
+    "a row is sampled": "objectives/sft.py:sample",
     "rows become a batch": "objectives/sft.py:collate",
     "the model gives token losses": "models/output.py:forward",
-    "the loss is taken": "objectives/sft.py:loss",
+    "the loss is computed": "objectives/sft.py:loss",
     "the gradient": "torch/autograd/__init__.py:backward",
 }
 
 
 @pytest.mark.timeout(600)
-def test_a_reader_follows_a_run_to_the_gradient_through_few_files(life: Any, new_command: Any, tmp_path: Path) -> None:
+def test_few_files_lead_from_a_run_to_its_gradient(life: Any, new_command: Any, tmp_path: Path) -> None:
     workspace = tmp_path / "home"
     shutil.copytree(life.workspace, workspace, ignore=shutil.ignore_patterns("mlflow*", "*.lock"))
     command = new_command(workspace)
@@ -56,7 +56,7 @@ def test_a_reader_follows_a_run_to_the_gradient_through_few_files(life: Any, new
 
 
 def probed(out: Path, stations: dict[str, str], environment: dict[str, str], *arguments: str) -> dict[str, list[str]]:
-    """Files by station. Every station is passed."""
+    """Files by station; fails if a station is not reached."""
     done = subprocess.run(
         [sys.executable, PROBE, out, ",".join(stations.values()), *arguments],
         check=False, capture_output=True, text=True, env=environment, timeout=300,

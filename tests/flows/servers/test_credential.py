@@ -1,4 +1,4 @@
-"""A Prefect server that asks for a credential."""
+"""A Prefect server that requires a credential."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from cupola_platform.settings import Settings
 
 
 @pytest.mark.slow  # a Prefect server with a new database
-def test_a_protected_server_is_deployed_to_and_asked_for_runs_with_the_credential_only(
+def test_deploying_and_submitting_to_a_protected_server_need_the_credential(
     cupola: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with own_prefect(Settings(home=tmp_path / "server")) as server:
@@ -27,7 +27,7 @@ def test_a_protected_server_is_deployed_to_and_asked_for_runs_with_the_credentia
             assert refused.returncode == 2
             assert refused.stderr == (
                 f"cupola: error: {url} refused the credential. "
-                "Set CUPOLA_PREFECT_API_AUTH_STRING to the server's own, as user:password.\n"
+                "Set CUPOLA_PREFECT_API_AUTH_STRING to the server's user:password.\n"
             )
         monkeypatch.setenv("CUPOLA_PREFECT_API_AUTH_STRING", api.credential.get_secret_value())
         deployed = cupola("deploy", str(recipe))

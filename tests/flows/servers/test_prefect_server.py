@@ -1,5 +1,4 @@
-"""Prefect's server as Cupola starts it, asked by strangers and by those who have the credential;
-and the work pool on it."""
+"""Prefect's server as Cupola starts it, with and without the credential, and its work pool."""
 
 import subprocess
 import sys
@@ -33,7 +32,7 @@ def api(server: SimpleNamespace) -> PrefectApi:
     return server.api
 
 
-def test_nobody_makes_a_deployment_or_a_run_without_the_credential(api: PrefectApi) -> None:
+def test_deployments_and_runs_need_the_credential(api: PrefectApi) -> None:
     for path in ("/flows/", "/deployments/", "/deployments/filter", "/work_pools/", "/flow_runs/"):
         for content_type in ({}, {"content-type": "application/json"}, {"content-type": "text/plain"}):
             answer = httpx.post(f"{api.url}{path}", content=b'{"name": "evil"}', headers=content_type, timeout=60)
@@ -59,7 +58,7 @@ def test_another_origin_or_host_is_refused_even_with_the_credential(api: Prefect
         assert same.headers["access-control-allow-origin"] == f"http://localhost:{port}"
 
 
-def test_the_credential_is_in_no_command_line_and_no_log_and_the_server_listens_on_loopback(
+def test_the_credential_is_in_no_command_line_or_log_and_the_server_listens_on_loopback(
     server: SimpleNamespace,
 ) -> None:
     secret = server.api.credential.get_secret_value()
@@ -72,7 +71,7 @@ def test_the_credential_is_in_no_command_line_and_no_log_and_the_server_listens_
     assert listening == {"127.0.0.1"}
 
 
-def test_the_pool_has_its_limit_also_when_somebody_made_it_before_without_one(api: PrefectApi) -> None:
+def test_the_pool_gets_its_limit_even_if_it_was_created_without_one(api: PrefectApi) -> None:
     with api.client(timeout=60) as client:
         made = client.post("/work_pools/", json={"name": "cupola", "type": "cupola"})
         assert made.status_code == 201
@@ -93,7 +92,7 @@ def test_a_server_without_a_credential_is_not_started() -> None:
     )
     assert done.returncode == 2
     assert done.stderr == (
-        "cupola: error: PREFECT_SERVER_API_AUTH_STRING is not set: write user:password into it. Nothing was started.\n"
+        "cupola: error: PREFECT_SERVER_API_AUTH_STRING is not set. Set it to user:password. Nothing was started.\n"
     )
 
 
@@ -116,20 +115,18 @@ def deployment(**other: Any) -> SimpleNamespace:
         ({"job_variables": {"image": "evil"}}, "its deployment has job_variables"),
     ],
 )  # fmt: skip
-def test_the_worker_refuses_a_deployment_that_asks_for_more_than_the_lifecycle(
-    changed: dict[str, Any], reason: str
-) -> None:
+def test_the_worker_refuses_deployments_of_anything_but_the_lifecycle(changed: dict[str, Any], reason: str) -> None:
     assert refusal(deployment(), SimpleNamespace(job_variables={})) is None
     assert refusal(deployment(**changed), SimpleNamespace(job_variables={})) == reason
 
 
-def test_the_worker_refuses_a_run_with_variables_of_its_own_or_without_a_deployment() -> None:
+def test_the_worker_refuses_a_run_with_job_variables_or_without_a_deployment() -> None:
     assert refusal(deployment(), SimpleNamespace(job_variables={"command": "id"})) == "its run has job_variables"
     assert refusal(None, SimpleNamespace(job_variables=None)) == "it belongs to no deployment"
 
 
-@pytest.mark.slow  # `cupola deploy` imports Prefect once more
-def test_what_deploy_registers_is_what_the_worker_runs(
+@pytest.mark.slow  # `cupola deploy` imports Prefect again
+def test_the_worker_accepts_what_deploy_registers(
     api: PrefectApi, tmp_path: Path, cupola: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert api.credential

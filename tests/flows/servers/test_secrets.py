@@ -1,4 +1,4 @@
-"""No command shows a password, whichever setting it is in and whatever fails."""
+"""No command shows a password, whatever setting it is in and whatever fails."""
 
 import sys
 from pathlib import Path
@@ -49,10 +49,10 @@ ANSWERED = {
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Any:
-    """A function that runs a command in an environment: its exit status and everything it said."""
+    """A function that runs a command in an environment and returns its exit status and output."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "x")
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between two tries
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between retries
     monkeypatch.setattr("cupola_platform.registry.registry.patiently", lambda act, patience: act())
     monkeypatch.setenv("CUPOLA_HOME", str(tmp_path / "home"))
     recipe = tmp_path / "recipe.yaml"
@@ -78,7 +78,7 @@ def said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureF
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_no_refusal_shows_a_password(said: Any, what: str) -> None:
+def test_no_error_shows_a_password(said: Any, what: str) -> None:
     status, text = said(*REFUSED[what])
     assert (status, text.count("\n")) == (2, 1), text
     assert text.startswith("cupola: error: ")
@@ -87,7 +87,7 @@ def test_no_refusal_shows_a_password(said: Any, what: str) -> None:
 
 
 @pytest.mark.parametrize("what", ANSWERED)
-def test_no_answer_shows_a_password(said: Any, tmp_path: Path, what: str) -> None:
+def test_no_output_shows_a_password(said: Any, tmp_path: Path, what: str) -> None:
     registry = Registry(f"sqlite:///{tmp_path / 'home/registry.db'}")
     run = registry.start_run("mine", "prepare")
     registry.finish_run(run, "failed", error=f"MlflowException: API request to http://{PLANTED}127.0.0.1:1/api failed")
@@ -102,7 +102,7 @@ def test_no_answer_shows_a_password(said: Any, tmp_path: Path, what: str) -> Non
     assert USER not in text
 
 
-def test_what_waits_for_mlflow_says_where_without_the_password(tmp_path: Path) -> None:
+def test_the_reason_for_pending_mlflow_data_has_no_password(tmp_path: Path) -> None:
     sender = Sender(f"http://{PLANTED}127.0.0.1:1", Spool(tmp_path))
     sender.spool.open_run("r", "r", None, {}, {})
     reason = sender.flush().reason

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(900)
 
 
 class Api:
-    """Prefect's API, asked with the credential of the workspace."""
+    """Prefect's API with the workspace's credential."""
 
     def __init__(self, cupola: Any, url: str) -> None:
         self.url = f"{url}/api"
@@ -46,7 +46,7 @@ def started(cupola: Any) -> Iterator[dict[str, dict[str, Any]]]:
         cupola("down")
 
 
-@pytest.mark.slow  # every server with a new database, and a schedule's minute
+@pytest.mark.slow  # all servers with new databases, and a schedule of one minute
 def test_servers_start_a_schedule_fires_and_a_submitted_run_is_cancelled_from_the_server(
     cupola: Any, recipe: Path, started: dict[str, dict[str, Any]], eventually: Eventually
 ) -> None:
@@ -68,7 +68,7 @@ def test_servers_start_a_schedule_fires_and_a_submitted_run_is_cancelled_from_th
         }
         return any(run["auto_scheduled"] for run in api("/flow_runs/filter", wanted))
 
-    eventually(fired, 400, "a scheduled run that is completed")
+    eventually(fired, 400, "a completed scheduled run")
     assert [row["status"] for row in cupola.json("runs") if row["stage"] == "pretrain"][-1] == "completed"
     schedule = deployment["schedules"][0]["id"]
     api(f"/deployments/{deployment['id']}/schedules/{schedule}", {"active": False}, "PATCH")
@@ -94,10 +94,10 @@ def test_an_undeployed_recipe_and_an_absent_server_are_one_line_each(cupola: Any
     for command in (("deploy", "smoke"), ("submit", "smoke")):
         done = cupola(*command)
         assert done.returncode == 2
-        assert done.stderr == "cupola: error: No Prefect server runs. Start one with `cupola up`.\n"
+        assert done.stderr == "cupola: error: No Prefect server is running. Start one with `cupola up`.\n"
 
 
-def test_servers_are_found_and_ended_after_the_clock_was_set(
+def test_servers_are_found_and_stopped_after_the_clock_was_changed(
     cupola: Any, with_clock_set: Callable[[list[str], int], list[str]]
 ) -> None:
     settings = Settings(home=cupola.workspace)

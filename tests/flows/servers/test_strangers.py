@@ -1,5 +1,5 @@
-"""What a page of another origin, a name that was pointed here, and a neighbour without the credential get of `cupola
-up`: nothing. And a person with the credential gets in."""
+"""Attacks on the servers of `cupola up` get nothing: pages of other origins, DNS rebinding, and local users without the
+credential. A person with the credential gets in."""
 
 import base64
 import http.server
@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, Page, Playwright, expect
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # every server with a new database, and a browser
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # all servers with new databases, and a browser
 
 ATTACK = """async ([prefect, mlflow, console, marker]) => {
   const done = {}
@@ -66,7 +66,7 @@ ATTACK = """async ([prefect, mlflow, console, marker]) => {
 
 @dataclass(frozen=True)
 class Served:
-    """The servers of one workspace, and what its owner asks them."""
+    """The servers of one workspace, with requests by its owner."""
 
     cupola: Any
     urls: dict[str, str]
@@ -81,7 +81,7 @@ class Served:
         return {"authorization": "Basic " + base64.b64encode(self.credential.encode()).decode()}
 
     def prefect(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Prefect's API; a server that is busy is asked again."""
+        """Request Prefect's API; retries a busy server."""
         for _ in range(30):
             url, method = f"{self.urls['prefect']}/api{path}", "GET" if body is None else "POST"
             answer = httpx.request(method, url, json=body, headers=self.headers, timeout=60)
@@ -92,7 +92,7 @@ class Served:
         return answer.json()
 
     def run_of(self, deployment: dict[str, Any], **body: Any) -> str:
-        """A flow run of a deployment that is made for it."""
+        """Create a deployment and a flow run of it."""
         flow = self.prefect("/flows/", {"name": "lifecycle"})["id"]
         made = self.prefect("/deployments/", {"flow_id": flow, "work_pool_name": "cupola", **deployment})
         return str(self.prefect(f"/deployments/{made['id']}/create_flow_run", body)["id"])
@@ -112,7 +112,7 @@ def served(new_command: Callable[[Path], Any], tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def browser(playwright: Playwright) -> Iterator[Browser]:
-    """Debian's Chromium, for which two foreign names point at this machine."""
+    """Debian's Chromium, which resolves two foreign names to this machine."""
     expect.set_options(timeout=60_000)
     rules = "--host-resolver-rules=MAP evil.test 127.0.0.1, MAP 10.evil.test 127.0.0.1"
     opened = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, rules])
@@ -121,7 +121,7 @@ def browser(playwright: Playwright) -> Iterator[Browser]:
 
 
 def command_line(process: psutil.Process) -> list[str]:
-    """None of a process that has ended since it was listed."""
+    """Command line of a process; empty if it has ended."""
     try:
         return process.cmdline()
     except (psutil.ZombieProcess, psutil.NoSuchProcess):
@@ -130,7 +130,7 @@ def command_line(process: psutil.Process) -> list[str]:
 
 @pytest.fixture
 def foreign(tmp_path: Path) -> Iterator[int]:
-    """The port of another server on this machine, with a page of its own."""
+    """The port of another server on this machine, which serves a page."""
     (tmp_path / "index.html").write_text("<title>elsewhere</title>")
 
     class Handler(http.server.SimpleHTTPRequestHandler):
@@ -138,7 +138,7 @@ def foreign(tmp_path: Path) -> Iterator[int]:
             super().__init__(*arguments, directory=str(tmp_path))
 
         def log_message(self, *_: object) -> None:
-            """Nobody reads it."""
+            """Keep the test output quiet."""
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -146,7 +146,7 @@ def foreign(tmp_path: Path) -> Iterator[int]:
     server.shutdown()
 
 
-def test_everything_listens_on_this_machine_only_and_no_command_line_or_log_has_the_secret(served: Served) -> None:
+def test_servers_listen_on_loopback_only_and_no_command_line_or_log_has_the_secret(served: Served) -> None:
     secret = served.credential.partition(":")[2]
     family = {
         process
@@ -165,7 +165,7 @@ def test_everything_listens_on_this_machine_only_and_no_command_line_or_log_has_
     assert secret in served.cupola("up", "--show-credential").stdout
 
 
-def test_a_neighbour_without_the_credential_reads_and_changes_nothing(served: Served) -> None:
+def test_a_local_user_without_the_credential_reads_and_changes_nothing(served: Served) -> None:
     prefect, mlflow, console = (served.urls[name] for name in ("prefect", "mlflow", "console"))
     for method, url in (
         ("POST", f"{prefect}/api/deployments/filter"),
@@ -194,7 +194,7 @@ def test_a_page_of_another_origin_starts_nothing_and_reads_nothing(
 ) -> None:
     marker = tmp_path / "owned"
     user, _, password = served.credential.partition(":")
-    # A browser that has signed in to MLflow sends the credential by itself, to whoever asks it to.
+    # A browser that has signed in to MLflow adds the credential to every request, whichever page makes it.
     context = browser.new_context(http_credentials={"username": user, "password": password})
     page = context.new_page()
     signed_in = page.goto(served.urls["mlflow"])
@@ -203,7 +203,7 @@ def test_a_page_of_another_origin_starts_nothing_and_reads_nothing(
     page.goto(f"http://{host}:{foreign}/index.html")
     urls = [served.urls[name] for name in ("prefect", "mlflow", "console")]
     done = page.evaluate(ATTACK, [*urls, str(marker)])
-    page.wait_for_timeout(5000)  # forms, and the worker's next look at its pool
+    page.wait_for_timeout(5000)  # for the forms, and for the worker's next poll of its pool
     context.close()
     assert {name for name, what in done.items() if what != "refused"} <= {
         "sent blindly to prefect", "sent blindly to mlflow", "sent blindly to mlflow page",
@@ -218,7 +218,7 @@ def test_a_page_of_another_origin_starts_nothing_and_reads_nothing(
 
 
 @pytest.mark.parametrize("name", ["evil.test", "10.evil.test"])
-def test_a_name_that_was_pointed_at_this_machine_gets_no_page(served: Served, browser: Browser, name: str) -> None:
+def test_a_foreign_name_that_resolves_to_this_machine_gets_no_page(served: Served, browser: Browser, name: str) -> None:
     user, _, password = served.credential.partition(":")
     context = browser.new_context(http_credentials={"username": user, "password": password})
     page = context.new_page()
@@ -250,7 +250,7 @@ def test_a_person_with_the_credential_signs_in_to_all_three(served: Served, brow
     context.close()
 
 
-def test_the_worker_runs_nothing_but_the_lifecycle_whatever_a_deployment_says(
+def test_the_worker_runs_only_the_lifecycle_whatever_a_deployment_says(
     served: Served, tmp_path: Path, eventually: Callable[[Callable[[], bool], float, str], None]
 ) -> None:
     marker = tmp_path / "owned"

@@ -1,4 +1,4 @@
-"""What has no living process does not stay RUNNING: a real Prefect server, real processes, really killed."""
+"""Flow runs without a living process do not stay RUNNING, on a real Prefect server with real killed processes."""
 
 import os
 import socket
@@ -26,7 +26,7 @@ HOST = socket.gethostname()
 
 @dataclass
 class Prefect:
-    """A Prefect server with flow runs that the tests make, as a worker and `cupola run` would."""
+    """A Prefect server in which tests create flow runs like those of a worker and of `cupola run`."""
 
     client: httpx.Client
     flow: str
@@ -35,7 +35,7 @@ class Prefect:
     def run(
         self, workspace: Workspace, state: str, tags: list[str], *, submitted: bool = False, name: str = "run"
     ) -> str:
-        """A flow run in this state."""
+        """Create a flow run in this state."""
         body = {"name": name, "flow_id": self.flow, "tags": tags, "parameters": {"workspace": str(workspace.root)}}
         made = self.client.post("/flow_runs/", json=body | ({"deployment_id": self.deployment} if submitted else {}))
         made.raise_for_status()
@@ -72,7 +72,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 @pytest.fixture
 def process() -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
-    """A function that starts a process which lives until it is killed."""
+    """A function that starts a process that runs until it is killed."""
     started = []
 
     def start(**environment: str) -> "subprocess.Popen[bytes]":
@@ -94,7 +94,7 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def test_a_run_and_its_stage_whose_process_was_killed_are_crashed_and_others_are_left_alone(
+def test_a_run_and_its_stage_are_crashed_after_their_process_was_killed_and_others_are_unchanged(
     prefect: Prefect, workspace: Workspace, process: Any
 ) -> None:
     victim, other = process(), process()
@@ -108,7 +108,7 @@ def test_a_run_and_its_stage_whose_process_was_killed_are_crashed_and_others_are
     kill(victim)
     assert (
         sorted(sweeper.sweep())
-        == ["run: Its process is gone. It is Cancelled now."] + ["run: Its process is gone. It is Crashed now."] * 2
+        == ["run: Its process is gone. Set to Cancelled."] + ["run: Its process is gone. Set to Crashed."] * 2
     )
     assert prefect.state(whole) == prefect.state(stage) == ("CRASHED", "Crashed")
     assert prefect.state(asked_to_end) == ("CANCELLED", "Cancelled")
@@ -121,7 +121,7 @@ def test_a_run_and_its_stage_whose_process_was_killed_are_crashed_and_others_are
     ("status", "state"),
     [("completed", "COMPLETED"), ("failed", "FAILED"), ("cancelled", "CANCELLED"), ("running", "CRASHED")],
 )
-def test_a_run_that_outlived_its_server_gets_the_state_that_the_registry_has(
+def test_a_run_that_outlived_its_server_gets_the_registrys_state(
     prefect: Prefect, workspace: Workspace, process: Any, status: Any, state: str
 ) -> None:
     victim = process()
@@ -135,12 +135,12 @@ def test_a_run_that_outlived_its_server_gets_the_state_that_the_registry_has(
     assert prefect.state(run)[0] == state
 
 
-def test_a_submitted_run_is_started_again_once_and_never_while_something_of_it_lives(
+def test_a_submitted_run_is_restarted_once_and_never_while_one_of_its_processes_lives(
     prefect: Prefect, workspace: Workspace, process: Any
 ) -> None:
     first = process()
     run = prefect.run(workspace, "RUNNING", ["mine", tag_of(first)], submitted=True)
-    rank = process(PREFECT__FLOW_RUN_ID=run)  # of the training that the first process started
+    rank = process(PREFECT__FLOW_RUN_ID=run)  # a rank that the first process started
     kill(first)
     sweeper = Sweeper(workspace, prefect.client)
     assert sweeper.sweep() == []
@@ -154,17 +154,17 @@ def test_a_submitted_run_is_started_again_once_and_never_while_something_of_it_l
     assert prefect.history(run) == ["Pending", "Running", "Crashed", "AwaitingRetry"]
     assert sorted(prefect.client.get(f"/flow_runs/{run}").json()["tags"]) == ["cupola.restarted", "mine"]
 
-    second = process(PREFECT__FLOW_RUN_ID=run)  # what the worker starts now; it has not written its tag yet
+    second = process(PREFECT__FLOW_RUN_ID=run)  # started by the worker, without a tag yet
     prefect.set(run, "RUNNING")
     assert sweeper.sweep() == []
     prefect.client.patch(f"/flow_runs/{run}", json={"tags": ["cupola.restarted", "mine", tag_of(second)]})
     kill(second)
-    assert sweeper.sweep() == ["run: Its process is gone. It is Crashed now."]
+    assert sweeper.sweep() == ["run: Its process is gone. Set to Crashed."]
     assert sweeper.sweep() == []
     assert prefect.state(run) == ("CRASHED", "Crashed")
 
 
-def test_what_a_killed_worker_had_in_hand_is_started_again_and_what_a_worker_elsewhere_has_is_not(
+def test_the_run_of_a_killed_worker_is_restarted_but_not_that_of_a_worker_elsewhere(
     prefect: Prefect, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = prefect.run(workspace, "PENDING", [], submitted=True)
@@ -173,14 +173,14 @@ def test_what_a_killed_worker_had_in_hand_is_started_again_and_what_a_worker_els
     prefect.client.patch(f"/flow_runs/{elsewhere}/labels", json={"prefect.worker.name": "another-machine-1"})
     sweeper = Sweeper(workspace, prefect.client)
     assert sweeper.sweep() == []
-    assert sweeper.sweep() == [], "it may be about to start it"
+    assert sweeper.sweep() == [], "the worker may be about to start it"
     monkeypatch.setattr(sweeping, "PATIENCE", 0.0)
     assert [line.partition(":")[0] for line in sweeper.sweep()] == ["run", "run"]
     assert prefect.history(here)[-3:] == ["Pending", "Crashed", "AwaitingRetry"]
     assert prefect.state(elsewhere) == ("PENDING", "Pending")
 
 
-def test_a_run_that_down_ended_is_cancelled_for_prefect_and_the_registry_and_not_started_again(
+def test_a_run_that_down_stopped_is_cancelled_in_prefect_and_the_registry_and_not_restarted(
     prefect: Prefect, workspace: Workspace, process: Any
 ) -> None:
     carrier = process()
