@@ -93,12 +93,12 @@ def _imports(module: str) -> set[str]:
     imported = graph.find_modules_directly_imported_by(module) if module in graph.modules else set()
     if any(name.startswith("megatron.") for name in names):
         imported |= {MEGATRON}
-    if {"__path__", "iter_modules"} <= _words(module):  # a package that imports all modules in its folder
+    if {"__path__", "iter_modules"} <= _identifiers(module):  # a package that imports all modules in its folder
         imported |= graph.find_children(module)
     return imported
 
 
-def _words(module: str) -> set[str]:
+def _identifiers(module: str) -> set[str]:
     """Names and attributes that a module's code uses."""
     nodes = list(ast.walk(_tree(module)))
     names = {node.id for node in nodes if isinstance(node, ast.Name)}
@@ -119,7 +119,7 @@ def _started(module: str) -> set[str]:
             modules.add(job_module(fields["kind"].default))
         if "objective" in fields:
             modules |= _objective(fields["objective"].default)
-    for name in _objectives_asked_for(module):
+    for name in _named_objectives(module):
         modules |= _objective(name)
     return modules
 
@@ -130,7 +130,7 @@ def _objective(name: str | None) -> set[str]:
     return places or {point.value for point in entry_points(group="cupola.objectives") if point.name == name}
 
 
-def _objectives_asked_for(module: str) -> set[str]:
+def _named_objectives(module: str) -> set[str]:
     """The names in `objective="..."`, by which a stage overrides the objective of its data."""
     return {
         node.value.value

@@ -27,7 +27,7 @@ LOOK_EVERY = 0.5
 """Seconds between reads of a job's metrics."""
 GRACE = 20.0
 """Seconds for a stopped job to finish a step and save, so that a cancelled run ends within 30."""
-GRACE_OF_THE_SILENT = 2.0
+GRACE_UNRESPONSIVE = 2.0
 """The same for a job whose ranks have all stopped responding."""
 TAIL = 15
 """Lines of the log in an error message."""
@@ -108,7 +108,7 @@ def _attempt(ctx: StageContext, job: AnyJob, starts: restarts.Starts) -> JobResu
     write_job(job, job.output / "job.json")
     log = ctx.workspace.folder("logs") / f"{ctx.name}-{ctx.fingerprint[:12]}.log"
     with uploaded(ctx, job, log):
-        status, code = _carry_out(ctx, job, log, starts)
+        status, code = _run_to_end(ctx, job, log, starts)
     if error := error_of(job):
         raise type(error)(f"stage {ctx.name}: {error}")
     if status == "preempted":
@@ -121,7 +121,7 @@ def _attempt(ctx: StageContext, job: AnyJob, starts: restarts.Starts) -> JobResu
     return result
 
 
-def _carry_out(ctx: StageContext, job: AnyJob, log: Path, starts: restarts.Starts) -> tuple[str, int | None]:
+def _run_to_end(ctx: StageContext, job: AnyJob, log: Path, starts: restarts.Starts) -> tuple[str, int | None]:
     """Run the job's processes until they end, restarting them if they hang.
     Returns the job's last status and the exit code."""
     launcher = make_launcher(ctx.workspace.settings)
@@ -167,7 +167,7 @@ def _follow(ctx: StageContext, running: RunningJob, job: AnyJob) -> tuple[str, s
                 if event["event"] == "upload_failed":
                     ctx.display.say(f"{ctx.name}: uploading a checkpoint failed, will retry: {event['reason']}")
             if not ended and (silence := heartbeats.silence()):
-                running.stop(GRACE_OF_THE_SILENT)
+                running.stop(GRACE_UNRESPONSIVE)
                 ended = True
     except BaseException:
         ctx.display.note(ctx.name, "stopping: saving a checkpoint")

@@ -1,1 +1,1 @@
-"""Series of small training runs: scaling laws, the search for a mixture, the comparison of layouts."""
+"""Series of small training runs: scaling laws, mixture search, layout comparison."""

@@ -1,4 +1,4 @@
-"""What `cupola verify-layout` trains: a recipe's model, on the recipe's tokens where they are prepared already."""
+"""The job of `cupola verify-layout`: a recipe's model, on the recipe's tokens if they are prepared."""
 
 import json
 from dataclasses import replace
@@ -26,11 +26,11 @@ FINGERPRINTED = False  # finds tokens by fingerprint
 KEYS = ("tp", "pp", "vp", "cp", "ep", "etp", "dp", "sp")
 LAYOUT = TypeAdapter(LayoutConfig)
 DOCUMENTS = 64
-"""Documents of drawn tokens, where the recipe's own are not prepared yet."""
+"""Documents of random tokens, if the recipe's are not prepared."""
 
 
 def parse_layout(option: str, text: str) -> LayoutConfig:
-    """A layout from `tp=2,pp=2`. Raises ConfigError that names the option, the value and the rule."""
+    """Parse a layout such as `tp=2,pp=2`. Raises ConfigError with the option, the value and the rule."""
     values: dict[str, Any] = {}
     for part in text.split(","):
         key, equals, value = part.partition("=")
@@ -49,19 +49,19 @@ def parse_layout(option: str, text: str) -> LayoutConfig:
 
 
 def trial_job(workspace: Workspace, recipe: Recipe, stage_name: str, folder: Path) -> tuple[TrainJob, str]:
-    """A job over a pretraining stage's model and batch, and where its tokens come from, in words.
+    """A job with a pretraining stage's model and batch, and a description of its tokens.
 
-    The recipe's own tokens are taken where `prepare` has been run; else tokens are drawn into `folder`.
+    Uses the recipe's tokens if `prepare` has been run; else random tokens, written to `folder`.
     """
     name = stage_name or next((n for n in recipe.order() if isinstance(recipe.stages[n], PretrainStage)), "")
     stage = recipe.stages.get(name)
     pretraining = [n for n, s in recipe.stages.items() if isinstance(s, PretrainStage)]
     if not isinstance(stage, PretrainStage):
-        raise ConfigError(f"{name or recipe.name!r} is no pretraining stage.{did_you_mean(name, pretraining)}")
+        raise ConfigError(f"{name or recipe.name!r} is not a pretraining stage.{did_you_mean(name, pretraining)}")
     model = model_of(recipe, name)
     if model is None:
         raise ConfigError(
-            f"stages.{name}: its model comes from an artifact. Name a stage whose recipe gives the shape."
+            f"stages.{name}: its model comes from an artifact. Name a stage whose shape is in the recipe."
         )
     prepared = prepared_tokens(workspace, recipe, name)
     if prepared:
@@ -70,7 +70,7 @@ def trial_job(workspace: Workspace, recipe: Recipe, stage_name: str, folder: Pat
     else:
         size = model.vocab_size or _vocabulary(recipe, name)
         model = replace(model, vocab_size=-(-size // 64) * 64)
-        tokens, words = folder / "tokens", "tokens drawn at random (the recipe's prepare stage has not been run)"
+        tokens, words = folder / "tokens", "random tokens (the recipe's prepare stage has not been run)"
         draw_tokens(tokens, model.vocab_size, stage.batch.sequence_length, recipe.seed)
     job = TrainJob(
         output=folder,
@@ -85,7 +85,7 @@ def trial_job(workspace: Workspace, recipe: Recipe, stage_name: str, folder: Pat
 
 
 def draw_tokens(folder: Path, vocab_size: int, sequence_length: int, seed: int) -> None:
-    """A `tokens` artifact's folder of random documents, in the proportions of a natural language (Zipf)."""
+    """Write a `tokens` folder of random documents with Zipf-distributed tokens, as in natural language."""
     draws = np.random.default_rng(seed)
     (folder / "shards").mkdir(parents=True)
     with ShardWriter(folder / "shards" / "train-drawn", "int32") as shard:
@@ -97,13 +97,12 @@ def draw_tokens(folder: Path, vocab_size: int, sequence_length: int, seed: int) 
 
 
 def prepared_tokens(workspace: Workspace, recipe: Recipe, name: str) -> Artifact | None:
-    """What a pretraining stage reads; none where its `prepare` has not been run."""
+    """The tokens of a pretraining stage; None if its `prepare` has not been run."""
     return _stored(workspace, recipe, recipe.inputs(name)["tokens"][0])
 
 
 def _stored(workspace: Workspace, recipe: Recipe, reference: str) -> Artifact | None:
-    """The artifact that a stage of a recipe takes; none where the stage that gives it, or one before that,
-    has not been run."""
+    """The artifact of a reference; None if its stage, or one that it depends on, has not been run."""
     if reference.startswith(ARTIFACT):
         return workspace.resolve(reference.removeprefix(ARTIFACT))
     digests: dict[str, list[str]] = {}

@@ -1,5 +1,5 @@
-"""`cupola mix`: small models on different mixtures of the sources, a law for each domain's loss,
-and the best mixture."""
+"""`cupola mix`: trains small models on different mixtures, fits a law for each domain's loss, and proposes the best
+mixture."""
 
 import json
 from collections.abc import Mapping
@@ -25,10 +25,10 @@ def mix(
     max_epochs: Mapping[str, float],
     heldout_tokens: int,
 ) -> Artifact:
-    """Train `runs` models, measure each on every domain's held-out text, and propose weights.
+    """Train `runs` models, evaluate each on every domain's held-out text, and propose weights.
 
     Raises:
-        ConfigError: fewer than two sources can be trained and measured, or too few runs.
+        ConfigError: fewer than two sources are large enough, or there are too few runs.
     """
     basis = series.basis
     domains = [
@@ -37,7 +37,9 @@ def mix(
         if splits["train"]["tokens"] > basis.job.batch.sequence_length and splits["heldout"]["tokens"]
     ]
     if len(domains) < 2:
-        raise ConfigError(f"{basis.recipe.name!r} has {len(domains)} source with enough tokens: a mixture needs two.")
+        raise ConfigError(
+            f"{basis.recipe.name!r} has {len(domains)} source(s) with enough tokens, but a mixture needs at least two."
+        )
     if runs < len(domains) + 2:
         raise ConfigError(f"--runs {runs} is too few for {len(domains)} sources. Give at least {len(domains) + 2}.")
     if artifact := series.published():
@@ -99,7 +101,7 @@ def _training(series: Series, domains: list[str], mixture: np.ndarray, steps: in
 
 
 def _only(series: Series, source: str) -> Path:
-    """A view of the tokens whose held-out text is one source's."""
+    """A view of the tokens with the held-out text of one source only."""
     tokens = series.basis.tokens.path
     view = series.folder / "views" / source
     view.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
-"""`cupola fit-laws`: small runs over sizes, lengths, learning rates and batches,
-and the power laws behind the best ones."""
+"""`cupola fit-laws`: small runs over model sizes, training lengths, learning rates and batch sizes, and power laws for
+the best settings."""
 
 import json
 from collections.abc import Sequence
@@ -28,10 +28,10 @@ def fit(
     rates: Sequence[float],
     batches: Sequence[int],
 ) -> Artifact:
-    """Train every size and length at every rate, and at every batch beside; fit and publish the laws.
+    """Train every size and length at every rate and every batch size; fit and publish the laws.
 
     Raises:
-        ConfigError: settings that cannot tell the laws, or no held-out text that fills a sequence.
+        ConfigError: the settings cannot determine the laws, or the held-out text does not fill a sequence.
     """
     if artifact := series.published():
         return artifact
@@ -43,7 +43,7 @@ def fit(
         metrics = results[name].metrics
         if "final_heldout_loss" not in metrics:
             raise ConfigError(
-                "the held-out text does not fill one sequence. Raise heldout_fraction, or shorten sequence_length."
+                "the held-out text does not fill one sequence. Increase heldout_fraction, or reduce sequence_length."
             )
         batch = float(job.batch.global_batch_size * job.batch.sequence_length)
         runs.append(Run(metrics["parameters"], float(length), job.optimizer.lr, batch, metrics["final_heldout_loss"]))
@@ -63,12 +63,12 @@ def fit(
 
 
 def sized(model: ModelConfig, option: str) -> ModelConfig:
-    """The model with `num_layers=4,hidden_size=64` set. Raises ConfigError."""
+    """The model with settings changed by an option such as `num_layers=4,hidden_size=64`. Raises ConfigError."""
     values: dict[str, Any] = {name: getattr(model, name) for name in ModelConfig.__dataclass_fields__}
     for part in option.split(","):
         key, equals, value = part.strip().partition("=")
         if key not in values or not equals:
-            raise ConfigError(f"--size {option}: {key!r} is no setting of a model.{did_you_mean(key, values)}")
+            raise ConfigError(f"--size {option}: {key!r} is not a setting of a model.{did_you_mean(key, values)}")
         values[key] = value
     try:
         return MODEL.validate_python(values)
@@ -80,7 +80,7 @@ def sized(model: ModelConfig, option: str) -> ModelConfig:
 def _plan(
     series: Series, models: Sequence[ModelConfig], tokens: Sequence[int], rates: Sequence[float], batches: Sequence[int]
 ) -> dict[str, tuple[TrainJob, int]]:
-    """Job by name, with the tokens that it stands for: a star around the middle rate and batch of each pair."""
+    """Jobs and their training lengths by name: for each size and length, a star around the middle rate and batch."""
     middle_rate, middle_batch = median_low(rates), median_low(batches)
     star = [(rate, middle_batch) for rate in rates]
     star += [(middle_rate, batch) for batch in batches if batch != middle_batch]
@@ -102,7 +102,7 @@ def _job(series: Series, model: ModelConfig, length: int, rate: float, batch: in
         raise ConfigError(
             f"--tokens {length}: fewer than two steps of {batch} sequences. Give more tokens, or smaller batches."
         )
-    evaluated = -(-4 * largest // batch)  # as many held-out sequences whatever the batch
+    evaluated = -(-4 * largest // batch)  # the same number of held-out sequences for every batch size
     optimizer = basis.optimizer(steps, lr=rate)
     return basis.with_batch(batch, model=model, steps=steps, optimizer=optimizer, evaluate_batches=evaluated)
 

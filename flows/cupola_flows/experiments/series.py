@@ -1,7 +1,7 @@
-"""Series of small training runs beside a recipe's stages: what `cupola mix` and `cupola fit-laws` learn from.
+"""Series of small training runs, derived from a recipe, for `cupola mix` and `cupola fit-laws`.
 
-A series has a fingerprint and a work folder like a stage: what was trained is not trained again, a run that was cut
-short goes on, and a finished series is found in the registry.
+A series has a fingerprint and a work folder, like a stage: finished runs are not repeated, interrupted runs resume, and
+a finished series is reused from the registry.
 """
 
 import json
@@ -30,7 +30,7 @@ from cupola_trainer.config import AnyJob, NextTokenData, OptimizerConfig, TrainJ
 
 @dataclass(frozen=True)
 class Basis:
-    """A recipe's pretraining, from which small runs are derived."""
+    """A recipe's pretraining stage, from which small runs are derived."""
 
     recipe: Recipe
     name: str
@@ -41,7 +41,7 @@ class Basis:
 
     @property
     def sources(self) -> dict[str, dict[str, dict[str, int]]]:
-        """Source to split to counts."""
+        """Counts by source and split."""
         sources: dict[str, dict[str, dict[str, int]]] = json.loads((self.tokens.path / "index.json").read_text())[
             "sources"
         ]
@@ -54,32 +54,32 @@ class Basis:
         return self.stage.weights or source_weights(self.tokens) or tokens
 
     def optimizer(self, steps: int, **changes: Any) -> OptimizerConfig:
-        """The stage's, with the same share of `steps` to warm up in as it has of its own."""
+        """The stage's optimizer for `steps`, with the same share of warmup steps."""
         of = self.job.optimizer
         return replace(of, warmup_steps=round(of.warmup_steps * steps / self.stage.steps), **changes)
 
     def with_batch(self, sequences: int, **changes: Any) -> TrainJob:
-        """The job with another global batch."""
+        """The job with another global batch size."""
         batch = self.job.batch
         micro = gcd(sequences, batch.micro_batch_size)
         return self.job.but(batch=replace(batch, global_batch_size=sequences, micro_batch_size=micro), **changes)
 
 
 def basis_of(workspace: Workspace, recipe: Recipe, stage_name: str = "") -> Basis:
-    """The recipe's pretraining stage, and the tokens that were prepared for it.
+    """The recipe's pretraining stage and its prepared tokens.
 
     Raises:
-        ConfigError: no such stage, or its tokens are not there yet.
+        ConfigError: there is no such stage, or its tokens are not prepared.
     """
     pretraining = [name for name in recipe.order() if isinstance(recipe.stages[name], PretrainStage)]
     name = stage_name or next(iter(pretraining), "")
     stage = recipe.stages.get(name)
     if not isinstance(stage, PretrainStage):
-        raise ConfigError(f"{name or recipe.name!r} is no pretraining stage.{did_you_mean(name, pretraining)}")
+        raise ConfigError(f"{name or recipe.name!r} is not a pretraining stage.{did_you_mean(name, pretraining)}")
     model = model_of(recipe, name)
     if model is None:
         raise ConfigError(
-            f"stages.{name}: its model comes from an artifact. Name a stage whose recipe gives the shape."
+            f"stages.{name}: its model comes from an artifact. Name a stage whose shape is in the recipe."
         )
     tokens = prepared_tokens(workspace, recipe, name)
     if tokens is None:
@@ -103,7 +103,7 @@ def basis_of(workspace: Workspace, recipe: Recipe, stage_name: str = "") -> Basi
 
 @dataclass
 class Series:
-    """Runs that become one artifact."""
+    """Small runs whose results become one artifact."""
 
     workspace: Workspace
     basis: Basis
@@ -111,7 +111,7 @@ class Series:
     config: Mapping[str, Any]
     display: Callable[[Mapping[str, str]], Display]
     code: str
-    """The module that makes the series and reads its results."""
+    """Name of the module that runs the series and fits its results."""
     mark: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -123,11 +123,11 @@ class Series:
         return self.workspace.work_folder(self.mark)
 
     def published(self) -> Artifact | None:
-        """What the same series gave before."""
+        """The artifact of an earlier identical series, if any."""
         return self.workspace.find(self.mark)
 
     def run(self, jobs: Mapping[str, AnyJob]) -> dict[str, JobResult]:
-        """Run each job in a folder of its own, or go on with it; those that are done are not run again."""
+        """Run or resume each job in its own folder; finished jobs are not repeated."""
         display = self.display(dict.fromkeys(jobs, self.kind))
         results = {}
         with display.shown():
@@ -150,7 +150,7 @@ class Series:
         return results
 
     def publish(self, files: Mapping[str, str], metrics: Mapping[str, float]) -> Artifact:
-        """Store the files as an artifact whose parent is the tokens, and forget the runs."""
+        """Publish the files as an artifact with the tokens as its parent, and delete the runs."""
         folder = self.folder / "artifact"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -171,18 +171,18 @@ class Series:
 
 
 def numbers(option: str, text: str, least: float = 0) -> list[float]:
-    """Numbers from `1e-3,3e-3`. Raises ConfigError that names the option."""
+    """Parse numbers such as `1e-3,3e-3`. Raises ConfigError with the option's name."""
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f"{option} {text}: give numbers with commas between them, such as 1e-3,3e-3.") from None
+        raise ConfigError(f"{option} {text}: give numbers separated by commas, such as 1e-3,3e-3.") from None
     if not all(number > least for number in values):
         raise ConfigError(f"{option} {text}: every number must be above {least:g}.")
     return values
 
 
 def pair_of(option: str, text: str) -> tuple[float, float]:
-    """Two numbers from `1e7,5e7`. Raises ConfigError that names the option."""
+    """Parse two numbers such as `1e7,5e7`. Raises ConfigError with the option's name."""
     values = numbers(option, text)
     if len(values) != 2:
         raise ConfigError(f"{option} {text}: give two numbers, parameters and tokens, such as 1e7,5e7.")
@@ -190,7 +190,7 @@ def pair_of(option: str, text: str) -> tuple[float, float]:
 
 
 def by_source(option: str, given: Sequence[str], known: Sequence[str]) -> dict[str, float]:
-    """Source to number from `web=0.5`. Raises ConfigError that names the option."""
+    """Parse numbers by source, such as `web=0.5`. Raises ConfigError with the option's name."""
     values = {}
     for text in given:
         name, _, value = text.partition("=")

@@ -1,7 +1,6 @@
-"""YAML as version 1.2 reads plain values (its core schema): `yes`, `on`, `1:30` and `2026-01-02` are texts,
-`010` is ten.
+"""YAML 1.2's core schema for plain values: `yes`, `on`, `1:30` and `2026-01-02` are strings, `010` is ten.
 
-PyYAML knows 1.1 only, where the same words are true, true, 90, a date and eight.
+PyYAML only implements 1.1, where they are true, true, 90, a date and eight.
 https://yaml.org/spec/1.2.2/#103-core-schema
 """
 
@@ -16,12 +15,12 @@ PLAIN = {
     "int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
     "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
 }
-"""What each type's plain values look like, in order; all else is text."""
+"""Patterns of plain values by type, in order; everything else is a string."""
 TAG = "tag:yaml.org,2002:"
 
 
 class CoreLoader(yaml.SafeLoader):
-    """SafeLoader of the core schema that refuses a key given twice: the first one would be lost without a word."""
+    """SafeLoader for the core schema that refuses duplicate keys, of which the first would be lost silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -37,23 +36,23 @@ class CoreLoader(yaml.SafeLoader):
 
 
 class CoreDumper(yaml.SafeDumper):
-    """SafeDumper that quotes a text where the core schema would read something else."""
+    """SafeDumper that quotes strings which the core schema would read as another type."""
 
 
 for _class in (CoreLoader, CoreDumper):
-    _class.yaml_implicit_resolvers = {}  # none of 1.1's
+    _class.yaml_implicit_resolvers = {}  # drop those of YAML 1.1
     for _kind, _pattern in PLAIN.items():
         _class.add_implicit_resolver(TAG + _kind, re.compile(rf"(?:{_pattern})\Z"), None)
 CoreLoader.add_constructor(f"{TAG}int", CoreLoader.construct_core_int)
 
 
 def load(text: str) -> Any:
-    """The value of one YAML document. Raises yaml.YAMLError, and ValueError for a number that cannot be held."""
+    """Load one YAML document. Raises yaml.YAMLError, or ValueError for an unrepresentable number."""
     return yaml.load(text, CoreLoader)  # a SafeLoader
 
 
 def plain(text: str) -> Any:
-    """What a text means where it stands plain, whatever signs it holds: a number, true or false, null, or itself."""
+    """The value of a text as a plain scalar, whatever characters it has: a number, boolean, null or the text itself."""
     text = text.strip()
     loader = CoreLoader(text)
     tag = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
@@ -61,6 +60,6 @@ def plain(text: str) -> Any:
 
 
 def dump(value: Any, *, flow: bool = False) -> str:
-    """One line of YAML, of which `load` makes the same value; `flow` for mappings and lists."""
+    """One line of YAML that `load` reads back as the same value; `flow` for mappings and lists."""
     text: str = yaml.dump(value, Dumper=CoreDumper, default_flow_style=flow, width=10_000, sort_keys=False)
     return text.removesuffix("\n").removesuffix("\n...").strip()

@@ -1,4 +1,4 @@
-"""From a YAML file and `--set` overrides to a recipe, or to one line that says what is wrong and what is right."""
+"""Loads recipes from YAML and `--set` overrides, with one-line errors."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -18,30 +18,30 @@ from cupola_platform.nearest import did_you_mean
 __all__ = ["Recipe", "find_recipe", "load_recipe", "parse_recipe", "shipped"]
 
 LARGEST = 1_000_000
-"""Bytes of a recipe file, at most."""
+"""Maximum bytes of a recipe file."""
 DEEPEST = 32
-"""Levels of nesting, at most."""
+"""Maximum levels of nesting."""
 
 
 def shipped() -> dict[str, Path]:
-    """Name to file of the recipes that come with the package."""
+    """Files of the shipped recipes by name."""
     folder = Path(str(files("cupola_flows.recipe") / "shipped"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe shipped under a name, or in a file, with `stages.pretrain.steps=200` overrides applied.
+    """Load a shipped recipe or a file, and apply overrides such as `stages.pretrain.steps=200`.
 
     Raises:
-        NotFoundError: no such recipe.
-        ConfigError: the file or an override breaks a rule; one line.
+        NotFoundError: there is no such recipe.
+        ConfigError: the file or an override is invalid; one line.
     """
     path = find_recipe(name_or_path)
     return parse_recipe(_read(path), overrides, where=str(name_or_path))
 
 
 def find_recipe(name_or_path: str | Path) -> Path:
-    """The file of a recipe. Raises NotFoundError with the nearest shipped name."""
+    """The file of a recipe. Raises NotFoundError with the closest shipped name."""
     recipes = shipped()
     if str(name_or_path) in recipes:
         return recipes[str(name_or_path)]
@@ -53,7 +53,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
 
 
 def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") -> Recipe:
-    """A recipe from YAML text. Raises ConfigError with one line."""
+    """Parse a recipe from YAML text. Raises ConfigError with a one-line message."""
     data = read_yaml(text, where)
     for override in overrides:
         data = apply_override(data, override)
@@ -66,9 +66,9 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "reci
 
 
 def read_yaml(text: str, where: str) -> dict[str, Any]:
-    """A mapping from plain YAML 1.2: no tags, no anchors, no key twice. Raises ConfigError."""
+    """Parse a mapping from plain YAML 1.2, without tags, anchors or duplicate keys. Raises ConfigError."""
     if len(text.encode()) > LARGEST:
-        raise ConfigError(f"{where}: {len(text.encode()):,} bytes; a recipe has {LARGEST:,} at most.")
+        raise ConfigError(f"{where}: {len(text.encode()):,} bytes; the limit for a recipe is {LARGEST:,}.")
     try:
         _refuse_tricks(text, where)
         data = core_yaml.load(text)
@@ -83,7 +83,7 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
 
 
 def apply_override(data: dict[str, Any], override: str) -> dict[str, Any]:
-    """`data` with one `dotted.key=value` set. Raises ConfigError."""
+    """A copy of `data` with one `dotted.key=value` override applied. Raises ConfigError."""
     key, equals, value = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {override}: give KEY=VALUE, such as stages.pretrain.steps=200.")
@@ -102,10 +102,10 @@ def apply_override(data: dict[str, Any], override: str) -> dict[str, Any]:
         where: Any = step
         if isinstance(at, list):
             if not step.isdecimal() or int(step) >= len(at):
-                raise ConfigError(f"--set {key}: {step!r} is no position in a list of {len(at)}; they count from 0.")
+                raise ConfigError(f"--set {key}: {step!r} is not an index of a list of {len(at)}. Indices start at 0.")
             where = int(step)
         elif not isinstance(at, dict):
-            raise ConfigError(f"--set {key}: there is nothing inside {_kind(at)} to set.")
+            raise ConfigError(f"--set {key}: cannot set a key inside {_kind(at)}.")
         if following is None:
             at[where] = new
         elif isinstance(at, dict):
@@ -121,7 +121,7 @@ def _read(path: Path) -> str:
     try:
         size = path.stat().st_size
         if size > LARGEST:
-            raise ConfigError(f"{path}: {size:,} bytes; a recipe has {LARGEST:,} at most.")
+            raise ConfigError(f"{path}: {size:,} bytes; the limit for a recipe is {LARGEST:,}.")
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}).") from None
@@ -130,13 +130,12 @@ def _read(path: Path) -> str:
 
 
 def _value(text: str, where: str) -> Any:
-    """What an override sets: YAML where it begins as a list, a mapping or a quoted text,
-    else a plain value as it stands."""
+    """The value of an override: YAML if it starts like a list, a mapping or a quoted string, else a plain value."""
     begins = text.strip()[:1]
     try:
         return read_yaml(f"value: {text}", where)["value"] if begins in {*"[{'\""} else core_yaml.plain(text)
     except ConfigError as error:
-        raise ConfigError(f"{error} Put quotes around a text that begins with {begins}") from None
+        raise ConfigError(f"{error} Quote a text that starts with {begins}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{where}: {str(error).splitlines()[0]}.") from None
 

@@ -1,4 +1,4 @@
-"""Pydantic's errors as one line: the path, the value given, the rule, and the nearest right key."""
+"""Pydantic's errors as one line: the path, the given value, the rule, and the closest valid key."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,15 +13,15 @@ UNKNOWN_KEY = {"extra_forbidden", "unexpected_keyword_argument"}
 
 
 def one_line(error: ValidationError, model: type[BaseModel]) -> str:
-    """The most telling error, and how many others there are.
+    """The most informative error, and the number of others.
 
-    A misspelt key comes before the `missing` that it caused.
+    A misspelt key comes before the `missing` error that it causes.
     """
     errors = sorted(error.errors(include_url=False), key=lambda e: e["type"] not in UNKNOWN_KEY)
     schema = model.model_json_schema()
     line = _describe(errors[0], schema)
     others = len(errors) - 1
-    return line if not others else f"{line} ({others} more {'error' if others == 1 else 'errors'} after this one.)"
+    return line if not others else f"{line} (and {others} more {'error' if others == 1 else 'errors'})"
 
 
 def _describe(error: ErrorDetails, schema: dict[str, Any]) -> str:
@@ -38,8 +38,8 @@ def _describe(error: ErrorDetails, schema: dict[str, Any]) -> str:
             )
         case "union_tag_not_found":
             kinds = str(context.get("discriminator", "'kind'")).strip("'")
-            what = _choices(context, location[-1]) if kinds == "kind" else f"{_shown(given)} has none."
-            return f"{where}: needs {kinds}: {what}"
+            what = _choices(context, location[-1]) if kinds == "kind" else f"got {_shown(given)}."
+            return f"{where}: {kinds} is missing: {what}"
         case "union_tag_invalid":
             expected = [tag.strip("' ") for tag in str(context["expected_tags"]).split(",")]
             key = str(context["discriminator"]).strip("'")
@@ -57,16 +57,16 @@ def _describe(error: ErrorDetails, schema: dict[str, Any]) -> str:
 def _choices(context: dict[str, Any], name: str) -> str:
     from cupola_flows.stages.table import kinds
 
-    return f"the name {name!r} is none of the kinds.{did_you_mean(name, kinds())}"
+    return f"{name!r} is not a kind of stage.{did_you_mean(name, kinds())}"
 
 
 def _shown(value: object) -> str:
-    text = shown(repr(value))  # before it is cut, within a password
+    text = shown(repr(value))  # before truncation, which could split a password
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _walk(schema: dict[str, Any], location: Sequence[int | str]) -> tuple[list[str], list[dict[str, Any]]]:
-    """The path as a person writes it (pydantic puts the chosen union member in it), and the schemas of its parent."""
+    """The path as in the recipe, without the union members that pydantic adds, and the schemas of its parent."""
     path: list[str] = []
     parents: list[dict[str, Any]] = []
     here = _expand(schema, schema)
@@ -93,7 +93,7 @@ def _enter(schema: dict[str, Any], step: int | str, root: dict[str, Any]) -> lis
 
 
 def _expand(schema: dict[str, Any], root: dict[str, Any]) -> list[dict[str, Any]]:
-    """`schema` and every alternative in it, references followed."""
+    """`schema` and all its alternatives, with references resolved."""
     while "$ref" in schema:
         schema = root["$defs"][schema["$ref"].rsplit("/", 1)[-1]]
     schemas = [schema]

@@ -1,4 +1,4 @@
-"""A recipe: a model's whole life as named, typed stages that take each other's artifacts."""
+"""A recipe: a model's lifecycle as named, typed stages that take each other's artifacts."""
 
 import functools
 import operator
@@ -18,7 +18,7 @@ CRON = re.compile(r"^(@(yearly|annually|monthly|weekly|daily|hourly))$|^[\dA-Za-
 
 
 class _AnyKind:
-    """A stage of any kind, told apart by its `kind`. Asked for when a recipe is first read: plugins add kinds."""
+    """A stage of any kind, discriminated by `kind`. Resolved when the first recipe is read, since plugins add kinds."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -30,23 +30,23 @@ AnyStage = Annotated[Stage, _AnyKind]
 
 
 class Recipe(BaseModel):
-    """A model's whole life, from raw text to a promoted checkpoint."""
+    """A model's lifecycle, from raw text to a promoted checkpoint."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")
-    """What the runs and artifacts are filed under."""
+    """Name of the recipe, recorded with its runs and artifacts."""
     description: str = ""
-    """What it is for, in a sentence."""
+    """Purpose of the recipe, in one sentence."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Seed of every stage that names none."""
+    """Seed of every stage that sets none."""
     template_date: date | None = None
-    """The day that chat templates with today's date are given, such as 2026-11-30: tokens are then the same every day.
-    None refuses such templates, unless a checkpoint was trained with a date."""
+    """Date for chat templates that use today's date, such as 2026-11-30, so that tokens are the same every day. None
+    refuses such templates, unless a checkpoint was trained with a date."""
     schedule: str | None = None
-    """When a deployment starts by itself: five cron fields, in UTC."""
+    """Schedule of deployments: five cron fields, in UTC."""
     stages: dict[str, AnyStage] = Field(min_length=1)
-    """Stage name to stage. A stage whose name is a kind needs no `kind`."""
+    """Stages by name. A stage whose name is a kind needs no `kind`."""
 
     @field_validator("schedule")
     @classmethod
@@ -62,7 +62,7 @@ class Recipe(BaseModel):
             return stages
         for name in stages:
             if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
-                raise ValueError(f"{name!r} is not a stage name: lower-case letters, digits and underscores")
+                raise ValueError(f"{name!r} is not a valid stage name. Use lower-case letters, digits and underscores")
         return {
             name: stage
             if not isinstance(stage, dict) or "kind" in stage or name not in kinds()
@@ -76,14 +76,14 @@ class Recipe(BaseModel):
         return self
 
     def inputs(self, name: str) -> dict[str, tuple[str, ...]]:
-        """Field to the references that it holds, guesses included: a stage's name, or `artifact:ID`."""
+        """References of a stage's inputs by field, guesses included: stage names or `artifact:ID`."""
         return {field: self.references(name, field) for field in self.stages[name].inputs()}
 
     def references(self, name: str, field: str) -> tuple[str, ...]:
-        """What a field of a stage names, or what is guessed for it.
+        """The references of a stage's input field, given or guessed.
 
         Raises:
-            ValueError: there is no such stage, it gives something else, or nothing gives what is needed.
+            ValueError: there is no such stage, it gives another kind, or no stage gives the needed kind.
         """
         stage = self.stages[name]
         wanted: Input = stage.inputs()[field]
@@ -96,31 +96,31 @@ class Recipe(BaseModel):
         guessed = wanted.guess(self, name, wanted.kind) if wanted.guess else ()
         if not guessed and wanted.needed:
             raise ValueError(
-                f"{where}: no earlier stage gives {wanted.kind}. Name one, or artifact:ID for what exists already."
+                f"{where}: no earlier stage gives {wanted.kind}. Name a stage, or artifact:ID for an existing artifact."
             )
         return guessed
 
     def order(self) -> tuple[str, ...]:
-        """Stage names, parents first, otherwise as written.
+        """Stage names with parents first, otherwise in the recipe's order.
 
         Raises:
-            ValueError: stages that wait for each other.
+            ValueError: the stages form a cycle.
         """
         parents = {name: self.parents(name) for name in self.stages}
         done: list[str] = []
         while len(done) < len(parents):
             ready = next((name for name in parents if name not in done and parents[name] <= set(done)), None)
             if ready is None:
-                raise ValueError(f"stages wait for each other: {' -> '.join(_cycle(parents, done))}")
+                raise ValueError(f"the stages form a cycle: {' -> '.join(_cycle(parents, done))}")
             done.append(ready)
         return tuple(done)
 
     def parents(self, name: str) -> set[str]:
-        """The stages that `name` takes artifacts of."""
+        """The stages whose artifacts `name` takes."""
         return {ref for refs in self.inputs(name).values() for ref in refs if not ref.startswith(ARTIFACT)}
 
     def stage_seed(self, name: str) -> int:
-        """The stage's own seed, or the recipe's."""
+        """The stage's seed, or else the recipe's."""
         own = self.stages[name].seed
         return self.seed if own is None else own
 
@@ -131,21 +131,21 @@ class Recipe(BaseModel):
     def _check(self, reference: str, needs: str, where: str) -> None:
         if reference.startswith(ARTIFACT):
             if not reference.removeprefix(ARTIFACT):
-                raise ValueError(f"{where}: artifact: needs an id or an alias, as artifact:champion")
+                raise ValueError(f"{where}: artifact: needs an id or an alias, such as artifact:champion")
             return
         if reference not in self.stages:
             fitting = [n for n, s in self.stages.items() if needs == s.gives]
             raise ValueError(f"{where}: there is no stage {reference!r}.{did_you_mean(reference, fitting)}")
         gives = self.stages[reference].gives
         if gives != needs:
-            raise ValueError(f"{where}: stage {reference!r} gives {gives}, and {needs} is needed")
+            raise ValueError(f"{where}: stage {reference!r} gives {gives}, but {needs} is needed")
 
 
 def select(recipe: Recipe, only: Iterable[str]) -> tuple[str, ...]:
-    """The stages to run, in order: all of them, or those named in `only`.
+    """The stages to run, in order: those named in `only`, or all.
 
     Raises:
-        ValueError: a name that is no stage.
+        ValueError: a name is not a stage.
     """
     wanted = list(only)
     for name in wanted:

@@ -1,4 +1,4 @@
-"""Everything about a recipe that can be known before anything starts."""
+"""Validation of a recipe before it starts."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ def validate(recipe: Recipe, settings: Settings, only: Sequence[str] = ()) -> No
 
     Raises:
         SourceError: a source is missing or empty.
-        ConfigError: a layout that the model or this machine does not fit, or a batch that does not divide.
+        ConfigError: a layout does not fit the model or this machine, or a batch is not divisible.
     """
     launcher = make_launcher(settings)
     names = only or recipe.order()
@@ -28,7 +28,7 @@ def validate(recipe: Recipe, settings: Settings, only: Sequence[str] = ()) -> No
 
 
 def model_of(recipe: Recipe, name: str) -> ModelConfig | None:
-    """The shape that a stage's checkpoint will have; none when it comes from an artifact."""
+    """Shape of a stage's checkpoint; None if it comes from an artifact."""
     inputs = recipe.inputs(name)
     parent = next(iter(inputs.get("parent") or inputs.get("checkpoints", ())), None)
     known = None if parent is None or parent.startswith(ARTIFACT) else model_of(recipe, parent)
@@ -49,7 +49,7 @@ def _check_layout(recipe: Recipe, name: str, launcher: Launcher) -> None:
 
 @contextmanager
 def _naming(where: str) -> Iterator[None]:
-    """Put the place in front of what is wrong there."""
+    """Prefix errors with the stage's name."""
     try:
         yield
     except CupolaError as error:

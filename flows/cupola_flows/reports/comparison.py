@@ -74,10 +74,10 @@ def set_apart(workspace: Workspace, a: Artifact, b: Artifact) -> list[Apart]:
 
     Stages are matched by name. Empty if nothing differs.
     """
-    lives = [_life(workspace, artifact) for artifact in (a, b)]
+    lineages = [_lineage(workspace, artifact) for artifact in (a, b)]
     rows: list[Apart] = []
-    for stage in {**lives[0], **lives[1]}:
-        ours, theirs = (life.get(stage) for life in lives)
+    for stage in {**lineages[0], **lineages[1]}:
+        ours, theirs = (lineage.get(stage) for lineage in lineages)
         if ours and theirs and ours.digest == theirs.digest:
             continue
         described = [_described(ours), _described(theirs)]
@@ -89,14 +89,14 @@ def set_apart(workspace: Workspace, a: Artifact, b: Artifact) -> list[Apart]:
     return rows
 
 
-def _life(workspace: Workspace, artifact: Artifact) -> dict[str, Manifest | ArtifactRow]:
+def _lineage(workspace: Workspace, artifact: Artifact) -> dict[str, Manifest | ArtifactRow]:
     """The ancestors of an artifact by stage, with the artifact itself last; repeated names are numbered."""
-    life: dict[str, Manifest | ArtifactRow] = {}
+    lineage: dict[str, Manifest | ArtifactRow] = {}
     for each in [*reversed(_made_from(workspace, artifact)), artifact.manifest]:
         name = each.stage or each.kind
-        number = sum(known == name or known.startswith(f"{name} (") for known in life)
-        life[f"{name} ({number + 1})" if number else name] = each
-    return life
+        number = sum(known == name or known.startswith(f"{name} (") for known in lineage)
+        lineage[f"{name} ({number + 1})" if number else name] = each
+    return lineage
 
 
 def _made_from(workspace: Workspace, artifact: Artifact) -> list[Manifest | ArtifactRow]:

@@ -168,7 +168,7 @@ class Session:
         taken = self.inputs(name)
         mark = self.fingerprint(name, taken)
         folder = self.workspace.work_folder(mark)
-        with _alone(folder, name, self.display.say), self._recorded(name, folder, prefect_id) as run_id:
+        with _locked(folder, name, self.display.say), self._recorded(name, folder, prefect_id) as run_id:
             seeds = self.recipe.seeds()
             ctx = StageContext(
                 workspace=self.workspace,
@@ -259,7 +259,7 @@ def _as_cancellation(error: BaseException, name: str) -> BaseException:
 
 
 @contextmanager
-def _alone(folder: Path, name: str, say: Callable[[str], None]) -> Iterator[None]:
+def _locked(folder: Path, name: str, say: Callable[[str], None]) -> Iterator[None]:
     """Lock a work folder against other processes that run the same stage, and wait for ranks of a killed run, which
     save before they exit."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -270,11 +270,11 @@ def _alone(folder: Path, name: str, say: Callable[[str], None]) -> Iterator[None
             raise StageFailedError(
                 f"stage {name} is being run by another process in {folder}. Wait for it, or stop it first."
             ) from None
-        _wait_for_remains(folder, name, say)
+        _wait_for_leftovers(folder, name, say)
         yield
 
 
-def _wait_for_remains(folder: Path, name: str, say: Callable[[str], None]) -> None:
+def _wait_for_leftovers(folder: Path, name: str, say: Callable[[str], None]) -> None:
     remains = jobs_in(folder)
     if remains:
         say(f"stage {name}: waiting for processes of a killed run in {folder} to save and exit.")

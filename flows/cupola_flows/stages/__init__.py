@@ -1,6 +1,5 @@
-"""The stages of a recipe: one file a kind, which holds what a person may set, what the stage takes, what it gives,
-and how.
+"""The stages of a recipe: one file per kind, with its settings, its inputs, its artifact and how it is made.
 
-base.py      what every stage is; training.py what every one that trains is
-table.py     all kinds, found by looking into the folders
+base.py      the base of every stage; training.py that of every stage that trains
+table.py     all kinds, found by walking these folders
 """

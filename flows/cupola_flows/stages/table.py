@@ -1,4 +1,4 @@
-"""All kinds of stages: every file of this package's folders, and what plugins add."""
+"""All kinds of stages: those in this package's folders, and those of plugins."""
 
 import importlib
 import pkgutil
@@ -13,12 +13,12 @@ from cupola_flows.stages.base import Stage
 FINGERPRINTED = False  # finds stages
 
 PLUGINS = "cupola.stages"
-"""Group of entry points, each of which names a module that defines stages."""
+"""Entry point group; each entry names a module that defines stages."""
 
 
 @cache
 def kinds() -> Mapping[str, type[Stage]]:
-    """Kind to its class, in the order of their names."""
+    """Stage classes by kind, sorted by name."""
     own = [each.name for each in pkgutil.walk_packages(stages.__path__, f"{stages.__name__}.") if not each.ispkg]
     modules = {name: importlib.import_module(name) for name in own if name != __name__}
     modules |= {point.value: importlib.import_module(point.value) for point in entry_points(group=PLUGINS)}
@@ -31,7 +31,7 @@ def kinds() -> Mapping[str, type[Stage]]:
 
 
 def kind_of(stage: type[Stage]) -> str:
-    """What a recipe calls it."""
+    """The kind of a stage class, as written in recipes."""
     return str(stage.model_fields["kind"].default)
 
 

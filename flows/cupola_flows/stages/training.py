@@ -1,4 +1,4 @@
-"""What every stage that trains has in common: its settings, its job, and what it publishes."""
+"""The base of every stage that trains: its settings, its job and its publishing."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -26,19 +26,19 @@ from cupola_trainer.config import (
 from cupola_trainer.config.layout_rules import validate_layout
 
 HELDOUT_MEANS = ("loss", "margin", "accuracy", "ece", "reward")
-"""Held-out means in the summary of a stage that trains, before and after."""
+"""Held-out metrics in the summary of a training stage, before and after."""
 
 
 class TrainStage(Stage, TrainSettings, LayoutSettings):
-    """What every stage that trains has in common."""
+    """Base of every stage that trains."""
 
     gives: ClassVar[str] = "checkpoint"
     merges_online: ClassVar[bool] = False
-    """Whether `optimizer.merging` may be asked for: there is a fine-tuned parent to hold on to."""
+    """Whether `optimizer.merging` is allowed, which needs a fine-tuned parent."""
 
     @classmethod
     def inputs(cls) -> dict[str, Input]:
-        """The fields that say so, and the base of online merging."""
+        """Input fields by name, including the base of online merging."""
         return super().inputs() | ({"base": Input("checkpoint", guess=None)} if cls.merges_online else {})
 
     @property
@@ -47,7 +47,7 @@ class TrainStage(Stage, TrainSettings, LayoutSettings):
 
     @property
     def base(self) -> str | None:
-        """The stage whose checkpoint `optimizer.merging` starts at."""
+        """The stage whose checkpoint is the base of `optimizer.merging`."""
         merging = self.optimizer.merging
         return str(merging.base) if merging else None
 
@@ -55,7 +55,7 @@ class TrainStage(Stage, TrainSettings, LayoutSettings):
     def _base_is_taken(self) -> "TrainStage":
         if self.base is not None and not self.merges_online:
             raise ValueError(
-                "optimizer.merging: this kind of stage has no fine-tuned parent to hold on to. Leave it out"
+                "optimizer.merging: not supported by this kind of stage, which has no fine-tuned parent. Leave it out"
             )
         return self
 
@@ -82,7 +82,7 @@ class TrainStage(Stage, TrainSettings, LayoutSettings):
         )
 
     def lengths(self) -> LengthSchedule | None:
-        """The lengths of the sequences, where they are several; none otherwise."""
+        """The schedule of sequence lengths; None for a single length."""
         return None
 
     @staticmethod
@@ -105,24 +105,24 @@ def train(
     parents: Sequence[Artifact] | None = None,
     **changes: Any,
 ) -> Artifact:
-    """Train as a recipe's stage says, and publish the last checkpoint.
+    """Train with a stage's settings and publish the last checkpoint.
 
     Args:
-        parent: whose weights it starts from.
-        parents: of the lineage; none for all that the stage takes.
-        changes: fields of the job that only some stages give: `model`, `positions`, `tokenizer`.
+        parent: the checkpoint to start from.
+        parents: for the lineage; None for all of the stage's inputs.
+        changes: fields of the job that only some stages set: `model`, `positions`, `tokenizer`.
     """
-    made = train_job(
+    job = train_job(
         ctx, stage, data=data, parent=parent.path if parent else None, output=ctx.folder / "job", seed=ctx.seed
     )
-    optimizer = made.optimizer
+    optimizer = job.optimizer
     base = taken.maybe("base") if stage.merges_online else None
     if base and optimizer.merging:
         optimizer = replace(optimizer, merging=replace(optimizer.merging, base=base.path))
-    job = made.but(optimizer=optimizer, profile=ctx.profile, **changes)
+    job = job.but(optimizer=optimizer, profile=ctx.profile, **changes)
     result = run_job(ctx, job)
     if (job.output / "profile").is_dir():
-        ctx.display.say(f"{ctx.name}: traces of steps {ctx.profile} are in {job.output / 'profile'}")
+        ctx.display.say(f"{ctx.name}: traces of steps {ctx.profile} saved to {job.output / 'profile'}")
     everything = list(taken.all() if parents is None else parents)
     if stage.lora and parent:
         result, adapter = adapters.folded(ctx, result, parent, stage.layout, everything)
@@ -136,7 +136,7 @@ def train(
 def train_job(
     ctx: StageContext, stage: TrainStage, *, data: TrainingData, parent: Path | None, output: Path, seed: int
 ) -> TrainJob:
-    """The job that trains as a recipe's stage says."""
+    """The training job of a stage."""
     return TrainJob(
         **settings(stage, TrainSettings),
         output=output,

@@ -138,12 +138,12 @@ def test_a_stage_waits_for_processes_that_a_killed_run_left_in_its_folder(
             pytest.raises(
                 StageFailedError, match=rf"^stage sft: processes {rank.pid} of a killed run are still working in "
             ),
-            session._alone(folder, "sft", said.append),
+            session._locked(folder, "sft", said.append),
         ):
             pass
         monkeypatch.setattr(session, "REMAINS_PATIENCE", 60.0)
         threading.Timer(1.0, rank.kill).start()
-        with session._alone(folder, "sft", said.append):
+        with session._locked(folder, "sft", said.append):
             assert rank.poll() is not None
     finally:
         rank.kill()

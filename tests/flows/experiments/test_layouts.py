@@ -1,4 +1,4 @@
-"""`cupola verify-layout`: real ranks in both layouts."""
+"""`cupola verify-layout` with real ranks in both layouts."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_two_layouts_give_the_same_numbers(cupola: Any, recipe: Path, layout: st
 
 
 @pytest.mark.slow
-def test_a_difference_beyond_the_tolerance_ends_with_status_1(cupola: Any, recipe: Path) -> None:
+def test_a_difference_above_the_tolerance_exits_with_status_1(cupola: Any, recipe: Path) -> None:
     strict = ("--steps", "6", "--norm-tolerance", "0", "--loss-tolerance", "0")
     again = cupola("verify-layout", str(recipe), "--layout", "tp=2", *strict)
     assert again.returncode == 1
@@ -49,13 +49,13 @@ def test_a_layout_that_the_model_does_not_fit_is_refused_before_anything_starts(
         ("dp=two", "dp=two: "),
     ],
 )
-def test_a_layout_is_read_strictly(text: str, said: str) -> None:
+def test_layouts_are_parsed_strictly(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match="--layout") as caught:
         parse_layout("--layout", text)
     assert said in str(caught.value)
 
 
-def test_layouts_are_read_and_written_alike() -> None:
+def test_layouts_are_parsed_and_printed_in_the_same_form() -> None:
     layout = LayoutConfig(tp=2, pp=2, vp=2, sp=True)
     assert layout_name(layout) == "tp=2,pp=2,vp=2,sp=true"
     assert parse_layout("--layout", layout_name(layout)) == layout

@@ -1,4 +1,4 @@
-"""Mixtures in recipes, and what a series of small runs proposes."""
+"""Mixture search and scaling laws from series of small runs."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_a_series_needs_prepared_tokens_and_options_that_fit(cupola, mixed: Path
 
 
 @pytest.mark.parametrize("judged", [False, True])
-def test_tokens_are_found_as_a_recipe_left_them(mixed: Path, tmp_path: Path, judged: bool) -> None:
+def test_a_recipes_prepared_tokens_are_found(mixed: Path, tmp_path: Path, judged: bool) -> None:
     workspace = Workspace.open(tmp_path / "home")
 
     def published(name: str, mark: str) -> Artifact:
@@ -59,8 +59,8 @@ def test_tokens_are_found_as_a_recipe_left_them(mixed: Path, tmp_path: Path, jud
 
     judge = published("checkpoint", "a" * 64)
     if judged:
-        told = mixed.read_text().replace("      quality: null", "      perplexity: {}\n      quality: null")
-        mixed.write_text(told.replace("  prepare:\n", f"  prepare:\n    judge: artifact:{judge.id}\n"))
+        text = mixed.read_text().replace("      quality: null", "      perplexity: {}\n      quality: null")
+        mixed.write_text(text.replace("  prepare:\n", f"  prepare:\n    judge: artifact:{judge.id}\n"))
     recipe = load_recipe(str(mixed), [])
     assert prepared_tokens(workspace, recipe, "pretrain") is None
     session = Session(workspace=workspace, recipe=recipe, names=["prepare"], display=make_display({}, Console()))
@@ -72,7 +72,7 @@ def test_tokens_are_found_as_a_recipe_left_them(mixed: Path, tmp_path: Path, jud
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_small_runs_propose_weights_and_are_found_again(cupola, mixed: Path) -> None:  # type: ignore[no-untyped-def]
+def test_small_runs_propose_weights_and_are_reused(cupola, mixed: Path) -> None:  # type: ignore[no-untyped-def]
     assert cupola("run", str(mixed), "--no-prefect").returncode == 0
     asked = ("mix", str(mixed), "--runs", "4", "--steps", "4", "--heldout-tokens", "2000")
     found = cupola.json(*asked, timeout=600)
@@ -86,16 +86,16 @@ def test_small_runs_propose_weights_and_are_found_again(cupola, mixed: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)  # twenty trainings, each in processes of its own
-def test_small_runs_tell_power_laws(cupola, mixed: Path) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.timeout(1500)  # twenty trainings, each in its own processes
+def test_small_runs_determine_power_laws(cupola, mixed: Path) -> None:  # type: ignore[no-untyped-def]
     assert cupola("run", str(mixed), "--only", "prepare", "--no-prefect").returncode == 0
     sizes = ("--size", "num_layers=1", "--size", "num_layers=2")
     grid = ("--tokens", "1024,2048", "--lr", "1e-3,4e-3,1.6e-2", "--batch", "2,4,8")
     laws = cupola.json("fit-laws", str(mixed), *sizes, *grid, "--at", "1e6,1e5", timeout=1400)
     assert len(laws["runs"]) == 2 * 2 * 5
     assert {"coefficient", "n_exponent", "d_exponent", "intervals", "samples"} == set(laws["lr"])
-    (told,) = laws["at"]
-    assert told["lr"]["best"] == pytest.approx(
+    (best,) = laws["at"]
+    assert best["lr"]["best"] == pytest.approx(
         laws["lr"]["coefficient"] * 1e6 ** laws["lr"]["n_exponent"] * 1e5 ** laws["lr"]["d_exponent"]
     )
     page = Path(cupola.json("show", laws["artifact"])["path"]) / "laws.html"

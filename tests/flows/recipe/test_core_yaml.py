@@ -1,5 +1,4 @@
-"""Plain values of recipes and overrides against YAML 1.2's core schema:
-no text becomes another number or a truth in silence."""
+"""Plain values in recipes and overrides follow YAML 1.2's core schema: no text silently becomes a number or a boolean."""
 
 from typing import Any
 
@@ -23,19 +22,19 @@ PLAIN = [
 
 
 @pytest.mark.parametrize(("text", "value"), PLAIN)
-def test_a_plain_value_is_what_yaml_1_2_says_in_files_and_overrides_alike(text: str, value: Any) -> None:
+def test_plain_values_follow_yaml_1_2_in_files_and_overrides(text: str, value: Any) -> None:
     for found in (core_yaml.load(f"key: {text}")["key"], apply_override({}, f"description={text}")["description"]):
         assert (found, type(found)) == (value, type(value))
 
 
-def test_a_number_with_a_leading_zero_or_a_colon_is_that_number_or_refused() -> None:
+def test_a_number_with_a_leading_zero_is_decimal_and_one_with_a_colon_is_refused() -> None:
     assert parse_recipe(TINY.replace("seed: 7", "seed: 010")).seed == 10
     with pytest.raises(ConfigError, match="seed: '1:30': input should be a valid integer"):
         parse_recipe(TINY.replace("seed: 7", "seed: 1:30"))
 
 
 def test_a_source_may_be_called_no() -> None:
-    """Norway's language and a stage called `on` as well."""
+    """Norway's country code; a key `on` works as well."""
     assert read_yaml("{no: 1, on: 2, y: 3}", "recipe") == {"no": 1, "on": 2, "y": 3}
 
 
@@ -43,17 +42,17 @@ def test_a_source_may_be_called_no() -> None:
     "text",
     ["a: b", "see #12", "- x", "* all *", "!important", "&c", "% done", "a, b", "50%", "x [1]", "@home", "`x`", "?"],
 )
-def test_an_overrides_text_is_taken_as_it_stands(text: str) -> None:
+def test_the_text_of_an_override_is_taken_literally(text: str) -> None:
     assert load_recipe("tiny", [f"description={text}"]).description == text
 
 
-def test_an_override_that_begins_as_yaml_is_yaml_or_refused_with_the_way_out() -> None:
+def test_an_override_that_starts_like_yaml_is_yaml_or_refused_with_the_fix() -> None:
     assert apply_override({}, "description='010'")["description"] == "010"
     assert apply_override({}, 'description="a: \\n b"')["description"] == "a: \n b"
     assert apply_override({}, "stages=[1, {no: 010}]")["stages"] == [1, {"no": 10}]
     with pytest.raises(ConfigError) as caught:
         load_recipe("tiny", ["description=[draft] of mine"])
-    assert str(caught.value).endswith("Put quotes around a text that begins with [")
+    assert str(caught.value).endswith("Quote a text that starts with [")
     with pytest.raises(ConfigError, match=r"^--set description: unacceptable character #x0007: special"):
         load_recipe("tiny", ["description=\x07"])
 
@@ -68,7 +67,7 @@ VALUES = st.recursive(
 
 @settings(deadline=None)
 @given(VALUES)
-def test_what_the_console_writes_into_its_table_is_read_back_as_it_was(value: Any) -> None:
+def test_values_from_the_consoles_table_round_trip(value: Any) -> None:
     text = core_yaml.dump(value, flow=isinstance(value, dict | list))
     assert "\n" not in text
     for found in (core_yaml.load(f"key: {text}")["key"], apply_override({}, f"description={text}")["description"]):

@@ -1,4 +1,4 @@
-"""A recipe is refused before anything starts, in one line that names the place, the value and the way out."""
+"""An invalid recipe is refused before anything starts, in one line with the place, the value and the fix."""
 
 from dataclasses import replace
 from datetime import date
@@ -27,7 +27,7 @@ def test_the_shipped_recipes_are_valid_and_listed() -> None:
     )
 
 
-def test_inputs_left_out_are_the_nearest_earlier_stages_that_fit() -> None:
+def test_inputs_default_to_the_nearest_earlier_stages_that_fit() -> None:
     smoke = load_recipe("smoke")
     assert smoke.inputs("sft") == {
         "parent": ("pretrain_moe",),
@@ -54,15 +54,15 @@ def test_the_schema_describes_every_field() -> None:
     [
         ("layout: {tp: 2}", "layuot: {tp: 2}", "stages.pretrain.layuot: there is no such key. Did you mean 'layout'?"),
         ("layout: {tp: 2}", "layout: {tpp: 2}", "stages.pretrain.layout.tpp: there is no such key. Did you mean 'tp'?"),
-        ("name: tiny", "nmae: tiny", "nmae: there is no such key. Did you mean 'name'? (1 more error after this one.)"),
+        ("name: tiny", "nmae: tiny", "nmae: there is no such key. Did you mean 'name'? (and 1 more error)"),
         ("train_bytes:", "train_byte:", "tokenizer.train_byte: there is no such key. Did you mean 'train_bytes'?"),
         ("[standard_library]", "[standard_libary]", "parts.0: 'standard_libary' is unknown. Did you mean"),
         ("type: python_environment", "type: python_env", "sources.descriptions.type: 'python_env' is unknown."),
-        ("  upcycle:\n", "  upcyle:\n", "the name 'upcyle' is none of the kinds. Did you mean 'upcycle'?"),
+        ("  upcycle:\n", "  upcyle:\n", "'upcyle' is not a kind of stage. Did you mean 'upcycle'?"),
         ("kind: pretrain", "kind: pretrian", "stages.pretrain_moe.kind: 'pretrian' is unknown. Did you mean 'pretrain'?"),
         ("parent: upcycle", "parent: upcicle", "stages.pretrain_moe.parent: there is no stage 'upcicle'. Did you mean"),
-        ("parent: pretrain\n", "parent: dpo\n", "stages wait for each other: upcycle -> dpo -> preferences -> sft"),
-        ("parent: pretrain_moe", "parent: prepare", "stages.sft.parent: stage 'prepare' gives tokens, and checkpoint is"),
+        ("parent: pretrain\n", "parent: dpo\n", "the stages form a cycle: upcycle -> dpo -> preferences -> sft"),
+        ("parent: pretrain_moe", "parent: prepare", "stages.sft.parent: stage 'prepare' gives tokens, but checkpoint is"),
         ("warmup_steps: 20", "warmup_steps: many", "stages.pretrain.optimizer.warmup_steps: 'many': input should be a"),
         ("seed: 7", "seed: !!python/object/apply:os.system [ls]", "line 3: YAML tags"),
         ("seed: 7", "seed: &a 7", "line 3: YAML anchors and aliases are refused"),
@@ -71,7 +71,7 @@ def test_the_schema_describes_every_field() -> None:
         ('"0 3 * * *"', "at noon", "schedule: 'at noon' is not a cron expression."),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_with_the_way_out(right: str, wrong: str, line: str) -> None:
+def test_an_error_is_one_line_with_the_fix(right: str, wrong: str, line: str) -> None:
     assert right in TINY
     with pytest.raises(ConfigError) as caught:
         parse_recipe(TINY.replace(right, wrong, 1))
@@ -80,7 +80,7 @@ def test_a_mistake_is_one_line_with_the_way_out(right: str, wrong: str, line: st
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "[" * 5000, "\x00", "x" * 1_000_001, "name: tiny"])
-def test_what_is_no_recipe_at_all_is_refused_in_one_line(text: str) -> None:
+def test_text_that_is_not_a_recipe_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_recipe(text)
     assert "\n" not in str(caught.value)
@@ -88,11 +88,11 @@ def test_what_is_no_recipe_at_all_is_refused_in_one_line(text: str) -> None:
 
 def test_a_file_over_one_megabyte_is_refused_unread(tmp_path: Path) -> None:
     (tmp_path / "big.yaml").write_text("# " + "x" * 1_000_000)
-    with pytest.raises(ConfigError, match=r"1,000,002 bytes; a recipe has 1,000,000 at most"):
+    with pytest.raises(ConfigError, match=r"1,000,002 bytes; the limit for a recipe is 1,000,000"):
         load_recipe(tmp_path / "big.yaml")
 
 
-def test_a_misspelt_recipe_name_suggests_the_right_one() -> None:
+def test_a_misspelt_recipe_name_suggests_the_closest() -> None:
     with pytest.raises(NotFoundError, match=r"Did you mean 'tiny'"):
         load_recipe("tinny")
 
@@ -111,7 +111,7 @@ def test_overrides_are_yaml_and_reach_into_lists_and_missing_mappings() -> None:
     assert recipe.schedule is None
 
 
-def test_a_model_by_its_presets_name_has_the_published_values_and_the_changes() -> None:
+def test_a_preset_gives_the_published_values_with_the_changes() -> None:
     given = "stages.pretrain.model={preset: qwen2-57b-a14b, num_layers: 4, moe: {top_k: 2}}"
     recipe = load_recipe("tiny", [given, "stages.pretrain.model.rope_theta=10000000"])
     model = recipe.stages["pretrain"].model  # type: ignore[attr-defined]
@@ -133,7 +133,7 @@ def test_a_model_by_its_presets_name_has_the_published_values_and_the_changes() 
         ("{preset: qwen2-0.5b, hidden_size: 900}", "stages.pretrain.model: hidden_size=900 is not a multiple of"),
     ],
 )
-def test_a_preset_that_is_not_there_names_the_nearest(model: str, line: str) -> None:
+def test_an_unknown_preset_suggests_the_closest(model: str, line: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_recipe("tiny", [f"stages.pretrain.model={model}"])
     assert line in str(caught.value)
@@ -145,12 +145,12 @@ def test_a_preset_that_is_not_there_names_the_nearest(model: str, line: str) -> 
         ("stages.pretrian.steps=3", "there is no stage 'pretrian'. Did you mean 'pretrain'?"),
         ("stages.pretrain.stpes=3", "stages.pretrain.stpes: there is no such key. Did you mean 'steps'?"),
         ("stage.pretrain.steps=3", "there is no 'stage' in a recipe. Did you mean 'stages'?"),
-        ("stages.conversations.tasks.9.count=1", "'9' is no position in a list of"),
+        ("stages.conversations.tasks.9.count=1", "'9' is not an index of a list of"),
         ("stages.pretrain.steps", "give KEY=VALUE"),
         ("seed=!!int 3", "seed: '!!int 3': input should be a valid integer"),
         ("seed=-1", "seed: -1: input should be greater than or equal to 0"),
         ("stages.sft.seed=4294967296", "stages.sft.seed: 4294967296: input should be less than 2147483648"),
-        ("stages.prepare.corpus.sources={mine: {path: x}}", "sources.mine: needs type: {'path': 'x'} has none"),
+        ("stages.prepare.corpus.sources={mine: {path: x}}", "sources.mine: type is missing: got {'path': 'x'}."),
         ("stages.sft.epochs=2", "stages.sft: give either `steps` ("),
     ],
 )
@@ -172,7 +172,7 @@ def test_an_unknown_override_is_refused(override: str, line: str) -> None:
         ("stages.upcycle.match_dense=true", ConfigError, "stages.upcycle: match_dense: router='random' is not 'copies'"),
     ],
 )  # fmt: skip
-def test_what_can_be_known_before_the_start_is_checked(override: str, error: type[CupolaError], line: str) -> None:
+def test_a_recipe_is_validated_before_it_starts(override: str, error: type[CupolaError], line: str) -> None:
     with pytest.raises(error) as caught:
         validate(load_recipe("tiny", [override]), Settings(max_processes=2))
     assert line in str(caught.value)
@@ -185,7 +185,7 @@ def test_an_empty_source_is_refused(tmp_path: Path) -> None:
         validate(load_recipe("tiny", [override]), Settings(max_processes=2))
 
 
-def test_a_fingerprint_changes_with_what_decides_the_result_only() -> None:
+def test_a_fingerprint_changes_only_with_what_decides_the_result() -> None:
     parents = {"tokens": ["a" * 64]}
     one = fingerprint(load_recipe("tiny"), "pretrain", parents)
     assert one == fingerprint(load_recipe("tiny", ["name=other", "stages.sft.steps=3"]), "pretrain", parents)
@@ -200,7 +200,7 @@ def test_a_fingerprint_changes_with_what_decides_the_result_only() -> None:
     assert one != fingerprint(load_recipe("tiny"), "pretrain", {"tokens": ["b" * 64]})
 
 
-def test_the_date_of_chat_templates_decides_what_renders_them_and_nothing_else() -> None:
+def test_the_template_date_affects_only_stages_that_render_chat_templates() -> None:
     today, tomorrow = (load_recipe("tiny", [f"template_date={day}"]) for day in ("2026-11-30", "2026-12-01"))
     assert today.template_date == date(2026, 11, 30)
     changed = {
@@ -216,7 +216,7 @@ def test_the_date_of_chat_templates_decides_what_renders_them_and_nothing_else()
         load_recipe("tiny", ["template_date=yesterday"])
 
 
-def test_a_corpus_is_checked_against_the_prompts_that_the_recipe_holds_out() -> None:
+def test_a_corpus_is_decontaminated_against_the_recipes_held_out_prompts() -> None:
     tasks = "stages.prepare.corpus.decontamination={tasks: true}"
     recipe = load_recipe("tiny", [tasks, "stages.conversations.heldout_per_task=3"])
     prompts = evaluation_prompts(recipe.stages, recipe.seeds())
@@ -240,7 +240,7 @@ def test_perplexity_and_its_judge_need_each_other() -> None:
 
 
 @pytest.mark.parametrize("settings", ["stages.sft.pretraining=prepare", "stages.sft.pretraining_share=0.25"])
-def test_pretraining_text_and_its_share_are_given_together(settings: str) -> None:
+def test_pretraining_and_its_share_must_be_given_together(settings: str) -> None:
     bare = ["stages.sft.pretraining=null", "stages.sft.pretraining_share=0"]
     with pytest.raises(ConfigError, match=r"Give both, or leave both out"):
         load_recipe("tiny", [*bare, settings])

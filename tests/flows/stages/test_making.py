@@ -101,8 +101,7 @@ def test_a_stage_with_lora_publishes_the_adapter_and_the_merged_checkpoint(
     assert cupola("checkpoint", "export", adapter["id"], "--adapter", "--to", str(tmp_path / "peft")).returncode == 0
     done = cupola("checkpoint", "merge-adapter", adapter["id"], "--to", str(tmp_path / "again"))
     assert done.returncode == 0, done.stderr
-    tensors = cupola.json("checkpoint", "diff", folded["id"], str(tmp_path / "again"))[
-        "tensors"
-    ]  # files of two ranks and of one
+    # files of two ranks and of one
+    tensors = cupola.json("checkpoint", "diff", folded["id"], str(tmp_path / "again"))["tensors"]
     assert len(tensors) == 2 + 2 * 12
     assert {tensor["changed"] for tensor in tensors} == {0.0}

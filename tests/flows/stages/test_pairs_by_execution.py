@@ -1,4 +1,4 @@
-"""Responses that are Python, run in real confined processes: from files with tests to pairs, by the real command."""
+"""Python responses, run in real sandboxed processes: from files with tests to pairs, with the real command."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ STAGES = """
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_responses_are_paired_by_what_their_tests_say(cupola: Any, recipe: Path, tmp_path: Path) -> None:
+def test_responses_are_paired_by_the_results_of_their_tests(cupola: Any, recipe: Path, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"prompt": f"Program {n}", "completion": f"x = {1 + n % 2}", "tests": TESTS if n % 3 else "\n".join(TESTS)}
         for n in range(80)

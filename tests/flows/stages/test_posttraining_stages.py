@@ -1,5 +1,4 @@
-"""Reward models, distillation and files of others, through the real command;
-what is computed once is not computed again."""
+"""Reward models, distillation and data from files with the real command; shared results are computed once."""
 
 import json
 from pathlib import Path
@@ -52,7 +51,7 @@ STAGES = """
 """
 
 
-def test_the_stages_of_post_training_follow_each_other(cupola: Any, recipe: Path, tmp_path: Path) -> None:
+def test_post_training_stages_run_one_after_the_other(cupola: Any, recipe: Path, tmp_path: Path) -> None:
     chats = [{"prompt": f"Is {n} even?", "completion": "yes" if n % 2 == 0 else "no"} for n in range(60)]
     pairs = [{"prompt": f"Is {n} even?", "chosen": "yes", "rejected": "no"} for n in range(0, 60, 2)]
     for name, rows in (("chats", [*chats, {"prompt": "Is it?"}]), ("pairs", [*pairs, pairs[0] | {"rejected": "yes"}])):

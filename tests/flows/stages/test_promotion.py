@@ -1,4 +1,4 @@
-"""An alias moves to the best checkpoint, only when the numbers allow, and every comparison is told."""
+"""An alias moves to the best checkpoint only if the evaluation allows it, with a reason for every comparison."""
 
 import json
 from collections.abc import Sequence
@@ -44,27 +44,27 @@ def test_the_first_candidate_clearly_above_its_baseline_is_promoted() -> None:
         True,
         (
             "Accuracy 60.0% [50.0%, 70.0%] is clearly above the baseline's 10.0% [5.0%, 20.0%].",
-            "2.000 bits per byte are within 5% of the baseline's 2.000.",
+            "2.000 bits per byte is within 5% of the baseline's 2.000.",
             "There is no incumbent to beat.",
         ),
     )
 
 
-def test_a_first_promotion_holds_bits_per_byte_to_the_baseline() -> None:
+def test_a_first_promotion_compares_bits_per_byte_with_the_baseline() -> None:
     decision = decided({"dpo": measured(0.69, 0.62, 0.75, bits=3.588)}, baseline=measured(0.0, 0.0, 0.018, bits=2.292))
     assert not decision.promoted
-    assert decision.reasons[1] == "3.588 bits per byte are beyond 5% of the baseline's 2.292."
+    assert decision.reasons[1] == "3.588 bits per byte is more than 5% above the baseline's 2.292."
     assert decided({"sft": measured(0.6, 0.5, 0.7, bits=2.1)}, baseline=BASELINE).promoted
     assert not decided({"sft": measured(0.6, 0.5, 0.7, bits=2.101)}, baseline=BASELINE).promoted
 
 
-def test_intervals_that_touch_are_no_improvement() -> None:
+def test_overlapping_intervals_are_no_improvement() -> None:
     decision = decided({"sft": measured(0.3, 0.2, 0.4)}, baseline=measured(0.15, 0.1, 0.2))
     assert not decision.promoted
     assert "is not clearly above the baseline's" in decision.reasons[0]
 
 
-def test_of_several_candidates_the_best_is_promoted_wherever_it_stands() -> None:
+def test_the_best_of_several_candidates_is_promoted_in_any_order() -> None:
     sft, dpo = measured(0.55, 0.48, 0.62), measured(0.52, 0.45, 0.59)
     for candidates in ({"sft": sft, "dpo": dpo}, {"dpo": dpo, "sft": sft}):
         decision = decided(candidates, baseline=BASELINE)
@@ -75,24 +75,24 @@ def test_of_several_candidates_the_best_is_promoted_wherever_it_stands() -> None
     assert decided(equal, baseline=BASELINE).best == "dpo"
 
 
-def test_a_candidate_that_has_unlearned_text_is_passed_over_for_one_that_has_not() -> None:
+def test_a_candidate_that_forgot_plain_text_loses_to_one_that_did_not() -> None:
     decision = decided({"sft": measured(0.7, 0.6, 0.8, bits=3.6), "mixed": measured(0.6, 0.5, 0.7)}, baseline=BASELINE)
     assert (decision.best, decision.promoted) == ("mixed", True)
-    assert "sft is not: 3.600 bits per byte are beyond 5% of the baseline's 2.000." in decision.reasons
+    assert "sft is not: 3.600 bits per byte is more than 5% above the baseline's 2.000." in decision.reasons
 
 
-def test_a_candidate_behind_what_was_measured_beside_it_is_not_promoted() -> None:
+def test_a_candidate_behind_a_sibling_in_the_same_evaluation_is_not_promoted() -> None:
     dpo = {"dpo": measured(0.52, 0.45, 0.59)}
     decision = decided(dpo, siblings={"sft": measured(0.525, 0.46, 0.6)}, baseline=BASELINE)
     assert not decision.promoted
     assert decision.reasons[2] == (
-        "sft, measured beside it, is ahead of dpo: 52.5% [46.0%, 60.0%]. Name it in the stage's `checkpoints` too."
+        "sft, measured in the same evaluation, is ahead of dpo: 52.5% [46.0%, 60.0%]. Add it to `checkpoints`."
     )
     assert decided(dpo, siblings={"sft": measured(0.52, 0.45, 0.59)}, baseline=BASELINE).promoted
     assert decided(dpo, siblings={"sft": measured(0.9, 0.8, 1.0, bits=3.0)}, baseline=BASELINE).promoted
 
 
-def test_a_candidate_within_the_incumbents_reach_is_promoted() -> None:
+def test_a_candidate_whose_interval_reaches_the_incumbent_is_promoted() -> None:
     assert decided({"dpo": measured(0.55, 0.45, 0.65, bits=2.05)}, incumbent=measured(0.6, 0.5, 0.7)).promoted
 
 
@@ -103,7 +103,7 @@ def test_worse_accuracy_or_worse_text_keeps_the_incumbent() -> None:
     assert worse.reasons[0] == "Accuracy 50.0% [40.0%, 60.0%] is worse than the incumbent's 80.0% [70.0%, 90.0%]."
     forgetful = decided({"dpo": measured(0.8, 0.7, 0.9, bits=2.2)}, incumbent=incumbent)
     assert not forgetful.promoted
-    assert forgetful.reasons[1] == "2.200 bits per byte are beyond 5% of the incumbent's 2.000."
+    assert forgetful.reasons[1] == "2.200 bits per byte is more than 5% above the incumbent's 2.000."
 
 
 def test_without_measured_tasks_nothing_is_promoted_over_a_baseline() -> None:
@@ -122,7 +122,7 @@ stages:
 
 
 class World:
-    """A workspace with a baseline, an SFT and a DPO of it, and an evaluation of two of them."""
+    """A workspace with a baseline, SFT and DPO checkpoints from it, and their evaluations."""
 
     def __init__(self, root: Path) -> None:
         self.workspace = Workspace.open(root)
@@ -176,20 +176,20 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path / "home")
 
 
-def test_the_alias_does_not_go_to_a_checkpoint_whose_sibling_is_ahead_on_the_same_page(world: World) -> None:
+def test_the_alias_does_not_move_to_a_checkpoint_with_a_better_sibling(world: World) -> None:
     sft, dpo = measured(0.55, 0.48, 0.62), measured(0.52, 0.45, 0.59)
     decision = world.promote(world.evaluation({"base": BASELINE, "sft": sft, "dpo": dpo}))
     assert not decision["promoted"]
-    assert f"sft, measured beside it, is ahead of artifact:{world.dpo.id}: 55.0%" in " ".join(decision["reasons"])
+    assert f"sft, measured in the same evaluation, is ahead of artifact:{world.dpo.id}: 55.0%" in " ".join(
+        decision["reasons"]
+    )
     assert world.workspace.registry.alias("champion") is None
 
 
-def test_what_the_evaluation_did_not_measure_is_measured_now_and_not_passed_by(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_that_the_evaluation_lacks_is_measured_now(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Sequence[str]] = []
 
-    def job(ctx: StageContext, job: Any) -> None:  # the trainer's process, which has tests of its own
+    def job(ctx: StageContext, job: Any) -> None:  # stands in for the trainer's process, which has its own tests
         asked.append([path.name for path in job.checkpoints.values()])
         assert job.max_tasks == 7
         job.output.mkdir(parents=True)
@@ -205,7 +205,7 @@ def test_what_the_evaluation_did_not_measure_is_measured_now_and_not_passed_by(
     )
 
 
-def test_candidates_left_out_are_all_that_the_evaluation_measures_but_the_baseline() -> None:
+def test_candidates_default_to_all_checkpoints_of_the_evaluation_but_the_baseline() -> None:
     assert load_recipe("smoke").inputs("promote") == {
         "checkpoints": ("pretrain", "sft", "dpo"),
         "baseline": ("pretrain_moe",),

@@ -1,4 +1,4 @@
-"""Stages that learn from a model's own responses, as a recipe states them."""
+"""Recipes with stages that train on the model's own responses."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from cupola_trainer.config import PythonReward, TaskReward
 GRPO = shipped()["grpo"].read_text()
 
 
-def test_the_reward_model_and_pretraining_are_taken_only_where_they_are_named() -> None:
+def test_reward_model_and_pretraining_are_never_guessed() -> None:
     recipe = load_recipe("grpo")
     assert recipe.inputs("grpo") == {"parent": ("sft",), "conversations": ("conversations",), "reward_model": ()}
     ppo = parse_recipe(
@@ -21,7 +21,7 @@ def test_the_reward_model_and_pretraining_are_taken_only_where_they_are_named() 
     assert ppo.inputs("grpo")["value_model"] == ()
 
 
-def test_rewards_are_told_apart_by_their_type() -> None:
+def test_rewards_are_discriminated_by_their_scorer() -> None:
     text = "kl_coef: 0.01\n    rewards: [{scorer: task, weight: 2}, {scorer: python, function: 'my.rewards:short'}]"
     stage = parse_recipe(GRPO.replace("kl_coef: 0.01", text)).stages["grpo"]
     assert stage.rewards == (TaskReward(weight=2.0), PythonReward(function="my.rewards:short"))  # type: ignore[attr-defined]
@@ -30,13 +30,13 @@ def test_rewards_are_told_apart_by_their_type() -> None:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ("rewards: []", "give rewards, or a reward_model: responses must be worth something"),
+        ("rewards: []", "no rewards given. Give `rewards` or a `reward_model`"),
         ("rewards: [{scorer: tsk}]", "rewards.0.scorer: 'tsk' is unknown. Did you mean 'task'?"),
-        ("reward_model: prepare", "stage 'prepare' gives tokens, and reward_model is needed"),
+        ("reward_model: prepare", "stage 'prepare' gives tokens, but reward_model is needed"),
         ("clip_low: 1.5", "stages.grpo.clip_low: '1.5'"),
     ],
 )
-def test_a_mistake_is_one_line(wrong: str, says: str) -> None:
+def test_an_invalid_setting_is_refused_in_one_line(wrong: str, says: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_recipe(GRPO.replace("kl_coef: 0.01", wrong))
     assert says in str(caught.value).replace("1.5:", "'1.5':")

@@ -1,4 +1,4 @@
-"""A stage is one file: found by looking, run from its own settings, and a plugin's needs nothing of ours changed."""
+"""A stage is one file: it is discovered, runs from its own settings, and can come from a plugin without other changes."""
 
 import inspect
 import os
@@ -46,7 +46,7 @@ RECIPE = "name: counting\nstages:\n  count:\n    text: {text}\n"
 
 @pytest.fixture
 def plugin(tmp_path: Path) -> Path:
-    """A folder on Python's path with the toy's module and what `pip install` would write beside it."""
+    """A folder on Python's path with the toy module and the metadata that `pip install` would write."""
     installed = tmp_path / "installed"
     about = installed / "toy-1.0.dist-info"
     about.mkdir(parents=True)
@@ -63,7 +63,7 @@ def cupola(plugin: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_a_plugins_stage_is_run_reused_and_told_of_like_ours(plugin: Path, tmp_path: Path) -> None:
+def test_a_plugins_stage_is_run_reused_and_reported_like_any_other(plugin: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "counting.yaml"
     recipe.write_text(RECIPE.format(text="one two three"))
     ran = cupola(plugin, "run", "--no-prefect", str(recipe))
@@ -73,7 +73,7 @@ def test_a_plugins_stage_is_run_reused_and_told_of_like_ours(plugin: Path, tmp_p
     recipe.write_text("name: counting\nstages:\n  cuont:\n    text: one\n")
     refused = cupola(plugin, "run", "--no-prefect", str(recipe))
     assert refused.returncode == 2
-    assert "the name 'cuont' is none of the kinds. Did you mean 'count'?" in refused.stderr
+    assert "'cuont' is not a kind of stage. Did you mean 'count'?" in refused.stderr
 
 
 def test_each_kind_is_defined_in_the_file_of_its_name() -> None:
@@ -85,9 +85,9 @@ def test_each_kind_is_defined_in_the_file_of_its_name() -> None:
 OTHERWISE = {
     "model": "a stage may name a published model",
     "positions": "a job without them changes none",
-    "rewards": "a job's name the folder of a reward model too",
+    "rewards": "a job's also include the reward model's folder",
 }
-"""Fields of one name that say something else in a stage than in a job, and what."""
+"""Fields with the same name but another meaning in a stage than in a job, and why."""
 
 
 def defines(model: type[BaseModel], field: str) -> type:
@@ -95,7 +95,7 @@ def defines(model: type[BaseModel], field: str) -> type:
 
 
 def jobs_of(stage: type[Stage]) -> list[type[BaseModel]]:
-    """The jobs and the data that a stage's file makes."""
+    """The job and data classes that a stage's file creates."""
     module = sys.modules[stage.__module__]
     made = [
         value
@@ -103,20 +103,18 @@ def jobs_of(stage: type[Stage]) -> list[type[BaseModel]]:
         if isinstance(value, type) and value.__module__.startswith("cupola_trainer")
     ]
     found = [of for of in made if issubclass(of, BaseModel) and {"kind", "objective"} & set(of.model_fields)]
-    found = [
-        of for of in found if of is not config.TeachJob
-    ]  # its steps and temperature are those of another job to come
+    found = [of for of in found if of is not config.TeachJob]  # its steps and temperature belong to a later job
     return [*found, *([config.TrainJob] if issubclass(stage, TrainStage) else [])]
 
 
 @pytest.mark.parametrize("kind", kinds())
-def test_no_setting_is_written_twice(kind: str) -> None:
+def test_no_setting_is_defined_twice(kind: str) -> None:
     stage = kinds()[kind]
     for job in jobs_of(stage):
         for field in set(stage.model_fields) & set(job.model_fields) - {"kind", "seed", *OTHERWISE}:
             if any(isinstance(mark, Input) for mark in stage.model_fields[field].metadata):
                 continue  # the stage names another stage, the job a folder
             ours, theirs = defines(stage, field), defines(job, field)
-            if ours is not theirs:  # a stage's own default is the only reason to name a setting again
+            if ours is not theirs:  # only another default justifies redefining a setting
                 assert issubclass(ours, theirs), f"{kind}.{field} is in {ours.__name__} and in {theirs.__name__}"
                 assert repr(stage.model_fields[field]) != repr(theirs.__dict__["__pydantic_fields__"][field])

@@ -1,5 +1,4 @@
-"""Text from an OpenAI-compatible endpoint: a real HTTP server on this machine, scripted,
-so that it fails as real ones do."""
+"""Text from an OpenAI-compatible endpoint: a real, scripted HTTP server that fails as real ones do."""
 
 import json
 import threading
@@ -31,7 +30,7 @@ def said(text: str, reason: str = "stop") -> Response:
 
 
 class Server:
-    """Answers with what the script says next; keeps what it was asked."""
+    """Sends scripted responses, and records the requests."""
 
     def __init__(self) -> None:
         self.script: list[Response] = []
@@ -73,7 +72,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that the client would have waited."""
+    """The waits of the client, in seconds, without waiting."""
     kept: list[float] = []
     monkeypatch.setattr("cupola_platform.endpoint.time.sleep", kept.append)
     return kept
@@ -84,7 +83,7 @@ def asks(server: Server, retries: int = 3) -> Callable[[], Any]:
     return lambda: endpoint.complete(ASK, temperature=0.5, max_new_tokens=8, seed=3)
 
 
-def test_a_response_says_whether_the_model_ended_it(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_response_tells_whether_the_model_finished_it(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THE_KEY", "secret")
     server.script = [said("4"), said("4 and", "length")]
     ask = asks(server)
@@ -94,20 +93,20 @@ def test_a_response_says_whether_the_model_ended_it(server: Server, monkeypatch:
     assert body == {"model": "tiny", "messages": ASK, "temperature": 0.5, "max_tokens": 8, "seed": 3}
 
 
-def test_rate_limits_server_errors_and_nonsense_are_tried_again(server: Server, waits: list[float]) -> None:
+def test_rate_limits_server_errors_and_invalid_responses_are_retried(server: Server, waits: list[float]) -> None:
     server.script = [(429, {"Retry-After": "7"}, "slow down"), (503, {}, "busy"), (200, {}, "no JSON"), said("4")]
     assert asks(server)().text == "4"
     assert waits == [7.0, 1.0, 2.0]
 
 
-def test_a_refusal_is_one_line_at_once(server: Server, waits: list[float]) -> None:
+def test_a_refused_request_is_one_line_without_retries(server: Server, waits: list[float]) -> None:
     server.script = [(401, {}, "wrong\nkey")]
     with pytest.raises(ConfigError, match=r"refuses the request, status 401: wrong key$"):
         asks(server)()
     assert waits == []
 
 
-def test_an_endpoint_that_never_answers_is_one_line_after_all_tries(server: Server, waits: list[float]) -> None:
+def test_an_endpoint_that_never_responds_is_one_line_after_all_tries(server: Server, waits: list[float]) -> None:
     server.script = [(500, {}, "down")] * 3
     with pytest.raises(
         ServiceError, match=r"gave no response in 3 tries; the last: status 500: down\. Earlier responses are kept"
@@ -138,7 +137,7 @@ stages:
 
 
 def conversations(workspace: Workspace, folder: Path) -> Artifact:
-    """Ten additions with their scorer, and tests for responses in Python."""
+    """Ten additions with their tasks, and with tests for responses in Python."""
     folder.mkdir()
     rows = [
         {
@@ -173,7 +172,7 @@ def rows_of(artifact: Artifact) -> list[dict[str, Any]]:
 
 
 class Solver(list[Response]):
-    """Adds, but for the prompts that it is told to get wrong; marks and rewords when asked to."""
+    """Solves additions, except the given wrong ones; also marks, rewords, criticises and revises."""
 
     def __init__(self, server: Server, wrong: tuple[int, ...], form: str = "{}") -> None:
         super().__init__()
@@ -196,9 +195,7 @@ class Solver(list[Response]):
         return said(self.form.format(0 if n in self.wrong else n + 1))
 
 
-def test_responses_that_the_scorer_refuses_are_dropped_and_the_rest_know_their_origin(
-    server: Server, tmp_path: Path
-) -> None:
+def test_responses_with_low_scores_are_dropped_and_the_rest_record_their_origin(server: Server, tmp_path: Path) -> None:
     server.script = Solver(server, wrong=(3, 4))
     artifact = made(server, tmp_path, "max_new_tokens: 8")
     rows = rows_of(artifact)
@@ -212,7 +209,7 @@ def test_responses_that_the_scorer_refuses_are_dropped_and_the_rest_know_their_o
     assert (report["asked"], report["kept"], report["dropped"]) == (10, 8, {"low score": 2})
 
 
-def test_a_stop_loses_nothing_and_nothing_is_asked_twice(server: Server, tmp_path: Path) -> None:
+def test_an_interruption_loses_nothing_and_repeats_no_request(server: Server, tmp_path: Path) -> None:
     server.script = [said(str(n)) for n in range(8)] + [(500, {}, "down")] * 2
     workspace = Workspace.open(tmp_path)
     given = conversations(workspace, tmp_path / "given")
@@ -227,7 +224,7 @@ def test_a_stop_loses_nothing_and_nothing_is_asked_twice(server: Server, tmp_pat
     assert len(rows_of(session.outcomes["synthesize"].artifact)) == 10
 
 
-def test_programs_are_run_and_other_wordings_are_marked(server: Server, tmp_path: Path) -> None:
+def test_programs_are_run_and_reworded_prompts_are_marked(server: Server, tmp_path: Path) -> None:
     server.script = Solver(server, wrong=(1,), form="```python\nanswer = {}\n```")
     run = made(server, tmp_path / "a", "scorer: execution")
     assert {row["synthesis"]["of"] for row in rows_of(run)} == {f"sum-{n}" for n in range(10)} - {"sum-1"}
@@ -240,7 +237,7 @@ def test_programs_are_run_and_other_wordings_are_marked(server: Server, tmp_path
     assert row["synthesis"]["score"] == 0.9
 
 
-def test_responses_are_criticised_by_a_principle_and_written_again(server: Server, tmp_path: Path) -> None:
+def test_responses_are_criticised_by_a_principle_and_revised(server: Server, tmp_path: Path) -> None:
     server.script = Solver(server, wrong=())
     more = 'make: revisions\n    scorer: none\n    constitution: ["Be polite.", "Be brief."]'
     artifact = made(server, tmp_path, more)
@@ -256,7 +253,7 @@ def test_responses_are_criticised_by_a_principle_and_written_again(server: Serve
     assert json.loads((artifact.path / "report.json").read_text())["dropped"] == {"empty": 1}
 
 
-def test_a_prompt_with_tools_is_asked_with_them_and_the_call_is_kept(server: Server, tmp_path: Path) -> None:
+def test_tools_are_sent_with_the_prompt_and_the_call_is_kept(server: Server, tmp_path: Path) -> None:
     tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
     call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Lyon"}}}
     earlier = [
@@ -300,7 +297,7 @@ def test_a_prompt_with_tools_is_asked_with_them_and_the_call_is_kept(server: Ser
 
 
 class Marker(list[Response]):
-    """Answers a question each time otherwise, and marks the response by its number."""
+    """Gives a different response each time, and marks it by its number."""
 
     def __init__(self, server: Server) -> None:
         super().__init__()
@@ -317,7 +314,7 @@ class Marker(list[Response]):
         return said(str(self.said % 3 + 5))
 
 
-def test_of_several_responses_the_best_one_is_kept(server: Server, tmp_path: Path) -> None:
+def test_the_best_of_several_responses_is_kept(server: Server, tmp_path: Path) -> None:
     server.script = Marker(server)
     artifact = made(
         server,
@@ -345,7 +342,7 @@ stages:
 """
 
 
-def test_prompts_are_made_about_documents_of_the_corpus(server: Server, tmp_path: Path) -> None:
+def test_prompts_are_written_about_documents_of_the_corpus(server: Server, tmp_path: Path) -> None:
     workspace = Workspace.open(tmp_path)
     folder = tmp_path / "tokens"
     folder.mkdir()
@@ -378,24 +375,28 @@ def test_prompts_are_made_about_documents_of_the_corpus(server: Server, tmp_path
 @pytest.mark.parametrize(
     ("more", "rule"),
     [
-        ("scorer: reward_model", "scorer=reward_model and `reward_model` go together"),
-        ("make: prompts\n    scorer: none", "name `tokens` for make=prompts"),
+        ("scorer: reward_model", "scorer=reward_model and `reward_model` need each other"),
+        ("make: prompts\n    scorer: none", "give `tokens` for make=prompts"),
         ("writer: sft", "give either `endpoint` or `writer`"),
     ],
 )
-def test_settings_that_do_not_go_together_are_one_line(server: Server, tmp_path: Path, more: str, rule: str) -> None:
+def test_settings_that_contradict_each_other_are_refused_in_one_line(
+    server: Server, tmp_path: Path, more: str, rule: str
+) -> None:
     with pytest.raises(ConfigError, match=rule) as caught:
         made(server, tmp_path, more)
     assert "\n" not in str(caught.value)
 
 
-def test_what_cannot_be_filtered_or_passes_no_filter_is_one_line(server: Server, tmp_path: Path) -> None:
+def test_impossible_scorers_and_scores_that_are_all_low_are_refused_in_one_line(server: Server, tmp_path: Path) -> None:
     server.script = Solver(server, wrong=tuple(range(10)))
-    with pytest.raises(ConfigError, match=r"of 10 texts none is left to train on \(low score 10\)\. Lower min_score"):
+    with pytest.raises(ConfigError, match=r"none of 10 texts is left for training \(low score 10\)\. Lower min_score"):
         made(server, tmp_path / "a", "max_rows: 10")
-    with pytest.raises(ConfigError, match=r"variants keep the responses they had: scorer=task would pass all"):
+    with pytest.raises(
+        ConfigError, match=r"variants keep their original responses, so scorer=task would pass all of them"
+    ):
         made(server, tmp_path / "b", "make: variants")
 
 
-def test_marks_are_found() -> None:
+def test_marks_are_parsed() -> None:
     assert (mark_of("Mark: 7 of 10"), mark_of("8.5"), mark_of("none"), mark_of("99")) == (0.7, 0.85, 0.0, 0.0)

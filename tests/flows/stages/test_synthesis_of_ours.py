@@ -1,4 +1,4 @@
-"""Conversations and pairs made by checkpoints of ours: one writes, a reward model scores."""
+"""Conversations and pairs made with checkpoints: one writes, a reward model scores."""
 
 import json
 import subprocess
@@ -66,7 +66,7 @@ def rows_of(artifact: Artifact) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_ours_writes_and_a_reward_model_of_ours_scores(tmp_path: Path) -> None:
+def test_a_checkpoint_writes_and_a_reward_model_scores(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", MODELS, str(tmp_path / "models")], check=True, timeout=500)
     workspace = Workspace.open(tmp_path)
     folder = tmp_path / "given"

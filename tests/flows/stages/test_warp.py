@@ -1,4 +1,4 @@
-"""WARP as a recipe's stage: what it refuses, the picture it draws, and two rounds of two runs by the real command."""
+"""WARP as a recipe's stage: refused settings, its page, and two rounds of two runs with the real command."""
 
 import json
 from pathlib import Path
@@ -19,13 +19,13 @@ GRPO = shipped()["grpo"].read_text()
         ("runs: 1", "stages.warp.runs"),
         (
             "interpolation_shares: [0.5, 1.0]",
-            "interpolation_shares=[0.5, 1.0]: shares lie between 0 (the beginning) and 1 (the merged runs)",
+            "interpolation_shares=[0.5, 1.0]: shares must be between 0 (the start) and 1 (the merged model)",
         ),
-        ("lora: {rank: 4, alpha: 8}", "lora: WARP merges whole checkpoints"),
+        ("lora: {rank: 4, alpha: 8}", "lora: WARP merges full checkpoints"),
         ("kl_coef: 0", "ema_rate=0.01 with kl_coef=0: nothing pulls to the reference"),
     ],
 )
-def test_a_mistake_is_one_line(settings: str, says: str) -> None:
+def test_an_invalid_setting_is_refused_in_one_line(settings: str, says: str) -> None:
     text = GRPO.replace("  grpo:\n", f"  warp:\n    {settings}\n", 1).replace("[pretrain, sft, grpo]", "[sft, warp]")
     text = "\n".join(line for line in text.splitlines() if not (line.strip().startswith("kl_coef: 0.0")))
     with pytest.raises(ConfigError) as caught:
@@ -34,7 +34,7 @@ def test_a_mistake_is_one_line(settings: str, says: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_page_draws_every_checkpoint_and_a_line_a_round() -> None:
+def test_the_page_shows_every_checkpoint_and_a_line_per_round() -> None:
     points = {
         "beginning": Point(0, "beginning", 0.0, "beginning"),
         "round 1, run 1": Point(1, "run", 1.0, "beginning"),

@@ -70,8 +70,7 @@ def test_the_tail_gives_each_whole_line_once_and_starts_over_when_the_file_is_re
     path.write_text(json.dumps({"step": 1}) + "\n" + json.dumps({"step": 2}) + "\n")
     assert list(tail.new()) == [{"step": 2}]
     shorter = tmp_path / "shorter"
-    shorter.write_text(
-        "".join(json.dumps({"step": step}) + "\n" for step in (1, 20, 30))
-    )  # shorter at first, but longer by now
+    # shorter at first, but longer by now
+    shorter.write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 20, 30)))
     shorter.replace(path)
     assert list(tail.new()) == [{"step": 1}, {"step": 20}, {"step": 30}]

@@ -97,9 +97,8 @@ def test_generated_text_is_escaped_on_a_terminal_and_unchanged_in_a_file(
     ws = Workspace.open(tmp_path / "home")
     (ws.folder("made/one") / "model.json").write_text("{}")
     made = ws.publish(ws.folder("made/one"), kind="checkpoint", stage="sft")
-    monkeypatch.setattr(
-        checkpoint, "convert", lambda *_: EVIL
-    )  # stands in for the model's process, which has its own tests
+    # stands in for the model's process, which has its own tests
+    monkeypatch.setattr(checkpoint, "convert", lambda *_: EVIL)
     arguments = ["checkpoint", "generate", made.id, "--prompt", "x", "--workspace", str(ws.root)]
     assert CliRunner().invoke(app, arguments).stdout == EVIL
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)

@@ -1,1 +1,1 @@
-"""Stages that make a checkpoint out of others, without training."""
+"""Stages that make a checkpoint from others without training."""

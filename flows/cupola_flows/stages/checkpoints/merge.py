@@ -1,4 +1,4 @@
-"""Several checkpoints to one, without training."""
+"""Merging of checkpoints."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,15 +14,15 @@ from cupola_trainer.config import LayoutSettings, MergeJob, MergeSettings
 
 
 class MergeStage(Stage, MergeSettings, LayoutSettings):
-    """Several checkpoints of one architecture -> one: their average, or SLERP, TIES or DARE."""
+    """Merge checkpoints of the same architecture by averaging, SLERP, TIES or DARE."""
 
     gives: ClassVar[str] = "checkpoint"
 
     kind: Literal["merge"] = "merge"
     checkpoints: Annotated[tuple[str, ...], Input("checkpoint")]
-    """The stages whose checkpoints to merge; the first one gives the tokenizer and the precision."""
+    """Stages whose checkpoints to merge. Tokenizer and precision come from the first."""
     base: Annotated[str | None, Input("checkpoint", guess=None)] = None
-    """The stage whose checkpoint all of them were trained from: ties and dare need it, slerp may have it."""
+    """Stage whose checkpoint all of them were trained from. Required for ties and dare, optional for slerp."""
 
     @model_validator(mode="after")
     def _can_be(self) -> "MergeStage":
@@ -30,7 +30,7 @@ class MergeStage(Stage, MergeSettings, LayoutSettings):
         return self
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
-        """Merge checkpoints of one architecture into one."""
+        """Merge the checkpoints and publish the result."""
         checkpoints, base = taken.all("checkpoints"), taken.maybe("base")
         result = run_job(ctx, merge_job(self, checkpoints, base, output=ctx.folder / "job", seed=ctx.seed))
         return ctx.publish(result.folder, parents=taken.all(), metrics=result.metrics)

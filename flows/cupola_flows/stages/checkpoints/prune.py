@@ -1,4 +1,4 @@
-"""A smaller checkpoint out of a larger one, without training."""
+"""Pruning of a checkpoint."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -13,16 +13,16 @@ from cupola_trainer.config import LayoutSettings, ModelConfig, PruneJob, PruneSe
 
 
 class PruneStage(Stage, PruneSettings, LayoutSettings):
-    """A checkpoint -> a smaller one to go on training: whole layers, channels, heads, units and experts left out."""
+    """Prune whole layers, channels, heads, units and experts of a checkpoint, for further training."""
 
     gives: ClassVar[str] = "checkpoint"
     ready: ClassVar[bool] = False
 
     kind: Literal["prune"] = "prune"
     parent: Annotated[str | None, Input("checkpoint")] = None
-    """The stage whose checkpoint to prune."""
+    """Stage whose checkpoint to prune."""
     tokens: Annotated[str | None, Input("tokens", optional=True)] = None
-    """The stage whose held-out tokens show what matters; not needed for layers that are named."""
+    """Stage whose held-out tokens measure importance; not needed if the layers to drop are named."""
 
     @model_validator(mode="after")
     def _can_be(self) -> "PruneStage":
@@ -30,7 +30,7 @@ class PruneStage(Stage, PruneSettings, LayoutSettings):
         return self
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
-        """Cut a smaller checkpoint out of a larger one."""
+        """Prune the checkpoint and publish the result."""
         job = prune_job(self, taken.one("parent"), taken.maybe("tokens"), output=ctx.folder / "job", seed=ctx.seed)
         result = run_job(ctx, job)
         return ctx.publish(result.folder, parents=taken.all(), metrics=result.metrics)

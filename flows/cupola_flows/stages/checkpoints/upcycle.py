@@ -1,4 +1,4 @@
-"""A dense checkpoint to a mixture of experts."""
+"""Upcycling of a dense checkpoint to a mixture of experts."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -11,17 +11,17 @@ from cupola_trainer.config.model.experts import mixture_of
 
 
 class UpcycleStage(Stage, UpcycleSettings, LayoutSettings):
-    """A dense checkpoint -> a mixture of experts, the Qwen2 way."""
+    """Upcycle a dense checkpoint to a mixture of experts, like Qwen2."""
 
     gives: ClassVar[str] = "checkpoint"
     ready: ClassVar[bool] = False
 
     kind: Literal["upcycle"] = "upcycle"
     parent: Annotated[str | None, Input("checkpoint")] = None
-    """The stage whose dense checkpoint to upcycle."""
+    """Stage whose dense checkpoint to upcycle."""
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
-        """Copy, shuffle and partly redraw the FFNs of a dense checkpoint into experts (Qwen2, section 3.1)."""
+        """Copy the FFNs of a dense checkpoint to experts, shuffled and partly reinitialized (Qwen2, section 3.1)."""
         job = UpcycleJob(
             **settings(self, UpcycleSettings),
             output=ctx.folder / "job",

@@ -1,1 +1,1 @@
-"""Stages that make rows: conversations, preference pairs, and what a model writes."""
+"""Stages that make training data: conversations, preference pairs and synthetic text."""

@@ -1,4 +1,4 @@
-"""Conversations to learn from and to be asked."""
+"""Conversations for training and evaluation."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -16,27 +16,27 @@ from cupola_trainer.data.instructions import TaskSource, make_conversations
 
 
 class ConversationsStage(Stage):
-    """Verifiable tasks and corpus documents -> conversations to learn from, and tasks to be scored on."""
+    """Make training conversations and scored held-out tasks, from task generators, corpus documents and files."""
 
     gives: ClassVar[str] = "conversations"
 
     kind: Literal["conversations"] = "conversations"
     tokens: Annotated[str | None, Input("tokens", optional=True)] = None
-    """The stage whose documents and tokenizer to use."""
+    """Stage whose documents and tokenizer to use."""
     tasks: tuple[TaskSource, ...] = ()
-    """Generators of verifiable prompts."""
+    """Generators of verifiable tasks."""
     corpus_conversations: int = Field(default=0, ge=0)
     """Training conversations to make from the corpus's documents."""
     heldout_per_task: int = Field(default=100, ge=1)
-    """Prompts of each task kept from training, to be scored on; of files, a twentieth, at most as many."""
+    """Held-out prompts per task, for scoring. Of files, 5% is held out, up to as many."""
     files: tuple[RowFiles, ...] = ()
-    """Conversations of others: files of rows in any format, or a Hugging Face dataset."""
+    """Conversations from files in any row format, or from a Hugging Face dataset."""
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
-        """Make conversations from verifiable tasks, from the corpus's own documents, and from files."""
+        """Make conversations from verifiable tasks, corpus documents and files."""
         tokens = taken.maybe("tokens")
         if self.corpus_conversations and tokens is None:
-            raise ConfigError(f"stage {ctx.name}: corpus_conversations needs a corpus. Name the stage `tokens`.")
+            raise ConfigError(f"stage {ctx.name}: corpus_conversations needs a corpus. Name its stage in `tokens`.")
         folder = ctx.empty("conversations")
         report = make_conversations(
             tasks=self.tasks,
@@ -51,5 +51,5 @@ class ConversationsStage(Stage):
         return ctx.publish(folder, parents=taken.all(), metrics=metrics | say_dropped(ctx, report))
 
     def content(self, stages: Mapping[str, Strict], seeds: Mapping[str, int]) -> dict[str, Any]:
-        """What the files hold."""
+        """State of the files."""
         return {"sources": {str(place): state(source) for place, source in enumerate(self.files)}}

@@ -15,24 +15,24 @@ from cupola_trainer.data.preferences import read_preferences
 
 
 class PairsStage(Stage):
-    """Preference pairs of others, from files, -> pairs to learn from."""
+    """Read preference pairs from files."""
 
     gives: ClassVar[str] = "preferences"
 
     kind: Literal["pairs"] = "pairs"
     files: tuple[RowFiles, ...] = Field(min_length=1)
-    """Files of rows in any format, or a Hugging Face dataset: `prompt`, `chosen` and `rejected`,
-    or a published set's columns."""
+    """Files in any row format, or a Hugging Face dataset, with `prompt`, `chosen` and `rejected`, or the columns of a
+    known published dataset."""
     heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the prompts whose pairs are kept from training."""
+    """Share of prompts whose pairs are held out."""
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
-        """Take preference pairs of others from files."""
+        """Read preference pairs from files and publish them."""
         folder = ctx.empty("preferences")
         report = read_preferences(self.files, heldout_fraction=self.heldout_fraction, seed=ctx.seed, to=folder)
         metrics = {f"{split}_pairs": float(count) for split, count in report["pairs"].items()}
         return ctx.publish(folder, parents=[], metrics=metrics | say_dropped(ctx, report))
 
     def content(self, stages: Mapping[str, Strict], seeds: Mapping[str, int]) -> dict[str, Any]:
-        """What the files hold."""
+        """State of the files."""
         return {"sources": {str(place): state(source) for place, source in enumerate(self.files)}}

@@ -1,4 +1,4 @@
-"""Preference pairs from a checkpoint's own responses, scored."""
+"""Preference pairs from a checkpoint's own scored responses."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -18,42 +18,42 @@ from cupola_trainer.scoring.execution import shares_passed
 
 
 class PreferencesStage(Stage, SamplingSettings, LayoutSettings):
-    """Responses sampled from a checkpoint and scored -> pairs of a better and a worse one."""
+    """Sample and score a checkpoint's responses, and pair better with worse ones."""
 
     gives: ClassVar[str] = "preferences"
     renders: ClassVar[bool] = True
 
     kind: Literal["preferences"] = "preferences"
     parent: Annotated[str | None, Input("checkpoint")] = None
-    """The stage whose checkpoint is sampled."""
+    """Stage whose checkpoint to sample."""
     conversations: Annotated[str | None, Input("conversations")] = None
-    """The stage whose prompts it responds to."""
+    """Stage whose prompts to respond to."""
     scorer: PreferenceScorer = "task"
-    """`task`: the prompts' verifiable tasks. `execution`: a response's Python code must run, the tests of the
-    prompt's row (`tests`) after it. `reward_model`: what that model gives; the widest differences make the pairs."""
+    """`task`: the prompts' verifiable tasks. `execution`: the response's Python code must run, followed by the `tests`
+    of the prompt's row. `reward_model`: its score; the largest differences make the pairs."""
     reward_model: Annotated[str | None, Input("reward_model", guess=None)] = None
-    """The stage whose reward model scores (`scorer: reward_model`)."""
+    """Stage whose reward model to use with `scorer: reward_model`."""
     min_gap: float = Field(default=0.0, ge=0)
-    """Least difference between the two scores of a pair."""
+    """Minimum difference between the scores of a pair."""
     samples_per_prompt: int = Field(default=4, ge=2)
-    """Responses to each prompt."""
+    """Responses per prompt."""
     max_prompts: int = Field(default=512, ge=1)
-    """Prompts to sample, at most."""
+    """Maximum number of prompts."""
     pairs_per_prompt: int = Field(default=2, ge=1)
-    """Pairs made of one prompt's responses, at most."""
+    """Maximum pairs per prompt."""
     heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the prompts whose pairs are kept from training."""
+    """Share of prompts whose pairs are held out."""
     temperature: float = Field(default=1.0, gt=0)
     max_new_tokens: int = Field(default=32, ge=1)
 
     @model_validator(mode="after")
     def _scorer_is_there(self) -> "PreferencesStage":
         if (self.scorer == "reward_model") != (self.reward_model is not None):
-            raise ValueError("scorer=reward_model and `reward_model` go together: give both or neither")
+            raise ValueError("scorer=reward_model and `reward_model` need each other. Give both or neither")
         return self
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
-        """Sample a checkpoint's responses to training prompts, score them, and pair better with worse ones."""
+        """Sample responses to training prompts, score them, and publish pairs."""
         parent, prompts = taken.one("parent"), ctx.folder / "prompts.jsonl"
         needs = ROW_FIELDS.get(self.scorer)
         make_prompts(taken.one("conversations").path, needs=needs, count=self.max_prompts, seed=ctx.seed, to=prompts)
@@ -89,19 +89,19 @@ class PreferencesStage(Stage, SamplingSettings, LayoutSettings):
 def response_scores(
     ctx: StageContext, stage: PreferencesStage, prompts: Path, samples: Path, reward_model: Artifact | None
 ) -> list[float | None] | None:
-    """The score of each sampled response, in order; none for one that a reward model cannot read, and in place of the
-    list where their tasks score them."""
+    """Score of each sampled response, in order; None for one that the reward model cannot read. Returns None instead of
+    a list for `scorer: task`."""
     if stage.scorer == "task":
         return None
-    asked = {row["id"]: row for row in json_lines.read(prompts)}
+    prompt_by_id = {row["id"]: row for row in json_lines.read(prompts)}
     sampled = list(json_lines.read(samples))
     if reward_model is None:
-        return list(shares_passed([(row["response"], asked[row["id"]]["tests"]) for row in sampled]))
-    ended = [row for row in sampled if row["finished"]]  # the others make no pair
+        return list(shares_passed([(row["response"], prompt_by_id[row["id"]]["tests"]) for row in sampled]))
+    ended = [row for row in sampled if row["finished"]]  # unfinished ones make no pairs
     conversations = (
         {
-            "messages": [*asked[row["id"]]["messages"], {"role": "assistant", "content": row["response"]}],
-            "tools": asked[row["id"]].get("tools"),
+            "messages": [*prompt_by_id[row["id"]]["messages"], {"role": "assistant", "content": row["response"]}],
+            "tools": prompt_by_id[row["id"]].get("tools"),
         }
         for row in ended
     )

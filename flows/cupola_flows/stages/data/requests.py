@@ -1,4 +1,4 @@
-"""What a model is asked to make of a row, and what becomes of its words."""
+"""Prompts for synthetic data, and parsing of the responses."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from cupola_platform.endpoint import Completion
 
 Row = dict[str, Any]
 Say = Callable[[Sequence[Row], str], list[Completion]]
-"""What is asked, {"messages", "tools"}, and the name of the step, to responses."""
+"""Function of requests, {"messages", "tools"}, and the name of the step. Returns the responses."""
 
 REWORD = (
     "Write the following request in other words. Keep its meaning and every number and name in it. Give the new "
@@ -36,35 +36,35 @@ _PAIR = re.compile(r"Question:\s*(.+?)\s*\n\s*Answer:\s*(.+)", re.DOTALL)
 
 
 def make(stage: SynthesisSettings, rows: Sequence[Row], numbers: Sequence[int], say: Say) -> list[Row]:
-    """For each row `messages` (none where nothing came of it), `prompt`, `finished`, and how it was made."""
+    """For each row: `messages` (None without a usable response), `prompt`, `finished`, and how it was made."""
     if stage.make == "revisions":
         return _revised(stage, rows, numbers, say)
-    asked = [_asked(stage, row) for row in rows]
+    prompts = [_prompt_for(stage, row) for row in rows]
     return [
         {
-            "messages": _messages(stage, row, said),
+            "messages": _messages(stage, row, response),
             "prompt": question["messages"],
-            "finished": said.finished,
+            "finished": response.finished,
         }
-        for row, question, said in zip(rows, asked, say(asked, "text"), strict=True)
+        for row, question, response in zip(rows, prompts, say(prompts, "text"), strict=True)
     ]
 
 
-def _asked(stage: SynthesisSettings, row: Row) -> Row:
-    """The messages to respond to; only a response to the row's own prompt may call the row's tools."""
+def _prompt_for(stage: SynthesisSettings, row: Row) -> Row:
+    """The request for a row. Only responses to the row's own prompt may call its tools."""
     if stage.make == "prompts":
         return {"messages": [_user(ASK.format(text=row["text"]))]}
-    asked: list[Row] = row["messages"][:-1]
+    messages: list[Row] = row["messages"][:-1]
     if stage.make == "responses":
-        return {"messages": asked, "tools": row.get("tools")}
-    return {"messages": [_user(REWORD.format(question=asked[-1]["content"]))]}
+        return {"messages": messages, "tools": row.get("tools")}
+    return {"messages": [_user(REWORD.format(question=messages[-1]["content"]))]}
 
 
-def _messages(stage: SynthesisSettings, row: Row, said: Completion) -> list[Row] | None:
-    """The conversation with what the model said in it; none where it said nothing."""
-    text = said.text.strip()
-    if stage.make == "responses" and (text or said.tool_calls):
-        calls = {"tool_calls": list(said.tool_calls)} if said.tool_calls else {}
+def _messages(stage: SynthesisSettings, row: Row, response: Completion) -> list[Row] | None:
+    """The conversation with the model's response; None if the response is unusable."""
+    text = response.text.strip()
+    if stage.make == "responses" and (text or response.tool_calls):
+        calls = {"tool_calls": list(response.tool_calls)} if response.tool_calls else {}
         return [*row["messages"][:-1], {"role": "assistant", "content": text, **calls}]
     if not text or stage.make == "responses":
         return None
@@ -86,31 +86,31 @@ def _revised(stage: SynthesisSettings, rows: Sequence[Row], numbers: Sequence[in
     critiques = say([{"messages": [_user(CRITICISE.format(**of))]} for of in drafts], "critique")
     for of, critique in zip(drafts, critiques, strict=True):
         of["critique"] = critique.text.strip()
-    asked = [{"messages": [_user(REVISE.format(**of))]} for of in drafts]
+    prompts = [{"messages": [_user(REVISE.format(**of))]} for of in drafts]
     return [
         {
-            "messages": [*row["messages"][:-1], {"role": "assistant", "content": said.text.strip()}]
-            if said.text.strip() and critique.text.strip()
+            "messages": [*row["messages"][:-1], {"role": "assistant", "content": response.text.strip()}]
+            if response.text.strip() and critique.text.strip()
             else None,
             "prompt": question["messages"],
-            "finished": said.finished and critique.finished,
+            "finished": response.finished and critique.finished,
             "principle": of["principle"],
             "critique": of["critique"],
             "before": of["answer"],
         }
-        for row, of, question, critique, said in zip(
-            rows, drafts, asked, critiques, say(asked, "revision"), strict=True
+        for row, of, question, critique, response in zip(
+            rows, drafts, prompts, critiques, say(prompts, "revision"), strict=True
         )
     ]
 
 
 def judging(messages: Sequence[Row]) -> list[Row]:
-    """The prompt of a judge."""
+    """The prompt for a judge."""
     return [_user(JUDGE.format(question=words(messages[-2]), answer=words(messages[-1])))]
 
 
 def mark_of(text: str) -> float:
-    """A judge's mark over 10; 0 where it gives none from 0 to 10."""
+    """A judge's mark divided by 10; 0 without a mark from 0 to 10."""
     match = re.search(r"\d+(?:\.\d+)?", text)
     value = float(match[0]) / 10 if match else 0.0
     return value if value <= 1 else 0.0

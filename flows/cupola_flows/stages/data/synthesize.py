@@ -1,4 +1,4 @@
-"""Conversations that a model writes, each with its prompt, model and score."""
+"""Synthetic conversations, each with its prompt, model and score."""
 
 import json
 from typing import Annotated, ClassVar, Literal
@@ -19,69 +19,72 @@ from cupola_trainer.config import LayoutSettings
 
 
 class SynthesizeStage(Stage, SynthesisSettings, LayoutSettings):
-    """A model writes conversations; those that score too low are dropped and counted."""
+    """Write conversations with a model, and drop those with low scores."""
 
     gives: ClassVar[str] = "conversations"
     renders: ClassVar[bool] = True
 
     kind: Literal["synthesize"] = "synthesize"
     conversations: Annotated[str | None, Input("conversations", guess=None)] = None
-    """The stage whose conversations get new responses, are reworded or revised."""
+    """Stage whose conversations get new responses, are reworded or are revised."""
     tokens: Annotated[str | None, Input("tokens", guess=None)] = None
-    """The stage whose documents are asked about (`make: prompts`)."""
+    """Stage whose documents to use with `make: prompts`."""
     writer: Annotated[str | None, Input("checkpoint", guess=None)] = None
-    """The stage whose checkpoint writes, in place of an endpoint."""
+    """Stage whose checkpoint writes, instead of an endpoint."""
     reward_model: Annotated[str | None, Input("reward_model", guess=None)] = None
-    """The stage whose reward model scores (`scorer: reward_model`)."""
+    """Stage whose reward model to use with `scorer: reward_model`."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "SynthesizeStage":
         if (self.endpoint is None) == (self.writer is None):
-            raise ValueError("give either `endpoint` or `writer` (a stage's checkpoint) to write, and not both")
+            raise ValueError("give either `endpoint` or `writer` (a stage's checkpoint), not both")
         if (self.make == "prompts") != (self.tokens is not None) or (self.tokens is None) == (
             self.conversations is None
         ):
             raise ValueError(
-                "name `tokens` for make=prompts, and `conversations` for responses, variants and revisions: one of them"
+                "give `tokens` for make=prompts, or `conversations` for responses, variants and revisions, not both"
             )
         if (self.scorer == "reward_model") != (self.reward_model is not None):
-            raise ValueError("scorer=reward_model and `reward_model` go together: give both or neither")
+            raise ValueError("scorer=reward_model and `reward_model` need each other. Give both or neither")
         if self.make in {"variants", "prompts"} and self.scorer in {"task", "execution"}:
-            why = "variants keep the responses they had: " if self.make == "variants" else "prompts have no task: "
-            outcome = "would pass all" if self.make == "variants" else "has nothing to go by"
+            why = (
+                "variants keep their original responses, so "
+                if self.make == "variants"
+                else "prompts have no task, so "
+            )
+            outcome = "would pass all of them" if self.make == "variants" else "cannot score them"
             raise ValueError(f"{why}scorer={self.scorer} {outcome}. Use judge, reward_model or none")
         return self
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
-        """Ask the model, score what it writes, and publish what is good enough;
-        what was written before a stop is not written again.
+        """Write texts, score them and publish those that pass. Resumes after an interruption.
 
         Raises:
-            ConfigError: no prompt to ask, no row that the scorer can score, or no text that scores enough.
-            ServiceError: the endpoint does not answer.
+            ConfigError: there are no usable prompts, no rows for the scorer, or no texts that pass.
+            ServiceError: the endpoint does not respond.
         """
         corpus = taken.maybe("tokens")
-        asked = (
+        prompts = (
             texts.documents(corpus.path, self, ctx.seed)
             if corpus
             else texts.prompts(taken.one("conversations").path, self, ctx.seed)
         )
-        written = list(texts.written(ctx, self, self._writer(ctx, taken), asked, ctx.folder / "written.jsonl"))
+        written = list(texts.written(ctx, self, self._writer(ctx, taken), prompts, ctx.folder / "written.jsonl"))
         if model := taken.maybe("reward_model"):
             usable = [text for text in written if text["messages"] and text["finished"]]
             to_score = ({"messages": text["messages"], "tools": text.get("tools")} for text in usable)
             for text, value in zip(usable, rewards(ctx, model, to_score, self.layout), strict=True):
                 text["synthesis"]["score"] = value
         kept, drops = texts.filtered(self, written)
-        held = {row["id"] for row in asked[: max(1, round(len(asked) * self.heldout_fraction))]}
+        heldout = {row["id"] for row in prompts[: max(1, round(len(prompts) * self.heldout_fraction))]}
         splits = {
-            "train": [row for row in kept if row["synthesis"]["of"] not in held],
-            "heldout": [row for row in kept if row["synthesis"]["of"] in held],
+            "train": [row for row in kept if row["synthesis"]["of"] not in heldout],
+            "heldout": [row for row in kept if row["synthesis"]["of"] in heldout],
         }
         if not splits["train"]:
             raise ConfigError(
-                f"stage {ctx.name}: of {len(written)} texts none is left to train on ({in_words(drops, {})}). Lower "
-                "min_score, ask another model, or take more rows."
+                f"stage {ctx.name}: none of {len(written)} texts is left for training ({in_words(drops, {})}). Lower "
+                "min_score, use another model, or take more rows."
             )
         folder = ctx.empty("conversations")
         for split, rows in splits.items():
@@ -96,5 +99,5 @@ class SynthesizeStage(Stage, SynthesisSettings, LayoutSettings):
     def _writer(self, ctx: StageContext, taken: Taken) -> Writer:
         if writer := taken.maybe("writer"):
             return CheckpointWriter(ctx, writer, self.layout)
-        assert self.endpoint is not None, "an endpoint or a writer: the stage has checked it"
+        assert self.endpoint is not None, "validated: there is either an endpoint or a writer"
         return EndpointWriter(self.endpoint)

@@ -1,4 +1,4 @@
-"""What a model is asked to write, what it wrote, and what of it passes."""
+"""Selection of prompts, writing of texts, and filtering by score."""
 
 import heapq
 import random
@@ -25,29 +25,29 @@ from cupola_trainer.scoring.tasks import score
 Row = dict[str, Any]
 
 ABOUT = ("messages", "finished", "score", "drop")
-"""What a text's line holds besides what is published."""
+"""Keys of a text that are not published as its `synthesis`."""
 
 
 def prompts(folder: Path, stage: SynthesisSettings, seed: int) -> list[Row]:
-    """The distinct training prompts that can be scored, in an order that the seed decides."""
+    """The distinct training prompts that can be scored, shuffled by the seed."""
     rows = list(json_lines.read(folder / "train.jsonl"))
     needs = ROW_FIELDS.get(stage.scorer)
     distinct = {prompt_of(row): row for row in rows if not needs or row.get(needs)}
     if not distinct:
         raise ConfigError(
-            f"scorer={stage.scorer} needs conversations with `{needs}`, and none has any. Choose another scorer."
+            f"scorer={stage.scorer} needs conversations with `{needs}`, but there are none. Choose another scorer."
         )
     usable = [row for row in distinct.values() if stage.make == "responses" or _ends_in_text(row)]
     if not usable:
         raise ConfigError(
-            f"make={stage.make} needs a prompt and its response in words, and no conversation ends in them."
+            f"make={stage.make} needs conversations that end with a prompt and a text response, but there are none."
         )
     random.Random(seed).shuffle(usable)
     return usable[: stage.max_rows]
 
 
 def documents(folder: Path, stage: SynthesisSettings, seed: int) -> list[Row]:
-    """Training documents of the corpus, drawn by their digests; only those that are taken are held in memory."""
+    """Training documents of the corpus, sampled by their digests. Keeps only the selected ones in memory."""
     taken: list[tuple[int, str, Row]] = []
     with parquet.ParquetFile(folder / "documents.parquet") as file:
         columns = ["id", "source", "split", "digest", "text"]
@@ -67,31 +67,33 @@ def _ends_in_text(row: Row) -> bool:
 
 
 def written(
-    ctx: StageContext, stage: SynthesisSettings, pen: Writer, taken: Sequence[Row], file: Path
+    ctx: StageContext, stage: SynthesisSettings, writer: Writer, taken: Sequence[Row], file: Path
 ) -> Iterator[Row]:
-    """Every text with its score, in order; each is written down as soon as it is known."""
+    """Yield every text with its score, in order, and append each to `file` at once."""
     done = [json_lines.parse(line) for line in json_lines.whole_lines(file)]
     json_lines.write(file, done)
     work = [(row, sample) for row in taken for sample in range(stage.samples_per_prompt)]
     yield from done
     with file.open("ab") as lines:
-        for start in range(len(done), len(work), pen.at_once):
-            part = work[start : start + pen.at_once]
-            for row in _write(stage, pen, part, ctx.seed + start, start):
+        for start in range(len(done), len(work), writer.at_once):
+            part = work[start : start + writer.at_once]
+            for row in _write(stage, writer, part, ctx.seed + start, start):
                 lines.write(json_lines.dump(row))
                 lines.flush()
                 yield row
             ctx.display.advance(ctx.name, "synthesize", start + len(part), len(work))
 
 
-def _write(stage: SynthesisSettings, pen: Writer, work: Sequence[tuple[Row, int]], seed: int, start: int) -> list[Row]:
-    def say(asked: Any, step: str) -> Any:
+def _write(
+    stage: SynthesisSettings, writer: Writer, work: Sequence[tuple[Row, int]], seed: int, start: int
+) -> list[Row]:
+    def say(messages: Any, step: str) -> Any:
         at = f"{step}-{start}"
-        return pen.say(asked, temperature=stage.temperature, length=stage.max_new_tokens, seed=seed, step=at)
+        return writer.say(messages, temperature=stage.temperature, length=stage.max_new_tokens, seed=seed, step=at)
 
     rows = [row for row, _ in work]
     made = requests.make(stage, rows, range(seed, seed + len(work)), say)
-    scores = _scores(stage, pen, rows, made, seed, start)
+    scores = _scores(stage, writer, rows, made, seed, start)
     return [
         {
             "id": f"{row['id']}/{stage.make}-{sample}",
@@ -102,7 +104,7 @@ def _write(stage: SynthesisSettings, pen: Writer, work: Sequence[tuple[Row, int]
             "finished": text["finished"],
             "synthesis": {
                 "of": row["id"],
-                "model": pen.name,
+                "model": writer.name,
                 "scorer": stage.scorer,
                 "score": value,
                 **{key: entry for key, entry in text.items() if key not in ABOUT},
@@ -113,7 +115,7 @@ def _write(stage: SynthesisSettings, pen: Writer, work: Sequence[tuple[Row, int]
 
 
 def filtered(stage: SynthesisSettings, texts: Sequence[Row]) -> tuple[list[Row], Counter[str]]:
-    """The texts that are kept, and how many are dropped for what."""
+    """The texts to keep, and the number dropped for each reason."""
     drops: Counter[str] = Counter()
     passing: dict[str, list[Row]] = {}
     for text in texts:
@@ -131,7 +133,7 @@ def filtered(stage: SynthesisSettings, texts: Sequence[Row]) -> tuple[list[Row],
 
 
 def _reason(stage: SynthesisSettings, text: Row) -> str:
-    """Why a text is dropped; empty where it is kept."""
+    """Why a text is dropped; empty if it is kept."""
     if not text["finished"]:
         return "unfinished"
     if not text["messages"]:
@@ -142,9 +144,9 @@ def _reason(stage: SynthesisSettings, text: Row) -> str:
 
 
 def _scores(
-    stage: SynthesisSettings, pen: Writer, rows: Sequence[Row], made: Sequence[Row], seed: int, start: int
+    stage: SynthesisSettings, writer: Writer, rows: Sequence[Row], made: Sequence[Row], seed: int, start: int
 ) -> list[float]:
-    """Of texts that came to nothing, 0; of what a reward model is to score later, 0 too."""
+    """Scores of the texts; 0 for unusable ones, and for those that a reward model scores later."""
     good = [place for place, text in enumerate(made) if text["messages"]]
     responses = [words(made[place]["messages"][-1]) for place in good]
     scores = [0.0] * len(made)
@@ -154,7 +156,7 @@ def _scores(
         tests = [rows[place]["tests"] for place in good]
         values = shares_passed(list(zip(responses, tests, strict=True)))
     elif stage.scorer == "judge":
-        judge = EndpointWriter(stage.judge) if stage.judge else pen
+        judge = EndpointWriter(stage.judge) if stage.judge else writer
         prompts = [{"messages": judging(made[place]["messages"])} for place in good]
         marks = judge.say(prompts, temperature=0.0, length=16, seed=seed, step=f"judge-{start}")
         values = [mark_of(mark.text) for mark in marks]

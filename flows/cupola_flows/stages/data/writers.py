@@ -1,4 +1,4 @@
-"""Who writes in the stage `synthesize`: a model behind an endpoint, or a checkpoint of ours."""
+"""Writers of the stage `synthesize`: a model behind an endpoint, or a checkpoint."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,15 +20,17 @@ class Writer(Protocol):
 
     @property
     def name(self) -> str:
-        """As rows tell it."""
+        """The model's name in the rows."""
 
     @property
     def at_once(self) -> int:
-        """Conversations to give it together: what is lost when it is stopped."""
+        """Conversations per batch, which are lost if it is interrupted."""
 
-    def say(self, asked: Sequence[Row], *, temperature: float, length: int, seed: int, step: str) -> list[Completion]:
-        """A response to each, {"messages", "tools"}, of `length` tokens at most. `step` names the work: a step that was
-        done is not done again."""
+    def say(
+        self, requests: Sequence[Row], *, temperature: float, length: int, seed: int, step: str
+    ) -> list[Completion]:
+        """Respond to each request, {"messages", "tools"}, with at most `length` tokens. A finished `step` is not
+        repeated."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +47,22 @@ class EndpointWriter:
     def at_once(self) -> int:
         return 4 * self.config.concurrency
 
-    def say(self, asked: Sequence[Row], *, temperature: float, length: int, seed: int, step: str) -> list[Completion]:
+    def say(
+        self, requests: Sequence[Row], *, temperature: float, length: int, seed: int, step: str
+    ) -> list[Completion]:
         responses = Endpoint(self.config).map(
-            [row["messages"] for row in asked],
+            [row["messages"] for row in requests],
             temperature=temperature,
             max_new_tokens=length,
-            seeds=range(seed, seed + len(asked)),
-            tools=[row.get("tools") for row in asked],
+            seeds=range(seed, seed + len(requests)),
+            tools=[row.get("tools") for row in requests],
         )
         return list(responses)
 
 
 @dataclass(frozen=True)
 class CheckpointWriter:
-    """A checkpoint of ours, in a job of its own: everything is asked in one go."""
+    """A checkpoint, sampled in a job with all requests at once."""
 
     ctx: StageContext
     checkpoint: Artifact
@@ -72,10 +76,12 @@ class CheckpointWriter:
     def at_once(self) -> int:
         return 1 << 30
 
-    def say(self, asked: Sequence[Row], *, temperature: float, length: int, seed: int, step: str) -> list[Completion]:
+    def say(
+        self, requests: Sequence[Row], *, temperature: float, length: int, seed: int, step: str
+    ) -> list[Completion]:
         output = self.ctx.folder / f"write-{step}"
         prompts = self.ctx.folder / f"write-{step}.jsonl"
-        json_lines.write(prompts, ({**row, "id": str(number)} for number, row in enumerate(asked)))
+        json_lines.write(prompts, ({**row, "id": str(number)} for number, row in enumerate(requests)))
         job = SampleJob(
             output=output,
             seed=seed,
@@ -94,7 +100,7 @@ class CheckpointWriter:
 def rewards(
     ctx: StageContext, reward_model: Artifact, conversations: Iterable[Row], layout: LayoutConfig
 ) -> list[float | None]:
-    """What a reward model gives the last response of each conversation, {"messages", "tools"}, in order; none for one
+    """The reward model's score of the last response of each conversation, {"messages", "tools"}, in order; None for one
     that its tokenizer refuses."""
     file = ctx.folder / "to-score.jsonl"
     json_lines.write(file, conversations)

@@ -1,1 +1,1 @@
-"""Stages that say what a model is worth."""
+"""Stages that evaluate and promote checkpoints."""

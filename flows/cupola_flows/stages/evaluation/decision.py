@@ -1,4 +1,4 @@
-"""Which of several candidates is the best, and whether an alias moves to it: the comparisons, each in a sentence."""
+"""Chooses the best of several candidates, and decides with reasons whether an alias moves to it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,7 @@ Measured = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Decision:
-    """Which candidate is the best, whether the alias moves to it, and the comparisons that decided it,
-    each in a sentence."""
+    """The best candidate, whether the alias moves to it, and the comparisons that decided it, one sentence each."""
 
     best: str
     promoted: bool
@@ -26,25 +25,25 @@ def decide(
     incumbent: Measured | None,
     tolerance: float,
 ) -> Decision:
-    """Promote the best candidate unless a comparison speaks against it.
+    """Promote the best candidate unless a comparison rules it out.
 
-    A candidate is sound where its accuracy is clearly above the baseline's (the two intervals do not touch) and its
-    bits per byte are worse than the baseline's by at most `tolerance`, relative. The best is the sound one with the
-    highest accuracy, of equal ones that with fewer bits per byte. Its interval must reach the incumbent's accuracy,
-    with bits per byte within `tolerance` of the incumbent's; and no sound sibling, measured beside it and no candidate,
-    may have a higher accuracy, by however little.
+    A candidate is sound if its accuracy is clearly above the baseline's (their intervals do not overlap) and its bits
+    per byte are at most `tolerance` worse than the baseline's, relative. The best is the sound candidate with the
+    highest accuracy; among equals, the one with fewer bits per byte. Its interval must reach the incumbent's accuracy,
+    and its bits per byte must be within `tolerance` of the incumbent's. No sound sibling, a checkpoint that was
+    measured in the same evaluation but is not a candidate, may have a higher accuracy at all.
     """
-    checks = {name: _held_to(baseline, measured, tolerance) for name, measured in candidates.items()}
+    checks = {name: _against_baseline(baseline, measured, tolerance) for name, measured in candidates.items()}
     sound = [name for name, of in checks.items() if all(passed for passed, _ in of)]
     best = max(sound or candidates, key=lambda name: _rank(candidates[name]))
     findings = list(checks[best])
     findings += [(True, _passed_over(name, checks[name], candidates[name])) for name in candidates if name != best]
     if len(candidates) > 1:
         findings.insert(
-            0, (True, f"{best} is the best of {', '.join(candidates)}{'' if sound else ', and none is sound'}.")
+            0, (True, f"{best} is the best of {', '.join(candidates)}{'' if sound else ', but none of them is sound'}.")
         )
     for name, measured in siblings.items():
-        if all(passed for passed, _ in _held_to(baseline, measured, tolerance)):
+        if all(passed for passed, _ in _against_baseline(baseline, measured, tolerance)):
             findings += _behind(name, measured, best, candidates[best])
     if incumbent is None:
         findings.append((True, "There is no incumbent to beat."))
@@ -58,7 +57,7 @@ def decide(
 Check = tuple[bool, str]
 
 
-def _held_to(baseline: Measured | None, candidate: Measured, tolerance: float) -> list[Check]:
+def _against_baseline(baseline: Measured | None, candidate: Measured, tolerance: float) -> list[Check]:
     if baseline is None:
         return []
     return [_clearly_better(candidate, baseline), _within(candidate, baseline, tolerance, "baseline")]
@@ -67,7 +66,7 @@ def _held_to(baseline: Measured | None, candidate: Measured, tolerance: float) -
 def _clearly_better(candidate: Measured, baseline: Measured) -> Check:
     ours, theirs = candidate.get("accuracy"), baseline.get("accuracy")
     if not ours or not theirs:
-        return False, "No task accuracy was measured to hold the candidate to its baseline."
+        return False, "No task accuracy was measured to compare the candidate with its baseline."
     passed = ours["low"] > theirs["high"]
     verdict = "clearly above" if passed else "not clearly above"
     return passed, f"Accuracy {_accuracy(ours)} is {verdict} the baseline's {_accuracy(theirs)}."
@@ -76,8 +75,8 @@ def _clearly_better(candidate: Measured, baseline: Measured) -> Check:
 def _within(candidate: Measured, other: Measured, tolerance: float, whose: str) -> Check:
     own, bits = candidate["bits_per_byte"], other["bits_per_byte"]
     passed = own <= bits * (1 + tolerance)
-    verdict = "within" if passed else "beyond"
-    return passed, f"{own:.3f} bits per byte are {verdict} {tolerance:.0%} of the {whose}'s {bits:.3f}."
+    verdict = f"within {tolerance:.0%} of" if passed else f"more than {tolerance:.0%} above"
+    return passed, f"{own:.3f} bits per byte is {verdict} the {whose}'s {bits:.3f}."
 
 
 def _no_worse(candidate: Measured, incumbent: Measured, tolerance: float) -> list[Check]:
@@ -96,7 +95,7 @@ def _rank(measured: Measured) -> tuple[float, float]:
 
 
 def _passed_over(name: str, checks: Sequence[Check], measured: Measured) -> str:
-    """Why another candidate is not the best one."""
+    """Why another candidate is not the best."""
     failed = next((reason for passed, reason in checks if not passed), None)
     accuracy = measured.get("accuracy")
     bits = f"{measured['bits_per_byte']:.3f} bits per byte."
@@ -108,7 +107,10 @@ def _behind(name: str, sibling: Measured, best: str, candidate: Measured) -> lis
         return []
     theirs = _accuracy(sibling["accuracy"])
     return [
-        (False, f"{name}, measured beside it, is ahead of {best}: {theirs}. Name it in the stage's `checkpoints` too.")
+        (
+            False,
+            f"{name}, measured in the same evaluation, is ahead of {best}: {theirs}. Add it to `checkpoints`.",
+        )
     ]
 
 

@@ -1,4 +1,4 @@
-"""Every checkpoint measured on held-out text and held-out tasks."""
+"""Evaluation of checkpoints on held-out text and tasks."""
 
 import json
 from collections.abc import Mapping
@@ -16,21 +16,21 @@ from cupola_trainer.evaluation.long_context_page import page
 
 
 class EvaluateStage(Stage, EvaluateSettings, LayoutSettings):
-    """Held-out bits per byte, task accuracy and generations, for every checkpoint."""
+    """Evaluate checkpoints: held-out bits per byte, task accuracy and generations."""
 
     gives: ClassVar[str] = "evaluation"
     renders: ClassVar[bool] = True
 
     kind: Literal["evaluate"] = "evaluate"
     checkpoints: Annotated[tuple[str, ...], Input("checkpoint", guess=every_trained)] = ()
-    """The stages whose checkpoints to measure; empty for every earlier one that trained."""
+    """Stages whose checkpoints to evaluate; empty for every earlier stage that trained."""
     tokens: Annotated[str | None, Input("tokens")] = None
-    """The stage whose held-out shards to use."""
+    """Stage whose held-out shards to use."""
     conversations: Annotated[str | None, Input("conversations", optional=True)] = None
-    """The stage whose held-out tasks to ask."""
+    """Stage whose held-out tasks to use."""
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
-        """Held-out bits per byte, task accuracy with its interval, and generations, of each checkpoint."""
+        """Measure bits per byte, task accuracy with its interval, and generations of each checkpoint."""
         job = evaluation_job(
             ctx,
             self,
@@ -50,13 +50,11 @@ class EvaluateStage(Stage, EvaluateSettings, LayoutSettings):
         )
 
     def check_model(self, model: ModelConfig, layout: LayoutConfig) -> None:
-        """Refuse a layout that does not fit, and lengths that a checkpoint's positions do not allow before it has been
-        trained."""
+        """Refuse layouts and lengths that a checkpoint does not allow, before it is trained."""
         longest = model.max_position_embeddings
         if self.window and self.window > longest:
             raise ConfigError(
-                f"window={self.window} is more than a checkpoint's max_position_embeddings={longest}. Use "
-                f"window={longest}."
+                f"window={self.window} is above a checkpoint's max_position_embeddings={longest}. Use window={longest}."
             )
         if reach := self.long_context:
             for name in reach.methods:
@@ -76,7 +74,7 @@ def evaluation_job(
     tokens: Artifact,
     conversations: Artifact | None,
 ) -> EvaluateJob:
-    """The job that measures the named checkpoints as `stage` says."""
+    """The job that evaluates the checkpoints with the settings of `stage`."""
     return EvaluateJob(
         **settings(stage, EvaluateSettings),
         output=ctx.folder / "job",
@@ -90,7 +88,7 @@ def evaluation_job(
 
 
 def headline(results: dict[str, Any]) -> dict[str, float]:
-    """The numbers of `results.json` that fit a table: `bits_per_byte/sft`, `accuracy/sft`."""
+    """The main numbers of `results.json` as metrics, such as `bits_per_byte/sft` and `accuracy/sft`."""
     metrics = {"unigram_bits_per_byte": float(results["unigram_bits_per_byte"])}
     for name, measured in results["checkpoints"].items():
         metrics[f"bits_per_byte/{name}"] = float(measured["bits_per_byte"])

@@ -1,7 +1,7 @@
-"""Moves an alias to the best checkpoint, if the numbers allow, and says why or why not.
+"""Moves an alias to the best checkpoint if the evaluation allows it, and records why or why not.
 
-Every number that is compared is about the same held-out text and the same tasks: what the evaluation has not measured
-is measured now, as the evaluation did.
+All compared numbers are on the same held-out text and tasks: checkpoints that the evaluation lacks are measured now, in
+the same way.
 """
 
 import json
@@ -24,13 +24,13 @@ from cupola_platform.errors import ConfigError
 
 
 def last_pretraining(recipe: Stages, name: str, kind: str) -> tuple[str, ...]:
-    """The nearest earlier pretraining."""
+    """The nearest earlier pretraining stage."""
     earlier = list(recipe.stages)[: list(recipe.stages).index(name)]
     return tuple(stage for stage in earlier if isinstance(recipe.stages[stage], PretrainStage))[-1:]
 
 
 def measured(recipe: Stages, name: str, kind: str) -> tuple[str, ...]:
-    """What the evaluation of a promotion measures, but for the baseline."""
+    """The checkpoints of a promotion's evaluation, without the baseline."""
     evaluation = next(iter(recipe.references(name, "evaluation")))
     if evaluation.startswith(ARTIFACT):
         return ()
@@ -39,23 +39,23 @@ def measured(recipe: Stages, name: str, kind: str) -> tuple[str, ...]:
 
 
 class PromoteStage(Stage):
-    """Move an alias to the best of several checkpoints, if the numbers allow it."""
+    """Move an alias to the best of several checkpoints if the evaluation allows it."""
 
     gives: ClassVar[str] = "promotion"
     renders: ClassVar[bool] = True
 
     kind: Literal["promote"] = "promote"
     checkpoints: Annotated[tuple[str, ...], Input("checkpoint", guess=measured)] = ()
-    """The stages whose checkpoints may be promoted: the best of them is. Empty for all that the evaluation measures."""
+    """Stages whose checkpoints are candidates; empty for all in the evaluation."""
     baseline: Annotated[str | None, Input("checkpoint", guess=last_pretraining, optional=True)] = None
-    """The stage whose checkpoint the best must beat on tasks, and whose bits per byte it must keep; none for the last
-    pretraining. It is no candidate."""
+    """Stage whose checkpoint the best candidate must beat on tasks, without losing on bits per byte. None for the last
+    pretraining. It is not a candidate itself."""
     evaluation: Annotated[str | None, Input("evaluation")] = None
-    """The stage whose numbers decide."""
+    """Stage whose evaluation decides."""
     alias: str = "champion"
-    """The name that moves."""
+    """The alias to move."""
     bits_per_byte_tolerance: float = Field(default=0.05, ge=0)
-    """How much worse, relative, held-out bits per byte may be than the baseline's and than the incumbent's."""
+    """Largest relative increase of held-out bits per byte over the baseline and over the incumbent."""
 
     @field_validator("alias")
     @classmethod
@@ -65,8 +65,7 @@ class PromoteStage(Stage):
         return alias
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
-        """Decide by an evaluation which candidate is the best and whether `alias` moves to it; move it;
-        publish the decision."""
+        """Choose the best candidate, move `alias` to it if the evaluation allows it, and publish the decision."""
         evaluation, baseline = taken.one("evaluation"), taken.maybe("baseline")
         candidates = {
             name: candidate
@@ -74,9 +73,7 @@ class PromoteStage(Stage):
             if not baseline or candidate.digest != baseline.digest
         }
         if not candidates:
-            raise ConfigError(
-                f"stages.{ctx.name}: the baseline is no candidate, and there is no other. Name one in `checkpoints`."
-            )
+            raise ConfigError(f"stages.{ctx.name}: no candidates besides the baseline. Name one in `checkpoints`.")
         alias = ctx.workspace.registry.alias(self.alias)
         incumbent = ctx.workspace.resolve(alias.digest) if alias else None
         compared = [*candidates.values(), *taken.all("baseline"), *([incumbent] if incumbent else [])]
@@ -112,7 +109,7 @@ class PromoteStage(Stage):
 def _siblings(
     ctx: StageContext, evaluation: Artifact, compared: Sequence[Artifact | None], baseline: Artifact | None
 ) -> dict[str, Measured]:
-    """What else the evaluation measured that was made from the baseline; all else where there is none."""
+    """Other checkpoints in the evaluation that descend from the baseline; all others without a baseline."""
     known = {artifact.digest for artifact in compared if artifact}
     others = {name: entry for name, entry in _entries(evaluation).items() if entry["digest"] not in known}
     if baseline is None:
@@ -129,9 +126,9 @@ def _entries(evaluation: Artifact) -> dict[str, Measured]:
 
 
 def _measured(ctx: StageContext, evaluation: Artifact, compared: Sequence[Artifact]) -> dict[str, Measured]:
-    """Each checkpoint's numbers by its digest: of this evaluation, or measured now on the same text and tasks.
+    """Each checkpoint's numbers by digest, from this evaluation or measured now on the same text and tasks.
 
-    Numbers of another evaluation would be about other text.
+    Other evaluations may have used other text.
     """
     known = {entry["digest"]: entry for entry in _entries(evaluation).values()}
     missing = {artifact.id: artifact for artifact in compared if artifact.digest not in known}
@@ -140,9 +137,8 @@ def _measured(ctx: StageContext, evaluation: Artifact, compared: Sequence[Artifa
     kinds = {parent.manifest.kind: parent for parent in map(ctx.workspace.resolve, evaluation.manifest.parents)}
     stage = EvaluateStage.model_validate(evaluation.manifest.config)
     job = evaluation_job(ctx, stage, missing, tokens=kinds["tokens"], conversations=kinds.get("conversations"))
-    output = (
-        ctx.folder / f"measured-{digest_bytes(' '.join(missing).encode())[:12]}"
-    )  # another incumbent is another job
+    # another incumbent needs another job
+    output = ctx.folder / f"measured-{digest_bytes(' '.join(missing).encode())[:12]}"
     run_job(ctx, job.but(output=output))
     results = json.loads((output / "results.json").read_text())
     shutil.rmtree(output)

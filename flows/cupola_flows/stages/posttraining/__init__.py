@@ -1,1 +1,1 @@
-"""Stages that fine-tune and align on rows that are there: SFT, reward models, DPO."""
+"""Stages that fine-tune and align on existing data: SFT, reward models, DPO."""

@@ -18,12 +18,12 @@ class DpoStage(TrainStage, DpoSettings):
 
     kind: Literal["dpo"] = "dpo"
     parent: Annotated[str | None, Input("checkpoint")] = None
-    """The stage whose checkpoint to align; it is the frozen reference too."""
+    """Stage whose checkpoint to align; also the frozen reference."""
     preferences: Annotated[str | None, Input("preferences")] = None
-    """The stage that made the pairs."""
+    """Stage that made the pairs."""
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
-        """Align a checkpoint by pairs, against itself frozen."""
+        """Align a checkpoint on preference pairs, with itself as the frozen reference."""
         parent, preferences = taken.one("parent"), taken.one("preferences")
         stored = None if taken.maybe("base") else reference(ctx, self, parent, preferences)
         data = DpoData(
@@ -34,7 +34,7 @@ class DpoStage(TrainStage, DpoSettings):
 
 
 def reference(ctx: StageContext, stage: DpoStage, parent: Artifact, preferences: Artifact) -> Artifact:
-    """What the frozen parent says of every response: computed once, whatever is then tried with it."""
+    """Log-probabilities of every response under the frozen parent, computed once and reused by later runs."""
     config = {
         "sequence_length": stage.batch.sequence_length,
         "precision": stage.precision,

@@ -1,4 +1,4 @@
-"""A reward model from pairs."""
+"""Reward model training."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -13,33 +13,32 @@ from cupola_trainer.config import OptimizerConfig, RewardData, RewardSettings
 
 
 class RewardStage(TrainStage, RewardSettings):
-    """A reward model from pairs: a language model with a scalar head, or a reward model that is trained on."""
+    """Train a reward model on preference pairs, from a language model or from another reward model."""
 
     gives: ClassVar[str] = "reward_model"
     renders: ClassVar[bool] = True
 
     kind: Literal["reward"] = "reward"
     parent: Annotated[str | None, Input("checkpoint", optional=True)] = None
-    """The stage whose language model gets the scalar head."""
+    """Stage whose language model gets a scalar head."""
     reward: Annotated[str | None, Input("reward_model", guess=None)] = None
-    """The stage whose reward model to go on from, in place of `parent`: preference-model pretraining,
-    then fine-tuning."""
+    """Stage whose reward model to start from instead of `parent`, to fine-tune after preference-model pretraining."""
     preferences: Annotated[str | None, Input("preferences")] = None
-    """The stage that made the pairs."""
+    """Stage that made the pairs."""
     optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(lr=3e-6))
-    """Qwen's rate."""
+    """The default learning rate is Qwen's."""
 
     @model_validator(mode="after")
     def _one_beginning(self) -> "RewardStage":
         if self.parent and self.reward:
-            raise ValueError("give either `parent` (a language model) or `reward` (a reward model), and not both")
+            raise ValueError("give either `parent` (a language model) or `reward` (a reward model), not both")
         return self
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
-        """Train a reward model on pairs: from a language model, or from another reward model."""
+        """Train a reward model on pairs, from a language model or from another reward model."""
         parent = taken.maybe("reward") or taken.maybe("parent")
         if parent is None:
-            raise ConfigError(f"stage {ctx.name} has nothing to start from: name `parent` or `reward`.")
+            raise ConfigError(f"stage {ctx.name} has no model to start from. Name `parent` or `reward`.")
         preferences = taken.one("preferences")
         data = RewardData(**settings(self, RewardSettings), preferences=preferences.path)
         return train(ctx, self, taken, data, parent=parent, parents=[parent, preferences])

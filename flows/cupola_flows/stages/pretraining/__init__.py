@@ -1,1 +1,1 @@
-"""Stages from raw text to a pretrained model."""
+"""Stages that lead from raw text to a pretrained model."""

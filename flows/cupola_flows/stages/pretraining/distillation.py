@@ -1,4 +1,4 @@
-"""A student that learns from a teacher."""
+"""Distillation of a teacher into a student."""
 
 import json
 from dataclasses import replace
@@ -16,37 +16,37 @@ from cupola_trainer.config import DistillationData, DistillationSettings, Layout
 
 
 class DistillationStage(TrainStage, DistillationSettings):
-    """A student that learns a live teacher's next-token distributions, on the corpus or on conversations."""
+    """Distill a teacher's next-token distributions into a student, on a corpus or on conversations."""
 
     renders: ClassVar[bool] = True
 
     kind: Literal["distillation"] = "distillation"
     teacher: Annotated[str | None, Input("checkpoint")] = None
-    """The stage whose checkpoint teaches; none for the nearest earlier one."""
+    """Stage whose checkpoint is the teacher; None for the nearest earlier one."""
     parent: Annotated[str | None, Input("checkpoint", guess=None)] = None
-    """The stage whose checkpoint is the student."""
+    """Stage whose checkpoint is the student."""
     model: ModelShape | None = None
-    """Shape of a new student, in place of `parent`: values, or a published model's (`preset: NAME`) with changes."""
+    """Shape of a new student, instead of `parent`: values, or a published shape (`preset: NAME`) with changes."""
     tokens: Annotated[str | None, Input("tokens", guess=None)] = None
-    """The stage whose corpus is trained on. Either this or `conversations`."""
+    """Stage whose corpus to train on. Give this or `conversations`."""
     conversations: Annotated[str | None, Input("conversations", guess=None)] = None
-    """The stage whose conversations are trained on: the assistant's tokens."""
+    """Stage whose conversations to train on, with the loss on assistant tokens."""
     stored_top_k: int | None = Field(default=None, ge=1)
-    """Ask the teacher once, before training, and keep so many likeliest tokens at each place, as an artifact that other
-    students of the same text use too; none for a live teacher, beside the student."""
+    """Run the teacher once before training and store this many top tokens per position, as an artifact that other
+    students of the same text reuse. None runs the teacher during training."""
     teacher_layout: LayoutConfig | None = None
-    """How a teacher that is asked once is laid out; none for `layout`."""
+    """Layout of the teacher with `stored_top_k`; None for `layout`."""
 
     @model_validator(mode="after")
     def _one_student_one_text(self) -> "DistillationStage":
         if (self.model is None) == (self.parent is None):
-            raise ValueError("give either `model` (a new student) or `parent` (a stage to go on from), and not both")
+            raise ValueError("give either `model` (a new student) or `parent` (a stage to start from), not both")
         if (self.tokens is None) == (self.conversations is None):
-            raise ValueError("name either `tokens` or `conversations` to learn from, and not both")
+            raise ValueError("name either `tokens` or `conversations` to train on, not both")
         return self
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
-        """Train a student on what a teacher says of each next token."""
+        """Train the student on the teacher's next-token distributions."""
         teacher, tokens, conversations = taken.one("teacher"), taken.maybe("tokens"), taken.maybe("conversations")
         data = DistillationData(
             **settings(self, DistillationSettings) | {"pack": self.pack and self.layout.cp == 1},
@@ -72,7 +72,7 @@ class DistillationStage(TrainStage, DistillationSettings):
 def teachings(
     ctx: StageContext, stage: DistillationStage, teacher: Artifact, data: DistillationData, texts: list[Artifact]
 ) -> Artifact:
-    """What the teacher says of the stage's samples: asked once, whatever students then learn from it."""
+    """The teacher's top tokens for the stage's samples, computed once and reused by other students."""
     config = {
         "seed": ctx.seed,
         "samples": stage.steps * stage.batch.global_batch_size,

@@ -1,4 +1,4 @@
-"""A pretrained model that learns to read further."""
+"""Long-context training."""
 
 from typing import Annotated, Literal
 
@@ -22,37 +22,36 @@ from cupola_trainer.config.model.long_context import stretch
 
 
 class LongContextStage(TrainStage, NextTokenSettings, LengthSettings):
-    """Next-token training of a checkpoint on longer sequences, step by step,
-    with other positions (Qwen2's last phase)."""
+    """Continue next-token training on longer sequences in phases, with changed positions, as in Qwen2's last phase."""
 
     kind: Literal["long_context"] = "long_context"
     tokens: Annotated[str | None, Input("tokens")] = None
-    """The stage that prepared the tokens."""
+    """Stage that prepared the tokens."""
     parent: Annotated[str | None, Input("checkpoint")] = None
-    """The stage whose checkpoint to go on from."""
+    """Stage whose checkpoint to continue."""
     positions: PositionChange = Field(default_factory=PositionChange)
-    """What the model's positions become."""
+    """Changes to the model's positions."""
     mixture: Mixture | None = None
-    """What bends the weights: temperature over languages, caps on epochs."""
+    """Adjusts the weights: temperature over languages, caps on epochs."""
 
     @model_validator(mode="after")
     def _phases_come(self) -> "LongContextStage":
         last = self.lengths().phases[-1].from_step
         if last >= self.steps:
             raise ValueError(
-                f"a phase begins at step {last}, but there are {self.steps} steps. Raise steps, or begin it earlier"
+                f"a phase starts at step {last}, but there are {self.steps} steps. Raise steps, or start it earlier"
             )
         return self
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
-        """Go on with next-token training on longer sequences, step by step, with other positions."""
+        """Continue next-token training on longer sequences."""
         tokens, parent = taken.one("tokens"), taken.one("parent")
         values = settings(self, NextTokenSettings) | {"weights": sampling_weights(self, tokens)}
         data = NextTokenData(tokens=tokens.path, lengths=self.lengths(), **values)
         return train(ctx, self, taken, data, parent=parent, positions=self.positions)
 
     def lengths(self) -> LengthSchedule:
-        """The schedule that the stage's values describe."""
+        """The schedule of sequence lengths in the stage's settings."""
         phases = self.phases or (LengthPhase(sequence_length=self.batch.sequence_length),)
         return LengthSchedule(**settings(self, LengthSettings) | {"phases": phases})
 

@@ -1,4 +1,4 @@
-"""The weights by which a pretraining's sources are sampled, and what bends them."""
+"""Sampling weights of a pretraining stage's sources, and their adjustment."""
 
 from typing import Annotated, Protocol
 
@@ -13,16 +13,16 @@ from cupola_trainer.config import BatchConfig
 
 
 class Mixture(Strict):
-    """Applied to the weights by source, first temperature, then caps."""
+    """Adjusts the weights of sources: first the temperature, then the caps."""
 
     temperature: float = Field(default=1.0, ge=1)
-    """Of languages: a language's share p becomes proportional to p^(1/temperature). 1 leaves it; 3.3 is mT5's."""
+    """Temperature of languages: a share p becomes proportional to p^(1/temperature). 1 has no effect, mT5 uses 3.3."""
     max_epochs: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    """Times that this stage may read a source, by source; what its weight asks beyond that goes to the others."""
+    """Maximum epochs over a source in this stage, by source. Weight beyond that goes to the other sources."""
 
 
 class Sampled(Protocol):
-    """A stage that reads a corpus by weights."""
+    """A stage that samples a corpus by weights."""
 
     @property
     def weights(self) -> dict[str, float] | None: ...
@@ -35,11 +35,10 @@ class Sampled(Protocol):
 
 
 def sampling_weights(stage: Sampled, tokens: Artifact) -> dict[str, float] | None:
-    """The stage's own weights, or what the sources ask for, under its mixture;
-    none for a share in proportion to tokens.
+    """The weights of the stage or of the sources, adjusted by its mixture. None means in proportion to tokens.
 
     Raises:
-        ConfigError: the mixture names no such source, or its caps leave too little text.
+        ConfigError: the mixture names an unknown source, or its caps leave too little text.
     """
     given = stage.weights or source_weights(tokens)
     if stage.mixture is None:
@@ -56,7 +55,7 @@ def sampling_weights(stage: Sampled, tokens: Artifact) -> dict[str, float] | Non
 
 
 def source_weights(tokens: Artifact) -> dict[str, float] | None:
-    """What the sources ask for; none where no source asks."""
+    """The weights set in the sources; None unless all sources set one."""
     sources = tokens.manifest.config.get("corpus", {}).get("sources", {})
     weights = {name: source["weight"] for name, source in sources.items() if source.get("weight")}
     return weights if weights and len(weights) == len(sources) else None

@@ -1,4 +1,4 @@
-"""Raw text to token shards and a tokenizer."""
+"""Preparation of raw text: token shards and a tokenizer."""
 
 import sys
 from collections.abc import Mapping
@@ -20,29 +20,29 @@ from cupola_trainer.data.instructions import heldout_prompts
 
 
 class PrepareStage(Stage):
-    """Raw text -> clean, deduplicated, tokenized shards, and the tokenizer."""
+    """Clean, deduplicate and tokenize raw text into shards, and train the tokenizer."""
 
     gives: ClassVar[str] = "tokens"
     starts: ClassVar[str] = "cupola_trainer.evaluation.surprise"
-    """What `cupola_trainer surprise`, the judge's command, runs: named here, it is in the fingerprint."""
+    """Module of the judge's command, `cupola_trainer surprise`. Naming it here adds it to the fingerprint."""
 
     kind: Literal["prepare"] = "prepare"
     judge: Annotated[str | None, Input("checkpoint", guess=None)] = None
-    """The small model that `corpus.perplexity` asks: a stage of an earlier corpus, or `artifact:ID`."""
+    """Small model for `corpus.perplexity`: a stage trained on an earlier corpus, or `artifact:ID`."""
     corpus: PrepareConfig
     """Sources, cleaning, deduplication, held-out split and tokenizer."""
 
     @model_validator(mode="after")
-    def _a_judge_is_asked(self) -> "PrepareStage":
+    def _judge_has_bounds(self) -> "PrepareStage":
         if bool(self.judge) != bool(self.corpus.perplexity):
             raise ValueError(
-                "`judge` (a model) and `corpus.perplexity` (its bounds) need each other: give both or neither"
+                "`judge` (a model) and `corpus.perplexity` (its bounds) need each other. Give both or neither"
             )
         return self
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
-        """Clean, deduplicate, split, and tokenize what the recipe's sources hold."""
-        from cupola_platform.corpus.pipeline.preparation import prepare  # pyarrow and tokenizers: a second
+        """Clean, deduplicate, split and tokenize the recipe's sources."""
+        from cupola_platform.corpus.pipeline.preparation import prepare  # slow: pyarrow and tokenizers
 
         def show(step: str, done: int, total: int) -> None:
             ctx.display.advance(ctx.name, step, done, total)
@@ -53,7 +53,7 @@ class PrepareStage(Stage):
             config,
             folder,
             progress=show,
-            test_items=evaluation_prompts(ctx.stages, ctx.seeds) if self._asks_tasks else None,
+            test_items=evaluation_prompts(ctx.stages, ctx.seeds) if self._uses_tasks else None,
             scorer=(sys.executable, "-m", "cupola_trainer", "surprise", str(judge.path)) if judge else (),
         )
         return ctx.publish(folder, parents=taken.all(), metrics=report.metrics)
@@ -61,25 +61,25 @@ class PrepareStage(Stage):
     def check(self, recipe: Stages) -> None:
         check_config(self.corpus)
         held = [of for of in recipe.stages.values() if isinstance(of, ConversationsStage) and of.tasks]
-        if self._asks_tasks and not held:
+        if self._uses_tasks and not held:
             raise ConfigError(
                 "decontamination.tasks=true: no conversations stage of the recipe has tasks. Name evaluation sets in "
-                "against."
+                "`against` instead."
             )
 
     @property
-    def _asks_tasks(self) -> bool:
+    def _uses_tasks(self) -> bool:
         return self.corpus.decontamination is not None and self.corpus.decontamination.tasks
 
     def content(self, stages: Mapping[str, Strict], seeds: Mapping[str, int]) -> dict[str, Any]:
-        """What the sources hold, and the held-out prompts that the corpus is checked against."""
+        """State of the sources, and of the held-out prompts that the corpus is decontaminated against."""
         states = {name: source_state(source) for name, source in named_sources(self.corpus).items()}
         tasks = {
             name: [seeds[name], of.model_dump(mode="json", include={"tasks", "heldout_per_task"})]
             for name, of in stages.items()
             if isinstance(of, ConversationsStage)
         }
-        return {"sources": states | file_digests(self.corpus), "tasks": tasks if self._asks_tasks else {}}
+        return {"sources": states | file_digests(self.corpus), "tasks": tasks if self._uses_tasks else {}}
 
     @staticmethod
     def summary(metrics: Mapping[str, float]) -> str:
@@ -91,7 +91,7 @@ class PrepareStage(Stage):
 
 
 def evaluation_prompts(stages: Mapping[str, Strict], seeds: Mapping[str, int]) -> dict[str, list[str]]:
-    """The prompts that a recipe's `conversations` stages hold out, by stage and task."""
+    """Held-out prompts of a recipe's `conversations` stages, by stage and task."""
     return {
         f"{name}:{task}": prompts
         for name, stage in stages.items()

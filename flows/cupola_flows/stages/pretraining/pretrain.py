@@ -1,4 +1,4 @@
-"""Pretraining, and continued pretraining, on packed tokens."""
+"""Pretraining and continued pretraining on packed tokens."""
 
 import json
 from dataclasses import replace
@@ -21,20 +21,20 @@ class PretrainStage(TrainStage, NextTokenSettings):
 
     kind: Literal["pretrain"] = "pretrain"
     tokens: Annotated[str | None, Input("tokens")] = None
-    """The stage that prepared the tokens."""
+    """Stage that prepared the tokens."""
     parent: Annotated[str | None, Input("checkpoint", guess=None)] = None
-    """The stage whose checkpoint to go on from."""
+    """Stage whose checkpoint to continue."""
     model: ModelShape | None = None
-    """Shape of a new model: values, or a published model's (`preset: NAME`) with changes."""
+    """Shape of a new model: values, or a published shape (`preset: NAME`) with changes."""
     mixture: Mixture | None = None
-    """What bends the weights: temperature over languages, caps on epochs."""
+    """Adjusts the weights: temperature over languages, caps on epochs."""
 
     @model_validator(mode="after")
     def _one_beginning(self) -> "PretrainStage":
         if (self.model is None) == (self.parent is None):
-            raise ValueError("give either `model` (a new model) or `parent` (a stage to go on from), and not both")
+            raise ValueError("give either `model` (a new model) or `parent` (a stage to start from), not both")
         if self.lora and self.model:
-            raise ValueError("lora: adapters need a model that knows something. Give `parent`, or leave lora out")
+            raise ValueError("lora: adapters need a pretrained model. Give `parent`, or leave lora out")
         return self
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
@@ -55,17 +55,15 @@ class PretrainStage(TrainStage, NextTokenSettings):
 
 
 def pretraining_data(stage: PretrainStage, tokens: Artifact) -> NextTokenData:
-    """What a job of the stage learns from."""
+    """The training data of the stage's job."""
     values = settings(stage, NextTokenSettings) | {"weights": sampling_weights(stage, tokens)}
     return NextTokenData(tokens=tokens.path, **values)
 
 
 def fit_vocabulary(model: ModelConfig, tokens: Artifact, tp: int) -> ModelConfig:
-    """The model with an embedding row for every token where the recipe left the size open,
-    padded to a multiple of 64 and of tp.
+    """Set the vocabulary size from the tokens if the recipe leaves it open, padded to a multiple of 64 and of tp.
 
-    Matrix products are fastest at multiples of 64,
-    and up to 64 tensor-parallel ranks that are powers of two so have one shape.
+    Multiples of 64 make matrix products efficient, and give the same shape for every power of two up to tp = 64.
     """
     if model.vocab_size:
         return model

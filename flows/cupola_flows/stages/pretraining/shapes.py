@@ -1,4 +1,4 @@
-"""A new model's shape in a recipe: its values, or a published model's by name, with changes."""
+"""Shape of a new model in a recipe: values, or a published model's shape with changes."""
 
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -11,13 +11,13 @@ from cupola_trainer.config import ModelConfig
 from cupola_trainer.config.model.presets import PRESETS
 
 SAYS = (
-    "A published model's name (cupola presets), for all values that are not given beside it; its vocabulary is the "
+    "Name of a published model (see cupola presets) for all values that are not given. The vocabulary size is the "
     "tokenizer's."
 )
 
 
 class _ByName:
-    """Tells the JSON schema of `preset`, so that editors and hints for misspelt keys know it."""
+    """Adds `preset` to the JSON schema, for editors and for hints about misspelt keys."""
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         reference = handler(core)
@@ -29,9 +29,9 @@ class _ByName:
 
 
 def _from_preset(given: Any) -> Any:
-    """The values of the preset that is named, under those that are given.
+    """The preset's values, overridden by the given ones.
 
-    A new model reads the recipe's own tokenizer, so that `vocab_size` is left open where it is not given.
+    A new model uses the recipe's tokenizer, so `vocab_size` stays open unless it is given.
     """
     if not isinstance(given, dict) or "preset" not in given:
         return given
@@ -45,4 +45,4 @@ def _from_preset(given: Any) -> Any:
 
 
 ModelShape = Annotated[ModelConfig, BeforeValidator(_from_preset), _ByName()]
-"""`model` of a stage that begins with new weights."""
+"""The `model` setting of a stage that starts from random weights."""

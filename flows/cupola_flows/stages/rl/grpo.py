@@ -11,7 +11,7 @@ from cupola_trainer.config import GrpoData, GrpoSettings
 
 
 class GrpoStage(OwnResponsesStage, GrpoSettings):
-    """Group relative policy optimization against the frozen parent, or the moving average of its own policy."""
+    """Group relative policy optimization, with the frozen parent or the policy's moving average as the reference."""
 
     kind: Literal["grpo"] = "grpo"
 

@@ -1,4 +1,4 @@
-"""DPO on the policy's own latest responses."""
+"""Online DPO, on the policy's own responses."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ from cupola_trainer.config import OnlineDpoData, OnlineDpoSettings
 
 
 class OnlineDpoStage(OwnResponsesStage, OnlineDpoSettings):
-    """DPO on pairs of the policy's own latest responses: the best and the worst of each group."""
+    """DPO on pairs of the policy's own responses, the best and the worst of each group."""
 
     learns_pairs = True
 

@@ -1,4 +1,4 @@
-"""What every stage that learns from its own responses has in common."""
+"""The base of every stage that trains on its own responses."""
 
 from typing import Annotated, Any, ClassVar
 
@@ -19,27 +19,27 @@ RewardRule = Annotated[TaskReward | ExecutionReward | PythonReward, Field(discri
 
 
 class OwnResponsesStage(TrainStage, ReinforcementSettings):
-    """What every stage that learns from its own responses has in common."""
+    """Base of every stage that trains on its own responses."""
 
     renders: ClassVar[bool] = True
     learns_pairs: ClassVar[bool] = False
-    """Whether a sample is a pair of responses, and not one."""
+    """Whether a sample is a pair of responses instead of one."""
 
     parent: Annotated[str | None, Input("checkpoint")] = None
-    """The stage whose checkpoint to train; it is the frozen reference too."""
+    """Stage whose checkpoint to train; also the frozen reference."""
     conversations: Annotated[str | None, Input("conversations")] = None
-    """The stage whose prompts are used."""
+    """Stage whose prompts to use."""
     rewards: tuple[RewardRule, ...] = (TaskReward(),)
-    """What a response is worth: the weighted sum of these, and of the reward model's score where there is one."""
+    """Rewards of a response. The total is their weighted sum, with the reward model's score if there is one."""
     reward_model: Annotated[str | None, Input("reward_model", guess=None)] = None
-    """The stage that trained a reward model; none for no such reward."""
+    """Stage that trained the reward model; None for no reward model."""
     reward_model_weight: float = 1.0
-    """Weight of the reward model's score in that sum."""
+    """Weight of the reward model's score in the total reward."""
 
     @model_validator(mode="after")
     def _some_reward(self) -> "OwnResponsesStage":
         if not self.rewards and not self.reward_model:
-            raise ValueError("give rewards, or a reward_model: responses must be worth something")
+            raise ValueError("no rewards given. Give `rewards` or a `reward_model`")
         return self
 
     def check(self, recipe: Stages) -> None:
@@ -47,7 +47,7 @@ class OwnResponsesStage(TrainStage, ReinforcementSettings):
         self.rollout.check(self.batch, pairs=self.learns_pairs)
 
     def reads(self, taken: Taken, of: type[ReinforcementSettings]) -> dict[str, Any]:
-        """What a job of the stage reads: its settings `of` that objective, the prompts, the rewards."""
+        """Fields of the job's data: the settings in `of`, the prompts and the rewards."""
         rewards: tuple[Reward, ...] = self.rewards
         if model := taken.maybe("reward_model"):
             rewards = (*rewards, RewardModelReward(checkpoint=model.path, weight=self.reward_model_weight))

@@ -11,17 +11,17 @@ from cupola_trainer.config import PpoData, PpoSettings
 
 
 class PpoStage(OwnResponsesStage, PpoSettings):
-    """Proximal policy optimization with a value model, against the frozen parent. Defaults are Qwen's."""
+    """Proximal policy optimization with a value model and the frozen parent as the reference. Defaults are Qwen's."""
 
     kind: Literal["ppo"] = "ppo"
     value_model: Annotated[str | None, Input("reward_model", guess=None)] = None
-    """The stage whose model with a scalar head the value model starts from, such as the reward model; none for the
-    parent's weights and a head of zeros."""
+    """Stage whose model with a scalar head initializes the value model, such as the reward model. None uses the
+    parent's weights with a zero head."""
     pretraining: Annotated[str | None, Input("tokens", guess=None)] = None
-    """The stage whose tokens' next-token loss is mixed in; none for no mixing."""
+    """Stage whose tokens add a next-token loss; None for no such loss."""
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
-        """Train on the policy's own responses, and a value model beside it."""
+        """Train the policy on its own responses, together with a value model."""
         value_model, pretraining = taken.maybe("value_model"), taken.maybe("pretraining")
         data = PpoData(
             **self.reads(taken, PpoSettings),

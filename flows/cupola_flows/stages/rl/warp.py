@@ -1,9 +1,9 @@
 """WARP (Rame et al. 2024, algorithm 1; Gemma 2 technical report, section 4): rounds of several GRPO runs, merged.
 
-A round: `runs` times GRPO from one beginning, each pulled to the moving average of its own policy; SLERP of what they
-learned, layer by layer; then linear interpolation towards the beginning (LITI), which ends `eta` of the way. The next
-round begins there. What lies between the last round's beginning and its merged runs is a Pareto front of reward
-over KL.
+In a round, `runs` GRPO runs start from the same checkpoint, each with a KL penalty to its policy's moving average.
+Their task vectors are merged by SLERP, layer by layer. Linear interpolation (LITI) then goes `eta` of the way from the
+start to the merged model, where the next round starts. Between the last round's start and its merged model lies a
+Pareto front of reward over KL.
 """
 
 import json
@@ -29,39 +29,39 @@ BEGINNING = "beginning"
 
 
 class WarpStage(OwnResponsesStage, GrpoSettings):
-    """WARP (Gemma 2's): rounds of several GRPO runs, merged by SLERP of what they learned,
-    then drawn back to where they began."""
+    """WARP, as in Gemma 2: rounds of GRPO runs, merged by SLERP and interpolated towards their start."""
 
     kind: Literal["warp"] = "warp"
     kl_coef: float = Field(default=0.1, ge=0)
-    """Weight of the KL to the moving average."""
+    """Weight of the KL penalty to the moving average."""
     ema_rate: float = Field(default=0.01, ge=0, lt=1)
-    """How far that average moves to the policy after each step."""
+    """Rate at which the average follows the policy, per step."""
     runs: int = Field(default=2, ge=2)
-    """Runs of a round, each with prompts and responses of its own; `steps` are one run's."""
+    """Runs per round, each with its own prompts and responses. `steps` are per run."""
     rounds: int = Field(default=2, ge=1)
-    """Each begins where the one before ended."""
+    """Number of rounds; each starts where the previous one ended."""
     eta: float = Field(default=0.3, gt=0, le=1)
-    """How far from a round's beginning to its merged runs it ends."""
+    """Share of the way from a round's start to its merged model at which it ends."""
     interpolation_shares: tuple[float, ...] = (0.1, 0.5, 0.8)
-    """Other such shares that are measured in the last round, besides 0, `eta` and 1:
-    points of the Pareto front of reward and KL."""
+    """Further shares to measure in the last round, besides 0, `eta` and 1, as points of the Pareto front."""
 
     @model_validator(mode="after")
     def _can_be(self) -> "WarpStage":
         if self.lora:
-            raise ValueError("lora: WARP merges whole checkpoints. Leave it out, or use a grpo stage")
+            raise ValueError("lora: WARP merges full checkpoints. Leave it out, or use a grpo stage")
         if self.checkpoint.upload:
-            raise ValueError("checkpoint.upload: a stage of several jobs cannot be taken up elsewhere. Leave it out")
+            raise ValueError(
+                "checkpoint.upload: a stage with several jobs cannot resume on another machine. Leave it out"
+            )
         if any(not 0 < share < 1 for share in self.interpolation_shares):
             raise ValueError(
-                f"interpolation_shares={list(self.interpolation_shares)}: shares lie between 0 (the beginning) and 1 "
-                "(the merged runs)"
+                f"interpolation_shares={list(self.interpolation_shares)}: shares must be between 0 (the start) and 1 "
+                "(the merged model)"
             )
         return self
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
-        """Carry out all rounds, measure what came of each, draw it, and publish the last round's end."""
+        """Run all rounds, measure and plot their checkpoints, and publish the result of the last round."""
         parent = taken.one("parent")
         data = GrpoData(**self.reads(taken, GrpoSettings))
         folders: dict[str, Path] = {BEGINNING: parent.path}
@@ -73,7 +73,7 @@ class WarpStage(OwnResponsesStage, GrpoSettings):
         artifact = _publish(ctx, folders[start], taken.all(), points, measured, start)
         for name, folder in folders.items():
             if name != BEGINNING:
-                shutil.rmtree(folder, ignore_errors=True)  # what is kept of them is in the store
+                shutil.rmtree(folder, ignore_errors=True)  # the results are in the store
         return artifact
 
     @staticmethod
@@ -90,8 +90,8 @@ def _round(
     folders: dict[str, Path],
     points: dict[str, Point],
 ) -> str:
-    """One round from the checkpoint named `start`; its checkpoints join `found` and `points`.
-    Returns its end's name."""
+    """Run one round from the checkpoint named `start`, and add its checkpoints to `folders` and `points`.
+    Returns the name of its result."""
     runs = [_run(ctx, stage, data, folders[start], number, run) for run in range(1, stage.runs + 1)]
     for run, folder in enumerate(runs, start=1):
         folders[f"round {number}, run {run}"] = folder
@@ -102,7 +102,7 @@ def _round(
     end = merged
     for share in sorted({*stage.interpolation_shares, stage.eta} if number == stage.rounds else {stage.eta}):
         if share == 1:
-            continue  # that is the merged one
+            continue  # the merged model itself
         name = f"round {number}, eta {share:g}"
         folders[name] = _between(ctx, stage, f"round{number}/liti_{share:g}", folders[start], folders[merged], share)
         points[name] = Point(number, "between", share, start)
@@ -111,7 +111,7 @@ def _round(
 
 
 def _run(ctx: StageContext, stage: WarpStage, data: GrpoData, start: Path, number: int, run: int) -> Path:
-    """One GRPO run of a round; no two have the same prompts in the same order, or the same responses."""
+    """One GRPO run of a round. Each run has its own order of prompts and its own responses."""
     ctx.display.note(ctx.name, f"round {number} of {stage.rounds}, run {run} of {stage.runs}")
     seed = ctx.seed + 1000 * number + run
     name = f"round{number}/run{run}"
@@ -131,14 +131,14 @@ def _between(ctx: StageContext, stage: WarpStage, name: str, start: Path, merged
 
 
 def _job(ctx: StageContext, name: str, job: AnyJob) -> Path:
-    """What a job made. The tracking server knows its numbers by its name."""
+    """Run a job, with its name as prefix of its metrics. Returns its result folder."""
     return run_job(replace(ctx, part=f"{name}/"), job).folder
 
 
 def _measure(
     ctx: StageContext, stage: WarpStage, data: GrpoData, reference: Path, folders: dict[str, Path]
 ) -> dict[str, dict[str, float]]:
-    """Reward and KL of every checkpoint, on the held-out prompts."""
+    """Measure reward and KL of every checkpoint on the held-out prompts."""
     job = ParetoFrontJob(
         output=ctx.folder / "pareto_front",
         seed=ctx.seed,
@@ -163,7 +163,7 @@ def _publish(
     measured: dict[str, dict[str, float]],
     end: str,
 ) -> Artifact:
-    """The checkpoint of the last round's end, with the front beside it."""
+    """Publish the checkpoint of the last round, with the Pareto front."""
     (folder / "pareto_front.json").write_text(json.dumps(measured, indent=1) + "\n")
     (folder / "pareto_front.html").write_text(page(ctx.name, points, measured), encoding="utf-8")
     metrics = {

@@ -1,4 +1,4 @@
-"""What WARP's checkpoints are worth over how far they are from the beginning, as one page."""
+"""Page with the reward of WARP's checkpoints over their KL to the parent."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -10,23 +10,23 @@ Measured = Mapping[str, Mapping[str, float]]
 
 
 class Point(NamedTuple):
-    """Where a checkpoint comes from."""
+    """Origin of a checkpoint."""
 
     round: int
-    """From 1 on; 0 for the beginning."""
+    """Round, from 1; 0 for the parent."""
     kind: str
     """beginning, run, merged or between."""
     share: float
-    """How far from its round's beginning to the merged runs it lies."""
+    """Share of the way from its round's start to the merged model."""
     start: str
-    """Its round's beginning."""
+    """Name of the round's start."""
 
 
 def page(name: str, points: Mapping[str, Point], measured: Measured) -> str:
-    """The page.
+    """The HTML page.
 
     Args:
-        measured: of each of the points, "reward", "kl" (nats per response) and "length" (tokens).
+        measured: "reward", "kl" (nats per response) and "length" (tokens) of each point.
     """
     rows = [
         (key, f"{measured[key]['reward']:.4f}", f"{measured[key]['kl']:.4f}", f"{measured[key]['length']:.1f}")
@@ -34,8 +34,8 @@ def page(name: str, points: Mapping[str, Point], measured: Measured) -> str:
     ]
     return reports.page(
         f"{name}: reward over KL",
-        "<p><small>Held-out prompts; KL to the beginning, in nats per response. Dots are single runs, "
-        "diamonds their merged weights (SLERP), the line what lies between those and the round's beginning (LITI)."
+        "<p><small>Held-out prompts. KL to the beginning, in nats per response. Dots are single runs, "
+        "diamonds their merged weights (SLERP), lines the interpolation to the round's start (LITI)."
         "</small></p>",
         _front(points, measured),
         reports.table(("checkpoint", "reward", "KL", "tokens"), rows, numbers=("reward", "KL", "tokens")),
