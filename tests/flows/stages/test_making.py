@@ -61,7 +61,7 @@ def test_an_impossible_merge_is_refused_in_one_line(cupola: Any, saved: Path) ->
 
 
 def test_a_recipe_whose_merge_lacks_its_base_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"stages\.merge: method=dare merges what was learned since a base"):
+    with pytest.raises(ConfigError, match=r"stages\.merge: method=dare needs a base"):
         parse_recipe("{name: x, stages: {merge: {checkpoints: ['artifact:a', 'artifact:b'], method: dare}}}")
 
 

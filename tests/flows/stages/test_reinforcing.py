@@ -50,7 +50,7 @@ def test_an_invalid_setting_is_refused_in_one_line(wrong: str, says: str) -> Non
         (
             "prompts: 64",
             "prompts: 5",
-            r"stages\.grpo: a rollout has 40 responses, no multiple of global_batch_size=128",
+            r"stages\.grpo: a rollout has 40 responses, not a multiple of global_batch_size=128",
         ),
         ("max_new_tokens: 8, held", "max_new_tokens: 128, held", r"max_new_tokens=128 leaves no room"),
     ],

@@ -22,7 +22,7 @@ GRPO = shipped()["grpo"].read_text()
             "interpolation_shares=[0.5, 1.0]: shares must be between 0 (the start) and 1 (the merged model)",
         ),
         ("lora: {rank: 4, alpha: 8}", "lora: WARP merges full checkpoints"),
-        ("kl_coef: 0", "ema_rate=0.01 with kl_coef=0: nothing pulls to the reference"),
+        ("kl_coef: 0", "ema_rate=0.01 with kl_coef=0: without a KL term"),
     ],
 )
 def test_an_invalid_setting_is_refused_in_one_line(settings: str, says: str) -> None:

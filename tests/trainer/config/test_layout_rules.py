@@ -1,4 +1,4 @@
-"""A layout that cannot work is refused before anything starts, in one line with the next move."""
+"""Layouts that cannot work are refused before anything starts, with a suggestion."""
 
 import subprocess
 import sys
@@ -41,12 +41,12 @@ BATCH = BatchConfig(sequence_length=64, micro_batch_size=2, global_batch_size=8)
         (DENSE, {"dp": 3}, r"global_batch_size=8 is not a multiple of .* = 2 x 3 = 6. Try global_batch_size=12."),
     ],
 )  # fmt: skip
-def test_a_layout_that_the_model_does_not_fit_is_refused(model: ModelConfig, layout: dict[str, Any], line: str) -> None:
+def test_a_layout_that_does_not_fit_the_model_is_refused(model: ModelConfig, layout: dict[str, Any], line: str) -> None:
     with pytest.raises(ConfigError, match=line):
         validate_layout(model, LayoutConfig(**layout), BATCH)
 
 
-def test_a_sequence_that_context_parallelism_cannot_cut_is_refused() -> None:
+def test_a_sequence_that_context_parallelism_cannot_split_is_refused() -> None:
     batch = replace(BATCH, sequence_length=62)
     with pytest.raises(
         ConfigError, match=r"sequence_length=62 is not a multiple of 2 x cp=4\. .* or sequence_length=64"
@@ -54,12 +54,12 @@ def test_a_sequence_that_context_parallelism_cannot_cut_is_refused() -> None:
         validate_layout(DENSE, LayoutConfig(cp=2), batch)
 
 
-def test_a_sequence_longer_than_the_model_is_refused() -> None:
+def test_a_sequence_longer_than_the_model_allows_is_refused() -> None:
     with pytest.raises(ConfigError, match="sequence_length=128 is more than max_position_embeddings=64"):
         validate_layout(DENSE, LayoutConfig(), replace(BATCH, sequence_length=128))
 
 
-def test_an_interleaved_schedule_needs_as_many_micro_batches_as_stages() -> None:
+def test_an_interleaved_schedule_needs_a_multiple_of_pp_micro_batches() -> None:
     model, batch = replace(DENSE, num_layers=4), replace(BATCH, global_batch_size=6)
     with pytest.raises(ConfigError, match=r"3 micro-batches are not a multiple of pp=2, .* Try global_batch_size=8"):
         validate_layout(model, LayoutConfig(pp=2, vp=2), batch)
@@ -90,6 +90,6 @@ def test_the_rules_and_the_job_schema_load_no_torch() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
 
 
-def test_documents_cannot_be_kept_apart_over_context_parallel_ranks() -> None:
+def test_documents_cannot_be_separated_over_context_parallel_ranks() -> None:
     with pytest.raises(ConfigError, match=r"reset_at_documents with cp=2: .* Use cp=1"):
         validate_layout(DENSE, LayoutConfig(cp=2), BATCH, reset_at_documents=True)

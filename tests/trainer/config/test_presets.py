@@ -1,4 +1,4 @@
-"""Presets have the sizes that were published."""
+"""Presets match the published sizes."""
 
 import pytest
 import torch
@@ -34,15 +34,15 @@ PUBLISHED = {
     "gemma-2-9b": 9_241_705_984,
     "gemma-2-27b": 27_227_128_320,
 }
-"""Numbers in the published weight files."""
+"""Parameter counts of the published weight files."""
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_parameters_are_those_of_the_published_weights(name: str) -> None:
+def test_parameter_counts_match_the_published_weights(name: str) -> None:
     assert parameter_count(PRESETS[name]) == PUBLISHED[name]
 
 
-def test_every_other_preset_has_as_many_as_transformers_model_of_it() -> None:
+def test_other_presets_match_the_parameter_count_of_transformers() -> None:
     others = set(PRESETS) - set(PUBLISHED)
     assert others == {"qwen2-tiny", "qwen2-moe-tiny", "qwen2-57b-a14b"}
     for name in others:
@@ -59,7 +59,7 @@ def test_57b_a14b_has_57_billion_parameters_and_14_billion_active_ones() -> None
     assert round(active_parameters(PRESETS["qwen1.5-moe-a2.7b"]) / 1e8) == 27
 
 
-def test_non_embedding_parameters_are_those_of_gemma_2s_table() -> None:
+def test_non_embedding_parameters_match_gemma_2s_table() -> None:
     """Gemma 2 report, table 2."""
     table = {"gemma-2-2b": 2_024_517_888, "gemma-2-9b": 8_324_201_984, "gemma-2-27b": 26_047_480_320}
     for name, expected in table.items():

@@ -71,8 +71,8 @@ def test_a_cut_row_is_several_sequences_that_begin_at_position_zero() -> None:
 @pytest.mark.parametrize(
     ("phases", "says"),
     [
-        ((LengthPhase(sequence_length=32, from_step=1),), r"begin at the steps \[1\]: the first must begin at 0"),
-        ((PHASES[1], PHASES[0]), r"begin at the steps \[3, 0\]"),
+        ((LengthPhase(sequence_length=32, from_step=1),), r"begin at steps \[1\]: the first must begin at 0"),
+        ((PHASES[1], PHASES[0]), r"begin at steps \[3, 0\]"),
     ],
 )
 def test_phases_out_of_order_are_refused(phases: Any, says: str) -> None:
@@ -86,7 +86,7 @@ def test_lengths_that_no_row_or_rank_can_have_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"a phase of 48 tokens does not divide sequence_length=64.* Try (32|64)"):
         validate_layout(model, LayoutConfig(), BATCH, lengths=uneven)
     odd = LengthSchedule(phases=PHASES, shortest=8)
-    with pytest.raises(ConfigError, match="sequences of 8 tokens do not divide among cp=4 and tp=2 ranks"):
+    with pytest.raises(ConfigError, match="sequences of 8 tokens cannot be split over cp=4 and tp=2 ranks"):
         validate_layout(model, LayoutConfig(cp=4, tp=2), BATCH, lengths=odd)
 
 

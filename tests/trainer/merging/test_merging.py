@@ -189,11 +189,11 @@ def test_what_cannot_be_merged_is_refused_in_a_line(saved: Path, tmp_path: Path)
     with pytest.raises(ConfigError, match="mixture has moe="):
         check(MergeJob(output=tmp_path, checkpoints=(saved / "one", saved / "mixture")))
     for settings, line in {
-        "{}": "1 checkpoint to merge: at least two",
+        "{}": "1 checkpoint to merge: give at least two",
         '{"weights": [1.0]}': "1 weights for 2 checkpoints",
-        '{"weights": [-1.0, 2.0]}': "none may be below 0",
-        '{"method": "ties"}': "give `base`",
-        '{"density": 0.5}': "only ties and dare are sparse",
+        '{"weights": [-1.0, 2.0]}': "weights must be at least 0",
+        '{"method": "ties"}': "set `base`",
+        '{"density": 0.5}': "only ties and dare use a density",
     }.items():
         count = 1 if settings == "{}" else 2
         with pytest.raises(ValidationError, match=line):

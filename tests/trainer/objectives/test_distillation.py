@@ -154,5 +154,5 @@ def test_a_teacher_of_another_vocabulary_is_refused(
     runtime.stop()
     with pytest.raises(ValueError, match="either `tokens` or `conversations`"):
         DistillationData(teacher=teacher)
-    with pytest.raises(ValueError, match="either a `teacher` or what one `stored`"):
+    with pytest.raises(ValueError, match="either a live `teacher` or a `stored` one"):
         DistillationData(tokens=teacher)

@@ -107,5 +107,5 @@ def test_a_front_has_no_distance_at_the_reference_and_some_elsewhere(job: JobOf,
 
 
 def test_an_ema_reference_without_a_kl_term_is_refused(material: Path) -> None:
-    with pytest.raises(ValidationError, match=r"ema_rate=0\.01 with kl_coef=0: nothing pulls"):
+    with pytest.raises(ValidationError, match=r"ema_rate=0\.01 with kl_coef=0: without a KL term"):
         grpo(material, ema_rate=0.01, kl_coef=0.0)

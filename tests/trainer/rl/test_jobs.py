@@ -158,7 +158,7 @@ def test_prompts_whose_responses_differ_most_come_first(job: JobOf, material: Pa
     [
         ({"rollout": RolloutConfig(samples_per_prompt=1)}, "samples_per_prompt=1"),
         ({"rollout": RolloutConfig(prompts=3, samples_per_prompt=3, max_new_tokens=8)},
-        r"9 responses, no multiple of global_batch_size=8"), ({"rollout": RolloutConfig(max_new_tokens=32)},
+        r"9 responses, not a multiple of global_batch_size=8"), ({"rollout": RolloutConfig(max_new_tokens=32)},
         "max_new_tokens=32 leaves no room"), ({"rewards": (PythonReward(function="toy_rewards:nowhere"),)},
         "toy_rewards:nowhere cannot be loaded"), ({"rewards": SPACES + SPACES}, "spaces comes 2 times"),
     ],

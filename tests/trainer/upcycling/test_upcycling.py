@@ -189,7 +189,7 @@ def logits_of(folder: Path, tokens: Tensor) -> Tensor:
         ({"norm_topk_prob": False}, {"router": "copies"}, "moe.norm_topk_prob is not true"),
         ({"expert_ffn_hidden_size": 100}, {"router": "copies"}, "ffn_hidden_size=160 is not a multiple"),
         ({"top_k": 3}, {"router": "copies"}, "moe.top_k=3 does not cover whole copies"),
-        ({"num_experts": 3}, {"router": "copies"}, "moe.num_experts=3 are not whole copies"),
+        ({"num_experts": 3}, {"router": "copies"}, "moe.num_experts=3 do not make whole copies"),
         (
             {"shared_expert_ffn_hidden_size": 96},
             {"router": "copies"},

@@ -1,20 +1,20 @@
-"""Everything a training process is told: one frozen job, read from one JSON file.
+"""The configuration of a training process: one frozen job, read from one JSON file.
 
-Unknown keys are forbidden, so that a misspelt one is refused, and the JSON schema carries each field's docstring. What
-a person sets is in a `...Settings` class, which the job and the recipe's stage both inherit: each field is written
-once. Nothing here imports torch.
+Unknown keys are refused, which catches typos, and the JSON schema carries each field's docstring. Fields that a user
+sets live in a `...Settings` class that both the job and the recipe's stage inherit, so each is written once. Nothing
+here imports torch.
 
-layout.py   the layout
-training.py   optimizer, batches, checkpoints, faults
-objectives.py    one class an objective
-lengths.py    long context: positions and lengths
-lora.py       low-rank adapters
-checkpoint_jobs.py  jobs that make a checkpoint out of others
-scorers.py    what scores a response
-rl.py         objectives that learn from the model's own responses: prompts, sampling, rewards
-layout_rules.py  what a layout cannot do
-model/        what a model is
-jobs.py       the jobs
+layout.py           the parallel layout
+training.py         optimizer, batches, checkpoints, faults
+objectives.py       one class per objective
+lengths.py          long context: sequence lengths by step
+lora.py             low-rank adapters
+checkpoint_jobs.py  jobs that turn checkpoints into a new one
+scorers.py          how responses are scored
+rl.py               objectives that train on the model's own responses: prompts, sampling, rewards
+layout_rules.py     which layouts are refused
+model/              the model: shape, positions, presets
+jobs.py             the jobs
 """
 
 from cupola_trainer.config.checkpoint_jobs import (
@@ -93,7 +93,7 @@ from cupola_trainer.config.training import (
     TrainSettings,
 )
 
-FINGERPRINTED = "functions"  # a fingerprint has the values of settings; what their methods compute from them counts
+FINGERPRINTED = "functions"  # a fingerprint already holds the settings' values; only the methods' code adds to it
 
 __all__ = [
     "JOB",

@@ -1,4 +1,4 @@
-"""The jobs that make a checkpoint out of others, without training: merge, fold adapters in, prune, upcycle."""
+"""Jobs that turn checkpoints into a new one without training: merge, fold in adapters, prune, upcycle."""
 
 import dataclasses
 from pathlib import Path
@@ -16,48 +16,50 @@ MergeMethod = Literal["average", "slerp", "ties", "dare"]
 
 
 class JobBase(LayoutSettings):
-    """What every job is told."""
+    """Settings that every job has."""
 
     output: Path
-    """Folder of this job: metrics.jsonl, result.json, error.json, and what it makes. Running again in it goes on."""
+    """The job's folder: metrics.jsonl, result.json, error.json and its output. Running again in it resumes."""
     seed: int = 0
 
 
 class MergeSettings(Strict):
-    """How checkpoints of one architecture become one."""
+    """How to merge checkpoints of one architecture."""
 
     method: MergeMethod = "average"
     weights: tuple[float, ...] | None = None
-    """One for each checkpoint; only their proportions matter. None for equal ones."""
+    """One weight per checkpoint; only their ratios matter. None for equal weights."""
     density: float | None = Field(default=None, gt=0, le=1)
-    """Share of each task vector that ties keeps by magnitude, and dare at random; none for 0.2, TIES's own."""
+    """Share of each task vector to keep: the largest entries (ties) or random ones (dare). None for TIES's 0.2."""
     scale: float = Field(default=1.0, gt=0)
-    """What the merged task vector of ties and dare is multiplied with."""
+    """Factor on the merged task vector (ties and dare)."""
 
     def check_count(self, count: int, *, has_base: bool) -> None:
-        """Refuse a merge that cannot be.
+        """Check that the settings fit the checkpoints.
 
         Args:
-            count: checkpoints to merge.
+            count: number of checkpoints to merge.
 
         Raises:
-            ValueError: the value, the rule, the next move.
+            ValueError: a setting does not fit.
         """
         if count < 2:
-            raise ValueError(f"{count} checkpoint to merge: at least two are needed")
+            raise ValueError(f"{count} checkpoint to merge: give at least two")
         if self.weights is not None and len(self.weights) != count:
-            raise ValueError(f"{len(self.weights)} weights for {count} checkpoints: give one for each")
+            raise ValueError(f"{len(self.weights)} weights for {count} checkpoints: give one per checkpoint")
         if self.weights is not None and (any(weight < 0 for weight in self.weights) or sum(self.weights) <= 0):
-            raise ValueError(f"weights={list(self.weights)}: none may be below 0, and not all may be 0")
+            raise ValueError(
+                f"weights={list(self.weights)}: weights must be at least 0, with one above 0. Raise the others"
+            )
         if self.method in ("ties", "dare") and not has_base:
             raise ValueError(
-                f"method={self.method} merges what was learned since a base: give `base`, the common parent"
+                f"method={self.method} needs a base: set `base` to the checkpoint that all were trained from"
             )
         if self.method == "average" and has_base:
-            raise ValueError("method=average with a base: the average is the same with and without one. Leave it out")
+            raise ValueError("method=average with a base: a base does not change the average. Leave it out")
         if self.method in ("average", "slerp") and self.density is not None:
             raise ValueError(
-                f"density={self.density} with method={self.method}: only ties and dare are sparse. Leave it out"
+                f"density={self.density} with method={self.method}: only ties and dare use a density. Leave it out"
             )
 
 
@@ -66,9 +68,9 @@ class MergeJob(MergeSettings, JobBase):
 
     kind: Literal["merge"] = "merge"
     checkpoints: tuple[Path, ...]
-    """Checkpoint folders; the first one gives the tokenizer and the precision."""
+    """Checkpoint folders; tokenizer and precision come from the first."""
     base: Path | None = None
-    """The checkpoint that all were trained from: what the task vectors of ties, dare and, if given, slerp start at."""
+    """The checkpoint that all were trained from: the origin of the task vectors of ties, dare and, if given, slerp."""
 
     @model_validator(mode="after")
     def _can_be(self) -> "MergeJob":
@@ -77,27 +79,27 @@ class MergeJob(MergeSettings, JobBase):
 
 
 class MergeAdapterJob(JobBase):
-    """Fold low-rank adapters into the weights of the model that they were trained on."""
+    """Fold low-rank adapters into the model they were trained on."""
 
     kind: Literal["merge_adapter"] = "merge_adapter"
     parent: Path
-    """Checkpoint folder of that model."""
+    """The model's checkpoint folder."""
     adapter: Path
-    """Checkpoint folder of the adapters."""
+    """The adapters' checkpoint folder."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PruneTarget:
-    """What a pruned model is to be; whatever is left out stays as it is."""
+    """The sizes of a pruned model; omitted ones stay unchanged."""
 
     num_layers: int | None = Field(default=None, ge=1)
-    """Layers to keep: those that change their input most."""
+    """Layers to keep: the ones that change their input most."""
     drop_layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """Layers to drop by number, from 0, instead."""
+    """Layers to drop instead, numbered from 0."""
     hidden_size: int | None = Field(default=None, ge=1)
     """Channels of the residual stream, the same ones in every layer."""
     num_attention_heads: int | None = Field(default=None, ge=1)
-    """Query heads; a group keeps as many as every other one."""
+    """Query heads, the same number in every group."""
     num_query_groups: int | None = Field(default=None, ge=1)
     """Key and value heads, each with its query heads."""
     ffn_hidden_size: int | None = Field(default=None, ge=1)
@@ -111,41 +113,43 @@ class PruneTarget:
 
     @property
     def by_importance(self) -> bool:
-        """Whether held-out tokens are needed to choose: for all but layers that are named."""
+        """Whether the choice needs held-out tokens: true unless only `drop_layers` is set."""
         return any(
             getattr(self, field.name) is not None for field in dataclasses.fields(self) if field.name != "drop_layers"
         )
 
     def check(self, has_tokens: bool) -> None:
-        """Refuse a target that says nothing, or too much, or that nothing can be measured for.
+        """Check that the target is complete and consistent.
 
         Raises:
-            ValueError: the rule and the next move.
+            ValueError: it sets nothing, sets both ways to choose layers, or needs tokens that are missing.
         """
         if not self.by_importance and not self.drop_layers:
-            raise ValueError("there is nothing to prune: give a smaller size, such as num_layers")
+            raise ValueError("nothing to prune: set a smaller size, such as num_layers")
         if self.num_layers and self.drop_layers:
-            raise ValueError("num_layers and drop_layers: the number chooses by importance. Give one of them")
+            raise ValueError(
+                "num_layers and drop_layers both set: num_layers picks layers by importance. Set one of them"
+            )
         if self.by_importance and not has_tokens:
-            raise ValueError("what matters is measured on held-out text: give `tokens`")
+            raise ValueError("importance is measured on held-out text: give `tokens`")
 
     def shape(self, model: ModelConfig, layers: tuple[int, ...] | None = None) -> ModelConfig:
-        """The pruned model's configuration. Width of a head and number of a token's experts stay.
+        """The pruned model's configuration. Head width and experts per token are unchanged.
 
         Args:
-            layers: those kept, where they are known: windows of attention go with them.
+            layers: the layers kept, if known; their attention windows are kept with them.
 
         Raises:
-            ConfigError: a size above the model's, or one that does not go with the others.
+            ConfigError: a size exceeds the model's or does not fit the others.
         """
         sizes = {"hidden_size", "num_attention_heads", "num_query_groups", "ffn_hidden_size", "num_layers"}
         changed: dict[str, Any] = {name: self._size(name, getattr(model, name)) for name in sizes}
         if self.drop_layers:
             if (last := max(self.drop_layers)) >= model.num_layers:
-                raise ConfigError(f"drop_layers: {last}, but the model's layers are 0 to {model.num_layers - 1}.")
+                raise ConfigError(f"drop_layers: {last} is not one of the model's layers, 0 to {model.num_layers - 1}.")
             changed["num_layers"] = model.num_layers - len(set(self.drop_layers))
             if not changed["num_layers"]:
-                raise ConfigError(f"drop_layers names all {model.num_layers} layers of the model. Leave one in.")
+                raise ConfigError(f"drop_layers names all {model.num_layers} layers of the model. Keep at least one.")
         if layers is not None and model.attention_windows:
             changed["attention_windows"] = tuple(model.window(layer) for layer in layers)
         elif changed["num_layers"] < len(model.attention_windows):
@@ -165,7 +169,7 @@ class PruneTarget:
             if expert_sizes["num_experts"] < model.moe.top_k:
                 raise ConfigError(
                     f"num_experts={expert_sizes['num_experts']}, but each token visits {model.moe.top_k}. "
-                    f"Keep {model.moe.top_k} or more."
+                    f"Keep at least {model.moe.top_k}."
                 )
             changed["moe"] = dataclasses.replace(model.moe, **expert_sizes)
         elif given := sorted(name for name in experts if getattr(self, name)):
@@ -184,29 +188,29 @@ class PruneTarget:
         if wanted is None:
             return now
         if now is None or wanted > now:
-            raise ConfigError(f"{name}={wanted}, but the model has {now or 'none'}: pruning makes it smaller only.")
+            raise ConfigError(f"{name}={wanted}, but the model has {now or 'none'}: pruning can only shrink it.")
         return wanted
 
 
 class PruneSettings(Strict):
-    """What a smaller model is to be, and on how much text it is seen what matters."""
+    """The target sizes, and how much text to measure importance on."""
 
     to: PruneTarget
-    """What the smaller model is to be."""
+    """Sizes of the pruned model."""
     max_tokens: int = Field(default=65_536, ge=1)
-    """Held-out tokens to look at."""
+    """Held-out tokens to measure importance on."""
     sequence_length: int = Field(default=512, ge=8)
-    """Most tokens of one sequence of them; no more than the model can take."""
+    """Maximum tokens per sequence, capped at the model's maximum length."""
 
 
 class PruneJob(PruneSettings, JobBase):
-    """Make a smaller model of a larger one: whole layers, channels, heads, units and experts left out."""
+    """Shrink a model by removing whole layers, channels, heads, units and experts."""
 
     kind: Literal["prune"] = "prune"
     parent: Path
     """Checkpoint folder."""
     tokens: Path | None = None
-    """A `tokens` artifact's folder: its held-out shards show what matters."""
+    """Folder of a `tokens` artifact; importance is measured on its held-out shards."""
 
     @model_validator(mode="after")
     def _can_be(self) -> "PruneJob":
@@ -215,24 +219,24 @@ class PruneJob(PruneSettings, JobBase):
 
 
 class UpcycleSettings(Strict):
-    """How the experts are made of the dense FFNs."""
+    """How dense FFNs become experts."""
 
     moe: MoEConfig
     reinit_fraction: float = Field(default=0.5, ge=0, le=1)
-    """Share of each expert's parameters drawn anew."""
+    """Share of each expert's parameters to re-initialize."""
     reinit: Literal["element", "unit", "none"] = "element"
-    """What is drawn anew: single weights, whole intermediate units, or nothing."""
+    """What to re-initialize: single weights, whole intermediate units, or nothing."""
     shuffle: bool = True
-    """Shuffle the intermediate units of each copy before experts are cut from them."""
+    """Shuffle each copy's intermediate units before splitting it into experts."""
     router: Literal["random", "copies", "zeros"] = "random"
-    """How the router starts: N(0, init_std), the same but one row for all experts of a copy, or zeros."""
+    """Router initialization: N(0, init_std); the same with one row shared by the experts of a copy; or zeros."""
     match_dense: bool = False
-    """Scale the experts' outputs so that without re-initialisation the model says what the dense one said. Needs
-    norm_topk_prob, router=copies, and whole copies in the experts, in top_k and in the shared expert."""
+    """Scale the experts' outputs so that, without re-initialization, the model computes the dense model's function.
+    Requires norm_topk_prob, router=copies, and whole copies in the experts, in top_k and in the shared expert."""
 
 
 class UpcycleJob(UpcycleSettings, JobBase):
-    """Turn a dense checkpoint into a mixture of experts, the Qwen2 way."""
+    """Turn a dense checkpoint into a mixture of experts, as Qwen2 does."""
 
     kind: Literal["upcycle"] = "upcycle"
     parent: Path

@@ -1,4 +1,4 @@
-"""The jobs: what one start of `python -m cupola_trainer` is told to do."""
+"""The jobs that `python -m cupola_trainer` runs."""
 
 from datetime import date
 from pathlib import Path
@@ -17,58 +17,59 @@ from cupola_trainer.config.training import BatchConfig, PassSettings, TrainSetti
 
 
 class RenderingJob(JobBase):
-    """What every job is told that puts conversations through a chat template."""
+    """A job that renders conversations with a chat template."""
 
     template_date: date | None = None
-    """What chat templates take for today; none for the date that the parent checkpoint's tokenizer keeps, if any."""
+    """The date that chat templates use as today; None for the one saved with the parent checkpoint's tokenizer, if
+    any."""
 
 
 class TrainJob(TrainSettings, RenderingJob):
-    """Train a model with one objective, from random weights or from a checkpoint.
-    A job with `lora` saves adapters alone."""
+    """Train a model with one objective, from random weights or from a checkpoint. With `lora`, only the adapters are
+    saved."""
 
     kind: Literal["train"] = "train"
     model: ModelConfig | None = None
-    """Shape of a new model; none to take the parent checkpoint's."""
+    """Shape of a new model; None for the parent checkpoint's."""
     parent: Path | None = None
-    """Checkpoint folder whose weights (not optimizer) to start from; none for random weights."""
+    """Checkpoint folder to start from (weights only, not the optimizer); None for random weights."""
     positions: PositionChange | None = None
-    """What the parent checkpoint's positions become; none to leave them. Not with `model`."""
+    """Changes to the parent checkpoint's positions; None for no change. Not with `model`."""
     tokenizer: Path | None = None
-    """Tokenizer folder to keep with a new model's checkpoints; none to take the parent checkpoint's."""
+    """Tokenizer folder to save with a new model's checkpoints; None for the parent checkpoint's."""
     data: TrainingData
     objective: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9_]*$")
-    """Name of the objective where several learn from data of this kind; none for the data's own."""
+    """Name of another objective that trains on this kind of data; None for the data's own."""
     allow_data_change: bool = False
-    """Resume from a checkpoint that was trained on other data than this job's."""
+    """Resume even from a checkpoint that was trained on different data."""
     dry: bool = False
-    """Only write each step's numbers: no held-out loss, no checkpoint, no result."""
+    """Only log each step's metrics: no evaluation, checkpoint or result."""
     profile: tuple[int, int] | None = None
-    """First and last step to trace with torch's profiler, into `output/profile`; none for no trace."""
+    """First and last step to trace with torch's profiler, into `output/profile`; None for no trace."""
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainJob":
         epochs = getattr(self.data, "epochs", None)
         if bool(self.steps) == bool(epochs):
-            raise ValueError(f"steps={self.steps} and data.epochs={epochs}: give one of them")
+            raise ValueError(f"steps={self.steps} and data.epochs={epochs}: set exactly one of them")
         return self
 
     @property
     def objective_name(self) -> str:
-        """Of the objective that the job trains with."""
+        """Name of the objective that the job trains with."""
         return self.objective or self.data.objective
 
 
 class SamplingSettings(Strict):
-    """How responses are drawn from a checkpoint."""
+    """How responses are sampled from a checkpoint."""
 
     samples_per_prompt: int = Field(default=1, ge=1)
     """Responses per prompt."""
     temperature: float = Field(default=1.0, ge=0)
-    """0 for greedy."""
+    """Sampling temperature; 0 for greedy decoding."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
-    """Likeliest tokens to draw from; 0 for all."""
+    """Sample from this many likeliest tokens; 0 for all."""
     max_new_tokens: int = Field(default=64, ge=1)
     batch_size: int = Field(default=64, ge=1)
     """Responses sampled together."""
@@ -80,91 +81,90 @@ class SampleJob(SamplingSettings, RenderingJob):
     kind: Literal["sample"] = "sample"
     parent: Path
     prompts: Path
-    """JSON lines: {"id": str, "messages": [{"role", "content"}, ...], "tools": [...] (what may be called)} or
+    """JSON lines: {"id": str, "messages": [{"role", "content"}, ...], "tools": [...] (callable functions)} or
     {"id": str, "text": str} (continued as is)."""
 
 
 class ScoreJob(RenderingJob):
-    """What a reward model gives the last responses of conversations. Writes `output/rewards.json`,
-    a list in their order."""
+    """Score the last responses of conversations with a reward model. Writes `output/rewards.json`, a list in the same
+    order."""
 
     kind: Literal["score"] = "score"
     parent: Path
     """The reward model's checkpoint folder."""
     conversations: Path
-    """JSON lines: {"messages": [{"role", "content"}, ..., the response], "tools": [...] (what may be called)}."""
+    """JSON lines: {"messages": [{"role", "content"}, ..., the response], "tools": [...] (callable functions)}."""
     batch_size: int = Field(default=16, ge=1)
 
 
 class EvaluateSettings(Strict):
-    """What is measured of each checkpoint."""
+    """What to measure on each checkpoint."""
 
     max_heldout_tokens: int = Field(default=65_536, ge=1)
     window: int | None = Field(default=None, ge=8)
-    """Most tokens of context in a held-out loss; none for the model's longest sequence. Give the length that it was
-    trained at where that is shorter: positions that were never trained make a model look worse."""
+    """Maximum context of the held-out loss, in tokens; None for the model's longest sequence. If training used shorter
+    sequences, give their length: untrained positions make a model look worse."""
     max_tasks: int = Field(default=200, ge=1)
-    """Held-out tasks per task name."""
+    """Maximum held-out tasks per task name."""
     max_new_tokens: int = Field(default=32, ge=1)
     sample_prompts: tuple[str, ...] = ()
-    """Plain texts that each checkpoint continues, greedily, to be read by people."""
+    """Texts that each checkpoint continues greedily, for people to read."""
     long_context: LongContextConfig | None = None
-    """How far each checkpoint reads: loss by position and needles; none to leave it unmeasured."""
+    """Long-context evaluation: loss by position and needle retrieval; None to skip it."""
 
 
 class EvaluateJob(EvaluateSettings, RenderingJob):
-    """Measure checkpoints on held-out text and tasks. Writes `output/results.json`."""
+    """Evaluate checkpoints on held-out text and tasks. Writes `output/results.json`."""
 
     kind: Literal["evaluate"] = "evaluate"
     checkpoints: dict[str, Path]
-    """Name (a stage's) to checkpoint folder."""
+    """Stage name to checkpoint folder."""
     tokens: Path
-    """A `tokens` artifact's folder: its held-out shards give bits per byte."""
+    """Folder of a `tokens` artifact; bits per byte is measured on its held-out shards."""
     conversations: Path | None = None
-    """A `conversations` artifact's folder: its held-out tasks give accuracy."""
+    """Folder of a `conversations` artifact; accuracy is measured on its held-out tasks."""
 
 
 class ReferenceJob(PassSettings, RenderingJob):
-    """What a frozen model says of every response of preference pairs, for DPO. Writes `output/reference/`.
+    """Precompute a frozen model's log-probabilities of preference pairs, for DPO. Writes `output/reference/`.
 
-    Batch and precision are those of the training to come: pairs that do not fit its sequences are left out,
-    there and here.
+    Use the batch and precision of the training run: pairs that do not fit its sequences are dropped in both.
     """
 
     kind: Literal["reference"] = "reference"
     parent: Path
-    """The checkpoint folder of the frozen model."""
+    """The frozen model's checkpoint folder."""
     data: DpoData
 
 
 class TeachJob(RenderingJob):
-    """What a teacher says of the samples of a training to come, its likeliest tokens. Writes `output/teacher/`."""
+    """Precompute a teacher's likeliest tokens for the samples of a training run. Writes `output/teacher/`."""
 
     kind: Literal["teach"] = "teach"
     parent: Path
     """The teacher's checkpoint folder."""
     data: NextTokenData | SftData = Field(discriminator="objective")
-    """The text of the training to come, and below its seed, steps and batch: the samples are the same."""
+    """The training run's data. Seed, steps and batch must match it too, so that the samples are the same."""
     steps: int = Field(ge=1)
     batch: BatchConfig
     evaluate_batches: int = Field(default=4, ge=1)
     top_k: int = Field(default=32, ge=1)
-    """Likeliest tokens to keep at each place; all others together are one outcome."""
+    """Likeliest tokens to keep at each position; all others count as one outcome."""
     temperature: float = Field(default=1.0, gt=0)
-    """Of the distributions."""
+    """Softmax temperature."""
 
 
 class ParetoFrontJob(PassSettings, RenderingJob):
-    """What checkpoints' responses to held-out prompts are worth, and how far they are from a reference. Writes
-    `output/pareto_front.json`: name to "reward", "kl" (nats per response) and "length"."""
+    """Measure checkpoints' rewards on held-out prompts and their KL to a reference. Writes `output/pareto_front.json`:
+    name to "reward", "kl" (nats per response) and "length"."""
 
     kind: Literal["pareto_front"] = "pareto_front"
     reference: Path
-    """Checkpoint folder, of the architecture of all."""
+    """Checkpoint folder of the reference, with the same architecture as the others."""
     checkpoints: dict[str, Path]
     """Name to checkpoint folder."""
     data: GrpoData
-    """Prompts, sampling, rewards."""
+    """Prompts, sampling and rewards."""
 
 
 AnyJob = (
@@ -185,10 +185,10 @@ JOB: TypeAdapter[AnyJob] = TypeAdapter(Job)
 
 
 def read_job(path: Path) -> AnyJob:
-    """The job in a JSON file. Raises pydantic's ValidationError (our launcher writes only valid ones)."""
+    """Read a job from a JSON file. Raises pydantic's ValidationError (our launcher writes only valid ones)."""
     return JOB.validate_json(path.read_bytes())
 
 
 def write_job(job: AnyJob, path: Path) -> None:
-    """Write a job as JSON that `read_job` gives back."""
+    """Write a job as JSON for `read_job`."""
     path.write_bytes(JOB.dump_json(job, indent=2))

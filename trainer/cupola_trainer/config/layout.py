@@ -1,4 +1,4 @@
-"""How a model is laid out over processes."""
+"""The parallel layout of a model."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ from cupola_platform.strict import STRICT, Strict
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LayoutConfig:
-    """How a model is laid out over processes. The world size is tp x pp x cp x dp."""
+    """How a model is distributed over processes. The world size is tp x pp x cp x dp."""
 
     tp: int = Field(default=1, ge=1)
     """Tensor-parallel size."""
@@ -19,7 +19,7 @@ class LayoutConfig:
     """Pipeline-parallel size."""
 
     vp: int | None = Field(default=None, ge=2)
-    """Model chunks per pipeline rank (interleaved schedule); none for 1F1B."""
+    """Model chunks per pipeline rank (interleaved schedule); None for 1F1B."""
 
     cp: int = Field(default=1, ge=1)
     """Context-parallel size."""
@@ -28,23 +28,22 @@ class LayoutConfig:
     """Expert-parallel size; divides tp x cp x dp."""
 
     etp: int | None = Field(default=None, ge=1)
-    """Tensor-parallel size inside experts; none for 1 when ep > 1, else tp."""
+    """Tensor-parallel size inside experts; None for 1 when ep > 1, else tp."""
 
     dp: int = Field(default=1, ge=1)
     """Data-parallel size."""
 
     sp: bool = False
-    """Sequence parallelism: shard activations of norms over the tensor-parallel group. MoE with tp > 1 needs it."""
+    """Sequence parallelism: shard the norms' activations over the tensor-parallel group. MoE with tp > 1 needs it."""
 
     distributed_optimizer: bool = True
     """Shard optimizer states over the data-parallel group."""
 
     overlap: bool = False
-    """Overlap gradient reduction and parameter gathering with computation."""
+    """Overlap gradient reduction and parameter all-gather with computation."""
 
     recompute: Literal["none", "selective", "full"] = "none"
-    """Activations that are computed again in the backward pass: none; attention's scores; every layer's,
-    from its input."""
+    """Activations to recompute in the backward pass: none; attention scores; or whole layers, from their input."""
 
     @property
     def world_size(self) -> int:
@@ -52,7 +51,7 @@ class LayoutConfig:
 
 
 class LayoutSettings(Strict):
-    """Where a model runs."""
+    """The layout, as a setting."""
 
     layout: LayoutConfig = Field(default_factory=LayoutConfig)
-    """How the model is laid out over processes."""
+    """How the model is distributed over processes."""

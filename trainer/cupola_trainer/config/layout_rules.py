@@ -1,4 +1,4 @@
-"""What a layout cannot do, said before anything starts. Imports no torch."""
+"""Checks of a layout before anything starts. Imports no torch."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 from cupola_platform.errors import ConfigError
 from cupola_trainer.config import BatchConfig, CopyingConfig, LayoutConfig, LengthSchedule, ModelConfig
 
-FINGERPRINTED = False  # refuses, and computes nothing
+FINGERPRINTED = False  # only refuses, computes nothing
 
 
 def validate_layout(
@@ -20,16 +20,16 @@ def validate_layout(
     copying: CopyingConfig | None = None,
     ranks: int | None = None,
 ) -> None:
-    """Refuse a layout in which this model or these batches cannot be trained.
+    """Check that the model and its batches can be trained in a layout.
 
     Args:
-        pack: whether rows hold several conversations that each see themselves only.
-        lengths: what the rows of a batch are cut into; none for nothing shorter.
-        copying: the pieces that are said again; none for nothing but text.
-        ranks: processes that the launcher has; none to leave them unchecked.
+        pack: whether rows hold several conversations, each attending only to itself.
+        lengths: schedule of sequence lengths; None for full rows throughout.
+        copying: settings of repeated pieces; None for plain text.
+        ranks: processes that the launcher has; None to skip that check.
 
     Raises:
-        ConfigError: the value given, the rule, the next move.
+        ConfigError: a rule is violated.
     """
     _check_ranks(layout, ranks)
     _check_tensor_parallel(model, layout)
@@ -46,12 +46,12 @@ def validate_layout(
         _check_packing(model, batch, "reset_at_documents" if reset_at_documents else "pack")
     if reset_at_documents and layout.cp > 1:
         raise ConfigError(
-            f"reset_at_documents with cp={layout.cp}: attention over context-parallel ranks takes no mask. Use cp=1."
+            f"reset_at_documents with cp={layout.cp}: context-parallel attention takes no mask. Use cp=1."
         )
 
 
 def of_its_own(model: ModelConfig, layout: LayoutConfig) -> LayoutConfig:
-    """The layout of a model that stands beside another one: a dense one has no experts to lay out."""
+    """The layout for a second model in the same process: a dense model needs no expert parallelism."""
     return layout if model.moe else replace(layout, ep=1, etp=None)
 
 
@@ -120,14 +120,14 @@ def _check_lengths(lengths: LengthSchedule, layout: LayoutConfig, batch: BatchCo
         if batch.sequence_length % phase.sequence_length:
             raise ConfigError(
                 f"a phase of {phase.sequence_length} tokens does not divide sequence_length={batch.sequence_length}, "
-                "and rows are cut into whole sequences. Try "
+                "and rows are split into whole sequences. Try "
                 f"{_nearest_divisor(batch.sequence_length, phase.sequence_length)}."
             )
         shortest = lengths.lengths(phase.sequence_length)[-1]
         unit = 2 * layout.cp * layout.tp if layout.cp > 1 else layout.tp if layout.sp else 1
         if shortest % unit:
             raise ConfigError(
-                f"sequences of {shortest} tokens do not divide among cp={layout.cp} and tp={layout.tp} ranks. "
+                f"sequences of {shortest} tokens cannot be split over cp={layout.cp} and tp={layout.tp} ranks. "
                 f"Raise lengths.shortest, or use lengths that are multiples of {unit}."
             )
 
@@ -137,7 +137,7 @@ def _check_copying(
 ) -> None:
     if reset_at_documents:
         raise ConfigError(
-            "copying with reset_at_documents=true: pieces are said again in other documents, which would not see the "
+            "copying with reset_at_documents=true: a piece may repeat in another document, which cannot see the "
             "first. Leave one of them out."
         )
     longest = [phase.sequence_length for phase in lengths.phases] if lengths else [batch.sequence_length]
@@ -156,8 +156,8 @@ def _nearest_divisor(value: int, near: int) -> int:
 def _check_chunks(model: ModelConfig, layout: LayoutConfig) -> None:
     if model.dual_chunk and layout.cp > 1:
         raise ConfigError(
-            f"dual_chunk with cp={layout.cp}: context-parallel ranks hold pieces of several chunks. Use cp=1; dual "
-            "chunk attention needs memory linear in the length only."
+            f"dual_chunk with cp={layout.cp}: context-parallel ranks hold parts of several chunks. Use cp=1; dual "
+            "chunk attention needs only memory linear in the length."
         )
 
 
@@ -165,8 +165,8 @@ def _check_packing(model: ModelConfig, batch: BatchConfig, option: str) -> None:
     alone = model.relative_within
     if alone and batch.sequence_length > alone:
         raise ConfigError(
-            f"{option}=true with sequence_length={batch.sequence_length}: dual_chunk and length_scaling count from a "
-            f"row's beginning, so that beyond {alone} tokens texts that share a row would not be as they are alone. "
+            f"{option}=true with sequence_length={batch.sequence_length}: dual_chunk and length_scaling depend on "
+            f"the position in the row, so texts cannot share rows longer than {alone} tokens. "
             f"Use {option}=false, or sequence_length={alone}."
         )
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters: what of a model is trained when the model itself is not."""
+"""Settings of low-rank adapters."""
 
 from typing import Literal
 
@@ -21,17 +21,16 @@ class LoraConfig:
     """Rows of A, columns of B."""
 
     alpha: float = Field(default=32.0, gt=0)
-    """The adapters' output is multiplied with alpha / rank."""
+    """The adapters' output is multiplied by alpha / rank."""
 
     targets: tuple[LoraTarget, ...] = ("attention", "mlp")
-    """What is adapted: the projections of attention; those of a dense FFN or of the shared expert;
-    the routed experts."""
+    """Layers to adapt: attention projections; the dense FFN or the shared expert; the routed experts."""
 
     @field_validator("targets")
     @classmethod
     def _some(cls, targets: tuple[LoraTarget, ...]) -> tuple[LoraTarget, ...]:
         if not targets:
-            raise ValueError("no targets: nothing would be trained. Give attention, mlp or experts")
+            raise ValueError("targets is empty: nothing would be trained. Give attention, mlp or experts")
         return targets
 
     @property
@@ -40,20 +39,20 @@ class LoraConfig:
         return self.alpha / self.rank
 
     def check(self, model: ModelConfig, layout: LayoutConfig) -> None:
-        """Refuse a model or a layout that cannot have these adapters.
+        """Check that the model and layout support these adapters.
 
         Raises:
-            ConfigError: the value, the rule, the next move.
+            ConfigError: they do not.
         """
         moe = model.moe
         if "experts" in self.targets and moe is None:
             raise ConfigError("lora.targets: experts, but the model is dense. Use attention and mlp.")
         if self.targets == ("mlp",) and moe and not moe.shared_expert_ffn_hidden_size:
-            raise ConfigError("lora.targets: mlp, but the model has routed experts alone. Use experts.")
+            raise ConfigError("lora.targets: mlp, but the model has only routed experts. Use experts.")
         if moe and moe.balancing == "bias":
             raise ConfigError(
-                "lora with moe.balancing=bias: the bias would move, and adapters do not hold it. Train all."
+                "lora with moe.balancing=bias: training moves the bias, which adapters do not store. Leave lora out."
             )
         etp = layout.etp or (1 if layout.ep > 1 else layout.tp)
         if "experts" in self.targets and etp > 1:
-            raise ConfigError(f"lora.targets: experts, which etp={etp} splits. Use etp=1, or ep.")
+            raise ConfigError(f"lora.targets: experts with etp={etp}: adapters need whole experts. Use etp=1, or ep.")

@@ -1,5 +1,5 @@
-"""What a training job learns from, and with which loss: for each objective its settings, which a recipe's stage
-inherits too, and the same with the folders that a job reads."""
+"""Each objective's settings, which the recipe's stage inherits too, and the job's data class that adds input
+folders."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -12,17 +12,16 @@ from cupola_trainer.config.rl import GrpoData, OnlineDpoData, PairLossSettings, 
 
 
 class NextTokenSettings(Strict):
-    """How packed tokens are read."""
+    """How packed tokens are sampled."""
 
     weights: dict[str, float] | None = None
-    """Sampling weight per source; none for weights in proportion to tokens."""
+    """Sampling weight per source; None for weights proportional to tokens."""
 
     reset_at_documents: bool = False
-    """Each document sees only itself: attention ends, and positions begin, at its borders. Off:
-    sequences run across."""
+    """Confine attention to each document and restart positions at its start. Off: sequences span documents."""
 
     copying: CopyingConfig | None = None
-    """Random pieces that sequences say again, put over the text; none to leave the text as it is."""
+    """Overwrite parts of the text with repeated random pieces; None leaves the text unchanged."""
 
 
 class NextTokenData(NextTokenSettings):
@@ -31,53 +30,52 @@ class NextTokenData(NextTokenSettings):
     objective: Literal["next_token"] = "next_token"
 
     tokens: Path
-    """A `tokens` artifact's folder."""
+    """Folder of a `tokens` artifact."""
 
     lengths: LengthSchedule | None = None
-    """Sequences of several lengths, step by step; none for `batch.sequence_length` alone."""
+    """Schedule of sequence lengths; None for `batch.sequence_length` throughout."""
 
 
 class PackingSettings(Strict):
-    """How conversations become rows."""
+    """How conversations are packed into rows."""
 
     pack: bool = True
-    """Several conversations share a row, each seeing only itself. Off, or with cp > 1: one a row, padded."""
+    """Pack several conversations per row, each attending only to itself. Off, or with cp > 1: one per row, padded."""
 
 
 def check_replay(pretraining: Path | str | None, share: float) -> None:
-    """Refuse a share of no text, and text without a share.
+    """Check that pretraining text and its share are given together.
 
     Raises:
-        ValueError: the values given, the rule, the next move.
+        ValueError: only one of them is given.
     """
     if (pretraining is not None) != (share > 0):
         raise ValueError(
-            f"pretraining={pretraining} with pretraining_share={share:g}: text is mixed in where both are given, the "
+            f"pretraining={pretraining} with pretraining_share={share:g}: mixing in text needs both, with a "
             "share above 0 (try 0.25). Give both, or leave both out"
         )
 
 
 class SftSettings(PackingSettings):
-    """How conversations are trained on, and how much pretraining text beside them."""
+    """Length of supervised fine-tuning, and how much pretraining text to mix in."""
 
     epochs: float | None = Field(default=None, gt=0)
-    """Passes over the conversations, in place of `steps`."""
+    """Passes over the conversations, instead of `steps`."""
 
     pretraining_share: float = Field(default=0.0, ge=0, lt=1)
-    """Share of all rows that are sequences of pretraining text, every token of which is trained on;
-    the others are conversations."""
+    """Share of rows that hold pretraining text, trained on every token; the others hold conversations."""
 
 
 class SftData(SftSettings):
-    """Supervised fine-tuning: ChatML, loss on assistant tokens only."""
+    """Supervised fine-tuning, with loss on assistant tokens only."""
 
     objective: Literal["sft"] = "sft"
 
     conversations: Path
-    """A `conversations` artifact's folder."""
+    """Folder of a `conversations` artifact."""
 
     pretraining: Path | None = None
-    """A `tokens` artifact's folder whose training text is mixed in; none for no mixing."""
+    """Folder of a `tokens` artifact to mix training text in from; None for no mixing."""
 
     @model_validator(mode="after")
     def _replayed(self) -> "SftData":
@@ -86,10 +84,10 @@ class SftData(SftSettings):
 
 
 class DpoSettings(PairLossSettings):
-    """DPO's loss, with SFT's on the chosen responses where that is asked for."""
+    """DPO's loss, with an optional SFT loss on the chosen responses."""
 
     sft_weight: float = Field(default=0.0, ge=0)
-    """Weight of the chosen responses' mean token loss beside it: keeps them likely while the margin grows."""
+    """Weight of the mean token loss on chosen responses, which keeps them likely while the margin grows."""
 
 
 class DpoData(DpoSettings):
@@ -98,26 +96,25 @@ class DpoData(DpoSettings):
     objective: Literal["dpo"] = "dpo"
 
     preferences: Path
-    """A `preferences` artifact's folder."""
+    """Folder of a `preferences` artifact."""
 
     reference: Path | None = None
-    """A `reference` artifact's folder: what the frozen model says of the responses;
-    none to ask it before the first step."""
+    """Folder of a `reference` artifact: the frozen model's log-probabilities; None to compute them before the first
+    step."""
 
 
 class RewardSettings(Strict):
-    """The ranking loss of a reward model, and the order in which it reads the pairs."""
+    """A reward model's ranking loss and sampling of pairs."""
 
     margin: float = Field(default=0.0, ge=0)
-    """Weight of a pair's margin (its own, or by how much its scores differ),
-    which the rewards are asked to differ by."""
+    """Weight of the pair's margin (its own, or the difference of its scores) in the loss."""
 
     center: float = Field(default=0.0, ge=0)
-    """Weight of the squared sum of both rewards, which keeps them around zero."""
+    """Weight of the squared sum of both rewards, which keeps them centered at zero."""
 
     balance_tags: bool = False
-    """Each tag (a pair's own, its task's name, or its source) is read equally often,
-    whatever its share of the pairs."""
+    """Sample every tag (a pair's own, its task's name, or its source) equally often, whatever its share of the
+    pairs."""
 
 
 class RewardData(RewardSettings):
@@ -128,61 +125,61 @@ class RewardData(RewardSettings):
     objective: Literal["reward"] = "reward"
 
     preferences: Path
-    """A `preferences` artifact's folder."""
+    """Folder of a `preferences` artifact."""
 
 
 class DistillationSettings(PackingSettings):
-    """What a student learns from a teacher's next-token distributions."""
+    """The distillation loss on a teacher's next-token distributions."""
 
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
-    """KL(teacher || student), which covers all that the teacher may say; KL(student || teacher), which keeps to what it
-    likely says; or a mixture of both to their mean (generalised Jensen-Shannon)."""
+    """KL(teacher || student), which is mode-covering; KL(student || teacher), which is mode-seeking; or the generalized
+    Jensen-Shannon divergence, which mixes both relative to their weighted mean."""
 
     beta: float = Field(default=0.5, gt=0, lt=1)
-    """The teacher's share of that mean, with jsd."""
+    """The teacher's weight in that mean (jsd only)."""
 
     temperature: float = Field(default=1.0, gt=0)
-    """Of both distributions."""
+    """Softmax temperature of both distributions."""
 
     token_loss: float = Field(default=0.0, ge=0)
-    """Weight of the text's own next-token loss beside the divergence."""
+    """Weight of the next-token loss on the text, added to the divergence."""
 
     weights: dict[str, float] | None = None
-    """Sampling weight per source of the corpus; none for weights in proportion to tokens."""
+    """Sampling weight per source of the corpus; None for weights proportional to tokens."""
 
 
 class DistillationData(DistillationSettings):
-    """A student that learns a teacher's next-token distributions, on pretraining data or on conversations."""
+    """Distillation of a teacher's next-token distributions, on pretraining data or conversations."""
 
     objective: Literal["distillation"] = "distillation"
 
     teacher: Path | None = None
-    """The checkpoint folder of a live teacher, in the student's layout. Either this or `stored`."""
+    """Checkpoint folder of a teacher to run alongside, in the student's layout. Either this or `stored`."""
 
     stored: Path | None = None
-    """A `teacher` artifact's folder: what a teacher said of this job's samples, its likeliest tokens."""
+    """Folder of a `teacher` artifact: a teacher's likeliest tokens for this job's samples."""
 
     tokens: Path | None = None
-    """A `tokens` artifact's folder: every token is trained on. Either this or `conversations`."""
+    """Folder of a `tokens` artifact, trained on every token. Either this or `conversations`."""
 
     conversations: Path | None = None
-    """A `conversations` artifact's folder: the assistant's tokens are trained on."""
+    """Folder of a `conversations` artifact, trained on assistant tokens."""
 
     @model_validator(mode="after")
     def _one_teacher(self) -> "DistillationData":
         if (self.teacher is None) == (self.stored is None):
-            raise ValueError("distillation has either a `teacher` or what one `stored`: give one of them, and not both")
+            raise ValueError("distillation uses either a live `teacher` or a `stored` one: give exactly one of them")
         return self
 
     @model_validator(mode="after")
     def _one_text(self) -> "DistillationData":
         if (self.tokens is None) == (self.conversations is None):
-            raise ValueError("distillation reads either `tokens` or `conversations`: give one of them, and not both")
+            raise ValueError("distillation reads either `tokens` or `conversations`: give exactly one of them")
         return self
 
     @property
     def text(self) -> NextTokenData | SftData:
-        """What is read, as the objective of its own that it would be."""
+        """The text, as the data of the corresponding objective."""
         if self.tokens:
             return NextTokenData(tokens=self.tokens, weights=self.weights)
         assert self.conversations

@@ -1,4 +1,4 @@
-"""How a training job runs: its optimizer, batches, checkpoints and faults."""
+"""Settings of a training run: optimizer, batches, checkpoints, faults."""
 
 from pathlib import Path
 from typing import Literal
@@ -13,36 +13,34 @@ from cupola_trainer.config.lora import LoraConfig
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class OnlineMergingConfig:
-    """The online merging optimizer: what Adam does is merged with what the parent checkpoint has learned since a
-    base."""
+    """The online merging optimizer: merges Adam's updates with the parent checkpoint's changes since a base."""
 
     method: Literal["ondare", "onties"] = "ondare"
-    """How both are thinned out: at random, or by magnitude and consensus of signs."""
+    """How both are sparsified: at random (ondare), or by magnitude and sign consensus (onties)."""
 
     alpha: float = Field(gt=0, lt=1)
-    """Share of what the parent checkpoint has learned in each merge. It is added at every one: of the order of the
+    """Weight of the parent checkpoint's changes in each merge. They are added every time, so use the order of the
     learning rate."""
 
     density: float = Field(gt=0, le=1)
-    """Share of both that is kept."""
+    """Share of each that is kept."""
 
     online_step: int = Field(default=1, ge=1)
-    """Steps from one merge to the next, which are merged together;
-    costs one more copy of the weights where it is above 1."""
+    """Steps between merges, merged together. Above 1 it costs an extra copy of the weights."""
 
     base: Path
-    """Checkpoint folder that the parent one was fine-tuned from. In a recipe: a stage's name, or artifact:ID."""
+    """Checkpoint folder that the parent was fine-tuned from. In a recipe: a stage's name, or artifact:ID."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay, as Qwen's pretraining."""
+    """AdamW with linear warm-up and cosine decay, as in Qwen's pretraining."""
 
     lr: float = Field(default=3e-4, gt=0)
     """Peak learning rate."""
 
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
-    """Final learning rate over the peak."""
+    """Final learning rate as a fraction of the peak."""
 
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up."""
@@ -57,18 +55,18 @@ class OptimizerConfig:
     """AdamW's epsilon."""
 
     weight_decay: float = Field(default=0.1, ge=0)
-    """Decoupled weight decay, on matrices only."""
+    """Decoupled weight decay, applied to matrices only."""
 
     clip_grad: float = Field(default=1.0, ge=0)
-    """Largest global gradient norm; 0 for no clipping."""
+    """Maximum global gradient norm; 0 disables clipping."""
 
     merging: OnlineMergingConfig | None = None
-    """Keep to what the parent checkpoint can do, by online merging; none for plain AdamW."""
+    """Online merging, which preserves the parent checkpoint's abilities; None for plain AdamW."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class BatchConfig:
-    """How many sequences one optimizer step sees, and how long they are."""
+    """Sequences per optimizer step, and their length."""
 
     sequence_length: int = Field(ge=8)
     """Tokens per sequence."""
@@ -83,7 +81,7 @@ class BatchConfig:
         """Forward passes per optimizer step on `data_parallel` ranks.
 
         Raises:
-            ConfigError: the global batch does not divide.
+            ConfigError: global_batch_size is not a multiple of the sequences per pass.
         """
         per_pass = self.micro_batch_size * data_parallel
         passes, rest = divmod(self.global_batch_size, per_pass)
@@ -98,73 +96,72 @@ class BatchConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CheckpointConfig:
-    """When a training job saves, and what it keeps."""
+    """When a training job saves, and which checkpoints it keeps."""
 
     every: int = Field(default=0, ge=0)
-    """Steps between checkpoints; 0 saves at the end and on SIGTERM only."""
+    """Steps between checkpoints; 0 saves only at the end and on SIGTERM."""
 
     keep: int = Field(default=2, ge=1)
-    """Newest checkpoints to keep."""
+    """Number of latest checkpoints to keep."""
 
     keep_every: int = Field(default=0, ge=0)
-    """Keep the checkpoint of every step that this divides, however old; 0 for none."""
+    """Also keep checkpoints whose step is a multiple of this, however old; 0 for none."""
 
     upload: bool = False
-    """Copy each checkpoint to the store while training goes on, and keep there what is kept here: a stage that finds
-    its work folder empty, on another machine for instance, goes on from there."""
+    """Upload each checkpoint to the store in the background, with the same retention. A stage whose work folder is
+    empty, on another machine for instance, resumes from there."""
 
     upload_wait: float = Field(default=10.0, ge=0)
-    """Seconds that a run which ends early waits for the upload of its last checkpoint. What is not there by then goes
-    with the next start."""
+    """Seconds that an interrupted run waits for its last upload. An unfinished one is repeated at the next start."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class FaultConfig:
-    """When a training job takes its weights back to an earlier checkpoint, and when it counts as hung."""
+    """When a training job rolls back to an earlier checkpoint, and when it counts as hung."""
 
     bad_gradients: int = Field(default=3, ge=1)
-    """Steps in a row without a finite gradient that lead to a rollback. Each one alone is skipped and logged."""
+    """Consecutive steps with non-finite gradients that trigger a rollback. Each such step is skipped and logged."""
 
     spike_factor: float | None = Field(default=None, gt=1)
-    """A loss above this many times the running median leads to a rollback; none looks at no loss. 2 suits pretraining;
-    losses near zero (DPO, little data learned by heart) jump by large factors on their own."""
+    """A loss above this multiple of the running median triggers a rollback; None disables spike detection. 2 suits
+    pretraining; losses near zero (DPO, memorized data) jump by large factors anyway."""
 
     spike_window: int = Field(default=32, ge=2)
-    """Steps that the median is taken over; before there are as many, no loss is judged."""
+    """Steps in the running median; detection starts once the window is full."""
 
     max_rollbacks: int = Field(default=3, ge=0)
-    """Rollbacks in a job's life; the next fault ends it."""
+    """Rollbacks per job; the next fault ends it."""
 
     hang_seconds: float = Field(default=300.0, ge=0)
-    """Seconds in which no micro-batch, save or other part of a step was finished, after which a job hangs;
-    0 for never."""
+    """Seconds without a finished micro-batch, save or other part of a step before a job counts as hung; 0 disables
+    the check."""
 
     max_restarts: int = Field(default=2, ge=0)
-    """Times that a job that hung is started again in one run of its stage; under Prefect, one that crashed too."""
+    """Restarts of a hung job per run of its stage; under Prefect, of a crashed one too."""
 
 
 class PassSettings(Strict):
-    """How a model is run over rows."""
+    """Batch and precision of a pass over data."""
 
     batch: BatchConfig
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of weights and activations; bf16 keeps fp32 master weights, gradients and moments. Auto: bf16 on GPUs,
-    fp32 on CPUs."""
+    """Precision of weights and activations; bf16 keeps master weights, gradients and moments in fp32. `auto`: bf16 on
+    GPUs, fp32 on CPUs."""
 
 
 class TrainSettings(PassSettings):
-    """How a model is trained, whatever it is trained for."""
+    """Training settings that every objective shares."""
 
     steps: int = Field(default=0, ge=0)
-    """Optimizer steps; 0, in supervised fine-tuning, for as many as `epochs` take."""
+    """Optimizer steps; 0 in supervised fine-tuning to train for `epochs`."""
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     lora: LoraConfig | None = None
-    """Train adapters on the frozen parent and fold them in at the end; none to train every weight."""
+    """Train adapters on the frozen parent and fold them in at the end; None trains every weight."""
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     faults: FaultConfig = Field(default_factory=FaultConfig)
     log_every: int = Field(default=1, ge=1)
-    """Steps between points on the curves, lines in metrics.jsonl."""
+    """Steps between logged metrics (lines in metrics.jsonl)."""
     evaluate_every: int = Field(default=0, ge=0)
-    """Steps between held-out losses; 0 for before the first step and after the last only."""
+    """Steps between held-out evaluations; 0 evaluates only before the first step and after the last."""
     evaluate_batches: int = Field(default=4, ge=1)
-    """Global batches in one held-out loss."""
+    """Global batches per held-out evaluation."""

@@ -1,1 +1,1 @@
-"""What a model is: its shape, its positions, its presets, its sizes; and what becomes of these. Imports no torch."""
+"""A model's configuration: shape, positions, presets and parameter counts. Imports no torch."""

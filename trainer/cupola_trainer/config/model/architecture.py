@@ -1,7 +1,7 @@
-"""The shape of a decoder, whatever its family: one configuration for all of them.
+"""The shape of a decoder: one configuration for every family.
 
-A family is a set of values, not a class: `presets` holds the published ones, `conversion.families` what else is known
-of a family. Nothing here imports torch.
+A family is a set of values, not a class: `presets` holds the published ones, `conversion.families` everything else
+about a family. Nothing here imports torch.
 """
 
 from typing import Annotated, Literal
@@ -28,21 +28,20 @@ class MoEConfig:
     """Routed experts per layer, over all ranks."""
 
     top_k: int = Field(default=2, ge=1)
-    """Experts that each token visits."""
+    """Experts per token."""
 
     expert_ffn_hidden_size: int = Field(ge=1)
     """Intermediate size of one routed expert."""
 
     shared_expert_ffn_hidden_size: int | None = Field(default=None, ge=1)
-    """Intermediate size of the shared expert (sigmoid-gated); none without a shared expert."""
+    """Intermediate size of the shared expert (sigmoid-gated); None for no shared expert."""
 
     norm_topk_prob: bool = False
-    """Renormalise the top-k probabilities to one. Qwen2-MoE does not."""
+    """Renormalize the top-k probabilities to sum to one. Qwen2-MoE does not."""
 
     balancing: Literal["aux", "seq_aux", "global_aux", "bias", "none"] = "aux"
-    """How experts are kept evenly used: by a loss over each micro-batch, over each sequence, over the step's
-    micro-batches so far on all ranks; or without a loss, by a bias on the scores that select (Wang et al. 2024),
-    which needs sigmoid scores."""
+    """Load balancing: a loss over each micro-batch, over each sequence, or over the step's micro-batches so far on all
+    ranks; or, without a loss, a bias on the selection scores (Wang et al. 2024), which needs sigmoid scores."""
 
     aux_loss_coeff: float = Field(default=1e-3, ge=0)
     """Weight of the load-balancing loss."""
@@ -51,11 +50,11 @@ class MoEConfig:
     """How far `bias` balancing moves an expert's bias at each step."""
 
     score_function: Literal["softmax", "sigmoid"] = "softmax"
-    """From router logits to scores. Qwen2-MoE takes softmax; sigmoid's top k are always renormalised."""
+    """Turns router logits into scores. Qwen2-MoE uses softmax; sigmoid's top k are always renormalized."""
 
     capacity_factor: float | None = Field(default=None, gt=0)
-    """Most assignments that an expert takes of a micro-batch, over the even share; those of least probability are
-    dropped. None for dropless."""
+    """Maximum tokens per expert and micro-batch, relative to an even share; the least probable are dropped. None for
+    dropless."""
 
     z_loss_coeff: float = Field(default=0.0, ge=0)
     """Weight of the router z-loss."""
@@ -72,8 +71,8 @@ class MoEConfig:
     def _bias_selects_among_sigmoids(self) -> "MoEConfig":
         if self.balancing == "bias" and self.score_function != "sigmoid":
             raise ValueError(
-                f"balancing=bias with score_function={self.score_function}: a bias is added to scores that do not "
-                "depend on each other. Use score_function=sigmoid."
+                f"balancing=bias with score_function={self.score_function}: bias balancing needs scores that are "
+                "independent of each other. Use score_function=sigmoid."
             )
         return self
 
@@ -81,7 +80,7 @@ class MoEConfig:
     def _router_learns(self) -> "MoEConfig":
         if self.norm_topk_prob and self.top_k == 1:
             raise ValueError(
-                "norm_topk_prob=true with top_k=1: every weight is 1, so that the router never learns. "
+                "norm_topk_prob=true with top_k=1: every weight is 1, so the router never learns. "
                 "Use top_k=2, or norm_topk_prob=false."
             )
         return self
@@ -89,7 +88,7 @@ class MoEConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelConfig:
-    """A decoder: everything needed to build it, nothing about how it is trained. The defaults are Qwen2's."""
+    """Everything needed to build a decoder, nothing about training it. The defaults are Qwen2's."""
 
     vocab_size: int = Field(default=0, ge=0)
     """Rows of the embedding. 0 in a recipe: taken from the tokenizer, padded to a multiple of 64."""
@@ -107,7 +106,7 @@ class ModelConfig:
     """Key and value heads (GQA)."""
 
     head_dim: int | None = Field(default=None, ge=2)
-    """Width of one head; none for hidden_size / num_attention_heads."""
+    """Width of one head; None for hidden_size / num_attention_heads."""
 
     ffn_hidden_size: int = Field(ge=1)
     """Intermediate size of the dense gated FFN."""
@@ -122,42 +121,41 @@ class ModelConfig:
     """RoPE base."""
 
     rope_scaling: RopeScaling | None = None
-    """How RoPE is stretched past the length that it was trained at; none for not at all."""
+    """RoPE scaling beyond the trained length; None for no scaling."""
 
     dual_chunk: DualChunk | None = None
-    """Dual chunk attention; none for plain attention."""
+    """Dual chunk attention; None for plain attention."""
 
     length_scaling: LengthScaling | None = None
-    """How queries grow past the length that was trained; none for not at all."""
+    """Scaling of queries beyond the trained length; None for no scaling."""
 
     attention_windows: tuple[Annotated[int, Field(ge=1)] | None, ...] = ()
-    """Tokens that a layer's queries see back, themselves included; null for all. One entry a layer, or a pattern that
-    repeats: [4096, null] alternates as Gemma 2 does. Empty: every layer sees all."""
+    """Sliding window of each layer in tokens, the query included; null for full attention. One entry per layer, or a
+    repeating pattern: [4096, null] alternates, as in Gemma 2. Empty: full attention in every layer."""
 
     query_pre_attn_scalar: float | None = Field(default=None, gt=0)
-    """Attention scores are divided by its square root; none for head_dim."""
+    """Attention scores are divided by its square root; None for head_dim."""
 
     attn_logit_softcapping: float | None = Field(default=None, gt=0)
     """Attention scores become cap * tanh(score / cap) (Gemma 2: 50)."""
 
     final_logit_softcapping: float | None = Field(default=None, gt=0)
-    """So do the final logits (Gemma 2: 30)."""
+    """The same for the final logits (Gemma 2: 30)."""
 
     rms_norm_eps: float = Field(default=1e-6, gt=0)
     """Epsilon of RMSNorm."""
 
     zero_centered_norm: bool = False
-    """RMSNorm multiplies by 1 + weight, and its weight starts at 0 (Gemma)."""
+    """RMSNorm multiplies by 1 + weight, with weights initialized to 0 (Gemma)."""
 
     post_norm: bool = False
-    """A further RMSNorm on what attention and FFN give, before the residual is added (Gemma 2)."""
+    """An extra RMSNorm on the outputs of attention and FFN, before the residual is added (Gemma 2)."""
 
     qkv_bias: bool = True
     """Bias on Q, K and V, as in Qwen2."""
 
     qk_norm: bool = Field(default=False, exclude_if=lambda value: not value)
-    """RMSNorm on each query and key head before RoPE (Qwen3). Left out of JSON where it is off, as in checkpoints that
-    are older than it."""
+    """RMSNorm on each query and key head before RoPE (Qwen3). Omitted from JSON when off, as in older checkpoints."""
 
     tie_embeddings: bool = True
     """Share the input embedding with the output layer, as Qwen2 0.5B and 1.5B do."""
@@ -172,12 +170,11 @@ class ModelConfig:
     """None for a dense model."""
 
     head: Literal["language_model", "scalar"] = "language_model"
-    """What the last hidden states become: logits over the vocabulary,
-    or one number a token (reward and value models)."""
+    """The output head: logits over the vocabulary, or one number per token (reward and value models)."""
 
     @property
     def is_scalar(self) -> bool:
-        """Whether the model gives a number a token in place of logits."""
+        """Whether the model outputs one number per token instead of logits."""
         return self.head == "scalar"
 
     @property
@@ -186,14 +183,14 @@ class ModelConfig:
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     def window(self, layer: int) -> int | None:
-        """Tokens that the queries of a layer (from 0) see back; None for all."""
+        """Sliding window of a layer (from 0) in tokens; None for full attention."""
         return self.attention_windows[layer % len(self.attention_windows)] if self.attention_windows else None
 
     @property
     def relative_within(self) -> int | None:
-        """Longest row in which attention knows distances alone, so that several texts can share it; None for any row.
+        """Longest row in which attention depends on distances alone, so that texts can share it; None for any length.
 
-        Dual chunks and length scaling count from a row's beginning.
+        Dual chunks and length scaling depend on the position in the row.
         """
         limits = [self.dual_chunk.stride] if self.dual_chunk else []
         limits += [self.length_scaling.original_max_position_embeddings] if self.length_scaling else []
@@ -207,9 +204,7 @@ class ModelConfig:
                 f"Try hidden_size={-(-self.hidden_size // self.num_attention_heads) * self.num_attention_heads}."
             )
         if self.head_size % 2:
-            raise ValueError(
-                f"RoPE turns pairs of dimensions, but a head is {self.head_size} wide. Try an even head_dim."
-            )
+            raise ValueError(f"RoPE rotates pairs of dimensions, but head_dim={self.head_size}. Try an even head_dim.")
         if self.num_attention_heads % self.num_query_groups:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} is not a multiple of "
@@ -239,7 +234,7 @@ class ModelConfig:
         if len(self.attention_windows) > self.num_layers:
             raise ValueError(
                 f"attention_windows has {len(self.attention_windows)} entries for num_layers={self.num_layers}. "
-                "Give one a layer, or a shorter pattern that repeats."
+                "Give one per layer, or a shorter repeating pattern."
             )
         return self
 
@@ -253,7 +248,7 @@ class ModelConfig:
         clash = next((name for name, given in others.items() if given), None)
         if self.dual_chunk and clash:
             raise ValueError(
-                f"dual_chunk with {clash}: dual chunks keep every distance within chunk_size and read all tokens by "
-                f"plain softmax. Leave one of them out."
+                f"dual_chunk with {clash}: dual chunk attention keeps distances within chunk_size and "
+                f"attends to all tokens with a plain softmax. Leave one of them out."
             )
         return self

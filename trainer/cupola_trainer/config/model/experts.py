@@ -1,4 +1,4 @@
-"""What a dense model becomes when it is upcycled, as far as shapes tell. Imports no torch."""
+"""The configuration of an upcycled model. Imports no torch."""
 
 from dataclasses import replace
 from typing import Literal
@@ -15,7 +15,7 @@ def mixture_of(dense: ModelConfig, moe: MoEConfig, *, router: RouterStart, match
     """The shape of the upcycled model.
 
     Raises:
-        ConfigError: the model is a mixture of experts already, its experts cannot be, or `match_dense` cannot hold.
+        ConfigError: the model has experts already, the expert sizes are invalid, or `match_dense` is impossible.
     """
     if dense.moe:
         raise ConfigError("moe: the parent is a mixture of experts already. Upcycle a dense checkpoint.")
@@ -27,13 +27,14 @@ def mixture_of(dense: ModelConfig, moe: MoEConfig, *, router: RouterStart, match
 
 
 def output_scales(dense: ModelConfig, moe: MoEConfig, *, router: RouterStart, match_dense: bool) -> tuple[float, float]:
-    """What the outputs of routed and of shared experts are multiplied with, see `UpcycleJob.match_dense`.
+    """Factors on the outputs of routed and shared experts, see `UpcycleJob.match_dense`.
 
-    An expert is 1 / granularity of a copy and k of them weigh 1 together, so that whole copies say 1 / granularity of
-    what the dense FFN said. A shared expert of m copies says m times it, and its gate lets half of it through.
+    An expert is 1 / granularity of a copy and the weights of the top k sum to 1, so whole copies produce
+    1 / granularity of the dense FFN's output. A shared expert of m copies produces m times that output, halved by its
+    gate.
 
     Raises:
-        ConfigError: no factor makes the outputs equal.
+        ConfigError: no factors make the outputs equal.
     """
     h_ffn = dense.ffn_hidden_size
     if not match_dense:
@@ -44,11 +45,13 @@ def output_scales(dense: ModelConfig, moe: MoEConfig, *, router: RouterStart, ma
         f"router={router!r} is not 'copies'": router != "copies",
         "moe.norm_topk_prob is not true": not moe.norm_topk_prob,
         f"ffn_hidden_size={h_ffn} is not a multiple of moe.expert_ffn_hidden_size": rest != 0,
-        f"moe.num_experts={moe.num_experts} are not whole copies": moe.num_experts % (granularity or 1) != 0,
+        f"moe.num_experts={moe.num_experts} do not make whole copies": moe.num_experts % (granularity or 1) != 0,
         f"moe.top_k={moe.top_k} does not cover whole copies": moe.top_k % (granularity or 1) != 0,
         "moe.shared_expert_ffn_hidden_size is not whole copies": shared_rest != 0,
     }
     for problem, applies in problems.items():
         if applies:
-            raise ConfigError(f"match_dense: {problem}, so that no scale makes the outputs equal. Change it.")
+            raise ConfigError(
+                f"match_dense: {problem}, so no scale makes the outputs equal. Change it, or set match_dense=false."
+            )
     return (granularity / 2, 1 / shared) if moe.shared_expert_ffn_hidden_size else (float(granularity), 1.0)

@@ -1,4 +1,4 @@
-"""A model whose positions reach further, and the ways to get there without training. Imports no torch."""
+"""Extending a model's context, by settings or by named methods without training. Imports no torch."""
 
 import dataclasses
 import math
@@ -18,14 +18,14 @@ from cupola_trainer.config.model.positions import (
 )
 
 METHODS = ("none", "linear", "yarn", "ntk", "dca", "logn", "windows")
-"""What `method` knows; several are joined by +."""
+"""Names that `method` accepts; join several with +."""
 
 
 def stretch(model: ModelConfig, change: PositionChange, sequence_length: int) -> ModelConfig:
-    """The model with its positions changed, for sequences of `sequence_length` tokens at least.
+    """The model with its positions changed, for sequences of at least `sequence_length` tokens.
 
     Raises:
-        ConfigError: a length beyond what the position method allows, or methods that exclude each other.
+        ConfigError: the length exceeds the position method's limit, or the changes exclude each other.
     """
     given = {field.name: getattr(change, field.name) for field in dataclasses.fields(change)}
     changes = {name: value for name, value in given.items() if value is not None}
@@ -33,21 +33,21 @@ def stretch(model: ModelConfig, change: PositionChange, sequence_length: int) ->
 
 
 def method(model: ModelConfig, name: str, *, trained: int, longest: int) -> ModelConfig:
-    """The model with the means called `name` to read `longest` tokens, `trained` of which it was trained at.
+    """The model, trained on `trained` tokens, extended to `longest` tokens by the method `name`.
 
-    none: positions simply go on. linear, yarn, ntk: RoPE by factor longest / trained. dca: dual chunks of the trained
-    length, a quarter of it kept as local window. logn: longer queries. windows: each layer sees at most the trained
-    length back, the lowest a quarter of it. Several at once are joined: dca+yarn.
+    none: positions continue unchanged. linear, yarn, ntk: RoPE scaled by longest / trained. dca: dual chunks of the
+    trained length, a quarter of it as local window. logn: scaled queries. windows: sliding windows, from a quarter of
+    the trained length in the lowest layer to all of it. Join several with +: dca+yarn.
 
     Raises:
-        ConfigError: no such method, two that exclude each other, or a length beyond what one allows.
+        ConfigError: unknown method, methods that exclude each other, or a length beyond a method's limit.
     """
     changes: dict[str, Any] = {"max_position_embeddings": longest}
     for part in name.split("+"):
         for field, value in _changes(model, part, trained, longest).items():
             if field in changes:
                 raise ConfigError(
-                    f"method {name}: two of its parts set {field}. Join methods that do not exclude each other."
+                    f"method {name}: two of its parts set {field}. Join methods that set different things."
                 )
             changes[field] = value
     try:
@@ -73,12 +73,12 @@ def _changes(model: ModelConfig, name: str, trained: int, longest: int) -> dict[
             return {"length_scaling": LengthScaling(original_max_position_embeddings=trained)}
         case "windows":
             return {"attention_windows": layer_windows(model.num_layers, max(1, trained // 4), trained)}
-    raise ConfigError(f"method {name!r} is not known. Known: {', '.join(METHODS)}; several are joined by +.")
+    raise ConfigError(f"method {name!r} is not known. Known: {', '.join(METHODS)}; join several with +.")
 
 
 def layer_windows(layers: int, shortest: int, longest: int) -> tuple[int, ...]:
-    """One window a layer, from `shortest` in the lowest to `longest` in the highest, by equal factors: lower layers are
-    the more sensitive to distances that were never trained (Qwen technical report, section 2.3)."""
+    """One window per layer, growing geometrically from `shortest` in the lowest to `longest` in the highest: lower
+    layers are more sensitive to untrained distances (Qwen technical report, section 2.3)."""
     steps = max(layers - 1, 1)
     return tuple(
         round(shortest * math.exp(math.log(longest / shortest) * (layer if layers > 1 else 1) / steps))

@@ -1,4 +1,4 @@
-"""Published models, by name, with their reports' numbers. Nothing here imports torch."""
+"""Published models by name, with the numbers of their reports. Nothing here imports torch."""
 
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,7 @@ LLAMA3: dict[str, Any] = {
     "vocab_size": 128_256, "max_position_embeddings": 131_072, "rope_theta": 500_000.0, "rope_scaling": Llama3Rope(),
     "rms_norm_eps": 1e-5, "qkv_bias": False, "tie_embeddings": False,
 }  # fmt: skip
-"""The Llama 3 herd of models, table 3; the scaling of RoPE is 3.1's."""
+"""The Llama 3 herd of models, table 3; RoPE scaling is 3.1's."""
 
 SMALL_LLAMA3 = LLAMA3 | {"rope_scaling": Llama3Rope(factor=32.0), "tie_embeddings": True}
 
@@ -33,7 +33,7 @@ GEMMA2: dict[str, Any] = {
     "final_logit_softcapping": 30.0, "zero_centered_norm": True, "post_norm": True, "qkv_bias": False,
     "tie_embeddings": True, "scale_embeddings": True,
 }  # fmt: skip
-"""Gemma 2 report, section 2. Its feedforward dimension counts gate and up; ours, one of them."""
+"""Gemma 2 report, section 2. Its feedforward dimension counts gate and up; ours counts one."""
 
 A14B = MoEConfig(num_experts=64, top_k=8, expert_ffn_hidden_size=2560, shared_expert_ffn_hidden_size=20_480)
 A2_7B = MoEConfig(num_experts=60, top_k=4, expert_ffn_hidden_size=1408, shared_expert_ffn_hidden_size=5632)
@@ -84,7 +84,7 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def preset(name: str, **changes: Any) -> ModelConfig:
-    """A published model's shape, with changes.
+    """The shape of a published model, with changes.
 
     Raises:
         ConfigError: no preset has this name.

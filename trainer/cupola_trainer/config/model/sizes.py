@@ -1,12 +1,12 @@
-"""How many parameters a model has. Nothing here imports torch, and nothing is allocated."""
+"""Parameter counts from the configuration alone. Imports no torch."""
 
 from cupola_trainer.config.model.architecture import ModelConfig
 
-FINGERPRINTED = False  # counts for logs and reports
+FINGERPRINTED = False  # only counts, for logs and reports
 
 
 def parameter_count(model: ModelConfig) -> int:
-    """Parameters of the whole model, over all ranks; tied embeddings count once."""
+    """Total parameters over all ranks; tied embeddings count once."""
     h, queries = model.hidden_size, model.num_attention_heads * model.head_size
     qkv = queries + 2 * model.num_query_groups * model.head_size
     layer = h * qkv + (qkv if model.qkv_bias else 0) + queries * h + (4 if model.post_norm else 2) * h
@@ -23,7 +23,7 @@ def parameter_count(model: ModelConfig) -> int:
 
 
 def active_parameters(model: ModelConfig) -> int:
-    """Parameters that one token meets: all but the experts that it does not visit."""
+    """Parameters used per token: all but the experts it is not routed to."""
     total = parameter_count(model)
     if model.moe is None:
         return total
