@@ -1,5 +1,4 @@
-"""Run by test_lengths.py under torchrun: trains the jobs named on the command line, one after another,
-in the same processes."""
+"""Run by test_lengths.py under torchrun: trains the jobs on the command line in sequence, in the same processes."""
 
 import sys
 from pathlib import Path

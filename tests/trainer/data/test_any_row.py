@@ -1,4 +1,4 @@
-"""Whatever a row holds, it is a conversation or a pair that can be written and read again, or it has a reason."""
+"""Any row is either a conversation or pair that survives a round trip, or is dropped with a reason."""
 
 import json
 from collections.abc import Callable
@@ -60,7 +60,7 @@ PAIRS = st.fixed_dictionaries(
 
 
 def usable(shape: Callable[[Any], Any], row: Any) -> list[Any]:
-    """What the shape makes of a row, after its way through a file; none for what has a reason."""
+    """The shaped row after a round trip through a file; empty if it was dropped."""
     try:
         made = shape(row)
     except BadLineError:
@@ -71,14 +71,14 @@ def usable(shape: Callable[[Any], Any], row: Any) -> list[Any]:
 
 @settings(max_examples=60, deadline=None)
 @given(ROWS)
-def test_any_row_is_a_conversation_or_has_a_reason(row: Any) -> None:
+def test_any_row_is_a_conversation_or_is_dropped_with_a_reason(row: Any) -> None:
     for made in usable(shapes.conversation, row):
         assert problem(made["messages"]) is None
 
 
 @settings(max_examples=60, deadline=None)
 @given(PAIRS)
-def test_any_row_is_a_pair_or_has_a_reason(row: Any) -> None:
+def test_any_row_is_a_pair_or_is_dropped_with_a_reason(row: Any) -> None:
     for made in usable(shapes.pair, row):
         assert made["messages"]
         assert made["chosen"] != made["rejected"]
@@ -87,7 +87,7 @@ def test_any_row_is_a_pair_or_has_a_reason(row: Any) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(VALUES | st.fixed_dictionaries({"message_id": VALUES, "text": TEXTS, "role": VALUES}, optional={"parent_id": VALUES, "replies": VALUES, "rank": VALUES}), max_size=4))  # fmt: skip
 @pytest.mark.parametrize("make", [trees.best_path, trees.ranked_pairs])
-def test_any_tree_of_messages_gives_rows(make: Any, found: list[Any]) -> None:
+def test_any_message_tree_yields_rows(make: Any, found: list[Any]) -> None:
     rows = [(place, row) for place, row in enumerate(found) if isinstance(row, dict)]
     shape = shapes.conversation if make is trees.best_path else shapes.pair
     for _, _, row in trees.grown(rows, make):
@@ -96,6 +96,6 @@ def test_any_tree_of_messages_gives_rows(make: Any, found: list[Any]) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(MESSAGES | VALUES)
-def test_any_column_is_a_document_or_has_a_reason(messages: Any) -> None:
+def test_any_column_is_a_document_or_is_dropped_with_a_reason(messages: Any) -> None:
     text, reason = render(messages)
     assert bool(text) != bool(reason)

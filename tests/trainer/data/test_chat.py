@@ -1,4 +1,4 @@
-"""Conversations as tokens: what the model reads, and what it is to say."""
+"""Conversations as tokens and loss masks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,7 +72,7 @@ QWEN25 = (
     "{%- endif %}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
-"""Qwen2.5-Instruct's template, its long instructions on calls cut short."""
+"""Qwen2.5-Instruct's template, with its long instructions on calls shortened."""
 MARKED = (
     QWEN25.replace(
         "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}",
@@ -91,19 +91,19 @@ MARKED = (
         "</tool_call>' }}{%- endfor %}{{- '<|im_end|>' }}{% endgeneration %}{{- '\\n' }}",
     )
 )
-"""The same, with transformers' marks around what the assistant says."""
+"""The same, with transformers' generation marks around assistant turns."""
 GEMMA = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for message in messages %}{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
     "{{ '<|im_start|>' + role + '\n' + message['content'] | trim + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}"
 )
-"""Gemma 2's, with our control tokens in the place of <start_of_turn> and <end_of_turn>."""
+"""Gemma 2's, with our control tokens instead of <start_of_turn> and <end_of_turn>."""
 
 
 @contextmanager
 def template(tokenizer: Any, text: str | None) -> Iterator[None]:
-    """Another chat template, for a while."""
+    """Temporarily replace the chat template."""
     ours, tokenizer.chat_template = tokenizer.chat_template, text
     try:
         yield
@@ -111,7 +111,7 @@ def template(tokenizer: Any, text: str | None) -> Iterator[None]:
         tokenizer.chat_template = ours
 
 
-def test_calls_and_their_results_read_as_qwen25_renders_them(chat_tokenizer: Any) -> None:
+def test_calls_and_their_results_are_rendered_as_by_qwen25(chat_tokenizer: Any) -> None:
     with template(chat_tokenizer, QWEN25):
         tokens, mask = encode_conversation(chat_tokenizer, CALLING, TOOLS)
         plain = [dict(turn) for turn in CALLING]
@@ -147,7 +147,7 @@ def call(a: int, b: int) -> dict[str, Any]:
     ],
     ids=["one call", "two calls, two results"],
 )
-def test_what_is_trained_on_is_what_transformers_marks_as_the_assistants_token_by_token(
+def test_the_loss_mask_equals_the_assistant_mask_of_transformers(
     chat_tokenizer: Any, turns: list[dict[str, Any]]
 ) -> None:
     with template(chat_tokenizer, QWEN25):
@@ -162,12 +162,12 @@ def test_what_is_trained_on_is_what_transformers_marks_as_the_assistants_token_b
 
 
 def runs(mask: Any) -> list[slice]:
-    """Where the assistant speaks: each unbroken run of the mask."""
+    """Contiguous runs of the mask, one per assistant turn."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(int), [0]])))
     return [slice(start, stop) for start, stop in edges.reshape(-1, 2)]
 
 
-def test_another_familys_template_names_and_trims_as_it_likes(chat_tokenizer: Any) -> None:
+def test_another_familys_template_may_rename_roles_and_trim_text(chat_tokenizer: Any) -> None:
     turns = [TURNS[1], {"role": "assistant", "content": "  15 \n"}, *TURNS[3:]]
     with template(chat_tokenizer, GEMMA):
         tokens, mask = encode_conversation(chat_tokenizer, turns)
@@ -180,16 +180,16 @@ def test_another_familys_template_names_and_trims_as_it_likes(chat_tokenizer: An
     assert trained == ["15<|im_end|>", "19, of course:\n\n 15 + 4.<|im_end|>"]
 
 
-def test_a_template_whose_end_is_no_control_token_is_refused(chat_tokenizer: Any) -> None:
+def test_a_template_that_ends_turns_without_a_control_token_is_refused(chat_tokenizer: Any) -> None:
     plain = chat_tokenizer.chat_template.replace("<|im_end|>", "<|eot|>")
     with (
         template(chat_tokenizer, plain),
-        pytest.raises(ConfigError, match=r"ends an assistant's words with '<\|eot\|>.*knows no control token"),
+        pytest.raises(ConfigError, match=r"ends responses with '<\|eot\|>.*holds no control token"),
     ):
         turn_end(chat_tokenizer)
 
 
-def test_a_template_that_rewrites_what_was_said_is_refused(chat_tokenizer: Any) -> None:
+def test_a_template_that_rewrites_earlier_turns_is_refused(chat_tokenizer: Any) -> None:
     forgetful = chat_tokenizer.chat_template.replace(
         "message.content", "(message.content if loop.index > messages | length - 2 else '')"
     )
@@ -197,7 +197,7 @@ def test_a_template_that_rewrites_what_was_said_is_refused(chat_tokenizer: Any) 
         encode_conversation(chat_tokenizer, TURNS[1:])
 
 
-def test_a_conversation_reads_as_transformers_renders_it_token_by_token(chat_tokenizer: Any) -> None:
+def test_a_conversation_has_the_tokens_that_transformers_renders(chat_tokenizer: Any) -> None:
     reference = chat_tokenizer.apply_chat_template(
         TURNS, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
@@ -215,7 +215,7 @@ def test_only_the_response_and_its_end_are_trained_on(chat_tokenizer: Any) -> No
     assert [chat_tokenizer.decode([token]) for token in tokens[mask]] == ["1", "5", "<|im_end|>"]
 
 
-def test_a_conversation_begins_with_exactly_the_prompt_that_sampling_gives(chat_tokenizer: Any) -> None:
+def test_a_conversation_starts_with_exactly_the_sampling_prompt(chat_tokenizer: Any) -> None:
     turns = [TURNS[1], {"role": "assistant", "content": "\n  starts with white space"}]
     prompt = encode_prompt(chat_tokenizer, turns[:1])
     tokens, mask = encode_conversation(chat_tokenizer, turns)
@@ -256,5 +256,5 @@ def test_a_tokenizer_without_a_usable_template_is_refused(chat_tokenizer: Any, t
         ([TURNS[2]], "no_prompt"),
     ],
 )
-def test_a_conversation_that_cannot_be_trained_on_says_why(messages: Any, reason: str | None) -> None:
+def test_a_conversation_that_cannot_be_trained_on_has_a_reason(messages: Any, reason: str | None) -> None:
     assert problem(messages) == reason

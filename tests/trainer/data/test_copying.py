@@ -1,5 +1,4 @@
-"""Sequences that say random pieces again: as many as asked for, the text around them as it was,
-decided by the seed alone."""
+"""Repeated random pieces: the requested share, unchanged text around them, determined by the seed."""
 
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from cupola_trainer.config.layout_rules import validate_layout
 from cupola_trainer.data.pretraining.copying import Copying
 from cupola_trainer.objectives.next_token import NextTokenObjective
 
-WORDS = np.arange(1000, 1_000_000)  # so many that a piece has none twice
+WORDS = np.arange(1000, 1_000_000)  # enough that no piece repeats one
 TEXT = {"tokens": np.arange(64), "labels": np.arange(1, 65)}
 MODEL = ModelConfig(
     vocab_size=320, hidden_size=32, num_layers=2, num_attention_heads=4, num_query_groups=2, ffn_hidden_size=64,
@@ -30,7 +29,7 @@ MODEL = ModelConfig(
 
 
 def occurrences(sequence: np.ndarray) -> int:
-    """How often the piece stands in a sequence, which is checked to be that and text in its own place."""
+    """Count the piece in a sequence, and check that everything else is unchanged text."""
     said = sequence >= 1000
     assert (sequence[~said] == np.flatnonzero(~said)).all()
     first, *_ = np.flatnonzero(said)
@@ -42,7 +41,7 @@ def occurrences(sequence: np.ndarray) -> int:
     return len(places)
 
 
-def test_a_piece_stands_twice_or_more_and_the_text_between_stays() -> None:
+def test_a_piece_occurs_at_least_twice_and_the_text_between_is_unchanged() -> None:
     copying = Copying(CopyingConfig(share=1.0), WORDS, seed=1)
     found = []
     for index in range(300):
@@ -53,7 +52,7 @@ def test_a_piece_stands_twice_or_more_and_the_text_between_stays() -> None:
     assert (min(found), max(found)) == (2, 8)
 
 
-def test_only_the_share_of_the_sequences_is_changed_each_by_itself_and_always_the_same_way() -> None:
+def test_only_the_share_of_sequences_changes_independently_and_deterministically() -> None:
     copying = Copying(CopyingConfig(share=0.25), WORDS, seed=1)
     halves = [half for index in range(500) for half in copying.apply(TEXT, index, 32)["tokens"].reshape(2, 32)]
     changed = [bool((half >= 1000).any()) for half in halves]
@@ -63,9 +62,7 @@ def test_only_the_share_of_the_sequences_is_changed_each_by_itself_and_always_th
     assert TEXT["tokens"].tolist() == list(range(64))
 
 
-def test_training_sequences_copy_words_of_the_text_and_heldout_ones_are_the_text(
-    tmp_path: Path, tokens_folder: Path
-) -> None:
+def test_training_sequences_repeat_words_and_heldout_ones_are_plain_text(tmp_path: Path, tokens_folder: Path) -> None:
     runtime.start(LayoutConfig(), seed=0)
     plain, copying = (
         NextTokenObjective(
@@ -103,7 +100,7 @@ def test_training_sequences_copy_words_of_the_text_and_heldout_ones_are_the_text
         ),
     ],
 )
-def test_pieces_that_cannot_be_found_again_or_do_not_fit_are_one_line(changes: dict[str, object], says: str) -> None:
+def test_pieces_that_cannot_be_retrieved_or_do_not_fit_are_refused(changes: dict[str, object], says: str) -> None:
     batch = BatchConfig(sequence_length=64, micro_batch_size=1, global_batch_size=1)
     with pytest.raises(ConfigError, match=says):
         validate_layout(MODEL, LayoutConfig(), batch, copying=CopyingConfig(share=0.5), **changes)  # type: ignore[arg-type]

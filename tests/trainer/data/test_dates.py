@@ -1,5 +1,4 @@
-"""A chat template that writes today's date is given the recipe's date: the same tokens every day,
-or a refusal in one line."""
+"""Chat templates that write today's date get the recipe's date, or are refused."""
 
 import json
 import re
@@ -44,7 +43,7 @@ GIVEN = "{{ 'It is ' + datetime + '.' }}\n" + CHATML
 
 
 class Clock(datetime):
-    """transformers' clock, set to a year of our choosing."""
+    """transformers' clock, set to a fixed date."""
 
     year_of_test = 2030
 
@@ -79,18 +78,16 @@ def dated(folder: Path, template: str, day: date | None = None) -> Any:
     ],
     ids=["llama", "mistral", "all spelt out", "white space first", "llama 3.1", "a variable"],
 )
-def test_a_template_writes_the_recipes_date_whatever_the_day(
-    chat_tokenizer_folder: Path, template: str, text: str
-) -> None:
+def test_a_template_writes_the_recipes_date_on_any_day(chat_tokenizer_folder: Path, template: str, text: str) -> None:
     tokenizer = dated(chat_tokenizer_folder, template, date(2026, 11, 5))
     assert tokenizer.decode(encode_prompt(tokenizer, ASKED)) == text + "\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.mark.parametrize("name", ["llama3_2", "gptoss", "muse_glimmer"])
-def test_published_templates_write_what_transformers_writes_on_that_day(
+def test_published_templates_render_as_transformers_does_on_that_day(
     chat_tokenizer_folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The outside reference: transformers itself, with its clock set to the date that we are given."""
+    """The reference is transformers itself, with its clock set to that date."""
     template = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text()
     monkeypatch.setattr(chat_template_utils, "datetime", Clock)
     ours = dated(chat_tokenizer_folder, template, date(2030, 5, 6))
@@ -101,21 +98,21 @@ def test_published_templates_write_what_transformers_writes_on_that_day(
 
 @pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("template", [LLAMA, MISTRAL, GIVEN], ids=["llama", "mistral", "a variable"])
-def test_without_a_date_it_is_refused_and_told_what_to_set(
+def test_without_a_date_it_is_refused_with_the_setting_to_use(
     chat_tokenizer_folder: Path, tmp_path: Path, template: str
 ) -> None:
     tokenizer = dated(chat_tokenizer_folder, template)
     for encode in (lambda: encode_conversation(tokenizer, TALK), lambda: encode_prompt(tokenizer, ASKED)):
         with pytest.raises(
-            ConfigError, match=r"writes today's date.* Set `template_date`, a day such as 2026-11-30, in the recipe"
+            ConfigError, match=r"writes today's date.* Set `template_date`, such as 2026-11-30, in the recipe"
         ):
             encode()
     json_lines.write(tmp_path / "train.jsonl", [{"messages": TALK}])
-    with pytest.raises(ConfigError, match="Set `template_date`"):  # no row is dropped for it: the job ends
+    with pytest.raises(ConfigError, match="Set `template_date`"):  # the job ends instead of dropping rows
         load_conversations(tmp_path / "train.jsonl", tokenizer, 64)
 
 
-def test_a_template_that_does_not_ask_needs_no_date(chat_tokenizer_folder: Path) -> None:
+def test_a_template_without_a_date_needs_none(chat_tokenizer_folder: Path) -> None:
     system = [{"role": "system", "content": "Be brief."}, *ASKED]
     lazy = MISTRAL.replace("{%- set today = strftime_now('%Y-%m-%d') %}", "").replace("today", "strftime_now('%Y')")
     tokenizer = dated(chat_tokenizer_folder, lazy)
@@ -126,9 +123,7 @@ def test_a_template_that_does_not_ask_needs_no_date(chat_tokenizer_folder: Path)
         encode_prompt(tokenizer, ASKED)
 
 
-def test_a_date_stays_with_the_tokenizer_and_another_takes_its_place(
-    chat_tokenizer_folder: Path, tmp_path: Path
-) -> None:
+def test_a_date_is_saved_with_the_tokenizer_and_can_be_replaced(chat_tokenizer_folder: Path, tmp_path: Path) -> None:
     kept = keep_date(chat_tokenizer_folder, date(2026, 11, 5), tmp_path / "a" / "tokenizer")
     assert load_tokenizer(kept).init_kwargs["template_date"] == "2026-11-05"
     assert load_tokenizer(kept, date(2027, 1, 2)).init_kwargs["template_date"] == "2027-01-02"
@@ -144,9 +139,7 @@ MODEL = ModelConfig(
 )  # fmt: skip
 
 
-def test_a_checkpoint_keeps_the_date_that_it_was_trained_with_also_when_exported(
-    chat_tokenizer_folder: Path, tmp_path: Path
-) -> None:
+def test_a_checkpoint_keeps_its_training_date_also_when_exported(chat_tokenizer_folder: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(chat_tokenizer_folder)
     tokenizer.chat_template = LLAMA
     tokenizer.save_pretrained(tmp_path / "tokenizer")

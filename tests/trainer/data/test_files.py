@@ -1,4 +1,4 @@
-"""Conversations and pairs of others, in every shape that is about."""
+"""Third-party conversations and pairs, in every common shape."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def written(path: Path, rows: list[Any]) -> RowFiles:
         {"instruction": "Is it?", "input": "", "output": "It is."},
     ],
 )
-def test_every_shape_is_the_same_conversation(tmp_path: Path, row: Any) -> None:
+def test_every_shape_yields_the_same_conversation(tmp_path: Path, row: Any) -> None:
     drops = Drops()
     [found] = read_conversations(written(tmp_path / "chat.jsonl", [row]), drops)
     assert found == {"id": "chat.jsonl/1", "source": "chat", "messages": SAID, "task": None}
@@ -55,7 +55,7 @@ def test_tools_and_tags_are_kept_and_bad_rows_counted_by_reason(tmp_path: Path) 
     assert drops == {"no_assistant_turn": 1, "unknown_role": 1, "malformed": 1}
 
 
-def test_a_local_dataset_of_hugging_face_is_read(tmp_path: Path) -> None:
+def test_a_local_hugging_face_dataset_is_read(tmp_path: Path) -> None:
     Dataset.from_list([{"messages": SAID}] * 3).save_to_disk(str(tmp_path / "saved"))
     files = RowFiles(dataset=str(tmp_path / "saved"), source="theirs")
     assert [row["source"] for row in read_conversations(files, Drops())] == ["theirs"] * 3
@@ -82,7 +82,7 @@ def test_pairs_are_responses_or_whole_conversations(tmp_path: Path) -> None:
     assert drops == {"equal_responses": 1, "other_prompts": 1, "empty_message": 1}
 
 
-def test_prompts_of_pairs_are_held_out_whole(tmp_path: Path) -> None:
+def test_all_pairs_of_a_prompt_are_in_one_split(tmp_path: Path) -> None:
     rows = [{"prompt": f"Is {n // 2}?", "chosen": f"yes {n}", "rejected": "no"} for n in range(20)]
     report = read_preferences(
         [written(tmp_path / "pairs.jsonl", rows)], heldout_fraction=0.2, seed=1, to=tmp_path / "out"
@@ -95,7 +95,7 @@ def test_prompts_of_pairs_are_held_out_whole(tmp_path: Path) -> None:
         read_preferences([written(tmp_path / "one.jsonl", rows[:2])], heldout_fraction=0.2, seed=1, to=tmp_path / "o")
 
 
-def test_conversations_of_files_go_with_those_of_tasks(tmp_path: Path) -> None:
+def test_conversations_from_files_are_combined_with_tasks(tmp_path: Path) -> None:
     rows = [{"prompt": f"Is {n}?", "completion": "It is."} for n in range(60)] + [
         {"prompt": "Is 3?", "completion": "No"}
     ]

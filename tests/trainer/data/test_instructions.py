@@ -41,7 +41,7 @@ Large models are trained on much text. They are then tuned on conversations. A t
 
 
 def documents(folder: Path, rows: list[tuple[str, str, str]]) -> Path:
-    """A tokens artifact's documents.parquet, with the columns that are read."""
+    """A tokens artifact's documents.parquet, with only the columns that are read."""
     folder.mkdir(exist_ok=True)
     columns = dict(zip(("path", "split", "text"), map(list, zip(*rows, strict=True)), strict=True))
     parquet.write_table(pa.table(columns), folder / "documents.parquet", row_group_size=7)
@@ -49,7 +49,7 @@ def documents(folder: Path, rows: list[tuple[str, str, str]]) -> Path:
 
 
 def many(count: int) -> list[tuple[str, str, str]]:
-    """Sources with a function each; every fifth document is held out."""
+    """Sources with one function each; every fifth document is held out."""
     code = 'def function_{0}(a):\n    """Give back the number {0} of everything."""\n'
     return [(f"{n}.py", "heldout" if n % 5 == 0 else "train", code.format(n)) for n in range(count)]
 
@@ -70,7 +70,7 @@ def make(to: Path, **changes: Any) -> dict[str, Any]:
     return make_conversations(**given | changes)
 
 
-def test_every_conversation_is_sound_and_its_response_scores_one(tmp_path: Path) -> None:
+def test_every_conversation_is_valid_and_its_response_scores_one(tmp_path: Path) -> None:
     report = make(tmp_path)
     train, heldout = rows(tmp_path / "train.jsonl"), rows(tmp_path / "heldout.jsonl")
     assert report == {
@@ -88,7 +88,7 @@ def test_every_conversation_is_sound_and_its_response_scores_one(tmp_path: Path)
         assert score(row["task"], row["messages"][1]["content"]) == 1.0
 
 
-def test_few_prompts_are_repeated_and_none_of_them_is_held_out(tmp_path: Path) -> None:
+def test_too_few_prompts_are_repeated_and_never_held_out(tmp_path: Path) -> None:
     every = TaskSource(name="chain_sum", count=500, config=ONE_DIGIT)  # of 200 prompts, a quarter is held out
     report = make(tmp_path, tasks=[every], heldout_per_task=1000)
     assert report == {
@@ -104,7 +104,7 @@ def test_few_prompts_are_repeated_and_none_of_them_is_held_out(tmp_path: Path) -
     assert len({row["id"] for row in train + heldout}) == 550
 
 
-def test_two_sources_never_train_on_what_the_other_holds_out(tmp_path: Path) -> None:
+def test_no_source_trains_on_prompts_that_another_holds_out(tmp_path: Path) -> None:
     twice = [TaskSource(name="chain_sum", count=100, config=ONE_DIGIT)] * 2
     report = make(tmp_path, tasks=twice, heldout_per_task=40)
     train = {row["messages"][0]["content"] for row in rows(tmp_path / "train.jsonl")}
@@ -150,7 +150,7 @@ def test_a_sentence_is_continued_by_the_next() -> None:
     ]
 
 
-def test_documents_that_give_nothing_are_counted(tmp_path: Path) -> None:
+def test_documents_without_pairs_are_counted(tmp_path: Path) -> None:
     corpus = documents(tmp_path, [("a.py", "train", "def ("), ("b.md", "train", "No."), ("c.py", "train", SOURCE)])
     drops: Counter[str] = Counter()
     assert len(list(pairs_of_split(corpus / "documents.parquet", "train", 0, drops))) == 2
@@ -166,5 +166,5 @@ def test_a_task_with_too_few_prompts_is_refused(tmp_path: Path) -> None:
 def test_nothing_to_make_conversations_from_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to make conversations from"):
         make(tmp_path, tasks=[])
-    with pytest.raises(ConfigError, match=r"There is no .*documents\.parquet"):
+    with pytest.raises(ConfigError, match=r"documents\.parquet does not exist"):
         make(tmp_path, tasks=[], corpus=tmp_path, corpus_conversations=5)

@@ -1,5 +1,5 @@
-"""Sequences of several lengths: as many tokens in every step, shares as asked for,
-the same in every layout and after a kill."""
+"""Sequences of several lengths: equal tokens per step, the configured shares, the same in every layout and after a
+kill."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -47,21 +47,21 @@ def test_four_in_ten_sequences_are_full_and_the_others_halves_and_quarters() -> 
     lengths = Lengths(schedule, BatchConfig(sequence_length=1024, micro_batch_size=2, global_batch_size=8), seed=1)
     sequences: Counter[int] = Counter()
     for sample in range(5_000):
-        assert lengths.of(sample) == lengths.of(sample - sample % 2)  # one length a micro-batch
+        assert lengths.of(sample) == lengths.of(sample - sample % 2)  # one length per micro-batch
         sequences[lengths.of(sample)] += 1024 // lengths.of(sample)
     assert {length: round(count / sequences.total(), 1) for length, count in sequences.items()} == {
         1024: 0.4, 512: 0.3, 256: 0.3,
     }  # fmt: skip
 
 
-def test_phases_begin_at_their_steps() -> None:
+def test_phases_start_at_their_steps() -> None:
     lengths = Lengths(SCHEDULE, BATCH, seed=1)
     assert SCHEDULE.mean_length(0) == pytest.approx((0.4 * 32 * 32 + 0.6 * 16 * 16) / (0.4 * 32 + 0.6 * 16))
     assert {lengths.of(sample) for sample in range(12)} == {32, 16}
     assert {lengths.of(sample) for sample in range(12, 60)} == {64, 32, 16}
 
 
-def test_a_cut_row_is_several_sequences_that_begin_at_position_zero() -> None:
+def test_a_split_row_has_several_sequences_that_start_at_position_zero() -> None:
     row = {name: torch.arange(8).view(1, 8) for name in ("tokens", "labels", "loss_mask", "position_ids")}
     batch = cut(row, 4)
     assert batch["tokens"].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
@@ -80,7 +80,7 @@ def test_phases_out_of_order_are_refused(phases: Any, says: str) -> None:
         LengthSchedule(phases=phases)
 
 
-def test_lengths_that_no_row_or_rank_can_have_are_refused() -> None:
+def test_lengths_that_do_not_divide_rows_or_ranks_are_refused() -> None:
     uneven = LengthSchedule(phases=(LengthPhase(sequence_length=48),), shortest=16)
     model = replace(MODEL, max_position_embeddings=64)
     with pytest.raises(ConfigError, match=r"a phase of 48 tokens does not divide sequence_length=64.* Try (32|64)"):
@@ -104,9 +104,7 @@ def steps_of(output: Path) -> list[tuple[float, float]]:
     return [(line["loss"], line["grad_norm"]) for line in lines]
 
 
-def test_a_checkpoint_is_stretched_and_a_job_that_was_ended_goes_on_bit_for_bit(
-    tmp_path: Path, tokens_folder: Path
-) -> None:
+def test_an_extended_checkpoint_resumes_bit_for_bit_after_an_interruption(tmp_path: Path, tokens_folder: Path) -> None:
     short = BatchConfig(sequence_length=16, micro_batch_size=1, global_batch_size=4)
     first = job_in(
         tmp_path / "short", tokens_folder, model=MODEL, batch=short, data=NextTokenData(tokens=tokens_folder)
@@ -125,7 +123,7 @@ def test_a_checkpoint_is_stretched_and_a_job_that_was_ended_goes_on_bit_for_bit(
     assert model == replace(MODEL, max_position_embeddings=64, rope_theta=1e6, dual_chunk=chunks)
 
 
-def test_positions_that_cannot_reach_so_far_are_one_line(tmp_path: Path, tokens_folder: Path) -> None:
+def test_lengths_beyond_the_position_method_are_refused(tmp_path: Path, tokens_folder: Path) -> None:
     short = BatchConfig(sequence_length=16, micro_batch_size=1, global_batch_size=4)
     first = job_in(tmp_path / "short", tokens_folder, model=MODEL, batch=short, data=NextTokenData(tokens=tokens_folder),
                    steps=1)  # fmt: skip

@@ -17,7 +17,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
-    """Ten prompts from the training side of a hundred."""
+    """Ten training prompts out of a hundred conversations."""
     tasks = [TaskSource(name="gcd", count=100, config={"max_value": 60})]
     make_conversations(
         tasks=tasks, corpus=None, corpus_conversations=0, heldout_per_task=10, seed=1, to=tmp_path / "conversations"
@@ -27,7 +27,7 @@ def prompts(tmp_path: Path) -> Path:
 
 
 def sample(prompts: Path, responses: list[list[str]], finished: bool = True) -> Path:
-    """What a SampleJob would write: for each prompt its responses; "=" stands for the right one."""
+    """Write the output of a SampleJob: each prompt's responses, "=" for the right one."""
     path = prompts.with_name("samples.jsonl")
     with path.open("w") as file:
         for prompt, given in zip(rows(prompts), responses, strict=True):
@@ -45,7 +45,7 @@ def test_prompts_are_training_prompts_without_their_responses(prompts: Path) -> 
         assert prompt["task"] == train[prompt["id"]]["task"]
 
 
-def test_each_pair_is_a_right_and_a_wrong_response_to_the_same_prompt(prompts: Path, tmp_path: Path) -> None:
+def test_each_pair_has_a_right_and_a_wrong_response_to_one_prompt(prompts: Path, tmp_path: Path) -> None:
     responses = [["=", "=", "9999", "no idea", ""]] * 7 + [["=", "="], ["9999", "8888"], ["9999", "9999"]]
     report = make_preferences(
         prompts, sample(prompts, responses), heldout_fraction=0.3, pairs_per_prompt=2, seed=0, to=tmp_path / "out"
@@ -69,7 +69,7 @@ def test_each_pair_is_a_right_and_a_wrong_response_to_the_same_prompt(prompts: P
         assert row["chosen_score"] == 1.0 > row["rejected_score"]
 
 
-def test_by_rewards_the_widest_differences_make_the_pairs(prompts: Path, tmp_path: Path) -> None:
+def test_pairs_by_reward_have_the_widest_differences(prompts: Path, tmp_path: Path) -> None:
     samples = sample(prompts, [["a", "b", "c"]] * 9 + [["a", "b", "c"]])
     rewards = [0.5, -2.0, 1.5] * 9 + [0.1, 0.2, 0.3]
     report = make_preferences(
@@ -86,14 +86,14 @@ def test_by_rewards_the_widest_differences_make_the_pairs(prompts: Path, tmp_pat
     assert pairs[0]["synthesis"] == {"of": pairs[0]["id"].split("/")[0], "model": "abc", "scorer": "reward_model"}
 
 
-def test_responses_that_ran_out_of_tokens_teach_nothing(prompts: Path, tmp_path: Path) -> None:
+def test_truncated_responses_are_not_used(prompts: Path, tmp_path: Path) -> None:
     samples = sample(prompts, [["=", "9999"]] * 10, finished=False)
-    with pytest.raises(ConfigError, match="0 of 20 sampled responses are right, and only 0 prompts got both"):
+    with pytest.raises(ConfigError, match="0 of 20 sampled responses are right, and only 0 prompts have both"):
         make_preferences(prompts, samples, heldout_fraction=0.1, pairs_per_prompt=1, seed=0, to=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_held_out_pair_remains_even_of_two_prompts(prompts: Path, tmp_path: Path) -> None:
+def test_one_of_two_prompts_is_held_out(prompts: Path, tmp_path: Path) -> None:
     samples = sample(prompts, [["=", "9999"]] * 2 + [["="]] * 8)
     report = make_preferences(prompts, samples, heldout_fraction=0.1, pairs_per_prompt=4, seed=0, to=tmp_path / "out")
     assert report["pairs"] == {"train": 1, "heldout": 1}

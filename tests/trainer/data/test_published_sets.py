@@ -1,4 +1,4 @@
-"""Published sets are read as they are: two rows each, of our own making, from JSON lines and from Parquet."""
+"""Published sets are read unmodified: two rows in each one's format, from JSON lines and Parquet."""
 
 import json
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ ASKED = [user("Is it?"), said("It is.")]
 
 
 def read(tmp_path: Path, rows: Sequence[Row], reader: Any = read_conversations) -> tuple[list[Row], Drops]:
-    """What files of these rows give, the same from JSON lines and from Parquet."""
+    """Read these rows from a file, checking that JSON lines and Parquet agree."""
     (tmp_path / "set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     parquet.write_table(pa.Table.from_pylist(list(rows)), tmp_path / "set.parquet")
     (found, drops), (again, _) = (

@@ -1,4 +1,4 @@
-"""What else people's rows hold: the same conversations in other shapes, and what is none."""
+"""Less common shapes of conversations and pairs, and rows that are neither."""
 
 import datetime
 import json
@@ -80,7 +80,7 @@ def test_a_common_shape_is_the_same_conversation(row: Row, expected: list[Row]) 
     "function", [{}, {"arguments": None}, {"arguments": ""}, {"arguments": {}}, {"parameters": {}}]
 )
 @pytest.mark.parametrize("content", [None, "", []])
-def test_calls_without_arguments_and_empty_results_are_right(function: Row, content: Any) -> None:
+def test_calls_without_arguments_and_empty_results_are_accepted(function: Row, content: Any) -> None:
     call = {"type": "function", "function": {"name": "now", **function}}
     turns = [{"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": content}]
     found = conversation({"messages": [user("Now?"), *turns, said("Noon.")]})["messages"]
@@ -103,13 +103,13 @@ def test_calls_without_arguments_and_empty_results_are_right(function: Row, cont
     ],
     ids=["function_call beside a message", "ShareGPT's function_call", "tool_call", "calls written as JSON", "Hermes' calls within texts"],
 )  # fmt: skip
-def test_calls_are_the_same_whoever_wrote_them(turns: list[Row]) -> None:
+def test_calls_from_every_provider_are_normalized(turns: list[Row]) -> None:
     row = {"messages": [user("How warm?"), *turns, said("1 C")], "functions": [WEATHER]}
     expected = [user("How warm?"), calling("weather", city="A"), result('{"c": 1}'), said("1 C")]
     assert conversation(row) == {"messages": expected, "tools": [TOOL]}
 
 
-def test_what_arrow_fills_up_with_is_no_argument(tmp_path: Path) -> None:
+def test_nulls_filled_in_by_arrow_are_not_arguments(tmp_path: Path) -> None:
     calls = [calling("weather", city="A"), calling("discount", price=1, percent=10)]
     rows = [{"messages": [user("Go."), call], "tools": [TOOL]} for call in calls] + [{"messages": ASKED, "tools": None}]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "set.parquet")
@@ -145,7 +145,7 @@ def test_what_arrow_fills_up_with_is_no_argument(tmp_path: Path) -> None:
         ({"prompt": "Is it?", "completion": "x", "tests": [1]}, "malformed_tests"),
     ],
 )  # fmt: skip
-def test_a_row_that_is_no_conversation_has_a_reason(row: Row, reason: str) -> None:
+def test_a_row_without_a_conversation_is_dropped_with_a_reason(row: Row, reason: str) -> None:
     with pytest.raises(BadLineError) as raised:
         conversation(row)
     assert raised.value.reason == reason
@@ -165,13 +165,13 @@ def test_a_row_that_is_no_conversation_has_a_reason(row: Row, reason: str) -> No
         "equal_responses"),
     ],
 )  # fmt: skip
-def test_a_row_that_is_no_pair_has_a_reason(row: Row, reason: str) -> None:
+def test_a_row_without_a_pair_is_dropped_with_a_reason(row: Row, reason: str) -> None:
     with pytest.raises(BadLineError) as raised:
         pair(row)
     assert raised.value.reason == reason
 
 
-def test_responses_that_are_calls_keep_them() -> None:
+def test_responses_keep_their_tool_calls() -> None:
     better, worse = (calling("weather", city=city) for city in ("A", "B"))
     before = [user("How warm?"), calling("where"), result("A")]
     found = pair({"chosen": [*before, better], "rejected": [*before, worse], "tools": [WEATHER]})
@@ -180,7 +180,7 @@ def test_responses_that_are_calls_keep_them() -> None:
     assert (found["chosen"], found["rejected"]) == ([better], "I cannot know.")
 
 
-def test_tables_as_people_save_them(tmp_path: Path) -> None:
+def test_csv_tables_with_common_quirks_are_read(tmp_path: Path) -> None:
     frame = pandas.DataFrame([{"messages": ASKED, "score": 0.5}, {"messages": [system(""), *ASKED], "score": 1.0}])
     frame.to_csv(tmp_path / "printed.csv")  # lists as Python prints them, and a column without a name
     frame.assign(messages=frame["messages"].map(json.dumps)).to_csv(tmp_path / "json.tsv", sep="\t")
@@ -196,7 +196,7 @@ def test_tables_as_people_save_them(tmp_path: Path) -> None:
     assert len({row["id"] for row in found}) == 12
 
 
-def test_scores_of_a_table_of_text_are_numbers(tmp_path: Path) -> None:
+def test_scores_in_text_columns_are_parsed_as_numbers(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text(
         "prompt,chosen,rejected,chosen_score,score_rejected,margin\nIs it?,It is.,No.,4.5,n/a,nan\n"
     )
@@ -205,7 +205,7 @@ def test_scores_of_a_table_of_text_are_numbers(tmp_path: Path) -> None:
     assert "margin" not in found
 
 
-def test_files_of_one_name_in_two_folders_give_different_ids(tmp_path: Path) -> None:
+def test_files_with_the_same_name_get_different_ids(tmp_path: Path) -> None:
     for folder in "ab":
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "part.jsonl").write_text(json.dumps({"prompt": folder, "completion": "x"}) + "\n")
@@ -221,7 +221,7 @@ def made(tmp_path: Path, rows: list[Row]) -> Row:
     )  # fmt: skip
 
 
-def test_only_a_row_that_is_the_same_as_a_whole_is_a_duplicate(tmp_path: Path) -> None:
+def test_only_identical_rows_are_duplicates(tmp_path: Path) -> None:
     rows: list[Row] = [{"prompt": f"Is {n}?", "completion": "Yes."} for n in range(60)]
     rows += [
         {"prompt": "Is 3?", "completion": "No."},
@@ -238,7 +238,7 @@ def test_only_a_row_that_is_the_same_as_a_whole_is_a_duplicate(tmp_path: Path) -
     assert not asked[0] & asked[1]
 
 
-def test_a_pair_that_is_there_twice_is_counted(tmp_path: Path) -> None:
+def test_a_repeated_pair_is_counted(tmp_path: Path) -> None:
     rows = [{"prompt": f"Is {n}?", "chosen": "Yes.", "rejected": "No."} for n in range(4)]
     (tmp_path / "p.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in [*rows, rows[0], {**rows[0], "rejected": "Hm."}])
@@ -249,14 +249,14 @@ def test_a_pair_that_is_there_twice_is_counted(tmp_path: Path) -> None:
     assert report["dropped"] == {"repeated": 1}
 
 
-def test_files_of_which_no_row_is_usable_are_refused_with_the_commonest_reason_first(tmp_path: Path) -> None:
+def test_files_without_usable_rows_are_refused_with_the_most_common_reason_first(tmp_path: Path) -> None:
     bad = [{"messages": [{"role": "narrator", "content": "Once."}]}] * 3
     with pytest.raises(SourceError) as raised:
         made(tmp_path, [{"prompt": "Is it?"}, *bad])
     place = tmp_path / "rows.jsonl"
     assert str(raised.value) == (
         f"path='{place}' holds no usable row; dropped: unknown_role 3 (first {place}, line 2: turns of narrator), "
-        f"no_assistant_turn 1 (first {place}, line 1: turns of user). Mend the rows, or name other files."
+        f"no_assistant_turn 1 (first {place}, line 1: turns of user). Fix the rows, or name other files."
     )
     place.write_text("")
     with pytest.raises(SourceError, match=r"holds no usable row; dropped: nothing\."):

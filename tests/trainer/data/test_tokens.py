@@ -1,4 +1,4 @@
-"""Packed sequences: decided by the seed, every epoch in an order of its own, sources in the weights asked for."""
+"""Packed sequences: determined by the seed, reshuffled each epoch, with the configured source weights."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def read(data: NextTokenData, cache: Path, *, samples: int = 40, seed: int = 1) 
     return [train[i]["tokens"].numpy() for i in range(samples)], heldout
 
 
-def test_the_seed_decides_and_another_seed_decides_otherwise(tokens_folder: Path, tmp_path: Path) -> None:
+def test_the_seed_determines_the_order_and_another_seed_changes_it(tokens_folder: Path, tmp_path: Path) -> None:
     data = NextTokenData(tokens=tokens_folder)
     first, again, other = (read(data, tmp_path / name, seed=seed)[0] for name, seed in (("a", 1), ("b", 1), ("c", 2)))
     assert all(np.array_equal(x, y) for x, y in zip(first, again, strict=True))
@@ -48,7 +48,7 @@ def test_more_samples_than_an_epoch_holds_are_read_in_a_new_order(tokens_folder:
     epoch = tokens // LENGTH
     samples, _ = read(data, tmp_path, samples=2 * epoch)
     first, second = samples[:epoch], samples[epoch:]
-    assert len({sample.tobytes() for sample in first}) > 0.95 * epoch  # the same text hardly comes twice in an epoch
+    assert len({sample.tobytes() for sample in first}) > 0.95 * epoch  # text rarely repeats within an epoch
     assert not all(np.array_equal(x, y) for x, y in zip(first, second, strict=True))
 
 
@@ -129,7 +129,7 @@ def test_documents_in_one_row_are_trained_on_as_if_each_were_alone(tokens_folder
     assert abs(across_loss - packed_loss) > 0.1
 
 
-def test_an_artifact_that_names_no_end_of_document_cannot_be_reset_at_one(tokens_folder: Path, tmp_path: Path) -> None:
+def test_resetting_at_documents_needs_an_end_of_document_token(tokens_folder: Path, tmp_path: Path) -> None:
     from cupola_trainer.data.pretraining.tokens import end_of_document
 
     index = json.loads((tokens_folder / "index.json").read_text())

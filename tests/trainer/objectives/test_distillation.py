@@ -136,7 +136,7 @@ def test_a_teacher_that_was_asked_before_teaches_as_one_that_stands_by(
     assert found[-1] < found[0] < expected[0]  # fewer outcomes to tell apart
 
     other = stored.but(output=tmp_path / "other", seed=2, batch=replace(BATCH, sequence_length=40))
-    with pytest.raises(ConfigError, match="says nothing of a sample"):
+    with pytest.raises(ConfigError, match="does not cover a sample"):
         losses(other)
     runtime.stop()
     warm = job_of(tmp_path / "warm", conversations, chat_tokenizer_folder, stored=everything, temperature=2.0)

@@ -159,6 +159,6 @@ def test_training_on_pairs_turns_held_out_ones(preferences: Path, chat_tokenizer
 
 def test_no_usable_pair_is_refused(preferences: Path, chat_tokenizer: Any) -> None:
     data = DpoData(preferences=preferences)
-    said = r"has no pair that fits sequence_length=8 and can be trained on; dropped: .*too_long \d+ \(first train.jsonl, line 1\)"
+    said = r"has no usable pair that fits sequence_length=8; dropped: .*too_long \d+ \(first train.jsonl, line 1\)"
     with pytest.raises(ConfigError, match=said):
         DpoObjective(data, tokenizer=chat_tokenizer, sequence_length=8, pairs_per_pass=3, seed=0)

@@ -48,7 +48,8 @@ class LengthSchedule(LengthSettings):
         starts = [phase.from_step for phase in self.phases]
         if not starts or starts[0] != 0 or any(a >= b for a, b in itertools.pairwise(starts)):
             raise ValueError(
-                f"phases begin at steps {starts}: the first must be 0 and later ones larger. Fix from_step"
+                f"phases begin at steps {starts}: the first must begin at 0, each later one "
+                "after the one before. Fix from_step"
             )
         return self
 

@@ -1,1 +1,1 @@
-"""What a job trains on: token shards, conversations, preference pairs, and the order in which they are read."""
+"""Training data: token shards, conversations, preference pairs, and the order in which they are read."""

@@ -1,4 +1,4 @@
-"""A collated batch as tensors on this rank's device, with this context-parallel rank's part of each sequence."""
+"""Moving a collated batch to this rank's device and slicing it for context parallelism."""
 
 import torch
 import torch.distributed as dist
@@ -9,8 +9,7 @@ from cupola_trainer import runtime
 from cupola_trainer.models.attention import zigzag
 
 Batch = dict[str, Tensor]
-"""tokens, labels, position_ids, loss_mask [b, s], and what an objective adds: [b, s, ...] for each token,
-or [anything else]."""
+"""tokens, labels, position_ids, loss_mask [b, s], plus the objective's own: [b, s, ...] per token, or other shapes."""
 
 
 def to_rank(batch: Batch) -> Batch:
@@ -24,7 +23,7 @@ def to_rank(batch: Batch) -> Batch:
 
 
 def from_context_ranks(values: Tensor) -> Tensor:
-    """Whole sequences [b, s], from each context-parallel rank's part of them [b, s / cp]."""
+    """All-gather whole sequences [b, s] from the context-parallel ranks' parts [b, s / cp]."""
     size = parallel_state.get_context_parallel_world_size()
     if size == 1:
         return values
@@ -37,6 +36,6 @@ def from_context_ranks(values: Tensor) -> Tensor:
 
 
 def _own_part(tensor: Tensor, length: int, positions: Tensor) -> Tensor:
-    """This rank's tokens of a tensor [b, s, ...]; a tensor that has no value for each token stays whole."""
+    """This rank's slice of a tensor [b, s, ...]; tensors without a token dimension are returned whole."""
     per_token = tensor.dim() > 1 and tensor.size(1) == length
     return torch.index_select(tensor, 1, positions) if per_token else tensor

@@ -1,7 +1,7 @@
-"""Conversations as tokens: any Hugging Face chat template, and which tokens are the assistant's. Imports no torch.
+"""Conversations as tokens and loss mask, with any Hugging Face chat template. Imports no torch.
 
-The tokenizer's own chat template is the truth, and this is the one place that renders it: training reads exactly what
-sampling, scoring and evaluation prompt with, tools included. In ChatML:
+This is the only place that renders the tokenizer's chat template, so training reads exactly what sampling, scoring and
+evaluation prompt with, tools included. In ChatML:
 
     <|im_start|>user\\nHow are you?<|im_end|>\\n<|im_start|>assistant\\nFine.<|im_end|>\\n
     0            0                 0         0                       1    1          0
@@ -20,25 +20,25 @@ PROBE = [{"role": "user", "content": "question"}, {"role": "assistant", "content
 
 
 class RefusedError(ConfigError):
-    """A conversation that cannot be encoded. `reason` is a word to count it under."""
+    """A conversation cannot be encoded. `reason` is the key that it is counted under."""
 
     reason = "refused"
 
 
 class RefusedByTemplateError(RefusedError):
-    """A chat template does not take a conversation: Gemma's has no system role, for instance."""
+    """The chat template rejects the conversation: Gemma's has no system role, for instance."""
 
     reason = "refused_by_template"
 
 
 class ControlTokenError(RefusedError):
-    """A text of the conversation or of its tools would close a turn."""
+    """A text in the conversation or its tools contains a control token, which would close a turn."""
 
     reason = "control_token"
 
 
 class ChatTokenizer(Protocol):
-    """What we need of a transformers tokenizer."""
+    """The part of a transformers tokenizer that we use."""
 
     @property
     def added_tokens_decoder(self) -> Mapping[int, Any]: ...
@@ -59,41 +59,41 @@ class ChatTokenizer(Protocol):
 
 
 def control_tokens(tokenizer: ChatTokenizer) -> frozenset[str]:
-    """The tokenizer's special tokens, which no text may hold."""
+    """The tokenizer's special tokens, which no text may contain."""
     return frozenset(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
 
 
 def turn_end(tokenizer: ChatTokenizer) -> str:
-    """What ends an assistant's words, up to its last control token: "<|im_end|>" in ChatML.
+    """The end of an assistant turn, up to its last control token: "<|im_end|>" in ChatML.
 
     Raises:
-        ConfigError: there is no usable template, it needs a date and none is set, or the tokenizer knows no control
-            token that ends a turn in it.
+        ConfigError: there is no usable template, it needs a date and none is set, or it does not end turns with a
+            control token of the tokenizer.
     """
     prompt, whole = _render(tokenizer, PROBE[:1], prompt=True), _render(tokenizer, PROBE)
     if not whole.startswith(prompt + "answer"):
         raise ConfigError(
-            "The tokenizer's chat template does not put an assistant's words after its generation prompt. Use ChatML, "
+            "The tokenizer's chat template does not continue its generation prompt with the response. Use ChatML, "
             "or another template that does."
         )
     rest = whole[len(prompt + "answer") :]
     end = _trained_part(rest, control_tokens(tokenizer))
     if not end:
         raise ConfigError(
-            f"The tokenizer's chat template ends an assistant's words with {rest!r}, of which the tokenizer knows no "
-            "control token: a model could not learn to stop. Add it as a special token, or use another template."
+            f"The tokenizer's chat template ends responses with {rest!r}, which holds no control token "
+            "of the tokenizer: a model could not learn to stop. Add one as a special token, or use another template."
         )
     return end
 
 
 def encode_prompt(tokenizer: ChatTokenizer, messages: Sequence[Message], tools: Any = None) -> list[int]:
-    """Token ids of a conversation up to where the assistant's next words begin.
+    """Token ids of a conversation up to the start of the assistant's next turn.
 
     Args:
-        tools: what the assistant may call: JSON schemas of functions, for the template; none for nothing.
+        tools: JSON schemas of the functions that the assistant may call; None for no tools.
 
     Raises:
-        RefusedError: this conversation cannot be encoded; the class says why.
+        RefusedError: the conversation cannot be encoded; the class gives the reason.
         ConfigError: there is no usable template, or it needs a date and none is set.
     """
     messages, tools = _checked(tokenizer, messages, tools)
@@ -103,13 +103,13 @@ def encode_prompt(tokenizer: ChatTokenizer, messages: Sequence[Message], tools: 
 def encode_response(
     tokenizer: ChatTokenizer, messages: Sequence[Message], response: Message, tools: Any = None
 ) -> tuple[list[int], list[int]]:
-    """Token ids of a prompt, and of the assistant's response to it with the control token that ends it.
+    """Token ids of a prompt, and of the response including the control token that ends it.
 
-    The response is what the template makes of it, trimmed where the template trims: the same tokens that
+    The response is rendered by the template, trimmed where the template trims: the same tokens that
     `encode_conversation` masks as the assistant's.
 
     Raises:
-        as `encode_conversation`.
+        RefusedError, ConfigError: as `encode_conversation`.
     """
     messages, tools = _checked(tokenizer, [*messages, response], tools)
     prompt, words = _turn(tokenizer, messages, tools, control_tokens(tokenizer))
@@ -119,17 +119,17 @@ def encode_response(
 def encode_conversation(
     tokenizer: ChatTokenizer, messages: Sequence[Message], tools: Any = None
 ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.bool_]]]:
-    """Token ids [n] of a whole conversation, and mask [n]: true where the token is the assistant's to say.
+    """Token ids [n] of a whole conversation, and its loss mask [n].
 
-    True on a response, its tool calls, and the control token that ends it, for every assistant turn. A prompt and its
-    response are encoded apart, as in sampling, so that no token reaches over the border.
+    The mask is true on every assistant turn: the response, its tool calls, and the control token that ends it. Prompt
+    and response are encoded separately, as in sampling, so no token spans the boundary.
 
     Args:
-        tools: what the assistant may call: JSON schemas of functions, for the template; none for nothing.
+        tools: JSON schemas of the functions that the assistant may call; None for no tools.
 
     Raises:
-        RefusedError: this conversation cannot be encoded; the class says why.
-        ConfigError: the template's turns cannot be told apart, or it needs a date and none is set.
+        RefusedError: the conversation cannot be encoded; the class gives the reason.
+        ConfigError: the template's turns cannot be separated, or it needs a date and none is set.
     """
     messages, tools = _checked(tokenizer, messages, tools)
     control = control_tokens(tokenizer)
@@ -152,29 +152,29 @@ def encode_conversation(
 def _turn(
     tokenizer: ChatTokenizer, messages: Sequence[Message], tools: Any, control: Collection[str], done: str = ""
 ) -> tuple[str, str]:
-    """The last message's prompt, and its words up to their last control token, as the template writes both.
+    """The last message's prompt, and its text up to the last control token, as the template renders them.
 
     Args:
-        done: what the template wrote of earlier turns, and must begin with again.
+        done: the rendering of earlier turns, which the prompt must start with.
     """
     prompt = _render(tokenizer, messages[:-1], tools, prompt=True)
     whole = _render(tokenizer, messages, tools)
     words = _trained_part(whole[len(prompt) :], control)
     if not whole.startswith(prompt) or not prompt.startswith(done) or not words:
-        turn_end(tokenizer)  # says it where the template is at fault in general
+        turn_end(tokenizer)  # raises if the template is unusable in general
         raise ConfigError(
-            f"The tokenizer's chat template rewrites earlier turns once there are {len(messages)}, so that what was "
-            "said cannot be trained on as it was prompted. Use a template that only adds."
+            f"The tokenizer's chat template rewrites earlier turns once there are {len(messages)}, so training "
+            "would not see what sampling prompts with. Use a template that only appends."
         )
     if not all(call["function"]["name"] in words for call in messages[-1].get("tool_calls", ())):
         raise RefusedByTemplateError(
-            "The tokenizer's chat template does not write tool calls. Take one that does, as Qwen2.5's."
+            "The tokenizer's chat template does not render tool calls. Use one that does, such as Qwen2.5's."
         )
     return prompt, words
 
 
 def _trained_part(text: str, control: Collection[str]) -> str:
-    """An assistant's turn without what follows its last control token."""
+    """An assistant turn up to its last control token."""
     return text[: max((text.rfind(token) + len(token) for token in control if token in text), default=0)]
 
 
@@ -183,12 +183,12 @@ def _encode(tokenizer: ChatTokenizer, text: str) -> list[int]:
 
 
 def _checked(tokenizer: ChatTokenizer, messages: Sequence[Message], tools: Any) -> tuple[list[dict[str, Any]], Any]:
-    """Messages and tools as templates read them; no tools as None, for which templates look."""
+    """Messages and tools in the form that templates expect; no tools as None, which templates test for."""
     plain, tools = for_template(messages), normal_tools(tools) or None
     if holds_control_token([plain, tools], control_tokens(tokenizer)):
         raise ControlTokenError(
-            "A message, a call or a tool holds one of the tokenizer's control tokens, which would close a turn. Remove "
-            "it there."
+            "A message, call or tool contains one of the tokenizer's control tokens, which would close a turn. Remove "
+            "it."
         )
     return plain, tools
 
@@ -207,10 +207,10 @@ def _render(tokenizer: ChatTokenizer, messages: Sequence[Message], tools: Any = 
         raise ConfigError(f"The tokenizer has no usable chat template: {error}") from error
     except RecursionError:
         raise RefusedByTemplateError(
-            "A call or a tool of the conversation is nested too deep for the chat template."
+            "A call or a tool of the conversation is nested too deeply for the chat template. Flatten it."
         ) from None
     except TemplateError as error:
         if MissingDateError.is_meant_by(error):
             raise MissingDateError from None
-        raise RefusedByTemplateError(f"The tokenizer's chat template refuses a conversation: {error}.") from error
+        raise RefusedByTemplateError(f"The tokenizer's chat template rejects a conversation: {error}.") from error
     return str(text)

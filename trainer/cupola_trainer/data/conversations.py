@@ -1,4 +1,4 @@
-"""Conversation and preference rows from JSON lines to token arrays: what the SFT and DPO objectives read. No torch."""
+"""Encoding conversation and preference rows from JSON lines, for the SFT and DPO objectives. Imports no torch."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,13 +26,13 @@ Sample = Mapping[str, np.ndarray]
 
 
 def load_conversations(path: Path, tokenizer: ChatTokenizer, sequence_length: int) -> tuple[list[Sample], Drops]:
-    """Encoded conversations {"tokens" [n], "mask" [n]}, and how many were dropped, by reason.
+    """Encoded conversations {"tokens" [n], "mask" [n]}, and drops by reason.
 
-    Besides `problem`'s reasons: "refused_by_template"; "too_long", when the tokens do not fit `sequence_length` + 1.
-    Cutting one short would teach responses without an end.
+    Besides `problem`'s reasons: "refused_by_template"; "too_long", if the tokens do not fit `sequence_length` + 1.
+    Truncating them would teach responses without an end.
 
     Raises:
-        ConfigError: the file is malformed, or the tokenizer's chat template cannot be trained on.
+        ConfigError: the file is malformed, or the tokenizer's chat template is unusable for training.
     """
     control = control_tokens(tokenizer)
     turn_end(tokenizer)
@@ -41,20 +41,20 @@ def load_conversations(path: Path, tokenizer: ChatTokenizer, sequence_length: in
         if reason := problem(row.get("messages"), control, row.get("tools")):
             return reason
         tokens, mask = encode_conversation(tokenizer, row["messages"], row.get("tools"))
-        last = int(mask.nonzero()[0][-1]) + 1  # what follows the last response teaches nothing
+        last = int(mask.nonzero()[0][-1]) + 1  # nothing is trained on after the last response
         return {"tokens": tokens[:last], "mask": mask[:last]} if last <= sequence_length + 1 else "too_long"
 
     return _load(path, encode)
 
 
 def load_preferences(path: Path, tokenizer: ChatTokenizer, sequence_length: int) -> tuple[list[Sample], Drops]:
-    """Encoded pairs {"prompt" [p], "chosen" [c], "rejected" [r], "margin" [], "tag" []}, responses with their end, and
+    """Encoded pairs {"prompt" [p], "chosen" [c], "rejected" [r], "margin" [], "tag" []}, responses with end token, and
     drops by reason.
 
-    A response is a text, or a list of the one message that calls tools; its tokens are those that SFT would learn.
-    "tag": see `tag_of`. "margin": the row's own, or else by how much its scores differ, or 0. Besides `problem`'s
-    reasons and those of `load_conversations`: "equal_responses", which say nothing about what is better; "wrong_order",
-    where the rejected response has the better score.
+    A response is a text, or a list with the one message that calls tools; its tokens are those that SFT trains on.
+    "tag": see `tag_of`. "margin": the row's own, else the difference of its scores, else 0. Drop reasons besides those
+    of `problem` and `load_conversations`: "equal_responses", which carry no preference; "wrong_order", where the
+    rejected response has the better score.
     """
     control = control_tokens(tokenizer)
     turn_end(tokenizer)
@@ -82,14 +82,14 @@ def load_preferences(path: Path, tokenizer: ChatTokenizer, sequence_length: int)
 
 
 def tag_of(row: Row) -> str:
-    """What a row counts as when tags are balanced: its tag, its task's name, its source, or nothing."""
+    """The tag that a row is balanced under: its own, else its task's name, else its source, else empty."""
     task = row.get("task")
     name = task.get("name") if isinstance(task, Mapping) else None
     return str(row.get("tag") or name or row.get("source") or "")
 
 
 def _margin(row: Row) -> float | None:
-    """None where the scores contradict the order."""
+    """None if the scores contradict the order."""
     scores = [row.get(name) for name in ("chosen_score", "rejected_score")]
     better, worse = (float(score) if isinstance(score, int | float) else 0.0 for score in scores)
     if None not in scores and better < worse:
@@ -99,16 +99,16 @@ def _margin(row: Row) -> float | None:
 
 
 def refuse_empty(samples: list[Sample], drops: Drops, file: Path, what: str, sequence_length: int) -> None:
-    """Refuse a training file of which no row is left.
+    """Refuse a training file with no usable rows.
 
     Raises:
-        ConfigError: says what was dropped, the commonest reason first, and where.
+        ConfigError: lists what was dropped and where, most common reason first.
     """
     if samples:
         return
-    move = "Try a longer sequence_length" if set(drops) == {"too_long"} else "Mend the rows, or train on other ones"
+    move = "Try a longer sequence_length" if set(drops) == {"too_long"} else "Fix the rows, or train on others"
     raise ConfigError(
-        f"{file.parent} has no {what} that fits sequence_length={sequence_length} and can be trained on; dropped: "
+        f"{file.parent} has no usable {what} that fits sequence_length={sequence_length}; dropped: "
         f"{drops.in_words()}. {move}."
     )
 

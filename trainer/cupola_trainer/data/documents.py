@@ -1,4 +1,4 @@
-"""Questions and answers that documents hold already: what a function does, how a text goes on. Imports no torch."""
+"""Prompt-response pairs found in documents: what a function does, how a text continues. Imports no torch."""
 
 import ast
 import random
@@ -13,13 +13,13 @@ from pyarrow import parquet
 from cupola_platform.errors import ConfigError
 
 MAX_CHARACTERS = 120
-"""Longest question body and longest answer: a conversation stays within about a hundred tokens."""
+"""Maximum length of a prompt's body and of a response, which keeps a conversation to about a hundred tokens."""
 
 MIN_CHARACTERS = 20
 """A shorter sentence is a heading or a stub."""
 
 PAIRS_PER_DOCUMENT = 3
-"""At most, so that no document dominates."""
+"""Maximum per document, so that none dominates."""
 
 Pair = tuple[str, str]
 
@@ -28,19 +28,19 @@ _NOT_PROSE = re.compile(r"[<>{}|=*_#\\]|https?:|^\s*(?:[-+>]|\d+[.)]) ")
 
 
 def pairs_of_split(documents: Path, split: str, seed: int, drops: Counter[str]) -> Iterator[Pair]:
-    """(question, answer) pairs from the documents of one split, in an order that the seed decides.
+    """(prompt, response) pairs from the documents of one split, in an order set by the seed.
 
-    Python sources give what their public functions do, by the first sentence of the docstring; other texts a sentence
-    and the next. `drops` counts documents that gave none: "unparsable_source", "nothing_to_ask".
+    Python sources yield what their public functions do, from the first sentence of the docstring; other texts yield a
+    sentence and the next. `drops` counts documents that yield none: "unparsable_source", "nothing_to_ask".
 
     Args:
         documents: a `tokens` artifact's documents.parquet.
 
     Raises:
-        ConfigError: there is no such file.
+        ConfigError: the file does not exist.
     """
     if not documents.is_file():
-        raise ConfigError(f"There is no {documents}. Give the folder of a tokens artifact.")
+        raise ConfigError(f"{documents} does not exist. Give the folder of a tokens artifact.")
     rng = random.Random(f"{seed} {split}")
     with parquet.ParquetFile(documents) as file:
         groups = list(range(file.num_row_groups))
@@ -65,13 +65,13 @@ def _pairs(path: str, text: str, rng: random.Random, drops: Counter[str]) -> Ite
 
 
 def what_functions_do(source: str) -> Iterator[Pair]:
-    """A question for each public function of a Python source whose docstring begins with a sentence.
+    """A prompt for each public function of a Python source whose docstring starts with a sentence.
 
     Raises:
-        SyntaxError, ValueError: this Python does not parse it.
+        SyntaxError, ValueError: this Python cannot parse it.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # other people's invalid escapes
+        warnings.simplefilter("ignore")  # invalid escapes in third-party code
         tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
@@ -82,7 +82,7 @@ def what_functions_do(source: str) -> Iterator[Pair]:
 
 
 def how_texts_go_on(text: str) -> Iterator[Pair]:
-    """A sentence of each paragraph of prose, and the next."""
+    """The first two sentences of each paragraph of prose."""
     for paragraph in re.split(r"\n\s*\n", text):
         if _NOT_PROSE.search(paragraph):
             continue

@@ -1,6 +1,6 @@
-"""Conversations and pairs from files of others: every format and shape that is about.
+"""Reading conversations and pairs from third-party files, in every common format and shape.
 
-Called in process by flows; imports no torch.
+Called in-process by flows; imports no torch.
 """
 
 import glob
@@ -27,25 +27,25 @@ class RowFiles:
     """Files of rows, or a dataset of rows."""
 
     path: str | None = None
-    """A file, a folder (searched to any depth) or a glob (`**` for any depth) of rows: JSON lines, a JSON array,
-    Parquet, Arrow, CSV or TSV, each also compressed. Either this or `dataset`."""
+    """A file, a folder (searched recursively) or a glob (`**` for any depth) of rows: JSON lines, a JSON array,
+    Parquet, Arrow, CSV or TSV, optionally compressed. Either this or `dataset`."""
 
     dataset: str | None = None
-    """A dataset of the Hugging Face hub, or a local folder of one."""
+    """A dataset on the Hugging Face Hub, or a local dataset folder."""
 
     split: str = "train"
     """The dataset's split."""
 
     source: str | None = None
-    """What the rows are filed under; none for the file's or the dataset's name."""
+    """Source name of the rows; None for the file's or dataset's name."""
 
     tag: str | None = None
-    """A tag for rows that have none of their own: tags can be balanced."""
+    """Tag for rows without one; training can balance tags."""
 
     @model_validator(mode="after")
     def _one_place(self) -> "RowFiles":
         if (self.path is None) == (self.dataset is None):
-            raise ValueError("rows come either from `path` or from a `dataset`: give one of them")
+            raise ValueError("rows come from either `path` or `dataset`: give one of them")
         return self
 
 
@@ -54,16 +54,16 @@ Reader = Callable[[RowFiles, Counter[str]], Iterator[Row]]
 
 @plain_dataclass(frozen=True)
 class Place:
-    """Where a row is."""
+    """The location of a row."""
 
     name: str
-    """Part of an id."""
+    """Used in ids."""
     where: str
-    """For people: file and line."""
+    """For messages: file and line."""
 
 
 def state(files: RowFiles) -> str:
-    """What the files hold, for a fingerprint: their digests; of a dataset on the hub, its name.
+    """The files' state for a fingerprint: digests of local files; the name of a dataset on the Hub.
 
     Raises:
         SourceError: no file matches.
@@ -77,10 +77,10 @@ def state(files: RowFiles) -> str:
 
 
 def usable(read: Reader, files: RowFiles, drops: Drops) -> list[Row]:
-    """All rows that `read_conversations` or `read_pairs` finds.
+    """All rows from `read_conversations` or `read_pairs`.
 
     Raises:
-        SourceError: as they do; or not one row is usable; says why.
+        SourceError: reading failed, or no row is usable; the message says why.
     """
     mine = Drops()
     rows = list(read(files, mine))
@@ -88,27 +88,27 @@ def usable(read: Reader, files: RowFiles, drops: Drops) -> list[Row]:
     if not rows:
         given = f"path={files.path!r}" if files.path else f"dataset={files.dataset!r}"
         raise SourceError(
-            f"{given} holds no usable row; dropped: {mine.in_words()}. Mend the rows, or name other files."
+            f"{given} holds no usable row; dropped: {mine.in_words()}. Fix the rows, or name other files."
         )
     return rows
 
 
 def read_conversations(files: RowFiles, drops: Counter[str]) -> Iterator[Row]:
-    """Rows {"id", "source", "messages", "task": null} and "tools", "tag", "tests" where there are any, see
-    `shapes.conversation`; what is not usable is counted.
+    """Rows {"id", "source", "messages", "task": null}, plus "tools", "tag", "tests" if present, see
+    `shapes.conversation`; unusable rows are counted in `drops`.
 
     Raises:
-        SourceError: there is no such file, or a dataset cannot be read; says why.
+        SourceError: a file does not exist, or a dataset cannot be read; the message says why.
     """
     return _shaped(files, drops, shapes.conversation, trees.best_path)
 
 
 def read_pairs(files: RowFiles, drops: Counter[str]) -> Iterator[Row]:
     """Rows {"id", "source", "messages", "chosen", "rejected", "chosen_score", "rejected_score", "task": null}, see
-    `shapes.pair`; what is not usable is counted.
+    `shapes.pair`; unusable rows are counted in `drops`.
 
     Raises:
-        SourceError: there is no such file, or a dataset cannot be read; says why.
+        SourceError: a file does not exist, or a dataset cannot be read; the message says why.
     """
     return _shaped(files, drops, shapes.pair, trees.ranked_pairs)
 
@@ -126,7 +126,7 @@ def _shaped(
         about = {"id": f"{place.name}-{number}" if number else place.name, "source": source}
         tag = {"tag": files.tag} if files.tag and "tag" not in made else {}
         yield {**about, **made, "task": None, **tag}
-    if isinstance(drops, Drops):  # knows places too
+    if isinstance(drops, Drops):  # records locations too
         drops.add(mine)
     else:
         drops.update(mine)
@@ -165,13 +165,13 @@ def _dataset(files: RowFiles) -> Iterator[Row]:
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise SourceError(
             f"dataset={files.dataset!r}, split={files.split!r} cannot be read: {first}. "
-            "Give a dataset of the hub that this machine can reach, or a local folder."
+            "Give a dataset on the Hub that this machine can reach, or a local folder."
         ) from error
 
 
 def _matching(pattern: str) -> list[Path]:
-    """The files that a path names, sorted. Of a folder or a glob those of a known format, by name;
-    others if there is none."""
+    """The files that a path matches, sorted. In a folder or glob, those with a known suffix; for a file or glob, all if
+    there are none."""
     given = Path(pattern).expanduser()
     if given.is_dir():
         paths = [path for path in given.rglob("*") if not any(p.startswith(".") for p in path.relative_to(given).parts)]
@@ -180,7 +180,7 @@ def _matching(pattern: str) -> list[Path]:
     files = sorted(path for path in paths if path.is_file())
     named = [path for path in files if suffix_of(path.name) in FORMATS]
     if not files or (given.is_dir() and not named):
-        raise SourceError(f"path={pattern!r} matches no file of rows. Known are {KNOWN}.")
+        raise SourceError(f"path={pattern!r} matches no file of rows. Supported formats: {KNOWN}.")
     return named or files
 
 

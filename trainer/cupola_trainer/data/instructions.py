@@ -1,6 +1,6 @@
-"""Conversations to fine-tune on, made without any model: verifiable tasks, and prompt-response pairs from the corpus.
+"""Fine-tuning conversations made without a model: verifiable tasks, and prompt-response pairs from the corpus.
 
-Called in process by the flow `sft`; imports no torch.
+Called in-process by the flow `sft`; imports no torch.
 """
 
 import json
@@ -28,13 +28,13 @@ from cupola_trainer.scoring.tasks import make_tasks
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TaskSource:
-    """Training prompts from one generator of reasoning-gym."""
+    """Training prompts from one reasoning-gym generator."""
 
     name: str
     """The generator, such as chain_sum."""
 
     count: int = Field(default=2000, ge=1)
-    """Training conversations. A generator with fewer distinct prompts has them repeated, which keeps the mixture."""
+    """Training conversations. If there are fewer distinct prompts, they are repeated, which preserves the mixture."""
 
     config: dict[str, Any] = Field(default_factory=dict)
     """The generator's own settings, such as max_digits. Seed and size come from the recipe."""
@@ -50,30 +50,30 @@ def make_conversations(
     to: Path,
     files: Iterable[RowFiles] = (),
 ) -> dict[str, Any]:
-    """Write train.jsonl, heldout.jsonl and report.json of a `conversations` artifact. Same arguments, same bytes.
+    """Write train.jsonl, heldout.jsonl and report.json of a `conversations` artifact, deterministically.
 
-    No prompt is in both files. Conversations from the corpus are held out with their documents, and never repeated.
+    No prompt is in both files. Conversations from the corpus are held out with their documents and never repeated.
 
     Args:
         tasks: the generators.
-        corpus: folder of a `tokens` artifact; none for tasks only.
-        corpus_conversations: training conversations to make from the corpus, at most.
-        heldout_per_task: prompts of each task to hold out, at most a quarter of the distinct ones; as many
+        corpus: folder of a `tokens` artifact; None for none.
+        corpus_conversations: maximum training conversations from the corpus.
+        heldout_per_task: prompts to hold out per task, at most a quarter of the distinct ones; the same number of
             conversations from the corpus.
-        to: folder to write; made when missing.
-        files: conversations of others; of each a twentieth is held out, at most `heldout_per_task`.
+        to: output folder, created if missing.
+        files: third-party conversations; a twentieth of each is held out, at most `heldout_per_task`.
 
     Returns:
         The report: {"train", "distinct", "heldout": {source: conversations}, "dropped": {reason: conversations}};
-        "distinct" are the training conversations without their repetitions.
+        "distinct" counts training conversations without repetitions.
 
     Raises:
-        ConfigError: a task that cannot be used, one with too few prompts to hold any out, or nothing to make.
+        ConfigError: a task is unusable or has too few prompts to hold any out, or there is no source.
     """
     tasks, files = tuple(tasks), tuple(files)
     if not tasks and not files and not (corpus and corpus_conversations):
         raise ConfigError(
-            "There is nothing to make conversations from. Name at least one task, files, or a corpus and a count."
+            "There is nothing to make conversations from. Give tasks, files, or a corpus with corpus_conversations."
         )
     drops = Drops()
     parts = [_from_tasks(source, heldout_per_task, seed + 7919 * place) for place, source in enumerate(tasks)]
@@ -92,7 +92,7 @@ def make_conversations(
     distinct = [list(_usable(train, seen, asked, drops)) for _, train in parts]
     train = list(chain(*map(_repeated, distinct, counts)))
     if not train:
-        raise ConfigError(f"Not one conversation is left to train on; dropped: {drops.in_words()}. Name other sources.")
+        raise ConfigError(f"No conversation is left to train on; dropped: {drops.in_words()}. Give other sources.")
     random.Random(seed).shuffle(train)
     made = {"train": train, "distinct": chain(*distinct), "heldout": heldout}
     report = {name: dict(Counter(row["source"] for row in rows)) for name, rows in made.items()} | drops.report()
@@ -104,7 +104,7 @@ def make_conversations(
 
 
 def heldout_prompts(tasks: Iterable[TaskSource], heldout_per_task: int, seed: int) -> dict[str, list[str]]:
-    """What `make_conversations` holds out of the tasks, by task: what training must not see before."""
+    """The prompts that `make_conversations` holds out, by task: earlier training must not see them."""
     return {
         f"{source.name}-{place}": [
             str(row["messages"][0]["content"]) for row in _from_tasks(source, heldout_per_task, seed + 7919 * place)[0]
@@ -119,7 +119,7 @@ def _from_tasks(source: TaskSource, heldout: int, seed: int) -> tuple[list[Row],
     if len(made) < 4:
         raise ConfigError(
             f"Task {source.name} with {json.dumps(source.config)} has only {len(made)} distinct prompts: too few to "
-            "learn from some and be tested on others. Widen its config."
+            "split into training and held-out prompts. Widen its config."
         )
     rows = [
         _row(f"{source.name}-{seed}-{number}", task.name, task.question, task.answer) | {"task": task.reference()}
@@ -130,7 +130,7 @@ def _from_tasks(source: TaskSource, heldout: int, seed: int) -> tuple[list[Row],
 
 
 def _repeated(rows: list[Row], count: int) -> list[Row]:
-    """The rows, and more rounds of them until there are `count`."""
+    """The rows, repeated in rounds until there are `count`."""
     rounds = (row | {"id": f"{row['id']}/{place // len(rows)}"} for place, row in enumerate(islice(cycle(rows), count)))
     return rows + list(rounds)[len(rows) :]
 
@@ -149,8 +149,8 @@ def _from_corpus(documents: Path, split: str, count: int, seed: int, drops: Drop
 
 
 def _from_files(files: RowFiles, most: int, seed: int, drops: Drops) -> tuple[list[Row], list[Row]]:
-    """Held-out and training conversations of others, in an order that the seed decides.
-    Prompts are held out whole."""
+    """Held-out and training conversations from files, in an order set by the seed. All rows of a prompt are in one
+    split."""
     rows = usable(read_conversations, files, drops)
     random.Random(seed).shuffle(rows)
     by_prompt: dict[str, list[Row]] = defaultdict(list)
@@ -170,7 +170,7 @@ def _row(name: str, source: str, prompt: str, response: str) -> Row:
 
 
 def _usable(rows: Iterable[Row], seen: set[str], heldout: Collection[str], drops: Drops) -> Iterator[Row]:
-    """Rows of sound text that were not `seen`, and whose prompt is not held out; the others are counted."""
+    """Valid rows that are not in `seen` and whose prompt is not held out; the others are counted."""
     for row in rows:
         prompt = prompt_of(row)
         whole = prompt + json.dumps(row["messages"][-1], sort_keys=True)

@@ -1,5 +1,4 @@
-"""The order in which samples are seen: a fresh permutation each epoch, reached from the index alone,
-so resuming is free."""
+"""The order of samples: a new permutation each epoch, computed from the index alone, so resuming needs no state."""
 
 from functools import lru_cache
 
@@ -7,7 +6,7 @@ import numpy as np
 
 
 def order(index: int, size: int, seed: int) -> int:
-    """The place in a data set of `size` samples to read as the `index`-th ever: each epoch sees every place once."""
+    """Position in a data set of `size` samples of the `index`-th sample read; each epoch reads every one once."""
     epoch, step = divmod(index, size)
     return int(_permutation(size, seed, epoch)[step])
 

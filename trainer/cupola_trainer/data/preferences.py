@@ -1,4 +1,4 @@
-"""Preference pairs from a model's own responses, scored by their tasks. Called by the flow `dpo`; imports no torch."""
+"""Preference pairs from a model's own responses, or from files. Called by the flow `dpo`; imports no torch."""
 
 import json
 import random
@@ -20,19 +20,18 @@ from cupola_trainer.scoring.tasks import is_correct, score
 def make_prompts(conversations: Path, *, count: int, seed: int, to: Path, needs: str | None = "task") -> int:
     """Write up to `count` distinct training prompts that can be scored, as prompts.jsonl of a SampleJob.
 
-    Rows are {"id", "source", "messages" (without the response), "tools", "task", "tests"},
-    in an order that the seed decides.
+    Rows are {"id", "source", "messages" (without the response), "tools", "task", "tests"}, in an order set by the seed.
 
     Args:
         conversations: folder of a `conversations` artifact.
-        needs: what a prompt must have to be scored: `task`, `tests`, or nothing.
+        needs: the field that scoring needs: `task`, `tests`, or None.
         to: the file to write.
 
     Returns:
-        How many there are.
+        The number of prompts written.
 
     Raises:
-        ConfigError: no conversation of the folder has a task.
+        ConfigError: no conversation in the folder has that field.
     """
     distinct = {
         prompt_of(row): row for row in json_lines.read(conversations / "train.jsonl") if not needs or row.get(needs)
@@ -43,7 +42,7 @@ def make_prompts(conversations: Path, *, count: int, seed: int, to: Path, needs:
             needs or "", "a prompt"
         )
         raise ConfigError(
-            f"No conversation in {conversations} has {wanted}. Add some to the conversations, or score otherwise."
+            f"No conversation in {conversations} has {wanted}. Add some to the conversations, or use another scorer."
         )
     random.Random(seed).shuffle(rows)
     prompts = [
@@ -68,28 +67,29 @@ def make_preferences(
 ) -> dict[str, Any]:
     """Write train.jsonl, heldout.jsonl, samples.jsonl and report.json of a `preferences` artifact.
 
-    A pair is a right and a wrong response that the model gave to one prompt, both ended by itself; with `min_gap`, a
-    better and a worse one, the widest differences first. Prompts are held out whole. samples.jsonl keeps every
-    response, with its score.
+    A pair is a right and a wrong response to one prompt, neither truncated; with `min_gap`, a better and a worse one,
+    the widest differences first. All pairs of a prompt are in one split. samples.jsonl keeps every response and its
+    score.
 
     Args:
-        prompts: what `make_prompts` wrote.
-        samples: what the SampleJob wrote: {"id", "sample", "response", "finished"}.
-        heldout_fraction: of the prompts that give pairs.
-        pairs_per_prompt: at most; a right response may be in several.
-        to: folder to write; made when missing.
-        scores: of the samples, in order, none for one that cannot be scored; none for what the prompts' tasks say.
-        min_gap: where the scores are rewards: what those of a pair differ by at least.
-        made_by: what each pair says of its `model` and `scorer`.
+        prompts: output of `make_prompts`.
+        samples: output of the SampleJob: {"id", "sample", "response", "finished"}.
+        heldout_fraction: share of the prompts with pairs to hold out.
+        pairs_per_prompt: maximum; a right response may be in several.
+        to: output folder, created if missing.
+        scores: scores of the samples, in order, None for one that cannot be scored; None to score by the prompts'
+            tasks.
+        min_gap: for rewards as scores: the difference that a pair's scores must exceed.
+        made_by: the `model` and `scorer` to record with each pair.
 
     Returns:
-        The report: {"prompts", "responses", "correct", "accuracy" (with `min_gap` "mean_score" in their place),
+        The report: {"prompts", "responses", "correct", "accuracy" (with `min_gap`, "mean_score" instead),
         "pairs": {"train", "heldout"}, "sources": {source: pairs}, "dropped"}. Dropped are responses ("not_scored",
         "unfinished", "empty", "duplicate") and prompts ("all_right", "all_wrong", "alike"); "scorer_error" counts
         responses on which the scorer failed, kept as wrong.
 
     Raises:
-        ConfigError: not two prompts got both a right and a wrong response, or responses that are far enough apart.
+        ConfigError: fewer than two prompts have a pair.
     """
     drops: Counter[str] = Counter()
     responses: dict[str, list[Row]] = defaultdict(list)
@@ -114,9 +114,9 @@ def make_preferences(
     if len(groups) < 2:
         wanted = "both a right and a wrong one" if min_gap is None else f"two whose rewards differ by over {min_gap:g}"
         raise ConfigError(
-            f"{correct} of {len(scored)} sampled responses are right, and only {len(groups)} prompts got {wanted}; "
+            f"{correct} of {len(scored)} sampled responses are right, and only {len(groups)} prompts have {wanted}; "
             f"dropped: {in_words(drops, {})}. "
-            "Sample more prompts or responses, at another temperature, or change how long sft trains."
+            "Sample more prompts or responses, change the temperature, or train sft for longer or shorter."
         )
     numbers = {"correct": correct, "accuracy": correct / len(scored)}
     if min_gap is not None:
@@ -155,7 +155,7 @@ def _source(pair: Row) -> str:
 def _pair(
     prompt: Row, judged: list[Row], limit: int, min_gap: float | None, rng: random.Random, drops: Counter[str]
 ) -> list[Row]:
-    """Up to `limit` different pairs of a better and a worse response to one prompt."""
+    """Up to `limit` distinct pairs of a better and a worse response to one prompt."""
     distinct: dict[str, Row] = {}
     for row in judged:
         if not row["finished"]:
@@ -183,7 +183,7 @@ def _pair(
 
 
 def _right_and_wrong(responses: Mapping[str, Row], rng: random.Random, drops: Counter[str]) -> list[tuple[Row, Row]]:
-    """Every right response with every wrong one, in an order by chance."""
+    """Every right response with every wrong one, in random order."""
     right = [row for row in responses.values() if row["correct"]]
     wrong = [row for row in responses.values() if not row["correct"]]
     if not right or not wrong:
@@ -202,16 +202,16 @@ def _apart(responses: Mapping[str, Row], min_gap: float, drops: Counter[str]) ->
 
 
 def read_preferences(files: Iterable[RowFiles], *, heldout_fraction: float, seed: int, to: Path) -> dict[str, Any]:
-    """Write train.jsonl, heldout.jsonl and report.json of a `preferences` artifact from pairs of others.
+    """Write train.jsonl, heldout.jsonl and report.json of a `preferences` artifact from third-party pairs.
 
-    Prompts are held out whole.
+    All pairs of a prompt are in one split.
 
     Returns:
         The report: {"pairs": {"train", "heldout"}, "sources": {source: pairs}, "dropped": {reason: pairs}}.
 
     Raises:
         SourceError: a file cannot be read.
-        ConfigError: not two prompts have a usable pair.
+        ConfigError: fewer than two prompts have a usable pair.
     """
     drops = Drops()
     by_prompt: dict[str, list[Row]] = defaultdict(list)
@@ -227,8 +227,8 @@ def read_preferences(files: Iterable[RowFiles], *, heldout_fraction: float, seed
                 by_prompt[asked].append(row)
     if len(by_prompt) < 2:
         raise ConfigError(
-            f"The files hold usable pairs of {len(by_prompt)} prompts; dropped: {drops.in_words()}. At least two are "
-            "needed, one of them to be held out."
+            f"The files hold usable pairs of {len(by_prompt)} prompts; dropped: {drops.in_words()}. Give at least "
+            "two, so that one can be held out."
         )
     prompts = list(by_prompt)
     random.Random(seed).shuffle(prompts)

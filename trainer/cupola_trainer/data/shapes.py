@@ -1,4 +1,4 @@
-"""What a row of others is: a conversation, or a pair of responses. Its values decide, not its columns' order or number.
+"""Recognizing a third-party row as a conversation or a preference pair, by its values, not its column order or count.
 
 docs/post-training.md has a table of published sets and their shapes. Imports no torch.
 """
@@ -14,36 +14,36 @@ from cupola_platform.rows.messages import calls_of, messages_of, tools_of
 from cupola_platform.rows.values import decoded, number, plain
 
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "contents", "data")
-"""Columns of whole conversations."""
+"""Columns that hold whole conversations."""
 
 PROMPT_COLUMNS = ("prompt", "instruction", "question", "problem", "query", "input", "inputs", "context")
-"""Columns of what is asked: a text, or messages."""
+"""Columns that hold prompts: text or messages."""
 
 RESPONSE_COLUMNS = (
     "completion", "response", "output", "answer", "generated_solution", "solution", "answers", "targets", "target",
 )  # fmt: skip
-"""Columns of what is said: a text, messages, or calls."""
+"""Columns that hold responses: text, messages, or tool calls."""
 
 PAIRS = (
     ("chosen", "rejected"), ("preferred_output", "non_preferred_output"), ("chosen_response", "rejected_response"),
     ("response_j", "response_k"),
 )  # fmt: skip
-"""Columns of a better and a worse response."""
+"""Columns that hold a better and a worse response."""
 
 RANKED = (("response_1", "response_2", "preference_strength"), ("response1", "response2", "overall_preference"))
-"""Columns of two responses, and of which is better: below 0 the first, above 0 the second (HelpSteer2 and 3)."""
+"""Columns that hold two responses, and which is better: below 0 the first, above 0 the second (HelpSteer2 and 3)."""
 
 TRANSCRIPTS = (re.compile(r"(?:\A|\n\n)(Human|Assistant):"), re.compile(r"### (Human|Assistant):"))
-"""A conversation as one text: hh-rlhf's, and OpenAssistant-Guanaco's."""
+"""Conversations in a single text: hh-rlhf's and OpenAssistant-Guanaco's."""
 
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
 def conversation(row: Row) -> Row:
-    """{"messages"}, and "tools", "tag", "margin", "tests" where there are any, of a row that can be trained on.
+    """A row's {"messages"}, plus "tools", "tag", "margin", "tests" if present.
 
     Raises:
-        BadLineError: it cannot; its reason is one of `chat.problem`'s, "not_text", "malformed_tools",
+        BadLineError: the row is unusable; the reason is one of `conversation.problem`'s, "not_text", "malformed_tools",
             "malformed_tests", "lone_surrogate" or "nested_too_deep".
     """
     row = plain(row)
@@ -58,14 +58,14 @@ def conversation(row: Row) -> Row:
 
 
 def pair(row: Row) -> Row:
-    """{"messages" (what comes before), "chosen", "rejected", "chosen_score", "rejected_score"},
-    and what `conversation` adds.
+    """A row's {"messages" (the prompt), "chosen", "rejected", "chosen_score", "rejected_score"}, plus the extras of
+    `conversation`.
 
-    A response is its text, or a list of its one message where that is more than text.
+    A response is its text, or a list with its one message if that holds more than text.
 
     Raises:
         BadLineError: as `conversation`; or "equal_responses", "other_prompts" (the two differ before their last turns),
-            "no_preference" (none of the two is better).
+            "no_preference" (neither is better).
     """
     row = plain(row)
     better, worse, scores = _sides(row)
@@ -90,12 +90,12 @@ def pair(row: Row) -> Row:
 
 
 def prompt_of(row: Row) -> str:
-    """What a conversation asks, to tell prompts apart: all before its last turn, and what may be called."""
+    """A key that identifies a prompt: everything before the last turn, and the tools."""
     return json.dumps([row["messages"][:-1], row.get("tools") or []], ensure_ascii=False, sort_keys=True)
 
 
 def _checked(messages: Sequence[Row], tools: Any) -> list[Row]:
-    """Messages in the normal form."""
+    """Messages in normal form."""
     if reason := problem(messages, tools=tools):
         roles = ", ".join(str(message.get("role")) for message in messages)
         raise BadLineError(reason, f"turns of {roles}"[:120])
@@ -104,19 +104,19 @@ def _checked(messages: Sequence[Row], tools: Any) -> list[Row]:
 
 
 def _sound(made: Row) -> Row:
-    """Texts that were written as JSON inside of JSON are looked at too."""
+    """Refuse lone surrogates, also in text that was JSON inside JSON."""
     if has_lone_surrogate(made):
         raise BadLineError("lone_surrogate", "half of a surrogate pair in a string")
     return made
 
 
 def _first(row: Row, columns: Iterable[str]) -> list[Row]:
-    """The first column that holds messages."""
+    """Messages of the first column that holds any."""
     return next((messages for name in columns if (messages := messages_of(row.get(name)))), [])
 
 
 def _prompt(row: Row) -> list[Row]:
-    """What is asked, as messages, after a `history` of pairs where there is one."""
+    """The prompt as messages, after a `history` of pairs if present."""
     for name in PROMPT_COLUMNS:
         value = row.get(name)
         if messages := messages_of(value):
@@ -137,7 +137,7 @@ def _history(value: Any) -> list[Row]:
 
 
 def _response(row: Row) -> list[Row]:
-    """What is said, as messages: of the columns that hold something, else of one that is empty."""
+    """The response as messages, preferring columns that are not empty."""
     for value in sorted((row[name] for name in RESPONSE_COLUMNS if name in row), key=lambda held: held in ("", [])):
         if messages := messages_of(value):
             return messages
@@ -150,7 +150,7 @@ def _response(row: Row) -> list[Row]:
 
 
 def _transcript(value: Any) -> list[Row]:
-    """The messages of a conversation that is one text; none of another text."""
+    """The messages of a transcript; empty for any other text."""
     if not isinstance(value, str):
         return []
     text = value.lstrip()
@@ -170,7 +170,7 @@ def _with_system(row: Row, messages: list[Row]) -> list[Row]:
 
 
 def _sides(row: Row) -> tuple[Any, Any, tuple[float | None, float | None]]:
-    """The better and the worse response, as they are, and their scores."""
+    """The better and the worse response, unprocessed, and their scores."""
     for better, worse in PAIRS:
         if better in row and worse in row:
             return row[better], row[worse], (_score(row, "chosen"), _score(row, "rejected"))
@@ -185,14 +185,14 @@ def _sides(row: Row) -> tuple[Any, Any, tuple[float | None, float | None]]:
 
 
 def _ordered(first: Any, second: Any, lead: float) -> tuple[Any, Any]:
-    """The better before the worse; `lead` is above 0 where the first is better."""
+    """The better response, then the worse; `lead` is above 0 if the first is better."""
     if not lead:
-        raise BadLineError("no_preference", "none of its two responses is the better one")
+        raise BadLineError("no_preference", "neither of its two responses is better")
     return (first, second) if lead > 0 else (second, first)
 
 
 def _best_and_worst(row: Row) -> tuple[Any, Any, tuple[float, float]]:
-    """Of UltraFeedback's responses, each with its score."""
+    """The best and worst of UltraFeedback's responses, with their scores."""
     completions = decoded(row.get("completions"))
     responses = [
         (score, response["response"])
@@ -212,7 +212,7 @@ def _score(row: Row, side: str) -> float | None:
 
 
 def _asked(row: Row) -> list[Row]:
-    """What comes before the responses of a pair, where they do not bring it themselves."""
+    """The prompt of a pair, used if its responses do not include it."""
     if "prompt" in row:
         return _prompt(row)
     messages = _first(row, CONVERSATIONS)
@@ -222,7 +222,7 @@ def _asked(row: Row) -> list[Row]:
 
 
 def _whole(side: Any, asked: list[Row]) -> list[Row]:
-    """One side of a pair as a whole conversation."""
+    """One response of a pair as a whole conversation."""
     messages = _transcript(side) or messages_of(side)
     if not messages and isinstance(side, str):
         messages = [{"role": "assistant", "content": side}]
@@ -232,7 +232,7 @@ def _whole(side: Any, asked: list[Row]) -> list[Row]:
 
 
 def _extras(row: Row) -> Row:
-    """What else of a row is kept, where it is there."""
+    """The other fields of a row that are kept if present."""
     within = row.get("input")
     tools = row.get("tools") or row.get("functions") or (within.get("tools") if isinstance(within, dict) else None)
     tests = decoded(row.get("tests"))

@@ -1,8 +1,7 @@
-"""What a teacher said of each sample, kept in files: the likeliest tokens at every place,
-found again by the sample's own tokens.
+"""A teacher's stored top-k tokens at every position, looked up by the sample's tokens.
 
 index.json                          {"temperature", "k", "samples": {digest: [part, row]}}
-tokens-PART.npy  logprobs-PART.npy  [rows, s, k], int32 and float32; a part for each data-parallel rank
+tokens-PART.npy  logprobs-PART.npy  [rows, s, k], int32 and float32; one part per data-parallel rank
 """
 
 import hashlib
@@ -15,7 +14,7 @@ from cupola_platform.errors import ConfigError
 
 
 def digest(tokens: np.ndarray) -> str:
-    """Names a row of token ids [s]."""
+    """A key for a row of token ids [s]."""
     return hashlib.blake2b(np.ascontiguousarray(tokens, dtype=np.int64).tobytes(), digest_size=16).hexdigest()
 
 
@@ -25,7 +24,7 @@ class Teachings:
     def __init__(self, folder: Path) -> None:
         """
         Raises:
-            ConfigError: the folder holds none.
+            ConfigError: the folder is not a `teacher` artifact.
         """
         self.folder = folder
         try:
@@ -39,17 +38,17 @@ class Teachings:
         )
 
     def of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens (int64) and log-probabilities [b, s, k] of rows of token ids [b, s].
+        """Tokens (int64) and log-probabilities [b, s, k] for rows of token ids [b, s].
 
         Raises:
-            ConfigError: the teacher was not asked about a row.
+            ConfigError: a row is not stored.
         """
         try:
             places = [self.places[digest(row)] for row in rows]
         except KeyError:
             raise ConfigError(
-                f"{self.folder} says nothing of a sample: it was written for another seed, sequence_length, number of "
-                "steps or text. Have it written for this job."
+                f"{self.folder} does not cover a sample: it was written for another seed, sequence_length, number of "
+                "steps or text. Write it again for this job."
             ) from None
         tokens = np.stack([self._tokens[part][row] for part, row in places]).astype(np.int64)
         return tokens, np.stack([self._logprobs[part][row] for part, row in places])

@@ -1,4 +1,4 @@
-"""OpenAssistant's trees of messages, whole or a message a row, as conversations and as pairs. Imports no torch."""
+"""OpenAssistant's message trees, whole or one message per row, as conversations and pairs. Imports no torch."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -11,9 +11,9 @@ Made = Iterator[Row]
 
 
 def grown(rows: Iterable[tuple[Place, Row]], make: Callable[[Tree], Made]) -> Iterator[tuple[Place, int, Row]]:
-    """The same rows, numbered 0, but for trees: what `make` makes of them, numbered from 1.
+    """Expand trees into the rows that `make` yields, numbered from 1; other rows pass through with number 0.
 
-    Rows that are single messages are held until the last one, and joined by `parent_id`.
+    Rows that are single messages are collected and joined by `parent_id` at the end.
     """
     single: dict[str, tuple[Place, Tree]] = {}
     for place, row in rows:
@@ -45,7 +45,7 @@ def _made(place: Place, tree: Tree, make: Callable[[Tree], Made]) -> Iterator[tu
 
 
 def best_path(tree: Tree) -> Made:
-    """One conversation: the best reply to the best reply, to the last of the assistant's."""
+    """One conversation: the best reply at each step, up to the last assistant message."""
     path: list[Tree] = [tree]
     while replies := _replies(path[-1]):
         path.append(replies[0])
@@ -55,8 +55,7 @@ def best_path(tree: Tree) -> Made:
 
 
 def ranked_pairs(tree: Tree) -> Made:
-    """A pair of each prompt that got replies of different ranks: the best and the worst;
-    a tree without any is one bad row."""
+    """The best and worst reply to each prompt with replies of different ranks; one bad row if there are none."""
     pairs = list(_pairs(tree, []))
     yield from pairs or [{"tree_without_ranked_replies": True}]
 
@@ -72,7 +71,7 @@ def _pairs(message: Tree, before: list[Row]) -> Made:
 
 
 def _replies(message: Tree) -> list[Tree]:
-    """Replies that were not taken back, the best first; those without a rank come last."""
+    """Replies that are neither deleted nor rejected in review, best first; those without a rank come last."""
     replies = message.get("replies")
     kept = [
         reply
