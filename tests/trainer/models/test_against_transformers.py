@@ -1,4 +1,4 @@
-"""Training with Megatron-Core gives the numbers of transformers' models and plain PyTorch, step by step."""
+"""Training with Megatron-Core matches transformers' models in plain PyTorch, step by step."""
 
 import math
 from dataclasses import replace
@@ -90,7 +90,7 @@ def huggingface(model: ModelConfig) -> Any:
     }
     if model.qk_norm:
         return Qwen3ForCausalLM(Qwen3Config(**common, head_dim=model.head_dim)).float()
-    if not model.qkv_bias:  # the families whose configurations are written by the export
+    if not model.qkv_bias:  # families that the export supports
         config = to_config(model, dtype="float32", bos=None, eos=None, pad=None) | {"initializer_range": 0.05}
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config)).float()
     if model.moe is None:
@@ -107,7 +107,7 @@ def huggingface(model: ModelConfig) -> Any:
 
 
 def named_tensors(model: Any, moe: bool) -> dict[str, torch.Tensor]:
-    """transformers' tensors under the names of its files: one tensor an expert."""
+    """transformers' tensors under their names on disk: one tensor per expert."""
     tensors = dict(model.state_dict())
     for name in [name for name in tensors if moe and ".mlp.experts." in name]:
         stacked, base = tensors.pop(name), name.rsplit(".", 1)[0]
@@ -121,7 +121,7 @@ def named_tensors(model: Any, moe: bool) -> dict[str, torch.Tensor]:
 
 
 def batch(step: int) -> Batch:
-    """Four rows, of which the first two count more words than the others."""
+    """Four rows; the first two have more loss tokens than the others."""
     random = np.random.default_rng(step)
     tokens = torch.from_numpy(random.integers(0, 128, (4, 33)))
     counts = random.random((4, 32)) < np.array([[0.9], [0.8], [0.4], [0.3]])
@@ -138,8 +138,8 @@ def micro_batches(whole: Batch) -> list[Batch]:
 
 
 def plain_pytorch(model: Any) -> list[tuple[float, float, float]]:
-    """Loss, gradient norm and learning rate of each step: AdamW that decays matrices only, warm-up, cosine,
-    clipping."""
+    """Loss, gradient norm and learning rate of each step: AdamW with weight decay on matrices only, warm-up, cosine
+    decay, clipping."""
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     others = [parameter for parameter in model.parameters() if parameter.dim() == 1]
     adamw = torch.optim.AdamW(
@@ -175,7 +175,7 @@ def test_ten_steps_of_two_unequal_micro_batches_equal_plain_pytorch_on_the_whole
     tensors = named_tensors(theirs, moe=model.moe is not None)
     fill(chunks, lambda key, index: from_huggingface(model, key, index, tensors.__getitem__))
     trainee = optim.build(chunks, LayoutConfig(), OPTIMIZER, STEPS)
-    objective = NextTokenObjective.__new__(NextTokenObjective)  # its loss, without its data
+    objective = NextTokenObjective.__new__(NextTokenObjective)  # only the loss, no data
     for step, (loss, norm, lr) in enumerate(plain_pytorch(theirs), start=1):
         means = passes.train(trainee.chunks, objective, micro_batches(batch(step)))
         trainee.scheduler.step(increment=1)
@@ -189,5 +189,5 @@ def test_ten_steps_of_two_unequal_micro_batches_equal_plain_pytorch_on_the_whole
     fill(expected, lambda key, index: from_huggingface(model, key, index, tensors.__getitem__))
     for (name, ours), wanted in zip(chunks[0].named_parameters(), expected[0].parameters(), strict=True):
         moved = (ours - wanted).abs()
-        assert moved.max() < 2e-4, name  # a tenth of one step: Adam magnifies what is nearly zero
+        assert moved.max() < 2e-4, name  # a tenth of one step: Adam amplifies near-zero gradients
         assert moved.mean() < 2e-6, name

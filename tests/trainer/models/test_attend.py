@@ -1,5 +1,4 @@
-"""Windows and soft-capping against the formula written out, forward and backward,
-in one block of queries and in many."""
+"""Windows and soft-capping against a reference implementation, forward and backward, in one block and in many."""
 
 import math
 
@@ -12,7 +11,7 @@ from cupola_trainer.models.attend import Attend
 
 
 def written_out(q: Tensor, k: Tensor, v: Tensor, how: Attend, visible: Tensor | None = None) -> Tensor:
-    """One head at a time; keys of a group serve several heads."""
+    """The formula, one head at a time; a group's keys serve several heads."""
     k, v = (tensor.repeat_interleave(q.size(1) // k.size(1), dim=1) for tensor in (k, v))
     scores = q @ k.transpose(-1, -2) * (how.scale or 1 / math.sqrt(q.size(-1)))
     if how.softcap:
@@ -25,7 +24,9 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, how: Attend, visible: Tensor | 
 
 @pytest.mark.parametrize("queries", [40, 7, 1])
 @pytest.mark.parametrize("how", [Attend(), Attend(window=9), Attend(0.3, 2.0), Attend(0.3, 2.0, 9)], ids=str)
-def test_attention_equals_the_formula_written_out(how: Attend, queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_equals_the_reference_implementation(
+    how: Attend, queries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generator = torch.Generator().manual_seed(1)
     q, k, v = (
         torch.randn(2, heads, length, 8, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -42,7 +43,7 @@ def test_attention_equals_the_formula_written_out(how: Attend, queries: int, mon
         for block in (512, 16):
             monkeypatch.setattr(attend, "BLOCK", block)
             found = how(q, k, v, causal)
-            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)  # its softmax is in fp32
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)  # softmax is in fp32
             gradients = torch.autograd.grad((found * weights).sum(), (q, k, v))
             for gradient, right in zip(gradients, wanted, strict=True):
                 torch.testing.assert_close(gradient, right, rtol=1e-5, atol=1e-6)

@@ -1,5 +1,5 @@
-"""Dual chunk attention: plain within one chunk, the written-out formula beyond, forward and backward,
-with and without a cache."""
+"""Dual chunk attention: plain within one chunk, a reference implementation beyond, forward and backward, with and
+without a cache."""
 
 import math
 import subprocess
@@ -33,7 +33,7 @@ FREQUENCIES = (1.0, 0.3, 0.05, 0.01)
 
 
 def distances(length: int, chunk: DualChunk) -> Tensor:
-    """Between each query and key as the report defines them, one pair at a time."""
+    """Distances between queries and keys as the report defines them, pair by pair."""
     s = chunk.chunk_size - chunk.local_window
     last = min(s - 1 + s, chunk.chunk_size)
 
@@ -46,7 +46,7 @@ def distances(length: int, chunk: DualChunk) -> Tensor:
 
 
 def written_out(q: Tensor, k: Tensor, v: Tensor, chunk: DualChunk, scale: float) -> Tensor:
-    """Pairs of dimensions as complex numbers: score = Re(q conj(k) exp(i theta distance)), whole softmax, O(n^2)."""
+    """Pairs of dimensions as complex numbers: score = Re(q conj(k) exp(i theta distance)), full softmax, O(n^2)."""
     k, v = (tensor.repeat_interleave(q.size(1) // k.size(1), dim=1) for tensor in (k, v))
     q, k = (torch.complex(*tensor.chunk(2, dim=-1)) for tensor in (q, k))
     theta = torch.tensor(FREQUENCIES, dtype=torch.float64)
@@ -57,7 +57,7 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, chunk: DualChunk, scale: float)
 
 
 def in_place(x: Tensor, chunk: DualChunk) -> Tensor:
-    """Turned by the place in its chunk, as the decoder's rotary embedding does: [b, heads, s, d]."""
+    """Rotate [b, heads, s, d] by position in the chunk, as the decoder's rotary embedding does."""
     theta = torch.tensor(FREQUENCIES, dtype=torch.float64)
     angles = (torch.arange(x.size(2)) % chunk.stride)[:, None] * torch.cat([theta, theta])
     return rotary(x.permute(2, 0, 1, 3), angles[:, None, None]).permute(1, 2, 0, 3)
@@ -83,7 +83,7 @@ def how(chunk: DualChunk, scale: float) -> Attend:
     window=st.integers(0, 12),
     heads=st.sampled_from([(2, 2), (6, 2)]),
 )
-def test_it_equals_the_formula_written_out_forward_and_backward(
+def test_it_equals_the_reference_forward_and_backward(
     length: int, size: int, window: int, heads: tuple[int, int]
 ) -> None:
     chunk = DualChunk(chunk_size=size, local_window=min(window, size // 2))
@@ -104,9 +104,7 @@ def test_within_one_chunk_it_is_plain_attention_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize("block", [512, 3])
-def test_queries_after_a_cache_and_rows_with_padding_see_what_the_whole_sequence_sees(
-    block: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cached_queries_and_padded_rows_match_the_whole_sequence(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dual_chunks, "BLOCK", block)
     chunk, padding, length = DualChunk(chunk_size=8, local_window=2), 5, 30
     q, k, v = (tensor.detach() for tensor in tensors(length, 4, 2))
@@ -124,7 +122,7 @@ def test_queries_after_a_cache_and_rows_with_padding_see_what_the_whole_sequence
 
 
 @pytest.mark.parametrize("kind", ["logn", "yarn"])
-def test_queries_past_the_trained_length_grow_with_their_place(kind: Any) -> None:
+def test_queries_beyond_the_trained_length_grow_with_position(kind: Any) -> None:
     scaling = LengthScaling(type=kind, original_max_position_embeddings=10)
     q, k, v = (tensor.detach() for tensor in tensors(30, 2, 2))
     found = Attend(0.4, length_scaling=scaling)(q, k, v)
@@ -157,11 +155,11 @@ def one_process() -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("name", MODELS)
-def test_generation_with_a_cache_says_what_the_training_forward_says(name: str) -> None:
+def test_generation_with_a_cache_matches_the_training_forward(name: str) -> None:
     [model] = models.build(MODELS[name], LayoutConfig(), seed=1)
     generator = torch.Generator().manual_seed(2)
     prompts = [torch.randint(128, (length,), generator=generator).tolist() for length in (50, 3, 20, 50)]
-    for batch in (prompts, [prompts[0], prompts[3]]):  # with padding, and without
+    for batch in (prompts, [prompts[0], prompts[3]]):  # with and without padding
         found = generate([model], range(128), batch, Sampling(max_new_tokens=12), stops=[])
         for prompt, completion in zip(batch, found, strict=True):
             whole = torch.tensor([prompt + completion.tokens])
@@ -173,7 +171,7 @@ def test_generation_with_a_cache_says_what_the_training_forward_says(name: str) 
 
 
 @pytest.mark.usefixtures("one_process")
-def test_chunks_change_what_a_model_says_from_where_a_query_is_further_than_the_chunk_size_from_a_key() -> None:
+def test_chunks_change_logits_only_beyond_the_chunk_size() -> None:
     tokens, positions = torch.arange(40)[None], torch.arange(40)[None]
     with torch.no_grad():
         chunked, plain = (
@@ -186,7 +184,7 @@ def test_chunks_change_what_a_model_says_from_where_a_query_is_further_than_the_
     assert (chunked - plain)[:, 17:].abs().amax(dim=-1).min() > 1e-3
 
 
-def test_config_json_names_the_chunks_as_qwen_s_long_models_do_and_reads_them_back() -> None:
+def test_config_json_stores_chunks_as_qwens_long_models_do() -> None:
     model = replace(MODELS["alone"], length_scaling=LengthScaling(type="yarn", original_max_position_embeddings=16))
     config = to_config(model, dtype="float32", bos=None, eos=None, pad=None)
     assert config["dual_chunk_attention_config"] == {
@@ -216,12 +214,12 @@ def test_config_json_names_the_chunks_as_qwen_s_long_models_do_and_reads_them_ba
         ),
     ],
 )
-def test_what_chunks_cannot_go_with_is_refused(change: dict[str, Any], says: str) -> None:
+def test_settings_that_exclude_dual_chunks_are_refused(change: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         ModelConfig(**SHAPE | change)
 
 
-def test_layouts_and_packed_rows_that_chunks_cannot_have_are_refused() -> None:
+def test_layouts_and_packing_that_exclude_dual_chunks_are_refused() -> None:
     model, batch = MODELS["alone"], BatchConfig(sequence_length=64)
     with pytest.raises(ConfigError, match=r"dual_chunk with cp=2: .* Use cp=1"):
         validate_layout(model, LayoutConfig(cp=2), batch)
@@ -252,6 +250,6 @@ print("bytes", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 @pytest.mark.slow
-def test_a_model_reads_thirty_two_thousand_tokens_forward_and_backward_in_under_four_gibibytes() -> None:
+def test_thirty_two_thousand_tokens_forward_and_backward_fit_in_four_gibibytes() -> None:
     done = subprocess.run([sys.executable, "-c", LONG], capture_output=True, text=True, check=True)
     assert int(done.stdout.split("bytes")[1]) < 4 * 2**30

@@ -1,4 +1,4 @@
-"""RoPE's frequencies and attention factors are transformers', for every scaling and any length."""
+"""RoPE's frequencies and attention factors match transformers, for every scaling and length."""
 
 from typing import Any
 
@@ -44,7 +44,7 @@ def test_frequencies_and_factor_equal_transformers(name: str, length: int, theta
     assert attention_factor(model) == pytest.approx(factor, rel=1e-12)
 
 
-def test_each_row_of_a_batch_is_stretched_by_its_own_length() -> None:
+def test_each_row_of_a_batch_is_scaled_by_its_own_length() -> None:
     model = model_with(SCALINGS["dynamic"])
     rotary = Rotary(model, None)
     positions = torch.tensor([[198, 199], [9, 10]])

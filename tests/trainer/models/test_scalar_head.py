@@ -1,5 +1,4 @@
-"""A model that gives one number a token: against transformers' sequence classification,
-and from a language model's weights."""
+"""Scalar heads: against transformers' sequence classification, and on a language model's weights."""
 
 import json
 from collections.abc import Iterator
@@ -34,7 +33,7 @@ def one_process() -> Iterator[None]:
 
 
 def scalar_of(language_model: Path, to: Path) -> list[Any]:
-    """A scalar head over a language model's weights, saved."""
+    """Save a scalar head on a language model's weights."""
     model = replace(checkpoint.read_model(language_model), head="scalar")
     chunks = models.build(model, ONE, seed=7)
     checkpoint.load_weights(language_model, chunks)
@@ -56,7 +55,7 @@ def batch_of(tokens: torch.Tensor) -> dict[str, torch.Tensor]:
 
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("name", NAMES)
-def test_an_exported_reward_model_gives_our_values_in_transformers(saved: Path, tmp_path: Path, name: str) -> None:
+def test_an_exported_reward_model_has_the_same_values_in_transformers(saved: Path, tmp_path: Path, name: str) -> None:
     chunks = scalar_of(saved / name, tmp_path / "ours")
     tokens = torch.randint(0, 512, (2, 40), generator=torch.Generator().manual_seed(5))
     values = outputs.values(chunks, batch_of(tokens))
@@ -68,7 +67,7 @@ def test_an_exported_reward_model_gives_our_values_in_transformers(saved: Path, 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_import_and_export_of_a_reward_model_give_the_same_tensors(saved: Path, tmp_path: Path, name: str) -> None:
+def test_a_reward_model_survives_export_and_import(saved: Path, tmp_path: Path, name: str) -> None:
     runtime.start(ONE, seed=0)
     scalar_of(saved / name, tmp_path / "ours")
     runtime.stop()
@@ -84,7 +83,7 @@ def test_import_and_export_of_a_reward_model_give_the_same_tensors(saved: Path, 
 
 
 @pytest.mark.usefixtures("one_process")
-def test_only_the_head_is_new_over_a_language_models_weights(saved: Path, tmp_path: Path) -> None:
+def test_only_the_head_is_new_on_a_language_models_weights(saved: Path, tmp_path: Path) -> None:
     [chunk] = scalar_of(saved / "untied", tmp_path / "ours")
     [before] = models.build(checkpoint.read_model(saved / "untied"), ONE, seed=None)
     checkpoint.load_weights(saved / "untied", [before])
@@ -100,7 +99,7 @@ def test_only_the_head_is_new_over_a_language_models_weights(saved: Path, tmp_pa
 
 
 @pytest.mark.usefixtures("one_process")
-def test_a_reward_model_is_refused_where_words_are_asked(saved: Path, tmp_path: Path) -> None:
+def test_a_reward_model_cannot_generate_or_become_a_language_model(saved: Path, tmp_path: Path) -> None:
     scalar_of(saved / "dense", tmp_path / "ours")
     with pytest.raises(ConfigError, match="is a reward model"):
         load(tmp_path / "ours", ONE)
@@ -111,7 +110,7 @@ def test_a_reward_model_is_refused_where_words_are_asked(saved: Path, tmp_path: 
         batch=BatchConfig(sequence_length=32, micro_batch_size=1, global_batch_size=1),
         data=SftData(conversations=tmp_path),
     )
-    with pytest.raises(ConfigError, match="gives a number a token, and no words"):
+    with pytest.raises(ConfigError, match="has no language-model head"):
         begin(job)
 
 

@@ -1,4 +1,4 @@
-"""From a ModelConfig to Megatron's GPTModel: its layers and its initial weights."""
+"""Build Megatron's GPTModel, with its initial weights, from a ModelConfig."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,11 +28,11 @@ def build(
 ) -> list[LanguageModel]:
     """This rank's part of the model on its device: one chunk, or one per virtual pipeline stage.
 
-    `runtime.start` comes first. Initial weights depend on the seed alone, whatever the layout.
+    Call `runtime.start` first. Initial weights depend on the seed alone, not on the layout.
 
     Args:
-        seed: none to leave the weights undefined, because they are about to be loaded.
-        dtype: of the weights; none for the runtime's.
+        seed: None leaves the weights uninitialized, for loading.
+        dtype: dtype of the weights; None for the runtime's.
     """
     config = transformer_config(model, layout, dtype)
     stages = range(layout.vp) if layout.vp else [None]
@@ -41,15 +41,15 @@ def build(
         _reduce_experts_apart(chunks)
     if seed is not None:
         initialize(chunks, model, seed)
-    on_meta = next(chunks[0].parameters()).is_meta  # within `torch.device("meta")`, to plan
+    on_meta = next(chunks[0].parameters()).is_meta  # under `torch.device("meta")`, for planning
     return chunks if on_meta else [chunk.to(runtime.device()) for chunk in chunks]
 
 
 def _reduce_experts_apart(chunks: Sequence[torch.nn.Module]) -> None:
-    """Have experts' gradients reduced over the ranks that hold the same ones, which are not those of the dense weights.
+    """Reduce experts' gradients over their own replicas, which differ from the dense weights'.
 
-    Megatron marks them so for ep > 1 only; with another tensor-parallel size than the dense weights', it would mix
-    different shards, or leave equal ones apart.
+    Megatron marks experts this way only for ep > 1. With a tensor-parallel size that differs from the dense weights',
+    it would reduce over the wrong ranks.
     """
     for chunk in chunks:
         for name, weight in chunk.named_parameters():
@@ -58,12 +58,12 @@ def _reduce_experts_apart(chunks: Sequence[torch.nn.Module]) -> None:
 
 
 def transformer_config(model: ModelConfig, layout: LayoutConfig, dtype: torch.dtype | None = None) -> DecoderConfig:
-    """Megatron's whole description of a model in a layout, in the runtime's precision or another."""
+    """Megatron's configuration of a model in a layout; `dtype` defaults to the runtime's."""
     return DecoderConfig(**settings(model, layout), **_execution(layout, dtype or runtime.dtype()))
 
 
 def _execution(layout: LayoutConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """How it is laid out and computed."""
+    """The layout and execution part of the configuration."""
     return {
         "tensor_model_parallel_size": layout.tp,
         "pipeline_model_parallel_size": layout.pp,
@@ -75,10 +75,10 @@ def _execution(layout: LayoutConfig, dtype: torch.dtype) -> dict[str, Any]:
         "bf16": dtype is torch.bfloat16,
         "calculate_per_token_loss": True,
         **RECOMPUTE[layout.recompute],
-        # the interleaved schedule's gradients are wrong with batched point-to-point calls over gloo
+        # the interleaved schedule computes wrong gradients with batched point-to-point calls over gloo
         "overlap_p2p_comm": layout.vp is not None,
         "batch_p2p_comm": layout.vp is None,
-        # marks which parameters are sharded (the gradient norm depends on it); the numbers are `initialize`'s
+        # marks which parameters are sharded, which the gradient norm depends on; `initialize` sets the values
         "use_cpu_initialization": True,
         "init_method": _left_to_initialize,
         "output_layer_init_method": _left_to_initialize,

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention with what is added to it: windows, soft-capped scores, longer queries, dual chunks."""
+"""Scaled dot-product attention with extensions: windows, soft-capped scores, scaled queries, dual chunks."""
 
 import math
 from dataclasses import dataclass
@@ -15,34 +15,34 @@ from cupola_trainer.models.decoder_config import DecoderConfig
 from cupola_trainer.models.dual_chunks import DualChunks
 
 SHORT = 512
-"""The longest sequence whose scores are kept for backward: they take as much memory as the layer's activations."""
+"""Longest sequence whose scores are kept for backward: they take as much memory as the layer's activations."""
 
 BLOCK = 512
-"""Queries whose scores soft-capped attention holds at a time, and for which windowed attention has a mask."""
+"""Queries per block in soft-capped and windowed attention."""
 
 
 @dataclass(frozen=True)
 class Attend:
-    """How the queries of one layer read the keys."""
+    """The attention function of one layer."""
 
     scale: float | None = None
-    """Of the scores; none for 1 / sqrt(head_dim)."""
+    """Scale of the scores; None for 1 / sqrt(head_dim)."""
 
     softcap: float | None = None
     """Scores become softcap * tanh(score / softcap)."""
 
     window: int | None = None
-    """Tokens that a query sees back, itself included."""
+    """Sliding window in tokens, the query included; None for full attention."""
 
     length_scaling: LengthScaling | None = None
-    """How queries past the trained length grow."""
+    """Scaling of queries beyond the trained length."""
 
     dual_chunks: DualChunks | None = None
-    """How keys of several chunks are read."""
+    """Dual chunk attention."""
 
     @classmethod
     def of(cls, config: DecoderConfig, layer_number: int) -> "Attend":
-        """Of one layer, counted from 1 over the whole model, as Megatron counts."""
+        """The attention of one layer, numbered from 1 over the whole model, as in Megatron."""
         windows = config.attention_windows
         window = windows[(layer_number - 1) % len(windows)] if windows else None
         chunks = None
@@ -52,7 +52,7 @@ class Attend:
 
     @property
     def needs_positions(self) -> bool:
-        """Whether it matters where in its row a token stands, and not only how far from others."""
+        """Whether absolute positions in the row matter, not only distances."""
         return self.length_scaling is not None or self.dual_chunks is not None
 
     def __call__(
@@ -66,9 +66,9 @@ class Attend:
         """[b, heads, q, d], [b, groups, k, d] twice -> [b, heads, q, d].
 
         Args:
-            visible: [q, k] or [b, 1, q, k], True where a query may look; none for causal.
-            positions: of queries [q] or [b, q] and keys [k] or [b, k]; none where keys are in order and the queries are
-                the last of them.
+            visible: [q, k] or [b, 1, q, k], True where a query may attend; None for causal.
+            positions: of queries [q] or [b, q] and keys [k] or [b, k]; None if keys are in order and the queries are
+                the last ones.
         """
         if self.length_scaling:
             query = query * self._growth(query, key, positions)
@@ -99,10 +99,10 @@ class Attend:
         visible: Tensor | None = None,
         positions: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """One query a row, the last: [b, groups, heads / groups, d], [b, groups, k, d] twice -> [b, groups,
-        heads / groups, d].
+        """Attention of one query per row, the last: [b, groups, heads / groups, d], [b, groups, k, d] twice -> [b,
+        groups, heads / groups, d].
 
-        A group's heads are so many queries of one head: no copy of the keys is made for each of them.
+        Treats the heads of a group as extra queries of one head, which avoids copying the keys.
         """
         special = self.softcap is not None or self.needs_positions
         if special or (self.window is not None and key.size(2) > self.window):
@@ -110,30 +110,28 @@ class Attend:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=self.scale)
 
     def _short(self, query: Tensor, key: Tensor) -> bool:
-        """Whether keeping a sequence's scores is cheap, and worth it."""
+        """Whether keeping a sequence's scores is cheap and pays off."""
         fits = 1 < query.size(2) == key.size(2) <= SHORT
         return fits and query.dtype is torch.float32 and not runtime.has_fused_kernels()
 
     def _in_windows(
         self, query: Tensor, key: Tensor, visible: Tensor | None, positions: tuple[Tensor, Tensor] | None
     ) -> bool:
-        """Whether a mask of the whole sequence can be spared."""
+        """Whether blockwise windows can replace a mask over the whole sequence."""
         plain = self.softcap is None and visible is None and positions is None
         return plain and self.window is not None and query.size(2) == key.size(2) > max(self.window, BLOCK)
 
     def _windowed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Block by block of queries, each over the keys that its window reaches: memory linear in the length."""
+        """Attend block by block, each over the keys in its window: memory is linear in the length."""
         assert self.window is not None
         back, length = self.window - 1, key.size(2)
         order = torch.arange(BLOCK + back, device=key.device)
-        distance = (
-            back + order[:BLOCK, None] - order
-        )  # from a block's queries to the keys that begin a window before it
+        distance = back + order[:BLOCK, None] - order  # from a block's queries to the keys from one window before it
         seen = (distance >= 0) & (distance <= back)
         outputs = []
         for start in range(0, length, BLOCK):
             first, end = max(0, start - back), min(start + BLOCK, length)
-            skipped = first - (start - back)  # keys before the sequence's beginning
+            skipped = first - (start - back)  # keys before the start of the sequence
             outputs.append(
                 F.scaled_dot_product_attention(
                     query[:, :, start:end],
@@ -154,7 +152,7 @@ class Attend:
         visible: Tensor | None,
         positions: tuple[Tensor, Tensor] | None,
     ) -> Tensor | None:
-        """Where queries may look; None where torch's own causal attention does."""
+        """The mask of where queries may attend; None if torch's causal attention suffices."""
         if visible is not None and self.window is None:
             return visible
         whole = positions is None and queries in (1, keys) and (self.window is None or keys <= self.window)
@@ -168,7 +166,7 @@ class Attend:
         return visible if self.window is None else visible & (distance < self.window)
 
     def _growth(self, query: Tensor, key: Tensor, positions: tuple[Tensor, Tensor] | None) -> Tensor:
-        """What queries are multiplied with: [q, 1], or [b, 1, q, 1] where rows differ."""
+        """Factor on the queries: [q, 1], or [b, 1, q, 1] if rows differ."""
         assert self.length_scaling is not None
         trained = self.length_scaling.original_max_position_embeddings
         last = torch.arange(key.size(2) - query.size(2), key.size(2), device=query.device)
@@ -181,7 +179,7 @@ class Attend:
         return growth[:, None] if growth.dim() == 3 else growth
 
     def _softcapped(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:
-        """Block by block of queries, each computed again in backward: memory linear in the length."""
+        """Attend block by block, recomputing each in backward: memory is linear in the length."""
         key, value = key[:, :, None], value[:, :, None]  # [b, groups, 1, k, d]
         query = query.unflatten(1, (key.size(1), -1))  # [b, groups, heads / groups, q, d]
         if visible is None:

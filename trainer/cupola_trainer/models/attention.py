@@ -1,4 +1,4 @@
-"""Attention on torch's scaled_dot_product_attention, and an RMSNorm that sequence parallelism can use."""
+"""Attention with torch's scaled_dot_product_attention, and an RMSNorm for sequence parallelism."""
 
 from typing import Any
 
@@ -18,8 +18,8 @@ from cupola_trainer.models.decoder_config import DecoderConfig
 
 
 class TorchRMSNorm(torch.nn.RMSNorm):
-    """torch's RMSNorm. Under sequence parallelism each rank sees a part of the tokens:
-    its gradient is summed over TP."""
+    """torch's RMSNorm. Under sequence parallelism each rank sees part of the tokens, so gradients are summed over
+    TP."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused: Any) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
@@ -30,15 +30,15 @@ class TorchRMSNorm(torch.nn.RMSNorm):
         if not self.zero_centered:
             plain = x.dtype is not torch.float32 or runtime.has_fused_kernels()
             return super().forward(x) if plain else rms_norm(x, self.weight, self.eps or 0.0)
-        # in fp32: 1 + weight would lose the weight's last bits in bf16 (as transformers' Gemma2RMSNorm)
+        # in fp32, as transformers' Gemma2RMSNorm: 1 + weight would lose the weight's low bits in bf16
         return F.rms_norm(x.float(), self.normalized_shape, 1 + self.weight.float(), self.eps).type_as(x)
 
 
 class TorchAttention(MegatronModule):
-    """Causal grouped-query attention, without a mask in memory where it can; context-parallel by gathering K and V.
+    """Causal grouped-query attention, without a materialized mask where possible; context parallelism gathers K and V.
 
-    With a mask [b, 1, q, k] (True: hidden), as decoding of padded prompts needs, the mask alone decides. With more keys
-    than queries and no mask, the queries are the last ones.
+    A mask [b, 1, q, k] (True: hidden), as for decoding padded prompts, replaces causality. With more keys than queries
+    and no mask, the queries are the last positions.
     """
 
     def __init__(
@@ -78,15 +78,15 @@ class TorchAttention(MegatronModule):
         return output.permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), -1)
 
     def _positions(self, local_length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Of this rank's queries, and of the gathered keys: the order of `data.batches.context_parallel_slice`."""
+        """Positions of this rank's queries and of the gathered keys, in the order of `zigzag`."""
         size = self.cp_group.size()
         ranks = [zigzag(local_length, rank, size).to(device) for rank in range(size)]
         return ranks[self.cp_group.rank()], torch.cat(ranks)
 
 
 def zigzag(local_length: int, rank: int, size: int) -> Tensor:
-    """Global positions of a context-parallel rank's tokens: chunks `rank` and `2 * size - 1 - rank`, so that every rank
-    has the same causal work."""
+    """Global positions of a context-parallel rank's tokens: chunks `rank` and `2 * size - 1 - rank`, which balances
+    causal attention."""
     chunk = local_length // 2
     positions = torch.arange(chunk)
     return torch.cat([positions + rank * chunk, positions + (2 * size - 1 - rank) * chunk])

@@ -1,4 +1,4 @@
-"""Megatron's TransformerConfig, and what it has no words for."""
+"""Megatron's TransformerConfig with the fields it lacks."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from cupola_trainer.config.model.positions import DualChunk, LengthScaling
 
 @dataclass
 class DecoderConfig(TransformerConfig):
-    """Of any family that a ModelConfig describes. The fields are ModelConfig's."""
+    """TransformerConfig for any family that a ModelConfig describes. The added fields are ModelConfig's."""
 
     attention_windows: tuple[int | None, ...] = ()
     attn_logit_softcapping: float | None = None
@@ -17,4 +17,4 @@ class DecoderConfig(TransformerConfig):
     length_scaling: LengthScaling | None = None
     dual_chunk: DualChunk | None = None
     inverse_frequencies: tuple[float, ...] = ()
-    """RoPE's, in radians per position; only with dual chunks, which turn queries further."""
+    """RoPE's frequencies, in radians per position; only for dual chunks, which rotate queries further."""

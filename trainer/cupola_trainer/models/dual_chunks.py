@@ -1,8 +1,8 @@
-"""Dual chunk attention: every distance that RoPE sees is one that it was trained at, however long the sequence.
+"""Dual chunk attention: RoPE sees only trained distances, however long the sequence.
 
-With s = chunk_size - local_window, a key at i stands at i mod s. A query at i stands at i mod s to read its own chunk,
-at min(i mod s + s, chunk_size) to read the one before, and at the last of these places to read older ones (An et al.
-2024, section 3; Qwen2 technical report, section 2.2.1). Within one chunk this is plain attention.
+With s = chunk_size - local_window, a key at i has position i mod s. A query at i has position i mod s for its own
+chunk, min(i mod s + s, chunk_size) for the previous one, and the largest such position for older ones (An et al. 2024,
+section 3; Qwen2 technical report, section 2.2.1). Within one chunk this is plain attention.
 """
 
 import math
@@ -16,26 +16,26 @@ from cupola_trainer.kernels.dual_chunk_attention import dual_chunk_attention
 from cupola_trainer.kernels.rotary import rotary
 
 BLOCK = 512
-"""Queries whose scores are held at a time where they do not stand in order."""
+"""Queries per block when positions are not in order."""
 
 Turns = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class DualChunks:
-    """How the queries of a layer read keys of several chunks. RoPE has turned both by their place in their chunk."""
+    """Attention of one layer over several chunks. RoPE has already rotated queries and keys by position in the
+    chunk."""
 
     chunk: DualChunk
     frequencies: tuple[float, ...]
     """RoPE's inverse frequencies [head_dim / 2], in radians per position."""
     scale: float | None = None
-    """Of the scores; none for 1 / sqrt(head_dim)."""
+    """Scale of the scores; None for 1 / sqrt(head_dim)."""
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, positions: tuple[Tensor, Tensor] | None
     ) -> Tensor:
-        """See `Attend`. Positions are [b, q] and [b, k], or without b;
-        none where the queries are the last of the keys."""
+        """See `Attend`. Positions are [b, q] and [b, k], or without b; None if the queries are the last positions."""
         scale = self.scale or 1 / math.sqrt(query.size(-1))
         places = torch.arange(key.size(2), device=key.device)
         of_queries, of_keys = positions or (places[key.size(2) - query.size(2) :], places)
@@ -43,7 +43,7 @@ class DualChunks:
         if visible is None and query.size(2) == key.size(2):
             return dual_chunk_attention(turns, key, value, stride=self.chunk.stride, scale=scale)
         older = torch.atleast_2d(of_queries // self.chunk.stride)[:, :, None]
-        back = older - torch.atleast_2d(of_keys // self.chunk.stride)[:, None]  # chunks from query to key [b, q, k]
+        back = older - torch.atleast_2d(of_keys // self.chunk.stride)[:, None]  # chunks between query and key [b, q, k]
         if visible is None:
             visible = torch.atleast_2d(of_queries)[:, :, None] >= torch.atleast_2d(of_keys)[:, None]
         visible = visible[:, 0] if visible.dim() == 4 else visible.expand_as(back)
@@ -56,7 +56,7 @@ class DualChunks:
         return torch.cat([_attend(t, key, value, b, seen, scale) for t, b, seen in blocks], dim=2)
 
     def turns(self, query: Tensor, positions: Tensor) -> Turns:
-        """Queries [b, heads, q, d], turned for their own chunk, the one before, and older ones."""
+        """Queries [b, heads, q, d], rotated for their own chunk, the previous one, and older ones."""
         stride, size = self.chunk.stride, self.chunk.chunk_size
         place = positions % stride
         before = (place + stride).clamp(max=size)
@@ -70,7 +70,8 @@ class DualChunks:
 
 
 def _attend(turns: Turns, key: Tensor, value: Tensor, back: Tensor, visible: Tensor, scale: float) -> Tensor:
-    """A block of queries over all keys: [b, heads, q, d]. Chunks from query to key, and which are seen: [b, q, k]."""
+    """Attention of a block of queries over all keys: [b, heads, q, d]. `back` (chunks from query to key) and `visible`
+    are [b, q, k]."""
     key, value = key[:, :, None], value[:, :, None]  # [b, groups, 1, k, d]
     own, before, older = (
         turn.unflatten(1, (key.size(1), -1)) @ key.transpose(-1, -2) for turn in turns

@@ -1,4 +1,4 @@
-"""Initial weights that depend on the seed and a weight's name alone: the same numbers in every layout."""
+"""Initial weights that depend only on the seed and the weight's name, so they are the same in every layout."""
 
 import hashlib
 import math
@@ -17,10 +17,10 @@ RESIDUAL_OUTPUTS = ("linear_proj.weight", "linear_fc2.weight")
 
 
 def initialize(chunks: Sequence[GPTModel], model: ModelConfig, seed: int) -> None:
-    """Norms of factor 1, biases 0, matrices N(0, init_std), those that write to the residual stream scaled by 1/sqrt(2
-    * layers) (GPT-2, section 2.3).
+    """Set norms to 1, biases to 0, matrices to N(0, init_std), scaled by 1/sqrt(2 * layers) if they write to the
+    residual stream (GPT-2, section 2.3).
 
-    Each tensor (of one layer, of one expert) is drawn whole from a seed of its own; a rank keeps its shard.
+    Each tensor (per layer and expert) is drawn whole from its own seed; a rank keeps its shard.
     """
     with torch.no_grad():
         for shard in sharded_tensors(chunks):
@@ -28,7 +28,7 @@ def initialize(chunks: Sequence[GPTModel], model: ModelConfig, seed: int) -> Non
 
 
 def sharded_tensors(chunks: Sequence[GPTModel]) -> Iterator[ShardedTensor]:
-    """Every parameter of this rank, as a shard of the global tensor that a checkpoint names; data are the weights."""
+    """Every parameter of this rank as a shard of the checkpoint's global tensor; `data` is the weight itself."""
     metadata = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
     for chunk in chunks:
         for entry in nested_values(chunk.sharded_state_dict(metadata=metadata)):

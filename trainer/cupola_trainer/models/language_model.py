@@ -1,4 +1,4 @@
-"""Megatron's GPTModel with what the families add outside its layers."""
+"""Megatron's GPTModel with what some families add outside the layers."""
 
 import math
 
@@ -13,7 +13,7 @@ from cupola_trainer.models.specs import decoder
 
 
 class LanguageModel(ModelWithLoss):
-    """One rank's part of a decoder: RoPE of any scaling, scaled embeddings, soft-capped logits."""
+    """One rank's part of a decoder, with any RoPE scaling, scaled embeddings and soft-capped logits."""
 
     def __init__(self, model: ModelConfig, config: DecoderConfig, vp_stage: int | None) -> None:
         super().__init__(
@@ -31,6 +31,6 @@ class LanguageModel(ModelWithLoss):
         )
         self.rotary_pos_emb = Rotary(model, self.pg_collection.cp)
         if model.scale_embeddings and self.pre_process:
-            # rounded to the weights' precision, as Gemma was trained
+            # rounded to the weights' precision, as in Gemma's training
             scale = torch.tensor(math.sqrt(model.hidden_size), dtype=config.params_dtype, device="cpu").item()
             self.embedding.register_forward_hook(lambda module, inputs, output: output * scale)

@@ -1,4 +1,4 @@
-"""From the last hidden states to logits, straight to token losses, or to one number a token."""
+"""Output layers: from the last hidden states to logits, to token losses, or to one number per token."""
 
 from typing import Any
 
@@ -17,11 +17,11 @@ from cupola_trainer import runtime
 from cupola_trainer.kernels.linear_cross_entropy import Guess, linear_cross_entropy
 
 SCORE = "score.weight"
-"""A scalar head's weight, in checkpoints and in transformers' folders."""
+"""Name of a scalar head's weight, in checkpoints and transformers folders."""
 
 
 class OutputLayer(ColumnParallelLinear):
-    """Megatron's output layer with soft-capping; given labels, it goes on to the losses without holding the logits."""
+    """Megatron's output layer with soft-capping; given labels, it computes losses without materializing the logits."""
 
     guess: Guess
     softcap: float | None
@@ -34,11 +34,12 @@ class OutputLayer(ColumnParallelLinear):
         labels: Tensor | None = None,
         token_weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """[s, b, h] -> logits [s, b, v]; with labels [b, s], losses [b, s]. The second is no bias.
+        """[s, b, h] -> logits [s, b, v]; with labels [b, s], losses [b, s]. The second output is the (absent) bias.
 
         Args:
-            token_weights: [b, s], what the objective will multiply the losses with, as far as it is known; where it is
-                0, so is the loss, and its logits are not made.
+            token_weights: [b, s], the objective's weights of the losses, if known; where a weight is 0, the loss is 0
+            and
+                its logits are not computed.
         """
         if labels is None:
             logits, bias = super().forward(input_, weight, runtime_gather_output)
@@ -62,26 +63,26 @@ class OutputLayer(ColumnParallelLinear):
 
 
 class ScalarHead(torch.nn.Module):
-    """One number a token, without bias, as transformers' sequence classification has it;
-    whole on every tensor-parallel rank.
+    """One number per token, without bias, like the head of transformers' sequence classification. Replicated on every
+    tensor-parallel rank.
 
-    A checkpoint names it "score.weight" [1, h].
+    Its checkpoint key is "score.weight" [1, h].
     """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config, self.sequence_parallel = config, config.sequence_parallel
         self.weight = torch.nn.Parameter(torch.empty(1, config.hidden_size, dtype=config.params_dtype))
-        self.weight.sequence_parallel = config.sequence_parallel  # each rank's gradient is of its part of the sequence
+        self.weight.sequence_parallel = (
+            config.sequence_parallel
+        )  # each rank has the gradient of its part of the sequence
 
     def forward(
         self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
     ) -> tuple[Tensor, None]:
-        """[s, b, h] -> values [s, b, 1] in fp32, of the whole sequence under sequence parallelism too."""
+        """[s, b, h] -> values [s, b, 1] in fp32, for the whole sequence also under sequence parallelism."""
         values = torch.nn.functional.linear(input_.float(), self.weight.float())
-        if (
-            self.sequence_parallel
-        ):  # what follows is computed alike on every rank, so that a rank's gradient is its part
+        if self.sequence_parallel:  # every rank computes the same from here on, so a rank's gradient is its slice
             values = gather_from_sequence_parallel_region(values, tensor_parallel_output_grad=False)
         return values, None
 
@@ -94,8 +95,8 @@ class ScalarHead(torch.nn.Module):
 
 
 class ModelWithLoss(GPTModel):
-    """GPTModel whose logits may be soft-capped, and whose token losses come from the output layer itself; or one whose
-    head is a number a token. While it is `headless`, it gives its last hidden states."""
+    """GPTModel whose output layer computes token losses, with optional soft-capping, or whose head is scalar. While
+    `headless` is set, it returns the last hidden states."""
 
     def __init__(self, *args: Any, softcap: float | None = None, scalar: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -105,11 +106,11 @@ class ModelWithLoss(GPTModel):
         if scalar:
             self.output_layer = ScalarHead(self.config)
         else:
-            self.output_layer.__class__ = OutputLayer  # GPTModel makes its own, and wires it to the embedding
+            self.output_layer.__class__ = OutputLayer  # GPTModel creates the layer and ties it to the embedding
             self.output_layer.guess, self.output_layer.softcap = Guess(), softcap
 
     def logits(self, hidden_states: Tensor) -> Tensor:
-        """Of the last stage's hidden states, as a headless model gives them: [b, s, v / tp]."""
+        """Logits [b, s, v / tp] from a headless model's hidden states, on the last stage."""
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         logits, _ = self.output_layer(hidden_states, weight)
         return logits.transpose(0, 1)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Gemma 2's second pair of norms: on what attention and FFN give, before the residual is added."""
+"""Gemma 2's second pair of norms: on the outputs of attention and FFN, before the residual is added."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -12,21 +12,22 @@ from torch import Tensor
 from cupola_trainer.models.decoder_config import DecoderConfig
 
 KEYS = {"self_attn_bda.norm.": "post_attention_norm.", "mlp_bda.norm.": "post_mlp_norm."}
-"""What the norms are called in checkpoints."""
+"""Names of the norms in checkpoints."""
 
 Add = Callable[[tuple[Tensor, Tensor | None], Tensor, float], Tensor]
 
 
 class PostNormLayer(TransformerLayer):
-    """A layer whose residual additions have weights."""
+    """A layer whose residual additions are modules with weights."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.bias_dropout_add_exec_handler = nullcontext  # Megatron's enables gradients, even in generation
+        self.bias_dropout_add_exec_handler = nullcontext  # Megatron's would enable gradients even in generation
 
 
 class AddNormed(torch.nn.Module):
-    """In place of Megatron's bias, dropout and addition, of which our models have the addition only."""
+    """Normalize and add the residual, instead of Megatron's bias-dropout-add: our models have no bias or dropout
+    here."""
 
     def __init__(self, config: DecoderConfig, norm: Any) -> None:
         super().__init__()
@@ -37,7 +38,7 @@ class AddNormed(torch.nn.Module):
 
 
 def with_post_norms(layer: ModuleSpec, config: DecoderConfig, norm: Any) -> ModuleSpec:
-    """The same layer with a norm of the given kind in both its additions."""
+    """The layer with a norm of the given kind in both residual additions."""
     addition = ModuleSpec(module=AddNormed, params={"config": config, "norm": norm})
     layer.module = PostNormLayer
     layer.submodules.self_attn_bda = layer.submodules.mlp_bda = addition

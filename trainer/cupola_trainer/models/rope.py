@@ -1,4 +1,4 @@
-"""Rotary position embedding and the ways to stretch it past the length that a model was trained at."""
+"""Rotary position embedding, and its scaling beyond the trained length."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ def inverse_frequencies(model: ModelConfig, length: Tensor | int = 0) -> Tensor:
     """Radians per position of each pair of dimensions, in fp32: [..., head_dim / 2].
 
     Args:
-        length: tokens of the sequence [...], on which dynamic scaling depends.
+        length: sequence lengths [...] in tokens, used by dynamic scaling.
     """
     dim, scaling = model.head_size, model.rope_scaling
     exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
@@ -33,7 +33,7 @@ def inverse_frequencies(model: ModelConfig, length: Tensor | int = 0) -> Tensor:
 
 
 def attention_factor(model: ModelConfig) -> float:
-    """What YaRN multiplies queries and keys with (section 3.4); 1 elsewhere. Scores get its square."""
+    """YaRN's factor on queries and keys (section 3.4); 1 for other scalings. Scores are scaled by its square."""
     scaling = model.rope_scaling
     if not isinstance(scaling, YarnRope):
         return 1.0
@@ -47,7 +47,7 @@ def _dynamic_base(theta: float, dim: int, scaling: DynamicRope, length: Tensor) 
 
 
 def _yarn(plain: Tensor, theta: float, dim: int, scaling: YarnRope) -> Tensor:
-    """Peng et al. 2023, equation 23, with the ramp over dimensions of the authors' code (bounds rounded outwards)."""
+    """Peng et al. 2023, equation 23, with the ramp over dimensions from the authors' code (bounds rounded outwards)."""
 
     def dimension(turns: float) -> float:
         return dim * math.log(scaling.original_max_position_embeddings / (turns * 2 * math.pi)) / (2 * math.log(theta))
@@ -66,7 +66,7 @@ def _llama3(plain: Tensor, scaling: Llama3Rope) -> Tensor:
 
 
 class Rotary(RotaryEmbedding):
-    """Megatron's rotary embedding, with any of the scalings. With dual chunks, positions begin anew in each."""
+    """Megatron's rotary embedding with any scaling. With dual chunks, positions restart in each chunk."""
 
     def __init__(self, model: ModelConfig, cp_group: Any) -> None:
         super().__init__(
@@ -80,8 +80,7 @@ class Rotary(RotaryEmbedding):
         return torch.outer(positions, inverse_frequencies(self.model, max_seq_len).to(positions.device))
 
     def at(self, positions: Tensor) -> Tensor:
-        """Angles of whole numbers of positions [b, s], each row a sequence that ends at its largest: [b, s,
-        head_dim]."""
+        """Angles [b, s, head_dim] of integer positions [b, s]; a row's length is its largest position + 1."""
         frequencies = inverse_frequencies(self.model, positions.amax(dim=1) + 1).to(positions.device)
         angles = self._within_chunk(positions)[..., None] * (
             frequencies[:, None] if frequencies.dim() == 2 else frequencies

@@ -1,4 +1,4 @@
-"""The router, with balancing losses that weigh the same in every layout and under every objective."""
+"""A router whose balancing losses have the same weight in every layout and objective."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,22 +15,22 @@ from cupola_trainer.config import ModelConfig
 
 
 class Router(TopKRouter):
-    """Megatron's top-k router; only the weight of its auxiliary losses differs.
+    """Megatron's top-k router with different weights for its auxiliary losses.
 
-    The gradient of a step is divided by the objective's count over the global batch. Megatron multiplies an auxiliary
-    loss by this rank's tokens to make up for it, which is wrong by the size of the tensor-parallel group under sequence
-    parallelism, and by tokens / count where an objective counts responses or pairs. Here each micro-batch's loss is
-    multiplied by that micro-batch's count, so that the step holds their mean, weighted as the main loss is.
+    A step's gradient is divided by the objective's count over the global batch. To compensate, Megatron multiplies an
+    auxiliary loss by this rank's tokens, which is off by the tensor-parallel size under sequence parallelism, and by
+    tokens / count for objectives that count responses or pairs. Here each micro-batch's loss is multiplied by its
+    count, so the step's auxiliary loss is the mean over micro-batches, weighted like the main loss.
     """
 
     micro_batch_count: float = 1.0
-    """The objective's count in this router's micro-batch, over its context-parallel ranks: see `weighted_forward`."""
+    """The objective's count in the current micro-batch, over its context-parallel ranks: see `weighted_forward`."""
 
     tokens_per_expert: Tensor | None = None
-    """Assignments [num_experts] that this rank's tokens have made in training since `take_expert_load`."""
+    """Assignments [num_experts] of this rank's tokens in training since the last `take_expert_load`."""
 
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As Megatron's; counts what each expert was given."""
+        """Route as Megatron does, and count the tokens of each expert."""
         probs, routing_map = super().routing(logits, padding_mask)
         if self.training and torch.is_grad_enabled():
             given = routing_map.sum(dim=0)
@@ -47,10 +47,10 @@ class Router(TopKRouter):
         reduce_group_has_dp: bool = False,
         valid_token_count: int | Tensor | None = None,
     ) -> Tensor:
-        """`aux_loss` is this rank's share: the shares of the reduce group sum to the loss.
+        """Attach `aux_loss`, this rank's share: the shares of the reduce group sum to the loss.
 
-        That group is TP x CP for a micro-batch's loss. For the global one it holds the data-parallel ranks as well: the
-        loss then stands for their micro-batches together, which are taken to count alike.
+        The group is TP x CP for a micro-batch's loss. For the global loss it also includes the data-parallel ranks; the
+        loss then covers all their micro-batches, assumed to have equal counts.
         """
         save_to_aux_losses_tracker(
             aux_loss_name,
@@ -64,7 +64,7 @@ class Router(TopKRouter):
         return MoEAuxLossAutoScaler.apply(activation, aux_loss * self.micro_batch_count * micro_batches)
 
     def apply_z_loss(self, logits: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """The router z-loss (Zoph et al. 2022, equation 5), its mean over the TP x CP group's tokens."""
+        """Attach the router z-loss (Zoph et al. 2022, equation 5), averaged over the TP x CP group's tokens."""
         if self.config.moe_z_loss_coeff is None or not self.training or not torch.is_grad_enabled():
             return logits
         share = self.config.moe_z_loss_coeff / self.tp_cp_group.size()
@@ -74,11 +74,11 @@ class Router(TopKRouter):
 
 
 def weighted_forward(chunk: torch.nn.Module, count: float, forward: Callable[[], Tensor]) -> Tensor:
-    """`forward()` of one micro-batch through the chunk, with auxiliary losses weighted by the objective's count in it.
+    """Run `forward()` of one micro-batch through the chunk, weighting auxiliary losses by the objective's `count`.
 
-    A pipeline stage runs other micro-batches between the forward and the backward pass of this one, and with
-    `recompute: full` the auxiliary losses that matter are computed within backward. The routers are therefore given the
-    count again when the gradient of this micro-batch's output arrives, before anything in the chunk is recomputed.
+    A pipeline stage runs other micro-batches between this one's forward and backward passes, and with `recompute: full`
+    the auxiliary losses that matter are computed in backward. So the count is set again when the gradient of the output
+    arrives, before anything in the chunk is recomputed.
     """
     routers = [module for module in chunk.modules() if isinstance(module, Router)]
 
@@ -94,14 +94,14 @@ def weighted_forward(chunk: torch.nn.Module, count: float, forward: Callable[[],
 
 
 def take_expert_load(chunks: Sequence[torch.nn.Module], model: ModelConfig, tokens: int) -> dict[str, float]:
-    """How evenly the experts were used since the last call. Every rank calls it.
+    """Balance of expert usage since the last call. Collective: every rank must call it.
 
     Args:
         tokens: tokens of all steps since then, over all ranks.
 
     Returns:
-        for each layer (from 1) `expert_load_layer_N`, the busiest expert's share over the mean (1 is even), and, where
-        capacity is limited, `dropped_layer_N`, the share of assignments that were dropped.
+        Per layer (from 1) `expert_load_layer_N`, the busiest expert's load over the mean (1 is even), and, if capacity
+        is limited, `dropped_layer_N`, the share of dropped assignments.
     """
     moe = model.moe
     assert moe is not None
@@ -110,7 +110,7 @@ def take_expert_load(chunks: Sequence[torch.nn.Module], model: ModelConfig, toke
         if isinstance(module, Router) and module.tokens_per_expert is not None:
             given[module.layer_number - 1] += module.tokens_per_expert
             module.tokens_per_expert = None
-    dist.all_reduce(given)  # every rank routes tokens of its own
+    dist.all_reduce(given)  # each rank routes different tokens
     loads = {f"expert_load_layer_{i}": float(row.max() / row.mean()) for i, row in enumerate(given, 1) if row.sum()}
     if moe.capacity_factor is None:
         return loads

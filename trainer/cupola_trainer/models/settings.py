@@ -1,4 +1,4 @@
-"""A ModelConfig in the terms of Megatron's configuration."""
+"""Translates a ModelConfig into Megatron's configuration."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from cupola_trainer.runtime import expert_tensor_parallel_size
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU in its tanh form (Hendrycks and Gimpel 2016, section 2)."""
+    """The tanh approximation of GELU (Hendrycks and Gimpel 2016, section 2)."""
     return F.gelu(x, approximate="tanh")
 
 
@@ -56,7 +56,7 @@ def settings(model: ModelConfig, layout: LayoutConfig) -> dict[str, Any]:
 
 
 def softmax_scale(model: ModelConfig) -> float | None:
-    """Of attention scores, YaRN's factor on queries and keys included; None for 1 / sqrt(head_dim)."""
+    """Scale of attention scores, including YaRN's factor on queries and keys; None for 1 / sqrt(head_dim)."""
     factor = attention_factor(model)
     if model.query_pre_attn_scalar is None and factor == 1:
         return None
@@ -64,9 +64,9 @@ def softmax_scale(model: ModelConfig) -> float | None:
 
 
 def mixture(moe: MoEConfig, layout: LayoutConfig) -> dict[str, Any]:
-    """Qwen2-MoE's experts in place of every FFN (Qwen2 technical report, section 2.2.2).
+    """Settings for Qwen2-MoE's experts in every layer (Qwen2 technical report, section 2.2.2).
 
-    p = softmax over all experts in fp32; y = sum over the top k of p_i E_i(x), renormalised only if `norm_topk_prob`.
+    p = softmax over all experts in fp32; y = sum over the top k of p_i E_i(x), renormalized only if `norm_topk_prob`.
     """
     return {
         "num_moe_experts": moe.num_experts,
@@ -92,5 +92,5 @@ def mixture(moe: MoEConfig, layout: LayoutConfig) -> dict[str, Any]:
 
 
 def balancing_loss(moe: MoEConfig) -> str | None:
-    """Megatron's name of the balancing loss; none without one."""
+    """Megatron's name of the balancing loss; None if there is none."""
     return f"{moe.balancing}_loss" if moe.balancing.endswith("aux") and moe.aux_loss_coeff else None

@@ -1,6 +1,6 @@
-"""Which modules a decoder layer is made of: Transformer Engine's where it is installed, plain torch's otherwise.
+"""The modules of a decoder layer: Transformer Engine's if installed, plain torch's otherwise.
 
-Both name their parameters alike in checkpoints, so that one written with either loads with the other.
+Both use the same checkpoint names, so a checkpoint written with one loads with the other.
 """
 
 from megatron.core.extensions.transformer_engine import HAVE_TE
@@ -26,7 +26,7 @@ from cupola_trainer.models.router import Router
 
 
 def decoder(config: DecoderConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
-    """The layers of this rank's pipeline stage, and the final norm."""
+    """Specs of this rank's pipeline stage: its layers and the final norm."""
     layer = _transformer_engine_layer(config) if HAVE_TE else _torch_layer(config)
     if config.post_norm:
         layer = with_post_norms(layer, config, _final_norm())
@@ -51,7 +51,7 @@ def _transformer_engine_layer(config: DecoderConfig) -> ModuleSpec:
         num_experts=config.num_moe_experts, moe_grouped_gemm=False, qk_layernorm=config.qk_layernorm
     )
     own = (config.attention_windows, config.attn_logit_softcapping, config.dual_chunk, config.length_scaling)
-    if any(own):  # its attention has one window, and nothing of the others
+    if any(own):  # Transformer Engine supports a single window and none of the others
         spec.submodules.self_attention.submodules.core_attention = TorchAttention
     if config.num_moe_experts:
         spec.submodules.sharded_state_dict_keys_map = {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
