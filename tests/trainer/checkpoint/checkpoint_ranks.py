@@ -1,4 +1,4 @@
-"""Run by test_checkpoint.py under torchrun: trains, saves, loads in other layouts, and tells the numbers.
+"""Run by test_checkpoint.py under torchrun: trains, saves, loads in other layouts, and prints the numbers.
 
 checkpoint_ranks.py FOLDER save      in each layout of this number of ranks: three steps, a checkpoint, three steps more
 checkpoint_ranks.py FOLDER load      every checkpoint in each layout of this number of ranks, and three steps more
@@ -51,7 +51,7 @@ def train(trainee: Trainee, first: int, steps: int) -> list[tuple[float, float]]
 
 
 def save(folder: Path, name: str) -> list[tuple[float, float]]:
-    """What an uninterrupted run goes on with."""
+    """Loss and gradient norm of the next steps without interruption."""
     trainee = trainee_of(name)
     train(trainee, 0, 3)
     checkpoint.save(
@@ -62,7 +62,7 @@ def save(folder: Path, name: str) -> list[tuple[float, float]]:
 
 
 def load(folder: Path, saved: str, name: str) -> list[tuple[float, float]]:
-    """What a run in the layout `name` goes on with."""
+    """Loss and gradient norm of the next steps in the layout `name`."""
     trainee = trainee_of(name)
     progress = checkpoint.load_training(folder / saved, trainee.chunks, trainee.optimizer, trainee.scheduler)
     assert (progress.step, progress.consumed_samples) == (3, 24)

@@ -1,4 +1,4 @@
-"""Checkpoints: any layout's optimizer goes on in any other, experts included; torn, foreign and failed ones say so."""
+"""Checkpoints: any layout resumes in any other, experts included; corrupt, mismatched and failed ones are reported."""
 
 import json
 import os
@@ -42,8 +42,7 @@ MODEL = ModelConfig(
 
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., Any]) -> dict[str, Any]:
-    """Losses and gradient norms after a checkpoint: uninterrupted, by layout, and after loading,
-    by `saved -> loaded`."""
+    """Losses and gradient norms after a checkpoint: by layout without interruption, and by `saved -> loaded`."""
     folder = tmp_path_factory.mktemp("checkpoints")
     found: dict[str, Any] = {}
     for ranks, what in ((2, "save"), (1, "both"), (2, "load")):
@@ -53,9 +52,9 @@ def numbers(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., An
 
 
 @pytest.mark.slow  # three launches, 24 pairs of layouts: over a minute
-def test_every_layout_goes_on_from_every_other_as_if_uninterrupted(numbers: dict[str, Any]) -> None:
+def test_every_layout_resumes_from_every_other_as_if_uninterrupted(numbers: dict[str, Any]) -> None:
     pairs = [name for name in numbers if " -> " in name]
-    assert len(pairs) == 24  # four layouts each, dense and mixtures of experts
+    assert len(pairs) == 24  # four layouts each for dense models and mixtures of experts
     assert {"moe one process -> moe ep2", "moe ep2 -> moe one process", "moe tp2 sp ep2 -> moe one process"} <= {*pairs}
     for pair in pairs:
         expected = numbers[pair.split(" -> ")[0]]
@@ -65,7 +64,7 @@ def test_every_layout_goes_on_from_every_other_as_if_uninterrupted(numbers: dict
 
 
 @given(st.lists(st.integers(1, 5), max_size=4), st.data())
-def test_any_run_of_a_flattened_array_is_a_few_boxes_in_order(shape: list[int], data: Any) -> None:
+def test_any_range_of_a_flattened_array_is_a_few_boxes_in_order(shape: list[int], data: Any) -> None:
     array = torch.arange(torch.Size(shape).numel()).view(shape)
     start = data.draw(st.integers(0, array.numel()))
     stop = data.draw(st.integers(start, array.numel()))
@@ -77,7 +76,7 @@ def test_any_run_of_a_flattened_array_is_a_few_boxes_in_order(shape: list[int], 
     assert len(found) <= max(1, 2 * len(shape) - 1)
 
 
-def test_what_is_missing_of_a_tensor_is_named(tmp_path: Path) -> None:
+def test_missing_parts_of_a_tensor_are_named(tmp_path: Path) -> None:
     whole = torch.arange(12.0).view(3, 4)
     content, stored = Staging().copy([Shard("a", (3, 4), (0, 0), whole[:2])])
     write(tmp_path, 0, content, stored)
@@ -91,7 +90,7 @@ def test_what_is_missing_of_a_tensor_is_named(tmp_path: Path) -> None:
         state.fill(Shard("a", (4, 3), (0, 0), torch.zeros(4, 3)))
 
 
-def test_replicas_share_the_writing_evenly() -> None:
+def test_replicas_split_the_writing_evenly() -> None:
     shards = [Shard(f"w{i}", (8,), (0,), torch.zeros(8)) for i in range(6)]
     places = [[(shard.place, 32) for shard in shards]] * 3
     mine = [[shard.key for shard in owned(shards, places, rank)] for rank in range(3)]
@@ -114,13 +113,13 @@ def job_in(output: Path, tokens: Path, **changes: Any) -> TrainJob:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, tokens_folder: Path) -> TrainJob:
-    """A job that is complete."""
+    """A completed job."""
     job = job_in(tmp_path_factory.mktemp("trained"), tokens_folder)
     assert loop.train(job, lambda: False)
     return job
 
 
-def test_the_newest_and_every_second_checkpoint_are_kept_and_all_verify(trained: TrainJob) -> None:
+def test_the_latest_and_every_second_checkpoint_are_kept_and_verify(trained: TrainJob) -> None:
     kept = sorted((trained.output / "checkpoints").iterdir())
     assert [folder.name for folder in kept] == ["step_00000002", "step_00000004", "step_00000005", "step_00000006"]
     assert all(artifacts.verify(folder).kind == "checkpoint" for folder in kept)
@@ -134,7 +133,7 @@ def test_a_resumed_job_with_another_model_mixture_or_schedule_is_refused_in_one_
 ) -> None:
     before = sorted(path.stat().st_mtime_ns for path in trained.output.rglob("*"))
     wider = trained.but(model=replace(MODEL, ffn_hidden_size=128))
-    with pytest.raises(ConfigError, match="another architecture: ffn_hidden_size=64, the job's model has 128"):
+    with pytest.raises(ConfigError, match="different architecture: ffn_hidden_size=64, the job's model has 128"):
         loop.begin(wider)
     weighted = trained.but(data=NextTokenData(tokens=tokens_folder, weights={"code": 2.0, "email": 1.0}))
     with pytest.raises(ConfigError, match=r"other data: weights=null, now {\"code\": 2.0.*allow-data-change"):
@@ -146,7 +145,7 @@ def test_a_resumed_job_with_another_model_mixture_or_schedule_is_refused_in_one_
 
 
 def rewrite(folder: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
-    """Change what a checkpoint says that it holds, and seal it again."""
+    """Change a checkpoint's index and seal it again."""
     index = folder / "state" / "rank_00000.json"
     content = json.loads(index.read_bytes())
     change(content["tensors"])
@@ -163,7 +162,7 @@ def rewrite(folder: Path, change: Callable[[list[dict[str, Any]]], None]) -> Non
          r"holds optimizer\.exp_inf\.output, which this model has no use for \(1 extra\)"),
     ],
 )  # fmt: skip
-def test_a_moment_that_is_missing_or_too_many_is_named(
+def test_a_missing_or_unexpected_moment_is_named(
     trained: TrainJob, tmp_path: Path, change: Callable[[Any], None], says: str
 ) -> None:
     run = loop.begin(trained.but(output=tmp_path))
@@ -175,7 +174,7 @@ def test_a_moment_that_is_missing_or_too_many_is_named(
         checkpoint.load_training(folder, run.trainee.chunks, run.trainee.optimizer, run.trainee.scheduler)
 
 
-def test_a_full_disk_leaves_the_previous_checkpoint_whole_and_only_the_last_save_ends_the_job(
+def test_a_full_disk_keeps_the_previous_checkpoint_and_only_the_last_save_ends_the_job(
     tmp_path: Path, tokens_folder: Path
 ) -> None:
     run = loop.begin(job_in(tmp_path, tokens_folder, steps=3))
@@ -183,7 +182,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole_and_only_the_last_save
     run.step()
     run.autosave.wait()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # a file may not grow larger
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # maximum file size
     try:
         run.step()
         run.autosave.wait()
@@ -200,7 +199,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole_and_only_the_last_save
     assert artifacts.verify(tmp_path / "checkpoints" / "step_00000001")
 
 
-def test_tokens_of_another_tokenizer_are_refused(tmp_path: Path, tokens_folder: Path) -> None:
+def test_data_from_another_tokenizer_is_refused(tmp_path: Path, tokens_folder: Path) -> None:
     for name, vocabulary in (("ours", {"a": 0}), ("data/tokenizer", {"b": 0})):
         (tmp_path / name).mkdir(parents=True)
         content = {"model": {"vocab": vocabulary}, "added_tokens": []}
@@ -208,7 +207,7 @@ def test_tokens_of_another_tokenizer_are_refused(tmp_path: Path, tokens_folder: 
     for name in ("index.json", "shards"):
         os.symlink(tokens_folder / name, tmp_path / "data" / name)
     job = job_in(tmp_path / "job", tmp_path / "data", tokenizer=tmp_path / "ours")
-    with pytest.raises(ConfigError, match="goes with another tokenizer than the model's"):
+    with pytest.raises(ConfigError, match="uses a different tokenizer than the model's"):
         loop.begin(job)
 
 

@@ -138,7 +138,7 @@ def test_adapters_are_no_model_and_go_with_their_own_base(saved: Path, tmp_path:
     tokens = torch.zeros(1, 8, dtype=torch.long)
     adapted(saved / "base", LoraConfig(), tmp_path / "adapter", tokens)
     chunks = models.build(checkpoint.read_model(saved / "base"), LayoutConfig())
-    with pytest.raises(ConfigError, match="holds adapters and no model"):
+    with pytest.raises(ConfigError, match="holds only adapters"):
         checkpoint.load_weights(tmp_path / "adapter", chunks)
     with pytest.raises(ConfigError, match="Give its own base"):
         merge_adapter.run(MergeAdapterJob(parent=saved / "one", adapter=tmp_path / "adapter", output=tmp_path / "no"))

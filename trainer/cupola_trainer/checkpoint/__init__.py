@@ -1,12 +1,12 @@
 """Training checkpoints: sealed folders that any layout can load.
 
     model.json      the ModelConfig
-    training.json   step, consumed samples, seed, objective, layout, schedule, and what the loop adds
-    tokenizer/      as transformers saves it
+    training.json   step, consumed samples, seed, objective, layout, schedule, and the loop's extras
+    tokenizer/      as saved by transformers
     state/          weights and moments: see `storage`
     manifest.json   written last; digests are verified before anything is read
 
-A checkpoint is written under a temporary name and renamed when it is whole.
+A checkpoint is written under a temporary name and renamed once complete.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,10 +50,10 @@ def save(
     scheduler: Any = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Artifact:
-    """Write one checkpoint and wait for it; every rank calls it. `tokenizer` is a folder to copy.
+    """Write one checkpoint and wait for it. Collective: every rank must call it. `tokenizer` is a folder to copy.
 
     Raises:
-        SaveFailedError: the disk is full, for instance; what lay at `folder` is as it was.
+        SaveFailedError: writing failed, on a full disk for instance; an existing `folder` is unchanged.
     """
     return (
         Checkpointer(chunks, optimizer, scheduler)

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, beside its tensors."""
+"""A checkpoint's metadata."""
 
 import json
 from dataclasses import dataclass, field
@@ -15,27 +15,27 @@ MODEL = TypeAdapter(ModelConfig)
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training job has come."""
+    """Progress of a training job."""
 
     step: int = 0
     consumed_samples: int = 0
-    """Place in the order of samples that the next step reads from."""
+    """Position in the order of samples at which the next step starts reading."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """What else the loop left in training.json."""
+    """Other entries of training.json, written by the loop."""
 
 
 def read_model(folder: Path) -> ModelConfig:
-    """The shape of a checkpoint's model.
+    """The ModelConfig of a checkpoint.
 
     Raises:
         NotFoundError: there is no checkpoint in the folder.
     """
     path = folder / "model.json"
     if not path.is_file():
-        raise NotFoundError(f"{folder} holds no checkpoint: model.json is missing. Give a checkpoint's folder.")
+        raise NotFoundError(f"{folder} holds no checkpoint: model.json is missing. Give a checkpoint folder.")
     return MODEL.validate_json(path.read_bytes())
 
 
 def read_training(folder: Path) -> dict[str, Any]:
-    """How a checkpoint was trained: its training.json."""
+    """A checkpoint's training.json."""
     return dict(json.loads((folder / "training.json").read_bytes()))

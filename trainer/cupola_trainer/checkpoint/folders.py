@@ -4,10 +4,10 @@ from pathlib import Path
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Folder of a step's checkpoint."""
     return checkpoints / f"step_{step:08d}"
 
 
 def step_of(folder: Path) -> int:
-    """The step whose checkpoint lies there."""
+    """Step of a checkpoint folder."""
     return int(folder.name.removeprefix("step_"))

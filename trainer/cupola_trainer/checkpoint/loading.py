@@ -1,5 +1,4 @@
-"""Reading a checkpoint into any layout: every rank verifies its share of the files and reads the boxes that it
-needs."""
+"""Loading a checkpoint into any layout: each rank verifies a share of the files and reads the boxes it needs."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,32 +16,32 @@ from cupola_trainer.checkpoint.storage import StoredState
 from cupola_trainer.models.output import SCORE
 
 OURS = ("step", "consumed_samples", "seed", "objective", "layout", "optimizer", "optimizer_step", "scheduler")
-"""What `Checkpointer` puts into training.json; the rest is the loop's."""
+"""Entries of training.json that `Checkpointer` writes; the rest are the loop's."""
 
 
 def load_weights(folder: Path, chunks: Sequence[torch.nn.Module]) -> None:
-    """Load weights only, into any layout. Every rank calls it.
+    """Load only the weights, into any layout. Collective: every rank must call it.
 
-    A scalar head over a language model's weights stays as it was built.
+    Loading a language model into one with a scalar head leaves the head as initialized.
 
     Raises:
         CorruptArtifactError: a file does not match its digest, or a weight is missing.
-        ConfigError: the checkpoint holds adapters alone.
+        ConfigError: the checkpoint holds only adapters.
     """
     verify(folder)
     if read_training(folder).get("adapter"):
-        raise ConfigError(f"{folder} holds adapters and no model. Merge them first: cupola checkpoint merge-adapter.")
+        raise ConfigError(f"{folder} holds only adapters. Merge them first: cupola checkpoint merge-adapter.")
     state = StoredState(folder / "state")
     new = set() if read_model(folder).is_scalar else {SCORE}
     _together(lambda: [state.fill(shard) for shard in weight_shards(chunks) if shard.key not in new])
 
 
 def load_training(folder: Path, chunks: Sequence[torch.nn.Module], optimizer: Any, scheduler: Any) -> Progress:
-    """Load everything that the next step depends on. Bitwise in the layout that saved it; in another, up to rounding.
+    """Load everything that the next step depends on: bitwise in the layout that saved it, up to rounding in others.
 
     Raises:
-        CorruptArtifactError: a file does not match its digest, or a weight or a moment is missing or too many.
-        ConfigError: the checkpoint holds no optimizer, or was trained on another schedule.
+        CorruptArtifactError: a file does not match its digest, or a weight or moment is missing or unexpected.
+        ConfigError: the checkpoint has no optimizer state, or was trained with another schedule.
     """
     verify(folder)
     training = read_training(folder)
@@ -55,7 +54,7 @@ def load_training(folder: Path, chunks: Sequence[torch.nn.Module], optimizer: An
 
     def fill() -> None:
         for shard in weights:
-            master = moment_key(MASTER, shard.key)  # of a bf16 run: where weights are fp32, the better copy
+            master = moment_key(MASTER, shard.key)  # from a bf16 run; more exact if these weights are fp32
             state.fill(shard, master if shard.data.dtype is torch.float32 and master in state.boxes else "")
         for shard in moments:
             state.fill(shard, "" if shard.key in state.boxes else shard.key.removeprefix(moment_key(MASTER, "")))
@@ -70,16 +69,16 @@ def load_training(folder: Path, chunks: Sequence[torch.nn.Module], optimizer: An
 
 
 def verify(folder: Path) -> None:
-    """Check every file's digest, each rank a share of them. Every rank calls it.
+    """Check every file's digest, each rank a share of them. Collective: every rank must call it.
 
     Raises:
-        CorruptArtifactError: on every rank, naming the file.
+        CorruptArtifactError: raised on every rank, naming the file.
     """
     _together(lambda: artifacts.verify(folder, share=(runtime.rank(), dist.get_world_size())))
 
 
 def _together(work: Callable[[], object]) -> None:
-    """Do something on every rank; where it fails on one, it fails on all."""
+    """Run `work` on every rank; a failure on one is raised on all."""
     failure: CorruptArtifactError | None = None
     try:
         work()
@@ -93,7 +92,7 @@ def _together(work: Callable[[], object]) -> None:
 
 
 def _check_moments(folder: Path, state: StoredState, weights: Sequence[Shard], moments: Sequence[Shard]) -> None:
-    """A moment that is missing or too many is an error, never a fresh start."""
+    """Refuse missing or unexpected moments instead of starting them at zero."""
     masters = moment_key(MASTER, "")
     ranks: list[set[str]] = [set() for _ in range(dist.get_world_size())]
     dist.all_gather_object(ranks, {shard.key for shard in (*weights, *moments)})
@@ -102,7 +101,7 @@ def _check_moments(folder: Path, state: StoredState, weights: Sequence[Shard], m
     if missing := sorted(wanted - stored):
         raise CorruptArtifactError(f"{folder} holds no {missing[0]}, which this model trains ({len(missing)} missing).")
     if extra := sorted(stored - wanted):
-        raise CorruptArtifactError(f"{folder} holds {extra[0]}, which this model has no use for ({len(extra)} extra).")
+        raise CorruptArtifactError(f"{folder} holds {extra[0]}, which this model does not have ({len(extra)} extra).")
 
 
 def _check_schedule(folder: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:

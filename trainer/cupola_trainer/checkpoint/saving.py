@@ -1,5 +1,4 @@
-"""Writing a checkpoint beside training: weights and moments change at the next update only,
-and are copied until then."""
+"""Saving a checkpoint while training continues: weights and moments are copied before the next update changes them."""
 
 import json
 import shutil
@@ -23,15 +22,15 @@ from cupola_trainer.checkpoint.shards import Shard, moment_shards, weight_shards
 from cupola_trainer.config import LayoutConfig, ModelConfig
 
 POLL = 0.05
-"""Seconds between looks at whether every rank has written its part."""
+"""Seconds between checks whether every rank has written its part."""
 
 
 class SaveFailedError(OSError):
-    """A checkpoint could not be written: the disk is full, for instance. Earlier checkpoints are as they were."""
+    """A checkpoint could not be written, on a full disk for instance. Earlier checkpoints are unchanged."""
 
 
 class Save:
-    """A checkpoint being written. Every rank makes one, goes on training, and calls `finish` once it is `ready`."""
+    """A checkpoint being written. Every rank creates one, keeps training, and calls `finish` once it is `ready`."""
 
     def __init__(self, folder: Path, tokenizer: Path | None, model: ModelConfig, training: Mapping[str, Any]) -> None:
         self.folder, self.tokenizer, self.model, self.training = folder, tokenizer, model, training
@@ -43,10 +42,10 @@ class Save:
         self._failure: str | None = None
 
     def start(self, shards: Sequence[Shard], staging: storage.Staging, *, passing: set[int]) -> None:
-        """Have a thread copy this rank's shards and write them.
+        """Copy and write this rank's shards in a thread.
 
         Args:
-            passing: addresses of what changes before the next update; copied at once.
+            passing: addresses of tensors that may change before the next update; copied immediately.
         """
         failed = runtime.on_first_rank(self._make_folder)
         if failed:
@@ -60,7 +59,7 @@ class Save:
                 copy_the_rest()
                 self._copied.set()
                 storage.write(self.partial / "state", runtime.rank(), memory, boxes)
-            except Exception as error:  # noqa: BLE001 - whatever it is, this checkpoint must not be sealed
+            except Exception as error:  # noqa: BLE001 - after any error, this checkpoint must not be sealed
                 self._error = error
             finally:
                 self._copied.set()
@@ -69,11 +68,11 @@ class Save:
         self._thread.start()
 
     def wait_until_copied(self) -> None:
-        """Weights and moments may change from here on."""
+        """Wait until weights and moments are copied and may change."""
         self._copied.wait()
 
     def ready(self) -> bool:
-        """Whether every rank has written its part and the first has sealed the folder. Every rank calls it."""
+        """Whether every rank has written its part and the first has sealed the folder. Collective."""
         if runtime.any_rank(self._thread is not None and self._thread.is_alive()):
             return False
         if self._sealing:
@@ -88,13 +87,13 @@ class Save:
         return self._failure is not None
 
     def finish(self, beat: Callable[[], None] = lambda: None) -> Artifact:
-        """Wait until the folder is sealed and has its name. Replaces what lies there. Every rank calls it.
+        """Wait until the folder is sealed and renamed, replacing any existing one. Collective.
 
         Args:
-            beat: called now and then while it waits.
+            beat: called periodically while waiting.
 
         Raises:
-            SaveFailedError: a rank could not write; nothing is left of this checkpoint.
+            SaveFailedError: a rank could not write; the partial checkpoint is removed.
         """
         while not self.ready():
             beat()
@@ -124,13 +123,13 @@ class Save:
             artifacts.seal(self.partial, kind="checkpoint", config=self.training, known=known)
             shutil.rmtree(self.folder, ignore_errors=True)
             self.partial.rename(self.folder)
-            sync_folder(self.folder.parent)  # before older ones are removed
-        except Exception as error:  # noqa: BLE001 - every rank must hear of it
+            sync_folder(self.folder.parent)  # so that older checkpoints can be removed safely
+        except Exception as error:  # noqa: BLE001 - reported to every rank
             self._failure = _words(error)
 
 
 class Checkpointer:
-    """Saves one model in training again and again: host memory, and who writes what, are kept between saves."""
+    """Saves one model repeatedly, keeping host memory and the assignment of shards to ranks between saves."""
 
     def __init__(self, chunks: Sequence[torch.nn.Module], optimizer: Any = None, scheduler: Any = None) -> None:
         self.chunks, self.optimizer, self.scheduler = chunks, optimizer, scheduler
@@ -150,10 +149,10 @@ class Checkpointer:
         tokenizer: Path | None,
         extra: Mapping[str, Any] | None = None,
     ) -> Save:
-        """Begin to save the state of this moment. Every rank calls it, and `wait_until_copied` before the next update.
+        """Start saving the current state. Collective; call `wait_until_copied` before the next update.
 
         Args:
-            extra: what else training.json holds; plain JSON.
+            extra: further entries of training.json; plain JSON.
         """
         training = {
             "step": step,
@@ -186,7 +185,7 @@ class Checkpointer:
 
 
 def gather(chunk: torch.nn.Module) -> None:
-    """Bring all weights of a data-parallel chunk up to date, where that is overlapped with the next forward pass."""
+    """Finish the parameter all-gather of a data-parallel chunk if it overlaps with the next forward pass."""
     ddp = getattr(chunk, "ddp_config", None)
     if ddp and ddp.overlap_param_gather:
         chunk.disable_forward_pre_hook(param_sync=True)

@@ -1,8 +1,8 @@
-"""What a rank holds of a model in training, as boxes of whole tensors: names and places that no layout changes.
+"""A rank's part of a model in training, as boxes of global tensors, whose names and offsets no layout changes.
 
-A weight is a box of a global tensor already (Megatron's ShardedTensor). The distributed optimizer keeps a run of a
-weight's flattened elements instead: a run of a row-major array is a few boxes (at most 2n - 1 in n dimensions), so its
-moments are saved where they lie, with no gathering, and any other layout finds its part of them.
+A weight already is a box of a global tensor (Megatron's ShardedTensor). The distributed optimizer instead holds a range
+of a weight's flattened elements; a range of a row-major array is a few boxes (at most 2n - 1 in n dimensions). So
+moments are saved without gathering, and any other layout can find its part.
 """
 
 import math
@@ -20,7 +20,7 @@ from cupola_trainer.models.initialization import sharded_tensors
 
 ADAPTERS = (".lora_a", ".lora_b")
 MASTER = "master"
-"""The fp32 copy of a bf16 weight, among an optimizer's moments."""
+"""Name of the fp32 copy of a bf16 weight, saved with the optimizer's moments."""
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 """Offset and size along each axis."""
@@ -28,16 +28,16 @@ Box = tuple[tuple[int, ...], tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Shard:
-    """A box of a global tensor, and the memory that it lies in."""
+    """A box of a global tensor, and its memory."""
 
     key: str
     shape: tuple[int, ...]
-    """Of the whole tensor."""
+    """Shape of the global tensor."""
     offset: tuple[int, ...]
     data: Tensor
-    """As many axes as `shape`; what is written, and what is read into."""
+    """Memory to write from or read into; has as many axes as `shape`."""
     main: bool = True
-    """Whether this rank may be the one that writes it; False on ranks whose copy another layout group keeps."""
+    """Whether this rank may write it; False for replicas that another group writes."""
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -45,25 +45,24 @@ class Shard:
 
     @property
     def place(self) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
-        """The same for every replica."""
+        """Key, offset and size: equal for all replicas."""
         return self.key, self.offset, self.size
 
 
 def moment_key(moment: str, key: str) -> str:
-    """The name of a weight's moment."""
+    """Key of a weight's moment."""
     return f"optimizer.{moment}.{key}"
 
 
 def weight_shards(chunks: Sequence[torch.nn.Module]) -> list[Shard]:
-    """Every weight of this rank, each once; of a model with adapters, theirs alone: the rest is frozen,
-    and kept elsewhere."""
+    """This rank's weights, each once; with adapters, only theirs: the rest is frozen and stored elsewhere."""
     shards = [_shard(entry) for entry in sharded_tensors(unwrap_model(list(chunks)))]
     shards = [shard for shard in shards if shard.key.endswith(ADAPTERS)] or shards
     return list({shard.place: shard for shard in reversed(shards)}.values())[::-1]
 
 
 def moment_shards(chunks: Sequence[torch.nn.Module], optimizer: Any) -> list[Shard]:
-    """Every moment of this rank's optimizer, and its fp32 weights where the model's are bf16."""
+    """This rank's optimizer moments, and its fp32 weights if the model is bf16."""
     weights = sorted(weight_shards(chunks), key=lambda shard: shard.data.data_ptr())
     shards = []
     for part in optimizer.chained_optimizers:
@@ -80,8 +79,8 @@ def moment_shards(chunks: Sequence[torch.nn.Module], optimizer: Any) -> list[Sha
 
 
 def master_shards(chunks: Sequence[torch.nn.Module], part: Any, moment: str | None = None) -> list[Shard]:
-    """The weights that a part of the optimizer updates, in fp32, whether or not they are copies, or a moment of theirs
-    in the same pieces: keys as `MASTER`'s."""
+    """The fp32 weights that a part of the optimizer updates, copies or not, or one of their moments in the same pieces.
+    Keys are those of `MASTER`."""
     weights = sorted(weight_shards(chunks), key=lambda shard: shard.data.data_ptr())
     return [
         piece
@@ -92,7 +91,7 @@ def master_shards(chunks: Sequence[torch.nn.Module], part: Any, moment: str | No
 
 
 def boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
-    """The elements from `start` to `stop` of a flattened row-major array, as boxes in the same order."""
+    """Elements `start` to `stop` of a flattened row-major array, as boxes in the same order."""
     if start >= stop:
         return
     if len(shape) <= 1:
@@ -123,8 +122,8 @@ def _shard(entry: ShardedTensor) -> Shard:
 
 
 def _moments(part: Any) -> Iterator[tuple[Tensor, int, Tensor, dict[str, Tensor]]]:
-    """Each parameter, the first of its flattened elements that this rank optimizes, and from there on what it updates
-    and the moments."""
+    """Each parameter, the index of its first flattened element that this rank optimizes, and from there the updated
+    weights and their moments."""
     part.init_state_fn(part.optimizer, part.config)  # the moments of a new optimizer: zeros
     if isinstance(part, DistributedOptimizer):
         for parameter in part.model_param_gbuf_map:
@@ -156,7 +155,7 @@ def _within(weights: Sequence[Shard], parameter: Tensor) -> list[Shard]:
 
 
 def _pieces(weight: Shard, parameter: Tensor, start: int, moment: str, values: Tensor) -> Iterator[Shard]:
-    """The part of a moment that belongs to one weight: a parameter may hold several (SwiGLU's gate and up)."""
+    """The part of a moment that belongs to one weight; a parameter may hold several (SwiGLU's gate and up)."""
     assert weight.data.is_contiguous(), weight.key
     skipped = (weight.data.data_ptr() - parameter.data_ptr()) // parameter.element_size()
     first = max(start, skipped)

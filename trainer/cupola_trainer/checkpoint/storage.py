@@ -1,6 +1,6 @@
-"""Boxes of tensors on disk: one file of raw bytes a rank, and beside it what lies where. Nothing is ever unpickled.
+"""Boxes of tensors on disk: per rank a file of raw bytes and an index. Nothing is ever unpickled.
 
-state/rank_00000.bin     the boxes, one after the other, each at a multiple of 64 bytes
+state/rank_00000.bin     the boxes in sequence, each at a multiple of 64 bytes
 state/rank_00000.json    {"size", "blake3", "tensors": [{"key", "dtype", "shape", "offset", "size", "at"}, ...]}
 """
 
@@ -25,7 +25,7 @@ from cupola_trainer import runtime
 from cupola_trainer.checkpoint.shards import Box, Shard
 
 ALIGNMENT = 64
-"""Bytes; no element of any dtype straddles it."""
+"""Alignment in bytes, a multiple of every dtype's element size."""
 BLOCK = 16 << 20
 """Bytes written at a time."""
 
@@ -37,28 +37,28 @@ class StoredBox:
     key: str
     dtype: str
     shape: tuple[int, ...]
-    """Of the whole tensor."""
+    """Shape of the global tensor."""
     offset: tuple[int, ...]
     size: tuple[int, ...]
     at: int
-    """First byte in the file."""
+    """Offset in the file, in bytes."""
     file: str = ""
 
 
 class Staging:
-    """Host memory that a checkpoint is copied to before it is written, kept from one save to the next."""
+    """Host memory to copy a checkpoint to before writing it, reused between saves."""
 
     deferred = True
-    """Whether `begin` may leave most of the copying for later."""
+    """Whether `begin` may defer most of the copying."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8)
 
     def begin(self, shards: Sequence[Shard], passing: set[int]) -> tuple[Tensor, list[StoredBox], Callable[[], None]]:
-        """Find room for shards side by side, and copy those whose memory's address is `passing`.
+        """Reserve contiguous memory for shards, and copy those whose address is in `passing`.
 
         Returns:
-            the bytes, where each shard lies in them, and what is left to do: copy the others.
+            the memory, each shard's box in it, and a function that copies the rest.
         """
         if not self.deferred:
             return *self.copy(shards), lambda: None
@@ -68,7 +68,7 @@ class Staging:
         return memory, stored, lambda: self._copy(rest)
 
     def copy(self, shards: Sequence[Shard]) -> tuple[Tensor, list[StoredBox]]:
-        """Copy shards side by side. Returns the bytes, and where each lies in them."""
+        """Copy shards to contiguous memory. Returns the memory and each shard's box in it."""
         memory, stored = self._reserve(shards)
         self._copy(zip(shards, stored, strict=True))
         return memory, stored
@@ -90,15 +90,15 @@ class Staging:
         runtime.synchronize()
 
     def place(self, shard: Shard, memory: Tensor) -> None:
-        """Bring a shard's numbers into memory of its shape."""
+        """Copy a shard into memory of its shape."""
         memory.copy_(shard.data, non_blocking=True)
 
 
 def write(state: Path, rank: int, content: Tensor, boxes: Sequence[StoredBox]) -> None:
-    """Write a rank's two files and sync them. The digest is taken while the bytes are written, by other threads.
+    """Write and fsync a rank's two files. Other threads compute the digest meanwhile.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written.
+        OSError: the disk is full, or the folder is not writable.
     """
     path = state / f"rank_{rank:05d}.bin"
     view = memoryview(content.numpy()).cast("B")
@@ -118,7 +118,7 @@ def write(state: Path, rank: int, content: Tensor, boxes: Sequence[StoredBox]) -
 
 
 def written(state: Path) -> dict[str, tuple[int, str]]:
-    """Size and digest of every rank's bytes, as its writer found them."""
+    """Size and digest of every rank's bytes, as recorded by its writer."""
     return {
         path.with_suffix(".bin").name: (entry["size"], entry["blake3"])
         for path in sorted(state.glob("rank_*.json"))
@@ -127,7 +127,7 @@ def written(state: Path) -> dict[str, tuple[int, str]]:
 
 
 class StoredState:
-    """The tensors of a checkpoint's `state` folder, whatever the layout that wrote it. Verify its digests first."""
+    """The tensors in a checkpoint's `state` folder, written in any layout. Verify its digests first."""
 
     def __init__(self, state: Path) -> None:
         self.state = state
@@ -138,7 +138,7 @@ class StoredState:
                 self.boxes[entry["key"]].append(StoredBox(**{**entry, **places}, file=path.with_suffix(".bin").name))
 
     def read(self, key: str, index: tuple[int, ...] = ()) -> Tensor:
-        """A tensor, or what it holds at an index into its leading (layer, expert) axes."""
+        """A tensor, or its slice at an index into the leading (layer, expert) axes."""
         first = self._first(key)
         rest = first.shape[len(index) :]
         target = torch.empty(*(1 for _ in index), *rest, dtype=getattr(torch, first.dtype))
@@ -146,7 +146,7 @@ class StoredState:
         return target.reshape(rest)
 
     def outline(self, key: str, index: tuple[int, ...] = ()) -> Tensor:
-        """What `read` would give, without its numbers: on the meta device."""
+        """The result of `read` without data, on the meta device."""
         first = self._first(key)
         return torch.empty(first.shape[len(index) :], dtype=getattr(torch, first.dtype), device="meta")
 
@@ -157,13 +157,13 @@ class StoredState:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def fill(self, shard: Shard, key: str = "") -> None:
-        """Copy into `shard.data` its box of the tensor, from all the stored boxes that overlap it.
+        """Fill `shard.data` from all stored boxes that overlap it.
 
         Args:
-            key: the stored tensor's name; empty for the shard's own.
+            key: name of the stored tensor; empty for the shard's own.
 
         Raises:
-            CorruptArtifactError: no such tensor, another shape, or parts of it are not stored.
+            CorruptArtifactError: the tensor is missing, has another shape, or is stored incompletely.
         """
         key = key or shard.key
         filled = 0
@@ -188,17 +188,19 @@ class StoredState:
     @cached_property
     def _files(self) -> dict[str, Tensor]:
         return {
-            path.name: torch.from_numpy(np.memmap(path, np.uint8, mode="c"))  # copy on write: torch wants it writable
+            path.name: torch.from_numpy(
+                np.memmap(path, np.uint8, mode="c")
+            )  # copy-on-write, since torch requires writable memory
             for path in sorted(self.state.glob("rank_*.bin"))
             if path.stat().st_size
         }
 
 
 def owned(shards: Sequence[Shard], places: Iterable[Iterable[tuple[Any, int]]], rank: int) -> list[Shard]:
-    """The shards that this rank writes: of all ranks that hold the same box, the one with the least to write so far.
+    """The shards that this rank writes: each box goes to the holder with the least to write so far.
 
     Args:
-        places: for every rank, its shards' places and bytes.
+        places: per rank, the places and bytes of its shards.
     """
     holders: dict[Any, list[int]] = defaultdict(list)
     size: dict[Any, int] = {}
