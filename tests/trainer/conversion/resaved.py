@@ -1,4 +1,4 @@
-"""Loads a checkpoint's weights in another layout and saves them: `torchrun resaved.py CHECKPOINT TO LAYOUT-JSON`."""
+"""Load a checkpoint's weights in another layout and save them: `torchrun resaved.py CHECKPOINT TO LAYOUT-JSON`."""
 
 import json
 import sys

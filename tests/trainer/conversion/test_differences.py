@@ -1,4 +1,4 @@
-"""How far apart two checkpoints are, against the same arithmetic on the folders that transformers reads."""
+"""Distances between checkpoints, against the same arithmetic on exported folders."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from cupola_trainer.conversion.importing import import_
 KEY, BIAS = "model.layers.1.self_attn.k_proj.weight", "model.layers.0.self_attn.q_proj.bias"
 
 
-def test_what_was_changed_is_found_in_its_place_and_size(saved: Path, tmp_path: Path) -> None:
+def test_a_change_is_located_and_measured(saved: Path, tmp_path: Path) -> None:
     folder = export(saved / "moe", tmp_path / "hf")
     before = load_file(folder / "model.safetensors")
     noise = torch.randn(before[KEY].shape, generator=torch.Generator().manual_seed(1)) * 0.01
@@ -36,7 +36,7 @@ def test_what_was_changed_is_found_in_its_place_and_size(saved: Path, tmp_path: 
         assert row["cosine"] == pytest.approx(torch.cosine_similarity(x.flatten(), y.flatten(), dim=0).item())
 
 
-def test_what_only_one_architecture_has_is_named(saved: Path) -> None:
+def test_tensors_of_only_one_architecture_are_named(saved: Path) -> None:
     found = compare_weights(saved / "dense", saved / "moe")
     assert "model.layers.0.mlp.up_proj.weight" in found["only_a"]
     assert "model.layers.1.mlp.experts.3.down_proj.weight" in found["only_b"]

@@ -1,4 +1,4 @@
-"""A model family is one file that is found by itself: ours, and a plugin's that this test writes."""
+"""A model family is one file that is discovered automatically, ours or a plugin's that this test writes."""
 
 import json
 import sys
@@ -33,7 +33,7 @@ TOY_MODEL = ModelConfig(
     qk_norm=True,
 )
 TOY = '''
-"""A Llama with normed queries and keys, and names of its own."""
+"""A Llama with QK norm and its own tensor names."""
 
 from transformers import AutoConfig, LlamaConfig
 
@@ -67,7 +67,7 @@ Install = Callable[[str], None]
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Writes a distribution `toy` beside Cupola's, whose entry point names a module with this source."""
+    """Installs a distribution `toy` whose entry point names a module with the given source."""
 
     def write(source: str) -> None:
         described = tmp_path / "installed" / "toy-1.0.dist-info"
@@ -86,7 +86,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 @pytest.fixture
 def toy_checkpoint(tmp_path: Path) -> Path:
-    """A checkpoint whose norms are not all one."""
+    """A checkpoint with norms other than one."""
     runtime.start(LayoutConfig(), seed=0)
     chunks = models.build(TOY_MODEL, LayoutConfig(), seed=1)
     generator = torch.Generator().manual_seed(2)
@@ -126,12 +126,12 @@ def test_a_plugins_family_is_exported_and_imported_bit_for_bit(
     assert files[0] == files[1]
 
 
-def test_without_the_plugin_such_a_model_is_refused_by_its_trait(
+def test_without_the_plugin_the_model_is_refused_naming_the_trait(
     toy_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", "--checkpoint", str(toy_checkpoint), "--to", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == (
-        "transformers has no such model: its llama cannot have qk_norm=True. It cannot be exported.\n"
+        "transformers has no such model: its llama does not support qk_norm=True. It cannot be exported.\n"
     )
 
 
@@ -143,7 +143,7 @@ def test_without_the_plugin_such_a_model_is_refused_by_its_trait(
     ],
     ids=["none", "again"],
 )
-def test_a_plugin_that_defines_no_new_family_is_named(install: Install, source: str, says: str) -> None:
+def test_a_plugin_without_a_new_family_is_named(install: Install, source: str, says: str) -> None:
     install(source)
     with pytest.raises(ConfigError, match=says):
         families.families()
@@ -152,9 +152,9 @@ def test_a_plugin_that_defines_no_new_family_is_named(install: Install, source: 
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("qwen3", "model_type='qwen3' is not known. Did you mean 'qwen2'?"),
-        ("gpt2", "model_type='gpt2' is not known. Known: gemma2, llama, qwen2, qwen2_moe."),
-        (["llama"], "model_type=['llama'] is not known. Did you mean 'llama'?"),
+        ("qwen3", "model_type='qwen3' is not supported. Did you mean 'qwen2'?"),
+        ("gpt2", "model_type='gpt2' is not supported. Known: gemma2, llama, qwen2, qwen2_moe."),
+        (["llama"], "model_type=['llama'] is not supported. Did you mean 'llama'?"),
     ],
 )
 def test_an_unknown_family_is_refused_with_the_nearest(given: object, says: str) -> None:
@@ -163,12 +163,12 @@ def test_an_unknown_family_is_refused_with_the_nearest(given: object, says: str)
     assert str(refused.value) == says
 
 
-def test_every_family_has_a_small_checkpoint_among_those_that_the_tests_convert(saved: Path) -> None:
+def test_every_family_is_among_the_checkpoints_that_the_tests_convert(saved: Path) -> None:
     models = [read_model(folder.parent) for folder in saved.glob("*/model.json")]
     assert {families.of(model).model_type for model in models} == set(families.families())
 
 
-def test_the_page_of_families_has_a_column_for_each() -> None:
+def test_the_families_page_has_a_column_for_each() -> None:
     page = (Path(__file__).parents[3] / "docs" / "families.md").read_text()
     [header] = [line for line in page.splitlines() if line.startswith("| |")]
     columns = {column.split("(")[0].strip() for column in header.strip("| ").split("|")}

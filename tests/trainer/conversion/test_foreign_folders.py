@@ -1,5 +1,4 @@
-"""Folders that strangers made are imported from within: no file outside is read, and nothing hangs,
-crashes or is guessed."""
+"""Importing untrusted folders: no file outside is read, and nothing hangs, crashes or is guessed."""
 
 import json
 import os
@@ -26,7 +25,7 @@ FIRST, SECOND, INDEX = "model-1.safetensors", "model-2.safetensors", "model.safe
 
 @pytest.fixture(scope="module")
 def tensors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """A Llama of one layer, as transformers writes it."""
+    """A one-layer Llama as saved by transformers."""
     from transformers import LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("llama")
@@ -46,7 +45,7 @@ def _llama() -> Any:
 
 @pytest.fixture
 def folder(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> Path:
-    """That model in one file, with a tokenizer."""
+    """The model in one file, with a tokenizer."""
     folder = tmp_path / "model"
     _llama().save_pretrained(folder)
     save_file(tensors, folder / "model.safetensors")
@@ -58,7 +57,7 @@ def folder(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> Path:
 
 
 def split(folder: Path, tensors: dict[str, torch.Tensor], more: dict[str, torch.Tensor]) -> dict[str, str]:
-    """The weights in two files, with `more` in the second; gives the index's weight_map."""
+    """Split the weights into two files, with `more` in the second. Returns the index's weight_map."""
     (folder / "model.safetensors").unlink()
     names = sorted(tensors)
     save_file({name: tensors[name] for name in names[:5]}, folder / FIRST)
@@ -76,7 +75,7 @@ def refused(folder: Path, to: Path) -> str:
     return str(caught.value)
 
 
-def test_a_model_in_several_files_is_imported_as_its_index_says(
+def test_a_model_in_several_files_is_imported_by_its_index(
     folder: Path, tmp_path: Path, tensors: dict[str, torch.Tensor]
 ) -> None:
     split(folder, tensors, {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)})
@@ -94,24 +93,22 @@ def test_a_second_copy_of_a_tensor_is_refused(folder: Path, tmp_path: Path, tens
     assert refused(folder, tmp_path / "to").endswith(says)
 
 
-def test_weights_in_one_file_beside_an_index_of_others_are_refused(
+def test_a_weights_file_that_the_index_does_not_list_is_refused(
     folder: Path, tmp_path: Path, tensors: dict[str, torch.Tensor]
 ) -> None:
     split(folder, tensors, {})
     save_file(tensors, folder / "model.safetensors")
-    assert "holds model.safetensors, which model.safetensors.index.json does not name" in refused(
+    assert "holds model.safetensors, which model.safetensors.index.json does not list" in refused(
         folder, tmp_path / "to"
     )
 
 
-def test_an_index_and_its_files_hold_the_same_tensors(
-    folder: Path, tmp_path: Path, tensors: dict[str, torch.Tensor]
-) -> None:
+def test_an_index_must_match_its_files(folder: Path, tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     weight_map = split(folder, tensors, {})
     for wrong, says in [
         (
             {name: file for name, file in weight_map.items() if name != NAME},
-            f"holds {NAME}, which {INDEX} does not name",
+            f"holds {NAME}, which {INDEX} does not list",
         ),
         (weight_map | {"model.extra": FIRST}, f"model-1.safetensors lacks model.extra, which {INDEX} assigns to it"),
     ]:
@@ -126,34 +123,34 @@ FILES = [
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_link_that_leads_out_of_the_folder_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
+def test_a_link_outside_the_folder_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
     outside = tmp_path / "outside"
     outside.write_bytes((folder / name).read_bytes() if (folder / name).exists() else b"secret")
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to("../outside")
-    assert f"model/{name} leads out of the folder, to {outside}." in refused(folder, tmp_path / "to")
+    assert f"model/{name} leads outside the folder, to {outside}." in refused(folder, tmp_path / "to")
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(folder: Path, tmp_path: Path, name: str) -> None:
+def test_a_pipe_instead_of_a_file_is_refused_immediately(folder: Path, tmp_path: Path, name: str) -> None:
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
-    assert f"model/{name} is not a plain file" in refused(folder, tmp_path / "to")
+    assert f"model/{name} is not a regular file" in refused(folder, tmp_path / "to")
 
 
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("../outside.safetensors", "leads out of the folder"),
-        ("/etc/passwd", "leads out of the folder, to /etc/passwd."),
-        ("sub/../../outside.safetensors", "leads out of the folder"),
+        ("../outside.safetensors", "leads outside the folder"),
+        ("/etc/passwd", "leads outside the folder, to /etc/passwd."),
+        ("sub/../../outside.safetensors", "leads outside the folder"),
         ("x\0y", "cannot be opened"),
         ("\x1b[2J\n", r"\x1b[2J\n' is missing. Give a folder"),
-        ("", "is not a plain file"),
-        (".", "is not a plain file"),
+        ("", "is not a regular file"),
+        (".", "is not a regular file"),
     ],
 )
-def test_a_weight_map_that_leads_out_of_the_folder_is_refused(
+def test_a_weight_map_outside_the_folder_is_refused(
     folder: Path, tmp_path: Path, tensors: dict[str, torch.Tensor], name: str, says: str
 ) -> None:
     (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")
@@ -171,12 +168,12 @@ def test_a_snapshot_in_hugging_faces_cache_is_imported_through_its_links(folder:
         (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
     import_(snapshot, tmp_path / "to")
     (snapshot / "chat_template.jinja").symlink_to("../../../../secret")
-    assert "leads out of the folder" in refused(snapshot, tmp_path / "other")
+    assert "leads outside the folder" in refused(snapshot, tmp_path / "other")
 
 
 @pytest.mark.parametrize("depth", [40, 500, 2_000_000])
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", INDEX])
-def test_json_that_is_nested_deeply_is_one_line(folder: Path, tmp_path: Path, name: str, depth: int) -> None:
+def test_deeply_nested_json_is_refused_in_one_line(folder: Path, tmp_path: Path, name: str, depth: int) -> None:
     (folder / name).write_text('{"a": ' + "[" * depth + "]" * depth + "}")
     assert refused(folder, tmp_path / "to").endswith(f"{name} is nested deeper than 32 levels. Copy it again.")
 
@@ -201,7 +198,7 @@ def header(of: dict[str, Any], *, claimed: int | None = None) -> bytes:
     ],
     ids=["empty", "length", "short", "past the end", "overflow", "backwards", "overlap", "negative", "deep"],
 )  # fmt: skip
-def test_a_safetensors_header_that_lies_is_one_line(folder: Path, tmp_path: Path, content: bytes) -> None:
+def test_a_false_safetensors_header_is_refused_in_one_line(folder: Path, tmp_path: Path, content: bytes) -> None:
     (folder / "model.safetensors").write_bytes(content)
     assert "model.safetensors is not a safetensors file: " in refused(folder, tmp_path / "to")
 
@@ -226,7 +223,7 @@ def changed(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None
     ],
     ids=["deep config", "deep tokenizer", "panic", "code"],
 )
-def test_a_tokenizer_that_crashes_or_brings_code_is_refused_in_one_line(
+def test_a_tokenizer_that_crashes_or_contains_code_is_refused_in_one_line(
     folder: Path, tmp_path: Path, harm: Callable[[Path], object]
 ) -> None:
     harm(folder)
@@ -237,23 +234,23 @@ def test_a_tokenizer_that_crashes_or_brings_code_is_refused_in_one_line(
 
 @pytest.mark.parametrize("name", ["num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "head_dim"])
 @pytest.mark.parametrize("size", [2_000_000, 2**80])
-def test_a_model_far_larger_than_its_weights_is_refused_before_it_is_laid_out(
+def test_a_model_far_larger_than_its_weights_is_refused_before_it_is_built(
     folder: Path, tmp_path: Path, name: str, size: int
 ) -> None:
     config = json.loads((folder / "config.json").read_text()) | {"head_dim": 8, name: size}
     (folder / "config.json").write_text(json.dumps(config))
     assert re.search(
-        r"calls for [\d,]{9,} parameters, its files hold 26,\d{3}\. Correct", refused(folder, tmp_path / "to")
+        r"describes [\d,]{9,} parameters, its files hold 26,\d{3}\. Correct", refused(folder, tmp_path / "to")
     )
 
 
-def test_a_passwords_file_does_not_come_in_by_the_command(
+def test_the_command_does_not_import_a_password_file(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "chat_template.jinja").symlink_to("/etc/passwd")
     assert main(["import", "--from", str(folder), "--to", str(tmp_path / "to")]) == 2
     assert capsys.readouterr().err == (
-        f"{folder}/chat_template.jinja leads out of the folder, to /etc/passwd. "
-        "Put the file itself there, if you trust it.\n"
+        f"{folder}/chat_template.jinja leads outside the folder, to /etc/passwd. "
+        "Put the file itself in the folder, if you trust it.\n"
     )
     assert not (tmp_path / "to").exists()

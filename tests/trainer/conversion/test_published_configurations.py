@@ -1,5 +1,4 @@
-"""config.json files as their authors published them, with all that only other readers need,
-are read as the presets have them."""
+"""Published config.json files, including entries that only other readers need, match the presets."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -61,14 +60,14 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_configuration_is_read_as_its_preset_and_left_as_it_was(name: str) -> None:
+def test_a_published_configuration_matches_its_preset_and_is_not_modified(name: str) -> None:
     given = deepcopy(PUBLISHED[name])
     assert from_config(given) == PRESETS[name]
     assert given == PUBLISHED[name]
 
 
 def test_yarn_is_read_as_qwen_publishes_it() -> None:
-    """What Qwen2.5's model cards say to add to config.json for texts of 131,072 tokens."""
+    """The config.json entries that Qwen2.5's model cards recommend for 131,072 tokens."""
     scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}
     model = from_config(QWEN | {"rope_scaling": scaling})
     assert model.rope_scaling == YarnRope(factor=4.0, original_max_position_embeddings=32_768)
@@ -76,7 +75,7 @@ def test_yarn_is_read_as_qwen_publishes_it() -> None:
 
 
 def test_dual_chunks_are_read_as_qwen_publishes_them() -> None:
-    """Qwen2.5-7B-Instruct-1M's."""
+    """The entries of Qwen2.5-7B-Instruct-1M."""
     chunks = {"chunk_size": 262144, "local_size": 8192, "original_max_position_embeddings": 262144}
     config = QWEN | {
         "dual_chunk_attention_config": chunks, "max_position_embeddings": 1010000, "rope_theta": 10000000.0,
@@ -91,7 +90,7 @@ def test_dual_chunks_are_read_as_qwen_publishes_them() -> None:
     )
 
 
-def test_quantized_weights_are_refused_before_their_tensors_are_looked_for() -> None:
+def test_quantized_weights_are_refused_before_reading_tensors() -> None:
     with pytest.raises(
         ConfigError, match=r"quantization_config=\{'quant_method': 'gptq'\} is not supported\. Only None is"
     ):

@@ -1,4 +1,4 @@
-"""SmolLM2-135M's real weights come in, say what they say in transformers, and go out as they came.
+"""SmolLM2-135M's real weights are imported, match transformers' outputs, and are exported unchanged.
 
 docs/families.md says how to make the folder that CUPOLA_SMOLLM2 names.
 """
@@ -60,7 +60,7 @@ def ours(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return import_(source, tmp_path_factory.mktemp("real") / "ours").path
 
 
-def test_every_tensor_comes_back_bit_for_bit(source: Path, ours: Path, tmp_path: Path) -> None:
+def test_every_tensor_survives_a_round_trip_bit_for_bit(source: Path, ours: Path, tmp_path: Path) -> None:
     back = load_file(export(ours, tmp_path / "back") / "model.safetensors")
     original = load_file(source / "model.safetensors")
     assert set(back) == set(original) - {"lm_head.weight"}
@@ -69,7 +69,7 @@ def test_every_tensor_comes_back_bit_for_bit(source: Path, ours: Path, tmp_path:
 
 @pytest.fixture(scope="module")
 def logits(source: Path, ours: Path) -> dict[str, torch.Tensor]:
-    """Of the prompt, [1, s, v]: ours and transformers', in fp32 and in fp64."""
+    """Logits of the prompt [1, s, v], ours and transformers', in fp32 and fp64."""
     theirs = AutoModelForCausalLM.from_pretrained(source).eval()
     tokens = torch.tensor([AutoTokenizer.from_pretrained(source).encode(PROMPT)])
     runtime.start(LayoutConfig(), seed=0)
@@ -77,29 +77,29 @@ def logits(source: Path, ours: Path) -> dict[str, torch.Tensor]:
     places = torch.arange(tokens.size(1))[None]
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         found = {"ours": model(tokens, places, None), "theirs": theirs(tokens).logits}
-        patch.setattr(torch, "float32", torch.float64)  # LlamaRMSNorm computes in what this names
+        patch.setattr(torch, "float32", torch.float64)  # LlamaRMSNorm casts to this dtype
         found |= {"ours64": model.double()(tokens, places, None), "theirs64": theirs.double()(tokens).logits}
     runtime.stop()
     return found
 
 
-def test_logits_in_float64_are_transformers_own(logits: dict[str, torch.Tensor]) -> None:
-    """The same function: nothing but rounding parts the two in any precision."""
+def test_float64_logits_match_transformers(logits: dict[str, torch.Tensor]) -> None:
+    """Both compute the same function: they differ only by rounding, in any precision."""
     assert logits["ours64"].dtype == logits["theirs64"].dtype == torch.float64
     assert (logits["ours64"] - logits["theirs64"]).abs().max() <= 1e-9
 
 
-def test_logits_in_float32_are_transformers_own_within_its_rounding(logits: dict[str, torch.Tensor]) -> None:
-    """Largest logits are near 30, where neighbouring fp32 numbers lie 2e-6 apart, and thirty layers round:
-    transformers' own logits are as far from their fp64 values as ours are.
-    So the limit of 1e-5 is of the largest logit."""
+def test_float32_logits_match_transformers_within_rounding(logits: dict[str, torch.Tensor]) -> None:
+    """The largest logits are near 30, where adjacent fp32 numbers are 2e-6 apart, and thirty layers round:
+    transformers' logits are as far from their fp64 values as ours. So the tolerance of 1e-5 is relative to the largest
+    logit."""
     exact, scale = logits["theirs64"], logits["theirs64"].abs().max()
     assert (logits["ours"] - logits["theirs"]).abs().max() <= 1e-5 * scale
     ours, theirs = ((logits[name] - exact).abs().max() for name in ("ours", "theirs"))
     assert ours <= 2 * theirs
 
 
-def test_greedy_text_is_transformers_own(source: Path, ours: Path) -> None:
+def test_greedy_text_matches_transformers(source: Path, ours: Path) -> None:
     theirs, tokenizer = AutoModelForCausalLM.from_pretrained(source).eval(), AutoTokenizer.from_pretrained(source)
     tokens = torch.tensor([tokenizer.encode(PROMPT)])
     with torch.no_grad():
@@ -109,9 +109,7 @@ def test_greedy_text_is_transformers_own(source: Path, ours: Path) -> None:
 
 
 @pytest.mark.parametrize("direction", ["import", "export"])
-def test_no_more_than_the_model_and_one_layer_of_it_are_held(
-    source: Path, ours: Path, tmp_path: Path, direction: str
-) -> None:
+def test_memory_holds_at_most_the_model_and_one_layer(source: Path, ours: Path, tmp_path: Path, direction: str) -> None:
     origin = source if direction == "import" else ours
     done = subprocess.run(
         [sys.executable, "-c", PEAK, direction, origin, tmp_path / "to"], capture_output=True, text=True, check=True
@@ -119,5 +117,5 @@ def test_no_more_than_the_model_and_one_layer_of_it_are_held(
     weights = load_file(source / "model.safetensors")
     model = sum(tensor.nbytes for tensor in weights.values())
     largest = max(tensor.nbytes for tensor in weights.values())  # the embedding; a decoder layer is smaller
-    slack = 64 << 20  # Python, tokenizer and allocator, which do not grow with the model
+    slack = 64 << 20  # Python, tokenizer and allocator, independent of model size
     assert int(done.stdout.split()[-1]) < model + largest + slack

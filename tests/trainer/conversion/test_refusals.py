@@ -1,4 +1,4 @@
-"""What cannot be converted is refused in one line that names it, and nothing is left behind."""
+"""What cannot be converted is refused by name, in one line, and nothing is left behind."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def changed(folder: Path, to: Path, **config: Any) -> Path:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"model_type": "gpt2"}, "'gpt2' is not known. Known: gemma2, llama, qwen2, qwen2_moe"),
+        ({"model_type": "gpt2"}, "'gpt2' is not supported. Supported: gemma2, llama, qwen2, qwen2_moe"),
         (
             {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "short_factor": [1.0] * 8,
                                  "long_factor": [2.0] * 8, "original_max_position_embeddings": 32}},
@@ -49,10 +49,10 @@ def changed(folder: Path, to: Path, **config: Any) -> Path:
         ),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported. Only 'silu' is"),
         ({"hidden_size": 66}, "config.json: hidden_size=66 is not a multiple"),
-        ({"model_type": ["qwen2"]}, r"model_type=\['qwen2'\] is not known"),
+        ({"model_type": ["qwen2"]}, r"model_type=\['qwen2'\] is not supported"),
         ({"architectures": ["FooForCausalLM"]},
-        r"architectures=\['FooForCausalLM'\] is not known. Of qwen2: Qwen2ForCausalLM"), ({"architectures": 3},
-        "architectures=3 is not known"), ({"intermediate_size": 0},
+        r"architectures=\['FooForCausalLM'\] is not supported. Supported for qwen2: Qwen2ForCausalLM"), ({"architectures": 3},
+        "architectures=3 is not supported"), ({"intermediate_size": 0},
         "config.json: intermediate_size=0: input should be greater than or equal to 1"), ({"num_key_value_heads": 3},
         "config.json: num_attention_heads=4 is not a multiple of num_key_value_heads=3"), ({"dual_chunk_attention_config": 3}, "dual_chunk_attention_config=3 is not a mapping"),
         (
@@ -62,7 +62,7 @@ def changed(folder: Path, to: Path, **config: Any) -> Path:
         ({"eos_token_id": "</s>"}, "eos_token_id"),
     ],
 )  # fmt: skip
-def test_a_configuration_that_we_do_not_build_is_refused(
+def test_an_unsupported_configuration_is_refused(
     exported: dict[str, Path], tmp_path: Path, config: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(ConfigError, match=says):
@@ -93,14 +93,14 @@ def test_pickled_weights_are_never_opened(exported: dict[str, Path], tmp_path: P
 
 
 @pytest.mark.parametrize("index", ["{}", '{"weight_map": []}', '{"weight_map": {"model.norm.weight": 3}}'])
-def test_an_index_that_names_no_files_is_refused(exported: dict[str, Path], tmp_path: Path, index: str) -> None:
+def test_an_index_without_files_is_refused(exported: dict[str, Path], tmp_path: Path, index: str) -> None:
     folder = changed(exported["dense"], tmp_path / "folder")
     (folder / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(ConfigError, match=r"index\.json has no weight_map from each tensor's name to its file's"):
+    with pytest.raises(ConfigError, match=r"index\.json has no weight_map from tensor names to file names"):
         import_(folder, tmp_path / "to")
 
 
-def test_a_tokenizer_that_cannot_be_read_is_refused(exported: dict[str, Path], tmp_path: Path) -> None:
+def test_an_unreadable_tokenizer_is_refused(exported: dict[str, Path], tmp_path: Path) -> None:
     folder = changed(exported["dense"], tmp_path / "folder")
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(ConfigError, match=r"its tokenizer cannot be read: .* Repair or remove tokenizer\.json"):
@@ -116,7 +116,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     ("name", "change", "says"),
     [
         ("model.norm.weight", lambda x: x.fill_(float("nan")), "model.norm.weight holds values that are not finite"),
-        ("model.norm.weight", lambda x: x.double(), "model.norm.weight is of type F64. Only F32, BF16, F16"),
+        ("model.norm.weight", lambda x: x.double(), "model.norm.weight has dtype F64. Only F32, BF16, F16"),
         (
             "lm_head.weight",
             lambda x: x + 1,
@@ -125,7 +125,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     ],
     ids=["nan", "type", "tied"],
 )
-def test_weights_that_cannot_be_right_are_refused_by_name(
+def test_invalid_weights_are_refused_by_name(
     exported: dict[str, Path], tmp_path: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor], says: str
 ) -> None:
     folder = changed(exported["dense"], tmp_path / "folder")
@@ -140,8 +140,8 @@ def test_weights_that_cannot_be_right_are_refused_by_name(
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"scale_embeddings": True}, "its qwen2 cannot have scale_embeddings=True"),
-        ({"attention_windows": (8, 16)}, "one window for all layers that have any; this model has several sizes"),
+        ({"scale_embeddings": True}, "its qwen2 does not support scale_embeddings=True"),
+        ({"attention_windows": (8, 16)}, "one window size per model; this model has several"),
     ],
 )
 def test_a_model_that_transformers_does_not_have_is_not_exported(change: dict[str, Any], says: str) -> None:
@@ -163,18 +163,18 @@ def test_a_changed_byte_is_refused_by_name_before_anything_is_unpickled(saved: P
     assert not (tmp_path / "to").exists()
 
 
-def test_a_mistake_on_the_command_line_is_one_line_and_status_2(saved: Path, tmp_path: Path) -> None:
+def test_a_command_line_error_is_one_line_and_status_2(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
     done = subprocess.run(
         [sys.executable, "-m", "cupola_trainer", "export", "--checkpoint", saved / "dense", "--to", tmp_path],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr == f"{tmp_path} exists and is not an empty folder. Name a new one.\n"
+    assert done.stderr == f"{tmp_path} exists and is not an empty folder. Give a new one.\n"
     assert (tmp_path / "file").read_text() == "kept"
 
 
-def test_a_disk_that_refuses_is_one_line_and_nothing_is_left(
+def test_a_full_disk_is_one_line_and_leaves_nothing_behind(
     saved: Path, exported: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("kept")

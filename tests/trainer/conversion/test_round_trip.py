@@ -1,4 +1,4 @@
-"""transformers' folders <-> checkpoints: against transformers, bit for bit, in one process, from any layout."""
+"""transformers folders <-> checkpoints: against transformers, bit for bit, in one process, from any layout."""
 
 import json
 import runpy
@@ -63,7 +63,7 @@ def logits_of(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("name", NAMES)
-def test_an_exported_model_gives_our_logits_in_transformers(saved: Path, exported: dict[str, Path], name: str) -> None:
+def test_an_exported_model_has_our_logits_in_transformers(saved: Path, exported: dict[str, Path], name: str) -> None:
     tokens = torch.randint(0, 512, (2, 100), generator=torch.Generator().manual_seed(5))
     ours = logits_of(saved / name, tokens)
     with torch.no_grad():
@@ -73,9 +73,7 @@ def test_an_exported_model_gives_our_logits_in_transformers(saved: Path, exporte
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_export_and_import_give_the_same_bits_back(
-    saved: Path, exported: dict[str, Path], name: str, tmp_path: Path
-) -> None:
+def test_export_and_import_are_bit_exact(saved: Path, exported: dict[str, Path], name: str, tmp_path: Path) -> None:
     back = import_(exported[name], tmp_path / "back").path
     original, returned = StoredTensors(saved / name), StoredTensors(back)
     assert set(original) == set(returned)
@@ -147,7 +145,7 @@ def test_large_weights_are_split_into_files_with_an_index(
     assert all(torch.equal(whole[name], split[name]) for name in whole)
 
 
-def test_an_exported_folder_says_what_it_is(saved: Path, exported: dict[str, Path]) -> None:
+def test_an_exported_folder_describes_the_model(saved: Path, exported: dict[str, Path]) -> None:
     folder = exported["moe"]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     original = AutoTokenizer.from_pretrained(saved / "moe" / "tokenizer")
@@ -160,10 +158,10 @@ def test_an_exported_folder_says_what_it_is(saved: Path, exported: dict[str, Pat
     assert tokenizer.convert_ids_to_tokens(stops) == ["<|im_end|>", "<|endoftext|>"]
     card = (folder / "README.md").read_text()
     assert artifacts.read(saved / "moe").digest in card
-    assert f"{active_parameters(from_config(config)):,} of them active" in card
+    assert f"{active_parameters(from_config(config)):,} active per token" in card
 
 
-def test_parameters_of_a_mixture_are_counted_as_transformers_counts_them(exported: dict[str, Path]) -> None:
+def test_parameters_of_a_mixture_are_counted_as_by_transformers(exported: dict[str, Path]) -> None:
     model = ModelConfig(
         vocab_size=512, hidden_size=64, num_layers=2, num_attention_heads=4, num_query_groups=2, ffn_hidden_size=160,
         max_position_embeddings=128,
@@ -175,7 +173,7 @@ def test_parameters_of_a_mixture_are_counted_as_transformers_counts_them(exporte
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.booleans())
-def test_grouped_qkv_comes_apart_as_it_was_joined(groups: int, per_group: int, head_dim: int, bias: bool) -> None:
+def test_grouped_qkv_splits_as_it_was_joined(groups: int, per_group: int, head_dim: int, bias: bool) -> None:
     rest = () if bias else (3,)
     rows = [groups * per_group * head_dim, groups * head_dim, groups * head_dim]
     parts = [torch.randn(count, *rest) for count in rows]
@@ -186,7 +184,7 @@ def test_grouped_qkv_comes_apart_as_it_was_joined(groups: int, per_group: int, h
     assert all(torch.equal(a, b) for a, b in zip(layout.split(whole), parts, strict=True))
 
 
-def test_weights_in_bf16_and_many_files_and_no_tokenizer_come_back_bit_for_bit(
+def test_bf16_weights_in_many_files_without_tokenizer_survive_a_round_trip(
     exported: dict[str, Path], tmp_path: Path
 ) -> None:
     half = AutoModelForCausalLM.from_pretrained(exported["gemma2"], dtype=torch.bfloat16)
@@ -204,7 +202,7 @@ def test_weights_in_bf16_and_many_files_and_no_tokenizer_come_back_bit_for_bit(
 
 
 @pytest.mark.usefixtures("one_process")
-def test_weights_in_bf16_are_trained_in_the_precision_of_the_run(exported: dict[str, Path], tmp_path: Path) -> None:
+def test_bf16_weights_are_trained_in_the_precision_of_the_run(exported: dict[str, Path], tmp_path: Path) -> None:
     half = AutoModelForCausalLM.from_pretrained(exported["llama"], dtype=torch.bfloat16)
     half.save_pretrained(tmp_path / "half")
     import_(tmp_path / "half", tmp_path / "ours")
@@ -217,7 +215,7 @@ def test_weights_in_bf16_are_trained_in_the_precision_of_the_run(exported: dict[
 
 
 @pytest.mark.parametrize("with_tokenizer", [True, False])
-def test_where_a_text_ends_and_how_it_is_sampled_come_back_as_they_came(
+def test_control_tokens_and_sampling_settings_survive_a_round_trip(
     exported: dict[str, Path], tmp_path: Path, with_tokenizer: bool
 ) -> None:
     shutil.copytree(exported["llama"], tmp_path / "theirs")
@@ -233,7 +231,7 @@ def test_where_a_text_ends_and_how_it_is_sampled_come_back_as_they_came(
     assert {key: after[key] for key in ids} == {key: before[key] for key in ids}
 
 
-def test_an_end_that_config_json_alone_names_is_none_beside_a_generation_config_as_in_transformers(
+def test_a_generation_config_overrides_config_jsons_end_token_as_in_transformers(
     exported: dict[str, Path], tmp_path: Path
 ) -> None:
     shutil.copytree(exported["llama"], tmp_path / "theirs")
@@ -248,7 +246,7 @@ def test_an_end_that_config_json_alone_names_is_none_beside_a_generation_config_
     assert back.config.eos_token_id == theirs.config.eos_token_id == 9
 
 
-def test_an_imported_model_draws_every_row_and_ends_where_transformers_ends(
+def test_an_imported_model_samples_every_row_and_stops_as_in_transformers(
     exported: dict[str, Path], tmp_path: Path
 ) -> None:
     theirs = AutoModelForCausalLM.from_pretrained(exported["llama"]).eval()
@@ -263,7 +261,7 @@ def test_an_imported_model_draws_every_row_and_ends_where_transformers_ends(
     assert said == tokenizer.decode(free[: free.index(end) + 1], skip_special_tokens=True)
 
 
-def test_a_conversation_is_asked_through_the_chat_template_with_its_tools(
+def test_a_conversation_is_prompted_through_the_chat_template_with_its_tools(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tools = [{"type": "function", "function": {"name": "now"}}]

@@ -1,6 +1,6 @@
-"""Tensors out of a checkpoint of any layout, one layer at a time, without a process group.
+"""Read tensors from a checkpoint of any layout, one layer at a time, without a process group.
 
-Checkpoints name every tensor globally; those of all layers (and all experts) are one there, stacked in front.
+Checkpoint keys are global; a tensor of all layers (and all experts) is stacked along its leading dimensions.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,12 +13,12 @@ from cupola_trainer.checkpoint.storage import StoredState
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """The tensors of a checkpoint by key, each read from disk when asked for: whole, or of one layer.
+    """The tensors of a checkpoint by key, read lazily from disk, whole or one layer at a time.
 
-    The checkpoint's digests are verified before anything in it is read.
+    The checkpoint's digests are verified before anything is read.
 
     Raises:
-        CorruptArtifactError: it does not verify; names the file.
+        CorruptArtifactError: a file does not match its digest; names the file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -29,11 +29,11 @@ class StoredTensors(Mapping[str, Tensor]):
         return self.read(key)
 
     def read(self, key: str, index: tuple[int, ...] = ()) -> Tensor:
-        """A tensor, or what it holds at an index into its leading (layer, expert) dimensions."""
+        """A tensor, or its slice at an index into the leading (layer, expert) dimensions."""
         return self._state.read(key, index)
 
     def outline(self, key: str, index: tuple[int, ...] = ()) -> Tensor:
-        """What `read` would give, without its numbers: on the meta device."""
+        """The result of `read` without data, on the meta device."""
         return self._state.outline(key, index)
 
     def __contains__(self, key: object) -> bool:

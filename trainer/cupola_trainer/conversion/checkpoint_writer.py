@@ -1,4 +1,4 @@
-"""Writes a checkpoint out of whole tensors that are made one at a time: the model itself is never built."""
+"""Write a checkpoint from whole tensors, produced one at a time, without building the model."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -31,15 +31,15 @@ def write(
     tokenizer: Path | None,
     extra: Mapping[str, Any] | None = None,
 ) -> Artifact:
-    """Write the checkpoint of a model that was not trained yet. Every rank calls it, after `runtime.start`.
+    """Write the checkpoint of an untrained model. Collective: every rank must call it, after `runtime.start`.
 
-    Each rank asks for what its part of the layout needs, and holds that part and one tensor of one layer in memory.
+    Each rank reads what its part of the layout needs, and holds that part plus one tensor of one layer in memory.
 
     Args:
-        extra: what else training.json holds; plain JSON.
+        extra: further entries of training.json; plain JSON.
 
     Raises:
-        SaveFailedError: a rank could not write; nothing is left of this checkpoint. Nor is where `read` raises.
+        SaveFailedError: a rank could not write. The partial checkpoint is removed, also if `read` raises.
     """
     saver = Checkpointer(outline(model, layout, dtype))
     saver.staging = _LazyStaging(read, {shard.key: shard.prepend_axis_num for shard in sharded_tensors(saver.chunks)})
@@ -52,19 +52,19 @@ def write(
 
 
 def outline(model: ModelConfig, layout: LayoutConfig, dtype: torch.dtype | None = None) -> list[Any]:
-    """This rank's part of a model without its weights: on the meta device."""
+    """This rank's part of a model without weights, on the meta device."""
     with torch.device("meta"):
         return models.build(model, layout, seed=None, dtype=dtype)
 
 
 class _LazyStaging(Staging):
-    """Host memory for a checkpoint's tensors, each of which is made when its shard is copied, layer by layer."""
+    """Host memory for a checkpoint whose tensors are produced as their shards are copied, layer by layer."""
 
     deferred = False
 
     def __init__(self, read: Read, stacked: dict[str, int]) -> None:
         super().__init__()
-        self.read = lru_cache(maxsize=1)(read)  # gate and up are two shards of one tensor
+        self.read = lru_cache(maxsize=1)(read)  # gate and up are two shards of the same tensor
         self.stacked = stacked
 
     def copy(self, shards: Sequence[Shard]) -> tuple[Tensor, list[StoredBox]]:

@@ -1,4 +1,4 @@
-"""A ModelConfig as transformers' config.json, and back. What is a family's own stands in its file in `families`."""
+"""A ModelConfig as transformers' config.json, and back. Family-specific parts are in `families`."""
 
 import re
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ ENTRIES = {
     "tie_embeddings": "tie_word_embeddings",
     "init_std": "initializer_range",
 }
-"""ModelConfig's fields that every family's config.json has, and what they are called there."""
+"""ModelConfig fields that every family's config.json has, and their names there."""
 
 OTHERS = {
     "aux_loss_coeff": "router_aux_loss_coef",
@@ -42,7 +42,7 @@ OTHERS = {
     "shared_expert_ffn_hidden_size": "shared_expert_intermediate_size",
     "top_k": "num_experts_per_tok",
 }
-"""What config.json calls further fields, for messages about them."""
+"""config.json's names of further fields, for messages."""
 
 
 def to_config(
@@ -66,17 +66,17 @@ def to_config(
         "pad_token_id": pad,
     }
     config |= {theirs: getattr(model, ours) for ours, theirs in ENTRIES.items()}
-    if model.head_dim:  # a field of Llama's and Gemma's, and read of Qwen's where it is given
+    if model.head_dim:  # a field of Llama and Gemma; Qwen reads it if present
         config["head_dim"] = model.head_dim
     scalar = {"id2label": {"0": "reward"}, "label2id": {"reward": 0}} if model.is_scalar else {}
     return config | rope_entries(model) | scalar | family.config_entries(model) | dual_chunk_entries(model)
 
 
 def from_config(config: Mapping[str, Any]) -> ModelConfig:
-    """The model that a config.json of transformers describes. Entries that it leaves out get transformers' defaults.
+    """The model that a transformers config.json describes. Missing entries get transformers' defaults.
 
     Raises:
-        ConfigError: another architecture, or a variant of one that we do not build; names the entry.
+        ConfigError: an unsupported architecture or variant; names the entry.
     """
     family = _family(config)
     full = _with_defaults(config)
@@ -102,12 +102,14 @@ def _family(config: Mapping[str, Any]) -> Family:
     family, classes = families.named(config.get("model_type")), config.get("architectures") or []
     known = [family.architecture, family.sequence_classifier]
     if not isinstance(classes, list) or any(name not in known for name in classes):
-        raise ConfigError(f"architectures={classes!r} is not known. Of {family.model_type}: {', '.join(known)}.")
+        raise ConfigError(
+            f"architectures={classes!r} is not supported. Supported for {family.model_type}: {', '.join(known)}."
+        )
     return family
 
 
 def _line(error: ValidationError) -> str:
-    """The first thing wrong with the values, in config.json's words."""
+    """The first validation error, with config.json's names."""
     names = ENTRIES | OTHERS
     first = error.errors()[0]
     rule = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), first["msg"].removeprefix("Value error, "))
@@ -118,20 +120,20 @@ def _line(error: ValidationError) -> str:
 
 
 def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    from transformers import AutoConfig  # seconds long
+    from transformers import AutoConfig  # takes seconds to import
 
-    # a copy: transformers writes into what it is given
+    # a copy, since transformers modifies its arguments
     given = deepcopy({key: value for key, value in config.items() if key != "model_type"})
     try:
         full: dict[str, Any] = AutoConfig.for_model(config["model_type"], **given).to_dict()
-    except Exception as error:  # transformers' strict configs raise types of their own
+    except Exception as error:  # transformers' strict configs raise their own types
         text = " ".join(str(error).split())
-        raise ConfigError(f"config.json is not one that transformers takes: {text}") from error
+        raise ConfigError(f"transformers rejects this config.json: {text}") from error
     return full
 
 
 def _head_dim(full: Mapping[str, Any]) -> dict[str, Any]:
-    """Where it does not follow from the hidden size."""
+    """head_dim, if it does not follow from the hidden size."""
     head_dim = full.get("head_dim")
     if head_dim is None or head_dim * full["num_attention_heads"] == full["hidden_size"]:
         return {}

@@ -1,4 +1,4 @@
-"""How far apart the weights of two checkpoints are, tensor by tensor, under the names that Hugging Face gives them."""
+"""Distances between the weights of two checkpoints, per tensor, by Hugging Face names."""
 
 import math
 from collections.abc import Iterator
@@ -34,16 +34,16 @@ class Side:
 
 
 def compare_weights(a: Path, b: Path) -> dict[str, Any]:
-    """Plain JSON: for each tensor that both have in one shape, how far b's lies from a's.
+    """Compare the tensors that both checkpoints have with the same shape. Returns plain JSON.
 
     Holds one tensor of one layer of each at a time. A row has `name`, `shape`, `norm` (Frobenius, of a's), `distance`
-    (of b's from it), `cosine` (of the angle between them; none where one is zero) and `changed` (share of elements).
+    (of b's from a's), `cosine` (similarity; None if either is zero) and `changed` (share of elements).
 
     Args:
-        a, b: checkpoints' folders, of any layouts; of different shapes, what only one has is named.
+        a, b: checkpoint folders of any layout; tensors that only one has, or that differ in shape, are listed.
 
     Raises:
-        CorruptArtifactError: one does not verify.
+        CorruptArtifactError: a file does not match its digest.
     """
     one, other = Side.open(a), Side.open(b)
     rows = list(_rows(one, other))
@@ -68,7 +68,7 @@ def _rows(one: Side, other: Side) -> Iterator[dict[str, Any]]:
 
 
 def _reaches(side: Side, key: str, index: tuple[int, ...]) -> bool:
-    """Whether there is such a layer (and expert)."""
+    """Whether the layer (and expert) exists."""
     shape = side.stored.outline(key).shape
     return all(i < size for i, size in zip(index, shape, strict=False))
 

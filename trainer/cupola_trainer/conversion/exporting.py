@@ -1,4 +1,4 @@
-"""A checkpoint, written as a folder that transformers loads with no other code."""
+"""Export a checkpoint as a folder that plain transformers loads."""
 
 import json
 import shutil
@@ -18,13 +18,13 @@ from cupola_trainer.conversion.mapping import to_huggingface
 from cupola_trainer.data.tokenizer_folders import stop_ids
 
 SHARD_BYTES = 5 * 10**9
-"""Weights beyond this go to a further file."""
+"""Maximum bytes per weights file."""
 
 
 def export(checkpoint: Path, to: Path, *, shard_bytes: int = SHARD_BYTES) -> Path:
     """Write a checkpoint of any layout as a transformers folder: configuration, weights, model card, and any tokenizer.
 
-    Runs in one process, and holds one tensor of one layer in memory. The folder appears whole or not at all.
+    Runs in one process, and holds one tensor of one layer in memory. The folder appears complete or not at all.
 
     Args:
         checkpoint: a checkpoint artifact's folder.
@@ -32,18 +32,18 @@ def export(checkpoint: Path, to: Path, *, shard_bytes: int = SHARD_BYTES) -> Pat
 
     Raises:
         ConfigError: `to` holds files, or transformers has no such model.
-        CorruptArtifactError: the checkpoint does not verify; names the file. Nothing in it was unpickled.
+        CorruptArtifactError: a file does not match its digest; names the file. Nothing is unpickled.
     """
     to = to.resolve()
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise ConfigError(f"{to} exists and is not an empty folder. Name a new one.")
+        raise ConfigError(f"{to} exists and is not an empty folder. Give a new one.")
     stored, model = StoredTensors(checkpoint), read_model(checkpoint)
     outlines = [Outline.of(name, tensor) for name, tensor in to_huggingface(model, stored.outline)]
     tokenizer = None
     if (checkpoint / "tokenizer").is_dir():
         tokenizer = AutoTokenizer.from_pretrained(checkpoint / "tokenizer")
     training = read_training(checkpoint)
-    ids = training.get("control_tokens") or _ids(tokenizer)  # an imported model's as they came
+    ids = training.get("control_tokens") or _ids(tokenizer)  # for an imported model, the original ones
     stops = ids["eos"] if "control_tokens" in training or not tokenizer else stop_ids(tokenizer)
     described = training.get("config_tokens", ids)
     config = to_config(model, dtype=str(outlines[0].dtype).removeprefix("torch."), **described)

@@ -1,4 +1,4 @@
-"""All that is known of one of transformers' model families, as one value; `families` holds a file for each."""
+"""The definition of a transformers model family; `families` has one file for each."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -10,7 +10,7 @@ from cupola_trainer.config.model.architecture import ModelConfig
 from cupola_trainer.conversion.tensor_rules import Read, Rule, decoder_rules
 
 ANY: Final = object()
-"""Stands for a trait that a family leaves open."""
+"""A trait that varies within a family."""
 
 PLAIN: Mapping[str, Any] = {
     "activation": "silu",
@@ -26,52 +26,52 @@ PLAIN: Mapping[str, Any] = {
     "mixture": False,
     "score_function": None,
 }
-"""The traits of a plain decoder, such as Llama: fields of a ModelConfig, then three that follow from them."""
+"""The traits of a plain decoder, such as Llama: fields of ModelConfig, then three derived from them."""
 
 SEQUENCE = "ForSequenceClassification"
-"""With one label, transformers' form of a model whose head is scalar."""
+"""transformers' class suffix for models with a scalar head (one label)."""
 
 
 def no_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a family reads of config.json that has no entries of its own."""
+    """`model_values` of a family without extra entries in config.json."""
     return {}
 
 
 def no_padding(model: ModelConfig, read: Read) -> Iterator[tuple[str, Tensor]]:
-    """The padding of a family whose tensors are all a checkpoint's."""
+    """`padding` of a family whose tensors are all in the checkpoint."""
     return iter(())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Which models belong to a family, and how transformers writes their config.json and names their tensors."""
+    """The models that belong to a family, their config.json and their tensor names in transformers."""
 
     model_type: str
-    """transformers' name of it in config.json."""
+    """Its name in config.json."""
 
     title: str
     """Its name in model cards."""
 
     architecture: str
-    """transformers' class for causal language modelling."""
+    """transformers' class for causal language modeling."""
 
     traits: Mapping[str, Any]
-    """Where its models differ from `PLAIN`; `ANY` for what differs among them. No two families share all traits."""
+    """Differences from `PLAIN`; `ANY` for traits that vary. No two families have the same traits."""
 
     only: Mapping[str, Any]
-    """Entries of config.json of which one value alone is built."""
+    """Entries of config.json with a single supported value."""
 
     config_entries: Callable[[ModelConfig], dict[str, Any]]
-    """Its own entries of config.json, beside those that all families have."""
+    """Its entries of config.json, in addition to those of all families."""
 
     model_values: Callable[[Mapping[str, Any]], dict[str, Any]] = no_values
-    """The way back: values of a ModelConfig from a whole config.json, beside those that the traits give."""
+    """The reverse: ModelConfig values from a complete config.json, in addition to those set by the traits."""
 
     rules: Callable[[ModelConfig], list[Rule]] = decoder_rules
-    """Which tensors of a checkpoint hold the same numbers as which of transformers'."""
+    """How checkpoint tensors map to transformers' tensors."""
 
     padding: Callable[[ModelConfig, Read], Iterator[tuple[str, Tensor]]] = no_padding
-    """Tensors that transformers wants and a checkpoint does not hold; export adds them, import does without."""
+    """Tensors that transformers requires but checkpoints do not hold: export adds them, import ignores them."""
 
     @property
     def sequence_classifier(self) -> str:
@@ -80,13 +80,13 @@ class Family:
 
     @property
     def fixed_values(self) -> dict[str, Any]:
-        """Fields of a ModelConfig that are the same in every model of the family."""
+        """ModelConfig fields with the same value in every model of the family."""
         names = {field.name for field in fields(ModelConfig)}
         traits = {**PLAIN, **self.traits}
         return {name: value for name, value in traits.items() if name in names and value is not ANY}
 
     def mismatches(self, model: ModelConfig) -> dict[str, Any]:
-        """The model's traits that the family cannot have."""
+        """The model's traits that the family does not support."""
         wanted = {**PLAIN, **self.traits}
         return {name: value for name, value in _traits(model).items() if wanted[name] not in (ANY, value)}
 

@@ -1,4 +1,4 @@
-"""A transformers folder, read into a checkpoint. Weights come from safetensors only: nothing is unpickled."""
+"""Import a transformers folder as a checkpoint. Weights are read from safetensors only: nothing is unpickled."""
 
 import shutil
 from contextlib import ExitStack
@@ -25,23 +25,23 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "mer
 
 CONTROL = {name: f"{name}_token_id" for name in ("bos", "eos", "pad")}
 WRITERS = ("_from_model_config", "transformers_version")
-"""Entries of generation_config.json about the program that wrote it."""
+"""Entries of generation_config.json that describe the program that wrote it."""
 
 
 def import_(folder: Path, to: Path) -> Artifact:
-    """Make a checkpoint of a transformers folder's model and any tokenizer, in the weights' precision.
+    """Write the model, and tokenizer if any, of a transformers folder as a checkpoint in the weights' precision.
 
-    Runs in one process, and holds the model and one layer of it in memory; the checkpoint can be loaded in any layout.
+    Runs in one process, and holds the model plus one layer in memory; the checkpoint loads in any layout.
 
     Raises:
-        NotFoundError: no config.json or weights in the folder.
-        ConfigError: an architecture that we do not build, pickled weights, files that lie outside the folder, or
-            tensors that are unknown, missing, there twice, not finite or of another shape; names them. Or `to` cannot
-            be written; nothing is left there.
+        NotFoundError: the folder has no config.json or weights.
+        ConfigError: an unsupported architecture, pickled weights, files outside the folder, or tensors that are
+            unknown, missing, duplicated, non-finite or of another shape; names them. Or `to` cannot be written, and
+            nothing is left there.
     """
     to = to.resolve()
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise ConfigError(f"{to} exists and is not an empty folder. Name a new one.")
+        raise ConfigError(f"{to} exists and is not an empty folder. Give a new one.")
     source = ModelFolder(folder)
     config = source.json("config.json")
     model, generation = from_config(config), _generation(source, config)
@@ -70,7 +70,7 @@ def import_(folder: Path, to: Path) -> Artifact:
 
 
 def _tokenizer(folder: ModelFolder, to: Path) -> Path | None:
-    """Copy the folder's tokenizer, and check that it loads without the rest of the folder. None where it has none."""
+    """Copy the folder's tokenizer, and check that it loads on its own. None if there is none."""
     if folder.file("tokenizer.json") is None:
         return None
     for name in TOKENIZER_FILES:
@@ -78,7 +78,7 @@ def _tokenizer(folder: ModelFolder, to: Path) -> Path | None:
             shutil.copyfile(path, to / name)
     try:
         AutoTokenizer.from_pretrained(to, trust_remote_code=False)
-    except BaseException as error:  # tokenizers raises bare Exceptions, and panics are no Exceptions
+    except BaseException as error:  # tokenizers raises bare Exceptions, and its panics are BaseExceptions
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = " ".join(str(error).replace(str(to), str(folder.path)).split())
@@ -89,9 +89,9 @@ def _tokenizer(folder: ModelFolder, to: Path) -> Path | None:
 
 
 def _generation(folder: ModelFolder, config: dict[str, Any]) -> dict[str, Any]:
-    """The tokens that begin, end and pad a text, and how transformers samples: from any generation_config.json.
+    """The bos, eos and pad tokens and transformers' sampling settings, from generation_config.json if present.
 
-    transformers then ignores config.json's tokens; where those differ, they are kept as `config_tokens`.
+    transformers then ignores config.json's tokens; if they differ, they are kept as `config_tokens`.
     """
     described = _ids(folder.path / "config.json", config)
     if folder.file("generation_config.json") is None:
@@ -110,5 +110,5 @@ def _ids(path: Path, entries: dict[str, Any]) -> dict[str, int | list[int] | Non
     for name, value in tokens.items():
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(each, int) and each >= 0 for each in ids):
-            raise ConfigError(f"{path}: {CONTROL[name]}={value!r} is no token's number. Correct it there.")
+            raise ConfigError(f"{path}: {CONTROL[name]}={value!r} is not a token id. Correct it.")
     return tokens

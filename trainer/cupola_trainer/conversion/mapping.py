@@ -1,4 +1,4 @@
-"""A model's tensors under transformers' names, and the way back, by the rules of its family."""
+"""A model's tensors by transformers' names, and back, by the rules of its family."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,18 +11,18 @@ from cupola_trainer.conversion.tensor_rules import EMBEDDING, OUTPUT, Read, Rule
 
 
 def rules(model: ModelConfig) -> list[Rule]:
-    """Every tensor of a model, once, by its family's names, or the nearest one's where it is of none."""
+    """One rule per tensor of a model, from its family, or the nearest family if it belongs to none."""
     return families.nearest(model).rules(model)
 
 
 def to_huggingface(model: ModelConfig, read: Read) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor that transformers wants of a model, by name; holds one checkpoint tensor of one layer at a time."""
+    """Every tensor that transformers needs, by name; holds one checkpoint tensor of one layer at a time."""
     yield from held_tensors(model, read)
     yield from families.nearest(model).padding(model, read)
 
 
 def held_tensors(model: ModelConfig, read: Read) -> Iterator[tuple[str, Tensor]]:
-    """The same without what only transformers needs."""
+    """The same without the padding that only transformers needs."""
     for rule in rules(model):
         for index, names in rule.places(model):
             for name, part in zip(names, rule.layout.split(read(rule.key, index)), strict=True):
@@ -30,17 +30,17 @@ def held_tensors(model: ModelConfig, read: Read) -> Iterator[tuple[str, Tensor]]
 
 
 def from_huggingface(model: ModelConfig, key: str, index: tuple[int, ...], read: Callable[[str], Tensor]) -> Tensor:
-    """One tensor of a checkpoint, by its key and an index into its leading dimensions, from transformers'.
+    """One checkpoint tensor, at an index into its leading dimensions, from transformers' tensors.
 
     Raises:
-        KeyError: the model has no tensor by that key.
+        KeyError: the model has no tensor with that key.
     """
     rule = {rule.key: rule for rule in rules(model)}[key]
     return rule.layout.join([read(name) for name in rule.names_at(index)])
 
 
 def tied_names(model: ModelConfig) -> tuple[str, str] | None:
-    """transformers' names of the embedding and of the output layer that shares it; None where they are two tensors."""
+    """transformers' names of the embedding and of the output layer tied to it; None if they are not tied."""
     if not model.tie_embeddings:
         return None
     untied = {rule.key: rule for rule in rules(replace(model, tie_embeddings=False, head="language_model"))}

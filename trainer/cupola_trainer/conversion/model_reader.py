@@ -1,4 +1,4 @@
-"""The weights of a model in training by transformers' names, without a detour over the disk."""
+"""The weights of a model in training by transformers' names, read from memory."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -17,13 +17,13 @@ from cupola_trainer.conversion.mapping import to_huggingface
 
 
 def huggingface_weights(chunks: Sequence[torch.nn.Module], model: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor that an export of this moment would hold, by name, whole on every rank.
+    """Every tensor that an export would hold now, by name, whole on every rank.
 
-    Every rank iterates, to the end. One tensor of one layer is in memory at a time; each is summed over all ranks,
-    since one rank has each number and the others have zero.
+    Collective: every rank must iterate to the end. One tensor of one layer is in memory at a time; it is all-reduced,
+    with each element on one rank and zeros on the others.
 
     Args:
-        chunks: the model, also as it is being trained, in any layout, without adapters.
+        chunks: the model, possibly in training, in any layout, without adapters.
     """
     for chunk in chunks:
         gather(chunk)
@@ -31,7 +31,7 @@ def huggingface_weights(chunks: Sequence[torch.nn.Module], model: ModelConfig) -
 
 
 class _GatheredWeights:
-    """Whole tensors, put together from the shards of all ranks."""
+    """Whole tensors, assembled from the shards of all ranks."""
 
     def __init__(self, chunks: Sequence[torch.nn.Module]) -> None:
         shards = [shard for shard in weight_shards(chunks) if shard.main]
@@ -44,7 +44,7 @@ class _GatheredWeights:
             self._mine[shard.key].append(shard)
 
     def read(self, key: str, index: tuple[int, ...]) -> Tensor:
-        """What the tensor holds at an index into its leading dimensions."""
+        """The tensor's slice at an index into its leading dimensions."""
         shape, dtype = self._outline[key]
         whole = torch.zeros(shape[len(index) :], dtype=dtype, device=runtime.device())
         for shard in self._mine[key]:

@@ -1,4 +1,4 @@
-"""How config.json says what attention does with positions: RoPE, windows and dual chunks, each written and read."""
+"""Position entries of config.json, written and read: RoPE, windows and dual chunks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,11 +10,11 @@ from cupola_trainer.config.model.positions import DynamicRope
 ROPES = {"default": (), "linear": ("factor",), "dynamic": ("factor",),
          "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"),
          "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor")}  # fmt: skip
-"""RoPE's types and their entries in `rope_parameters`, which are ModelConfig's fields as well."""
+"""RoPE types and their entries in `rope_parameters`, named as in ModelConfig."""
 
 
 def rope_entries(model: ModelConfig) -> dict[str, Any]:
-    """RoPE's entries. Its base is given twice: in `rope_parameters` for transformers 5, beside it for version 4."""
+    """RoPE's entries. The base appears twice: in `rope_parameters` for transformers 5, at top level for version 4."""
     scaling = model.rope_scaling
     parameters: dict[str, Any] = {"rope_type": scaling.type if scaling else "default", "rope_theta": model.rope_theta}
     entries = {name: getattr(scaling, name) for name in ROPES[parameters["rope_type"]]}
@@ -26,23 +26,23 @@ def rope_entries(model: ModelConfig) -> dict[str, Any]:
 
 
 def rope_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """RoPE's values of a ModelConfig.
+    """A ModelConfig's RoPE values from config.json.
 
     Raises:
-        ConfigError: a form of RoPE that we do not build; names the entry.
+        ConfigError: an unsupported form of RoPE; names the entry.
     """
     given = {name: value for name, value in config["rope_parameters"].items() if value is not None}
     kind, theta = given.pop("rope_type"), given.pop("rope_theta")
-    given.pop("type", None)  # what rope_type was called before transformers 4.45
+    given.pop("type", None)  # the name of rope_type before transformers 4.45
     if given.pop("partial_rotary_factor", 1.0) != 1:
-        raise ConfigError("config.json: RoPE on a part of a head (partial_rotary_factor) is not supported.")
+        raise ConfigError("config.json: partial_rotary_factor (RoPE on part of a head) is not supported.")
     longest = config["max_position_embeddings"]
     rope = {"rope_theta": theta, "max_position_embeddings": longest}
     if kind == "default":
         return rope
     if kind not in ROPES:
         raise ConfigError(f"config.json: RoPE of type {kind!r} is not supported. Supported: {', '.join(ROPES)}.")
-    if kind == "dynamic":  # transformers reads nothing else
+    if kind == "dynamic":  # transformers reads no other entry
         given["original_max_position_embeddings"] = longest
     original = given.setdefault("original_max_position_embeddings", longest)
     unknown = sorted(set(given) - set(ROPES[kind]) - {"original_max_position_embeddings"})
@@ -53,13 +53,13 @@ def rope_values(config: Mapping[str, Any]) -> dict[str, Any]:
     factor = given.get("factor", 1)
     if isinstance(factor, bool) or not isinstance(factor, int | float):
         raise ConfigError(f"config.json: rope_parameters.factor={factor!r} is not a number.")
-    if kind in ("yarn", "dynamic"):  # Hugging Face leaves max_position_embeddings at the trained length
+    if kind in ("yarn", "dynamic"):  # Hugging Face keeps max_position_embeddings at the trained length
         rope["max_position_embeddings"] = max(longest, int(factor * original))
     return rope | {"rope_scaling": {"type": kind, **given}}
 
 
 def window_entries(model: ModelConfig) -> dict[str, Any]:
-    """Which layers have a window, and its one size."""
+    """The layers that have a window, and its size."""
     windows = [model.window(layer) for layer in range(model.num_layers)]
     return {
         "sliding_window": next(filter(None, windows), None),
@@ -68,7 +68,7 @@ def window_entries(model: ModelConfig) -> dict[str, Any]:
 
 
 def window_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Windows as the shortest pattern that repeats over the layers."""
+    """The windows as the shortest pattern that repeats over the layers."""
     size = config.get("sliding_window")
     types = config.get("layer_types") or []
     if not size or "sliding_attention" not in types:
@@ -80,7 +80,7 @@ def window_values(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dual_chunk_entries(model: ModelConfig) -> dict[str, Any]:
-    """As Qwen2.5-1M's config.json has it: vLLM reads it; transformers does not, and attends plainly."""
+    """Entries as in Qwen2.5-1M's config.json: vLLM reads them; transformers ignores them and uses plain attention."""
     chunk, scaling = model.dual_chunk, model.length_scaling
     if chunk is None:
         return {}
@@ -90,10 +90,10 @@ def dual_chunk_entries(model: ModelConfig) -> dict[str, Any]:
 
 
 def dual_chunk_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Dual chunks; queries grow past `original_max_position_embeddings`, where it is given.
+    """A ModelConfig's dual chunks, and query scaling if `original_max_position_embeddings` is given.
 
     Raises:
-        ConfigError: an entry that we do not build; names it.
+        ConfigError: an unsupported entry; names it.
     """
     entries = config.get("dual_chunk_attention_config") or {}
     if not entries:

@@ -1,7 +1,7 @@
-"""Which tensor of a checkpoint holds the same numbers as which of transformers': the rules that families are made of.
+"""Rules that map checkpoint tensors to transformers' tensors.
 
-A checkpoint's key names a tensor of all layers (and all experts), stacked in front: "decoder.layers.mlp.router.weight"
-is [layers, experts, hidden]. transformers names one tensor a layer (and an expert).
+A checkpoint key names a tensor of all layers (and all experts), stacked in front: "decoder.layers.mlp.router.weight" is
+[layers, experts, hidden]. transformers has one tensor per layer (and expert).
 """
 
 import itertools
@@ -16,7 +16,7 @@ from cupola_trainer.config.model.architecture import ModelConfig
 from cupola_trainer.models.output import SCORE
 
 Read = Callable[[str, tuple[int, ...]], Tensor]
-"""Gives a checkpoint's tensor by its key and an index into its leading (layer, expert) dimensions."""
+"""Returns a checkpoint tensor by key and index into its leading (layer, expert) dimensions."""
 
 LAYERS = "decoder.layers."
 EMBEDDING = "embedding.word_embeddings.weight"
@@ -31,11 +31,11 @@ SHARED_GATE = f"{LAYERS}mlp.shared_experts.gate_weight"
 POST_MLP_NORM = f"{LAYERS}post_mlp_norm.weight"
 FINAL_NORM = "decoder.final_layernorm.weight"
 OUTPUT = "output_layer.weight"
-"""Keys of a checkpoint, by which a family can rename."""
+"""Checkpoint keys, by which a family can rename tensors."""
 
 
 class Layout(Protocol):
-    """How one checkpoint tensor (of one layer and expert) is made of transformers' parts, and back."""
+    """How transformers' tensors combine into one checkpoint tensor (of one layer and expert), and back."""
 
     def join(self, parts: Sequence[Tensor]) -> Tensor: ...
 
@@ -43,7 +43,7 @@ class Layout(Protocol):
 
 
 class Same:
-    """The same tensor."""
+    """Identical in both."""
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         return parts[0]
@@ -64,7 +64,7 @@ class Halves:
 
 @dataclass(frozen=True)
 class GroupedQKV:
-    """Per key-value group: its query heads, its key head, its value head. transformers keeps Q, K and V apart.
+    """Per key-value group: query heads, key head, value head. transformers keeps Q, K and V separate.
 
     Rows: groups * (heads / groups + 2) * head_dim.
     """
@@ -78,7 +78,7 @@ class GroupedQKV:
 
     def split(self, whole: Tensor) -> Sequence[Tensor]:
         rest = whole.shape[1:]
-        rows = whole.size(0) // self.groups  # of one group
+        rows = whole.size(0) // self.groups  # per group
         head_dim = rows // (self.heads // self.groups + 2)
         parts = whole.reshape(self.groups, rows, *rest).split([rows - 2 * head_dim, head_dim, head_dim], dim=1)
         return [part.reshape(-1, *rest) for part in parts]
@@ -86,28 +86,28 @@ class GroupedQKV:
 
 @dataclass(frozen=True)
 class Rule:
-    """One tensor of a checkpoint, and transformers' tensors that hold the same numbers."""
+    """One checkpoint tensor, and the transformers tensors with the same values."""
 
     key: str
     names: tuple[str, ...]
-    """May hold {layer} and {expert}: the checkpoint stacks them."""
+    """May contain {layer} and {expert}, which the checkpoint stacks."""
     layout: Layout
 
     def places(self, model: ModelConfig) -> Iterator[tuple[tuple[int, ...], list[str]]]:
-        """Every index into the stacked dimensions, with transformers' names there."""
+        """Every index into the stacked dimensions, with its transformers names."""
         sizes = {"layer": model.num_layers, "expert": model.moe.num_experts if model.moe else 0}
         stacked = [size for axis, size in sizes.items() if f"{{{axis}}}" in self.names[0]]
         for index in itertools.product(*map(range, stacked)):
             yield index, self.names_at(index)
 
     def names_at(self, index: tuple[int, ...]) -> list[str]:
-        """transformers' names at an index (layer, expert), or its beginning."""
+        """transformers' names at an index (layer, expert) or a prefix of it."""
         where = dict(zip(("layer", "expert"), index, strict=False))
         return [name.format(**where) for name in self.names]
 
 
 def decoder_rules(model: ModelConfig) -> list[Rule]:
-    """Every tensor of a model, once, by the names that most families have: Llama's, and Qwen2-MoE's of experts."""
+    """One rule per tensor of a model, with the names most families use: Llama's, and Qwen2-MoE's for experts."""
     same, layer = Same(), "model.layers.{layer}."
     table = [
         Rule(EMBEDDING, ("model.embed_tokens.weight",), same),
@@ -162,5 +162,5 @@ def _experts(model: ModelConfig, theirs: str) -> list[Rule]:
 
 
 def renamed(rules: Sequence[Rule], names: Mapping[str, tuple[str, ...]]) -> list[Rule]:
-    """The same rules with other names in transformers, by checkpoint key."""
+    """The rules with other transformers names, by checkpoint key."""
     return [replace(rule, names=names.get(rule.key, rule.names)) for rule in rules]

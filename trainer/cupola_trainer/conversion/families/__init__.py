@@ -1,4 +1,4 @@
-"""All model families: every file of this folder, and what plugins add. Each defines one `FAMILY`."""
+"""All model families: one file each in this folder, plus plugins. Each defines one `FAMILY`."""
 
 import importlib
 import pkgutil
@@ -13,15 +13,15 @@ from cupola_trainer.config.model.architecture import ModelConfig
 from cupola_trainer.conversion.family import Family
 
 PLUGINS = "cupola.families"
-"""Group of entry points, each of which names a module that defines `FAMILY`."""
+"""Entry point group; each entry names a module that defines `FAMILY`."""
 
 
 @cache
 def families() -> Mapping[str, Family]:
-    """transformers' model_type to the family: ours by name, then those of plugins.
+    """Map transformers' model_type to the family: ours by name, then plugins'.
 
     Raises:
-        ConfigError: a plugin's module defines no family, or one that there is already; names it.
+        ConfigError: a plugin defines no family or an existing one; names it.
     """
     own = [module.name for module in pkgutil.iter_modules(__path__, f"{__name__}.")]
     added = sorted({point.value for point in entry_points(group=PLUGINS)})
@@ -37,19 +37,19 @@ def families() -> Mapping[str, Family]:
 
 
 def named(model_type: object) -> Family:
-    """The family that config.json calls by this name.
+    """The family with this model_type in config.json.
 
     Raises:
-        ConfigError: there is none; names the nearest.
+        ConfigError: there is none; suggests the closest name.
     """
     known = families()
     if isinstance(model_type, str) and model_type in known:
         return known[model_type]
-    raise ConfigError(f"model_type={model_type!r} is not known.{did_you_mean(str(model_type), known)}")
+    raise ConfigError(f"model_type={model_type!r} is not supported.{did_you_mean(str(model_type), known)}")
 
 
 def nearest(model: ModelConfig) -> Family:
-    """The family with which a model shares the most traits: the first of those that come equally near."""
+    """The family that shares the most traits with a model; the first one if several do."""
     return min(families().values(), key=lambda family: len(family.mismatches(model)))
 
 
@@ -57,12 +57,12 @@ def of(model: ModelConfig) -> Family:
     """The family that a model belongs to.
 
     Raises:
-        ConfigError: transformers has no such model; names what the nearest family cannot have.
+        ConfigError: transformers has no such model; names the traits that the nearest family does not support.
     """
     family = nearest(model)
     if wrong := ", ".join(f"{trait}={value!r}" for trait, value in family.mismatches(model).items()):
         raise ConfigError(
-            f"transformers has no such model: its {family.model_type} cannot have {wrong}. It cannot be exported."
+            f"transformers has no such model: its {family.model_type} does not support {wrong}. It cannot be exported."
         )
     if model.length_scaling and (model.length_scaling.type != "yarn" or not model.dual_chunk):
         raise ConfigError(
@@ -70,5 +70,7 @@ def of(model: ModelConfig) -> Family:
             f"{'with' if model.dual_chunk else 'without'} dual_chunk. It cannot be exported."
         )
     if len({window for window in model.attention_windows if window}) > 1:
-        raise ConfigError("transformers has one window for all layers that have any; this model has several sizes.")
+        raise ConfigError(
+            "transformers supports one window size per model; this model has several. It cannot be exported."
+        )
     return family

@@ -1,4 +1,4 @@
-"""Gemma 2 (report, section 2): norms on both sides, windows in every other layer, soft-capping, GeGLU."""
+"""Gemma 2 (report, section 2): pre- and post-norms, windows in every other layer, soft-capping, GeGLU."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,18 +21,20 @@ NORMS = {
     MLP_NORM: ("model.layers.{layer}.pre_feedforward_layernorm.weight",),
     POST_MLP_NORM: ("model.layers.{layer}.post_feedforward_layernorm.weight",),
 }
-"""What other families call the norm before the FFN is here the one after attention."""
+"""In other families, `post_attention_layernorm` is the norm before the FFN; here it follows attention."""
 
 
 def config_entries(model: ModelConfig) -> dict[str, Any]:
     """Gemma 2's entries of config.json.
 
     Raises:
-        ConfigError: its attention scale is of no whole number.
+        ConfigError: query_pre_attn_scalar is not an integer.
     """
     scalar = model.query_pre_attn_scalar or model.head_size
     if scalar != int(scalar):
-        raise ConfigError(f"query_pre_attn_scalar={scalar}: transformers' Gemma 2 takes whole numbers only.")
+        raise ConfigError(
+            f"query_pre_attn_scalar={scalar}: transformers' Gemma 2 accepts only integers. It cannot be exported."
+        )
     return {
         "hidden_activation": "gelu_pytorch_tanh",
         "head_dim": model.head_size,
@@ -45,7 +47,7 @@ def config_entries(model: ModelConfig) -> dict[str, Any]:
 
 
 def model_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The scale of attention's scores, and what caps scores and logits."""
+    """The scale of attention scores, and the caps of scores and logits."""
     scalar = config["query_pre_attn_scalar"]
     return {
         "query_pre_attn_scalar": None if scalar == config["head_dim"] else scalar,
@@ -55,7 +57,7 @@ def model_values(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rules(model: ModelConfig) -> list[Rule]:
-    """A decoder's tensors, with Gemma's names of its four norms."""
+    """The usual rules, with Gemma's names of its four norms."""
     return renamed(decoder_rules(model), NORMS)
 
 

@@ -1,4 +1,4 @@
-"""Llama 3 (Dubey et al. 2024, section 3.2), and others of its shape, such as SmolLM2."""
+"""Llama 3 (Dubey et al. 2024, section 3.2), and models of the same shape, such as SmolLM2."""
 
 from typing import Any
 

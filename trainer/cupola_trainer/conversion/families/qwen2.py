@@ -8,7 +8,8 @@ from cupola_trainer.conversion.position_entries import window_entries
 
 
 def config_entries(model: ModelConfig) -> dict[str, Any]:
-    """Qwen2's entries of config.json. transformers 5 reads windows from `layer_types`, version 4 from the others."""
+    """Qwen2's entries of config.json. transformers 5 reads windows from `layer_types`, version 4 from the other
+    entries."""
     windows = [model.window(layer) for layer in range(model.num_layers)]
     return {
         "hidden_act": "silu",

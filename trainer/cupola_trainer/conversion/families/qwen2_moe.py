@@ -29,7 +29,7 @@ def config_entries(model: ModelConfig) -> dict[str, Any]:
 
 
 def model_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The experts, and whether queries, keys and values have a bias."""
+    """The experts, and whether Q, K and V have a bias."""
     moe = MoEConfig(
         num_experts=config["num_experts"],
         top_k=config["num_experts_per_tok"],
@@ -42,7 +42,7 @@ def model_values(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def empty_shared_experts(model: ModelConfig, read: Read) -> Iterator[tuple[str, Tensor]]:
-    """transformers always builds a shared expert: a model without one gets one of width zero."""
+    """A shared expert of width zero for models without one, since transformers always builds it."""
     if model.moe is None or model.moe.shared_expert_ffn_hidden_size:
         return
     for layer in range(model.num_layers):

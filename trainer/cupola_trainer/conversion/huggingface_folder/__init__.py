@@ -1,1 +1,1 @@
-"""The files of a folder that transformers loads: read from a stranger's, written to ours."""
+"""The files of a transformers folder: reading untrusted ones, writing ours."""

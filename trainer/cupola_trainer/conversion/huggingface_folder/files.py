@@ -1,4 +1,4 @@
-"""A model folder that somebody else made: nothing outside it is read, and nothing in it but plain files."""
+"""An untrusted model folder: only regular files inside it are read."""
 
 import json
 import os
@@ -9,14 +9,14 @@ from typing import Any
 from cupola_platform.errors import ConfigError, NotFoundError
 
 DEEPEST = 32
-"""Levels of nesting of a JSON file, at most; transformers' own have six."""
+"""Maximum nesting depth of a JSON file; transformers' own have six levels."""
 
 
 class ModelFolder:
     """Finds files of a transformers folder by name.
 
-    Links are followed within the folder only. In Hugging Face's cache, where a snapshot's files are links to `blobs`
-    beside it, the folder is the whole `models--ORG--NAME`.
+    Links are followed only within the folder. In Hugging Face's cache, where a snapshot's files link to `blobs` next to
+    it, the folder is the whole `models--ORG--NAME`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -26,38 +26,38 @@ class ModelFolder:
         self._within = real.parents[1] if cached else real
 
     def file(self, name: str) -> Path | None:
-        """Where a file really lies; none where there is no such file.
+        """The resolved path of a file; None if it does not exist.
 
         Raises:
-            ConfigError: a link, `..` or an absolute name leads out of the folder, or it is not a plain file.
+            ConfigError: a link, `..` or an absolute name leads outside the folder, or it is not a regular file.
         """
         path = self.path / name
         try:
             real = Path(os.path.realpath(path))
             if not real.is_relative_to(self._within):
                 raise ConfigError(
-                    f"{shown(path)} leads out of the folder, to {shown(real)}. "
-                    "Put the file itself there, if you trust it."
+                    f"{shown(path)} leads outside the folder, to {shown(real)}. "
+                    "Put the file itself in the folder, if you trust it."
                 )
             if not os.path.lexists(real):
                 return None
             plain = stat.S_ISREG(real.stat().st_mode)
-        except (OSError, ValueError) as error:  # a name that no file can have
+        except (OSError, ValueError) as error:  # an impossible file name
             raise ConfigError(f"{shown(path)} cannot be opened: {error}. Copy the folder again.") from None
         if not plain:
-            raise ConfigError(f"{shown(path)} is not a plain file. Copy the folder again.")
+            raise ConfigError(f"{shown(path)} is not a regular file. Copy the folder again.")
         return real
 
     def json(self, name: str) -> dict[str, Any]:
-        """What a JSON file holds, an object.
+        """Read a JSON file that holds an object.
 
         Raises:
-            NotFoundError: there is no such file.
-            ConfigError: it holds something else, or leads out of the folder.
+            NotFoundError: the file does not exist.
+            ConfigError: it does not hold a JSON object, or leads outside the folder.
         """
         path, real = self.path / name, self.file(name)
         if real is None:
-            raise NotFoundError(f"{self.path} holds no {name}. Give a folder that transformers' save_pretrained wrote.")
+            raise NotFoundError(f"{self.path} holds no {name}. Give a folder written by transformers' save_pretrained.")
         try:
             value = json.loads(real.read_bytes())
             if _is_deep(value):
@@ -72,13 +72,13 @@ class ModelFolder:
 
 
 def shown(name: object) -> str:
-    """A stranger's name as a message may show it: on one line, and nothing that a terminal obeys."""
+    """An untrusted name made safe for a message: one line, without terminal control characters."""
     text = str(name)
     return text if text.isprintable() else repr(text)
 
 
 def _is_deep(value: Any) -> bool:
-    """Whether it is nested deeper than what is read on by functions that call themselves."""
+    """Whether a value is nested too deeply for recursive functions."""
     level = [value]
     for _ in range(DEEPEST):
         level = [part for each in level for part in _parts(each)]

@@ -1,4 +1,4 @@
-"""The model card of an exported folder: what the model is, and where it came from."""
+"""The model card of an exported folder: the model's shape and lineage."""
 
 import json
 from typing import Any
@@ -31,12 +31,12 @@ model = {loader}.from_pretrained("FOLDER"){tokenizer}
 
 {lineage}
 
-The whole tree, down to the source files: `cupola lineage {id}`.
+Full lineage, down to the source files: `cupola lineage {id}`.
 {metrics}"""
 
 
 def model_card(artifact: Artifact, model: ModelConfig, training: dict[str, Any], has_tokenizer: bool) -> str:
-    """The card, in Markdown.
+    """The model card, in Markdown.
 
     Args:
         artifact: the checkpoint.
@@ -45,7 +45,7 @@ def model_card(artifact: Artifact, model: ModelConfig, training: dict[str, Any],
     manifest = artifact.manifest
     lineage = {
         "Checkpoint": f"`{artifact.digest}`",
-        "Made from": ", ".join(f"`{parent}`" for parent in manifest.parents) or "nothing (new weights, or imported)",
+        "Made from": ", ".join(f"`{parent}`" for parent in manifest.parents) or "nothing (new or imported weights)",
         "Recipe": manifest.recipe,
         "Stage": manifest.stage,
         "Created": manifest.created,
@@ -61,7 +61,7 @@ def model_card(artifact: Artifact, model: ModelConfig, training: dict[str, Any],
         kind=f"A {'mixture of experts' if model.moe else 'dense decoder'} ({families.of(model).title})",
         tokenizer='\ntokenizer = AutoTokenizer.from_pretrained("FOLDER")' if has_tokenizer else "",
         parameters=parameter_count(model),
-        active=f", {active_parameters(model):,} of them active on a token" if model.moe else "",
+        active=f", {active_parameters(model):,} active per token" if model.moe else "",
         id=artifact.id,
         shape=_table(_shape(model)),
         lineage=_table({key: value for key, value in lineage.items() if value}),

@@ -1,4 +1,4 @@
-"""Safetensors files, written tensor by tensor: no more than one is held in memory.
+"""Write safetensors files one tensor at a time, holding no more than that in memory.
 
 The format: https://huggingface.co/docs/safetensors (header length, JSON header, the tensors' bytes in order).
 """
@@ -17,7 +17,7 @@ DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 @dataclass(frozen=True)
 class Outline:
-    """A tensor of a file before it is written."""
+    """Name, dtype and shape of a tensor to write."""
 
     name: str
     dtype: torch.dtype
@@ -33,10 +33,10 @@ class Outline:
 
 
 def write_files(folder: Path, outlines: Sequence[Outline], tensors: Iterator[tuple[str, Tensor]], most: int) -> None:
-    """Write `model.safetensors`, or, where the tensors have more than `most` bytes, several files and their index.
+    """Write `model.safetensors`, or, above `most` bytes, several files and their index.
 
     Args:
-        tensors: those of the outlines, in the same order.
+        tensors: the outlined tensors, in the same order.
     """
     files = _split(outlines, most)
     names = ["model.safetensors"]
@@ -68,7 +68,7 @@ def _write_file(path: Path, outlines: Sequence[Outline], tensors: Iterator[tuple
         start, end = end, end + outline.bytes
         header[outline.name] = {"dtype": DTYPES[outline.dtype], "shape": outline.shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the bytes of tensors start at a multiple of 8
+    text += b" " * (-len(text) % 8)  # tensor data starts at a multiple of 8
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for outline in outlines:

@@ -1,4 +1,4 @@
-"""The weights of a transformers folder: what they must be, and reading them one tensor at a time."""
+"""The weights of a transformers folder: checking them, and reading them one tensor at a time."""
 
 import math
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ from cupola_trainer.conversion.huggingface_folder.safetensors_writer import DTYP
 from cupola_trainer.conversion.mapping import held_tensors, tied_names, to_huggingface
 
 AGAIN = "Correct config.json, or copy the folder again."
-"""What to do where the two do not fit."""
+"""Next move if config.json and weights do not match."""
 
 DERIVED = ".rotary_emb.inv_freq"
-"""Older Llama files hold RoPE's frequencies, which follow from config.json."""
+"""Older Llama files contain RoPE's frequencies, which follow from config.json."""
 
 
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -29,11 +29,11 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def open_weights(folder: ModelFolder, stack: ExitStack) -> dict[str, Any]:
-    """Every tensor's name, with the open safetensors file that holds it: the one that the index assigns it to.
+    """Map every tensor's name to the open safetensors file that the index assigns it to.
 
     Raises:
         NotFoundError: a file is missing.
-        ConfigError: a file leads out of the folder, is pickled or torn, or does not hold just what the index says.
+        ConfigError: a file leads outside the folder, is pickled or corrupt, or does not match the index.
     """
     if folder.file(INDEX) is None:
         file = stack.enter_context(_open(folder, SINGLE))
@@ -41,7 +41,7 @@ def open_weights(folder: ModelFolder, stack: ExitStack) -> dict[str, Any]:
     assigned = _weight_map(folder)
     files = {name: stack.enter_context(_open(folder, name)) for name in sorted(set(assigned.values()))}
     if SINGLE not in files and folder.file(SINGLE) is not None:
-        raise ConfigError(f"{folder.path} holds {SINGLE}, which {INDEX} does not name. Remove the one that is old.")
+        raise ConfigError(f"{folder.path} holds {SINGLE}, which {INDEX} does not list. Remove the outdated one.")
     for name, file in files.items():
         held, due = set(file.keys()), {tensor for tensor, where in assigned.items() if where == name}
         for tensor in sorted(held ^ due):
@@ -52,7 +52,7 @@ def open_weights(folder: ModelFolder, stack: ExitStack) -> dict[str, Any]:
             elif tensor.endswith(DERIVED):
                 continue
             else:
-                wrong = f"holds {shown(tensor)}, which {INDEX} does not name"
+                wrong = f"holds {shown(tensor)}, which {INDEX} does not list"
             raise ConfigError(f"{shown(folder.path / name)} {wrong}. Save the model again.")
     return {tensor: files[name] for tensor, name in assigned.items()}
 
@@ -61,7 +61,7 @@ def _weight_map(folder: ModelFolder) -> dict[str, str]:
     names = folder.json(INDEX).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise ConfigError(
-            f"{folder.path / INDEX} has no weight_map from each tensor's name to its file's. Save the model again."
+            f"{folder.path / INDEX} has no weight_map from tensor names to file names. Save the model again."
         )
     return names
 
@@ -72,7 +72,7 @@ def _open(folder: ModelFolder, name: str) -> Any:
         pickled = next((path for pattern in PICKLED for path in sorted(folder.path.glob(pattern))), None)
         if pickled:
             raise ConfigError(
-                f"{pickled} is pickled: loading it would run code from it. Save the model as safetensors first."
+                f"{pickled} is pickled: loading it could run arbitrary code. Save the model as safetensors first."
             )
         raise NotFoundError(f"{shown(folder.path / name)} is missing. Give a folder with the model's safetensors.")
     try:
@@ -85,17 +85,17 @@ class Weights:
     """Tensors by name, over all files of a folder.
 
     Args:
-        files: every tensor's name, with the open safetensors file that holds it.
+        files: tensor name to the open safetensors file that holds it.
     """
 
     def __init__(self, folder: Path, files: Mapping[str, Any]) -> None:
         self.folder, self.files = folder, files
 
     def dtype(self) -> torch.dtype:
-        """The one precision that holds all of them exactly.
+        """The dtype that represents all tensors exactly.
 
         Raises:
-            ConfigError: a tensor is not of 16 or 32 bits in floating point; names it.
+            ConfigError: a tensor is not 16- or 32-bit floating point; names it.
         """
         by_name = {name: dtype for dtype, name in DTYPES.items()}
         kinds = set()
@@ -103,29 +103,29 @@ class Weights:
             kind = file.get_slice(name).get_dtype()
             if kind not in by_name:
                 raise ConfigError(
-                    f"{self.folder}: {shown(name)} is of type {kind}. Only {', '.join(by_name)} can be imported. "
+                    f"{self.folder}: {shown(name)} has dtype {kind}. Only {', '.join(by_name)} can be imported. "
                     "Save the model in one of these first."
                 )
             kinds.add(by_name[kind])
         return kinds.pop() if len(kinds) == 1 else torch.float32
 
     def check_size(self, model: ModelConfig) -> None:
-        """Refuse a model that is far larger than these weights, before it is laid out.
+        """Refuse a model far larger than these weights, before it is built.
 
         Raises:
-            ConfigError: says both sizes.
+            ConfigError: gives both sizes.
         """
         held = sum(math.prod(file.get_slice(name).get_shape()) for name, file in self.files.items())
         if (called_for := parameter_count(model)) > 2 * held:
             raise ConfigError(
-                f"{self.folder}: its config.json calls for {called_for:,} parameters, its files hold {held:,}. {AGAIN}"
+                f"{self.folder}: its config.json describes {called_for:,} parameters, its files hold {held:,}. {AGAIN}"
             )
 
     def check(self, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Refuse weights that are not exactly this model's.
+        """Refuse weights that do not match the model exactly.
 
         Args:
-            shapes: of the model's whole tensors, by checkpoint key.
+            shapes: shapes of the model's whole tensors, by checkpoint key.
 
         Raises:
             ConfigError: a tensor is missing, unknown, or of another shape; names it.
@@ -142,34 +142,34 @@ class Weights:
             if name not in self.files:
                 if name not in needed:
                     continue
-                raise ConfigError(f"{self.folder} lacks the tensor {name}, which its config.json calls for. {AGAIN}")
+                raise ConfigError(f"{self.folder} lacks the tensor {name}, which its config.json requires. {AGAIN}")
             shape = tuple(self.files[name].get_slice(name).get_shape())
             if shape != tuple(tensor.shape):
                 raise ConfigError(
-                    f"{self.folder}: {name} has shape {shape}; its config.json calls for {tuple(tensor.shape)}. {AGAIN}"
+                    f"{self.folder}: {name} has shape {shape}; its config.json requires {tuple(tensor.shape)}. {AGAIN}"
                 )
         unknown = sorted(name for name in set(self.files) - known if not name.endswith(DERIVED))
         if unknown:
-            more = f", nor {len(unknown) - 1} others" if len(unknown) > 1 else ""
+            more = f" and {len(unknown) - 1} others" if len(unknown) > 1 else ""
             raise ConfigError(
-                f"{self.folder}: its config.json does not know the tensor {shown(unknown[0])}{more}. {AGAIN}"
+                f"{self.folder}: its config.json has no place for the tensor {shown(unknown[0])}{more}. {AGAIN}"
             )
         if tied and tied[1] in self.files and not torch.equal(self.read(tied[1]), self.read(tied[0])):
             raise ConfigError(
                 f"{self.folder}: {tied[1]} differs from {tied[0]}, but config.json ties them. "
-                "Set tie_word_embeddings to false there."
+                "Set tie_word_embeddings to false in config.json."
             )
 
     def read(self, name: str) -> Tensor:
         """One tensor.
 
         Raises:
-            ConfigError: it holds a value that is not finite.
+            ConfigError: it holds non-finite values.
         """
         tensor: Tensor = self.files[name].get_tensor(name)
         if not torch.isfinite(tensor).all():
             raise ConfigError(
                 f"{self.folder}: {name} holds values that are not finite (NaN or infinity). "
-                "Such a model is broken: take one that was saved earlier."
+                "The model is broken: use an earlier checkpoint."
             )
         return tensor
