@@ -155,8 +155,8 @@ DENSE = ModelConfig(vocab_size=64, hidden_size=32, num_layers=2, num_attention_h
     ("config", "model", "layout", "line"),
     [
         (EVERYTHING, DENSE, {}, "experts, but the model is dense"),
-        (LoraConfig(targets=("mlp",)), replace(DENSE, moe=MOE), {}, "routed experts alone"),
-        (EVERYTHING, replace(DENSE, moe=MOE), {"tp": 2, "sp": True}, "which etp=2 splits"),
+        (LoraConfig(targets=("mlp",)), replace(DENSE, moe=MOE), {}, "only routed experts"),
+        (EVERYTHING, replace(DENSE, moe=MOE), {"tp": 2, "sp": True}, "experts with etp=2"),
         (
             LoraConfig(),
             replace(DENSE, moe=replace(MOE, balancing="bias", score_function="sigmoid")),

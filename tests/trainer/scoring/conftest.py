@@ -1,4 +1,4 @@
-"""Who scores: this user, an ordinary one, and an ordinary one of a machine without bubblewrap."""
+"""Scorers that run as this user, as a regular user, and as a regular user without bubblewrap."""
 
 import importlib.util
 import json
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 
 @dataclass
 class Scorer:
-    """A process of `scoring.py` and what it is."""
+    """A `scoring.py` process and its properties."""
 
     name: str
     process: subprocess.Popen[str]
@@ -31,24 +31,24 @@ class Scorer:
     home: Path = field(default_factory=Path)
 
     def ask(self, response: str, tests: list[str] | str, seconds: float = 5.0) -> dict[str, Any]:
-        """Its score or error, and the most memory it has taken."""
+        """The score or error of a response, and peak memory."""
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.write(json.dumps([response, tests, seconds]) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         assert line, self.log.read_text()
-        told: dict[str, Any] = json.loads(line)
-        return told
+        reply: dict[str, Any] = json.loads(line)
+        return reply
 
     def score(self, response: str, tests: list[str] | str, seconds: float = 5.0) -> float:
-        """The score alone."""
+        """The score of a response."""
         return float(self.ask(response, tests, seconds)["score"])
 
 
 @pytest.fixture(scope="session")
 def for_everybody() -> Iterator[tuple[str, str]]:
-    """An interpreter and a folder of modules that any user can read: copies, as ours may lie in root's home."""
+    """An interpreter and a folder of modules that any user can read; copies, since ours may be in root's home."""
     with tempfile.TemporaryDirectory(prefix="cupola-sandbox-") as folder:
         place = Path(folder)
         place.chmod(0o755)
@@ -62,7 +62,9 @@ def for_everybody() -> Iterator[tuple[str, str]]:
         code = shutil.ignore_patterns("__pycache__")
         for package in ("platform/cupola_platform", "trainer/cupola_trainer"):
             shutil.copytree(ROOT / package, place / "code" / package.partition("/")[2], ignore=code)
-        (place / "code/cupola_trainer/evaluation/__init__.py").write_text("")  # it needs packages that are not copied
+        (place / "code/cupola_trainer/evaluation/__init__.py").write_text(
+            ""
+        )  # the original needs packages that are not copied
         found = importlib.util.find_spec("pyseccomp")
         assert found
         assert found.origin
@@ -71,7 +73,7 @@ def for_everybody() -> Iterator[tuple[str, str]]:
 
 
 def start(name: str, python: str, code: str, *, user: int, path: str, folder: Path) -> Scorer:
-    """Start `scoring.py` as a user, with the programs of `path` alone."""
+    """Start `scoring.py` as a user, with only the programs on `path`."""
     (folder / "scoring.py").write_text((Path(__file__).parent / "scoring.py").read_text())
     folder.chmod(0o755)
     log = folder / "log"
@@ -99,7 +101,7 @@ def start(name: str, python: str, code: str, *, user: int, path: str, folder: Pa
 
 @pytest.fixture(scope="session", params=["this user", "an ordinary user", "an ordinary user without namespaces"])
 def scorer(request: pytest.FixtureRequest, for_everybody: tuple[str, str]) -> Iterator[Scorer]:
-    """Each of the three in turn."""
+    """Each of the three scorers in turn."""
     user = os.geteuid() if request.param == "this user" else NOBODY if os.geteuid() == 0 else os.geteuid()
     path = "/none" if request.param.endswith("namespaces") else os.environ["PATH"]
     with tempfile.TemporaryDirectory(prefix="cupola-scorer-") as folder:

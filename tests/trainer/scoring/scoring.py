@@ -1,4 +1,4 @@
-"""Run by the tests as another user: scores what it reads, one JSON object a line, and says how much memory it took."""
+"""Run by the tests as another user: scores responses from stdin, one JSON object per line, and reports peak memory."""
 
 import json
 import resource

@@ -1,5 +1,4 @@
-"""Each way out that was tried, for a program that root scores, an ordinary user,
-and one on a machine without namespaces."""
+"""Escape attempts from the sandbox, scored by root, by a regular user, and by one without namespaces."""
 
 import contextlib
 import os
@@ -28,12 +27,12 @@ LOCK = 'struct.pack("hhqqi4x", 1, 0, 0, 0, 0)'
 CALL = {"process_vm_readv": 310, "ptrace": 101, "clone": 56, "vfork": 58, "pidfd_open": 434, "memfd_create": 319,
         "mount": 165, "unshare": 272, "chroot": 161, "bpf": 321, "io_uring_setup": 425, "keyctl": 250, "shmget": 29,
         "openat2": 437, "sched_setaffinity": 203, "setpriority": 141, "mlock": 149, "timer_create": 222}  # fmt: skip
-"""Numbers on x86-64."""
+"""System call numbers on x86-64."""
 
 
 @pytest.fixture(scope="module")
 def victim(scorer: Any) -> Iterator[int]:
-    """A process of the scorer's own user, which sleeps."""
+    """A sleeping process of the scorer's user."""
     other = {} if os.geteuid() == scorer.user else {"user": scorer.user}
     process = subprocess.Popen(["sleep", "600"], **other)  # type: ignore[call-overload]
     yield process.pid
@@ -44,7 +43,7 @@ def victim(scorer: Any) -> Iterator[int]:
 
 @pytest.fixture
 def file(scorer: Any) -> Iterator[Path]:
-    """A file that the scorer's user may write."""
+    """A file that the scorer's user can write."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o777)
     path = folder / "kept"
@@ -56,14 +55,14 @@ def file(scorer: Any) -> Iterator[Path]:
 
 
 def outcomes(scorer: Any, *attempts: str) -> list[Any]:
-    """The errno that ended each attempt; "done" where nothing did."""
+    """The errno of each attempt, or "done" if it succeeded."""
     answer = f"{HEAD}ends = []\n"
     for attempt in attempts:
         answer += f"try:\n    {attempt}\n    ends.append('done')\n"
         answer += "except OSError as error:\n    ends.append(error.errno)\n"
     ends: list[Any] = [1, 2, 13, "done"]
     found: list[Any] = [None] * len(attempts)
-    for end in ends:  # a program cannot say what it saw: so each end that there may be is a test
+    for end in ends:  # a program cannot report what it saw, so each possible outcome is a test
         if scorer.score(answer, f"assert ends == {[end] * len(attempts)}"):
             return [end] * len(attempts)
     for place in range(len(attempts)):
@@ -74,13 +73,13 @@ def outcomes(scorer: Any, *attempts: str) -> list[Any]:
 
 
 def refused(scorer: Any, *attempts: str) -> bool:
-    """Whether the kernel's answer to every attempt is EPERM."""
+    """Whether every attempt fails with EPERM."""
     ends = outcomes(scorer, *attempts)
     assert dict(zip(attempts, ends, strict=True)) == dict.fromkeys(attempts, 1)
     return True
 
 
-def test_no_file_is_made_to_signal_another_process(scorer: Any, victim: int) -> None:
+def test_no_file_can_signal_another_process(scorer: Any, victim: int) -> None:
     assert refused(
         scorer,
         f"fcntl.fcntl(3, fcntl.F_SETOWN, {victim})",
@@ -90,7 +89,7 @@ def test_no_file_is_made_to_signal_another_process(scorer: Any, victim: int) -> 
     )
 
 
-def test_no_process_is_signalled_or_slowed(scorer: Any, victim: int) -> None:
+def test_no_process_can_be_signaled_or_slowed(scorer: Any, victim: int) -> None:
     assert refused(
         scorer, f"os.kill({victim}, 9)", "os.kill(os.getppid(), 9)", "os.kill(-1, 9)", "os.killpg(0, 9)",
         f"call({CALL['pidfd_open']}, {victim}, 0)", "signal.setitimer(signal.ITIMER_REAL, 1)",
@@ -101,7 +100,7 @@ def test_no_process_is_signalled_or_slowed(scorer: Any, victim: int) -> None:
 
 @pytest.fixture(scope="module")
 def terminal(scorer: Any) -> Iterator[tuple[int, str]]:
-    """Another terminal of the scorer's user: what is typed into it can be read, and its name."""
+    """Another terminal of the scorer's user: a descriptor to read its input from, and its name."""
     master, slave = os.openpty()
     name = os.ttyname(slave)
     os.chown(name, scorer.user, -1)
@@ -110,7 +109,7 @@ def terminal(scorer: Any) -> Iterator[tuple[int, str]]:
     os.close(slave)
 
 
-def test_nothing_is_typed_into_another_terminal(scorer: Any, terminal: tuple[int, str]) -> None:
+def test_nothing_can_be_typed_into_another_terminal(scorer: Any, terminal: tuple[int, str]) -> None:
     master, name = terminal
     typed = "call(16, {}, ctypes.c_ulong(termios.TIOCSTI | {}), ctypes.c_char_p(b'x'))"
     assert refused(scorer, *(typed.format(file, high) for file in (0, 3) for high in (0, 1 << 32)))
@@ -119,7 +118,7 @@ def test_nothing_is_typed_into_another_terminal(scorer: Any, terminal: tuple[int
     assert not select.select([master], [], [], 0)[0]
 
 
-def test_no_file_of_anybodys_is_held(scorer: Any, file: Path) -> None:
+def test_no_file_can_be_locked(scorer: Any, file: Path) -> None:
     attempts = [
         f"fcntl.ioctl(os.open({str(file)!r}, os.O_RDONLY), {FS_IOC_SETFLAGS}, struct.pack('i', {IMMUTABLE}))",
         f"fcntl.fcntl(os.open({str(file)!r}, os.O_RDONLY), {F_SETLEASE}, fcntl.F_RDLCK)",
@@ -133,7 +132,7 @@ def test_no_file_of_anybodys_is_held(scorer: Any, file: Path) -> None:
     assert refused(scorer, *own)
 
 
-def test_no_file_of_anybodys_is_changed_or_linked(scorer: Any, file: Path) -> None:
+def test_no_file_can_be_changed_or_linked(scorer: Any, file: Path) -> None:
     name, other = repr(str(file)), repr(f"{file}2")
     assert refused(
         scorer, f"open({name}, 'w')", f"open({other}, 'w')", f"open({name}, 'r+')", f"os.remove({name})",
@@ -143,7 +142,7 @@ def test_no_file_of_anybodys_is_changed_or_linked(scorer: Any, file: Path) -> No
     )  # fmt: skip
 
 
-def test_no_disk_is_filled(scorer: Any) -> None:
+def test_no_disk_can_be_filled(scorer: Any) -> None:
     places = ("", "/tmp", "/dev/shm", "/usr", "/confined", ".")
     assert refused(
         scorer, *(f"open('{place}/full', 'wb')" for place in places), "os.open('.', os.O_TMPFILE | os.O_RDWR)",
@@ -151,7 +150,7 @@ def test_no_disk_is_filled(scorer: Any) -> None:
     )  # fmt: skip
 
 
-def test_no_process_is_started_and_no_other_door_of_the_kernel_opens(scorer: Any) -> None:
+def test_no_process_can_start_and_other_system_calls_fail(scorer: Any) -> None:
     programs = ["os.fork()", "os.execv('/bin/true', ['true'])", "os.posix_spawn('/bin/true', ['true'], {})"]
     assert refused(scorer, *programs, *(f"call({number}, 0, 0, 0, 0, 0)" for number in CALL.values()))
 
@@ -171,7 +170,7 @@ for _ in range(1000):
     assert scorer.score(bomb, "assert made == 0") == 1
 
 
-def test_no_network_is_reached(scorer: Any) -> None:
+def test_no_network_is_reachable(scorer: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         assert refused(
             scorer, f"socket.create_connection(('127.0.0.1', {server.getsockname()[1]}))", "socket.socketpair()",
@@ -180,8 +179,8 @@ def test_no_network_is_reached(scorer: Any) -> None:
         )  # fmt: skip
 
 
-def test_nothing_of_the_user_is_read(scorer: Any) -> None:
-    """Where there are no namespaces that cannot be held, and the log says so, once."""
+def test_no_user_data_is_readable_with_namespaces(scorer: Any) -> None:
+    """Without namespaces it is readable, and the log warns once."""
     files = [
         scorer.home / ".aws/credentials",
         f"/proc/{scorer.process.pid}/environ",
@@ -189,7 +188,7 @@ def test_nothing_of_the_user_is_read(scorer: Any) -> None:
         "/etc/passwd",
     ]
     seen = outcomes(scorer, *(f"open({str(path)!r}, 'rb').read()" for path in files), "os.listdir('/proc')")
-    said = scorer.log.read_text().count("without namespaces of their own")
+    said = scorer.log.read_text().count("run without namespaces")
     assert (seen, said) == (([2] * 5, 0) if scorer.namespaces else (["done"] * 5, 1))
 
 
@@ -204,12 +203,12 @@ def test_a_program_is_nobody_in_an_empty_root(scorer: Any) -> None:
         "dev",
         "etc",
         scorer.home.parts[1],
-    }  # the last has the tests' interpreter
+    }  # the last holds the tests' interpreter
     held = scorer.score(answer, [f"assert {{*root}} <= {bound!r}", "assert me == (65534, 'sandbox', ['null'])"])
     assert held == (1 if scorer.namespaces else 0)
 
 
-def test_writing_without_end_fills_no_memory_and_ends_in_time(scorer: Any) -> None:
+def test_endless_output_fills_no_memory_and_ends_in_time(scorer: Any) -> None:
     began = time.monotonic()
     before = scorer.ask("", ["assert True"])["memory"]
     for writes in (
@@ -222,13 +221,13 @@ def test_writing_without_end_fills_no_memory_and_ends_in_time(scorer: Any) -> No
     assert time.monotonic() - began < 8
 
 
-def test_what_a_function_writes_is_cut(scorer: Any) -> None:
+def test_output_of_a_function_is_truncated(scorer: Any) -> None:
     answer = "import sys\ndef talk(n):\n    for _ in range(n): sys.stdout.write('x' * 2**20)"
     told = "import contextlib, io\nheard = io.StringIO()\nwith contextlib.redirect_stdout(heard):\n    talk(64)\n"
     assert scorer.score(answer, told + "assert len(heard.getvalue()) == 2**20") == 1
 
 
-def test_memory_and_processor_time_are_limited(scorer: Any) -> None:
+def test_memory_and_cpu_time_are_limited(scorer: Any) -> None:
     greedy = "try:\n    x = bytearray(2**30)\n    fits = True\nexcept MemoryError:\n    fits = False"
     assert scorer.score(greedy, "assert not fits") == 1
     deaf = (
@@ -240,7 +239,7 @@ def test_memory_and_processor_time_are_limited(scorer: Any) -> None:
     assert time.monotonic() - began < 5
 
 
-def test_nothing_is_left_of_an_answer_that_is_late(scorer: Any) -> None:
+def test_a_response_that_times_out_leaves_no_process(scorer: Any) -> None:
     assert scorer.score("import time\ntime.sleep(60)", "assert True", 0.5) == 0
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline and (alive := _confined(scorer.process.pid)):
@@ -249,14 +248,14 @@ def test_nothing_is_left_of_an_answer_that_is_late(scorer: Any) -> None:
 
 
 @pytest.mark.parametrize("end", ["os._exit(0)", "os.closerange(0, 64)", "raise SystemExit(0)", "ctypes.string_at(0)"])
-def test_an_answer_that_ends_itself_scores_nothing_and_the_next_is_scored(scorer: Any, end: str) -> None:
+def test_a_response_that_exits_scores_zero_and_the_next_is_scored(scorer: Any, end: str) -> None:
     assert scorer.score(f"{HEAD}{end}", ["assert True"]) == 0
     assert scorer.score(f"{HEAD}def end(): {end}" if "raise" not in end else "1/0", ["assert True", "end()"]) == 0
     assert scorer.score("x = 1", ["assert x == 1", "assert x == 2"]) == 0.5
 
 
 def _confined(scorer: int) -> list[str]:
-    """The confined processes of a scorer."""
+    """The sandboxed processes of a scorer."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""A model's code is scored, and can do nothing else."""
+"""Model-written code is scored, and can do nothing else."""
 
 import socket
 import time
@@ -24,11 +24,11 @@ SQUARE = ["assert square(3) == 9", "assert square(-2) == 4", "assert square(0) =
         ("\0", 0.0),
     ],
 )
-def test_the_score_is_the_share_of_tests_that_hold(response: str, share: float) -> None:
+def test_the_score_is_the_share_of_tests_that_pass(response: str, share: float) -> None:
     assert passed(response, SQUARE) == share
 
 
-def test_tests_may_be_one_text_and_many_responses_are_scored_at_once() -> None:
+def test_tests_may_be_one_string_and_responses_are_scored_in_parallel() -> None:
     together = "\n".join(SQUARE[:3])
     right, wrong = "def square(x):\n    return x * x", "def square(x):\n    return 9"
     assert shares_passed([(right, together), (wrong, together), (wrong, SQUARE)]) == [1.0, 0.0, 0.25]
@@ -41,13 +41,13 @@ def test_code_is_taken_from_the_first_fenced_block() -> None:
 
 
 @pytest.mark.parametrize("loop", ["while True: pass", "import time\ntime.sleep(60)"])
-def test_a_response_that_does_not_end_is_ended(loop: str) -> None:
+def test_an_endless_response_is_killed(loop: str) -> None:
     began = time.monotonic()
     assert passed(loop, ["assert True"], timeout_seconds=0.5) == 0
     assert time.monotonic() - began < 8
 
 
-def test_a_response_cannot_take_more_memory_than_it_is_given() -> None:
+def test_a_response_cannot_exceed_its_memory_limit() -> None:
     assert (
         passed(
             "try:\n    x = bytearray(2**30)\n    fits = True\nexcept MemoryError:\n    fits = False",
@@ -74,7 +74,7 @@ def test_a_response_cannot_take_more_memory_than_it_is_given() -> None:
         "__import__('resource').setrlimit(0, (60, 60))",
     ],
 )
-def test_whatever_reaches_outside_is_refused_by_the_kernel(attempt: str, tmp_path: Path) -> None:
+def test_access_outside_is_refused_by_the_kernel(attempt: str, tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("kept")
     with socket.create_server(("127.0.0.1", 0)) as server:
         line = attempt.format(folder=tmp_path, port=server.getsockname()[1])
@@ -83,13 +83,13 @@ def test_whatever_reaches_outside_is_refused_by_the_kernel(attempt: str, tmp_pat
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("kept", "kept")]
 
 
-def test_ctypes_is_no_way_around(tmp_path: Path) -> None:
+def test_ctypes_does_not_escape_the_sandbox(tmp_path: Path) -> None:
     call = f"import ctypes\nresult = ctypes.CDLL(None).open(b'{tmp_path}/new', 0o101, 0o600)"
     assert passed(call, ["assert result == -1"]) == 1
     assert not list(tmp_path.iterdir())
 
 
-def test_a_response_sees_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_response_sees_no_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUPOLA_SECRET", "x")
     assert passed("import os", ["assert 'CUPOLA_SECRET' not in os.environ"]) == 1
 
@@ -220,16 +220,16 @@ assert r.wasSuccessful() and r.testsRun==2""",
 
 
 @pytest.mark.parametrize("use", USES)
-def test_a_test_uses_the_responses_names_as_if_they_were_its_own(use: str) -> None:
+def test_a_test_uses_the_responses_names_like_its_own(use: str) -> None:
     assert passed(LIBRARY, [USES[use], "assert False"]) == 0.5
 
 
-def test_what_a_test_defines_is_seen_by_no_other_test() -> None:
+def test_names_defined_by_a_test_are_invisible_to_others() -> None:
     assert passed("x = 1", ["y = x", "assert y == 1", "assert x == 1"]) == 2 / 3
 
 
 @pytest.mark.parametrize(
     "test", ["assert sum(1, 2) == 3", "assert bisect(4) == 2", "assert sum(1, 2) == 3 == len([0] * 3)"]
 )
-def test_a_response_may_have_the_name_of_a_built_in(test: str) -> None:
+def test_a_response_may_shadow_a_built_in(test: str) -> None:
     assert passed("def sum(a, b): return a + b\ndef bisect(x): return x // 2", test) == 1

@@ -1,4 +1,4 @@
-"""No response scores more than its tests say, whatever it finds in its process."""
+"""No response scores more than its tests allow, whatever it finds in its process."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ for descriptor in range(64):
         try: os.write(descriptor, text) if descriptor != 3 else None
         except OSError: pass
 """,
-    "answers before it is asked": """
+    "replies before any request": """
 import os, json
 def said(message):
     text = json.dumps(message).encode()
@@ -27,7 +27,7 @@ def said(message):
 for _ in range(9): said(['gave', ['list', []], [], ''])
 said(['gave', 9, [], ''])
 """,
-    "looks in its callers' frames": """
+    "inspects its callers' frames": """
 import sys, gc, os
 frame, seen = sys._getframe(), []
 while frame:
@@ -41,7 +41,7 @@ for name, value in seen:
             except OSError: pass
 """,
     "prints at its end": "import atexit, os; atexit.register(lambda: os.write(1, b'11.')); raise SystemExit(0)",
-    "patches what judges": """
+    "patches the verdicts": """
 import builtins, sys, gc
 builtins.AssertionError = type('Never', (BaseException,), {})
 builtins.exec = builtins.compile = lambda *a, **k: None
@@ -52,7 +52,7 @@ for one in gc.get_objects():
             try: setattr(one, name, lambda *a, **k: True)
             except Exception: pass
 """,
-    "asks the tests' process to run code": """
+    "requests code execution in the tests' process": """
 import gc
 from confined.program import Program
 for one in gc.get_objects():
@@ -62,7 +62,7 @@ for one in gc.get_objects():
             try: one.ask(what, *args)
             except Exception: pass
 """,
-    "is equal to everything": """
+    "equals everything": """
 class Free(float):
     def __eq__(self, other): return True
     def __ne__(self, other): return False
@@ -77,7 +77,7 @@ def square(x): return Free()
 
 
 @pytest.mark.parametrize("name", FORGERIES)
-def test_a_forged_score_is_worth_nothing(name: str) -> None:
+def test_a_forged_score_is_zero(name: str) -> None:
     assert passed(FORGERIES[name], FALSE, timeout_seconds=2) == 0
 
 
@@ -92,7 +92,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("value", ["Free()", "Near()", "[Free()]"])
-def test_an_object_that_lies_when_it_is_compared_passes_no_test(value: str) -> None:
+def test_an_object_that_lies_in_comparisons_passes_no_test(value: str) -> None:
     response = f"""
 class Free:
     def __eq__(self, other): return True
@@ -114,13 +114,13 @@ def square(x): return {value}
     assert passed("import math\ndef square(x): return x * x", list(LIES.values())[:6]) == 1
 
 
-def test_the_tests_are_nowhere_in_the_programs_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Searched where a program can read its memory whole: without namespaces, through /proc."""
+def test_the_tests_are_not_in_the_programs_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searched without namespaces, where a program can read all of its memory through /proc."""
     monkeypatch.setattr(sandbox, "command", lambda: sandbox.interpreter(str(sandbox.PACKAGE.parent)))
     monkeypatch.setattr(workers, "idle", [])
     search = """
 import re
-def found(pattern):  # which is no match of itself
+def found(pattern):  # a pattern that does not match itself
     places = 0
     with open('/proc/self/maps') as maps, open('/proc/self/mem', 'rb', 0) as memory:
         for line in maps:
@@ -141,9 +141,9 @@ inside, outside = found(b'of_the_program_itsel[f]'), found(b'only_the_tests_kno[
             worker.end()
 
 
-def test_a_machine_that_cannot_confine_runs_no_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_a_sandbox_runs_no_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "call_filter", lambda: b"\xff" * 8)
-    with pytest.raises(ConfigError, match="cannot confine a process"):
+    with pytest.raises(ConfigError, match="cannot sandbox a process"):
         passed("x = 1", "assert x == 1")
 
 
@@ -160,9 +160,7 @@ def test_root_runs_nothing_without_namespaces(
     monkeypatch.setattr(workers, "idle", [])
     sandbox.command.cache_clear()
     try:
-        with pytest.raises(
-            ConfigError, match=f"not run as root without namespaces of its own.*{reason}.*apt-get install"
-        ):
+        with pytest.raises(ConfigError, match=f"not run as root without namespaces.*{reason}.*apt-get install"):
             passed("x = 1", "assert x == 1")
     finally:
         sandbox.command.cache_clear()

@@ -1,1 +1,1 @@
-"""What a response is worth, decided by a program: tasks, unit tests in a sandbox, intervals. Imports no torch."""
+"""Scoring responses by program: tasks, sandboxed unit tests, confidence intervals. Imports no torch."""

@@ -1,7 +1,7 @@
-"""A model's Python, run to be scored.
+"""Run a model's Python to score it.
 
-Each response runs in a process that can compute and nothing else (see `sandbox.py`), its tests in a second one that
-calls it (see `confined/`). The second says of each test whether it holds, and the count of that is made here.
+Each response runs in a process that can only compute (see `sandbox.py`), its tests in a second one that calls it (see
+`confined/`). The second process reports whether each test passed; this module counts them.
 """
 
 import json
@@ -13,7 +13,7 @@ from cupola_trainer.scoring import sandbox, workers
 
 
 def code_of(response: str) -> str:
-    """The Python of a response: its first fenced block, or all of it."""
+    """The Python code in a response: its first fenced block, or all of it."""
     before, fence, rest = response.partition("```")
     if not fence:
         return before
@@ -25,16 +25,16 @@ def code_of(response: str) -> str:
 def passed(
     response: str, tests: str | Sequence[str], timeout_seconds: float = 5.0, memory_bytes: int = 512 * 2**20
 ) -> float:
-    """The share of tests that hold after the response's code has run; 0 where it ends itself, or does not end in time.
+    """The share of tests that pass after running the response's code; 0 if the code exits or times out.
 
     Args:
-        tests: Python statements, such as asserts, each run on its own; a text is one of them.
-        timeout_seconds: wall time of the code and all tests.
-        memory_bytes: of the code's process, and of the tests'.
+        tests: Python statements, such as asserts, each run separately; a single string is one test.
+        timeout_seconds: wall time for the code and all tests.
+        memory_bytes: address space for each of the two processes.
 
     Raises:
-        ConfigError: this machine cannot confine a process.
-        RuntimeError: no process starts.
+        ConfigError: this machine cannot sandbox a process.
+        RuntimeError: no process could be started.
     """
     if not tests:
         return 0.0
@@ -49,10 +49,10 @@ def passed(
 
 
 def shares_passed(responses: Sequence[tuple[str, str | Sequence[str]]]) -> list[float]:
-    """`passed` of each response and its tests, as many at a time as there are cores.
+    """`passed` for each response and its tests, in parallel on all cores.
 
     Raises:
-        ConfigError: this machine cannot confine a process.
+        ConfigError: this machine cannot sandbox a process.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(lambda pair: passed(*pair), responses))

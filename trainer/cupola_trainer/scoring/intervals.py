@@ -1,4 +1,4 @@
-"""How sure a measured accuracy is. Imports no torch."""
+"""Confidence intervals of accuracies. Imports no torch."""
 
 import math
 from typing import NamedTuple
@@ -13,15 +13,15 @@ class Interval(NamedTuple):
 
 
 def wilson(correct: int, total: int, z: float = Z95) -> Interval:
-    """Wilson's score interval for a proportion (Wilson 1927): honest at 0, at 1 and for few trials.
+    """Wilson's score interval for a proportion (Wilson 1927), valid at 0, at 1 and for few trials.
 
-    No trials tell nothing: (0, 1).
+    Without trials it is (0, 1).
 
     Raises:
         ValueError: not 0 <= correct <= total.
     """
     if not 0 <= correct <= total:
-        raise ValueError(f"correct={correct} of total={total} is not a proportion.")
+        raise ValueError(f"correct={correct} of total={total} is not a proportion: give 0 <= correct <= total.")
     if total == 0:
         return Interval(0.0, 1.0)
     p, z2 = correct / total, z * z
@@ -32,10 +32,10 @@ def wilson(correct: int, total: int, z: float = Z95) -> Interval:
 
 
 def difference(a_correct: int, a_total: int, b_correct: int, b_total: int, z: float = Z95) -> Interval:
-    """Newcombe's hybrid score interval for accuracy a minus accuracy b, of independent trials (Newcombe 1998,
+    """Newcombe's hybrid score interval for accuracy a minus accuracy b on independent trials (Newcombe 1998,
     method 10).
 
-    Without trials on a side it is as wide as can be: (-1, 1).
+    Without trials on either side it is (-1, 1).
 
     Raises:
         ValueError: a count is not between 0 and its total.

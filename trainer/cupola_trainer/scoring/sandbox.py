@@ -1,8 +1,8 @@
-"""What holds a program that a model wrote: namespaces by bubblewrap, where the kernel gives them, and a seccomp filter.
+"""Sandbox for model-written programs: bubblewrap namespaces, if the kernel allows them, and a seccomp filter.
 
-A program sees an empty, read-only root with the interpreter in it, no network, no other process, and may make the calls
-of `CALLS` alone. Without namespaces the filter, the rlimits and the empty environment are left: then it can read
-whatever its user can, and cannot write, send or signal it anywhere.
+A program sees an empty, read-only root with only the interpreter, no network and no other process, and may only make
+the system calls in `CALLS`. Without namespaces, the filter, rlimits and an empty environment remain: it can then read
+what its user can, but cannot write, send or signal anything.
 """
 
 import fcntl
@@ -32,9 +32,9 @@ CALLS = (
     "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sched_yield", "sigaltstack", "stat", "statx", "sysinfo", "uname",
     "write",
 )  # fmt: skip
-"""What a running interpreter needs to compute and to import; every other call fails with EPERM."""
+"""System calls that an interpreter needs to compute and import; all others fail with EPERM."""
 FCNTL = (fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC, fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL)
-"""No owner, signal, lock, lease or seal is set on a file."""
+"""Excludes commands that set an owner, signal, lock, lease or seal."""
 FIONCLEX, FIOCLEX = 0x5450, 0x5451
 IOCTL = (FIONCLEX, FIOCLEX)
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -42,7 +42,7 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 @functools.cache
 def call_filter() -> bytes:
-    """The seccomp filter, in the kernel's bytes.
+    """The seccomp filter as BPF bytecode.
 
     Raises:
         ConfigError: this machine has no seccomp.
@@ -52,7 +52,7 @@ def call_filter() -> bytes:
         for name in CALLS:
             rules.add_rule(seccomp.ALLOW, name)
         rules.add_rule(seccomp.ALLOW, "openat", seccomp.Arg(2, seccomp.MASKED_EQ, WRITING, 0))
-        rules.add_rule(seccomp.ALLOW, "prlimit64", seccomp.Arg(2, seccomp.EQ, 0))  # asks, and sets nothing
+        rules.add_rule(seccomp.ALLOW, "prlimit64", seccomp.Arg(2, seccomp.EQ, 0))  # reads limits, sets nothing
         for name, commands in (("fcntl", FCNTL), ("ioctl", IOCTL)):
             for command in commands:
                 rules.add_rule(seccomp.ALLOW, name, seccomp.Arg(1, seccomp.EQ, command))
@@ -66,10 +66,10 @@ def call_filter() -> bytes:
 
 @functools.cache
 def command() -> tuple[str, ...]:
-    """What starts `confined.main` held as well as this machine can; says once in the log where that is not well.
+    """The command that starts `confined.main` in the best sandbox this machine allows; logs once if that is weak.
 
     Raises:
-        ConfigError: as root without namespaces.
+        ConfigError: running as root without namespaces.
     """
     bwrap = shutil.which("bwrap")
     why = "bubblewrap is not installed"
@@ -78,30 +78,29 @@ def command() -> tuple[str, ...]:
         tried = subprocess.run([*held[:-1], "pass"], check=False, capture_output=True, text=True, env={})
         if tried.returncode == 0:
             return held
-        why = tried.stderr.strip() or f"bwrap ended with status {tried.returncode}"
+        why = tried.stderr.strip() or f"bwrap exited with status {tried.returncode}"
     if os.geteuid() == 0:
         raise ConfigError(
-            f"A program that a model wrote is not run as root without namespaces of its own ({why}). Install "
-            "bubblewrap (apt-get install bubblewrap) where the kernel allows user namespaces, or run as an "
-            "ordinary user."
+            f"Model-written programs are not run as root without namespaces ({why}). Install bubblewrap (apt-get "
+            "install bubblewrap) if the kernel allows user namespaces, or run as a regular user."
         )
     log.warning(
-        "Programs that a model wrote run without namespaces of their own (%s): seccomp keeps them from writing, "
-        "sending and signalling, but they can read what this user can. See docs/security.md.", why,
+        "Model-written programs run without namespaces (%s): seccomp prevents writing, sending and "
+        "signaling, but they can read what this user can. See docs/security.md.", why,
     )  # fmt: skip
     return interpreter(str(PACKAGE.parent))
 
 
 def unconfined() -> ConfigError:
-    """Raised before any code of a model's has run."""
+    """The error to raise before any model-written code runs."""
     return ConfigError(
-        "This machine cannot confine a process (seccomp on Linux, with libseccomp), so no response's code was run. "
-        "Use another reward than code here, or another machine."
+        "This machine cannot sandbox a process (needs seccomp on Linux, with libseccomp), so no code was run. "
+        "Use another scorer or another machine."
     )
 
 
 def interpreter(folder: str) -> tuple[str, ...]:
-    """The command that runs `confined` from a folder, with the bare interpreter of this process."""
+    """The command that runs `confined` from a folder, with this process's interpreter and no site packages."""
     return (_python(), "-I", "-S", "-B", "-c", START.format(folder=folder))
 
 
@@ -129,5 +128,5 @@ def namespaces() -> list[str]:
 
 
 def _python() -> str:
-    """The interpreter's own file, outside any virtual environment."""
+    """The real interpreter, outside any virtual environment."""
     return os.path.realpath(getattr(sys, "_base_executable", sys.executable))

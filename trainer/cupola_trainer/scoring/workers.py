@@ -1,4 +1,4 @@
-"""Confined processes that wait for responses. A finished one waits for the next; a late or lost one is ended."""
+"""A pool of sandboxed worker processes. A worker is reused after a response, and killed if it hangs or fails."""
 
 import os
 import select
@@ -11,7 +11,7 @@ from cupola_trainer.scoring import sandbox
 from cupola_trainer.scoring.confined.main import END, FAILED, HELD, READY, UNCONFINED
 
 STARTING = 10.0
-"""Seconds that a process may take to start on a busy machine, beside the response's own."""
+"""Seconds that a process may take to start on a busy machine, in addition to the response's time limit."""
 
 
 @dataclass
@@ -21,8 +21,8 @@ class Worker:
     process: subprocess.Popen[bytes]
 
     def verdicts(self, request: bytes, tests: int, seconds: float) -> bytes | None:
-        """A byte, HELD or FAILED, for each test; fewer where the program ended early or late;
-        none where it never began."""
+        """One byte per test, HELD or FAILED; fewer if the program exited early or timed out; None if it never
+        started."""
         deadline = time.monotonic() + STARTING
         self._write(request, deadline)
         if self._read(1, deadline) != READY:
@@ -30,8 +30,7 @@ class Worker:
         return self._read(tests + 1, time.monotonic() + seconds)
 
     def end(self, patience: float = 0.0) -> str:
-        """End it and all its processes, by force after some seconds;
-        the beginning of what it said on standard error."""
+        """Wait for the process to exit, or kill its group after `patience` seconds. Returns the start of its stderr."""
         try:
             self.process.wait(patience)
         except subprocess.TimeoutExpired:
@@ -54,7 +53,7 @@ class Worker:
                 return
 
     def _read(self, size: int, deadline: float) -> bytes:
-        """Up to `size` bytes: those that come in time, before the end."""
+        """Up to `size` bytes that arrive before the deadline or END."""
         assert self.process.stdout
         descriptor, read = self.process.stdout.fileno(), b""
         while len(read) < size and _ready(descriptor, select.POLLIN, deadline):
@@ -70,13 +69,13 @@ os.register_at_fork(after_in_child=idle.clear)
 
 
 def count_held(request: bytes, tests: int, seconds: float) -> int:
-    """How many tests hold; 0 where not every one came to a verdict in time.
+    """How many tests pass; 0 if not every test has a verdict in time.
 
     Raises:
-        ConfigError: this machine cannot confine a process.
-        RuntimeError: no process starts.
+        ConfigError: this machine cannot sandbox a process.
+        RuntimeError: no process could be started.
     """
-    for _ in range(2):  # a worker ends with the thread that started it: the first may be just gone
+    for _ in range(2):  # a worker exits with the thread that started it, so the first may just have gone
         worker = _take()
         verdicts = worker.verdicts(request, tests, seconds)
         if verdicts is not None and verdicts.endswith(END):
@@ -88,7 +87,7 @@ def count_held(request: bytes, tests: int, seconds: float) -> int:
             return verdicts.count(HELD) if whole else 0
         if worker.process.returncode == UNCONFINED:
             raise sandbox.unconfined()
-    raise RuntimeError(f"No process for a model's code was started within {STARTING:.0f} s: {reason}")
+    raise RuntimeError(f"No sandboxed process started within {STARTING:.0f} s: {reason}")
 
 
 def _take() -> Worker:
@@ -110,7 +109,7 @@ def _take() -> Worker:
 
 
 def _ready(descriptor: int, event: int, deadline: float) -> bool:
-    """Wait until a file can be read or written; false where the deadline comes first."""
+    """Wait until a file is readable or writable; False if the deadline passes first."""
     waiting = select.poll()
     waiting.register(descriptor, event)
     return bool(waiting.poll(max(0.0, deadline - time.monotonic()) * 1000))

@@ -1,4 +1,4 @@
-"""Asking the other process, and answering what it asks meanwhile."""
+"""Remote calls between the two processes, in both directions."""
 
 import operator
 from collections.abc import Callable
@@ -23,38 +23,38 @@ MUTABLE = (list, dict, set, bytearray)
 
 
 class Dialogue:
-    """One process's side. A call hands its arguments over by copy, and brings back how the function left them."""
+    """One process's side. A call passes arguments by copy, and copies mutations back."""
 
     def __init__(self, descriptor: int) -> None:
         self.wire = Wire(descriptor)
         self.values = Values(self)
 
     def may(self, what: str, args: list[Any]) -> bool:
-        """Whether the other process may have this done here."""
+        """Whether the other process may request this operation."""
         raise NotImplementedError
 
     def own(self, what: str, args: list[Any]) -> Any:
-        """What this side alone can do. Raises: LookupError."""
+        """Operations that only this side supports. Raises: LookupError."""
         raise NotImplementedError
 
     def written(self) -> str:
-        """What was written to standard output here since the last answer."""
+        """Text written to standard output here since the last reply."""
         return ""
 
     def heard(self, text: str) -> None:
-        """Take what the other process wrote to its standard output."""
+        """Receive text that the other process wrote to its standard output."""
 
     def ask(self, what: str, *args: Any) -> Any:
-        """Have the other process do something. Raises: what was raised there; Gone."""
+        """Request an operation from the other process. Raises: its exception; Gone."""
         return self._ask(what, list(args))
 
     def call(self, function: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        """Call a function there; lists, dictionaries and sets among the arguments change as it changed them."""
+        """Call a function there; its changes to lists, dictionaries and sets among the arguments are applied here."""
         given = [*args, *named.values()]
         return self._ask("call", [function, list(named), *given], given)
 
     def serve(self) -> None:
-        """Answer until the other process is gone."""
+        """Serve requests until the other process is gone."""
         while True:
             self._answer(self.wire.receive())
 
@@ -70,7 +70,7 @@ class Dialogue:
             value = self.values.decode(encoded)
             for place, left in changes:
                 _become((given or [])[place], self.values.decode(left))
-        except Exception:  # noqa: BLE001 - no message of ours: the other process has broken the protocol
+        except Exception:  # noqa: BLE001 - a malformed message: the other process broke the protocol
             self.wire.leave()
         if outcome == "raised":
             raise value if isinstance(value, BaseException) else RuntimeError("no exception")
@@ -87,7 +87,7 @@ class Dialogue:
             answer = ["gave", self.values.encode(value), changes, self.written()]
         except Gone:
             raise
-        except BaseException as error:  # noqa: BLE001 - whatever is raised here is raised there
+        except BaseException as error:  # noqa: BLE001 - any exception is re-raised there
             answer = ["raised", self._encode_error(error), changes, self.written()]
         try:
             self.wire.send(answer)
@@ -104,19 +104,19 @@ class Dialogue:
         return DONE[what](*args) if what in DONE else self.own(what, args)
 
     def _changes(self, args: list[Any], before: list[Any]) -> list[Any]:
-        """Which arguments are no longer what they were when they came, by place."""
+        """Arguments that the call changed, by position."""
         now = [(place, self.values.encode(arg)) for place, arg in enumerate(args) if type(arg) in MUTABLE]
         return [[place, left] for place, left in now if left != before[place]]
 
     def _encode_error(self, error: BaseException) -> Any:
         try:
             return self.values.encode(error)
-        except Exception:  # noqa: BLE001 - what cannot be told of it
-            return self.values.encode(RuntimeError("an exception that cannot be handed over"))
+        except Exception:  # noqa: BLE001 - the exception cannot be encoded
+            return self.values.encode(RuntimeError("an exception that cannot be transferred"))
 
 
 def _become(old: Any, new: Any) -> None:
-    """Make a mutable value what another is, in place."""
+    """Replace the contents of a mutable value in place."""
     if isinstance(old, list | bytearray):
         old[:] = new
     elif isinstance(old, dict | set):

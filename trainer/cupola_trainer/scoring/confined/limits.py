@@ -1,4 +1,4 @@
-"""What the kernel holds a process to, for good: rlimits and a seccomp filter."""
+"""Irrevocable limits on a process: rlimits and a seccomp filter."""
 
 import ctypes
 import os
@@ -11,12 +11,12 @@ OPEN_FILES = 64
 
 
 def confine(seconds: float, memory: int, code: bytes) -> bool:
-    """Limit this process; false where the kernel does not.
+    """Limit this process. Returns False if the kernel refuses.
 
     Args:
-        seconds: processor time, rounded up.
+        seconds: CPU time, rounded up.
         memory: bytes of address space.
-        code: a compiled seccomp filter, eight bytes an instruction.
+        code: a compiled seccomp filter, eight bytes per instruction.
     """
     limits = {
         resource.RLIMIT_CPU: int(seconds) + 1, resource.RLIMIT_AS: memory, resource.RLIMIT_NOFILE: OPEN_FILES,
@@ -33,7 +33,7 @@ def confine(seconds: float, memory: int, code: bytes) -> bool:
 
 
 def die_with_parent(parent: int) -> None:
-    """End this process when its parent ends."""
+    """Kill this process when its parent exits."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:
         os._exit(0)

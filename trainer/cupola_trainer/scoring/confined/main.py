@@ -1,9 +1,9 @@
-"""Waits for answers; scores each in two new processes: the program's, which holds neither tests nor verdicts,
-and the tests'.
+"""Waits for responses and scores each in two new processes: the program's, which has neither tests nor verdicts, and
+the tests'.
 
-Standard input, for each answer: one byte, then a part in JSON (`seconds`, `memory`, `filter`, `code`) and one with the
-tests, each after its length in eight bytes. Standard output: READY once the kernel holds both processes, HELD or FAILED
-for each test in order, END.
+Standard input, per response: one byte, then a JSON part (`seconds`, `memory`, `filter`, `code`) and a JSON part with
+the tests, each prefixed by its length in eight bytes. Standard output: READY once both processes are sandboxed, HELD or
+FAILED per test in order, END.
 """
 
 import json
@@ -15,13 +15,13 @@ from .program import run_program
 from .testing import run_tests
 
 UNCONFINED = 3
-"""Exit status when the kernel refused the limits; nothing of the program has run then."""
+"""Exit status if the kernel refused the limits; none of the program has run."""
 PARENT_SOCKET = 3
 READY, HELD, FAILED, END = b"!", b"1", b"0", b"."
 
 
 def main() -> None:
-    """This process has no answer's code in memory, ever: it forks one that reads it."""
+    """Fork a process per response. This one never has a response's code in memory."""
     die_with_parent(os.getppid())
     waiter = os.getpid()
     while os.read(0, 1):
@@ -36,7 +36,8 @@ def main() -> None:
 
 
 def score() -> None:
-    """Fork the program's process before the tests are read, so that its memory never holds them. Ends the process."""
+    """Score one response. Forks the program's process before reading the tests, so its memory never holds them.
+    Exits."""
     request = json.loads(_read_part())
     limits = request["seconds"], request["memory"], bytes.fromhex(request["filter"])
     ours, theirs = socket.socketpair()
@@ -61,7 +62,7 @@ def score() -> None:
 
 
 def _read_part() -> bytes:
-    """One part of standard input, and not a byte more."""
+    """Read exactly one part from standard input."""
     return _read(int.from_bytes(_read(8), "big"))
 
 
@@ -81,7 +82,7 @@ def _silence() -> None:
 
 
 def _keep_only(end: socket.socket) -> None:
-    """Leave the program one open file: its end of the socket."""
+    """Close all files but the program's end of the socket."""
     kept = os.dup(end.detach())
     _silence()
     os.dup2(kept, PARENT_SOCKET)

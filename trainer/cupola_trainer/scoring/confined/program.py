@@ -1,4 +1,4 @@
-"""The program's process: it runs the code, then does with its objects what the tests' process asks."""
+"""The program's process: runs the code, then operates on its objects on behalf of the tests' process."""
 
 import builtins
 import io
@@ -11,11 +11,11 @@ from .dialogue import Dialogue
 from .wire import Gone
 
 LONGEST = 2**20
-"""Bytes of standard output that are kept between two answers; what is over is dropped."""
+"""Maximum bytes of standard output kept between two replies; the rest is dropped."""
 
 
 class Output(io.RawIOBase):
-    """Standard output in memory, cut at a limit."""
+    """Standard output in memory, truncated at a limit."""
 
     def __init__(self) -> None:
         self.held = bytearray()
@@ -29,7 +29,7 @@ class Output(io.RawIOBase):
 
 
 class Input(io.TextIOBase):
-    """Standard input, read from what the tests' `sys.stdin` is."""
+    """Standard input, forwarded from the tests' `sys.stdin`."""
 
     def __init__(self, program: Dialogue) -> None:
         self.program = program
@@ -45,7 +45,7 @@ class Input(io.TextIOBase):
 
 
 class Program(Dialogue):
-    """Does what it is asked: all it holds is its own."""
+    """Serves every request, since it holds only its own objects."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor)
@@ -66,14 +66,14 @@ class Program(Dialogue):
 
 
 def run_program(code: str, descriptor: int) -> None:
-    """Run the code, then serve. Ends the process: at once where the code raises."""
+    """Run the code, then serve requests. Exits the process, immediately if the code raises."""
     program = Program(descriptor)
     sys.stdin = Input(program)  # type: ignore[assignment]
     sys.stdout = io.TextIOWrapper(program.output, encoding="utf-8", write_through=True)  # type: ignore[type-var]
     sys.modules["answer"] = program.module
     program.module.__dict__["__builtins__"] = builtins
     try:
-        exec(compile(code, "<answer>", "exec"), program.module.__dict__)  # noqa: S102 - this is what the process is for
+        exec(compile(code, "<answer>", "exec"), program.module.__dict__)  # noqa: S102 - the purpose of this process
         program.serve()
-    except (Gone, BaseException):  # noqa: BLE001 - the tests' process learns it from the closed socket
+    except (Gone, BaseException):  # noqa: BLE001 - the tests' process sees the closed socket
         os._exit(0)

@@ -1,4 +1,4 @@
-"""The stand-in of an object in the other process."""
+"""A proxy of an object in the other process."""
 
 import operator
 from collections.abc import Callable
@@ -6,21 +6,21 @@ from typing import Any, Protocol
 
 
 class Peer(Protocol):
-    """What a stand-in asks the other process through."""
+    """A proxy's connection to the other process."""
 
     def ask(self, what: str, *args: Any) -> Any:
-        """The value that the other process gives. Raises: what was raised there."""
+        """The result from the other process. Raises: its exception."""
 
     def call(self, function: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        """The same, of a call."""
+        """The result of a call there."""
 
 
 class Remote:
-    """Hands everything on to the object it stands for, except comparison and arithmetic with a value of this process.
+    """Forwards every operation to its object, except comparison and arithmetic with values of this process.
 
-    An object that is equal to everything, or whose difference to any number is zero, would pass every test otherwise.
-    So what has no plain value is equal to none; an object whose class extends a plain type is compared by its plain
-    value, which it must name before it learns what it is compared with.
+    Otherwise an object that equals everything, or whose difference to any number is zero, would pass every test. So
+    an object without a plain value equals none of this process's values; an object whose class extends a plain type is
+    compared by its plain value, which it must reveal before it sees the other operand.
     """
 
     __slots__ = ("__extends", "__number", "__peer")
@@ -64,7 +64,7 @@ FORWARDED: dict[str, Callable[..., Any]] = {
     "setitem": operator.setitem, "delitem": operator.delitem, "format": format,
     "enter": lambda value: value.__enter__(),
 }  # fmt: skip
-"""What is done to an object by the process that holds it."""
+"""Operations performed by the process that holds the object."""
 COMPARED = ("eq", "ne", "lt", "le", "gt", "ge")
 COMPUTED = (
     "add",
@@ -84,7 +84,7 @@ COMPUTED = (
 
 
 def number_of(remote: Remote) -> int:
-    """The number of its object in the other process."""
+    """The object's number in the other process."""
     number: int = object.__getattribute__(remote, "_Remote__number")
     return number
 
@@ -101,7 +101,7 @@ def _pairwise(what: str, mirrored: bool = False) -> Callable[[Remote, Any], Any]
         if type(other) is Remote:
             return peer.ask(what, other, self) if mirrored else peer.ask(what, self, other)
         if not object.__getattribute__(self, "_Remote__extends"):
-            return NotImplemented  # == is False then, and the rest a TypeError
+            return NotImplemented  # makes == False and the others a TypeError
         value = peer.ask("plain", self)
         if type(value) is Remote:
             return NotImplemented

@@ -1,4 +1,4 @@
-"""The tests' process: it holds the tests, and reaches the program through stand-ins alone."""
+"""The tests' process: holds the tests, and accesses the program only through proxies."""
 
 import builtins
 import importlib
@@ -13,18 +13,18 @@ from .remote import Remote
 from .wire import Gone
 
 MODULE = "tests"
-"""What `__module__` is of the classes that tests define."""
+"""`__module__` of classes that tests define."""
 ATTRIBUTES = ("getattr", "setattr", "delattr")
 TAKEN = {*dir(builtins), *sys.stdlib_module_names}
 
 
 class Tester(Dialogue):
-    """Lets the program call what a test hands it, and touch nothing behind that."""
+    """Lets the program call what a test passes to it, and access nothing beyond."""
 
     def may(self, what: str, args: list[Any]) -> bool:
         if what == "readline":
             return True
-        if not self.values.lent(args[0]):  # `exec` by its name, say
+        if not self.values.lent(args[0]):  # such as `exec` by name
             return False
         if what in ATTRIBUTES:
             return isinstance(args[1], str) and not args[1].startswith("_") and _open_to_the_program(args[0])
@@ -40,7 +40,7 @@ class Tester(Dialogue):
 
 
 class Names(dict[str, Any]):
-    """A test's names: its own, then the program's, looked up when they are used."""
+    """A test's namespace: its own names, then the program's, looked up lazily."""
 
     def __init__(self, tester: Tester, hidden: set[str]) -> None:
         super().__init__(__name__=MODULE, __builtins__=builtins)
@@ -58,7 +58,7 @@ class Names(dict[str, Any]):
 
 
 def run_tests(tests: list[str], descriptor: int) -> Iterator[bool]:
-    """Whether each test holds, in order; ends early when the program does."""
+    """Whether each test passes, in order; stops early if the program exits."""
     tester = Tester(descriptor)
     sys.stdin, sys.stdout = io.StringIO(), io.StringIO()
     try:
@@ -75,17 +75,17 @@ def run_tests(tests: list[str], descriptor: int) -> Iterator[bool]:
 def _holds(test: str, tester: Tester, theirs: set[str]) -> bool:
     try:
         code = compile(test, "<test>", "exec")
-        exec(code, Names(tester, _hidden(code, theirs)))  # noqa: S102 - this is what the process is for
-    except BaseException:  # noqa: BLE001 - whatever is raised, the test does not hold
+        exec(code, Names(tester, _hidden(code, theirs)))  # noqa: S102 - the purpose of this process
+    except BaseException:  # noqa: BLE001 - any exception fails the test
         return False
     return True
 
 
 def _hidden(code: types.CodeType, theirs: set[str]) -> set[str]:
-    """The program's names that this test does not see: those of Python's own functions and modules.
+    """The program's names that the test does not see: those of built-ins and standard modules.
 
-    A program with an `abs` or a `math` of its own would judge itself. Where a test uses no other name of the program's,
-    as `assert sum(1, 2) == 3`, the program's it is.
+    A program that defines its own `abs` or `math` could otherwise affect its verdict. A test that uses no other name of
+    the program, such as `assert sum(1, 2) == 3`, does see them.
     """
     used = _names(code) & theirs
     return used & TAKEN if used - TAKEN else set()
@@ -97,6 +97,6 @@ def _names(code: types.CodeType) -> set[str]:
 
 
 def _open_to_the_program(value: Any) -> bool:
-    """Whether the program may see the public attributes of an object: of a test's own class, or a file in memory."""
+    """Whether the program may access an object's public attributes: instances of test classes and in-memory files."""
     kind = value if isinstance(value, type) else type(value)
     return kind.__module__ in (MODULE, "_io")

@@ -1,6 +1,6 @@
-"""What goes between the two processes: plain values by copy, everything else as a handle to where it stays.
+"""Encoding values for the other process: plain values by copy, everything else as a handle.
 
-A copy is what its receiver compares, so no `__eq__` of a program's own takes part.
+The receiver compares copies, so a program's own `__eq__` is never involved.
 """
 
 import builtins
@@ -27,7 +27,7 @@ CONTAINERS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "ordered": (collections.OrderedDict, collections.OrderedDict),
     "defaultdict": (collections.defaultdict, dict),
 }
-"""By tag: the type, and how it is made of its items (of pairs, where it is a mapping)."""
+"""By tag: the type, and its constructor from items (pairs for mappings)."""
 SCALARS: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
     "int": (int, hex, lambda text: int(text, 16)),
     "bytes": (bytes, bytes.hex, bytes.fromhex),
@@ -42,7 +42,7 @@ SCALARS: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
     "timedelta": (datetime.timedelta, lambda value: [value.days, value.seconds, value.microseconds],
                   lambda triple: datetime.timedelta(*triple)),
 }  # fmt: skip
-"""By tag: the type, to what JSON holds, and back."""
+"""By tag: the type, its conversion to JSON, and back."""
 CONTAINER_TAGS = {kind: tag for tag, (kind, _) in CONTAINERS.items()}
 SCALAR_TAGS = {kind: tag for tag, (kind, *_) in SCALARS.items()}
 BASES = (int, float, complex, str, bytes, bytearray, tuple, list, dict, set, frozenset)
@@ -51,20 +51,20 @@ SMALL = 2**63
 
 
 class Values:
-    """Both ways, for one of the two processes."""
+    """Encodes and decodes values for one of the two processes."""
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
         self.objects: list[Any] = []
-        """What the other process has handles to, by number."""
+        """Objects that the other process has handles to, by number."""
         self.numbers: dict[int, int] = {}
         self.remotes: dict[int, Remote] = {}
-        """Stand-ins of the other process's objects, by their number there; each has one, so that `is` works."""
+        """Proxies of the other process's objects, by number; one per object, so that `is` works."""
         self.errors: dict[int, type[BaseException]] = {}
-        """Stand-ins of the other process's exception classes, by their number there."""
+        """Proxies of the other process's exception classes, by number."""
 
     def encode(self, value: Any) -> Any:
-        """`value` for JSON."""
+        """`value` as JSON-compatible data."""
         kind = type(value)
         if kind in (type(None), bool, float, str) or (kind is int and -SMALL < value < SMALL):
             return value
@@ -87,7 +87,7 @@ class Values:
         return ["mine", self._number(value), isinstance(value, BASES)]
 
     def decode(self, encoded: Any) -> Any:
-        """Raises: any Exception, for what `encode` does not give."""
+        """The inverse of `encode`. Raises: any Exception, for malformed data."""
         if not isinstance(encoded, list):
             return encoded
         tag, *content = encoded
@@ -115,7 +115,7 @@ class Values:
         raise ValueError("no such value")
 
     def _number(self, value: Any) -> int:
-        """The number of an object that stays here."""
+        """The number of an object held here."""
         if id(value) not in self.numbers:
             self.numbers[id(value)] = len(self.objects)
             self.objects.append(value)
@@ -135,7 +135,7 @@ class Values:
         return ["error class", self._number(value), value.__name__, bases]
 
     def _error_class(self, number: int, name: str, bases: list[Any]) -> type[BaseException]:
-        """A class to catch the other process's exceptions with."""
+        """A local class that represents the other process's exception class."""
         if number not in self.errors:
             parents = tuple(self.decode(base) for base in bases)
             self.errors[number] = type(str(name), tuple(filter(_is_error_class, parents)), {})
@@ -143,7 +143,7 @@ class Values:
 
     @staticmethod
     def _error(kind: Any, args: Any, attributes: Any) -> BaseException:
-        if not _is_error_class(kind):  # `exec`, say, which would run here
+        if not _is_error_class(kind):  # such as `exec`, which would run here
             raise TypeError("no exception")
         error: BaseException = kind(*args)
         vars(error).update(attributes)
@@ -151,7 +151,7 @@ class Values:
 
 
 def plain(value: Any) -> Any:
-    """The plain value of an object whose class extends a plain type, such as a named tuple."""
+    """The plain value of an object whose class extends a plain type, such as a namedtuple."""
     return next(base for base in BASES if isinstance(value, base))(value)
 
 

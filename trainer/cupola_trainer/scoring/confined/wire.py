@@ -1,11 +1,11 @@
-"""Messages in JSON over a socket, each after its length in four bytes."""
+"""JSON messages over a socket, each prefixed by its length in four bytes."""
 
 import json
 import os
 from typing import Any, NoReturn
 
 LARGEST = 16 * 2**20
-"""Bytes of one message."""
+"""Maximum bytes per message."""
 
 
 class Gone(BaseException):
@@ -23,7 +23,7 @@ class Wire:
         """Raises: Gone; ValueError, for a message that is too large."""
         text = json.dumps(message).encode()
         if len(text) > LARGEST:
-            raise ValueError("the value is too large to be handed over")
+            raise ValueError("the value is too large to transfer")
         left = memoryview(len(text).to_bytes(4, "big") + text)
         while left:
             try:
@@ -46,7 +46,7 @@ class Wire:
         return message
 
     def leave(self) -> NoReturn:
-        """Speak no more with the other process. Raises: Gone."""
+        """Stop communicating with the other process. Raises: Gone."""
         self.gone = True
         raise Gone
 
