@@ -159,7 +159,7 @@ def rewrite(folder: Path, change: Callable[[list[dict[str, Any]]], None]) -> Non
         (lambda all: all.remove(next(t for t in all if t["key"].startswith("optimizer.exp_avg_sq.embedding"))),
          r"holds no optimizer\.exp_avg_sq\.embedding\.word_embeddings\.weight, which this model trains \(1 missing\)"),
         (lambda all: all.append(all[0] | {"key": "optimizer.exp_inf.output"}),
-         r"holds optimizer\.exp_inf\.output, which this model has no use for \(1 extra\)"),
+         r"holds optimizer\.exp_inf\.output, which this model does not have \(1 extra\)"),
     ],
 )  # fmt: skip
 def test_a_missing_or_unexpected_moment_is_named(

@@ -8,7 +8,7 @@ from cupola_trainer.reporting.metrics import MetricsWriter, read_metrics
 from cupola_trainer.reporting.results import train_results
 
 
-def test_a_resumed_job_drops_lines_past_its_step_and_what_a_kill_or_a_power_cut_has_torn(tmp_path: Path) -> None:
+def test_a_resumed_job_drops_later_and_corrupt_lines(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(
         '{"event": "start", "time": 1.0, "step": 0}\n'
@@ -27,7 +27,7 @@ def test_a_resumed_job_drops_lines_past_its_step_and_what_a_kill_or_a_power_cut_
     ]  # fmt: skip
 
 
-def test_a_job_that_starts_over_keeps_its_starts_only(tmp_path: Path) -> None:
+def test_a_job_that_starts_over_keeps_only_its_starts(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"event": "start", "time": 1.0, "step": 0}\n{"event": "evaluate", "time": 2.0, "step": 0}\n')
     writer = MetricsWriter(path)
@@ -36,7 +36,7 @@ def test_a_job_that_starts_over_keeps_its_starts_only(tmp_path: Path) -> None:
     assert [line["event"] for line in read_metrics(path)] == ["start"]
 
 
-def test_floats_come_back_exactly_and_infinities_as_null(tmp_path: Path) -> None:
+def test_floats_are_exact_and_infinities_are_null(tmp_path: Path) -> None:
     writer = MetricsWriter(tmp_path / "metrics.jsonl")
     writer.open(resumed_step=0)
     writer.write("step", step=1, loss=0.1 + 0.2, grad_norm=float("inf"))
@@ -46,7 +46,7 @@ def test_floats_come_back_exactly_and_infinities_as_null(tmp_path: Path) -> None
     writer.close()
 
 
-def test_results_leave_out_the_time_between_an_interruption_and_the_next_start(tmp_path: Path) -> None:
+def test_results_exclude_the_time_between_an_interruption_and_the_next_start(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(
         '{"event": "start", "time": 100.0, "step": 0}\n'

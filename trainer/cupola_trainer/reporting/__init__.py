@@ -1,3 +1,3 @@
-"""What a job says of itself: metrics.jsonl while it runs, result.json when it is done."""
+"""A job's reports: metrics.jsonl while it runs, result.json when it is done."""
 
-FINGERPRINTED = False  # tells of progress
+FINGERPRINTED = False  # only reports progress

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: what a job reports while it runs, one JSON object a line, each step once."""
+"""`metrics.jsonl`: a running job's events, one JSON object per line, each step once."""
 
 import json
 import logging
@@ -16,25 +16,24 @@ from cupola_platform.json_lines import whole_lines
 log = logging.getLogger(__name__)
 
 ALWAYS_KEPT = ("start", "restart", "rollback")
-"""Events that tell of interruptions: no later one makes them untrue."""
+"""Events that record interruptions, kept when a job resumes or rolls back."""
 
 
 class MetricsWriter:
-    """Appends events to a file of JSON lines, each at once.
-    Only ranks that have something to tell make one that writes.
+    """Appends events to a JSON lines file, unbuffered.
 
-    A disk that is full costs lines, never the job: a line is written whole or not at all.
+    A full disk loses lines but never stops the job: a line is written completely or not at all.
     """
 
     def __init__(self, path: Path | None) -> None:
-        """`path` is none on ranks that do not write."""
+        """`path` is None on ranks that do not write."""
         self.path = path
         self.lost = 0
         """Lines that could not be written."""
         self._file: BinaryIO | None = None
 
     def open(self, resumed_step: int) -> None:
-        """Begin, resume or go back: see `trim`."""
+        """Open the file to start, resume or roll back, see `trim`."""
         if self.path is None:
             return
         self.close()
@@ -43,12 +42,12 @@ class MetricsWriter:
         self.reopen()
 
     def reopen(self) -> None:
-        """Go on at the end of the file, with nothing dropped."""
+        """Open the file for appending, keeping all lines."""
         assert self.path
         self._file = self.path.open("ab", buffering=0)
 
     def write(self, event: str, **values: Any) -> None:
-        """Append one event. Numbers keep their exact value; one that is not finite becomes null."""
+        """Append one event. Numbers are exact; non-finite ones become null."""
         if self._file is None:
             return
         line = {"event": event, "time": time.time(), **{name: _plain(value) for name, value in values.items()}}
@@ -62,7 +61,7 @@ class MetricsWriter:
         os.ftruncate(self._file.fileno(), end)
         self.lost += 1
         if self.lost == 1:
-            log.error("%s cannot be written: the disk is full. Its lines are lost until there is room.", self.path)
+            log.error("%s cannot be written: the disk is full. Lines are lost until there is space.", self.path)
 
     def close(self) -> None:
         if self._file:
@@ -71,7 +70,7 @@ class MetricsWriter:
 
 
 def append(path: Path, event: str, **values: Any) -> None:
-    """Add one event to the file of a job that is not running."""
+    """Append one event to the file of a job that is not running."""
     writer = MetricsWriter(path)
     writer.reopen()
     writer.write(event, **values)
@@ -79,19 +78,19 @@ def append(path: Path, event: str, **values: Any) -> None:
 
 
 def trim(path: Path, resumed_step: int) -> None:
-    """Drop the lines past `resumed_step`, and all lines of a job that starts over, but for those of interruptions."""
+    """Drop lines after `resumed_step` (all if it is 0), except those that record interruptions."""
     kept = [line for line, event in _events(path) if _survives(event, resumed_step)]
     with replacing(path) as file:
         file.writelines(kept)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Every whole line of a metrics.jsonl, in order; a line that is still being written is left out."""
+    """Every complete line of a metrics.jsonl, in order."""
     return [event for _, event in _events(path)]
 
 
 def _events(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Lines and what they hold, but for those that a power cut has made zeros of."""
+    """Lines and their events, skipping lines that a power failure zeroed."""
     for line in whole_lines(path):
         with suppress(ValueError):
             yield line, json.loads(line)

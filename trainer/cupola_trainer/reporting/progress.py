@@ -1,4 +1,4 @@
-"""What a job that does not train says of itself: metrics.jsonl while it runs, result.json when it is done."""
+"""Reports of jobs that do not train: metrics.jsonl while running, result.json when done."""
 
 import signal
 import sys
@@ -14,13 +14,13 @@ PREEMPTED = 128 + signal.SIGTERM
 
 
 class Report:
-    """The report of a job that takes seconds or minutes and starts over when it was interrupted.
+    """Reports a job that takes seconds or minutes and starts over after an interruption.
 
-    Such a job has nothing to save: SIGTERM ends it at once, with "preempted" in metrics.jsonl and exit status 143.
+    SIGTERM ends the job immediately, with "preempted" in metrics.jsonl and exit status 143.
     """
 
     def __init__(self, output: Path, *, kind: str, steps: int, parameters: int) -> None:
-        """`runtime.start` comes first. Steps are prompts, or checkpoints."""
+        """Call `runtime.start` first. Steps are prompts or checkpoints."""
         self.output = output
         self.first = runtime.rank() == 0
         self.metrics = MetricsWriter(output / "metrics.jsonl" if self.first else None)
@@ -34,12 +34,12 @@ class Report:
         return self
 
     def step(self, step: int, **values: object) -> None:
-        """Say how far the job has come."""
+        """Report progress."""
         self.at = step
         self.metrics.write("step", step=step, **values)
 
     def complete(self, folder: str, metrics: dict[str, float]) -> None:
-        """The job is done: `folder`, relative to its own, is what to publish."""
+        """Report completion. `folder`, relative to the job's, is the output to publish."""
         self.metrics.write("end", step=self.at, status="completed")
         if self.first:
             write_result(self.output, {"folder": folder, "metrics": metrics})

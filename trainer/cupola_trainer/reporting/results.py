@@ -1,4 +1,4 @@
-"""`result.json`: what a job came to, written when it is done."""
+"""`result.json`: a job's result, written when it is done."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from cupola_trainer.reporting.metrics import read_metrics
 
 
 def train_results(path: Path) -> dict[str, float]:
-    """What a finished training job's metrics come to: first and last held-out means, last loss, seconds at work."""
+    """Summary of a finished training job: first and last held-out means, final loss, seconds of work."""
     lines = read_metrics(path)
     results: dict[str, float] = {"seconds": _seconds_at_work(lines)}
     evaluations = [line for line in lines if line["event"] == "evaluate"]
@@ -22,14 +22,14 @@ def train_results(path: Path) -> dict[str, float]:
 
 
 def _seconds_at_work(lines: list[dict[str, Any]]) -> float:
-    """From each start to the last line before the next one:
-    time between an interruption and a resumption is left out."""
+    """Seconds from each start to the last line before the next one, excluding time between interruption and
+    resumption."""
     starts = [i for i, line in enumerate(lines) if line["event"] == "start"]
     ends = [*(i - 1 for i in starts[1:]), len(lines) - 1]
     return float(sum(lines[end]["time"] - lines[start]["time"] for start, end in zip(starts, ends, strict=True)))
 
 
 def write_result(output: Path, result: dict[str, object]) -> None:
-    """Write result.json in one piece: from then on the job is complete, and what it wrote before is on disk."""
+    """Sync the output, then write result.json atomically, which marks the job as complete."""
     sync_file_system(output)
     write_text(output / "result.json", json.dumps(result, indent=2))
