@@ -1,4 +1,4 @@
-"""A job in training on this machine listens on loopback alone, and whoever reaches a port of it runs no code."""
+"""A training job on this machine listens only on loopback, and its ports do not allow code execution."""
 
 import socket
 import subprocess
@@ -25,7 +25,7 @@ from cupola_trainer.reporting.metrics import read_metrics
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory: pytest.TempPathFactory, tokens_folder: Path) -> Iterator[tuple[LocalJob, TrainJob]]:
-    """Two ranks in training, in no hurry to end."""
+    """Two ranks of a long training job."""
     job = TrainJob(
         output=tmp_path_factory.mktemp("job"),
         model=ModelConfig(
@@ -61,7 +61,7 @@ def wait_for(running: LocalJob, job: TrainJob, step: int) -> None:
 
 
 def listening(running: LocalJob) -> list[tuple[str, int]]:
-    """Every address and port that a process of the job listens on."""
+    """Every address and port that the job's processes listen on."""
     processes = psutil.Process(running.pid).children(recursive=True)
     assert len(processes) >= 3  # torchrun and two ranks
     return [
@@ -74,7 +74,7 @@ def listening(running: LocalJob) -> list[tuple[str, int]]:
 
 def test_every_socket_of_a_job_in_training_is_on_loopback(training: tuple[LocalJob, TrainJob]) -> None:
     found = listening(training[0])
-    assert len(found) == 2  # gloo's, one a rank
+    assert len(found) == 2  # gloo's, one per rank
     assert {address for address, _ in found} == {"127.0.0.1"}
 
 
@@ -92,7 +92,7 @@ payload = pickle.dumps(Payload())
 def attack(address, port):
     with socket.create_connection((address, port)) as stranger:
         stranger.sendall(payload)
-    store = dist.TCPStore(address, port, is_master=False)  # waits for ever where no store answers
+    store = dist.TCPStore(address, port, is_master=False)  # blocks forever if no store replies
     for key in store.list_keys():
         store.set(key, base64.b64encode(payload).decode())
 
@@ -102,18 +102,18 @@ for place in sys.argv[2:]:
 time.sleep(4)
 os._exit(0)
 """
-"""Sends a pickle to each port as it is, and, as a client of torch's store, in the place of all that the store holds."""
+"""Sends a pickle to each port directly, and, as a client of torch's store, replaces all its values with one."""
 
 
-def test_what_a_stranger_sends_to_its_ports_is_never_run(training: tuple[LocalJob, TrainJob], tmp_path: Path) -> None:
+def test_data_sent_to_its_ports_is_never_executed(training: tuple[LocalJob, TrainJob], tmp_path: Path) -> None:
     running, job = training
     places = [f"{address}:{port}" for address, port in listening(running)]
     subprocess.run([sys.executable, "-c", STRANGER, str(tmp_path / "proof"), *places], check=True, timeout=120)
-    assert not (tmp_path / "proof").exists()  # torchrun looks into its store ten times a second
+    assert not (tmp_path / "proof").exists()  # torchrun polls its store ten times a second
     wait_for(running, job, step=last_step(job) + 20)
 
 
-def test_where_the_ranks_meet_is_closed_to_others_and_gone_afterwards(training: tuple[LocalJob, TrainJob]) -> None:
+def test_the_rendezvous_is_private_and_removed_afterwards(training: tuple[LocalJob, TrainJob]) -> None:
     [meeting] = {
         Path(process.environ()["CUPOLA_STORE"]).parent
         for process in psutil.Process(training[0].pid).children(recursive=True)

@@ -1,7 +1,7 @@
-"""The machine under a job: device, process groups, threads, seeds.
-Only this package and `megatron` tell a CPU from a GPU.
+"""The machine that a job runs on: device, process groups, threads, seeds. Only this package and `megatron` distinguish
+CPU from GPU.
 
-megatron.core is imported inside functions: it takes seconds, and most of what is here does without.
+megatron.core is imported inside functions, since it takes seconds and few functions need it.
 """
 
 import os
@@ -26,7 +26,7 @@ from cupola_trainer.runtime.gloo import share_one_device
 T = TypeVar("T")
 
 _started: dict[str, Any] = {}
-"""What this process has joined: the store, how often, and the sizes of the layout in force."""
+"""State of this process: the store, the number of joins, and the current layout's sizes."""
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 
@@ -37,14 +37,14 @@ def device() -> torch.device:
 
 
 def dtype(precision: str = "auto") -> torch.dtype:
-    """The dtype of parameters and activations: what `precision` names; auto is bf16 on a GPU, fp32 on a CPU."""
+    """The dtype of parameters and activations for a `precision`; auto is bf16 on a GPU, fp32 on a CPU."""
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() else "fp32"
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
 
 def world_size() -> int:
-    """Ranks that the launcher started; 1 without a launcher."""
+    """Number of ranks that the launcher started; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -54,12 +54,12 @@ def rank() -> int:
 
 
 def start(layout: LayoutConfig, seed: int) -> None:
-    """Join the process group, lay the ranks out as `layout` says, and seed every generator.
+    """Join the process group, set up the layout's groups, and seed every generator.
 
-    May be called again, with another layout, in the same processes.
+    May be called again with another layout in the same processes.
 
     Raises:
-        ConfigError: the launcher started another number of ranks than the layout needs.
+        ConfigError: the launcher started a different number of ranks than the layout needs.
     """
     from megatron.core import parallel_state
 
@@ -71,7 +71,7 @@ def start(layout: LayoutConfig, seed: int) -> None:
         )
     sizes = _sizes(layout)
     if sizes != _started.get("sizes"):
-        stop()  # an earlier layout's groups have threads
+        stop()  # groups of an earlier layout own threads
         _join()
         parallel_state.initialize_model_parallel(**sizes)
         _started["sizes"] = sizes
@@ -90,12 +90,12 @@ def _sizes(layout: LayoutConfig) -> dict[str, int | None]:
 
 
 def expert_tensor_parallel_size(layout: LayoutConfig) -> int:
-    """Tensor-parallel size inside experts, with its default resolved."""
+    """Tensor-parallel size inside experts, with the default resolved."""
     return layout.etp or (1 if layout.ep > 1 else layout.tp)
 
 
 def _join() -> None:
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron orders its collectives by it
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron relies on it to order collectives
     if world_size() == int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
         network.stay_on_this_machine()
     if torch.cuda.is_available():
@@ -110,7 +110,7 @@ def _join() -> None:
     if "store" not in _started:
         _started["store"] = network.store(world_size())
         _started["joined"] = 0
-    _started["joined"] += 1  # the keys of an earlier group stay in the store
+    _started["joined"] += 1  # keys of earlier groups stay in the store
     store = dist.PrefixStore(f"join {_started['joined']}", _started["store"])
     dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, store=store, rank=rank(), world_size=world_size())
 
@@ -118,8 +118,8 @@ def _join() -> None:
 def seed_step(seed: int, step: int) -> None:
     """Seed every generator for one step of a job.
 
-    What a step draws then depends on nothing that ran before it, so a resumed job draws what an undisturbed one draws,
-    and checkpoints hold no generator's state.
+    A step's random numbers then do not depend on earlier steps, so a resumed job draws the same ones as an
+    uninterrupted one, and checkpoints need no generator state.
     """
     _seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
 
@@ -144,20 +144,20 @@ def stop() -> None:
 
 
 def has_fused_kernels() -> bool:
-    """Whether torch's own attention and norms are one kernel each here; where not, those of `kernels` are faster."""
+    """Whether torch's attention and norms are single kernels on this device; if not, those of `kernels` are faster."""
     return bool(torch.cuda.is_available())
 
 
 def rows_of_logits(vocabulary: int) -> int:
-    """Tokens whose logits are computed at a time: enough to fill a GPU; on a CPU a few for its caches (32 MiB), and
-    more where the logits of a few would not fit either, so that the weights are read less often."""
+    """Tokens per block of logits: enough to fill a GPU; on a CPU few enough for its caches (32 MiB), or, if even those
+    would not fit, more, so that weights are read less often."""
     if torch.cuda.is_available():
         return 4096
     return 256 if 256 * vocabulary * 4 <= 2**25 else 1024
 
 
 def memory_bytes() -> int:
-    """The most memory this rank has held: of the GPU, or resident on the host."""
+    """Peak memory of this rank: allocated on the GPU, or resident on the host."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -165,12 +165,12 @@ def memory_bytes() -> int:
 
 
 def on_first_rank(work: Callable[[], T]) -> T:
-    """Do something on global rank 0 only; every rank gets its result, or raises its error."""
+    """Run `work` on global rank 0 only; every rank gets its result or raises its error."""
     outcome: list[T | Exception | None] = [None]
     if dist.get_rank() == 0:
         try:
             outcome[0] = work()
-        except Exception as error:  # noqa: BLE001 - whatever it is, every rank must see it
+        except Exception as error:  # noqa: BLE001 - every rank must see any error
             outcome[0] = error
     dist.broadcast_object_list(outcome, src=0)
     if isinstance(outcome[0], Exception):
@@ -179,25 +179,25 @@ def on_first_rank(work: Callable[[], T]) -> T:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether the flag is set on any rank; all ranks call it and agree."""
+    """Whether the flag is set on any rank. Collective: every rank must call it."""
     flags = torch.tensor([flag], dtype=torch.int, device=device())
     dist.all_reduce(flags, op=dist.ReduceOp.MAX)
     return bool(flags.item())
 
 
 def host_memory(size: int) -> torch.Tensor:
-    """Bytes on the host that the device copies to fast."""
+    """A buffer of bytes on the host, pinned for fast copies from the device."""
     return torch.empty(size, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
 
 
 def synchronize() -> None:
-    """Wait until this rank's device has done what it was given."""
+    """Wait until this rank's device has finished all queued work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def matmul_peak() -> float:
-    """Floating-point operations per second of all ranks together, multiplying large matrices at the same time."""
+    """Peak FLOP/s of all ranks together, measured by multiplying large matrices simultaneously."""
     size, rounds = (8192, 10) if torch.cuda.is_available() else (1024, 3)
     matrix = torch.randn(size, size, device=device(), dtype=dtype())
     best = float("inf")

@@ -1,20 +1,19 @@
-"""What the host does with the memory of freed tensors."""
+"""The host allocator's handling of freed memory."""
 
 import ctypes
 from functools import cache
 
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
-"""mallopt's numbers (malloc.h)."""
+"""mallopt's parameter numbers (malloc.h)."""
 
 
 @cache
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed for what comes next, which in training is the same again.
-    Other C libraries stay as they are.
+    """Make glibc keep freed memory for reuse, since training allocates the same sizes again. No effect with other C
+    libraries.
 
-    Left to itself it maps each tensor of more than 32 MiB anew and gives it back when freed,
-    so that the kernel clears its
-    pages each time: a tenth of the processor time of a step where the vocabulary is large.
+    By default it maps each tensor above 32 MiB and unmaps it when freed, so the kernel zeroes its pages every time:
+    a tenth of a step's CPU time with a large vocabulary.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:

@@ -1,8 +1,8 @@
-"""torch's fused attention with the log-sum-exp of its scores:
-parts of one softmax computed apart can then be put together.
+"""torch's fused attention with the log-sum-exp of its scores, which allows combining separately computed parts of one
+softmax.
 
-`scaled_dot_product_attention` chooses among these operations and throws the log-sum-exp away. Their backward passes
-take any output and log-sum-exp: given those of the whole softmax, each yields its part of the whole's gradient.
+`scaled_dot_product_attention` dispatches to these operations but discards the log-sum-exp. Their backward passes accept
+any output and log-sum-exp: given those of the whole softmax, each yields its part of the whole gradient.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 aten = torch.ops.aten
 ALIGNED = 32
-"""Rows of the memory-efficient kernel's log-sum-exp come in multiples of this."""
+"""The memory-efficient kernel pads its log-sum-exp to a multiple of this."""
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
@@ -21,7 +21,7 @@ def forward(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: f
     q] in fp32 or better.
 
     Args:
-        causal: query i sees keys up to i; as many of both.
+        causal: query i attends to keys up to i; requires equally many of both.
     """
     results: tuple[Any, ...]
     if not query.is_cuda:
@@ -44,7 +44,7 @@ def backward(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of query, key and value, where `output` and `logsumexp` are those of the whole softmax."""
+    """Gradients of query, key and value, given the whole softmax's `output` and `logsumexp`."""
     tensors = (gradient, query, key, value)
     gradients: tuple[Any, ...]
     if not query.is_cuda:
@@ -52,7 +52,7 @@ def backward(
             *tensors, output, logsumexp, 0.0, causal, scale=scale
         )
         return gradients[0], gradients[1], gradients[2]
-    unused = torch.zeros(2, dtype=torch.int64, device=query.device)  # state of dropout, which there is none of
+    unused = torch.zeros(2, dtype=torch.int64, device=query.device)  # dropout state, unused
     if query.dtype is torch.float32:
         padded = F.pad(logsumexp, (0, -query.size(2) % ALIGNED)).contiguous()
         gradients = aten._scaled_dot_product_efficient_attention_backward(

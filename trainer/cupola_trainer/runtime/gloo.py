@@ -1,7 +1,7 @@
 """One device for all of a process's gloo groups.
 
-Left to itself each group opens a device with a polling thread of its own. Megatron makes 25 groups and more for a
-layout: two ranks that do nothing then cost 3.5% of a core each.
+By default each group opens a device with its own polling thread. Megatron creates 25 or more groups per layout: two
+idle ranks then use 3.5% of a core each.
 """
 
 from datetime import timedelta
@@ -14,10 +14,10 @@ from torch.distributed import distributed_c10d
 
 @cache
 def share_one_device(interface: str = "") -> None:
-    """Let every gloo group made from here on run on the same device.
+    """Make every gloo group created from now on use the same device.
 
     Args:
-        interface: the network that it listens on; empty for the one that this machine's name stands for.
+        interface: network interface to listen on; empty for the one that this machine's hostname resolves to.
     """
     new = dist.ProcessGroupGloo
     device = new.create_device(interface=interface) if interface else new.create_default_device()

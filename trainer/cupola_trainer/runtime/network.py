@@ -1,8 +1,8 @@
-"""Where the ranks of a job meet, and which network they listen on.
+"""How the ranks of a job rendezvous, and which network interface they listen on.
 
-On one machine nothing listens on another address than loopback: the ranks meet in the launcher's file, and gloo and
-NCCL open their ports on the loopback interface. Over several machines a cluster's launcher says where (MASTER_ADDR),
-and the interfaces are the operator's to name: see "Over several machines" in docs/training.md.
+On one machine everything listens on loopback only: the ranks rendezvous through the launcher's file, and gloo and NCCL
+open their ports on the loopback interface. On several machines the cluster's launcher sets MASTER_ADDR, and the
+operator chooses the interfaces: see "Over several machines" in docs/training.md.
 """
 
 import os
@@ -15,7 +15,7 @@ from cupola_platform.launch.rendezvous import STORE
 
 
 def stay_on_this_machine() -> None:
-    """Have gloo and NCCL listen on the loopback interface only, whatever the environment names for other jobs."""
+    """Make gloo and NCCL listen on loopback only, overriding the environment."""
     loopback = next(
         name
         for name, addresses in psutil.net_if_addrs().items()
@@ -25,7 +25,7 @@ def stay_on_this_machine() -> None:
 
 
 def store(world_size: int) -> dist.Store:
-    """Where the ranks find each other: a file, a cluster's server, or this process's memory where it is alone."""
+    """The rendezvous store: a file, the cluster's server, or this process's memory if it is alone."""
     if STORE in os.environ:
         return dist.FileStore(os.environ[STORE], world_size)
     if "MASTER_ADDR" in os.environ:
