@@ -1,4 +1,4 @@
-"""Each fused operation against the plain torch expression that it stands for, forward and backward."""
+"""Each fused operation against the equivalent plain torch expression, forward and backward."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ GRADIENTS = {"the mask": MASK, "the mask, scaled": MASK * 0.37, "of pairs": torc
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("of", GRADIENTS)
-def test_cross_entropy_of_a_linear_layer_equals_torch_s_whatever_the_gradient(of: str, softcap: float | None) -> None:
+def test_linear_cross_entropy_equals_torchs_for_any_gradient(of: str, softcap: float | None) -> None:
     hidden, weight, labels = head(0)
     guess = Guess()
     losses = linear_cross_entropy(hidden, weight, labels, MASK, softcap=softcap, guess=guess, rows=16)
@@ -48,7 +48,7 @@ def test_cross_entropy_of_a_linear_layer_equals_torch_s_whatever_the_gradient(of
     assert guess.holds == (of != "of pairs")
 
 
-def test_a_batch_that_nothing_is_trained_on_from_has_no_loss_and_no_gradient() -> None:
+def test_a_batch_without_trained_tokens_has_no_loss_and_no_gradient() -> None:
     hidden, weight, labels = head(6)
     losses = linear_cross_entropy(hidden, weight, labels, torch.zeros(N).double(), rows=16)
     assert losses.tolist() == [0.0] * N
@@ -56,7 +56,7 @@ def test_a_batch_that_nothing_is_trained_on_from_has_no_loss_and_no_gradient() -
         assert torch.count_nonzero(gradient) == 0
 
 
-def test_its_gradient_is_that_of_finite_differences() -> None:
+def test_its_gradient_equals_finite_differences() -> None:
     hidden, weight, labels = head(1)
     assert torch.autograd.gradcheck(
         lambda x, w: linear_cross_entropy(x, w, labels[:5], rows=2), (hidden[:5].detach().requires_grad_(), weight)
@@ -89,7 +89,7 @@ def test_a_second_backward_computes_the_same_gradient_again() -> None:
 
 
 def same(found: Tensor, expected: Tensor, *inputs: Tensor) -> None:
-    """Values and gradients, for a gradient that differs from place to place."""
+    """Compare values, and gradients for a non-uniform output gradient."""
     gradient = torch.linspace(-1, 1, expected.numel(), dtype=expected.dtype).view(expected.shape)
     assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14)
     for ours, theirs in zip(
@@ -98,17 +98,17 @@ def same(found: Tensor, expected: Tensor, *inputs: Tensor) -> None:
         assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-14)
 
 
-def test_rotary_turns_pairs_by_their_angles() -> None:
+def test_rotary_rotates_pairs_by_their_angles() -> None:
     torch.manual_seed(5)
     x = torch.randn(6, 3, 2, 8, dtype=torch.float64, requires_grad=True)
     angles = torch.randn(6, 1, 1, 4, dtype=torch.float64).repeat(1, 1, 1, 2)
     halves = torch.cat([-x[..., 4:], x[..., :4]], dim=-1)
-    for _ in range(2):  # the second time with the kept cosines
+    for _ in range(2):  # the second time with cached cosines
         same(rotary(x, angles), x * angles.cos() + halves * angles.sin(), x)
     assert rotary(x.bfloat16(), angles.float()).dtype is torch.bfloat16
 
 
-def test_rotary_of_rows_with_positions_of_their_own_keeps_lengths() -> None:
+def test_rotary_with_per_row_positions_preserves_norms() -> None:
     x = torch.randn(6, 3, 2, 8, requires_grad=True)
     turned = rotary(x, torch.randn(6, 3, 1, 4).repeat(1, 1, 1, 2))
     assert torch.allclose(turned.norm(dim=-1), x.norm(dim=-1), rtol=1e-5)
@@ -133,8 +133,8 @@ def test_swiglu_weighs_tokens() -> None:
 
 @pytest.mark.parametrize("length", [2, 64, 150])
 @pytest.mark.parametrize("heads", [2, 6])
-def test_causal_attention_equals_torch_s(heads: int, length: int) -> None:
-    """Lengths of one block, several, and a last one cut short; groups of one head and of three."""
+def test_causal_attention_equals_torchs(heads: int, length: int) -> None:
+    """Lengths of one block, several, and a partial last one; groups of one head and of three."""
     torch.manual_seed(8)
     query = torch.randn(3, heads, length, 4, dtype=torch.float64, requires_grad=True)
     key, value = (torch.randn(3, 2, length, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
@@ -142,15 +142,15 @@ def test_causal_attention_equals_torch_s(heads: int, length: int) -> None:
     same(causal_attention(query, key, value, 0.3), expected, query, key, value)
 
 
-def test_causal_attention_takes_the_layout_of_a_decoder() -> None:
-    """Sequence first in memory, as the projection leaves it."""
+def test_causal_attention_accepts_a_decoders_memory_layout() -> None:
+    """Sequence-first in memory, as the projection returns it."""
     torch.manual_seed(9)
     query, key, value = (torch.randn(70, 2, 4, 6).permute(1, 2, 0, 3) for _ in range(3))
     expected = F.scaled_dot_product_attention(query, key, value, is_causal=True)
     assert torch.allclose(causal_attention(query, key, value), expected, atol=1e-6)
 
 
-def test_rms_norm_equals_torch_s() -> None:
+def test_rms_norm_equals_torchs() -> None:
     torch.manual_seed(10)
     x = torch.randn(5, 3, 8, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(8, dtype=torch.float64, requires_grad=True)
@@ -158,7 +158,7 @@ def test_rms_norm_equals_torch_s() -> None:
     assert torch.autograd.gradcheck(lambda x, weight: rms_norm(x, weight, 1e-3), (x, weight))
 
 
-def test_rms_norm_takes_heads_that_lie_apart_as_queries_and_keys_do() -> None:
+def test_rms_norm_accepts_non_contiguous_heads() -> None:
     torch.manual_seed(10)
     mixed = torch.randn(5, 3, 2, 4, 8, dtype=torch.float64, requires_grad=True)  # groups of two queries, a key, a value
     weight = torch.randn(8, dtype=torch.float64, requires_grad=True)

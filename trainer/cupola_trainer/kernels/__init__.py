@@ -1,2 +1,2 @@
-"""Operations that plain torch does in several passes over memory, each as one autograd function.
-They need only torch."""
+"""Operations that plain torch needs several passes over memory for, each as one autograd function. Only torch is
+needed."""

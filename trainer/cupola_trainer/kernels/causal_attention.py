@@ -1,4 +1,4 @@
-"""Causal grouped-query attention for short sequences, as a few large matrix products instead of many small ones."""
+"""Causal grouped-query attention for short sequences, using a few large matrix products instead of many small ones."""
 
 import math
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 64
-"""Positions whose scores are computed together: what lies above the diagonal is wasted within a block only."""
+"""Positions per block of scores: work above the diagonal is wasted only within a block."""
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
@@ -17,7 +17,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | N
     Args:
         query: [b, heads, s, d].
         key, value: [b, groups, s, d]; heads are a multiple of groups.
-        scale: none for 1 / sqrt(d).
+        scale: None for 1 / sqrt(d).
 
     Returns:
         [b, heads, s, d].
@@ -72,8 +72,8 @@ def _blocks(length: int) -> Iterator[tuple[int, int]]:
 
 
 def _by_group(x: Tensor, groups: int, factor: float = 1.0) -> Tensor:
-    """[b, heads, s, d] -> [b * groups, s * heads / groups, d], times a factor:
-    heads that share keys stand side by side."""
+    """[b, heads, s, d] -> [b * groups, s * heads / groups, d], times a factor: heads that share keys become
+    adjacent."""
     b, heads, s, d = x.shape
     result = x.new_empty(b * groups, s * heads // groups, d)
     torch.mul(x.view(b, groups, -1, s, d).transpose(2, 3), factor, out=result.view(b, groups, s, -1, d))

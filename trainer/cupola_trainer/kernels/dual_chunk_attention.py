@@ -1,4 +1,4 @@
-"""Dual chunk attention over a whole sequence, by fused attention in chunks: memory linear in the length."""
+"""Dual chunk attention over a whole sequence, using fused attention per chunk: memory is linear in the length."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,20 +9,20 @@ from torch import Tensor
 from cupola_trainer.runtime import fused_attention
 
 Part = tuple[int, slice, bool]
-"""Which of the queries' three turns, which keys, and whether they are causal."""
+"""Index of the query rotation, the keys, and whether they are causal."""
 
 
 def dual_chunk_attention(
     queries: tuple[Tensor, Tensor, Tensor], key: Tensor, value: Tensor, *, stride: int, scale: float
 ) -> Tensor:
-    """One softmax over three parts: own chunk, the chunk before, all older ones (An et al. 2024, section 3).
+    """One softmax over three parts: own chunk, previous chunk, all older ones (An et al. 2024, section 3).
 
-    Each part is computed on its own, and put together by its log-sum-exp. Backward computes the scores again.
+    Each part is computed separately and combined by its log-sum-exp. Backward recomputes the scores.
 
     Args:
-        queries: [b, heads, s, d] each: turned to read their own chunk, the one before, and older ones.
+        queries: [b, heads, s, d] each, rotated for their own chunk, the previous one, and older ones.
         key, value: [b, groups, s, d]; heads are a multiple of groups.
-        stride: tokens of a chunk.
+        stride: tokens per chunk.
 
     Returns:
         [b, heads, s, d].
@@ -77,7 +77,7 @@ class _DualChunkAttention(torch.autograd.Function):
 
 
 def _chunks(length: int, stride: int) -> Iterator[tuple[slice, list[Part]]]:
-    """Each chunk's rows, and the parts of the softmax that they read."""
+    """Each chunk's rows, and the parts of their softmax."""
     for start in range(0, length, stride):
         rows = slice(start, min(start + stride, length))
         parts: list[Part] = [(0, rows, True)]
@@ -89,7 +89,7 @@ def _chunks(length: int, stride: int) -> Iterator[tuple[slice, list[Part]]]:
 
 
 def _repeated(key: Tensor, value: Tensor, keys: slice, shared: int) -> tuple[Tensor, Tensor]:
-    """Keys and values of one part, one for each query head."""
+    """Keys and values of one part, repeated for each query head."""
     return key[:, :, keys].repeat_interleave(shared, dim=1), value[:, :, keys].repeat_interleave(shared, dim=1)
 
 

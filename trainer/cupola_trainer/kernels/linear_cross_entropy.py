@@ -1,4 +1,4 @@
-"""Cross-entropy of a vocabulary-parallel linear layer that never holds all logits, nor computes any of them twice."""
+"""Cross-entropy of a vocabulary-parallel linear layer, computing each logit once and never holding all of them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FAR = 80.0
-"""A loss above it belongs to a probability that has lost bits, or is 0, in fp32; it is computed from the logits."""
+"""Above this loss, the fp32 probability has lost bits or is 0, so the loss is recomputed from the logits."""
 
 
 @dataclass
 class Guess:
-    """Whether the gradient of token losses has been, so far,
-    one number times the weights that were known beforehand."""
+    """Whether the token losses' gradient has so far been a scalar times the weights given in forward."""
 
     holds: bool = True
 
@@ -31,20 +30,20 @@ def linear_cross_entropy(
     guess: Guess | None = None,
     rows: int = 256,
 ) -> Tensor:
-    """-log softmax(hidden @ weight.T)[labels], in fp32 or better; 0, and no work, where a token's weight is 0.
+    """-log softmax(hidden @ weight.T)[labels], in fp32 or better; 0, without any work, where a token's weight is 0.
 
-    Logits are made and used up `rows` tokens at a time. Forward also computes the gradients, as they are when the
-    losses' gradient is a number times `token_weights`; backward multiplies by that number. Where it is not so (a loss
-    over pairs), backward computes logits again, and `guess` remembers not to try any more.
+    Logits are computed and consumed `rows` tokens at a time. Forward also computes the gradients, assuming that the
+    losses' gradient is a scalar times `token_weights`; backward multiplies by that scalar. If the assumption fails (a
+    loss over pairs), backward recomputes the logits, and `guess` disables the assumption from then on.
 
     Args:
         hidden: [..., h], the same on each rank of the group.
         weight: [vocabulary / ranks, h], this rank's part.
         labels: [...], over the whole vocabulary.
-        token_weights: [...], the same on each rank of the group; none for ones.
-        group: the ranks that share the vocabulary; gradients of `hidden` are this rank's part of a sum over them.
+        token_weights: [...], the same on each rank of the group; None for ones.
+        group: the ranks that share the vocabulary; the gradient of `hidden` is this rank's part of a sum over them.
         softcap: logits become softcap * tanh(logits / softcap).
-        guess: kept by the caller from one call to the next.
+        guess: kept by the caller between calls.
 
     Returns:
         losses [...].
@@ -64,7 +63,7 @@ def linear_cross_entropy(
 
 
 def _kept(weights: Tensor) -> Tensor | None:
-    """Places of the weights that are not 0, in order, one at least; none where that is all of them."""
+    """Indices of the nonzero weights, at least one; None if all are nonzero."""
     kept = weights.nonzero().squeeze(1)
     if len(kept) == len(weights):
         return None
@@ -72,7 +71,7 @@ def _kept(weights: Tensor) -> Tensor | None:
 
 
 Needed = tuple[bool, bool]
-"""Whether hidden and weight need their gradients."""
+"""Whether hidden and weight need gradients."""
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -89,7 +88,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         losses, *gradients = head.run(hidden, weight, labels, token_weights, needed if guess.holds else (False, False))
         ctx.head, ctx.guess, ctx.needed = head, guess, needed
-        ctx.gradients = gradients if guess.holds else None  # not among the saved tensors: backward gives them away
+        ctx.gradients = gradients if guess.holds else None  # not saved tensors, since backward returns them
         ctx.save_for_backward(hidden, weight, labels, token_weights)
         return losses
 
@@ -108,7 +107,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _ratio(gradient: Tensor, token_weights: Tensor) -> float | None:
-    """The number that turns the weights into the gradient, bit for bit; None where there is none."""
+    """The scalar with gradient == scalar * token_weights, bit for bit; None if there is none."""
     at = token_weights.abs().argmax()
     reference = float(token_weights[at])
     scale = float(gradient[at]) / reference if reference else 1.0
@@ -117,7 +116,7 @@ def _ratio(gradient: Tensor, token_weights: Tensor) -> float | None:
 
 @dataclass(frozen=True)
 class _Head:
-    """How the output layer is split and computed."""
+    """Configuration of the output layer."""
 
     group: dist.ProcessGroup | None
     softcap: float | None
@@ -132,7 +131,7 @@ class _Head:
         exact = torch.promote_types(hidden.dtype, torch.float32)
         losses = torch.empty(labels.shape, dtype=exact, device=hidden.device)
         of_hidden = torch.empty_like(hidden) if needed[0] else None
-        # sums of many chunks, in fp32 at least
+        # accumulated over many chunks, in fp32 or better
         of_weight = torch.empty(weight.shape, dtype=exact, device=weight.device) if needed[1] else None
         weighted = hidden * token_weights.to(hidden.dtype)[:, None] if needed[1] else hidden
         logits = hidden.new_empty(min(self.rows, len(labels)), len(weight))
@@ -159,7 +158,7 @@ class _Head:
         return losses, of_hidden, None if of_weight is None else of_weight.to(weight.dtype)
 
     def _cap(self, logits: Tensor) -> Tensor | None:
-        """Soft-cap in place; the derivative, or None."""
+        """Soft-cap in place. Returns the derivative, or None without a cap."""
         if self.softcap is None:
             return None
         tanh = logits.div_(self.softcap).tanh_()
@@ -168,7 +167,7 @@ class _Head:
         return slope
 
     def _losses_(self, z: Tensor, local: Tensor, mine: Tensor | None, hidden: Tensor, weight: Tensor) -> Tensor:
-        """Losses of a chunk [rows]; its logits become probabilities."""
+        """Losses of a chunk [rows]; replaces its logits with probabilities."""
         if self.group is None or mine is None:
             probability = torch.softmax(z, dim=1, out=z).gather(1, local)
             losses = -probability.log_()

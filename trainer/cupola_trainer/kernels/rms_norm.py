@@ -1,4 +1,4 @@
-"""RMSNorm that keeps one number a token for backward, and makes no more passes than the formulas need."""
+"""RMSNorm that saves one number per token for backward, with minimal passes over memory."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Rotary position embedding in one pass, without the temporaries of a concatenation."""
+"""Rotary position embedding in one pass, without temporaries for concatenation."""
 
 from typing import Any
 
@@ -7,16 +7,16 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 _tables: Any = WeakIdKeyDictionary()
-"""Cosines and sines of the angles last used, for every layer of a model and every step."""
+"""Cached cosines and sines of angles, shared by all layers and steps."""
 
 
 def rotary(x: Tensor, angles: Tensor, interleaved: bool = False) -> Tensor:
-    """Turn pairs (x[i], x[i + d/2]) by their angles (Su et al. 2021, equation 34, in the half-split order).
+    """Rotate pairs (x[i], x[i + d/2]) by their angles (Su et al. 2021, equation 34, in the half-split order).
 
     Args:
         x: [s, b, heads, d].
-        angles: radians, [s, b or 1, 1, d]: those of the pairs, twice.
-        interleaved: not supported; part of the signature that Megatron calls.
+        angles: radians, [s, b or 1, 1, d]: the pairs' angles, repeated twice.
+        interleaved: not supported; required by Megatron's signature.
     """
     assert not interleaved
     assert angles.size(-1) == x.size(-1)

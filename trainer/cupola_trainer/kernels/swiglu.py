@@ -1,4 +1,4 @@
-"""SwiGLU whose gradient is written in place, where plain torch makes two halves and joins them."""
+"""SwiGLU whose gradient is written in place, where plain torch concatenates two halves."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ silu_backward = torch.ops.aten.silu_backward
 
 
 def swiglu(x: Tensor, token_weights: Tensor | None = None) -> Tensor:
-    """silu(gate) * up (Shazeer 2020, equation 6), times a weight for each token where given.
+    """silu(gate) * up (Shazeer 2020, equation 6), times an optional weight per token.
 
     Args:
         x: [..., 2 f]: gate and up.
