@@ -1,4 +1,4 @@
-"""Run by test_exchange.py under torchrun: fails where an exchange differs from torch's own collective."""
+"""Run by test_exchange.py under torchrun: fails if an exchange differs from torch's collective."""
 
 from types import SimpleNamespace
 
@@ -13,28 +13,28 @@ def main() -> None:
     torch.manual_seed(dist.get_rank())
     ranks = dist.get_world_size()
     for dtype in (torch.float32, torch.bfloat16):
-        whole = torch.randint(-8, 8, (ranks * 5, 2)).to(dtype)  # whole numbers: sums are exact in any order
+        whole = torch.randint(-8, 8, (ranks * 5, 2)).to(dtype)  # integers, so sums are exact in any order
         part, gathered = torch.empty(5, 2, dtype=dtype), torch.empty(ranks * 5, 2, dtype=dtype)
         dist.reduce_scatter_tensor(part, whole)
         dist.all_gather_into_tensor(gathered, part)
         for mend in (exchange_over_gloo, exchange_at_once_over_gloo):
             for later in (False, True):
-                _check(_mended(mend), whole.clone(), part, gathered, later)
+                _check(_patched(mend), whole.clone(), part, gathered, later)
     dist.destroy_process_group()
 
 
-def _mended(mend: object) -> SimpleNamespace:
+def _patched(patch: object) -> SimpleNamespace:
     module = SimpleNamespace(
         dist_all_gather_func=dist.all_gather_into_tensor, dist_reduce_scatter_func=dist.reduce_scatter_tensor
     )
-    mend(module)  # type: ignore[operator]
+    patch(module)  # type: ignore[operator]
     return module
 
 
 def _check(
     module: SimpleNamespace, whole: torch.Tensor, part: torch.Tensor, gathered: torch.Tensor, later: bool
 ) -> None:
-    """Apart from their source, and in place as Megatron's buffers have it."""
+    """Separate from the source, and in place as in Megatron's buffers."""
     options = {"group": dist.group.WORLD, "async_op": later}
     own = slice(dist.get_rank() * 5, dist.get_rank() * 5 + 5)
     apart, in_place = torch.empty_like(part), whole.clone()

@@ -1,4 +1,4 @@
-"""Run by test_patches.py under torchrun on two ranks: what the patches of Megatron's collectives do, check by check.
+"""Run by test_patches.py under torchrun on two ranks: checks the patches of Megatron's collectives.
 
 patch_ranks.py OUTPUT.json      {check: "" or what went wrong on rank 0}
 """
@@ -22,8 +22,7 @@ def gloos_own(*args: object, **options: object) -> None:
 
 
 def import_megatron() -> None:
-    """Megatron's modules keep what torch names so at their import:
-    none of them has gloo's own collectives after this."""
+    """Import Megatron's modules while gloo's collectives are replaced, since they bind them at import."""
     originals = dist.all_gather_into_tensor, dist.reduce_scatter_tensor
     dist.all_gather_into_tensor = dist.reduce_scatter_tensor = gloos_own
     import megatron.core.distributed.param_and_grad_buffer
@@ -34,7 +33,7 @@ def import_megatron() -> None:
 
 
 def capacity() -> None:
-    """Two tokens of four may stay at each of two experts: the most probable ones, on whichever rank they lie."""
+    """Each of two experts keeps two tokens of four: the most probable ones, on either rank."""
     from megatron.core.transformer.moe.router import apply_router_token_dropping
 
     probs = torch.tensor([[0.9, 0.0], [0.8, 0.0], [0.7, 0.0], [0.0, 0.6]]).chunk(2)[dist.get_rank()]
@@ -45,7 +44,7 @@ def capacity() -> None:
 
 
 def uneven() -> None:
-    """One row of the first rank, two of the second."""
+    """One row from the first rank, two from the second."""
     from megatron.core.tensor_parallel.mappings import (
         gather_from_sequence_parallel_region,
         reduce_scatter_to_sequence_parallel_region,
@@ -72,7 +71,7 @@ def mappings() -> None:
 
 
 def layers() -> None:
-    """Forward gathers the sequence; backward gathers it again, and gives each rank its part of the sum."""
+    """Forward gathers the sequence; backward gathers it again and reduce-scatters the sum."""
     from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_and_async_allreduce
 
     part = torch.tensor([[1.0], [2.0]]).chunk(2)[dist.get_rank()].requires_grad_()
@@ -88,7 +87,7 @@ def layers() -> None:
 
 
 def buffers() -> None:
-    """Each rank owns a half of the gradients' mean, and gives the other its half of the new weights."""
+    """Each rank owns half of the mean gradient, and sends the other its half of the new weights."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.transformer import TransformerConfig
 
@@ -120,7 +119,7 @@ def equal(found: Tensor | None, expected: Tensor) -> None:
 def outcome(check: Any) -> str:
     try:
         check()
-    except Exception:  # noqa: BLE001 - each check has a test of its own
+    except Exception:  # noqa: BLE001 - each check has its own test
         return traceback.format_exc()
     return ""
 

@@ -1,4 +1,4 @@
-"""megatron.core is compiled for the CPU where there is no CUDA, once; nothing else is touched."""
+"""Without CUDA, megatron.core is compiled for the CPU, once; nothing else is touched."""
 
 import ast
 import importlib.util
@@ -24,7 +24,7 @@ from cupola_trainer.megatron.imports import RetargetingLoader, retarget
         ("y = 'the word cuda in a sentence'", "y = 'the word cuda in a sentence'"),
     ],
 )
-def test_devices_are_moved_and_sentences_are_not(source: str, retargeted: str) -> None:
+def test_device_strings_are_replaced_and_sentences_are_not(source: str, retargeted: str) -> None:
     lines = ast.unparse(retarget(f"from __future__ import annotations\n{source}".encode(), "m.py")).splitlines()
     assert lines[0] == "from __future__ import annotations"
     assert lines[1] == "import cupola_trainer.megatron.cuda_on_cpu as _cuda_on_cpu"
@@ -32,7 +32,7 @@ def test_devices_are_moved_and_sentences_are_not(source: str, retargeted: str) -
 
 
 def device_of(path: Path) -> str:
-    """What the module calls its device once it is imported."""
+    """The module's device after import."""
     spec = importlib.util.spec_from_loader("module", RetargetingLoader("module", str(path)))
     assert spec
     assert spec.loader
@@ -41,7 +41,7 @@ def device_of(path: Path) -> str:
     return str(module.device)
 
 
-def test_the_second_start_takes_the_compiled_code_of_the_first(tmp_path: Path) -> None:
+def test_the_second_start_uses_the_cached_code(tmp_path: Path) -> None:
     module = tmp_path / "module.py"
     module.write_text("device = 'cuda'")
     assert device_of(module) == "cpu"
@@ -52,7 +52,7 @@ def test_the_second_start_takes_the_compiled_code_of_the_first(tmp_path: Path) -
     assert device_of(module) == "cpu"
 
 
-def test_a_torn_file_of_compiled_code_is_compiled_again(tmp_path: Path) -> None:
+def test_a_corrupt_cache_file_is_recompiled(tmp_path: Path) -> None:
     module = tmp_path / "module.py"
     module.write_text("device = 'cuda'")
     RetargetingLoader("module", str(module)).get_code("module")
@@ -61,7 +61,7 @@ def test_a_torn_file_of_compiled_code_is_compiled_again(tmp_path: Path) -> None:
     assert device_of(module) == "cpu"
 
 
-def test_torch_itself_stays_as_it_is() -> None:
+def test_torch_itself_is_unchanged() -> None:
     import megatron.core.jit
 
     assert megatron.core.jit.torch is torch

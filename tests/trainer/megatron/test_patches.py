@@ -1,4 +1,4 @@
-"""Each patch of Megatron-Core does what its row in docs/development.md says: a test for each that fails without it."""
+"""Each patch of Megatron-Core in docs/development.md has a test here that fails without it."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def _one_rank() -> Iterator[None]:
 def two_ranks(
     torchrun: Callable[..., subprocess.CompletedProcess[str]], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str]:
-    """What each check of patch_ranks.py said on rank 0: "" where it passed."""
+    """Result of each check of patch_ranks.py on rank 0: "" if it passed."""
     output = tmp_path_factory.mktemp("patches") / "checks.json"
     torchrun(2, Path(__file__).with_name("patch_ranks.py"), output)
     checks: dict[str, str] = json.loads(output.read_text())
@@ -182,5 +182,5 @@ def test_gradients_and_weights_do_not_pass_through_gloos_own_collectives(two_ran
 
 
 def written_in_python(output: torch.Tensor) -> bool:
-    """Whether an autograd function of Python's made it."""
+    """Whether a Python autograd function produced the tensor."""
     return isinstance(output.grad_fn, torch.autograd.function.BackwardCFunction)

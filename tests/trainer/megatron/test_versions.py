@@ -1,4 +1,4 @@
-"""A job's log says when another release of Megatron-Core is installed than those that were tried."""
+"""A job's log warns if the installed release of Megatron-Core was not tested."""
 
 import logging
 from importlib import metadata
@@ -10,11 +10,11 @@ from cupola_trainer.megatron import imports
 
 
 def find_megatron() -> None:
-    """What the first import of Megatron in a process does."""
+    """Run the check of the first Megatron import in a process."""
     assert imports.find_spec("megatron.core", megatron.__path__)
 
 
-def test_a_release_that_was_not_tried_is_named_with_what_to_do(
+def test_an_untested_release_is_named_with_the_next_move(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(metadata, "version", {"megatron-core": "0.99.0"}.__getitem__)
@@ -22,17 +22,17 @@ def test_a_release_that_was_not_tried_is_named_with_what_to_do(
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("cupola_trainer.megatron.versions", logging.WARNING)
     assert record.getMessage() == (
-        "megatron-core 0.99.0 is installed; Cupola patches it, and was tried with 0.16.1, 0.17.1 only. "
-        "Run `pytest tests/trainer/megatron`, or install what was tried: pip install megatron-core==0.16.1"
+        "megatron-core 0.99.0 is installed; Cupola patches it, and was tested with 0.16.1, 0.17.1 only. "
+        "Run `pytest tests/trainer/megatron`, or install a tested release: pip install megatron-core==0.16.1"
     )
 
 
-def test_the_release_of_the_pins_is_one_that_was_tried(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_pinned_release_is_a_tested_one(caplog: pytest.LogCaptureFixture) -> None:
     find_megatron()
     assert caplog.records == []
 
 
-def test_megatron_without_metadata_is_of_an_unknown_version(
+def test_megatron_without_metadata_has_an_unknown_version(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def missing(name: str) -> str:

@@ -1,2 +1,1 @@
-"""What Cupola changes in Megatron-Core: how it is imported on a machine without CUDA,
-and what is patched after import."""
+"""Cupola's changes to Megatron-Core: importing it without CUDA, and patches after import."""

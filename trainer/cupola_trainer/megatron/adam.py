@@ -9,9 +9,9 @@ from torch.optim.adamw import adamw
 
 
 class FusedAdam(torch.optim.Optimizer):
-    """AdamW (Loshchilov and Hutter 2019, algorithm 2) that counts steps in the parameter group, not per parameter.
+    """AdamW (Loshchilov and Hutter 2019, algorithm 2) that counts steps per parameter group, not per parameter.
 
-    A checkpoint then holds one count and two moments of each weight, as it does with Transformer Engine's own.
+    A checkpoint then holds one step count, and two moments per weight, as with Transformer Engine's.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class FusedAdam(torch.optim.Optimizer):
         **unused: Any,
     ) -> None:
         if not (bias_correction and adam_w_mode):
-            raise NotImplementedError("only AdamW with bias correction")
+            raise NotImplementedError("only AdamW with bias correction is supported")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()  # type: ignore[untyped-decorator]

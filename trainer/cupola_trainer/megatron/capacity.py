@@ -1,4 +1,4 @@
-"""Which assignments an expert of limited capacity drops: the same ones in every layout."""
+"""Token dropping of experts with limited capacity, identical in every layout."""
 
 import math
 from typing import Any
@@ -11,10 +11,11 @@ from torch import Tensor
 def keep_within_capacity(
     probs: Tensor, routing_map: Tensor, router_topk: int, capacity_factor: float, **unused: Any
 ) -> tuple[Tensor, Tensor]:
-    """Probabilities and assignments [tokens, experts] without those over an expert's capacity, the least probable ones.
+    """Probabilities and assignments [tokens, experts] after dropping the least probable ones above an expert's
+    capacity.
 
-    Capacity is `capacity_factor` times the even share of a whole micro-batch. Megatron's own function counts and
-    compares the tokens of one rank, and so drops others wherever sequence or context parallelism splits a micro-batch.
+    Capacity is `capacity_factor` times the even share of a whole micro-batch. Megatron's function compares only the
+    tokens of one rank, and so drops different tokens if sequence or context parallelism splits a micro-batch.
     """
     from megatron.core import parallel_state
 
@@ -28,6 +29,6 @@ def keep_within_capacity(
     capacity = math.ceil(len(whole) * router_topk / experts * capacity_factor)
     if capacity >= len(whole):
         return probs, routing_map
-    least = torch.topk(whole, capacity, dim=0, sorted=True).values[-1]  # of each expert's kept ones
+    least = torch.topk(whole, capacity, dim=0, sorted=True).values[-1]  # lowest probability that each expert keeps
     kept = routing_map & (mine >= least)
     return probs * kept, kept

@@ -1,4 +1,4 @@
-"""What `torch.cuda` means to Megatron-Core on a machine without CUDA: the CPU is the one device, streams are inert."""
+"""Replacement for `torch.cuda` in Megatron-Core without CUDA: the CPU is the only device, streams do nothing."""
 
 import contextlib
 import types
@@ -12,7 +12,7 @@ manual_seed = torch.manual_seed
 
 
 class Stream:
-    """A stream or an event: whatever is asked of it is already done."""
+    """A stream or event on which everything is already complete."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -38,7 +38,7 @@ _STREAM = Stream()
 
 
 class CUDAGraph:
-    """Never made: graphs are a matter of CUDA."""
+    """Never instantiated: graphs need CUDA."""
 
 
 class _Generators:

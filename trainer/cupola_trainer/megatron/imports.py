@@ -1,8 +1,8 @@
-"""How megatron.core is imported: as it is where there is CUDA; compiled for the CPU where there is none.
+"""Importing megatron.core: unchanged with CUDA, recompiled for the CPU without.
 
-Megatron-Core names CUDA throughout. Without CUDA, its modules are compiled with the device retargeted ("cuda" becomes
-"cpu", `torch.cuda` the stand-in of `cuda_on_cpu`); torch itself and every other package stay untouched. The compiled
-code is kept beside the usual .pyc files, under a tag that names both sources, so that only the first start parses.
+Megatron-Core hard-codes CUDA throughout. Without CUDA, its modules are compiled with the device retargeted ("cuda"
+becomes "cpu", `torch.cuda` becomes `cuda_on_cpu`); torch and all other packages are untouched. The compiled code is
+cached next to the usual .pyc files, under a tag derived from both sources, so only the first start parses.
 """
 
 import ast
@@ -31,8 +31,7 @@ STAND_IN = "cupola_trainer.megatron.cuda_on_cpu"
 
 
 def find_spec(name: str, path: Sequence[str] | None) -> importlib.machinery.ModuleSpec | None:
-    """The module's usual spec, with a loader that fits it to the device.
-    The first one of a process checks the version."""
+    """The module's usual spec with a loader for this device. The first import in a process checks the version."""
     if name == "megatron.core":
         check_version()
     spec = importlib.machinery.PathFinder.find_spec(name, path)
@@ -43,7 +42,7 @@ def find_spec(name: str, path: Sequence[str] | None) -> importlib.machinery.Modu
 
 
 class PatchingLoader(importlib.machinery.SourceFileLoader):
-    """Executes a module, then applies what `patches` lists for it."""
+    """Executes a module, then applies its `patches`."""
 
     def exec_module(self, module: types.ModuleType) -> None:
         super().exec_module(module)
@@ -51,7 +50,7 @@ class PatchingLoader(importlib.machinery.SourceFileLoader):
 
 
 class RetargetingLoader(PatchingLoader):
-    """Compiles a module for the CPU, or takes the code compiled by an earlier start."""
+    """Compiles a module for the CPU, or loads cached code."""
 
     def get_code(self, fullname: str) -> types.CodeType:
         path = self.get_filename(fullname)
@@ -76,11 +75,11 @@ def _keep(cache: Path, code: bytes) -> None:
         temporary.write_bytes(code)
         temporary.replace(cache)
     except OSError:
-        return  # a read-only installation parses at each start
+        return  # a read-only installation recompiles at each start
 
 
 def retarget(source: bytes, path: str) -> ast.Module:
-    """A module's syntax tree with its device literals and its `torch.cuda` moved to the CPU."""
+    """A module's syntax tree with device literals and `torch.cuda` replaced for the CPU."""
     tree = _Retarget().visit(ast.parse(source, path))
     first = next((i for i, node in enumerate(tree.body) if not _must_come_first(node)), len(tree.body))
     tree.body.insert(first, ast.parse(f"import {STAND_IN} as _cuda_on_cpu").body[0])

@@ -1,7 +1,7 @@
-"""What is patched in each module of megatron.core after its import; `imports` has retargeted its devices before.
+"""Patches of megatron.core modules, applied after import; `imports` has already retargeted their devices.
 
-docs/development.md lists every patch with its reason and the test that fails without it; `versions` says which releases
-of Megatron-Core they were tried with.
+docs/development.md lists every patch with its reason and the test that fails without it; `versions` lists the tested
+releases of Megatron-Core.
 """
 
 from collections.abc import Callable
@@ -25,24 +25,23 @@ def patch(module: Any) -> None:
 
 
 def _no_compiler_without_cuda(jit: Any) -> None:
-    """`jit_fuser` would call torch.compile, and with it a C++ compiler, on each fused function."""
+    """`jit_fuser` would run torch.compile, and so a C++ compiler, on each fused function."""
     if not torch.cuda.is_available():
         jit.disable_jit_fuser()
 
 
 def _router_without_transformer_engine(moe_utils: Any) -> None:
-    """The name is bound only where Transformer Engine is,
-    and read in any case when the router has a dtype of its own."""
+    """The name is bound only with Transformer Engine, but always read if the router has its own dtype."""
     moe_utils.__dict__.setdefault("te_general_gemm", None)
 
 
 def _capacity(router: Any) -> None:
-    """The original compares the tokens of one rank, so layouts that split a micro-batch drop others."""
+    """The original compares only the tokens of one rank, so layouts that split a micro-batch drop different tokens."""
     router.apply_router_token_dropping = keep_within_capacity
 
 
 def _split_sizes_on_cpu(moe_utils: Any) -> None:
-    """The original converts CUDA tensors only; gloo's all_to_all needs lists all the same."""
+    """The original converts only CUDA tensors, but gloo's all_to_all needs lists too."""
     original = moe_utils.maybe_move_tensor_to_cpu
 
     def maybe_move_tensor_to_cpu(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
@@ -54,26 +53,26 @@ def _split_sizes_on_cpu(moe_utils: Any) -> None:
 
 
 def _rotary_without_transformer_engine(rope_utils: Any) -> None:
-    """A kernel of ours in place of the fused one; unfused, Megatron makes several passes and a concatenation."""
+    """Use our kernel instead of the fused one; unfused, Megatron needs several passes and a concatenation."""
     if rope_utils.fused_apply_rotary_pos_emb is None:
         rope_utils.fused_apply_rotary_pos_emb = rotary
 
 
 def _swiglu_without_compiler(fused_bias_swiglu: Any) -> None:
-    """The original is meant to be compiled; as it stands it makes several passes, and a concatenation."""
+    """The original is meant to be compiled; uncompiled, it needs several passes and a concatenation."""
     if not torch.cuda.is_available():
         fused_bias_swiglu.bias_swiglu_impl = lambda x, bias, *unused: swiglu(x if bias is None else x + bias)
         fused_bias_swiglu.weighted_bias_swiglu_impl = lambda x, bias, weights, *unused: swiglu(x, weights)
 
 
 def _adam(optimizer: Any) -> None:
-    """Without Transformer Engine and Apex, an Adam that counts steps where our checkpoints keep them."""
+    """Without Transformer Engine and Apex, use an Adam that counts steps where our checkpoints store them."""
     if optimizer.USING_PYTORCH_OPTIMIZER:
         optimizer.Adam, optimizer.USING_PYTORCH_OPTIMIZER = FusedAdam, False
 
 
 def _distributed_adam(optimizer: Any) -> None:
-    """The distributed optimizer accepts no other class than the one that it imported."""
+    """The distributed optimizer accepts only the Adam class that it imported."""
     if not optimizer.HAVE_APEX_OR_TE:
         optimizer.Adam = FusedAdam
 

@@ -1,4 +1,4 @@
-"""Work that Megatron does the same way in every layout, left out or done at once where the layout needs none of it."""
+"""Faster paths for work that Megatron does in every layout but that some layouts do not need."""
 
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ROW = 4096
-"""Elements whose squares are added up in one go."""
+"""Elements per partial sum of squares."""
 
 
 def one_rank_shares_nothing(mappings: Any) -> None:
-    """A tensor-parallel group of one: the identity, without an autograd function around it."""
+    """In a tensor-parallel group of one, use the identity without an autograd function."""
 
     def unless_alone(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def call(x: Tensor, group: Any = None) -> Tensor:
@@ -26,10 +26,10 @@ def one_rank_shares_nothing(mappings: Any) -> None:
 
 
 def plain_linear_on_one_rank(layers: Any) -> None:
-    """A linear layer without communication is torch's own, whose backward needs no Python."""
+    """Use torch's linear for layers without communication: its backward needs no Python."""
     original = layers.linear_with_grad_accumulation_and_async_allreduce
 
-    @wraps(original)  # with the attributes that it keeps of itself
+    @wraps(original)  # keeps the attributes that the original sets on itself
     def linear(input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
         special = ("gradient_accumulation_fusion", "allreduce_dgrad", "sequence_parallel", "grad_output_buffer")
         if args or any(kwargs.get(name) for name in special):
@@ -41,7 +41,7 @@ def plain_linear_on_one_rank(layers: Any) -> None:
 
 
 def many_tensors_at_once(utils: Any) -> None:
-    """Stand-ins for Apex's multi-tensor functions, without a temporary for each tensor."""
+    """Replace Apex's multi-tensor functions without a temporary per tensor."""
 
     def l2_norm(chunk_size: int, flag: Tensor, lists: list[list[Tensor]], *unused: Any) -> tuple[Tensor, None]:
         norms = torch.cat([norms for tensors in lists for tensor in tensors for norms in _norms_of_rows(tensor)])
@@ -58,11 +58,10 @@ def many_tensors_at_once(utils: Any) -> None:
 
 
 def _norms_of_rows(x: Tensor) -> Iterator[Tensor]:
-    """Norms that together have the norm of x: [rows] and, where elements remain, [1].
+    """Partial norms whose norm is that of x: [rows] and, for remaining elements, [1].
 
-    torch on a CPU adds up the squares of a whole fp32 tensor in a few sums, to which the later ones are too small: its
-    norm is short by 1e-5 at a million elements and by 3e-3 at 39 million, and so differs between layouts,
-    which share x out.
+    On a CPU torch accumulates the squares of an fp32 tensor in a few sums, which lose small terms: the norm is too low
+    by 1e-5 at a million elements and by 3e-3 at 39 million, and so differs between layouts, which split x.
     """
     flat = x.reshape(-1)
     end = len(flat) - len(flat) % ROW

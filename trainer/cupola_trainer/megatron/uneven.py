@@ -1,7 +1,7 @@
-"""Gathering and scattering parts of unequal length on gloo, which knows equal ones only.
+"""All-gather and reduce-scatter of parts of unequal length over gloo, which supports only equal ones.
 
-Experts that are split by width exchange as many rows as the router sent to each rank: with experts split by number too,
-or of limited capacity, no two ranks have the same number.
+Tensor-parallel experts exchange as many rows as the router sent to each rank; with expert parallelism or limited
+capacity these numbers differ.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def parts_of_any_length(mappings: Any) -> None:
-    """Patch the two functions of `megatron.core.tensor_parallel.mappings` that do it, for groups on gloo."""
+    """Patch the two functions of `megatron.core.tensor_parallel.mappings`, for gloo groups."""
     gather, reduce_scatter = mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim
 
     def gather_any(input_: Tensor, group: Any, output_split_sizes: Sequence[int] | None = None, *rest: Any) -> Tensor:
@@ -36,7 +36,7 @@ def _on_gloo(group: Any, sizes: Sequence[int] | None) -> bool:
 
 
 def _gather(part: Tensor, group: Any, sizes: Sequence[int]) -> Tensor:
-    """[own rows, ...] -> [sum(sizes), ...]: each part is padded to the longest one's length on its way."""
+    """[own rows, ...] -> [sum(sizes), ...], padding each part to the longest for the transfer."""
     longest = max(sizes)
     padded = part.new_zeros(longest, *part.shape[1:])
     padded[: len(part)] = part
