@@ -1,4 +1,4 @@
-"""What the trainer's tests share: a small token corpus, and a way to run a function of a test on several real ranks."""
+"""Shared fixtures of the trainer's tests: a small token corpus, and launching scripts on several real ranks."""
 
 import json
 import os
@@ -17,12 +17,12 @@ from cupola_platform.corpus.tokenizer.vocabulary import train_tokenizer
 
 EOD = 256
 VOCAB = 320
-"""Bytes, the end of a document, and padding to a multiple of 64."""
+"""Bytes, an end-of-document token, and padding to a multiple of 64."""
 
 
 @pytest.fixture(scope="session")
 def tokens_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A `tokens` artifact's folder over bytes of Python's own standard library: sources "code" and "tests"."""
+    """Folder of a `tokens` artifact made of bytes of Python's standard library: sources "code" and "tests"."""
     folder = tmp_path_factory.mktemp("tokens")
     library = Path(os.__file__).parent
     texts = {
@@ -43,8 +43,7 @@ def tokens_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that `saved_models.py` writes: small checkpoints of every family, a tokenizer, tokens,
-    conversations."""
+    """Output folder of `saved_models.py`: small checkpoints of every family, a tokenizer, tokens, conversations."""
     folder = tmp_path_factory.mktemp("saved_models") / "saved"
     subprocess.run([sys.executable, Path(__file__).parent / "material" / "saved_models.py", folder], check=True)
     return folder
@@ -67,7 +66,7 @@ def write_shard(prefix: Path, documents: list[bytes]) -> dict[str, int]:
 
 @pytest.fixture(scope="session")
 def torchrun(launcher: Callable[[int], Any]) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a script, or a module by "-m" and its name, on several ranks; fails with their output."""
+    """Run a script, or a module with "-m", on several ranks; fails with their output."""
 
     def launch(
         ranks: int, *arguments: object, check: bool = True, timeout: float = 560
@@ -86,7 +85,7 @@ def torchrun(launcher: Callable[[int], Any]) -> Callable[..., subprocess.Complet
 
 @pytest.fixture(scope="session")
 def launcher(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[list[str], dict[str, str]]]:
-    """The command and the environment that start a number of ranks, for tests that hold the process themselves."""
+    """The command and environment that start a number of ranks, for tests that manage the process themselves."""
     folder = tmp_path_factory.mktemp("rendezvous")
     return lambda ranks: started(ranks, folder)
 
@@ -99,14 +98,14 @@ def started(ranks: int, folder: Path) -> tuple[list[str], dict[str, str]]:
 
 
 def environment() -> dict[str, str]:
-    """The environment without what another test's process group left in it."""
+    """The environment without variables left by another test's process group."""
     left = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     return {name: value for name, value in os.environ.items() if name not in left}
 
 
 @pytest.fixture(scope="session")
 def chat_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer of 1,024 rows with the platform's chat template, trained on some of Python's own modules."""
+    """A tokenizer of 1,024 rows with the platform's chat template, trained on some of Python's modules."""
     library = Path(os.__file__).parent
     texts = [(library / f"{name}.py").read_text(encoding="utf-8") for name in ("argparse", "textwrap", "random", "csv")]
     folder = tmp_path_factory.mktemp("tokenizer")

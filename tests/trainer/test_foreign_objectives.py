@@ -1,4 +1,4 @@
-"""An objective of another package: found by its entry point, and trained as ours are."""
+"""An objective from another package is found by its entry point and trained like ours."""
 
 import json
 import os
@@ -43,7 +43,7 @@ BATCH = BatchConfig(sequence_length=32, micro_batch_size=2, global_batch_size=4)
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """Where it is installed."""
+    """The installed package's folder."""
     folder = tmp_path / "packages"
     (folder / "toy-1.0.dist-info").mkdir(parents=True)
     (folder / "toy_objective.py").write_text(TOY)
@@ -52,7 +52,7 @@ def package(tmp_path: Path) -> Path:
     return folder
 
 
-def test_an_objective_of_another_package_trains(package: Path, tmp_path: Path, tokens_folder: Path) -> None:
+def test_an_objective_from_another_package_trains(package: Path, tmp_path: Path, tokens_folder: Path) -> None:
     model = ModelConfig(
         vocab_size=320, hidden_size=32, num_layers=1, num_attention_heads=2, num_query_groups=2, ffn_hidden_size=64,
         max_position_embeddings=32,
@@ -75,7 +75,7 @@ def test_an_objective_of_another_package_trains(package: Path, tmp_path: Path, t
     assert training["data"]["objective"] == "toy"
 
 
-def test_an_unknown_objective_is_one_line_with_the_nearest(tmp_path: Path) -> None:
+def test_an_unknown_objective_is_refused_with_the_closest_name(tmp_path: Path) -> None:
     inputs = ObjectiveInputs(name="grop", data=None, batch=BATCH, steps=1, seed=0, output=tmp_path)
     with pytest.raises(ConfigError) as raised:
         build_objective(inputs)

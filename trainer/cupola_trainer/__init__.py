@@ -1,4 +1,5 @@
-"""One training job on Megatron-Core: `torchrun -m cupola_trainer JOB.json`. Importing this package loads no torch."""
+"""Run one training job on Megatron-Core: `torchrun -m cupola_trainer JOB.json`. Importing this package loads no
+torch."""
 
 import importlib
 import importlib.machinery
@@ -8,8 +9,8 @@ from collections.abc import Sequence
 
 
 class _MegatronImports:
-    """Hands every import of megatron.core to `cupola_trainer.megatron`, which fits it to this machine.
-    Loads torch only then."""
+    """Passes imports of megatron.core to `cupola_trainer.megatron`, which adapts them to this machine. Only then is
+    torch loaded."""
 
     @staticmethod
     def find_spec(

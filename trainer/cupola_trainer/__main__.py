@@ -1,9 +1,9 @@
-"""`torchrun -m cupola_trainer JOB.json [--allow-data-change]` runs one job; the option lets a job that resumes read
-another mixture of data than the one that its checkpoint was trained on. Exit status 0 when it is complete, 143 when it
-was asked to end before, 2 for a user's mistake, which error.json then names, 75 when it hung, 1 for any other failure.
+"""`torchrun -m cupola_trainer JOB.json [--allow-data-change]` runs one job; the option allows resuming with a different
+data mixture than the checkpoint's. Exit status: 0 if complete, 143 if stopped by SIGTERM, 2 for a user error, which is
+written to error.json, 75 if hung, 1 for any other failure.
 
-`python -m cupola_trainer COMMAND ...` runs one of `commands`. There is no other entry point, but for the process in
-which a model's code runs: `evaluation.confined.main` must import nothing of this package."""
+`python -m cupola_trainer COMMAND ...` runs one of `commands`. The only other entry point is the process that runs a
+model's code: `scoring.confined.main` must import nothing else from this package."""
 
 import ctypes
 import importlib
@@ -55,7 +55,7 @@ def main(path: Path, *, allow_data_change: bool = False) -> int:
 
 
 def run(job: "AnyJob", termination: "Termination") -> int:
-    """Run a job of kind K by the module `cupola_trainer.jobs.K`."""
+    """Run a job of kind K with the module `cupola_trainer.jobs.K`."""
     from cupola_trainer import jobs, runtime
 
     module = importlib.import_module(f"{jobs.__name__}.{job.kind}")
@@ -70,33 +70,33 @@ def run(job: "AnyJob", termination: "Termination") -> int:
 
 
 class Termination:
-    """Whether SIGTERM has come. Training looks between steps; nothing is interrupted in the middle."""
+    """Whether SIGTERM was received. Training checks between steps, so nothing is interrupted in the middle."""
 
     def __init__(self) -> None:
-        self.asked = False
-        signal.signal(signal.SIGTERM, self._ask)
+        self.requested = False
+        signal.signal(signal.SIGTERM, self._request)
 
-    def _ask(self, number: int, frame: object) -> None:
-        self.asked = True
+    def _request(self, number: int, frame: object) -> None:
+        self.requested = True
 
     def __call__(self) -> bool:
-        return self.asked
+        return self.requested
 
     def at_once(self) -> None:
-        """From now on SIGTERM ends the process where it stands: for jobs that have nothing to save half-way."""
+        """Let SIGTERM end the process immediately, for jobs that have nothing to save midway."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if self.asked:
+        if self.requested:
             sys.exit(PREEMPTED)
 
 
 def _die_with_the_launcher() -> None:
-    """Have the kernel kill this rank when torchrun's agent is gone: torchrun killed outright leaves no orphan."""
+    """Have the kernel kill this rank when torchrun's agent dies, so that killing torchrun leaves no orphans."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _quiet() -> None:
-    """Log ours on rank 0; Megatron's advice on what is not installed stays out of it."""
+    """Log our messages on rank 0, without Megatron's advice about missing packages."""
     warnings.simplefilter("ignore")
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
@@ -105,9 +105,10 @@ def _quiet() -> None:
 
 
 def _report(output: Path, error: "CupolaError") -> int:
-    """Ranks may meet the same error at once: each writes whole files, the last one stays. Returns the exit status."""
+    """Write error.json and return the exit status. Ranks may fail at once: each write is atomic and the last one
+    stays."""
     temporary = output / f".error.json.{os.getpid()}"
-    with suppress(OSError):  # a full disk: the log has the line
+    with suppress(OSError):  # on a full disk, the log has the line
         output.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps({"type": type(error).__name__, "message": str(error)}))
         temporary.replace(output / "error.json")

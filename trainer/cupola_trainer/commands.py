@@ -1,6 +1,6 @@
-"""What the trainer does from the command line besides jobs: `python -m cupola_trainer COMMAND ...`, in one process.
+"""The trainer's commands besides jobs: `python -m cupola_trainer COMMAND ...`, in one process.
 
-A user's mistake is one line on stderr and exit status 2.
+A user error is one line on stderr and exit status 2.
 """
 
 import argparse
@@ -15,9 +15,9 @@ from cupola_platform.errors import CupolaError, refusal
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command and give its exit status."""
+    """Run one command and return its exit status."""
     options = _parser().parse_args(arguments)
-    warnings.simplefilter("ignore")  # Megatron's advice on what is not installed
+    warnings.simplefilter("ignore")  # Megatron's advice about missing packages
     try:
         options.run(options)
     except CupolaError as error:
@@ -104,32 +104,30 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
     export.add_argument("--to", type=Path, required=True, metavar="DIR")
     export.add_argument("--adapter", action="store_true", help="the checkpoint holds adapters: write them as PEFT does")
-    import_ = commands.add_parser("import", help="make a checkpoint of a transformers folder")
+    import_ = commands.add_parser("import", help="import a transformers folder as a checkpoint")
     import_.add_argument("--from", dest="source", type=Path, required=True, metavar="DIR")
     import_.add_argument("--to", type=Path, required=True, metavar="DIR")
-    generate = commands.add_parser("generate", help="continue a text, or answer a conversation")
+    generate = commands.add_parser("generate", help="continue a text, or respond to a conversation")
     generate.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
     asked = generate.add_mutually_exclusive_group(required=True)
     asked.add_argument("--prompt", metavar="TEXT")
     asked.add_argument("--chat", type=Path, metavar="FILE", help="JSON with messages and tools")
     generate.add_argument("--template-date", type=date.fromisoformat, metavar="DAY")
     generate.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
-    generate.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy")
+    generate.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
     generate.add_argument("--seed", type=int, default=0)
-    score = commands.add_parser("score", help="what a reward model gives conversations")
+    score = commands.add_parser("score", help="score conversations with a reward model")
     score.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
     score.add_argument("--file", type=Path, required=True, metavar="FILE")
     score.add_argument("--template-date", type=date.fromisoformat, metavar="DAY")
-    diff = commands.add_parser("diff", help="how far apart two checkpoints' weights are")
+    diff = commands.add_parser("diff", help="compare the weights of two checkpoints")
     diff.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
     diff.add_argument("--other", type=Path, required=True, metavar="DIR")
-    reach = commands.add_parser("long-context", help="how far a checkpoint reads; names each method on stderr")
+    reach = commands.add_parser("long-context", help="long-context evaluation; prints each method on stderr")
     reach.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
     reach.add_argument("--tokens", type=Path, required=True, metavar="DIR")
     reach.add_argument("--config", type=Path, required=True, metavar="FILE", help="a LongContextConfig as JSON")
-    reach.add_argument(
-        "--heldout", type=int, required=True, metavar="N", help="held-out tokens that losses are taken of"
-    )
+    reach.add_argument("--heldout", type=int, required=True, metavar="N", help="held-out tokens to compute losses on")
     reach.add_argument("--results", type=Path, required=True, metavar="FILE")
     surprise = commands.add_parser("surprise", help="bits per byte of texts: JSON lists on stdin, lists on stdout")
     surprise.add_argument("checkpoint", type=Path, metavar="DIR")
