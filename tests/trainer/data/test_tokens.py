@@ -69,7 +69,7 @@ def test_heldout_samples_are_one_epoch_of_the_heldout_shards(tokens_folder: Path
 
 
 def test_an_unknown_source_in_the_weights_is_refused(tokens_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"weights name 'web', which is no source of .* \['code', 'email'\]"):
+    with pytest.raises(ConfigError, match=r"weights name 'web', which is not a source of .* \['code', 'email'\]"):
         read(NextTokenData(tokens=tokens_folder, weights={"web": 1.0}), tmp_path)
 
 

@@ -1,1 +1,1 @@
-"""Packed tokens: how they are read, cut, copied and masked."""
+"""Packed tokens: reading, splitting, copying and masking."""

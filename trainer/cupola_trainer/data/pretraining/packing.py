@@ -1,16 +1,16 @@
-"""Several texts in one row, each seeing only itself."""
+"""Several texts in one row, each attending only to itself."""
 
 import torch
 from torch import Tensor
 
 
 def hidden(segments: Tensor) -> Tensor:
-    """Attention mask [b, 1, s, s] of packed rows, true where query q must not see key k: later, or another segment.
+    """Attention mask [b, 1, s, s] of packed rows, True where query q must not see key k: later, or another segment.
 
-    Positions run on over a row: rotary attention depends on differences only, so each text is as it is alone.
+    Positions continue over the row: rotary attention depends only on differences, so texts do not affect each other.
 
     Args:
-        segments: which text each token belongs to, [b, s].
+        segments: [b, s], the text that each token belongs to.
     """
     length = segments.size(1)
     later = torch.ones(length, length, dtype=torch.bool).triu(1)
@@ -18,6 +18,6 @@ def hidden(segments: Tensor) -> Tensor:
 
 
 def document_segments(tokens: Tensor, end: int) -> tuple[Tensor, Tensor]:
-    """Which document each token of [b, s] belongs to, counted in its row, and which tokens end one; both [b, s]."""
+    """The document of each token, numbered per row, and whether the token ends it; both [b, s]."""
     ends = tokens == end
     return ends.cumsum(dim=1) - ends.long(), ends

@@ -22,8 +22,7 @@ Dataset = Any
 
 @dataclass(frozen=True)
 class _Tokenizer:
-    """What GPTDataset asks of a tokenizer. There is no padding: shards are read as one stream,
-    document after document."""
+    """The tokenizer attributes that GPTDataset reads. There is no padding: shards are one stream of documents."""
 
     eod: int = -1
     pad: int = -1
@@ -35,16 +34,15 @@ class _Tokenizer:
 def build(
     data: NextTokenData, *, sequence_length: int, samples: int, seed: int, cache: Path
 ) -> tuple[Dataset, Dataset]:
-    """The training samples, at least `samples` of them in as many reshuffled epochs as that takes, and the held-out
-    ones, one epoch. Both are decided by the seed.
-    The latter are empty where the held-out shards do not fill one sequence.
+    """Training samples, at least `samples` of them over reshuffled epochs, and one epoch of held-out samples. Both are
+    determined by the seed. The latter are empty if the held-out shards do not fill one sequence.
 
     Args:
         cache: folder for Megatron's index files.
 
     Raises:
         SourceError: the folder holds no token shards, or too few tokens for one sequence.
-        ConfigError: a weight names no source.
+        ConfigError: a weight names an unknown source.
     """
     sources = _sources(data)
     train = _prefixes(data, sources, "train", sequence_length)
@@ -82,7 +80,7 @@ def build(
 
 @contextmanager
 def _whole(cache: Path) -> Iterator[None]:
-    """Begin anew where a job was killed while it wrote its index: Megatron would take a torn file for the whole one."""
+    """Discard the index if a job was killed while writing it: Megatron would read the truncated file as complete."""
     marker = cache / "whole"
     if dist.get_rank() == 0:
         if not marker.exists():
@@ -96,11 +94,11 @@ def _whole(cache: Path) -> Iterator[None]:
 
 
 def end_of_document(data: NextTokenData) -> int:
-    """The token that ends each document. Raises SourceError where the artifact names none."""
+    """The token that ends each document. Raises SourceError if the artifact has none."""
     end = _index(data).get("end_of_document")
     if end is None:
         raise SourceError(
-            f"{data.tokens} names no end_of_document: prepare it again, or leave reset_at_documents and copying out."
+            f"{data.tokens} names no end_of_document: prepare it again, or disable reset_at_documents and copying."
         )
     return int(end)
 
@@ -119,7 +117,7 @@ def _sources(data: NextTokenData) -> dict[str, dict[str, dict[str, int]]]:
     unknown = sorted(set(data.weights or {}) - set(sources))
     if unknown:
         raise ConfigError(
-            f"weights name {unknown[0]!r}, which is no source of {data.tokens}. Choose among {sorted(sources)}."
+            f"weights name {unknown[0]!r}, which is not a source of {data.tokens}. Choose from {sorted(sources)}."
         )
     return sources
 
@@ -127,7 +125,7 @@ def _sources(data: NextTokenData) -> dict[str, dict[str, dict[str, int]]]:
 def _prefixes(
     data: NextTokenData, sources: dict[str, dict[str, dict[str, int]]], split: str, sequence_length: int
 ) -> dict[str, str]:
-    """Shard path without its ending, per source that fills a sequence and has a weight above zero."""
+    """Shard path without suffix, for each source that fills a sequence and has a weight above zero."""
     return {
         name: str(data.tokens / "shards" / f"{split}-{name}")
         for name, counts in sources.items()
