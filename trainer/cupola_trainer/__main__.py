@@ -28,9 +28,9 @@ PREEMPTED = 128 + signal.SIGTERM
 def main(path: Path, *, allow_data_change: bool = False) -> int:
     from cupola_platform.errors import ELSEWHERE, ConfigError, CupolaError, refusal
 
-    _die_with_the_launcher()
+    _die_with_launcher()
     termination = Termination()
-    _quiet()
+    _configure_logging()
     output = path.parent
     try:
         from cupola_trainer.config import TrainJob, read_job
@@ -89,13 +89,13 @@ class Termination:
             sys.exit(PREEMPTED)
 
 
-def _die_with_the_launcher() -> None:
+def _die_with_launcher() -> None:
     """Have the kernel kill this rank when torchrun's agent dies, so that killing torchrun leaves no orphans."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _quiet() -> None:
+def _configure_logging() -> None:
     """Log our messages on rank 0, without Megatron's advice about missing packages."""
     warnings.simplefilter("ignore")
     first = os.environ.get("RANK", "0") == "0"

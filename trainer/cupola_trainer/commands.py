@@ -81,13 +81,13 @@ def _long_context(options: argparse.Namespace) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(options.tokens / "tokenizer")
         stream = read_heldout(options.tokens, tokenizer, options.heldout).stream()
-        reach = measure(options.checkpoint, LayoutConfig(), stream, config, seed=0, progress=_say_measuring)
+        reach = measure(options.checkpoint, LayoutConfig(), stream, config, seed=0, progress=_print_method)
     finally:
         runtime.stop()
     options.results.write_text(json.dumps(reach))
 
 
-def _say_measuring(name: str) -> None:
+def _print_method(name: str) -> None:
     print(f"Measuring {name}", file=sys.stderr, flush=True)
 
 

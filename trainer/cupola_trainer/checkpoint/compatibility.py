@@ -48,10 +48,10 @@ def check_tokenizer(ours: Path | None, data: Path) -> None:
 def same_tokenizer(one: Path, other: Path) -> bool:
     """Whether two tokenizer folders produce the same ids; true if either has no tokenizer.json."""
     paths = one / "tokenizer.json", other / "tokenizer.json"
-    return not all(path.is_file() for path in paths) or _words(paths[0]) == _words(paths[1])
+    return not all(path.is_file() for path in paths) or _vocabulary(paths[0]) == _vocabulary(paths[1])
 
 
-def _words(path: Path) -> Any:
+def _vocabulary(path: Path) -> Any:
     content = json.loads(path.read_bytes())
     return content.get("model"), content.get("added_tokens")
 

@@ -33,7 +33,7 @@ def load_weights(folder: Path, chunks: Sequence[torch.nn.Module]) -> None:
         raise ConfigError(f"{folder} holds only adapters. Merge them first: cupola checkpoint merge-adapter.")
     state = StoredState(folder / "state")
     new = set() if read_model(folder).is_scalar else {SCORE}
-    _together(lambda: [state.fill(shard) for shard in weight_shards(chunks) if shard.key not in new])
+    _on_all_ranks(lambda: [state.fill(shard) for shard in weight_shards(chunks) if shard.key not in new])
 
 
 def load_training(folder: Path, chunks: Sequence[torch.nn.Module], optimizer: Any, scheduler: Any) -> Progress:
@@ -59,7 +59,7 @@ def load_training(folder: Path, chunks: Sequence[torch.nn.Module], optimizer: An
         for shard in moments:
             state.fill(shard, "" if shard.key in state.boxes else shard.key.removeprefix(moment_key(MASTER, "")))
 
-    _together(fill)
+    _on_all_ranks(fill)
     for group in optimizer.param_groups:
         group["step"] = training["optimizer_step"]
     scheduler.num_steps = 0
@@ -74,10 +74,10 @@ def verify(folder: Path) -> None:
     Raises:
         CorruptArtifactError: raised on every rank, naming the file.
     """
-    _together(lambda: artifacts.verify(folder, share=(runtime.rank(), dist.get_world_size())))
+    _on_all_ranks(lambda: artifacts.verify(folder, share=(runtime.rank(), dist.get_world_size())))
 
 
-def _together(work: Callable[[], object]) -> None:
+def _on_all_ranks(work: Callable[[], object]) -> None:
     """Run `work` on every rank; a failure on one is raised on all."""
     failure: CorruptArtifactError | None = None
     try:

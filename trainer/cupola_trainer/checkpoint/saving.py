@@ -79,7 +79,7 @@ class Save:
             return True
         self._sealing = True
         failures: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(failures, _words(self._error))
+        dist.all_gather_object(failures, _message(self._error))
         self._failure = next((text for text in failures if text), None)
         if self._failure is None and runtime.rank() == 0:
             self._thread = threading.Thread(target=self._seal, name=f"seal {self.folder.name}")
@@ -110,7 +110,7 @@ class Save:
             shutil.rmtree(self.partial, ignore_errors=True)
             (self.partial / "state").mkdir(parents=True)
         except OSError as error:
-            return _words(error)
+            return _message(error)
         return None
 
     def _seal(self) -> None:
@@ -125,7 +125,7 @@ class Save:
             self.partial.rename(self.folder)
             sync_folder(self.folder.parent)  # so that older checkpoints can be removed safely
         except Exception as error:  # noqa: BLE001 - reported to every rank
-            self._failure = _words(error)
+            self._failure = _message(error)
 
 
 class Checkpointer:
@@ -192,5 +192,5 @@ def gather(chunk: torch.nn.Module) -> None:
         chunk.enable_forward_pre_hook()
 
 
-def _words(error: Exception | None) -> str | None:
+def _message(error: Exception | None) -> str | None:
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__) if error else None

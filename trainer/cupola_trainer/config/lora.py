@@ -28,7 +28,7 @@ class LoraConfig:
 
     @field_validator("targets")
     @classmethod
-    def _some(cls, targets: tuple[LoraTarget, ...]) -> tuple[LoraTarget, ...]:
+    def _not_empty(cls, targets: tuple[LoraTarget, ...]) -> tuple[LoraTarget, ...]:
         if not targets:
             raise ValueError("targets is empty: nothing would be trained. Give attention, mlp or experts")
         return targets

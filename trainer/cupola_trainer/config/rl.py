@@ -172,7 +172,7 @@ class GrpoSettings(ReinforcementSettings):
     """Divide a group's advantages by the standard deviation of its rewards."""
 
     @model_validator(mode="after")
-    def _ema_pulls(self) -> "GrpoSettings":
+    def _ema_needs_kl(self) -> "GrpoSettings":
         if self.ema_rate and not self.kl_coef:
             raise ValueError(
                 f"ema_rate={self.ema_rate} with kl_coef=0: without a KL term the moving reference is unused. Set "

@@ -60,14 +60,14 @@ def _rows(one: Side, other: Side) -> Iterator[dict[str, Any]]:
     for rule in rules(one.model):
         same = theirs.get(rule.key)
         for index, names in rule.places(one.model):
-            if same is None or same.names != rule.names or not _reaches(other, rule.key, index):
+            if same is None or same.names != rule.names or not _exists(other, rule.key, index):
                 continue
             for name, x, y in zip(names, one.parts(rule, index), other.parts(same, index), strict=True):
                 if x.shape == y.shape:
                     yield _row(name, x, y)
 
 
-def _reaches(side: Side, key: str, index: tuple[int, ...]) -> bool:
+def _exists(side: Side, key: str, index: tuple[int, ...]) -> bool:
     """Whether the layer (and expert) exists."""
     shape = side.stored.outline(key).shape
     return all(i < size for i, size in zip(index, shape, strict=False))

@@ -18,7 +18,7 @@ def to_rank(batch: Batch) -> Batch:
     if size > 1:
         length = batch["tokens"].size(1)
         positions = zigzag(length // size, parallel_state.get_context_parallel_rank(), size)
-        batch = {name: _own_part(tensor, length, positions) for name, tensor in batch.items()}
+        batch = {name: _local_part(tensor, length, positions) for name, tensor in batch.items()}
     return {name: tensor.to(runtime.device()) for name, tensor in batch.items()}
 
 
@@ -35,7 +35,7 @@ def from_context_ranks(values: Tensor) -> Tensor:
     return whole
 
 
-def _own_part(tensor: Tensor, length: int, positions: Tensor) -> Tensor:
+def _local_part(tensor: Tensor, length: int, positions: Tensor) -> Tensor:
     """This rank's slice of a tensor [b, s, ...]; tensors without a token dimension are returned whole."""
     per_token = tensor.dim() > 1 and tensor.size(1) == length
     return torch.index_select(tensor, 1, positions) if per_token else tensor

@@ -43,7 +43,7 @@ class RowFiles:
     """Tag for rows without one; training can balance tags."""
 
     @model_validator(mode="after")
-    def _one_place(self) -> "RowFiles":
+    def _one_source(self) -> "RowFiles":
         if (self.path is None) == (self.dataset is None):
             raise ValueError("rows come from either `path` or `dataset`: give one of them")
         return self

@@ -166,7 +166,7 @@ def _pair(
             drops["duplicate"] += 1
         else:
             distinct[row["response"]] = row
-    both = _right_and_wrong(distinct, rng, drops) if min_gap is None else _apart(distinct, min_gap, drops)
+    both = _right_and_wrong(distinct, rng, drops) if min_gap is None else _by_gap(distinct, min_gap, drops)
     return [
         {
             "id": f"{prompt['id']}/{chosen['sample']}-{rejected['sample']}",
@@ -192,7 +192,7 @@ def _right_and_wrong(responses: Mapping[str, Row], rng: random.Random, drops: Co
     return rng.sample(pairs := list(product(right, wrong)), len(pairs))
 
 
-def _apart(responses: Mapping[str, Row], min_gap: float, drops: Counter[str]) -> list[tuple[Row, Row]]:
+def _by_gap(responses: Mapping[str, Row], min_gap: float, drops: Counter[str]) -> list[tuple[Row, Row]]:
     """Responses whose scores differ by more than `min_gap`, the widest difference first."""
     ordered = sorted(responses.values(), key=lambda row: -row["score"])
     pairs = [pair for pair in combinations(ordered, 2) if pair[0]["score"] - pair[1]["score"] > min_gap]

@@ -54,7 +54,7 @@ def conversation(row: Row) -> Row:
         raise BadLineError("malformed", f"no conversation in its columns: {', '.join(row) or 'it has none'}")
     messages = _with_system(row, messages)
     extras = _extras(row)
-    return _sound({"messages": _checked(messages, extras.get("tools"))} | extras)
+    return _without_surrogates({"messages": _checked(messages, extras.get("tools"))} | extras)
 
 
 def pair(row: Row) -> Row:
@@ -69,15 +69,15 @@ def pair(row: Row) -> Row:
     """
     row = plain(row)
     better, worse, scores = _sides(row)
-    asked = _asked(row)
-    chosen, rejected = (_with_system(row, _whole(side, asked)) for side in (better, worse))
+    asked = _prompt_messages(row)
+    chosen, rejected = (_with_system(row, _as_conversation(side, asked)) for side in (better, worse))
     if chosen[:-1] != rejected[:-1]:
         raise BadLineError("other_prompts", "the two conversations differ before their last turns")
     extras = _extras(row)
     chosen, rejected = (_checked(side, extras.get("tools")) for side in (chosen, rejected))
     if chosen == rejected:
         raise BadLineError("equal_responses", "both responses are the same")
-    return _sound(
+    return _without_surrogates(
         {
             "messages": chosen[:-1],
             "chosen": as_response(chosen[-1]),
@@ -103,7 +103,7 @@ def _checked(messages: Sequence[Row], tools: Any) -> list[Row]:
     return normalized
 
 
-def _sound(made: Row) -> Row:
+def _without_surrogates(made: Row) -> Row:
     """Refuse lone surrogates, also in text that was JSON inside JSON."""
     if has_lone_surrogate(made):
         raise BadLineError("lone_surrogate", "half of a surrogate pair in a string")
@@ -211,7 +211,7 @@ def _score(row: Row, side: str) -> float | None:
     return next((value for name in names if (value := number(row.get(name))) is not None), None)
 
 
-def _asked(row: Row) -> list[Row]:
+def _prompt_messages(row: Row) -> list[Row]:
     """The prompt of a pair, used if its responses do not include it."""
     if "prompt" in row:
         return _prompt(row)
@@ -221,7 +221,7 @@ def _asked(row: Row) -> list[Row]:
     return messages or _prompt(row)
 
 
-def _whole(side: Any, asked: list[Row]) -> list[Row]:
+def _as_conversation(side: Any, asked: list[Row]) -> list[Row]:
     """One response of a pair as a whole conversation."""
     messages = _transcript(side) or messages_of(side)
     if not messages and isinstance(side, str):

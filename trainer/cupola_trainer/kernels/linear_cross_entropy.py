@@ -54,7 +54,7 @@ def linear_cross_entropy(
     if token_weights is None:
         token_weights = torch.ones_like(labels, dtype=hidden.dtype)
     flat = (hidden.reshape(-1, hidden.size(-1)), labels.reshape(-1), token_weights.reshape(-1))
-    kept = _kept(flat[2])
+    kept = _nonzero(flat[2])
     h, targets, weights = flat if kept is None else (part.index_select(0, kept) for part in flat)
     losses: Tensor = _LinearCrossEntropy.apply(h, weight, targets, weights, head, guess, needed)
     if kept is not None:
@@ -62,7 +62,7 @@ def linear_cross_entropy(
     return losses.view(labels.shape)
 
 
-def _kept(weights: Tensor) -> Tensor | None:
+def _nonzero(weights: Tensor) -> Tensor | None:
     """Indices of the nonzero weights, at least one; None if all are nonzero."""
     kept = weights.nonzero().squeeze(1)
     if len(kept) == len(weights):

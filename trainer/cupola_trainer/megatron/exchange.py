@@ -46,7 +46,7 @@ def all_gather(whole: Tensor, part: Tensor, *, group: Any, async_op: bool = Fals
         places[group.rank()].copy_(own)
     works = [dist.isend(own, group=group, group_dst=other) for other in _others(group)]
     works += [dist.irecv(places[other], group=group, group_src=other) for other in _others(group)]
-    return _done(Exchange(works), async_op)
+    return _wait_unless(Exchange(works), async_op)
 
 
 def reduce_scatter(part: Tensor, whole: Tensor, *, group: Any, async_op: bool = False) -> Exchange | None:
@@ -65,7 +65,7 @@ def reduce_scatter(part: Tensor, whole: Tensor, *, group: Any, async_op: bool = 
         for terms in arriving:
             own.add_(terms)
 
-    return _done(Exchange(works, add), async_op)
+    return _wait_unless(Exchange(works, add), async_op)
 
 
 def _others(group: Any) -> list[int]:
@@ -73,7 +73,7 @@ def _others(group: Any) -> list[int]:
     return [(group.rank() + step) % group.size() for step in range(1, group.size())]
 
 
-def _done(exchange: Exchange, later: bool) -> Exchange | None:
+def _wait_unless(exchange: Exchange, later: bool) -> Exchange | None:
     if later:
         return exchange
     exchange.wait()

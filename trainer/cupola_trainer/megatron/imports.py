@@ -61,14 +61,14 @@ class RetargetingLoader(PatchingLoader):
             code: types.CodeType = marshal.loads(cache.read_bytes())
         except (OSError, ValueError, EOFError, TypeError):
             code = compile(retarget(source, path), path, "exec", dont_inherit=True)
-            _keep(cache, marshal.dumps(code))
+            _write_cache(cache, marshal.dumps(code))
         return code
 
 
 OURS = Path(__file__).read_bytes() + importlib.util.MAGIC_NUMBER
 
 
-def _keep(cache: Path, code: bytes) -> None:
+def _write_cache(cache: Path, code: bytes) -> None:
     temporary = cache.with_name(f"{cache.name}.{os.getpid()}")
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)

@@ -38,14 +38,14 @@ def build(
     stages = range(layout.vp) if layout.vp else [None]
     chunks = [LanguageModel(model, config, stage) for stage in stages]
     if runtime.expert_tensor_parallel_size(layout) != layout.tp:
-        _reduce_experts_apart(chunks)
+        _reduce_experts_separately(chunks)
     if seed is not None:
         initialize(chunks, model, seed)
     on_meta = next(chunks[0].parameters()).is_meta  # under `torch.device("meta")`, for planning
     return chunks if on_meta else [chunk.to(runtime.device()) for chunk in chunks]
 
 
-def _reduce_experts_apart(chunks: Sequence[torch.nn.Module]) -> None:
+def _reduce_experts_separately(chunks: Sequence[torch.nn.Module]) -> None:
     """Reduce experts' gradients over their own replicas, which differ from the dense weights'.
 
     Megatron marks experts this way only for ep > 1. With a tensor-parallel size that differs from the dense weights',
@@ -80,9 +80,9 @@ def _execution(layout: LayoutConfig, dtype: torch.dtype) -> dict[str, Any]:
         "batch_p2p_comm": layout.vp is None,
         # marks which parameters are sharded, which the gradient norm depends on; `initialize` sets the values
         "use_cpu_initialization": True,
-        "init_method": _left_to_initialize,
-        "output_layer_init_method": _left_to_initialize,
-        "embedding_init_method": _left_to_initialize,
+        "init_method": _uninitialized,
+        "output_layer_init_method": _uninitialized,
+        "embedding_init_method": _uninitialized,
         # these fusions need Apex or a compiler
         "gradient_accumulation_fusion": False,
         "masked_softmax_fusion": False,
@@ -92,5 +92,5 @@ def _execution(layout: LayoutConfig, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def _left_to_initialize(weight: Tensor) -> Tensor:
+def _uninitialized(weight: Tensor) -> Tensor:
     return weight

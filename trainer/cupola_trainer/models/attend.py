@@ -71,15 +71,15 @@ class Attend:
                 the last ones.
         """
         if self.length_scaling:
-            query = query * self._growth(query, key, positions)
+            query = query * self._query_scale(query, key, positions)
         if self.dual_chunks and key.size(2) > self.dual_chunks.chunk.stride:
             return self.dual_chunks(query, key, value, visible, positions)
-        if self._in_windows(query, key, visible, positions):
+        if self._uses_windows(query, key, visible, positions):
             return self._windowed(query, key, value)
         visible = self._mask(query.size(2), key.size(2), query.device, visible, positions)
         if self.softcap is not None:
             return self._softcapped(query, key, value, visible)
-        if visible is None and self._short(query, key):
+        if visible is None and self._keeps_scores(query, key):
             return causal_attention(query, key, value, self.scale)
         return F.scaled_dot_product_attention(
             query,
@@ -109,12 +109,12 @@ class Attend:
             return self(query.flatten(1, 2)[:, :, None], key, value, visible, positions).reshape(query.shape)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=self.scale)
 
-    def _short(self, query: Tensor, key: Tensor) -> bool:
+    def _keeps_scores(self, query: Tensor, key: Tensor) -> bool:
         """Whether keeping a sequence's scores is cheap and pays off."""
         fits = 1 < query.size(2) == key.size(2) <= SHORT
         return fits and query.dtype is torch.float32 and not runtime.has_fused_kernels()
 
-    def _in_windows(
+    def _uses_windows(
         self, query: Tensor, key: Tensor, visible: Tensor | None, positions: tuple[Tensor, Tensor] | None
     ) -> bool:
         """Whether blockwise windows can replace a mask over the whole sequence."""
@@ -165,7 +165,7 @@ class Attend:
         visible = distance >= 0 if visible is None else visible
         return visible if self.window is None else visible & (distance < self.window)
 
-    def _growth(self, query: Tensor, key: Tensor, positions: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _query_scale(self, query: Tensor, key: Tensor, positions: tuple[Tensor, Tensor] | None) -> Tensor:
         """Factor on the queries: [q, 1], or [b, 1, q, 1] if rows differ."""
         assert self.length_scaling is not None
         trained = self.length_scaling.original_max_position_embeddings

@@ -61,9 +61,9 @@ class DualChunks:
         place = positions % stride
         before = (place + stride).clamp(max=size)
         older = torch.full_like(place, min(2 * stride - 1, size))
-        return query, self._further(query, before - place), self._further(query, older - place)
+        return query, self._rotate(query, before - place), self._rotate(query, older - place)
 
-    def _further(self, query: Tensor, by: Tensor) -> Tensor:
+    def _rotate(self, query: Tensor, by: Tensor) -> Tensor:
         frequencies = torch.tensor(self.frequencies, device=query.device)
         angles = torch.atleast_2d(by).t()[:, :, None, None] * torch.cat([frequencies, frequencies])  # [q, b, 1, d]
         return rotary(query.permute(2, 0, 1, 3), angles).permute(1, 2, 0, 3)

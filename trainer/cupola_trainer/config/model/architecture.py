@@ -68,7 +68,7 @@ class MoEConfig:
         return self
 
     @model_validator(mode="after")
-    def _bias_selects_among_sigmoids(self) -> "MoEConfig":
+    def _bias_needs_sigmoid(self) -> "MoEConfig":
         if self.balancing == "bias" and self.score_function != "sigmoid":
             raise ValueError(
                 f"balancing=bias with score_function={self.score_function}: bias balancing needs scores that are "
@@ -77,7 +77,7 @@ class MoEConfig:
         return self
 
     @model_validator(mode="after")
-    def _router_learns(self) -> "MoEConfig":
+    def _router_trains(self) -> "MoEConfig":
         if self.norm_topk_prob and self.top_k == 1:
             raise ValueError(
                 "norm_topk_prob=true with top_k=1: every weight is 1, so the router never learns. "
