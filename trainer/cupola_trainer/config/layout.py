@@ -51,7 +51,7 @@ class LayoutConfig:
 
 
 class LayoutSettings(Strict):
-    """The layout, as a setting."""
+    """Settings of everything that runs a model."""
 
     layout: LayoutConfig = Field(default_factory=LayoutConfig)
     """How the model is distributed over processes."""

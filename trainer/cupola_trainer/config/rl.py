@@ -22,8 +22,8 @@ class TaskReward:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ExecutionReward:
-    """The share of a row's unit tests that the response's Python passes. Each test runs in a process without network,
-    files or extra time. Rows carry {"tests": [Python statements]}."""
+    """The share of a row's unit tests that the response's Python passes. The code runs in a sandbox without network or
+    write access. Rows carry {"tests": [Python statements]}."""
 
     scorer: Literal["execution"] = "execution"
     weight: float = 1.0

@@ -26,7 +26,7 @@ class OnlineMergingConfig:
     """Share of each that is kept."""
 
     online_step: int = Field(default=1, ge=1)
-    """Steps between merges, merged together. Above 1 it costs an extra copy of the weights."""
+    """Steps between merges; their updates are merged together. Above 1 it costs an extra copy of the weights."""
 
     base: Path
     """Checkpoint folder that the parent was fine-tuned from. In a recipe: a stage's name, or artifact:ID."""
@@ -112,7 +112,8 @@ class CheckpointConfig:
     empty, on another machine for instance, resumes from there."""
 
     upload_wait: float = Field(default=10.0, ge=0)
-    """Seconds that an interrupted run waits for its last upload. An unfinished one is repeated at the next start."""
+    """Seconds that an interrupted run waits for its last upload. An unfinished upload is completed at the next
+    start."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

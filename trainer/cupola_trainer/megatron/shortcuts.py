@@ -41,7 +41,7 @@ def plain_linear_on_one_rank(layers: Any) -> None:
 
 
 def many_tensors_at_once(utils: Any) -> None:
-    """Replace Apex's multi-tensor functions without a temporary per tensor."""
+    """Multi-tensor functions for use without Apex, without a temporary per tensor."""
 
     def l2_norm(chunk_size: int, flag: Tensor, lists: list[list[Tensor]], *unused: Any) -> tuple[Tensor, None]:
         norms = torch.cat([norms for tensors in lists for tensor in tensors for norms in _norms_of_rows(tensor)])
