@@ -154,7 +154,7 @@ def rewrite(folder: Path, change: Callable[[list[dict[str, Any]]], None]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (lambda all: all.remove(next(t for t in all if t["key"].startswith("optimizer.exp_avg_sq.embedding"))),
          r"holds no optimizer\.exp_avg_sq\.embedding\.word_embeddings\.weight, which this model trains \(1 missing\)"),
@@ -163,14 +163,14 @@ def rewrite(folder: Path, change: Callable[[list[dict[str, Any]]], None]) -> Non
     ],
 )  # fmt: skip
 def test_a_missing_or_unexpected_moment_is_named(
-    trained: TrainJob, tmp_path: Path, change: Callable[[Any], None], says: str
+    trained: TrainJob, tmp_path: Path, change: Callable[[Any], None], message: str
 ) -> None:
     run = loop.begin(trained.but(output=tmp_path))
     run.save()
     run.autosave.wait()
     folder = tmp_path / "checkpoints" / "step_00000000"
     rewrite(folder, change)
-    with pytest.raises(CorruptArtifactError, match=says):
+    with pytest.raises(CorruptArtifactError, match=message):
         checkpoint.load_training(folder, run.trainee.chunks, run.trainee.optimizer, run.trainee.scheduler)
 
 

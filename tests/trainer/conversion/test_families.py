@@ -136,31 +136,31 @@ def test_without_the_plugin_the_model_is_refused_naming_the_trait(
 
 
 @pytest.mark.parametrize(
-    ("source", "says"),
+    ("source", "message"),
     [
         ("FAMILIES = []", "toy_family, an entry point of cupola.families, defines no FAMILY. Uninstall or correct it."),
         (TOY.replace('model_type="toy"', 'model_type="llama"'), "toy_family defines the family 'llama' a second time."),
     ],
     ids=["none", "again"],
 )
-def test_a_plugin_without_a_new_family_is_named(install: Install, source: str, says: str) -> None:
+def test_a_plugin_without_a_new_family_is_named(install: Install, source: str, message: str) -> None:
     install(source)
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         families.families()
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("given", "message"),
     [
         ("qwen3", "model_type='qwen3' is not supported. Did you mean 'qwen2'?"),
         ("gpt2", "model_type='gpt2' is not supported. Known: gemma2, llama, qwen2, qwen2_moe."),
         (["llama"], "model_type=['llama'] is not supported. Did you mean 'llama'?"),
     ],
 )
-def test_an_unknown_family_is_refused_with_the_nearest(given: object, says: str) -> None:
+def test_an_unknown_family_is_refused_with_the_nearest(given: object, message: str) -> None:
     with pytest.raises(ConfigError) as refused:
         families.named(given)
-    assert str(refused.value) == says
+    assert str(refused.value) == message
 
 
 def test_every_family_is_among_the_checkpoints_that_the_tests_convert(saved: Path) -> None:

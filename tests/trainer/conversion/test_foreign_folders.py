@@ -89,8 +89,8 @@ def test_a_model_in_several_files_is_imported_by_its_index(
 def test_a_second_copy_of_a_tensor_is_refused(folder: Path, tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     stale = min(tensors)
     split(folder, tensors, {stale: torch.full_like(tensors[stale], 7.0)})
-    says = f"model-2.safetensors holds a second {stale}: {INDEX} assigns it to {FIRST}. Save the model again."
-    assert refused(folder, tmp_path / "to").endswith(says)
+    message = f"model-2.safetensors holds a second {stale}: {INDEX} assigns it to {FIRST}. Save the model again."
+    assert refused(folder, tmp_path / "to").endswith(message)
 
 
 def test_a_weights_file_that_the_index_does_not_list_is_refused(
@@ -105,7 +105,7 @@ def test_a_weights_file_that_the_index_does_not_list_is_refused(
 
 def test_an_index_must_match_its_files(folder: Path, tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     weight_map = split(folder, tensors, {})
-    for wrong, says in [
+    for wrong, message in [
         (
             {name: file for name, file in weight_map.items() if name != NAME},
             f"holds {NAME}, which {INDEX} does not list",
@@ -113,7 +113,7 @@ def test_an_index_must_match_its_files(folder: Path, tmp_path: Path, tensors: di
         (weight_map | {"model.extra": FIRST}, f"model-1.safetensors lacks model.extra, which {INDEX} assigns to it"),
     ]:
         (folder / INDEX).write_text(json.dumps({"weight_map": wrong}))
-        assert says in refused(folder, tmp_path / "to")
+        assert message in refused(folder, tmp_path / "to")
 
 
 FILES = [
@@ -139,7 +139,7 @@ def test_a_pipe_instead_of_a_file_is_refused_immediately(folder: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
         ("../outside.safetensors", "leads outside the folder"),
         ("/etc/passwd", "leads outside the folder, to /etc/passwd."),
@@ -151,11 +151,11 @@ def test_a_pipe_instead_of_a_file_is_refused_immediately(folder: Path, tmp_path:
     ],
 )
 def test_a_weight_map_outside_the_folder_is_refused(
-    folder: Path, tmp_path: Path, tensors: dict[str, torch.Tensor], name: str, says: str
+    folder: Path, tmp_path: Path, tensors: dict[str, torch.Tensor], name: str, message: str
 ) -> None:
     (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")
     (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(tensors, name)}))
-    assert says in refused(folder, tmp_path / "to")
+    assert message in refused(folder, tmp_path / "to")
 
 
 def test_a_snapshot_in_hugging_faces_cache_is_imported_through_its_links(folder: Path, tmp_path: Path) -> None:
@@ -206,9 +206,9 @@ def test_a_false_safetensors_header_is_refused_in_one_line(folder: Path, tmp_pat
 def changed(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
     def of(folder: Path) -> None:
         for name in ("tokenizer.json", "tokenizer_config.json"):
-            told = json.loads((folder / name).read_text())
-            change(told)
-            (folder / name).write_text(json.dumps(told))
+            config = json.loads((folder / name).read_text())
+            change(config)
+            (folder / name).write_text(json.dumps(config))
 
     return of
 
@@ -218,8 +218,8 @@ def changed(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None
     [
         lambda folder: (folder / "tokenizer_config.json").write_text("[" * 2_000_000),
         lambda folder: (folder / "tokenizer.json").write_text('{"model": ' + "[" * 2_000_000),
-        changed(lambda told: told.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})),
-        changed(lambda told: told.update(auto_map={"AutoTokenizer": [None, "code.Mine"]}, tokenizer_class="Mine")),
+        changed(lambda config: config.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})),
+        changed(lambda config: config.update(auto_map={"AutoTokenizer": [None, "code.Mine"]}, tokenizer_class="Mine")),
     ],
     ids=["deep config", "deep tokenizer", "panic", "code"],
 )

@@ -104,8 +104,8 @@ def test_greedy_text_matches_transformers(source: Path, ours: Path) -> None:
     tokens = torch.tensor([tokenizer.encode(PROMPT)])
     with torch.no_grad():
         text = theirs.generate(tokens, max_new_tokens=24, do_sample=False)[0, tokens.size(1) :]
-    said = continue_text(ours, PROMPT, Sampling(max_new_tokens=24, temperature=0.0))
-    assert said == tokenizer.decode(text, skip_special_tokens=True)
+    generated = continue_text(ours, PROMPT, Sampling(max_new_tokens=24, temperature=0.0))
+    assert generated == tokenizer.decode(text, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("direction", ["import", "export"])

@@ -33,7 +33,7 @@ def changed(folder: Path, to: Path, **config: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("config", "says"),
+    ("config", "message"),
     [
         ({"model_type": "gpt2"}, "'gpt2' is not supported. Supported: gemma2, llama, qwen2, qwen2_moe"),
         (
@@ -63,9 +63,9 @@ def changed(folder: Path, to: Path, **config: Any) -> Path:
     ],
 )  # fmt: skip
 def test_an_unsupported_configuration_is_refused(
-    exported: dict[str, Path], tmp_path: Path, config: dict[str, Any], says: str
+    exported: dict[str, Path], tmp_path: Path, config: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         import_(changed(exported["dense"], tmp_path / "other", **config), tmp_path / "to")
     assert not (tmp_path / "to").exists()
 
@@ -74,13 +74,13 @@ def test_tensors_that_do_not_fit_are_named(exported: dict[str, Path], tmp_path: 
     folder = changed(exported["dense"], tmp_path / "folder")
     tensors = load_file(folder / "model.safetensors")
     norm = tensors.pop("model.layers.1.input_layernorm.weight")
-    for wrong, says in [
+    for wrong, message in [
         (tensors, "lacks the tensor model.layers.1.input_layernorm.weight"),
         (tensors | {"model.layers.1.input_layernorm.weight": norm[:9].clone()}, r"has shape \(9,\); .* \(64,\)"),
         (tensors | {"model.layers.1.input_layernorm.weight": norm, "model.extra": norm.clone()}, "model.extra"),
     ]:
         save_file(wrong, folder / "model.safetensors")
-        with pytest.raises(ConfigError, match=says):
+        with pytest.raises(ConfigError, match=message):
             import_(folder, tmp_path / "to")
 
 
@@ -113,7 +113,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "says"),
+    ("name", "change", "message"),
     [
         ("model.norm.weight", lambda x: x.fill_(float("nan")), "model.norm.weight holds values that are not finite"),
         ("model.norm.weight", lambda x: x.double(), "model.norm.weight has dtype F64. Only F32, BF16, F16"),
@@ -126,28 +126,28 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     ids=["nan", "type", "tied"],
 )
 def test_invalid_weights_are_refused_by_name(
-    exported: dict[str, Path], tmp_path: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor], says: str
+    exported: dict[str, Path], tmp_path: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor], message: str
 ) -> None:
     folder = changed(exported["dense"], tmp_path / "folder")
     tensors = load_file(folder / "model.safetensors")
     tensors[name] = change(tensors.get(name, tensors["model.embed_tokens.weight"]).clone())
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         import_(folder, tmp_path / "to")
     assert not (tmp_path / "to").exists()
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"scale_embeddings": True}, "its qwen2 does not support scale_embeddings=True"),
         ({"attention_windows": (8, 16)}, "one window size per model; this model has several"),
     ],
 )
-def test_a_model_that_transformers_does_not_have_is_not_exported(change: dict[str, Any], says: str) -> None:
+def test_a_model_that_transformers_does_not_have_is_not_exported(change: dict[str, Any], message: str) -> None:
     model = ModelConfig(vocab_size=64, hidden_size=32, num_layers=2, num_attention_heads=2, num_query_groups=2,
                         ffn_hidden_size=48, max_position_embeddings=64, **change)  # fmt: skip
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         to_config(model, dtype="float32", bos=None, eos=None, pad=None)
 
 

@@ -257,8 +257,8 @@ def test_an_imported_model_samples_every_row_and_stops_as_in_transformers(
     shutil.copytree(exported["llama"], tmp_path / "theirs")
     (tmp_path / "theirs" / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
     import_(tmp_path / "theirs", tmp_path / "ours")
-    said = continue_text(tmp_path / "ours", "import os", Sampling(max_new_tokens=24, temperature=0.0))
-    assert said == tokenizer.decode(free[: free.index(end) + 1], skip_special_tokens=True)
+    generated = continue_text(tmp_path / "ours", "import os", Sampling(max_new_tokens=24, temperature=0.0))
+    assert generated == tokenizer.decode(free[: free.index(end) + 1], skip_special_tokens=True)
 
 
 def test_a_conversation_is_prompted_through_the_chat_template_with_its_tools(
@@ -270,12 +270,12 @@ def test_a_conversation_is_prompted_through_the_chat_template_with_its_tools(
     text = tokenizer.apply_chat_template(asked, tools=tools, tokenize=False, add_generation_prompt=True)
     assert '{"name": "now"}' in text
     file = tmp_path / "chat.json"
-    said = []
+    outputs = []
     for asking in ("--prompt", text), ("--chat", str(file)):
         file.write_text(json.dumps({"messages": [*asked, {"role": "assistant", "content": "Hello"}], "tools": tools}))
         assert main(["generate", *asking, "--max-new-tokens", "6", "--checkpoint", str(saved / "dense")]) == 0
-        said.append(capsys.readouterr().out)
-    assert said[0] == said[1]
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
     file.write_text('{"messages": []}')
     assert main(["generate", "--chat", str(file), "--checkpoint", str(saved / "dense")]) == 2
     assert "is no conversation (malformed)" in capsys.readouterr().err

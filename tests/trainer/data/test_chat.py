@@ -153,11 +153,11 @@ def test_the_loss_mask_equals_the_assistant_mask_of_transformers(
     with template(chat_tokenizer, QWEN25):
         tokens, mask = encode_conversation(chat_tokenizer, turns, TOOLS)
     with template(chat_tokenizer, MARKED):
-        told = chat_tokenizer.apply_chat_template(
+        rendered = chat_tokenizer.apply_chat_template(
             turns, tools=TOOLS, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
-    assert tokens.tolist() == told["input_ids"]
-    assert mask.astype(int).tolist() == told["assistant_masks"]
+    assert tokens.tolist() == rendered["input_ids"]
+    assert mask.astype(int).tolist() == rendered["assistant_masks"]
     assert 0 < mask.sum() < len(mask)
 
 

@@ -30,13 +30,13 @@ MODEL = ModelConfig(
 
 def occurrences(sequence: np.ndarray) -> int:
     """Count the piece in a sequence, and check that everything else is unchanged text."""
-    said = sequence >= 1000
-    assert (sequence[~said] == np.flatnonzero(~said)).all()
-    first, *_ = np.flatnonzero(said)
+    copied = sequence >= 1000
+    assert (sequence[~copied] == np.flatnonzero(~copied)).all()
+    first, *_ = np.flatnonzero(copied)
     places = np.flatnonzero(sequence == sequence[first])
-    size = said.sum() // len(places)
+    size = copied.sum() // len(places)
     assert 8 <= size <= len(sequence) // 3
-    assert said.sum() == size * len(places)
+    assert copied.sum() == size * len(places)
     assert all((sequence[place : place + size] == sequence[first : first + size]).all() for place in places)
     return len(places)
 
@@ -91,7 +91,7 @@ def test_training_sequences_repeat_words_and_heldout_ones_are_plain_text(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"reset_at_documents": True}, "copying with reset_at_documents=true: .* Leave one of them out"),
         (
@@ -100,7 +100,7 @@ def test_training_sequences_repeat_words_and_heldout_ones_are_plain_text(tmp_pat
         ),
     ],
 )
-def test_pieces_that_cannot_be_retrieved_or_do_not_fit_are_refused(changes: dict[str, object], says: str) -> None:
+def test_pieces_that_cannot_be_retrieved_or_do_not_fit_are_refused(changes: dict[str, object], message: str) -> None:
     batch = BatchConfig(sequence_length=64, micro_batch_size=1, global_batch_size=1)
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         validate_layout(MODEL, LayoutConfig(), batch, copying=CopyingConfig(share=0.5), **changes)  # type: ignore[arg-type]

@@ -167,8 +167,8 @@ def test_a_checkpoint_keeps_its_training_date_also_when_exported(chat_tokenizer_
     assert "template_date" not in json.loads((tmp_path / "tokenizer" / "tokenizer_config.json").read_text())
     export(trained, tmp_path / "theirs")
     theirs = AutoTokenizer.from_pretrained(tmp_path / "theirs")
-    told = theirs.apply_chat_template(ASKED, tokenize=False, add_generation_prompt=True)
+    rendered = theirs.apply_chat_template(ASKED, tokenize=False, add_generation_prompt=True)
     assert re.fullmatch(
-        r"<\|im_start\|>system\nToday is \d\d \w+ \d{4}<\|im_end\|>\n<\|im_start\|>user\nHi<\|im_end\|>\n.*\n", told
+        r"<\|im_start\|>system\nToday is \d\d \w+ \d{4}<\|im_end\|>\n<\|im_start\|>user\nHi<\|im_end\|>\n.*\n", rendered
     )
     assert load_tokenizer(tmp_path / "theirs").init_kwargs["template_date"] == "2026-11-05"

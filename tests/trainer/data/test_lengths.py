@@ -69,14 +69,14 @@ def test_a_split_row_has_several_sequences_that_start_at_position_zero() -> None
 
 
 @pytest.mark.parametrize(
-    ("phases", "says"),
+    ("phases", "message"),
     [
         ((LengthPhase(sequence_length=32, from_step=1),), r"begin at steps \[1\]: the first must begin at 0"),
         ((PHASES[1], PHASES[0]), r"begin at steps \[3, 0\]"),
     ],
 )
-def test_phases_out_of_order_are_refused(phases: Any, says: str) -> None:
-    with pytest.raises(ValidationError, match=says):
+def test_phases_out_of_order_are_refused(phases: Any, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         LengthSchedule(phases=phases)
 
 

@@ -87,9 +87,11 @@ def test_a_tool_conversation_is_rendered_verbatim_by_the_template(chat_tokenizer
     tokens, mask = encode_conversation(chat_tokenizer, TALK, TOOLS)
     assert chat_tokenizer.decode(tokens) == PROMPT + CALLED + REST
     assert chat_tokenizer.decode(tokens[mask]) == CALLED + "It rains.<|im_end|>"
-    told = chat_tokenizer.apply_chat_template(TALK, tools=TOOLS, return_dict=True, return_assistant_tokens_mask=True)
-    assert tokens.tolist() == told["input_ids"]
-    assert mask.astype(int).tolist() == told["assistant_masks"]
+    rendered = chat_tokenizer.apply_chat_template(
+        TALK, tools=TOOLS, return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert tokens.tolist() == rendered["input_ids"]
+    assert mask.astype(int).tolist() == rendered["assistant_masks"]
 
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -146,8 +148,8 @@ def test_a_corpus_of_tool_conversations_is_rendered_as_the_tokenizer_renders_it(
     assert render(TALK, json.dumps(TOOLS)) == (PROMPT + CALLED + REST, "")
     assert render(TALK, "[{") == ("", "malformed tools")
     for tools in (None, TOOLS, TOOLS * 2):
-        told = chat_tokenizer.apply_chat_template(for_template(TALK), tools=tools, tokenize=False)
-        assert render(TALK, tools)[0] == told
+        rendered = chat_tokenizer.apply_chat_template(for_template(TALK), tools=tools, tokenize=False)
+        assert render(TALK, tools)[0] == rendered
 
 
 def test_every_prompt_includes_the_tools_that_fine_tuning_saw(chat_tokenizer: Any, tmp_path: Path) -> None:
@@ -218,8 +220,12 @@ def test_pairs_of_sampled_responses_keep_their_tools(chat_tokenizer: Any, tmp_pa
 
 
 def test_a_prompt_with_different_tools_is_a_different_prompt(chat_tokenizer: Any, tmp_path: Path) -> None:
-    said = {"role": "assistant", "content": "I have no tool for that."}
-    made = [*rows(1, id="with"), *rows(1, id="again"), {"id": "without", "messages": [rows(1)[0]["messages"][0], said]}]
+    response = {"role": "assistant", "content": "I have no tool for that."}
+    made = [
+        *rows(1, id="with"),
+        *rows(1, id="again"),
+        {"id": "without", "messages": [rows(1)[0]["messages"][0], response]},
+    ]
     (tmp_path / "conv").mkdir()
     json_lines.write(tmp_path / "conv" / "train.jsonl", made)
     queries, drops = read_training_prompts(tmp_path / "conv" / "train.jsonl", chat_tokenizer, 4096, ())

@@ -10,7 +10,7 @@ from cupola_trainer.models import attend
 from cupola_trainer.models.attend import Attend
 
 
-def written_out(q: Tensor, k: Tensor, v: Tensor, how: Attend, visible: Tensor | None = None) -> Tensor:
+def reference(q: Tensor, k: Tensor, v: Tensor, how: Attend, visible: Tensor | None = None) -> Tensor:
     """The formula, one head at a time; a group's keys serve several heads."""
     k, v = (tensor.repeat_interleave(q.size(1) // k.size(1), dim=1) for tensor in (k, v))
     scores = q @ k.transpose(-1, -2) * (how.scale or 1 / math.sqrt(q.size(-1)))
@@ -37,7 +37,7 @@ def test_attention_equals_the_reference_implementation(
     documents[1, :, :, :5] |= torch.eye(40, dtype=torch.bool)[40 - queries :, :5]
     for visible in (None, documents):
         causal = None if visible is None else visible & torch.ones(40, 40, dtype=torch.bool).tril()[40 - queries :]
-        expected = written_out(q, k, v, how, causal)
+        expected = reference(q, k, v, how, causal)
         weights = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
         wanted = torch.autograd.grad((expected * weights).sum(), (q, k, v))
         for block in (512, 16):

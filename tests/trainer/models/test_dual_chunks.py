@@ -45,7 +45,7 @@ def distances(length: int, chunk: DualChunk) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def written_out(q: Tensor, k: Tensor, v: Tensor, chunk: DualChunk, scale: float) -> Tensor:
+def reference(q: Tensor, k: Tensor, v: Tensor, chunk: DualChunk, scale: float) -> Tensor:
     """Pairs of dimensions as complex numbers: score = Re(q conj(k) exp(i theta distance)), full softmax, O(n^2)."""
     k, v = (tensor.repeat_interleave(q.size(1) // k.size(1), dim=1) for tensor in (k, v))
     q, k = (torch.complex(*tensor.chunk(2, dim=-1)) for tensor in (q, k))
@@ -88,7 +88,7 @@ def test_it_equals_the_reference_forward_and_backward(
 ) -> None:
     chunk = DualChunk(chunk_size=size, local_window=min(window, size // 2))
     q, k, v = tensors(length, *heads)
-    expected = written_out(q, k, v, chunk, 0.4)
+    expected = reference(q, k, v, chunk, 0.4)
     weights = torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).view(expected.shape)
     wanted = torch.autograd.grad((expected * weights).sum(), (q, k, v))
     found = how(chunk, 0.4)(in_place(q, chunk), in_place(k, chunk), v)
@@ -108,7 +108,7 @@ def test_cached_queries_and_padded_rows_match_the_whole_sequence(block: int, mon
     monkeypatch.setattr(dual_chunks, "BLOCK", block)
     chunk, padding, length = DualChunk(chunk_size=8, local_window=2), 5, 30
     q, k, v = (tensor.detach() for tensor in tensors(length, 4, 2))
-    whole = written_out(q, k, v, chunk, 0.4)
+    whole = reference(q, k, v, chunk, 0.4)
     q, k = in_place(q, chunk), in_place(k, chunk)
     last = how(chunk, 0.4)(q[:, :, -1:], k, v)
     torch.testing.assert_close(last, whole[:, :, -1:], rtol=1e-5, atol=1e-6)
@@ -202,7 +202,7 @@ def test_config_json_stores_chunks_as_qwens_long_models_do() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"dual_chunk": {"chunk_size": 16, "local_window": 9}}, "local_window=9 is more than half of chunk_size=16"),
         ({"attention_windows": (8,)}, "dual_chunk with attention_windows"),
@@ -214,8 +214,8 @@ def test_config_json_stores_chunks_as_qwens_long_models_do() -> None:
         ),
     ],
 )
-def test_settings_that_exclude_dual_chunks_are_refused(change: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValidationError, match=says):
+def test_settings_that_exclude_dual_chunks_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         ModelConfig(**SHAPE | change)
 
 

@@ -99,7 +99,7 @@ def start(name: str, python: str, code: str, *, user: int, path: str, folder: Pa
     return Scorer(name, process, log, "none" not in path, user, folder / "home")
 
 
-@pytest.fixture(scope="session", params=["this user", "an ordinary user", "an ordinary user without namespaces"])
+@pytest.fixture(scope="session", params=["this user", "a regular user", "a regular user without namespaces"])
 def scorer(request: pytest.FixtureRequest, for_everybody: tuple[str, str]) -> Iterator[Scorer]:
     """Each of the three scorers in turn."""
     user = os.geteuid() if request.param == "this user" else NOBODY if os.geteuid() == 0 else os.geteuid()

@@ -11,7 +11,7 @@ from cupola_trainer.scoring.execution import passed
 for line in sys.stdin:
     response, tests, seconds = json.loads(line)
     try:
-        told: dict[str, Any] = {"score": passed(response, tests, timeout_seconds=seconds)}
+        result: dict[str, Any] = {"score": passed(response, tests, timeout_seconds=seconds)}
     except ConfigError as error:
-        told = {"error": str(error)}
-    print(json.dumps(told | {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}), flush=True)
+        result = {"error": str(error)}
+    print(json.dumps(result | {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}), flush=True)

@@ -188,8 +188,8 @@ def test_no_user_data_is_readable_with_namespaces(scorer: Any) -> None:
         "/etc/passwd",
     ]
     seen = outcomes(scorer, *(f"open({str(path)!r}, 'rb').read()" for path in files), "os.listdir('/proc')")
-    said = scorer.log.read_text().count("run without namespaces")
-    assert (seen, said) == (([2] * 5, 0) if scorer.namespaces else (["done"] * 5, 1))
+    warnings = scorer.log.read_text().count("run without namespaces")
+    assert (seen, warnings) == (([2] * 5, 0) if scorer.namespaces else (["done"] * 5, 1))
 
 
 def test_a_program_is_nobody_in_an_empty_root(scorer: Any) -> None:
@@ -215,16 +215,16 @@ def test_endless_output_fills_no_memory_and_ends_in_time(scorer: Any) -> None:
         "sys.stdout.write('x' * 2**20)", "os.write(1, b'x' * 2**20)", "os.write(2, b'x' * 2**20)",
         "os.write(3, b'\\0\\xff\\xff\\xff' + b'x' * 2**20)", "sys.stderr.write('x' * 2**20)",
     ):  # fmt: skip
-        told = scorer.ask(f"import os, sys\nwhile True:\n    {writes}", ["assert True"], 0.3)
-        assert told["score"] == 0
-        assert told["memory"] - before < 32 * 2**20
+        result = scorer.ask(f"import os, sys\nwhile True:\n    {writes}", ["assert True"], 0.3)
+        assert result["score"] == 0
+        assert result["memory"] - before < 32 * 2**20
     assert time.monotonic() - began < 8
 
 
 def test_output_of_a_function_is_truncated(scorer: Any) -> None:
     answer = "import sys\ndef talk(n):\n    for _ in range(n): sys.stdout.write('x' * 2**20)"
-    told = "import contextlib, io\nheard = io.StringIO()\nwith contextlib.redirect_stdout(heard):\n    talk(64)\n"
-    assert scorer.score(answer, told + "assert len(heard.getvalue()) == 2**20") == 1
+    test = "import contextlib, io\nheard = io.StringIO()\nwith contextlib.redirect_stdout(heard):\n    talk(64)\n"
+    assert scorer.score(answer, test + "assert len(heard.getvalue()) == 2**20") == 1
 
 
 def test_memory_and_cpu_time_are_limited(scorer: Any) -> None:
