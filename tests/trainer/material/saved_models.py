@@ -1,7 +1,8 @@
-"""Writes what the tests of conversion, upcycling, rollout and evaluation share: `python saved_models.py FOLDER`.
+"""Write the material shared by the tests of conversion, upcycling, rollout and evaluation:
+`python saved_models.py FOLDER`.
 
-A tokenizer of 512 rows, a `tokens` and a `conversations` folder, and checkpoints of small models of every family whose
-weights are large enough that no two tokens are near a tie.
+A tokenizer of 512 rows, a `tokens` and a `conversations` folder, and small checkpoints of every family, with weights
+large enough that no two tokens are nearly tied.
 """
 
 import json

@@ -1,8 +1,7 @@
-"""Writes what the tests of merging, pruning and adapters share: `python three_models.py FOLDER`.
+"""Write the material shared by the tests of merging, pruning and adapters: `python three_models.py FOLDER`.
 
-`base`, and `one` and `two`, which moved away from it as if each had been fine-tuned; `mixture` and `tuned_mixture`;
-`judge` and `other_judge`, with scalar heads; `wide`, of another shape.
-All are tiny, over bytes, and without a tokenizer.
+`base`, and `one` and `two`, perturbed as if fine-tuned from it; `mixture` and `tuned_mixture`; `judge` and `other_judge`,
+with scalar heads; `wide`, with another shape. All are tiny, over bytes, and without a tokenizer.
 """
 
 import sys
