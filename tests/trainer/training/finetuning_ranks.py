@@ -1,10 +1,9 @@
-"""Run by test_finetuning_layouts.py under torchrun: the same fine-tuning in many layouts,
-with online merging and with LoRA.
+"""Run by test_finetuning_layouts.py under torchrun: the same fine-tuning in many layouts, with online merging and LoRA.
 
-finetuning_ranks.py MODELS OUTPUT.json     MODELS as three_models.py writes them
+finetuning_ranks.py MODELS OUTPUT.json     MODELS as written by three_models.py
 
-OUTPUT.json gets "trajectories", losses and gradient norms, and "weights", digests of what online merging makes of the
-weights where the gradients are given: bit for bit the same ones in every layout.
+OUTPUT.json gets "trajectories" (losses and gradient norms) and "weights" (digests of the weights after online merging
+with fixed gradients, bit for bit equal in every layout).
 """
 
 import hashlib
@@ -56,7 +55,7 @@ MODELS = {"dense": ("two", "base"), "moe": ("tuned_mixture", "mixture")}
 
 
 class Words(Objective):
-    """Random tokens, all of which count."""
+    """Random tokens, all trained on."""
 
     name = "words"
 
@@ -93,7 +92,7 @@ def trainee_of(folder: Path, name: str, layout: LayoutConfig, method: OnlineMerg
 
 
 def trajectory(trainee: Trainee) -> list[float]:
-    """Loss and gradient norm of each step, one after the other."""
+    """Loss and gradient norm of each step, interleaved."""
     found = []
     for step in range(STEPS):
         means = passes.train(
@@ -106,7 +105,7 @@ def trajectory(trainee: Trainee) -> list[float]:
 
 
 def weights(trainee: Trainee) -> str:
-    """Digest of all weights after `STEPS` updates by gradients that depend on an element's name and place alone."""
+    """Digest of all weights after `STEPS` updates with gradients that depend only on an element's name and index."""
     for step in range(STEPS):
         for part in trainee.optimizer.chained_optimizers:
             if not part.is_stub_optimizer:
@@ -139,7 +138,7 @@ def give_gradients(trainee: Trainee, part: Any, step: int) -> None:
 
 
 def places(shard: Shard) -> torch.Tensor:
-    """Of each element in the flattened whole tensor."""
+    """Index of each element in the flattened full tensor."""
     found = torch.zeros((), dtype=torch.int64)
     for size, start, count in zip(shard.shape, shard.offset, shard.size, strict=True):
         found = found[..., None] * size + start + torch.arange(count)

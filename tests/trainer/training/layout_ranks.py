@@ -1,8 +1,7 @@
-"""Run by test_layouts.py under torchrun: trains one small model in many layouts, one after another,
-in the same processes.
+"""Run by test_layouts.py under torchrun: trains one small model in many layouts, one after another, in one launch.
 
-layout_ranks.py OUTPUT.json             all layouts whose world size is the launcher's
-layout_ranks.py OUTPUT.json combined    those of COMBINED
+layout_ranks.py OUTPUT.json             all layouts of this world size
+layout_ranks.py OUTPUT.json combined    those in COMBINED
 """
 
 import json
@@ -193,11 +192,11 @@ COMBINED = {
     "capacity tp2 sp ep2 etp2 dp2": LayoutConfig(tp=2, sp=True, dp=2, ep=2, etp=2),
     "capacity dp4 ep4 full recompute": LayoutConfig(dp=4, ep=4, recompute="full"),
 }
-"""Two and more kinds of parallelism at once, and what a kind of balancing meets in them. Take long."""
+"""Two or more kinds of parallelism at once, also with each kind of load balancing. Slow."""
 
 
 class MaskedWords(Objective):
-    """Random tokens of which about half count, so that the count is neither the tokens nor equal in two
+    """Random tokens, about half of them masked, so that the count differs from the number of tokens and between
     micro-batches."""
 
     name = "masked_words"
@@ -227,11 +226,11 @@ class MaskedWords(Objective):
 
 
 class Values(MaskedWords):
-    """Reads a scalar head: squared distances from a number of each token."""
+    """Regression with a scalar head: squared distances from a target derived from each token."""
 
     name = "values"
     reads = "values"
-    # at 3e-3 these distances do not converge: one rounding of the weights moves a loss of the fourth step by 1.5e-5
+    # at 3e-3 this does not converge: a single rounding of the weights changes the loss of the fourth step by 1.5e-5
     lr = 1e-3
 
     def loss(self, output: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
@@ -240,7 +239,7 @@ class Values(MaskedWords):
 
 
 class Logits(MaskedWords):
-    """Reads this rank's part of the logits: what MaskedWords learns, the long way."""
+    """Reads this rank's part of the logits and computes the same loss as MaskedWords."""
 
     name = "logits"
     reads = "logits"
@@ -286,7 +285,7 @@ def main(output: Path, layouts: Mapping[str, LayoutConfig]) -> None:
         name: trajectory(
             MODELS[name.split()[0]], layout, "bf16" if name.startswith("bf16") else "fp32", objective_of(name)
         )
-        for name, layout in sorted(layouts.items(), key=lambda item: str(item[1]))  # equal ones share their groups
+        for name, layout in sorted(layouts.items(), key=lambda item: str(item[1]))  # equal layouts share their groups
         if layout.world_size == runtime.world_size()
     }
     if runtime.rank() == 0:

@@ -1,5 +1,4 @@
-"""Gradients that are not finite and losses that jump: back to the last good checkpoint,
-past the samples that did it."""
+"""Non-finite gradients and loss spikes roll back to the last good checkpoint and skip the samples that caused them."""
 
 import json
 import resource
@@ -105,24 +104,24 @@ def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 
 
 INFINITE = Exploding(range(16, 28), float("inf"))
-"""Steps 5, 6 and 7."""
+"""Samples of steps 5, 6 and 7."""
 
 
 @pytest.fixture(scope="module")
 def rolled_back(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[torch.Tensor]]:
-    """A job in which steps 5 to 7 have no finite gradient, and its weights after step 9."""
+    """A job in which the gradients of steps 5 to 7 are not finite, and its weights after step 9."""
     output = tmp_path_factory.mktemp("rolled_back")
     return output, train(start(job_in(output), INFINITE), 9)
 
 
-def test_three_bad_gradients_take_the_weights_back_and_the_samples_forward(
+def test_three_bad_gradients_roll_the_weights_back_and_skip_the_samples(
     rolled_back: tuple[Path, list[torch.Tensor]],
 ) -> None:
     lines = read_metrics(rolled_back[0] / "metrics.jsonl")
     rollback = next(line for line in lines if line["event"] == "rollback")
     assert rollback | {"time": 0} == {
         "event": "rollback", "time": 0, "step": 4, "from_step": 7, "skipped_samples": [16, 28], "rollbacks": 1,
-        "reason": "the gradient was not finite 3 steps in a row",
+        "reason": "the gradient was not finite for 3 steps in a row",
     }  # fmt: skip
     steps = [line for line in lines if line["event"] == "step"]
     assert [line["step"] for line in steps] == list(range(1, 10))
@@ -132,7 +131,7 @@ def test_three_bad_gradients_take_the_weights_back_and_the_samples_forward(
     assert [line["ranges"] for line in samples][3:5] == [[[12, 14], [14, 16]], [[28, 30], [30, 32]]]
 
 
-def test_the_weights_equal_those_of_a_run_that_never_met_these_samples(
+def test_the_weights_equal_those_of_a_run_without_the_skipped_samples(
     rolled_back: tuple[Path, list[torch.Tensor]], tmp_path: Path
 ) -> None:
     Rollbacks(tmp_path / "rollbacks.json").add(Rollback(7, 4, 16, 28, "known before"))
@@ -142,18 +141,18 @@ def test_the_weights_equal_those_of_a_run_that_never_met_these_samples(
 def test_a_job_killed_after_or_before_the_rollback_ends_with_the_same_weights(
     rolled_back: tuple[Path, list[torch.Tensor]], tmp_path: Path
 ) -> None:
-    train(start(job_in(tmp_path), INFINITE), 6)  # killed with two bad gradients, and a checkpoint that says so
+    train(start(job_in(tmp_path), INFINITE), 6)  # killed after two bad gradients, recorded in a checkpoint
     run = start(job_in(tmp_path), INFINITE)
     assert run.progress.step == 6
     train(run, 5)
-    while run.progress.step != 5:  # back to 4, and a step on
+    while run.progress.step != 5:  # rolls back to 4, then one step
         run.step()
-    resumed = start(job_in(tmp_path), INFINITE)  # killed again: at 4, with the window in rollbacks.json
+    resumed = start(job_in(tmp_path), INFINITE)  # killed again, resumes at 4 with the window in rollbacks.json
     assert resumed.progress.step == 4
     assert equal(train(resumed, 9), rolled_back[1])
 
 
-def test_a_job_told_to_end_just_before_the_fault_publishes_what_an_undisturbed_one_does(
+def test_a_job_preempted_just_before_the_fault_ends_like_an_uninterrupted_one(
     tmp_path: Path, changed_files: Callable[[Path, Path], list[str]]
 ) -> None:
     twin, victim = job_in(tmp_path / "twin"), job_in(tmp_path / "victim")
@@ -161,7 +160,7 @@ def test_a_job_told_to_end_just_before_the_fault_publishes_what_an_undisturbed_o
     train(start(twin, bad), 12)
     run = start(victim, bad)
     train(run, 5)
-    run.preempt()  # saves step 5, in good health, which no undisturbed job does
+    run.preempt()  # saves a healthy step 5, which an uninterrupted job does not
     run = start(victim, bad)
     assert run.progress.step == 5
     train(run, 12)
@@ -171,24 +170,24 @@ def test_a_job_told_to_end_just_before_the_fault_publishes_what_an_undisturbed_o
     assert changed_files(ours[-1], theirs[-1]) == []
 
 
-def test_a_loss_over_the_factor_of_the_median_goes_back_too(tmp_path: Path) -> None:
+def test_a_loss_spike_rolls_back_too(tmp_path: Path) -> None:
     run = start(job_in(tmp_path, spike_factor=3.0, spike_window=4), Exploding(range(24, 28), 50.0))
     train(run, 8)
     rollback = next(line for line in read_metrics(tmp_path / "metrics.jsonl") if line["event"] == "rollback")
     assert (rollback["from_step"], rollback["step"], rollback["skipped_samples"]) == (7, 6, [24, 28])
     assert rollback["reason"].startswith("the loss jumped to 2")
-    assert "over 3 times the median" in rollback["reason"]
+    assert "more than 3 times the median" in rollback["reason"]
 
 
-def test_rollbacks_are_bounded_and_the_second_goes_further_back(tmp_path: Path) -> None:
+def test_rollbacks_are_limited_and_the_second_goes_further_back(tmp_path: Path) -> None:
     run = start(job_in(tmp_path, bad_gradients=1, max_rollbacks=2), Exploding(range(20, 10_000), float("inf")))
-    with pytest.raises(StageFailedError, match=r"not finite 1 steps in a row, and there were 2 rollbacks .*lr=0\.001"):
+    with pytest.raises(StageFailedError, match=r"not finite for 1 steps in a row, after 2 rollbacks .*lr=0\.001"):
         train(run, 12)
     assert [entry["to_step"] for entry in json.loads((tmp_path / "rollbacks.json").read_text())] == [4, 2]
     run.watchdog.stop()
 
 
-def test_a_step_is_judged_by_what_a_checkpoint_remembers() -> None:
+def test_the_monitors_state_survives_a_checkpoint() -> None:
     config = FaultConfig(spike_factor=2.0, spike_window=3)
     monitor = Monitor(config)
     assert [monitor.judge(loss, moved=True) for loss in (3.0, 9.0, 1.0)] == [None, None, None]
@@ -196,17 +195,17 @@ def test_a_step_is_judged_by_what_a_checkpoint_remembers() -> None:
     resumed = Monitor(config, json.loads(json.dumps(monitor.state())))
     assert resumed.bad_in_a_row == 1
     assert resumed.judge(6.0, moved=True) is None
-    assert resumed.judge(12.1, moved=True) == "the loss jumped to 12.1, over 2 times the median 6"
+    assert resumed.judge(12.1, moved=True) == "the loss jumped to 12.1, more than 2 times the median 6"
 
 
-def test_windows_that_touch_are_jumped_together(tmp_path: Path) -> None:
+def test_adjacent_windows_are_skipped_together(tmp_path: Path) -> None:
     rollbacks = Rollbacks(tmp_path / "rollbacks.json")
     rollbacks.add(Rollback(7, 4, 16, 28, "first"))
     rollbacks.add(Rollback(9, 2, 8, 16, "second"))
     assert [Rollbacks(rollbacks.path).next_sample(sample) for sample in (4, 8, 12, 16, 28)] == [4, 28, 28, 28, 28]
 
 
-def test_a_full_disk_costs_lines_of_metrics_and_not_the_job(tmp_path: Path) -> None:
+def test_a_full_disk_loses_metrics_but_not_the_job(tmp_path: Path) -> None:
     writer = MetricsWriter(tmp_path / "metrics.jsonl")
     writer.open(0)
     writer.write("step", step=1)
@@ -221,6 +220,6 @@ def test_a_full_disk_costs_lines_of_metrics_and_not_the_job(tmp_path: Path) -> N
     assert writer.lost == 1
 
 
-def test_the_default_job_looks_at_gradients_only() -> None:
+def test_by_default_only_gradients_are_checked() -> None:
     assert Monitor(FaultConfig()).judge(1e9, moved=True) is None
     assert replace(FaultConfig(), spike_factor=2.0).spike_window == 32

@@ -1,4 +1,4 @@
-"""Online merging and LoRA have the losses and gradient norms of one process in every layout."""
+"""With online merging and LoRA, every layout has the losses and gradient norms of a single process."""
 
 import json
 import subprocess
@@ -33,15 +33,17 @@ def found(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., Any]
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_trains_alike(found: dict[str, dict[str, Any]], layout: str, method: str) -> None:
+def test_losses_and_gradient_norms_equal_those_of_one_process(
+    found: dict[str, dict[str, Any]], layout: str, method: str
+) -> None:
     trajectories = found["trajectories"]
     kinds = [kind for kind in ("dense", "moe") if f"{layout}, {kind}, {method}" in trajectories]
     for kind in kinds:
         wanted, got = trajectories[f"one process, {kind}, {method}"], trajectories[f"{layout}, {kind}, {method}"]
         assert got[:-2] == pytest.approx(wanted[:-2], rel=1e-4), kind
-        # Layouts add gradients up in another order, and a last bit may decide whether OnTIES keeps an element that is
-        # on the edge: the last step then differs by up to 1.3e-3. From the same gradients all bits are the same: see
-        # below.
+        # Layouts sum gradients in different orders, and the last bit may decide whether OnTIES keeps an element near
+        # its threshold: the last step then differs by up to 1.3e-3. With the same gradients all bits are equal, as
+        # tested below.
         assert got[-2:] == pytest.approx(wanted[-2:], rel=2e-3 if method == "onties" else 1e-4), kind
     assert kinds or method == "lora of experts"
 
@@ -58,6 +60,6 @@ def test_the_same_gradients_give_the_same_bits_in_every_layout(
         assert weights[f"{layout}, {kind}, {method}"] == weights[f"one process, {kind}, {method}"], kind
 
 
-def test_every_method_trains_otherwise(found: dict[str, dict[str, Any]]) -> None:
+def test_every_method_trains_differently(found: dict[str, dict[str, Any]]) -> None:
     last = {name: steps[-2] for name, steps in found["trajectories"].items() if name.startswith("one process")}
     assert len(set(last.values())) == len(last) == 7

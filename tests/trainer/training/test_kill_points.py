@@ -1,5 +1,4 @@
-"""SIGKILL at random moments, in a step and in a save: the artifact at the end is an undisturbed twin's,
-to the last bit."""
+"""SIGKILL at random moments, during steps and saves: the final artifact equals an uninterrupted twin's bit for bit."""
 
 import os
 import random
@@ -52,7 +51,7 @@ def start(job: TrainJob, environment: dict[str, str]) -> "subprocess.Popen[bytes
 
 
 def kill(job: TrainJob, process: "subprocess.Popen[bytes]", draw: random.Random) -> str | None:
-    """End the process somewhere past its first step. Returns where; none when the job was complete before."""
+    """Kill the process at a random moment after its first step. Returns where; None if the job completed first."""
     started_at = os.stat(job.output / "metrics.jsonl").st_ino if (job.output / "metrics.jsonl").exists() else 0
     in_a_save = draw.random() < 0.5
     delay = draw.uniform(0, 0.02) if in_a_save else draw.uniform(0, 0.3)
@@ -80,7 +79,7 @@ def numbers(output: Path) -> list[tuple[Any, ...]]:
 def check(
     folder: Path, tokens: Path, environment: dict[str, str], *, kills: int, steps: int, seed: int
 ) -> tuple[list[str], Path, Path]:
-    """Kill a job at random moments, let it finish, compare its numbers with its twin's. Returns where it was killed,
+    """Kill a job at random moments, let it finish and compare its numbers with its twin's. Returns where it was killed
     and both folders."""
     twin, victim = (job_in(folder / name, tokens, steps) for name in ("twin", "victim"))
     assert start(twin, environment).wait(800) == 0, (twin.output / "log").read_text()[-3000:]
@@ -104,7 +103,7 @@ def environment(launcher: Any) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_a_kill_in_a_save_leaves_no_trace(
+def test_a_kill_during_a_save_leaves_no_trace(
     tmp_path: Path,
     tokens_folder: Path,
     environment: dict[str, str],

@@ -1,5 +1,4 @@
-"""The numbers that matter are equal in every layout:
-loss alone has missed silent faults that the gradient norm showed."""
+"""Losses and gradient norms are equal in every layout: the loss alone has missed faults that the gradient norm showed."""
 
 import json
 from collections.abc import Callable
@@ -39,7 +38,7 @@ FOUR = ("dense tp2 pp2", "moe tp2 sp ep2 dp2", "bias tp2 sp pp2", "scalar_moe tp
 
 @pytest.fixture(scope="module")
 def trajectories(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., Any]) -> dict[str, Trajectory]:
-    """Every layout's losses and gradient norms; one launch for each world size."""
+    """Losses and gradient norms of every layout, with one launch per world size."""
     folder = tmp_path_factory.mktemp("layouts")
     found: dict[str, Trajectory] = {}
     for ranks in (1, 2):
@@ -61,7 +60,7 @@ def test_losses_and_gradient_norms_equal_those_of_one_process(trajectories: dict
 
 
 @pytest.mark.slow
-def test_four_processes_change_nothing_either(
+def test_four_processes_give_the_same_numbers(
     trajectories: dict[str, Trajectory], tmp_path: Path, torchrun: Callable[..., Any]
 ) -> None:
     torchrun(4, Path(__file__).with_name("layout_ranks.py"), tmp_path / "4.json")
@@ -74,7 +73,7 @@ def test_four_processes_change_nothing_either(
 @pytest.mark.slow  # 38 layouts
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_kinds_of_parallelism_at_once_change_nothing(
+def test_combined_parallelism_gives_the_same_numbers(
     trajectories: dict[str, Trajectory], tmp_path: Path, torchrun: Callable[..., Any], ranks: int
 ) -> None:
     torchrun(ranks, Path(__file__).with_name("layout_ranks.py"), tmp_path / "found.json", "combined", timeout=1000)
@@ -93,7 +92,7 @@ def test_bf16_with_fp32_master_weights_follows_fp32(trajectories: dict[str, Traj
     assert trajectories[name][-1]["loss"] != expected[-1]["loss"]
 
 
-def test_the_loss_of_the_logits_is_the_loss_of_the_tokens(trajectories: dict[str, Trajectory]) -> None:
+def test_the_loss_from_logits_equals_the_token_loss(trajectories: dict[str, Trajectory]) -> None:
     for found, wanted in zip(trajectories["logits one process"], trajectories["dense one process"], strict=True):
         assert found == pytest.approx(wanted, rel=1e-5)
 
@@ -102,9 +101,9 @@ def test_training_moves_the_loss(trajectories: dict[str, Trajectory]) -> None:
     for model in MODELS:
         losses = [step["loss"] for step in trajectories[f"{model} one process"]]
         assert len(set(losses)) == 4
-        assert all(4.0 < loss < 7.0 for loss in losses)  # ln 128 = 4.85, and random weights on random tokens
+        assert all(4.0 < loss < 7.0 for loss in losses)  # ln 128 = 4.85, for random weights and random tokens
 
 
-def test_every_way_of_balancing_trains_otherwise(trajectories: dict[str, Trajectory]) -> None:
+def test_every_kind_of_load_balancing_trains_differently(trajectories: dict[str, Trajectory]) -> None:
     norms = {trajectories[f"{model} one process"][-1]["grad_norm"] for model in MODELS}
     assert len(norms) == len(MODELS)

@@ -1,4 +1,4 @@
-"""What the training loop does besides training: bad gradients, mistakes, repeated starts, DPO's reference."""
+"""The training loop apart from its numbers: bad gradients, mistakes, restarts, cached reference losses."""
 
 import json
 import subprocess
@@ -56,7 +56,7 @@ def job_in(output: Path, tokens: Path) -> TrainJob:
 
 
 class Exploding(Objective):
-    """Counting up, with losses that are infinite at the given steps (of 4 samples each, numbered from 1)."""
+    """Counting up, with infinite losses at the given steps (of 4 samples each, counted from 1)."""
 
     name = "exploding"
 
@@ -87,7 +87,7 @@ class Exploding(Objective):
 def run_of(job: TrainJob, objective: Exploding) -> Run:
     runtime.start(job.layout, job.seed)
     trainee = optim.build(models.build(MODEL, job.layout), job.layout, job.optimizer, job.steps)
-    unwatched = job.but(faults=FaultConfig(hang_seconds=0))  # these tests take single steps, and never end the job
+    unwatched = job.but(faults=FaultConfig(hang_seconds=0))  # these tests run single steps and never finish the job
     run = Run(unwatched, MODEL, None, objective, trainee, Progress())
     run.start()
     return run
@@ -111,7 +111,7 @@ def test_a_step_whose_gradient_is_not_finite_is_skipped_and_logged(tmp_path: Pat
     assert steps[1]["grad_norm"] is None
 
 
-def test_three_bad_gradients_in_a_row_without_a_checkpoint_take_the_job_to_its_beginning(tmp_path: Path) -> None:
+def test_three_bad_gradients_in_a_row_without_a_checkpoint_restart_the_job(tmp_path: Path) -> None:
     run = run_of(job_in(tmp_path, tmp_path), Exploding({2, 3, 4}))
     for _ in range(3):
         run.step()
@@ -121,7 +121,7 @@ def test_three_bad_gradients_in_a_row_without_a_checkpoint_take_the_job_to_its_b
     assert (rollback.from_step, rollback.first_sample, rollback.end_sample) == (4, 0, 16)
 
 
-def test_what_follows_from_the_initial_weights_is_computed_once_in_a_job(tmp_path: Path) -> None:
+def test_results_of_the_initial_weights_are_computed_once_per_job(tmp_path: Path) -> None:
     run = run_of(job_in(tmp_path, tmp_path), exploding := Exploding(set()))
     batch = exploding.collate([exploding.sample(0), exploding.sample(1)])
 
@@ -155,7 +155,7 @@ def trainer(job_file: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
 
 
-def test_a_mistake_ends_with_status_2_one_line_and_error_json(tmp_path: Path) -> None:
+def test_a_mistake_exits_with_status_2_one_line_and_error_json(tmp_path: Path) -> None:
     job = job_in(tmp_path / "output", tmp_path / "nowhere")
     write_job(job, tmp_path / "job.json")
     done = trainer(tmp_path / "job.json")
@@ -166,7 +166,7 @@ def test_a_mistake_ends_with_status_2_one_line_and_error_json(tmp_path: Path) ->
     assert f"{tmp_path / 'nowhere'} is not a tokens artifact" in error["message"]
 
 
-def test_one_process_needs_no_launcher_and_a_complete_job_is_not_run_again(tmp_path: Path, tokens_folder: Path) -> None:
+def test_one_process_needs_no_launcher_and_a_complete_job_does_not_rerun(tmp_path: Path, tokens_folder: Path) -> None:
     job = job_in(tmp_path, tokens_folder)
     write_job(job, tmp_path / "job.json")
     assert (done := trainer(tmp_path / "job.json")).returncode == 0, done.stderr
@@ -178,7 +178,7 @@ def test_one_process_needs_no_launcher_and_a_complete_job_is_not_run_again(tmp_p
     assert (tmp_path / "metrics.jsonl").read_bytes() == written
 
 
-def test_another_job_continues_from_a_checkpoints_weights(tmp_path: Path, tokens_folder: Path) -> None:
+def test_another_job_starts_from_a_checkpoints_weights(tmp_path: Path, tokens_folder: Path) -> None:
     first = job_in(tmp_path / "first", tokens_folder)
     assert loop.train(first, lambda: False)
     second = first.but(output=tmp_path / "second", model=None, parent=first.output / "checkpoints/step_00000006")
@@ -187,7 +187,7 @@ def test_another_job_continues_from_a_checkpoints_weights(tmp_path: Path, tokens
     assert ends[1]["initial_heldout_loss"] == pytest.approx(ends[0]["final_heldout_loss"], rel=1e-6)
 
 
-def test_a_job_asked_to_end_says_so_and_saves_nothing_before_its_first_step(
+def test_a_job_terminated_before_its_first_step_reports_it_and_saves_nothing(
     tmp_path: Path, tokens_folder: Path
 ) -> None:
     assert not loop.train(job_in(tmp_path, tokens_folder), lambda: True)

@@ -1,4 +1,4 @@
-"""A job that is killed, told to end, or finds a torn checkpoint goes on as if nothing had happened: bit for bit."""
+"""A job that is killed, terminated or finds a torn checkpoint resumes bit for bit as if uninterrupted."""
 
 import json
 import os
@@ -65,13 +65,13 @@ def start(job: TrainJob, command: list[str], environment: dict[str, str]) -> sub
 
 
 def wait_for_step(job: TrainJob, step: int, process: subprocess.Popen[bytes]) -> None:
-    """Until the step is reported, in this start."""
+    """Wait until this start of the job reports the step."""
     for _ in range(2400):
         if any(line["event"] == "step" and line["step"] >= step for line in read_metrics(job.output / "metrics.jsonl")):
             return
         assert process.poll() is None, (job.output / "log").read_text()[-3000:]
         time.sleep(0.05)
-    raise AssertionError(f"step {step} did not come: {(job.output / 'log').read_text()[-3000:]}")
+    raise AssertionError(f"step {step} was not reached: {(job.output / 'log').read_text()[-3000:]}")
 
 
 def ranks_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
@@ -79,14 +79,14 @@ def ranks_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def numbers(output: Path) -> list[tuple[Any, ...]]:
-    """What must be equal bit for bit: JSON keeps every float's exact value."""
+    """The metrics that must be equal bit for bit (JSON keeps the exact value of floats)."""
     names = ("event", "step", "loss", "aux_loss", "grad_norm", "lr", "consumed_samples", "heldout_loss")
     lines = read_metrics(output / "metrics.jsonl")
     return [tuple(line.get(name) for name in names) for line in lines if line["event"] in ("step", "evaluate")]
 
 
 def read_samples(output: Path) -> list[list[int]]:
-    """What all data-parallel ranks together read in each step."""
+    """The samples read in each step by all data-parallel ranks together."""
     steps: dict[int, list[int]] = {}
     for path in (output / "samples").glob("dp_*.jsonl"):
         for line in read_metrics(path):
@@ -113,7 +113,7 @@ def twin(tmp_path_factory: pytest.TempPathFactory, tokens_folder: Path, launcher
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory, tokens_folder: Path, launcher: Any) -> Path:
-    """The same job: a rank killed, then the launcher told to end, then left alone."""
+    """The same job: a rank is killed, then the launcher is terminated, then it runs to the end."""
     job = job_in(tmp_path_factory.mktemp("interrupted"), tokens_folder)
 
     process = start(job, *launcher(2))
@@ -138,7 +138,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory, tokens_folder: Path, l
 
 
 def test_losses_gradient_norms_and_heldout_losses_equal_the_twins_bit_for_bit(twin: Path, interrupted: Path) -> None:
-    assert len(numbers(twin)) == STEPS + 4  # held-out losses: before, at 10, at 20, after the last
+    assert len(numbers(twin)) == STEPS + 4  # held-out losses: before training, at 10, at 20, after the last step
     assert numbers(interrupted) == numbers(twin)
 
 
@@ -154,7 +154,7 @@ def test_the_published_artifact_is_the_twins(
     assert changed_files(result_folder(interrupted), result_folder(twin)) == []
 
 
-def test_metrics_tell_of_each_start_and_each_end(interrupted: Path) -> None:
+def test_metrics_record_every_start_and_end(interrupted: Path) -> None:
     lines = read_metrics(interrupted / "metrics.jsonl")
     starts = [line["step"] for line in lines if line["event"] == "start"]
     ends = [(line["step"], line["status"]) for line in lines if line["event"] == "end"]
@@ -165,7 +165,7 @@ def test_metrics_tell_of_each_start_and_each_end(interrupted: Path) -> None:
     assert lines[0] == lines[0] | {"kind": "train", "steps": STEPS, "world_size": 2}
 
 
-def test_the_newest_checkpoints_are_kept_and_the_result_names_the_last(interrupted: Path) -> None:
+def test_the_newest_checkpoints_are_kept_and_the_result_names_the_last_one(interrupted: Path) -> None:
     assert max(path.name for path in (interrupted / "checkpoints").iterdir()) == "step_00000024"
     assert len(list((interrupted / "checkpoints").glob("step_*"))) == 3
     result = json.loads((interrupted / "result.json").read_text())
@@ -174,7 +174,7 @@ def test_the_newest_checkpoints_are_kept_and_the_result_names_the_last(interrupt
     assert result["metrics"]["final_heldout_loss"] < result["metrics"]["initial_heldout_loss"]
 
 
-def test_a_torn_checkpoint_is_set_aside_by_name_and_another_layout_goes_on(
+def test_a_torn_checkpoint_is_set_aside_and_the_job_resumes_in_another_layout(
     twin: Path, tmp_path: Path, tokens_folder: Path, launcher: Any
 ) -> None:
     shutil.copytree(twin, tmp_path / "moved")
@@ -198,7 +198,7 @@ def test_a_torn_checkpoint_is_set_aside_by_name_and_another_layout_goes_on(
 
 
 @pytest.mark.slow
-def test_a_killed_launcher_leaves_no_rank(tmp_path: Path, tokens_folder: Path, launcher: Any) -> None:
+def test_killing_the_launcher_leaves_no_rank_running(tmp_path: Path, tokens_folder: Path, launcher: Any) -> None:
     job = job_in(tmp_path, tokens_folder).but(steps=10_000)
     process = start(job, *launcher(2))
     wait_for_step(job, 1, process)

@@ -1,5 +1,4 @@
-"""What a job says of its own speed: the parts of a step, the share of the machine's arithmetic, the experts' load,
-traces."""
+"""What a job reports about its speed: the parts of a step, MFU, the experts' load, traces."""
 
 import json
 from pathlib import Path
@@ -32,9 +31,7 @@ MODEL = ModelConfig(
 PARTS = ("data", "forward", "backward", "communication", "optimizer")
 
 
-def test_a_step_tells_its_parts_its_share_of_the_peak_and_the_experts_load(
-    torchrun: Any, tokens_folder: Path, tmp_path: Path
-) -> None:
+def test_a_step_reports_its_parts_mfu_and_the_experts_load(torchrun: Any, tokens_folder: Path, tmp_path: Path) -> None:
     job = TrainJob(
         output=tmp_path / "job",
         model=MODEL,
@@ -64,17 +61,17 @@ def test_a_step_tells_its_parts_its_share_of_the_peak_and_the_experts_load(
         assert "step 5" not in names
 
 
-def test_the_operations_of_a_token_follow_the_width_of_a_head_and_not_the_hidden_size() -> None:
-    """Gemma 2's way: 4 heads of 16 beside a hidden size of 32."""
+def test_flops_per_token_use_the_head_size_rather_than_the_hidden_size() -> None:
+    """As in Gemma 2: 4 heads of size 16 with a hidden size of 32."""
     model = ModelConfig(**{**vars(MODEL), "moe": None, "head_dim": 16})
     projections = 32 * 64 + 2 * 32 * 32 + 64 * 32  # queries, keys and values of 2 groups, output
-    scores_and_sums = 2 * 4 * 16 * 32  # over half of 64 tokens
+    scores_and_sums = 2 * 4 * 16 * 32  # over half of the 64 tokens
     ffn = 3 * 32 * 64
     assert flops_per_token(model, 64) == 6 * (2 * (projections + ffn + scores_and_sums) + 32 * 320) == 258_048
 
 
 @pytest.mark.parametrize("moe", [None, MODEL.moe])
-def test_the_operations_of_a_token_agree_with_torchs_own_count(moe: MoEConfig | None) -> None:
+def test_flops_per_token_agree_with_torchs_count(moe: MoEConfig | None) -> None:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -99,6 +96,6 @@ def test_the_operations_of_a_token_agree_with_torchs_own_count(moe: MoEConfig | 
     ids = torch.randint(320, (1, 64))
     with FlopCounterMode(display=False) as counter:
         reference(input_ids=ids, labels=ids).loss.backward()
-    whole_attention = 6 * 2 * 32 * 64  # causal attention counts half of it
-    rotary = 0.02  # transformers multiplies positions and frequencies as matrices
+    whole_attention = 6 * 2 * 32 * 64  # causal attention counts half of this
+    rotary = 0.02  # transformers computes rotary angles as a matrix product
     assert counter.get_total_flops() / 64 == pytest.approx(flops_per_token(model, 64) + whole_attention, rel=rotary)

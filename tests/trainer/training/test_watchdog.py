@@ -1,4 +1,4 @@
-"""A rank that is stopped is found by the others, which dump their stacks, end it and themselves."""
+"""When a rank stops, the others detect it, dump their stacks, kill it and exit."""
 
 import json
 import signal
@@ -29,7 +29,7 @@ HANG_SECONDS = 6.0
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory, tokens_folder: Path, launcher: Any) -> Iterator[dict[str, Any]]:
-    """What became of a job of two ranks of which the second was stopped after a few steps."""
+    """Outcome of a job with two ranks of which the second was stopped after a few steps."""
     job = TrainJob(
         output=tmp_path_factory.mktemp("stopped"),
         model=ModelConfig(
@@ -70,34 +70,36 @@ def wait_until(true: Any, process: "subprocess.Popen[bytes]") -> None:
             return
         assert process.poll() is None
         time.sleep(0.1)
-    raise AssertionError("it did not come")
+    raise AssertionError("timed out")
 
 
 @pytest.mark.slow
-def test_a_stopped_rank_ends_the_job_within_its_time_out(stopped: dict[str, Any]) -> None:
+def test_a_stopped_rank_ends_the_job_within_its_timeout(stopped: dict[str, Any]) -> None:
     assert stopped["code"] != 0
     assert HANG_SECONDS - 1 < stopped["seconds"] < HANG_SECONDS + 30
-    assert not any(rank.is_running() for rank in stopped["ranks"])  # the stopped one too: it must not wake and write
+    assert not any(
+        rank.is_running() for rank in stopped["ranks"]
+    )  # including the stopped one, which must not wake up and write
 
 
 @pytest.mark.slow
-def test_the_report_names_the_rank_and_the_log_holds_the_stacks_of_the_living(stopped: dict[str, Any]) -> None:
+def test_the_report_names_the_rank_and_the_log_has_the_live_ranks_stacks(stopped: dict[str, Any]) -> None:
     reason = json.loads((stopped["job"].output / "hang.json").read_text())["reason"]
     assert reason.startswith("rank 1 hangs at step ")
-    assert "it does not answer, and nothing has got on for" in reason
+    assert "it does not respond, and no progress for" in reason
     assert "rank 0: the job hangs at step" in stopped["log"]
     assert "cupola_trainer/training/loop.py" in stopped["log"]
     assert "rank 1: the job hangs" not in stopped["log"]
 
 
 @pytest.mark.slow
-def test_a_checkpoint_from_before_is_there_to_go_on_from(stopped: dict[str, Any]) -> None:
+def test_an_earlier_checkpoint_is_there_to_resume_from(stopped: dict[str, Any]) -> None:
     steps = [line["step"] for line in read_metrics(stopped["job"].output / "metrics.jsonl") if line["event"] == "step"]
     assert steps == list(range(1, len(steps) + 1))
     assert max(path.name for path in (stopped["job"].output / "checkpoints").glob("step_*")) >= "step_00000005"
 
 
-def test_a_pause_and_a_beat_keep_the_watchdog_quiet(tmp_path: Path) -> None:
+def test_pauses_and_beats_keep_the_watchdog_quiet(tmp_path: Path) -> None:
     watchdog = Watchdog(tmp_path, rank=0, seconds=0.4)
     watchdog.start()
     with watchdog.pause():

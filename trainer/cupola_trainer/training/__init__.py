@@ -1,1 +1,1 @@
-"""One training job from its first step to its last: the loop, resuming, rollbacks, the watchdog, the logs."""
+"""Run a training job: the loop, resuming, rollbacks, the watchdog, the logs."""

@@ -1,4 +1,4 @@
-"""A job's checkpoints while it trains: written beside the next steps, one at a time, and removed when they are old."""
+"""Save checkpoints during training: asynchronously, one at a time, removing old ones."""
 
 import logging
 import shutil
@@ -22,28 +22,28 @@ log = logging.getLogger(__name__)
 
 
 def is_due(every: int, step: int, last: int) -> bool:
-    """Whether something that is done every so many steps, and at the last one, is done after `step`; 0:
-    at the last one only."""
+    """Whether something done `every` so many steps, and at the last one, is due after `step`. 0: the last step only."""
     return step == last or (every > 0 and step % every == 0)
 
 
 def prune(checkpoints: Path, config: CheckpointConfig, last: int) -> None:
-    """Remove all but the newest `keep` checkpoints and every `keep_every`-th step's. The first rank calls it.
+    """Remove all but the newest `keep` checkpoints and every `keep_every`-th step's. Called on the first rank.
 
-    What an interruption saved between two that are due goes when there is a newer one: those that are due are the same,
-    interrupted or not. They lose their names at once; a thread frees the space, which takes long for large files.
+    A checkpoint saved on interruption, off schedule, goes as soon as there is a newer one, so that the scheduled ones
+    kept do not depend on interruptions. Folders are renamed at once; a thread deletes them, which is slow for large
+    files.
     """
     *older, _ = saved = sorted(checkpoints.glob("step_*"))
     due = [folder for folder in saved if is_due(config.every, step_of(folder), last)]
     for old in older:
         kept = old in due and config.keep_every and step_of(old) % config.keep_every == 0
         if old not in due[-config.keep :] and not kept:
-            gone = old.rename(old.with_name(f".{old.name}.partial"))  # what a killed job leaves of it, `resume` removes
+            gone = old.rename(old.with_name(f".{old.name}.partial"))  # `resume` removes it if the job is killed here
             threading.Thread(target=shutil.rmtree, args=(gone, True), name=f"remove {old.name}").start()
 
 
 class Autosave:
-    """Saves a job. A save that fails in between is reported and training goes on; the last one must succeed."""
+    """Saves a job's checkpoints. A failed save is reported and training continues, but the last one must succeed."""
 
     def __init__(
         self,
@@ -55,20 +55,20 @@ class Autosave:
         metrics: MetricsWriter,
         beat: Callable[[], None],
     ) -> None:
-        """`beat` is called while a save is waited for."""
+        """`beat` is called while waiting for a save."""
         self.job, self.model, self.tokenizer, self.objective = job, model, tokenizer, objective
         self.metrics, self.beat = metrics, beat
         self.folder = job.output / "checkpoints"
         self.checkpointer = Checkpointer(trainee.chunks, trainee.optimizer, trainee.scheduler)
         self.saved_step = 0
-        """Of the newest checkpoint that is whole."""
+        """Step of the newest complete checkpoint."""
         self._save: Save | None = None
         self._step = 0
         self._stalled = 0.0
         self._started = 0.0
 
     def begin(self, progress: Progress, extra: Mapping[str, Any]) -> None:
-        """Save this moment while training goes on. Every rank calls it."""
+        """Start saving the current state while training continues. Called on every rank."""
         self.wait()
         self._started = time.monotonic()
         self._step = progress.step
@@ -86,22 +86,22 @@ class Autosave:
         self._stalled = time.monotonic() - self._started
 
     def before_update(self) -> None:
-        """Weights and moments are about to change: wait until they are copied."""
+        """Wait until weights and moments are copied: the optimizer is about to change them."""
         if self._save:
             began = time.monotonic()
             self._save.wait_until_copied()
             self._stalled += time.monotonic() - began
 
     def look(self) -> None:
-        """Between steps: make what has been written a checkpoint. Every rank calls it."""
+        """Finish a save whose files are written. Called between steps, on every rank."""
         if self._save and self._save.ready():
             self.wait()
 
     def wait(self, *, last: bool = False) -> None:
-        """Until nothing is being written. Every rank calls it.
+        """Wait until nothing is being written. Called on every rank.
 
         Raises:
-            StageFailedError: the save failed, and it is the `last` one.
+            StageFailedError: the save failed and is the `last` one.
         """
         if self._save is None:
             return
@@ -112,10 +112,10 @@ class Autosave:
         except SaveFailedError as error:
             whole = f"step {self.saved_step}" if self.saved_step else "none"
             self.metrics.write("checkpoint_failed", step=self._step, reason=str(error))
-            log.error("%s The newest whole checkpoint: %s.", error, whole)
+            log.error("%s Newest complete checkpoint: %s.", error, whole)
             if last:
                 raise StageFailedError(
-                    f"{error} Newest whole checkpoint: {whole}. Make room and start again."
+                    f"{error} Newest complete checkpoint: {whole}. Free disk space and restart the job."
                 ) from None
             return
         self.saved_step = self._step

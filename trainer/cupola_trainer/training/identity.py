@@ -1,4 +1,4 @@
-"""What a job's data are, so that a resumed job is the same job: the mixture, its content, and who tokenized it."""
+"""Identify a job's data, so that a job resumes on the same data: the mixture, its content and its tokenizer."""
 
 import dataclasses
 import json
@@ -14,11 +14,11 @@ from cupola_trainer.checkpoint.compatibility import check_architecture, shortene
 from cupola_trainer.checkpoint.description import read_model, read_training
 from cupola_trainer.config import ModelConfig, TrainJob
 
-FINGERPRINTED = False  # refuses, and computes nothing
+FINGERPRINTED = False  # only checks, computes nothing
 
 
 def data_identity(job: TrainJob) -> dict[str, Any]:
-    """All that decides which tokens the job reads in which order; plain JSON, without paths."""
+    """Everything that determines which tokens the job reads in which order; serializable as JSON, without paths."""
     settings = {name: _without_paths(value) for name, value in job.data}
     order = {
         "seed": job.seed,
@@ -30,12 +30,12 @@ def data_identity(job: TrainJob) -> dict[str, Any]:
 
 
 def check_resumable(checkpoints: Path, model: ModelConfig, data: dict[str, Any]) -> None:
-    """Refuse to go on from a checkpoint of another architecture or of other data. Changes nothing.
+    """Refuse to resume from a checkpoint with another architecture or other data. Changes nothing.
 
-    Looks at the newest checkpoint; one that cannot be read is left to `resume`, which sets it aside.
+    Only the newest checkpoint is checked. One that cannot be read is left to `resume`, which sets it aside.
 
     Args:
-        data: `data_identity` of the job; empty where another mixture is allowed.
+        data: `data_identity` of the job; empty if other data are allowed.
 
     Raises:
         ConfigError: names what differs.
@@ -52,12 +52,12 @@ def check_resumable(checkpoints: Path, model: ModelConfig, data: dict[str, Any])
         if saved.get(name) != value:
             raise ConfigError(
                 f"{newest} was trained on other data: {name}={shortened(saved.get(name))}, now {shortened(value)}. "
-                "Put it back, start a new job from its weights, or allow the change (--allow-data-change)."
+                "Restore it, start a new job from its weights, or allow the change (--allow-data-change)."
             )
 
 
 def _without_paths(value: Any) -> Any:
-    """A setting with the content of folders in the place of their paths."""
+    """A setting in which paths are replaced by a digest of their content."""
     if isinstance(value, Path):
         return _content(value)
     if isinstance(value, tuple):
@@ -70,7 +70,7 @@ def _without_paths(value: Any) -> Any:
 
 
 def _content(folder: Path) -> str:
-    """An artifact's digest; of a folder that is none, that of its files' names and sizes and of its index."""
+    """An artifact's digest; for any other folder, a digest of its files' names and sizes and of its index."""
     if (folder / artifacts.MANIFEST).is_file():
         return artifacts.read(folder).digest
     files = [

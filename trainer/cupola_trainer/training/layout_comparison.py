@@ -1,5 +1,4 @@
-"""Whether two layouts train the same: losses and gradient norms of the first steps,
-from the same weights and samples."""
+"""Compare two layouts: losses and gradient norms of the first steps, from the same weights and samples."""
 
 import json
 import math
@@ -16,7 +15,7 @@ from cupola_trainer.reporting.metrics import read_metrics
 
 @dataclass(frozen=True)
 class StepNumbers:
-    """One step in both layouts."""
+    """Numbers of one step in both layouts."""
 
     step: int
     loss: float
@@ -30,36 +29,36 @@ class StepNumbers:
 
     @property
     def norm_difference(self) -> float:
-        """Relative to the larger of the two."""
+        """Difference relative to the larger of the two."""
         largest = max(abs(self.grad_norm), abs(self.grad_norm_against))
         return abs(self.grad_norm - self.grad_norm_against) / largest if largest else 0.0
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two layouts gave, and whether it is the same."""
+    """Numbers of two layouts, and whether they agree."""
 
     layout: LayoutConfig
     against: LayoutConfig
     batch: BatchConfig
-    """The batch that both took: the job's, with a global batch that both layouts divide."""
+    """The batch used by both: the job's, with a global batch size that both layouts divide."""
     steps: tuple[StepNumbers, ...]
     loss_tolerance: float
     norm_tolerance: float
 
     @property
     def loss_difference(self) -> float:
-        """The largest, in nats."""
+        """The largest difference, in nats."""
         return _largest(step.loss_difference for step in self.steps)
 
     @property
     def norm_difference(self) -> float:
-        """The largest, relative."""
+        """The largest relative difference."""
         return _largest(step.norm_difference for step in self.steps)
 
     @property
     def equal(self) -> bool:
-        """Whether both differences are within tolerance; a number that is not finite never is."""
+        """Whether both differences are within tolerance; non-finite numbers never are."""
         return self.loss_difference <= self.loss_tolerance and self.norm_difference <= self.norm_tolerance
 
     def to_json(self) -> dict[str, object]:
@@ -88,14 +87,14 @@ def verify_layout(
     Args:
         folder: an empty folder for the two runs and their logs.
         launcher: allows as many processes as the larger layout needs.
-        started: told of each layout when its processes start.
+        started: called with each layout when its processes start.
 
     Raises:
-        ConfigError: a layout that this model or these data do not fit.
-        StageFailedError: a run ended with an error; names its log.
+        ConfigError: a layout does not fit the model or the data.
+        StageFailedError: a run failed; names its log.
     """
     if job.model is None:
-        raise ConfigError("verify-layout needs the model's shape: job.model is missing.")
+        raise ConfigError("verify-layout needs the model's shape, but job.model is missing. Set it.")
     batch = common_batch(job.batch, layout, against)
     for each in (layout, against):
         apart = getattr(job.data, "reset_at_documents", False)
@@ -111,9 +110,9 @@ def verify_layout(
 
 
 def common_batch(batch: BatchConfig, *layouts: LayoutConfig) -> BatchConfig:
-    """The batch with the smallest global size, not below the job's, that every layout divides.
+    """The batch with the smallest global size, at least the job's, that every layout divides.
 
-    The micro-batch is the same in all of them: a mixture's balancing loss is defined on it.
+    The micro-batch size is the same for all, because the load-balancing loss of an MoE is defined per micro-batch.
     """
     ways = math.lcm(*(layout.dp * (layout.pp if layout.vp else 1) for layout in layouts))
     micro = min(batch.micro_batch_size, max(1, batch.global_batch_size // ways))
@@ -131,21 +130,23 @@ def _train(job: TrainJob, launcher: Launcher, started: Callable[[LayoutConfig], 
         code = running.wait()
     if code:
         error = job.output / "error.json"
-        said = json.loads(error.read_text())["message"] if error.exists() else f"its processes ended with status {code}"
+        said = (
+            json.loads(error.read_text())["message"] if error.exists() else f"its processes exited with status {code}"
+        )
         raise StageFailedError(f"layout {layout_name(job.layout)}: {said}. Log: {log}")
     rows = [row for row in read_metrics(job.output / "metrics.jsonl") if row["event"] == "step"]
     return [(_number(row["loss"]), _number(row["grad_norm"])) for row in rows]
 
 
 def layout_name(layout: LayoutConfig) -> str:
-    """A layout as the command line takes it: what differs from one process."""
+    """A layout in command-line syntax: the settings that differ from a single process."""
     default = LayoutConfig()
     values = {name: value for name, value in asdict(layout).items() if value != getattr(default, name)}
     return ",".join(f"{name}={str(value).lower()}" for name, value in values.items()) or "tp=1"
 
 
 def _number(value: float | None) -> float:
-    return math.nan if value is None else value  # null: it was not finite
+    return math.nan if value is None else value  # metrics.jsonl writes non-finite numbers as null
 
 
 def _largest(values: Iterable[float]) -> float:

@@ -1,4 +1,4 @@
-"""train(): one job from its first step to its last, through interruptions."""
+"""The training loop: `train` runs a job to its last step, across interruptions."""
 
 import math
 from collections.abc import Callable
@@ -25,18 +25,17 @@ from cupola_trainer.training.run import BeginAgain, Run
 
 
 def train(job: TrainJob, terminated: Callable[[], bool]) -> bool:
-    """Train to `job.steps`, from the newest checkpoint in `job.output` that verifies. Every rank calls it.
+    """Train to `job.steps`, from the newest checkpoint in `job.output` that verifies. Called on every rank.
 
     Args:
-        terminated: whether this process was asked to end; the job then saves after the current step.
+        terminated: whether this process received a termination request; the job then saves after the current step.
 
     Returns:
-        whether the job is complete; False when it was asked to end before.
+        whether the job is complete; False if it was terminated before.
 
     Raises:
         ConfigError, SourceError, NotFoundError, CorruptArtifactError: the job cannot be started.
-        StageFailedError: training went wrong more often than `job.faults` allows,
-            or its last checkpoint cannot be saved.
+        StageFailedError: more faults than `job.faults` allows, or the last checkpoint could not be saved.
     """
     while True:
         try:
@@ -56,12 +55,12 @@ def _train(job: TrainJob, terminated: Callable[[], bool]) -> bool:
             run.step()
         run.complete()
     finally:
-        run.watchdog.stop()  # after an error too: the process may go on without this job
+        run.watchdog.stop()  # after an error too: the process may outlive this job
     return True
 
 
 def begin(job: TrainJob) -> Run:
-    """The job with its model, data and optimizer, at the step of its newest checkpoint. Every rank calls it.
+    """Build the job's model, data and optimizer, and load its newest checkpoint. Called on every rank.
 
     Raises:
         ConfigError, SourceError, NotFoundError, CorruptArtifactError: the job cannot be started.
@@ -84,13 +83,13 @@ def begin(job: TrainJob) -> Run:
     if (tokens := getattr(job.data, "tokens", None)) is not None:
         check_tokenizer(tokenizer, tokens)
     runtime.start(job.layout, job.seed)
-    tokenizer = runtime.on_first_rank(lambda: _dated(job, tokenizer))
+    tokenizer = runtime.on_first_rank(lambda: _tokenizer_with_date(job, tokenizer))
     data = runtime.on_first_rank(lambda: data_identity(job))
     check_resumable(job.output / "checkpoints", model, {} if job.allow_data_change else data)
     objective = build_objective(_inputs(job, tokenizer, model))
-    job = _counted(job, objective)
+    job = _with_steps(job, objective)
     chunks = models.build(model, job.layout, seed=job.seed, dtype=runtime.dtype(job.precision))
-    for chunk in chunks:  # pipeline stages then tell each other each micro-batch's shape
+    for chunk in chunks:  # if set, pipeline stages exchange the shape of each micro-batch
         chunk.config.variable_seq_lengths = getattr(job.data, "lengths", None) is not None
     if job.parent:
         checkpoint.load_weights(job.parent, chunks)
@@ -110,8 +109,8 @@ def begin(job: TrainJob) -> Run:
     return run
 
 
-def _counted(job: TrainJob, objective: Objective) -> TrainJob:
-    """The job with as many steps as its epochs take, the last one begun counted whole."""
+def _with_steps(job: TrainJob, objective: Objective) -> TrainJob:
+    """The job with `epochs` converted to steps, rounded up."""
     epochs: float | None = getattr(job.data, "epochs", None)
     if epochs is None:
         return job
@@ -144,23 +143,23 @@ def _model_and_tokenizer(job: TrainJob) -> tuple[ModelConfig, Path | None]:
     if model and job.positions:
         if job.model:
             raise ConfigError(
-                "the job names a model and a change of positions: a change is made to a checkpoint. Give one."
+                "the job sets both model and positions, but positions are changed in a parent checkpoint. "
+                "Set parent instead of model."
             )
         model = stretch(model, job.positions, job.batch.sequence_length)
     if model is None:
-        raise ConfigError("the job names neither a model nor a parent checkpoint. Give one of them.")
+        raise ConfigError("the job has neither a model nor a parent checkpoint. Set one of them.")
     model = replace(model, head=getattr(job.data, "head", "language_model"))
     if not model.vocab_size:
-        raise ConfigError("model.vocab_size=0: the size is the tokenizer's, padded to a multiple of 64. Fill it in.")
+        raise ConfigError("model.vocab_size=0 is not set. Set it to the tokenizer's size, padded to a multiple of 64.")
     if job.tokenizer and not job.tokenizer.is_dir():
-        raise NotFoundError(f"tokenizer {job.tokenizer} is no folder. Give the folder that a tokenizer was saved in.")
+        raise NotFoundError(f"tokenizer {job.tokenizer} is not a folder. Give the folder of a saved tokenizer.")
     inherited = job.parent / "tokenizer" if job.parent else None
     return model, job.tokenizer or (inherited if inherited and inherited.is_dir() else None)
 
 
-def _dated(job: TrainJob, tokenizer: Path | None) -> Path | None:
-    """The tokenizer that the job's checkpoints keep: with the job's date,
-    so that whoever asks them later has the same."""
+def _tokenizer_with_date(job: TrainJob, tokenizer: Path | None) -> Path | None:
+    """The tokenizer to save with checkpoints, with the job's date in it, so that generation uses the same date."""
     if tokenizer is None or job.template_date is None:
         return tokenizer
     return keep_date(tokenizer, job.template_date, to=job.output / "tokenizer")

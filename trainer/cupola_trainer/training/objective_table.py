@@ -1,8 +1,8 @@
-"""Objectives by name.
+"""Look up objectives by name.
 
-The objective NAME is the module `cupola_trainer.objectives.NAME` or `cupola_trainer.rl.NAME`, or what an installed
-package declares as an entry point `NAME = "package.module"` of the group `cupola.objectives`. The module has a function
-`build(inputs: ObjectiveInputs) -> Objective`.
+The objective NAME is the module `cupola_trainer.objectives.NAME` or `cupola_trainer.rl.NAME`, or a module that an
+installed package declares as an entry point `NAME = "package.module"` of the group `cupola.objectives`. The module
+defines `build(inputs: ObjectiveInputs) -> Objective`.
 """
 
 import importlib
@@ -18,14 +18,14 @@ from cupola_trainer.objectives.inputs import ObjectiveInputs
 
 GROUP = "cupola.objectives"
 PACKAGES = ("cupola_trainer.objectives", "cupola_trainer.rl")
-"""By name: a job imports its own objective only, and a stage's fingerprint holds no other."""
+"""Names rather than imports, so that a job imports, and a stage's fingerprint covers, only its own objective."""
 
 
 def build_objective(inputs: ObjectiveInputs) -> Objective:
-    """The objective of that name, over its data. `runtime.start` comes first.
+    """Build the objective named `inputs.name`, with its data. Call `runtime.start` first.
 
     Raises:
-        ConfigError: there is none of that name, or its settings do not fit each other.
+        ConfigError: no objective has that name, or its settings are inconsistent.
         SourceError: its data are missing, malformed or too few.
     """
     build: Callable[[ObjectiveInputs], Objective] | None = getattr(_module(inputs.name), "build", None)
@@ -43,7 +43,7 @@ def _module(name: str) -> ModuleType | None:
 
 
 def _names() -> Iterator[str]:
-    """Of all objectives; their modules are imported for it."""
+    """Names of all objectives. Imports their modules."""
     for package in PACKAGES:
         yield from (name for name in _modules_of(package) if hasattr(_module(name), "build"))
     yield from _entry_points()

@@ -1,4 +1,4 @@
-"""Traces of a few training steps, made by torch's profiler, to be read in Perfetto or chrome://tracing."""
+"""Trace a few training steps with torch's profiler, for Perfetto or chrome://tracing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,21 +8,21 @@ import torch
 
 from cupola_trainer import runtime
 
-FINGERPRINTED = False  # measures
+FINGERPRINTED = False  # only measures
 
 
 class Profiler:
-    """Traces the steps from the first to the last of `steps`, each rank into a file of its own."""
+    """Traces a range of steps; each rank writes its own file."""
 
     def __init__(self, steps: tuple[int, int] | None, folder: Path) -> None:
-        """`steps` count from 1; none traces nothing."""
+        """`steps` are the first and the last step to trace, counted from 1; None disables tracing."""
         self.steps = steps
         self.folder = folder
         self._profile: torch.profiler.profile | None = None
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Trace what is done inside, if this step is asked for; the last one writes the file."""
+        """Trace the body if `step` is in range. The last step writes the file."""
         first, last = self.steps or (0, 0)
         if not first <= step <= last:
             yield

@@ -1,4 +1,4 @@
-"""Where a job goes on from: its newest whole checkpoint. Torn ones are set aside, unfinished ones removed."""
+"""Resume from the newest complete checkpoint. Torn ones are set aside, unfinished ones removed."""
 
 import logging
 import shutil
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def resume(checkpoints: Path, trainee: Trainee) -> Progress:
-    """Load the newest checkpoint that verifies; step 0 when there is none. Every rank calls it."""
+    """Load the newest checkpoint that verifies; start at step 0 if there is none. Called on every rank."""
     runtime.on_first_rank(lambda: _remove_unfinished(checkpoints))
     while True:
         newest = runtime.on_first_rank(lambda: max(checkpoints.glob("step_*"), default=None))

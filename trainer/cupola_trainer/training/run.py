@@ -1,4 +1,4 @@
-"""A training job under way: one step, what is due after it, and what follows when it went wrong."""
+"""A running training job: its step, what is due after a step, and rollbacks."""
 
 import shutil
 from collections.abc import Mapping
@@ -31,11 +31,11 @@ from cupola_trainer.training.watchdog import FOLDER, REPORT, Watchdog
 
 
 class BeginAgain(Exception):
-    """A rollback found no checkpoint: models, optimizers and what goes with them have to be those of step 0 again."""
+    """A rollback found no checkpoint: the model, the optimizer and other state must be rebuilt as of step 0."""
 
 
 class Run:
-    """A job under way: one step, and what is due after it."""
+    """A running job."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Run:
         progress: Progress,
         data: Mapping[str, Any] | None = None,
     ) -> None:
-        """`data` says what the job's data are, for its checkpoints."""
+        """`data` is the job's `data_identity`, kept in its checkpoints."""
         self.job, self.model, self.tokenizer, self.objective, self.trainee = job, model, tokenizer, objective, trainee
         self.online = objective if isinstance(objective, OnlineObjective) else None
         self.progress = progress
@@ -122,23 +122,23 @@ class Run:
         return not self.job.dry and is_due(every, self.progress.step, self.job.steps)
 
     def _judge(self, loss: float, moved: bool) -> str | None:
-        """What is wrong after this step; every rank hears the same."""
+        """Describe what went wrong in this step; the same on every rank."""
         fault = self.monitor.judge(loss, moved)
         return runtime.on_first_rank(lambda: fault) if self.job.faults.spike_factor else fault
 
     def _roll_back(self, fault: str) -> None:
-        """Take the weights back to an earlier checkpoint; the samples since then are not read again.
+        """Load the weights of an earlier checkpoint and skip the samples read since.
 
         Raises:
-            BeginAgain: there is none.
-            StageFailedError: it went wrong as often as `job.faults` allows.
+            BeginAgain: there is no earlier checkpoint.
+            StageFailedError: `job.faults` allows no more rollbacks.
         """
         self.autosave.wait()
         step, allowed = self.progress.step, self.job.faults.max_rollbacks
         if len(self.rollbacks.done) >= allowed:
             raise StageFailedError(
-                f"At step {step} {fault}, and there were {len(self.rollbacks.done)} rollbacks "
-                f"(faults.max_rollbacks={allowed}). Lower optimizer.lr={self.job.optimizer.lr:g}, or look at the data."
+                f"At step {step} {fault}, after {len(self.rollbacks.done)} rollbacks "
+                f"(faults.max_rollbacks={allowed}). Lower optimizer.lr={self.job.optimizer.lr:g}, or check the data."
             )
         folder, end = self.job.output / "checkpoints", self.progress.consumed_samples
         rollback: Rollback = runtime.on_first_rank(lambda: self.rollbacks.go_back(folder, step, end, fault))
@@ -164,12 +164,12 @@ class Run:
         self.log.restart_clock()
 
     def _open_logs(self) -> None:
-        """Begin or go on with the job's logs; what they hold past this step is dropped."""
+        """Open the job's logs, dropping lines past the current step."""
         self.metrics.open(self.progress.step)
         self.samples.open(self.progress.step)
 
     def evaluate(self) -> None:
-        """The mean held-out loss, and the objective's own means. Nothing where there are no held-out samples."""
+        """Log the mean held-out loss and the objective's metrics, if there are held-out samples."""
         means = passes.evaluate(self.trainee.chunks, self.objective, self.heldout) if self.heldout else {}
         with self.watchdog.pause():
             means |= self.online.measure() if self.online else {}
@@ -181,7 +181,7 @@ class Run:
         self.log.restart_clock()
 
     def save(self) -> None:
-        """Begin to save; the checkpoint is whole some steps later."""
+        """Start a save; the checkpoint is complete some steps later."""
         with self.times.part("save"):
             self.autosave.wait()
             kept = self.online.save(self.progress) if self.online else {}
@@ -191,7 +191,7 @@ class Run:
         self.log.restart_clock()
 
     def preempt(self) -> None:
-        """Save what was not saved yet, for the next start."""
+        """Save unsaved progress for the next start."""
         self.autosave.wait()
         if self.progress.step > self.autosave.saved_step and not self.job.dry:
             self.save()
@@ -205,7 +205,7 @@ class Run:
         self.samples.close()
 
     def complete(self) -> None:
-        """Write result.json; the last step has been evaluated, and its checkpoint was begun."""
+        """Finish the last save and write result.json. `step` has already evaluated and begun to save."""
         self.autosave.wait(last=True)
         self._end("completed")
         if runtime.rank() == 0 and not self.job.dry:

@@ -1,5 +1,4 @@
-"""Which samples each data-parallel rank read in which step:
-the proof that an interrupted job repeats and skips none."""
+"""Log which samples each data-parallel rank read in each step: proof that an interrupted job repeats and skips none."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,16 +8,16 @@ from megatron.core import parallel_state
 from cupola_trainer import runtime
 from cupola_trainer.reporting.metrics import MetricsWriter, trim
 
-FINGERPRINTED = False  # tells of progress
+FINGERPRINTED = False  # only reports progress
 
 FOLDER = "samples"
 
 
 class SampleLog:
-    """`samples/dp_00000.jsonl` and so on, a line a step: `{"event": "samples", "step", "ranges": [[first, end], ...]}`.
+    """Writes `samples/dp_*.jsonl`, one line per step: `{"event": "samples", "step", "ranges": [[first, end], ...]}`.
 
-    Over all files, a step's ranges are the whole global batch. A resumed job has dropped the lines past its step, on
-    however many ranks.
+    Over all files, a step's ranges make up the global batch. On resume, lines past the step are dropped from all files,
+    even if the number of ranks changed.
     """
 
     def __init__(self, output: Path, *, dry: bool) -> None:
@@ -32,7 +31,7 @@ class SampleLog:
         self._writer = MetricsWriter(None if dry or any(same) else path)
 
     def open(self, resumed_step: int) -> None:
-        """Begin, resume or go back. Every rank calls it."""
+        """Open the log at the start, on resume or after a rollback. Called on every rank."""
         runtime.on_first_rank(lambda: self._trim(resumed_step))
         self._writer.open(resumed_step)
 

@@ -1,4 +1,4 @@
-"""What a step's line in metrics.jsonl says: the objective's means, and how fast and how well the machine was used."""
+"""Write a step's line in metrics.jsonl: the objective's means, throughput and utilization."""
 
 import time
 
@@ -11,11 +11,11 @@ from cupola_trainer.optim import Trainee
 from cupola_trainer.reporting.metrics import MetricsWriter
 from cupola_trainer.training.timing import StepTimes, flops_per_token
 
-FINGERPRINTED = False  # tells of progress
+FINGERPRINTED = False  # only reports progress
 
 
 class StepLog:
-    """Makes the lines. Between two of them it counts the steps and the seconds that speeds and means are taken over."""
+    """Writes the lines. Throughput and timings are averaged over the steps since the last line."""
 
     def __init__(self, job: TrainJob, model: ModelConfig, trainee: Trainee, metrics: MetricsWriter) -> None:
         self.job, self.model, self.trainee, self.metrics = job, model, trainee, metrics
@@ -25,7 +25,7 @@ class StepLog:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leave out what was done since the last line: it was no training."""
+        """Leave the time since the last line out of the throughput: it was not spent training."""
         self._clock, self._steps = time.monotonic(), 0
 
     def write(
@@ -38,7 +38,7 @@ class StepLog:
         micro_batches: int,
         odd: bool,
     ) -> None:
-        """A step is done. Its line is written where the job wants it, and where something was `odd` about it."""
+        """Count a finished step, and write its line if it is due or if the step was `odd`."""
         self._steps += 1
         step = progress.step
         if not odd and step % self.job.log_every and step != self.job.steps:
@@ -64,7 +64,7 @@ class StepLog:
         self.restart_clock()
 
     def _flops_per_token(self, step: int) -> float:
-        """At the length that sequences have in this step, on average."""
+        """FLOPs per token at this step's mean sequence length."""
         schedule = getattr(self.job.data, "lengths", None)
         length = schedule.mean_length(step - 1) if schedule else self.job.batch.sequence_length
         return flops_per_token(self.model, length)

@@ -1,4 +1,4 @@
-"""Where a step's time goes, and how much of the machine's measured arithmetic the model uses."""
+"""Time the parts of a step, and count the model's FLOPs per token for MFU."""
 
 import time
 from collections import defaultdict
@@ -9,17 +9,17 @@ from cupola_trainer import runtime
 from cupola_trainer.config import ModelConfig
 from cupola_trainer.optim import Trainee
 
-FINGERPRINTED = False  # measures
+FINGERPRINTED = False  # only measures
 
 PARTS = {"forward-compute": "forward", "backward-compute": "backward"}
-"""Megatron's names of what it times, to ours. Every other name that its schedules use is a transfer between ranks."""
+"""Megatron's timer names to ours. All other timers in its schedules measure communication between ranks."""
 
 
 class StepTimes:
-    """Seconds of each part of the steps since the last `take`, on this rank. Megatron's schedules take it as `timers`.
+    """Seconds per part of the steps since the last `take`, on this rank. Megatron's schedules use it as `timers`.
 
-    forward and backward hold their own tensor-parallel collectives; communication is what passes between data-parallel
-    ranks and pipeline stages.
+    forward and backward include their tensor-parallel collectives; communication is between data-parallel ranks and
+    pipeline stages.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class StepTimes:
         self._started: dict[str, float] = {}
 
     def attach(self, trainee: Trainee) -> None:
-        """Have Megatron's schedules tell these times."""
+        """Make Megatron's schedules report to this object."""
         for chunk in trainee.chunks:
             chunk.config.timers = self
 
@@ -36,7 +36,7 @@ class StepTimes:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Time what is done inside as the part `name`."""
+        """Count the time spent inside as the part `name`."""
         self.start(name)
         try:
             yield
@@ -52,19 +52,19 @@ class StepTimes:
         self._seconds[name] += time.perf_counter() - self._started.pop(name)
 
     def take(self, steps: int) -> dict[str, float]:
-        """Mean seconds a step of each part, under `seconds_PART`; counting starts over."""
+        """Mean seconds per step of each part, as `seconds_PART`. Resets the counters."""
         means = {f"seconds_{name}": seconds / steps for name, seconds in sorted(self._seconds.items())}
         self._seconds.clear()
         return means
 
 
 class _Timer:
-    """What Megatron asks of a timer."""
+    """The timer interface that Megatron expects."""
 
     def __init__(self, times: StepTimes, name: str) -> None:
         self._times = times
         self._name = PARTS.get(name, "communication")
-        self._whole = name == "forward-backward"  # holds the others
+        self._whole = name == "forward-backward"  # contains the others
 
     def start(self, barrier: bool = False) -> None:
         if not self._whole:
@@ -76,11 +76,10 @@ class _Timer:
 
 
 def flops_per_token(model: ModelConfig, sequence_length: float) -> float:
-    """Floating-point operations that training one token takes: three times the forward pass's matrix products.
+    """FLOPs to train on one token: three times those of the forward pass's matrix products.
 
-    Two for each weight that the token meets (of the experts, the `top_k` that it is sent to), and causal attention's
-    scores and sums over half the sequence on average (PaLM, appendix B, counts the whole).
-    Recomputation is not counted.
+    Two per active weight (of the experts, only the `top_k`), plus causal attention's scores and weighted sums over half
+    the sequence on average (PaLM, appendix B, counts the whole). Recomputation is not counted.
     """
     h, head = model.hidden_size, model.head_size
     attention = h * head * (2 * model.num_attention_heads + 2 * model.num_query_groups)

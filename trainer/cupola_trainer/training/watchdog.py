@@ -1,9 +1,8 @@
-"""A rank that hangs is found, every living rank's stacks are dumped, and the job ends, to be restarted.
+"""Detect a hung rank, dump the stacks of all live ranks, and end the job so that it can be restarted.
 
-A stopped rank leaves the others waiting in a collective. Each rank has a thread that sees whether its main thread still
-gets anything done; the first to find that it does not for too long tells the others through a file. Every thread also
-touches a heartbeat, so that a rank whose thread is silent too can be named,
-and be killed before it wakes up and writes.
+A stopped rank leaves the others waiting in a collective. On each rank a thread watches whether the main thread makes
+progress; the first to time out notifies the others through a file. The threads also write heartbeats, so that a rank
+whose thread has stopped too can be named, and killed before it wakes up and writes.
 """
 
 import faulthandler
@@ -24,7 +23,7 @@ from cupola_platform.liveness import lives, start_of
 FINGERPRINTED = False  # keeps a job alive
 
 HUNG = 75
-"""Exit status of a rank that ended itself because the job hung."""
+"""Exit status of a rank that exits because the job hangs."""
 FOLDER = "heartbeats"
 REPORT = "hang.json"
 
@@ -32,10 +31,10 @@ log = logging.getLogger(__name__)
 
 
 class Listener:
-    """Hears the heartbeats in a folder, and tells which have stopped.
+    """Watches the heartbeats in a folder for those that have stopped.
 
-    A heartbeat counts its beats. Only changes are looked at, and the time between them is this process's own monotonic
-    one: the clocks of two machines differ, and a clock may be set while a job runs.
+    A heartbeat is a counter. Only its changes matter, timed by this process's monotonic clock: machines' clocks differ,
+    and may be adjusted while a job runs.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,7 +42,7 @@ class Listener:
         self._heard: dict[Path, tuple[bytes, float]] = {}
 
     def listen(self) -> None:
-        """Look once. A heartbeat is silent from the first look that found it as it is."""
+        """Read the heartbeats once. A heartbeat counts as silent since the first reading of its current value."""
         heard = {path: _content(path) for path in self.folder.glob("rank_*.json")}
         now = time.monotonic()
         self._heard = {
@@ -52,23 +51,23 @@ class Listener:
         }
 
     def silent(self, seconds: float) -> list[Path]:
-        """The heartbeats that have not changed for so long, by rank."""
+        """Heartbeats unchanged for `seconds`, by rank."""
         until = time.monotonic() - seconds
         return sorted(path for path, (_, since) in self._heard.items() if since < until)
 
     def all_silent(self, seconds: float) -> bool:
-        """Whether there are heartbeats and none has changed for so long."""
+        """Whether there are heartbeats and all are unchanged for `seconds`."""
         return bool(self._heard) and len(self.silent(seconds)) == len(self._heard)
 
 
 class Watchdog:
-    """Watches this rank's main thread, which calls `beat` wherever it gets on."""
+    """Watches this rank's main thread, which calls `beat` whenever it makes progress."""
 
     def __init__(self, output: Path, rank: int, seconds: float) -> None:
         """
         Args:
-            output: the job's folder, seen by every rank.
-            seconds: without a beat, after which the job hangs; 0 watches nothing.
+            output: the job's folder, visible to every rank.
+            seconds: without a beat, after which the job counts as hung; 0 disables the watchdog.
         """
         self.output, self.rank, self.seconds = output, rank, seconds
         self.tick = min(seconds / 4, 5.0)
@@ -81,11 +80,11 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch. Heartbeats of an earlier start must be gone by now."""
+        """Start watching. Heartbeats of an earlier start must have been removed."""
         if self.seconds:
             (self.output / FOLDER).mkdir(parents=True, exist_ok=True)
             self.beat()
-            self._touch()  # at once: a rank that stops before its first tick is to be named too
+            self._touch()  # now, so that a rank that stops before its first tick can be named too
             self._thread.start()
 
     def stop(self) -> None:
@@ -94,12 +93,12 @@ class Watchdog:
             self._thread.join()
 
     def beat(self, *_: object) -> None:
-        """The main thread got something done."""
+        """Record that the main thread made progress."""
         self.last = time.monotonic()
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Do something that may take long, and that has a time-out of its own."""
+        """Suspend the timeout around something slow that has a timeout of its own."""
         self.paused = True
         try:
             yield
@@ -112,7 +111,7 @@ class Watchdog:
         while not self._end.wait(self.tick):
             self._touch()
             idle = time.monotonic() - self.last
-            if idle > self.tick or report.exists():  # while it trains, nobody reads the others' files
+            if idle > self.tick or report.exists():  # during normal training, don't read the other ranks' files
                 self.others.listen()
             late = not self.paused and idle > self.seconds
             if late and not report.exists():
@@ -130,25 +129,25 @@ class Watchdog:
             "step": self.step,
             "beat": self.beats,
         }
-        with suppress(OSError):  # a full disk is no hang
+        with suppress(OSError):  # a full disk is not a hang
             (self.output / FOLDER / f"rank_{self.rank:05d}.json").write_text(json.dumps(place))
 
     def _silent(self) -> list[Path]:
-        """The heartbeats of ranks whose watchdog has stopped as well."""
+        """Heartbeats of ranks whose watchdog has stopped too."""
         return self.others.silent(2.5 * self.tick)
 
     def _reason(self) -> str:
         waited = f"{time.monotonic() - self.last:.0f} s"
         ranks = ", ".join(path.stem.removeprefix("rank_").lstrip("0") or "0" for path in self._silent())
         if ranks:
-            return f"rank {ranks} hangs at step {self.step}: it does not answer, and nothing has got on for {waited}"
-        return f"the job hangs at step {self.step}: every rank answers, but nothing has got on for {waited}"
+            return f"rank {ranks} hangs at step {self.step}: it does not respond, and no progress for {waited}"
+        return f"the job hangs at step {self.step}: every rank responds, but no progress for {waited}"
 
     def _give_up(self) -> None:
         print(f"rank {self.rank}: the job hangs at step {self.step}; the stacks of this rank:", file=sys.stderr)
         faulthandler.dump_traceback(sys.stderr)
         sys.stderr.flush()
-        time.sleep(2 * self.tick)  # until every other living rank has seen the report
+        time.sleep(2 * self.tick)  # until every other live rank has seen the report
         self.others.listen()
         for path in self._silent():
             with suppress(OSError, ValueError, KeyError):
@@ -157,14 +156,14 @@ class Watchdog:
 
 
 def write_report(path: Path, reason: str) -> None:
-    """Say why the job ends, in one piece."""
+    """Write why the job ends, atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps({"reason": reason}))
     temporary.replace(path)
 
 
 def _kill(place: dict[str, object]) -> None:
-    """A rank given up must not wake up later and write."""
+    """Kill a hung rank, which must not wake up later and write."""
     pid = int(str(place["pid"]))
     if place["host"] == socket.gethostname() and lives(pid, str(place["start"])):
         os.kill(pid, signal.SIGKILL)
