@@ -216,7 +216,7 @@ def test_another_tokenizers_checkpoint_is_refused(saved: Path, tmp_path: Path) -
                                  for token, index in content["model"]["vocab"].items()}  # fmt: skip
     (tokens / "tokenizer" / "tokenizer.json").write_text(json.dumps(content))
     job = EvaluateJob(output=tmp_path / "out", checkpoints={"dense": saved / "dense"}, tokens=tokens)
-    with pytest.raises(ConfigError, match="has another tokenizer than the held-out tokens"):
+    with pytest.raises(ConfigError, match="has a different tokenizer from the held-out tokens"):
         run(job)
     runtime.stop()
 

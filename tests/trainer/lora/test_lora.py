@@ -140,7 +140,7 @@ def test_adapters_are_no_model_and_go_with_their_own_base(saved: Path, tmp_path:
     chunks = models.build(checkpoint.read_model(saved / "base"), LayoutConfig())
     with pytest.raises(ConfigError, match="holds only adapters"):
         checkpoint.load_weights(tmp_path / "adapter", chunks)
-    with pytest.raises(ConfigError, match="Give its own base"):
+    with pytest.raises(ConfigError, match="Give the base it was trained on"):
         merge_adapter.run(MergeAdapterJob(parent=saved / "one", adapter=tmp_path / "adapter", output=tmp_path / "no"))
     with pytest.raises(ConfigError, match="holds a whole model and no adapter"):
         export_adapter(saved / "one", tmp_path / "no")

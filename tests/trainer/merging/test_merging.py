@@ -184,7 +184,9 @@ def test_a_full_disk_is_one_line_and_exit_status_two(saved: Path, tmp_path: Path
 
 
 def test_what_cannot_be_merged_is_refused_in_a_line(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"wide has ffn_hidden_size=64 and .*one has 48: only checkpoints of one"):
+    with pytest.raises(
+        ConfigError, match=r"wide has ffn_hidden_size=64 and .*one has 48: only checkpoints of one architecture"
+    ):
         check(MergeJob(output=tmp_path, checkpoints=(saved / "one", saved / "wide")))
     with pytest.raises(ConfigError, match="mixture has moe="):
         check(MergeJob(output=tmp_path, checkpoints=(saved / "one", saved / "mixture")))
@@ -205,5 +207,5 @@ def test_checkpoints_of_two_vocabularies_are_refused(saved: Path, tmp_path: Path
         shutil.copytree(saved / name, tmp_path / name)
         (tmp_path / name / "tokenizer").mkdir()
         (tmp_path / name / "tokenizer" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words}}))
-    with pytest.raises(ConfigError, match=r"two has another tokenizer than .*one"):
+    with pytest.raises(ConfigError, match=r"two has a different tokenizer from .*one"):
         check(MergeJob(output=tmp_path, checkpoints=(tmp_path / "one", tmp_path / "two")))

@@ -1,2 +1,1 @@
-"""One file a kind of job, named as the kind is, with a function `run(job)`:
-`python -m cupola_trainer JOB.json` calls it."""
+"""One module per kind of job, named after it. `python -m cupola_trainer JOB.json` calls its function `run(job)`."""

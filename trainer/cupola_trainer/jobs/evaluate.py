@@ -1,4 +1,4 @@
-"""An EvaluateJob: several checkpoints in, results.json out."""
+"""Run an EvaluateJob: evaluate several checkpoints and write results.json."""
 
 import json
 import time
@@ -21,21 +21,21 @@ from cupola_trainer.generation.loading import Loaded, check_whole, load
 from cupola_trainer.reporting.progress import Report
 
 GENERATION_TOKENS = 48
-"""Tokens of a continuation that people read."""
+"""Length of the sample continuations, in tokens."""
 
 
 def run(job: EvaluateJob) -> None:
-    """Measure every checkpoint, into `output/results.json`.
+    """Evaluate every checkpoint and write `output/results.json`.
 
     Raises:
-        ConfigError: no checkpoints, a tokenizer other than the text's,
-            or a layout that does not fit a model or `long_context`.
+        ConfigError: there are no checkpoints, one has a different tokenizer from the held-out tokens,
+            or the layout does not fit a model or `long_context`.
         CorruptArtifactError: a checkpoint does not verify.
     """
     if job.long_context:
         check_whole(job.layout, "long_context")
     if not job.checkpoints:
-        raise ConfigError("checkpoints is empty: there is nothing to evaluate. Name at least one.")
+        raise ConfigError("checkpoints is empty: nothing to evaluate. Give at least one.")
     runtime.start(job.layout, job.seed)
     largest = max(parameter_count(read_model(folder)) for folder in job.checkpoints.values())
     tokenizer = AutoTokenizer.from_pretrained(job.tokens / "tokenizer")
@@ -79,8 +79,8 @@ def _measure(
 def _window(job: EvaluateJob, folder: Path, longest: int) -> int:
     if job.window and job.window > longest:
         raise ConfigError(
-            f"window={job.window} is more than the longest sequence of {folder}, max_position_embeddings={longest}. "
-            f"Use window={longest}, or leave it out."
+            f"window={job.window} exceeds max_position_embeddings={longest} of {folder}. "
+            f"Use window={longest}, or leave it unset."
         )
     return job.window or longest
 
@@ -93,12 +93,12 @@ def _reach(job: EvaluateJob, folder: Path, heldout: Heldout) -> dict[str, Any]:
 def _check_tokenizer(folder: Path, loaded: Loaded, tokenizer: Any) -> None:
     if loaded.tokenizer.get_vocab() != tokenizer.get_vocab():
         raise ConfigError(
-            f"{folder} has another tokenizer than the held-out tokens. Evaluate it on tokens made with its own."
+            f"{folder} has a different tokenizer from the held-out tokens. Evaluate it on tokens made with its own."
         )
 
 
 def headline(measured: dict[str, Any]) -> dict[str, float]:
-    """The numbers of one checkpoint that a progress line shows."""
+    """A checkpoint's main metrics, as shown in progress lines."""
     numbers = {"bits_per_byte": measured["bits_per_byte"], "heldout_loss": measured["heldout_loss"]}
     if measured["accuracy"]:
         numbers["accuracy"] = measured["accuracy"]["accuracy"]

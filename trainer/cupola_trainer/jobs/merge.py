@@ -1,4 +1,4 @@
-"""A MergeJob: several checkpoints in, one merged checkpoint out."""
+"""Run a MergeJob: merge several checkpoints into one."""
 
 import dataclasses
 from pathlib import Path
@@ -17,17 +17,17 @@ from cupola_trainer.merging.tensors import Merged
 from cupola_trainer.reporting.progress import Report
 
 WITHOUT_SHAPE = ("init_std", "max_position_embeddings")
-"""What two checkpoints of one shape may differ in; the first one's is kept."""
+"""Settings in which checkpoints of the same shape may differ; those of the first are kept."""
 
 
 def run(job: MergeJob) -> None:
     """Write the merged checkpoint into `job.output`. Weights only: training starts at step 0.
 
-    Each rank reads what its part of the layout needs, and holds that part and one tensor of one layer of every model:
-    the same bytes in every layout.
+    Each rank reads only its part of the layout, and holds that part plus one tensor of one layer of every model. The
+    result has the same bytes in every layout.
 
     Raises:
-        ConfigError: the checkpoints differ in shape, family or vocabulary, or the method's needs are not met.
+        ConfigError: the checkpoints differ in shape, family or vocabulary, or the method's requirements are not met.
         CorruptArtifactError: a checkpoint does not verify.
     """
     model = check(job)
@@ -54,10 +54,10 @@ def run(job: MergeJob) -> None:
 
 
 def check(job: MergeJob) -> ModelConfig:
-    """The merged model's shape: the first checkpoint's.
+    """The merged model's configuration, which is the first checkpoint's.
 
     Raises:
-        ConfigError: another checkpoint, or the base, cannot be merged with it.
+        ConfigError: the base or another checkpoint cannot be merged with it.
     """
     first, *others = job.checkpoints
     model = read_model(first)
@@ -71,21 +71,21 @@ def _check_alike(first: Path, model: ModelConfig, folder: Path, other: ModelConf
         ours, theirs = getattr(model, field.name), getattr(other, field.name)
         if ours != theirs and field.name not in WITHOUT_SHAPE:
             raise ConfigError(
-                f"{_name(folder)} has {field.name}={_words(theirs)} and {_name(first)} has {_words(ours)}: only "
-                "checkpoints of one architecture can be merged. Give ones that were trained from a common parent."
+                f"{_name(folder)} has {field.name}={_shortened(theirs)} and {_name(first)} has {_shortened(ours)}: "
+                "only checkpoints of one architecture can be merged. Give checkpoints trained from a common parent."
             )
     if not same_tokenizer(first / "tokenizer", folder / "tokenizer"):
         raise ConfigError(
-            f"{_name(folder)} has another tokenizer than {_name(first)}: their embeddings mean other tokens. "
-            "Give checkpoints with the same vocabulary."
+            f"{_name(folder)} has a different tokenizer from {_name(first)}, so their embeddings stand for different "
+            "tokens. Give checkpoints with the same vocabulary."
         )
 
 
 def _name(folder: Path) -> str:
-    """A folder of the store by its artifact's id, another one by its name."""
+    """A folder's name; in the store, its shortened artifact id."""
     return folder.name[:12] if len(folder.name) == 64 else folder.name
 
 
-def _words(value: object) -> str:
+def _shortened(value: object) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,4 +1,4 @@
-"""A MergeAdapterJob: a base and adapters in, a whole checkpoint out."""
+"""Run a MergeAdapterJob: merge LoRA adapters into their base and write a full checkpoint."""
 
 from cupola_platform import artifacts
 from cupola_platform.errors import ConfigError
@@ -15,19 +15,20 @@ from cupola_trainer.reporting.progress import Report
 
 
 def run(job: MergeAdapterJob) -> None:
-    """Write a whole checkpoint of a base and adapters into `job.output`.
+    """Write the full checkpoint of a base and adapters into `job.output`.
 
     Raises:
-        ConfigError: the adapters were trained on another base, or are none.
-        CorruptArtifactError: one of the two does not verify.
+        ConfigError: `job.adapter` holds no adapters, or they were trained on another base.
+        CorruptArtifactError: the base or the adapters do not verify.
     """
     lora, digest = read_adapter(job.adapter)
     parent = artifacts.read(job.parent).digest
     if parent != digest:
         raise ConfigError(
-            f"{job.adapter} was trained on {digest[:12]}, and {job.parent} is {parent[:12]}. Give its own base."
+            f"{job.adapter} was trained on {digest[:12]}, but {job.parent} is {parent[:12]}. Give the base it was "
+            "trained on."
         )
-    model = checkpoint.read_model(job.adapter)  # the base's, with what training changed about its positions
+    model = checkpoint.read_model(job.adapter)  # the base's, with any changes to its positions
     validate_layout(model, job.layout)
     runtime.start(job.layout, job.seed)
     parameters = parameter_count(model)

@@ -1,4 +1,4 @@
-"""A ParetoFrontJob: checkpoints in, the reward of their responses and their KL to a reference out."""
+"""Run a ParetoFrontJob: measure checkpoints' mean reward and KL to a reference."""
 
 import json
 from typing import Any
@@ -21,12 +21,13 @@ from cupola_trainer.rl.rollouts import Rollout
 
 
 def run(job: ParetoFrontJob) -> None:
-    """Write `output/pareto_front.json`. Every checkpoint responds `samples_per_prompt` times to the same prompts, with
-    the same noise; the KL is the mean over responses of the sum over their tokens of `kl_estimate`, which is never
-    below 0.
+    """Write `output/pareto_front.json`.
+
+    Every checkpoint generates `samples_per_prompt` responses to the same prompts, with the same random numbers. The KL
+    is the sum of `kl_estimate` over a response's tokens, averaged over responses; it is never negative.
 
     Raises:
-        ConfigError: no held-out prompt can be used, or the checkpoints are of different architectures.
+        ConfigError: no held-out prompt is usable, or the checkpoints have different architectures.
         CorruptArtifactError: a checkpoint does not verify.
     """
     model = checkpoint.read_model(job.reference)
@@ -62,17 +63,17 @@ def run(job: ParetoFrontJob) -> None:
 
 
 def _prompts(job: ParetoFrontJob, tokenizer: Any) -> list[Prompt]:
-    """The held-out ones that every checkpoint responds to."""
+    """The held-out prompts used for every checkpoint."""
     path = job.data.conversations / "heldout.jsonl"
     longest = job.batch.sequence_length - job.data.rollout.max_new_tokens
     prompts = spread(read_prompts(path, tokenizer, longest, job.data.rewards)[0], job.data.rollout.heldout_prompts)
     if not prompts:
-        raise ConfigError(f"{path} has no prompt of at most {longest} tokens. Give longer sequences.")
+        raise ConfigError(f"{path} has no prompt of at most {longest} tokens. Raise batch.sequence_length.")
     return prompts
 
 
 def _point(rollout: Rollout) -> dict[str, float]:
-    """Where a checkpoint lies on the Pareto front."""
+    """A checkpoint's point in the plot of reward against KL."""
     logps, ref_logps = (torch.from_numpy(rollout.arrays[name]).double() for name in ("logps", "ref_logps"))
     kl = kl_estimate(logps, ref_logps) * torch.from_numpy(rollout.mask)
     return {

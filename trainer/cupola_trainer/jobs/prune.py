@@ -1,4 +1,4 @@
-"""A PruneJob: held-out text shows what matters, and a smaller checkpoint is cut out of the larger one."""
+"""Run a PruneJob: measure importance on held-out text and prune a checkpoint to a smaller one."""
 
 from itertools import islice
 
@@ -21,23 +21,23 @@ from cupola_trainer.pruning.tensors import Pruned
 from cupola_trainer.reporting.progress import Report
 
 ROWS = 8
-"""Sequences of one forward pass."""
+"""Sequences per forward pass."""
 
 
 def run(job: PruneJob) -> None:
     """Write the smaller checkpoint into `job.output`. Weights only: training starts at step 0.
 
-    To measure, each rank holds the whole model (dp only). Named layers are dropped without: then no more than one
-    tensor of one layer beside what is written.
+    To measure importance, each rank holds the whole model (dp only). Dropping named layers needs no measurement, and
+    no more memory than the result plus one tensor of one layer.
 
     Raises:
-        ConfigError: a size above the model's, or a layout that splits the model.
+        ConfigError: a size exceeds the model's, or the layout splits the model.
         CorruptArtifactError: the checkpoint does not verify.
     """
     model = checkpoint.read_model(job.parent)
     small = job.to.shape(model)
     if job.layout.world_size != job.layout.dp or job.layout.ep > 1:
-        raise ConfigError("layout: pruning looks at the whole model on each rank. Use dp alone.")
+        raise ConfigError("layout: pruning needs the whole model on each rank. Use dp only.")
     validate_layout(small, job.layout)
     runtime.start(job.layout, job.seed)
     before, after = parameter_count(model), parameter_count(small)
@@ -76,14 +76,16 @@ def _importance(job: PruneJob, model: ModelConfig) -> Importance:
 
 
 def sequences(job: PruneJob, length: int) -> list[Tensor]:
-    """The held-out documents one after the other, cut into rows [at most ROWS, length].
+    """The held-out documents, concatenated and split into batches [at most ROWS, length].
 
     Raises:
-        ConfigError: there are fewer tokens than one row.
+        ConfigError: there are fewer tokens than one sequence.
     """
     assert job.tokens is not None
     stream = torch.from_numpy(np.concatenate(heldout_documents(job.tokens, job.max_tokens)))
     rows = stream[: len(stream) // length * length].view(-1, length)
     if not len(rows):
-        raise ConfigError(f"{job.tokens} holds {len(stream)} held-out tokens, and sequence_length={length}. Lower it.")
+        raise ConfigError(
+            f"{job.tokens} holds {len(stream)} held-out tokens, fewer than sequence_length={length}. Lower it."
+        )
     return list(rows.split(ROWS))

@@ -1,4 +1,4 @@
-"""A ReferenceJob: pairs in, a frozen model's log-probabilities of their responses out."""
+"""Run a ReferenceJob: compute a frozen model's log-probabilities of the responses of preference pairs."""
 
 import numpy as np
 
@@ -14,17 +14,17 @@ from cupola_trainer.reporting.progress import Report
 
 
 def run(job: ReferenceJob) -> None:
-    """Write `output/reference/reference.npz`, "reference" [pairs, 2], in the order of the objective.
+    """Write `output/reference/reference.npz`: "reference" [pairs, 2], in the objective's order.
 
     Raises:
-        ConfigError: the checkpoint has no tokenizer or no language-model head, or does not fit the layout; or there is
-            no usable pair.
+        ConfigError: the checkpoint has no tokenizer or no language-model head or does not fit the layout,
+            or no pair is usable.
         CorruptArtifactError: the checkpoint does not verify.
     """
     model = checkpoint.read_model(job.parent)
     if model.is_scalar:
         raise ConfigError(
-            f"{job.parent} is a reward model (head=scalar): it has no language-model head. Name a language model."
+            f"{job.parent} is a reward model (head=scalar), without a language-model head. Give a language model."
         )
     validate_layout(model, job.layout, job.batch, ranks=runtime.world_size())
     runtime.start(job.layout, job.seed)

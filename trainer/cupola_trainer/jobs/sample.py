@@ -1,4 +1,4 @@
-"""A SampleJob: prompts.jsonl in, samples.jsonl out."""
+"""Run a SampleJob: generate responses to prompts.jsonl and write samples.jsonl."""
 
 import time
 from typing import Any
@@ -18,15 +18,15 @@ from cupola_trainer.reporting.progress import Report
 
 
 def run(job: SampleJob) -> None:
-    """Sample `samples_per_prompt` responses to every prompt, into `output/samples.jsonl`.
+    """Sample `samples_per_prompt` responses to every prompt and write `output/samples.jsonl`.
 
-    Rows are {"id", "sample", "response" (without control tokens), "tokens" (ids, with the stop token), "logprob" (their
-    sum under the model), "finished"}, in the order of the prompts. A prompt that the tokenizer or its template refuses
-    has empty responses that are not finished, and `refused` says why.
+    Rows are {"id", "sample", "response" (without special tokens), "tokens" (ids, including the stop token), "logprob"
+    (their sum under the model), "finished"}, in the order of the prompts. A prompt that the tokenizer or its chat
+    template refuses gets empty, unfinished responses with the reason in "refused".
 
     Raises:
-        NotFoundError: there is no such prompts file.
-        ConfigError: a line of it is no prompt, none can be asked, one is too long,
+        NotFoundError: the prompts file does not exist.
+        ConfigError: a line of it is not a prompt, none is usable, one is too long,
             or the layout does not fit the model.
         CorruptArtifactError: the checkpoint does not verify.
     """
@@ -39,7 +39,9 @@ def run(job: SampleJob) -> None:
     encoded = [encode_or_reason(loaded.tokenizer, prompt) for prompt in prompts]
     asked = [tokens for tokens in encoded if isinstance(tokens, list) for _ in range(job.samples_per_prompt)]
     if not asked:
-        raise ConfigError(f"{job.prompts}: none of its {len(prompts)} prompts can be asked; the first: {encoded[0]}.")
+        raise ConfigError(
+            f"{job.prompts}: none of its {len(prompts)} prompts is usable; reason for the first: {encoded[0]}."
+        )
     size = parameter_count(loaded.model)
     with Report(job.output, kind="sample", steps=len(asked), parameters=size) as report:
         began = time.monotonic()

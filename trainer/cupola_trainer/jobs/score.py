@@ -1,4 +1,4 @@
-"""A ScoreJob: conversations in, a reward model's scores of their last responses out."""
+"""Run a ScoreJob: score the last response of each conversation with a reward model."""
 
 import json
 from datetime import date
@@ -21,7 +21,7 @@ def run(job: ScoreJob) -> None:
     """Write `output/rewards.json`: the reward of each conversation's last response.
 
     Raises:
-        ConfigError: the checkpoint gives no rewards, or a conversation is longer than it reads.
+        ConfigError: the checkpoint is not a reward model, or a conversation is too long for it.
     """
     rows = list(json_lines.read(job.conversations))
     runtime.start(job.layout, job.seed)
@@ -35,13 +35,13 @@ def run(job: ScoreJob) -> None:
 
 
 def score_file(folder: Path, file: Path, day: date | None = None) -> list[dict[str, Any]]:
-    """{"id", "reward", "response"} of each conversation of a file, best first, in one process.
+    """{"id", "reward", "response"} of each conversation in a file, best first, in one process.
 
     Args:
-        day: what the chat template takes for today; none for the date that the reward model was trained with.
+        day: today's date in the chat template; None for the date that the reward model was trained with.
 
     Raises:
-        SourceError: the file cannot be read, or holds no usable conversation; says why.
+        SourceError: the file cannot be read or holds no usable conversation; gives the reason.
     """
     rows = usable(read_conversations, RowFiles(path=str(file)), Drops())
     runtime.start(LayoutConfig(), seed=0)
@@ -56,6 +56,7 @@ def score_file(folder: Path, file: Path, day: date | None = None) -> list[dict[s
     ]
     if not scored:
         raise ConfigError(
-            f"{file}: the reward model's tokenizer or chat template refuses all of its {len(rows)} conversations."
+            f"{file}: the reward model's tokenizer or chat template refuses all {len(rows)} conversations. "
+            "Check their roles and content."
         )
     return sorted(scored, key=lambda row: -row["reward"])

@@ -1,4 +1,4 @@
-"""A TeachJob: the samples of a training to come in, a teacher's likeliest tokens at each place of them out."""
+"""Run a TeachJob: store a teacher's top-k log-probabilities for every token of a later training run."""
 
 import json
 import shutil
@@ -29,14 +29,14 @@ def run(job: TeachJob) -> None:
 
     Raises:
         ConfigError: the layout has pipeline or context parallelism, the data are unusable,
-            or the teacher gives no words.
+            or the teacher has no language-model head.
         CorruptArtifactError: the teacher's checkpoint does not verify.
     """
     check_whole(job.layout, "A stored teacher")
     runtime.start(job.layout, job.seed)
     loaded = load(job.parent, job.layout)
     if job.top_k > loaded.model.vocab_size:
-        raise ConfigError(f"top_k={job.top_k} is more than the vocabulary's {loaded.model.vocab_size}. Lower it.")
+        raise ConfigError(f"top_k={job.top_k} exceeds the vocabulary size {loaded.model.vocab_size}. Lower it.")
     text = build_objective(
         ObjectiveInputs(
             name=job.data.objective,
@@ -59,9 +59,9 @@ def run(job: TeachJob) -> None:
     with Report(job.output, kind="teach", steps=len(samples), parameters=parameter_count(loaded.model)) as report:
         for place in range(
             rank, -(-len(batches) // ranks) * ranks, ranks
-        ):  # every rank as many: its experts may serve others
+        ):  # the same number of passes on every rank, because expert parallelism needs all of them
             batch = collate(text, batches[min(place, len(batches) - 1)])
-            likeliest = _asked(loaded.chunks[0], batch, job)
+            likeliest = _top_k(loaded.chunks[0], batch, job)
             tokens.append(likeliest[0])
             logprobs.append(likeliest[1])
             digests += [digest(row) for row in batch["tokens"].cpu().numpy()]
@@ -71,8 +71,8 @@ def run(job: TeachJob) -> None:
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
-def _asked(model: torch.nn.Module, batch: Mapping[str, torch.Tensor], job: TeachJob) -> tuple[np.ndarray, np.ndarray]:
-    """The likeliest tokens and their log-probabilities [b, s, k]."""
+def _top_k(model: torch.nn.Module, batch: Mapping[str, torch.Tensor], job: TeachJob) -> tuple[np.ndarray, np.ndarray]:
+    """The most likely tokens and their log-probabilities [b, s, k]."""
     logits = model(batch["tokens"], batch["position_ids"], batch.get("attention_mask"))
     group = parallel_state.get_tensor_model_parallel_group()
     logprobs, tokens = vocabulary_topk(logits / job.temperature, job.top_k, group)
@@ -80,7 +80,7 @@ def _asked(model: torch.nn.Module, batch: Mapping[str, torch.Tensor], job: Teach
 
 
 def _samples(text: Objective, job: TeachJob) -> Iterator[Mapping[str, np.ndarray]]:
-    """Those that the training reads, each once, then the held-out ones that it may look at."""
+    """The samples that training will read, each once, then the held-out samples it may read."""
     seen: set[str] = set()
     for index in range(job.steps * job.batch.global_batch_size):
         sample = text.sample(index)
@@ -96,7 +96,7 @@ def _samples(text: Objective, job: TeachJob) -> Iterator[Mapping[str, np.ndarray
 
 
 def _empty(folder: Path) -> None:
-    """A job that was killed may have left parts here, of more ranks than this one has."""
+    """Remove files left by a killed job, which may have had more ranks."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 

@@ -1,4 +1,4 @@
-"""A TrainJob: trained from its newest checkpoint to its last step, or until the process is asked to end."""
+"""Run a TrainJob: train from the newest checkpoint to the last step, or until the process is terminated."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,6 @@ from cupola_trainer.training.loop import train
 
 
 def run(job: TrainJob, terminated: Callable[[], bool]) -> bool:
-    """Whether the job is complete: see `loop.train`."""
+    """Train, and return whether the job is complete: see `loop.train`."""
     complete: bool = train(job, terminated)
     return complete

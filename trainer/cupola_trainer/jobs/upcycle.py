@@ -1,4 +1,4 @@
-"""An UpcycleJob: a dense checkpoint, written as a mixture of experts. And what it would do, without doing it."""
+"""Run an UpcycleJob: convert a dense checkpoint to a mixture of experts. `plan` is its dry run."""
 
 from dataclasses import dataclass, replace
 
@@ -18,27 +18,26 @@ from cupola_trainer.upcycling.layers import Upcycled
 
 @dataclass(frozen=True)
 class Plan:
-    """What upcycling makes of a dense model."""
+    """The result of upcycling a dense model."""
 
     copies: int
-    """Of each layer's FFN."""
+    """Copies of each layer's FFN."""
     units: int
-    """Intermediate units of all copies of one layer."""
+    """Intermediate units of all copies in a layer."""
     used: int
-    """Of these, in experts; the rest is discarded."""
+    """Units used in experts; the rest is discarded."""
     shapes: dict[str, tuple[int, ...]]
-    """Of the whole model's tensors, by checkpoint key."""
+    """Shapes of the full model's tensors, by checkpoint key."""
 
 
 def run(job: UpcycleJob) -> None:
-    """Write the mixture-of-experts checkpoint of a dense one into `job.output`. Weights only:
-    training starts at step 0.
+    """Write the mixture-of-experts checkpoint into `job.output`. Weights only: training starts at step 0.
 
-    Each rank reads the dense layers that its part needs, one at a time, and makes its own experts: the same bytes in
-    every layout, and no rank ever holds the whole model.
+    Each rank reads the dense layers that it needs, one at a time, and builds its own experts, so no rank holds the
+    whole model. The result has the same bytes in every layout.
 
     Raises:
-        ConfigError: the checkpoint is a mixture of experts already, or the layout cannot hold the new one.
+        ConfigError: the checkpoint already is a mixture of experts, or the layout does not fit the new model.
         CorruptArtifactError: the checkpoint does not verify.
     """
     dense = checkpoint.read_model(job.parent)
@@ -64,9 +63,9 @@ def run(job: UpcycleJob) -> None:
 
 
 def plan(dense: ModelConfig, job: UpcycleJob) -> Plan:
-    """Go through an upcycling on the meta device: every tensor is made with its shape and no numbers.
+    """Dry-run an upcycling on the meta device: tensors have shapes but no data.
 
-    `runtime.start` with `job.layout` comes first.
+    Call `runtime.start` with `job.layout` first.
 
     Raises:
         ConfigError: see `mixture_of`.
