@@ -1,8 +1,6 @@
-"""Run by test_objective_layouts.py under torchrun: trains one small model on each objective of post-training,
-in many layouts.
+"""Run by test_objective_layouts.py under torchrun: trains a small model on each post-training objective in many layouts.
 
-objective_ranks.py TEACHER OUTPUT.json     all layouts whose world size is the launcher's;
-one process also writes the teacher
+objective_ranks.py TEACHER OUTPUT.json     all layouts of this world size; a single process also writes the teacher
 """
 
 import json
@@ -95,7 +93,7 @@ class Ranked(RewardObjective):
 
 
 class Conversations(SftObjective):
-    """Random conversations, each a row, of which about half is trained on."""
+    """Random conversations, one per row, with about half of the tokens trained on."""
 
     def __init__(self, packed: bool) -> None:
         self.sequence_length, self.packed, self.epoch = LENGTH, packed, None
@@ -111,7 +109,7 @@ class Conversations(SftObjective):
 
 
 class Words(Objective):
-    """Random tokens of which about half are trained on."""
+    """Random tokens, about half of them trained on."""
 
     name = "words"
 
@@ -138,7 +136,7 @@ class Words(Objective):
 
 
 class Sequences(Words):
-    """The same as next-token training gives it: tokens as long as labels."""
+    """The same in the format of next-token training: tokens as long as labels."""
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
         sample = super().sample(index)
@@ -181,7 +179,7 @@ def trajectory(name: str, model: ModelConfig, layout: LayoutConfig, teacher: Pat
 
 
 def said(chunks: list[torch.nn.Module], objective: Objective) -> dict[str, float]:
-    """What a pass that only looks says of one batch: a reference's or a judge's."""
+    """Outputs of a forward-only pass on one batch, as for a reference or a reward model."""
     batch = objective.collate([pair(100), pair(101)])
     look = outputs.values if objective.reads == "values" else outputs.token_losses
     return {"said": float((look(chunks, batch) * batch["loss_mask"].to(runtime.device())).sum())}

@@ -1,4 +1,4 @@
-"""Twenty steps of SFT and of DPO, from the same weights on the same batches: TRL's own trainers give the same curve."""
+"""Twenty steps of SFT and of DPO give the same loss curves as TRL's trainers, from the same weights and batches."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ MODEL = ModelConfig(
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer_folder: Path) -> Path:
-    """A checkpoint, and beside it the same weights for transformers."""
+    """A checkpoint and the same weights for transformers."""
     folder = tmp_path_factory.mktemp("start")
     runtime.start(LayoutConfig(), seed=0)
     checkpoint.save(
@@ -61,11 +61,11 @@ TRIMMING = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content | trim + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""As Llama 3's and Gemma's."""
+"""A template that trims content, like those of Llama 3 and Gemma."""
 
 
 def calling(number: int) -> dict[str, Any]:
-    """A pair of calls, the rejected one with another argument."""
+    """A pair of tool calls, the rejected one with another argument."""
 
     def call(of: int) -> list[dict[str, Any]]:
         function = {"name": "check", "arguments": {"of": of}}
@@ -75,13 +75,13 @@ def calling(number: int) -> dict[str, Any]:
 
 
 def loose(number: int) -> dict[str, Any]:
-    """A pair of responses with white space around them."""
+    """A pair of responses with surrounding whitespace."""
     row = rows(number)
     return {**row, "chosen": f" {row['chosen']}\n", "rejected": f"\n\n{row['rejected']}  "}
 
 
 def as_trl(row: dict[str, Any], tokenizer: Any) -> dict[str, str]:
-    """A pair as texts, by TRL's own function, without the line end after <|im_end|>, which TRL would learn too."""
+    """A pair as text, by TRL's own function, without the newline after <|im_end|>, which TRL would train on too."""
     sides = {side: row[side] if isinstance(row[side], list) else [{"role": "assistant", "content": row[side]}]
              for side in ("chosen", "rejected")}  # fmt: skip
     texts = apply_chat_template({"prompt": row["messages"], **sides}, tokenizer, tools=row.get("tools"))
@@ -91,7 +91,7 @@ def as_trl(row: dict[str, Any], tokenizer: Any) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("make", "template"), [(rows, None), (calling, None), (loose, TRIMMING)], ids=["plain", "calls", "trimmed"]
 )
-def test_a_pair_is_the_texts_that_trl_makes_of_it(
+def test_pairs_have_the_same_tokens_as_trls(
     chat_tokenizer_folder: Path, tmp_path: Path, make: Any, template: str | None
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(chat_tokenizer_folder)
@@ -105,7 +105,7 @@ def test_a_pair_is_the_texts_that_trl_makes_of_it(
         )
         response = as_message(row["chosen"])
         tokens, mask = encode_conversation(tokenizer, [*row["messages"], response], row.get("tools"))
-        assert sample["chosen"].tolist() == tokens[mask].tolist()  # what SFT learns
+        assert sample["chosen"].tolist() == tokens[mask].tolist()  # what SFT trains on
 
 
 def write(folder: Path, made: list[dict[str, Any]]) -> Path:
@@ -132,7 +132,7 @@ def ours(start: Path, output: Path, data: TrainingData) -> list[float]:
 
 
 def settings(output: Path) -> dict[str, Any]:
-    """As our job: fp32, AdamW without decay, a constant rate, batches in the order given."""
+    """The same as in our job: fp32, AdamW without weight decay, constant learning rate, unshuffled batches."""
     return {
         "output_dir": str(output), "max_steps": STEPS, "per_device_train_batch_size": BATCH, "learning_rate": LR,
         "lr_scheduler_type": "constant", "optim": "adamw_torch", "adam_beta1": 0.9, "adam_beta2": 0.95,
@@ -157,12 +157,12 @@ def in_our_order(made: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def shuffled(made: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """As SFT's packing orders conversations, also where each has a row to itself."""
+    """In the order of SFT's packing, which applies even if each conversation has its own row."""
     return [made[place] for [place] in pack([1] * len(made), 0, SEED)]
 
 
 @pytest.mark.slow
-def test_sft_follows_trls_sft_trainer(start: Path, tmp_path: Path) -> None:
+def test_sft_matches_trls_sft_trainer(start: Path, tmp_path: Path) -> None:
     made = [
         {**row, "messages": [*row["messages"], {"role": "assistant", "content": row["chosen"]}]}
         for row in map(rows, range(24))
@@ -179,7 +179,7 @@ def test_sft_follows_trls_sft_trainer(start: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [rows, calling], ids=["plain", "calls"])
-def test_dpo_follows_trls_dpo_trainer(start: Path, tmp_path: Path, make: Any) -> None:
+def test_dpo_matches_trls_dpo_trainer(start: Path, tmp_path: Path, make: Any) -> None:
     loss_type: Any = "sigmoid"
     made = [make(number) for number in range(1, 25)]
     data = DpoData(preferences=write(tmp_path / "data", made), beta=0.3, loss_type=loss_type)

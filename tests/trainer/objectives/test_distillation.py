@@ -1,5 +1,4 @@
-"""Distillation jobs: the gradient against torch's own, a teacher that stands by or was asked before,
-and what is refused."""
+"""Distillation: the gradient against torch's, live and stored teachers, and what is refused."""
 
 import json
 from dataclasses import replace
@@ -81,7 +80,7 @@ def losses(job: TrainJob) -> list[float]:
     return [line["loss"] for line in read_metrics(job.output / "metrics.jsonl") if line["event"] == "step"]
 
 
-def test_the_gradient_is_torchs(teacher: Path, conversations: Path, chat_tokenizer: Any) -> None:
+def test_the_gradient_equals_torchs(teacher: Path, conversations: Path, chat_tokenizer: Any) -> None:
     runtime.start(ONE, seed=0)
     data = DistillationData(teacher=teacher, conversations=conversations, temperature=1.7)
     text = SftObjective(SftData(conversations=conversations), tokenizer=chat_tokenizer, sequence_length=48, seed=0)
@@ -109,7 +108,7 @@ def test_the_gradient_is_torchs(teacher: Path, conversations: Path, chat_tokeniz
     runtime.stop()
 
 
-def test_a_teacher_that_was_asked_before_teaches_as_one_that_stands_by(
+def test_a_stored_teacher_trains_like_a_live_one(
     teacher: Path, conversations: Path, chat_tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     live = job_of(tmp_path / "live", conversations, chat_tokenizer_folder, teacher=teacher)
@@ -122,7 +121,7 @@ def test_a_teacher_that_was_asked_before_teaches_as_one_that_stands_by(
             data=live.data.text,  # type: ignore[union-attr]
         )  # fmt: skip
         (job.output / "teacher").mkdir(parents=True)
-        (job.output / "teacher" / "tokens-1.npy").touch()  # of a start with two ranks, which was killed
+        (job.output / "teacher" / "tokens-1.npy").touch()  # left by a killed start with two ranks
         teach.run(job)
         runtime.stop()
         return Path(job.output / "teacher")
@@ -133,19 +132,19 @@ def test_a_teacher_that_was_asked_before_teaches_as_one_that_stands_by(
     assert losses(stored) == pytest.approx(expected, rel=1e-4)
     few = job_of(tmp_path / "few", conversations, chat_tokenizer_folder, stored=ask("eight", 8))
     found = losses(few)
-    assert found[-1] < found[0] < expected[0]  # fewer outcomes to tell apart
+    assert found[-1] < found[0] < expected[0]  # fewer outcomes to distinguish
 
     other = stored.but(output=tmp_path / "other", seed=2, batch=replace(BATCH, sequence_length=40))
     with pytest.raises(ConfigError, match="does not cover a sample"):
         losses(other)
     runtime.stop()
     warm = job_of(tmp_path / "warm", conversations, chat_tokenizer_folder, stored=everything, temperature=2.0)
-    with pytest.raises(ConfigError, match=r"written at temperature=1.0, this job asks for 2.0"):
+    with pytest.raises(ConfigError, match=r"written at temperature=1.0, but this job has temperature=2.0"):
         losses(warm)
     runtime.stop()
 
 
-def test_a_teacher_of_another_vocabulary_is_refused(
+def test_a_teacher_with_another_vocabulary_is_refused(
     teacher: Path, conversations: Path, chat_tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     job = job_of(tmp_path / "job", conversations, chat_tokenizer_folder, teacher=teacher)

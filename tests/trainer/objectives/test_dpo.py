@@ -1,4 +1,4 @@
-"""Direct preference optimization: the formula, its gradient, and learning from pairs."""
+"""DPO: the formula, its gradient, and learning from pairs."""
 
 import json
 import math
@@ -26,17 +26,17 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def test_untrained_pairs_lose_ln_2_each() -> None:
+def test_the_loss_of_an_untrained_pair_is_ln_2() -> None:
     losses, chosen, rejected = dpo_loss(CHOSEN, REJECTED, CHOSEN, REJECTED)
     assert losses.tolist() == pytest.approx([math.log(2)] * 3)
     assert chosen.tolist() == rejected.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(("beta", "smoothing"), [(0.1, 0.0), (0.5, 0.0), (0.3, 0.2)])
-def test_the_loss_is_the_papers_for_every_pair(beta: float, smoothing: float) -> None:
+def test_the_loss_of_every_pair_equals_the_papers(beta: float, smoothing: float) -> None:
     losses, chosen, rejected = dpo_loss(CHOSEN, REJECTED, *REFERENCE, beta=beta, label_smoothing=smoothing)
     for pair in range(3):
-        policy_ratio = math.exp(CHOSEN[pair] - REJECTED[pair])  # as probabilities, not logs
+        policy_ratio = math.exp(CHOSEN[pair] - REJECTED[pair])  # from probabilities rather than logs
         reference_ratio = math.exp(REFERENCE[0][pair] - REFERENCE[1][pair])
         preferred = (policy_ratio / reference_ratio) ** beta / (1 + (policy_ratio / reference_ratio) ** beta)
         expected = -(1 - smoothing) * math.log(preferred) - smoothing * math.log(1 - preferred)
@@ -44,9 +44,8 @@ def test_the_loss_is_the_papers_for_every_pair(beta: float, smoothing: float) ->
         assert (chosen - rejected)[pair].item() == pytest.approx(math.log(preferred / (1 - preferred)), rel=1e-4)
 
 
-def test_the_gradient_weighs_a_pair_by_how_wrong_it_is() -> None:
-    """Rafailov et al. 2023, section 4: beta sigmoid(rejected reward - chosen reward), up on chosen,
-    down on rejected."""
+def test_the_gradient_weights_a_pair_by_how_wrong_it_is() -> None:
+    """Rafailov et al. 2023, section 4: the weight is beta sigmoid(rejected reward - chosen reward)."""
     chosen, rejected = CHOSEN.clone().requires_grad_(), REJECTED.clone().requires_grad_()
     losses, chosen_rewards, rejected_rewards = dpo_loss(chosen, rejected, *REFERENCE, beta=0.4)
     losses.sum().backward()
@@ -58,7 +57,7 @@ def test_the_gradient_weighs_a_pair_by_how_wrong_it_is() -> None:
     assert not chosen_rewards.requires_grad
 
 
-def test_ipo_pulls_the_margin_to_half_of_one_over_beta() -> None:
+def test_ipo_pulls_the_margin_to_one_over_two_beta() -> None:
     losses, _, _ = dpo_loss(CHOSEN, REJECTED, *REFERENCE, beta=0.2, loss_type="ipo")
     assert losses.tolist() == pytest.approx([(1.5 - 2.5) ** 2, (-3.5 - 2.5) ** 2, (-1.0 - 2.5) ** 2])
     at_rest, _, _ = dpo_loss(CHOSEN + 2.5, CHOSEN, CHOSEN, CHOSEN, beta=0.2, loss_type="ipo")
@@ -72,7 +71,7 @@ def test_an_unknown_loss_is_refused() -> None:
 
 @pytest.fixture
 def preferences(tmp_path: Path) -> Path:
-    """Six pairs in which the right response says yes; two held out; one broken."""
+    """Six pairs in which the better response says yes, two held out and one malformed."""
 
     def row(number: int) -> dict[str, Any]:
         messages = [{"role": "user", "content": f"Is {number} a number?"}]
@@ -112,7 +111,7 @@ def test_responses_are_scored_without_their_prompts(preferences: Path, chat_toke
     assert responses == ["yes, 6 is<|im_end|>", "no<|im_end|>", "yes, 7 is<|im_end|>", "no<|im_end|>"]
 
 
-def test_the_reference_is_the_model_as_it_was(preferences: Path, chat_tokenizer: Any) -> None:
+def test_the_reference_is_the_initial_model(preferences: Path, chat_tokenizer: Any) -> None:
     runtime.start(LayoutConfig(), seed=0)
     kept = preferences / "reference.npz"
     dpo, policy = objective(preferences, chat_tokenizer, kept), model()
@@ -127,13 +126,15 @@ def test_the_reference_is_the_model_as_it_was(preferences: Path, chat_tokenizer:
     alone = sum(logprobs[place - 1, tokens[place]].item() for place in range(start, len(tokens)))
     assert pair["reference"][0] == pytest.approx(alone, rel=1e-5)
     resumed = objective(preferences, chat_tokenizer, kept)
-    resumed.prepare(lambda batch: pytest.fail("the reference was kept"))
+    resumed.prepare(lambda batch: pytest.fail("the reference should have been read from the file"))
     assert resumed.sample(11)["reference"].tolist() == dpo.sample(11)["reference"].tolist()
     runtime.stop()
 
 
 @pytest.mark.parametrize("changes", [{}, {"loss_type": "ipo"}, {"sft_weight": 0.5}])
-def test_training_on_pairs_turns_held_out_ones(preferences: Path, chat_tokenizer: Any, changes: dict[str, Any]) -> None:
+def test_training_flips_the_ranking_of_held_out_pairs(
+    preferences: Path, chat_tokenizer: Any, changes: dict[str, Any]
+) -> None:
     dpo, policy = objective(preferences, chat_tokenizer, **changes), model()
     with torch.no_grad():
         dpo.prepare(lambda batch: token_losses(policy, batch))

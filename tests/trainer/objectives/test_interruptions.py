@@ -1,5 +1,5 @@
-"""A job whose rank, whose torchrun, whose every process and whose machine is killed, and that is told to end between,
-publishes the undisturbed artifact: in pretraining over several layouts, and in each objective of post-training."""
+"""A job publishes the same artifact as an uninterrupted one after its rank, its torchrun, all its processes and its
+machine are killed and it is preempted: in pretraining over several layouts, and for each post-training objective."""
 
 import json
 import os
@@ -100,7 +100,7 @@ def start(job: TrainJob, environment: dict[str, str]) -> LocalJob:
 
 
 def wait_for_steps(job: TrainJob, running: LocalJob, count: int) -> None:
-    """Until this start has done so many."""
+    """Wait until this start has done `count` steps."""
     until, metrics = time.monotonic() + 200, job.output / "metrics.jsonl"
     before = os.stat(metrics).st_ino if metrics.exists() else 0
     while True:
@@ -115,7 +115,7 @@ def wait_for_steps(job: TrainJob, running: LocalJob, count: int) -> None:
 
 
 def processes(running: LocalJob) -> list[psutil.Process]:
-    """The one above torchrun, torchrun, and the ranks."""
+    """torchrun's parent, torchrun and the ranks."""
     above = psutil.Process(running.pid)
     return [above, *above.children(recursive=True)]
 
@@ -123,7 +123,7 @@ def processes(running: LocalJob) -> list[psutil.Process]:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("kind", [*PRETRAINING, "sft", "dpo", "reward"])
-def test_kills_at_random_moments_leave_no_trace_in_the_artifact(
+def test_kills_at_random_moments_leave_the_artifact_unchanged(
     job: TrainJob,
     kind: str,
     power_cut: Any,
@@ -133,7 +133,7 @@ def test_kills_at_random_moments_leave_no_trace_in_the_artifact(
     draw, twin = random.Random(kind), job.but(output=job.output.with_name("twin"))
     assert start(twin, {}).wait(400) == 0, (twin.output / "log").read_text()[-3000:]
 
-    running = start(job, power_cut.environment)  # somewhere in its start
+    running = start(job, power_cut.environment)  # at some point during startup
     time.sleep(draw.uniform(3, 9))
     for process in processes(running):
         process.kill()

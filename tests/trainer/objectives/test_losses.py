@@ -1,4 +1,4 @@
-"""The losses over pairs and over distributions: values and gradients against TRL's own trainers and torch's KL."""
+"""Preference and distillation losses: values and gradients against TRL's trainers and torch's KL."""
 
 from collections import defaultdict
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ def draw(seed: int, *shape: int, spread: float = 1.0) -> Tensor:
 
 
 def same(ours: Tensor, theirs: Tensor, *inputs: Tensor) -> None:
-    """Equal, and equal gradients, to 1e-6."""
+    """Values and gradients are equal within 1e-6."""
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
     found, expected = torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs)
     for one, other in zip(found, expected, strict=True):
@@ -33,8 +33,7 @@ def same(ours: Tensor, theirs: Tensor, *inputs: Tensor) -> None:
 
 
 def trl_dpo(logps: Tensor, reference: Tensor, loss_type: str, beta: float) -> Tensor:
-    """TRL's DPO loss of responses of one token each,
-    whose log-probabilities [2 pairs] stand in the place of a model's."""
+    """TRL's DPO loss of one-token responses, with log-probabilities [2 pairs] in place of a model's."""
     trainer: Any = object.__new__(DPOTrainer)
     zeros = torch.zeros(2 * PAIRS, 1)
     outputs = SimpleNamespace(log_probs=logps[:, None], entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
@@ -55,7 +54,7 @@ def trl_dpo(logps: Tensor, reference: Tensor, loss_type: str, beta: float) -> Te
 
 
 @pytest.mark.parametrize(("loss_type", "beta"), [("sigmoid", 0.1), ("sigmoid", 0.7), ("ipo", 0.2)])
-def test_dpo_is_trls(loss_type: str, beta: float) -> None:
+def test_dpo_equals_trls(loss_type: str, beta: float) -> None:
     logps, reference = draw(0, 2 * PAIRS, spread=5), draw(1, 2 * PAIRS, spread=5).detach()
     losses, chosen, rejected = dpo_loss(*logps.chunk(2), *reference.chunk(2), beta=beta, loss_type=loss_type)
     same(losses.mean(), trl_dpo(logps, reference, loss_type, beta), logps)
@@ -64,7 +63,7 @@ def test_dpo_is_trls(loss_type: str, beta: float) -> None:
 
 @pytest.mark.parametrize("margins", [False, True])
 @pytest.mark.parametrize("center", [0.0, 0.01])
-def test_the_ranking_loss_is_trls(margins: bool, center: float) -> None:
+def test_the_ranking_loss_equals_trls(margins: bool, center: float) -> None:
     rewards, margin = draw(2, 2 * PAIRS, spread=3), draw(3, PAIRS).detach().abs()
     trainer: Any = object.__new__(RewardTrainer)
     trainer.model, trainer.accelerator = SimpleNamespace(training=False), Accelerator(cpu=True)
@@ -80,7 +79,7 @@ def test_the_ranking_loss_is_trls(margins: bool, center: float) -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 @pytest.mark.parametrize(("divergence", "beta"), [("forward_kl", 0.0), ("reverse_kl", 1.0), ("jsd", 0.3)])
-def test_every_divergence_is_trls(divergence: str, beta: float, temperature: float) -> None:
+def test_every_divergence_equals_trls(divergence: str, beta: float, temperature: float) -> None:
     student, teacher = draw(4, 3, 5, VOCABULARY, spread=2), draw(5, 3, 5, VOCABULARY, spread=2).detach()
     ours = distillation_loss(student, teacher, divergence=divergence, temperature=temperature, beta=beta)
     theirs = GKDTrainer.generalized_jsd_loss(student, teacher, beta=beta, temperature=temperature, reduction="none")
@@ -88,7 +87,7 @@ def test_every_divergence_is_trls(divergence: str, beta: float, temperature: flo
     same(ours.sum(), theirs.sum(), student)
 
 
-def test_forward_kl_is_torchs() -> None:
+def test_forward_kl_equals_torchs() -> None:
     student, teacher = draw(6, 7, VOCABULARY, spread=4), draw(7, 7, VOCABULARY, spread=4).detach()
     theirs = F.kl_div(student.log_softmax(-1), teacher.softmax(-1), reduction="none").sum(-1)
     ours = distillation_loss(student, teacher)
@@ -97,7 +96,7 @@ def test_forward_kl_is_torchs() -> None:
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
-def test_the_top_k_are_told_apart_and_the_rest_is_one_outcome(divergence: str) -> None:
+def test_tokens_outside_the_top_k_count_as_one_outcome(divergence: str) -> None:
     student, teacher = draw(8, 6, VOCABULARY, spread=2), draw(9, 6, VOCABULARY, spread=2).detach()
     logprobs, tokens = (teacher / 1.5).log_softmax(-1).topk(4)
     ours = topk_distillation_loss(student, logprobs, tokens, divergence=divergence, temperature=1.5, beta=0.4)
@@ -111,7 +110,7 @@ def test_the_top_k_are_told_apart_and_the_rest_is_one_outcome(divergence: str) -
     same(ours.sum(), theirs.sum(), student)
 
 
-def test_all_of_the_vocabulary_in_the_top_k_is_the_whole_divergence() -> None:
+def test_the_full_vocabulary_as_top_k_gives_the_full_divergence() -> None:
     student, teacher = draw(10, 6, VOCABULARY), draw(11, 6, VOCABULARY).detach()
     logprobs, tokens = teacher.log_softmax(-1).topk(VOCABULARY)
     ours = topk_distillation_loss(student, logprobs, tokens)

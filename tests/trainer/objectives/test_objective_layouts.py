@@ -1,4 +1,4 @@
-"""Post-training's objectives give equal losses and gradient norms in every layout."""
+"""The post-training objectives have equal losses and gradient norms in every layout."""
 
 import json
 from collections.abc import Callable
@@ -22,19 +22,23 @@ def trajectories(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..
 
 @pytest.mark.parametrize("layout", ["tp2 sp", "pp2", "pp2 vp2", "cp2", "dp2"])
 @pytest.mark.parametrize("name", ["dpo", "reward", "forward_kl", "jsd", "replay"])
-def test_every_objective_is_equal_in_every_layout(trajectories: dict[str, Trajectory], name: str, layout: str) -> None:
+def test_every_objective_trains_the_same_in_every_layout(
+    trajectories: dict[str, Trajectory], name: str, layout: str
+) -> None:
     _same(trajectories[f"{name} dense {layout}"], trajectories[f"{name} dense one process"])
 
 
 @pytest.mark.parametrize("layout", ["tp2 sp", "ep2 dp2"])
 @pytest.mark.parametrize("name", ["reward", "forward_kl", "replay"])
-def test_mixtures_of_experts_too(trajectories: dict[str, Trajectory], name: str, layout: str) -> None:
+def test_every_objective_trains_mixtures_of_experts_the_same_in_every_layout(
+    trajectories: dict[str, Trajectory], name: str, layout: str
+) -> None:
     _same(trajectories[f"{name} moe {layout}"], trajectories[f"{name} moe one process"])
 
 
 @pytest.mark.parametrize("layout", ["pp2", "pp2 vp2"])
-def test_recomputed_experts_of_a_pipeline_train_alike(trajectories: dict[str, Trajectory], layout: str) -> None:
-    """Micro-batches of conversations count differently, and others run between a forward pass and its recomputation."""
+def test_recomputed_experts_in_a_pipeline_train_the_same(trajectories: dict[str, Trajectory], layout: str) -> None:
+    """Micro-batches of conversations have different counts, and others run between a forward pass and its recomputation."""
     recomputed, stored = (trajectories[f"sft moe {layout}{how}"] for how in (" full recompute", ""))
     for step, (ours, wanted) in enumerate(zip(recomputed, stored, strict=True)):
         assert ours == pytest.approx(wanted, rel=1e-6), step

@@ -1,4 +1,4 @@
-"""Pretraining text among the rows of fine-tuning: how much, which, and what is said of it."""
+"""Replay: how much pretraining text is mixed into fine-tuning, in which rows, and how it is reported."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ LENGTH = 32
 
 
 class Text(Objective):
-    """Sequences of the tokens 1000 + index, three of them held out."""
+    """Sequences of the token 1000 + index; three are held out."""
 
     name = "text"
 
@@ -39,7 +39,7 @@ class Text(Objective):
 
 @pytest.fixture
 def sft(tmp_path: Path, chat_tokenizer: Any) -> SftObjective:
-    """Six conversations, one a row; twelve held out."""
+    """Six conversations, one per row; twelve held out."""
 
     def rows(count: int) -> str:
         said = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "One."}] for n in range(count)]
@@ -51,7 +51,7 @@ def sft(tmp_path: Path, chat_tokenizer: Any) -> SftObjective:
     return SftObjective(data, tokenizer=chat_tokenizer, sequence_length=LENGTH, seed=0)
 
 
-def test_the_share_is_spread_evenly_and_every_conversation_is_seen_once_an_epoch(sft: SftObjective) -> None:
+def test_the_share_is_spread_evenly_and_every_conversation_is_seen_once_per_epoch(sft: SftObjective) -> None:
     replay = ReplayObjective(sft, Text(), share=0.25)
     assert replay.epoch == rows_with_text(6, 0.25) == 8
     seen = [replay.sample(index) for index in range(16)]
@@ -62,7 +62,7 @@ def test_the_share_is_spread_evenly_and_every_conversation_is_seen_once_an_epoch
     assert [text_rows(rows, 0.4) for rows in (1, 2, 3, 5, 10, 1000)] == [0, 0, 1, 2, 4, 400]
 
 
-def test_every_token_of_text_is_trained_on_and_of_conversations_the_responses_alone(sft: SftObjective) -> None:
+def test_all_tokens_of_text_but_only_responses_of_conversations_are_trained_on(sft: SftObjective) -> None:
     batch = ReplayObjective(sft, Text(), share=0.5).collate(
         [ReplayObjective(sft, Text(), share=0.5).sample(index) for index in range(2)]
     )
@@ -71,7 +71,7 @@ def test_every_token_of_text_is_trained_on_and_of_conversations_the_responses_al
     assert torch.equal(batch["pretraining"], torch.stack([torch.zeros(LENGTH), torch.ones(LENGTH)]))
 
 
-def test_a_packed_row_of_text_sees_all_that_came_before_it(sft: SftObjective) -> None:
+def test_tokens_in_a_packed_text_row_attend_to_all_earlier_ones(sft: SftObjective) -> None:
     sft.packed = True
     replay = ReplayObjective(sft, Text(), share=0.5)
     batch = replay.collate([replay.sample(1)])
@@ -93,13 +93,13 @@ def test_the_loss_is_the_mean_over_all_trained_tokens_and_both_parts_are_reporte
     assert only == {"loss": 2.0, "response_loss": 2.0}
 
 
-def test_held_out_rows_are_mixed_alike_to_the_end_of_either(sft: SftObjective) -> None:
+def test_held_out_rows_are_mixed_the_same_way_until_either_runs_out(sft: SftObjective) -> None:
     replay = ReplayObjective(sft, Text(), share=0.5)
     kinds = [None if (row := replay.heldout(index)) is None else int(row["pretraining"][0]) for index in range(9)]
     assert kinds == [0, 1, 0, 1, 0, 1, 0, None, 0]  # three sequences of text are held out
 
 
-def test_a_job_learns_both_and_tells_them_apart(
+def test_a_job_learns_both_and_reports_them_separately(
     sft: SftObjective, tmp_path: Path, tokens_folder: Path, chat_tokenizer_folder: Path, torchrun: Callable[..., Any]
 ) -> None:
     job = TrainJob(
@@ -118,7 +118,7 @@ def test_a_job_learns_both_and_tells_them_apart(
     write_job(job, job.output / "job.json")
     torchrun(1, "-m", "cupola_trainer", job.output / "job.json")
     events = [json.loads(line) for line in (job.output / "metrics.jsonl").read_text().splitlines()]
-    assert events[0]["steps"] == 20  # ten epochs of six conversations, a quarter of all rows being text
+    assert events[0]["steps"] == 20  # ten epochs of six conversations; a quarter of all rows is text
     before, after = (event for event in events if event["event"] == "evaluate")
     for name in ("heldout_loss", "heldout_response_loss", "heldout_pretraining_loss"):
         assert before[name] == pytest.approx(np.log(1024), rel=0.1)

@@ -1,4 +1,4 @@
-"""Reward models: what is read and where, balanced tags, calibration, learning to rank, and scoring afterwards."""
+"""Reward models: where scores are read, balanced tags, calibration, training to rank, and scoring."""
 
 import json
 from collections import Counter
@@ -29,7 +29,7 @@ MODEL = ModelConfig(
 
 @pytest.fixture
 def preferences(tmp_path: Path) -> Path:
-    """Pairs of which the response that says yes is the better one; a quarter of them has another tag."""
+    """Pairs in which the response "yes" is better; a quarter of them have another tag."""
 
     def row(number: int) -> dict[str, Any]:
         messages = [{"role": "user", "content": f"Is {number} a number?"}]
@@ -61,7 +61,7 @@ def objective(preferences: Path, tokenizer: Any, **changes: Any) -> RewardObject
     return RewardObjective(data, tokenizer=tokenizer, sequence_length=48, seed=0)
 
 
-def test_a_row_is_read_at_its_responses_end(preferences: Path, chat_tokenizer: Any) -> None:
+def test_the_score_is_read_at_the_end_of_the_response(preferences: Path, chat_tokenizer: Any) -> None:
     reward = objective(preferences, chat_tokenizer, margin=2.0)
     assert reward.drops == {"equal_responses": 1, "wrong_order": 1, "too_long": 1}
     pair = reward.heldout(1)
@@ -74,7 +74,7 @@ def test_a_row_is_read_at_its_responses_end(preferences: Path, chat_tokenizer: A
     assert reward.count(batch).item() == 1
 
 
-def test_balanced_tags_come_equally_often(preferences: Path, chat_tokenizer: Any) -> None:
+def test_balanced_tags_appear_equally_often(preferences: Path, chat_tokenizer: Any) -> None:
     def tags(balance: bool) -> Counter[bool]:
         reward = objective(preferences, chat_tokenizer, balance_tags=balance)
         read = [chat_tokenizer.decode(reward.sample(index)["chosen"]) for index in range(48)]
@@ -84,8 +84,8 @@ def test_balanced_tags_come_equally_often(preferences: Path, chat_tokenizer: Any
     assert tags(balance=True) == {True: 24, False: 24}
 
 
-def test_calibration_is_the_distance_of_confidence_from_accuracy(preferences: Path, chat_tokenizer: Any) -> None:
-    """Four pairs told apart with 73% and one with 95% confidence; of the four, three are right."""
+def test_calibration_error_is_the_gap_between_confidence_and_accuracy(preferences: Path, chat_tokenizer: Any) -> None:
+    """Four pairs are ranked with 73% and one with 95% confidence; three of the four are right."""
     reward = objective(preferences, chat_tokenizer)
     ends = torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 1.0], [3.0, 0.0]]).flatten()
     batch = reward.collate([reward.sample(index) for index in range(5)])
@@ -99,7 +99,7 @@ def test_calibration_is_the_distance_of_confidence_from_accuracy(preferences: Pa
     assert not [name for name in found if name.startswith("bin")]
 
 
-def test_a_reward_model_learns_to_rank_and_then_scores(
+def test_a_reward_model_learns_to_rank_and_scores(
     preferences: Path, chat_tokenizer: Any, chat_tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     runtime.start(ONE, seed=0)
@@ -146,8 +146,8 @@ def test_a_reward_model_learns_to_rank_and_then_scores(
     batch = {"tokens": tokens, "labels": tokens, "loss_mask": torch.ones(tokens.shape)}
     alone = outputs.values(judge.chunks, batch | {"position_ids": torch.arange(len(ids))[None]})[0, -1]
     assert rewards[1] == pytest.approx(alone.item(), rel=1e-4)
-    with pytest.raises(ConfigError, match=r"a conversation has .* tokens; the reward model reads 64"):
+    with pytest.raises(ConfigError, match=r"a conversation has .* tokens; the reward model's maximum is 64"):
         judge.score([prompt], ["yes " * 80])
-    with pytest.raises(ConfigError, match="is a language model, no reward model"):
+    with pytest.raises(ConfigError, match="is a language model, not a reward model"):
         RewardModel(start, ONE)
     runtime.stop()

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: what is in a batch, and that packing changes no loss."""
+"""SFT: what is in a batch, and that packing leaves the loss unchanged."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ RESPONSES = [
 
 @pytest.fixture
 def conversations(tmp_path: Path) -> Path:
-    """Eight short conversations to learn, two held out, and one row of each kind that is dropped."""
+    """Eight short training conversations, two held out, and one row of each kind that is dropped."""
 
     def row(prompt: str, response: str) -> dict[str, Any]:
         return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]}
@@ -52,7 +52,7 @@ def test_bad_rows_are_dropped_and_counted(conversations: Path, chat_tokenizer: A
     assert sft.heldout_drops == {}
 
 
-def test_a_row_predicts_the_response_and_its_end_and_nothing_else(conversations: Path, chat_tokenizer: Any) -> None:
+def test_only_the_response_and_its_end_are_trained_on(conversations: Path, chat_tokenizer: Any) -> None:
     sft = objective(conversations, chat_tokenizer, packed=False)
     assert sft.heldout(2) is None
     samples = [sft.heldout(0), sft.heldout(1)]
@@ -68,9 +68,7 @@ def test_a_row_predicts_the_response_and_its_end_and_nothing_else(conversations:
     assert torch.equal(batch["labels"][:, :-1], batch["tokens"][:, 1:])
 
 
-def test_an_epoch_sees_every_conversation_once_and_the_next_in_another_order(
-    conversations: Path, chat_tokenizer: Any
-) -> None:
+def test_every_epoch_has_each_conversation_once_in_a_new_order(conversations: Path, chat_tokenizer: Any) -> None:
     sft = objective(conversations, chat_tokenizer, packed=False)
     epochs = [[sft.sample(index)["tokens"].tobytes() for index in range(8 * e, 8 * e + 8)] for e in range(3)]
     assert len(set(epochs[0])) == 8
@@ -90,7 +88,7 @@ def test_packing_fills_rows_and_loses_nothing() -> None:
     assert pack([], 129, seed=0) == []
 
 
-def test_packed_conversations_have_the_losses_that_they_have_alone(conversations: Path, chat_tokenizer: Any) -> None:
+def test_packed_conversations_have_the_same_losses_as_alone(conversations: Path, chat_tokenizer: Any) -> None:
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = Qwen2ForCausalLM(Qwen2Config(vocab_size=1024, num_key_value_heads=1, initializer_range=0.3, **shape)).eval()
@@ -115,7 +113,7 @@ def test_nothing_that_fits_is_refused_with_the_reasons(conversations: Path, chat
         objective(conversations, chat_tokenizer, packed=True, length=8)
 
 
-def test_a_torn_file_is_refused_by_line(conversations: Path, chat_tokenizer: Any) -> None:
+def test_a_truncated_file_is_refused_naming_the_line(conversations: Path, chat_tokenizer: Any) -> None:
     with (conversations / "train.jsonl").open("a") as file:
         file.write('{"messages": [')
     with pytest.raises(ConfigError, match=r"train\.jsonl, line 13: not JSON"):

@@ -1,4 +1,4 @@
-"""Fine-tuning and alignment as they are launched: real processes, a checkpoint handed on."""
+"""SFT and DPO jobs as launched: real processes, each starting from the previous checkpoint."""
 
 import json
 import math
@@ -34,7 +34,7 @@ MODEL = ModelConfig(
 
 
 def launch(torchrun: Callable[..., Any], job: TrainJob, ranks: int) -> list[dict[str, Any]]:
-    """The events of a job that ran to its end."""
+    """Run a job to its end and return its events."""
     job.output.mkdir()
     write_job(job, job.output / "job.json")
     torchrun(ranks, "-m", "cupola_trainer", job.output / "job.json")
@@ -47,7 +47,7 @@ def evaluations(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Conversations that ask to say a digit again, and pairs that prefer the word to the digit."""
+    """Conversations that ask to repeat a digit, and pairs that prefer the word to the digit."""
     folder = tmp_path_factory.mktemp("data")
     words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     prompts = [[{"role": "user", "content": f"Say {a}{b}"}] for a in range(10) for b in range(10)]
@@ -60,7 +60,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_sft_lowers_the_held_out_loss_and_dpo_turns_held_out_pairs(
+def test_sft_lowers_the_held_out_loss_and_dpo_flips_held_out_pairs(
     data: Path, chat_tokenizer_folder: Path, tmp_path: Path, torchrun: Callable[..., Any]
 ) -> None:
     shared: dict[str, Any] = {"optimizer": OptimizerConfig(lr=1e-2), "seed": 1, "log_every": 5}

@@ -1,4 +1,4 @@
-"""Which of an objective's samples each rank reads in which forward pass."""
+"""Assign an objective's samples to ranks and forward passes."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,27 +13,27 @@ from cupola_trainer.objectives.base import Objective
 def training_samples(config: BatchConfig, first: int) -> list[range]:
     """This rank's samples of the step that begins at sample `first`, by micro-batch.
 
-    Samples are numbered through the job; each micro-batch is a run of consecutive ones, so its members are the same in
-    every layout.
+    Samples are numbered across the job. Each micro-batch is a range of consecutive samples, so its members are the same
+    in every layout.
     """
     rows = _rows(config, config.num_microbatches(parallel_state.get_data_parallel_world_size()))
     return [range(first + micro.start, first + micro.stop) for micro in rows]
 
 
 def training_batches(objective: Objective, config: BatchConfig, step: int) -> list[Batch]:
-    """This rank's micro-batches of training step `step` (0-based) of a job that has skipped none."""
+    """This rank's micro-batches of training step `step` (0-based) in a job that has skipped no samples."""
     return read_batches(objective, training_samples(config, step * config.global_batch_size))
 
 
 def read_batches(objective: Objective, samples: Sequence[range]) -> list[Batch]:
-    """The micro-batches of these samples."""
+    """The micro-batches with these samples."""
     return [collate(objective, [objective.sample(index) for index in micro]) for micro in samples]
 
 
 def heldout_batches(objective: Objective, config: BatchConfig, global_batches: int) -> list[Batch]:
-    """This rank's micro-batches of the first held-out samples, the same at every call; empty where there are none.
+    """This rank's micro-batches of the first held-out samples, the same on every call; empty if there are none.
 
-    Only whole passes count; fewer samples than one pass needs are repeated.
+    Samples that do not fill a last pass are left out; if there are too few for one pass, they are repeated.
     """
     samples: list[Mapping[str, np.ndarray]] = []
     while len(samples) < global_batches * config.global_batch_size:
@@ -49,7 +49,7 @@ def heldout_batches(objective: Objective, config: BatchConfig, global_batches: i
 
 
 def collate(objective: Objective, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
-    """A batch on this rank's device, with this context-parallel rank's part of each sequence."""
+    """A batch on this rank's device, with this context-parallel rank's part of every sequence."""
     return to_rank(objective.collate(samples))
 
 

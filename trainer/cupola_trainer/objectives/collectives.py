@@ -1,4 +1,4 @@
-"""Sums over ranks that a loss is made of, with the gradients that belong to them."""
+"""Differentiable sums over ranks for use in losses."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def summed(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The sum over a group's ranks, where every rank goes on to the same loss: each part's gradient is the sum's.
+    """Sum over a group's ranks, for when every rank computes the same loss: the gradient is passed through unchanged.
 
     Args:
-        group: none for one rank.
+        group: None for a single rank.
     """
     if group is None or group.size() == 1:
         return values
@@ -20,8 +20,7 @@ def summed(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 
 def shared(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The sum over a group's ranks, where each rank goes on to a part of the loss:
-    a part's gradient is the sum of theirs."""
+    """Sum over a group's ranks, for when each rank computes part of the loss: gradients are summed over the ranks."""
     if group is None or group.size() == 1:
         return values
     total: Tensor = _Summed.apply(values, group, True)

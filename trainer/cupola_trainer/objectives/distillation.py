@@ -1,4 +1,4 @@
-"""Learning a teacher's next-token distributions, on the text of another objective."""
+"""Distillation of a teacher's next-token distributions, on the text of another objective."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -23,11 +23,11 @@ from cupola_trainer.objectives.inputs import ObjectiveInputs
 from cupola_trainer.objectives.losses.distillation import distillation_loss, token_logprobs, topk_distillation_loss
 
 HIDDEN = "teacher_hidden"
-"""A batch's entry: the live teacher's last hidden states; empty on all pipeline stages but the last."""
+"""Batch key of the live teacher's last hidden states; empty on all pipeline stages but the last."""
 
 
 def build(inputs: ObjectiveInputs) -> Objective:
-    """A divergence from a teacher on the text of another objective.
+    """Build distillation from a live or stored teacher on the text of next_token or sft.
 
     Raises:
         ConfigError, SourceError: the teacher does not fit, or the data are missing, malformed or too few.
@@ -44,7 +44,7 @@ def build(inputs: ObjectiveInputs) -> Objective:
 
 
 class DistillationObjective(Objective):
-    """The text and the masks of next_token or sft, and a divergence from a teacher."""
+    """Divergence from a teacher, on the text and with the loss mask of next_token or sft."""
 
     name = "distillation"
     reads = "logits"
@@ -62,7 +62,7 @@ class DistillationObjective(Objective):
         return self.text.collate(samples)
 
     def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Sums over what the text's objective learns: the divergence, and the token loss beside it."""
+        """Sums of the divergence and the token loss over the loss mask."""
         group, mask = parallel_state.get_tensor_model_parallel_group(), batch["loss_mask"]
         divergence = (self.divergences(output, batch) * mask).sum()
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.data.token_loss > 0):
@@ -75,30 +75,30 @@ class DistillationObjective(Objective):
 
     @abstractmethod
     def divergences(self, logits: Tensor, batch: Batch) -> Tensor:
-        """From the student's logits [b, s, v / tp] to the divergence of each token [b, s]."""
+        """Divergence at each token [b, s] from the student's logits [b, s, v / tp]."""
 
 
 class LiveTeacher(DistillationObjective):
-    """The teacher stands beside the student, in the same layout.
+    """A teacher in memory next to the student, in the same layout.
 
-    Its hidden states of a step's micro-batches are kept, its logits are made of them one micro-batch at a time.
+    Its hidden states are kept for all micro-batches of a step; logits are computed from them one micro-batch at a time.
     """
 
     def __init__(self, data: DistillationData, text: Objective, *, student: ModelConfig, layout: LayoutConfig) -> None:
         """
         Raises:
-            ConfigError: the teacher has another vocabulary than the student, gives no words,
-                or does not fit the layout.
+            ConfigError: the teacher's vocabulary differs from the student's, it has no language-model head,
+                or it does not fit the layout.
             CorruptArtifactError: the teacher's checkpoint does not verify.
         """
         super().__init__(data, text)
         assert data.teacher
         model = checkpoint.read_model(data.teacher)
         if model.is_scalar or model.vocab_size != student.vocab_size:
-            what = "gives no words (head=scalar)" if model.is_scalar else f"has vocab_size={model.vocab_size}"
+            what = "has no language-model head" if model.is_scalar else f"has vocab_size={model.vocab_size}"
             raise ConfigError(
                 f"the teacher {data.teacher} {what}; the student has vocab_size={student.vocab_size}. "
-                "Distillation compares distributions over one vocabulary: name a teacher with the student's tokenizer."
+                "Distillation compares distributions over one vocabulary. Give a teacher with the student's tokenizer."
             )
         layout = of_its_own(model, layout)
         validate_layout(model, layout)
@@ -109,7 +109,7 @@ class LiveTeacher(DistillationObjective):
             chunk.headless = True
 
     def enrich(self, batches: Sequence[Batch]) -> None:
-        """Ask the teacher; the held-out batches are asked once."""
+        """Add the teacher's hidden states; computed only once for the held-out batches."""
         if HIDDEN in batches[0]:
             return
         hidden = outputs.hidden_states(self.teacher, batches)
@@ -130,27 +130,27 @@ class LiveTeacher(DistillationObjective):
 
 
 class StoredTeacher(DistillationObjective):
-    """What the teacher said of these very samples, its likeliest tokens, was written down before."""
+    """A teacher whose top-k log-probabilities of these samples were stored beforehand."""
 
     def __init__(self, data: DistillationData, text: Objective) -> None:
         """
         Raises:
-            ConfigError: the artifact is none, or was made at another temperature.
+            ConfigError: `data.stored` is not such an artifact, or was made at another temperature.
         """
         super().__init__(data, text)
         assert data.stored
         self.teachings = Teachings(data.stored)
         if self.teachings.temperature != data.temperature:
             raise ConfigError(
-                f"{data.stored} was written at temperature={self.teachings.temperature}, this job asks for "
-                f"{data.temperature}. Have it written again, or keep its temperature."
+                f"{data.stored} was written at temperature={self.teachings.temperature}, but this job has "
+                f"temperature={data.temperature}. Write it again, or use its temperature."
             )
 
     def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
-        """Besides the text's: "teacher_tokens" and "teacher_logprobs" [b, s, k].
+        """The text's batch plus "teacher_tokens" and "teacher_logprobs" [b, s, k].
 
         Raises:
-            ConfigError: the teacher was not asked about a sample.
+            ConfigError: a sample is not stored.
         """
         batch = self.text.collate(samples)
         tokens, logprobs = self.teachings.of(batch["tokens"].numpy())

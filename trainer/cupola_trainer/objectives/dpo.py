@@ -1,4 +1,4 @@
-"""Direct preference optimization on pairs, against the frozen initial model."""
+"""Direct preference optimization, with the frozen initial model as the reference."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,10 +24,10 @@ from cupola_trainer.objectives.sft import pad
 
 
 def build(inputs: ObjectiveInputs) -> Objective:
-    """The DPO loss on a `preferences` artifact.
+    """Build the DPO objective on a `preferences` artifact.
 
     Raises:
-        ConfigError: there is no tokenizer, no usable pair, or a stored reference of other pairs.
+        ConfigError: there is no tokenizer, no usable pair, or the stored reference is of other pairs.
     """
     return DpoObjective(
         inputs.data,
@@ -56,8 +56,8 @@ class DpoObjective(Objective):
     ) -> None:
         """
         Args:
-            pairs_per_pass: pairs in one forward pass of `prepare`.
-            kept: file of the reference log-probabilities, for a later start of the job; none to keep none.
+            pairs_per_pass: pairs per forward pass in `prepare`.
+            kept: file that keeps the reference log-probabilities for later starts of the job; None to keep none.
 
         Raises:
             ConfigError: the folder holds no usable pair, or a file of it is malformed.
@@ -84,12 +84,12 @@ class DpoObjective(Objective):
         return self._pair(len(self._train) + index) if index < len(self._heldout) else None
 
     def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
-        """Besides `pad`'s tensors [2 pairs, s]: "reference_logps" [2 pairs], chosen and rejected by turns."""
+        """`pad`'s tensors [2 pairs, s] plus "reference_logps" [2 pairs], chosen and rejected alternating."""
         reference = np.concatenate([sample["reference"] for sample in samples])
         return {**pad(pair_rows(samples), self.sequence_length), "reference_logps": torch.from_numpy(reference)}
 
     def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Sum over pairs, number of pairs, and the sums over pairs of margin, accuracy and both rewards."""
+        """Sum over pairs, number of pairs, and sums over pairs of margin, accuracy and both rewards."""
         chosen, rejected = (-over_rows(output, batch["loss_mask"])).view(-1, 2).unbind(dim=1)  # [pairs] each
         reference_chosen, reference_rejected = batch["reference_logps"].view(-1, 2).unbind(dim=1)
         losses, chosen_rewards, rejected_rewards = dpo_loss(
@@ -119,17 +119,16 @@ class DpoObjective(Objective):
         return torch.tensor(len(batch["tokens"]) / 2, device=batch["tokens"].device)
 
     def prepare(self, forward: Forward) -> None:
-        """Compute the frozen reference's log-probabilities, unless an earlier start of the job has kept them or
-        `data.reference` holds them."""
+        """Compute the reference log-probabilities, unless `data.reference` or an earlier start of the job has them."""
         if not self.data.reference:
             self._reference = computed_once(self.kept, lambda: {"reference": self.reference(forward)})["reference"]
 
     def reference(self, forward: Forward) -> np.ndarray:
-        """Log-probabilities [pairs, 2] of every response under the weights that `forward` has now, training pairs
-        first. Data-parallel ranks share the work.
+        """Log-probabilities [pairs, 2] of all responses under the current weights, training pairs first. Data-parallel
+        ranks share the work.
 
         Args:
-            forward: token losses [2 pairs, s] of a batch, without gradient.
+            forward: computes the token losses [2 pairs, s] of a batch, without gradient.
         """
         pairs, group = len(self._pairs), _data_parallel_group()
         ranks, rank = (group.size(), group.rank()) if group else (1, 0)
@@ -139,7 +138,7 @@ class DpoObjective(Objective):
             start = (number * ranks + rank) * self.pairs_per_pass
             places = [
                 min(start + offset, pairs - 1) for offset in range(self.pairs_per_pass)
-            ]  # the shape stays the same
+            ]  # repeats the last pair to keep the shape
             batch = self.collate([self._pair(place) for place in places])
             logps = -(forward(batch).cpu() * batch["loss_mask"]).sum(dim=1)
             mine = range(start, min(start + self.pairs_per_pass, pairs))
@@ -158,11 +157,11 @@ class DpoObjective(Objective):
 def _stored(folder: Path, pairs: int) -> np.ndarray:
     path = folder / "reference.npz"
     if not path.is_file():
-        raise ConfigError(f"There is no {path}. Give the folder of a `reference` artifact.")
+        raise ConfigError(f"{path} does not exist. Give the folder of a `reference` artifact.")
     reference: np.ndarray = np.load(path)["reference"]
     if reference.shape != (pairs, 2):
         raise ConfigError(
-            f"{folder} holds {len(reference)} pairs, and {pairs} are trained on here. Make it again with the same "
+            f"{folder} holds {len(reference)} pairs, but this job has {pairs}. Make it again with the same "
             "preferences, tokenizer and sequence_length."
         )
     return reference
@@ -173,7 +172,7 @@ def _data_parallel_group() -> dist.ProcessGroup | None:
 
 
 def pair_rows(samples: Sequence[Mapping[str, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Token ids [n] and whether each is the response's [n], of pairs: chosen, rejected, chosen, ..."""
+    """Token ids [n] and response masks [n] of pairs: chosen, rejected, chosen, ..."""
     rows = []
     for sample in samples:
         for response in (sample["chosen"], sample["rejected"]):
@@ -183,7 +182,7 @@ def pair_rows(samples: Sequence[Mapping[str, np.ndarray]]) -> list[tuple[np.ndar
 
 
 def over_rows(output: Tensor, mask: Tensor) -> Tensor:
-    """The sum over each whole row [rows] of what counts, in float32, on every context-parallel rank.
+    """Masked sum over each full row [rows], in float32, on every context-parallel rank.
 
     Args:
         output, mask: [rows, s / cp], this context-parallel rank's part of each sequence.

@@ -1,4 +1,4 @@
-"""What an objective is built from, and what it keeps of a job's beginning."""
+"""What an objective is built from, and a cache for what it computes at a job's first start."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,34 +19,34 @@ from cupola_trainer.data.tokenizer_folders import load_tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveInputs:
-    """A job's settings, as far as an objective may depend on them, and its model and tokenizer."""
+    """The job's settings that an objective may depend on, and its model and tokenizer."""
 
     name: str
-    """The objective's."""
+    """The objective's name."""
     data: Any
     """One of `config.TrainingData`."""
     batch: BatchConfig
     steps: int
-    """Of the training; 0 where `data` counts epochs."""
+    """Training steps; 0 if `data` sets epochs instead."""
     seed: int
     output: Path
     """The job's folder."""
     tokenizer: Path | None = None
     """Folder of the model's tokenizer."""
     template_date: date | None = None
-    """Date for chat templates; none for the one that the tokenizer keeps."""
+    """Date for chat templates; None for the one saved with the tokenizer."""
     model: ModelConfig | None = None
-    """The model to be trained."""
+    """The model to train."""
     parent: Path | None = None
-    """Checkpoint folder that it starts from."""
+    """Checkpoint folder to start from."""
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     dry: bool = False
-    """Nothing may be written but caches."""
+    """Write nothing but caches."""
 
     @property
     def samples(self) -> int:
-        """Training samples of all steps."""
+        """Training samples over all steps."""
         return self.steps * self.batch.global_batch_size
 
     def chat_tokenizer(self) -> ChatTokenizer:
@@ -59,21 +59,21 @@ class ObjectiveInputs:
 
 
 def required_tokenizer(folder: Path | None, day: date | None, objective: str) -> ChatTokenizer:
-    """The tokenizer of a folder, for an objective that reads conversations.
+    """Load the tokenizer in a folder, for an objective that reads conversations.
 
     Raises:
-        ConfigError: there is no folder.
+        ConfigError: `folder` is None.
     """
     if folder is None:
-        raise ConfigError(f"the objective {objective} needs a tokenizer: name its folder, or a parent checkpoint.")
+        raise ConfigError(f"the objective {objective} needs a tokenizer. Set tokenizer, or a parent that has one.")
     tokenizer: ChatTokenizer = load_tokenizer(folder, day)
     return tokenizer
 
 
 def computed_once(path: Path | None, compute: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
-    """Arrays that follow from a job's initial weights: computed at its first start, and read from `path` at later ones.
+    """Arrays derived from a job's initial weights: computed at its first start, read from `path` at later ones.
 
-    Every rank calls it. None for a path computes and keeps nothing.
+    Called on every rank. If `path` is None, nothing is cached.
     """
     if path and runtime.on_first_rank(path.exists):
         return dict(np.load(path))

@@ -18,37 +18,39 @@ from cupola_trainer.objectives.base import Objective
 from cupola_trainer.objectives.inputs import ObjectiveInputs
 
 WORDS_FROM = 1 << 17
-"""Training tokens among which those are found that pieces to copy are made of."""
+"""Training tokens searched for the vocabulary of copying passages."""
 FIELDS = ("tokens", "labels", "loss_mask", "position_ids")
 
 
 def build(inputs: ObjectiveInputs) -> Objective:
-    """Next-token loss on a `tokens` artifact.
+    """Build next-token training on a `tokens` artifact.
 
     Raises:
-        SourceError: it has too few tokens, or is none.
+        SourceError: the artifact has too few tokens, or is not a `tokens` artifact.
     """
     return text(inputs, inputs.data, inputs.samples)
 
 
 def text(inputs: ObjectiveInputs, data: NextTokenData, samples: int) -> "NextTokenObjective":
-    """Text of a `tokens` artifact, as a job's objective or among the samples of another one."""
+    """Sequences of a `tokens` artifact, as a job's objective or as part of another one."""
     return NextTokenObjective(
         data, batch=inputs.batch, samples=samples, seed=inputs.seed, cache=inputs.output / "index"
     )
 
 
 class NextTokenObjective(Objective):
-    """Every token of a `tokens` artifact's training shards, cut into sequences across documents: all of one length, or
-    of several by a schedule, some with pieces to copy. Held-out sequences have the full length,
-    and are the text as it is."""
+    """Next-token prediction on a `tokens` artifact, split into sequences across document boundaries.
+
+    Sequences have one length, or several by a schedule, and may contain passages to copy. Held-out sequences have the
+    full length and unchanged text.
+    """
 
     name = "next_token"
 
     def __init__(self, data: NextTokenData, *, batch: BatchConfig, samples: int, seed: int, cache: Path) -> None:
         """
         Raises:
-            SourceError: the artifact has too few tokens, or is none.
+            SourceError: the artifact has too few tokens, or is not a `tokens` artifact.
         """
         self._train, self._heldout = tokens.build(
             data, sequence_length=batch.sequence_length, samples=samples, seed=seed, cache=cache
@@ -58,13 +60,13 @@ class NextTokenObjective(Objective):
         self._copying = Copying(data.copying, self._words(tokens.end_of_document(data)), seed) if data.copying else None
 
     def _words(self, end_of_document: int) -> np.ndarray:
-        """The tokens that occur in the first training sequences, each once, in order."""
+        """The distinct tokens of the first training sequences, sorted."""
         rows = min(len(self._train), math.ceil(WORDS_FROM / len(self._train[0]["tokens"])))
         text = np.concatenate([self._train[row]["tokens"].numpy() for row in range(rows)])
         return np.setdiff1d(text, [end_of_document])
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
-        arrays = _arrays(self._train[index % len(self._train)])  # past the end only where a rollback has skipped some
+        arrays = _arrays(self._train[index % len(self._train)])  # exceeds the length only after a rollback
         length = self._lengths.of(index) if self._lengths else len(arrays["tokens"])
         if self._copying:
             arrays = self._copying.apply(arrays, index, length)
@@ -74,7 +76,7 @@ class NextTokenObjective(Objective):
         return _arrays(self._heldout[index]) if index < len(self._heldout) else None
 
     def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
-        """With `reset_at_documents` no document sees another, nor is predicted from another's end."""
+        """With `reset_at_documents`, no token attends to another document or is predicted from its end."""
         batch = {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in FIELDS}
         if "sequence_length" in samples[0]:
             batch = cut(batch, int(samples[0]["sequence_length"]))

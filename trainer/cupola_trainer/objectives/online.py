@@ -1,4 +1,4 @@
-"""What an objective adds that learns from the model's own responses: hooks of the training loop, and state."""
+"""The interface of objectives that learn from the model's own responses: training-loop hooks and state."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -12,42 +12,43 @@ from cupola_trainer.optim import Trainee
 
 
 class OnlineObjective(Objective):
-    """An objective that knows the model in training: its samples depend on the weights,
-    and it may train other models too.
+    """An objective with access to the model in training: its samples depend on the weights, and it may train other
+    models too.
 
-    State is kept in one way. `save` is called before each checkpoint of the model: it writes what is large into the
-    job's folder, named by the step, and returns what is small, which that checkpoint's training.json keeps as
-    "objective_state". `resume` is called with the progress that was loaded, and reads both back.
+    `save` is called before each checkpoint. It writes large state into the job's folder, named by step, and returns
+    small state, which goes into the checkpoint's training.json as "objective_state". `resume` is called with the loaded
+    progress and restores both.
     """
 
     @abstractmethod
     def attach(self, trainee: Trainee, model: ModelConfig) -> None:
-        """Called once a start with the model in training, before `prepare`."""
+        """Called once per start with the model in training, before `prepare`."""
 
     @abstractmethod
     def gather(self, sample: int) -> dict[str, float]:
-        """Make what the step that begins with this sample reads, unless it is there. Returns what to report of it."""
+        """Generate the samples of the step that begins with `sample`, if missing. Returns metrics to report."""
 
     def train_others(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """Train the models beside the policy on the step's micro-batches. Returns what to report."""
+        """Train models other than the policy on the step's micro-batches. Returns metrics to report."""
         return {}
 
     def update(self, trainee: Trainee) -> tuple[float, bool]:
-        """Let the model take its step: `Trainee.update`."""
+        """Update the model's weights: `Trainee.update`."""
         return trainee.update()
 
     @abstractmethod
     def save(self, progress: Progress) -> dict[str, Any]:
-        """A checkpoint of this moment is about to be written. Returns plain JSON for it. Every rank calls it."""
+        """Called on every rank before a checkpoint is written. Returns state for it, serializable as JSON."""
 
     @abstractmethod
     def resume(self, progress: Progress) -> None:
-        """The job is at `progress`: at a start, from step 0 or a checkpoint, and after a rollback. Every rank calls it.
+        """Restore the state at `progress`, at a start (step 0 or a checkpoint) and after a rollback. Called on every
+        rank.
 
         Raises:
-            CorruptArtifactError: what was saved with that checkpoint is gone or torn.
+            CorruptArtifactError: the state saved with that checkpoint is missing or corrupt.
         """
 
     def measure(self) -> dict[str, float]:
-        """Means to report as held-out ones, besides those of held-out samples."""
+        """Additional held-out metrics, besides the means over held-out samples."""
         return {}

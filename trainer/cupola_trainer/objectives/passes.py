@@ -1,4 +1,4 @@
-"""An objective's training step and held-out means over micro-batches."""
+"""Run an objective's forward and backward passes: the training step and the held-out means."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -19,8 +19,7 @@ from cupola_trainer.objectives.base import Objective
 
 
 def train(chunks: Chunks, objective: Objective, batches: Sequence[Batch]) -> dict[str, float]:
-    """Leave the step's gradient in the chunks. Returns the means over the global batch:
-    "loss" and the objective's own."""
+    """Compute the step's gradient, in the chunks. Returns means over the global batch: "loss" and the objective's."""
     objective.enrich(batches)
     for chunk in chunks:
         chunk.zero_grad_buffer()
@@ -29,14 +28,14 @@ def train(chunks: Chunks, objective: Objective, batches: Sequence[Batch]) -> dic
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def evaluate(chunks: Chunks, objective: Objective, batches: Sequence[Batch]) -> dict[str, float]:
-    """The means over held-out batches, without gradient."""
+    """Means over held-out batches, without gradient."""
     objective.enrich(batches)
     return objective.report(_means(run(chunks, batches, partial(_with_loss, objective), forward_only=True)))
 
 
 def aux_losses(model: ModelConfig, micro_batches: int) -> dict[str, float]:
-    """The experts' balancing loss since the last call, unweighted: its mean over layers and micro-batches (1 is
-    balanced). Empty where experts are balanced without a loss."""
+    """The unweighted load-balancing loss since the last call, averaged over layers and micro-batches (1 is balanced).
+    Empty if experts are balanced without a loss."""
     kind = balancing_loss(model.moe) if model.moe else None
     totals: dict[str, Tensor] = {}
     if kind:
@@ -69,7 +68,7 @@ def _reduce(objective: Objective, batch: Batch, output: Tensor) -> tuple[Tensor,
 
 
 def _count(objective: Objective, batch: Batch) -> float:
-    """The objective's count of a micro-batch, over its context-parallel ranks, on every pipeline stage."""
+    """The objective's count of a micro-batch, summed over context-parallel ranks, on every pipeline stage."""
     count = objective.count(batch)
     if parallel_state.get_context_parallel_world_size() > 1:
         count = count.clone()

@@ -1,4 +1,4 @@
-"""Fine-tuning with pretraining text among its rows, so that a model does not unlearn what it read before (replay)."""
+"""Replay: fine-tuning with some pretraining text, against forgetting."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +14,8 @@ Row = Mapping[str, np.ndarray]
 
 
 class ReplayObjective(Objective):
-    """SFT of which `share` of all rows are pretraining sequences. The loss is the mean over all trained tokens of a
-    step: the assistant's of conversations, every one of text. Held-out rows are mixed alike."""
+    """SFT in which a `share` of all rows are pretraining sequences. The loss is the mean over all trained tokens: the
+    assistant's in conversations, all in text. Held-out rows are mixed the same way."""
 
     name = "sft"
 
@@ -23,8 +23,8 @@ class ReplayObjective(Objective):
         """
         Args:
             sft: an `SftObjective`.
-            text: next-token sequences of the length that `sft` has.
-            share: of all rows, above 0 and below 1.
+            text: next-token sequences of the same length as `sft`'s.
+            share: share of text in all rows, between 0 and 1 (exclusive).
         """
         self.sft, self.text, self.share = sft, text, share
         self.drops = sft.drops
@@ -36,7 +36,7 @@ class ReplayObjective(Objective):
         return row
 
     def heldout(self, index: int) -> Row | None:
-        """None where either conversations or text have come to their end."""
+        """None where either conversations or text have run out."""
         return self._mixed(index, self.sft.heldout, self.text.heldout)
 
     def _mixed(self, index: int, sft: Callable[[int], Row | None], text: Callable[[int], Row | None]) -> Row | None:
@@ -48,13 +48,13 @@ class ReplayObjective(Objective):
         return sequence and {**as_conversation(sequence), "pretraining": np.ones(1, dtype=np.float32)}
 
     def collate(self, samples: Sequence[Row]) -> Batch:
-        """`SftObjective.collate`'s tensors, and "pretraining" [b, s], 1 for each trained token of text."""
+        """`SftObjective.collate`'s tensors plus "pretraining" [b, s], 1 for each trained token of text."""
         batch = self.sft.collate(samples)
         of_text = torch.from_numpy(np.stack([sample["pretraining"] for sample in samples]))  # [b, 1]
         return {**batch, "pretraining": batch["loss_mask"] * of_text}
 
     def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Sum over all trained tokens, their number, and the sum and the number of those of text."""
+        """Sum over all trained tokens, their number, and the sum and number of those in text."""
         total, count, sums = self.sft.loss(output, batch)
         text = {
             "pretraining": (output.detach().float() * batch["pretraining"]).sum(),
@@ -63,26 +63,24 @@ class ReplayObjective(Objective):
         return total, count, sums | text
 
     def report(self, means: dict[str, float]) -> dict[str, float]:
-        """The loss, and apart "response_loss" and "pretraining_loss", each the mean over its own tokens,
-        where there are any."""
+        """The loss, plus "response_loss" and "pretraining_loss", each the mean over its own tokens, if any."""
         share, text = means.pop("pretraining_tokens"), means.pop("pretraining")
         parts = {"response_loss": (means["loss"] - text) / (1 - share)} if share < 1 else {}
         return means | parts | ({"pretraining_loss": text / share} if share else {})
 
 
 def text_rows(rows: int, share: float) -> int:
-    """How many of the first `rows` rows are text: spread evenly, so that every step has nearly the same number."""
+    """Number of text rows among the first `rows`, spread evenly so that every step has nearly the same number."""
     return math.floor(rows * share)
 
 
 def rows_with_text(conversations: int, share: float) -> int:
-    """Rows in which `conversations` rows of conversations and their share of text are seen."""
+    """Total rows needed for `conversations` rows of conversations plus their share of text."""
     return math.ceil(conversations / (1 - share))
 
 
 def as_conversation(sequence: Row) -> dict[str, np.ndarray]:
-    """A next-token sequence [s] as a row of conversations [s + 1]: one segment,
-    of which all but the first token is trained on."""
+    """A next-token sequence [s] as a row of SFT [s + 1]: one segment, all but its first token trained on."""
     tokens = np.concatenate([sequence["tokens"], sequence["labels"][-1:]])
     return {
         "tokens": tokens,

@@ -1,4 +1,4 @@
-"""A reward model from pairs: one number at a response's end, higher for the better one."""
+"""Reward modeling on pairs: a score at the end of each response, higher for the better one."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,14 +18,14 @@ from cupola_trainer.objectives.losses.preference import reward_loss
 from cupola_trainer.objectives.sft import pad
 
 BINS = 5
-"""Of the probability that the preferred response of a pair is the better one, from 1/2 to 1."""
+"""Calibration bins of the probability of the predicted better response, from 1/2 to 1."""
 
 
 def build(inputs: ObjectiveInputs) -> Objective:
-    """A ranking loss on a `preferences` artifact.
+    """Build the ranking objective on a `preferences` artifact.
 
     Raises:
-        ConfigError: there is no tokenizer, or no usable pair.
+        ConfigError: there is no tokenizer or no usable pair.
     """
     length = inputs.batch.sequence_length
     return RewardObjective(inputs.data, tokenizer=inputs.chat_tokenizer(), sequence_length=length, seed=inputs.seed)
@@ -44,7 +44,7 @@ class RewardObjective(Objective):
         """
         self.data, self.seed = data, seed
         self.sequence_length = sequence_length
-        longest = sequence_length - 1  # of `load_preferences`, which leaves a last token that is only predicted
+        longest = sequence_length - 1  # `load_preferences` allows one more token, for a last one that is only predicted
         self._train, self.drops = load_preferences(data.preferences / "train.jsonl", tokenizer, longest)
         self._heldout, self.heldout_drops = load_preferences(data.preferences / "heldout.jsonl", tokenizer, longest)
         refuse_empty(self._train, self.drops, data.preferences / "train.jsonl", "pair", sequence_length)
@@ -52,8 +52,7 @@ class RewardObjective(Objective):
         self._by_tag = [[p for p in self._train if str(p["tag"]) == tag] for tag in tags] or [self._train]
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
-        """With balanced tags each tag comes in its turn, whatever its share of the pairs;
-        within a tag each pair does."""
+        """With balanced tags, tags alternate whatever their share of the pairs, as do the pairs within a tag."""
         round_, tag = divmod(index, len(self._by_tag))
         pairs = self._by_tag[tag]
         return _numbers(pairs[order(round_, len(pairs), self.seed + tag)])
@@ -62,7 +61,7 @@ class RewardObjective(Objective):
         return _numbers(self._heldout[index]) if index < len(self._heldout) else None
 
     def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
-        """loss_mask [2 pairs, s]: 1 where a row's response ends; "margin" [pairs]."""
+        """`pad`'s tensors, with loss_mask [2 pairs, s] 1 at the end of each response, plus "margin" [pairs]."""
         rows = [(tokens, np.arange(len(tokens)) == len(tokens) - 1) for tokens, _ in pair_rows(samples)]
         batch = pad(rows, self.sequence_length)
         at_end = torch.zeros_like(batch["loss_mask"])
@@ -71,7 +70,7 @@ class RewardObjective(Objective):
         return {**batch, "loss_mask": at_end, "margin": margin * self.data.margin}
 
     def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Sum over pairs, number of pairs, and sums over pairs: rewards, margin, accuracy, and of each bin its part."""
+        """Sum over pairs, number of pairs, and sums over pairs of rewards, margin, accuracy and calibration bins."""
         chosen, rejected = over_rows(output, batch["loss_mask"]).view(-1, 2).unbind(dim=1)  # [pairs] each
         losses = reward_loss(chosen, rejected, batch["margin"], center=self.data.center)
         difference = (chosen - rejected).detach()
@@ -98,9 +97,9 @@ class RewardObjective(Objective):
         return torch.tensor(float(len(batch["margin"])), device=batch["tokens"].device)
 
     def report(self, means: dict[str, float]) -> dict[str, float]:
-        """The expected calibration error (Guo et al. 2017, equation 3), and of each bin that is met the accuracy and
-        the share of pairs: "accuracy_60" is of pairs whose preferred response was given a probability between 60% and
-        70%."""
+        """The means, the expected calibration error (Guo et al. 2017, equation 3), and the accuracy and share of pairs
+        of each non-empty bin: "accuracy_60" is over pairs whose predicted better response has a probability between
+        60% and 70%."""
         kept = {name: mean for name, mean in means.items() if not name.startswith("bin")}
         kept["ece"] = 0.0
         for number in range(BINS):

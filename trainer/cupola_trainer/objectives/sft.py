@@ -21,24 +21,24 @@ from cupola_trainer.objectives.inputs import ObjectiveInputs
 from cupola_trainer.objectives.replay import ReplayObjective, rows_with_text, text_rows
 
 OPEN_ROWS = 64
-"""Rows that packing keeps open while it looks for room."""
+"""Rows that packing keeps open to be filled."""
 
 
 def build(inputs: ObjectiveInputs) -> Objective:
-    """Loss on a `conversations` artifact's assistant turns, with pretraining text among them where that is asked for.
+    """Build SFT on a `conversations` artifact, with pretraining text mixed in if `data.pretraining` is set.
 
     Raises:
         ConfigError, SourceError: there is no tokenizer, or the data are missing, malformed or too few.
     """
     data: SftData = inputs.data
     tokenizer = inputs.chat_tokenizer()
-    data = data.but(pack=data.pack and inputs.layout.cp == 1)  # attention over cp ranks takes no mask
+    data = data.but(pack=data.pack and inputs.layout.cp == 1)  # context-parallel attention takes no mask
     sft = SftObjective(data, tokenizer=tokenizer, sequence_length=inputs.batch.sequence_length, seed=inputs.seed)
     return _with_replay(sft, inputs, data) if data.pretraining else sft
 
 
 def _with_replay(sft: Objective, inputs: ObjectiveInputs, data: SftData) -> Objective:
-    """The same with pretraining text among its rows."""
+    """`sft` with pretraining text mixed in."""
     assert data.pretraining
     check_tokenizer(inputs.tokenizer, data.pretraining)
     rows, share = inputs.samples, data.pretraining_share
@@ -49,8 +49,7 @@ def _with_replay(sft: Objective, inputs: ObjectiveInputs, data: SftData) -> Obje
 
 
 class SftObjective(Objective):
-    """Conversations of a `conversations` artifact. A sample is one row: one conversation,
-    or as many as fit when packed."""
+    """Conversations of a `conversations` artifact. A sample is one conversation, or as many as fit if packed."""
 
     name = "sft"
 
@@ -79,7 +78,7 @@ class SftObjective(Objective):
         return self._heldout[index] if index < len(self._heldout) else None
 
     def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
-        """`pad`'s tensors; when packed also "attention_mask" [b, 1, s, s], true where hidden: other conversations."""
+        """`pad`'s tensors; if packed also "attention_mask" [b, 1, s, s], true (masked) between conversations."""
         batch = pad([(sample["tokens"], sample["mask"]) for sample in samples], self.sequence_length)
         if self.packed:
             segments = _right_padded([sample["segments"] for sample in samples], self.sequence_length + 1)
@@ -87,14 +86,14 @@ class SftObjective(Objective):
         return batch
 
     def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Sum over the assistant's tokens, and their number."""
+        """Sum over the assistant's tokens and their number."""
         return (output.float() * batch["loss_mask"]).sum(), self.count(batch), {}
 
 
 def pack(lengths: Sequence[int], capacity: int, seed: int) -> list[list[int]]:
-    """Places 0 to n - 1 grouped into rows whose lengths add up to at most `capacity`, by first fit in a shuffled order.
+    """Group indices 0 to n - 1 into rows with total length at most `capacity`, by first fit in shuffled order.
 
-    A length over `capacity` has a row to itself.
+    An item longer than `capacity` gets a row to itself.
     """
     places = list(range(len(lengths)))
     random.Random(seed).shuffle(places)
@@ -114,8 +113,8 @@ def pack(lengths: Sequence[int], capacity: int, seed: int) -> list[list[int]]:
 
 
 def _join(samples: Sequence[Sample], places: Sequence[int]) -> Sample:
-    """One row: "tokens", "mask" and "segments" (which conversation, from 1) [n]. The first token of a conversation is
-    never trained on, so none is predicted from another's end."""
+    """One row: "tokens", "mask" and "segments" (number of the conversation, from 1) [n]. A conversation's first token
+    is never trained on, so none is predicted from another's end."""
     parts = [samples[place] for place in places]
     return {
         "tokens": np.concatenate([part["tokens"] for part in parts]),
@@ -125,9 +124,9 @@ def _join(samples: Sequence[Sample], places: Sequence[int]) -> Sample:
 
 
 def pad(rows: Sequence[tuple[np.ndarray, np.ndarray]], sequence_length: int) -> Batch:
-    """Rows of (token ids [n], loss mask [n]), n <= s + 1, as tensors [b, s], padded with token 0 that has no loss.
+    """Rows of (token ids [n], loss mask [n]), n <= s + 1, as tensors [b, s], padded with token 0 outside the loss mask.
 
-    Padding follows the trained tokens, so a causal model never sees it from a place that counts.
+    Padding is on the right, so with causal attention no trained token sees it.
     """
     tokens = _right_padded([ids for ids, _ in rows], sequence_length + 1)
     loss_mask = _right_padded([mask for _, mask in rows], sequence_length + 1).astype(np.float32)

@@ -1,1 +1,1 @@
-"""Losses as pure functions of tensors: shapes and sources of the formulas are in their docstrings."""
+"""Losses as pure functions of tensors. Their docstrings give shapes and sources of the formulas."""

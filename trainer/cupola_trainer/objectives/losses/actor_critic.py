@@ -1,5 +1,4 @@
-"""The arithmetic of proximal policy optimization with a value model: pure functions of tensors,
-and its KL controllers."""
+"""PPO with a value model: rewards, advantages and losses as pure functions of tensors, and KL controllers."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,12 +8,12 @@ from torch import Tensor
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """A response's score at its last token, less `kl_coef` times the KL at each (Ziegler et al. 2019, section 2).
+    """A response's score at its last token, minus `kl_coef` times the KL at each (Ziegler et al. 2019, section 2).
 
     Args:
         scores: [rows].
         kl: [rows, n], an estimate at each token.
-        mask: [rows, n], 1 on a response's tokens, which come first; 0 after them. A row without any gets nothing.
+        mask: [rows, n], 1 on a response's tokens, which come first; 0 after them. An empty response gets no reward.
     """
     rewards = -kl_coef * kl * mask
     last = (mask.sum(dim=1).long() - 1).clamp(min=0)[:, None]
@@ -27,8 +26,8 @@ def generalized_advantages(
     """Generalized advantage estimation (Schulman et al. 2016, equation 16), and returns = advantages + values.
 
     Args:
-        rewards, values: [rows, n]; a value is that of the state before the token is chosen.
-        mask: [rows, n], 1 on a response's tokens, which come first; the value after the last is 0.
+        rewards, values: [rows, n]; a value is that of the state before the token is sampled.
+        mask: [rows, n], 1 on a response's tokens, which come first; the value after the last token is 0.
     """
     rewards, values = rewards * mask, values * mask
     advantages = torch.zeros_like(values)
@@ -41,7 +40,7 @@ def generalized_advantages(
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean 0 and variance 1 (of a sample) over what the mask keeps; 0 elsewhere. [rows, n]"""
+    """Normalize to mean 0 and (sample) variance 1 over the mask; 0 elsewhere. [rows, n]"""
     count = mask.sum().clamp(min=1)
     centred = (values - (values * mask).sum() / count) * mask
     variance = centred.square().sum() / (count - 1).clamp(min=1)
@@ -49,10 +48,10 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float) -> tuple[Tensor, Tensor]:
-    """Half the larger of the squared errors of the value and of the value held within `clip` of the old one; one shape.
+    """Half the larger squared error of the value and of the value clipped to within `clip` of the old one; one shape.
 
-    As in PPO's own code (Schulman et al. 2017); the paper gives the unclipped error only. The second is true where
-    clipping holds the gradient back.
+    As in PPO's reference code (Schulman et al. 2017); the paper gives only the unclipped error. The second result is
+    true where clipping blocks the gradient.
     """
     held = old_values + (values - old_values).clamp(-clip, clip)
     plain, clipped = (values - returns).square(), (held - returns).square()
@@ -60,23 +59,23 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, c
 
 
 class KlController(Protocol):
-    """The weight of the KL penalty, as training goes."""
+    """The weight of the KL penalty over the course of training."""
 
     value: float
 
     def update(self, kl: float, responses: int) -> None:
-        """Take in the mean KL of `responses` responses, summed over each one's tokens."""
+        """Update with the mean KL of `responses` responses, summed over each one's tokens."""
         ...
 
 
 @dataclass
 class FixedKl:
-    """The same weight throughout."""
+    """A constant weight."""
 
     value: float
 
     def update(self, kl: float, responses: int) -> None:
-        """Nothing changes it."""
+        """Do nothing."""
 
 
 @dataclass
@@ -85,9 +84,9 @@ class AdaptiveKl:
 
     value: float
     target: float
-    """Nats a response."""
+    """Nats per response."""
     horizon: float
-    """Responses over which an error of a fifth would change the weight by a fifth."""
+    """Responses over which a relative error of 20% changes the weight by 20%."""
 
     def update(self, kl: float, responses: int) -> None:
         error = min(max(kl / self.target - 1, -0.2), 0.2)

@@ -1,4 +1,4 @@
-"""How far a student's next-token distribution is from a teacher's; pure functions of tensors."""
+"""Divergences of a student's next-token distribution from a teacher's, as pure functions."""
 
 import math
 
@@ -19,15 +19,15 @@ def distillation_loss(
     beta: float = 0.5,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """Divergence of each place [...] over the whole vocabulary, from logits [..., v] of both; in fp32 or better.
+    """Divergence at each position [...] over the full vocabulary, from logits [..., v] of both; in fp32 or better.
 
-    With S and T the student's and the teacher's distribution, both at the temperature:
-    "forward_kl": KL(T || S) (Hinton et al. 2015, without its factor temperature^2; Gemma 2's -sum P_T log P_S less T's
+    With S and T the student's and the teacher's distributions at the given temperature:
+    "forward_kl": KL(T || S) (Hinton et al. 2015, without the factor temperature^2; Gemma 2's -sum P_T log P_S minus T's
     entropy). "reverse_kl": KL(S || T) (Gu et al. 2023).
     "jsd": beta KL(T || M) + (1 - beta) KL(S || M), M = beta T + (1 - beta) S (Agarwal et al. 2023, equation 1).
 
     Args:
-        group: the ranks that share the vocabulary, each with logits [..., v / ranks]; none for one rank.
+        group: the ranks that the vocabulary is split over, each with logits [..., v / ranks]; None for a single rank.
     """
     student = _log_softmax(student_logits / temperature, group)
     teacher = _log_softmax(teacher_logits / temperature, group)
@@ -44,12 +44,11 @@ def topk_distillation_loss(
     beta: float = 0.5,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """As `distillation_loss`, of distributions over k + 1 outcomes: the teacher's k likeliest tokens,
-    and any other token.
+    """`distillation_loss` over k + 1 outcomes: the teacher's k most likely tokens, and any other token.
 
     Args:
         student_logits: [..., v].
-        teacher_logprobs: [..., k], over the whole vocabulary, at the temperature already.
+        teacher_logprobs: [..., k], normalized over the full vocabulary, with the temperature already applied.
         teacher_tokens: [..., k], token ids.
     """
     tempered = student_logits.to(torch.promote_types(student_logits.dtype, torch.float32)) / temperature
@@ -59,14 +58,14 @@ def topk_distillation_loss(
 
 
 def _divergences(student: Tensor, teacher: Tensor, divergence: str, beta: float) -> Tensor:
-    """Each outcome's part, from log-probabilities."""
+    """Each outcome's contribution, from log-probabilities."""
     if divergence == "forward_kl":
         return teacher.exp() * (teacher - student)
     if divergence == "reverse_kl":
         return student.exp() * (student - teacher)
     if divergence != "jsd" or not 0 < beta < 1:
         raise ConfigError(
-            f"Distillation has no divergence {divergence!r} with beta={beta}. Choose forward_kl, reverse_kl, or jsd "
+            f"Distillation has no divergence {divergence!r} with beta={beta}. Use forward_kl, reverse_kl, or jsd "
             "with a beta between 0 and 1."
         )
     mixture = torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
@@ -74,7 +73,7 @@ def _divergences(student: Tensor, teacher: Tensor, divergence: str, beta: float)
 
 
 def _log_softmax(logits: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Of the whole vocabulary, this rank's part."""
+    """This rank's part of the log-softmax over the full vocabulary."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if group is None or group.size() == 1:
         return logits.log_softmax(dim=-1)
@@ -95,8 +94,8 @@ def token_logprobs(logits: Tensor, tokens: Tensor, group: dist.ProcessGroup | No
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def vocabulary_topk(logits: Tensor, k: int, group: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and token ids [..., k] of the likeliest tokens, the same on every rank, from logits [...,
-    v / ranks]."""
+    """Log-probabilities and token ids [..., k] of the most likely tokens, the same on every rank, from logits
+    [..., v / ranks]."""
     logprobs = _log_softmax(logits, group)
     best, tokens = logprobs.topk(min(k, logits.size(-1)))
     if group is None or group.size() == 1:
@@ -117,7 +116,7 @@ def _largest(logits: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def _with_the_rest(logprobs: Tensor) -> Tensor:
-    """[..., k] -> [..., k + 1]: the last is the log-probability of all other outcomes together."""
+    """[..., k] -> [..., k + 1], with the log-probability of all other outcomes last."""
     taken = logprobs.exp().sum(dim=-1, keepdim=True)
-    rest = (1 - taken).clamp(min=torch.finfo(logprobs.dtype).eps)  # rounding may leave less than nothing
+    rest = (1 - taken).clamp(min=torch.finfo(logprobs.dtype).eps)  # rounding may make it negative
     return torch.cat([logprobs, rest.log()], dim=-1)

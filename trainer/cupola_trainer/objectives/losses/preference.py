@@ -1,4 +1,4 @@
-"""Losses over pairs of responses, one better than the other; pure functions of tensors."""
+"""Losses on pairs of a better and a worse response, as pure functions of tensors."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,12 +16,12 @@ def dpo_loss(
     label_smoothing: float = 0.0,
     loss_type: str = "sigmoid",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses and implicit rewards of preference pairs, from log-probabilities of whole responses; all tensors [pairs].
+    """Losses and implicit rewards of preference pairs, from log-probabilities of full responses; all tensors [pairs].
 
     With h = log(policy/ref)(chosen) - log(policy/ref)(rejected):
     "sigmoid": -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h), e the label smoothing (Rafailov et al. 2023,
     equation 7; with smoothing, Mitchell's conservative DPO).
-    "ipo": (h - 1 / (2 beta))^2 (Azar et al. 2023, equation 17). As in the text, h sums over tokens; TRL's divides each
+    "ipo": (h - 1 / (2 beta))^2 (Azar et al. 2023, equation 17). As in the paper, h sums over tokens; TRL divides each
     response's part by its length, which suits a larger beta.
 
     Returns:
@@ -35,19 +35,21 @@ def dpo_loss(
     elif loss_type == "ipo":
         losses = (h - 1 / (2 * beta)) ** 2
     else:
-        raise ConfigError(f"DPO has no loss_type {loss_type!r}. Choose sigmoid or ipo.")
+        raise ConfigError(f"DPO has no loss_type {loss_type!r}. Use sigmoid or ipo.")
     return losses, (beta * chosen).detach(), (beta * rejected).detach()
 
 
 def reward_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | None = None, *, center: float = 0.0) -> Tensor:
-    """-log sigmoid(chosen - rejected - margin) of each pair [pairs]: the Bradley-Terry ranking loss,
-    with a margin (Llama 2, section 3.2.2).
+    """Bradley-Terry ranking loss with a margin (Llama 2, section 3.2.2): -log sigmoid(chosen - rejected - margin).
 
     Args:
-        chosen: [pairs], the better responses' rewards.
-        rejected: [pairs], the worse responses'.
-        margin: [pairs], by how much the one should be above the other; none for nothing asked.
-        center: weight of (chosen + rejected)^2, which keeps rewards around zero (Eisenstein et al. 2023).
+        chosen: [pairs], rewards of the better responses.
+        rejected: [pairs], rewards of the worse responses.
+        margin: [pairs], the required difference; None for 0.
+        center: weight of (chosen + rejected)^2, which keeps rewards centered on zero (Eisenstein et al. 2023).
+
+    Returns:
+        [pairs]
     """
     difference = chosen - rejected if margin is None else chosen - rejected - margin
     losses = -F.logsigmoid(difference)
