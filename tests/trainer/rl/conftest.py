@@ -1,5 +1,4 @@
-"""What the tests of learning from one's own responses share: a small checkpoint, prompts,
-and a reward anyone can check."""
+"""Fixtures of the RL tests: a small checkpoint, prompts, and a simple reward."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -54,7 +53,7 @@ def argparse_source() -> str:
 
 @pytest.fixture
 def job(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., TrainJob]]:
-    """Makes a job in a folder; its reward functions are those of `toy_rewards.py`."""
+    """Creates jobs whose reward functions are those of `toy_rewards.py`."""
     monkeypatch.syspath_prepend(HERE)  # type: ignore[no-untyped-call]
 
     def make(name: str, data: Any, **changes: Any) -> TrainJob:

@@ -1,6 +1,6 @@
-"""Run by test_layouts.py under torchrun: the same jobs in many layouts, one after another, in the same processes.
+"""Run by test_layouts.py under torchrun: the same jobs in many layouts, one after another, in one launch.
 
-reinforcement_ranks.py MATERIAL OUTPUT.json     all layouts whose world size is the launcher's
+reinforcement_ranks.py MATERIAL OUTPUT.json     all layouts of this world size
 """
 
 import json
@@ -66,7 +66,7 @@ LAYOUTS = {
 
 
 class Recorded:
-    """An engine that says what was written down for it: random words, the same in every layout."""
+    """An engine that returns prerecorded responses: random tokens, the same in every layout."""
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, *, seed: int) -> list[Completion]:
         draws = np.random.default_rng(seed)
@@ -96,7 +96,7 @@ def job_of(kind: str, material: Path, policy: Path, layout: LayoutConfig, output
 
 
 def trajectory(kind: str, material: Path, policy: Path, layout: LayoutConfig) -> dict[str, Any]:
-    """What the initial weights generate, and the numbers of each step on the recorded responses."""
+    """Responses of the initial weights, and the metrics of each step on the recorded responses."""
     folder = [tempfile.mkdtemp() if runtime.rank() == 0 else ""]
     if dist.is_initialized():
         dist.broadcast_object_list(folder, src=0)
@@ -106,14 +106,14 @@ def trajectory(kind: str, material: Path, policy: Path, layout: LayoutConfig) ->
     sampling = Sampling(max_new_tokens=10, temperature=1.2, top_p=0.9)
     responses = generate(under_way.trainee.chunks, objective.tokenizer, prompts, sampling, batch_size=4, seed=1)
     objective.collector.engine = Recorded()
-    told: list[dict[str, Any]] = []
-    under_way.metrics.write = lambda event, **values: told.append(values) if event == "step" else None  # type: ignore[method-assign]
+    logged: list[dict[str, Any]] = []
+    under_way.metrics.write = lambda event, **values: logged.append(values) if event == "step" else None  # type: ignore[method-assign]
     for _ in range(STEPS):
         under_way.step()
     return {
         "tokens": [response.tokens for response in responses],
         "logprobs": [sum(response.logprobs) for response in responses],
-        "steps": [{name: step[name] for name in NUMBERS if name in step} for step in told],
+        "steps": [{name: step[name] for name in NUMBERS if name in step} for step in logged],
     }
 
 
@@ -121,7 +121,7 @@ NUMBERS = ("loss", "grad_norm", "kl", "policy_kl", "value_loss", "value_grad_nor
 
 
 def policy(kind: str, folder: Path) -> Path:
-    """A checkpoint that the first call writes."""
+    """A checkpoint, written by the first call."""
     model = {"dense": DENSE, "moe": MOE}[kind]
     if not (folder / kind).exists():
         runtime.start(LayoutConfig(), seed=0)
@@ -135,13 +135,13 @@ def policy(kind: str, folder: Path) -> Path:
 
 def main(material: Path, output: Path) -> None:
     sys.path.insert(0, str(HERE))
-    found = {}
-    for name, layout in sorted(LAYOUTS.items(), key=lambda item: str(item[1])):  # equal ones share their groups
+    results = {}
+    for name, layout in sorted(LAYOUTS.items(), key=lambda item: str(item[1])):  # equal layouts share their groups
         if layout.world_size == runtime.world_size():
             kind, model, *_ = name.split()
-            found[name] = trajectory(kind, material, policy(model, material), layout)
+            results[name] = trajectory(kind, material, policy(model, material), layout)
     if runtime.rank() == 0:
-        output.write_text(json.dumps(found))
+        output.write_text(json.dumps(results))
     runtime.stop()
 
 

@@ -1,5 +1,4 @@
-"""WARP's EMA reference is the moving average of the policy, also through an interruption;
-and the Pareto front it is drawn on."""
+"""WARP's EMA reference is the moving average of the policy, also across interruptions; Pareto fronts."""
 
 import json
 from collections.abc import Callable
@@ -54,7 +53,7 @@ def test_the_reference_follows_the_policy_step_by_step(job: JobOf, material: Pat
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
     assert any(not torch.equal(ours, theirs) for ours, theirs in zip(reference, policy, strict=True))
     kl = float((objective.current.arrays["logps"] - objective.current.arrays["ref_logps"]).sum())
-    assert kl != 0  # the third rollout was compared with the average, not with the policy
+    assert kl != 0  # the third rollout was compared with the average rather than the policy
     under_way.watchdog.stop()
 
 
@@ -67,7 +66,7 @@ def numbers(output: Path) -> list[tuple[Any, ...]]:
     ]
 
 
-def test_an_interrupted_run_goes_on_with_its_average_or_not_at_all(job: JobOf, material: Path) -> None:
+def test_an_interrupted_run_resumes_with_its_average_or_fails(job: JobOf, material: Path) -> None:
     settings: dict[str, Any] = {"steps": 5, "batch": BATCH, "checkpoint": CheckpointConfig(every=2)}
     twin, victim = (job(name, grpo(material), **settings) for name in ("twin", "victim"))
     for each in (twin, victim):
@@ -77,7 +76,7 @@ def test_an_interrupted_run_goes_on_with_its_average_or_not_at_all(job: JobOf, m
     assert not train(victim, lambda: next(looks))
     [saved] = (victim.output / "ema").glob("step_00000003")
     aside = saved.rename(victim.output / "elsewhere")
-    with pytest.raises(CorruptArtifactError, match="step_00000003 is missing: the average that goes with the policy"):
+    with pytest.raises(CorruptArtifactError, match="step_00000003 is missing: the EMA reference saved with the policy"):
         train(victim, lambda: False)
     aside.rename(saved)
     assert train(victim, lambda: False)
@@ -87,7 +86,7 @@ def test_an_interrupted_run_goes_on_with_its_average_or_not_at_all(job: JobOf, m
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-def test_a_front_has_no_distance_at_the_reference_and_some_elsewhere(job: JobOf, material: Path) -> None:
+def test_the_kl_is_zero_for_the_reference_and_positive_for_others(job: JobOf, material: Path) -> None:
     tuned = job("tuned", grpo(material), steps=4, batch=BATCH)
     tuned.output.mkdir()
     assert train(tuned, lambda: False)
@@ -99,10 +98,10 @@ def test_a_front_has_no_distance_at_the_reference_and_some_elsewhere(job: JobOf,
     )  # fmt: skip
     measuring.output.mkdir()
     pareto_front.run(measuring)
-    found = json.loads((measuring.output / "pareto_front.json").read_text())
-    assert found["beginning"]["kl"] == pytest.approx(0, abs=1e-5)
-    assert found["tuned"]["kl"] > 0.01
-    assert found["tuned"]["reward"] != found["beginning"]["reward"]
+    points = json.loads((measuring.output / "pareto_front.json").read_text())
+    assert points["beginning"]["kl"] == pytest.approx(0, abs=1e-5)
+    assert points["tuned"]["kl"] > 0.01
+    assert points["tuned"]["reward"] != points["beginning"]["reward"]
     assert checkpoint.read_model(checkpoints["tuned"]) == checkpoint.read_model(material / "policy")
 
 

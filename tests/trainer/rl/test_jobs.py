@@ -1,5 +1,4 @@
-"""GRPO, PPO and online DPO as jobs: they learn, they count what they drop,
-and they go on after an interruption bit for bit."""
+"""GRPO, PPO and online DPO jobs learn, count what they drop, and resume bit for bit."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from cupola_trainer.training.loop import begin, train
 SPACES = (PythonReward(function="toy_rewards:spaces"),)
 ROLLOUT = RolloutConfig(prompts=4, samples_per_prompt=8, epochs=2, max_new_tokens=8, heldout_prompts=4)
 LEARNING: dict[str, Any] = {"batch": BatchConfig(sequence_length=32, micro_batch_size=16, global_batch_size=32)}
-"""Two steps a rollout."""
+"""Two steps per rollout."""
 JobOf = Callable[..., TrainJob]
 
 
@@ -51,7 +50,7 @@ def online_dpo(material: Path, **changes: Any) -> OnlineDpoData:
 
 
 def run(job: TrainJob) -> list[dict[str, Any]]:
-    """Train to the end; the events."""
+    """Train to the end and return the events."""
     job.output.mkdir(exist_ok=True)
     assert train(job, lambda: False)
     return read_metrics(job.output / "metrics.jsonl")
@@ -63,8 +62,8 @@ def steps(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def rewards(events: list[dict[str, Any]], count: int) -> tuple[float, float]:
     """Mean rewards of the first and of the last steps."""
-    found = [line["reward"] for line in steps(events)]
-    return sum(found[:count]) / count, sum(found[-count:]) / count
+    values = [line["reward"] for line in steps(events)]
+    return sum(values[:count]) / count, sum(values[-count:]) / count
 
 
 def test_grpo_raises_the_reward(job: JobOf, material: Path) -> None:
@@ -73,7 +72,7 @@ def test_grpo_raises_the_reward(job: JobOf, material: Path) -> None:
     assert after > before + 0.1
     lines = steps(events)
     assert ["heldout_reward" in event for event in events if event["event"] == "evaluate"] == [True, True]
-    assert lines[0]["clip_fraction"] == 0  # the policy is the one that drew
+    assert lines[0]["clip_fraction"] == 0  # the policy is still the one that generated the responses
     assert lines[0]["policy_kl"] == pytest.approx(0, abs=1e-9)
     assert max(line["clip_fraction"] for line in lines) > 0
     assert lines[-1]["kl"] > lines[0]["kl"] >= 0
@@ -81,7 +80,7 @@ def test_grpo_raises_the_reward(job: JobOf, material: Path) -> None:
     assert {"reward_std", "entropy", "length", "truncated", "rollout_tokens_per_second", "tokens_per_second"} <= set(
         lines[0]
     )
-    assert lines[0]["reward"] == lines[1]["reward"] != lines[2]["reward"]  # two steps a rollout
+    assert lines[0]["reward"] == lines[1]["reward"] != lines[2]["reward"]  # two steps per rollout
 
 
 def test_online_dpo_raises_the_reward_and_the_margin(job: JobOf, material: Path) -> None:
@@ -105,7 +104,7 @@ def test_ppo_learns_values_first_and_then_raises_the_reward(job: JobOf, material
     lines = steps(events)
     assert [line["grad_norm"] for line in lines[:2]] == [0.0, 0.0]
     assert lines[2]["grad_norm"] > 0
-    assert lines[1]["value_loss"] < lines[0]["value_loss"]  # the same responses again
+    assert lines[1]["value_loss"] < lines[0]["value_loss"]  # on the same responses
     assert lines[0]["pretraining_loss"] == pytest.approx(np.log(512), rel=0.2)
     assert lines[-1]["pretraining_loss"] < lines[0]["pretraining_loss"]
     assert lines[0]["kl_coef"] == 0.04
@@ -114,7 +113,7 @@ def test_ppo_learns_values_first_and_then_raises_the_reward(job: JobOf, material
     assert after > before + 0.05
 
 
-def test_responses_without_a_number_are_counted_and_left_out(job: JobOf, material: Path) -> None:
+def test_responses_without_a_reward_are_counted_and_left_out(job: JobOf, material: Path) -> None:
     data = grpo(material, rewards=(PythonReward(function="toy_rewards:moody"),))
     under_way = begin(job("moody", data))
     under_way.start()
@@ -129,20 +128,20 @@ def test_responses_without_a_number_are_counted_and_left_out(job: JobOf, materia
     assert (rollout.arrays["advantages"][missing] == 0).all()
 
 
-def test_truncated_responses_are_masked_where_that_is_asked(job: JobOf, material: Path) -> None:
+def test_truncated_responses_are_masked_if_configured(job: JobOf, material: Path) -> None:
     rollout = RolloutConfig(prompts=4, samples_per_prompt=4, max_new_tokens=2, truncated="mask")
     under_way = begin(job("truncated", grpo(material, rollout=rollout)))
     under_way.start()
     under_way.step()
     under_way.watchdog.stop()
-    found = under_way.objective.current  # type: ignore[attr-defined]
-    truncated = ~found.finished
+    rollout = under_way.objective.current  # type: ignore[attr-defined]
+    truncated = ~rollout.finished
     assert truncated.sum() > 8
-    assert found.metrics["dropped_truncated"] == truncated.sum()
-    assert not found.arrays["trained_on"][truncated].any()
+    assert rollout.metrics["dropped_truncated"] == truncated.sum()
+    assert not rollout.arrays["trained_on"][truncated].any()
 
 
-def test_prompts_whose_responses_differ_most_come_first(job: JobOf, material: Path) -> None:
+def test_prompts_with_the_highest_reward_variance_come_first(job: JobOf, material: Path) -> None:
     rollout = RolloutConfig(prompts=4, samples_per_prompt=4, max_new_tokens=8, order="reward_variance")
     ordered = job("ordered", grpo(material, rollout=rollout))
     ordered.output.mkdir()
@@ -160,10 +159,10 @@ def test_prompts_whose_responses_differ_most_come_first(job: JobOf, material: Pa
         ({"rollout": RolloutConfig(prompts=3, samples_per_prompt=3, max_new_tokens=8)},
         r"9 responses, not a multiple of global_batch_size=8"), ({"rollout": RolloutConfig(max_new_tokens=32)},
         "max_new_tokens=32 leaves no room"), ({"rewards": (PythonReward(function="toy_rewards:nowhere"),)},
-        "toy_rewards:nowhere cannot be loaded"), ({"rewards": SPACES + SPACES}, "spaces comes 2 times"),
+        "toy_rewards:nowhere cannot be loaded"), ({"rewards": SPACES + SPACES}, "spaces is listed 2 times"),
     ],
 )  # fmt: skip
-def test_what_cannot_work_is_refused_in_one_line(
+def test_invalid_settings_are_refused_in_one_line(
     job: JobOf, material: Path, changes: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(ConfigError, match=says):
@@ -174,13 +173,13 @@ KINDS = {"grpo": grpo, "ppo": ppo, "online_dpo": online_dpo}
 
 
 def stored(job: TrainJob) -> dict[str, torch.Tensor]:
-    """Every weight and moment of the last checkpoint, the value model's too."""
-    found: dict[str, torch.Tensor] = {}
+    """All weights and moments of the last checkpoint, including the value model's."""
+    tensors: dict[str, torch.Tensor] = {}
     for folder in ("checkpoints", "value"):
         for newest in sorted((job.output / folder).glob("step_*"))[-1:]:
             state = StoredState(newest / "state")
-            found |= {f"{folder} {key}": state.read(key) for key in state.boxes}
-    return found
+            tensors |= {f"{folder} {key}": state.read(key) for key in state.boxes}
+    return tensors
 
 
 def numbers(events: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
@@ -214,7 +213,7 @@ def numbers(events: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
         ),
     ],
 )
-def test_an_interrupted_job_goes_on_bit_for_bit(job: JobOf, material: Path, kind: str, stop: int) -> None:
+def test_an_interrupted_job_resumes_bit_for_bit(job: JobOf, material: Path, kind: str, stop: int) -> None:
     data = KINDS[kind](material)
     settings: dict[str, Any] = {"steps": 11, "checkpoint": CheckpointConfig(every=5)}
     if kind == "online_dpo":
@@ -231,7 +230,7 @@ def test_an_interrupted_job_goes_on_bit_for_bit(job: JobOf, material: Path, kind
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-def test_a_job_whose_rollout_is_gone_does_not_make_another(job: JobOf, material: Path) -> None:
+def test_a_job_whose_rollout_is_missing_fails_instead_of_collecting_another(job: JobOf, material: Path) -> None:
     victim = job("victim", grpo(material))
     victim.output.mkdir()
     looks = iter([False, False, True])
@@ -242,7 +241,7 @@ def test_a_job_whose_rollout_is_gone_does_not_make_another(job: JobOf, material:
         train(victim, lambda: False)
 
 
-def test_a_value_model_without_its_optimizer_never_starts_afresh(job: JobOf, material: Path) -> None:
+def test_a_job_whose_value_model_is_missing_fails_instead_of_restarting_it(job: JobOf, material: Path) -> None:
     victim = job("victim", ppo(material))
     victim.output.mkdir()
     looks = iter([False, False, True])

@@ -1,5 +1,5 @@
-"""SIGKILL of a GRPO, a PPO and an online DPO job in a rollout, in an update and in a save: the artifact at the end is
-an undisturbed twin's, to the last bit."""
+"""SIGKILL of GRPO, PPO and online DPO jobs during rollouts, updates and saves: the final artifact equals an
+uninterrupted twin's bit for bit."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def start(job: TrainJob, environment: dict[str, str]) -> "subprocess.Popen[bytes
 
 
 def kill(job: TrainJob, process: "subprocess.Popen[bytes]", where: str, delay: float) -> bool:
-    """End the process there, past its first step; false when it was complete before."""
+    """Kill the process there, after its first step; False if the job completed first."""
     metrics, folders = job.output / "metrics.jsonl", [job.output / name for name in ("checkpoints", "value")]
     started_at = metrics.stat().st_ino if metrics.exists() else 0
     while process.poll() is None:

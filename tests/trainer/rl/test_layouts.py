@@ -1,4 +1,4 @@
-"""The update on the same responses, and the responses themselves, are equal in every layout."""
+"""Responses, and updates on the same responses, are equal in every layout."""
 
 import json
 from collections.abc import Callable
@@ -14,10 +14,10 @@ FOUR = ("grpo dense tp2 sp cp2", "grpo dense pp2 vp2 dp2", "grpo moe tp2 sp pp2"
 
 
 @pytest.fixture(scope="module")
-def found(
+def results(
     material: Path, tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., Any]
 ) -> Callable[[int], Any]:
-    """What every layout of a number of ranks gave; one launch for each number."""
+    """Results of every layout by number of ranks, with one launch per number."""
     folder = tmp_path_factory.mktemp("layouts")
 
     def of(ranks: int) -> dict[str, Any]:
@@ -31,8 +31,8 @@ def found(
     return of
 
 
-def check(name: str, found: dict[str, Any], alone: dict[str, Any]) -> None:
-    ours, expected = found[name], alone[f"{' '.join(name.split()[:2])} one process"]
+def check(name: str, actual: dict[str, Any], alone: dict[str, Any]) -> None:
+    ours, expected = actual[name], alone[f"{' '.join(name.split()[:2])} one process"]
     assert ours["tokens"] == expected["tokens"]
     assert ours["logprobs"] == pytest.approx(expected["logprobs"], abs=1e-4)
     for step, (numbers, wanted) in enumerate(zip(ours["steps"], expected["steps"], strict=True)):
@@ -43,11 +43,11 @@ def check(name: str, found: dict[str, Any], alone: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", TWO)
-def test_two_ranks_update_and_respond_as_one_does(found: Callable[[int], Any], name: str) -> None:
-    check(name, found(2), found(1))
+def test_two_ranks_update_and_respond_like_one(results: Callable[[int], Any], name: str) -> None:
+    check(name, results(2), results(1))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FOUR)
-def test_four_ranks_do_too(found: Callable[[int], Any], name: str) -> None:
-    check(name, found(4), found(1))
+def test_four_ranks_update_and_respond_like_one(results: Callable[[int], Any], name: str) -> None:
+    check(name, results(4), results(1))

@@ -1,4 +1,4 @@
-"""GRPO's and PPO's losses and gradients against TRL's, where it has them, and against their definitions where not."""
+"""Losses and gradients of GRPO and PPO against TRL's, or against their definitions where TRL has none."""
 
 from collections import defaultdict
 from types import SimpleNamespace
@@ -31,7 +31,7 @@ ROWS, TOKENS, LONGEST = 12, 9, 9
 
 
 def draw(seed: int = 0) -> dict[str, Tensor]:
-    """Random log-probabilities [rows, tokens] of policy, old policy and reference, advantages, and responses' masks."""
+    """Random log-probabilities [rows, tokens] of policy, old policy and reference, advantages and response masks."""
     random = torch.Generator().manual_seed(seed)
     logps = -3 * torch.rand(ROWS, TOKENS, generator=random, dtype=torch.float64)
     lengths = torch.randint(1, TOKENS + 1, (ROWS, 1), generator=random)
@@ -45,7 +45,7 @@ def draw(seed: int = 0) -> dict[str, Tensor]:
 
 
 def trl_loss(data: dict[str, Tensor], loss_type: str, beta: float, low: float, high: float) -> Tensor:
-    """What TRL's own trainer computes, given our log-probabilities in the place of a model's."""
+    """The loss of TRL's trainer, given our log-probabilities in place of a model's."""
     trainer: Any = object.__new__(GRPOTrainer)
     trainer._get_per_token_logps_and_entropies = lambda *a, **k: (data["logps"], torch.zeros(ROWS, TOKENS), None)
     trainer.top_entropy_quantile, trainer.off_policy_mask_threshold = 1.0, None
@@ -76,7 +76,7 @@ def trl_loss(data: dict[str, Tensor], loss_type: str, beta: float, low: float, h
     ("normalization", "theirs"), [("response", "grpo"), ("token", "dapo"), ("constant", "dr_grpo")]
 )
 @pytest.mark.parametrize(("beta", "high"), [(0.0, 0.2), (0.04, 0.28)])
-def test_the_loss_and_its_gradient_are_trls(normalization: Any, theirs: str, beta: float, high: float) -> None:
+def test_the_loss_and_its_gradient_equal_trls(normalization: Any, theirs: str, beta: float, high: float) -> None:
     data = draw()
     losses, clipped = clipped_ratio_loss(data["logps"], data["old"], data["advantages"][:, None], low=0.2, high=high)
     losses = losses + beta * kl_estimate(data["logps"], data["ref"])
@@ -88,14 +88,14 @@ def test_the_loss_and_its_gradient_are_trls(normalization: Any, theirs: str, bet
     assert 0.05 < clipped.double().mean() < 0.5
 
 
-def test_advantages_are_over_the_standard_deviation_of_the_group() -> None:
+def test_advantages_are_divided_by_the_groups_standard_deviation() -> None:
     rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [2.0, 2.0, 2.0, 2.0], [3.0, 1.0, 2.0, 6.0]])
-    expected = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)  # as TRL has it
+    expected = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)  # as in TRL
     torch.testing.assert_close(group_advantages(rewards), expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(group_advantages(rewards, scale=False)[2], torch.tensor([0.0, -2.0, -1.0, 3.0]))
 
 
-def test_a_response_without_a_reward_is_in_no_statistic_and_a_lone_one_has_no_advantage() -> None:
+def test_responses_without_a_reward_are_ignored_and_a_lone_one_has_no_advantage() -> None:
     rewards = torch.tensor([[1.0, float("nan"), 0.0], [float("nan"), 5.0, float("nan")]])
     advantages = group_advantages(rewards, ~rewards.isnan())
     torch.testing.assert_close(advantages[0, [0, 2]], group_advantages(torch.tensor([[1.0, 0.0]]))[0])
@@ -108,7 +108,7 @@ def test_a_group_of_one_is_refused() -> None:
         group_advantages(torch.ones(4, 1))
 
 
-def test_k1_and_k3_both_estimate_the_divergence_and_k3_is_never_negative() -> None:
+def test_k1_and_k3_are_unbiased_and_k3_is_never_negative() -> None:
     random = torch.Generator().manual_seed(1)
     policy, reference = (torch.randn(50, generator=random, dtype=torch.float64).log_softmax(0) for _ in range(2))
     exact = torch.nn.functional.kl_div(reference, policy, log_target=True, reduction="sum")
@@ -119,7 +119,7 @@ def test_k1_and_k3_both_estimate_the_divergence_and_k3_is_never_negative() -> No
     assert (kl_estimate(policy, reference, "k1") < 0).any()
 
 
-def test_generalized_advantages_are_the_discounted_sum_of_residuals() -> None:
+def test_generalized_advantages_are_discounted_sums_of_residuals() -> None:
     data = draw(3)
     mask, gamma, decay = data["mask"], 0.97, 0.9
     rewards, values = data["old"], data["ref"]
@@ -135,27 +135,27 @@ def test_generalized_advantages_are_the_discounted_sum_of_residuals() -> None:
         assert advantages[row, length:].abs().sum() == 0
 
 
-def test_with_lambda_one_the_return_is_the_sum_of_what_follows() -> None:
+def test_with_lambda_one_the_return_is_the_sum_of_later_rewards() -> None:
     data = draw(4)
     _, returns = generalized_advantages(data["old"], data["ref"], data["mask"], gamma=1.0, gae_lambda=1.0)
     kept = data["old"] * data["mask"]
     torch.testing.assert_close(returns, kept.flip(1).cumsum(1).flip(1) * data["mask"], rtol=1e-9, atol=1e-9)
 
 
-def test_the_score_comes_at_the_last_token_and_the_penalty_at_each() -> None:
+def test_the_score_is_given_at_the_last_token_and_the_penalty_at_each() -> None:
     mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     rewards = token_rewards(torch.tensor([5.0, -1.0, 9.0]), torch.full((3, 3), 2.0), mask, 0.25)
     assert rewards.tolist() == [[-0.5, 4.5, 0.0], [-1.5, 0.0, 0.0], [0.0, 0.0, 0.0]]
 
 
-def test_whitening_leaves_mean_zero_and_variance_one_where_the_mask_is() -> None:
+def test_whitening_gives_mean_zero_and_variance_one_over_the_mask() -> None:
     data = draw(5)
     kept = whiten(data["old"], data["mask"])[data["mask"].bool()]
     assert float(kept.mean()) == pytest.approx(0, abs=1e-12)
     assert float(kept.var()) == pytest.approx(1, abs=1e-6)
 
 
-def test_the_value_loss_is_held_where_the_value_left_its_clip_and_only_there() -> None:
+def test_the_value_loss_is_clipped_only_outside_the_clip_range() -> None:
     values = torch.tensor([0.10, 0.50, -0.50, 0.50], requires_grad=True)
     returns = torch.tensor([1.0, 1.0, 1.0, -1.0])
     losses, held = clipped_value_loss(values, torch.zeros(4), returns, clip=0.15)
@@ -166,7 +166,7 @@ def test_the_value_loss_is_held_where_the_value_left_its_clip_and_only_there() -
     assert values.grad.tolist() == pytest.approx([-0.9, 0.0, -1.5, 1.5])
 
 
-def test_the_adaptive_weight_follows_the_papers_rule_and_the_fixed_one_stays() -> None:
+def test_the_adaptive_kl_weight_follows_the_paper_and_the_fixed_one_is_constant() -> None:
     adaptive, fixed = AdaptiveKl(0.1, target=6.0, horizon=1000.0), FixedKl(0.04)
     for kl in (12.0, 6.3, 0.0):
         for controller in (adaptive, fixed):

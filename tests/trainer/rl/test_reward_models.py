@@ -1,4 +1,4 @@
-"""Reward models that were trained, averaged (WARM) and then asked while a policy learns."""
+"""Reward models are trained, averaged (WARM) and used to train a policy."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,7 @@ JobOf = Callable[..., TrainJob]
 
 
 def preferences(folder: Path) -> Path:
-    """Pairs in which the response with spaces wins."""
+    """Pairs in which the response with spaces is better."""
     rows = [
         {
             "id": f"p{n}", "messages": [{"role": "user", "content": f"Say {n}"}], "task": None,
@@ -45,7 +45,7 @@ def preferences(folder: Path) -> Path:
 
 @pytest.fixture
 def reward_models(job: JobOf, tmp_path: Path) -> list[Path]:
-    """Two of one beginning, by different seeds of data and head, and their average."""
+    """Two reward models from one parent, with different seeds for data and head, and their average."""
     data = RewardData(preferences=preferences(tmp_path / "preferences"))
     made = []
     for seed in (1, 2):
@@ -64,7 +64,7 @@ def reward_models(job: JobOf, tmp_path: Path) -> list[Path]:
     return [*made, average.output / "checkpoint"]
 
 
-def test_an_average_of_reward_models_is_one_and_a_policy_learns_from_it(
+def test_a_policy_learns_from_an_average_of_reward_models(
     job: JobOf, material: Path, reward_models: list[Path]
 ) -> None:
     one, two, both = (StoredTensors(folder) for folder in reward_models)
@@ -79,21 +79,21 @@ def test_an_average_of_reward_models_is_one_and_a_policy_learns_from_it(
     settings = {"steps": 16, "batch": BatchConfig(sequence_length=32, micro_batch_size=16, global_batch_size=32)}
     under_way = begin(job("policy", data, **settings))
     under_way.start()
-    told: list[dict[str, float]] = []
+    logged: list[dict[str, float]] = []
     for _ in range(16):
         under_way.step()
-        told.append(dict(under_way.objective.current.metrics))  # type: ignore[attr-defined]
+        logged.append(dict(under_way.objective.current.metrics))  # type: ignore[attr-defined]
     under_way.watchdog.stop()
-    first, last = (np.mean([line["reward"] for line in lines]) for lines in (told[:4], told[-4:]))
+    first, last = (np.mean([line["reward"] for line in lines]) for lines in (logged[:4], logged[-4:]))
     assert last > first + 0.1
-    assert all(line["reward"] == pytest.approx(line["reward_model"]) for line in told)
+    assert all(line["reward"] == pytest.approx(line["reward_model"]) for line in logged)
 
 
-def test_a_language_model_is_no_judge(job: JobOf, material: Path) -> None:
+def test_a_language_model_is_refused_as_a_reward_model(job: JobOf, material: Path) -> None:
     data = GrpoData(
         conversations=material / "conversations",
         rollout=RolloutConfig(prompts=2, samples_per_prompt=4, max_new_tokens=8),
         rewards=(RewardModelReward(checkpoint=material / "policy"),),
     )
-    with pytest.raises(ConfigError, match="is a language model, no reward model"):
+    with pytest.raises(ConfigError, match="is a language model, not a reward model"):
         begin(job("judged", data))

@@ -1,4 +1,4 @@
-"""What a response is worth, which prompts are used, and what is kept of a rollout."""
+"""Rewards of responses, the choice of prompts, and stored rollouts."""
 
 import json
 import math
@@ -27,7 +27,7 @@ def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     runtime.stop()
 
 
-def test_rewards_add_up_by_their_weights_and_one_that_fails_leaves_the_response_out(one_rank: None) -> None:
+def test_rewards_are_a_weighted_sum_and_a_failure_drops_the_response(one_rank: None) -> None:
     [task] = make_tasks("chain_sum", {"max_terms": 2, "max_digits": 1}, 1, seed=1)
     tests = ["assert double(2) == 4", "assert double(0) == 1"]
     rows = [{"task": task.reference(), "tests": tests}] * 4
@@ -41,14 +41,14 @@ def test_rewards_add_up_by_their_weights_and_one_that_fails_leaves_the_response_
     assert [math.isnan(value) for value in scores.total] == [False, True, True, True]
 
 
-def test_the_functions_name_must_lead_somewhere() -> None:
+def test_a_reward_function_must_be_importable() -> None:
     assert load_function("math:sqrt")(4.0) == 2.0  # type: ignore[call-arg, arg-type]
     for name in ("no_such_module:f", "math:no_such", "math:pi"):
         with pytest.raises(ConfigError, match=name):
             load_function(name)
 
 
-def test_a_prompt_comes_once_without_its_response_and_drops_are_named(material: Path, tmp_path: Path) -> None:
+def test_prompts_are_distinct_and_drops_are_counted_by_reason(material: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     def row(*contents: str, **more: Any) -> dict[str, Any]:
@@ -69,14 +69,14 @@ def test_a_prompt_comes_once_without_its_response_and_drops_are_named(material: 
     assert drops == {"duplicate": 1, "too_long": 1, "no_task": 1, "empty_message": 1, "malformed": 1}
 
 
-def test_held_out_prompts_are_of_all_tasks() -> None:
+def test_held_out_prompts_cover_all_tasks() -> None:
     prompts = [Prompt({"task": {"name": "one" if i < 8 else "two"}}, [i]) for i in range(10)]
     assert [prompt.tokens for prompt in spread(prompts, 5)] == [[0], [2], [4], [6], [8]]
     assert spread(prompts, 20) == prompts
     assert spread([], 5) == []
 
 
-def test_every_prompt_is_asked_once_before_one_is_asked_again() -> None:
+def test_every_prompt_is_used_once_before_any_repeats() -> None:
     shuffled = PromptOrder(10, seed=1)
     first, second = ([shuffled.place(index) for index in range(start, start + 10)] for start in (0, 10))
     assert sorted(first) == sorted(second) == list(range(10))
@@ -85,7 +85,7 @@ def test_every_prompt_is_asked_once_before_one_is_asked_again() -> None:
     assert [ranked.place(index) for index in range(8)] == [1, 3, 2, 0] * 2
 
 
-def test_a_rollout_comes_back_from_its_file_and_a_torn_one_does_not(tmp_path: Path) -> None:
+def test_a_rollout_survives_saving_and_a_truncated_file_is_refused(tmp_path: Path) -> None:
     done = [Completion([7, 8], [-0.5, -1.0], True), Completion([9], [-2.0], False)]
     rollout = Rollout.of([[1, 2, 3], [4]], done, sequence_length=6)
     assert rollout.tokens.tolist() == [[1, 2, 3, 7, 8, 0, 0], [4, 9, 0, 0, 0, 0, 0]]

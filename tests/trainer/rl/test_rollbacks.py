@@ -1,5 +1,4 @@
-"""Gradients that are not finite before the first checkpoint: everything begins again,
-without the samples that did it."""
+"""Non-finite gradients before the first checkpoint restart everything from step 0, without the samples that caused them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,7 @@ from cupola_trainer.training.loop import begin, train
 
 ROLLOUT = RolloutConfig(prompts=4, samples_per_prompt=8, max_new_tokens=8)
 BATCH = BatchConfig(sequence_length=32, micro_batch_size=16, global_batch_size=32)
-"""A rollout is a step."""
+"""One step per rollout."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "grpo": {"kl_coef": 0.1, "ema_rate": 0.25},
     "ppo": {"value_warmup_steps": 0, "value_optimizer": OptimizerConfig(lr=2e-3)},
@@ -33,16 +32,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def weights(output: Path, kind: str) -> dict[str, torch.Tensor]:
-    """Policy and optimizer, and the average or the value model with its optimizer."""
-    found: dict[str, torch.Tensor] = {}
+    """The policy, its optimizer, and the EMA reference or the value model with its optimizer."""
+    tensors: dict[str, torch.Tensor] = {}
     for folder in ("checkpoints", "ema" if kind == "grpo" else "value"):
         state = StoredState(output / folder / "step_00000003" / "state")
-        found |= {f"{folder} {key}": state.read(key) for key in state.boxes}
-    return found
+        tensors |= {f"{folder} {key}": state.read(key) for key in state.boxes}
+    return tensors
 
 
 @pytest.mark.parametrize("kind", ["grpo", "ppo"])
-def test_average_and_value_model_begin_again_with_the_policy(
+def test_ema_reference_and_value_model_restart_with_the_policy(
     kind: str, job: Callable[..., TrainJob], material: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import toy_rewards  # type: ignore[import-not-found]
@@ -58,8 +57,8 @@ def test_average_and_value_model_begin_again_with_the_policy(
     for each in (victim, twin):
         each.output.mkdir()
     objective: Any = begin(victim).objective
-    asked = [objective.prompts[objective.order.place(place)].row["messages"][-1]["content"] for place in range(24)]
-    monkeypatch.setattr(toy_rewards, "OVERWHELMING", set(asked[4:12]))  # those of steps 2 and 3
+    contents = [objective.prompts[objective.order.place(place)].row["messages"][-1]["content"] for place in range(24)]
+    monkeypatch.setattr(toy_rewards, "OVERWHELMING", set(contents[4:12]))  # those of steps 2 and 3
     assert train(victim, lambda: False)
     Rollbacks(twin.output / "rollbacks.json").add(Rollback(3, 0, 0, 96, "known before"))
     assert train(twin, lambda: False)

@@ -1,4 +1,4 @@
-"""Rewards of the tests: functions of a row and a response's text, as a user writes them."""
+"""Reward functions for tests, written as a user would: functions of a row and a response's text."""
 
 from typing import Any
 
@@ -9,16 +9,16 @@ def spaces(row: dict[str, Any], response: str) -> float:
 
 
 def moody(row: dict[str, Any], response: str) -> float:
-    """Raises on long responses, has no number for those with an e, and likes spaces."""
+    """Raises on long responses, is not finite for those with an e, and otherwise rewards spaces."""
     if len(response) > 30:
         raise ValueError("too long for me")
     return float("nan") if "e" in response else spaces(row, response)
 
 
 OVERWHELMING: set[str] = set()
-"""Prompts whose rewards overflow when they are added up."""
+"""Prompts whose rewards overflow when summed."""
 
 
 def overwhelming(row: dict[str, Any], response: str) -> float:
-    """The share of spaces, but for some prompts."""
+    """The share of spaces, except for some prompts."""
     return 1.7e308 if row["messages"][-1]["content"] in OVERWHELMING else spaces(row, response)

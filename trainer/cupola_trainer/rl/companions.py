@@ -1,4 +1,4 @@
-"""Checkpoints of models that are trained beside the policy: each is written before the policy's of the same step."""
+"""Checkpoints of models trained along with the policy, each written before the policy's of the same step."""
 
 import shutil
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from cupola_trainer.objectives.inputs import ObjectiveInputs
 
 
 class CompanionCheckpoints:
-    """A folder of such checkpoints of one model, in the job's folder."""
+    """The checkpoints of one such model, in a subfolder of the job's folder."""
 
     def __init__(self, inputs: ObjectiveInputs, name: str, model: ModelConfig) -> None:
         """
         Args:
-            name: of the folder.
+            name: name of the subfolder.
         """
         self.inputs, self.name, self.model = inputs, name, model
         self.folder = inputs.output / name
@@ -34,7 +34,7 @@ class CompanionCheckpoints:
         optimizer: Any = None,
         scheduler: Any = None,
     ) -> None:
-        """Save, and remove those whose policy's checkpoint is gone. Every rank calls it."""
+        """Save a checkpoint, and remove those whose policy checkpoint is gone. Called on every rank."""
         checkpoint.save(
             step_folder(self.folder, progress.step),
             chunks,
@@ -57,15 +57,16 @@ class CompanionCheckpoints:
                 shutil.rmtree(folder)
 
     def at(self, progress: Progress, what: str) -> Path:
-        """The checkpoint of that step.
+        """The checkpoint folder of that step.
 
         Raises:
-            CorruptArtifactError: it is gone; the model in it, `what`, never starts afresh beside a trained policy.
+            CorruptArtifactError: the folder is missing. The model, named by `what`, must not restart from scratch with
+                a trained policy.
         """
         folder = step_folder(self.folder, progress.step)
         if not runtime.on_first_rank(folder.is_dir):
             raise CorruptArtifactError(
-                f"{folder} is missing: {what} that goes with the policy of step {progress.step}. Put it back, or "
+                f"{folder} is missing: {what} saved with the policy of step {progress.step}. Restore it, or "
                 "start a new job from the policy's weights."
             )
         return folder

@@ -1,4 +1,4 @@
-"""WARP's reference: the KL is measured against the moving average of the policy in training."""
+"""The EMA reference of WARP: the KL is measured against a moving average of the policy."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ from cupola_trainer.rl.companions import CompanionCheckpoints
 
 
 class EmaReference:
-    """theta_ema <- (1 - mu) theta_ema + mu theta after each step (Rame et al. 2024, WARP, equation 2), from the parent
-    weights on. In fp32, whatever the policy's precision: a hundredth of a step is lost in less."""
+    """theta_ema <- (1 - mu) theta_ema + mu theta after each step (Rame et al. 2024, WARP, equation 2), starting from
+    the parent's weights. Always fp32: lower precision would lose a hundredth of a step."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class EmaReference:
     ) -> None:
         """
         Args:
-            chunks: the reference, which becomes the average.
+            chunks: the reference, updated in place.
             policy: the model in training, in the same layout.
             rate: mu.
         """
@@ -39,19 +39,20 @@ class EmaReference:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def update(self) -> None:
-        """The policy has taken a step."""
+        """Update the average after a step of the policy."""
         for chunk in self.policy:
             gather(chunk)
         for average, parameter in self.pairs:
             average.lerp_(parameter.to(average.dtype), self.rate)
 
     def save(self, progress: Progress) -> None:
-        """Every rank calls it."""
+        """Save the average. Called on every rank."""
         self.checkpoints.save(progress, self.chunks)
 
     def resume(self, progress: Progress) -> None:
-        """
+        """Load the average saved with the policy.
+
         Raises:
-            CorruptArtifactError: what was saved with the policy is gone or torn.
+            CorruptArtifactError: it is missing or corrupt.
         """
-        checkpoint.load_weights(self.checkpoints.at(progress, "the average"), self.chunks)
+        checkpoint.load_weights(self.checkpoints.at(progress, "the EMA reference"), self.chunks)

@@ -1,4 +1,4 @@
-"""Group relative policy optimization (Shao et al. 2024), as Qwen2.5 used it."""
+"""Group relative policy optimization (Shao et al. 2024), as used for Qwen2.5."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,16 +25,16 @@ from cupola_trainer.rl.rollouts import Rollout
 
 
 def build(inputs: ObjectiveInputs) -> "GrpoObjective":
-    """GRPO on the prompts of a `conversations` artifact.
+    """Build GRPO on the prompts of a `conversations` artifact.
 
     Raises:
-        ConfigError: no parent checkpoint, no usable prompt, or sizes that do not fit each other.
+        ConfigError: there is no parent checkpoint, no usable prompt, or sizes are inconsistent.
     """
     return GrpoObjective(inputs)
 
 
 class GrpoObjective(RolloutObjective):
-    """A sample is one response with its prompt. The step's loss is the mean over its responses: see `token_weights`."""
+    """A sample is a prompt with one response. The step's loss is the mean over its responses: see `token_weights`."""
 
     name = "grpo"
 
@@ -44,8 +44,8 @@ class GrpoObjective(RolloutObjective):
         self.ema: EmaReference | None = None
         self.keeps_reference = data.kl_coef > 0
         self.normalization = data.normalization
-        self._weighed: tuple[int, np.ndarray] = (-1, np.empty(0))
-        """First sample of a step, and the weights of its tokens."""
+        self._step_weights: tuple[int, np.ndarray] = (-1, np.empty(0))
+        """First sample of the current step, and the weights of its tokens."""
         super().__init__(inputs)
 
     def attach(self, trainee: Trainee, model: ModelConfig) -> None:
@@ -85,11 +85,11 @@ class GrpoObjective(RolloutObjective):
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
         assert self.current
         step, at = self.step_of(index)
-        if self._weighed[0] != index - at:
+        if self._step_weights[0] != index - at:
             mask = torch.from_numpy(self.current.arrays["trained_on"][step])
             weights = token_weights(mask, self.normalization, self.config.max_new_tokens)
-            self._weighed = index - at, weights.numpy()
-        return row_of(self.current, step[at], self._weighed[1][at])
+            self._step_weights = index - at, weights.numpy()
+        return row_of(self.current, step[at], self._step_weights[1][at])
 
     def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
         return collate_rows(samples)
@@ -98,9 +98,9 @@ class GrpoObjective(RolloutObjective):
         return batch["row_starts"].sum()
 
     def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Sum over responses, their number, and sums over responses of means over their tokens: KL, clipped share,
-        change."""
-        logps = torch.where(batch["loss_mask"] > 0, -output.float(), 0.0)  # padding's could be anything
+        """Sum over responses, their number, and sums over responses of token means: KL to the reference, clipped
+        fraction, KL from the policy that generated them."""
+        logps = torch.where(batch["loss_mask"] > 0, -output.float(), 0.0)  # those of padding are arbitrary
         data, old = self.grpo, batch["old_logps"]
         losses, clipped = clipped_ratio_loss(logps, old, batch["advantages"], low=data.clip_low, high=data.clip_high)
         sums = {
@@ -115,8 +115,8 @@ class GrpoObjective(RolloutObjective):
 
 
 def trained_on(rollout: Rollout, truncated: str, samples_per_prompt: int) -> np.ndarray:
-    """Which responses are trained on [rows]: those with a reward and another to compare it with; not the truncated
-    ones, where they are masked. Counts those left out in the rollout's metrics."""
+    """Which responses are trained on [rows]: those with a reward and at least one other to compare with, without
+    truncated ones if `truncated` is "mask". Counts those left out in the rollout's metrics."""
     valid = ~np.isnan(rollout.arrays["rewards"])
     alone = valid & (valid.reshape(-1, samples_per_prompt).sum(axis=1) < 2).repeat(samples_per_prompt)
     if alone.any():
@@ -128,7 +128,7 @@ def trained_on(rollout: Rollout, truncated: str, samples_per_prompt: int) -> np.
 
 
 def row_of(rollout: Rollout, place: int, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """One response as a sample: everything [s], but for its tokens [s + 1]."""
+    """One response as a sample: arrays [s], and tokens [s + 1]."""
     mask = rollout.arrays["trained_on"][place].astype(np.float32)
     return {
         "tokens": rollout.tokens[place],
@@ -142,8 +142,8 @@ def row_of(rollout: Rollout, place: int, weights: np.ndarray) -> dict[str, np.nd
 
 
 def collate_rows(samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
-    """tokens, labels, position_ids, loss_mask and what `row_of` gives besides, [b, s] each; "row_starts", 1 in each
-    row's first column, by which rows are counted wherever their columns lie."""
+    """tokens, labels, position_ids, loss_mask and `row_of`'s other arrays, [b, s] each, plus "row_starts", 1 in each
+    row's first column, whose sum counts rows even when columns are split over ranks."""
     tokens = torch.from_numpy(np.stack([sample["tokens"] for sample in samples]))
     rows, length = tokens.size(0), tokens.size(1) - 1
     starts = torch.zeros(rows, length)

@@ -1,4 +1,4 @@
-"""Frozen models beside the one in training, and forward passes over a whole rollout."""
+"""Frozen models next to the one in training, and forward passes over a whole rollout."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +16,10 @@ from cupola_trainer.rl.rollouts import Rollout
 
 
 def load_frozen(folder: Path, model: ModelConfig, layout: LayoutConfig, dtype: torch.dtype) -> Chunks:
-    """A checkpoint's model, never trained.
+    """Load a checkpoint as a frozen model.
 
     Raises:
-        CorruptArtifactError: it does not verify.
+        CorruptArtifactError: the checkpoint does not verify.
     """
     chunks: Chunks = list(models.build(model, layout, seed=None, dtype=dtype))
     checkpoint.load_weights(folder, chunks)
@@ -29,13 +29,13 @@ def load_frozen(folder: Path, model: ModelConfig, layout: LayoutConfig, dtype: t
 
 
 def over_rows(rollout: Rollout, micro_batch_size: int, forward: Callable[[Batch], torch.Tensor]) -> np.ndarray:
-    """What `forward` gives for all rows [rows, s], micro-batch by micro-batch; data-parallel ranks share the work."""
+    """Apply `forward` to all rows in micro-batches [rows, s]. Data-parallel ranks share the work."""
     ranks, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
     rounds = -(-len(rollout) // (micro_batch_size * ranks))
     mine = []
     for number in range(rounds):
         first = (number * ranks + rank) * micro_batch_size
-        # the last rows are repeated: every pass has the same shape, and every rank as many passes
+        # repeat the last row, so that all passes have the same shape and all ranks the same number of passes
         rows = [min(first + offset, len(rollout) - 1) for offset in range(micro_batch_size)]
         mine.append(forward(rollout.batch(rows)).cpu().numpy())
     shares: list[list[np.ndarray]] = [[]] * ranks

@@ -1,4 +1,4 @@
-"""Online DPO, as Qwen2 used it: each rollout's best and worst responses to a prompt are a pair."""
+"""Online DPO, as used for Qwen2: the best and the worst response to a prompt form a pair."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,16 +17,16 @@ from cupola_trainer.rl.rollouts import Rollout
 
 
 def build(inputs: ObjectiveInputs) -> "OnlineDpoObjective":
-    """DPO on pairs of the model's own responses to the prompts of a `conversations` artifact.
+    """Build DPO on pairs of the model's own responses to the prompts of a `conversations` artifact.
 
     Raises:
-        ConfigError: no parent checkpoint, no usable prompt, or sizes that do not fit each other.
+        ConfigError: there is no parent checkpoint, no usable prompt, or sizes are inconsistent.
     """
     return OnlineDpoObjective(inputs)
 
 
 class OnlineDpoObjective(RolloutObjective):
-    """A sample is one prompt's pair. One whose responses are all worth the same has a weight of 0, and is counted."""
+    """A sample is the pair of one prompt. If all responses have the same reward, its weight is 0 and it is counted."""
 
     name = "online_dpo"
 
@@ -56,22 +56,24 @@ class OnlineDpoObjective(RolloutObjective):
         assert self.current
         step, at = self.step_of(index)
         place, kept = step[at], self.current.arrays["kept"]
-        weight = float(kept[place]) * len(step) / max(kept[step].sum(), 1)  # the mean over the pairs that there are
+        weight = (
+            float(kept[place]) * len(step) / max(kept[step].sum(), 1)
+        )  # makes the loss the mean over the kept pairs
         best, worst = self.current.arrays["pairs"][place]
         weights = np.full(self.length, weight, dtype=np.float32)
         rows = [row_of(self.current, int(row), weights) for row in (best, worst)]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
-        """Rows [2 pairs, s]: the best and the worst by turns."""
+        """Rows [2 pairs, s], best and worst alternating."""
         return collate_rows([{name: sample[name][side] for name in sample} for sample in samples for side in (0, 1)])
 
     def count(self, batch: Batch) -> Tensor:
-        """The number of pairs; every context-parallel rank computes their whole loss."""
+        """The number of pairs; every context-parallel rank computes their full loss."""
         return torch.tensor(len(batch["tokens"]) / 2, device=batch["tokens"].device)
 
     def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Sum over pairs, their number, and the sums over pairs of margin, accuracy and both implicit rewards."""
+        """Sum over pairs, their number, and sums over pairs of margin, accuracy and both implicit rewards."""
         mask, weights = batch["loss_mask"], batch["weights"][0::2, 0]
         chosen, rejected = over_rows(-output, mask).view(-1, 2).unbind(dim=1)  # [pairs] each
         ref_chosen, ref_rejected = over_rows(batch["ref_logps"], mask).view(-1, 2).unbind(dim=1)

@@ -1,5 +1,4 @@
-"""Proximal policy optimization with a value model (Schulman et al. 2017; Ziegler et al. 2019),
-as Qwen's report has it."""
+"""Proximal policy optimization with a value model (Schulman et al. 2017; Ziegler et al. 2019), as in Qwen's report."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,19 +32,19 @@ from cupola_trainer.rl.value_model import ValueModel
 
 
 def build(inputs: ObjectiveInputs) -> "PpoObjective":
-    """PPO on the prompts of a `conversations` artifact.
+    """Build PPO on the prompts of a `conversations` artifact.
 
     Raises:
-        ConfigError: no parent checkpoint, no usable prompt, or sizes that do not fit each other.
+        ConfigError: there is no parent checkpoint, no usable prompt, or sizes are inconsistent.
     """
     return PpoObjective(inputs)
 
 
 class PpoObjective(RolloutObjective):
-    """A sample is one response with its prompt, and a sequence of pretraining's where that is mixed in.
+    """A sample is a prompt with one response, plus a pretraining sequence if that is mixed in.
 
-    The loss of policy and value model is the mean over all tokens of a step's responses. A value belongs to the token
-    that it comes before.
+    The losses of policy and value model are means over all tokens of a step's responses. A value is stored at the token
+    that it precedes.
     """
 
     name = "ppo"
@@ -56,8 +55,8 @@ class PpoObjective(RolloutObjective):
         self.kl: KlController = FixedKl(data.kl_coef)
         if data.kl_target is not None:
             self.kl = AdaptiveKl(data.kl_coef, data.kl_target, data.kl_horizon)
-        self._weighed: tuple[int, np.ndarray] = (-1, np.empty(0))
-        """First sample of a step, and the weights of its tokens."""
+        self._step_weights: tuple[int, np.ndarray] = (-1, np.empty(0))
+        """First sample of the current step, and the weights of its tokens."""
         self.step = 0
         super().__init__(inputs)
         self.pretraining: NextTokenObjective | None = None
@@ -70,7 +69,7 @@ class PpoObjective(RolloutObjective):
         self.value = ValueModel(self.inputs, self.ppo, model)
 
     def complete(self, rollout: Rollout) -> None:
-        """ "values", "returns" and whitened "advantages" [rows, s], and the KL weight's next value."""
+        """Add "values", "returns" and whitened "advantages" [rows, s], and update the KL weight."""
         arrays = rollout.arrays
         arrays["values"] = self.value.values(rollout)
         valid = ~np.isnan(arrays["rewards"])
@@ -98,17 +97,17 @@ class PpoObjective(RolloutObjective):
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
         assert self.current
         step, at = self.step_of(index)
-        if self._weighed[0] != index - at:
+        if self._step_weights[0] != index - at:
             mask = torch.from_numpy(self.current.arrays["trained_on"][step])
-            self._weighed = index - at, token_weights(mask, "token", self.config.max_new_tokens).numpy()
-        row = row_of(self.current, step[at], self._weighed[1][at])
+            self._step_weights = index - at, token_weights(mask, "token", self.config.max_new_tokens).numpy()
+        row = row_of(self.current, step[at], self._step_weights[1][at])
         for name, array in (("old_values", "values"), ("returns", "returns")):
             row[name] = self.current.arrays[array][step[at]]
-        return row if self.pretraining is None else row | _named_pretraining(self.pretraining.sample(index))
+        return row if self.pretraining is None else row | _prefixed(self.pretraining.sample(index))
 
     def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
-        """`collate_rows`' tensors; where pretraining is mixed in, its rows follow: nothing but "pretraining",
-        its weights."""
+        """`collate_rows`' tensors. If pretraining is mixed in, its rows follow, with weights in "pretraining" and zeros
+        in all tensors that only responses have."""
         batch = collate_rows([{key: row[key] for key in row if not key.startswith(MIXED)} for row in samples])
         if self.pretraining is None:
             return batch
@@ -125,7 +124,8 @@ class PpoObjective(RolloutObjective):
         return batch["row_starts"].sum()
 
     def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Sum over responses, their number, and sums over responses of clipped share and change."""
+        """Sum over responses, their number, and sums over responses of clipped fraction and KL from the policy that
+        generated them."""
         old = batch["old_logps"]
         logps = torch.where(batch["loss_mask"] > 0, -output.float(), 0.0)
         losses, clipped = clipped_ratio_loss(logps, old, batch["advantages"], low=self.ppo.clip, high=self.ppo.clip)
@@ -139,14 +139,14 @@ class PpoObjective(RolloutObjective):
             total, sums["pretraining_loss"] = total + mixed, mixed.detach() / self.ppo.pretraining_coef
         return total, self.count(batch), sums
 
-    # beside the policy
+    # value model
 
     def train_others(self, batches: Sequence[Batch]) -> dict[str, float]:
-        rows = self.inputs.batch.micro_batch_size  # pretraining's rows have no returns
+        rows = self.inputs.batch.micro_batch_size  # pretraining rows have no returns
         return self.value.train([{name: tensor[:rows] for name, tensor in batch.items()} for batch in batches])
 
     def update(self, trainee: Trainee) -> tuple[float, bool]:
-        """The policy stays while the value model warms up."""
+        """Update the policy, unless the value model is still warming up."""
         self.step += 1
         if self.step > self.ppo.value_warmup_steps:
             return trainee.update()
@@ -167,15 +167,15 @@ class PpoObjective(RolloutObjective):
 
 
 MIXED = "pretraining_"
-"""What comes before the names of a pretraining sequence's arrays in a sample."""
+"""Prefix of a pretraining sequence's arrays in a sample."""
 SEQUENCE = ("tokens", "labels", "loss_mask", "position_ids")
 
 
-def _named_pretraining(sample: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _prefixed(sample: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {f"{MIXED}{name}": sample[name] for name in SEQUENCE}
 
 
 def responses_first(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Columns [rows, s] that bring each row's masked ones to its front, in order; and 1 where they are such ones."""
+    """Column indices [rows, s] that move each row's response tokens to the front, and the moved mask."""
     columns = np.argsort(~mask, axis=1, kind="stable")
     return columns, np.take_along_axis(mask, columns, axis=1).astype(np.float64)

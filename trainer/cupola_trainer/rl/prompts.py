@@ -1,4 +1,4 @@
-"""The prompts that a model responds to while it learns, and the order that they are used in."""
+"""The prompts for rollouts, and the order in which they are used."""
 
 import json
 from collections import Counter
@@ -23,23 +23,23 @@ class Prompt:
     """A conversation up to the response."""
 
     row: Row
-    """As its file has it: rewards read it."""
+    """The row of the file, for the rewards."""
     tokens: list[int]
-    """Token ids up to where the response begins."""
+    """Token ids up to the start of the response."""
 
 
 def read_prompts(
     path: Path, tokenizer: ChatTokenizer, longest: int, rewards: Sequence[Reward]
 ) -> tuple[list[Prompt], Counter[str]]:
-    """The distinct prompts of a file of conversations: each row without its last response, with its tools. And how many
-    were dropped, by reason: `problem`'s, "refused_by_template", "too_long", "duplicate", "no_task" and "no_tests"
-    (nothing to score a response by).
+    """The distinct prompts of a file of conversations (rows without their last response, with tools), and the number of
+    dropped rows by reason: `problem`'s, "refused_by_template", "too_long", "duplicate", "no_task" and "no_tests" (no
+    way to score a response).
 
     Args:
-        longest: most tokens of a prompt.
+        longest: maximum tokens per prompt.
 
     Raises:
-        ConfigError: there is no such file, or a line of it is no JSON object.
+        ConfigError: the file does not exist, or a line is not a JSON object.
     """
     prompts: dict[str, Prompt] = {}
     drops: Counter[str] = Counter()
@@ -58,7 +58,7 @@ def read_prompts(
 
 
 def spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
-    """At most `count` of them, from all over the file: rows of one task lie together."""
+    """At most `count` prompts, spread over the file, because rows of a task are adjacent."""
     count = min(count, len(prompts))
     return [prompts[place * len(prompts) // count] for place in range(count)]
 
@@ -73,30 +73,30 @@ def _prompt(
     for scorer, field in ROW_FIELDS.items():
         if any(reward.scorer == scorer for reward in rewards) and not row.get(field):
             return f"no_{field}"
-    asked = messages if reason else messages[:-1]
+    context = messages if reason else messages[:-1]
     try:
-        tokens = encode_prompt(tokenizer, asked, row.get("tools"))
+        tokens = encode_prompt(tokenizer, context, row.get("tools"))
     except RefusedError as error:
         return error.reason
-    return Prompt({**row, "messages": list(asked)}, tokens) if len(tokens) <= longest else "too_long"
+    return Prompt({**row, "messages": list(context)}, tokens) if len(tokens) <= longest else "too_long"
 
 
 class PromptOrder:
-    """Which prompt comes when: any index from 0 on, decided by the seed and, where there are any, by variances."""
+    """The prompt for any index >= 0, determined by the seed and, if given, by variances."""
 
     def __init__(self, size: int, seed: int, variances: np.ndarray | None = None) -> None:
         """
         Args:
-            variances: [size], of each prompt's rewards; those with more come first, every time through (Qwen2.5,
-                section 4.4). None for a new order each time through.
+            variances: [size], of each prompt's rewards; prompts with higher variance come first in every epoch
+                (Qwen2.5, section 4.4). None for a new random order in every epoch.
         """
         self.size, self.seed = size, seed
         self.variances = variances
         self._ranked: np.ndarray | None = None
         if variances is not None:
-            shuffled = np.random.default_rng(seed).permutation(size)  # among equals
+            shuffled = np.random.default_rng(seed).permutation(size)  # breaks ties
             self._ranked = shuffled[np.argsort(-variances[shuffled], kind="stable")]
 
     def place(self, index: int) -> int:
-        """Number of the prompt that is used at `index`."""
+        """Number of the prompt used at `index`."""
         return order(index, self.size, self.seed) if self._ranked is None else int(self._ranked[index % self.size])

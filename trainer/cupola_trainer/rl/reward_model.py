@@ -1,4 +1,4 @@
-"""A reward model: the value of a scalar head at the end of each response."""
+"""Score responses with a reward model: the output of its scalar head at the end of each response."""
 
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -25,14 +25,14 @@ from cupola_trainer.rl.rollouts import Rollout
 
 
 class RewardModel:
-    """A reward model's checkpoint, frozen, in any layout; it may stand beside a model that is being trained."""
+    """A frozen reward model, in any layout, alone or next to a model in training."""
 
     def __init__(self, folder: Path, layout: LayoutConfig, day: date | None = None, *, precision: str = "auto") -> None:
-        """`runtime.start` comes first, in the same layout.
+        """Load a checkpoint. Call `runtime.start` with the same layout first.
 
         Args:
-            day: date for its chat template; none for the one that it was trained with.
-            precision: of weights and activations.
+            day: date for its chat template; None for the date it was trained with.
+            precision: precision of weights and activations.
 
         Raises:
             ConfigError: the checkpoint is a language model, or does not fit the layout.
@@ -41,23 +41,24 @@ class RewardModel:
         self.model = checkpoint.read_model(folder)
         if not self.model.is_scalar:
             raise ConfigError(
-                f"{folder} is a language model, no reward model. Name the checkpoint of a stage `reward`."
+                f"{folder} is a language model, not a reward model. Give the checkpoint of a `reward` stage."
             )
         layout = of_its_own(self.model, layout)
         validate_layout(self.model, layout)
         self.folder, self.day = folder, day
         self.chunks = load_frozen(folder, self.model, layout, runtime.dtype(precision))
-        self.unit = 2 * layout.cp * layout.tp  # sequences are cut into so many parts
+        self.unit = 2 * layout.cp * layout.tp  # sequence lengths must be divisible by this
 
     @cached_property
     def tokenizer(self) -> Any:
-        """
+        """The checkpoint's tokenizer.
+
         Raises:
             ConfigError: the checkpoint has none.
         """
         if not (self.folder / "tokenizer").is_dir():
             raise ConfigError(
-                f"{self.folder} has no tokenizer: conversations cannot be read. Import it again with one."
+                f"{self.folder} has no tokenizer, so it cannot read conversations. Import it again with one."
             )
         return load_tokenizer(self.folder / "tokenizer", self.day)
 
@@ -69,25 +70,25 @@ class RewardModel:
         *,
         batch_size: int = 16,
     ) -> list[float]:
-        """The reward of each response to its prompt, messages; the same on every rank,
-        which calls it with the same texts.
+        """The reward of each response to its prompt (a list of messages). Called on every rank with the same arguments;
+        returns the same on all.
 
         Args:
-            responses: texts, or messages where tools are called.
-            tools: what could be called in each conversation; none for nothing in any.
+            responses: texts, or messages if they contain tool calls.
+            tools: the tools available in each conversation; None if there are none at all.
 
         Raises:
-            ConfigError: a conversation is longer than the model's longest sequence, or cannot be encoded.
+            ConfigError: a conversation is too long for the model, or cannot be encoded.
         """
         rows = [
-            self.encode(prompt, response if isinstance(response, Mapping) else as_message(response), at_hand)
-            for prompt, response, at_hand in zip(prompts, responses, tools or [None] * len(prompts), strict=True)
+            self.encode(prompt, response if isinstance(response, Mapping) else as_message(response), available)
+            for prompt, response, available in zip(prompts, responses, tools or [None] * len(prompts), strict=True)
         ]
         rewards: list[float] = self.score_tokens(rows, batch_size=batch_size)
         return rewards
 
     def encode(self, prompt: Sequence[Message], response: Message, tools: Any) -> list[int]:
-        """Token ids of a prompt and its response, the end included, as reward models are trained on them.
+        """Token ids of a prompt and its response including its end, as in reward-model training.
 
         Raises:
             RefusedError: the conversation cannot be encoded.
@@ -96,7 +97,7 @@ class RewardModel:
         return prompt_ids + response_ids
 
     def score_rows(self, rows: Sequence[Mapping[str, Any]], *, batch_size: int = 16) -> list[float | None]:
-        """As `score`, of the last responses of rows {"messages", "tools"}; none for one that cannot be encoded."""
+        """`score` for the last responses of rows {"messages", "tools"}; None for rows that cannot be encoded."""
         encoded: list[list[int] | None] = []
         for row in rows:
             try:
@@ -108,19 +109,18 @@ class RewardModel:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def score_tokens(self, rows: Sequence[Sequence[int]], *, batch_size: int = 16) -> list[float]:
-        """As `score`, of conversations as token ids, the response's end included.
-        Rows of like length are scored together."""
+        """`score` for conversations as token ids, including the response's end. Batches rows of similar length."""
         longest = max(map(len, rows), default=0)
         if longest > self.model.max_position_embeddings:
             raise ConfigError(
-                f"a conversation has {longest} tokens; the reward model reads {self.model.max_position_embeddings}. "
-                "Shorten the responses (max_new_tokens)."
+                f"a conversation has {longest} tokens; the reward model's maximum is "
+                f"{self.model.max_position_embeddings}. Shorten the responses (max_new_tokens)."
             )
         ranks, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
         order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         rewards = torch.zeros(len(rows), device=runtime.device())
-        rounds = -(-len(batches) // ranks)  # every rank as many: its experts may serve another's
+        rounds = -(-len(batches) // ranks)  # the same on all ranks, for expert parallelism
         for place in range(rank, rounds * ranks, ranks):
             mine = batches[place] if place < len(batches) else batches[0]
             ends = self._ends([rows[number] for number in mine])
@@ -131,7 +131,7 @@ class RewardModel:
         return scores
 
     def _ends(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """The values [rows] at the rows' last tokens."""
+        """Values at the last token of each row [rows]."""
         lengths = torch.tensor([len(row) for row in rows])
         width = -(-int(lengths.max()) // self.unit) * self.unit
         tokens = torch.zeros(len(rows), width, dtype=torch.long)
@@ -143,7 +143,7 @@ class RewardModel:
         return values[torch.arange(len(rows)), (lengths - 1).to(values.device)]
 
     def score_rollout(self, rollout: Rollout, micro_batch_size: int) -> list[float | str]:
-        """The reward of each response [rows], or the reason why there is none."""
+        """The reward of each response [rows], or the reason it has none."""
         values = over_rows(rollout, micro_batch_size, lambda batch: outputs.values(self.chunks, batch))
         scores = values[np.arange(len(rollout)), np.minimum(rollout.ends(), values.shape[1] - 1)]
         return [float(score) if np.isfinite(score) else "reward_not_finite" for score in scores]

@@ -1,4 +1,4 @@
-"""The reward of a response: a weighted sum of scorers. A scorer that fails costs the response, not the run."""
+"""Rewards of responses: a weighted sum of scorers. If a scorer fails, only that response is dropped."""
 
 import importlib
 import math
@@ -23,26 +23,26 @@ ScoreFunction = Callable[[Row, str], float]
 
 @dataclass(frozen=True)
 class Scores:
-    """What responses are worth."""
+    """The rewards of responses."""
 
     total: np.ndarray
-    """[responses]; NaN where some scorer gave no number: such a response is left out."""
+    """[responses]; NaN if a scorer failed, in which case the response is left out."""
     parts: dict[str, np.ndarray]
-    """Each reward's own, unweighted [responses]."""
+    """Unweighted scores of each reward [responses]."""
     drops: Counter[str]
-    """Responses without a number, by reason: "reward_raised", "reward_not_finite"."""
+    """Number of failures by reason: "reward_raised", "reward_not_finite"."""
 
 
 def name_of(reward: Reward) -> str:
-    """What a reward is called in metrics."""
+    """A reward's name in metrics."""
     return reward.function.split(":")[-1] if isinstance(reward, PythonReward) else reward.scorer.removeprefix("reward_")
 
 
 def score_function(reward: Reward) -> ScoreFunction | None:
-    """A reward as a function of a row and a response's text; none for a reward model, which judges tokens.
+    """A reward as a function of a row and a response's text; None for a reward model, which scores tokens.
 
     Raises:
-        ConfigError: a function that cannot be imported or called.
+        ConfigError: the function cannot be imported or is not callable.
     """
     if isinstance(reward, TaskReward):
         return _by_task
@@ -52,10 +52,10 @@ def score_function(reward: Reward) -> ScoreFunction | None:
 
 
 def load_function(name: str) -> ScoreFunction:
-    """The function that `package.module:function` names.
+    """Import the function `package.module:function`.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: it cannot be imported or is not callable.
     """
     module, _, function = name.partition(":")
     try:
@@ -66,22 +66,22 @@ def load_function(name: str) -> ScoreFunction:
             "processes."
         ) from error
     if not callable(loaded):
-        raise ConfigError(f"The reward {name} is no function, but {type(loaded).__name__}. Name a function.")
+        raise ConfigError(f"The reward {name} is a {type(loaded).__name__}, not a function. Give a function.")
     return loaded  # type: ignore[no-any-return]
 
 
 def score_responses(
     rewards: Sequence[Reward], rows: Sequence[Row], responses: Sequence[str]
 ) -> dict[str, list[float | str]]:
-    """Each text-reading reward of each response: a number, or why there is none. Every rank scores a share,
-    and gets all."""
+    """Score all responses with every reward that reads text: a number, or the reason there is none. Ranks share the
+    work; all get the result."""
     mine = range(runtime.rank(), len(rows), runtime.world_size())
     verdicts: dict[str, list[float | str]] = {}
     for reward in rewards:
         function = score_function(reward)
         if function is None:
             continue
-        threads = 4 if isinstance(reward, ExecutionReward) else 1  # processes of their own, waited for
+        threads = 4 if isinstance(reward, ExecutionReward) else 1  # each waits for a subprocess
         with ThreadPoolExecutor(threads) as pool:
             share = list(pool.map(lambda index, call=function: _verdict(call, rows[index], responses[index]), mine))  # type: ignore[misc]
         shares: list[list[float | str]] = [[]] * runtime.world_size()
@@ -94,7 +94,7 @@ def score_responses(
 
 
 def combine(rewards: Sequence[Reward], verdicts: dict[str, list[float | str]]) -> Scores:
-    """The weighted sum over rewards; NaN where one of them failed."""
+    """The weighted sum of rewards; NaN if any of them failed."""
     drops: Counter[str] = Counter()
     total: np.ndarray | None = None
     parts = {}
@@ -109,17 +109,17 @@ def combine(rewards: Sequence[Reward], verdicts: dict[str, list[float | str]]) -
 
 
 def check_rewards(rewards: Sequence[Reward]) -> None:
-    """Refuse a function that cannot be loaded, and two rewards of one name, which no metric could tell apart.
+    """Check that functions can be loaded and that names are unique, since metrics use them.
 
     Raises:
-        ConfigError: the value given, the rule, the next move.
+        ConfigError: a function cannot be loaded, or two rewards have the same name.
     """
     names = [name_of(reward) for reward in rewards]
     for name, reward in zip(names, rewards, strict=True):
         score_function(reward)
         if names.count(name) > 1:
             raise ConfigError(
-                f"rewards: {name} comes {names.count(name)} times. Give each reward once, with its weight."
+                f"rewards: {name} is listed {names.count(name)} times. Give each reward once, with its weight."
             )
 
 
@@ -128,7 +128,7 @@ def _verdict(function: ScoreFunction, row: Row, response: str) -> float | str:
         value = float(function(row, response))
     except ConfigError:
         raise
-    except Exception:  # noqa: BLE001 - whatever a reward does wrong, it costs this response only
+    except Exception:  # noqa: BLE001 - any failure of a reward drops only this response
         return "reward_raised"
     return value if math.isfinite(value) else "reward_not_finite"
 

@@ -1,9 +1,8 @@
-"""An objective whose samples are the model's own responses: collected when a step needs them,
-then trained on for some steps.
+"""Base of objectives whose samples are the model's own responses, collected on demand and used for some steps.
 
-Samples are numbered as any other objective's. Those of rollout r are the next `samples` ones, `epochs` times its rows,
-each epoch in an order of its own. A rollout is collected when the first of its samples is due, with the weights of that
-moment, and kept in the job's folder, so that a job that is killed goes on with the same responses.
+Samples are numbered as in any objective. Each rollout provides the next `samples` samples: its rows, `epochs` times,
+each epoch in a different order. A rollout is collected with the current weights when its first sample is due, and kept
+in the job's folder, so that a killed job resumes with the same responses.
 """
 
 import logging
@@ -33,19 +32,19 @@ log = logging.getLogger(__name__)
 
 
 class RolloutObjective(OnlineObjective):
-    """What GRPO, PPO and online DPO have in common."""
+    """The common base of GRPO, PPO and online DPO."""
 
     keeps_reference: bool = True
-    """Whether log-probabilities under the initial weights are wanted."""
+    """Whether log-probabilities under the initial weights are needed."""
 
     def __init__(self, inputs: ObjectiveInputs) -> None:
         """
         Raises:
-            ConfigError: no parent checkpoint, no usable prompt, or sizes that do not fit each other.
+            ConfigError: there is no parent checkpoint, no usable prompt, or sizes are inconsistent.
         """
         if inputs.parent is None:
             raise ConfigError(
-                f"the objective {inputs.name} needs a parent checkpoint: a new model cannot respond. Name one."
+                f"the objective {inputs.name} needs a parent checkpoint: an untrained model cannot respond. Set parent."
             )
         data: ReinforcementData = inputs.data
         self.inputs, self.tokenizer = inputs, inputs.chat_tokenizer()
@@ -66,7 +65,7 @@ class RolloutObjective(OnlineObjective):
         if not self.prompts:
             raise ConfigError(
                 f"{self.conversations} has no prompt that leaves max_new_tokens={self.config.max_new_tokens} of "
-                f"sequence_length={self.length}; dropped: {dict(self.drops)}. Give longer sequences, or other "
+                f"sequence_length={self.length}; dropped: {dict(self.drops)}. Raise sequence_length, or give other "
                 "prompts."
             )
         if self.drops:
@@ -76,7 +75,7 @@ class RolloutObjective(OnlineObjective):
         self.folder = inputs.output / "rollouts"
         self.current: Rollout | None = None
         self.number = -1
-        """Of the current rollout."""
+        """Number of the current rollout."""
 
     # sizes
 
@@ -96,7 +95,7 @@ class RolloutObjective(OnlineObjective):
             return [], {}
         return read_prompts(path, self.tokenizer, longest, self.rewards)
 
-    # what the loop calls
+    # hooks of the training loop
 
     def attach(self, trainee: Trainee, model: ModelConfig) -> None:
         self.collector = RolloutCollector(
@@ -104,15 +103,14 @@ class RolloutObjective(OnlineObjective):
         )
 
     def prepare(self, forward: Forward) -> None:
-        """Where prompts are ordered by the variance of their rewards: respond to each once,
-        with the initial weights."""
+        """If prompts are ordered by reward variance, measure it with the initial weights."""
         if self.config.order == "reward_variance":
             kept = self.inputs.output / "reference.npz"
             arrays = computed_once(kept, lambda: {"variances": self.collector.variances(self.prompts)})
             self.order = PromptOrder(len(self.prompts), self.inputs.seed, arrays["variances"])
 
     def gather(self, sample: int) -> dict[str, float]:
-        """Collect the rollout that `sample` belongs to, unless it is there. Returns what to report of it."""
+        """Collect the rollout that contains `sample`, unless it is current. Returns metrics to report."""
         number = sample // self.samples
         if number != self.number or self.current is None:
             first = number * self.config.prompts
@@ -126,23 +124,23 @@ class RolloutObjective(OnlineObjective):
 
     @abstractmethod
     def complete(self, rollout: Rollout) -> None:
-        """Add to a rollout's arrays what the loss needs: its rewards and log-probabilities are known."""
+        """Add the arrays that the loss needs to a rollout that has rewards and log-probabilities."""
 
     def resume(self, progress: Progress) -> None:
-        """Go back to `progress`: read the rollout that was being trained on, remove later ones.
+        """Restore `progress`: load the rollout that was being trained on and remove later ones.
 
         Raises:
-            CorruptArtifactError: it is gone or torn.
+            CorruptArtifactError: the rollout is missing or corrupt.
         """
         self.number, self.current = -1, None
         number, inside = divmod(progress.consumed_samples, self.samples)
-        runtime.on_first_rank(lambda: self._forget(number if inside else number - 1))
+        runtime.on_first_rank(lambda: self._remove_after(number if inside else number - 1))
         if inside:
             self.current = Rollout.load(self._path(number))
             self.number = number
             if self.current.mask.shape[1] != self.length or len(self.current) != len(self._rows()):
                 raise CorruptArtifactError(
-                    f"{self._path(number)} is of another job. Give this job a folder of its own."
+                    f"{self._path(number)} belongs to another job. Give this job its own folder."
                 )
 
     def _rows(self) -> range:
@@ -151,15 +149,14 @@ class RolloutObjective(OnlineObjective):
     def _path(self, number: int) -> Path:
         return self.folder / f"rollout_{number:08d}.npz"
 
-    def _forget(self, last: int) -> None:
-        """Remove rollouts after `last`, which the weights of now would make anew."""
+    def _remove_after(self, last: int) -> None:
+        """Remove rollouts after `last`, which must be collected again with the current weights."""
         for path in self.folder.glob("rollout_*.npz"):
             if int(path.stem.removeprefix("rollout_")) > last:
                 path.unlink()
 
     def save(self, progress: Progress) -> dict[str, Any]:
-        """The current rollout was written when it was collected;
-        those that no checkpoint needs any more are removed."""
+        """Remove rollouts that no checkpoint needs. The current one was written when it was collected."""
         runtime.on_first_rank(self._prune)
         return {}
 
@@ -173,7 +170,7 @@ class RolloutObjective(OnlineObjective):
                 path.unlink()
 
     def measure(self) -> dict[str, float]:
-        """Mean reward of greedy responses to held-out prompts; empty where there are none."""
+        """Mean reward of greedy responses to held-out prompts; empty if there are none."""
         return self.collector.measure(self.heldout_prompts) if self.heldout_prompts else {}
 
     # samples
@@ -182,18 +179,18 @@ class RolloutObjective(OnlineObjective):
         return None
 
     def place(self, index: int) -> int:
-        """Where sample `index` lies within the current rollout."""
+        """Row or pair of the current rollout for sample `index`."""
         number, inside = divmod(index, self.samples)
         epoch, at = divmod(inside, self.units)
         return order(at, self.units, hash_seed(self.inputs.seed, number, epoch))
 
     def step_of(self, index: int) -> tuple[list[int], int]:
-        """Places of all samples of the step that sample `index` is in, and which of them it is."""
+        """`place` of all samples in the step of sample `index`, and the position of `index` among them."""
         size = self.inputs.batch.global_batch_size
         first = index - index % size
         return [self.place(first + offset) for offset in range(size)], index - first
 
 
 def hash_seed(seed: int, *numbers: int) -> int:
-    """One seed for a place in a run."""
+    """A seed derived from a seed and numbers."""
     return int(np.random.SeedSequence([seed, *numbers]).generate_state(1, np.uint64)[0])

@@ -1,4 +1,4 @@
-"""A rollout: prompts asked, responses drawn and scored, as arrays that every rank has whole."""
+"""A rollout: prompts with sampled and scored responses, as arrays held in full by every rank."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,29 +17,29 @@ from cupola_trainer.generation.batch import Completion
 
 @dataclass
 class Rollout:
-    """The responses of one rollout, in the order asked: all those to one prompt together.
+    """The responses of one rollout, grouped by prompt.
 
-    Arrays are [rows, s]: column j belongs to token j + 1 of prompt and response, as a batch's labels do.
+    Arrays are [rows, s]: column j belongs to token j + 1 of prompt and response, like the labels of a batch.
     """
 
     tokens: np.ndarray
     """[rows, s + 1], prompt and response, padded with 0."""
     mask: np.ndarray
-    """[rows, s], true on responses' tokens."""
+    """[rows, s], true at response tokens."""
     finished: np.ndarray
-    """[rows], false where a response was cut by its length."""
+    """[rows], false if a response was truncated."""
     sampling_logps: np.ndarray
-    """[rows, s], what drawing a response's tokens said of them; 0 elsewhere."""
+    """[rows, s], log-probabilities of response tokens reported by the sampling engine; 0 elsewhere."""
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
-    """What was found out since: "rewards" [rows], "logps" [rows, s] and others."""
+    """Arrays added later: "rewards" [rows], "logps" [rows, s] and others."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """What to report of it."""
+    """Metrics to report."""
 
     @classmethod
     def of(cls, prompts: Sequence[list[int]], completions: Sequence[Completion], sequence_length: int) -> "Rollout":
         """
         Args:
-            sequence_length: s; no prompt with its response has more tokens.
+            sequence_length: s, the maximum tokens of a prompt with its response.
         """
         rows = len(prompts)
         tokens = np.zeros((rows, sequence_length + 1), dtype=np.int64)
@@ -59,7 +59,7 @@ class Rollout:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each response [rows]."""
+        """Number of tokens in each response [rows]."""
         lengths: np.ndarray = self.mask.sum(axis=1)
         return lengths
 
@@ -69,7 +69,7 @@ class Rollout:
         return ends
 
     def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """tokens, labels, position_ids, loss_mask [b, s] of some rows."""
+        """tokens, labels, position_ids, loss_mask [b, s] of the given rows."""
         tokens = torch.from_numpy(self.tokens[rows])
         length = tokens.size(1) - 1
         return {
@@ -80,7 +80,7 @@ class Rollout:
         }
 
     def save(self, path: Path) -> None:
-        """Write it in one piece, synced to disk."""
+        """Write the file atomically, synced to disk."""
         fields = {name: getattr(self, name) for name in FIELDS}
         arrays = {f"array.{name}": array for name, array in self.arrays.items()}
         metrics = {f"metric.{name}": np.array(value) for name, value in self.metrics.items()}
@@ -91,7 +91,7 @@ class Rollout:
     def load(cls, path: Path) -> "Rollout":
         """
         Raises:
-            CorruptArtifactError: the file is missing or torn.
+            CorruptArtifactError: the file is missing or corrupt.
         """
         try:
             with np.load(path) as stored:
@@ -101,7 +101,7 @@ class Rollout:
             return cls(**{name: kept[name] for name in FIELDS}, arrays=arrays, metrics=metrics)
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise CorruptArtifactError(
-                f"{path} cannot be read ({error}): the rollout that this job was learning from. Put it back, or "
+                f"{path} cannot be read ({error}). This job was training on that rollout. Restore the file, or "
                 "start a new job from the newest checkpoint's weights."
             ) from error
 

@@ -1,4 +1,4 @@
-"""PPO's value model: a scalar head of its own body, with an optimizer and checkpoints of its own."""
+"""PPO's value model: a separate model with a scalar head and its own optimizer and checkpoints."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,7 +27,7 @@ from cupola_trainer.rl.rollouts import Rollout
 
 
 class ValueObjective(Objective):
-    """The clipped squared error of values, on the policy's own batches."""
+    """The clipped squared error of values, on the policy's batches."""
 
     name = "value"
     reads: ClassVar[Reads] = "values"
@@ -48,7 +48,7 @@ class ValueObjective(Objective):
         return batch["row_starts"].sum()
 
     def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Sum over responses, their number, and the share of tokens where clipping holds the value."""
+        """Sum over responses, their number, and the sum over responses of the clipped fraction."""
         losses, clipped = clipped_value_loss(output, batch["old_values"], batch["returns"], clip=self.clip)
         sums = {"clip_fraction": (clipped * batch["shares"]).sum().float()}
         return (losses * batch["weights"]).sum(), self.count(batch), sums
@@ -58,10 +58,10 @@ class ValueModel:
     """The value model in training."""
 
     def __init__(self, inputs: ObjectiveInputs, data: PpoData, policy: ModelConfig) -> None:
-        """From `value_model`, or from the policy's initial weights and a head of zeros.
+        """Start from `data.value_model`, or from the policy's initial weights with a zero-initialized head.
 
         Raises:
-            ConfigError: `value_model` is of another architecture.
+            ConfigError: `data.value_model` has another architecture.
         """
         assert inputs.parent
         self.micro_batch_size, self.objective = inputs.batch.micro_batch_size, ValueObjective(data.value_clip)
@@ -79,12 +79,12 @@ class ValueModel:
         self.trainee = optim.build(chunks, inputs.layout, data.value_optimizer, inputs.steps)
 
     def values(self, rollout: Rollout) -> np.ndarray:
-        """The value before each of a response's tokens [rows, s]; 0 elsewhere."""
+        """The value before each response token [rows, s]; 0 elsewhere."""
         values = over_rows(rollout, self.micro_batch_size, lambda batch: outputs.values(self.trainee.chunks, batch))
         return np.where(rollout.mask, values, 0.0).astype(np.float32)
 
     def train(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """One step on the policy's micro-batches. Returns what to report."""
+        """Take one step on the policy's micro-batches. Returns metrics to report."""
         means = passes.train(self.trainee.chunks, self.objective, batches)
         self.trainee.scheduler.step(increment=1)
         norm, moved = self.trainee.update()
@@ -92,15 +92,15 @@ class ValueModel:
         return metrics if moved else metrics | {"value_skipped": 1.0}
 
     def save(self, progress: Progress, tokenizer: Path | None) -> None:
-        """Save weights and optimizer, before the policy's checkpoint of the same step; those without one go."""
+        """Save weights and optimizer, before the policy's checkpoint of the same step."""
         trainee = self.trainee
         self.checkpoints.save(progress, trainee.chunks, tokenizer, trainee.optimizer, trainee.scheduler)
 
     def resume(self, progress: Progress) -> None:
-        """Go back to `progress`, weights and optimizer.
+        """Restore weights and optimizer at `progress`.
 
         Raises:
-            CorruptArtifactError: what was saved with the policy is gone or torn: it never starts afresh beside it.
+            CorruptArtifactError: the checkpoint saved with the policy is missing or corrupt.
         """
         folder = self.checkpoints.at(progress, "the value model")
         checkpoint.load_training(folder, self.trainee.chunks, self.trainee.optimizer, self.trainee.scheduler)
