@@ -278,7 +278,7 @@ def test_a_conversation_is_prompted_through_the_chat_template_with_its_tools(
     assert outputs[0] == outputs[1]
     file.write_text('{"messages": []}')
     assert main(["generate", "--chat", str(file), "--checkpoint", str(saved / "dense")]) == 2
-    assert "is no conversation (malformed)" in capsys.readouterr().err
+    assert "is not a conversation (malformed)" in capsys.readouterr().err
 
 
 def test_the_command_line_exports_imports_and_generates(

@@ -1,4 +1,4 @@
-"""Run by test_engines.py under torchrun: what an engine generates that is handed the weights of a model in two layouts.
+"""Run by test_engines.py under torchrun: responses of an engine given the weights of a model in two layouts.
 
 engine_ranks.py SAVED OUTPUT.json     SAVED: folder of the fixture `saved`
 """
@@ -27,7 +27,7 @@ LAYOUTS = {
 
 
 def responses(saved: Path, name: str, layout: LayoutConfig) -> dict[str, list[Any]]:
-    """Of both engines: with the weights as loaded, and after they moved."""
+    """Responses of both engines, with the weights as loaded and after an update."""
     folder = saved / name.split()[0]
     model = checkpoint.read_model(folder)
     chunks: Any = models.build(model, layout)
@@ -37,24 +37,24 @@ def responses(saved: Path, name: str, layout: LayoutConfig) -> dict[str, list[An
     engines = {kind: engine_of(RolloutConfig(engine=kind), chunks, tokenizer, model) for kind in ("megatron", "vllm")}
     greedy = Sampling(max_new_tokens=12, temperature=0.0)
     prompts = [[5, 6, 7], [9] * 40, [11, 12], [400, 3], [77]]
-    found: dict[str, list[Any]] = {kind: [] for kind in engines}
+    results: dict[str, list[Any]] = {kind: [] for kind in engines}
     for _ in range(2):
         for kind, engine in engines.items():
-            found[kind].append([asdict(done) for done in engine.generate(prompts, greedy, seed=1)])
+            results[kind].append([asdict(done) for done in engine.generate(prompts, greedy, seed=1)])
         with torch.no_grad():
             for chunk in chunks:
                 for parameter in chunk.parameters():
                     parameter.mul_(1.3)
-    return found
+    return results
 
 
 def main(saved: Path, output: Path) -> None:
-    found = {}
+    results = {}
     for name, layout in LAYOUTS.items():
         runtime.start(layout, seed=0)
-        found[name] = responses(saved, name, layout)
+        results[name] = responses(saved, name, layout)
     if runtime.rank() == 0:
-        output.write_text(json.dumps(found))
+        output.write_text(json.dumps(results))
     runtime.stop()
 
 

@@ -1,4 +1,4 @@
-"""An engine beside the training generates with the weights that the training has at that moment, from any layout."""
+"""A separate engine generates with the current training weights, from any layout."""
 
 import json
 from collections.abc import Callable
@@ -19,29 +19,27 @@ MODEL = ModelConfig(
 )  # fmt: skip
 
 
-def test_an_engine_is_handed_the_weights_of_the_moment(
-    saved: Path, tmp_path: Path, torchrun: Callable[..., Any]
-) -> None:
-    torchrun(2, Path(__file__).with_name("engine_ranks.py"), saved, tmp_path / "found.json")
-    for name, found in json.loads((tmp_path / "found.json").read_text()).items():
-        first, moved = found["vllm"]
+def test_an_engine_gets_the_current_weights(saved: Path, tmp_path: Path, torchrun: Callable[..., Any]) -> None:
+    torchrun(2, Path(__file__).with_name("engine_ranks.py"), saved, tmp_path / "results.json")
+    for name, results in json.loads((tmp_path / "results.json").read_text()).items():
+        first, moved = results["vllm"]
         assert first != moved, name
-        for theirs, ours in zip((first, moved), found["megatron"], strict=True):
+        for theirs, ours in zip((first, moved), results["megatron"], strict=True):
             for response, expected in zip(theirs, ours, strict=True):
                 assert response["tokens"] == expected["tokens"], name
                 assert response["finished"] == expected["finished"], name
                 assert response["logprobs"] == pytest.approx(expected["logprobs"], abs=1e-4), name
 
 
-def test_an_engine_that_is_not_installed_is_named() -> None:
+def test_an_engine_that_is_not_installed_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"rollout\.engine=vllm: No module named 'vllm'\. Install vllm"):
         engine_of(RolloutConfig(engine="vllm"), [], None, MODEL)
 
 
-def test_adapters_are_not_handed_on() -> None:
+def test_vllm_with_adapters_is_refused() -> None:
     chunk = torch.nn.Module()
     module = torch.nn.Module()
     module.lora_a = torch.nn.Parameter(torch.zeros(1))
     chunk.add_module("linear", module)
-    with pytest.raises(ConfigError, match=r"rollout\.engine=vllm with lora"):
+    with pytest.raises(ConfigError, match=r"rollout\.engine=vllm does not support lora"):
         engine_of(RolloutConfig(engine="vllm"), [chunk], None, MODEL)

@@ -1,4 +1,4 @@
-"""Generation: token by token what transformers generates, whatever the batch and the layout."""
+"""Generation equals transformers' token by token, whatever the batch and the layout."""
 
 import json
 import subprocess
@@ -40,7 +40,7 @@ def random_prompts(count: int, longest: int = 60) -> list[list[int]]:
 
 
 def stopping_model(loaded: Loaded) -> Loaded:
-    """The same model with <|im_end|> made likely, so that responses end at different times."""
+    """The same model with <|im_end|> made likely, so that responses have different lengths."""
     [model] = loaded.chunks
     weight = model.embedding.word_embeddings.weight
     weight.data[stop_ids(loaded.tokenizer)[0]] *= 3
@@ -48,9 +48,7 @@ def stopping_model(loaded: Loaded) -> Loaded:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_greedy_responses_are_transformers_responses(
-    saved: Path, loaded: dict[str, Loaded], name: str, tmp_path: Path
-) -> None:
+def test_greedy_responses_equal_transformers(saved: Path, loaded: dict[str, Loaded], name: str, tmp_path: Path) -> None:
     theirs = AutoModelForCausalLM.from_pretrained(export(saved / name, tmp_path / "hf")).eval()
     ours, prompts = loaded[name], random_prompts(12)
     stops = stop_ids(ours.tokenizer)
@@ -58,7 +56,7 @@ def test_greedy_responses_are_transformers_responses(
     for prompt, completion in zip(
         prompts, generate(ours.chunks, ours.tokenizer, prompts, greedy, batch_size=5), strict=True
     ):
-        expected = deepcopy(theirs).generate(  # its dynamic RoPE remembers the longest sequence
+        expected = deepcopy(theirs).generate(  # a copy, because dynamic RoPE remembers the longest sequence
             torch.tensor([prompt]), max_new_tokens=30, do_sample=False, eos_token_id=stops, pad_token_id=stops[0]
         )
         assert completion.tokens == expected[0, len(prompt) :].tolist()
@@ -66,7 +64,7 @@ def test_greedy_responses_are_transformers_responses(
 
 
 @pytest.mark.parametrize("name", ["dense", "moe"])
-def test_logprobs_of_samples_are_those_of_the_training_forward(loaded: dict[str, Loaded], name: str) -> None:
+def test_logprobs_of_samples_equal_those_of_a_training_forward_pass(loaded: dict[str, Loaded], name: str) -> None:
     [model], tokenizer, prompts = loaded[name].chunks, loaded[name].tokenizer, random_prompts(10)
     hot = Sampling(max_new_tokens=20, temperature=1.3, top_k=50, top_p=0.9)
     for prompt, completion in zip(prompts, generate([model], tokenizer, prompts, hot, batch_size=4), strict=True):
@@ -79,7 +77,7 @@ def test_logprobs_of_samples_are_those_of_the_training_forward(loaded: dict[str,
 
 
 @pytest.mark.parametrize("name", ["dense", "moe"])
-def test_a_sample_depends_on_the_seed_and_its_prompt_not_on_the_batch(loaded: dict[str, Loaded], name: str) -> None:
+def test_samples_depend_on_seed_and_prompt_but_not_on_the_batch(loaded: dict[str, Loaded], name: str) -> None:
     ours = loaded[name]
     prompts = [prompt for prompt in random_prompts(6) for _ in range(3)]
 
@@ -94,7 +92,7 @@ def test_a_sample_depends_on_the_seed_and_its_prompt_not_on_the_batch(loaded: di
     assert together[0] != together[1]
 
 
-def test_rows_that_end_leave_the_batch_and_the_others_go_on(saved: Path, loaded: dict[str, Loaded]) -> None:
+def test_finished_rows_leave_the_batch_and_the_others_continue(saved: Path, loaded: dict[str, Loaded]) -> None:
     ours = stopping_model(load(saved / "dense", LayoutConfig()))
     prompts, sampling = random_prompts(24), Sampling(max_new_tokens=40)
     completions = generate(ours.chunks, ours.tokenizer, prompts, sampling, batch_size=24)
@@ -129,7 +127,7 @@ def test_a_prompt_without_room_for_a_response_is_refused(loaded: dict[str, Loade
         generate(loaded["dense"].chunks, loaded["dense"].tokenizer, [[5], prompt], Sampling())
 
 
-def test_training_attention_is_back_after_generation(loaded: dict[str, Loaded]) -> None:
+def test_training_attention_is_restored_after_generation(loaded: dict[str, Loaded]) -> None:
     [model] = loaded["moe"].chunks
     before = [layer.self_attention.core_attention for layer in model.decoder.layers]
     model.train()
@@ -145,7 +143,7 @@ def frequencies(logits: torch.Tensor, sampling: Sampling, draws: int = 40_000) -
     return torch.bincount(tokens, minlength=logits.numel()) / draws
 
 
-def test_tokens_are_drawn_as_often_as_the_model_says() -> None:
+def test_tokens_are_sampled_with_the_models_probabilities() -> None:
     logits = torch.tensor([0.0, 1.0, 2.0, -1e9, 0.5])
     for temperature in (0.5, 1.0, 2.0):
         expected = torch.softmax(logits / temperature, dim=0)
@@ -154,7 +152,7 @@ def test_tokens_are_drawn_as_often_as_the_model_says() -> None:
         assert measured[3] == 0
 
 
-def test_top_k_and_top_p_cut_the_tail_and_keep_the_proportions() -> None:
+def test_top_k_and_top_p_drop_the_tail_and_keep_the_proportions() -> None:
     probabilities = torch.tensor([0.1, 0.4, 0.3, 0.2])
     logits = probabilities.log()
     for sampling, expected in [
@@ -168,7 +166,7 @@ def test_top_k_and_top_p_cut_the_tail_and_keep_the_proportions() -> None:
         torch.testing.assert_close(frequencies(logits, sampling), torch.tensor(expected), rtol=0, atol=0.01)
 
 
-def test_each_stream_has_numbers_of_its_own() -> None:
+def test_streams_have_different_random_numbers() -> None:
     table = uniforms(3, [0, 1, 2], 4)
     assert table.unique().numel() == 12
     assert torch.equal(uniforms(3, [1], 4)[0], table[1])
@@ -179,7 +177,7 @@ def test_each_stream_has_numbers_of_its_own() -> None:
     [({"temperature": -1.0}, "temperature=-1.0"), ({"top_p": 0.0}, "top_p=0.0"),
     ({"max_new_tokens": 0}, "max_new_tokens=0")],
 )  # fmt: skip
-def test_settings_that_draw_nothing_are_refused(options: dict[str, Any], says: str) -> None:
+def test_invalid_sampling_settings_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         Sampling(**options)
 
@@ -223,7 +221,7 @@ def test_a_job_writes_every_sample_in_the_order_of_the_prompts(saved: Path, tmp_
         pytest.param("dense", {"cp": 2}, id="contexts"),
     ],
 )
-def test_two_ranks_sample_what_one_does(
+def test_two_ranks_sample_the_same_as_one(
     saved: Path,
     tmp_path: Path,
     name: str,
@@ -238,7 +236,7 @@ def test_two_ranks_sample_what_one_does(
     assert [row["logprob"] for row in one] == pytest.approx([row["logprob"] for row in two], abs=1e-4)
 
 
-def test_a_chat_prompt_is_encoded_as_training_encodes_it(saved: Path, loaded: dict[str, Loaded]) -> None:
+def test_a_chat_prompt_is_encoded_as_in_training(saved: Path, loaded: dict[str, Loaded]) -> None:
     tokenizer = loaded["dense"].tokenizer
     text = tokenizer.decode(encode_prompt(tokenizer, [{"role": "user", "content": "Hi."}]))
     assert text.endswith("<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\n")
@@ -250,10 +248,10 @@ def test_a_chat_prompt_is_encoded_as_training_encodes_it(saved: Path, loaded: di
         ("", ConfigError, "holds no prompts"),
         ('{"id": "a", "text": "x"}\n{"id": "b"}\n', ConfigError, 'line 2 is not a prompt. Give {"id", "messages"}'),
         ('{"id": "a", "text": "x"}\nnonsense\n', ConfigError, "line 2: not JSON"),
-        (None, NotFoundError, "to read prompts from"),
+        (None, NotFoundError, "does not exist"),
     ],
 )
-def test_prompts_that_cannot_be_read_are_refused_by_line(
+def test_unreadable_prompts_are_refused_naming_the_line(
     saved: Path, tmp_path: Path, content: str | None, error: type[Exception], says: str
 ) -> None:
     if content is not None:
@@ -262,6 +260,6 @@ def test_prompts_that_cannot_be_read_are_refused_by_line(
         run(SampleJob(output=tmp_path / "out", parent=saved / "dense", prompts=tmp_path / "prompts.jsonl"))
 
 
-def test_more_stages_than_divide_the_layers_are_refused_before_anything_is_built(saved: Path) -> None:
+def test_a_pipeline_that_does_not_divide_the_layers_is_refused_before_building(saved: Path) -> None:
     with pytest.raises(ConfigError, match=r"num_layers=2 is not a multiple of pp=3\. Try pp="):
         load(saved / "dense", LayoutConfig(pp=3))

@@ -1,12 +1,14 @@
-"""Text out of a model: batched generation on the Megatron model itself.
+"""Batched text generation with the Megatron model itself.
 
-sampling.py       how a token is chosen from logits
-cache.py          keys and values of the tokens seen so far
-batch.py          one batch, from prompts to completions
-generation.py     all prompts, over all ranks: `generate`
-loading.py        a checkpoint, laid out for inference
+sampling.py       sampling a token from logits
+cache.py          the KV cache
+batch.py          generation of one batch
+generation.py     generation for all prompts, over all ranks: `generate`
+stages.py         a training model's pipeline stages, run for generation
+decoding.py       fast decoder layers for a single token
+loading.py        loading a checkpoint for inference
 prompts.py        prompts of a file, as token ids
-engine.py         what a training job draws responses with: the model itself, or
-vllm.py           vLLM, handed the weights of the moment
-continuation.py   one text continued, in one process
+engine.py         engines that a training job generates responses with: the model itself, or
+vllm.py           vLLM with the current weights
+continuation.py   continuing one text or chat, in one process
 """

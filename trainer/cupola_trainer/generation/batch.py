@@ -1,4 +1,4 @@
-"""One batch of sequences, from prompts to completions."""
+"""Generate completions for one batch of prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,24 +16,23 @@ from cupola_trainer.generation.stages import Stages
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a model said after a prompt."""
+    """A model's continuation of a prompt."""
 
     tokens: list[int]
-    """New tokens, with the stop token if one came."""
+    """New tokens, including the stop token if there is one."""
 
     logprobs: list[float]
-    """Of each token under the model itself: temperature 1, nothing cut off."""
+    """Log-probability of each token under the model itself: temperature 1, no top-k or top-p."""
 
     finished: bool
-    """Whether a stop token came before the limit."""
+    """Whether it ended with a stop token; False if it was truncated."""
 
 
 class Batch:
-    """Prompts side by side, padded on the left, each counting its own positions from its own first token.
+    """A batch of prompts, padded on the left; positions count from each prompt's first token.
 
-    A prompt that comes several times is read once.
-    Rows that have ended leave the batch once they are half of it. A rank without prompts of its own takes part with one
-    row of padding, since its experts may serve others'.
+    Repeated prompts are prefilled once. Finished rows are removed once they make up half of the batch. A rank without
+    prompts takes part with one row of padding, because other ranks may need its experts.
     """
 
     def __init__(
@@ -66,8 +65,8 @@ class Batch:
         self.finished = torch.zeros(len(rows), dtype=torch.bool, device=device)
 
     def complete(self) -> list[Completion]:
-        """Run to the end."""
-        rows = torch.arange(len(self.prompts), device=self.prompts.device)  # of those still in the batch
+        """Generate until all rows have finished."""
+        rows = torch.arange(len(self.prompts), device=self.prompts.device)  # those still in the batch
         active = torch.full_like(rows, self.count > 0, dtype=torch.bool)
         with attached_cache(self.stages.layers(), self.capacity) as caches:
             distinct, first, copies = self._distinct()
@@ -84,7 +83,7 @@ class Batch:
                 self.lengths[rows[ended]] = step + 1
                 self.finished[rows[ended & stopped]] = True
                 active &= ~ended
-                if not self._anyone(active):
+                if not self._any_unfinished(active):
                     break
                 if 2 * int(active.sum()) <= len(rows) > 1:
                     kept = active.nonzero()[:, 0] if active.any() else torch.zeros_like(rows[:1])
@@ -95,7 +94,7 @@ class Batch:
         return [self._completion(row) for row in range(self.count)]
 
     def _distinct(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The prompts without repetitions, a row that has each, and which of them each row has."""
+        """The distinct prompts, the first row of each, and each row's index among them."""
         rows = zip(self.padding.tolist(), map(tuple, self.prompts.tolist()), strict=True)
         seen: dict[object, int] = {}
         copies = [seen.setdefault(row, len(seen)) for row in rows]
@@ -105,20 +104,21 @@ class Batch:
     def _forward(
         self, tokens: Tensor, rows: Tensor, start: int, layers: Sequence[DecodingLayer] | None = None
     ) -> Tensor | None:
-        """Logits of the last column [b, v]: [b, s] tokens at columns start..; none before the last pipeline stage."""
+        """Logits of the last column [b, v] for tokens [b, s] at columns from `start`; None before the last pipeline
+        stage."""
         padding = self.padding[rows][:, None]
         columns = torch.arange(start, start + tokens.size(1), device=tokens.device)
         positions = (columns - padding).clamp(min=0)
         if not self.padded:
             return self.stages.forward(tokens, positions, None, layers)
         seen = torch.arange(start + tokens.size(1), device=tokens.device)
-        # Padding sees itself, so that its rows stay finite: NaN would not stay in its row in a router.
+        # Padding attends to itself to stay finite: a router would spread NaN to other rows.
         mask = (seen <= columns[:, None]) & (seen >= padding[:, :, None]) | (seen == columns[:, None])
         return self.stages.forward(tokens, positions, mask[:, None], layers)
 
     def _choose(self, logits: Tensor | None, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """One token a row and its log-probability, the same on every rank that works on these rows; rows of the
-        embedding without a token never come."""
+        """One token per row and its log-probability, the same on every rank that works on these rows. Padding rows of
+        the embedding are never sampled."""
         both = torch.empty(2, len(uniform), dtype=torch.float64, device=uniform.device)  # holds any token exactly
         if logits is not None:
             both[0] = new = choose(logits[:, : self.vocabulary], uniform, self.sampling)
@@ -126,8 +126,8 @@ class Batch:
         tokens, logprobs = self.stages.agree(both)
         return tokens.long(), logprobs.float()
 
-    def _anyone(self, active: Tensor) -> bool:
-        """Whether a sequence is unfinished here, or on a rank that needs this one's experts."""
+    def _any_unfinished(self, active: Tensor) -> bool:
+        """Whether a row is unfinished here or on a rank that needs this one's experts."""
         unfinished = active.any()
         config = self.stages.config
         if config.num_moe_experts and config.expert_model_parallel_size > 1:

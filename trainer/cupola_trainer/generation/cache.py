@@ -1,7 +1,7 @@
-"""Keys and values of the tokens seen so far, and the core attention that reads them.
+"""The KV cache, and core attention that reads it.
 
-The model itself is the training one: while a cache is attached, each layer's core attention is replaced by one over the
-cache, and everything around it (projections, RoPE, tensor and expert parallelism) stays as it is.
+The model is the one used in training: while a cache is attached, each layer's core attention is replaced by attention
+over the cache. Everything else (projections, RoPE, tensor and expert parallelism) is unchanged.
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,7 +24,7 @@ class LayerCache:
         """[b, groups, 2, capacity, head_dim]"""
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Add new columns ([s, b, groups, head_dim] each); all columns so far, [b, groups, length, head_dim] each."""
+        """Append columns ([s, b, groups, head_dim] each). Returns all columns, [b, groups, length, head_dim] each."""
         both = torch.stack([key, value]).permute(2, 3, 0, 1, 4)  # [b, groups, 2, s, head_dim]
         if self.stored is None:
             self.stored = both.new_empty(*both.shape[:3], self.capacity, both.size(4))
@@ -33,7 +33,7 @@ class LayerCache:
         return self._columns(end)
 
     def append_one(self, both: Tensor) -> tuple[Tensor, Tensor]:
-        """Add one column's key and value [b, groups, 2, head_dim] to those that there are; all columns so far."""
+        """Append one column's key and value [b, groups, 2, head_dim]. Returns all columns."""
         assert self.stored is not None
         self.stored.select(3, self.length).copy_(both)
         return self._columns(self.length + 1)
@@ -45,14 +45,14 @@ class LayerCache:
         return keys, values
 
     def keep(self, rows: Tensor) -> None:
-        """Forget all sequences but these."""
+        """Drop all rows but these."""
         if self.stored is not None:
             self.stored = self.stored[rows]
 
 
 class CachedAttention(torch.nn.Module):
-    """Core attention of new queries over everything in the cache. The mask is True where a query may look; none where
-    every row began at the first column."""
+    """Core attention of new queries over the whole cache. The mask is True where a query may attend; None if no row is
+    padded."""
 
     def __init__(self, cache: LayerCache, attend: Attend) -> None:
         super().__init__()
@@ -68,8 +68,8 @@ class CachedAttention(torch.nn.Module):
 
 
 def places(visible: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions of queries [b, q] and keys [b, k], where padding on the left is what a row's last query [b, 1, q,
-    k] does not see."""
+    """Positions of queries [b, q] and keys [b, k] from a mask [b, 1, q, k]. Left padding is what a row's last query
+    does not see."""
     queries, keys = visible.shape[-2:]
     padding = visible[:, 0, -1].int().argmax(dim=-1)
     columns = torch.arange(keys, device=visible.device)
@@ -79,7 +79,7 @@ def places(visible: Tensor) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def attached_cache(layers: Iterable[Any], capacity: int) -> Iterator[list[LayerCache]]:
-    """Give every decoder layer a cache of `capacity` columns for the time of the block."""
+    """Attach a cache of `capacity` columns to every decoder layer within the block."""
     attentions = [layer.self_attention for layer in layers]
     originals = [attention.core_attention for attention in attentions]
     caches = [LayerCache(capacity) for _ in attentions]

@@ -1,4 +1,4 @@
-"""One text continued, or one conversation answered, by a checkpoint in one process."""
+"""Continue a text or respond to a conversation with a checkpoint, in one process."""
 
 import json
 from collections.abc import Callable
@@ -18,30 +18,31 @@ from cupola_trainer.generation.sampling import Sampling
 
 
 def continue_text(checkpoint: Path, prompt: str, sampling: Sampling, seed: int = 0) -> str:
-    """What the model says after `prompt`, without control tokens.
+    """The model's continuation of `prompt`, without special tokens.
 
-    An imported model ends where its own configuration says and may draw from every row of its embedding, so that greedy
-    text is transformers' own; a model of ours ends at the tokenizer's control tokens and draws what the tokenizer has.
+    An imported model stops at the tokens named by its configuration and samples from all rows of its embedding, so that
+    greedy text equals transformers'. Our own models stop at the tokenizer's control tokens and sample from its
+    vocabulary.
 
     Raises:
         ConfigError: the prompt is empty or too long.
         CorruptArtifactError: the checkpoint does not verify; names the file.
     """
     if not prompt:
-        raise ConfigError("The prompt is empty. Give the model at least a word to continue.")
-    # with the beginning of a text where the family has one
+        raise ConfigError("The prompt is empty. Give at least one word to continue.")
+    # includes the beginning-of-text token if the family has one
     return _continue(checkpoint, lambda tokenizer: list(tokenizer.encode(prompt)), sampling, seed, None)
 
 
 def continue_chat(checkpoint: Path, file: Path, sampling: Sampling, seed: int = 0, day: date | None = None) -> str:
-    """The response to a conversation, {"messages", "tools"} in JSON, asked as in training. A response that
-    stands there already is left out.
+    """The response to a conversation, {"messages", "tools"} in JSON, encoded as in training. A final assistant message
+    is dropped first.
 
     Args:
-        day: what its chat template takes for today; none for the date that the checkpoint was trained with.
+        day: today's date in the chat template; None for the date that the checkpoint was trained with.
 
     Raises:
-        ConfigError: the file holds no conversation, or one that cannot be asked.
+        ConfigError: the file holds no conversation, or one that cannot be encoded.
         CorruptArtifactError: the checkpoint does not verify; names the file.
     """
     try:
@@ -53,9 +54,9 @@ def continue_chat(checkpoint: Path, file: Path, sampling: Sampling, seed: int = 
     tools = row.get("tools")
     reason = problem(messages, (), tools)
     if reason not in (None, "no_assistant_turn"):
-        raise ConfigError(f'{file} is no conversation ({reason}). Give {{"messages": [...], "tools": [...]}}.')
-    asked = messages if reason else messages[:-1]
-    return _continue(checkpoint, lambda tokenizer: encode_prompt(tokenizer, asked, tools), sampling, seed, day)
+        raise ConfigError(f'{file} is not a conversation ({reason}). Give {{"messages": [...], "tools": [...]}}.')
+    context = messages if reason else messages[:-1]
+    return _continue(checkpoint, lambda tokenizer: encode_prompt(tokenizer, context, tools), sampling, seed, day)
 
 
 def _continue(

@@ -1,9 +1,9 @@
-"""One more token for every sequence: a decoder layer as the few operations that a single token takes.
+"""Decode one token per sequence with a minimal decoder layer.
 
-Megatron's modules are made for training; around each operation they ask after fusions, offloading and recomputation,
-which takes longer than the operation on one token. Here the same weights are read in the same order without asking.
-What is not plain keeps its module: adapters, mixtures of experts, other norms and activations. Layers of another make
-(Transformer Engine's) are left to Megatron as they are.
+Megatron's modules are made for training: around each operation they check for fusions, offloading and recomputation,
+which takes longer than the operation itself on a single token. Here the same weights are applied in the same order
+without these checks. Adapters, mixtures of experts and unusual norms and activations keep their modules; layers of
+other implementations (Transformer Engine) are left to Megatron.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,17 +28,16 @@ Map = Callable[[Tensor], Tensor]
 
 
 class Turn:
-    """RoPE at one position a row, for every layer: pairs (x[i], x[i + d/2]) of queries and keys turned by their angles.
+    """RoPE at one position per row, for every layer: rotates the pairs (x[i], x[i + d/2]) of queries and keys.
 
-    Values go through with an angle of 0: one operation on all that a layer's first product gives costs less than to
-    part it.
+    Values are rotated by 0, because one operation on the whole QKV output is cheaper than splitting it.
     """
 
     def __init__(self, angles: Tensor, each: int, dtype: torch.dtype) -> None:
         """
         Args:
-            angles: radians [1, b, 1, d], those of the pairs twice.
-            each: queries of a group, its key and its value.
+            angles: radians [1, b, 1, d], each pair's angle twice.
+            each: a group's number of queries, keys and values.
         """
         self.half = angles.size(-1) // 2
         angles = angles.transpose(0, 1).repeat(1, 1, each, 1)  # [b, 1, each, d]
@@ -47,12 +46,12 @@ class Turn:
         self.sin[..., : self.half].neg_()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[b, groups, each, d] -> the same."""
+        """[b, groups, each, d] -> same shape."""
         return (x * self.cos).addcmul_(x.roll(self.half, -1), self.sin)
 
 
 class DecodingLayer:
-    """One decoder layer, its cache included."""
+    """One decoder layer with its cache."""
 
     def __init__(self, layer: Any, cache: LayerCache) -> None:
         attention = layer.self_attention
@@ -60,17 +59,17 @@ class DecodingLayer:
         self.groups: int = attention.num_query_groups_per_partition
         self.head_dim: int = attention.hidden_size_per_attention_head
         self.each: int = attention.num_attention_heads_per_partition // self.groups + 2
-        """Queries of a group, its key and its value."""
+        """A group's number of queries, keys and values."""
         self.mix, self.project = _linear(attention.linear_qkv), _linear(attention.linear_proj)
         self.norm, self.second_norm = _norm(layer.input_layernorm), _norm(layer.pre_mlp_layernorm)
         self.feed_forward = _feed_forward(layer.mlp)
         self.add, self.second_add = _add(layer.self_attn_bda), _add(layer.mlp_bda)
 
     def __call__(self, hidden: Tensor, turn: Turn, mask: Tensor | None) -> Tensor:
-        """The next token's hidden states through the layer, [b, h] -> [b, h].
+        """Run the next token's hidden states through the layer, [b, h] -> [b, h].
 
         Args:
-            mask: [b, 1, 1, columns so far], true where a row may look; none for everywhere.
+            mask: [b, 1, 1, columns so far], true where a row may attend; None for everywhere.
         """
         rows = hidden.size(0)
         mixed = turn(self.mix(self.norm(hidden)).view(rows, self.groups, self.each, self.head_dim))
@@ -82,13 +81,13 @@ class DecodingLayer:
 
 
 def decoding_layers(layers: Sequence[Any], caches: Sequence[LayerCache]) -> list[DecodingLayer] | None:
-    """Every layer of this rank with its cache; none where one of them is not of the known make."""
-    if not layers or not all(_known(layer) for layer in layers):
+    """This rank's layers with their caches; None if any layer is of an unsupported kind."""
+    if not layers or not all(_is_supported(layer) for layer in layers):
         return None
     return [DecodingLayer(layer, cache) for layer, cache in zip(layers, caches, strict=True)]
 
 
-def _known(layer: Any) -> bool:
+def _is_supported(layer: Any) -> bool:
     attention = layer.self_attention
     linear = (ColumnParallelLinear, RowParallelLinear)
     plain = isinstance(attention.linear_qkv, linear) and isinstance(attention.linear_proj, linear)

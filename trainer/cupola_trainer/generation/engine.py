@@ -1,4 +1,4 @@
-"""What draws responses: the model in training itself, or another engine that is given its weights."""
+"""Engines that generate responses during training: the model itself, or another engine given its weights."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -14,16 +14,15 @@ from cupola_trainer.generation.sampling import Sampling
 
 
 class Engine(Protocol):
-    """Every rank calls it with the same prompts, and gets every completion."""
+    """Generates responses. Called on every rank with the same prompts; all get every completion."""
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, *, seed: int) -> list[Completion]:
-        """Continue each prompt with the weights of this moment. The same weights,
-        prompts and seed give the same responses."""
+        """Continue each prompt with the current weights. Deterministic given weights, prompts and seed."""
         ...
 
 
 class MegatronEngine:
-    """The model in training, in its own layout: there are no weights to hand over, and log-probabilities agree."""
+    """The model in training, in its own layout: no weights to transfer, and log-probabilities match."""
 
     def __init__(self, chunks: Sequence[torch.nn.Module], tokenizer: Any, batch_size: int) -> None:
         self.chunks, self.tokenizer, self.batch_size = chunks, tokenizer, batch_size
@@ -36,17 +35,17 @@ class MegatronEngine:
 
 
 def engine_of(config: RolloutConfig, chunks: Sequence[torch.nn.Module], tokenizer: Any, model: ModelConfig) -> Engine:
-    """The engine that a job names.
+    """Create the engine set in `config`.
 
     Raises:
-        ConfigError: it is not installed, or cannot have such a model, or adapters.
+        ConfigError: it is not installed, or does not support the model or adapters.
     """
     if config.engine == "megatron":
         return MegatronEngine(chunks, tokenizer, config.batch_size)
     if any(name.endswith(ADAPTERS) for chunk in chunks for name, _ in chunk.named_parameters()):
         raise ConfigError(
-            "rollout.engine=vllm with lora: it would be given the adapters alone. Take the engine megatron."
+            "rollout.engine=vllm does not support lora: it would get only the adapters. Use rollout.engine=megatron."
         )
-    from cupola_trainer.generation.vllm import VllmEngine  # takes a GPU's memory where it is chosen
+    from cupola_trainer.generation.vllm import VllmEngine  # imported only if chosen: it takes GPU memory
 
     return VllmEngine(chunks, tokenizer, model, config.engine_memory)

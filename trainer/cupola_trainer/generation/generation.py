@@ -1,4 +1,4 @@
-"""Batched generation with the model that is being trained: no second engine, no second copy of the weights."""
+"""Batched generation with the model in training, without a second engine or copy of the weights."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,21 +30,21 @@ def generate(
 ) -> list[Completion]:
     """Continue every prompt until a stop token, `max_new_tokens` or the model's longest sequence.
 
-    Every rank calls this with the same prompts and gets all completions. Any layout that trains generates: data- and
-    context-parallel ranks share the prompts out, the ranks of a tensor-, expert- or pipeline-parallel group step
-    together. What is drawn for prompt i depends on (seed, i) and on its own logits, not on the batch that it is in.
+    Called on every rank with the same prompts; returns all completions. Works in any training layout: prompts are
+    divided over data- and context-parallel ranks, while the ranks of a tensor-, expert- or pipeline-parallel group step
+    together. The tokens sampled for prompt i depend on (seed, i) and its logits, not on its batch.
 
     Args:
-        chunks: the model, also as it is being trained, wrapped for data parallelism.
-        tokenizer: gives what is left out below.
+        chunks: the model, with or without data-parallel wrapping.
+        tokenizer: provides the defaults of `stops` and `vocabulary`.
         prompts: token ids.
-        stops: tokens that end a response; none for the tokenizer's own.
-        vocabulary: tokens below this may be drawn; none for as many as the tokenizer has.
-        batch_size: sequences in one forward pass of a rank.
+        stops: tokens that end a response; None for the tokenizer's.
+        vocabulary: only tokens below this are sampled; None for the tokenizer's size.
+        batch_size: sequences per forward pass on a rank.
         progress: called with the number of prompts done so far, over all ranks.
 
     Raises:
-        ConfigError: a prompt that is empty or leaves no room for a response.
+        ConfigError: a prompt is empty or leaves no room for a response.
     """
     stops = stop_ids(tokenizer) if stops is None else stops
     vocabulary = len(tokenizer) if vocabulary is None else vocabulary
@@ -64,8 +64,7 @@ def generate(
 
 
 def _batches(prompts: Sequence[list[int]], count: int) -> list[list[int]]:
-    """Indices of the prompts in `count` batches of one size (give or take one),
-    like lengths and equal prompts together."""
+    """Prompt indices in `count` batches of equal size (up to one), with similar lengths and equal prompts together."""
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), prompts[index]))
     return [part.tolist() for part in np.array_split(np.array(order, dtype=np.int64), count)] if count else []
 
@@ -74,7 +73,7 @@ def check_prompts(prompts: Sequence[list[int]], longest: int) -> None:
     """Refuse a prompt that is empty or leaves no room for a response.
 
     Raises:
-        ConfigError: names the prompt by its number.
+        ConfigError: gives the prompt's number.
     """
     for number, prompt in enumerate(prompts):
         if not 0 < len(prompt) < longest:

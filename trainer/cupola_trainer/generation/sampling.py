@@ -1,4 +1,4 @@
-"""How the next token is chosen from a model's logits."""
+"""Sample the next token from a model's logits."""
 
 from dataclasses import dataclass
 
@@ -12,38 +12,37 @@ from cupola_platform.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How tokens are drawn, and how many."""
+    """Settings of sampling."""
 
     max_new_tokens: int = 64
     temperature: float = 1.0
-    """0 for greedy."""
+    """0 for greedy decoding."""
     top_p: float = 1.0
-    """Smallest set of most likely tokens whose probabilities reach it; 1 for all."""
+    """Sample from the smallest set of most likely tokens with at least this total probability; 1 for all."""
     top_k: int = 0
-    """Most likely tokens to draw from; 0 for all."""
+    """Sample from this many most likely tokens; 0 for all."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens={self.max_new_tokens} must be at least 1.")
+            raise ConfigError(f"max_new_tokens={self.max_new_tokens} must be at least 1. Raise it.")
         if not self.temperature >= 0:
-            raise ConfigError(f"temperature={self.temperature} must not be negative. 0 is greedy.")
+            raise ConfigError(f"temperature={self.temperature} must not be negative. Use 0 for greedy decoding.")
         if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p={self.top_p} must be above 0 and at most 1.")
+            raise ConfigError(f"top_p={self.top_p} must be above 0 and at most 1. Use 1 for all tokens.")
         if self.top_k < 0:
-            raise ConfigError(f"top_k={self.top_k} must not be negative. 0 draws from all tokens.")
+            raise ConfigError(f"top_k={self.top_k} must not be negative. Use 0 for all tokens.")
 
 
 def uniforms(seed: int, streams: list[int], count: int) -> Tensor:
-    """One row of `count` uniform numbers in [0, 1) a stream: it depends on (seed, stream), not on the batch. [b,
-    count]"""
+    """`count` uniform numbers in [0, 1) per stream [b, count]; each row depends only on (seed, stream)."""
     rows = [np.random.Generator(np.random.Philox(key=[seed % 2**64, stream])).random(count) for stream in streams]
     return torch.from_numpy(np.stack(rows))
 
 
 def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
-    """Draw one token a row by inverting the cumulative distribution at `uniform`.
+    """Sample one token per row by inverting the cumulative distribution at `uniform`.
 
-    Temperature comes first, then top-k, then top-p on what top-k leaves.
+    Temperature is applied first, then top-k, then top-p.
 
     Args:
         logits: [b, vocabulary].
@@ -67,12 +66,12 @@ def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
 
 
 BLOCK = 64
-"""Weights that inverting a distribution adds up at a time: sums are fast where running sums are not."""
+"""Weights summed at a time when inverting a distribution, since sums are much faster than cumulative sums."""
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
-    """The first index whose cumulative weight exceeds `uniform` of the total: never one of weight 0. [b, v],
-    [b] -> [b]"""
+    """The first index whose cumulative weight exceeds `uniform` times the total; its weight is never 0.
+    [b, v], [b] -> [b]"""
     blocks = F.pad(weights, (0, -weights.size(1) % BLOCK)).unflatten(1, (-1, BLOCK))
     ends = blocks.sum(dim=2, dtype=torch.float64).cumsum(dim=1)
     target = uniform.to(ends.device)[:, None] * ends[:, -1:]
@@ -85,5 +84,5 @@ def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """log p(token) under the model itself: temperature 1, nothing cut off. [b, v], [b] -> [b]"""
+    """log p(token) under the model itself: temperature 1, no top-k or top-p. [b, v], [b] -> [b]"""
     return logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)

@@ -1,8 +1,8 @@
-"""A model in training as generation sees it: its pipeline stages one after another, every rank with whole sequences.
+"""Run a training model for generation: one pipeline stage after another, with whole sequences on every rank.
 
-Training's layout stays. Ranks of a pipeline hand the hidden states on; sequence parallelism is off for the time of the
-generation, since a single new token cannot be shared out; the ranks of a context-parallel group hold the same weights,
-and take prompts of their own, like data-parallel ones.
+The training layout is unchanged. Pipeline stages pass hidden states on; sequence parallelism is off, because a single
+new token cannot be split; context-parallel ranks, which hold the same weights, process different prompts, like
+data-parallel ones.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,22 +32,22 @@ class Stages:
         self.dtype = self.config.params_dtype
 
     def layers(self) -> Iterator[Any]:
-        """Every decoder layer of this rank."""
+        """This rank's decoder layers."""
         for chunk in self.chunks:
             yield from chunk.decoder.layers
 
     def forward(
         self, tokens: Tensor, positions: Tensor, mask: Tensor | None, layers: Sequence[DecodingLayer] | None = None
     ) -> Tensor | None:
-        """Logits of the last column, over the whole vocabulary, in fp32: [b, s] -> [b, v]; none before the last stage.
+        """Logits of the last column over the full vocabulary, in fp32: [b, s] -> [b, v]; None before the last stage.
 
         Args:
             positions: [b, s].
-            mask: [b, 1, s, columns so far], true where a query may look; none for causal.
-            layers: of this rank, with their caches, to read one more token; none for Megatron's own.
+            mask: [b, 1, s, columns so far], true where a query may attend; None for causal.
+            layers: this rank's decoding layers, for a single token; None to use Megatron's layers.
         """
         rope = self.chunks[0].rotary_pos_emb.at(positions).transpose(0, 1)[:, :, None]  # [s, b, 1, head_dim]
-        through = self._one(layers, mask, rope) if layers else self._whole(mask, rope)
+        through = self._single_token(layers, mask, rope) if layers else self._megatron(mask, rope)
         hidden = None
         for number, chunk in enumerate(self.chunks):
             if chunk.pre_process:
@@ -59,8 +59,8 @@ class Stages:
                 dist.send(hidden.contiguous(), group=self.group, group_dst=(self.stage + 1) % self.stages)
         return self._logits(hidden) if self.last else None
 
-    def _whole(self, mask: Tensor | None, rope: Tensor) -> Callable[[Any, Tensor | None], Tensor]:
-        """Megatron's own way through a chunk's layers."""
+    def _megatron(self, mask: Tensor | None, rope: Tensor) -> Callable[[Any, Tensor | None], Tensor]:
+        """A function that runs a chunk's layers with Megatron."""
 
         def through(decoder: Any, hidden: Tensor | None) -> Tensor:
             if not decoder.pre_process:
@@ -70,10 +70,10 @@ class Stages:
 
         return through
 
-    def _one(
+    def _single_token(
         self, layers: Sequence[DecodingLayer], mask: Tensor | None, rope: Tensor
     ) -> Callable[[Any, Tensor | None], Tensor]:
-        """The same for one token of each row."""
+        """A function that runs a chunk's layers on one token per row."""
         turn, following = Turn(rope, layers[0].each, self.dtype), iter(layers)
 
         def through(decoder: Any, hidden: Tensor | None) -> Tensor:
@@ -100,7 +100,7 @@ class Stages:
         return whole
 
     def agree(self, values: Tensor) -> Tensor:
-        """What the last stage's first tensor-parallel rank has, on every rank that works on the same sequences."""
+        """Broadcast from the last stage's first tensor-parallel rank to every rank that works on the same sequences."""
         if parallel_state.get_tensor_model_parallel_world_size() > 1 and self.last:
             source = parallel_state.get_tensor_model_parallel_src_rank()
             dist.broadcast(values, source, group=parallel_state.get_tensor_model_parallel_group())
@@ -111,7 +111,7 @@ class Stages:
 
 @contextmanager
 def generating(chunks: Sequence[torch.nn.Module]) -> Iterator[Stages]:
-    """The chunks in evaluation mode and without sequence parallelism, for the time of the block."""
+    """Put the chunks in evaluation mode without sequence parallelism within the block."""
     stages = Stages(chunks)
     training = [chunk.training for chunk in stages.chunks]
     sharded = [(owner, name) for chunk in stages.chunks for owner, name in _sequence_parallel(chunk)]
@@ -129,7 +129,7 @@ def generating(chunks: Sequence[torch.nn.Module]) -> Iterator[Stages]:
 
 
 def _sequence_parallel(chunk: torch.nn.Module) -> list[tuple[Any, str]]:
-    """Where Megatron keeps that sequences are sharded: in each configuration, and again in the modules."""
+    """Where Megatron stores that sequences are sharded: in each configuration, and again in the modules."""
     owners = {
         id(owner): owner for module in chunk.modules() for owner in (module, getattr(module, "config", None)) if owner
     }

@@ -1,8 +1,8 @@
-"""vLLM beside the training, one engine a GPU, each with a whole copy of the model: `rollout: {engine: vllm}`.
+"""vLLM next to training, one engine per GPU, each with a full copy of the model: `rollout: {engine: vllm}`.
 
-Its weights come from the model in training over the process groups, tensor by tensor; the disk sees a config.json only.
-Between rollouts it sleeps, and training has its memory. Responses are not the Megatron engine's: kernels differ, and so
-does the way that tokens are drawn. Training is unaffected, since training computes log-probabilities itself.
+Weights come from the model in training over the process groups, tensor by tensor; only a config.json is written to
+disk. Between rollouts vLLM sleeps and frees its memory for training. Responses differ from the Megatron engine's,
+because kernels and sampling differ. Training is unaffected, since it computes log-probabilities itself.
 """
 
 import json
@@ -26,33 +26,33 @@ from cupola_trainer.generation.generation import check_prompts
 from cupola_trainer.generation.sampling import Sampling
 
 PRIME = 1_000_003
-"""Between the seeds of two rollouts, so that no response of one is drawn like another's of the next."""
+"""Distance between the seeds of two rollouts, so that their responses do not share seeds."""
 
 
 class VllmEngine:
-    """An Engine (see `engine`) over `vllm.LLM`."""
+    """An `Engine` on top of `vllm.LLM`."""
 
     def __init__(
         self, chunks: Sequence[torch.nn.Module], tokenizer: Any, model: ModelConfig, memory_share: float
     ) -> None:
         """
         Args:
-            memory_share: of a GPU's memory, for vLLM's weights and cache.
+            memory_share: share of a GPU's memory for vLLM's weights and cache.
 
         Raises:
-            ConfigError: vLLM is not installed, or transformers has no such model.
+            ConfigError: vLLM is not installed, or transformers does not support the model.
         """
         try:
             import vllm
         except ImportError as error:
             raise ConfigError(
-                f"rollout.engine=vllm: {error}. Install vllm on the machines that train, or take the engine megatron."
+                f"rollout.engine=vllm: {error}. Install vllm on the training machines, or use rollout.engine=megatron."
             ) from None
         self._vllm, self.chunks, self.model = vllm, chunks, model
         self._stops, self._tokens = stop_ids(tokenizer), len(tokenizer)
         self._longest: int = model.max_position_embeddings
         config = to_config(model, dtype=_name(chunks), bos=None, eos=self._stops, pad=None)
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # its model must be in this process
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # its model must run in this process
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
             self._llm = vllm.LLM(
@@ -62,14 +62,14 @@ class VllmEngine:
                 dtype=_name(chunks),
                 max_model_len=self._longest,
                 gpu_memory_utilization=memory_share,
-                distributed_executor_backend="external_launcher",  # torchrun has started the processes
+                distributed_executor_backend="external_launcher",  # torchrun has already started the processes
                 enable_sleep_mode=True,
                 seed=0,
             )
         self._llm.sleep(level=2)
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, *, seed: int) -> list[Completion]:
-        """Each rank continues a part of the prompts; all get every completion."""
+        """Each rank continues its share of the prompts; all get every completion."""
         check_prompts(prompts, self._longest)
         self._llm.wake_up(tags=["weights"])
         receiver = self._llm.llm_engine.model_executor.driver_worker.model_runner.model
@@ -96,7 +96,7 @@ class VllmEngine:
             max_tokens=min(sampling.max_new_tokens, self._longest - prompt_tokens),
             stop_token_ids=self._stops,
             allowed_token_ids=list(range(self._tokens)) if self._tokens < self.model.vocab_size else None,
-            logprobs=0,  # of the drawn token alone
+            logprobs=0,  # only the sampled token's
             detokenize=False,
             seed=seed % 2**31,
         )

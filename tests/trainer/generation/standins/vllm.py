@@ -1,6 +1,7 @@
-"""Stands in for vLLM, which needs a GPU and is in no registry for CPUs: the part of its interface that Cupola calls,
-over transformers. It shows that weights arrive whole and of this moment, and that responses come back in order;
-not that vLLM works."""
+"""A stand-in for vLLM, which needs a GPU: the part of its interface used by Cupola, on top of transformers.
+
+It shows that current weights arrive complete and responses come back in order, not that vLLM works.
+"""
 
 import tempfile
 from pathlib import Path
@@ -13,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 
 class SamplingParams(SimpleNamespace):
-    """What is asked of one prompt."""
+    """Sampling settings of one prompt."""
 
 
 class LLM:
@@ -28,7 +29,7 @@ class LLM:
         self.llm_engine = SimpleNamespace(model_executor=worker)
 
     def sleep(self, level: int) -> None:
-        """Level 2 forgets the weights."""
+        """Level 2 discards the weights."""
         assert level == 2
         self.awake, self.received = set(), {}
 
@@ -49,8 +50,8 @@ class LLM:
             self.config.save_pretrained(folder)
             save_file(self.received, f"{folder}/model.safetensors", metadata={"format": "pt"})
             model = AutoModelForCausalLM.from_pretrained(folder).eval()
-        asked = zip((prompt["prompt_token_ids"] for prompt in prompts), sampling_params, strict=True)
-        return [_response(model, prompt, parameters) for prompt, parameters in asked]
+        requests = zip((prompt["prompt_token_ids"] for prompt in prompts), sampling_params, strict=True)
+        return [_response(model, prompt, parameters) for prompt, parameters in requests]
 
 
 def _response(model: Any, prompt: list[int], parameters: SamplingParams) -> Any:
