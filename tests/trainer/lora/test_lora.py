@@ -1,4 +1,4 @@
-"""LoRA: against PEFT, folded in, through a resume, and what cannot be adapted."""
+"""LoRA: against PEFT, folded into the weights, across a resume, and what cannot be adapted."""
 
 import json
 import subprocess
@@ -54,7 +54,7 @@ def stopped() -> Iterator[None]:
 
 
 def adapted(base: Path, config: LoraConfig, to: Path, tokens: torch.Tensor) -> torch.Tensor:
-    """Save adapters that are not zero, and give the logits of the model with them."""
+    """Save non-zero adapters, and return the logits of the model with them."""
     runtime.start(LayoutConfig(), seed=0)
     model = checkpoint.read_model(base)
     chunks = models.build(model, LayoutConfig(), seed=None)
@@ -78,7 +78,7 @@ def adapted(base: Path, config: LoraConfig, to: Path, tokens: torch.Tensor) -> t
     [("base", LoraConfig(rank=4, alpha=6)), ("mixture", EVERYTHING)],
     ids=["dense", "mixture"],
 )
-def test_peft_and_the_folded_model_say_what_the_adapted_one_says(
+def test_peft_and_the_folded_model_have_the_same_logits_as_the_adapted_model(
     saved: Path, tmp_path: Path, name: str, config: LoraConfig
 ) -> None:
     tokens = torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(5))
@@ -92,7 +92,7 @@ def test_peft_and_the_folded_model_say_what_the_adapted_one_says(
     merge_adapter.run(MergeAdapterJob(parent=saved / name, adapter=tmp_path / "adapter", output=tmp_path / "folded"))
     whole = AutoModelForCausalLM.from_pretrained(export(tmp_path / "folded" / "checkpoint", tmp_path / "out")).eval()
     with torch.no_grad():
-        torch.testing.assert_close(whole(tokens).logits, ours, rtol=0, atol=5e-5)  # W + BA is rounded once more
+        torch.testing.assert_close(whole(tokens).logits, ours, rtol=0, atol=5e-5)  # W + BA is rounded again
 
 
 def job_of(saved: Path, tokens_folder: Path, output: Path) -> TrainJob:
@@ -123,9 +123,9 @@ def test_only_adapters_are_trained_and_saved_and_a_resume_is_bitwise(
     assert adapter["base"] == artifacts.read(saved / "mixture").digest
     assert any(whole[key].abs().max() > 0 for key in whole if key.endswith("lora_b"))
 
-    asked = iter([False, False, False, True])
+    terminated = iter([False, False, False, True])
     broken = job.but(output=tmp_path / "broken")
-    assert not train(broken, lambda: next(asked))
+    assert not train(broken, lambda: next(terminated))
     with pytest.raises(ConfigError, match=r"lora\.alpha=7.0, but the checkpoint at step 3 has 6\.0"):
         train(broken.but(lora=replace(EVERYTHING, alpha=7)), lambda: False)
     assert train(broken, lambda: False)
@@ -134,7 +134,7 @@ def test_only_adapters_are_trained_and_saved_and_a_resume_is_bitwise(
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
-def test_adapters_are_no_model_and_go_with_their_own_base(saved: Path, tmp_path: Path) -> None:
+def test_adapters_are_not_a_model_and_need_their_own_base(saved: Path, tmp_path: Path) -> None:
     tokens = torch.zeros(1, 8, dtype=torch.long)
     adapted(saved / "base", LoraConfig(), tmp_path / "adapter", tokens)
     chunks = models.build(checkpoint.read_model(saved / "base"), LayoutConfig())
@@ -142,7 +142,7 @@ def test_adapters_are_no_model_and_go_with_their_own_base(saved: Path, tmp_path:
         checkpoint.load_weights(tmp_path / "adapter", chunks)
     with pytest.raises(ConfigError, match="Give the base it was trained on"):
         merge_adapter.run(MergeAdapterJob(parent=saved / "one", adapter=tmp_path / "adapter", output=tmp_path / "no"))
-    with pytest.raises(ConfigError, match="holds a whole model and no adapter"):
+    with pytest.raises(ConfigError, match="holds a full model, not an adapter"):
         export_adapter(saved / "one", tmp_path / "no")
 
 
@@ -165,14 +165,14 @@ DENSE = ModelConfig(vocab_size=64, hidden_size=32, num_layers=2, num_attention_h
         ),
     ],
 )
-def test_what_cannot_be_adapted_is_refused_in_a_line(
+def test_unsupported_targets_are_refused_in_one_line(
     config: LoraConfig, model: ModelConfig, layout: dict[str, Any], line: str
 ) -> None:
     with pytest.raises(ConfigError, match=line):
         config.check(model, LayoutConfig(**layout))
 
 
-def test_what_peft_is_told_names_every_module(saved: Path, tmp_path: Path) -> None:
+def test_the_exported_config_names_every_module(saved: Path, tmp_path: Path) -> None:
     adapted(saved / "mixture", EVERYTHING, tmp_path / "adapter", torch.zeros(1, 8, dtype=torch.long))
     folder = export_adapter(tmp_path / "adapter", tmp_path / "peft", base_model="our/base")
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -189,5 +189,5 @@ def test_online_merging_with_adapters_is_refused(saved: Path) -> None:
     attaching.attach(chunks, LoraConfig(), model, LayoutConfig(), seed=0)
     trainee = optim.build(chunks, LayoutConfig(), OptimizerConfig(), 1)
     merging = OnlineMergingConfig(alpha=0.1, density=0.5, base=saved / "base")
-    with pytest.raises(ConfigError, match="merging with lora"):
+    with pytest.raises(ConfigError, match="merging has no use with lora"):
         optim.merge_online(trainee, merging, saved / "one", model, 0)

@@ -1,4 +1,4 @@
-"""Merging: the formulas against cases made by hand and against numpy, and whole checkpoints against the formulas."""
+"""Merging: the formulas against hand-computed cases and numpy, and whole checkpoints against the formulas."""
 
 import json
 import resource
@@ -33,7 +33,7 @@ def masks(seed: int) -> Callable[[int], torch.Generator]:
     return lambda i: torch.Generator().manual_seed(100 * seed + i)
 
 
-def test_an_average_weighs_in_proportion() -> None:
+def test_an_average_is_weighted() -> None:
     merged = average([vector(1.0, 0.0), vector(5.0, 4.0)], [3.0, 1.0])
     assert merged.tolist() == [2.0, 1.0]
 
@@ -43,41 +43,41 @@ def test_slerp_of_two_unit_vectors_stays_on_the_circle() -> None:
     torch.testing.assert_close(merged, vector(3**0.5 / 2, 0.5))
 
 
-def test_slerp_of_task_vectors_turns_about_the_base() -> None:
+def test_slerp_of_task_vectors_rotates_about_the_base() -> None:
     base = vector(10.0, 10.0)
     merged = slerp([vector(12.0, 10.0), vector(10.0, 12.0)], [1.0, 1.0], base)
     torch.testing.assert_close(merged, base + 2 * vector(0.5**0.5, 0.5**0.5))
 
 
-def test_slerp_of_collinear_vectors_and_of_zeros_is_linear() -> None:
+def test_slerp_of_collinear_or_zero_vectors_is_linear() -> None:
     torch.testing.assert_close(slerp([vector(1.0, 1.0), vector(3.0, 3.0)], [1.0, 3.0]), vector(2.5, 2.5))
     assert slerp([vector(0.0, 0.0), vector(2.0, 0.0)], [1.0, 1.0]).tolist() == [1.0, 0.0]
 
 
-def test_ties_trims_elects_and_takes_the_mean_of_those_that_agree() -> None:
+def test_ties_trims_elects_and_averages_those_that_agree() -> None:
     base = vector(1.0, 1.0, 1.0, 1.0)
     one = base + vector(4.0, -3.0, 0.1, 2.0)  # 0.1 is dropped
     two = base + vector(2.0, 1.0, -0.1, -5.0)  # and -0.1
     merged = ties([one, two], [1.0, 1.0], base, smallest=[2.0, 1.0])
-    # signs: +6, -2, 0, -3; so both of the first, one alone of the second, none, two alone of the last
+    # signs: +6, -2, 0, -3; so the first averages both, the second is from `one`, the third zero, the last from `two`
     torch.testing.assert_close(merged, base + vector(3.0, -3.0, 0.0, -5.0))
     torch.testing.assert_close(
         ties([one, two], [3.0, 1.0], base, smallest=[2.0, 1.0], scale=0.5),
-        base + 0.5 * vector(3.5, -3.0, 0.0, 2.0),  # the sign of the last is 3 * 2 - 5 = +1 now
+        base + 0.5 * vector(3.5, -3.0, 0.0, 2.0),  # now the sign of the last is that of 3 * 2 - 5 = +1
     )
 
 
-def test_dare_keeps_a_share_of_what_was_learned_and_rescales_it() -> None:
+def test_dare_keeps_a_share_of_the_task_vector_and_rescales_it() -> None:
     base, learned = torch.ones(100_000), torch.full((100_000,), 2.0)
     merged = dare([base + learned], [1.0], base, density=0.25, generator=masks(1)) - base
     assert set(merged.tolist()) == {0.0, 8.0}
     assert float((merged > 0).float().mean()) == pytest.approx(0.25, abs=0.01)
     two = dare([base + learned, base], [1.0, 1.0], base, density=0.25, generator=masks(1)) - base
-    torch.testing.assert_close(two, merged / 2)  # the second learned nothing
+    torch.testing.assert_close(two, merged / 2)  # the second task vector is zero
 
 
 def numpy_ties(thetas: list[np.ndarray], weights: list[float], base: np.ndarray, density: float) -> np.ndarray:
-    """Algorithm 1 of the paper, element by element."""
+    """The paper's algorithm 1, element by element."""
     trimmed = []
     for theta in thetas:
         tau = theta - base
@@ -96,15 +96,15 @@ def numpy_ties(thetas: list[np.ndarray], weights: list[float], base: np.ndarray,
     return merged.reshape(base.shape)
 
 
-def test_the_formulas_equal_an_independent_writing_out_in_numpy() -> None:
+def test_the_formulas_equal_an_independent_numpy_implementation() -> None:
     random = np.random.default_rng(3)
     base, *thetas = (random.normal(size=(7, 9)) for _ in range(4))
     weights = [0.2, 0.5, 0.3]
     tensors = [torch.from_numpy(theta).float() for theta in thetas]
     common = torch.from_numpy(base).float()
 
-    def near(found: torch.Tensor, wanted: np.ndarray) -> None:
-        np.testing.assert_allclose(found.numpy(), wanted, atol=1e-6)
+    def near(actual: torch.Tensor, wanted: np.ndarray) -> None:
+        np.testing.assert_allclose(actual.numpy(), wanted, atol=1e-6)
 
     near(average(tensors, weights), np.average(thetas, axis=0, weights=weights))
     taus = [theta - base for theta in thetas]
@@ -131,7 +131,7 @@ def job_of(saved: Path, output: Path, **settings: Any) -> MergeJob:
     return MergeJob(output=output, checkpoints=(saved / "one", saved / "two"), base=base, **settings)
 
 
-def test_a_merged_checkpoint_holds_every_tensor_merged(saved: Path, tmp_path: Path) -> None:
+def test_every_tensor_of_a_merged_checkpoint_is_merged(saved: Path, tmp_path: Path) -> None:
     merge.run(job_of(saved, tmp_path / "average", weights=(1.0, 3.0)))
     merge.run(job_of(saved, tmp_path / "ties", method="ties", density=0.1))
     base, one, two = (StoredTensors(saved / name) for name in ("base", "one", "two"))
@@ -150,32 +150,32 @@ def test_a_merged_checkpoint_holds_every_tensor_merged(saved: Path, tmp_path: Pa
 def test_every_layout_writes_the_same_bytes(
     method: Any, saved: Path, tmp_path: Path, torchrun: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    found = []
+    merged = []
     for name, layout in {"one": LayoutConfig(), "two": LayoutConfig(tp=2, sp=True)}.items():
         job = job_of(saved, tmp_path / name, method=method, seed=4).but(layout=layout)
         job.output.mkdir()
         write_job(job, job.output / "job.json")
         torchrun(layout.world_size, "-m", "cupola_trainer", job.output / "job.json")
-        found.append(StoredTensors(job.output / "checkpoint"))
-    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+        merged.append(StoredTensors(job.output / "checkpoint"))
+    assert all(torch.equal(merged[0][key], merged[1][key]) for key in merged[0])
 
 
-def test_a_full_disk_is_one_line_and_exit_status_two(saved: Path, tmp_path: Path) -> None:
+def test_a_full_disk_gives_one_line_and_exit_status_2(saved: Path, tmp_path: Path) -> None:
     job = job_of(saved, tmp_path)
     write_job(job, tmp_path / "job.json")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # a file may not grow larger
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # the maximum file size
     try:
         done = subprocess.run(
             [sys.executable, "-m", "cupola_trainer", tmp_path / "job.json"], capture_output=True, text=True, check=False
         )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    said = (
+    message = (
         "checkpoint could not be saved: File too large. Free space there, change its permissions, or name another "
         "folder."
     )
-    line = f"{tmp_path}: {said}"
+    line = f"{tmp_path}: {message}"
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == f"error: {line}"
     assert "Traceback" not in done.stderr
@@ -183,7 +183,7 @@ def test_a_full_disk_is_one_line_and_exit_status_two(saved: Path, tmp_path: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["error.json", "job.json", "metrics.jsonl"]
 
 
-def test_what_cannot_be_merged_is_refused_in_a_line(saved: Path, tmp_path: Path) -> None:
+def test_invalid_merges_are_refused_in_one_line(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"wide has ffn_hidden_size=64 and .*one has 48: only checkpoints of one architecture"
     ):
@@ -202,7 +202,7 @@ def test_what_cannot_be_merged_is_refused_in_a_line(saved: Path, tmp_path: Path)
             MergeJob(output=tmp_path, checkpoints=(saved / "one",) * count, **json.loads(settings))
 
 
-def test_checkpoints_of_two_vocabularies_are_refused(saved: Path, tmp_path: Path) -> None:
+def test_checkpoints_with_different_vocabularies_are_refused(saved: Path, tmp_path: Path) -> None:
     for name, words in {"one": {"a": 0}, "two": {"b": 0}}.items():
         shutil.copytree(saved / name, tmp_path / name)
         (tmp_path / name / "tokenizer").mkdir()

@@ -1,4 +1,4 @@
-"""Pruning: what matters as transformers' own activations say it, and the same model sliced in transformers' format."""
+"""Pruning: importance against transformers' activations, and the pruned model against one sliced in transformers."""
 
 import json
 import subprocess
@@ -67,7 +67,7 @@ def measured(job: PruneJob) -> tuple[ModelConfig, Importance]:
     return model, measure(model, chunk, sequences(job, LENGTH))
 
 
-def test_importance_is_what_transformers_activations_say(saved: Path, tokens_folder: Path, tmp_path: Path) -> None:
+def test_importance_agrees_with_transformers_activations(saved: Path, tokens_folder: Path, tmp_path: Path) -> None:
     job = job_of(saved / "base", tokens_folder, tmp_path / "job", DENSE)
     model, ours = measured(job)
     theirs = AutoModelForCausalLM.from_pretrained(export(saved / "base", tmp_path / "hf")).eval()
@@ -100,7 +100,7 @@ def test_importance_is_what_transformers_activations_say(saved: Path, tokens_fol
 
 
 def sliced(folder: Path, to: Path, model: ModelConfig, small: ModelConfig, kept: Kept) -> Path:
-    """The pruned model in transformers' format, by slicing the tensors of the larger one there."""
+    """The pruned model in transformers' format, sliced from the larger model's tensors."""
     to.mkdir()
     size = model.head_size
     made: dict[str, Tensor] = {}
@@ -159,7 +159,7 @@ def sliced(folder: Path, to: Path, model: ModelConfig, small: ModelConfig, kept:
 
 
 @pytest.mark.parametrize(("name", "target"), [("base", DENSE), ("mixture", MIXTURE)], ids=["dense", "mixture"])
-def test_the_pruned_model_says_what_the_sliced_one_says(
+def test_the_pruned_model_has_the_same_logits_as_the_sliced_one(
     saved: Path, tokens_folder: Path, tmp_path: Path, name: str, target: PruneTarget
 ) -> None:
     job = job_of(saved / name, tokens_folder, tmp_path / "job", target)
@@ -185,7 +185,7 @@ def test_the_pruned_model_says_what_the_sliced_one_says(
     assert metrics["parameters"] == parameter_count(small) < metrics["parameters_before"]
 
 
-def test_named_layers_are_dropped_without_tokens_and_training_goes_on(
+def test_named_layers_are_dropped_without_tokens_and_training_continues(
     saved: Path, tokens_folder: Path, tmp_path: Path
 ) -> None:
     prune.run(PruneJob(parent=saved / "base", output=tmp_path / "job", to=PruneTarget(drop_layers=(1, 2))))
@@ -204,7 +204,7 @@ def test_named_layers_are_dropped_without_tokens_and_training_goes_on(
     assert all(0 < loss < 20 for loss in losses)
 
 
-def test_windows_of_attention_stay_with_their_layers() -> None:
+def test_attention_windows_stay_with_their_layers() -> None:
     model = replace(MODEL, attention_windows=(8, None))
     assert PruneTarget(drop_layers=(1,)).shape(model, (0, 2, 3)).attention_windows == (8, 8, None)
 
@@ -233,13 +233,13 @@ MIXED = replace(MODEL, moe=MoEConfig(num_experts=4, top_k=2, expert_ffn_hidden_s
         (lambda: PruneTarget(num_attention_heads=3).shape(MODEL), "num_attention_heads=3 is not a multiple of"),
     ],
 )
-def test_a_size_that_cannot_be_is_refused_in_a_line(make: Callable[[], Any], line: str) -> None:
+def test_invalid_sizes_are_refused_in_one_line(make: Callable[[], Any], line: str) -> None:
     with pytest.raises(ConfigError) as error:
         make()
     assert line in str(error.value)
 
 
-def test_a_target_that_says_nothing_or_cannot_be_measured_is_refused(tmp_path: Path) -> None:
+def test_an_empty_target_or_one_that_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     for target, line in {PruneTarget(): "nothing to prune", PruneTarget(num_layers=2): "give `tokens`"}.items():
         with pytest.raises(ValidationError, match=line):
             PruneJob(parent=tmp_path, output=tmp_path, to=target)

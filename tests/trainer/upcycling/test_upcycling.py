@@ -1,4 +1,4 @@
-"""From a dense FFN to experts: what is copied, what is drawn anew, and that every layout writes the same checkpoint."""
+"""Upcycling: which weights are copied or reinitialized, and that every layout writes the same checkpoint."""
 
 import json
 import math
@@ -38,7 +38,7 @@ def ffn(h_ffn: int, hidden: int = HIDDEN, seed: int = 0) -> tuple[Tensor, Tensor
 
 
 def units(gate: Tensor, up: Tensor, down: Tensor) -> Counter[tuple[float, ...]]:
-    """What each intermediate unit holds, in all three matrices: a row of gate and up, a column of down."""
+    """The weights of each intermediate unit in all three matrices: a row of gate and up, a column of down."""
     return Counter(tuple(row) for row in torch.cat([gate, up, down.t()], dim=1).tolist())
 
 
@@ -50,9 +50,7 @@ SIZES = st.tuples(st.integers(1, 12), st.integers(1, 6), st.integers(1, 20))  # 
 
 
 @given(SIZES, st.integers(0, 2**31))
-def test_experts_hold_whole_units_of_the_copies_and_of_the_last_copy_what_fits(
-    sizes: tuple[int, int, int], seed: int
-) -> None:
+def test_experts_consist_of_whole_units_and_part_of_the_last_copy(sizes: tuple[int, int, int], seed: int) -> None:
     h_ffn, n, h_e = sizes
     dense = ffn(h_ffn)
     experts = upcycle_ffn(*dense, num_experts=n, expert_intermediate_size=h_e, reinit="none", seed=seed)
@@ -68,7 +66,7 @@ def test_experts_hold_whole_units_of_the_copies_and_of_the_last_copy_what_fits(
 
 
 @given(SIZES, st.floats(0, 1), st.integers(0, 2**31))
-def test_exactly_the_share_of_each_expert_is_drawn_anew(
+def test_exactly_the_given_share_of_each_expert_is_reinitialized(
     sizes: tuple[int, int, int], fraction: float, seed: int
 ) -> None:
     h_ffn, n, h_e = sizes
@@ -81,7 +79,7 @@ def test_exactly_the_share_of_each_expert_is_drawn_anew(
 
 
 @given(st.tuples(st.integers(2, 12), st.integers(1, 4), st.integers(2, 20)), st.floats(0, 1))
-def test_exactly_the_share_of_whole_units_is_drawn_anew(sizes: tuple[int, int, int], fraction: float) -> None:
+def test_exactly_the_given_share_of_whole_units_is_reinitialized(sizes: tuple[int, int, int], fraction: float) -> None:
     h_ffn, n, h_e = sizes
     options: dict[str, Any] = {"num_experts": n, "expert_intermediate_size": h_e, "seed": 4}
     kept = upcycle_ffn(*ffn(h_ffn), **options, reinit="none")
@@ -95,7 +93,7 @@ def test_exactly_the_share_of_whole_units_is_drawn_anew(sizes: tuple[int, int, i
 
 @settings(max_examples=20)
 @given(st.integers(0, 2**62), st.sampled_from(["element", "unit", "none"]))
-def test_the_seed_decides_everything(seed: int, reinit: Any) -> None:
+def test_the_seed_determines_everything(seed: int, reinit: Any) -> None:
     options: dict[str, Any] = {"num_experts": 3, "expert_intermediate_size": 5, "reinit": reinit}
     first, second = (upcycle_ffn(*ffn(8), **options, seed=seed) for _ in range(2))
     other = upcycle_ffn(*ffn(8), **options, seed=seed + 1)
@@ -103,7 +101,7 @@ def test_the_seed_decides_everything(seed: int, reinit: Any) -> None:
     assert not torch.equal(first.gate, other.gate)
 
 
-def test_what_is_drawn_has_the_spread_that_was_asked_for() -> None:
+def test_reinitialized_weights_have_the_requested_standard_deviation() -> None:
     dense = tuple(matrix * 10 + 5 for matrix in ffn(64, hidden=64))
     options: dict[str, Any] = {"num_experts": 8, "expert_intermediate_size": 64, "reinit_fraction": 1.0, "seed": 0}
     elements = upcycle_ffn(*dense, **options, init_std=0.02)
@@ -142,8 +140,10 @@ def block_of(experts: Experts, shared: Experts | None, router: Tensor, top_k: in
 @pytest.mark.parametrize("shuffle", [True, False], ids=["shuffled", "in_order"])
 @pytest.mark.parametrize("with_shared", [False, True], ids=["routed", "routed_and_shared"])
 @pytest.mark.parametrize("granularity", [1, 2, 4, 8])
-def test_whole_copies_together_say_what_the_dense_ffn_said(granularity: int, with_shared: bool, shuffle: bool) -> None:
-    """An expert holds 1/granularity of a copy; with one router row a copy, the top k cover whole copies."""
+def test_whole_copies_together_have_the_output_of_the_dense_ffn(
+    granularity: int, with_shared: bool, shuffle: bool
+) -> None:
+    """An expert holds 1/granularity of a copy; with one router row per copy, the top k cover whole copies."""
     hidden, h_ffn, copies = 16, 24, 4
     gate, up, down = (matrix / 2 for matrix in ffn(h_ffn, hidden, seed=1))
     options: dict[str, Any] = {"reinit": "none", "shuffle": shuffle, "seed": 2}
@@ -162,7 +162,7 @@ def test_whole_copies_together_say_what_the_dense_ffn_said(granularity: int, wit
 
 
 @pytest.mark.parametrize(("granularity", "shared"), [(1, None), (2, None), (4, 160), (8, 320)])
-def test_a_job_that_matches_the_dense_model_gives_its_logits(
+def test_match_dense_gives_the_dense_models_logits(
     saved: Path, tmp_path: Path, granularity: int, shared: int | None
 ) -> None:
     moe = MoEConfig(num_experts=4 * granularity, top_k=2 * granularity, expert_ffn_hidden_size=160 // granularity,
@@ -197,7 +197,7 @@ def logits_of(folder: Path, tokens: Tensor) -> Tensor:
         ),
     ],
 )
-def test_outputs_that_no_scale_makes_equal_are_said_to_be_so(
+def test_match_dense_is_refused_where_no_scale_achieves_it(
     saved: Path, tmp_path: Path, moe: dict[str, Any], options: dict[str, Any], says: str
 ) -> None:
     shape = MoEConfig(**{"num_experts": 4, "top_k": 2, "expert_ffn_hidden_size": 80, "norm_topk_prob": True} | moe)
@@ -206,31 +206,31 @@ def test_outputs_that_no_scale_makes_equal_are_said_to_be_so(
 
 
 @pytest.mark.parametrize(("router", "different"), [("random", 4), ("copies", 2), ("zeros", 1)])
-def test_the_routers_start_is_a_choice(saved: Path, tmp_path: Path, router: Any, different: int) -> None:
+def test_the_initial_router_is_configurable(saved: Path, tmp_path: Path, router: Any, different: int) -> None:
     moe = MoEConfig(num_experts=4, top_k=2, expert_ffn_hidden_size=80)
     run(UpcycleJob(output=tmp_path, parent=saved / "dense", moe=moe, router=router))
     rows = StoredTensors(tmp_path / "checkpoint").read("decoder.layers.mlp.router.weight", (1,))
     assert len({tuple(row) for row in rows.tolist()}) == different
 
 
-def test_7b_to_57b_a14b_is_planned_without_a_byte_of_weights(tmp_path: Path) -> None:
+def test_7b_to_57b_a14b_is_planned_without_weights(tmp_path: Path) -> None:
     """9 copies, 163,840 of 170,496 units used (Qwen2 technical report, section 2.2.2)."""
     moe = PRESETS["qwen2-57b-a14b"].moe
     assert moe
     job = UpcycleJob(output=tmp_path, parent=tmp_path, moe=moe)
     runtime.start(LayoutConfig(), seed=0)
-    found = plan(PRESETS["qwen2-7b"], job)
+    planned = plan(PRESETS["qwen2-7b"], job)
     runtime.stop()
-    assert (found.copies, found.units, found.used) == (9, 170_496, 163_840)
-    assert found.shapes["decoder.layers.mlp.experts.experts.linear_fc1.weight"] == (28, 64, 2 * 2560, 3584)
-    assert found.shapes["decoder.layers.mlp.experts.experts.linear_fc2.weight"] == (28, 64, 3584, 2560)
-    assert found.shapes["decoder.layers.mlp.shared_experts.linear_fc1.weight"] == (28, 2 * 20_480, 3584)
-    assert found.shapes["decoder.layers.mlp.router.weight"] == (28, 64, 3584)
-    sizes = (torch.Size(shape).numel() for shape in found.shapes.values())
+    assert (planned.copies, planned.units, planned.used) == (9, 170_496, 163_840)
+    assert planned.shapes["decoder.layers.mlp.experts.experts.linear_fc1.weight"] == (28, 64, 2 * 2560, 3584)
+    assert planned.shapes["decoder.layers.mlp.experts.experts.linear_fc2.weight"] == (28, 64, 3584, 2560)
+    assert planned.shapes["decoder.layers.mlp.shared_experts.linear_fc1.weight"] == (28, 2 * 20_480, 3584)
+    assert planned.shapes["decoder.layers.mlp.router.weight"] == (28, 64, 3584)
+    sizes = (torch.Size(shape).numel() for shape in planned.shapes.values())
     assert sum(sizes) == parameter_count(replace(PRESETS["qwen2-7b"], moe=moe))
 
 
-def test_qwen2_57b_can_be_cut_from_7b_although_its_sizes_do_not_divide() -> None:
+def test_qwen2_57b_can_be_made_from_7b_although_its_sizes_do_not_divide() -> None:
     """64 experts of 2,560 from an FFN of 18,944: 9 copies, 163,840 of 170,496 units (Qwen2, section 2.2.2)."""
     dense = ffn(18_944, hidden=1)
     experts = upcycle_ffn(*dense, num_experts=64, expert_intermediate_size=2_560, reinit="none", seed=0)
@@ -241,21 +241,21 @@ def test_qwen2_57b_can_be_cut_from_7b_although_its_sizes_do_not_divide() -> None
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"num_experts": 0}, "num_experts=0 and expert_intermediate_size=4 must be whole numbers from 1 on"),
+        ({"num_experts": 0}, "num_experts=0 and expert_intermediate_size=4 must be integers of at least 1"),
         ({"reinit_fraction": 1.5}, "reinit_fraction=1.5 is not between 0 and 1"),
-        ({"reinit": "row"}, "reinit='row' is not known. Use 'element', 'unit' or 'none'"),
+        ({"reinit": "row"}, "reinit='row' is unknown. Use 'element', 'unit' or 'none'"),
         ({"init_std": 0.0}, "init_std=0.0 is not a positive number"),
         ({"init_std": math.inf}, "init_std=inf is not a positive number"),
-        ({"num_experts": 2.5}, "num_experts=2.5 and expert_intermediate_size=4 must be whole numbers"),
+        ({"num_experts": 2.5}, "num_experts=2.5 and expert_intermediate_size=4 must be integers"),
         ({"seed": 1 << 64}, "seed=18446744073709551616 has more than 64 bits"),
     ],
 )
-def test_options_that_make_no_experts_are_refused(options: dict[str, Any], says: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         upcycle_ffn(*ffn(8), **({"num_experts": 2, "expert_intermediate_size": 4, "seed": 0} | options))
 
 
-def test_one_unit_of_one_weight_is_drawn_from_what_it_is() -> None:
+def test_a_unit_with_a_single_weight_is_reinitialized_to_the_same_value() -> None:
     one = torch.full((1, 1), 3.0)
     experts = upcycle_ffn(
         one, one, one, num_experts=2, expert_intermediate_size=1, reinit="unit", reinit_fraction=1, seed=0
@@ -263,21 +263,21 @@ def test_one_unit_of_one_weight_is_drawn_from_what_it_is() -> None:
     assert all(torch.equal(matrix, torch.full((2, 1, 1), 3.0)) for matrix in experts)
 
 
-def test_weights_of_a_model_in_training_are_cut_without_their_history() -> None:
+def test_experts_of_a_model_in_training_do_not_require_grad() -> None:
     gate, up, down = (matrix.requires_grad_() for matrix in ffn(8))
     experts = upcycle_ffn(gate, up, down, num_experts=2, expert_intermediate_size=4, seed=0)
     assert not any(matrix.requires_grad for matrix in experts)
 
 
-def test_whole_numbers_are_no_weights() -> None:
+def test_integer_weights_are_refused() -> None:
     gate, up, down = ffn(8)
     with pytest.raises(
-        ConfigError, match=r"of torch.int64, torch.float32 and torch.float32. Give one floating-point type"
+        ConfigError, match=r"are torch.int64, torch.float32 and torch.float32. Give one floating-point type"
     ):
         upcycle_ffn(gate.long(), up, down, num_experts=2, expert_intermediate_size=4, seed=0)
 
 
-def test_matrices_of_different_ffns_are_refused() -> None:
+def test_matrices_of_mismatched_shapes_are_refused() -> None:
     gate, up, down = ffn(8)
     with pytest.raises(ConfigError, match=r"gate \(8, 3\), up \(8, 3\), down \(8, 3\)"):
         upcycle_ffn(gate, up, down.t(), num_experts=2, expert_intermediate_size=4, seed=0)
@@ -314,7 +314,7 @@ def test_a_job_writes_the_same_mixture_of_experts_in_every_layout(
     assert checkpoint.read_model(tmp_path / "one" / "checkpoint").moe == MOE
 
 
-def test_a_job_reports_parameters_and_where_its_checkpoint_lies(saved: Path, tmp_path: Path) -> None:
+def test_a_job_reports_parameters_and_its_checkpoint(saved: Path, tmp_path: Path) -> None:
     run(UpcycleJob(output=tmp_path, parent=saved / "dense", moe=MOE))
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["folder"] == "checkpoint"

@@ -1,4 +1,4 @@
-"""A model's layers given adapters and everything else frozen; and what an adapter's checkpoint says of itself."""
+"""Freeze a model and add adapters to its layers; describe adapters in checkpoints."""
 
 import dataclasses
 import math
@@ -20,22 +20,24 @@ from cupola_trainer.upcycling.experts import derived_seed
 
 
 def attach(chunks: Sequence[Any], lora: LoraConfig, model: ModelConfig, layout: LayoutConfig, seed: int) -> None:
-    """Freeze a model whose weights are loaded, and give it adapters. Every rank calls it, before the optimizer is made.
+    """Freeze a model with loaded weights and add adapters. Called on every rank, before the optimizer is created.
 
-    B is zero, so that the model says what it said before; A is drawn whole from the seed and its name, U(-1/sqrt(in),
-    1/sqrt(in)) as PEFT's: the same numbers in every layout.
+    B is zero, so the model's output is unchanged. A is drawn from U(-1/sqrt(in), 1/sqrt(in)), as in PEFT, seeded by its
+    name: the same numbers in every layout.
 
     Raises:
-        ConfigError: the model has nothing of what is to be adapted, or the layout cannot have it adapted.
+        ConfigError: the model has no layers of a target, or the layout does not support adapters on them.
     """
     lora.check(model, layout)
     for chunk in chunks:
         chunk.requires_grad_(False)
         for name, layer in _adapted(chunk, lora):
             if not isinstance(layer, ColumnParallelLinear | RowParallelLinear):
-                raise ConfigError(f"lora: {name} is a {type(layer).__name__}, which has no adapters.")
+                raise ConfigError(
+                    f"lora: {name} is a {type(layer).__name__}, which does not support adapters. Change lora.targets."
+                )
             adapt(layer, lora, gated=name == "linear_fc1")
-        if layout.recompute == "full" and chunk.pre_process:  # what is computed again must depend on something trained
+        if layout.recompute == "full" and chunk.pre_process:  # recomputation needs an input that requires grad
             chunk.embedding.register_forward_hook(lambda module, inputs, output: output.requires_grad_(True))
     with torch.no_grad():
         for shard in sharded_tensors(chunks):
@@ -44,18 +46,18 @@ def attach(chunks: Sequence[Any], lora: LoraConfig, model: ModelConfig, layout: 
 
 
 def describe(parent: Path | None, lora: LoraConfig) -> dict[str, Any]:
-    """What an adapter's checkpoint says of itself in training.json: its shape, and the base by digest.
+    """An adapter's description in its checkpoint's training.json: its settings and the digest of its base.
 
     Raises:
-        ConfigError: there is no base.
+        ConfigError: `parent` is None.
     """
     if parent is None:
-        raise ConfigError("lora without a parent checkpoint: there is nothing to adapt. Give one.")
+        raise ConfigError("lora needs a parent checkpoint to adapt. Set parent.")
     return {**dataclasses.asdict(lora), "targets": list(lora.targets), "base": artifacts.read(parent).digest}
 
 
 def check_resumed(progress: Progress, described: dict[str, Any] | None) -> None:
-    """Refuse to go on with other adapters, or on another base, than a checkpoint's.
+    """Refuse to resume with adapters or a base other than the checkpoint's.
 
     Raises:
         ConfigError: names what differs.
@@ -68,19 +70,19 @@ def check_resumed(progress: Progress, described: dict[str, Any] | None) -> None:
     )
     raise ConfigError(
         f"lora.{name}={(described or {}).get(name)}, but the checkpoint at step {progress.step} has "
-        f"{(saved or {}).get(name)}. Put it back, or give another output folder."
+        f"{(saved or {}).get(name)}. Restore it, or use another output folder."
     )
 
 
 def read_adapter(folder: Path) -> tuple[LoraConfig, str]:
-    """An adapter's shape and its base's digest, from its checkpoint.
+    """An adapter's settings and its base's digest, from its checkpoint.
 
     Raises:
-        ConfigError: the checkpoint is a whole model.
+        ConfigError: the checkpoint is a full model.
     """
     described = read_training(folder).get("adapter")
     if not described:
-        raise ConfigError(f"{folder} holds a whole model and no adapter. Give what a stage with `lora` trained.")
+        raise ConfigError(f"{folder} holds a full model, not an adapter. Give the checkpoint of a stage with `lora`.")
     described = dict(described)
     base = described.pop("base")
     return LoraConfig(**described), base

@@ -1,8 +1,7 @@
-"""Adapters as PEFT keeps them: adapter_config.json and adapter_model.safetensors.
+"""Export adapters to PEFT: adapter_config.json and adapter_model.safetensors.
 
-Q, K and V, and gate and up, have one A here and one each there: PEFT's are copies, and B is split. transformers keeps
-the routed experts of a layer in one tensor, for which PEFT has `target_parameters`: A [experts * r, in], B [out,
-r * experts].
+Here Q, K and V share one A, as do gate and up; for PEFT, A is copied and B is split. transformers keeps the routed
+experts of a layer in one tensor, for which PEFT has `target_parameters`: A [experts * r, in], B [out, r * experts].
 """
 
 import json
@@ -25,26 +24,26 @@ from cupola_trainer.lora.attaching import read_adapter
 
 EXPERTS = "decoder.layers.mlp.experts.experts."
 FUSED = {"linear_fc1": ("gate_up_proj", "base_layer."), "linear_fc2": ("down_proj", "")}
-"""Of routed experts: transformers' parameter, and where PEFT, which wraps one in the other, keeps its adapters."""
+"""Routed experts' parameter in transformers, and the prefix of its adapters in PEFT, which nests the wrappers."""
 
 
 def export_adapter(adapter: Path, to: Path, *, base_model: str = "") -> Path:
-    """Write a folder that `PeftModel.from_pretrained(model, folder)` loads, where `model` is the exported base.
+    """Write a folder for `PeftModel.from_pretrained(model, folder)`, where `model` is the exported base.
 
     Args:
-        to: a folder that does not exist yet, or is empty.
-        base_model: what the adapter's configuration calls its base: a folder or a name on the hub.
+        to: a folder that does not exist or is empty.
+        base_model: the base in the adapter's configuration: a folder or a name on the hub.
 
     Raises:
-        ConfigError: `to` holds files, or the checkpoint is no adapter, or transformers has no such model.
+        ConfigError: `to` is not empty, the checkpoint is not an adapter, or transformers does not support the model.
         CorruptArtifactError: the checkpoint does not verify.
     """
     to = to.resolve()
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise ConfigError(f"{to} exists and is not an empty folder. Name a new one.")
+        raise ConfigError(f"{to} exists and is not an empty folder. Give a new one.")
     lora, _ = read_adapter(adapter)
     model, stored = read_model(adapter), StoredTensors(adapter)
-    families.of(model)  # refuses what transformers has no class for
+    families.of(model)  # refuses models without a class in transformers
     tensors = dict(_tensors(model, stored))
     partial = to.with_name(f".{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -77,7 +76,7 @@ def _config(lora: LoraConfig, base_model: str) -> dict[str, Any]:
 
 
 def _targets(model: ModelConfig, stored: StoredTensors) -> dict[str, Any]:
-    """What PEFT wraps. Names are whole where a shared and a routed expert have the same last one."""
+    """PEFT's target modules and parameters. Full names, because shared and routed experts have the same last part."""
     modules = [
         name.removesuffix(".weight")
         for rule in rules(model)

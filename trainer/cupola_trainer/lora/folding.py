@@ -1,4 +1,4 @@
-"""Adapters folded into the weights, one tensor of one layer at a time."""
+"""Fold adapters into the weights, one tensor of one layer at a time."""
 
 from torch import Tensor
 
@@ -7,7 +7,7 @@ from cupola_trainer.conversion.checkpoint_reader import StoredTensors
 
 
 class Folded:
-    """The tensors of the merged model: W + alpha / rank * B A, in the weights' precision."""
+    """Tensors of the merged model: W + alpha / rank * B A, in the weights' precision."""
 
     def __init__(self, base: StoredTensors, adapter: StoredTensors, lora: LoraConfig) -> None:
         self.base, self.adapter, self.lora = base, adapter, lora

@@ -1,8 +1,8 @@
-"""LoRA inside Megatron's tensor-parallel linear layers: y + scale * B A x.
+"""LoRA in Megatron's tensor-parallel linear layers: y + scale * B A x.
 
-Column-parallel: A [r, in] is whole on every rank, B [out / tp, r] is a share. Row-parallel: A [r, in / tp] is a share,
-B [out, r] is whole. What is communicated is r wide. Where a whole matrix sees a part of the tokens only (sequence
-parallelism), it is marked, and Megatron sums its gradient over the group as it does a norm's.
+Column-parallel: A [r, in] is replicated and B [out / tp, r] is sharded. Row-parallel: A [r, in / tp] is sharded and
+B [out, r] is replicated. Communicated tensors are only r wide. With sequence parallelism, replicated matrices see only
+part of the tokens; they are marked so that Megatron sums their gradients over the group, as for norms.
 """
 
 from typing import Any
@@ -30,17 +30,17 @@ A, B = "lora_a", "lora_b"
 
 
 def adapt(layer: Any, lora: LoraConfig, *, gated: bool) -> None:
-    """Give a linear layer adapters; B is zero, A is left undefined.
+    """Add adapters to a linear layer, initialized to zero; the caller fills A.
 
     Args:
-        gated: the layer's output is [gate; up], which checkpoints keep apart.
+        gated: the layer's output is [gate; up], which checkpoints store separately.
     """
     by_column = isinstance(layer, ColumnParallelLinear)
     rows, columns = layer.weight.shape
     for name, shape, shared in ((A, (lora.rank, columns), by_column), (B, (rows, lora.rank), not by_column)):
         parameter = torch.nn.Parameter(torch.zeros(shape, dtype=layer.weight.dtype, device=layer.weight.device))
         parameter.allreduce = layer.weight.allreduce
-        if layer.is_expert or not shared:  # experts are never split: each rank's are its own
+        if layer.is_expert or not shared:  # experts are never split, each rank has its own
             set_tensor_model_parallel_attributes(parameter, True, 0 if by_column else 1, 1)
         else:
             parameter.sequence_parallel = layer.sequence_parallel

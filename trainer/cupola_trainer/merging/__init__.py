@@ -1,4 +1,4 @@
-"""Several checkpoints of one architecture, merged into one, a tensor of a layer at a time.
+"""Merge checkpoints of one architecture, one tensor of one layer at a time.
 
 methods.py    the formulas: average, SLERP, TIES, DARE
 trimming.py   the thresholds of TIES

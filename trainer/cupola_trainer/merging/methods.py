@@ -1,6 +1,6 @@
-"""How one tensor is made of the same tensor in several models. Pure functions; all compute in fp32, norms in fp64.
+"""Methods of merging one tensor of several models. Pure functions that compute in fp32, norms in fp64.
 
-A task vector is what a model has learned since a base: tau = theta - theta_base.
+A task vector is a model's difference from its base: tau = theta - theta_base.
 """
 
 import math
@@ -10,23 +10,23 @@ import torch
 from torch import Tensor
 
 COLLINEAR = 1e-6
-"""Sine of the angle under which two vectors count as collinear: SLERP is then linear."""
+"""Sine of the angle below which two vectors count as collinear, so that SLERP becomes linear."""
 
 
 def average(thetas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """sum_i w_i theta_i / sum_i w_i (model soups; WARM, Rame et al. 2024, equation 1: of reward models)."""
+    """sum_i w_i theta_i / sum_i w_i (model soups; for reward models WARM, Rame et al. 2024, equation 1)."""
     total = sum(weights)
     return _sum([theta.float() * (weight / total) for theta, weight in zip(thetas, weights, strict=True)])
 
 
 def slerp(thetas: Sequence[Tensor], weights: Sequence[float], base: Tensor | None = None) -> Tensor:
-    """Spherical interpolation of two tensors, or with a base of their task vectors (WARP, Rame et al. 2024,
+    """Spherical interpolation of two tensors, or of their task vectors if there is a base (WARP, Rame et al. 2024,
     equation 3):
 
     sin((1 - t) W) / sin W a + sin(t W) / sin W b, with W the angle between a and b, and t = w_b / (w_a + w_b).
 
-    More than two are taken in one after the other, the m-th with t = w_m / (w_1 + ... + w_m): 1/m where all weigh the
-    same (WARP, appendix B.2). Collinear ones, and zeros, are interpolated linearly.
+    More than two are merged one after another, the m-th with t = w_m / (w_1 + ... + w_m), which is 1/m for equal
+    weights (WARP, appendix B.2). Collinear and zero vectors are interpolated linearly.
     """
     vectors = [theta.float() for theta in thetas] if base is None else task_vectors(thetas, base)
     merged, total = vectors[0], weights[0]
@@ -39,13 +39,13 @@ def slerp(thetas: Sequence[Tensor], weights: Sequence[float], base: Tensor | Non
 def ties(
     thetas: Sequence[Tensor], weights: Sequence[float], base: Tensor, *, smallest: Sequence[float], scale: float = 1.0
 ) -> Tensor:
-    """TIES (Yadav et al. 2023, algorithm 1): trim, elect signs, take the mean of those that agree.
+    """TIES (Yadav et al. 2023, algorithm 1): trim, elect signs, average those that agree.
 
-    Each task vector keeps its elements of largest magnitude; an element's sign is that of the weighted sum; the mean,
-    by weight, is over the trimmed vectors that are not zero there and have that sign.
+    Each task vector keeps its elements of largest magnitude. An element's sign is elected by the weighted sum, and its
+    value is the weighted mean over the trimmed vectors that have this sign.
 
     Args:
-        smallest: magnitude of each model that is kept at least, see `trimming.smallest_kept`.
+        smallest: smallest magnitude kept in each model, see `trimming.smallest_kept`.
     """
     pairs = zip(task_vectors(thetas, base), smallest, strict=True)
     trimmed = [torch.where(vector.abs() >= least, vector, 0) for vector, least in pairs]
@@ -69,10 +69,10 @@ def dare(
     scale: float = 1.0,
 ) -> Tensor:
     """DARE (Yu et al. 2024, equations 2 to 4): each element of a task vector is kept with probability `density` and
-    then divided by it; the rest is dropped. What comes of it is averaged by weight and added to the base.
+    divided by it, or else dropped. The weighted average of the results is added to the base.
 
     Args:
-        generator: of the i-th model's mask, for this tensor.
+        generator: returns the generator of the i-th model's mask for this tensor.
     """
     kept = []
     for i, vector in enumerate(task_vectors(thetas, base)):

@@ -1,4 +1,4 @@
-"""The tensors of a merged model, each made from those of the merged checkpoints."""
+"""The tensors of a merged model, computed from those of the checkpoints."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,11 +12,11 @@ from cupola_trainer.merging.trimming import smallest_kept
 from cupola_trainer.upcycling.experts import derived_seed
 
 DENSITY = 0.2
-"""The density that TIES proposes (section 4), where a job gives none."""
+"""Default density, as proposed for TIES (section 4)."""
 
 
 class Merged:
-    """The tensors of the merged model, by checkpoint key and (layer, expert) index, each made when asked for."""
+    """The merged model's tensors by checkpoint key and (layer, expert) index, computed on demand."""
 
     def __init__(
         self, job: MergeJob, model: ModelConfig, stored: Sequence[StoredTensors], base: StoredTensors | None

@@ -1,4 +1,4 @@
-"""Which elements of a whole task vector are its largest, without a model in memory."""
+"""Find the largest elements of a whole task vector without holding a model in memory."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -14,8 +14,7 @@ from cupola_trainer.optim.selection import magnitude_bits, thresholds
 
 
 class TaskVectors:
-    """Magnitudes of what each model has learned since the base, one tensor of one layer at a time: this
-    rank's share."""
+    """Magnitudes of the models' task vectors, one tensor of one layer at a time: this rank's share."""
 
     def __init__(self, model: ModelConfig, stored: Sequence[StoredTensors], base: StoredTensors) -> None:
         self.stored, self.base = stored, base
@@ -23,7 +22,7 @@ class TaskVectors:
 
     @property
     def size(self) -> int:
-        """Elements of one of them."""
+        """Number of elements in one task vector."""
         return sum(self.base.outline(*place).numel() for place in self.places)
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
@@ -36,10 +35,9 @@ class TaskVectors:
 def smallest_kept(
     model: ModelConfig, stored: Sequence[StoredTensors], base: StoredTensors, density: float
 ) -> list[float]:
-    """Of each model's task vector the magnitude that ceil(density * n) elements reach;
-    more where several are equal to it.
+    """The magnitude reached by ceil(density * n) elements (or more, with ties) of each model's task vector.
 
-    Reads every checkpoint four times. Every rank calls it.
+    Reads every checkpoint four times. Called on every rank.
     """
     vectors = TaskVectors(model, stored, base)
     counts = [math.ceil(density * vectors.size)] * len(stored)

@@ -1,5 +1,4 @@
-"""From a model's chunks to what trains them: data parallelism, AdamW, the learning-rate schedule.
-All are Megatron's."""
+"""Set up training of a model's chunks: Megatron's data parallelism, AdamW and learning-rate schedule."""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from cupola_trainer.optim.online_merging import OnlineMerging
 
 @dataclass(frozen=True)
 class Trainee:
-    """A model in training."""
+    """A model in training, with its optimizer and schedule."""
 
     chunks: list[torch.nn.Module]
     """Wrapped in DistributedDataParallel; one per virtual pipeline stage."""
@@ -37,16 +36,16 @@ class Trainee:
     scheduler: OptimizerParamScheduler
 
     def update(self) -> tuple[float, bool]:
-        """Clip the gradients that are ready and step; nothing moves when they are not finite.
+        """Clip gradients and update the weights; skip the update if gradients are not finite.
 
         Returns:
-            the global gradient norm before clipping, and whether the weights moved.
+            the global gradient norm before clipping, and whether the weights were updated.
         """
         self.optimizer.prepare_grads()
         try:
             return self._clip_and_step()
         finally:
-            self.optimizer.zero_grad()  # a gradient that is left would be added to the next one
+            self.optimizer.zero_grad()  # or it would be added to the next gradient
 
     def _clip_and_step(self) -> tuple[float, bool]:
         norm = float(self.optimizer.get_grad_norm())
@@ -64,10 +63,10 @@ class Trainee:
 
 
 def build(chunks: Sequence[GPTModel], layout: LayoutConfig, config: OptimizerConfig, steps: int) -> Trainee:
-    """Wrap the chunks for data parallelism and make their optimizer and schedule.
+    """Wrap the chunks for data parallelism and create their optimizer and schedule.
 
-    bf16 parameters have fp32 master copies in the optimizer. AdamW decays matrices only: norms' weights and biases are
-    exempt. The gradient is clipped to a global norm.
+    bf16 parameters have fp32 master copies in the optimizer. Weight decay applies only to matrices, not to norm weights
+    and biases. Gradients are clipped to a global norm.
     """
     wrapped = _data_parallel(chunks, layout)
     dtype = chunks[0].config.params_dtype
@@ -95,16 +94,16 @@ def build(chunks: Sequence[GPTModel], layout: LayoutConfig, config: OptimizerCon
 def merge_online(
     trainee: Trainee, config: OnlineMergingConfig, parent: Path | None, model: ModelConfig, seed: int
 ) -> None:
-    """Have every step of the trainee merged with what `parent` has learned since `config.base`. Every rank calls it.
+    """Merge every update of the trainee with the task vector from `config.base` to `parent`. Called on every rank.
 
     Raises:
-        ConfigError: there is no parent checkpoint, or the base is of another architecture.
+        ConfigError: there is no parent checkpoint, or the base has another architecture.
         CorruptArtifactError: the base does not verify.
     """
     if parent is None:
-        raise ConfigError("optimizer.merging without a parent checkpoint: there is nothing to hold on to. Give one.")
+        raise ConfigError("optimizer.merging needs a parent checkpoint to merge with. Set parent.")
     if any(name.endswith(ADAPTERS) for chunk in trainee.chunks for name, _ in chunk.named_parameters()):
-        raise ConfigError("optimizer.merging with lora: the frozen weights forget nothing. Leave one out.")
+        raise ConfigError("optimizer.merging has no use with lora, which freezes the weights. Remove one of them.")
     check_architecture(config.base, model, read_model(config.base))
     OnlineMerging(config, trainee.chunks, trainee.optimizer, reference=parent, seed=seed)
 
@@ -123,7 +122,7 @@ def _data_parallel(chunks: Sequence[GPTModel], layout: LayoutConfig) -> list[tor
 
 
 def _schedule_hooks(config: Any, chunks: list[torch.nn.Module], optimizer: Any, layout: LayoutConfig) -> None:
-    """What Megatron's pipeline schedules call on the way."""
+    """Set the hooks called by Megatron's pipeline schedules."""
     config.finalize_model_grads_func = finalize_model_grads
     config.grad_scale_func = optimizer.scale_loss
     if layout.overlap:
@@ -132,9 +131,9 @@ def _schedule_hooks(config: Any, chunks: list[torch.nn.Module], optimizer: Any, 
 
 
 def _scheduler(optimizer: Any, config: OptimizerConfig, steps: int) -> OptimizerParamScheduler:
-    """Linear warm-up from 0 to the peak, then a cosine to `min_lr_ratio` of it at the last step.
+    """Linear warmup from 0 to the peak, then cosine decay to `min_lr_ratio` of it at the last step.
 
-    Stepped before each update: the first of w warm-up steps runs at peak / w.
+    Stepped before each update: the first of w warmup steps runs at peak / w.
     """
     return OptimizerParamScheduler(
         optimizer,

@@ -1,26 +1,24 @@
-"""The online merging optimizer (Lu et al. 2024, arXiv 2405.17931):
-what Adam does is merged with what the reference learned.
+"""The online merging optimizer (Lu et al. 2024, arXiv 2405.17931): merges AdamW's updates with a task vector.
 
     theta <- theta + (1 - alpha) F(delta) + alpha F(tau)
 
-delta is what AdamW's steps since the last merge (or the start) come to, weight decay included: one step, or
-`online_step`; theta on the right are the weights as the last merge left them; tau = theta_reference - theta_base:
-fine-tuned less pretrained.
+delta is the sum of AdamW's updates since the last merge (`online_step` steps), including weight decay. theta on the
+right are the weights after the last merge. tau = theta_reference - theta_base, fine-tuned minus pretrained.
 
-OnDARE   F keeps each element with probability `density`, and does not rescale what is left.
-OnTIES   F keeps the `density` share of largest magnitude; where the two then differ in sign, only the one stays that
-         their weighted sum agrees with.
+OnDARE   F keeps each element with probability `density`, without rescaling.
+OnTIES   F keeps the `density` share of largest magnitude; where the two then differ in sign, only the one with the sign
+         of their weighted sum is kept.
 
-Magnitudes within 2^-6 of the smallest that is kept count as equal to it, and are kept too: Adam's first steps are as
-large as the learning rate in every element, and which of them are the largest would be decided by the last bits.
+Magnitudes within 2^-6 of the smallest kept one count as ties and are kept too: in Adam's first steps every element
+changes by about the learning rate, and the last bits would decide which are the largest.
 
 The published code departs from the paper: its dropout divides by the probability, and with online_step > 1 a `return`
-in the loop over parameters leaves all but the first without an update. Here neither is so. Between merges steps are
-plain AdamW, and every step moves every tensor.
+in the loop over parameters leaves all but the first without an update. We follow the paper. Between merges, steps are
+plain AdamW on all tensors.
 
-Masks depend on the seed, the step, a tensor's name and the place of an element in the whole tensor, thresholds on the
-whole tensor of a layer: the update is the same in every layout. Tau is read from the two checkpoints; with online_step
-> 1 the weights as the last merge left them are saved with Adam's moments, as one of them.
+Updates are the same in every layout: masks depend on the seed, the step, the tensor's name and the element's index in
+the full tensor, and thresholds on a layer's full tensor. Tau is read from the two checkpoints. With online_step > 1,
+the weights after the last merge are saved as an additional optimizer moment.
 """
 
 import math
@@ -45,35 +43,35 @@ from cupola_trainer.optim.selection import magnitude_bits, thresholds
 from cupola_trainer.upcycling.experts import derived_seed
 
 BLOCK = 1 << 22
-"""Elements whose places are held in memory at a time."""
+"""Elements whose indices are held in memory at a time."""
 BITS = 24
-"""Of a hash, for one mask."""
+"""Bits of a hash used for one mask."""
 TIE = 2.0**-6
-"""Relative difference of magnitudes that count as equal."""
+"""Relative difference up to which magnitudes count as equal."""
 MERGED = "merged"
-"""The weights as the last merge left them, among an optimizer's moments."""
+"""Optimizer state key of the weights after the last merge."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A box of one tensor of one layer (and expert) that this rank updates."""
+    """A box of one layer's (or expert's) tensor, updated by this rank."""
 
     name: str
-    """The same on every rank: the tensor's, with its layer's and expert's number."""
+    """Name of the tensor with layer and expert number, the same on every rank."""
     shape: tuple[int, ...]
-    """Of the whole tensor."""
+    """Shape of the full tensor."""
     offset: tuple[int, ...]
     theta: Tensor
-    """[*size], fp32: the memory that Adam updates."""
+    """[*size], fp32: the memory updated by Adam."""
     tau: Tensor
     """[*size], fp32."""
     merged: Tensor | None
-    """[*size], fp32: theta as the last merge left it, where several steps are merged together."""
+    """[*size], fp32: theta after the last merge, if several steps are merged together."""
     counted: bool
-    """Whether this rank is the one that counts the box: replicas are counted once."""
+    """Whether this rank counts the box, so that replicas are counted once."""
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Rows of the box, with the places of their elements in the flattened whole tensor."""
+        """Rows of the box, with the indices of their elements in the flattened full tensor."""
         stride = [math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
         device = self.theta.device
         inner = torch.zeros((), dtype=torch.int64, device=device)
@@ -88,16 +86,16 @@ class Piece:
 
 
 class OnlineMerging:
-    """Merges after Adam's steps; hooked into the optimizers, it lives as long as they do."""
+    """Merges after Adam's steps, through hooks that keep it alive as long as the optimizers."""
 
     def __init__(
         self, config: OnlineMergingConfig, chunks: Sequence[Any], optimizer: Any, *, reference: Path, seed: int
     ) -> None:
-        """Read tau and hook into the parts (dense, experts) of Megatron's optimizer. Every rank calls it.
+        """Read tau and hook into the parts (dense, experts) of Megatron's optimizer. Called on every rank.
 
         Raises:
-            CorruptArtifactError: the base does not verify, or is of another shape.
-            ConfigError: OnTIES in a layout where a pipeline stage trains nothing of a part.
+            CorruptArtifactError: the base does not verify, or has another shape.
+            ConfigError: OnTIES in a layout where a pipeline stage has no weights of a part.
         """
         verify(config.base)
         self.config, self.seed = config, seed
@@ -105,7 +103,9 @@ class OnlineMerging:
         self.leading = {entry.key: entry.prepend_axis_num for entry in sharded_tensors(unwrap_model(list(chunks)))}
         parts = [part for part in optimizer.chained_optimizers if not part.is_stub_optimizer]
         if config.method == "onties" and runtime.any_rank(len(parts) != len(optimizer.chained_optimizers)):
-            raise ConfigError("onties: a pipeline stage trains no weights of one kind. Use a smaller pp, or ondare.")
+            raise ConfigError(
+                "onties: a pipeline stage has no dense or no expert weights to train. Use a smaller pp, or ondare."
+            )
         for part in parts:
             Part(self, self._pieces(chunks, part), part.optimizer)
 
@@ -139,7 +139,7 @@ class OnlineMerging:
 
 
 class Part:
-    """The tensors of one part of the optimizer."""
+    """The tensors of one part (dense or experts) of the optimizer."""
 
     def __init__(self, merging: OnlineMerging, pieces: Sequence[Piece], adam: torch.optim.Optimizer) -> None:
         self.config, self.seed, self.pieces = merging.config, merging.seed, pieces
@@ -162,7 +162,7 @@ class Part:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def _merge(self, adam: Any, *_: Any) -> None:
-        if not self.due:  # a rank that holds nothing takes part in the thresholds all the same
+        if not self.due:  # ranks without tensors still take part in the thresholds
             return
         if self.config.method == "ondare":
             self._ondare(int(adam.param_groups[0]["step"]))
@@ -197,8 +197,7 @@ class Part:
             piece.theta.copy_(before + step)
 
     def _smallest(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """Of each piece's whole tensor, the smallest magnitude that is kept:
-        a little less than that of the last one wanted."""
+        """The smallest magnitude kept in each piece's full tensor, slightly lowered to include ties."""
         count = [math.ceil(self.config.density * size) for size in self.tensors.values()]
         number = {name: i for i, name in enumerate(self.tensors)}
         of = [number[piece.name] for piece in self.pieces]
@@ -210,7 +209,7 @@ class Part:
 
 
 def hashed(places: Tensor, seed: int) -> Tensor:
-    """64 random bits for each place: splitmix64 (Steele et al. 2014) of the seed's sequence, in wrapping int64."""
+    """64 random bits per index: splitmix64 (Steele et al. 2014) from the seed, in wrapping int64."""
     bits = places * _signed(0x9E3779B97F4A7C15) + seed
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         bits = (bits ^ (bits >> shift & ((1 << (64 - shift)) - 1))) * _signed(factor)
@@ -222,7 +221,7 @@ def _signed(value: int) -> int:
 
 
 def _tensors(pieces: Sequence[Piece]) -> dict[str, int]:
-    """Name and number of elements of every tensor of all ranks' pieces, in one order."""
+    """Name and number of elements of every tensor on any rank, sorted."""
     ranks: list[dict[str, int]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(ranks, {piece.name: math.prod(piece.shape) for piece in pieces})
     return dict(sorted({name: size for rank in ranks for name, size in rank.items()}.items()))

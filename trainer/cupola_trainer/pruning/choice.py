@@ -1,4 +1,4 @@
-"""Which layers, channels, heads, units and experts stay: the most important ones, in their old order."""
+"""Choose the layers, channels, heads, units and experts to keep: the most important ones, in their original order."""
 
 from dataclasses import dataclass
 
@@ -11,25 +11,25 @@ from cupola_trainer.pruning.importance import Importance
 
 @dataclass(frozen=True)
 class Kept:
-    """Old places of what stays, ascending; by the old number of a layer. None: all of them."""
+    """Original indices of what is kept, ascending, by original layer number. None: all are kept."""
 
     layers: tuple[int, ...]
     hidden: Tensor | None
     groups: dict[int, Tensor] | None
     heads: dict[int, Tensor] | None
-    """Of a layer [groups kept, heads of one]: places within the group."""
+    """Indices within the group, [groups kept, heads per group]."""
     ffn: dict[int, Tensor] | None
-    """Of the dense FFN, or the shared expert."""
+    """Units of the dense FFN or of the shared expert."""
     experts: dict[int, Tensor] | None
     expert_ffn: dict[int, Tensor] | None
-    """[old experts, units]."""
+    """[original experts, units]."""
 
 
 def choose(model: ModelConfig, target: PruneTarget, importance: Importance | None) -> Kept:
-    """What stays of a model.
+    """Choose what to keep of a model.
 
     Args:
-        importance: may be missing where only layers are dropped, by number.
+        importance: may be None if only numbered layers are dropped.
 
     Raises:
         ConfigError: see `PruneTarget.shape`.
@@ -67,7 +67,7 @@ def _layers(model: ModelConfig, target: PruneTarget, influence: Tensor) -> tuple
 def _attention(
     model: ModelConfig, small: ModelConfig, scores: Tensor, layers: tuple[int, ...]
 ) -> tuple[dict[int, Tensor] | None, dict[int, Tensor] | None]:
-    """Whole groups first, by the sum over their heads; then the heads within each."""
+    """Choose groups by the sum over their heads, then heads within each group."""
     per_group = small.num_attention_heads // small.num_query_groups
     before = model.num_attention_heads // model.num_query_groups
     if small.num_query_groups == model.num_query_groups and per_group == before:
@@ -81,5 +81,5 @@ def _attention(
 
 
 def _best(scores: Tensor, count: int) -> Tensor:
-    """Places of the `count` largest along the last axis, ascending; of equal ones the first."""
+    """Indices of the `count` largest along the last axis, ascending; ties go to the first."""
     return torch.sort(scores, dim=-1, descending=True, stable=True).indices[..., :count].sort(dim=-1).values

@@ -1,4 +1,4 @@
-"""How much each part of a model does to text, measured in one forward pass over it."""
+"""Measure the importance of each part of a model in one forward pass over text."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -17,33 +17,32 @@ from cupola_trainer.config import ModelConfig
 
 @dataclass(frozen=True)
 class Importance:
-    """Larger matters more. Means over tokens, fp64."""
+    """Importance scores, larger is more important. Means over tokens, fp64."""
 
     layers: Tensor
-    """[layers]: 1 - the cosine of a layer's input and output (block influence, ShortGPT, equation 1)."""
+    """[layers]: 1 - cosine similarity of a layer's input and output (block influence, ShortGPT, equation 1)."""
     hidden: Tensor
     """[hidden]: |x| after the norms, over all layers (Minitron, section 2.2)."""
     heads: Tensor
-    """[layers, heads]: the L2 norm of what a head gives to the output projection."""
+    """[layers, heads]: L2 norm of a head's input to the output projection."""
     ffn: Tensor
-    """[layers, units]: |x| of what a unit gives to the down projection; of a mixture's shared expert,
-    where it has one."""
+    """[layers, units]: |x| of a unit's input to the down projection, in the dense FFN or the shared expert."""
     experts: Tensor
-    """[layers, experts]: the weight that the router gives; of a dense model, none."""
+    """[layers, experts]: router weight; [layers, 0] for dense models."""
     expert_ffn: Tensor
     """[layers, experts, units]: as `ffn`, weighted by the router."""
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def measure(model: ModelConfig, chunk: Any, sequences: Sequence[Tensor]) -> Importance:
-    """Look at every rank's sequences [b, s] together. Every rank calls it, in a data-parallel layout,
-    and hears the same.
+    """Measure importance over all ranks' sequences [b, s]. Called on every rank of a data-parallel layout; returns the
+    same on all.
 
     Args:
         chunk: the whole model.
     """
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=runtime.device()))
-    with _watched(model, chunk, sums):
+    with _accumulating(model, chunk, sums):
         chunk.eval()
         for tokens in sequences:
             tokens = tokens.to(runtime.device())
@@ -75,8 +74,8 @@ def measure(model: ModelConfig, chunk: Any, sequences: Sequence[Tensor]) -> Impo
 
 
 @contextmanager
-def _watched(model: ModelConfig, chunk: Any, sums: dict[str, Tensor]) -> Iterator[None]:
-    """Hooks that add up what passes, for as long as the context lasts."""
+def _accumulating(model: ModelConfig, chunk: Any, sums: dict[str, Tensor]) -> Iterator[None]:
+    """Register hooks that accumulate activations within the context."""
     handles: list[Any] = []
 
     def add(name: str, value: Tensor) -> None:
@@ -95,16 +94,18 @@ def _watched(model: ModelConfig, chunk: Any, sums: dict[str, Tensor]) -> Iterato
         handles.append(block.register_forward_hook(_influence(layer, add), with_kwargs=True))
         inputs_of(block.self_attention.linear_proj, f"heads {layer}", norms_of_heads)
         if model.moe is None:
-            inputs_of(block.mlp.linear_fc2, f"ffn {layer}", _sizes)
+            inputs_of(block.mlp.linear_fc2, f"ffn {layer}", _magnitudes)
             continue
         if model.moe.shared_expert_ffn_hidden_size:
-            inputs_of(block.mlp.shared_experts.linear_fc2, f"ffn {layer}", _sizes)
+            inputs_of(block.mlp.shared_experts.linear_fc2, f"ffn {layer}", _magnitudes)
         outputs_of(block.mlp.router, f"experts {layer}", lambda output: output[0].flatten(0, -2).sum(0))
         for expert, ffn in enumerate(block.mlp.experts.local_experts):
-            inputs_of(ffn.linear_fc2, f"expert_ffn {layer}", partial(_sizes, row=expert, rows=model.moe.num_experts))
+            inputs_of(
+                ffn.linear_fc2, f"expert_ffn {layer}", partial(_magnitudes, row=expert, rows=model.moe.num_experts)
+            )
     for module in chunk.modules():
         if type(module).__name__.endswith("RMSNorm"):
-            outputs_of(module, "hidden", _sizes)
+            outputs_of(module, "hidden", _magnitudes)
     try:
         yield
     finally:
@@ -121,8 +122,8 @@ def _influence(layer: int, add: Callable[[str, Tensor], None]) -> Callable[..., 
     return look
 
 
-def _sizes(x: Tensor, *, row: int = 0, rows: int = 0) -> Tensor:
-    """|x| [..., units], summed over all but the last axis; with `rows`, as one row of a matrix of zeros."""
+def _magnitudes(x: Tensor, *, row: int = 0, rows: int = 0) -> Tensor:
+    """|x| [..., units] summed over all but the last axis; with `rows`, as row `row` of a matrix of zeros."""
     total = x.abs().flatten(0, -2).sum(0)
     if not rows:
         return total

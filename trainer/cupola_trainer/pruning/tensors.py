@@ -1,5 +1,4 @@
-"""The tensors of the pruned model, by checkpoint key and (layer, expert) index,
-each cut from the larger one's when asked for."""
+"""The pruned model's tensors by checkpoint key and (layer, expert) index, sliced from the larger one's on demand."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ AXES: dict[str, tuple[str, ...]] = {
     "decoder.layers.mlp.experts.experts.linear_fc1.weight": ("gate and up", "hidden"),
     "decoder.layers.mlp.experts.experts.linear_fc2.weight": ("hidden", "ffn"),
 }
-"""What each axis of a tensor (of one layer, of one expert) counts; empty: what is never pruned."""
+"""What each axis of a tensor (of one layer or expert) counts; "" for axes that are never pruned."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Pruned:
 
     Args:
         model: the larger model.
-        read: gives its tensors.
+        read: reads its tensors.
     """
 
     model: ModelConfig
@@ -55,11 +54,11 @@ class Pruned:
         """One tensor of one layer (and expert).
 
         Raises:
-            ConfigError: nothing is known of the tensor.
+            ConfigError: the tensor is unknown.
         """
         if key not in AXES:
             raise ConfigError(
-                f"{key} cannot be pruned: only the decoder itself can. Remove it from the checkpoint first."
+                f"{key} cannot be pruned: it is not part of the decoder. Remove it from the checkpoint first."
             )
         layer = self.kept.layers[index[0]] if index else -1
         expert = None
@@ -95,12 +94,11 @@ class Pruned:
         return torch.cat([units, units + size]) if units is not None and twice else units
 
     def _head_rows(self, groups: Tensor, heads: Tensor, *, with_key_and_value: bool) -> Tensor:
-        """Rows of the joint projection, where a group is its query heads, its key and its value;
-        or of queries alone."""
+        """Rows of the QKV projection, where a group is its query heads, key and value, or of queries only."""
         per_group = self.model.num_attention_heads // self.model.num_query_groups
         if with_key_and_value:
             last = torch.tensor([per_group, per_group + 1]).expand(len(groups), 2)
             heads, per_group = torch.cat([heads.cpu(), last], dim=1), per_group + 2
-        rows = groups.cpu()[:, None] * per_group + heads.cpu()  # [groups, heads of one]
+        rows = groups.cpu()[:, None] * per_group + heads.cpu()  # [groups, heads per group]
         size = self.model.head_size
         return (rows.flatten()[:, None] * size + torch.arange(size)).flatten()

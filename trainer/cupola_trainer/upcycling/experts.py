@@ -1,9 +1,9 @@
-"""One dense SwiGLU FFN, cut into experts.
+"""Split one dense SwiGLU FFN into experts.
 
-The FFN is replicated, each copy is shuffled along its intermediate dimension, experts are cut from the row of copies,
-and a share of each expert's parameters is drawn anew. The report does not say whether the share is counted in single
-weights or in whole units, nor from what distribution: both granularities are offered ("unit" is Drop-Upcycling's,
-Nakamura et al. 2025).
+The FFN is replicated, each copy is shuffled along its intermediate dimension, experts are sliced from the concatenated
+copies, and a share of each expert's parameters is reinitialized. The report does not say whether the share is counted
+in single weights or in whole units, nor from which distribution: both granularities are supported ("unit" is that of
+Drop-Upcycling, Nakamura et al. 2025).
 """
 
 import hashlib
@@ -21,7 +21,7 @@ Reinit = Literal["element", "unit", "none"]
 
 
 class Experts(NamedTuple):
-    """Weights of n gated experts of intermediate size h_E over a hidden size H."""
+    """Weights of n gated experts with intermediate size h_E and hidden size H."""
 
     gate: Tensor
     """[n, h_E, H]"""
@@ -33,42 +33,41 @@ class Experts(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """How experts are cut out of copies of one dense FFN. Each expert depends on the seed and its own number alone."""
+    """How experts are sliced from copies of one dense FFN. Each expert depends only on the seed and its number."""
 
     num_experts: int
     expert_intermediate_size: int
     reinit_fraction: float = 0.5
-    """Share of each expert drawn anew, exact up to rounding to a whole weight or unit."""
+    """Share of each expert to reinitialize, rounded to a whole weight or unit."""
     reinit: Reinit = "element"
     """"element" draws single weights from N(0, init_std); "unit" draws whole units, each matrix from a normal
-    distribution of its own mean and standard deviation; "none" keeps the copies as they are."""
+    distribution with the matrix's mean and standard deviation; "none" keeps the copies unchanged."""
     init_std: float = 0.02
     shuffle: bool = True
-    """Shuffle each copy's units; else experts are cut from them in order."""
+    """Shuffle each copy's units; otherwise experts are sliced in order."""
     seed: int
 
     def __post_init__(self) -> None:
         count, size = self.num_experts, self.expert_intermediate_size
         if not all(isinstance(number, int) and number >= 1 for number in (count, size)):
             raise ConfigError(
-                f"num_experts={count} and expert_intermediate_size={size} must be whole numbers from 1 on."
+                f"num_experts={count} and expert_intermediate_size={size} must be integers of at least 1."
             )
         if not 0 <= self.reinit_fraction <= 1:
             raise ConfigError(f"reinit_fraction={self.reinit_fraction} is not between 0 and 1.")
         if self.reinit not in ("element", "unit", "none"):
-            raise ConfigError(f"reinit={self.reinit!r} is not known. Use 'element', 'unit' or 'none'.")
+            raise ConfigError(f"reinit={self.reinit!r} is unknown. Use 'element', 'unit' or 'none'.")
         if not 0 < self.init_std < math.inf:
             raise ConfigError(f"init_std={self.init_std} is not a positive number.")
         if not -(1 << 63) <= self.seed < 1 << 64:
             raise ConfigError(f"seed={self.seed} has more than 64 bits. Use a smaller one.")
 
     def copies(self, h_ffn: int) -> int:
-        """How often an FFN of intermediate size `h_ffn` is replicated."""
+        """Number of copies of an FFN with intermediate size `h_ffn`."""
         return -(-self.num_experts * self.expert_intermediate_size // h_ffn)
 
     def units(self, h_ffn: int) -> Tensor:
-        """Which unit of the dense FFN each unit of each expert is: [n, h_E].
-        What is left of the last copy is discarded."""
+        """The dense FFN's unit for each unit of each expert: [n, h_E]. The rest of the last copy is discarded."""
         order = _order(self.seed, h_ffn, self.copies(h_ffn), self.shuffle)
         return order[: self.num_experts * self.expert_intermediate_size].view(self.num_experts, -1)
 
@@ -117,23 +116,23 @@ def upcycle_ffn(
     shuffle: bool = True,
     seed: int,
 ) -> Experts:
-    """Cut experts of any size out of shuffled copies of one dense SwiGLU FFN, and draw a share of each anew.
+    """Slice experts of any size from shuffled copies of one dense SwiGLU FFN, and reinitialize a share of each.
 
     A unit (row j of `gate` and `up`, column j of `down`) is moved as a whole. There are ceil(n * h_E / h_FFN) copies;
-    what the experts leave of the last one is discarded.
+    the unused rest of the last one is discarded.
 
     Args:
         gate, up: [h_FFN, H].
         down: [H, h_FFN].
         reinit_fraction, reinit, init_std, shuffle: see `Cut`.
-        seed: the result depends on it and on the weights alone.
+        seed: the result depends only on it and the weights.
 
     Raises:
-        ConfigError: a size, share or name that makes no experts.
+        ConfigError: a setting is invalid, or the tensors are not one SwiGLU FFN.
     """
     if not (gate.is_floating_point() and gate.dtype == up.dtype == down.dtype):
         raise ConfigError(
-            f"gate, up and down are of {gate.dtype}, {up.dtype} and {down.dtype}. Give one floating-point type."
+            f"gate, up and down are {gate.dtype}, {up.dtype} and {down.dtype}. Give one floating-point type."
         )
     if gate.dim() != 2 or not gate.numel() or up.shape != gate.shape or down.shape != gate.shape[::-1]:
         shapes = f"gate {tuple(gate.shape)}, up {tuple(up.shape)}, down {tuple(down.shape)}"
@@ -159,10 +158,10 @@ def _order(seed: int, h_ffn: int, copies: int, shuffle: bool) -> Tensor:
 
 
 def normal(shape: tuple[int, ...], mean: float, std: float, generator: torch.Generator) -> Tensor:
-    """Independent draws from a normal distribution, in fp32."""
+    """Independent samples from a normal distribution, in fp32."""
     return torch.randn(shape, generator=generator) * std + mean
 
 
 def derived_seed(seed: int, name: str) -> int:
-    """A seed of its own for everything that bears a name, whatever process or order it is drawn in."""
+    """A seed for a named object, independent of process and order."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "big") >> 1

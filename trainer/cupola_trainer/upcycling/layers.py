@@ -1,4 +1,4 @@
-"""What a dense checkpoint lacks to be a mixture of experts, made when asked for, one layer at a time."""
+"""Tensors of a mixture of experts, made on demand from a dense checkpoint, one layer at a time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ MLP = "decoder.layers.mlp."
 
 @dataclass(frozen=True, eq=False)
 class Upcycled:
-    """The tensors of the mixture of experts, by checkpoint key and (layer, expert) index.
+    """The mixture's tensors by checkpoint key and (layer, expert) index.
 
-    Every seed is derived from a name, so that whoever asks for a tensor, in whatever layout, gets the same bytes. A
-    rank reads the dense layers that its own experts are cut from, and no others.
+    Seeds are derived from names, so a tensor has the same bytes on every rank and in every layout. A rank reads only
+    the dense layers that its own experts come from.
 
     Args:
-        read: gives the dense checkpoint's tensors.
+        read: reads the dense checkpoint's tensors.
     """
 
     dense: ModelConfig
@@ -69,7 +69,7 @@ class Upcycled:
         return self._cut(index[0], "shared_experts", 1, size).expert(*self._ffn(index[0]), 0)
 
     def routed_cut(self, layer: int) -> Cut:
-        """How a layer's routed experts are cut."""
+        """How a layer's routed experts are sliced."""
         return self._cut(layer, "experts", self.job.moe.num_experts, self.job.moe.expert_ffn_hidden_size)
 
     def _cut(self, layer: int, part: str, count: int, size: int) -> Cut:
@@ -101,6 +101,6 @@ class Upcycled:
 
     @cached_property
     def scales(self) -> tuple[float, float]:
-        """What the outputs of routed and of shared experts are multiplied with."""
+        """Factors on the outputs of routed and of shared experts."""
         job = self.job
         return output_scales(self.dense, job.moe, router=job.router, match_dense=job.match_dense)
