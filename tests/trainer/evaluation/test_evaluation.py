@@ -1,4 +1,4 @@
-"""Bits per byte against transformers, accuracies with their intervals, and that the layout changes nothing."""
+"""Bits per byte against transformers, accuracies with intervals, and equal results in every layout."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def evaluate_job(saved: Path, output: Path, **layout: Any) -> EvaluateJob:
 
 @pytest.fixture(scope="module")
 def results(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A job's folder and its results, from one process."""
+    """A single-process job's folder and results."""
     output = tmp_path_factory.mktemp("evaluation")
     run(evaluate_job(saved, output))
     runtime.stop()
@@ -71,14 +71,14 @@ def test_newcombes_interval_has_the_published_values(
     assert difference(*counts) == pytest.approx((low, high), abs=5e-5)
 
 
-def test_without_trials_nothing_is_known() -> None:
+def test_without_trials_the_interval_is_the_full_range() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
     assert difference(3, 5, 0, 0) == (-1.0, 1.0)
     with pytest.raises(ValueError, match="correct=3 of total=2"):
         wilson(3, 2)
 
 
-def test_tokens_stand_for_exactly_the_bytes_of_their_text(saved: Path) -> None:
+def test_byte_lengths_add_up_to_the_size_of_the_text(saved: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(saved / "tokenizer")
     sizes = byte_lengths(tokenizer)
     for text in ("def f(x):\n\treturn 'é'  # 中文 🙂\n", "", "   \n\n"):
@@ -86,7 +86,7 @@ def test_tokens_stand_for_exactly_the_bytes_of_their_text(saved: Path) -> None:
     assert sizes[tokenizer.convert_tokens_to_ids("<|endoftext|>")] == 0
 
 
-def test_held_out_documents_are_taken_from_every_source_by_its_share(saved: Path) -> None:
+def test_held_out_documents_come_from_every_source_in_proportion(saved: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(saved / "tokenizer")
     index = json.loads((saved / "tokens" / "index.json").read_text())["sources"]
     everything = read_heldout(saved / "tokens", tokenizer, 10**9)
@@ -100,7 +100,7 @@ def test_held_out_documents_are_taken_from_every_source_by_its_share(saved: Path
     assert lengths[0] == math.ceil(1000 * shares[0] / sum(shares))
 
 
-def test_the_unigram_baseline_counts_the_training_tokens_once_more_than_seen(saved: Path) -> None:
+def test_the_unigram_baseline_uses_add_one_smoothing(saved: Path) -> None:
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     tokenizer = AutoTokenizer.from_pretrained(saved / "tokenizer")
@@ -116,7 +116,7 @@ def test_the_unigram_baseline_counts_the_training_tokens_once_more_than_seen(sav
 
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("name", ["dense", "moe"])
-def test_bits_per_byte_are_those_of_transformers_losses(saved: Path, tmp_path: Path, name: str) -> None:
+def test_bits_per_byte_equal_those_from_transformers_losses(saved: Path, tmp_path: Path, name: str) -> None:
     loaded = load(saved / name, LayoutConfig())
     heldout = read_heldout(saved / "tokens", loaded.tokenizer, 1500)
     end = loaded.tokenizer.convert_tokens_to_ids("<|endoftext|>")
@@ -134,7 +134,7 @@ def test_bits_per_byte_are_those_of_transformers_losses(saved: Path, tmp_path: P
     assert measured.bits_per_byte == pytest.approx(nats / math.log(2) / heldout.bytes, rel=1e-6)
 
 
-def test_a_job_writes_what_the_contract_says(saved: Path, results: tuple[Path, dict[str, Any]]) -> None:
+def test_a_job_writes_the_documented_results(saved: Path, results: tuple[Path, dict[str, Any]]) -> None:
     output, measured = results
     assert set(measured) == {"unigram_bits_per_byte", "checkpoints"}
     assert list(measured["checkpoints"]) == ["dense", "moe"]
@@ -164,7 +164,7 @@ def test_a_job_writes_what_the_contract_says(saved: Path, results: tuple[Path, d
         pytest.param({"cp": 2}, id="contexts", marks=pytest.mark.slow),
     ],
 )
-def test_two_ranks_measure_what_one_does(
+def test_two_ranks_measure_the_same_as_one(
     saved: Path,
     results: tuple[Path, dict[str, Any]],
     tmp_path: Path,
@@ -182,7 +182,7 @@ def test_two_ranks_measure_what_one_does(
         assert other["accuracy"] == one["accuracy"]
 
 
-def test_long_context_over_pipeline_stages_is_refused_with_what_works(saved: Path, tmp_path: Path) -> None:
+def test_long_context_with_pipeline_stages_is_refused_with_an_alternative(saved: Path, tmp_path: Path) -> None:
     job = evaluate_job(saved, tmp_path, pp=2).but(long_context=LongContextConfig(lengths=(64,)))
     with pytest.raises(
         ConfigError, match=r"pp=2, cp=1\. long_context reads logits of whole sequences.* Use dp=2 instead"
@@ -190,12 +190,12 @@ def test_long_context_over_pipeline_stages_is_refused_with_what_works(saved: Pat
         run(job)
 
 
-def test_a_right_response_counts_in_its_task_and_in_all(saved: Path) -> None:
+def test_a_right_response_counts_for_its_task_and_overall(saved: Path) -> None:
     prompts = read_task_prompts(saved / "conversations", per_task=4)
     assert [prompt.task["name"] for prompt in prompts] == ["chain_sum"] * 4 + ["letter_counting"] * 4
     assert all(prompt.messages[-1]["role"] == "user" for prompt in prompts)
-    said = [prompt.task["entry"]["answer"] if number != 5 else "no idea" for number, prompt in enumerate(prompts)]
-    scored = accuracies(prompts, said)
+    responses = [prompt.task["entry"]["answer"] if number != 5 else "no idea" for number, prompt in enumerate(prompts)]
+    scored = accuracies(prompts, responses)
     assert scored["tasks"]["chain_sum"]["accuracy"] == 1.0
     assert scored["tasks"]["letter_counting"]["correct"] == 3
     low, high = wilson(7, 8)
@@ -208,7 +208,7 @@ def test_without_prompts_there_is_no_accuracy() -> None:
     assert accuracies(nothing, []) == {"tasks": {}, "accuracy": None, "responses": []}
 
 
-def test_another_tokenizers_checkpoint_is_refused(saved: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_with_another_tokenizer_is_refused(saved: Path, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     shutil.copytree(saved / "tokens", tokens)
     content = json.loads((tokens / "tokenizer" / "tokenizer.json").read_text())

@@ -1,5 +1,4 @@
-"""How far a model reads: the measure agrees with the training forward,
-each method is the configuration that it names."""
+"""Long-context evaluation: agreement with a training forward pass, and the configurations of the methods."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +39,7 @@ def one_process() -> Iterator[None]:
     runtime.stop()
 
 
-def test_each_method_is_the_configuration_that_it_names() -> None:
+def test_each_method_gives_its_configuration() -> None:
     def at(name: str) -> ModelConfig:
         return method(MODEL, name, trained=64, longest=256)
 
@@ -63,12 +62,12 @@ def test_each_method_is_the_configuration_that_it_names() -> None:
         ("dca+ntk", r"method dca\+ntk: dual_chunk with rope_scaling of type dynamic"),
     ],
 )
-def test_methods_that_are_none_or_exclude_each_other_are_one_line(name: str, says: str) -> None:
+def test_unknown_or_conflicting_methods_are_refused_in_one_line(name: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         method(MODEL, name, trained=64, longest=256)
 
 
-def test_a_length_beyond_what_a_checkpoint_s_own_positions_allow_is_one_line() -> None:
+def test_a_length_beyond_a_checkpoints_positions_is_refused_in_one_line() -> None:
     change = PositionChange(rope_scaling=YarnRope(factor=2.0, original_max_position_embeddings=64))
     reaching = stretch(MODEL, change, 128)
     with pytest.raises(
@@ -78,9 +77,9 @@ def test_a_length_beyond_what_a_checkpoint_s_own_positions_allow_is_one_line() -
 
 
 @pytest.mark.usefixtures("one_process")
-def test_losses_and_needles_are_those_of_the_training_forward(saved: Path) -> None:
-    found = measure(saved, LayoutConfig(), STREAM, CONFIG, seed=3)
-    assert list(found["methods"]) == ["none", "dca", "dca+yarn", "ntk"]
+def test_losses_and_needles_equal_those_of_a_training_forward_pass(saved: Path) -> None:
+    measured = measure(saved, LayoutConfig(), STREAM, CONFIG, seed=3)
+    assert list(measured["methods"]) == ["none", "dca", "dca+yarn", "ntk"]
     loaded = load(saved, LayoutConfig(), method(load(saved, LayoutConfig()).model, "none", trained=64, longest=192))
     rows = torch.from_numpy(STREAM[:965].reshape(5, 193))
 
@@ -92,22 +91,22 @@ def test_losses_and_needles_are_those_of_the_training_forward(saved: Path) -> No
             )
         return out
 
-    plain, expected = found["methods"]["none"], losses(rows).mean(dim=0)
+    plain, expected = measured["methods"]["none"], losses(rows).mean(dim=0)
     assert plain["loss_within"] == pytest.approx(expected[:64].mean().item(), rel=1e-5)
     assert plain["loss_past"] == pytest.approx(expected[64:].mean().item(), rel=1e-5)
     assert plain["loss_by_position"][-1]["loss"] == pytest.approx(expected[186:].mean().item(), rel=1e-5)
-    assert found["methods"]["dca"]["loss_by_position"][0] == pytest.approx(plain["loss_by_position"][0], rel=1e-5)
+    assert measured["methods"]["dca"]["loss_by_position"][0] == pytest.approx(plain["loss_by_position"][0], rel=1e-5)
     for cell, measured in zip(_cells(STREAM, CONFIG, 3), plain["needle"], strict=True):
         assert cell.texts.shape == (3, measured["length"])
         assert measured["nll"] == pytest.approx(losses(cell.texts)[:, -ANSWER:].mean().item(), rel=1e-4)
         assert measured["depth"] == cell.depth
-    assert "<svg" in page({"a <b>": found})
-    assert "a &lt;b&gt;" in page({"a <b>": found})
-    assert summary(found["methods"])[1]["method"] == "dca"
+    assert "<svg" in page({"a <b>": measured})
+    assert "a &lt;b&gt;" in page({"a <b>": measured})
+    assert summary(measured["methods"])[1]["method"] == "dca"
 
 
 @pytest.mark.usefixtures("one_process")
-def test_a_needle_lies_where_it_should_and_is_asked_for_at_the_end(saved: Path) -> None:
+def test_a_needle_is_at_its_depth_and_repeated_at_the_end(saved: Path) -> None:
     first, last, absent = list(_cells(STREAM, CONFIG, 3))[:3]
     needle = first.texts[:, -16:]
     assert torch.equal(first.texts[:, :16], needle)
@@ -118,19 +117,19 @@ def test_a_needle_lies_where_it_should_and_is_asked_for_at_the_end(saved: Path) 
     assert _cell(load(saved, LayoutConfig()), first)["exact"] == 0  # random weights
 
 
-def test_the_table_says_what_was_found_at_each_length() -> None:
+def test_the_table_gives_recall_at_each_length() -> None:
     cells = [
         {"length": length, "depth": depth, "recall": recall, "exact": 0.0, "nll": nll}
         for length, depth, recall, nll in ((64, 0.0, 1.0, 0.5), (64, None, 0.0, 7.0), (1024, 0.0, 0.5, 2.5), (1024, None, 0.0, 9.0))
     ]  # fmt: skip
-    found = {"none": {"loss_within": 3.0, "loss_past": 4.0, "needle": cells}}
-    assert summary(found) == [
+    methods = {"none": {"loss_within": 3.0, "loss_past": 4.0, "needle": cells}}
+    assert summary(methods) == [
         {"method": "none", "loss within": "3.000", "loss past": "4.000", "perplexity past": "54.6",
          "needle recall": "75%", "at 64": "100%", "at 1,024": "50%", "needle gain": "6.50"}
     ]  # fmt: skip
 
 
 @pytest.mark.usefixtures("one_process")
-def test_too_little_text_is_one_line(saved: Path) -> None:
-    with pytest.raises(ConfigError, match=r"has 150 tokens, and a length of 192 needs 193\. Measure shorter"):
+def test_too_little_text_is_refused_in_one_line(saved: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has 150 tokens, but length 192 needs 193\. Measure shorter"):
         measure(saved, LayoutConfig(), STREAM[:150], CONFIG, seed=3)

@@ -1,4 +1,4 @@
-"""How surprising single texts are to a checkpoint: beside transformers, and as the corpus's step asks for it."""
+"""Bits per byte of single texts: against transformers, and as used by the corpus's perplexity filter."""
 
 import math
 import subprocess
@@ -45,13 +45,13 @@ def one_process() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_process")
-def test_bits_per_byte_of_single_texts_are_those_of_transformers(checkpoint: Path, tmp_path: Path) -> None:
+def test_bits_per_byte_of_single_texts_equal_those_of_transformers(checkpoint: Path, tmp_path: Path) -> None:
     loaded = load(checkpoint, LayoutConfig())
-    found = Surprise(loaded, max_bytes=300)(TEXTS)
+    measured = Surprise(loaded, max_bytes=300)(TEXTS)
     export(checkpoint, tmp_path / "out")
     model, tokenizer = (auto.from_pretrained(tmp_path / "out") for auto in (AutoModelForCausalLM, AutoTokenizer))
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    for text, bits in zip(TEXTS, found, strict=True):
+    for text, bits in zip(TEXTS, measured, strict=True):
         ids = tokenizer.encode(text.encode()[:300].decode(errors="ignore"), add_special_tokens=False)
         ids = ids[: loaded.model.max_position_embeddings]
         if not ids:
@@ -74,7 +74,7 @@ def judged(config: PerplexityConfig, command: tuple[str, ...], of: list[Document
     ]
 
 
-def test_documents_out_of_bounds_are_dropped_and_other_languages_are_not_asked_about(tmp_path: Path) -> None:
+def test_documents_out_of_bounds_are_dropped_and_other_languages_are_not_scored(tmp_path: Path) -> None:
     script = (
         "import json, sys\nfor line in sys.stdin:\n    print(json.dumps([len(of) / 10 for of in "
         "json.loads(line)]), flush=True)"
@@ -88,14 +88,14 @@ def test_documents_out_of_bounds_are_dropped_and_other_languages_are_not_asked_a
     assert judged(config, command, documents(texts, "de")) == [None, None, None]
 
 
-def test_a_scorer_that_ends_is_named() -> None:
+def test_a_scorer_that_exits_is_reported() -> None:
     with pytest.raises(StageFailedError, match="the process that scores texts ended with exit status 3"):
         judged(PerplexityConfig(), (sys.executable, "-c", "raise SystemExit(3)"), documents(["text"]))
 
 
 @pytest.mark.slow
-def test_the_step_asks_a_checkpoint_in_a_process_of_its_own(checkpoint: Path) -> None:
+def test_the_filter_runs_the_checkpoint_in_a_separate_process(checkpoint: Path) -> None:
     command = (sys.executable, "-m", "cupola_trainer", "surprise", str(checkpoint), "300")
     config = PerplexityConfig(max_bits_per_byte=1e-3, min_bits_per_byte=0)
-    told = judged(config, command, documents(["one text", "another text"]))
-    assert all(each is not None and each.startswith("too surprising: ") for each in told)
+    reasons = judged(config, command, documents(["one text", "another text"]))
+    assert all(each is not None and each.startswith("too surprising: ") for each in reasons)

@@ -1,7 +1,7 @@
-"""Held-out bits per byte: how many bits a model needs for a byte of text that it has not seen.
+"""Held-out bits per byte: the bits a model needs per byte of unseen text.
 
-bits per byte = sum of -log2 p(token) over all tokens, over the UTF-8 bytes of the text. It does not depend on how the
-tokenizer cuts the text, so models with different vocabularies compare.
+bits per byte = sum of -log2 p(token) over all tokens / UTF-8 bytes of the text. It does not depend on how the tokenizer
+splits the text, so models with different vocabularies can be compared.
 """
 
 import json
@@ -25,25 +25,25 @@ from cupola_trainer.forward.outputs import token_losses
 
 END_OF_DOCUMENT = "<|endoftext|>"
 LOGITS_PER_PASS = 2**25
-"""Most logits of one forward pass (tokens, padding included, times the vocabulary): 128 MiB in fp32."""
+"""Maximum logits per forward pass (tokens including padding, times the vocabulary size): 128 MiB in fp32."""
 
 Tokens = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
 class Heldout:
-    """Documents to measure on, each ending in <|endoftext|> (the last of a source may be cut to keep to the budget)."""
+    """Held-out documents, each ending in <|endoftext|>; the last of a source may be truncated to the token budget."""
 
     documents: list[Tokens]
     bytes: int
-    """UTF-8 bytes that their tokens stand for; control tokens stand for none."""
+    """UTF-8 bytes of their tokens; control tokens count as 0."""
 
     @property
     def tokens(self) -> int:
         return sum(map(len, self.documents))
 
     def stream(self) -> Tokens:
-        """The documents one after another."""
+        """The documents, concatenated."""
         return np.concatenate(self.documents)
 
 
@@ -58,7 +58,7 @@ class Likelihood:
 
 
 def read_heldout(folder: Path, tokenizer: Any, max_tokens: int) -> Heldout:
-    """The first held-out documents of every source of a `tokens` artifact, and what they stand for in bytes.
+    """The first held-out documents of every source of a `tokens` artifact, with their size in bytes.
 
     Raises:
         ConfigError: the artifact holds no held-out text.
@@ -69,7 +69,7 @@ def read_heldout(folder: Path, tokenizer: Any, max_tokens: int) -> Heldout:
 
 
 def heldout_documents(folder: Path, max_tokens: int) -> list[Tokens]:
-    """The first held-out documents of every source of a `tokens` artifact, each source by its share of the tokens.
+    """The first held-out documents of every source of a `tokens` artifact, in proportion to its share of the tokens.
 
     Raises:
         ConfigError: the artifact holds no held-out text.
@@ -99,16 +99,15 @@ def _first(prefix: Path, budget: int) -> list[Tokens]:
 
 
 def byte_lengths(tokenizer: Any) -> Tokens:
-    """UTF-8 bytes of every token of a byte-level vocabulary, where each character of a token stands for one byte."""
+    """UTF-8 bytes of every token in a byte-level vocabulary, where each character of a token represents one byte."""
     sizes = [len(token or "") for token in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))]
-    for token, index in tokenizer.get_added_vocab().items():  # written as they are
+    for token, index in tokenizer.get_added_vocab().items():  # plain text
         sizes[index] = 0 if index in tokenizer.all_special_ids else len(token.encode())
     return np.array(sizes)
 
 
 def unigram_bits_per_byte(folder: Path, heldout: Heldout, vocabulary: int) -> float:
-    """Bits per byte of a model that knows only how often each token comes in the training shards (add-one
-    smoothing)."""
+    """Bits per byte of a unigram model of the training shards, with add-one smoothing."""
     counts = np.ones(vocabulary)
     for name, source in json.loads((folder / "index.json").read_bytes())["sources"].items():
         if source["train"]["tokens"]:
@@ -123,23 +122,22 @@ def unigram_bits_per_byte(folder: Path, heldout: Heldout, vocabulary: int) -> fl
 def likelihood(
     chunks: Sequence[Any], heldout: Heldout, *, window: int, end: int, progress: Callable[[int], None] | None = None
 ) -> Likelihood:
-    """A model's loss on every token of the documents. Every rank calls it and gets the same numbers, in any layout.
+    """A model's loss on all tokens of the documents. Called on every rank; returns the same on all, in any layout.
 
-    A document is read in windows of `window` tokens that do not overlap; a token sees those before it in its window,
-    and
-    the first of a window the one before it: <|endoftext|> at a document's start, as in training.
+    Documents are split into non-overlapping windows of `window` tokens. A token's context is its window up to there,
+    plus the one token before the window: <|endoftext|> at the start of a document, as in training.
 
     Args:
-        chunks: the model in evaluation mode, laid out without sequence parallelism.
+        chunks: the model in evaluation mode, without sequence parallelism.
         end: id of <|endoftext|>.
-        progress: called with the tokens measured so far.
+        progress: called with the number of tokens done so far.
     """
     batches = _batches(_windows(heldout.documents, window, end), LOGITS_PER_PASS // chunks[0].vocab_size)
     ranks, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
     nats = torch.zeros((), dtype=torch.float64, device=runtime.device())
     done = 0
     for start in range(0, len(batches), ranks):
-        # a rank without a batch repeats the last, uncounted: its experts may serve others'
+        # a rank without a batch repeats the last one, uncounted, because other ranks may need its experts
         tokens, labels, counted = batches[min(start + rank, len(batches) - 1)]
         losses = _losses(chunks, tokens, labels)
         if start + rank < len(batches):
@@ -153,8 +151,7 @@ def likelihood(
 
 
 def _losses(chunks: Sequence[Any], tokens: Tensor, labels: Tensor) -> Tensor:
-    """-log p(labels) [b, s] on every rank; context-parallel ranks share out rows that are padded on the right to
-    divide."""
+    """-log p(labels) [b, s] on every rank. Rows are padded on the right to divide over context-parallel ranks."""
     width = tokens.size(1)
     shares = 2 * parallel_state.get_context_parallel_world_size()
     missing = -width % shares if shares > 2 else 0
@@ -175,7 +172,7 @@ def _windows(documents: Sequence[Tokens], window: int, end: int) -> list[tuple[T
 
 
 def _batches(windows: list[tuple[Tokens, Tokens]], tokens_per_pass: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Windows of like length side by side: tokens, labels and whether they count, [b, s] each, padded on the right."""
+    """Batches of windows of similar length: tokens, labels and whether they count, [b, s] each, right-padded."""
     windows = sorted(windows, key=lambda pair: -len(pair[0]))
     batches = []
     while windows:

@@ -1,5 +1,4 @@
-"""How far a model reads: its loss by position, and words that it finds again,
-with each method past its trained length."""
+"""Long-context evaluation: loss by position and needle retrieval, for each method of extending the context."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +19,9 @@ from cupola_trainer.config.model.long_context import method
 from cupola_trainer.generation.loading import Loaded, load
 
 CUE, ANSWER = 8, 8
-"""Tokens of a needle that the question repeats, and that the model must then say."""
+"""Tokens of a needle that are repeated as a cue, and tokens that the model must then predict."""
 BINS = 32
-"""Points on the curve of losses by position."""
+"""Points on the curve of loss by position."""
 TOKENS_PER_PASS = 16_384
 
 Tokens = np.ndarray[Any, np.dtype[np.int64]]
@@ -34,9 +33,9 @@ class Cell:
 
     length: int
     depth: float | None
-    """None: the needle is not in the text, and the answer can only be guessed."""
+    """None: the needle is not in the text, so the answer can only be guessed."""
     texts: Tensor
-    """[needles, length]: held-out text with a needle in it, then the needle again: its cue, and its answer."""
+    """[needles, length]: held-out text containing a needle, then the needle again as cue and answer."""
 
 
 def measure(
@@ -48,18 +47,18 @@ def measure(
     seed: int,
     progress: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
-    """`long_context` of results.json for one checkpoint. Every rank calls it and gets the same, in any layout.
+    """`long_context` in results.json for one checkpoint. Called on every rank; returns the same on all, in any layout.
 
-    A needle is `CUE + ANSWER` tokens drawn at random from those of the text, so that nothing but finding it tells how
-    it goes on. `recall` is the share of its answer's tokens that are the model's first choice, each after those before
-    it; `exact` the share of needles said whole, as greedy generation would; `nll` the mean -ln p of those tokens.
+    A needle is `CUE + ANSWER` random tokens from the text's vocabulary, so it can only be continued by retrieving it.
+    `recall` is the share of answer tokens predicted correctly with teacher forcing, `exact` the share of needles
+    predicted completely, as by greedy generation, and `nll` the mean -ln p of the answer tokens.
 
     Args:
-        stream: held-out tokens, documents one after another, as they come in training.
+        stream: held-out tokens, documents concatenated as in training.
         progress: called with each method's name before it is measured.
 
     Raises:
-        ConfigError: too little text, or a length beyond what a method allows.
+        ConfigError: there is too little text, or a length exceeds what a method allows.
         CorruptArtifactError: the checkpoint does not verify.
     """
     model = checkpoint.read_model(folder)
@@ -79,11 +78,11 @@ def measure(
 
 
 def _rows(stream: Tokens, longest: int) -> Tensor:
-    """[rows, longest + 1] of text that do not overlap."""
+    """Non-overlapping rows of text [rows, longest + 1]."""
     count = len(stream) // (longest + 1)
     if not count:
         raise ConfigError(
-            f"The held-out text has {len(stream)} tokens, and a length of {longest} needs {longest + 1}. "
+            f"The held-out text has {len(stream)} tokens, but length {longest} needs {longest + 1}. "
             "Measure shorter lengths, or prepare more held-out text."
         )
     return torch.from_numpy(stream[: count * (longest + 1)].reshape(count, -1))
@@ -107,11 +106,10 @@ def _cells(stream: Tokens, config: LongContextConfig, seed: int) -> Iterator[Cel
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def _losses(loaded: Loaded, rows: Tensor, trained: int) -> dict[str, Any]:
-    """Mean -ln p of each bin of positions, of all trained positions,
-    and of all past them (None where there are none)."""
+    """Mean -ln p in each bin of positions, within the trained length, and past it (None if nothing is)."""
     longest = rows.size(1) - 1
     sums = torch.zeros(longest, dtype=torch.float64)
-    for batch, counts in _mine(rows.split(max(1, TOKENS_PER_PASS // longest))):
+    for batch, counts in _rank_batches(rows.split(max(1, TOKENS_PER_PASS // longest))):
         batch = batch.to(_device(loaded))
         positions = torch.arange(longest, device=batch.device).expand(len(batch), -1)
         losses = loaded.chunks[0](batch[:, :-1].contiguous(), positions, None, labels=batch[:, 1:].contiguous())
@@ -132,21 +130,25 @@ def _losses(loaded: Loaded, rows: Tensor, trained: int) -> dict[str, Any]:
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def _cell(loaded: Loaded, cell: Cell) -> dict[str, Any]:
     sums = torch.zeros(3, dtype=torch.float64)
-    for texts, counts in _mine(cell.texts.split(max(1, TOKENS_PER_PASS // cell.length))):
+    for texts, counts in _rank_batches(cell.texts.split(max(1, TOKENS_PER_PASS // cell.length))):
         texts = texts.to(_device(loaded))
         logprobs = _last_logprobs(loaded, texts[:, :-1])
         answers = texts[:, -ANSWER:]
         right = logprobs.argmax(dim=-1) == answers
-        said = logprobs.gather(-1, answers[..., None])
+        answer_logprobs = logprobs.gather(-1, answers[..., None])
         if counts:
-            parts = [right.double().mean(dim=1).sum(), right.all(dim=1).sum(), -said.double().mean(dim=(1, 2)).sum()]
+            parts = [
+                right.double().mean(dim=1).sum(),
+                right.all(dim=1).sum(),
+                -answer_logprobs.double().mean(dim=(1, 2)).sum(),
+            ]
             sums += torch.stack([part.double().cpu() for part in parts])
     recall, exact, nll = (_total(sums, loaded) / len(cell.texts)).tolist()
     return {"length": cell.length, "depth": cell.depth, "recall": recall, "exact": exact, "nll": nll}
 
 
 def _last_logprobs(loaded: Loaded, tokens: Tensor) -> Tensor:
-    """[b, s] -> of the last `ANSWER` places' next tokens, [b, ANSWER, v]: no other logits are made."""
+    """Next-token log-probabilities at the last `ANSWER` positions only: [b, s] -> [b, ANSWER, v]."""
     model = loaded.chunks[0]
     positions = torch.arange(tokens.size(1), device=tokens.device).expand(len(tokens), -1)
     hidden = model.decoder(
@@ -159,9 +161,9 @@ def _last_logprobs(loaded: Loaded, tokens: Tensor) -> Tensor:
     return torch.log_softmax(logits[..., : len(loaded.tokenizer)].float(), dim=-1).transpose(0, 1)
 
 
-def _mine(batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, bool]]:
-    """This data-parallel rank's batches, and whether they count: one without a batch repeats the last, as its experts
-    may serve others'."""
+def _rank_batches(batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, bool]]:
+    """This data-parallel rank's batches and whether they count. A rank without a batch repeats the last one, because
+    other ranks may need its experts."""
     ranks, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
     for start in range(0, len(batches), ranks):
         yield batches[min(start + rank, len(batches) - 1)], start + rank < len(batches)

@@ -1,4 +1,4 @@
-"""How far a checkpoint reads, as one page. Imports no torch."""
+"""The report page of long-context evaluation. Does not import torch."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,11 +9,11 @@ from cupola_platform.reports.charts import COLOURS, GREY, Cell, Chart, heatmap
 from cupola_platform.reports.page import escape
 
 MOST_NATS = 3.0
-"""The curve's axis ends this far above its lowest point: a loss beyond that is off the chart, and off the model."""
+"""Height of the loss axis above the lowest point; higher losses are clipped, since the model has broken down there."""
 
 
 def page(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The page of one or more checkpoints: name to `long_context` of results.json."""
+    """The page for checkpoints by name, each with `long_context` of its results.json."""
     return reports.page("Long context", *(_section(name, measured) for name, measured in results.items()))
 
 
@@ -26,8 +26,8 @@ def _section(name: str, measured: Mapping[str, Any]) -> str:
         f"trained at {trained:,} tokens (dashed).</small></p>"
         f"{_curves(methods, trained, measured['longest'])}{_table(methods)}"
         f"<h2>{escape(name)}: needles found</h2>"
-        "<p><small>Share of the needle's tokens predicted correctly: text length across, depth down (0 is the "
-        "beginning); the last row has no needle in the text, so that it can only be guessed.</small></p>"
+        "<p><small>Share of the needle's tokens predicted correctly, by text length (columns) and depth (rows, 0 is "
+        "the beginning). In the last row the text has no needle, so it can only be guessed.</small></p>"
         f'<div class="two">{"".join(grids)}</div>'
     )
 
@@ -72,8 +72,8 @@ def _table(methods: Mapping[str, Any]) -> str:
 
 
 def summary(methods: Mapping[str, Any]) -> list[dict[str, str]]:
-    """One row per method: losses within and past the trained length, the share of needles found in all and at each
-    length, and by how many nats a needle in the text made its own tokens likelier."""
+    """One row per method: losses within and past the trained length, recall overall and at each length, and the gain in
+    log-probability (nats) of needles that are in the text."""
     table = []
     for name, rows in methods.items():
         cells = [cell for cell in rows["needle"] if cell["depth"] is not None]

@@ -1,4 +1,4 @@
-"""Task accuracy by generation, and texts to be read by people."""
+"""Task accuracy by generation, and sample texts for people to read."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,22 +16,22 @@ from cupola_trainer.scoring.intervals import wilson
 from cupola_trainer.scoring.tasks import is_correct, score
 
 SHOWN_RESPONSES = 20
-"""Responses that a report quotes, from the first prompts of every task in turn."""
+"""Responses shown in a report, from the first prompts of every task."""
 
 BATCH_SIZE = 256
-"""Sequences in one forward pass. Responses are short and the models that a CPU evaluates are small."""
+"""Sequences per forward pass. Responses are short, and models evaluated on CPUs are small."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskPrompt:
-    """A held-out conversation that can be scored."""
+    """A held-out prompt whose response can be scored."""
 
     messages: list[dict[str, Any]]
-    """Up to where the response belongs."""
+    """The conversation up to the response."""
     task: dict[str, Any]
     """{"name", "entry"}"""
     tools: Any = None
-    """What may be called."""
+    """Available tools."""
 
 
 def read_task_prompts(conversations: Path, per_task: int) -> list[TaskPrompt]:
@@ -48,15 +48,14 @@ def read_task_prompts(conversations: Path, per_task: int) -> list[TaskPrompt]:
 def respond(
     loaded: Loaded, prompts: Sequence[TaskPrompt], max_new_tokens: int, progress: Callable[[int], None] | None = None
 ) -> list[str]:
-    """The model's greedy response to every prompt, without control tokens;
-    "" where its tokenizer or template refuses one."""
+    """The model's greedy response to every prompt, without special tokens; "" if the prompt cannot be encoded."""
     encoded = [encode_task_prompt(loaded, prompt) for prompt in prompts]
     responses = iter(_greedy(loaded, [tokens for tokens in encoded if tokens], max_new_tokens, progress))
     return [next(responses) if tokens else "" for tokens in encoded]
 
 
 def encode_task_prompt(loaded: Loaded, prompt: TaskPrompt) -> list[int]:
-    """The prompt's token ids; none where the tokenizer or its chat template refuses the prompt."""
+    """The prompt's token ids; [] if the tokenizer or its chat template refuses the prompt."""
     try:
         return encode_prompt(loaded.tokenizer, prompt.messages, prompt.tools)
     except RefusedError:

@@ -1,7 +1,7 @@
-"""How surprising single texts are to a checkpoint: `python -m cupola_trainer surprise CHECKPOINT MAX_BYTES`.
+"""Bits per byte of single texts under a checkpoint: `python -m cupola_trainer surprise CHECKPOINT MAX_BYTES`.
 
-Reads a JSON list of texts a line, and answers each line with the list of their bits per byte. Of a text the beginning
-counts: `MAX_BYTES` bytes, and no more tokens than the model has positions. Ends when its input does.
+Reads one JSON list of texts per line and writes the list of their bits per byte for each line, until the input ends.
+Only the beginning of a text counts: `MAX_BYTES` bytes, and at most as many tokens as the model has positions.
 """
 
 import json
@@ -29,8 +29,7 @@ class Surprise:
         self.sizes = byte_lengths(loaded.tokenizer)
 
     def __call__(self, texts: Sequence[str]) -> list[float]:
-        """Bits per byte of each text, 0 for an empty one. The first token is predicted from <|endoftext|>,
-        as in training."""
+        """Bits per byte of each text, 0 if empty. The first token is predicted from <|endoftext|>, as in training."""
         documents = [self._tokens(text) for text in texts]
         bits = [0.0] * len(texts)
         order = sorted((place for place, of in enumerate(documents) if of), key=lambda place: -len(documents[place]))
@@ -49,7 +48,7 @@ class Surprise:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def _nats(self, documents: Sequence[list[int]]) -> list[float]:
-        """-log p of each document, padded side by side: tokens, labels and losses are [b, s]."""
+        """-log p of each document, in one padded batch: tokens, labels and losses are [b, s]."""
         model = self.loaded.chunks[0]
         device = next(model.parameters()).device
         tokens, labels = torch.zeros(2, len(documents), len(documents[0]), dtype=torch.long)
@@ -65,13 +64,13 @@ class Surprise:
 
 
 def answer_lines(checkpoint: Path, max_bytes: int) -> None:
-    """Answer lines of stdin until there are no more.
+    """Answer lines of stdin until it ends.
 
     Raises:
         ConfigError, CorruptArtifactError: the checkpoint cannot be loaded.
     """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever else prints is no answer
+    os.dup2(2, 1)  # keep other prints out of the answers
     runtime.start(LayoutConfig(), seed=0)
     surprise = Surprise(load(checkpoint, LayoutConfig()), max_bytes)
     for line in sys.stdin:

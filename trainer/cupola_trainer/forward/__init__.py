@@ -1,1 +1,1 @@
-"""A model's outputs for given batches, in any layout, without an objective."""
+"""Forward passes in any layout, independent of objectives."""

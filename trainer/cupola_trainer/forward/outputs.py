@@ -1,4 +1,4 @@
-"""What a model gives for whole sequences, without gradient, on every rank of any layout."""
+"""Model outputs for whole sequences, without gradient, on every rank of any layout."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -28,16 +28,16 @@ def values(chunks: Chunks, batch: Batch) -> Tensor:
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def hidden_states(chunks: Chunks, batches: Sequence[Batch]) -> list[Tensor]:
-    """What headless chunks give for micro-batches of this rank, on the last pipeline stage; elsewhere nothing."""
-    return [result["output"] for result in run(chunks, batches, partial(_kept, "logits"), forward_only=True)]
+    """Outputs of headless chunks for this rank's micro-batches, on the last pipeline stage; empty elsewhere."""
+    return [result["output"] for result in run(chunks, batches, partial(_keep_output, "logits"), forward_only=True)]
 
 
 def _per_token(chunks: Chunks, batch: Batch, reads: Reads) -> Tensor:
-    """What the last pipeline stage gives [b, s], on every rank."""
+    """Output of the last pipeline stage [b, s], on every rank."""
     local = to_rank(batch)
-    # interleaved stages need at least as many micro-batches as there are stages: the others fill what would stand idle
+    # the interleaved schedule needs at least as many micro-batches as stages, so repeat the batch
     passes = parallel_state.get_pipeline_model_parallel_world_size() if len(chunks) > 1 else 1
-    results = run(chunks, [local] * passes, partial(_kept, reads), forward_only=True)
+    results = run(chunks, [local] * passes, partial(_keep_output, reads), forward_only=True)
     output = results[0]["output"].float() if results else torch.empty(local["tokens"].shape, device=runtime.device())
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
         last = parallel_state.get_pipeline_model_parallel_last_rank()
@@ -45,7 +45,7 @@ def _per_token(chunks: Chunks, batch: Batch, reads: Reads) -> Tensor:
     return from_context_ranks(output)
 
 
-def _kept(reads: Reads, iterator: Iterator[Batch], chunk: torch.nn.Module) -> tuple[Tensor, Any]:
+def _keep_output(reads: Reads, iterator: Iterator[Batch], chunk: torch.nn.Module) -> tuple[Tensor, Any]:
     def keep(output: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         return output.sum(), torch.ones((), dtype=torch.int, device=output.device), {"output": output}
 

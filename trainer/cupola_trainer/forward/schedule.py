@@ -1,4 +1,4 @@
-"""Micro-batches through a model's chunks, by Megatron's pipeline schedules."""
+"""Run micro-batches through a model's chunks with Megatron's pipeline schedules."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -15,10 +15,10 @@ Reads = Literal["token_losses", "values", "logits"]
 
 
 def run(chunks: Chunks, batches: Sequence[Batch], step: Any, *, forward_only: bool) -> list[dict[str, Any]]:
-    """One pass over this rank's micro-batches. Results are on the last pipeline stage; elsewhere the list is empty.
+    """Make one pass over this rank's micro-batches. Returns results on the last pipeline stage, [] elsewhere.
 
     Args:
-        step: Megatron's forward step: from an iterator over batches and a chunk to its output and a loss function.
+        step: Megatron's forward step: maps an iterator over batches and a chunk to its output and a loss function.
     """
     iterators = [iter(batches) for _ in chunks]
     rows, local_length = batches[0]["tokens"].shape
@@ -35,8 +35,8 @@ def run(chunks: Chunks, batches: Sequence[Batch], step: Any, *, forward_only: bo
 
 
 def forward(batch: Batch, chunk: torch.nn.Module, reads: Reads) -> Tensor:
-    """What is read of the model, on the last pipeline stage; hidden states on the others."""
-    mask = batch.get("attention_mask")  # of packed rows; None: causal
+    """The model output selected by `reads` on the last pipeline stage, hidden states on the others."""
+    mask = batch.get("attention_mask")  # for packed rows; None: causal
     labels = {"labels": batch["labels"], "loss_mask": batch["loss_mask"]} if reads == "token_losses" else {}
     output: Tensor = chunk(batch["tokens"], batch["position_ids"], mask, **labels)
     return output

@@ -62,9 +62,9 @@ def _measure(
     window = _window(job, folder, loaded.model.max_position_embeddings)
     end = tokenizer.convert_tokens_to_ids(likelihood.END_OF_DOCUMENT)
     fit = likelihood.likelihood(loaded.chunks, heldout, window=window, end=end)
-    said = responses.respond(loaded, prompts, job.max_new_tokens)
+    texts = responses.respond(loaded, prompts, job.max_new_tokens)
     generations = responses.continue_texts(loaded, job.sample_prompts, GENERATION_TOKENS)
-    scored = runtime.on_first_rank(lambda: responses.accuracies(prompts, said))
+    scored = runtime.on_first_rank(lambda: responses.accuracies(prompts, texts))
     return {
         "digest": artifacts.read(folder).digest,
         "bits_per_byte": fit.bits_per_byte,
@@ -72,7 +72,7 @@ def _measure(
         "heldout_tokens": fit.tokens,
         **scored,
         "generations": generations,
-        **({"long_context": _reach(job, folder, heldout)} if job.long_context else {}),
+        **({"long_context": _long_context(job, folder, heldout)} if job.long_context else {}),
     }
 
 
@@ -85,7 +85,7 @@ def _window(job: EvaluateJob, folder: Path, longest: int) -> int:
     return job.window or longest
 
 
-def _reach(job: EvaluateJob, folder: Path, heldout: Heldout) -> dict[str, Any]:
+def _long_context(job: EvaluateJob, folder: Path, heldout: Heldout) -> dict[str, Any]:
     assert job.long_context is not None
     return long_context.measure(folder, job.layout, heldout.stream(), job.long_context, seed=job.seed)
 
