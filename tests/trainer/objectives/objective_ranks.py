@@ -166,7 +166,7 @@ def trajectory(name: str, model: ModelConfig, layout: LayoutConfig, teacher: Pat
     objective = objective_of(name, teacher, layout)
     chunks = models.build(model, layout, seed=5)
     trainee = optim.build(chunks, layout, OptimizerConfig(lr=3e-3, warmup_steps=1), STEPS)
-    before = said(trainee.chunks, objective) if name in ("dpo", "reward") else {}
+    before = forward_only_sum(trainee.chunks, objective) if name in ("dpo", "reward") else {}
     steps = []
     for step in range(STEPS):
         means = passes.train(
@@ -178,11 +178,11 @@ def trajectory(name: str, model: ModelConfig, layout: LayoutConfig, teacher: Pat
     return steps
 
 
-def said(chunks: list[torch.nn.Module], objective: Objective) -> dict[str, float]:
+def forward_only_sum(chunks: list[torch.nn.Module], objective: Objective) -> dict[str, float]:
     """Outputs of a forward-only pass on one batch, as for a reference or a reward model."""
     batch = objective.collate([pair(100), pair(101)])
     look = outputs.values if objective.reads == "values" else outputs.token_losses
-    return {"said": float((look(chunks, batch) * batch["loss_mask"].to(runtime.device())).sum())}
+    return {"forward_only_sum": float((look(chunks, batch) * batch["loss_mask"].to(runtime.device())).sum())}
 
 
 def write_teacher(folder: Path) -> None:
@@ -193,18 +193,18 @@ def write_teacher(folder: Path) -> None:
 
 
 def main(teacher: Path, output: Path) -> None:
-    found = {}
+    results = {}
     for case, layout in LAYOUTS.items():
         if layout.world_size == runtime.world_size():
             if layout.pp > 1:
-                found[f"sft moe {case}"] = trajectory("sft", MOE, layout, teacher)
+                results[f"sft moe {case}"] = trajectory("sft", MOE, layout, teacher)
             for name in OBJECTIVES:
                 if layout.ep == 1 and layout.recompute == "none":
-                    found[f"{name} dense {case}"] = trajectory(name, DENSE, layout, teacher)
+                    results[f"{name} dense {case}"] = trajectory(name, DENSE, layout, teacher)
                 if name in ("reward", "forward_kl", "replay") and case in ("one process", "ep2 dp2", "tp2 sp"):
-                    found[f"{name} moe {case}"] = trajectory(name, MOE, layout, teacher)
+                    results[f"{name} moe {case}"] = trajectory(name, MOE, layout, teacher)
     if runtime.rank() == 0:
-        output.write_text(json.dumps(found))
+        output.write_text(json.dumps(results))
     runtime.stop()
 
 

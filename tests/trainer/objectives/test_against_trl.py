@@ -167,14 +167,14 @@ def test_sft_matches_trls_sft_trainer(start: Path, tmp_path: Path) -> None:
         {**row, "messages": [*row["messages"], {"role": "assistant", "content": row["chosen"]}]}
         for row in map(rows, range(24))
     ]
-    found = ours(start, tmp_path / "ours", SftData(conversations=write(tmp_path / "data", made), pack=False))
+    actual = ours(start, tmp_path / "ours", SftData(conversations=write(tmp_path / "data", made), pack=False))
     dataset = Dataset.from_list([{"messages": row["messages"]} for row in in_our_order(shuffled(made))])
     model, tokenizer = theirs(start)
     config = SFTConfig(**settings(tmp_path / "theirs"), max_length=192, assistant_only_loss=True, packing=False)
     expected = losses(SFTTrainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer))
-    assert len(found) == len(expected) == STEPS
-    assert found[-1] < found[0] - 1
-    assert found == pytest.approx(expected, abs=1e-4)
+    assert len(actual) == len(expected) == STEPS
+    assert actual[-1] < actual[0] - 1
+    assert actual == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.slow
@@ -183,7 +183,7 @@ def test_dpo_matches_trls_dpo_trainer(start: Path, tmp_path: Path, make: Any) ->
     loss_type: Any = "sigmoid"
     made = [make(number) for number in range(1, 25)]
     data = DpoData(preferences=write(tmp_path / "data", made), beta=0.3, loss_type=loss_type)
-    found = ours(start, tmp_path / "ours", data)
+    actual = ours(start, tmp_path / "ours", data)
 
     model, tokenizer = theirs(start)
     dataset = Dataset.from_list([as_trl(row, tokenizer) for row in in_our_order(made)])
@@ -192,6 +192,6 @@ def test_dpo_matches_trls_dpo_trainer(start: Path, tmp_path: Path, make: Any) ->
         model=model, ref_model=theirs(start)[0], args=config, train_dataset=dataset, processing_class=tokenizer
     )
     expected = losses(trainer)
-    assert found[0] == pytest.approx(0.6931, abs=1e-3)
-    assert found[-1] < 0.5
-    assert found == pytest.approx(expected, abs=1e-4)
+    assert actual[0] == pytest.approx(0.6931, abs=1e-3)
+    assert actual[-1] < 0.5
+    assert actual == pytest.approx(expected, abs=1e-4)

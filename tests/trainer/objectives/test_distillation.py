@@ -131,8 +131,8 @@ def test_a_stored_teacher_trains_like_a_live_one(
     stored = job_of(tmp_path / "stored", conversations, chat_tokenizer_folder, stored=everything)
     assert losses(stored) == pytest.approx(expected, rel=1e-4)
     few = job_of(tmp_path / "few", conversations, chat_tokenizer_folder, stored=ask("eight", 8))
-    found = losses(few)
-    assert found[-1] < found[0] < expected[0]  # fewer outcomes to distinguish
+    actual = losses(few)
+    assert actual[-1] < actual[0] < expected[0]  # fewer outcomes to distinguish
 
     other = stored.but(output=tmp_path / "other", seed=2, batch=replace(BATCH, sequence_length=40))
     with pytest.raises(ConfigError, match="does not cover a sample"):

@@ -139,16 +139,19 @@ def test_kills_at_random_moments_leave_the_artifact_unchanged(
         process.kill()
     assert running.wait(60) != 0
     power_cut.strike(job.output)
-    for how in ("rank", "torchrun", "told", "machine"):
+    for how in ("rank", "torchrun", "terminated", "machine"):
         running = start(job, power_cut.environment)
         wait_for_steps(job, running, draw.randint(3, 16))
         time.sleep(draw.uniform(0, 0.05))
         above, torchrun, *ranks = processes(running)
-        if how == "told":
+        if how == "terminated":
             running.stop()
-        for process in {"rank": [ranks[-1]], "torchrun": [torchrun], "told": [], "machine": [above, torchrun, *ranks]}[
-            how
-        ]:
+        for process in {
+            "rank": [ranks[-1]],
+            "torchrun": [torchrun],
+            "terminated": [],
+            "machine": [above, torchrun, *ranks],
+        }[how]:
             process.kill()
         assert running.wait(60) not in (0, None)
         if how == "machine":

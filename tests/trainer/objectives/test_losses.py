@@ -27,8 +27,8 @@ def draw(seed: int, *shape: int, spread: float = 1.0) -> Tensor:
 def same(ours: Tensor, theirs: Tensor, *inputs: Tensor) -> None:
     """Values and gradients are equal within 1e-6."""
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
-    found, expected = torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs)
-    for one, other in zip(found, expected, strict=True):
+    actual, expected = torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs)
+    for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 

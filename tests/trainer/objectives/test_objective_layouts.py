@@ -13,11 +13,11 @@ Trajectory = list[dict[str, float]]
 @pytest.fixture(scope="module")
 def trajectories(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., Any]) -> dict[str, Trajectory]:
     folder = tmp_path_factory.mktemp("objectives")
-    found: dict[str, Trajectory] = {}
+    results: dict[str, Trajectory] = {}
     for ranks in (1, 2):
         torchrun(ranks, Path(__file__).with_name("objective_ranks.py"), folder / "teacher", folder / f"{ranks}.json")
-        found |= json.loads((folder / f"{ranks}.json").read_text())
-    return found
+        results |= json.loads((folder / f"{ranks}.json").read_text())
+    return results
 
 
 @pytest.mark.parametrize("layout", ["tp2 sp", "pp2", "pp2 vp2", "cp2", "dp2"])
@@ -44,8 +44,8 @@ def test_recomputed_experts_in_a_pipeline_train_the_same(trajectories: dict[str,
         assert ours == pytest.approx(wanted, rel=1e-6), step
 
 
-def _same(found: Trajectory, expected: Trajectory) -> None:
+def _same(actual: Trajectory, expected: Trajectory) -> None:
     assert len({step["loss"] for step in expected}) == len(expected)
-    for step, (ours, wanted) in enumerate(zip(found, expected, strict=True)):
+    for step, (ours, wanted) in enumerate(zip(actual, expected, strict=True)):
         assert ours["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-4), step
         assert ours == pytest.approx(wanted, rel=1e-4, abs=1e-5), step

@@ -42,8 +42,10 @@ def sft(tmp_path: Path, chat_tokenizer: Any) -> SftObjective:
     """Six conversations, one per row; twelve held out."""
 
     def rows(count: int) -> str:
-        said = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "One."}] for n in range(count)]
-        return "".join(json.dumps({"messages": messages}) + "\n" for messages in said)
+        conversations = [
+            [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "One."}] for n in range(count)
+        ]
+        return "".join(json.dumps({"messages": messages}) + "\n" for messages in conversations)
 
     (tmp_path / "train.jsonl").write_text(rows(6))
     (tmp_path / "heldout.jsonl").write_text(rows(12))

@@ -90,13 +90,13 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy(preference
     ends = torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 1.0], [3.0, 0.0]]).flatten()
     batch = reward.collate([reward.sample(index) for index in range(5)])
     _, count, sums = reward.loss(ends[:, None] * batch["loss_mask"], batch)
-    found = reward.report({"loss": 0.5} | {name: float(value / count) for name, value in sums.items()})
-    assert found["accuracy"] == pytest.approx(0.8)
-    assert found["accuracy_70"] == pytest.approx(0.75)
-    assert found["share_90"] == pytest.approx(0.2)
+    metrics = reward.report({"loss": 0.5} | {name: float(value / count) for name, value in sums.items()})
+    assert metrics["accuracy"] == pytest.approx(0.8)
+    assert metrics["accuracy_70"] == pytest.approx(0.75)
+    assert metrics["share_90"] == pytest.approx(0.2)
     one, three = torch.sigmoid(torch.tensor(1.0)).item(), torch.sigmoid(torch.tensor(3.0)).item()
-    assert found["ece"] == pytest.approx(0.8 * abs(one - 0.75) + 0.2 * (1 - three), rel=1e-5)
-    assert not [name for name in found if name.startswith("bin")]
+    assert metrics["ece"] == pytest.approx(0.8 * abs(one - 0.75) + 0.2 * (1 - three), rel=1e-5)
+    assert not [name for name in metrics if name.startswith("bin")]
 
 
 def test_a_reward_model_learns_to_rank_and_scores(
@@ -140,8 +140,8 @@ def test_a_reward_model_learns_to_rank_and_scores(
     responses = ["yes, 31 is", "no, 31 is not", "yes"]
     rewards = judge.score([prompt] * 3, responses, batch_size=2)
     assert rewards[0] > rewards[1]
-    asked, answered = encode_response(chat_tokenizer, prompt, {"role": "assistant", "content": responses[1]})
-    ids = asked + answered
+    prompt_ids, response_ids = encode_response(chat_tokenizer, prompt, {"role": "assistant", "content": responses[1]})
+    ids = prompt_ids + response_ids
     tokens = torch.tensor([ids])
     batch = {"tokens": tokens, "labels": tokens, "loss_mask": torch.ones(tokens.shape)}
     alone = outputs.values(judge.chunks, batch | {"position_ids": torch.arange(len(ids))[None]})[0, -1]

@@ -93,15 +93,15 @@ def trainee_of(folder: Path, name: str, layout: LayoutConfig, method: OnlineMerg
 
 def trajectory(trainee: Trainee) -> list[float]:
     """Loss and gradient norm of each step, interleaved."""
-    found = []
+    numbers = []
     for step in range(STEPS):
         means = passes.train(
             trainee.chunks, Words(), read_batches(Words(), training_samples(BATCH, step * BATCH.global_batch_size))
         )
         trainee.scheduler.step(increment=1)
         norm, _ = trainee.update()
-        found += [means["loss"], norm]
-    return found
+        numbers += [means["loss"], norm]
+    return numbers
 
 
 def weights(trainee: Trainee) -> str:
@@ -139,10 +139,10 @@ def give_gradients(trainee: Trainee, part: Any, step: int) -> None:
 
 def places(shard: Shard) -> torch.Tensor:
     """Index of each element in the flattened full tensor."""
-    found = torch.zeros((), dtype=torch.int64)
+    index = torch.zeros((), dtype=torch.int64)
     for size, start, count in zip(shard.shape, shard.offset, shard.size, strict=True):
-        found = found[..., None] * size + start + torch.arange(count)
-    return found
+        index = index[..., None] * size + start + torch.arange(count)
+    return index
 
 
 def main(folder: Path, output: Path) -> None:

@@ -281,7 +281,7 @@ def trajectory(
 
 
 def main(output: Path, layouts: Mapping[str, LayoutConfig]) -> None:
-    found = {
+    results = {
         name: trajectory(
             MODELS[name.split()[0]], layout, "bf16" if name.startswith("bf16") else "fp32", objective_of(name)
         )
@@ -289,7 +289,7 @@ def main(output: Path, layouts: Mapping[str, LayoutConfig]) -> None:
         if layout.world_size == runtime.world_size()
     }
     if runtime.rank() == 0:
-        output.write_text(json.dumps(found))
+        output.write_text(json.dumps(results))
     runtime.stop()
 
 

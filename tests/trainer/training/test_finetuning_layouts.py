@@ -20,23 +20,23 @@ LAYOUTS = ("one whole optimizer", "one full recompute", "tp2", "tp2 sp", "pp2", 
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., Any]) -> dict[str, dict[str, Any]]:
+def results(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., Any]) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("layouts")
     subprocess.run([sys.executable, MATERIAL / "three_models.py", folder / "models"], check=True)
-    found: dict[str, dict[str, Any]] = {"trajectories": {}, "weights": {}}
+    results: dict[str, dict[str, Any]] = {"trajectories": {}, "weights": {}}
     for ranks in (1, 2):
         torchrun(ranks, HERE / "finetuning_ranks.py", folder / "models", folder / f"{ranks}.json")
         for what, cases in json.loads((folder / f"{ranks}.json").read_text()).items():
-            found[what] |= cases
-    return found
+            results[what] |= cases
+    return results
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_losses_and_gradient_norms_equal_those_of_one_process(
-    found: dict[str, dict[str, Any]], layout: str, method: str
+    results: dict[str, dict[str, Any]], layout: str, method: str
 ) -> None:
-    trajectories = found["trajectories"]
+    trajectories = results["trajectories"]
     kinds = [kind for kind in ("dense", "moe") if f"{layout}, {kind}, {method}" in trajectories]
     for kind in kinds:
         wanted, got = trajectories[f"one process, {kind}, {method}"], trajectories[f"{layout}, {kind}, {method}"]
@@ -51,15 +51,15 @@ def test_losses_and_gradient_norms_equal_those_of_one_process(
 @pytest.mark.parametrize("method", ["ondare", "onties"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_same_gradients_give_the_same_bits_in_every_layout(
-    found: dict[str, dict[str, Any]], layout: str, method: str
+    results: dict[str, dict[str, Any]], layout: str, method: str
 ) -> None:
-    weights = found["weights"]
+    weights = results["weights"]
     kinds = [kind for kind in ("dense", "moe") if f"{layout}, {kind}, {method}" in weights]
     assert kinds
     for kind in kinds:
         assert weights[f"{layout}, {kind}, {method}"] == weights[f"one process, {kind}, {method}"], kind
 
 
-def test_every_method_trains_differently(found: dict[str, dict[str, Any]]) -> None:
-    last = {name: steps[-2] for name, steps in found["trajectories"].items() if name.startswith("one process")}
+def test_every_method_trains_differently(results: dict[str, dict[str, Any]]) -> None:
+    last = {name: steps[-2] for name, steps in results["trajectories"].items() if name.startswith("one process")}
     assert len(set(last.values())) == len(last) == 7

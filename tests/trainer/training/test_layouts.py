@@ -40,15 +40,15 @@ FOUR = ("dense tp2 pp2", "moe tp2 sp ep2 dp2", "bias tp2 sp pp2", "scalar_moe tp
 def trajectories(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., Any]) -> dict[str, Trajectory]:
     """Losses and gradient norms of every layout, with one launch per world size."""
     folder = tmp_path_factory.mktemp("layouts")
-    found: dict[str, Trajectory] = {}
+    results: dict[str, Trajectory] = {}
     for ranks in (1, 2):
         torchrun(ranks, Path(__file__).with_name("layout_ranks.py"), folder / f"{ranks}.json")
-        found |= json.loads((folder / f"{ranks}.json").read_text())
-    return found
+        results |= json.loads((folder / f"{ranks}.json").read_text())
+    return results
 
 
-def assert_equal(found: Trajectory, expected: Trajectory, name: str) -> None:
-    for step, (numbers, wanted) in enumerate(zip(found, expected, strict=True)):
+def assert_equal(actual: Trajectory, expected: Trajectory, name: str) -> None:
+    for step, (numbers, wanted) in enumerate(zip(actual, expected, strict=True)):
         assert numbers["loss"] == pytest.approx(wanted["loss"], rel=1e-5), (name, step)
         assert numbers["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-4), (name, step)
         assert numbers.get("aux_loss", 0.0) == pytest.approx(wanted.get("aux_loss", 0.0), rel=1e-4), (name, step)
@@ -64,10 +64,10 @@ def test_four_processes_give_the_same_numbers(
     trajectories: dict[str, Trajectory], tmp_path: Path, torchrun: Callable[..., Any]
 ) -> None:
     torchrun(4, Path(__file__).with_name("layout_ranks.py"), tmp_path / "4.json")
-    found: dict[str, Trajectory] = json.loads((tmp_path / "4.json").read_text())
-    assert set(FOUR) <= set(found)
+    results: dict[str, Trajectory] = json.loads((tmp_path / "4.json").read_text())
+    assert set(FOUR) <= set(results)
     for name in FOUR:
-        assert_equal(found[name], trajectories[f"{name.split()[0]} one process"], name)
+        assert_equal(results[name], trajectories[f"{name.split()[0]} one process"], name)
 
 
 @pytest.mark.slow  # 38 layouts
@@ -76,25 +76,25 @@ def test_four_processes_give_the_same_numbers(
 def test_combined_parallelism_gives_the_same_numbers(
     trajectories: dict[str, Trajectory], tmp_path: Path, torchrun: Callable[..., Any], ranks: int
 ) -> None:
-    torchrun(ranks, Path(__file__).with_name("layout_ranks.py"), tmp_path / "found.json", "combined", timeout=1000)
-    found: dict[str, Trajectory] = json.loads((tmp_path / "found.json").read_text())
-    assert len(found) == {2: 6, 4: 32}[ranks]
-    for name, numbers in found.items():
+    torchrun(ranks, Path(__file__).with_name("layout_ranks.py"), tmp_path / "results.json", "combined", timeout=1000)
+    results: dict[str, Trajectory] = json.loads((tmp_path / "results.json").read_text())
+    assert len(results) == {2: 6, 4: 32}[ranks]
+    for name, numbers in results.items():
         assert_equal(numbers, trajectories[f"{name.split()[0]} one process"], name)
 
 
 @pytest.mark.parametrize("name", ["bf16 one process", "bf16 tp2 sp", "bf16 dp2", "bf16_moe dp2 ep2"])
 def test_bf16_with_fp32_master_weights_follows_fp32(trajectories: dict[str, Trajectory], name: str) -> None:
     expected = trajectories["moe one process" if "moe" in name else "dense one process"]
-    for found, wanted in zip(trajectories[name], expected, strict=True):
-        assert found["loss"] == pytest.approx(wanted["loss"], rel=0.005)
-        assert found["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=0.05)
+    for actual, wanted in zip(trajectories[name], expected, strict=True):
+        assert actual["loss"] == pytest.approx(wanted["loss"], rel=0.005)
+        assert actual["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=0.05)
     assert trajectories[name][-1]["loss"] != expected[-1]["loss"]
 
 
 def test_the_loss_from_logits_equals_the_token_loss(trajectories: dict[str, Trajectory]) -> None:
-    for found, wanted in zip(trajectories["logits one process"], trajectories["dense one process"], strict=True):
-        assert found == pytest.approx(wanted, rel=1e-5)
+    for actual, wanted in zip(trajectories["logits one process"], trajectories["dense one process"], strict=True):
+        assert actual == pytest.approx(wanted, rel=1e-5)
 
 
 def test_training_moves_the_loss(trajectories: dict[str, Trajectory]) -> None:

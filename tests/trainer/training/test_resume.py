@@ -127,10 +127,10 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory, tokens_folder: Path, l
     process = start(job, *launcher(2))
     wait_for_step(job, 12, process)
     ranks = ranks_of(process)
-    told = time.monotonic()
+    terminated_at = time.monotonic()
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) != 0
-    assert time.monotonic() - told < 30
+    assert time.monotonic() - terminated_at < 30
     assert not any(rank.is_running() for rank in ranks)
 
     assert start(job, *launcher(2)).wait(200) == 0, (job.output / "log").read_text()[-3000:]
@@ -143,9 +143,9 @@ def test_losses_gradient_norms_and_heldout_losses_equal_the_twins_bit_for_bit(tw
 
 
 def test_the_final_weights_equal_the_twins_bit_for_bit(twin: Path, interrupted: Path) -> None:
-    expected, found = weights(twin), weights(interrupted)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    expected, actual = weights(twin), weights(interrupted)
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def test_the_published_artifact_is_the_twins(
@@ -189,12 +189,12 @@ def test_a_torn_checkpoint_is_set_aside_and_the_job_resumes_in_another_layout(
     assert torn.name in log
     assert read_samples(job.output) == read_samples(twin) == [list(range(8 * s, 8 * s + 8)) for s in range(STEPS)]
     assert len(list((job.output / "samples").iterdir())) == 2  # two data-parallel ranks before, one since
-    expected, found = (
+    expected, actual = (
         {line[1]: line for line in numbers(output) if line[0] == "step"} for output in (twin, job.output)
     )
     for step in range(21, STEPS + 1):
-        assert found[step][2] == pytest.approx(expected[step][2], rel=1e-4)
-        assert found[step][4] == pytest.approx(expected[step][4], rel=1e-3)
+        assert actual[step][2] == pytest.approx(expected[step][2], rel=1e-4)
+        assert actual[step][4] == pytest.approx(expected[step][4], rel=1e-3)
 
 
 @pytest.mark.slow

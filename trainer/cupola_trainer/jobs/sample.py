@@ -37,18 +37,18 @@ def run(job: SampleJob) -> None:
         max_new_tokens=job.max_new_tokens, temperature=job.temperature, top_p=job.top_p, top_k=job.top_k
     )
     encoded = [encode_or_reason(loaded.tokenizer, prompt) for prompt in prompts]
-    asked = [tokens for tokens in encoded if isinstance(tokens, list) for _ in range(job.samples_per_prompt)]
-    if not asked:
+    repeated = [tokens for tokens in encoded if isinstance(tokens, list) for _ in range(job.samples_per_prompt)]
+    if not repeated:
         raise ConfigError(
             f"{job.prompts}: none of its {len(prompts)} prompts is usable; reason for the first: {encoded[0]}."
         )
     size = parameter_count(loaded.model)
-    with Report(job.output, kind="sample", steps=len(asked), parameters=size) as report:
+    with Report(job.output, kind="sample", steps=len(repeated), parameters=size) as report:
         began = time.monotonic()
         completions = generate(
             loaded.chunks,
             loaded.tokenizer,
-            asked,
+            repeated,
             sampling,
             batch_size=job.batch_size,
             seed=job.seed,
@@ -61,9 +61,9 @@ def run(job: SampleJob) -> None:
         report.complete(
             ".",
             {
-                "samples": len(asked),
-                "finished": finished / len(asked),
-                "mean_tokens": new_tokens / len(asked),
+                "samples": len(repeated),
+                "finished": finished / len(repeated),
+                "mean_tokens": new_tokens / len(repeated),
                 "seconds": time.monotonic() - began,
             },
         )

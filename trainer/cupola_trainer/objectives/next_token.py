@@ -57,9 +57,11 @@ class NextTokenObjective(Objective):
         )
         self._end = tokens.end_of_document(data) if data.reset_at_documents else None
         self._lengths = Lengths(data.lengths, batch, seed) if data.lengths else None
-        self._copying = Copying(data.copying, self._words(tokens.end_of_document(data)), seed) if data.copying else None
+        self._copying = (
+            Copying(data.copying, self._vocabulary(tokens.end_of_document(data)), seed) if data.copying else None
+        )
 
-    def _words(self, end_of_document: int) -> np.ndarray:
+    def _vocabulary(self, end_of_document: int) -> np.ndarray:
         """The distinct tokens of the first training sequences, sorted."""
         rows = min(len(self._train), math.ceil(WORDS_FROM / len(self._train[0]["tokens"])))
         text = np.concatenate([self._train[row]["tokens"].numpy() for row in range(rows)])

@@ -52,7 +52,7 @@ class RewardObjective(Objective):
         self._by_tag = [[p for p in self._train if str(p["tag"]) == tag] for tag in tags] or [self._train]
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
-        """With balanced tags, tags alternate whatever their share of the pairs, as do the pairs within a tag."""
+        """With balanced tags, tags take turns whatever their share of the pairs; each cycles through all its pairs."""
         round_, tag = divmod(index, len(self._by_tag))
         pairs = self._by_tag[tag]
         return _numbers(pairs[order(round_, len(pairs), self.seed + tag)])

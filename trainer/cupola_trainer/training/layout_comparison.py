@@ -130,10 +130,10 @@ def _train(job: TrainJob, launcher: Launcher, started: Callable[[LayoutConfig], 
         code = running.wait()
     if code:
         error = job.output / "error.json"
-        said = (
+        message = (
             json.loads(error.read_text())["message"] if error.exists() else f"its processes exited with status {code}"
         )
-        raise StageFailedError(f"layout {layout_name(job.layout)}: {said}. Log: {log}")
+        raise StageFailedError(f"layout {layout_name(job.layout)}: {message}. Log: {log}")
     rows = [row for row in read_metrics(job.output / "metrics.jsonl") if row["event"] == "step"]
     return [(_number(row["loss"]), _number(row["grad_norm"])) for row in rows]
 
