@@ -1,4 +1,4 @@
-"""`cupola checkpoint long-context`: measurements and charts of a checkpoint, and one-line errors."""
+"""`cupola checkpoint long-context`: measurements and charts of a checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -27,20 +27,3 @@ def test_a_checkpoint_is_measured_on_the_held_out_text_of_its_recipe(
     assert plain["loss_by_position"][0] == pytest.approx(chunked["loss_by_position"][0])
     assert plain["loss_past"] != chunked["loss_past"]
     assert "<svg" in picture.read_text()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (("--method", "nkt", "--lengths", "256"), "method 'nkt' is not known. Known: none, linear, yarn, ntk"),
-        (("--lengths", "many"), "--lengths: 'many': input should be a valid integer"),
-    ],
-)
-def test_a_user_error_is_one_line_with_exit_status_two(
-    life: Any, checkpoint: str, arguments: tuple[str, ...], line: str
-) -> None:
-    done = life("checkpoint", "long-context", checkpoint, *arguments)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    [said] = done.stderr.splitlines()
-    assert line in said

@@ -1,36 +1,61 @@
-"""Runs Cupola and records which of its files are on the call stack when a named function is called.
+"""Run Cupola and write down which of our files are on the call stack at every station of a reader's journey from a
+command to the gradient of its loss.
 
-`journey_probe.py OUT STATION,... cupola ARGUMENT...` runs the command up to the start of a training job;
-`journey_probe.py OUT STATION,... job JOB.json` runs a job in this process. A station is FILE:FUNCTION, such as
-`recipe/loading.py:load_recipe`. OUT gets a JSON object: station to files, from the entry point to the station.
+`journey_probe.py OUT command ARGUMENT...` runs `cupola` up to the start of a training job, and ends there;
+`journey_probe.py OUT job JOB.json` runs a job in this process. OUT gets a JSON object: station to files, from the
+entry point to the function of the station.
 """
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+JOURNEYS = {
+    "command": {
+        "the recipe is read": "recipe/loading.py:load_recipe",
+        "its stages are sorted": "recipe/schema.py:order",
+        "it is validated": "recipe/validation.py:validate",
+        "earlier results are recognised": "runs/fingerprint.py:fingerprint",
+        "the stage runs": "stages/posttraining/sft.py:run",
+        "its job starts": "launch/local.py:start",
+    },
+    "job": {
+        "the job is read": "config/jobs.py:read_job",
+        "the objective is found": "training/objective_table.py:build_objective",
+        "a conversation becomes tokens and a loss mask": "data/chat.py:encode_conversation",
+        "the model is built": "cupola_trainer/models/__init__.py:build",
+        "the optimizer is built": "cupola_trainer/optim/__init__.py:build",
+        "a row is sampled": "objectives/sft.py:sample",
+        "rows become a batch": "objectives/sft.py:collate",
+        "the model gives token losses": "models/output.py:forward",
+        "the loss is computed": "objectives/sft.py:loss",
+        "the gradient": "torch/autograd/__init__.py:backward",
+    },
+}
+"""What a reader looks for, and the function that does it: FILE:FUNCTION."""
 PACKAGES = ("/cupola_platform/", "/cupola_trainer/", "/cupola_flows/")
 
 
 class Stations:
     """The call stacks at the first call of each station."""
 
-    def __init__(self, names: list[str], out: Path) -> None:
+    def __init__(self, stations: Mapping[str, str], out: Path) -> None:
         self.out = out
         self.seen: dict[str, list[str]] = {}
-        self.waiting: dict[str, list[str]] = {}
-        for file, function in (name.split(":") for name in names):
-            self.waiting.setdefault(function, []).append(file)
+        self.waiting: dict[str, dict[str, str]] = {}
+        for station, place in stations.items():
+            file, function = place.split(":")
+            self.waiting.setdefault(function, {})[file] = station
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> None:
         if event != "call" or frame.f_code.co_name not in self.waiting:  # runs at every call in the process
             return
-        files = self.waiting[function := frame.f_code.co_name]
+        files = self.waiting[frame.f_code.co_name]
         for file in [each for each in files if frame.f_code.co_filename.endswith(f"/{each}")]:
-            files.remove(file)
-            self.seen[f"{file}:{function}"] = _ours(frame)
+            self.seen[files.pop(file)] = _ours(frame)
             self.out.write_text(json.dumps(self.seen))
 
 
@@ -45,9 +70,9 @@ def _ours(frame: FrameType | None) -> list[str]:
     return list(dict.fromkeys(reversed(files)))
 
 
-def main(out: Path, stations: list[str], what: str, *arguments: str) -> None:
-    sys.setprofile(Stations(stations, out))
-    if what == "job":
+def main(out: Path, journey: str, *arguments: str) -> None:
+    sys.setprofile(Stations(JOURNEYS[journey], out))
+    if journey == "job":
         from cupola_trainer.__main__ import main as job
 
         sys.exit(job(Path(arguments[0])))
@@ -63,4 +88,4 @@ def main(out: Path, stations: list[str], what: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2].split(","), *sys.argv[3:])
+    main(Path(sys.argv[1]), *sys.argv[2:])

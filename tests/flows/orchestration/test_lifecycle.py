@@ -1,8 +1,12 @@
 """The whole lifecycle of a small model, run by the real command under a real Prefect server, and its records."""
 
 import json
+import os
 import re
+import shutil
+import socket
 import sqlite3
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -18,6 +22,7 @@ STAGES = [
     *("prepare", "pretrain", "upcycle", "pretrain_moe", "conversations", "sft", "preferences", "dpo", "evaluate"),
     "promote",
 ]
+MOST_FILES = 30
 pytestmark = pytest.mark.timeout(900)
 
 
@@ -207,6 +212,54 @@ def test_a_checkpoint_continues_a_text(life: Any) -> None:
     sft = next(row["id"] for row in life.json("artifacts") if row["stage"] == "sft")
     done = life("checkpoint", "generate", sft, "--prompt", "def main(", "--max-new-tokens", "4")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--method", "nkt", "--lengths", "256"), "method 'nkt' is not known. Known: none, linear, yarn, ntk"),
+        (("--lengths", "many"), "--lengths: 'many': input should be a valid integer"),
+    ],
+)
+def test_a_user_error_about_long_contexts_is_one_line_with_exit_status_two(
+    life: Any, arguments: tuple[str, ...], line: str
+) -> None:
+    checkpoint = next(row["id"] for row in life.json("artifacts") if row["stage"] == "pretrain")
+    done = life("checkpoint", "long-context", checkpoint, *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    [said] = done.stderr.splitlines()
+    assert line in said
+
+
+def test_a_reader_follows_a_command_to_the_gradient_of_its_loss_through_few_files(
+    life: Any, new_command: Any, tmp_path: Path
+) -> None:
+    copy = new_command(tmp_path / "home")
+    shutil.copytree(life.workspace, copy.workspace, ignore=shutil.ignore_patterns("mlflow*", "*.lock"))
+    run = ["run", "smoke", "--set", "stages.sft.steps=3", "--only", "sft"]
+    stacks = journey(tmp_path / "command.json", copy.environment(), "command", *run)
+    job = max(copy.workspace.glob("work/*/job/job.json"), key=lambda path: path.stat().st_mtime)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    stacks |= journey(tmp_path / "job.json", os.environ | rank, "job", str(job))
+    assert len(stacks) == 16, f"stations passed: {list(stacks)}"
+    files = sorted({file for files in stacks.values() for file in files})
+    assert len(files) <= MOST_FILES, files
+
+
+def journey(out: Path, environment: dict[str, str], *arguments: str) -> dict[str, list[str]]:
+    """Files by station: see journey_probe.py."""
+    probe = Path(__file__).with_name("journey_probe.py")
+    done = subprocess.run(
+        [sys.executable, probe, out, *arguments],
+        check=False, capture_output=True, text=True, env=environment, timeout=300,
+    )  # fmt: skip
+    assert out.exists(), f"{done.stdout}\n{done.stderr}"
+    stacks: dict[str, list[str]] = json.loads(out.read_text())
+    return stacks
 
 
 def test_no_process_is_left(life: Any) -> None:
