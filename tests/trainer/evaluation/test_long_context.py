@@ -78,8 +78,8 @@ def test_a_length_beyond_a_checkpoints_positions_is_refused_in_one_line() -> Non
 
 @pytest.mark.usefixtures("one_process")
 def test_losses_and_needles_equal_those_of_a_training_forward_pass(saved: Path) -> None:
-    measured = measure(saved, LayoutConfig(), STREAM, CONFIG, seed=3)
-    assert list(measured["methods"]) == ["none", "dca", "dca+yarn", "ntk"]
+    results = measure(saved, LayoutConfig(), STREAM, CONFIG, seed=3)
+    assert list(results["methods"]) == ["none", "dca", "dca+yarn", "ntk"]
     loaded = load(saved, LayoutConfig(), method(load(saved, LayoutConfig()).model, "none", trained=64, longest=192))
     rows = torch.from_numpy(STREAM[:965].reshape(5, 193))
 
@@ -91,18 +91,18 @@ def test_losses_and_needles_equal_those_of_a_training_forward_pass(saved: Path) 
             )
         return out
 
-    plain, expected = measured["methods"]["none"], losses(rows).mean(dim=0)
+    plain, expected = results["methods"]["none"], losses(rows).mean(dim=0)
     assert plain["loss_within"] == pytest.approx(expected[:64].mean().item(), rel=1e-5)
     assert plain["loss_past"] == pytest.approx(expected[64:].mean().item(), rel=1e-5)
     assert plain["loss_by_position"][-1]["loss"] == pytest.approx(expected[186:].mean().item(), rel=1e-5)
-    assert measured["methods"]["dca"]["loss_by_position"][0] == pytest.approx(plain["loss_by_position"][0], rel=1e-5)
+    assert results["methods"]["dca"]["loss_by_position"][0] == pytest.approx(plain["loss_by_position"][0], rel=1e-5)
     for cell, measured in zip(_cells(STREAM, CONFIG, 3), plain["needle"], strict=True):
         assert cell.texts.shape == (3, measured["length"])
         assert measured["nll"] == pytest.approx(losses(cell.texts)[:, -ANSWER:].mean().item(), rel=1e-4)
         assert measured["depth"] == cell.depth
-    assert "<svg" in page({"a <b>": measured})
-    assert "a &lt;b&gt;" in page({"a <b>": measured})
-    assert summary(measured["methods"])[1]["method"] == "dca"
+    assert "<svg" in page({"a <b>": results})
+    assert "a &lt;b&gt;" in page({"a <b>": results})
+    assert summary(results["methods"])[1]["method"] == "dca"
 
 
 @pytest.mark.usefixtures("one_process")

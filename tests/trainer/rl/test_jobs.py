@@ -134,11 +134,11 @@ def test_truncated_responses_are_masked_if_configured(job: JobOf, material: Path
     under_way.start()
     under_way.step()
     under_way.watchdog.stop()
-    rollout = under_way.objective.current  # type: ignore[attr-defined]
-    truncated = ~rollout.finished
+    collected = under_way.objective.current  # type: ignore[attr-defined]
+    truncated = ~collected.finished
     assert truncated.sum() > 8
-    assert rollout.metrics["dropped_truncated"] == truncated.sum()
-    assert not rollout.arrays["trained_on"][truncated].any()
+    assert collected.metrics["dropped_truncated"] == truncated.sum()
+    assert not collected.arrays["trained_on"][truncated].any()
 
 
 def test_prompts_with_the_highest_reward_variance_come_first(job: JobOf, material: Path) -> None:
