@@ -228,7 +228,7 @@ MIXED = replace(MODEL, moe=MoEConfig(num_experts=4, top_k=2, expert_ffn_hidden_s
         (lambda: PruneTarget(drop_layers=(4,)).shape(MODEL), "drop_layers: 4 is not one of the model's layers, 0 to 3"),
         (lambda: PruneTarget(drop_layers=(0, 1, 2, 3)).shape(MODEL), "drop_layers names all 4 layers of the model"),
         (lambda: PruneTarget(num_experts=2).shape(MODEL), "num_experts=2, but the model is dense"),
-        (lambda: PruneTarget(num_experts=1).shape(MIXED), "num_experts=1, but each token visits 2. Keep 2 or more."),
+        (lambda: PruneTarget(num_experts=1).shape(MIXED), "num_experts=1, but each token visits 2. Keep at least 2."),
         (lambda: PruneTarget(num_query_groups=1).shape(MODEL), "Try num_attention_heads=2"),
         (lambda: PruneTarget(num_attention_heads=3).shape(MODEL), "num_attention_heads=3 is not a multiple of"),
     ],
