@@ -21,7 +21,6 @@ from cupola_platform.artifacts.digests import digest_bytes, digest_files
 from cupola_platform.errors import ConfigError
 from cupola_trainer import config
 
-SETTINGS = "cupola_trainer.config"
 DECLARATION = "FINGERPRINTED"
 OURS = ("cupola_platform", "cupola_trainer", "cupola_flows")
 MEGATRON = "cupola_trainer.megatron.imports"
@@ -113,7 +112,7 @@ def _started(module: str) -> set[str]:
     if not module.startswith("cupola_flows") and module.startswith(OURS):
         return modules
     for of, name in _imported_names(module):
-        made = getattr(config, name, None) if of == "cupola_trainer.config" else None
+        made = getattr(config, name, None) if of == config.__name__ else None
         fields = getattr(made, "model_fields", {})
         if "kind" in fields:
             modules.add(job_module(fields["kind"].default))

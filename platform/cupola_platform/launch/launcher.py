@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, Self
 
-from cupola_platform.launch.local import GRACE_SECONDS, LocalLauncher
+from cupola_platform.launch.local import GRACE_SECONDS, LocalLauncher, cores
 from cupola_platform.settings import Settings
 
 
@@ -53,5 +53,4 @@ def make_launcher(settings: Settings, *, at_least: int = 0) -> Launcher:
     Args:
         at_least: ranks to allow even where the settings or the number of cores allow fewer.
     """
-    local = LocalLauncher(settings.max_processes)
-    return LocalLauncher(max(local.max_processes, at_least))
+    return LocalLauncher(max(settings.max_processes or cores(), at_least))

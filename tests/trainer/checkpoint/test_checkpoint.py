@@ -190,7 +190,9 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_only_the_last_save_ends_t
         assert [line["step"] for line in failed] == [2]
         assert failed[0]["reason"] == "step_00000002 could not be saved: File too large."
         run.step()
-        with pytest.raises(StageFailedError, match=r"step_00000003 could not be saved: File too large\. Newest complete"):
+        with pytest.raises(
+            StageFailedError, match=r"step_00000003 could not be saved: File too large\. Newest complete"
+        ):
             run.complete()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
