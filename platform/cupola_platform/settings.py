@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, StringConstraints, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -17,6 +17,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from cupola_platform.clusters import Cluster
 from cupola_platform.errors import ConfigError
 from cupola_platform.nearest import did_you_mean
 
@@ -74,6 +75,11 @@ class Settings(BaseSettings):
 
     max_processes: int | None = Field(default=None, ge=1)
     """Training processes that this machine may run at once; None for one per core."""
+
+    clusters: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")], Cluster] = Field(
+        default_factory=dict
+    )
+    """Named places where jobs can run, each a `[clusters.NAME]`."""
 
     console_password: SecretStr | None = None
     """Password of the console. None uses the one that `cupola up` generates; a console started another way is then open

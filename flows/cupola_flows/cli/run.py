@@ -31,6 +31,9 @@ def run(
     profile: Annotated[
         str, typer.Option(metavar="FIRST:LAST", help="Profile these steps of each training stage with torch.profiler.")
     ] = "",
+    run_on: Annotated[
+        str | None, typer.Option("--run-on", metavar="CLUSTER", help="Run all jobs on this cluster of cupola.toml.")
+    ] = None,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Run a recipe. Stages whose fingerprint has not changed are reused."""
@@ -39,7 +42,7 @@ def run(
         signal.signal(number, _interrupt)
     names = [name for name in only.split(",") if name]
     steps = _steps(profile)
-    session = open_session(recipe, overrides or [], names, workspace, partial(make_display, console=console))
+    session = open_session(recipe, overrides or [], names, workspace, partial(make_display, console=console), run_on)
     session.profile = steps
     if session.reuse_all():
         print_results(session, console)

@@ -51,6 +51,8 @@ class StageContext:
     """Calls a step that may be retried."""
     part: str = ""
     """Prefix of a job's metric names, for stages with several jobs."""
+    run_on: str | None = None
+    """Cluster of `cupola.toml` that runs this stage's jobs; None for this machine."""
     profile: tuple[int, int] | None = None
     """First and last training step to trace with torch's profiler."""
 

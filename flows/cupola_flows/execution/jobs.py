@@ -102,34 +102,43 @@ def _attempt(ctx: StageContext, job: AnyJob, starts: restarts.Starts) -> JobResu
     if (job.output / "result.json").exists():  # it was published, but the artifact is now missing or corrupt
         shutil.rmtree(job.output)
     job.output.mkdir(parents=True, exist_ok=True)
-    if isinstance(job, TrainJob):
-        backup_of(ctx, job).restore(lambda text: ctx.display.say(f"{ctx.name}: {text}"))
-    (job.output / "error.json").unlink(missing_ok=True)
-    write_job(job, job.output / "job.json")
+    running = make_launcher(ctx.workspace.settings, ctx.run_on).attach(job.output / "job.json")
+    if running is None:
+        if isinstance(job, TrainJob):
+            backup_of(ctx, job).restore(lambda text: ctx.display.say(f"{ctx.name}: {text}"))
+        (job.output / "error.json").unlink(missing_ok=True)
+        write_job(job, job.output / "job.json")
     log = ctx.workspace.folder("logs") / f"{ctx.name}-{ctx.fingerprint[:12]}.log"
     with uploaded(ctx, job, log):
-        status, code = _run_to_end(ctx, job, log, starts)
+        status, ended = _run_to_end(ctx, job, log, starts, running)
     if error := error_of(job):
         raise type(error)(f"stage {ctx.name}: {error}")
     if status == "preempted":
         raise CancelledError(f"stage {ctx.name} was stopped and has saved. Run the same command to resume.")
     result = read_result(job)
+    code = ended.poll()
     if code != 0 or result is None:
         failure = restarts.CrashedError if starts.left else StageFailedError
         often = f"; started {starts.done} times" if starts.done > 1 else ""
-        raise failure(f"stage {ctx.name}: its processes ended with status {code}{often}. Log: {log}\n{tail(log)}")
+        why = ended.reason() or f"its processes ended with status {code}"
+        raise failure(f"stage {ctx.name}: {why}{often}. Log: {log}\n{tail(log)}")
     return result
 
 
-def _run_to_end(ctx: StageContext, job: AnyJob, log: Path, starts: restarts.Starts) -> tuple[str, int | None]:
+def _run_to_end(
+    ctx: StageContext, job: AnyJob, log: Path, starts: restarts.Starts, running: RunningJob | None
+) -> tuple[str, RunningJob]:
     """Run the job's processes until they end, restarting them if they hang.
-    Returns the job's last status and the exit code."""
-    launcher = make_launcher(ctx.workspace.settings)
+    Returns the job's last status, and the job."""
+    launcher = make_launcher(ctx.workspace.settings, ctx.run_on)
     while True:
         starts.done += 1
-        restarts.clear(job.output)
-        ctx.display.note(ctx.name, "starting torchrun")
-        running = launcher.start(job.output / "job.json", processes=job.layout.world_size, log=log)
+        if running:
+            ctx.display.say(f"{ctx.name}: attached to {running.name}.")
+        else:
+            restarts.clear(job.output)
+            ctx.display.note(ctx.name, f"waiting for {ctx.run_on}" if ctx.run_on else "starting torchrun")
+            running = launcher.start(job.output / "job.json", processes=job.layout.world_size, log=log)
         status, silence = _follow(ctx, running, job)
         reason = restarts.hang_of(job) or silence
         if reason is None or read_result(job) is not None:
@@ -142,7 +151,8 @@ def _run_to_end(ctx: StageContext, job: AnyJob, log: Path, starts: restarts.Star
         with log.open("a") as file:
             file.write(f"cupola: {line}\n")
         ctx.display.say(f"{ctx.name}: {line}")
-    return status, running.poll()
+        running = None
+    return status, running
 
 
 def _follow(ctx: StageContext, running: RunningJob, job: AnyJob) -> tuple[str, str | None]:
@@ -170,8 +180,14 @@ def _follow(ctx: StageContext, running: RunningJob, job: AnyJob) -> tuple[str, s
                 running.stop(GRACE_UNRESPONSIVE)
                 ended = True
     except BaseException:
-        ctx.display.note(ctx.name, "stopping: saving a checkpoint")
-        running.stop(GRACE)
+        if running.outlives:
+            ctx.display.say(
+                f"{ctx.name}: {running.name} goes on. Follow it again with the same command; end it with cupola "
+                f"cancel {ctx.run_id[:8]}."
+            )
+        else:
+            ctx.display.note(ctx.name, "stopping: saving a checkpoint")
+            running.stop(GRACE)
         raise
     return status, silence
 

@@ -45,6 +45,8 @@ class Recipe(BaseModel):
     refuses such templates, unless a checkpoint was trained with a date."""
     schedule: str | None = None
     """Schedule of deployments: five cron fields, in UTC."""
+    run_on: str | None = None
+    """Cluster of `cupola.toml` for the jobs of every stage that names none; None for this machine."""
     stages: dict[str, AnyStage] = Field(min_length=1)
     """Stages by name. A stage whose name is a kind needs no `kind`."""
 
@@ -139,6 +141,12 @@ class Recipe(BaseModel):
         gives = self.stages[reference].gives
         if gives != needs:
             raise ValueError(f"{where}: stage {reference!r} gives {gives}, but {needs} is needed")
+
+
+def on_cluster(recipe: Recipe, cluster: str) -> Recipe:
+    """The recipe with all jobs on one cluster, whatever its stages say."""
+    stages = {name: stage.model_copy(update={"run_on": None}) for name, stage in recipe.stages.items()}
+    return recipe.model_copy(update={"run_on": cluster, "stages": stages})
 
 
 def select(recipe: Recipe, only: Iterable[str]) -> tuple[str, ...]:

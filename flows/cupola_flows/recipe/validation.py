@@ -7,7 +7,7 @@ from cupola_flows.recipe.schema import Recipe
 from cupola_flows.stages.base import ARTIFACT
 from cupola_flows.stages.evaluation.evaluate import EvaluateStage
 from cupola_platform.errors import CupolaError
-from cupola_platform.launch import Launcher, make_launcher
+from cupola_platform.launch import make_launcher
 from cupola_platform.settings import Settings
 from cupola_trainer.config import LayoutConfig, ModelConfig
 
@@ -19,12 +19,11 @@ def validate(recipe: Recipe, settings: Settings, only: Sequence[str] = ()) -> No
         SourceError: a source is missing or empty.
         ConfigError: a layout does not fit the model or this machine, or a batch is not divisible.
     """
-    launcher = make_launcher(settings)
     names = only or recipe.order()
     for name in names:
         with _naming(f"stages.{name}"):
             recipe.stages[name].check(recipe)
-            _check_layout(recipe, name, launcher)
+            _check_layout(recipe, name, settings)
 
 
 def model_of(recipe: Recipe, name: str) -> ModelConfig | None:
@@ -35,12 +34,12 @@ def model_of(recipe: Recipe, name: str) -> ModelConfig | None:
     return recipe.stages[name].shape(known)
 
 
-def _check_layout(recipe: Recipe, name: str, launcher: Launcher) -> None:
+def _check_layout(recipe: Recipe, name: str, settings: Settings) -> None:
     stage = recipe.stages[name]
     layout: LayoutConfig | None = getattr(stage, "layout", None)
     if layout is None:
         return
-    launcher.check(layout.world_size)
+    make_launcher(settings, stage.run_on or recipe.run_on).check(layout.world_size)
     for source in recipe.inputs(name)["checkpoints"] if isinstance(stage, EvaluateStage) else (name,):
         model = None if source.startswith(ARTIFACT) else model_of(recipe, source)
         if model is not None:

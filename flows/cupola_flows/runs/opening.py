@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cupola_flows.recipe.loading import load_recipe
-from cupola_flows.recipe.schema import Recipe, select
+from cupola_flows.recipe.schema import Recipe, on_cluster, select
 from cupola_flows.recipe.validation import validate
 from cupola_flows.runs.session import Session
 from cupola_flows.terminal.display import Display
@@ -18,13 +18,18 @@ def open_session(
     only: Sequence[str],
     workspace: Path | None,
     display: Callable[[Mapping[str, str]], Display],
+    run_on: str | None = None,
 ) -> Session:
     """Load and validate a recipe, ready to run.
+
+    Args:
+        run_on: cluster for all jobs, whatever the recipe says; None for what it says.
 
     Raises:
         CupolaError: an error that can be detected before the run starts.
     """
-    return new_session(load_recipe(recipe, overrides), overrides, only, workspace, display)
+    loaded = load_recipe(recipe, overrides)
+    return new_session(on_cluster(loaded, run_on) if run_on else loaded, overrides, only, workspace, display)
 
 
 def new_session(

@@ -186,6 +186,7 @@ class Session:
                 display=self.display,
                 tracker=self.tracker,
                 step=step,
+                run_on=stage.run_on or self.recipe.run_on,
                 profile=self.profile,
             )
             artifact = stage.run(ctx, taken)

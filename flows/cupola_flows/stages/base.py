@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cupola_flows.execution.context import StageContext
 from cupola_flows.terminal.text import number
@@ -106,6 +106,14 @@ class Stage(Strict):
 
     seed: int | None = Field(default=None, ge=0, lt=2**31)
     """Seed of this stage; None for the recipe's seed."""
+    run_on: str | None = None
+    """Cluster of `cupola.toml` that runs this stage's jobs; None for the recipe's, or for this machine."""
+
+    @model_validator(mode="after")
+    def _starts_jobs(self) -> "Stage":
+        if self.run_on is not None and "layout" not in type(self).model_fields:
+            raise ValueError(f"run_on={self.run_on}: a stage of kind {self.kind} starts no jobs. Leave it out")
+        return self
 
     @classmethod
     def inputs(cls) -> dict[str, Input]:

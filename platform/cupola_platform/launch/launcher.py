@@ -4,12 +4,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, Self
 
+from cupola_platform.errors import ConfigError
 from cupola_platform.launch.local import GRACE_SECONDS, LocalLauncher, cores
+from cupola_platform.launch.slurm import SlurmLauncher
+from cupola_platform.nearest import did_you_mean
 from cupola_platform.settings import Settings
 
 
 class RunningJob(Protocol):
     """A job that was started. As a context manager it stops the job on the way out."""
+
+    @property
+    def outlives(self) -> bool:
+        """Whether the job goes on when the process that started it ends."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """As a person would look for it."""
+        ...
+
+    def reason(self) -> str | None:
+        """Why the job's engine ended it, in words; None if it ended by itself or still runs."""
+        ...
 
     def poll(self) -> int | None:
         """The job's exit status once all its ranks have ended, else None. Any failed rank makes it nonzero."""
@@ -46,11 +63,24 @@ class Launcher(Protocol):
         """
         ...
 
+    def attach(self, job_file: Path) -> RunningJob | None:
+        """The running job that was started for this file earlier, by whichever process; None if there is none."""
+        ...
 
-def make_launcher(settings: Settings, *, at_least: int = 0) -> Launcher:
-    """The launcher that the settings ask for.
+
+def make_launcher(settings: Settings, cluster: str | None = None, *, at_least: int = 0) -> Launcher:
+    """The launcher of a cluster of `cupola.toml`.
 
     Args:
-        at_least: ranks to allow even where the settings or the number of cores allow fewer.
+        cluster: None for this machine.
+        at_least: ranks to allow on this machine even if the settings or the number of cores allow fewer.
+
+    Raises:
+        ConfigError: no cluster has that name.
     """
+    if cluster is not None:
+        if cluster not in settings.clusters:
+            hint = did_you_mean(cluster, settings.clusters) or " cupola.toml has no [clusters.NAME]."
+            raise ConfigError(f"No cluster is called {cluster!r}.{hint}")
+        return SlurmLauncher(cluster, settings.clusters[cluster])
     return LocalLauncher(max(settings.max_processes or cores(), at_least))

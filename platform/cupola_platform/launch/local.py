@@ -64,6 +64,16 @@ class LocalJob:
         """PID of torchrun's parent, which ends the way torchrun ends."""
         return self._torchrun.pid
 
+    outlives = False
+
+    @property
+    def name(self) -> str:
+        """As a person would look for it."""
+        return f"process {self.pid}"
+
+    def reason(self) -> None:
+        """No engine ends a local job."""
+
     def poll(self) -> int | None:
         """torchrun's exit code once it and all ranks have ended, else None. It is 1 if any rank failed."""
         return self._torchrun.returncode if self._ended.is_set() else None
@@ -179,6 +189,9 @@ class LocalLauncher:
         command = [sys.executable, tether.__file__, str(os.getpid()), *ranks, "-m", self.module, str(job_file)]
         environment = {**without_credentials(os.environ), "OMP_NUM_THREADS": threads, **(env or {}), **variables}
         return LocalJob(command, environment, log, folder)
+
+    def attach(self, job_file: Path) -> None:
+        """None: a local job ends with the process that started it."""
 
 
 def _tag_of(process: psutil.Process) -> str | None:
