@@ -13,13 +13,16 @@ FINGERPRINTED = False  # says where a job runs, not what it computes
 
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,+:/@-]*$")]
 """A name of the engine's, which goes into scripts: no spaces, quotes or expansions."""
+Dns = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+"""A name as Kubernetes allows it."""
+Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_./-]{0,251}[A-Za-z0-9])?$")]
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 class Cluster(Strict):
-    """One `[clusters.NAME]` of `cupola.toml`."""
+    """What every `[clusters.NAME]` says, whatever starts its jobs."""
 
-    launcher: Literal["slurm"]
+    launcher: str
     """The engine that starts jobs there."""
     nodes: int = Field(default=1, ge=1)
     """Most nodes that one job may take."""
@@ -27,23 +30,26 @@ class Cluster(Strict):
     """GPUs of a node, one rank each. 0 for a cluster without GPUs; set `ranks_per_node` then."""
     ranks_per_node: int | None = Field(default=None, ge=1)
     """Ranks that a node without GPUs runs."""
-    partition: Word | None = None
-    """Slurm's partition; None for the default one."""
-    account: Word | None = None
-    """Slurm's account to charge; None for the user's default."""
-    time_limit: Annotated[str, StringConstraints(pattern=r"^(\d+-)?\d{1,2}(:\d\d){0,2}$")] | None = None
-    """Time limit of a job as Slurm writes it, such as `2-00:00:00`; None for the partition's."""
-    sbatch: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z-]*$")], Word] = Field(default_factory=dict)
-    """Further long options of sbatch, such as `{qos = "high"}`."""
+    gpu_memory: float | None = Field(default=None, gt=0)
+    """Memory of a GPU in GiB; None if it is not known."""
+    price: float | None = Field(default=None, ge=0)
+    """Price of one node for one hour, in whatever currency you pay; None if nobody counts."""
+    limit: int | None = Field(default=None, ge=1)
+    """Most ranks (GPUs, where there are any) that all runs together may take; None for as many as the cluster has."""
+    shared: bool = True
+    """Whether every node sees the workspace at the same path as this machine. If not, nodes fetch their inputs from
+    the store and upload what they make, which needs `store_url`."""
+    cache: float = Field(default=200, gt=0)
+    """Most GiB of inputs that a node without a shared workspace keeps on its own disk."""
     interface: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")] | None = None
     """Network interface that the ranks of a job talk over, such as `ib0`; None for the one with the default route.
-    Everybody on that network is trusted: see docs/training.md."""
+    Everybody on that network is trusted: see docs/clusters.md."""
     python: Path | None = None
     """Python on the nodes that has Cupola installed; None for the path of the one that runs this."""
     environment: dict[Variable, str] = Field(default_factory=dict)
     """Environment variables for the ranks."""
     setup: tuple[str, ...] = ()
-    """Shell lines that run on the first node before the ranks start, such as `module load cuda`."""
+    """Shell lines that run before the ranks start, such as `module load cuda`; the ranks inherit their environment."""
 
     @model_validator(mode="after")
     def _has_ranks(self) -> "Cluster":
@@ -70,3 +76,58 @@ class Cluster(Strict):
             f"{self.nodes * self.per_node}, with as many on each node. Choose a smaller layout, or raise "
             f"clusters.{name}.nodes."
         )
+
+
+class LocalCluster(Cluster):
+    """This machine, under a name: to give it a price, a limit or an environment."""
+
+    launcher: Literal["local"]
+    nodes: Literal[1] = 1
+
+
+class SlurmCluster(Cluster):
+    """A Slurm cluster whose commands (sbatch, scontrol, scancel, sinfo) this machine has."""
+
+    launcher: Literal["slurm"]
+    partition: Word | None = None
+    """Partition of the jobs; None for the default one."""
+    account: Word | None = None
+    """Account to charge; None for the user's default."""
+    time_limit: Annotated[str, StringConstraints(pattern=r"^(\d+-)?\d{1,2}(:\d\d){0,2}$")] | None = None
+    """Time limit of a job as Slurm writes it, such as `2-00:00:00`; None for the partition's."""
+    save_ahead: int = Field(default=180, ge=10, le=65535)
+    """Seconds ahead of the time limit at which a job saves and goes back into the queue."""
+    sbatch: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z-]*$")], Word] = Field(default_factory=dict)
+    """Further long options of sbatch, such as `{qos = "high"}`."""
+
+
+class KubernetesCluster(Cluster):
+    """A Kubernetes cluster with Kubeflow Trainer or JobSet."""
+
+    launcher: Literal["kubernetes"]
+    image: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][A-Za-z0-9_./:@-]*$")]
+    """Image of the nodes, with Cupola installed."""
+    context: str | None = None
+    """Context of the kubeconfig; None for the current one, or for the pod's own service account."""
+    namespace: Dns = "default"
+    """Namespace of the jobs."""
+    queue: Dns | None = None
+    """Kueue's LocalQueue; None to start jobs without Kueue."""
+    volume: Dns | None = None
+    """PersistentVolumeClaim with the workspace, mounted at the workspace's path; needed if `shared`."""
+    service_account: Dns | None = None
+    """Service account of the pods; None for the namespace's default."""
+    node_selector: dict[Label, Label] = Field(default_factory=dict)
+    """Labels that the nodes must have."""
+    secret: Dns | None = None
+    """Secret whose entries become environment variables of the pods: the store's credentials."""
+
+    @model_validator(mode="after")
+    def _has_a_volume(self) -> "KubernetesCluster":
+        if self.shared and self.volume is None:
+            raise ValueError('name the volume that holds the workspace (volume = "CLAIM"), or set shared = false')
+        return self
+
+
+AnyCluster = Annotated[LocalCluster | SlurmCluster | KubernetesCluster, Field(discriminator="launcher")]
+"""One `[clusters.NAME]` of `cupola.toml`."""

@@ -17,7 +17,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from cupola_platform.clusters import Cluster
+from cupola_platform.clusters import AnyCluster
 from cupola_platform.errors import ConfigError
 from cupola_platform.nearest import did_you_mean
 
@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     max_processes: int | None = Field(default=None, ge=1)
     """Training processes that this machine may run at once; None for one per core."""
 
-    clusters: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")], Cluster] = Field(
+    clusters: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")], AnyCluster] = Field(
         default_factory=dict
     )
     """Named places where jobs can run, each a `[clusters.NAME]`."""

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from cupola_platform.clusters import Cluster
+from cupola_platform.clusters import SlurmCluster
 from cupola_platform.errors import ConfigError
-from cupola_platform.launch.slurm import HANDLE, SlurmLauncher
+from cupola_platform.launch import handle
+from cupola_platform.launch.slurm import SlurmLauncher
 
-CLUSTER = Cluster(launcher="slurm", nodes=4, ranks_per_node=1, interface="lo")
+CLUSTER = SlurmCluster(launcher="slurm", nodes=4, ranks_per_node=1, interface="lo")
 RANK = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_another_process_attaches_to_a_running_job_and_to_no_ended_one(launcher:
     first = launcher.start(file, processes=1, log=tmp_path / "log")
     again = SlurmLauncher("test", CLUSTER).attach(file)
     assert again is not None
-    assert again.number == first.number == json.loads((file.parent / HANDLE).read_text())["id"]
+    assert again.number == first.number == handle.read(file.parent).id
     again.stop(60)
     assert SlurmLauncher("test", CLUSTER).attach(file) is None
 
@@ -89,7 +90,7 @@ def test_what_slurm_or_the_cluster_refuses_is_one_line(
     with pytest.raises(ConfigError, match=says) as caught:
         launcher.start(job(tmp_path / "job"), processes=processes, log=tmp_path / "log")
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "job" / HANDLE).exists()
+    assert handle.read(tmp_path / "job") is None
 
 
 def test_a_machine_without_slurm_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,13 @@
 """Where jobs run: what every launcher does, and the one place that chooses among them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, Self
 
+from cupola_platform.clusters import LocalCluster, SlurmCluster
 from cupola_platform.errors import ConfigError
-from cupola_platform.launch.local import GRACE_SECONDS, LocalLauncher, cores
+from cupola_platform.launch.capacity import Capacity
+from cupola_platform.launch.local import GRACE_SECONDS, LocalLauncher, room
 from cupola_platform.launch.slurm import SlurmLauncher
 from cupola_platform.nearest import did_you_mean
 from cupola_platform.settings import Settings
@@ -22,6 +24,10 @@ class RunningJob(Protocol):
     @property
     def name(self) -> str:
         """As a person would look for it."""
+        ...
+
+    def waits(self) -> str | None:
+        """Why the job has not started yet, in the engine's words; None once it has."""
         ...
 
     def reason(self) -> str | None:
@@ -52,11 +58,18 @@ class Launcher(Protocol):
         """Refuse a job that is too large. Raises ConfigError with the number asked for and the limit."""
         ...
 
-    def start(self, job_file: Path, *, processes: int, log: Path, env: Mapping[str, str] | None = None) -> RunningJob:
+    def start(
+        self, job_file: Path, *, processes: int, log: Path, env: Mapping[str, str] | None = None,
+        fallbacks: Sequence[tuple[Path, int]] = (), restarts: int = 0,
+    ) -> RunningJob:  # fmt: skip
         """Start `processes` ranks of the job in `job_file`; their output is appended to `log`.
 
         Args:
             env: environment variables for the ranks, over those of this process.
+            fallbacks: the same job in other layouts, as (job file, processes): the first that fits runs where fewer
+                nodes are left than the job wants. A launcher of one machine needs none.
+            restarts: how often the engine itself may start the job again after a node is lost or a rank fails. A
+                launcher whose jobs end with this process leaves that to it.
 
         Raises:
             ConfigError: the job is too large, or the log cannot be written.
@@ -65,6 +78,10 @@ class Launcher(Protocol):
 
     def attach(self, job_file: Path) -> RunningJob | None:
         """The running job that was started for this file earlier, by whichever process; None if there is none."""
+        ...
+
+    def capacity(self) -> Capacity:
+        """What could start now. Raises ServiceError if the engine does not answer, ConfigError if it refuses."""
         ...
 
 
@@ -82,5 +99,10 @@ def make_launcher(settings: Settings, cluster: str | None = None, *, at_least: i
         if cluster not in settings.clusters:
             hint = did_you_mean(cluster, settings.clusters) or " cupola.toml has no [clusters.NAME]."
             raise ConfigError(f"No cluster is called {cluster!r}.{hint}")
-        return SlurmLauncher(cluster, settings.clusters[cluster])
-    return LocalLauncher(max(settings.max_processes or cores(), at_least))
+        place = settings.clusters[cluster]
+        if isinstance(place, LocalCluster):
+            return LocalLauncher(place.per_node)
+        if isinstance(place, SlurmCluster):
+            return SlurmLauncher(cluster, place)
+        raise ConfigError(f"Cluster {cluster}: jobs on Kubernetes cannot be started yet.")
+    return LocalLauncher(max(settings.max_processes or room()[0], at_least))

@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -17,11 +17,14 @@ import psutil
 
 from cupola_platform.errors import ConfigError
 from cupola_platform.launch import tether
+from cupola_platform.launch.capacity import Capacity
 from cupola_platform.launch.rendezvous import torchrun
 from cupola_platform.security.credential import without_credentials
 
 GRACE_SECONDS = 25.0
 """From SIGTERM to SIGKILL: the time for ranks to finish a step and save."""
+
+DEVICES = Path("/dev")
 
 JOB_TAG = "CUPOLA_JOB_TAG"
 """Environment variable of a job's processes that says which start of the job they belong to."""
@@ -30,6 +33,18 @@ JOB_TAG = "CUPOLA_JOB_TAG"
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def gpus() -> int:
+    """NVIDIA GPUs that this process may use. Asks the driver's files: importing torch here would take seconds."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    there = len([path for path in DEVICES.glob("nvidia[0-9]*") if path.name.removeprefix("nvidia").isdecimal()])
+    return there if visible is None else min(there, len([name for name in visible.split(",") if name.strip()]))
+
+
+def room() -> tuple[int, str]:
+    """Ranks that this machine runs at once, and what they are counted in: one per GPU, or else one per core."""
+    return (gpus(), "GPUs") if gpus() else (cores(), "cores")
 
 
 class LocalJob:
@@ -70,6 +85,9 @@ class LocalJob:
     def name(self) -> str:
         """As a person would look for it."""
         return f"process {self.pid}"
+
+    def waits(self) -> None:
+        """A local job starts at once."""
 
     def reason(self) -> None:
         """No engine ends a local job."""
@@ -154,10 +172,10 @@ class LocalLauncher:
     def __init__(self, max_processes: int | None = None, module: str = "cupola_trainer") -> None:
         """
         Args:
-            max_processes: ranks that may run at once; None for one per core.
+            max_processes: ranks that may run at once; None for one per GPU, or per core where there is none.
             module: the module each rank runs, with the job file as its only argument.
         """
-        self.max_processes = max_processes or cores()
+        self.max_processes = max_processes or room()[0]
         self.module = module
 
     def check(self, processes: int) -> None:
@@ -167,12 +185,16 @@ class LocalLauncher:
             ConfigError: names both numbers.
         """
         if processes > self.max_processes:
+            count, unit = room()
             raise ConfigError(
-                f"The job needs {processes} processes, but this machine runs at most {self.max_processes}. "
-                f"Lower tp x pp x cp x dp, or set CUPOLA_MAX_PROCESSES={processes}."
+                f"The job needs {processes} processes, but this machine runs at most {self.max_processes} (it has "
+                f"{count} {unit}). Lower tp x pp x cp x dp, or run it on a cluster: --run-on NAME."
             )
 
-    def start(self, job_file: Path, *, processes: int, log: Path, env: Mapping[str, str] | None = None) -> LocalJob:
+    def start(
+        self, job_file: Path, *, processes: int, log: Path, env: Mapping[str, str] | None = None,
+        fallbacks: Sequence[tuple[Path, int]] = (), restarts: int = 0,
+    ) -> LocalJob:  # fmt: skip
         """Start a job, with its output appended to `log`. It ends when this process ends.
 
         Args:
@@ -192,6 +214,11 @@ class LocalLauncher:
 
     def attach(self, job_file: Path) -> None:
         """None: a local job ends with the process that started it."""
+
+    def capacity(self) -> Capacity:
+        """This machine is always up; it counts as busy while a rank of any job runs."""
+        busy = any(_tag_of(process) for process in psutil.process_iter())
+        return Capacity(nodes=1, free=0 if busy else 1)
 
 
 def _tag_of(process: psutil.Process) -> str | None:

@@ -1,7 +1,8 @@
 """What runs on each node of a cluster's job: torchrun, on the network that the cluster names.
 
 `python -m cupola_platform.launch.node --address --interface=ib0` prints this node's address there;
-`python -m cupola_platform.launch.node --nodes=2 --ranks=8 --interface=ib0 -- -m MODULE JOB.json` becomes torchrun.
+`python -m cupola_platform.launch.node --nodes=2 --ranks=8 --head=ADDRESS:PORT --id=ID --node=SLURM_NODEID -- -m MODULE
+JOB.json` becomes torchrun.
 """
 
 import argparse
@@ -11,41 +12,35 @@ import sys
 
 import psutil
 
-PORTS = (20_000, 40_000)
-"""Of the rendezvous, by the job's number: below what systems hand out to clients."""
+from cupola_platform.launch.local import cores
 
 
 def main(arguments: list[str]) -> None:
-    ours, _, theirs = arguments, "", []
-    if "--" in arguments:
-        at = arguments.index("--")
-        ours, theirs = arguments[:at], arguments[at + 1 :]
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    ours, theirs = arguments[:at], arguments[at + 1 :]
     parser = argparse.ArgumentParser(prog="cupola_platform.launch.node")
-    parser.add_argument("--address", action="store_true")
+    parser.add_argument("--address", action="store_true", help="Print this node's address and end.")
+    parser.add_argument("--interface", default="", help="Network interface; the one with the default route if empty.")
     parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--ranks", type=int, default=1)
-    parser.add_argument("--interface", default="")
+    parser.add_argument("--ranks", type=int, default=1, help="Ranks of each node.")
+    parser.add_argument("--head", default="", help="Address and port of the rendezvous, on the first node.")
+    parser.add_argument("--id", default="", help="Which start of which job this is.")
+    parser.add_argument("--node", default="", help="Environment variable with this node's number, from 0.")
     given = parser.parse_args(ours)
     interface = given.interface or default_interface()
     if given.address:
         print(address_of(interface))
         return
-    command = torchrun(given.nodes, given.ranks, address_of(interface)) + theirs
+    first = os.environ.get(given.node, "0") == "0"
+    command = [
+        sys.executable, "-m", "torch.distributed.run", f"--nnodes={given.nodes}", f"--nproc-per-node={given.ranks}",
+        "--rdzv-backend=c10d", f"--rdzv-endpoint={given.head}", f"--rdzv-id={given.id}",
+        f"--rdzv-conf=is_host={str(first).lower()}", f"--local-addr={address_of(interface)}",
+        f"--log-dir={os.devnull}", *theirs,
+    ]  # fmt: skip
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // given.ranks)))
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
     os.execv(command[0], command)
-
-
-def torchrun(nodes: int, ranks: int, address: str) -> list[str]:
-    """torchrun for this node of a Slurm job: the first node holds the rendezvous."""
-    number, node = int(os.environ["SLURM_JOB_ID"]), int(os.environ["SLURM_NODEID"])
-    restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    first, last = PORTS
-    port = first + (number * 7 + restart) % (last - first)
-    return [
-        sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc-per-node={ranks}",
-        "--rdzv-backend=c10d", f"--rdzv-endpoint={os.environ['CUPOLA_HEAD']}:{port}", f"--rdzv-id={number}.{restart}",
-        f"--rdzv-conf=is_host={str(node == 0).lower()}", f"--local-addr={address}", f"--log-dir={os.devnull}",
-    ]  # fmt: skip
 
 
 def default_interface() -> str:

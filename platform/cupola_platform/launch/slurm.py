@@ -1,4 +1,5 @@
-"""Jobs on a Slurm cluster: sbatch starts a torchrun agent on each node, and the job goes on whoever watches it."""
+"""Jobs on a Slurm cluster: sbatch starts `slurm_batch`, which starts a torchrun agent on each node. The job goes on
+whoever watches it."""
 
 import json
 import os
@@ -11,15 +12,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from cupola_platform.clusters import Cluster
-from cupola_platform.errors import ConfigError, StageFailedError
+from cupola_platform.clusters import SlurmCluster
+from cupola_platform.errors import ConfigError, ServiceError, StageFailedError
+from cupola_platform.launch import handle
+from cupola_platform.launch.capacity import Capacity
+from cupola_platform.launch.handle import Handle
 from cupola_platform.launch.local import GRACE_SECONDS
+from cupola_platform.launch.slurm_batch import EXIT_STATUS, HISTORY, STOP, TERMS, Terms, is_out_of_use
+from cupola_platform.security.credential import without_credentials
 
-HANDLE = "handle.json"
-"""In a job's folder: which job of which cluster works there."""
 SCRIPT = "slurm.sh"
-EXIT_STATUS = "slurm-exit"
-"""In a job's folder, written by the batch script as its last act: Slurm forgets jobs after some minutes."""
 POLL_EVERY = 2.0
 """Seconds between two questions to Slurm's controller about one job."""
 PATIENCE = 300.0
@@ -28,11 +30,12 @@ LIVING = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUE
           "SIGNALING", "STAGE_OUT", "STOPPED", "PREEMPTED", "SPECIAL_EXIT", "REQUEUE_FED", "RESV_DEL_HOLD"}  # fmt: skip
 IN_WORDS = {
     "CANCELLED": "it was cancelled",
-    "TIMEOUT": "it reached its time limit",
+    "TIMEOUT": "it reached its time limit before it could save",
     "NODE_FAIL": "a node failed",
     "OUT_OF_MEMORY": "it ran out of memory",
     "BOOT_FAIL": "a node did not boot",
     "DEADLINE": "it reached its deadline",
+    "PREEMPTED": "it was preempted",
 }
 
 
@@ -45,21 +48,28 @@ class SlurmJob:
         self.cluster, self.number, self.folder = cluster, number, folder
         self._asked = float("-inf")
         self._status: int | None = None
+        self._waits: str | None = None
 
     @property
     def name(self) -> str:
         """As a person would look for it."""
         return f"job {self.number} of cluster {self.cluster}"
 
+    def waits(self) -> str | None:
+        """Slurm's reason why the job is in the queue, when it was last asked; None once it runs."""
+        return self._waits
+
     def reason(self) -> str | None:
         """Why Slurm ended the job, in words; None if it ended by itself or still runs."""
-        return IN_WORDS.get(_state(self.number) or "")
+        return IN_WORDS.get(_ask(self.number).get("JobState", ""))
 
     def poll(self) -> int | None:
         """Exit status of the job once it has left the queue, else None."""
         if self._status is None and time.monotonic() - self._asked >= POLL_EVERY:
             self._asked = time.monotonic()
-            state = _state(self.number)
+            answer = _ask(self.number)
+            state = answer.get("JobState")
+            self._waits = answer.get("Reason", "") if state == "PENDING" else None
             if state not in LIVING:
                 self._status = self._exit_status(state)
         return self._status
@@ -73,12 +83,13 @@ class SlurmJob:
 
     def stop(self, grace_seconds: float = GRACE_SECONDS) -> int:
         """Ask the ranks to save and exit, then cancel what is left after `grace_seconds`. Returns the exit status."""
-        if _state(self.number) == "PENDING":
+        (self.folder / STOP).touch()
+        if _ask(self.number).get("JobState") == "PENDING":
             grace_seconds = 0.0
         else:
-            _slurm(["scancel", "--signal=TERM", self.number])
+            _slurm(["scancel", "--signal=TERM", self.number], tolerant=True)
         if self.wait(grace_seconds) is None:
-            _slurm(["scancel", self.number])
+            _slurm(["scancel", self.number], tolerant=True)
         status = self.wait()
         assert status is not None
         return status
@@ -92,30 +103,29 @@ class SlurmJob:
 
     def _exit_status(self, state: str | None) -> int:
         try:
-            number, _, status = (self.folder / EXIT_STATUS).read_text().partition(" ")
-        except FileNotFoundError:
-            number, status = "", ""
-        if number == self.number:
-            return int(status)
+            ended = json.loads((self.folder / EXIT_STATUS).read_text())
+        except (FileNotFoundError, ValueError):
+            ended = {}
+        if ended.get("job") == self.number:
+            return int(ended["status"])
         return 0 if state == "COMPLETED" else 1
 
 
 class SlurmLauncher:
-    """Starts jobs with sbatch. The job's folder is on a file system that all nodes share."""
+    """Starts jobs with sbatch."""
 
-    def __init__(self, name: str, cluster: Cluster, module: str = "cupola_trainer") -> None:
+    def __init__(self, name: str, cluster: SlurmCluster, module: str = "cupola_trainer") -> None:
         self.name, self.cluster, self.module = name, cluster, module
 
     def check(self, processes: int) -> None:
         """Refuse a job that the cluster has no room for, or a machine without Slurm's commands. Raises ConfigError."""
         self.cluster.spread(processes, self.name)
-        if shutil.which("sbatch") is None:
-            raise ConfigError(
-                f"Cluster {self.name} is Slurm's, and sbatch is not on PATH. Run this on a login node, or install "
-                "Slurm's client."
-            )
+        self._has_slurm()
 
-    def start(self, job_file: Path, *, processes: int, log: Path, env: Mapping[str, str] | None = None) -> SlurmJob:
+    def start(
+        self, job_file: Path, *, processes: int, log: Path, env: Mapping[str, str] | None = None,
+        fallbacks: Sequence[tuple[Path, int]] = (), restarts: int = 0,
+    ) -> SlurmJob:  # fmt: skip
         """Submit a job. Its output is appended to `log`; `handle.json` beside the job file names it.
 
         Raises:
@@ -124,88 +134,119 @@ class SlurmLauncher:
         self.check(processes)
         folder = job_file.parent
         log.parent.mkdir(parents=True, exist_ok=True)
-        (folder / EXIT_STATUS).unlink(missing_ok=True)
-        script = folder / SCRIPT
-        script.write_text(self._script(job_file, processes, log, env or {}))
-        number = _slurm(["sbatch", "--parsable", str(script)], cluster=self.name).strip().partition(";")[0]
-        partial = folder / f".{HANDLE}"
-        partial.write_text(json.dumps({"cluster": self.name, "launcher": "slurm", "id": number}))
-        partial.replace(folder / HANDLE)
+        for name in (EXIT_STATUS, HISTORY, STOP):
+            (folder / name).unlink(missing_ok=True)
+        jobs = [(job_file, processes), *fallbacks]
+        Terms(
+            jobs=tuple((str(file), ranks) for file, ranks in jobs), per_node=self.cluster.per_node,
+            python=str(self.cluster.python or sys.executable), module=self.module,
+            interface=self.cluster.interface or "", restarts=restarts,
+        ).write(folder / TERMS)  # fmt: skip
+        nodes = [self.cluster.spread(ranks, self.name)[0] for _, ranks in jobs]
+        (folder / SCRIPT).write_text(self._script(folder / TERMS, (min(nodes), max(nodes)), log, env or {}))
+        printed = _slurm(["sbatch", "--parsable", str(folder / SCRIPT)], cluster=self.name)
+        number = printed.strip().partition(";")[0]
+        Handle(cluster=self.name, id=number).write(folder)
         return SlurmJob(self.name, number, folder)
 
     def attach(self, job_file: Path) -> SlurmJob | None:
         """The job that an earlier command submitted for this file, if Slurm still has it in its queue."""
-        try:
-            handle = json.loads((job_file.parent / HANDLE).read_text())
-        except (FileNotFoundError, ValueError):
+        known = handle.read(job_file.parent)
+        if known is None or known.cluster != self.name:
             return None
-        if handle.get("cluster") != self.name or _state(handle["id"]) not in LIVING:
+        self._has_slurm()
+        if _ask(known.id).get("JobState") not in LIVING:
             return None
-        return SlurmJob(self.name, handle["id"], job_file.parent)
+        return SlurmJob(self.name, known.id, job_file.parent)
 
-    def _script(self, job_file: Path, processes: int, log: Path, env: Mapping[str, str]) -> str:
+    def capacity(self) -> Capacity:
+        """The partition's nodes and queue. Raises ServiceError if the controller does not answer."""
+        self._has_slurm()
+        where = [f"--partition={self.cluster.partition}"] if self.cluster.partition else []
+        nodes = _answer(["sinfo", "--noheader", "--Node", "--format=%N|%T|%E", *where], self.name)
+        states = {name: (state, why) for name, state, why in (line.split("|", 2) for line in nodes.splitlines())}
+        queue = _answer(["squeue", "--noheader", "--states=PENDING", "--format=%i", *where], self.name)
+        return Capacity(
+            nodes=sum(not is_out_of_use(state) for state, _ in states.values()),
+            free=sum(state == "idle" for state, _ in states.values()),
+            waiting=len(queue.split()),
+            down={name: f"{state}: {why}" for name, (state, why) in states.items()
+                  if is_out_of_use(state) or state.startswith("drain")},
+        )  # fmt: skip
+
+    def _has_slurm(self) -> None:
+        if shutil.which("sbatch") is None:
+            raise ConfigError(
+                f"Cluster {self.name} is Slurm's, and sbatch is not on PATH. Run this on a login node, or install "
+                "Slurm's client."
+            )
+
+    def _script(self, terms: Path, nodes: tuple[int, int], log: Path, env: Mapping[str, str]) -> str:
         cluster = self.cluster
-        nodes, per_node = cluster.spread(processes, self.name)
-        options = {
+        options: dict[str, str | None] = {
             "job-name": "cupola",
-            "nodes": str(nodes),
-            "ntasks": str(nodes),
+            "nodes": "-".join(str(count) for count in sorted(set(nodes))),
             "ntasks-per-node": "1",
-            "output": str(log).replace("%", "%%"),
+            "output": _quoted(str(log).replace("%", "%%")),
             "open-mode": "append",
-            "no-requeue": None,
+            "signal": f"B:USR1@{cluster.save_ahead}",
             "partition": cluster.partition,
             "account": cluster.account,
             "time": cluster.time_limit,
             "gpus-per-node": str(cluster.gpus_per_node) if cluster.gpus_per_node else None,
             **cluster.sbatch,
         }
-        lines = ["#!/bin/bash"]
-        for name, value in options.items():
-            if value is not None:
-                lines.append(f"#SBATCH --{name}={value}")
-            elif name == "no-requeue":
-                lines.append("#SBATCH --no-requeue")
-        variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", ""), **cluster.environment, **env}
-        lines += [f"export {name}={shlex.quote(value)}" for name, value in variables.items() if value]
+        lines = ["#!/bin/bash", "#SBATCH --requeue", "#SBATCH --no-kill", "#SBATCH --exclusive"]
+        lines += [f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None]
+        variables = {**cluster.environment, **env}
+        lines += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
         lines += cluster.setup
         python = shlex.quote(str(cluster.python or sys.executable))
-        node = [f"--nodes={nodes}", f"--ranks={per_node}", f"--interface={cluster.interface or ''}"]
-        lines += [
-            f"export CUPOLA_HEAD=$({python} -m cupola_platform.launch.node --address {shlex.quote(node[2])})",
-            f"srun --kill-on-bad-exit=1 {python} -m cupola_platform.launch.node {shlex.join(node)} -- -m {self.module} "
-            + shlex.quote(str(job_file)),
-            "status=$?",
-            f'echo "$SLURM_JOB_ID $status" > {shlex.quote(str(job_file.parent / EXIT_STATUS))}',
-            "exit $status",
-        ]
+        lines.append(f"exec {python} -m cupola_platform.launch.slurm_batch {shlex.quote(str(terms))}")
         return "\n".join(lines) + "\n"
 
 
-def _state(number: str) -> str | None:
-    """Slurm's word for a job's state; None for a job that it does not know. Asks again while no controller answers."""
+def _quoted(path: str) -> str:
+    """A path for an #SBATCH line, whose quotes are sbatch's own and have no escapes."""
+    if '"' in path or "\n" in path:
+        raise ConfigError(f"Slurm cannot write a log to {path!r}. Use a workspace without quotes in its path.")
+    return f'"{path}"'
+
+
+def _ask(number: str) -> dict[str, str]:
+    """What Slurm knows about a job; empty for one that it does not know. Asks again while no controller answers."""
     deadline = time.monotonic() + PATIENCE
     while True:
-        done = subprocess.run(
-            ["scontrol", "--oneliner", "show", "job", number], check=False, capture_output=True, text=True
-        )
+        done = _run(["scontrol", "--oneliner", "show", "job", number])
         if done.returncode == 0:
-            words = dict(word.partition("=")[::2] for word in done.stdout.split() if "=" in word)
-            return words.get("JobState")
+            return dict(word.partition("=")[::2] for word in done.stdout.split() if "=" in word)
         if "Invalid job id" in done.stderr:
-            return None
+            return {}
         if time.monotonic() > deadline:
             raise StageFailedError(f"Slurm's controller does not answer: {_line(done.stderr)} The job goes on.")
         time.sleep(POLL_EVERY)
 
 
-def _slurm(command: Sequence[str], cluster: str = "") -> str:
-    """A command's output. Raises ConfigError with Slurm's own reason."""
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+def _answer(command: Sequence[str], cluster: str) -> str:
+    done = _run(command)
     if done.returncode:
+        raise ServiceError(f"Cluster {cluster}: {command[0]} does not answer: {_line(done.stderr)}")
+    return done.stdout
+
+
+def _slurm(command: Sequence[str], cluster: str = "", *, tolerant: bool = False) -> str:
+    """A command's output. Raises ConfigError with Slurm's own reason, unless `tolerant` (the job may have ended)."""
+    done = _run(command)
+    if done.returncode and not tolerant:
         where = f"Cluster {cluster}: " if cluster else ""
         raise ConfigError(f"{where}{command[0]} refused: {_line(done.stderr)}")
     return done.stdout
+
+
+def _run(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command, check=False, capture_output=True, text=True, env={**without_credentials(os.environ), "LC_ALL": "C"}
+    )
 
 
 def _line(text: str) -> str:

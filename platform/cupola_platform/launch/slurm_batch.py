@@ -1,0 +1,209 @@
+"""What a Slurm job runs on its first node: srun over its nodes, again after a lost node or a failed rank, and back into
+the queue when the time limit is near or the job is preempted.
+
+`python -m cupola_platform.launch.slurm_batch FOLDER/slurm.json`, by the script that `slurm` submits.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cupola_platform.durable import write_text
+from cupola_platform.json_lines import numbered
+from cupola_platform.launch.node import address_of, default_interface
+
+TERMS = "slurm.json"
+EXIT_STATUS = "slurm-exit.json"
+"""In a job's folder, written as the last act: Slurm forgets jobs after some minutes."""
+HISTORY = "slurm-starts.json"
+"""In a job's folder: what earlier starts of the same Slurm job left for the next one."""
+STOP = "stop"
+"""In a job's folder if someone asked the job to end; it then does not go back into the queue."""
+AHEAD = signal.SIGUSR1
+"""Slurm sends it some time ahead of the time limit."""
+PORTS = (20_000, 40_000)
+"""Of the rendezvous, by the job's number: below what systems hand out to clients."""
+OUT_OF_USE = {"down", "fail", "error", "powering_down", "powered_down", "unknown", "no_respond"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """How a job is to be run, as `slurm` writes it into the job's folder."""
+
+    jobs: tuple[tuple[str, int], ...]
+    """(job file, ranks), the preferred one first; the others are the same job in other layouts."""
+    per_node: int
+    """Most ranks of a node."""
+    python: str
+    module: str
+    interface: str
+    restarts: int
+    """Starts after the first one that failures may cause."""
+
+    @staticmethod
+    def read(path: Path) -> "Terms":
+        given = json.loads(path.read_text())
+        return Terms(**{**given, "jobs": tuple((str(file), int(ranks)) for file, ranks in given["jobs"])})
+
+    def write(self, path: Path) -> None:
+        write_text(path, json.dumps(asdict(self), indent=1))
+
+
+@dataclass(kw_only=True)
+class History:
+    """What happened to a Slurm job so far."""
+
+    starts: int = 0
+    """Starts of its ranks."""
+    failures: int = 0
+    """Starts that failed."""
+    lost: int = 0
+    """Starts in a row that Slurm itself ended, none of which left a new checkpoint."""
+    newest: str = ""
+    """The newest checkpoint at the last start."""
+    requeued: bool = False
+    """Whether the job went back into the queue by itself."""
+
+
+class Batch:
+    """One start of a Slurm job."""
+
+    def __init__(self, path: Path) -> None:
+        self.folder = path.parent
+        self.terms = Terms.read(path)
+        self.job = os.environ["SLURM_JOB_ID"]
+        self.history = self._read_history()
+        self.time_is_up = False
+        signal.signal(AHEAD, self._save_ahead)
+
+    def run(self) -> int:
+        """Run the job until it ends or goes back into the queue. Returns its exit status."""
+        self._count_losses()
+        while self.history.failures <= self.terms.restarts and self.history.lost <= self.terms.restarts:
+            chosen = choose(self.terms.jobs, self.terms.per_node, len(nodes := usable()))
+            if chosen is None:
+                self._say(f"{len(nodes)} nodes are left, too few for any layout: back into the queue")
+                self.history.failures += 1
+                self._requeue()
+            file, ranks, count = chosen
+            status = self._start(file, ranks, nodes[:count])
+            if status == 0 or self._is_final():
+                return self._end(status)
+            if self.time_is_up or self._has_saved():
+                self._say("saved; back into the queue")
+                self._requeue()
+            self.history.failures += 1
+            self._say(f"start {self.history.starts} failed (status {status})")
+        return self._end(1)
+
+    def _start(self, file: str, ranks: int, nodes: Sequence[str]) -> int:
+        self.history.starts += 1
+        self.history.newest = self._newest()
+        self._write_history()
+        first, last = PORTS
+        port = first + (int(self.job) * 7 + self.history.starts) % (last - first)
+        node = [self.terms.python, "-m", "cupola_platform.launch.node", f"--interface={self.terms.interface}"]
+        head = f"{address_of(self.terms.interface or default_interface())}:{port}"  # this process runs on the first node of the job
+        self._say(f"start {self.history.starts}: {ranks} ranks on {','.join(nodes)}")
+        where = [f"--nodes={len(nodes)}", f"--ranks={ranks // len(nodes)}", f"--head={head}"]
+        which = [f"--id={self.job}.{self.history.starts}", "--node=SLURM_NODEID"]
+        step = subprocess.Popen(
+            [*_srun(nodes), "--kill-on-bad-exit=1", *node, *where, *which, "--", "-m", self.terms.module, file]
+        )
+        return step.wait()
+
+    def _is_final(self) -> bool:
+        """Whether another start would change nothing: the job is done, it reported an error, or it was stopped."""
+        return any((self.folder / name).exists() for name in ("result.json", "error.json", STOP))
+
+    def _has_saved(self) -> bool:
+        """Whether the ranks saved and ended because they were asked to."""
+        try:
+            lines = (self.folder / "metrics.jsonl").read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return False
+        last = [line for _, line in numbered(lines)][-1:]
+        return bool(last) and b'"preempted"' in last[0]
+
+    def _save_ahead(self, *_: object) -> None:
+        self.time_is_up = True
+        subprocess.run(["scancel", "--signal=TERM", self.job], check=False)
+
+    def _count_losses(self) -> None:
+        """Count starts that Slurm ended without a word, such as by a lost first node."""
+        if self.history.starts and not self.history.requeued:
+            self.history.lost = 0 if self._newest() != self.history.newest else self.history.lost + 1
+        self.history.requeued = False
+
+    def _newest(self) -> str:
+        return max((path.name for path in (self.folder / "checkpoints").glob("step_*")), default="")
+
+    def _requeue(self) -> None:
+        self.history.requeued = True
+        self._write_history()
+        done = subprocess.run(["scontrol", "requeue", self.job], check=False, capture_output=True, text=True)
+        if done.returncode:
+            self._say(f"Slurm refuses to requeue: {done.stderr.strip()}")
+            sys.exit(self._end(1))
+        time.sleep(300)  # Slurm ends this process
+        sys.exit(1)
+
+    def _end(self, status: int) -> int:
+        write_text(self.folder / EXIT_STATUS, json.dumps({"job": self.job, "status": status}))
+        return status
+
+    def _say(self, line: str) -> None:
+        print(f"cupola: {line}", flush=True)
+
+    def _read_history(self) -> History:
+        try:
+            return History(**json.loads((self.folder / HISTORY).read_text()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return History()
+
+    def _write_history(self) -> None:
+        write_text(self.folder / HISTORY, json.dumps(asdict(self.history)))
+
+
+def choose(jobs: Sequence[tuple[str, int]], per_node: int, nodes: int) -> tuple[str, int, int] | None:
+    """(job file, ranks, nodes) of the first job that `nodes` nodes have room for, on as few of them as possible."""
+    for file, ranks in jobs:
+        for count in range(-(-ranks // per_node), nodes + 1):
+            if ranks % count == 0:
+                return file, ranks, count
+    return None
+
+
+def usable() -> list[str]:
+    """The nodes of this job that are up, in Slurm's order."""
+    shown = subprocess.run(
+        ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]], check=True, capture_output=True, text=True
+    ).stdout.split()
+    states = subprocess.run(
+        ["sinfo", "--noheader", "--Node", f"--nodes={','.join(shown)}", "--format=%N %T"],
+        check=True, capture_output=True, text=True,
+    ).stdout.split("\n")  # fmt: skip
+    bad = {name for name, _, state in (line.partition(" ") for line in states if line) if is_out_of_use(state)}
+    return [name for name in shown if name not in bad]
+
+
+def is_out_of_use(state: str) -> bool:
+    """Whether a node in this state cannot run a step now. A draining one still can."""
+    return state.strip().endswith("*") or state.strip().rstrip("*~#!%$@^-+").lower() in OUT_OF_USE
+
+
+def _srun(nodes: Sequence[str]) -> list[str]:
+    return [
+        "srun", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1",
+        f"--nodelist={','.join(nodes)}", "--cpu-bind=none", "--mem=0", "--overlap",
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(Batch(Path(sys.argv[1])).run())
