@@ -10,6 +10,7 @@ CupolaError                 exit status 2: one line (the value given, the rule, 
 ├── ServiceError            a server (Prefect, MLflow, console) cannot be started or reached
 ├── StageFailedError        a stage or a training process failed; names the log      (exit status 1)
 └── CancelledError          the user or the server cancelled the run                 (exit status 130)
+    └── DetachedError       the command ends, and its job on a cluster goes on
 """
 
 import errno
@@ -66,6 +67,10 @@ class CancelledError(CupolaError):
     """The user or the server cancelled the run; finished stages are kept."""
 
     exit_code = 130
+
+
+class DetachedError(CancelledError):
+    """The command ends, and its job on a cluster goes on."""
 
 
 BY_NAME: dict[str, type[CupolaError]] = {

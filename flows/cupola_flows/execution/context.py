@@ -1,12 +1,14 @@
 """The context of a running stage: its folder and seed, publishing, and progress."""
 
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+from cupola_flows.execution.leasing import Lease
 from cupola_flows.terminal.display import Display
 from cupola_platform.artifacts import Artifact
 from cupola_platform.strict import Strict
@@ -53,6 +55,10 @@ class StageContext:
     """Prefix of a job's metric names, for stages with several jobs."""
     run_on: str | None = None
     """Cluster of `cupola.toml` that runs this stage's jobs; None for this machine."""
+    lease: Lease | None = None
+    """This process's right to run the stage; None outside of a session."""
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    """Set when the run was cancelled on purpose: then its job ends too, wherever it runs."""
     profile: tuple[int, int] | None = None
     """First and last training step to trace with torch's profiler."""
 

@@ -3,9 +3,10 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,24 @@ from cupola_flows.execution.code_version import code_version, modules_of
 from cupola_flows.execution.context import StageContext
 from cupola_flows.execution.uploading import EVENTS, backup_of, uploaded
 from cupola_platform.artifacts import Artifact, fingerprint
-from cupola_platform.errors import BY_NAME, CancelledError, ConfigError, CupolaError, StageFailedError
+from cupola_platform.errors import (
+    BY_NAME,
+    CancelledError,
+    ConfigError,
+    CupolaError,
+    DetachedError,
+    StageFailedError,
+)
 from cupola_platform.json_lines import numbered
-from cupola_platform.launch import RunningJob, make_launcher
+from cupola_platform.launch import Launcher, RunningJob, handle, make_launcher, that_fit
 from cupola_trainer.config import (
     AnyJob,
+    LayoutConfig,
     TrainJob,
     write_job,
 )
 
+JOB_FILE = "job.json"
 LOOK_EVERY = 0.5
 """Seconds between reads of a job's metrics."""
 GRACE = 20.0
@@ -66,16 +76,21 @@ class MetricsTail:
                 yield json.loads(line)
 
 
-def run_job(ctx: StageContext, job: AnyJob) -> JobResult:
-    """Start a job or resume it from its newest checkpoint, and follow it until it ends.
+def run_job(ctx: StageContext, job: AnyJob, layouts: Sequence[LayoutConfig] = ()) -> JobResult:
+    """Start a job or resume it from its newest checkpoint, and follow it until it ends. A job that an earlier command
+    left on a cluster is followed, not started again.
+
+    Args:
+        layouts: layouts to try in turn where there is no room for the job's own.
 
     Raises:
         CupolaError: the error that the job wrote to `error.json`.
         StageFailedError: it crashed or hung more often than allowed; with the log's path and last lines.
         CancelledError: it was stopped from outside, after it saved.
+        DetachedError: this process was asked to end, and the job goes on on its cluster.
     """
     starts = restarts.Starts(allowed=1 + (job.faults.max_restarts if isinstance(job, TrainJob) else 1))
-    result: JobResult = ctx.step(_attempt, ctx, job, starts)
+    result: JobResult = ctx.step(_attempt, ctx, job, starts, layouts)
     return result
 
 
@@ -96,52 +111,76 @@ def run_once(
     )
 
 
-def _attempt(ctx: StageContext, job: AnyJob, starts: restarts.Starts) -> JobResult:
-    if (earlier := read_result(job)) is not None:
+def _attempt(
+    ctx: StageContext, job: AnyJob, starts: restarts.Starts, layouts: Sequence[LayoutConfig] = ()
+) -> JobResult:
+    launcher = make_launcher(ctx.workspace.settings, ctx.run_on)
+    running = launcher.attach(job.output / JOB_FILE)
+    if running is None and (earlier := read_result(job)) is not None:
         return earlier
     if (job.output / "result.json").exists():  # it was published, but the artifact is now missing or corrupt
         shutil.rmtree(job.output)
     job.output.mkdir(parents=True, exist_ok=True)
-    running = make_launcher(ctx.workspace.settings, ctx.run_on).attach(job.output / "job.json")
     if running is None:
         if isinstance(job, TrainJob):
             backup_of(ctx, job).restore(lambda text: ctx.display.say(f"{ctx.name}: {text}"))
         (job.output / "error.json").unlink(missing_ok=True)
-        write_job(job, job.output / "job.json")
     log = ctx.workspace.folder("logs") / f"{ctx.name}-{ctx.fingerprint[:12]}.log"
+    jobs = [job, *(job.but(layout=layout) for layout in layouts if layout != job.layout)]
+    fitting = [jobs[position] for position in that_fit(launcher, [each.layout.world_size for each in jobs])]
+    start = partial(_start, ctx, launcher, fitting, log, starts.allowed - 1)
     with uploaded(ctx, job, log):
-        status, ended = _run_to_end(ctx, job, log, starts, running)
+        status, ended = _run_to_end(ctx, job, log, starts, running, start)
     if error := error_of(job):
         raise type(error)(f"stage {ctx.name}: {error}")
-    if status == "preempted":
-        raise CancelledError(f"stage {ctx.name} was stopped and has saved. Run the same command to resume.")
     result = read_result(job)
-    code = ended.poll()
+    code, why = ended.poll(), ended.reason()
+    if result is None and (status == "preempted" or why == handle.CANCELLED or (job.output / handle.STOP).exists()):
+        saved = " and has saved" if status == "preempted" else ""
+        raise CancelledError(f"stage {ctx.name} was stopped{saved}. Run the same command to resume.")
     if code != 0 or result is None:
-        failure = restarts.CrashedError if starts.left else StageFailedError
+        failure = restarts.CrashedError if starts.left and not ended.outlives else StageFailedError
         often = f"; started {starts.done} times" if starts.done > 1 else ""
-        why = ended.reason() or f"its processes ended with status {code}"
+        why = why or f"its processes ended with status {code}"
         raise failure(f"stage {ctx.name}: {why}{often}. Log: {log}\n{tail(log)}")
     return result
 
 
+def _start(ctx: StageContext, launcher: Launcher, jobs: Sequence[AnyJob], log: Path, again: int) -> RunningJob:
+    """Start the first of some jobs that differ in their layouts only; the engine may fall back to the others."""
+    files = []
+    for number, each in enumerate(jobs):
+        path = each.output / (JOB_FILE if number == 0 else f"job-{number}.json")
+        write_job(each, path)
+        files.append((path, each.layout.world_size))
+    (first, ranks), *others = files
+    running = launcher.start(first, processes=ranks, log=log, fallbacks=others, restarts=again)
+    if ctx.lease and (known := handle.read(first.parent)) and running.outlives:
+        ctx.lease.note(known)
+    return running
+
+
 def _run_to_end(
-    ctx: StageContext, job: AnyJob, log: Path, starts: restarts.Starts, running: RunningJob | None
+    ctx: StageContext,
+    job: AnyJob,
+    log: Path,
+    starts: restarts.Starts,
+    running: RunningJob | None,
+    start: Callable[[], RunningJob],
 ) -> tuple[str, RunningJob]:
     """Run the job's processes until they end, restarting them if they hang.
     Returns the job's last status, and the job."""
-    launcher = make_launcher(ctx.workspace.settings, ctx.run_on)
     while True:
         starts.done += 1
         if running:
             ctx.display.say(f"{ctx.name}: attached to {running.name}.")
         else:
             restarts.clear(job.output)
-            ctx.display.note(ctx.name, f"waiting for {ctx.run_on}" if ctx.run_on else "starting torchrun")
-            running = launcher.start(job.output / "job.json", processes=job.layout.world_size, log=log)
+            ctx.display.note(ctx.name, f"sending the job to {ctx.run_on}" if ctx.run_on else "starting torchrun")
+            running = start()
         status, silence = _follow(ctx, running, job)
         reason = restarts.hang_of(job) or silence
-        if reason is None or read_result(job) is not None:
+        if reason is None or read_result(job) is not None or (running.outlives and silence is None):
             break
         if not starts.left:
             raise StageFailedError(f"stage {ctx.name}: {reason}; started {starts.done} times. Log: {log}")
@@ -170,24 +209,29 @@ def _follow(ctx: StageContext, running: RunningJob, job: AnyJob) -> tuple[str, s
         ended = False
         while not ended:
             ended = running.wait(LOOK_EVERY) is not None
+            if waits := running.waits():
+                ctx.display.note(ctx.name, f"waiting for {ctx.run_on}: {waits}")
             for event in lines.new():
                 ctx.display.event(ctx.name, event)
                 status = event.get("status", "")
             for event in uploads.new():
                 if event["event"] == "upload_failed":
                     ctx.display.say(f"{ctx.name}: uploading a checkpoint failed, will retry: {event['reason']}")
+            if ctx.lease:
+                ctx.lease.check()
             if not ended and (silence := heartbeats.silence()):
                 running.stop(GRACE_UNRESPONSIVE)
                 ended = True
-    except BaseException:
-        if running.outlives:
-            ctx.display.say(
-                f"{ctx.name}: {running.name} goes on. Follow it again with the same command; end it with cupola "
-                f"cancel {ctx.run_id[:8]}."
-            )
-        else:
-            ctx.display.note(ctx.name, "stopping: saving a checkpoint")
-            running.stop(GRACE)
+    except BaseException as error:
+        if running.outlives and not ctx.cancelled.is_set():
+            if isinstance(error, Exception):
+                raise
+            raise DetachedError(
+                f"stage {ctx.name}: {running.name} goes on. Follow it with cupola attach {ctx.run_id}; end it with "
+                f"cupola cancel {ctx.run_id}."
+            ) from error
+        ctx.display.note(ctx.name, "stopping: saving a checkpoint")
+        running.stop(GRACE)
         raise
     return status, silence
 

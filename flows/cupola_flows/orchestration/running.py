@@ -98,6 +98,7 @@ def _cancelled_from_the_server(session: Session, api: PrefectApi) -> Iterator[No
         with api.client(timeout=10) as client:
             while not done.wait(ASK_EVERY):
                 if any(_is_cancelled(client, run) for run in session.prefect_ids()):
+                    session.cancelled.set()
                     os.kill(os.getpid(), signal.SIGINT)
                     return
 

@@ -7,7 +7,7 @@ from cupola_flows.recipe.schema import Recipe
 from cupola_flows.stages.base import ARTIFACT
 from cupola_flows.stages.evaluation.evaluate import EvaluateStage
 from cupola_platform.errors import CupolaError
-from cupola_platform.launch import make_launcher
+from cupola_platform.launch import make_launcher, that_fit
 from cupola_platform.settings import Settings
 from cupola_trainer.config import LayoutConfig, ModelConfig
 
@@ -39,11 +39,13 @@ def _check_layout(recipe: Recipe, name: str, settings: Settings) -> None:
     layout: LayoutConfig | None = getattr(stage, "layout", None)
     if layout is None:
         return
-    make_launcher(settings, stage.run_on or recipe.run_on).check(layout.world_size)
+    layouts: tuple[LayoutConfig, ...] = getattr(stage, "layouts", ()) or (layout,)
+    that_fit(make_launcher(settings, stage.run_on or recipe.run_on), [each.world_size for each in layouts])
     for source in recipe.inputs(name)["checkpoints"] if isinstance(stage, EvaluateStage) else (name,):
         model = None if source.startswith(ARTIFACT) else model_of(recipe, source)
         if model is not None:
-            stage.check_model(model, layout)
+            for each in layouts:
+                stage.check_model(model, each)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from cupola_flows.execution.code_version import code_version
 from cupola_flows.recipe.schema import Recipe
 from cupola_platform.artifacts import fingerprint as platform_fingerprint
 
-WITHOUT_EFFECT = ("layout", "run_on", "teacher_layout", "checkpoint", "log_every", "evaluate_every")
+WITHOUT_EFFECT = ("layout", "layouts", "run_on", "teacher_layout", "checkpoint", "log_every", "evaluate_every")
 """Settings that affect speed, safety or logging, but not the result. An interrupted stage resumes with other values,
 for instance on fewer machines, and a finished one is reused."""
 NESTED_WITHOUT_EFFECT = (

@@ -1,6 +1,7 @@
 """One execution of a recipe: its stages, their inputs and their outcomes. Independent of Prefect."""
 
 import fcntl
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,18 +12,22 @@ from typing import Any
 import psutil
 
 from cupola_flows.execution.context import StageContext, call
+from cupola_flows.execution.leasing import leased
 from cupola_flows.recipe.schema import Recipe
 from cupola_flows.runs.fingerprint import fingerprint
 from cupola_flows.servers.processes import jobs_in
 from cupola_flows.stages.base import ARTIFACT, Stage, Taken
 from cupola_flows.terminal.display import Display
 from cupola_platform.artifacts import Artifact
-from cupola_platform.errors import CancelledError, ConfigError, CupolaError, StageFailedError
-from cupola_platform.launch import tether
+from cupola_platform.errors import CancelledError, ConfigError, CupolaError, DetachedError, StageFailedError
+from cupola_platform.launch import handle, make_launcher, tether
+from cupola_platform.launch.handle import Handle
 from cupola_platform.registry import RunStatus
 from cupola_platform.tracking.tracker import Tracker
 from cupola_platform.workspace import Workspace
 
+ONLY = "only"
+"""In the settings of a recipe's run, beside the recipe's own: the stages that were selected."""
 REMAINS_PATIENCE = tether.GRACE_SECONDS + 30
 """Seconds for the processes of a killed run to exit."""
 
@@ -57,6 +62,8 @@ class Session:
     """Id of the whole recipe's flow run."""
     prefect_is_gone: threading.Event = field(default_factory=threading.Event)
     """Set once Prefect's server stops responding; the run continues without it."""
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    """Set when the run was cancelled on Prefect's server, unlike a command that ends: jobs on clusters end too."""
     recorded_reuses: set[str] = field(default_factory=set)
     tracker: Tracker | None = None
     """Sends to MLflow while `recorded`."""
@@ -70,14 +77,14 @@ class Session:
         """Record the run of the whole recipe, and how it ends, in the registry and MLflow."""
         with Tracker.open(self.workspace, self.display.say) as self.tracker:
             self.prefect_run = prefect_id
-            self.run_id = self._start("", self.recipe.model_dump(mode="json"))
+            self.run_id = self._start("", self.recipe.model_dump(mode="json") | {ONLY: list(self.names)})
             self.workspace.registry.update_run(self.run_id, prefect_flow_run_id=prefect_id)
             try:
                 yield
             except BaseException as error:
                 ended = _as_cancellation(error, self.recipe.name)
                 self.error = self.error or (ended if isinstance(ended, CupolaError) else None)
-                self._finish(self.run_id, "cancelled" if isinstance(ended, CancelledError) else "failed", error=ended)
+                self._finish(self.run_id, _status_of(ended), error=ended)
                 if ended is error:
                     raise
                 raise ended from error
@@ -168,7 +175,14 @@ class Session:
         taken = self.inputs(name)
         mark = self.fingerprint(name, taken)
         folder = self.workspace.work_folder(mark)
-        with _locked(folder, name, self.display.say), self._recorded(name, folder, prefect_id) as run_id:
+        registry = self.workspace.registry
+        with (
+            _locked(folder, name, self.display.say),
+            leased(registry, mark, name) as (lease, left),
+            self._recorded(name, folder, prefect_id) as run_id,
+        ):
+            _is_here(self.workspace, folder, left, name)
+            registry.take_over(folder, run_id)
             seeds = self.recipe.seeds()
             ctx = StageContext(
                 workspace=self.workspace,
@@ -187,9 +201,12 @@ class Session:
                 tracker=self.tracker,
                 step=step,
                 run_on=stage.run_on or self.recipe.run_on,
+                lease=lease,
+                cancelled=self.cancelled,
                 profile=self.profile,
             )
             artifact = stage.run(ctx, taken)
+            lease.check()
         self.outcomes[name] = Outcome("completed", artifact, self.display.lines[name].elapsed())
         self._finish(run_id, "completed", artifact)
         self.display.finished(name, "completed", f"artifact {artifact.id}")
@@ -205,7 +222,7 @@ class Session:
             yield run
         except BaseException as error:
             ended = _as_cancellation(error, name)
-            status: RunStatus = "cancelled" if isinstance(ended, CancelledError) else "failed"
+            status = _status_of(ended)
             self._finish(run, status, error=ended)
             self.display.finished(name, status, str(ended).splitlines()[0])
             if ended is error:
@@ -252,6 +269,12 @@ class Session:
         return self.outcomes[reference].artifact
 
 
+def _status_of(error: BaseException) -> RunStatus:
+    if isinstance(error, DetachedError):
+        return "detached"
+    return "cancelled" if isinstance(error, CancelledError) else "failed"
+
+
 def _as_cancellation(error: BaseException, name: str) -> BaseException:
     """Turn signals into CancelledError; other exceptions stay unchanged."""
     if isinstance(error, Exception):
@@ -273,6 +296,24 @@ def _locked(folder: Path, name: str, say: Callable[[str], None]) -> Iterator[Non
             ) from None
         _wait_for_leftovers(folder, name, say)
         yield
+
+
+def _is_here(workspace: Workspace, folder: Path, left: Handle | None, name: str) -> None:
+    """Refuse to run a stage whose job an earlier command started from another work folder, as on another machine: its
+    results would never appear here."""
+    if left is None or any(handle.read(path.parent) == left for path in folder.rglob(handle.FILE)):
+        return
+    if left.cluster in workspace.settings.clusters and _lives(workspace, left):
+        raise StageFailedError(
+            f"stage {name} runs as job {left.id} of cluster {left.cluster}, started from another workspace. Follow it "
+            "there, or end the job first."
+        )
+
+
+def _lives(workspace: Workspace, left: Handle) -> bool:
+    with tempfile.TemporaryDirectory() as empty:
+        left.write(Path(empty))
+        return make_launcher(workspace.settings, left.cluster).attach(Path(empty) / "job.json") is not None
 
 
 def _wait_for_leftovers(folder: Path, name: str, say: Callable[[str], None]) -> None:

@@ -36,6 +36,10 @@ class TrainStage(Stage, TrainSettings, LayoutSettings):
     merges_online: ClassVar[bool] = False
     """Whether `optimizer.merging` is allowed, which needs a fine-tuned parent."""
 
+    layouts: tuple[LayoutConfig, ...] = ()
+    """In place of `layout`: layouts to try in turn, the best first. The next one runs where the cluster has no room for
+    the one before, or has lost nodes. Losses and samples stay the same, up to rounding."""
+
     @classmethod
     def inputs(cls) -> dict[str, Input]:
         """Input fields by name, including the base of online merging."""
@@ -50,6 +54,16 @@ class TrainStage(Stage, TrainSettings, LayoutSettings):
         """The stage whose checkpoint is the base of `optimizer.merging`."""
         merging = self.optimizer.merging
         return str(merging.base) if merging else None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_layout(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("layouts"):
+            first, *_ = given["layouts"]
+            if given.get("layout", first) != first:
+                raise ValueError("layout and layouts: give one of them; the first of layouts is the preferred one")
+            return {**given, "layout": first}
+        return given
 
     @model_validator(mode="after")
     def _base_is_taken(self) -> "TrainStage":
@@ -66,7 +80,8 @@ class TrainStage(Stage, TrainSettings, LayoutSettings):
         return self
 
     def check(self, recipe: Stages) -> None:
-        self.batch.num_microbatches(self.layout.dp)
+        for layout in (self.layout, *self.layouts):
+            self.batch.num_microbatches(layout.dp)
 
     def check_model(self, model: ModelConfig, layout: LayoutConfig) -> None:
         if self.lora:
@@ -120,7 +135,7 @@ def train(
     if base and optimizer.merging:
         optimizer = replace(optimizer, merging=replace(optimizer.merging, base=base.path))
     job = job.but(optimizer=optimizer, profile=ctx.profile, **changes)
-    result = run_job(ctx, job)
+    result = run_job(ctx, job, stage.layouts)
     if (job.output / "profile").is_dir():
         ctx.display.say(f"{ctx.name}: traces of steps {ctx.profile} saved to {job.output / 'profile'}")
     everything = list(taken.all() if parents is None else parents)

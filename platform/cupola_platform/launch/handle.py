@@ -7,6 +7,10 @@ from pathlib import Path
 from cupola_platform.durable import replacing
 
 FILE = "handle.json"
+STOP = "stop"
+"""In a job's folder once someone asked the job to end: it does not start again by itself."""
+CANCELLED = "it was cancelled"
+"""`RunningJob.reason` of a job that a person ended by the engine's own means."""
 
 
 @dataclass(frozen=True, kw_only=True)

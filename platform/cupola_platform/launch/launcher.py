@@ -106,3 +106,17 @@ def make_launcher(settings: Settings, cluster: str | None = None, *, at_least: i
             return SlurmLauncher(cluster, place)
         raise ConfigError(f"Cluster {cluster}: jobs on Kubernetes cannot be started yet.")
     return LocalLauncher(max(settings.max_processes or room()[0], at_least))
+
+
+def that_fit(launcher: Launcher, sizes: Sequence[int]) -> list[int]:
+    """Positions of the sizes that a launcher has room for, in order. Raises ConfigError, for the first size, if it has
+    room for none."""
+    refusals: dict[int, ConfigError] = {}
+    for position, processes in enumerate(sizes):
+        try:
+            launcher.check(processes)
+        except ConfigError as error:
+            refusals[position] = error
+    if len(refusals) == len(sizes):
+        raise refusals[0]
+    return [position for position in range(len(sizes)) if position not in refusals]

@@ -16,9 +16,9 @@ from cupola_platform.clusters import SlurmCluster
 from cupola_platform.errors import ConfigError, ServiceError, StageFailedError
 from cupola_platform.launch import handle
 from cupola_platform.launch.capacity import Capacity
-from cupola_platform.launch.handle import Handle
+from cupola_platform.launch.handle import CANCELLED, STOP, Handle
 from cupola_platform.launch.local import GRACE_SECONDS
-from cupola_platform.launch.slurm_batch import EXIT_STATUS, HISTORY, STOP, TERMS, Terms, is_out_of_use
+from cupola_platform.launch.slurm_batch import EXIT_STATUS, HISTORY, TERMS, Terms, is_out_of_use
 from cupola_platform.security.credential import without_credentials
 
 SCRIPT = "slurm.sh"
@@ -29,7 +29,7 @@ PATIENCE = 300.0
 LIVING = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "RESIZING",
           "SIGNALING", "STAGE_OUT", "STOPPED", "PREEMPTED", "SPECIAL_EXIT", "REQUEUE_FED", "RESV_DEL_HOLD"}  # fmt: skip
 IN_WORDS = {
-    "CANCELLED": "it was cancelled",
+    "CANCELLED": CANCELLED,
     "TIMEOUT": "it reached its time limit before it could save",
     "NODE_FAIL": "a node failed",
     "OUT_OF_MEMORY": "it ran out of memory",

@@ -11,11 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from cupola_platform.durable import write_text
 from cupola_platform.json_lines import numbered
+from cupola_platform.launch.handle import STOP
 from cupola_platform.launch.node import address_of, default_interface
 
 TERMS = "slurm.json"
@@ -23,10 +26,10 @@ EXIT_STATUS = "slurm-exit.json"
 """In a job's folder, written as the last act: Slurm forgets jobs after some minutes."""
 HISTORY = "slurm-starts.json"
 """In a job's folder: what earlier starts of the same Slurm job left for the next one."""
-STOP = "stop"
-"""In a job's folder if someone asked the job to end; it then does not go back into the queue."""
 AHEAD = signal.SIGUSR1
 """Slurm sends it some time ahead of the time limit."""
+HANG_REPORT = "hang.json"
+"""In a job's folder, by a rank that noticed that the job hangs."""
 PORTS = (20_000, 40_000)
 """Of the rendezvous, by the job's number: below what systems hand out to clients."""
 OUT_OF_USE = {"down", "fail", "error", "powering_down", "powered_down", "unknown", "no_respond"}
@@ -88,18 +91,15 @@ class Batch:
         while self.history.failures <= self.terms.restarts and self.history.lost <= self.terms.restarts:
             chosen = choose(self.terms.jobs, self.terms.per_node, len(nodes := usable()))
             if chosen is None:
-                self._say(f"{len(nodes)} nodes are left, too few for any layout: back into the queue")
                 self.history.failures += 1
-                self._requeue()
+                self._requeue(f"{len(nodes)} nodes are left, too few for any layout")
             file, ranks, count = chosen
             status = self._start(file, ranks, nodes[:count])
             if status == 0 or self._is_final():
                 return self._end(status)
             if self.time_is_up or self._has_saved():
-                self._say("saved; back into the queue")
-                self._requeue()
-            self.history.failures += 1
-            self._say(f"start {self.history.starts} failed (status {status})")
+                self._requeue("saved")
+            self._fail(f"start {self.history.starts} ended with status {status}")
         return self._end(1)
 
     def _start(self, file: str, ranks: int, nodes: Sequence[str]) -> int:
@@ -109,14 +109,41 @@ class Batch:
         first, last = PORTS
         port = first + (int(self.job) * 7 + self.history.starts) % (last - first)
         node = [self.terms.python, "-m", "cupola_platform.launch.node", f"--interface={self.terms.interface}"]
-        head = f"{address_of(self.terms.interface or default_interface())}:{port}"  # this process runs on the first node of the job
+        here = address_of(self.terms.interface or default_interface())  # the first node of the job runs this
         self._say(f"start {self.history.starts}: {ranks} ranks on {','.join(nodes)}")
-        where = [f"--nodes={len(nodes)}", f"--ranks={ranks // len(nodes)}", f"--head={head}"]
+        where = [f"--nodes={len(nodes)}", f"--ranks={ranks // len(nodes)}", f"--head={here}:{port}"]
         which = [f"--id={self.job}.{self.history.starts}", "--node=SLURM_NODEID"]
         step = subprocess.Popen(
             [*_srun(nodes), "--kill-on-bad-exit=1", *node, *where, *which, "--", "-m", self.terms.module, file]
         )
         return step.wait()
+
+    def _fail(self, what: str) -> None:
+        """Count a failed start, and clear what it left that the next one would take for its own."""
+        self.history.failures += 1
+        report = self.folder / HANG_REPORT
+        with suppress(OSError, ValueError, KeyError):
+            what = str(json.loads(report.read_bytes())["reason"])
+        report.unlink(missing_ok=True)
+        for heartbeat in (self.folder / "heartbeats").glob("rank_*.json"):
+            heartbeat.unlink(missing_ok=True)
+        self._say(f"failure {self.history.failures} of at most {self.terms.restarts}: {what}")
+        if self.history.failures <= self.terms.restarts:
+            self._note_restart(what)
+
+    def _note_restart(self, reason: str) -> None:
+        """Append the restart to the job's metrics, as a launcher does that watches its jobs itself."""
+        path = self.folder / "metrics.jsonl"
+        try:
+            lines = [json.loads(line) for _, line in numbered(path.read_bytes().split(b"\n"))]
+        except (FileNotFoundError, ValueError):
+            lines = []
+        line = {
+            "event": "restart", "time": time.time(), "step": max((line.get("step", 0) for line in lines), default=0),
+            "attempt": self.history.failures, "of": self.terms.restarts, "reason": reason,
+        }  # fmt: skip
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
     def _is_final(self) -> bool:
         """Whether another start would change nothing: the job is done, it reported an error, or it was stopped."""
@@ -144,7 +171,8 @@ class Batch:
     def _newest(self) -> str:
         return max((path.name for path in (self.folder / "checkpoints").glob("step_*")), default="")
 
-    def _requeue(self) -> None:
+    def _requeue(self, why: str) -> NoReturn:
+        self._say(f"{why}: back into the queue")
         self.history.requeued = True
         self._write_history()
         done = subprocess.run(["scontrol", "requeue", self.job], check=False, capture_output=True, text=True)

@@ -18,8 +18,18 @@ from cupola_platform.errors import NotFoundError, RegistryError
 from cupola_platform.liveness import lives, start_of
 from cupola_platform.registry.conversion import alias_row, annotation, artifact_row, artifact_table, move_row, run_row
 from cupola_platform.registry.database import PATIENCE, open_engine, patient, patiently, refusals, writing
+from cupola_platform.registry.leases import Leases, jobs_left_by
 from cupola_platform.registry.read_only import read_only_file
-from cupola_platform.registry.rows import AliasMove, AliasRow, Annotation, ArtifactRow, Choice, RunRow, RunStatus
+from cupola_platform.registry.rows import (
+    CONTINUED,
+    AliasMove,
+    AliasRow,
+    Annotation,
+    ArtifactRow,
+    Choice,
+    RunRow,
+    RunStatus,
+)
 from cupola_platform.registry.tables import (
     AliasMoveTable,
     AliasTable,
@@ -44,6 +54,7 @@ class Registry:
         self.patience = patience
         self._engine = patiently(lambda: open_engine(url), patience)
         self._writing = writing(self._engine)
+        self.leases = Leases(self._read, self._write, patience)
         self.read_only = read_only_file(url) is not None
         """Whether the registry cannot be written."""
 
@@ -222,7 +233,8 @@ class Registry:
 
     @patient
     def sweep_lost_runs(self) -> list[RunRow]:
-        """Mark this machine's runs whose process is gone as failed and return them. Does nothing if read-only."""
+        """Mark this machine's runs whose process is gone as failed, or as detached if they left a job on a cluster, and
+        return them. Does nothing if read-only."""
         query = select(RunTable).where(RunTable.status == "running", RunTable.host == socket.gethostname())
         with self._read() as session:
             gone = [row.id for row in session.scalars(query) if not lives(row.pid, row.process_start)]
@@ -230,12 +242,27 @@ class Registry:
             return []
         with self._write() as session:
             rows = list(session.scalars(query.where(RunTable.id.in_(gone))))
+            left = jobs_left_by(session, rows)
             for row in rows:
-                row.status, row.ended = "failed", datetime.now(UTC)
-                row.error = (
-                    f"lost: process {row.pid} on {row.host} ended without reporting a result. Start it again to resume."
+                row.status, row.ended = "detached" if row.id in left else "failed", datetime.now(UTC)
+                row.error = f"lost: process {row.pid} on {row.host} ended without reporting a result. " + (
+                    f"Its job goes on: {left[row.id]}. Follow it with cupola attach {row.id}."
+                    if row.id in left
+                    else "Start it again to resume."
                 )
             return [run_row(row) for row in rows]
+
+    @patient
+    def take_over(self, work_folder: Path, run: str) -> None:
+        """Say of detached runs of a stage, and of their recipes' runs, that `run` continues them."""
+        with self._write() as session:
+            query = select(RunTable).where(RunTable.status == "detached", RunTable.work_folder == str(work_folder))
+            ours = _known_run(session, run)
+            for row in session.scalars(query):
+                whole = session.get(RunTable, row.parent_id) if row.parent_id else None
+                for each, by in ((row, run), (whole, ours.parent_id or run)):
+                    if each is not None and each.status == "detached":
+                        each.status, each.error = "cancelled", f"{CONTINUED}{by}"
 
     # Annotations
 

@@ -5,7 +5,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-RunStatus = Literal["running", "completed", "reused", "failed", "cancelled"]
+RunStatus = Literal["running", "completed", "reused", "failed", "cancelled", "detached"]
+"""`detached`: nobody follows the run any more, but its job goes on."""
+CONTINUED = "continued as run "
+"""Beginning of the error of a detached run whose job a later run follows."""
 Choice = Literal["chosen", "rejected", "tie", "skip"]
 """Which response of a pair a person preferred, by its name in the pair."""
 
@@ -71,7 +74,14 @@ class RunRow:
     @property
     def label(self) -> str:
         """The status for display."""
+        if self.continued:
+            return "continued"
         return "failed (lost)" if self.lost else self.status
+
+    @property
+    def continued(self) -> bool:
+        """Whether a later run took over its job."""
+        return self.status == "cancelled" and (self.error or "").startswith(CONTINUED)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -134,3 +134,19 @@ class AnnotationTable(Table):
     annotator: Mapped[str] = mapped_column(String(64), primary_key=True)
     choice: Mapped[str] = mapped_column(String(16))
     made: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class LeaseTable(Table):
+    """A stage in progress: who runs it, and where its job is."""
+
+    __tablename__ = "lease"
+
+    fingerprint: Mapped[str] = mapped_column(String(64), primary_key=True)
+    holder: Mapped[str] = mapped_column(String(32))
+    """Empty once its holder left the job to itself."""
+    host: Mapped[str] = mapped_column(String(255))
+    pid: Mapped[int] = mapped_column(BigInteger)
+    process_start: Mapped[str] = mapped_column(String(64))
+    expires: Mapped[datetime] = mapped_column(UtcDateTime)
+    cluster: Mapped[str | None] = mapped_column(String(64))
+    job: Mapped[str | None] = mapped_column(String(255))
