@@ -11,6 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.flows.conftest import cupola, eventually, recipe, texts, undisturbed
+
+__all__ = ["cupola", "eventually", "recipe", "texts", "undisturbed"]
+
 NODES = 4
 CONF = """
 ClusterName=test

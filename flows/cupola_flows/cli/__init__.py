@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import typer
 
-from cupola_flows.cli import artifacts, curves, experiments, layouts, presets, run, services, tokens, tracking
+from cupola_flows.cli import artifacts, curves, experiments, jobs, layouts, presets, run, services, tokens, tracking
 from cupola_flows.cli.checkpoints import base as checkpoint
 from cupola_flows.cli.checkpoints import differences, long_context
 from cupola_flows.cli.checkpoints import evaluate as evaluating
@@ -27,6 +27,7 @@ app = typer.Typer(
     add_completion=False,
 )
 run.register(app)
+jobs.register(app)
 artifacts.register(app)
 layouts.register(app)
 curves.register(app)

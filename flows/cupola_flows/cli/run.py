@@ -13,7 +13,7 @@ from cupola_flows.reports.results import print_results
 from cupola_flows.runs.opening import open_session
 from cupola_flows.runs.session import Session
 from cupola_flows.terminal.display import make_display
-from cupola_platform.errors import ConfigError, CupolaError
+from cupola_platform.errors import ConfigError, CupolaError, DetachedError
 from cupola_platform.tracking.spool import Spool
 from cupola_platform.tracking.tracker import flush_spool
 
@@ -38,12 +38,17 @@ def run(
 ) -> None:
     """Run a recipe. Stages whose fingerprint has not changed are reused."""
     console = Console()
-    for number in (signal.SIGINT, signal.SIGTERM):  # scripts start background jobs with SIGINT ignored
-        signal.signal(number, _interrupt)
     names = [name for name in only.split(",") if name]
     steps = _steps(profile)
     session = open_session(recipe, overrides or [], names, workspace, partial(make_display, console=console), run_on)
     session.profile = steps
+    execute(session, console, prefect=prefect)
+
+
+def execute(session: Session, console: Console, *, prefect: bool) -> None:
+    """Run a session in the foreground, and print its results."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # scripts start background jobs with SIGINT ignored
+        signal.signal(number, _interrupt)
     if session.reuse_all():
         print_results(session, console)
         console.print(f"Nothing to do: all {len(session.names)} stages are up to date.")
@@ -52,6 +57,9 @@ def run(
     try:
         with session.display.shown():
             (run_under_prefect if prefect else run_plain)(session)
+    except DetachedError:
+        print_results(session, console)
+        raise
     except CupolaError:
         print_results(session, console)
         console.print("Finished work is kept. Run the same command to resume.")
