@@ -10,7 +10,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-
 from tests.flows.conftest import cupola, eventually, recipe, texts, undisturbed
 
 __all__ = ["cupola", "eventually", "recipe", "texts", "undisturbed"]

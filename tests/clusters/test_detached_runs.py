@@ -19,7 +19,7 @@ nodes = 4
 ranks_per_node = 1
 interface = "lo"
 """
-LONG = ("--set", "stages.pretrain.steps=60", "--set", "stages.pretrain.checkpoint.every=5")
+LONG = ("--set", "stages.pretrain.steps=600", "--set", "stages.pretrain.checkpoint.every=5")
 ON = ("--run-on", "test", "--no-prefect")
 
 

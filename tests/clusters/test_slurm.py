@@ -67,7 +67,8 @@ def test_another_process_attaches_to_a_running_job_and_to_no_ended_one(launcher:
     first = launcher.start(file, processes=1, log=tmp_path / "log")
     again = SlurmLauncher("test", CLUSTER).attach(file)
     known = handle.read(file.parent)
-    assert again is not None and known is not None
+    assert again is not None
+    assert known is not None
     assert again.number == first.number == known.id
     again.stop(60)
     assert SlurmLauncher("test", CLUSTER).attach(file) is None
