@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,8 @@ from tests.flows.conftest import cupola, eventually, recipe, texts, undisturbed
 __all__ = ["cupola", "eventually", "recipe", "texts", "undisturbed"]
 
 NODES = 4
+NODE = "CUPOLA_TEST_NODE"
+"""Environment variable of a node's daemon and its steps that names the node."""
 CONF = """
 ClusterName=test
 SlurmctldHost=localhost
@@ -81,16 +84,32 @@ class Slurm:
         return (done.stdout + done.stderr).strip()
 
     def start_node(self, number: int) -> None:
-        self._daemon("slurmd", "-N", f"n{number}")
+        self._daemon("slurmd", "-N", f"n{number}", node=f"n{number}")
 
     def kill_node(self, number: int) -> None:
         """Kill a node's daemon and everything that it started, as a machine that loses power does."""
-        daemon = psutil.Process(int((self.folder / f"slurmd-n{number}.pid").read_text()))
-        spool = f"spool-n{number}"
-        ours = [p for p in psutil.process_iter(["cmdline"]) if f"n{number}]" in " ".join(p.info["cmdline"] or [])]
-        for process in [daemon, *daemon.children(recursive=True), *ours]:
+        for process in self.processes(f"n{number}"):
             process.kill()
-        assert spool
+
+    def restart_controller(self) -> None:
+        """Kill the controller outright, and start it again from its saved state."""
+        controller = psutil.Process(int((self.folder / "slurmctld.pid").read_text()))
+        controller.kill()
+        controller.wait(10)
+        self._daemon("slurmctld")
+
+    def processes(self, node: str = "") -> list[psutil.Process]:
+        """Every process of the cluster, or of one of its nodes: daemons, their steps and what these started."""
+        ours = []
+        for process in psutil.process_iter():
+            try:
+                variables = process.environ()
+            except psutil.Error:
+                continue
+            at = {variables.get(NODE), variables.get("SLURMD_NODENAME")}
+            if variables.get("SLURM_CONF") == self.environment["SLURM_CONF"] and (not node or node in at):
+                ours.append(process)
+        return ours
 
     @staticmethod
     def wait_for(true: Callable[[], bool], what: str, seconds: float = 60) -> None:
@@ -100,13 +119,10 @@ class Slurm:
             time.sleep(0.2)
 
     def close(self) -> None:
-        for file in self.folder.rglob("*.pid"):
-            try:
-                process = psutil.Process(int(file.read_text()))
+        munge = [psutil.Process(int(file.read_text())) for file in self.folder.glob("munge/*.pid")]
+        for process in [*self.processes(), *munge]:
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
-                process.wait(10)
-            except (psutil.Error, ValueError):
-                continue
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start_munge(self) -> None:
@@ -127,10 +143,10 @@ class Slurm:
             check=True, capture_output=True,
         )  # fmt: skip
 
-    def _daemon(self, *command: str) -> None:
+    def _daemon(self, *command: str, node: str = "") -> None:
         subprocess.run(
             [f"/usr/sbin/{command[0]}", *command[1:]], check=True, capture_output=True,
-            env={**os.environ, **self.environment},
+            env={**os.environ, **self.environment, NODE: node},
         )  # fmt: skip
 
 

@@ -35,7 +35,8 @@ def trained(cupola: Any) -> int:
 
 
 def jobs(slurm: Any) -> list[str]:
-    return slurm.ask("squeue", "--noheader", "--format=%i").split()
+    queue: str = slurm.ask("squeue", "--noheader", "--format=%i")
+    return queue.split()
 
 
 @pytest.mark.slow

@@ -91,7 +91,7 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[
 
 
 def started(ranks: int, folder: Path) -> tuple[list[str], dict[str, str]]:
-    from cupola_platform.launch import torchrun
+    from cupola_platform.launch.rendezvous import torchrun
 
     command, variables = torchrun(ranks, Path(tempfile.mkdtemp(dir=folder)))
     return command, {**environment(), **variables}

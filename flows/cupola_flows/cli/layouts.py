@@ -14,7 +14,7 @@ from cupola_flows.cli.options import JsonOption, SetOption, WorkspaceOption, ope
 from cupola_flows.experiments.layout_comparison import parse_layout, trial_job
 from cupola_flows.recipe.loading import load_recipe
 from cupola_flows.terminal.text import plain, stdout
-from cupola_platform.launch import make_launcher
+from cupola_platform.launch.launcher import make_launcher
 from cupola_trainer.training.layout_comparison import Comparison, layout_name, verify_layout
 
 

@@ -4,7 +4,8 @@ import threading
 from pathlib import Path
 
 from cupola_platform.errors import CupolaError, ServiceError
-from cupola_platform.launch import RunningJob, handle, make_launcher
+from cupola_platform.launch import handle
+from cupola_platform.launch.launcher import RunningJob, make_launcher
 from cupola_platform.settings import Settings
 
 PATIENCE = 15.0

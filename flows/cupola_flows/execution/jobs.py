@@ -24,7 +24,8 @@ from cupola_platform.errors import (
     StageFailedError,
 )
 from cupola_platform.json_lines import numbered
-from cupola_platform.launch import Launcher, RunningJob, handle, make_launcher, that_fit
+from cupola_platform.launch import handle
+from cupola_platform.launch.launcher import Launcher, RunningJob, make_launcher, that_fit
 from cupola_trainer.config import (
     AnyJob,
     LayoutConfig,

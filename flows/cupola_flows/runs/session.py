@@ -20,8 +20,9 @@ from cupola_flows.stages.base import ARTIFACT, Stage, Taken
 from cupola_flows.terminal.display import Display
 from cupola_platform.artifacts import Artifact
 from cupola_platform.errors import CancelledError, ConfigError, CupolaError, DetachedError, StageFailedError
-from cupola_platform.launch import handle, make_launcher, tether
+from cupola_platform.launch import handle, tether
 from cupola_platform.launch.handle import Handle
+from cupola_platform.launch.launcher import make_launcher
 from cupola_platform.registry import RunStatus
 from cupola_platform.tracking.tracker import Tracker
 from cupola_platform.workspace import Workspace

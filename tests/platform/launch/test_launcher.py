@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cupola_platform.errors import ConfigError
-from cupola_platform.launch import make_launcher
+from cupola_platform.launch.launcher import make_launcher
 from cupola_platform.settings import Settings
 
 ROOT = Path(__file__).parents[3]
