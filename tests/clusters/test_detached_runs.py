@@ -88,7 +88,7 @@ def test_ctrl_c_ends_nothing_and_cancel_lets_the_job_save(
     assert follower.returncode == 130
     assert jobs(slurm) == []
     assert on_cluster.events()[-1]["status"] == "preempted"
-    assert [row["status"] for row in on_cluster.json("runs")][:2] == ["cancelled", "cancelled"]
+    assert [row["status"] for row in on_cluster.json("runs")][:3] == ["cancelled", "reused", "cancelled"]
     refused = on_cluster("cancel", whole)
     assert refused.returncode == 2
     assert f"Run {whole} is continued: there is nothing to cancel." in refused.stderr
@@ -112,3 +112,26 @@ def test_a_detached_run_is_cancelled_without_a_follower(
     assert [row["status"] for row in on_cluster.json("runs")] == ["cancelled", "completed", "cancelled"]
     handle = json.loads(next(on_cluster.workspace.glob("work/*/job/handle.json")).read_text())
     assert handle["cluster"] == "test"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["in a step", "in a save"])
+def test_a_node_lost_in_training_changes_nothing(
+    where: str, on_cluster: Any, slurm: Any, recipe: Path, eventually: Any, undisturbed: Callable[..., dict[str, str]]
+) -> None:
+    run = on_cluster.start("run", str(recipe), *ON, *LONG)
+    if where == "in a step":
+        eventually(lambda: trained(on_cluster) >= 8, 300, "eight steps")
+    else:
+        partial = "work/*/job/checkpoints/.step_*.partial"
+        eventually(lambda: any(on_cluster.workspace.glob(partial)), 300, "a checkpoint being written")
+    node = slurm.ask("squeue", "--noheader", "--format=%N")
+    lost = 2 if node == "n[1-2]" else pytest.fail(f"the job runs on {node}")
+    slurm.kill_node(lost)
+    printed, _ = run.communicate(timeout=600)
+    assert run.returncode == 0, printed
+    starts = [event["step"] for event in on_cluster.events() if event["event"] == "start"]
+    assert len(starts) == 2
+    assert on_cluster.published() == undisturbed(recipe, *LONG)
+    slurm.start_node(lost)
+    eventually(lambda: "down" not in slurm.ask("sinfo", "-h", "-o", "%T"), 60, "the node")
