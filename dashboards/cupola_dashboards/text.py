@@ -20,6 +20,8 @@ STATUSES = {
     "failed": "red",
     "failed (lost)": "red",
     "cancelled": "orange",
+    "detached": "violet",
+    "continued": "gray",
 }
 """Colour of each status."""
 NOTHING_YET = "Nothing has run yet. Start with `cupola run tiny`, or on the page **Launch**."

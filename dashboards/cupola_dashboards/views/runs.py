@@ -13,7 +13,10 @@ from cupola_platform.registry import RunRow
 
 LOOK_EVERY = "2s"
 AMOUNTS = {"Newest": runs.NEWEST, "Newest 5,000": 5_000, "All": runs.EVERYTHING}
-MARKS = {"completed": "✓", "reused": "✓", "running": "●", "failed": "✗", "failed (lost)": "✗", "cancelled": "✗"}
+MARKS = {
+    "completed": "✓", "reused": "✓", "running": "●", "detached": "●", "failed": "✗", "failed (lost)": "✗",
+    "cancelled": "✗", "continued": "→",
+}  # fmt: skip
 
 
 def page() -> None:

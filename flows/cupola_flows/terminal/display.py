@@ -24,6 +24,7 @@ MARKS = {
     "reused": "[blue]=[/]",
     "failed": "[red]✗[/]",
     "cancelled": "[yellow]![/]",
+    "detached": "[cyan]>[/]",
 }
 
 

@@ -28,7 +28,8 @@ RUN_TAG = "cupola.run"
 """Tag that holds a run's id in the registry, to find its MLflow run again."""
 
 _PARAMETERS_AT_ONCE = 100
-_STATUS = {"completed": "FINISHED", "reused": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
+_STATUS = {"completed": "FINISHED", "reused": "FINISHED", "failed": "FAILED", "cancelled": "KILLED",
+           "detached": "KILLED"}  # fmt: skip
 _AWAY_AFTER = 2
 """Consecutive failures after which the server counts as away."""
 
