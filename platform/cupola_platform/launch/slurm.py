@@ -18,7 +18,7 @@ from cupola_platform.launch import handle
 from cupola_platform.launch.capacity import Capacity
 from cupola_platform.launch.handle import CANCELLED, STOP, Handle
 from cupola_platform.launch.local import GRACE_SECONDS
-from cupola_platform.launch.slurm_batch import EXIT_STATUS, HISTORY, TERMS, Terms, is_out_of_use
+from cupola_platform.launch.slurm_batch import EXIT_STATUS, HISTORY, TERMS, Terms, choose, fields, is_out_of_use
 from cupola_platform.security.credential import without_credentials
 
 SCRIPT = "slurm.sh"
@@ -70,6 +70,8 @@ class SlurmJob:
             answer = _ask(self.number)
             state = answer.get("JobState")
             self._waits = answer.get("Reason", "") if state == "PENDING" else None
+            if state == "PENDING" and self._waits not in ("None", "Priority"):
+                self._make_do(answer)
             if state not in LIVING:
                 self._status = self._exit_status(state)
         return self._status
@@ -100,6 +102,18 @@ class SlurmJob:
     def __exit__(self, *_: object) -> None:
         if self.poll() is None:
             self.stop()
+
+    def _make_do(self, answer: Mapping[str, str]) -> None:
+        """Ask for fewer nodes where the partition has not as many left as the job waits for, and a fallback fits."""
+        try:
+            terms = Terms.read(self.folder / TERMS)
+        except (FileNotFoundError, ValueError, TypeError):
+            return
+        up = _up(_nodes(answer.get("Partition", "")))
+        wanted = int(answer.get("NumNodes", "1").partition("-")[0])
+        chosen = choose(terms.jobs, terms.per_node, up)
+        if chosen and up < wanted:
+            _slurm(["scontrol", "update", f"JobId={self.number}", f"NumNodes={chosen[2]}"], tolerant=True)
 
     def _exit_status(self, state: str | None) -> int:
         try:
@@ -142,8 +156,8 @@ class SlurmLauncher:
             python=str(self.cluster.python or sys.executable), module=self.module,
             interface=self.cluster.interface or "", restarts=restarts,
         ).write(folder / TERMS)  # fmt: skip
-        nodes = [self.cluster.spread(ranks, self.name)[0] for _, ranks in jobs]
-        (folder / SCRIPT).write_text(self._script(folder / TERMS, (min(nodes), max(nodes)), log, env or {}))
+        nodes, _ = self.cluster.spread(processes, self.name)
+        (folder / SCRIPT).write_text(self._script(folder / TERMS, nodes, log, env or {}))
         printed = _slurm(["sbatch", "--parsable", str(folder / SCRIPT)], cluster=self.name)
         number = printed.strip().partition(";")[0]
         Handle(cluster=self.name, id=number).write(folder)
@@ -163,11 +177,10 @@ class SlurmLauncher:
         """The partition's nodes and queue. Raises ServiceError if the controller does not answer."""
         self._has_slurm()
         where = [f"--partition={self.cluster.partition}"] if self.cluster.partition else []
-        nodes = _answer(["sinfo", "--noheader", "--Node", "--format=%N|%T|%E", *where], self.name)
-        states = {name: (state, why) for name, state, why in (line.split("|", 2) for line in nodes.splitlines())}
+        states = _nodes(self.cluster.partition or "", self.name)
         queue = _answer(["squeue", "--noheader", "--states=PENDING", "--format=%i", *where], self.name)
         return Capacity(
-            nodes=sum(not is_out_of_use(state) for state, _ in states.values()),
+            nodes=_up(states),
             free=sum(state == "idle" for state, _ in states.values()),
             waiting=len(queue.split()),
             down={name: f"{state}: {why}" for name, (state, why) in states.items()
@@ -181,11 +194,11 @@ class SlurmLauncher:
                 "Slurm's client."
             )
 
-    def _script(self, terms: Path, nodes: tuple[int, int], log: Path, env: Mapping[str, str]) -> str:
+    def _script(self, terms: Path, nodes: int, log: Path, env: Mapping[str, str]) -> str:
         cluster = self.cluster
         options: dict[str, str | None] = {
             "job-name": "cupola",
-            "nodes": "-".join(str(count) for count in sorted(set(nodes))),
+            "nodes": str(nodes),
             "ntasks-per-node": "1",
             "output": _quoted(str(log).replace("%", "%%")),
             "open-mode": "append",
@@ -213,13 +226,25 @@ def _quoted(path: str) -> str:
     return f'"{path}"'
 
 
+def _nodes(partition: str, cluster: str = "") -> dict[str, tuple[str, str]]:
+    """State, and the reason for it, of each node of a partition; of the default one if it is empty."""
+    where = [f"--partition={partition}"] if partition else []
+    nodes = _answer(["sinfo", "--noheader", "--Node", "--format=%N|%T|%E", *where], cluster)
+    return {name: (state, why) for name, state, why in (line.split("|", 2) for line in nodes.splitlines())}
+
+
+def _up(nodes: Mapping[str, tuple[str, str]]) -> int:
+    """How many nodes could take a new job, now or once others end."""
+    return sum(not is_out_of_use(state) and not state.startswith("drain") for state, _ in nodes.values())
+
+
 def _ask(number: str) -> dict[str, str]:
     """What Slurm knows about a job; empty for one that it does not know. Asks again while no controller answers."""
     deadline = time.monotonic() + PATIENCE
     while True:
         done = _run(["scontrol", "--oneliner", "show", "job", number])
         if done.returncode == 0:
-            return dict(word.partition("=")[::2] for word in done.stdout.split() if "=" in word)
+            return fields(done.stdout)
         if "Invalid job id" in done.stderr:
             return {}
         if time.monotonic() > deadline:

@@ -97,8 +97,8 @@ class Batch:
             status = self._start(file, ranks, nodes[:count])
             if status == 0 or self._is_final():
                 return self._end(status)
-            if self.time_is_up or self._has_saved():
-                self._requeue("saved")
+            if self.time_is_up or self._is_preempted():
+                self._requeue("the time is up" if self.time_is_up else "preempted")
             self._fail(f"start {self.history.starts} ended with status {status}")
         return self._end(1)
 
@@ -149,14 +149,9 @@ class Batch:
         """Whether another start would change nothing: the job is done, it reported an error, or it was stopped."""
         return any((self.folder / name).exists() for name in ("result.json", "error.json", STOP))
 
-    def _has_saved(self) -> bool:
-        """Whether the ranks saved and ended because they were asked to."""
-        try:
-            lines = (self.folder / "metrics.jsonl").read_bytes().split(b"\n")
-        except FileNotFoundError:
-            return False
-        last = [line for _, line in numbered(lines)][-1:]
-        return bool(last) and b'"preempted"' in last[0]
+    def _is_preempted(self) -> bool:
+        """Whether Slurm asked the ranks to end because another job needs the nodes."""
+        return known_of(self.job).get("PreemptTime", "None") != "None"
 
     def _save_ahead(self, *_: object) -> None:
         self.time_is_up = True
@@ -197,6 +192,17 @@ class Batch:
 
     def _write_history(self) -> None:
         write_text(self.folder / HISTORY, json.dumps(asdict(self.history)))
+
+
+def known_of(job: str) -> dict[str, str]:
+    """What Slurm knows about a job; empty if it knows none by that number, or does not answer."""
+    done = subprocess.run(["scontrol", "--oneliner", "show", "job", job], check=False, capture_output=True, text=True)
+    return fields(done.stdout)
+
+
+def fields(line: str) -> dict[str, str]:
+    """The `Name=value` fields of a line of scontrol."""
+    return dict(word.partition("=")[::2] for word in line.split() if "=" in word)
 
 
 def choose(jobs: Sequence[tuple[str, int]], per_node: int, nodes: int) -> tuple[str, int, int] | None:
