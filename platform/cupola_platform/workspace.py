@@ -95,25 +95,30 @@ class Workspace:
         return self.folder(f"work/{fingerprint}")
 
     def publish(
-        self, folder: Path, *, kind: str, parents: Sequence[Artifact] = (), stage: str = "", recipe: str = "",
+        self, folder: Path, *, kind: str, parents: Sequence[Artifact | str] = (), stage: str = "", recipe: str = "",
         fingerprint: str = "", config: Mapping[str, Any] | None = None, metrics: Mapping[str, float] | None = None,
-        run_id: str | None = None,
+        run_id: str | None = None, known: Mapping[str, tuple[int, str]] | None = None,
     ) -> Artifact:  # fmt: skip
         """Seal a folder, move it into the store, and register it with its lineage.
 
         Content that was published before keeps its first manifest. If interrupted, `adopt` completes it.
 
+        Args:
+            parents: artifacts, or digests of artifacts that are yet to be published.
+            known: see `artifacts.seal`.
+
         Raises:
             CorruptArtifactError: the folder contains something other than plain files.
             StoreError, RegistryError: the store or registry refused or cannot be reached.
         """
-        digests = [parent.digest for parent in parents]
+        digests = [parent if isinstance(parent, str) else parent.digest for parent in parents]
         sealed = seal(
             folder, kind=kind, parents=digests, stage=stage, recipe=recipe, fingerprint=fingerprint, config=config,
-            metrics=metrics,
+            metrics=metrics, known=known,
         )  # fmt: skip
         for parent in parents:
-            self.registry.add_artifact(parent.manifest)
+            if isinstance(parent, Artifact):
+                self.registry.add_artifact(parent.manifest)
         stored = self.store.put(sealed)
         self.registry.add_artifact(sealed.manifest, run_id)
         return stored

@@ -161,9 +161,9 @@ class Backup:
         if (folder / MANIFEST).is_file():
             return artifacts.read(folder)
         shutil.rmtree(folder, ignore_errors=True)
-        files = {file.path: (file.size, file.blake3) for file in checkpoint.manifest.files}
+        files = checkpoint.manifest.known
         for path in (*files, MANIFEST):
-            _link(checkpoint.path / path, folder / "checkpoint" / path)
+            link(checkpoint.path / path, folder / "checkpoint" / path)
         for beside in (each for pattern in BESIDE for each in self.job.glob(pattern)):
             target = folder / beside.relative_to(self.job)
             target.parent.mkdir(exist_ok=True)
@@ -180,7 +180,7 @@ class Backup:
         for file in copy.manifest.files:
             top, _, rest = file.path.partition("/")
             if top == "checkpoint":
-                _link(copy.path / file.path, partial / rest)
+                link(copy.path / file.path, partial / rest)
             else:
                 target = self.job / file.path
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -193,11 +193,12 @@ def _empty(folder: Path) -> None:
         shutil.rmtree(entry)
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
+    """Make `target` a hard link to a file, or a copy where the file system has none."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
     except FileNotFoundError:
         raise
-    except OSError:  # a file system without hard links
+    except OSError:
         shutil.copyfile(source, target)

@@ -69,8 +69,15 @@ class StageContext:
         path.mkdir(parents=True)
         return path
 
-    def publish(self, folder: Path, *, parents: Sequence[Artifact], metrics: dict[str, float]) -> Artifact:
-        """Seal `folder`, store it, and register it as this stage's artifact."""
+    def publish(
+        self,
+        folder: Path,
+        *,
+        parents: Sequence[Artifact],
+        metrics: dict[str, float],
+        known: Mapping[str, tuple[int, str]] | None = None,
+    ) -> Artifact:
+        """Seal `folder`, store it, and register it as this stage's artifact. `known`: see `artifacts.seal`."""
         return self.workspace.publish(
             folder,
             kind=self.gives,
@@ -81,6 +88,7 @@ class StageContext:
             config=dict(self.config),
             metrics=metrics,
             run_id=self.run_id,
+            known=known,
         )
 
     def publish_aside(
@@ -88,10 +96,11 @@ class StageContext:
         folder: Path,
         *,
         kind: str,
-        parents: Sequence[Artifact],
+        parents: Sequence[Artifact | str],
         metrics: dict[str, float],
         config: Mapping[str, Any] | None = None,
         fingerprint: str = "",
+        known: Mapping[str, tuple[int, str]] | None = None,
     ) -> Artifact:
         """Publish an intermediate artifact of this stage. With a fingerprint it can be found and reused.
 
@@ -107,4 +116,5 @@ class StageContext:
             fingerprint=fingerprint,
             config=dict(self.config if config is None else config),
             metrics=metrics,
+            known=known,
         )

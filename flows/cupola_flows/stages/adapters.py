@@ -4,7 +4,8 @@ import shutil
 from collections.abc import Sequence
 
 from cupola_flows.execution.context import StageContext
-from cupola_flows.execution.jobs import JobResult, run_job
+from cupola_flows.execution.jobs import run_job
+from cupola_platform import artifacts
 from cupola_platform.artifacts import Artifact
 from cupola_trainer.config import LayoutConfig, MergeAdapterJob
 
@@ -12,16 +13,28 @@ FINGERPRINTED = False  # only stages with `lora` run this; TrainStage.code adds 
 
 
 def folded(
-    ctx: StageContext, result: JobResult, parent: Artifact, layout: LayoutConfig, parents: Sequence[Artifact]
-) -> tuple[JobResult, Artifact]:
-    """Merge a job's adapters into the parent's weights. Returns the merged checkpoint and the adapters' artifact."""
-    adapter = _publish(ctx, result, parents)
-    job = MergeAdapterJob(output=ctx.folder / "merge", parent=parent.path, adapter=result.folder, layout=layout)
-    return JobResult(run_job(ctx, job).folder, result.metrics), adapter
+    ctx: StageContext,
+    trained: Artifact,
+    metrics: dict[str, float],
+    parent: Artifact,
+    layout: LayoutConfig,
+    parents: Sequence[Artifact],
+) -> tuple[Artifact, Artifact]:
+    """Merge a job's adapters into the parent's weights.
+
+    Args:
+        trained: the job's checkpoint of adapters.
+
+    Returns:
+        The merged checkpoint, to publish, and the adapters' artifact.
+    """
+    adapter = _publish(ctx, trained, metrics, parents)
+    job = MergeAdapterJob(output=ctx.folder / "merge", parent=parent.path, adapter=trained.path, layout=layout)
+    return artifacts.read(run_job(ctx, job).folder), adapter
 
 
-def _publish(ctx: StageContext, result: JobResult, parents: Sequence[Artifact]) -> Artifact:
+def _publish(ctx: StageContext, trained: Artifact, metrics: dict[str, float], parents: Sequence[Artifact]) -> Artifact:
     """Publish a copy of the adapters as an artifact. The job keeps its own until they are merged."""
     folder = ctx.empty("adapter")
-    shutil.copytree(result.folder, folder, dirs_exist_ok=True)
-    return ctx.publish_aside(folder, kind="adapter", parents=parents, metrics=result.metrics)
+    shutil.copytree(trained.path, folder, dirs_exist_ok=True)
+    return ctx.publish_aside(folder, kind="adapter", parents=parents, metrics=metrics)

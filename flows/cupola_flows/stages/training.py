@@ -10,6 +10,7 @@ from pydantic import model_validator
 
 from cupola_flows.execution.context import StageContext
 from cupola_flows.execution.jobs import run_job
+from cupola_flows.execution.optimizer_state import split_off
 from cupola_flows.execution.uploading import discard
 from cupola_flows.stages import adapters
 from cupola_flows.stages.base import Input, Stage, Stages, Taken, settings
@@ -120,7 +121,7 @@ def train(
     parents: Sequence[Artifact] | None = None,
     **changes: Any,
 ) -> Artifact:
-    """Train with a stage's settings and publish the last checkpoint.
+    """Train with a stage's settings and publish the last checkpoint, and its optimizer state beside it.
 
     Args:
         parent: the checkpoint to start from.
@@ -136,13 +137,14 @@ def train(
         optimizer = replace(optimizer, merging=replace(optimizer.merging, base=base.path))
     job = job.but(optimizer=optimizer, profile=ctx.profile, **changes)
     result = run_job(ctx, job, stage.layouts)
+    trained = split_off(ctx, result.folder, publish=job.checkpoint.publish_optimizer)
     if (job.output / "profile").is_dir():
         ctx.display.say(f"{ctx.name}: traces of steps {ctx.profile} saved to {job.output / 'profile'}")
     everything = list(taken.all() if parents is None else parents)
     if stage.lora and parent:
-        result, adapter = adapters.folded(ctx, result, parent, stage.layout, everything)
+        trained, adapter = adapters.folded(ctx, trained, result.metrics, parent, stage.layout, everything)
         everything.append(adapter)
-    artifact = ctx.publish(result.folder, parents=everything, metrics=result.metrics)
+    artifact = ctx.publish(trained.path, parents=everything, metrics=result.metrics, known=trained.manifest.known)
     shutil.rmtree(job.output / "checkpoints", ignore_errors=True)  # the last one is in the store
     discard(ctx, job)
     return artifact

@@ -63,6 +63,11 @@ class Manifest:
         """Total bytes of all files."""
         return sum(file.size for file in self.files)
 
+    @property
+    def known(self) -> dict[str, tuple[int, str]]:
+        """Size and digest of every file by path, as `seal` takes them."""
+        return {file.path: (file.size, file.blake3) for file in self.files}
+
 
 @dataclass(frozen=True)
 class Artifact:

@@ -32,10 +32,11 @@ def numbers(machine: Any) -> list[tuple[Any, ...]]:
 
 
 def weights(machine: Any) -> dict[str, str]:
-    """Digests of every weight and moment of the stage's artifact."""
-    (row,) = [row for row in machine.json("artifacts") if row["stage"] == "pretrain"]
-    shown = machine.json("show", row["id"])
-    return {file["path"]: file["blake3"] for file in shown["files"] if file["path"].endswith(".bin")}
+    """Digests of every weight and moment that the stage published."""
+    rows = [row for row in machine.json("artifacts") if row["stage"] in ("pretrain", "pretrain-optimizer")]
+    assert sorted(row["kind"] for row in rows) == ["checkpoint", "optimizer"]
+    files = [(row["kind"], file) for row in rows for file in machine.json("show", row["id"])["files"]]
+    return {f"{kind} {file['path']}": file["blake3"] for kind, file in files if file["path"].endswith(".bin")}
 
 
 def uploads(machine: Any) -> list[Path]:

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from cupola_trainer.config import (
 from cupola_trainer.reporting.metrics import read_metrics
 from cupola_trainer.training import loop
 
+PARTS = ("state", "optimizer")
 MODEL = ModelConfig(
     vocab_size=320,
     hidden_size=64,
@@ -144,9 +146,51 @@ def test_a_resumed_job_with_another_model_mixture_or_schedule_is_refused_in_one_
     assert loop.begin(weighted.but(allow_data_change=True)).progress.step == 6
 
 
+def weights_and_moments(folder: Path) -> tuple[int, int]:
+    """Bytes on disk of a checkpoint's weights and of its optimizer state."""
+    weights, moments = (sum(file.stat().st_size for file in folder.glob(f"{part}/*.bin")) for part in PARTS)
+    return weights, moments
+
+
+def test_weights_are_a_third_of_an_fp32_checkpoint_and_a_seventh_of_a_bf16_one(
+    trained: TrainJob, tmp_path: Path, tokens_folder: Path
+) -> None:
+    weights, moments = weights_and_moments(trained.output / "checkpoints" / "step_00000006")
+    assert weights / (weights + moments) == pytest.approx(4 / 12, rel=1e-3)  # and two moments of 4 bytes
+    half = loop.begin(job_in(tmp_path, tokens_folder, precision="bf16"))
+    half.save()
+    half.autosave.wait()
+    half_weights, half_moments = weights_and_moments(tmp_path / "checkpoints" / "step_00000000")
+    assert half_weights / (half_weights + half_moments) == pytest.approx(2 / 14, rel=1e-3)  # and an fp32 copy
+    assert half_weights == pytest.approx(weights / 2, rel=1e-3)
+
+
+def test_weights_load_without_their_optimizer_state_and_training_asks_for_it(trained: TrainJob, tmp_path: Path) -> None:
+    run = loop.begin(trained.but(output=tmp_path / "job"))
+    weights = tmp_path / "weights"
+    whole = trained.output / "checkpoints" / "step_00000006"
+    shutil.copytree(whole, weights, ignore=shutil.ignore_patterns("optimizer"))
+    artifacts.seal(weights, kind="checkpoint")
+    checkpoint.load_weights(weights, run.trainee.chunks)
+    expected = StoredState(whole / "state")
+    for shard in weight_shards(run.trainee.chunks):
+        expected.fill(replace(shard, data=(wanted := torch.empty_like(shard.data))))
+        assert torch.equal(shard.data, wanted), shard.key
+    with pytest.raises(ConfigError, match=r"weights holds weights only.*cupola checkpoint restore"):
+        checkpoint.load_training(weights, run.trainee.chunks, run.trainee.optimizer, run.trainee.scheduler)
+
+
+def test_a_torn_optimizer_file_is_set_aside_like_torn_weights(trained: TrainJob, tmp_path: Path) -> None:
+    shutil.copytree(trained.output, tmp_path, dirs_exist_ok=True)
+    torn = tmp_path / "checkpoints" / "step_00000006" / "optimizer" / "rank_00000.bin"
+    os.truncate(torn, torn.stat().st_size - 1)
+    assert loop.begin(trained.but(output=tmp_path)).progress.step == 5
+    assert (tmp_path / "checkpoints" / "torn" / "step_00000006" / "optimizer").is_dir()
+
+
 def rewrite(folder: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
     """Change a checkpoint's index and seal it again."""
-    index = folder / "state" / "rank_00000.json"
+    index = folder / "optimizer" / "rank_00000.json"
     content = json.loads(index.read_bytes())
     change(content["tensors"])
     index.write_text(json.dumps(content))
@@ -219,7 +263,8 @@ def test_a_weight_in_fp32_comes_from_the_master_copy_of_a_bf16_run(tmp_path: Pat
     half.step()
     half.autosave.wait()
     half.watchdog.stop()
-    state = StoredState(tmp_path / "half" / "checkpoints" / "step_00000001" / "state")
+    saved = tmp_path / "half" / "checkpoints" / "step_00000001"
+    state = StoredState(saved / "state", saved / "optimizer")
     whole = loop.begin(job_in(tmp_path / "half", tokens_folder, precision="fp32"))
     assert whole.progress.step == 1
     rounded = 0

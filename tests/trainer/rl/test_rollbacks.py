@@ -35,7 +35,8 @@ def weights(output: Path, kind: str) -> dict[str, torch.Tensor]:
     """The policy, its optimizer, and the EMA reference or the value model with its optimizer."""
     tensors: dict[str, torch.Tensor] = {}
     for folder in ("checkpoints", "ema" if kind == "grpo" else "value"):
-        state = StoredState(output / folder / "step_00000003" / "state")
+        saved = output / folder / "step_00000003"
+        state = StoredState(saved / "state", saved / "optimizer")
         tensors |= {f"{folder} {key}": state.read(key) for key in state.boxes}
     return tensors
 

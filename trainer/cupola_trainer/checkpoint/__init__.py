@@ -1,10 +1,14 @@
 """Training checkpoints: sealed folders that any layout can load.
 
     model.json      the ModelConfig
-    training.json   step, consumed samples, seed, objective, layout, schedule, and the loop's extras
+    training.json   step, consumed samples, seed, objective, layout, and the loop's extras
     tokenizer/      as saved by transformers
-    state/          weights and moments: see `storage`
+    state/          weights: see `storage`
+    optimizer/      what only further training needs: moments and fp32 weights of a bf16 model in the same form, and
+                    optimizer.json with the optimizer's step and the schedule
     manifest.json   written last; digests are verified before anything is read
+
+Without `optimizer/` it is a checkpoint all the same; stages publish it that way, and `optimizer/` beside it.
 
 A checkpoint is written under a temporary name and renamed once complete.
 """

@@ -7,10 +7,14 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from cupola_platform.errors import NotFoundError
-from cupola_trainer.config import ModelConfig
+from cupola_platform.errors import ConfigError, NotFoundError
+from cupola_trainer.config import OPTIMIZER, ModelConfig
 
 MODEL = TypeAdapter(ModelConfig)
+STATE = "state"
+"""Folder of a checkpoint that holds its weights."""
+SCHEDULE = f"{OPTIMIZER}/optimizer.json"
+"""File of a checkpoint with the optimizer's step and the scheduler's state."""
 
 
 @dataclass(frozen=True)
@@ -39,3 +43,18 @@ def read_model(folder: Path) -> ModelConfig:
 def read_training(folder: Path) -> dict[str, Any]:
     """A checkpoint's training.json."""
     return dict(json.loads((folder / "training.json").read_bytes()))
+
+
+def read_optimizer(folder: Path) -> dict[str, Any]:
+    """The optimizer's step and the scheduler's state in a checkpoint: `step` and `scheduler`.
+
+    Raises:
+        ConfigError: the checkpoint has no optimizer state.
+    """
+    path = folder / SCHEDULE
+    if not path.is_file():
+        raise ConfigError(
+            f"{folder} holds weights only. Start a new job from it (parent: {folder}), or put it together with its "
+            "optimizer state: cupola checkpoint restore."
+        )
+    return dict(json.loads(path.read_bytes()))

@@ -10,12 +10,13 @@ import torch.distributed as dist
 from cupola_platform import artifacts
 from cupola_platform.errors import ConfigError, CorruptArtifactError
 from cupola_trainer import runtime
-from cupola_trainer.checkpoint.description import Progress, read_model, read_training
+from cupola_trainer.checkpoint.description import STATE, Progress, read_model, read_optimizer, read_training
 from cupola_trainer.checkpoint.shards import MASTER, Shard, moment_key, moment_shards, weight_shards
 from cupola_trainer.checkpoint.storage import StoredState
+from cupola_trainer.config import OPTIMIZER
 from cupola_trainer.models.output import SCORE
 
-OURS = ("step", "consumed_samples", "seed", "objective", "layout", "optimizer", "optimizer_step", "scheduler")
+OURS = ("step", "consumed_samples", "seed", "objective", "layout")
 """Entries of training.json that `Checkpointer` writes; the rest are the loop's."""
 
 
@@ -31,7 +32,7 @@ def load_weights(folder: Path, chunks: Sequence[torch.nn.Module]) -> None:
     verify(folder)
     if read_training(folder).get("adapter"):
         raise ConfigError(f"{folder} holds only adapters. Merge them first: cupola checkpoint merge-adapter.")
-    state = StoredState(folder / "state")
+    state = StoredState(folder / STATE)
     new = set() if read_model(folder).is_scalar else {SCORE}
     _on_all_ranks(lambda: [state.fill(shard) for shard in weight_shards(chunks) if shard.key not in new])
 
@@ -44,11 +45,9 @@ def load_training(folder: Path, chunks: Sequence[torch.nn.Module], optimizer: An
         ConfigError: the checkpoint has no optimizer state, or was trained with another schedule.
     """
     verify(folder)
-    training = read_training(folder)
-    if not training["optimizer"]:
-        raise ConfigError(f"{folder} holds weights only. Start a new job from it (parent: {folder}).")
-    _check_schedule(folder, training["scheduler"], scheduler.state_dict())
-    state = StoredState(folder / "state")
+    training, schedule = read_training(folder), read_optimizer(folder)
+    _check_schedule(folder, schedule["scheduler"], scheduler.state_dict())
+    state = StoredState(folder / STATE, folder / OPTIMIZER)
     weights, moments = weight_shards(chunks), moment_shards(chunks, optimizer)
     _check_moments(folder, state, weights, moments)
 
@@ -61,9 +60,9 @@ def load_training(folder: Path, chunks: Sequence[torch.nn.Module], optimizer: An
 
     _on_all_ranks(fill)
     for group in optimizer.param_groups:
-        group["step"] = training["optimizer_step"]
+        group["step"] = schedule["step"]
     scheduler.num_steps = 0
-    scheduler.step(increment=training["scheduler"]["num_steps"])
+    scheduler.step(increment=schedule["scheduler"]["num_steps"])
     extra = {name: value for name, value in training.items() if name not in OURS}
     return Progress(training["step"], training["consumed_samples"], extra)
 

@@ -17,9 +17,9 @@ from cupola_platform.artifacts import Artifact
 from cupola_platform.durable import sync_folder
 from cupola_trainer import runtime
 from cupola_trainer.checkpoint import storage
-from cupola_trainer.checkpoint.description import MODEL
-from cupola_trainer.checkpoint.shards import Shard, moment_shards, weight_shards
-from cupola_trainer.config import LayoutConfig, ModelConfig
+from cupola_trainer.checkpoint.description import MODEL, SCHEDULE, STATE
+from cupola_trainer.checkpoint.shards import Shard, is_moment, moment_shards, weight_shards
+from cupola_trainer.config import OPTIMIZER, LayoutConfig, ModelConfig
 
 POLL = 0.05
 """Seconds between checks whether every rank has written its part."""
@@ -32,8 +32,18 @@ class SaveFailedError(OSError):
 class Save:
     """A checkpoint being written. Every rank creates one, keeps training, and calls `finish` once it is `ready`."""
 
-    def __init__(self, folder: Path, tokenizer: Path | None, model: ModelConfig, training: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: Path | None,
+        model: ModelConfig,
+        training: Mapping[str, Any],
+        schedule: Mapping[str, Any] | None,
+    ) -> None:
+        """`schedule` is the content of optimizer.json; None saves weights only."""
         self.folder, self.tokenizer, self.model, self.training = folder, tokenizer, model, training
+        self.schedule = schedule
+        self.parts = (STATE,) if schedule is None else (STATE, OPTIMIZER)
         self.partial = folder.with_name(f".{folder.name}.partial")
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
@@ -58,7 +68,9 @@ class Save:
             try:
                 copy_the_rest()
                 self._copied.set()
-                storage.write(self.partial / "state", runtime.rank(), memory, boxes)
+                for part in self.parts:
+                    held = [box for box in boxes if is_moment(box.key) == (part == OPTIMIZER)]
+                    storage.write(self.partial / part, runtime.rank(), memory, held)
             except Exception as error:  # noqa: BLE001 - after any error, this checkpoint must not be sealed
                 self._error = error
             finally:
@@ -108,7 +120,8 @@ class Save:
     def _make_folder(self) -> str | None:
         try:
             shutil.rmtree(self.partial, ignore_errors=True)
-            (self.partial / "state").mkdir(parents=True)
+            for part in self.parts:
+                (self.partial / part).mkdir(parents=True)
         except OSError as error:
             return _message(error)
         return None
@@ -119,7 +132,13 @@ class Save:
             (self.partial / "training.json").write_text(json.dumps(self.training, indent=2))
             if self.tokenizer:
                 shutil.copytree(self.tokenizer, self.partial / "tokenizer", dirs_exist_ok=True)
-            known = {f"state/{name}": entry for name, entry in storage.written(self.partial / "state").items()}
+            if self.schedule is not None:
+                (self.partial / SCHEDULE).write_text(json.dumps(self.schedule, indent=2))
+            known = {
+                f"{part}/{name}": entry
+                for part in self.parts
+                for name, entry in storage.written(self.partial / part).items()
+            }
             artifacts.seal(self.partial, kind="checkpoint", config=self.training, known=known)
             shutil.rmtree(self.folder, ignore_errors=True)
             self.partial.rename(self.folder)
@@ -160,18 +179,20 @@ class Checkpointer:
             "seed": seed,
             "objective": objective,
             "layout": asdict(layout),
-            "optimizer": self.optimizer is not None,
             **(extra or {}),
         }
-        if self.optimizer is not None:
-            steps = [int(group.get("step", 0)) for group in self.optimizer.param_groups]
-            training |= {"optimizer_step": max(steps, default=0), "scheduler": self.scheduler.state_dict()}
-        save = Save(folder, tokenizer, model, training)
+        save = Save(folder, tokenizer, model, training, self._schedule())
         for chunk in self.chunks:
             gather(chunk)
         buffers = {buffer.data_ptr() for chunk in unwrap_model(list(self.chunks)) for buffer in chunk.buffers()}
         save.start(self._shards(), self.staging, passing=buffers)
         return save
+
+    def _schedule(self) -> dict[str, Any] | None:
+        if self.optimizer is None:
+            return None
+        steps = [int(group.get("step", 0)) for group in self.optimizer.param_groups]
+        return {"step": max(steps, default=0), "scheduler": self.scheduler.state_dict()}
 
     def _shards(self) -> list[Shard]:
         shards = weight_shards(self.chunks)

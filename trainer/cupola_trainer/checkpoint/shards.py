@@ -22,6 +22,8 @@ ADAPTERS = (".lora_a", ".lora_b")
 MASTER = "master"
 """Name of the fp32 copy of a bf16 weight, saved with the optimizer's moments."""
 
+_MOMENTS = "optimizer."
+
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 """Offset and size along each axis."""
 
@@ -51,7 +53,12 @@ class Shard:
 
 def moment_key(moment: str, key: str) -> str:
     """Key of a weight's moment."""
-    return f"optimizer.{moment}.{key}"
+    return f"{_MOMENTS}{moment}.{key}"
+
+
+def is_moment(key: str) -> bool:
+    """Whether a key is a moment's, not a weight's."""
+    return key.startswith(_MOMENTS)
 
 
 def weight_shards(chunks: Sequence[torch.nn.Module]) -> list[Shard]:

@@ -1,4 +1,5 @@
-"""Boxes of tensors on disk: per rank a file of raw bytes and an index. Nothing is ever unpickled.
+"""Boxes of tensors on disk: per rank a file of raw bytes and an index, once for weights (`state`) and once for moments
+(`optimizer`). Nothing is ever unpickled.
 
 state/rank_00000.bin     the boxes in sequence, each at a multiple of 64 bytes
 state/rank_00000.json    {"size", "blake3", "tensors": [{"key", "dtype", "shape", "offset", "size", "at"}, ...]}
@@ -10,8 +11,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,13 @@ class StoredBox:
     size: tuple[int, ...]
     at: int
     """Offset in the file, in bytes."""
-    file: str = ""
+    file: Path = Path()
+    """Where it is read from."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes, without padding."""
+        return math.prod(self.size) * int(getattr(torch, self.dtype).itemsize)
 
 
 class Staging:
@@ -94,14 +100,18 @@ class Staging:
         memory.copy_(shard.data, non_blocking=True)
 
 
-def write(state: Path, rank: int, content: Tensor, boxes: Sequence[StoredBox]) -> None:
+def write(folder: Path, rank: int, memory: Tensor, boxes: Sequence[StoredBox]) -> None:
     """Write and fsync a rank's two files. Other threads compute the digest meanwhile.
+
+    Args:
+        boxes: adjacent boxes of `memory`; only these bytes are written.
 
     Raises:
         OSError: the disk is full, or the folder is not writable.
     """
-    path = state / f"rank_{rank:05d}.bin"
-    view = memoryview(content.numpy()).cast("B")
+    path = folder / f"rank_{rank:05d}.bin"
+    first, end = (boxes[0].at, boxes[-1].at + boxes[-1].nbytes) if boxes else (0, 0)
+    view = memoryview(memory[first:end].numpy())
     with ThreadPoolExecutor(1) as pool, path.open("wb", buffering=0) as file:
         digest = pool.submit(lambda: blake3(max_threads=blake3.AUTO).update(view).hexdigest())
         for start in range(0, len(view), BLOCK):
@@ -109,7 +119,10 @@ def write(state: Path, rank: int, content: Tensor, boxes: Sequence[StoredBox]) -
             while block:
                 block = block[file.write(block) :]
         os.fsync(file.fileno())
-    tensors = [{name: value for name, value in asdict(box).items() if name != "file"} for box in boxes]
+    tensors = [
+        {name: value for name, value in asdict(replace(box, at=box.at - first)).items() if name != "file"}
+        for box in boxes
+    ]
     line = {"size": len(view), "blake3": digest.result(), "tensors": tensors}
     with path.with_suffix(".json").open("w") as index:
         json.dump(line, index)
@@ -117,25 +130,26 @@ def write(state: Path, rank: int, content: Tensor, boxes: Sequence[StoredBox]) -
         os.fsync(index.fileno())
 
 
-def written(state: Path) -> dict[str, tuple[int, str]]:
+def written(folder: Path) -> dict[str, tuple[int, str]]:
     """Size and digest of every rank's bytes, as recorded by its writer."""
     return {
         path.with_suffix(".bin").name: (entry["size"], entry["blake3"])
-        for path in sorted(state.glob("rank_*.json"))
+        for path in sorted(folder.glob("rank_*.json"))
         for entry in [json.loads(path.read_bytes())]
     }
 
 
 class StoredState:
-    """The tensors in a checkpoint's `state` folder, written in any layout. Verify its digests first."""
+    """The tensors in folders of a checkpoint, written in any layout. Verify their digests first."""
 
-    def __init__(self, state: Path) -> None:
-        self.state = state
+    def __init__(self, *folders: Path) -> None:
+        self.folder = folders[0]
         self.boxes: dict[str, list[StoredBox]] = defaultdict(list)
-        for path in sorted(state.glob("rank_*.json")):
+        self._files: dict[Path, Tensor] = {}
+        for path in (path for folder in folders for path in sorted(folder.glob("rank_*.json"))):
             for entry in json.loads(path.read_bytes())["tensors"]:
                 places = {name: tuple(entry[name]) for name in ("shape", "offset", "size")}
-                self.boxes[entry["key"]].append(StoredBox(**{**entry, **places}, file=path.with_suffix(".bin").name))
+                self.boxes[entry["key"]].append(StoredBox(**{**entry, **places}, file=path.with_suffix(".bin")))
 
     def read(self, key: str, index: tuple[int, ...] = ()) -> Tensor:
         """A tensor, or its slice at an index into the leading (layer, expert) axes."""
@@ -152,7 +166,7 @@ class StoredState:
 
     def _first(self, key: str) -> StoredBox:
         if key not in self.boxes:
-            raise CorruptArtifactError(f"{self.state} holds no tensor {key}. Its model.json describes another model.")
+            raise CorruptArtifactError(f"{self.folder} holds no tensor {key}. Its model.json describes another model.")
         return self.boxes[key][0]
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -169,7 +183,7 @@ class StoredState:
         filled = 0
         for stored in self.boxes.get(key, ()):
             if stored.shape != shard.shape:
-                raise CorruptArtifactError(f"{self.state} holds {key} as {stored.shape}, the model has {shard.shape}.")
+                raise CorruptArtifactError(f"{self.folder} holds {key} as {stored.shape}, the model has {shard.shape}.")
             overlap = _overlap((stored.offset, stored.size), (shard.offset, shard.size))
             if overlap:
                 source = self._view(stored)[_slices(overlap, stored.offset)]
@@ -177,23 +191,14 @@ class StoredState:
                 filled += math.prod(overlap[1])
         if filled != shard.data.numel():
             raise CorruptArtifactError(
-                f"{self.state} holds {filled:,} of the {shard.data.numel():,} elements of {key} from {shard.offset}."
+                f"{self.folder} holds {filled:,} of the {shard.data.numel():,} elements of {key} from {shard.offset}."
             )
 
     def _view(self, box: StoredBox) -> Tensor:
-        dtype = getattr(torch, box.dtype)
-        count = math.prod(box.size) * dtype.itemsize
-        return self._files[box.file][box.at : box.at + count].view(dtype).view(box.size)
-
-    @cached_property
-    def _files(self) -> dict[str, Tensor]:
-        return {
-            path.name: torch.from_numpy(
-                np.memmap(path, np.uint8, mode="c")
-            )  # copy-on-write, since torch requires writable memory
-            for path in sorted(self.state.glob("rank_*.bin"))
-            if path.stat().st_size
-        }
+        if box.file not in self._files:  # mapped copy-on-write, since torch requires writable memory
+            self._files[box.file] = torch.from_numpy(np.memmap(box.file, np.uint8, mode="c"))
+        content = self._files[box.file][box.at : box.at + box.nbytes]
+        return content.view(getattr(torch, box.dtype)).view(box.size)
 
 
 def owned(shards: Sequence[Shard], places: Iterable[Iterable[tuple[Any, int]]], rank: int) -> list[Shard]:

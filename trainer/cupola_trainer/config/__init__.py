@@ -85,6 +85,7 @@ from cupola_trainer.config.rl import (
 )
 from cupola_trainer.config.scorers import ROW_FIELDS, PreferenceScorer, Scorer, SynthesisScorer
 from cupola_trainer.config.training import (
+    OPTIMIZER,
     BatchConfig,
     CheckpointConfig,
     FaultConfig,
@@ -97,6 +98,7 @@ FINGERPRINTED = "functions"  # a fingerprint already holds the settings' values;
 
 __all__ = [
     "JOB",
+    "OPTIMIZER",
     "ROW_FIELDS",
     "AnyJob",
     "BatchConfig",

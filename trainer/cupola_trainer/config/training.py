@@ -94,6 +94,11 @@ class BatchConfig:
         return passes
 
 
+OPTIMIZER = "optimizer"
+"""Folder of a checkpoint that holds what only further training needs: moments, fp32 weights of a bf16 model, schedule.
+Published, it is an artifact of this kind."""
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CheckpointConfig:
     """When a training job saves, and which checkpoints it keeps."""
@@ -114,6 +119,10 @@ class CheckpointConfig:
     upload_wait: float = Field(default=10.0, ge=0)
     """Seconds that an interrupted run waits for its last upload. An unfinished upload is completed at the next
     start."""
+
+    publish_optimizer: bool = True
+    """Publish the optimizer state beside the last checkpoint, as an artifact of kind `optimizer`, twice (fp32) or six
+    times (bf16) the size of the weights. Only continuing this training needs it; `cupola gc` removes it first."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cupola_platform import artifacts
+from cupola_trainer.checkpoint.description import STATE
 from cupola_trainer.checkpoint.storage import StoredState
 
 
@@ -23,7 +24,7 @@ class StoredTensors(Mapping[str, Tensor]):
 
     def __init__(self, folder: Path) -> None:
         artifacts.verify(folder)
-        self._state = StoredState(folder / "state")
+        self._state = StoredState(folder / STATE)
 
     def __getitem__(self, key: str) -> Tensor:
         return self.read(key)

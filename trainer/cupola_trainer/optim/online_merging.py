@@ -34,6 +34,7 @@ from torch import Tensor
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer import runtime
+from cupola_trainer.checkpoint.description import STATE
 from cupola_trainer.checkpoint.loading import verify
 from cupola_trainer.checkpoint.shards import MASTER, Shard, master_shards, moment_key
 from cupola_trainer.checkpoint.storage import StoredState, owned
@@ -99,7 +100,7 @@ class OnlineMerging:
         """
         verify(config.base)
         self.config, self.seed = config, seed
-        self.states = StoredState(reference / "state"), StoredState(config.base / "state")
+        self.states = StoredState(reference / STATE), StoredState(config.base / STATE)
         self.leading = {entry.key: entry.prepend_axis_num for entry in sharded_tensors(unwrap_model(list(chunks)))}
         parts = [part for part in optimizer.chained_optimizers if not part.is_stub_optimizer]
         if config.method == "onties" and runtime.any_rank(len(parts) != len(optimizer.chained_optimizers)):

@@ -1,4 +1,4 @@
-"""`cupola checkpoint`: verify, export, import, generate, score."""
+"""`cupola checkpoint`: verify, export, import, restore, generate, score."""
 
 import json
 import subprocess
@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from cupola_flows.cli.options import Reference, WorkspaceOption, open_workspace
+from cupola_flows.execution.optimizer_state import restore
 from cupola_flows.terminal.text import visible
 from cupola_platform.aliases import check_alias
 from cupola_platform.artifacts import Artifact, verify
@@ -100,6 +101,23 @@ def import_command(
     if alias:
         ws.registry.set_alias(alias, artifact.digest, f"Imported from {source.name}.")
     print(f"Imported {artifact.id}. Use it in a recipe as artifact:{alias or artifact.id}.")
+
+
+@app.command("restore", epilog="Example: cupola checkpoint restore champion --to ./job")
+def restore_command(
+    reference: Reference,
+    to: Annotated[Path, typer.Option(metavar="JOB", help="The folder of a training job.")],
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Put a checkpoint and its optimizer state together for a job to resume.
+
+    Writes JOB/checkpoints/step_N as the training job saved it, with hard links
+    where the file system has them. A job with this output folder, the same
+    model and the same schedule resumes from there.
+    """
+    ws = open_workspace(workspace)
+    folder = restore(ws, ws.resolve(reference), to)
+    print(f"Restored {folder}.")
 
 
 @app.command("generate", epilog="Example: cupola checkpoint generate champion --prompt 'def main():'")
