@@ -2,9 +2,13 @@
 
 import json
 import os
+import re
 import resource
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +30,7 @@ from cupola_trainer.config import (
     NextTokenData,
     OptimizerConfig,
     TrainJob,
+    write_job,
 )
 from cupola_trainer.reporting.metrics import read_metrics
 from cupola_trainer.training import loop
@@ -218,31 +223,86 @@ def test_a_missing_or_unexpected_moment_is_named(
         checkpoint.load_training(folder, run.trainee.chunks, run.trainee.optimizer, run.trainee.scheduler)
 
 
-def test_a_full_disk_keeps_the_previous_checkpoint_and_only_the_last_save_ends_the_job(
-    tmp_path: Path, tokens_folder: Path
-) -> None:
-    run = loop.begin(job_in(tmp_path, tokens_folder, steps=3))
-    run.start()
-    run.step()
-    run.autosave.wait()
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file of this process may grow beyond 100 kB."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # maximum file size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        run.step()
-        run.autosave.wait()
-        failed = [line for line in read_metrics(tmp_path / "metrics.jsonl") if line["event"] == "checkpoint_failed"]
-        assert [line["step"] for line in failed] == [2]
-        assert failed[0]["reason"] == "step_00000002 could not be saved: File too large."
-        run.step()
-        with pytest.raises(
-            StageFailedError, match=r"step_00000003 could not be saved: File too large\. Newest complete"
-        ):
-            run.complete()
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        run.watchdog.stop()
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
-    assert artifacts.verify(tmp_path / "checkpoints" / "step_00000001")
+
+
+def test_one_failed_save_is_reported_and_the_second_in_a_row_ends_the_job(tmp_path: Path, tokens_folder: Path) -> None:
+    run = loop.begin(job_in(tmp_path, tokens_folder))
+    run.start()
+    saved = tmp_path / "checkpoints" / "step_00000003"
+    for disk in (nullcontext(), full_disk(), nullcontext(), full_disk()):
+        with disk:
+            run.step()
+            run.autosave.wait()
+    failed = [line for line in read_metrics(tmp_path / "metrics.jsonl") if line["event"] == "checkpoint_failed"]
+    assert [line["step"] for line in failed] == [2, 4]
+    assert failed[0]["reason"] == "step_00000002 could not be saved: File too large."
+    with full_disk():
+        run.step()
+        with pytest.raises(StageFailedError) as ended:
+            run.autosave.wait()
+    run.watchdog.stop()
+    assert str(ended.value) == (
+        f"2 saves in a row failed. step_00000005 could not be saved: File too large. Newest complete checkpoint: {saved}. "
+        f"Make room in {saved.parent} and make it writable for every rank, then run the same command: it resumes from "
+        "there."
+    )
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["step_00000001", "step_00000003"]
+    assert artifacts.verify(saved)
+
+
+def test_a_job_whose_last_save_fails_is_not_complete(tmp_path: Path, tokens_folder: Path) -> None:
+    run = loop.begin(job_in(tmp_path, tokens_folder, steps=1))
+    run.start()
+    with full_disk():
+        run.step()
+        with pytest.raises(StageFailedError, match=r"^step_00000001 could .* Newest complete checkpoint: none\."):
+            run.complete()
+    run.watchdog.stop()
+    assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.slow  # a job in its own process, on a disk of its own
+def test_a_running_job_on_a_full_disk_ends_with_one_line_and_resumes_once_there_is_room(
+    tmp_path: Path, tokens_folder: Path
+) -> None:
+    alone = ["unshare", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"]), "--mount"]
+    if subprocess.run([*alone, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("This machine gives no mount namespaces.")
+    job = job_in(tmp_path, tokens_folder, steps=40)
+    write_job(job, tmp_path / "job.json")
+    disk, kept = tmp_path / "checkpoints", tmp_path / "kept"
+    disk.mkdir()
+    script = (
+        'mount -t tmpfs -o size=2m none "$0" && "$1" -m cupola_trainer "$2"; status=$?; cp -r "$0" "$3"; exit $status'
+    )
+    command = [*alone, "sh", "-c", script, str(disk), sys.executable, str(tmp_path / "job.json"), str(kept)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    error = json.loads((tmp_path / "error.json").read_text())
+    assert error["type"] == "StageFailedError"
+    assert re.match(
+        r"2 saves in a row failed\. step_\d+ could not be saved: No space left on device\.", error["message"]
+    )
+    newest = max(kept.glob("step_*"))
+    assert f"Newest complete checkpoint: {disk / newest.name}." in error["message"]
+    assert artifacts.verify(newest)
+    disk.rmdir()
+    kept.rename(disk)
+    assert (
+        subprocess.run([sys.executable, "-m", "cupola_trainer", str(tmp_path / "job.json")], check=False).returncode
+        == 0
+    )
+    starts = [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl") if line["event"] == "start"]
+    assert starts == [0, int(newest.name.removeprefix("step_"))]
 
 
 def test_data_from_another_tokenizer_is_refused(tmp_path: Path, tokens_folder: Path) -> None:

@@ -18,6 +18,10 @@ from cupola_trainer.reporting.metrics import MetricsWriter
 
 FINGERPRINTED = False  # decides when to save
 
+TOLERATED = 1
+"""Saves in a row that may fail. More would be a disk that stays full or a folder that this node cannot write, and a job
+that trains on would lose everything since its last checkpoint."""
+
 log = logging.getLogger(__name__)
 
 
@@ -43,7 +47,8 @@ def prune(checkpoints: Path, config: CheckpointConfig, last: int) -> None:
 
 
 class Autosave:
-    """Saves a job's checkpoints. A failed save is reported and training continues, but the last one must succeed."""
+    """Saves a job's checkpoints. A failed save is reported and training continues; a second one in a row ends the job,
+    and the last one must succeed."""
 
     def __init__(
         self,
@@ -62,6 +67,8 @@ class Autosave:
         self.checkpointer = Checkpointer(trainee.chunks, trainee.optimizer, trainee.scheduler)
         self.saved_step = 0
         """Step of the newest complete checkpoint."""
+        self._failures = 0
+        """Saves in a row that failed."""
         self._save: Save | None = None
         self._step = 0
         self._stalled = 0.0
@@ -101,7 +108,7 @@ class Autosave:
         """Wait until nothing is being written. Called on every rank.
 
         Raises:
-            StageFailedError: the save failed and is the `last` one.
+            StageFailedError: the save failed, and it is the `last` one or the one before failed too.
         """
         if self._save is None:
             return
@@ -110,14 +117,18 @@ class Autosave:
         try:
             save.finish(self.beat)
         except SaveFailedError as error:
-            whole = f"step {self.saved_step}" if self.saved_step else "none"
+            self._failures += 1
+            whole = step_folder(self.folder, self.saved_step) if self.saved_step else "none"
             self.metrics.write("checkpoint_failed", step=self._step, reason=str(error))
             log.error("%s Newest complete checkpoint: %s.", error, whole)
-            if last:
+            if last or self._failures > TOLERATED:
+                often = f"{self._failures} saves in a row failed. " if self._failures > 1 else ""
                 raise StageFailedError(
-                    f"{error} Newest complete checkpoint: {whole}. Free disk space and restart the job."
+                    f"{often}{error} Newest complete checkpoint: {whole}. Make room in {self.folder} and make it "
+                    "writable for every rank, then run the same command: it resumes from there."
                 ) from None
             return
+        self._failures = 0
         self.saved_step = self._step
         now = time.monotonic()
         self.metrics.write(
