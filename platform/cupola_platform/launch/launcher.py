@@ -101,7 +101,7 @@ def make_launcher(settings: Settings, cluster: str | None = None, *, at_least: i
             raise ConfigError(f"No cluster is called {cluster!r}.{hint}")
         place = settings.clusters[cluster]
         if isinstance(place, LocalCluster):
-            return LocalLauncher(place.per_node)
+            return LocalLauncher(place.per_node, environment=place.environment)
         if isinstance(place, SlurmCluster):
             return SlurmLauncher(cluster, place)
         raise ConfigError(f"Cluster {cluster}: jobs on Kubernetes cannot be started yet.")

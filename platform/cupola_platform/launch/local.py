@@ -169,14 +169,22 @@ class LocalJob:
 class LocalLauncher:
     """Starts training jobs with torchrun on this machine."""
 
-    def __init__(self, max_processes: int | None = None, module: str = "cupola_trainer") -> None:
+    def __init__(
+        self,
+        max_processes: int | None = None,
+        module: str = "cupola_trainer",
+        *,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """
         Args:
             max_processes: ranks that may run at once; None for one per GPU, or per core where there is none.
             module: the module each rank runs, with the job file as its only argument.
+            environment: environment variables for the ranks of all jobs.
         """
         self.max_processes = max_processes or room()[0]
         self.module = module
+        self.environment = dict(environment or {})
 
     def check(self, processes: int) -> None:
         """Refuse a job with more ranks than this machine may run.
@@ -209,7 +217,8 @@ class LocalLauncher:
         folder = Path(tempfile.mkdtemp(prefix="cupola-job-"))
         ranks, variables = torchrun(processes, folder)
         command = [sys.executable, tether.__file__, str(os.getpid()), *ranks, "-m", self.module, str(job_file)]
-        environment = {**without_credentials(os.environ), "OMP_NUM_THREADS": threads, **(env or {}), **variables}
+        ours = {"OMP_NUM_THREADS": threads, **self.environment, **(env or {})}
+        environment = {**without_credentials(os.environ), **ours, **variables}
         return LocalJob(command, environment, log, folder)
 
     def attach(self, job_file: Path) -> None:

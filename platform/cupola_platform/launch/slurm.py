@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from cupola_platform.clusters import SlurmCluster
 from cupola_platform.errors import ConfigError, ServiceError, StageFailedError
@@ -61,7 +61,10 @@ class SlurmJob:
 
     def reason(self) -> str | None:
         """Why Slurm ended the job, in words; None if it ended by itself or still runs."""
-        return IN_WORDS.get(_ask(self.number).get("JobState", ""))
+        known = _ask(self.number)
+        if not known and not self._ended():
+            return "Slurm no longer knows it, and it left no exit status"
+        return IN_WORDS.get(known.get("JobState", ""))
 
     def poll(self) -> int | None:
         """Exit status of the job once it has left the queue, else None."""
@@ -116,13 +119,15 @@ class SlurmJob:
             _slurm(["scontrol", "update", f"JobId={self.number}", f"NumNodes={chosen[2]}"], tolerant=True)
 
     def _exit_status(self, state: str | None) -> int:
+        return int(self._ended().get("status", 0 if state == "COMPLETED" else 1))
+
+    def _ended(self) -> dict[str, Any]:
+        """What the batch step left as its last act; empty if it was ended before."""
         try:
-            ended = json.loads((self.folder / EXIT_STATUS).read_text())
+            left: dict[str, Any] = json.loads((self.folder / EXIT_STATUS).read_text())
         except (FileNotFoundError, ValueError):
-            ended = {}
-        if ended.get("job") == self.number:
-            return int(ended["status"])
-        return 0 if state == "COMPLETED" else 1
+            return {}
+        return left if left.get("job") == self.number else {}
 
 
 class SlurmLauncher:
