@@ -32,6 +32,8 @@ HANG_REPORT = "hang.json"
 """In a job's folder, by a rank that noticed that the job hangs."""
 PORTS = (20_000, 40_000)
 """Of the rendezvous, by the job's number: below what systems hand out to clients."""
+TO_ANSWER = 60.0
+"""Seconds for a node to run a step that does nothing."""
 OUT_OF_USE = {"down", "fail", "error", "powering_down", "powered_down", "unknown", "no_respond"}
 
 
@@ -89,7 +91,9 @@ class Batch:
         """Run the job until it ends or goes back into the queue. Returns its exit status."""
         self._count_losses()
         while self.history.failures <= self.terms.restarts and self.history.lost <= self.terms.restarts:
-            chosen = choose(self.terms.jobs, self.terms.per_node, len(nodes := usable()))
+            chosen = choose(
+                self.terms.jobs, self.terms.per_node, len(nodes := usable(ask_them=self.history.failures > 0))
+            )
             if chosen is None:
                 self.history.failures += 1
                 self._requeue(f"{len(nodes)} nodes are left, too few for any layout")
@@ -108,13 +112,25 @@ class Batch:
         self._write_history()
         first, last = PORTS
         port = first + (int(self.job) * 7 + self.history.starts) % (last - first)
+        wrapper = [self.terms.python, "-m", "cupola_platform.launch.slurm_node"]
         node = [self.terms.python, "-m", "cupola_platform.launch.node", f"--interface={self.terms.interface}"]
         here = address_of(self.terms.interface or default_interface())  # the first node of the job runs this
         self._say(f"start {self.history.starts}: {ranks} ranks on {','.join(nodes)}")
         where = [f"--nodes={len(nodes)}", f"--ranks={ranks // len(nodes)}", f"--head={here}:{port}"]
         which = [f"--id={self.job}.{self.history.starts}", "--node=SLURM_NODEID"]
         step = subprocess.Popen(
-            [*_srun(nodes), "--kill-on-bad-exit=1", *node, *where, *which, "--", "-m", self.terms.module, file]
+            [
+                *_srun(nodes),
+                "--kill-on-bad-exit=1",
+                *wrapper,
+                *node,
+                *where,
+                *which,
+                "--",
+                "-m",
+                self.terms.module,
+                file,
+            ]
         )
         return step.wait()
 
@@ -214,17 +230,39 @@ def choose(jobs: Sequence[tuple[str, int]], per_node: int, nodes: int) -> tuple[
     return None
 
 
-def usable() -> list[str]:
-    """The nodes of this job that are up, in Slurm's order."""
-    shown = subprocess.run(
+def usable(*, ask_them: bool) -> list[str]:
+    """The nodes of this job that can run a step, in Slurm's order.
+
+    Args:
+        ask_them: run something on each, since Slurm notices a lost node late. It may not be one that just failed.
+    """
+    names = subprocess.run(
         ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]], check=True, capture_output=True, text=True
     ).stdout.split()
-    states = subprocess.run(
-        ["sinfo", "--noheader", "--Node", f"--nodes={','.join(shown)}", "--format=%N %T"],
-        check=True, capture_output=True, text=True,
-    ).stdout.split("\n")  # fmt: skip
-    bad = {name for name, _, state in (line.partition(" ") for line in states if line) if is_out_of_use(state)}
-    return [name for name in shown if name not in bad]
+    states = state_of(names)
+    names = [name for name in names if not is_out_of_use(states.get(name, "unknown"))]
+    if not ask_them:
+        return names
+    asked = {name: subprocess.Popen([*_srun([name]), "true"]) for name in names}
+    deadline = time.monotonic() + TO_ANSWER
+    return [name for name, step in asked.items() if _ends_well(step, deadline)]
+
+
+def _ends_well(step: "subprocess.Popen[bytes]", deadline: float) -> bool:
+    try:
+        return step.wait(max(0.0, deadline - time.monotonic())) == 0
+    except subprocess.TimeoutExpired:
+        step.kill()
+        return False
+
+
+def state_of(nodes: Sequence[str]) -> dict[str, str]:
+    """Slurm's word for the state of nodes, by name; empty if it does not answer."""
+    lines = subprocess.run(
+        ["sinfo", "--noheader", "--Node", f"--nodes={','.join(nodes)}", "--format=%N %T"],
+        check=False, capture_output=True, text=True,
+    ).stdout.splitlines()  # fmt: skip
+    return {name: state.strip() for name, _, state in (line.partition(" ") for line in lines)}
 
 
 def is_out_of_use(state: str) -> bool:
