@@ -91,9 +91,8 @@ class Batch:
         """Run the job until it ends or goes back into the queue. Returns its exit status."""
         self._count_losses()
         while self.history.failures <= self.terms.restarts and self.history.lost <= self.terms.restarts:
-            chosen = choose(
-                self.terms.jobs, self.terms.per_node, len(nodes := usable(ask_them=self.history.failures > 0))
-            )
+            nodes = usable(ask_them=self.history.failures > 0)
+            chosen = choose(self.terms.jobs, self.terms.per_node, len(nodes))
             if chosen is None:
                 self.history.failures += 1
                 self._requeue(f"{len(nodes)} nodes are left, too few for any layout")
@@ -273,7 +272,7 @@ def is_out_of_use(state: str) -> bool:
 def _srun(nodes: Sequence[str]) -> list[str]:
     return [
         "srun", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1",
-        f"--nodelist={','.join(nodes)}", "--cpu-bind=none", "--mem=0", "--overlap",
+        f"--nodelist={','.join(nodes)}", "--cpu-bind=none", "--mem=0", "--overlap", "--no-kill",
     ]  # fmt: skip
 
 
