@@ -32,6 +32,8 @@ HANG_REPORT = "hang.json"
 """In a job's folder, by a rank that noticed that the job hangs."""
 PORTS = (20_000, 40_000)
 """Of the rendezvous, by the job's number: below what systems hand out to clients."""
+LOOK_EVERY = 15.0
+"""Seconds between two looks at the nodes of a running job."""
 TO_ANSWER = 60.0
 """Seconds for a node to run a step that does nothing."""
 OUT_OF_USE = {"down", "fail", "error", "powering_down", "powered_down", "unknown", "no_respond"}
@@ -117,21 +119,13 @@ class Batch:
         self._say(f"start {self.history.starts}: {ranks} ranks on {','.join(nodes)}")
         where = [f"--nodes={len(nodes)}", f"--ranks={ranks // len(nodes)}", f"--head={here}:{port}"]
         which = [f"--id={self.job}.{self.history.starts}", "--node=SLURM_NODEID"]
-        step = subprocess.Popen(
-            [
-                *_srun(nodes),
-                "--kill-on-bad-exit=1",
-                *wrapper,
-                *node,
-                *where,
-                *which,
-                "--",
-                "-m",
-                self.terms.module,
-                file,
-            ]
-        )
-        return step.wait()
+        torchrun = [*node, *where, *which, "--", "-m", self.terms.module, file]
+        step = subprocess.Popen([*_srun(nodes), "--kill-on-bad-exit=1", *wrapper, *torchrun])
+        while not _ends(step, LOOK_EVERY):
+            if lost := set(nodes) - set(usable(ask_them=False)):  # long before ranks give up waiting for them
+                self._say(f"lost {', '.join(sorted(lost))}")
+                subprocess.run(["scancel", "--signal=KILL", self.job], check=False)
+        return step.returncode
 
     def _fail(self, what: str) -> None:
         """Count a failed start, and clear what it left that the next one would take for its own."""
@@ -244,15 +238,21 @@ def usable(*, ask_them: bool) -> list[str]:
         return names
     asked = {name: subprocess.Popen([*_srun([name]), "true"]) for name in names}
     deadline = time.monotonic() + TO_ANSWER
-    return [name for name, step in asked.items() if _ends_well(step, deadline)]
-
-
-def _ends_well(step: "subprocess.Popen[bytes]", deadline: float) -> bool:
-    try:
-        return step.wait(max(0.0, deadline - time.monotonic())) == 0
-    except subprocess.TimeoutExpired:
+    answered = [
+        name for name, step in asked.items() if _ends(step, deadline - time.monotonic()) and not step.returncode
+    ]
+    for step in asked.values():
         step.kill()
+    return answered
+
+
+def _ends(step: "subprocess.Popen[bytes]", seconds: float) -> bool:
+    """Whether a process ends within some seconds."""
+    try:
+        step.wait(max(0.0, seconds))
+    except subprocess.TimeoutExpired:
         return False
+    return True
 
 
 def state_of(nodes: Sequence[str]) -> dict[str, str]:
