@@ -121,6 +121,16 @@ class KubernetesCluster(Cluster):
     """Labels that the nodes must have."""
     secret: Dns | None = None
     """Secret whose entries become environment variables of the pods: the store's credentials."""
+    python: Path | None = None
+    """Python of the image that has Cupola installed; None for the one on the image's PATH."""
+    cpus: float | None = Field(default=None, gt=0)
+    """Cores that a pod requests; None for no request."""
+    memory: float | None = Field(default=None, gt=0)
+    """GiB of memory that a pod requests and may not exceed, with what its ranks keep in /dev/shm; None for no limit."""
+    user: int | None = Field(default=None, ge=1)
+    """User id of the pods, and group of the files that they write; None for the image's, which must not be root."""
+    grace: int = Field(default=120, ge=30)
+    """Seconds from SIGTERM to SIGKILL for a pod that is deleted, preempted or evicted: the time to save."""
 
     @model_validator(mode="after")
     def _has_a_volume(self) -> "KubernetesCluster":

@@ -15,6 +15,7 @@ PLANTED = (
     "typer",
     "rich",
     "streamlit",
+    "kr8s",
     "mlflow",
     "boto3",
     "botocore",

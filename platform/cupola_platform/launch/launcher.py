@@ -7,6 +7,7 @@ from typing import Protocol, Self
 from cupola_platform.clusters import LocalCluster, SlurmCluster
 from cupola_platform.errors import ConfigError
 from cupola_platform.launch.capacity import Capacity
+from cupola_platform.launch.kubernetes.launcher import KubernetesLauncher
 from cupola_platform.launch.local import GRACE_SECONDS, LocalLauncher, room
 from cupola_platform.launch.slurm import SlurmLauncher
 from cupola_platform.nearest import did_you_mean
@@ -104,7 +105,7 @@ def make_launcher(settings: Settings, cluster: str | None = None, *, at_least: i
             return LocalLauncher(place.per_node, environment=place.environment)
         if isinstance(place, SlurmCluster):
             return SlurmLauncher(cluster, place)
-        raise ConfigError(f"Cluster {cluster}: jobs on Kubernetes cannot be started yet.")
+        return KubernetesLauncher(cluster, place, settings.home)
     return LocalLauncher(max(settings.max_processes or room()[0], at_least))
 
 

@@ -9,6 +9,7 @@ import argparse
 import os
 import socket
 import sys
+import time
 
 import psutil
 
@@ -26,21 +27,38 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--head", default="", help="Address and port of the rendezvous, on the first node.")
     parser.add_argument("--id", default="", help="Which start of which job this is.")
     parser.add_argument("--node", default="", help="Environment variable with this node's number, from 0.")
+    parser.add_argument("--patience", type=int, default=600, help="Seconds to wait for the other nodes.")
     given = parser.parse_args(ours)
     interface = given.interface or default_interface()
     if given.address:
         print(address_of(interface))
         return
     first = os.environ.get(given.node, "0") == "0"
+    if not first:
+        wait_for(given.head, given.patience)
     command = [
         sys.executable, "-m", "torch.distributed.run", f"--nnodes={given.nodes}", f"--nproc-per-node={given.ranks}",
         "--rdzv-backend=c10d", f"--rdzv-endpoint={given.head}", f"--rdzv-id={given.id}",
-        f"--rdzv-conf=is_host={str(first).lower()}", f"--local-addr={address_of(interface)}",
-        f"--log-dir={os.devnull}", *theirs,
+        f"--rdzv-conf=is_host={str(first).lower()},join_timeout={given.patience}",
+        f"--local-addr={address_of(interface)}", f"--log-dir={os.devnull}", *theirs,
     ]  # fmt: skip
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // given.ranks)))
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
     os.execv(command[0], command)
+
+
+def wait_for(head: str, seconds: float) -> None:
+    """Wait until the first node listens. It may have to pull its image first, and have no name until then."""
+    host, _, port = head.rpartition(":")
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            with socket.create_connection((host, int(port)), timeout=10):
+                return
+        except OSError as error:
+            if time.monotonic() > until:
+                sys.exit(f"{socket.gethostname()}: the first node does not answer at {head}: {error}.")
+            time.sleep(1)
 
 
 def default_interface() -> str:

@@ -11,14 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from cupola_platform.durable import write_text
 from cupola_platform.json_lines import numbered
-from cupola_platform.launch.handle import STOP
+from cupola_platform.launch import starts
 from cupola_platform.launch.node import address_of, default_interface
 
 TERMS = "slurm.json"
@@ -28,8 +27,6 @@ HISTORY = "slurm-starts.json"
 """In a job's folder: what earlier starts of the same Slurm job left for the next one."""
 AHEAD = signal.SIGUSR1
 """Slurm sends it some time ahead of the time limit."""
-HANG_REPORT = "hang.json"
-"""In a job's folder, by a rank that noticed that the job hangs."""
 PORTS = (20_000, 40_000)
 """Of the rendezvous, by the job's number: below what systems hand out to clients."""
 LOOK_EVERY = 15.0
@@ -100,7 +97,7 @@ class Batch:
                 self._requeue(f"{len(nodes)} nodes are left, too few for any layout")
             file, ranks, count = chosen
             status = self._start(file, ranks, nodes[:count])
-            if status == 0 or self._is_final():
+            if status == 0 or starts.is_final(self.folder):
                 return self._end(status)
             if self.time_is_up or self._is_preempted():
                 self._requeue("the time is up" if self.time_is_up else "preempted")
@@ -130,33 +127,10 @@ class Batch:
     def _fail(self, what: str) -> None:
         """Count a failed start, and clear what it left that the next one would take for its own."""
         self.history.failures += 1
-        report = self.folder / HANG_REPORT
-        with suppress(OSError, ValueError, KeyError):
-            what = str(json.loads(report.read_bytes())["reason"])
-        report.unlink(missing_ok=True)
-        for heartbeat in (self.folder / "heartbeats").glob("rank_*.json"):
-            heartbeat.unlink(missing_ok=True)
+        what = starts.clear(self.folder, what)
         self._say(f"failure {self.history.failures} of at most {self.terms.restarts}: {what}")
         if self.history.failures <= self.terms.restarts:
-            self._note_restart(what)
-
-    def _note_restart(self, reason: str) -> None:
-        """Append the restart to the job's metrics, as a launcher does that watches its jobs itself."""
-        path = self.folder / "metrics.jsonl"
-        try:
-            lines = [json.loads(line) for _, line in numbered(path.read_bytes().split(b"\n"))]
-        except (FileNotFoundError, ValueError):
-            lines = []
-        line = {
-            "event": "restart", "time": time.time(), "step": max((line.get("step", 0) for line in lines), default=0),
-            "attempt": self.history.failures, "of": self.terms.restarts, "reason": reason,
-        }  # fmt: skip
-        with path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def _is_final(self) -> bool:
-        """Whether another start would change nothing: the job is done, it reported an error, or it was stopped."""
-        return any((self.folder / name).exists() for name in ("result.json", "error.json", STOP))
+            starts.note(self.folder, attempt=self.history.failures, of=self.terms.restarts, reason=what)
 
     def _is_preempted(self) -> bool:
         """Whether Slurm asked the ranks to end because another job needs the nodes."""
