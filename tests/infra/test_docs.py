@@ -81,5 +81,5 @@ def test_every_command_on_a_page_exists_with_its_options(root: Path, name: str) 
 @pytest.mark.parametrize("name", PAGES)
 def test_every_whole_recipe_on_a_page_loads(root: Path, name: str) -> None:
     for block in BLOCK.findall((root / name).read_text()):
-        if {"name", "stages"} <= set(yaml.safe_load(block) or {}):
+        if any({"name", "stages"} <= set(document or {}) for document in yaml.safe_load_all(block)):
             parse_recipe(block)

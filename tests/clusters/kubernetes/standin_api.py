@@ -12,7 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
-from tests.clusters.kubernetes.standin_cluster import Cluster, Object, now
+from tests.clusters.kubernetes.standin_cluster import Cluster
+from tests.clusters.kubernetes.standin_container import Object, now
 
 KINDS = {"trainjobs": "TrainJob", "trainingruntimes": "TrainingRuntime", "jobsets": "JobSet"}
 REASONS = {401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 409: "AlreadyExists", 410: "Expired",

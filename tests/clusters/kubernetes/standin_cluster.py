@@ -2,72 +2,20 @@
 Trainer, JobSet, Kueue, the scheduler and the kubelets would do with ours, and runs each pod's command as a process of
 this machine. All pods share this machine's network, so the first pod's name becomes a free port of the loopback."""
 
-import contextlib
 import os
 import re
 import signal
 import socket
-import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
-Object = dict[str, Any]
+from tests.clusters.kubernetes.standin_container import Container, Object, expand, has, now, set_condition
+
 RESTARTED = "jobset.sigs.k8s.io/restart-attempt"
 QUEUE = "kueue.x-k8s.io/queue-name"
 GPU = "nvidia.com/gpu"
-
-
-def now() -> str:
-    """The time as kubelets stamp log lines, in nanoseconds."""
-    nanoseconds = time.time_ns()
-    seconds = datetime.fromtimestamp(nanoseconds // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    return f"{seconds}.{nanoseconds % 10**9:09d}Z"
-
-
-def set_condition(thing: Object, kind: str, status: str = "True", **more: str) -> None:
-    conditions = thing.setdefault("status", {}).setdefault("conditions", [])
-    conditions[:] = [each for each in conditions if each["type"] != kind]
-    conditions.append({"type": kind, "status": status, "lastTransitionTime": now()[:19] + "Z", "reason": kind, **more})
-
-
-def has(thing: Object, kind: str) -> bool:
-    return any(c["type"] == kind and c["status"] == "True" for c in thing.get("status", {}).get("conditions", []))
-
-
-class Container:
-    """A pod's one container: a process, and what it printed."""
-
-    def __init__(self, pod: Object, environment: Mapping[str, str], replace: Mapping[str, str]) -> None:
-        given = pod["spec"]["containers"][0]
-        command = [_expand(word, environment) for word in given["command"]]
-        for name, other in replace.items():
-            command = [word.replace(name, other) for word in command]
-        self.lines: list[tuple[str, bytes]] = []
-        self.killed_for: str | None = None
-        self.process = subprocess.Popen(
-            command, env=dict(environment), cwd=given.get("workingDir"), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append((now(), line.rstrip(b"\n")))
-
-    def ended(self) -> bool:
-        return self.process.poll() is not None and not self.reader.is_alive()
-
-    def kill(self, why: str | None = None) -> None:
-        self.killed_for = self.killed_for or why
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        _kill_session(self.process.pid)
 
 
 class Cluster:
@@ -84,7 +32,6 @@ class Cluster:
         }
         self.images: set[str] = {"cupola:test"}
         self.admits = True
-        self.quick_to_forget = False
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._loop, daemon=True)
         self._thread.start()
@@ -133,8 +80,8 @@ class Cluster:
 
     def all(self, plural: str, **labels: str) -> list[Object]:
         with self.lock:
-            found = [thing for (kind, _, _), thing in self.objects.items() if kind == plural]
-        return [thing for thing in found if labels.items() <= thing["metadata"].get("labels", {}).items()]
+            things = [thing for (kind, _, _), thing in self.objects.items() if kind == plural]
+        return [thing for thing in things if labels.items() <= thing["metadata"].get("labels", {}).items()]
 
     def close(self) -> None:
         self._closed.set()
@@ -338,7 +285,7 @@ class Cluster:
                 assert match is not None
                 environment[each["name"]] = metadata["annotations"][match[1]]
             else:
-                environment[each["name"]] = _expand(each["value"], environment)
+                environment[each["name"]] = expand(each["value"], environment)
         return environment
 
     def _dns(self, pod: Object) -> dict[str, str]:
@@ -349,25 +296,3 @@ class Cluster:
                 probe.bind(("127.0.0.1", 0))
                 self.ports[name, attempt] = probe.getsockname()[1]
         return {f"{name}-node-0-0.{name}:29400": f"127.0.0.1:{self.ports[name, attempt]}"}
-
-
-def _expand(text: str, environment: Mapping[str, str]) -> str:
-    """`$(NAME)` as Kubernetes replaces it; `$$` stands for a dollar sign."""
-    return re.sub(
-        r"\$\$|\$\((\w+)\)",
-        lambda match: "$" if match[0] == "$$" else environment.get(match[1], match[0]),
-        text,
-    )
-
-
-def _kill_session(session: int) -> None:
-    for pid in _pids():
-        try:
-            if os.getsid(pid) == session:
-                os.kill(pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            continue
-
-
-def _pids() -> Iterator[int]:
-    return (int(name) for name in os.listdir("/proc") if name.isdecimal())

@@ -157,7 +157,7 @@ KubernetesLauncher("test", cluster, Path({str(tmp_path)!r}), module="rank_of_tes
 def test_a_server_that_stumbles_ends_nothing(
     launcher: Launch, job_file: Write, server: Server, kubeconfig: Callable[..., None], wait_for: Wait, tmp_path: Path
 ) -> None:
-    server.lines_per_stream = 3
+    server.lines_per_stream = 8
     server.lost_answers = 1
     server.faults = [
         StatusError(429, "too many requests", Retry_After="0"),

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 from tests.clusters.kubernetes.standin_api import Server, StatusError
-from tests.clusters.kubernetes.standin_cluster import Cluster, set_condition
+from tests.clusters.kubernetes.standin_cluster import Cluster
+from tests.clusters.kubernetes.standin_container import set_condition
 
 from cupola_platform.errors import ConfigError, CupolaError, ServiceError
 from cupola_platform.launch import handle

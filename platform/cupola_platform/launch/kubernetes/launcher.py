@@ -32,6 +32,7 @@ class KubernetesLauncher:
         """
         self.name, self.cluster, self.workspace, self.module = name, cluster, workspace, module
         self.api = Api(name, cluster.context, cluster.namespace)
+        self._engine: str | None = None
 
     def check(self, processes: int) -> None:
         """Refuse a job that the cluster has no room for, or a cluster that lacks what jobs need. Raises ConfigError,
@@ -39,8 +40,7 @@ class KubernetesLauncher:
         self.cluster.spread(processes, self.name)
         if not self.cluster.shared:
             raise ConfigError(f"Cluster {self.name}: jobs on Kubernetes need `shared = true` and a `volume` so far.")
-        clusters.engine_of(self.api)
-        clusters.check_needs(self.api, self.cluster)
+        self._ready()
 
     def start(
         self, job_file: Path, *, processes: int, log: Path, env: Mapping[str, str] | None = None,
@@ -61,7 +61,7 @@ class KubernetesLauncher:
             nodes=nodes, ranks=per_node,
             module=self.module, environment=env or {}, restarts=restarts, workspace=self.workspace,
         )  # fmt: skip
-        engine, folder = clusters.engine_of(self.api), job_file.parent
+        engine, folder = self._ready(), job_file.parent
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as out:
             out.write(f"cupola: {engine}/{order.name}: {ranks} ranks on {nodes} nodes of {self.name}\n")
@@ -99,6 +99,14 @@ class KubernetesLauncher:
         """The cluster's nodes and queue. Raises ServiceError if the API server does not answer, ConfigError if it
         refuses."""
         return clusters.capacity(self.api, self.cluster)
+
+    def _ready(self) -> str:
+        """The cluster's engine, once the cluster was seen to have what jobs need; it is asked once."""
+        if self._engine is None:
+            engine = clusters.engine_of(self.api)
+            clusters.check_needs(self.api, self.cluster)
+            self._engine = engine
+        return self._engine
 
     def _choose(self, jobs: Sequence[tuple[Path, int]]) -> tuple[Path, int]:
         """The first job that the nodes which are up have room for; the first of all if none has, or nobody knows."""

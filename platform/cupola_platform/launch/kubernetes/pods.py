@@ -93,13 +93,13 @@ def ending(pods: Sequence[Object]) -> str | None:
 
 def condition(thing: Object, kind: str) -> Object:
     """A condition of an object's status; empty if it has none of that type."""
-    found: Object = next((each for each in thing.get("status", {}).get("conditions", []) if each["type"] == kind), {})
-    return found
+    conditions: Sequence[Object] = thing.get("status", {}).get("conditions") or []
+    return next((each for each in conditions if each["type"] == kind), {})
 
 
 def _containers(pod: Object) -> Sequence[Object]:
-    found: Sequence[Object] = pod.get("status", {}).get("containerStatuses") or []
-    return found
+    statuses: Sequence[Object] = pod.get("status", {}).get("containerStatuses") or []
+    return statuses
 
 
 def _terminated(pod: Object) -> Iterator[Object]:
