@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from cupola_platform.durable import write_text
-from cupola_platform.json_lines import numbered
 from cupola_platform.launch import starts
 from cupola_platform.launch.node import address_of, default_interface
 

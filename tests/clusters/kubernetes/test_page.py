@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from cupola_platform.clusters import KubernetesCluster
-from cupola_platform.launch import make_launcher
 from cupola_platform.launch.kubernetes.launcher import KubernetesLauncher
+from cupola_platform.launch.launcher import make_launcher
 from cupola_platform.settings import Settings
 
 

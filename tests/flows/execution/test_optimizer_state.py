@@ -56,8 +56,12 @@ def test_weights_and_optimizer_state_become_two_artifacts_without_copying_or_has
     inodes = {name: (saved / name).stat().st_ino for name in FILES}
     whole = artifacts.read(saved).digest
     hashed: list[Path] = []
-    digest_file = sealing.digest_file
-    monkeypatch.setattr(sealing, "digest_file", lambda path: hashed.append(path) or digest_file(path))
+
+    def refuse(path: Path) -> None:
+        hashed.append(path)
+        raise AssertionError(path)
+
+    monkeypatch.setattr(sealing, "digest_file", refuse)
     weights = split_off(ctx, saved, publish=True)
     checkpoint = ctx.publish(weights.path, parents=[], metrics={}, known=weights.manifest.known)
     assert hashed == []
