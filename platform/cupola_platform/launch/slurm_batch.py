@@ -7,10 +7,12 @@ the queue when the time limit is near or the job is preempted.
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -107,20 +109,18 @@ class Batch:
         self.history.starts += 1
         self.history.newest = self._newest()
         self._write_history()
-        first, last = PORTS
-        port = first + (int(self.job) * 7 + self.history.starts) % (last - first)
         wrapper = [self.terms.python, "-m", "cupola_platform.launch.slurm_node"]
         node = [self.terms.python, "-m", "cupola_platform.launch.node", f"--interface={self.terms.interface}"]
         here = address_of(self.terms.interface or default_interface())  # the first node of the job runs this
         self._say(f"start {self.history.starts}: {ranks} ranks on {','.join(nodes)}")
-        where = [f"--nodes={len(nodes)}", f"--ranks={ranks // len(nodes)}", f"--head={here}:{port}"]
+        where = [f"--nodes={len(nodes)}", f"--ranks={ranks // len(nodes)}", f"--head={here}:{free_port(int(self.job))}"]
         which = [f"--id={self.job}.{self.history.starts}", "--node=SLURM_NODEID"]
         torchrun = [*node, *where, *which, "--", "-m", self.terms.module, file]
         step = subprocess.Popen([*_srun(nodes), "--kill-on-bad-exit=1", *wrapper, *torchrun])
         while not _ends(step, LOOK_EVERY):
             if lost := set(nodes) - set(usable(ask_them=False)):  # long before ranks give up waiting for them
                 self._say(f"lost {', '.join(sorted(lost))}")
-                subprocess.run(["scancel", "--signal=KILL", self.job], check=False)
+                step.terminate()  # srun ends the step; `scancel --signal=KILL` would end the job
         return step.returncode
 
     def _fail(self, what: str) -> None:
@@ -174,6 +174,17 @@ class Batch:
 
     def _write_history(self) -> None:
         write_text(self.folder / HISTORY, json.dumps(asdict(self.history)))
+
+
+def free_port(number: int) -> int:
+    """A port of this machine that nothing listens on, from a place that depends on the job's number."""
+    first, last = PORTS
+    for offset in range(last - first):
+        port = first + (number * 7 + offset) % (last - first)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise OSError(f"no port from {first} to {last} is free")
 
 
 def known_of(job: str) -> dict[str, str]:

@@ -121,7 +121,7 @@ def test_every_kind_of_bad_input_in_one_folder_is_named_and_the_rest_is_kept(tmp
 def test_a_source_without_the_text_column_is_refused_with_the_reason(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"body": [prose(7), prose(8)]}), tmp_path / "other.parquet")
     with pytest.raises(
-        SourceError, match=r"sources\.raw: no document is left .*: no text field \(2\)\. Name the field"
+        SourceError, match=r"sources\.raw: no document is left .*: no text field \(2\)\. Set text_field"
     ):
         prepare(config_of(tmp_path / "other.parquet"), tmp_path / "out")
 
