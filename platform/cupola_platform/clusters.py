@@ -127,6 +127,8 @@ class KubernetesCluster(Cluster):
     """Cores that a pod requests; None for no request."""
     memory: float | None = Field(default=None, gt=0)
     """GiB of memory that a pod requests and may not exceed, with what its ranks keep in /dev/shm; None for no limit."""
+    resources: dict[Label, Annotated[str, StringConstraints(pattern=r"^\d+[A-Za-z]*$")]] = Field(default_factory=dict)
+    """Further resources of a pod, such as `{"rdma/hca" = "1"}`."""
     user: int | None = Field(default=None, ge=1)
     """User id of the pods, and group of the files that they write; None for the image's, which must not be root."""
     grace: int = Field(default=120, ge=30)

@@ -85,9 +85,7 @@ def test_each_contract_reports_a_planted_violation(house: Path) -> None:
 
 
 def test_modules_that_flows_call_in_process_load_no_torch() -> None:
-    script = (
-        f"import sys, {', '.join(TORCH_FREE)}; print([m for m in ('torch', 'megatron', 'mlflow') if m in sys.modules])"
-    )
+    script = f"import sys, {', '.join(TORCH_FREE)}; print([m for m in ('torch', 'megatron', 'mlflow', 'kr8s') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

@@ -37,6 +37,7 @@ class Server:
         self.forbidden: set[tuple[str, str]] = set()
         self.faults: list[StatusError] = []
         self.lost_answers = 0
+        self.pages = False
         self.lines_per_stream: int | None = None
         self.requests: list[str] = []
         self.connections: set[socket.socket] = set()
@@ -120,7 +121,7 @@ class Handler(BaseHTTPRequestHandler):
         self._send(201 if method == "POST" else 200, answer, {})
 
     def _send(self, code: int, answer: Object, headers: dict[str, str]) -> None:
-        data = json.dumps(answer).encode()
+        data = b"<html>" if self.server_of_test.pages else json.dumps(answer).encode()
         self.send_response(code)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)

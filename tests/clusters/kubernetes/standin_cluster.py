@@ -16,6 +16,8 @@ from tests.clusters.kubernetes.standin_container import Container, Object, expan
 RESTARTED = "jobset.sigs.k8s.io/restart-attempt"
 QUEUE = "kueue.x-k8s.io/queue-name"
 GPU = "nvidia.com/gpu"
+JOB_DELAY = 1.0
+"""Seconds from a pod's failure to its Job's: the Job controller's `syncJobBatchPeriod`."""
 
 
 class Cluster:
@@ -141,7 +143,10 @@ class Cluster:
         elif not mine:
             self._make_pods(job_set)
         elif failed := [pod for pod in mine if pod["status"]["phase"] == "Failed"]:
-            self._fail(job_set, failed)
+            status.setdefault("failing", time.monotonic())
+            if time.monotonic() - status["failing"] > JOB_DELAY:
+                del status["failing"]
+                self._fail(job_set, failed)
         elif all(pod["status"]["phase"] == "Succeeded" for pod in mine):
             set_condition(job_set, "Completed")
 

@@ -25,7 +25,7 @@ volume = "workspace"
 python = "{python}"
 environment = {{ PYTHONPATH = "{path}" }}
 """
-LONG = ("--set", "stages.pretrain.steps=600", "--set", "stages.pretrain.checkpoint.every=5")
+LONG = ("--set", "stages.pretrain.steps=150", "--set", "stages.pretrain.checkpoint.every=5")
 ON = ("--run-on", "test", "--no-prefect")
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tests.clusters.kubernetes.standin_api import Server, StatusError
 from tests.clusters.kubernetes.standin_cluster import Cluster
 
 from cupola_platform.launch import handle
+from cupola_platform.launch.kubernetes import api, logs
 from cupola_platform.launch.kubernetes.launcher import KubernetesLauncher
 
 Launch = Callable[..., KubernetesLauncher]
@@ -25,7 +27,7 @@ def is_empty(cluster: Cluster) -> bool:
     return not any(cluster.all(plural) for plural in ("trainjobs", "trainingruntimes", "jobsets", "pods"))
 
 
-@pytest.mark.parametrize("engine", ["trainjob", "jobset"])
+@pytest.mark.parametrize("engine", ["trainjob", pytest.param("jobset", marks=pytest.mark.slow)])
 def test_the_ranks_of_a_job_run_one_on_each_node(
     launcher: Launch, job_file: Write, cluster: Cluster, wait_for: Wait, tmp_path: Path, engine: str
 ) -> None:
@@ -154,9 +156,27 @@ KubernetesLauncher("test", cluster, Path({str(tmp_path)!r}), module="rank_of_tes
 
 
 @pytest.mark.slow
-def test_a_server_that_stumbles_ends_nothing(
-    launcher: Launch, job_file: Write, server: Server, kubeconfig: Callable[..., None], wait_for: Wait, tmp_path: Path
+def test_a_watcher_that_drops_the_job_leaves_its_output_to_the_next(
+    launcher: Launch, job_file: Write, wait_for: Wait, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(logs, "UNWATCHED", 1.0)
+    file, log = job_file(lines=60, pause=0.2), tmp_path / "log"
+    dropped = launcher().start(file, processes=1, log=log)
+    wait_for(lambda: dropped.poll() or "line 5" in log.read_text())
+    time.sleep(3)
+    again = launcher().attach(file)
+    assert again is not None
+    assert again.wait(120) == 0
+    printed = [line for line in log.read_text().splitlines() if "rank 0 line" in line]
+    assert printed == [f"node 0: rank 0 line {i}" for i in range(60)]
+
+
+@pytest.mark.slow
+def test_a_server_that_stumbles_ends_nothing(
+    launcher: Launch, job_file: Write, server: Server, kubeconfig: Callable[..., None], wait_for: Wait, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(api, "PATIENCE", 30.0)
     server.lines_per_stream = 8
     server.lost_answers = 1
     server.faults = [
@@ -213,6 +233,7 @@ def test_a_job_says_what_it_waits_for(
     assert is_empty(cluster)
 
 
+@pytest.mark.slow
 def test_fewer_nodes_take_the_layout_that_fits(
     launcher: Launch, job_file: Write, cluster: Cluster, tmp_path: Path
 ) -> None:

@@ -20,7 +20,7 @@ FULL = KubernetesCluster(
     launcher="kubernetes", nodes=8, gpus_per_node=8, image="registry.example.org/cupola@sha256:0123", namespace="train",
     queue="team-a", volume="workspace", service_account="trainer", node_selector={"gpu.example.org/model": "H100"},
     secret="store", cpus=96, memory=1500, user=10001, setup=("module load cuda",), environment={"A": "$(HOME) and $(B)"},
-    interface="eth1",
+    interface="eth1", resources={"rdma/hca": "1"},
 )  # fmt: skip
 PLAIN = KubernetesCluster(launcher="kubernetes", ranks_per_node=2, image="cupola", volume="workspace")
 HOSTILE = 'x\'; $(touch y) {{a}}\n- b: "c" ${IFS} ../../Ünïcode-' + "z" * 300
@@ -111,7 +111,7 @@ def test_pods_have_no_more_rights_than_they_need() -> None:
     assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     assert pod["automountServiceAccountToken"] is False
     assert container["envFrom"] == [{"secretRef": {"name": "store"}}]
-    assert container["resources"]["limits"] == {"nvidia.com/gpu": "8", "memory": "1536000Mi"}
+    assert container["resources"]["limits"] == {"rdma/hca": "1", "nvidia.com/gpu": "8", "memory": "1536000Mi"}
     assert {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]} == {
         "shm": "/dev/shm",
         "workspace": "/ws",

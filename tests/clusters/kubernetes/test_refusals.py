@@ -4,7 +4,6 @@ import base64
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +128,14 @@ def test_a_server_that_is_gone_or_silent(
         assert "does not answer" in refusal(launcher(), job_file("b"), ServiceError)
 
 
+def test_a_server_that_is_not_kubernetes(launcher: Launch, job_file: Write, server: Server) -> None:
+    server.pages = True
+    says = refusal(launcher(), job_file())
+    assert says.startswith(
+        "Cluster test: what answers GET /apis/trainer.kubeflow.org/v1alpha1 is no Kubernetes API server."
+    )
+
+
 def test_a_server_that_stays_busy(launcher: Launch, job_file: Write, server: Server) -> None:
     server.faults = [StatusError(429, "slow down", Retry_After="5") for _ in range(50)]
     says = refusal(launcher(), job_file(), ServiceError)
@@ -202,9 +209,3 @@ def test_a_cluster_that_stays_away_does_not_end_the_job(
         running.wait(30)
     server.start()
     assert launcher().attach(file) is not None
-
-
-def test_starting_cupola_does_not_import_the_client() -> None:
-    program = "import sys, cupola_flows.cli; print([name for name in sys.modules if name.startswith('kr8s')])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -6,7 +6,9 @@ answers 401. Everything is a plain request: nothing is watched, so no watch can 
 
 import asyncio
 import functools
+import json
 import random
+import re
 import tempfile
 import threading
 import time
@@ -36,8 +38,8 @@ PATIENCE = 15.0
 TRY_AGAIN = {408, 410, 429, 500, 502, 503, 504}
 LONGEST_WAIT = 10.0
 """Most seconds between two attempts."""
-
-
+UNPACKED = re.compile(r"tmp[a-z0-9_]{8}")
+"""Names of the temporary files into which kr8s unpacks a kubeconfig's certificates and keys, and leaves them."""
 UNREADABLE = (ValueError, TypeError, AttributeError, LookupError, OSError, RuntimeError, yaml.YAMLError)
 """What kr8s raises for a kubeconfig that is not as it should be, or whose exec plugin fails."""
 
@@ -112,6 +114,11 @@ class Api:
             async with asyncio.timeout(TIMEOUT), self._answer(method, path, params=query, json=body) as response:
                 answer: dict[str, Any] = response.json()
                 return answer
+        except json.JSONDecodeError:
+            raise ConfigError(
+                f"Cluster {self.cluster}: what answers {method} {path} is no Kubernetes API server. Correct the server "
+                "in the kubeconfig."
+            ) from None
         except TimeoutError:
             self._client = None
             raise UnansweredError(
@@ -134,9 +141,9 @@ class Api:
                 yield response
         except kr8s.ServerError as error:
             raise self._refusal(error) from None
-        except (httpx.HTTPError, kr8s.APITimeoutError, OSError, LookupError) as error:
+        except (httpx.HTTPError, kr8s.APITimeoutError, OSError, LookupError, RuntimeError, yaml.YAMLError) as error:
             self._client = None  # the next request reads the kubeconfig again
-            why = " ".join(str(error).split()) or "it took too long"
+            why = " ".join(str(error).split()).rstrip(".") or "it took too long"
             raise UnansweredError(
                 f"Cluster {self.cluster}: the API server at {client.auth.server} does not answer: {why}. Check the "
                 "network and the kubeconfig."
@@ -167,8 +174,9 @@ class Api:
         """Remove the certificates that kr8s unpacked into temporary files, once they were read."""
         auth = client.auth
         for path in (auth.client_key_file, auth.client_cert_file, auth.server_ca_file):
-            if path and Path(str(path)).parent == Path(tempfile.gettempdir()):
-                Path(str(path)).unlink(missing_ok=True)
+            file = Path(str(path))
+            if file.parent == Path(tempfile.gettempdir()) and UNPACKED.fullmatch(file.name):
+                file.unlink(missing_ok=True)
 
     def _refusal(self, error: "kr8s.ServerError") -> Exception:
         response, where = error.response, f"Cluster {self.cluster}: the API server"

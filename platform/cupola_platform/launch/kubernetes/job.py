@@ -73,7 +73,8 @@ class KubernetesJob:
                 credentials, and the job goes on.
             ServiceError: the cluster has not answered for `PATIENCE` seconds; the job goes on.
         """
-        if self._status is None and time.monotonic() - self._asked >= POLL_EVERY:
+        if self._status is None and (time.monotonic() - self._asked >= POLL_EVERY or self.logs.ended.is_set()):
+            self.logs.ended.clear()
             try:
                 self._look()
                 self._silent_since = None
@@ -124,6 +125,16 @@ class KubernetesJob:
         query = {"labelSelector": f"{JOB_LABEL}={self.id}"}
         return sorted(self.api.request("GET", self._pods, query=query, patience=patience)["items"], key=pods.node_of)
 
+    def lives(self) -> bool:
+        """Whether the job goes on. One that is being deleted is waited for, and an end that nobody saw is kept."""
+        job = self.find()
+        if job is None or "deletionTimestamp" in job["metadata"]:
+            self.settle(STUCK_AFTER)
+        elif not is_finished(job):
+            return True
+        self._look()
+        return False
+
     def settle(self, seconds: float) -> bool:
         """Wait until nothing of the job is left in the cluster, and copy its output. Returns whether that happened."""
         until = time.monotonic() + seconds
@@ -161,11 +172,12 @@ class KubernetesJob:
 
     def _has_ended(self, job: Mapping[str, Any] | None) -> bool:
         """Whether the engine says that the job has ended, which is then kept."""
-        failed = pods.condition(job or {}, "Failed")
-        if any(pods.condition(job or {}, kind).get("status") == "True" for kind in ("Complete", "Completed")):
-            self._end(1 if (self.folder / "error.json").exists() else 0, None)
-        elif failed.get("status") == "True":
-            self._end(1, "it reached its deadline" if failed.get("reason") == "DeadlineExceeded" else self._reason)
+        if job is not None and is_finished(job):
+            failed = pods.condition(job, "Failed")
+            if failed.get("status") != "True":
+                self._end(1 if (self.folder / "error.json").exists() else 0, None)
+            else:
+                self._end(1, "it reached its deadline" if failed.get("reason") == "DeadlineExceeded" else self._reason)
         return self._status is not None
 
     def _note_restart(self, running: Sequence[Mapping[str, Any]]) -> None:
@@ -239,6 +251,11 @@ class KubernetesJob:
             write_text(self.folder / STATE, json.dumps({"log": str(self.log), "status": status, "reason": reason}))
         with suppress(CupolaError):
             self._delete()
+
+
+def is_finished(job: Mapping[str, Any]) -> bool:
+    """Whether a TrainJob or a JobSet has ended by itself."""
+    return any(pods.condition(job, kind).get("status") == "True" for kind in ("Complete", "Completed", "Failed"))
 
 
 def read_state(file: Path) -> dict[str, Any]:

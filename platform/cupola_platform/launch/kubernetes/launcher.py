@@ -16,7 +16,7 @@ from cupola_platform.launch.handle import Handle
 from cupola_platform.launch.kubernetes import cluster as clusters
 from cupola_platform.launch.kubernetes import manifests
 from cupola_platform.launch.kubernetes.api import Api, ConflictError
-from cupola_platform.launch.kubernetes.job import STATE, STUCK_AFTER, KubernetesJob, read_state
+from cupola_platform.launch.kubernetes.job import STATE, KubernetesJob, read_state
 from cupola_platform.launch.kubernetes.logs import PLACES
 from cupola_platform.launch.kubernetes.manifests import Order
 
@@ -88,12 +88,11 @@ class KubernetesLauncher:
         known = handle.read(job_file.parent)
         if known is None or known.cluster != self.name or "status" in read_state(job_file.parent / STATE):
             return None
-        namespace = known.id.partition("/")[0]
+        namespace, *rest = known.id.split("/")
+        if len(rest) != 2:  # of another engine, which this cluster's name stood for
+            return None
         running = KubernetesJob(Api(self.name, self.cluster.context, namespace), known, job_file.parent)
-        job = running.find()
-        if job is None or "deletionTimestamp" in job["metadata"]:
-            running.settle(self.cluster.grace + STUCK_AFTER)
-        return running if running.poll() is None else None
+        return running if running.lives() else None
 
     def capacity(self) -> Capacity:
         """The cluster's nodes and queue. Raises ServiceError if the API server does not answer, ConfigError if it

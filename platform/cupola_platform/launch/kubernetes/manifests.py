@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from cupola_platform.clusters import KubernetesCluster
-from cupola_platform.launch.kubernetes.pod import ATTEMPT, INDEX
 
 JOBSET = "jobset.x-k8s.io/v1alpha2"
 TRAINER = "trainer.kubeflow.org/v1alpha1"
@@ -25,6 +24,10 @@ NODE = "node"
 """Name of the replicated job and of its container, as Kubeflow Trainer wants it."""
 JOB_LABEL, STAGE_LABEL = "cupola/job", "cupola/stage"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+ATTEMPT = "CUPOLA_ATTEMPT"
+"""Environment variable of pods: how often the job has started before."""
+INDEX = "JOB_COMPLETION_INDEX"
+"""Environment variable that Kubernetes sets: the pod's number among the job's nodes."""
 RESTARTED = "jobset.sigs.k8s.io/restart-attempt"
 """Annotation of pods: how often their JobSet has started again."""
 PORT = 29400
@@ -184,8 +187,8 @@ def _command(order: Order, cluster: KubernetesCluster) -> list[str]:
 
 
 def _resources(order: Order, cluster: KubernetesCluster) -> dict[str, Any]:
-    requests: dict[str, str] = {}
-    limits: dict[str, str] = {}
+    requests: dict[str, str] = dict(cluster.resources)
+    limits: dict[str, str] = dict(cluster.resources)
     if cluster.gpus_per_node:
         limits[GPU] = requests[GPU] = str(order.ranks)
     if cluster.cpus:

@@ -9,11 +9,7 @@ import sys
 from pathlib import Path
 
 from cupola_platform.launch import node, starts
-
-ATTEMPT = "CUPOLA_ATTEMPT"
-"""Environment variable: how often the job has started before."""
-INDEX = "JOB_COMPLETION_INDEX"
-"""Environment variable that Kubernetes sets: the pod's number among the job's nodes."""
+from cupola_platform.launch.kubernetes.manifests import ATTEMPT, INDEX
 
 
 def main(folder: Path, restarts: int, arguments: list[str]) -> None:
