@@ -23,7 +23,7 @@ import json, os, signal, sys, time
 from pathlib import Path
 job = json.loads(Path(sys.argv[1]).read_text())
 folder, rank = Path(job["output"]), os.environ["RANK"]
-signal.signal(signal.SIGTERM, lambda *_: (folder / f"saved-{rank}").touch() or print("saving", flush=True) or sys.exit(143))
+signal.signal(signal.SIGTERM, lambda *_: time.sleep(job.get("saving", 0)) or (folder / f"saved-{rank}").touch() or print("saving", flush=True) or sys.exit(143))
 with (folder / f"rank-{rank}").open("a") as file:
     file.write(f"{os.environ['WORLD_SIZE']} {os.environ['JOB_COMPLETION_INDEX']} {os.environ['CUPOLA_ATTEMPT']}\\n")
 until = time.monotonic() + job["seconds"]

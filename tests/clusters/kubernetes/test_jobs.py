@@ -15,7 +15,7 @@ from tests.clusters.kubernetes.standin_api import Server, StatusError
 from tests.clusters.kubernetes.standin_cluster import Cluster
 
 from cupola_platform.launch import handle
-from cupola_platform.launch.kubernetes import api, logs
+from cupola_platform.launch.kubernetes import api, job, logs
 from cupola_platform.launch.kubernetes.launcher import KubernetesLauncher
 
 Launch = Callable[..., KubernetesLauncher]
@@ -102,6 +102,22 @@ def test_a_lost_node_and_a_preemption_do_not_count_as_failures(
 
 
 @pytest.mark.slow
+def test_a_job_that_lost_nodes_makes_do_with_those_that_are_left(
+    launcher: Launch, job_file: Write, cluster: Cluster, wait_for: Wait, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "SHORT_AFTER", 1.0)
+    wide, narrow = job_file("wide", seconds=300), job_file("narrow")
+    running = launcher().start(wide, processes=2, log=tmp_path / "log", fallbacks=[(narrow, 1)])
+    wait_for(lambda: running.poll() or len(list(wide.parent.glob("rank-*"))) == 2)
+    for number in (1, 2, 3):
+        cluster.lose_node(f"n{number}")
+    assert running.wait(240) == 0, (tmp_path / "log").read_text()
+    assert (narrow.parent / "rank-0").read_text() == "1 0 0\n"
+    assert "cupola: too few nodes are left (Unschedulable: 0/4 nodes" in (tmp_path / "log").read_text()
+    assert handle.read(wide.parent) == running.known
+
+
+@pytest.mark.slow
 def test_a_node_out_of_memory_is_named(
     launcher: Launch, job_file: Write, cluster: Cluster, wait_for: Wait, tmp_path: Path
 ) -> None:
@@ -124,6 +140,17 @@ def test_stopping_lets_the_ranks_save_and_leaves_nothing(
     assert {path.name for path in file.parent.glob("saved-*")} == {"saved-0", "saved-1"}
     assert (tmp_path / "log").read_text().count("saving") == 2
     assert is_empty(cluster)
+
+
+@pytest.mark.slow
+def test_ranks_may_take_longer_to_save_than_torchrun_waits(
+    launcher: Launch, job_file: Write, wait_for: Wait, tmp_path: Path
+) -> None:
+    file = job_file(seconds=300, saving=35)
+    running = launcher().start(file, processes=1, log=tmp_path / "log")
+    wait_for(lambda: running.poll() or (file.parent / "rank-0").exists())
+    assert running.stop(100) == 143
+    assert (file.parent / "saved-0").exists()
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -37,8 +37,13 @@ class KubernetesJob:
 
     outlives = True
 
-    def __init__(self, api: Api, known: Handle, folder: Path) -> None:
-        """`folder` is the job's, with what the launcher wrote there."""
+    def __init__(self, api: Api, known: Handle, folder: Path, again: "Callable[[], KubernetesJob]") -> None:
+        """
+        Args:
+            folder: the job's, with what the launcher wrote there.
+            again: starts the job once more, in the first of its layouts that the cluster has room for.
+        """
+        self._again = again
         self.api, self.known, self.folder = api, known, folder
         _, self.engine, self.id = known.id.split("/")
         self.log = Path(read_state(folder / STATE).get("log", folder / "log"))
@@ -168,7 +173,7 @@ class KubernetesJob:
             return
         self._waits = cluster.waits(self.api, self.id, running)
         self._give_up_if_hopeless(running)
-        self._give_up_if_short()
+        self._make_do()
 
     def _has_ended(self, job: Mapping[str, Any] | None) -> bool:
         """Whether the engine says that the job has ended, which is then kept."""
@@ -184,8 +189,7 @@ class KubernetesJob:
         attempt = max(map(pods.attempt_of, running), default=0)
         if attempt > self._attempt:
             self._attempt = attempt
-            with self.log.open("a") as log:
-                log.write(f"cupola: start {attempt + 1}: {self._reason or 'a rank failed'}\n")
+            self._say(f"start {attempt + 1}: {self._reason or 'a rank failed'}")
             self._reason = None
 
     def _vanished(self) -> None:
@@ -212,16 +216,23 @@ class KubernetesJob:
                 f"clusters.{self.known.cluster} in cupola.toml."
             )
 
-    def _give_up_if_short(self) -> None:
-        """End a job that lost nodes and finds no others, if it could run on fewer: the next start chooses."""
-        if self._waits is None or self._attempt == 0 or not read_state(self.folder / STATE).get("fallbacks"):
+    def _make_do(self) -> None:
+        """Start a job that lost nodes and finds no others again in a layout that fits, if it has any."""
+        if self._waits is None or self._attempt == 0 or len(read_state(self.folder / STATE).get("jobs", ())) < 2:
             self._short_since = None
             return
         self._short_since = self._short_since or time.monotonic()
         if time.monotonic() - self._short_since >= SHORT_AFTER:
-            waits = self._waits
+            self._say(f"too few nodes are left ({self._waits})")
             self._remove(0)
-            self._end(1, f"too few nodes are left ({waits})")
+            self.logs.finish()
+            other = self._again()
+            self.known, self.engine, self.id, self.logs = other.known, other.engine, other.id, other.logs
+            self._attempt, self._short_since = 0, None
+
+    def _say(self, line: str) -> None:
+        with self.log.open("a") as log:
+            log.write(f"cupola: {line}\n")
 
     def _remove(self, grace_seconds: float) -> None:
         """Delete the job, which sends SIGTERM to its pods, and SIGKILL after `grace_seconds`."""

@@ -4,6 +4,7 @@ watches it."""
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ class KubernetesLauncher:
             ServiceError: the cluster does not answer.
         """
         self.check(processes)
-        file, ranks = self._choose([(job_file, processes), *fallbacks])
+        jobs = [(job_file, processes), *fallbacks]
+        file, ranks = self._choose(jobs)
         nodes, per_node = self.cluster.spread(ranks, self.name)
         order = Order(
             name=manifests.new_name(log.stem), stage=log.stem, job_file=file, folder=job_file.parent,
@@ -67,7 +69,8 @@ class KubernetesLauncher:
             out.write(f"cupola: {engine}/{order.name}: {ranks} ranks on {nodes} nodes of {self.name}\n")
         for left in (PLACES, handle.STOP):
             (folder / left).unlink(missing_ok=True)
-        write_text(folder / STATE, json.dumps({"log": str(log), "fallbacks": len(fallbacks)}))
+        terms = {"log": str(log), "jobs": [(str(path), size) for path, size in jobs], "restarts": restarts}
+        write_text(folder / STATE, json.dumps({**terms, "env": dict(env or {})}))
         known = Handle(cluster=self.name, id=f"{self.cluster.namespace}/{engine}/{order.name}")
         known.write(folder)  # first: a job that was created is found again, whatever happens to this process
         made: list[str] = []
@@ -80,7 +83,7 @@ class KubernetesLauncher:
             for name in (handle.FILE, STATE):
                 (folder / name).unlink(missing_ok=True)
             raise
-        return KubernetesJob(self.api, known, folder)
+        return self._job(self.api, known, folder)
 
     def attach(self, job_file: Path) -> KubernetesJob | None:
         """The job that an earlier command created for this file, unless it has ended; one that is being deleted is
@@ -91,13 +94,24 @@ class KubernetesLauncher:
         namespace, *rest = known.id.split("/")
         if len(rest) != 2:  # of another engine, which this cluster's name stood for
             return None
-        running = KubernetesJob(Api(self.name, self.cluster.context, namespace), known, job_file.parent)
+        running = self._job(Api(self.name, self.cluster.context, namespace), known, job_file.parent)
         return running if running.lives() else None
 
     def capacity(self) -> Capacity:
         """The cluster's nodes and queue. Raises ServiceError if the API server does not answer, ConfigError if it
         refuses."""
         return clusters.capacity(self.api, self.cluster)
+
+    def _job(self, api: Api, known: Handle, folder: Path) -> KubernetesJob:
+        return KubernetesJob(api, known, folder, partial(self._start_again, folder))
+
+    def _start_again(self, folder: Path) -> KubernetesJob:
+        terms = read_state(folder / STATE)
+        (first, ranks), *others = [(Path(path), size) for path, size in terms["jobs"]]
+        return self.start(
+            first, processes=ranks, log=Path(terms["log"]), env=terms["env"], fallbacks=others,
+            restarts=terms["restarts"],
+        )  # fmt: skip
 
     def _ready(self) -> str:
         """The cluster's engine, once the cluster was seen to have what jobs need; it is asked once."""
