@@ -54,7 +54,10 @@ class Cluster(Strict):
     @model_validator(mode="after")
     def _has_ranks(self) -> "Cluster":
         if bool(self.gpus_per_node) == bool(self.ranks_per_node):
-            raise ValueError("give either gpus_per_node or, for a cluster without GPUs, ranks_per_node")
+            raise ValueError(
+                f"has gpus_per_node = {self.gpus_per_node} and ranks_per_node = {self.ranks_per_node or 'none'}. Give "
+                "one of them: the second for a cluster without GPUs"
+            )
         return self
 
     @property
@@ -137,9 +140,13 @@ class KubernetesCluster(Cluster):
     @model_validator(mode="after")
     def _has_a_volume(self) -> "KubernetesCluster":
         if self.shared and self.volume is None:
-            raise ValueError('name the volume that holds the workspace (volume = "CLAIM"), or set shared = false')
+            raise ValueError(
+                'is shared and names no volume. Name the claim that holds the workspace (volume = "CLAIM"), or set '
+                "shared = false"
+            )
         return self
 
 
 AnyCluster = Annotated[LocalCluster | SlurmCluster | KubernetesCluster, Field(discriminator="launcher")]
 """One `[clusters.NAME]` of `cupola.toml`."""
+BY_LAUNCHER: dict[str, type[Cluster]] = {"local": LocalCluster, "slurm": SlurmCluster, "kubernetes": KubernetesCluster}

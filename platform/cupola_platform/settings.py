@@ -4,8 +4,9 @@ defaults."""
 import os
 import re
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, StringConstraints, ValidationError, field_validator
@@ -14,10 +15,11 @@ from pydantic_settings import (
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
-from cupola_platform.clusters import AnyCluster
+from cupola_platform.clusters import BY_LAUNCHER, AnyCluster
 from cupola_platform.errors import ConfigError
 from cupola_platform.nearest import did_you_mean
 
@@ -26,6 +28,17 @@ FINGERPRINTED = False  # says where things are kept
 BUCKET = re.compile(r"s3://[A-Za-z0-9._-]{1,255}(/|$)")
 FILE = "cupola.toml"
 PREFIX = "CUPOLA_"
+SECRET = {"environment", "setup"}
+"""Tables and lists of a cluster whose values may be secret."""
+WORDS = {
+    "Value error, ": "",
+    "Input should be": "should be",
+    "String should": "should",
+    "a valid dictionary or object to extract fields from": "a table",
+    "a valid dictionary": "a table",
+    "a valid tuple": "a list",
+}
+"""pydantic's words for a rule, and ours."""
 
 
 class Settings(BaseSettings):
@@ -160,14 +173,58 @@ def load_settings(home: Path | None = None) -> Settings:
         return Settings() if home is None else Settings(home=home)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{FILE} is not TOML: {error}. Correct that line.") from None
+    except SettingsError as error:  # only a variable that holds a table is parsed
+        key = re.findall(r'field "(\w+)"', str(error))
+        raise ConfigError(f"{PREFIX}{''.join(key).upper()} is not JSON. Correct it, or use {FILE}.") from None
     except ValidationError as error:
         raise ConfigError(_explain(dict(error.errors()[0]))) from None
 
 
 def _explain(error: dict[str, Any]) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return f"{FILE} has an unknown key {key!r}.{did_you_mean(key, Settings.model_fields)}"
-    variable = f"{PREFIX}{key.upper()}"
-    where = variable if variable in os.environ else f"{key} in {FILE}"
-    return f"{where}={error['input']!r} {error['msg'].removeprefix('Value error, ')}."
+    """One line for pydantic's first error: the key, its value unless it may be secret, the rule, the next move."""
+    top, *inner = error["loc"]
+    known: Iterable[str] = Settings.model_fields
+    launcher = ""
+    if top == "clusters" and len(inner) > 1 and inner[1] in BY_LAUNCHER:  # pydantic names the member of the union
+        launcher = inner.pop(1)
+        known = BY_LAUNCHER[launcher].model_fields
+    variable = f"{PREFIX}{top.upper()}"
+    source = variable if os.environ.get(variable) else FILE
+    key = _visible(".".join(map(str, inner if source == variable else [top, *inner])))
+    match error["type"]:
+        case "extra_forbidden":
+            where = f" for launcher {launcher}" if launcher else ""
+            return f"{source} has an unknown key '{key}'{where}.{did_you_mean(key.rpartition('.')[2], known)}"
+        case "union_tag_not_found":
+            return f"{source}: {key} has no launcher. Add launcher = NAME, one of {', '.join(BY_LAUNCHER)}."
+        case "union_tag_invalid":
+            given = str(error["input"]["launcher"])
+            return f"{source}: {key}.launcher={given!r} does not exist.{did_you_mean(given, BY_LAUNCHER)}"
+        case "missing":
+            return f"{source}: {key} is missing. Add it."
+    key = key.removesuffix(".[key]")  # a name that breaks a rule
+    said = "".join([f"{source}: " if source == FILE or key else source, key, _shown(error)])
+    return f"{said} {_rule(error['msg'])}."
+
+
+def _shown(error: dict[str, Any]) -> str:
+    """`=VALUE`; nothing for a table, and for what may be a secret."""
+    value, (top, *inner) = error["input"], error["loc"]
+    secret = SecretStr in get_args(Settings.model_fields[top].annotation) or SECRET.intersection(map(str, inner))
+    if secret or isinstance(value, dict | list | tuple) or inner[-1:] == ["[key]"]:
+        return ""
+    if isinstance(value, str) and "@" in value and "://" not in value:  # `shown` finds a password only in a URL
+        return ""
+    return f"={value!r}"
+
+
+def _visible(key: str) -> str:
+    """A key without line ends: TOML allows any character in a quoted one."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in key)
+
+
+def _rule(message: str) -> str:
+    """A rule of ours or of pydantic's in the words of someone who writes TOML."""
+    for theirs, ours in WORDS.items():
+        message = message.replace(theirs, ours)
+    return message

@@ -28,11 +28,13 @@ def test_the_option_overrides_the_environment_and_that_the_file(
     ("toml", "message"),
     [
         ('store_ulr = "s3://b"', r"cupola.toml has an unknown key 'store_ulr'. Did you mean 'store_url'\?"),
-        ("zzz = 1", r"unknown key 'zzz'. Known: allowed_hosts, console_password"),
-        ('store_url = "gs://b"', r"store_url in cupola.toml='gs://b' is not an S3 URL. Write s3://bucket/prefix"),
+        ("zzz = 1", r"unknown key 'zzz'. Known: allowed_hosts, clusters, console_password"),
+        ('store_url = "gs://b"', r"cupola.toml: store_url='gs://b' is not an S3 URL. Write s3://bucket/prefix"),
         ('store_url = "s3://"', r"has no bucket"),
         ('registry_url = "mysql://h/d"', r"must begin with postgresql\+psycopg:// or sqlite:///"),
-        ("max_processes = 0", r"max_processes in cupola.toml=0 Input should be greater than or equal to 1"),
+        ("max_processes = 0", r"cupola.toml: max_processes=0 should be greater than or equal to 1\."),
+        ("clusters = 3", r"cupola.toml: clusters=3 should be a table"),
+        ("allowed_hosts = 3", r"cupola.toml: allowed_hosts=3 should be a list"),
         ("home = ", r"cupola.toml is not TOML"),
     ],
 )
@@ -47,3 +49,69 @@ def test_a_bad_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUPOLA_MAX_PROCESSES", "many")
     with pytest.raises(ConfigError, match="CUPOLA_MAX_PROCESSES='many'"):
         load_settings()
+
+
+A = "[clusters.a]\n"
+SLURM = f'{A}launcher = "slurm"\nranks_per_node = 1\n'
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        (SLURM + 'partiton = "x"', "unknown key 'clusters.a.partiton' for launcher slurm. Did you mean 'partition'?"),
+        (A + "ranks_per_node = 1", "clusters.a has no launcher. Add launcher = NAME, one of local, slurm, kubernetes."),
+        (A + 'launcher = "slrm"', "clusters.a.launcher='slrm' does not exist. Did you mean 'slurm'?"),
+        (SLURM + "gpus_per_node = 8", "clusters.a has gpus_per_node = 8 and ranks_per_node = 1. Give one of them"),
+        (A + 'launcher = "local"', "clusters.a has gpus_per_node = 0 and ranks_per_node = none. Give one of them"),
+        (SLURM + 'nodes = "x"', "clusters.a.nodes='x' should be a valid integer"),
+        (SLURM + "partition = 3", "clusters.a.partition=3 should be a valid string."),
+        (SLURM + 'partition = "a b"', "clusters.a.partition='a b' should match pattern"),
+        (SLURM.replace("clusters.a", "clusters.A"), "clusters.A should match pattern"),
+        (A + 'launcher = "kubernetes"\nranks_per_node = 1', "clusters.a.image is missing. Add it."),
+        ("[clusters]\na = 3", "clusters.a=3 should be a table."),
+        (SLURM + '"a\\nb" = 3', r"unknown key 'clusters.a.a\nb'"),
+    ],
+)
+def test_a_bad_cluster_is_refused_in_one_line(toml: str, message: str) -> None:
+    Path("cupola.toml").write_text(toml)
+    with pytest.raises(ConfigError) as caught:
+        load_settings()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "toml",
+    [
+        SLURM + 'setup = "export TOKEN=geheim"',
+        SLURM + 'environment = ["TOKEN=geheim"]',
+        SLURM + '[clusters.a.environment]\n"TO KEN" = "geheim"',
+        SLURM + 'partiton = "geheim"',
+        SLURM + 'gpus_per_node = 1\nenvironment = {TOKEN = "geheim"}',
+        'prefect_api_auth_string = ["cupola:geheim"]',
+        'registry_url = "postgresql+psycopg//user:geheim@host/database"',
+        'registry_url = "mysql://user:geheim@host/database"',
+    ],
+)
+def test_a_refusal_shows_no_secret(toml: str) -> None:
+    Path("cupola.toml").write_text(toml)
+    with pytest.raises(ConfigError, match=r"^cupola\.toml") as caught:
+        load_settings()
+    assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("{", "CUPOLA_CLUSTERS is not JSON. Correct it, or use cupola.toml."),
+        ('{"a": {"launcher": "slurm", "ranks": 1}}', "CUPOLA_CLUSTERS has an unknown key 'a.ranks' for launcher slurm"),
+        ('{"a": {"launcher": "slurm", "ranks_per_node": "x"}}', "CUPOLA_CLUSTERS: a.ranks_per_node='x' should be"),
+    ],
+)
+def test_clusters_in_a_bad_variable_are_refused_in_one_line(
+    value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUPOLA_CLUSTERS", value)
+    with pytest.raises(ConfigError) as caught:
+        load_settings()
+    assert str(caught.value).startswith(message)
