@@ -19,11 +19,14 @@ from cupola_platform.launch.capacity import Capacity
 from cupola_platform.launch.handle import CANCELLED, STOP, Handle
 from cupola_platform.launch.local import GRACE_SECONDS
 from cupola_platform.launch.slurm_batch import EXIT_STATUS, HISTORY, TERMS, Terms, choose, fields, is_out_of_use
+from cupola_platform.nearest import did_you_mean
 from cupola_platform.security.credential import without_credentials
 
 SCRIPT = "slurm.sh"
 POLL_EVERY = 2.0
 """Seconds between two questions to Slurm's controller about one job."""
+ANSWER_WITHIN = 12.0
+"""Seconds for the answer about nodes and queue. Slurm's commands themselves give up on a dead controller after 10."""
 PATIENCE = 300.0
 """Seconds for which a controller that does not answer is asked again."""
 LIVING = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "RESIZING",
@@ -112,7 +115,7 @@ class SlurmJob:
             terms = Terms.read(self.folder / TERMS)
         except (FileNotFoundError, ValueError, TypeError):
             return
-        up = _up(_nodes(answer.get("Partition", "")))
+        up = _up(_nodes(answer.get("Partition", ""))[1])
         wanted = int(answer.get("NumNodes", "1").partition("-")[0])
         chosen = choose(terms.jobs, terms.per_node, up)
         if chosen and up < wanted:
@@ -179,18 +182,22 @@ class SlurmLauncher:
         return SlurmJob(self.name, known.id, job_file.parent)
 
     def capacity(self) -> Capacity:
-        """The partition's nodes and queue. Raises ServiceError if the controller does not answer."""
+        """The nodes and the queue of the partition that jobs go to.
+
+        Raises:
+            ServiceError: the controller does not answer.
+            ConfigError: this machine has no Slurm, or Slurm no such partition.
+        """
         self._has_slurm()
-        where = [f"--partition={self.cluster.partition}"] if self.cluster.partition else []
-        states = _nodes(self.cluster.partition or "", self.name)
-        queue = _answer(["squeue", "--noheader", "--states=PENDING", "--format=%i", *where], self.name)
+        partitions, states = _nodes(self.cluster.partition or "", self.name)
+        queue = ["squeue", "--all", "--noheader", "--array", "--states=PENDING", "--format=%i"]
+        waiting = _answer([*queue, f"--partition={','.join(partitions)}"], self.name).split()
         return Capacity(
             nodes=_up(states),
-            free=sum(state == "idle" for state, _ in states.values()),
-            waiting=len(queue.split()),
-            down={name: f"{state}: {why}" for name, (state, why) in states.items()
-                  if is_out_of_use(state) or state.startswith("drain")},
-        )  # fmt: skip
+            free=sum(state.rstrip("~#") == "idle" for state, _ in states.values()),
+            waiting=len(waiting),
+            down={name: _in_words(state, why) for name, (state, why) in states.items() if not _takes_jobs(state)},
+        )
 
     def _has_slurm(self) -> None:
         if shutil.which("sbatch") is None:
@@ -231,16 +238,28 @@ def _quoted(path: str) -> str:
     return f'"{path}"'
 
 
-def _nodes(partition: str, cluster: str = "") -> dict[str, tuple[str, str]]:
-    """State, and the reason for it, of each node of a partition; of the default one if it is empty."""
-    where = [f"--partition={partition}"] if partition else []
-    nodes = _answer(["sinfo", "--noheader", "--Node", "--format=%N|%T|%E", *where], cluster)
-    return {name: (state, why) for name, state, why in (line.split("|", 2) for line in nodes.splitlines())}
+def _nodes(partitions: str, cluster: str = "") -> tuple[list[str], dict[str, tuple[str, str]]]:
+    """The names of partitions (given with commas between; the default one if empty), and the state of each of their
+    nodes with its reason. Raises ConfigError for one that does not exist, which sinfo does not mind."""
+    lines = _answer(["sinfo", "--all", "--noheader", "--Node", "--format=%P|%N|%T|%E"], cluster).splitlines()
+    nodes: dict[str, dict[str, tuple[str, str]]] = {}
+    default: list[str] = []
+    for marked, node, state, why in (line.split("|", 3) for line in lines):
+        name = marked.removesuffix("*")  # of the default partition
+        default = [name] if name != marked else default
+        nodes.setdefault(name, {})[node] = state, why
+    names = partitions.split(",") if partitions else default
+    if not names:
+        raise ConfigError(f"Cluster {cluster}: Slurm has no default partition. Set clusters.{cluster}.partition.")
+    for name in names:
+        if name not in nodes:
+            raise ConfigError(f"Cluster {cluster}: Slurm has no partition {name!r}.{did_you_mean(name, nodes)}")
+    return names, {node: state for name in names for node, state in nodes[name].items()}
 
 
 def _up(nodes: Mapping[str, tuple[str, str]]) -> int:
     """How many nodes could take a new job, now or once others end."""
-    return sum(not is_out_of_use(state) and not state.startswith("drain") for state, _ in nodes.values())
+    return sum(_takes_jobs(state) for state, _ in nodes.values())
 
 
 def _ask(number: str) -> dict[str, str]:
@@ -257,8 +276,22 @@ def _ask(number: str) -> dict[str, str]:
         time.sleep(POLL_EVERY)
 
 
+def _takes_jobs(state: str) -> bool:
+    """Whether a node in one of sinfo's states runs a job now or could start one."""
+    return not is_out_of_use(state) and not state.startswith(("drain", "maint", "reboot"))
+
+
+def _in_words(state: str, why: str) -> str:
+    """sinfo marks a node that does not answer with a star, and gives `none` for no reason."""
+    words = f"{state[:-1]}, does not answer" if state.endswith("*") else state
+    return words if why == "none" else f"{words}: {why}"
+
+
 def _answer(command: Sequence[str], cluster: str) -> str:
-    done = _run(command)
+    try:
+        done = _run(command, timeout=ANSWER_WITHIN)
+    except subprocess.TimeoutExpired:
+        raise ServiceError(f"Cluster {cluster}: {command[0]} does not answer in {ANSWER_WITHIN:.0f} s.") from None
     if done.returncode:
         raise ServiceError(f"Cluster {cluster}: {command[0]} does not answer: {_line(done.stderr)}")
     return done.stdout
@@ -273,10 +306,9 @@ def _slurm(command: Sequence[str], cluster: str = "", *, tolerant: bool = False)
     return done.stdout
 
 
-def _run(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        command, check=False, capture_output=True, text=True, env={**without_credentials(os.environ), "LC_ALL": "C"}
-    )
+def _run(command: Sequence[str], timeout: float | None = None) -> "subprocess.CompletedProcess[str]":
+    environment = {**without_credentials(os.environ), "LC_ALL": "C"}
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=timeout)
 
 
 def _line(text: str) -> str:
