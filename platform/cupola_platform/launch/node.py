@@ -15,6 +15,9 @@ import psutil
 
 from cupola_platform.launch.local import cores
 
+NODE = "CUPOLA_NODE"
+"""Environment variable with the name that the cluster's engine has for this node."""
+
 
 def main(arguments: list[str]) -> None:
     at = arguments.index("--") if "--" in arguments else len(arguments)
@@ -43,6 +46,7 @@ def main(arguments: list[str]) -> None:
         f"--local-addr={address_of(interface)}", f"--log-dir={os.devnull}", *theirs,
     ]  # fmt: skip
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // given.ranks)))
+    os.environ[NODE] = node_name()
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
     os.execv(command[0], command)
 
@@ -59,6 +63,11 @@ def wait_for(head: str, seconds: float) -> None:
             if time.monotonic() > until:
                 sys.exit(f"{socket.gethostname()}: the first node does not answer at {head}: {error}.")
             time.sleep(1)
+
+
+def node_name() -> str:
+    """This node's name: the engine's, or else the host's."""
+    return os.environ.get(NODE) or os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def default_interface() -> str:

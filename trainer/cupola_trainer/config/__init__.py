@@ -12,6 +12,7 @@ lora.py             low-rank adapters
 checkpoint_jobs.py  jobs that turn checkpoints into a new one
 scorers.py          how responses are scored
 rl.py               objectives that train on the model's own responses: prompts, sampling, rewards
+probe.py            the job that examines a cluster's nodes, and its report
 layout_rules.py     which layouts are refused
 model/              the model: shape, positions, presets
 jobs.py             the jobs
@@ -29,6 +30,7 @@ from cupola_trainer.config.checkpoint_jobs import (
 )
 from cupola_trainer.config.jobs import (
     JOB,
+    JOB_VARIABLE,
     AnyJob,
     EvaluateJob,
     EvaluateSettings,
@@ -68,6 +70,7 @@ from cupola_trainer.config.objectives import (
     TrainingData,
     check_replay,
 )
+from cupola_trainer.config.probe import NodeReport, ProbeJob, ProbeReport
 from cupola_trainer.config.rl import (
     ExecutionReward,
     GrpoData,
@@ -98,6 +101,7 @@ FINGERPRINTED = "functions"  # a fingerprint already holds the settings' values;
 
 __all__ = [
     "JOB",
+    "JOB_VARIABLE",
     "OPTIMIZER",
     "ROW_FIELDS",
     "AnyJob",
@@ -129,6 +133,7 @@ __all__ = [
     "ModelConfig",
     "NextTokenData",
     "NextTokenSettings",
+    "NodeReport",
     "OnlineDpoData",
     "OnlineDpoSettings",
     "OnlineMergingConfig",
@@ -138,6 +143,8 @@ __all__ = [
     "PpoData",
     "PpoSettings",
     "PreferenceScorer",
+    "ProbeJob",
+    "ProbeReport",
     "PruneJob",
     "PruneSettings",
     "PruneTarget",

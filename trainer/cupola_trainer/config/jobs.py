@@ -1,5 +1,6 @@
 """The jobs that `python -m cupola_trainer` runs."""
 
+import os
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,8 +13,12 @@ from cupola_trainer.config.lengths import LongContextConfig
 from cupola_trainer.config.model.architecture import ModelConfig
 from cupola_trainer.config.model.positions import PositionChange
 from cupola_trainer.config.objectives import DpoData, NextTokenData, SftData, TrainingData
+from cupola_trainer.config.probe import ProbeJob
 from cupola_trainer.config.rl import GrpoData
 from cupola_trainer.config.training import BatchConfig, PassSettings, TrainSettings
+
+JOB_VARIABLE = "CUPOLA_JOB"
+"""Environment variable with a job, for nodes that may not see its file."""
 
 
 class RenderingJob(JobBase):
@@ -179,14 +184,17 @@ AnyJob = (
     | ReferenceJob
     | TeachJob
     | ParetoFrontJob
+    | ProbeJob
 )
 Job = Annotated[AnyJob, Field(discriminator="kind")]
 JOB: TypeAdapter[AnyJob] = TypeAdapter(Job)
 
 
 def read_job(path: Path) -> AnyJob:
-    """Read a job from a JSON file. Raises pydantic's ValidationError (our launcher writes only valid ones)."""
-    return JOB.validate_json(path.read_bytes())
+    """Read a job from a JSON file, or from `CUPOLA_JOB` on a node that does not see the file. Raises pydantic's
+    ValidationError (our launcher writes only valid ones)."""
+    text = os.environ.get(JOB_VARIABLE)
+    return JOB.validate_json(path.read_bytes() if text is None or path.exists() else text)
 
 
 def write_job(job: AnyJob, path: Path) -> None:

@@ -8,7 +8,6 @@ import os
 import random
 import resource
 import sys
-import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -194,20 +193,3 @@ def synchronize() -> None:
     """Wait until this rank's device has finished all queued work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def matmul_peak() -> float:
-    """Peak FLOP/s of all ranks together, measured by multiplying large matrices simultaneously."""
-    size, rounds = (8192, 10) if torch.cuda.is_available() else (1024, 3)
-    matrix = torch.randn(size, size, device=device(), dtype=dtype())
-    best = float("inf")
-    dist.barrier()
-    for _ in range(rounds):
-        synchronize()
-        started = time.perf_counter()
-        matrix @ matrix
-        synchronize()
-        best = min(best, time.perf_counter() - started)
-    total = torch.tensor([2 * size**3 / best], dtype=torch.float64, device=device())
-    dist.all_reduce(total)
-    return float(total)

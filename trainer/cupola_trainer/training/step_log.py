@@ -9,6 +9,7 @@ from cupola_trainer.models.router import take_expert_load
 from cupola_trainer.objectives import passes
 from cupola_trainer.optim import Trainee
 from cupola_trainer.reporting.metrics import MetricsWriter
+from cupola_trainer.runtime.speed import matmul_peak
 from cupola_trainer.training.timing import StepTimes, flops_per_token
 
 FINGERPRINTED = False  # only reports progress
@@ -21,7 +22,7 @@ class StepLog:
         self.job, self.model, self.trainee, self.metrics = job, model, trainee, metrics
         self.times = StepTimes()
         self.times.attach(trainee)
-        self.matmul_peak = runtime.matmul_peak()
+        self.matmul_peak = matmul_peak()
         self.restart_clock()
 
     def restart_clock(self) -> None:
