@@ -6,7 +6,19 @@ from typing import NoReturn
 
 import typer
 
-from cupola_flows.cli import artifacts, curves, experiments, jobs, layouts, presets, run, services, tokens, tracking
+from cupola_flows.cli import (
+    artifacts,
+    clusters,
+    curves,
+    experiments,
+    jobs,
+    layouts,
+    presets,
+    run,
+    services,
+    tokens,
+    tracking,
+)
 from cupola_flows.cli.checkpoints import base as checkpoint
 from cupola_flows.cli.checkpoints import differences, long_context
 from cupola_flows.cli.checkpoints import evaluate as evaluating
@@ -34,6 +46,7 @@ curves.register(app)
 experiments.register(app)
 presets.register(app)
 services.register(app)
+clusters.register(app)
 differences.register(checkpoint.app)
 evaluating.register(checkpoint.app)
 long_context.register(checkpoint.app)

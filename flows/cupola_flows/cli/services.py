@@ -1,4 +1,4 @@
-"""Commands for the servers and this machine: up, down, deploy, submit, doctor."""
+"""Commands for the servers: up, down, deploy, submit."""
 
 import json
 from typing import Annotated
@@ -10,7 +10,6 @@ from cupola_flows.orchestration.deployments import deploy as register_deployment
 from cupola_flows.orchestration.deployments import list_recipes
 from cupola_flows.orchestration.deployments import submit as submit_run
 from cupola_flows.servers import services
-from cupola_flows.servers.doctor import examine
 from cupola_platform.security import credential
 from cupola_platform.settings import Settings
 
@@ -21,7 +20,6 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: cupola down")(down)
     app.command(epilog="Example: cupola deploy tiny")(deploy)
     app.command(epilog="Example: cupola submit tiny --set stages.pretrain.steps=200")(submit)
-    app.command(epilog="Example: cupola doctor")(doctor)
 
 
 def up(
@@ -83,11 +81,3 @@ def submit(
     names = [name for name in only.split(",") if name]
     run = submit_run(recipe, overrides or [], names, settings=settings_of(workspace))
     print(json.dumps({"flow_run_id": run}) if as_json else f"Submitted flow run {run}. Follow it with: cupola runs")
-
-
-def doctor(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
-    """Check that this machine has what Cupola needs."""
-    rows = examine(settings_of(workspace))
-    print_rows(rows, as_json=as_json, empty="")
-    if any(row["state"] == "missing" for row in rows):
-        raise typer.Exit(1)

@@ -67,6 +67,8 @@ class SlurmJob:
         known = _ask(self.number)
         if not known and not self._ended():
             return "Slurm no longer knows it, and it left no exit status"
+        if known.get("Reason") == "JobLaunchFailure":
+            return f"node {known.get('BatchHost')} could not start it: it must see {self.folder} and the job's log"
         return IN_WORDS.get(known.get("JobState", ""))
 
     def poll(self) -> int | None:
