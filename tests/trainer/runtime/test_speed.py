@@ -38,15 +38,20 @@ runtime.stop()
 """
 
 
-def test_a_matrix_multiplication_is_as_fast_as_measured_by_hand() -> None:
+def by_hand() -> float:
+    """FLOP/s of a core, by torch."""
     left, right = torch.rand(1024, 1024), torch.rand(1024, 1024)
     seconds = []
     for _ in range(10):
         started = time.perf_counter()
         left @ right
         seconds.append(time.perf_counter() - started)
-    by_hand = 2 * 1024**3 / median(seconds) / torch.get_num_threads()
-    assert by_hand / 3 < matmul_flops() < by_hand * 3  # other tests share the cores
+    return 2 * 1024**3 / median(seconds) / torch.get_num_threads()
+
+
+def test_a_matrix_multiplication_is_as_fast_as_measured_by_hand() -> None:
+    before, ours, after = by_hand(), matmul_flops(), by_hand()
+    assert min(before, after) / 3 < ours < max(before, after) * 3  # other tests share the cores
 
 
 @pytest.mark.parametrize("nodes", range(1, 9))
