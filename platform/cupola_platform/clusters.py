@@ -69,8 +69,13 @@ class Cluster(Strict):
         """(nodes, ranks a node) for a job: as few nodes as have room, each with as many ranks as the others.
 
         Raises:
-            ConfigError: the cluster has too few nodes; names what was asked for and what there is.
+            ConfigError: the cluster has too few nodes, or a lower `limit`; names what was asked for and what there is.
         """
+        if self.limit and ranks > self.limit:
+            raise ConfigError(
+                f"The job needs {ranks} ranks; clusters.{name}.limit is {self.limit}. Choose a smaller layout, or "
+                "raise the limit."
+            )
         for nodes in range(math.ceil(ranks / self.per_node), self.nodes + 1):
             if ranks % nodes == 0:
                 return nodes, ranks // nodes

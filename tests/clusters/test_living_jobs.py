@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from cupola_flows.execution.handles import living_job
 from cupola_platform.clusters import SlurmCluster
 from cupola_platform.errors import ServiceError
 from cupola_platform.launch.handle import Handle
+from cupola_platform.launch.living import living_job
 from cupola_platform.launch.slurm import SlurmLauncher
 from cupola_platform.settings import Settings
 

@@ -2,13 +2,15 @@
 
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from cupola_flows.execution.leasing import Lease
+from cupola_flows.execution.places import Slots
 from cupola_flows.terminal.display import Display
 from cupola_platform.artifacts import Artifact
 from cupola_platform.strict import Strict
@@ -55,12 +57,20 @@ class StageContext:
     """Prefix of a job's metric names, for stages with several jobs."""
     run_on: str | None = None
     """Cluster of `cupola.toml` that runs this stage's jobs; None for this machine."""
+    slots: Slots | None = None
+    """Takes the ranks of that place for a job; None outside of a session."""
     lease: Lease | None = None
     """This process's right to run the stage; None outside of a session."""
     cancelled: threading.Event = field(default_factory=threading.Event)
     """Set when the run was cancelled on purpose: then its job ends too, wherever it runs."""
     profile: tuple[int, int] | None = None
     """First and last training step to trace with torch's profiler."""
+
+    @contextmanager
+    def taking(self, ranks: int, *, wait: bool = True) -> Iterator[None]:
+        """Hold ranks of the place where the stage's jobs run while the block runs; see `Slots`."""
+        with self.slots.taken(ranks, wait=wait) if self.slots else nullcontext():
+            yield
 
     def empty(self, name: str) -> Path:
         """A new, empty folder inside the work folder."""

@@ -13,6 +13,7 @@ from typing import Any
 from cupola_flows.execution import restarts
 from cupola_flows.execution.code_version import code_version, modules_of
 from cupola_flows.execution.context import StageContext
+from cupola_flows.execution.locks import alone
 from cupola_flows.execution.uploading import EVENTS, backup_of, uploaded
 from cupola_platform.artifacts import Artifact, fingerprint
 from cupola_platform.errors import (
@@ -98,18 +99,21 @@ def run_job(ctx: StageContext, job: AnyJob, layouts: Sequence[LayoutConfig] = ()
 def run_once(
     ctx: StageContext, job: AnyJob, *, kind: str, config: Mapping[str, Any], parents: Sequence[Artifact]
 ) -> Artifact:
-    """Run a job whose result several stages share, as a separate artifact; reuses an earlier one.
+    """Run a job whose result several stages share, as a separate artifact; reuses an earlier one. Of stages that run
+    side by side and need the same, one makes it and the others wait.
 
     Args:
         config: everything that determines the result, besides the parents and the code.
     """
     mark = fingerprint({kind: dict(config)}, [parent.digest for parent in parents], code_version(*modules_of(job)))
-    if known := ctx.workspace.find(mark):
-        return known
-    result = run_job(ctx, job)
-    return ctx.publish_aside(
-        result.folder, kind=kind, parents=parents, metrics=result.metrics, config=config, fingerprint=mark
-    )
+    waits = partial(ctx.display.say, f"{ctx.name}: waiting for the {kind} that another stage makes.")
+    with alone(ctx.workspace.folder("work") / mark, waits):
+        if known := ctx.workspace.find(mark):
+            return known
+        result = run_job(ctx, job)
+        return ctx.publish_aside(
+            result.folder, kind=kind, parents=parents, metrics=result.metrics, config=config, fingerprint=mark
+        )
 
 
 def _attempt(
@@ -130,7 +134,7 @@ def _attempt(
     jobs = [job, *(job.but(layout=layout) for layout in layouts if layout != job.layout)]
     fitting = [jobs[position] for position in that_fit(launcher, [each.layout.world_size for each in jobs])]
     start = partial(_start, ctx, launcher, fitting, log, starts.allowed - 1)
-    with uploaded(ctx, job, log):
+    with ctx.taking(fitting[0].layout.world_size, wait=running is None), uploaded(ctx, job, log):
         status, ended = _run_to_end(ctx, job, log, starts, running, start)
     if error := error_of(job):
         raise type(error)(f"stage {ctx.name}: {error}")

@@ -14,6 +14,10 @@ from cupola_platform.registry.leases import SECONDS, LeaseRow
 RENEW_EVERY = SECONDS / 6
 
 
+class BusyError(StageFailedError):
+    """Another living command runs the stage."""
+
+
 @dataclass
 class Lease:
     """The right of this process to run one stage."""
@@ -58,12 +62,12 @@ def leased(registry: Registry, fingerprint: str, name: str) -> Iterator[tuple[Le
         the lease, and the job that an earlier command left on a cluster, if there is one.
 
     Raises:
-        StageFailedError: another living command runs the stage; says where.
+        BusyError: another living command runs the stage; says where.
     """
     lease = Lease(registry, fingerprint, name)
     row = registry.leases.take(fingerprint, lease.holder)
     if row.holder != lease.holder:
-        raise StageFailedError(f"stage {name} is being run by {_who(row)}. Wait for it, or stop it first.")
+        raise BusyError(f"stage {name} is being run by {_who(row)}. Wait for it, or stop it first.")
     threading.Thread(target=lease.renew, name=f"lease of {name}", daemon=True).start()
     job_goes_on = False
     try:

@@ -1,9 +1,12 @@
 """The lifecycle as Prefect flows: one per stage, and one that chains them. Importing this imports Prefect."""
 # mypy: disable-error-code="untyped-decorator"
 
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,13 @@ from prefect.states import Cancelled
 
 from cupola_flows.execution.restarts import CrashedError
 from cupola_flows.orchestration.server_watch import server_watched
+from cupola_flows.orchestration.sharing import share_places
 from cupola_flows.recipe.schema import Recipe
 from cupola_flows.reports.results import summarize
 from cupola_flows.runs.opening import new_session, open_session
+from cupola_flows.runs.scheduling import run_stages
 from cupola_flows.runs.session import Session
+from cupola_flows.servers.services import find_prefect
 from cupola_flows.servers.sweeping import claimed, process_tag
 from cupola_flows.stages.base import Stage
 from cupola_flows.stages.table import kinds
@@ -32,6 +38,34 @@ from cupola_platform.errors import CancelledError
 
 MOST_RETRIES = 100
 SERVER_IS_GONE = (httpx.HTTPError, PrefectHTTPStatusError)
+
+
+class Turn:
+    """One thread's turn at a time, until it leaves or ends."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._owner: threading.Thread | None = None
+
+    def take(self) -> None:
+        while not self._is_ours():
+            time.sleep(0.05)
+
+    def leave(self) -> None:
+        with self._lock:
+            if self._owner is threading.current_thread():
+                self._owner = None
+
+    def _is_ours(self) -> bool:
+        with self._lock:
+            if self._owner is None or not self._owner.is_alive():
+                self._owner = threading.current_thread()
+            return self._owner is threading.current_thread()
+
+
+CREATION = Turn()
+"""The turn to create a stage's flow run. Prefect numbers the runs of a flow without a lock, and takes two with the same
+number for one."""
 
 
 class Opened:
@@ -69,6 +103,7 @@ def _stage_flow(kind: str, of: type[Stage]) -> Callable[..., Any]:
             session = new_session(alone, [], [name], workspace, PlainDisplay)
             with _claimed(), session.recorded(flow_run_id()):
                 return _run_stage(session, name)
+        CREATION.leave()
         return _run_stage(opened.session, name)
 
     run_alone_or_in_session.__annotations__["stage"] = of
@@ -101,12 +136,14 @@ def lifecycle(
     with _claimed():
         if opened is None:
             session = open_session(recipe, overrides or [], only or [], workspace, PlainDisplay)
+            session.waits = True
+            if api := find_prefect(session.workspace.settings):
+                share_places(session, api)
         else:
             session = opened.session
         try:
             with server_watched(session), session.recorded(flow_run_id()):
-                for name in session.names:
-                    run_stage(session, name)
+                run_stages(session, partial(run_stage, session))
         except CancelledError as error:
             return Cancelled(message=str(error))
         _publish_results(session)
@@ -119,6 +156,7 @@ def run_stage(session: Session, name: str) -> Artifact:
     stage, recipe = session.recipe.stages[name], session.recipe
     if session.prefect_is_gone.is_set():
         return session.execute(name)
+    CREATION.take()
     try:
         STAGE_FLOWS[stage.kind](
             name=name,
@@ -133,6 +171,8 @@ def run_stage(session: Session, name: str) -> Artifact:
         raise session.error or CancelledError(f"stage {name} was cancelled.") from None
     except SERVER_IS_GONE as error:
         session.lose_prefect(type(error).__name__)
+    finally:
+        CREATION.leave()
     return session.execute(name)
 
 

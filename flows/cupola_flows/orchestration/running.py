@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 
 import httpx
 
+from cupola_flows.orchestration.sharing import share_places
+from cupola_flows.runs.scheduling import run_stages
 from cupola_flows.runs.session import Session
 from cupola_flows.servers.prefect_api import PrefectApi, own_prefect
 from cupola_flows.servers.services import find_prefect
@@ -26,8 +28,7 @@ ASK_EVERY = 3.0
 def run_plain(session: Session) -> None:
     """Run a session without Prefect."""
     with session.recorded(None):
-        for name in session.names:
-            session.execute(name)
+        run_stages(session, session.execute)
 
 
 def run_under_prefect(session: Session) -> None:
@@ -40,6 +41,7 @@ def run_under_prefect(session: Session) -> None:
         os.environ.setdefault(name, value)
     with _server(session) as api:
         _sweep(session, api)
+        share_places(session, api)
         from prefect import tags
         from prefect.logging.handlers import APILogWorker
 

@@ -7,7 +7,7 @@ from cupola_flows.recipe.schema import Recipe
 from cupola_flows.stages.base import ARTIFACT
 from cupola_flows.stages.evaluation.evaluate import EvaluateStage
 from cupola_platform.errors import CupolaError
-from cupola_platform.launch.launcher import make_launcher, that_fit
+from cupola_platform.launch.launcher import Launcher, make_launcher, that_fit
 from cupola_platform.settings import Settings
 from cupola_trainer.config import LayoutConfig, ModelConfig
 
@@ -23,7 +23,10 @@ def validate(recipe: Recipe, settings: Settings, only: Sequence[str] = ()) -> No
     for name in names:
         with _naming(f"stages.{name}"):
             recipe.stages[name].check(recipe)
-            _check_layout(recipe, name, settings)
+            cluster = recipe.stages[name].cluster(recipe.run_on, settings.clusters)
+            launcher = make_launcher(settings, cluster)
+            recipe.stages[name].check_cluster(settings.clusters[cluster] if cluster else None)
+            _check_layout(recipe, name, launcher)
 
 
 def model_of(recipe: Recipe, name: str) -> ModelConfig | None:
@@ -34,13 +37,13 @@ def model_of(recipe: Recipe, name: str) -> ModelConfig | None:
     return recipe.stages[name].shape(known)
 
 
-def _check_layout(recipe: Recipe, name: str, settings: Settings) -> None:
+def _check_layout(recipe: Recipe, name: str, launcher: Launcher) -> None:
     stage = recipe.stages[name]
     layout: LayoutConfig | None = getattr(stage, "layout", None)
     if layout is None:
         return
     layouts: tuple[LayoutConfig, ...] = getattr(stage, "layouts", ()) or (layout,)
-    that_fit(make_launcher(settings, stage.run_on or recipe.run_on), [each.world_size for each in layouts])
+    that_fit(launcher, [each.world_size for each in layouts])
     for source in recipe.inputs(name)["checkpoints"] if isinstance(stage, EvaluateStage) else (name,):
         model = None if source.startswith(ARTIFACT) else model_of(recipe, source)
         if model is not None:

@@ -6,8 +6,8 @@ import socket
 import time
 from collections.abc import Iterator
 
-from cupola_flows.execution.handles import living_job
 from cupola_platform.errors import ConfigError, ServiceError
+from cupola_platform.launch.living import living_job
 from cupola_platform.liveness import lives
 from cupola_platform.registry import RunRow
 from cupola_platform.workspace import Workspace

@@ -1,36 +1,32 @@
 """One execution of a recipe: its stages, their inputs and their outcomes. Independent of Prefect."""
 
-import fcntl
-import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from cupola_flows.execution.context import StageContext, call
-from cupola_flows.execution.leasing import leased
+from cupola_flows.execution.leasing import BusyError, leased
+from cupola_flows.execution.places import Limits, Place, Slots, place_of
 from cupola_flows.recipe.schema import Recipe
 from cupola_flows.runs.fingerprint import fingerprint
-from cupola_flows.servers.processes import jobs_in
+from cupola_flows.runs.work_folders import check_is_here, locked
 from cupola_flows.stages.base import ARTIFACT, Stage, Taken
 from cupola_flows.terminal.display import Display
 from cupola_platform.artifacts import Artifact
-from cupola_platform.errors import CancelledError, ConfigError, CupolaError, DetachedError, StageFailedError
-from cupola_platform.launch import handle, tether
-from cupola_platform.launch.handle import Handle
-from cupola_platform.launch.launcher import make_launcher
+from cupola_platform.errors import CancelledError, ConfigError, CupolaError, DetachedError
 from cupola_platform.registry import RunStatus
 from cupola_platform.tracking.tracker import Tracker
 from cupola_platform.workspace import Workspace
 
 ONLY = "only"
 """In the settings of a recipe's run, beside the recipe's own: the stages that were selected."""
-REMAINS_PATIENCE = tether.GRACE_SECONDS + 30
-"""Seconds for the processes of a killed run to exit."""
+BUSY_EVERY = 2.0
+"""Seconds between looks whether another command has finished a stage."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ class Outcome:
 
 @dataclass(kw_only=True)
 class Session:
-    """Runs the stages `names` of a recipe one after the other in a workspace."""
+    """Runs the stages `names` of a recipe in a workspace; `scheduling` says when each."""
 
     workspace: Workspace
     recipe: Recipe
@@ -65,6 +61,10 @@ class Session:
     """Set once Prefect's server stops responding; the run continues without it."""
     cancelled: threading.Event = field(default_factory=threading.Event)
     """Set when the run was cancelled on Prefect's server, unlike a command that ends: jobs on clusters end too."""
+    limits: Limits | None = None
+    """Counts the ranks that all runs of a Prefect server take; None without one."""
+    waits: bool = False
+    """Whether to wait for a stage that another command runs, as submitted runs do, rather than refuse it."""
     recorded_reuses: set[str] = field(default_factory=set)
     tracker: Tracker | None = None
     """Sends to MLflow while `recorded`."""
@@ -135,9 +135,10 @@ class Session:
             reused = self.reuse(name)
             if reused and not made:
                 self._record_reuse(name, reused)
-            return reused or self._make(name, step, prefect_id)
+            return reused or self._make_in_turn(name, step, prefect_id)
         except CupolaError as error:
-            self.error = error
+            if self.error is None or isinstance(error, DetachedError):  # several may run at once
+                self.error = error
             raise
 
     def inputs(self, name: str) -> Taken:
@@ -171,6 +172,31 @@ class Session:
         }
         return fingerprint(self.recipe, name, digests)
 
+    def place(self, name: str) -> Place:
+        """Where a stage's jobs run."""
+        return place_of(self.workspace.settings, self.cluster(name))
+
+    def cluster(self, name: str) -> str | None:
+        """The cluster of a stage's jobs; None for this machine."""
+        return self.recipe.stages[name].cluster(self.recipe.run_on, self.workspace.settings.clusters)
+
+    def _make_in_turn(self, name: str, step: Callable[..., Any], prefect_id: str | None) -> Artifact:
+        """Make the stage's artifact, or wait while another command makes it."""
+        said = False
+        while True:
+            try:
+                return self._make(name, step, prefect_id)
+            except BusyError as busy:
+                if not self.waits:
+                    raise
+                if not said:
+                    self.display.say(f"{str(busy).partition('. ')[0]}. Waiting for it.")
+                said = True
+            time.sleep(BUSY_EVERY)
+            if made := self.reuse(name):
+                self._record_reuse(name, made)
+                return made
+
     def _make(self, name: str, step: Callable[..., Any], prefect_id: str | None) -> Artifact:
         stage = self.recipe.stages[name]
         taken = self.inputs(name)
@@ -178,11 +204,11 @@ class Session:
         folder = self.workspace.work_folder(mark)
         registry = self.workspace.registry
         with (
-            _locked(folder, name, self.display.say),
+            locked(folder, name, self.display.say),
             leased(registry, mark, name) as (lease, left),
             self._recorded(name, folder, prefect_id) as run_id,
         ):
-            _is_here(self.workspace, folder, left, name)
+            check_is_here(self.workspace, folder, left, name)
             registry.take_over(folder, run_id)
             seeds = self.recipe.seeds()
             ctx = StageContext(
@@ -201,7 +227,8 @@ class Session:
                 display=self.display,
                 tracker=self.tracker,
                 step=step,
-                run_on=stage.run_on or self.recipe.run_on,
+                run_on=self.cluster(name),
+                slots=Slots(self.place(name), self._limits(), partial(self._say_of, name)),
                 lease=lease,
                 cancelled=self.cancelled,
                 profile=self.profile,
@@ -212,6 +239,13 @@ class Session:
         self._finish(run_id, "completed", artifact)
         self.display.finished(name, "completed", f"artifact {artifact.id}")
         return artifact
+
+    def _limits(self) -> Limits | None:
+        return None if self.prefect_is_gone.is_set() else self.limits
+
+    def _say_of(self, name: str, text: str) -> None:
+        self.display.say(f"{name}: {text}.")
+        self.display.note(name, text)
 
     @contextmanager
     def _recorded(self, name: str, folder: Path, prefect_id: str | None) -> Iterator[str]:
@@ -281,49 +315,3 @@ def _as_cancellation(error: BaseException, name: str) -> BaseException:
     if isinstance(error, Exception):
         return error
     return CancelledError(f"stage {name} was cancelled. Finished work is kept. Run the same command to resume.")
-
-
-@contextmanager
-def _locked(folder: Path, name: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Lock a work folder against other processes that run the same stage, and wait for ranks of a killed run, which
-    save before they exit."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StageFailedError(
-                f"stage {name} is being run by another process in {folder}. Wait for it, or stop it first."
-            ) from None
-        _wait_for_leftovers(folder, name, say)
-        yield
-
-
-def _is_here(workspace: Workspace, folder: Path, left: Handle | None, name: str) -> None:
-    """Refuse to run a stage whose job an earlier command started from another work folder, as on another machine: its
-    results would never appear here."""
-    if left is None or any(handle.read(path.parent) == left for path in folder.rglob(handle.FILE)):
-        return
-    if left.cluster in workspace.settings.clusters and _lives(workspace, left):
-        raise StageFailedError(
-            f"stage {name} runs as job {left.id} of cluster {left.cluster}, started from another workspace. Follow it "
-            "there, or end the job first."
-        )
-
-
-def _lives(workspace: Workspace, left: Handle) -> bool:
-    with tempfile.TemporaryDirectory() as empty:
-        left.write(Path(empty))
-        return make_launcher(workspace.settings, left.cluster).attach(Path(empty) / "job.json") is not None
-
-
-def _wait_for_leftovers(folder: Path, name: str, say: Callable[[str], None]) -> None:
-    remains = jobs_in(folder)
-    if remains:
-        say(f"stage {name}: waiting for processes of a killed run in {folder} to save and exit.")
-        psutil.wait_procs(remains, timeout=REMAINS_PATIENCE)
-        if left := jobs_in(folder):
-            pids = ", ".join(str(process.pid) for process in left)
-            raise StageFailedError(
-                f"stage {name}: processes {pids} of a killed run are still working in {folder}. Stop them first."
-            )

@@ -7,8 +7,10 @@ from typing import Any, ClassVar, Protocol
 from pydantic import Field, model_validator
 
 from cupola_flows.execution.context import StageContext
+from cupola_flows.execution.places import Place
 from cupola_flows.terminal.text import number
 from cupola_platform.artifacts import Artifact
+from cupola_platform.clusters import Cluster
 from cupola_platform.strict import Strict
 from cupola_trainer.config import LayoutConfig, ModelConfig
 from cupola_trainer.config.layout_rules import validate_layout
@@ -104,6 +106,12 @@ class Stage(Strict):
     ready: ClassVar[bool] = True
     """Whether its checkpoint is worth evaluating before further training."""
 
+    sends_jobs: ClassVar[bool] = False
+    """Whether `run_on` applies although the stage has no layout of its own."""
+    keeps_its_place: ClassVar[bool] = False
+    """Whether it runs after all stages before it in the recipe and before all after it, and beside none: it changes
+    what they may read, such as an alias."""
+
     seed: int | None = Field(default=None, ge=0, lt=2**31)
     """Seed of this stage; None for the recipe's seed."""
     run_on: str | None = None
@@ -111,7 +119,7 @@ class Stage(Strict):
 
     @model_validator(mode="after")
     def _starts_jobs(self) -> "Stage":
-        if self.run_on is not None and "layout" not in type(self).model_fields:
+        if self.run_on is not None and not self._sends_jobs():
             raise ValueError(f"run_on={self.run_on}: a stage of kind {self.kind} starts no jobs. Leave it out")
         return self
 
@@ -126,6 +134,27 @@ class Stage(Strict):
     def code(self) -> tuple[str, ...]:
         """Modules whose code, with everything that they import, decides the stage's result."""
         return (type(self).__module__,)
+
+    @classmethod
+    def _sends_jobs(cls) -> bool:
+        return cls.sends_jobs or "layout" in cls.model_fields
+
+    def cluster(self, of_recipe: str | None, clusters: Mapping[str, Cluster]) -> str | None:
+        """The cluster to which the stage sends its jobs; None for this machine.
+
+        Args:
+            of_recipe: `run_on` of the recipe.
+            clusters: those of the settings.
+        """
+        return self.run_on or (of_recipe if self._sends_jobs() else None)
+
+    def check_cluster(self, cluster: Cluster | None) -> None:
+        """Refuse a kind of cluster that cannot run the stage. Raises ConfigError."""
+
+    def ranks(self, place: Place) -> int:
+        """How much of the place where it runs the stage takes at once."""
+        layouts = [getattr(self, name, None) for name in ("layout", "teacher_layout")]
+        return max((layout.world_size for layout in layouts if layout), default=1)
 
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
         """Make the stage's artifact and publish it. Raises CupolaError."""

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.live import Live
@@ -157,12 +157,13 @@ class PlainDisplay(Display):
 
     def __init__(self, stages: Mapping[str, str], write: Any = None) -> None:
         super().__init__(stages)
-        self.last = 0.0
-        self.write = write or (lambda text: print(text, file=sys.stdout, flush=True))
+        self.last = dict.fromkeys(stages, 0.0)
+        """When each stage's last line was written."""
+        self.write = write or (lambda text: print_line(text, sys.stdout))
 
     def changed(self, line: Line, what: str) -> None:
-        if what in {"started", "finished"} or time.monotonic() - self.last >= PLAIN_EVERY:
-            self.last = time.monotonic()
+        if what in {"started", "finished"} or time.monotonic() - self.last[line.name] >= PLAIN_EVERY:
+            self.last[line.name] = time.monotonic()
             self.write(plain(line))
 
     def say(self, text: str) -> None:
@@ -198,4 +199,10 @@ def make_display(stages: Mapping[str, str], console: Console) -> Display:
     """A live display on a terminal, else a plain one. Both write to `console`, separate from a command's results."""
     if console.is_terminal:
         return LiveDisplay(stages, console)
-    return PlainDisplay(stages, lambda text: print(text, file=console.file, flush=True))
+    return PlainDisplay(stages, lambda text: print_line(text, console.file))
+
+
+def print_line(text: str, file: IO[str]) -> None:
+    """Print a line whole, even if several stages print at once."""
+    file.write(f"{text}\n")
+    file.flush()

@@ -102,7 +102,8 @@ def make_launcher(settings: Settings, cluster: str | None = None, *, at_least: i
             raise ConfigError(f"No cluster is called {cluster!r}.{hint}")
         place = settings.clusters[cluster]
         if isinstance(place, LocalCluster):
-            return LocalLauncher(place.per_node, environment=place.environment)
+            ranks = min(place.per_node, place.limit or place.per_node)
+            return LocalLauncher(ranks, environment=place.environment)
         if isinstance(place, SlurmCluster):
             return SlurmLauncher(cluster, place)
         return KubernetesLauncher(cluster, place, settings.home)

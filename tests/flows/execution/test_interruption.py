@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from cupola_flows.runs import session
+from cupola_flows.runs import work_folders
 from cupola_platform.errors import StageFailedError
 
 LONG = ("--set", "stages.pretrain.steps=4000", "--set", "stages.pretrain.checkpoint.every=5")
@@ -133,17 +133,17 @@ def test_a_stage_waits_for_processes_that_a_killed_run_left_in_its_folder(
     said: list[str] = []
     try:
         time.sleep(0.5)
-        monkeypatch.setattr(session, "REMAINS_PATIENCE", 0.5)
+        monkeypatch.setattr(work_folders, "REMAINS_PATIENCE", 0.5)
         with (
             pytest.raises(
                 StageFailedError, match=rf"^stage sft: processes {rank.pid} of a killed run are still working in "
             ),
-            session._locked(folder, "sft", said.append),
+            work_folders.locked(folder, "sft", said.append),
         ):
             pass
-        monkeypatch.setattr(session, "REMAINS_PATIENCE", 60.0)
+        monkeypatch.setattr(work_folders, "REMAINS_PATIENCE", 60.0)
         threading.Timer(1.0, rank.kill).start()
-        with session._locked(folder, "sft", said.append):
+        with work_folders.locked(folder, "sft", said.append):
             assert rank.poll() is not None
     finally:
         rank.kill()

@@ -42,6 +42,8 @@ class PromoteStage(Stage):
     """Move an alias to the best of several checkpoints if the evaluation allows it."""
 
     gives: ClassVar[str] = "promotion"
+    sends_jobs: ClassVar[bool] = True
+    keeps_its_place: ClassVar[bool] = True
     renders: ClassVar[bool] = True
 
     kind: Literal["promote"] = "promote"

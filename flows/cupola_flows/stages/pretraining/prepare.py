@@ -8,11 +8,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import model_validator
 
 from cupola_flows.execution.context import StageContext
+from cupola_flows.execution.places import Place, place_of
 from cupola_flows.stages.base import Input, Stage, Stages, Taken
 from cupola_flows.stages.data.conversations import ConversationsStage
 from cupola_platform.artifacts import Artifact
+from cupola_platform.clusters import Cluster
 from cupola_platform.corpus.config.prepare import PrepareConfig
-from cupola_platform.corpus.pipeline.checks import check_config, file_digests, named_sources
+from cupola_platform.corpus.pipeline.checks import check_config, check_executor, file_digests, named_sources, prepares
 from cupola_platform.corpus.sources.reader import source_state
 from cupola_platform.errors import ConfigError
 from cupola_platform.strict import Strict
@@ -23,6 +25,7 @@ class PrepareStage(Stage):
     """Clean, deduplicate and tokenize raw text into shards, and train the tokenizer."""
 
     gives: ClassVar[str] = "tokens"
+    sends_jobs: ClassVar[bool] = True
     starts: ClassVar[str] = "cupola_trainer.evaluation.surprise"
     """Module of the judge's command, `cupola_trainer surprise`. Naming it here adds it to the fingerprint."""
 
@@ -49,14 +52,31 @@ class PrepareStage(Stage):
 
         folder, judge = ctx.empty("tokens"), taken.maybe("judge")
         config = self.corpus if self.corpus.seed else replace(self.corpus, seed=ctx.seed)
-        report = prepare(
-            config,
-            folder,
-            progress=show,
-            test_items=evaluation_prompts(ctx.stages, ctx.seeds) if self._uses_tasks else None,
-            scorer=(sys.executable, "-m", "cupola_trainer", "surprise", str(judge.path)) if judge else (),
-        )
+        settings = ctx.workspace.settings
+        with ctx.taking(self.ranks(place_of(settings, ctx.run_on))):
+            report = prepare(
+                config,
+                folder,
+                progress=show,
+                test_items=evaluation_prompts(ctx.stages, ctx.seeds) if self._uses_tasks else None,
+                scorer=(sys.executable, "-m", "cupola_trainer", "surprise", str(judge.path)) if judge else (),
+                cluster=settings.clusters[ctx.run_on] if ctx.run_on else None,
+            )
         return ctx.publish(folder, parents=taken.all(), metrics=report.metrics)
+
+    def cluster(self, of_recipe: str | None, clusters: Mapping[str, Cluster]) -> str | None:
+        """The cluster that the stage names; or the recipe's, if that kind of cluster runs preparations."""
+        usual = super().cluster(of_recipe, clusters)
+        if usual and usual in clusters and not self.run_on and not prepares(self.corpus.executor, clusters[usual]):
+            return None
+        return usual
+
+    def check_cluster(self, cluster: Cluster | None) -> None:
+        check_executor(self.corpus.executor, cluster)
+
+    def ranks(self, place: Place) -> int:
+        """As many as its tasks that run at once. They take cores: where ranks are GPUs, it counts as one."""
+        return 1 if place.unit == "GPUs" else min(self.corpus.executor.workers or place.slots, place.slots)
 
     def check(self, recipe: Stages) -> None:
         check_config(self.corpus)

@@ -47,25 +47,17 @@ class TokenizerConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ExecutorConfig:
-    """The datatrove executor that runs the preparation, and its resources."""
-
-    kind: Literal["local", "slurm", "ray"] = "local"
-    """`local` uses processes on this machine; the others need a workspace shared by all machines."""
+    """How much runs at once, and whether on Ray. The stage's `run_on` says where."""
 
     workers: int = Field(default=0, ge=0)
-    """Concurrent tasks; 0 for one per core (`local`) or no limit (`slurm`, `ray`)."""
+    """Concurrent tasks, a core each; 0 for one per core of this machine, or as many as the cluster has ranks."""
 
     memory_gb: int = Field(default=2, ge=1)
-    """Memory per task in GB (`slurm`, `ray`)."""
+    """Memory per task in GB, on Slurm and Ray."""
 
-    time: str = Field(default="04:00:00", pattern=r"^\d+:\d\d:\d\d$")
-    """Time limit per task, as `HH:MM:SS` (`slurm`, `ray`)."""
-
-    partition: str = ""
-    """Slurm partition; empty for the cluster's default."""
-
-    sbatch: dict[str, str] = Field(default_factory=dict)
-    """Further sbatch options, such as `account`."""
+    ray: bool = False
+    """Run the tasks on Ray: the cluster at RAY_ADDRESS, which `clusters.NAME.environment` may set, or one that is
+    started on this machine. It needs a workspace that all its machines share."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from cupola_platform.clusters import Cluster, SlurmCluster
 from cupola_platform.corpus.config import ClassifierConfig, ExecutorConfig, PrepareConfig, Source
 from cupola_platform.corpus.config.classifiers import ANY_LANGUAGE
 from cupola_platform.corpus.filters.language import check_languages
@@ -28,7 +29,6 @@ def check_config(config: PrepareConfig) -> None:
         except SourceError as error:
             raise SourceError(f"{name}: {error}") from error
     check_weights(config)
-    check_executor(config.executor)
     for path in files_beside(config):
         if not path.is_file():
             raise ConfigError(f"{path} does not exist. toxicity.lexicon takes files, model a folder models/NAME.")
@@ -97,11 +97,19 @@ def check_weights(config: PrepareConfig) -> None:
         )
 
 
-def check_executor(config: ExecutorConfig) -> None:
-    """Raises ConfigError if this machine cannot start the configured executor."""
-    if config.kind == "slurm" and shutil.which("sbatch") is None:
+def check_executor(config: ExecutorConfig, cluster: Cluster | None) -> None:
+    """Raises ConfigError if a preparation cannot run there, or this machine cannot start it there."""
+    if not prepares(config, cluster):
         raise ConfigError(
-            "executor.kind=slurm needs sbatch, which is not on the PATH. Run on a login node, or use local."
+            "a preparation runs on this machine, on Slurm or on Ray, and needs a workspace that all nodes share. Leave "
+            "run_on out, name such a cluster, or set executor.ray and the cluster's RAY_ADDRESS."
         )
-    if config.kind == "ray" and importlib.util.find_spec("ray") is None:
-        raise ConfigError("executor.kind=ray needs the package ray, which is not installed. Try pip install ray.")
+    if isinstance(cluster, SlurmCluster) and not config.ray and shutil.which("sbatch") is None:
+        raise ConfigError("run_on names a Slurm cluster, and sbatch is not on the PATH. Run this on a login node.")
+    if config.ray and importlib.util.find_spec("ray") is None:
+        raise ConfigError("executor.ray needs the package ray, which is not installed. Try pip install ray.")
+
+
+def prepares(config: ExecutorConfig, cluster: Cluster | None) -> bool:
+    """Whether a kind of cluster can run preparations."""
+    return cluster is None or (cluster.shared and (config.ray or cluster.launcher in ("local", "slurm")))

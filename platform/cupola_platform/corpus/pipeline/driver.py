@@ -21,6 +21,7 @@ from typing import Any
 from datatrove.pipeline.base import PipelineStep
 from pydantic import TypeAdapter
 
+from cupola_platform.clusters import AnyCluster, SlurmCluster
 from cupola_platform.corpus.config import DeduplicationConfig, PrepareConfig
 from cupola_platform.corpus.core.document_files import first_indices, read_array
 from cupola_platform.corpus.core.documents import Step, Tally
@@ -296,7 +297,10 @@ def main(work: Path, to: Path) -> int:
     progress = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # other output goes to the log
     config = TypeAdapter(PrepareConfig).validate_json((work / "config.json").read_bytes())
-    runner = Runner(config.executor, work, lambda *event: print(json.dumps(event), file=progress))
+    cluster: AnyCluster | None = TypeAdapter(AnyCluster | None).validate_json((work / "cluster.json").read_bytes())
+    if cluster and not isinstance(cluster, SlurmCluster):
+        os.environ.update(cluster.environment)  # its tasks are this process's children, or Ray's
+    runner = Runner(config.executor, cluster, work, lambda *event: print(json.dumps(event), file=progress))
     try:
         Preparation(config, work, to, runner).run()
     except CupolaError as error:

@@ -2,26 +2,33 @@
 
 import json
 import os
+import queue
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic import TypeAdapter
 
 from cupola_platform.artifacts import code_version
+from cupola_platform.clusters import Cluster
 from cupola_platform.corpus.config import PrepareConfig
 from cupola_platform.corpus.core.documents import DEAD_WORKER, Counts, Progress, Tally
-from cupola_platform.corpus.pipeline.checks import check_config, file_digests, named_sources
+from cupola_platform.corpus.pipeline.checks import check_config, check_executor, file_digests, named_sources
 from cupola_platform.corpus.sources.reader import source_state
 from cupola_platform.durable import write_text
 from cupola_platform.errors import BY_NAME, ConfigError, CupolaError, StageFailedError
 from cupola_platform.launch import tether
 from cupola_platform.rows import drops
+
+CLUSTER = "cluster.json"
+"""In the work folder: where the tasks run."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +71,16 @@ def prepare(
     work: Path | None = None,
     test_items: Mapping[str, Sequence[str]] | None = None,
     scorer: Sequence[str] = (),
+    cluster: Cluster | None = None,
 ) -> PrepareReport:
     """Read, clean, deduplicate, split and tokenize; write the content of a `tokens` artifact into `to`.
 
     The output depends on the sources and the config only, not on the number of workers or the time. State is kept in
     `work` (by default `to` plus `.work`) until the end, so a preparation that was stopped in any way resumes from there
     without repeating finished tasks.
+
+    Args:
+        cluster: where its tasks run; None for this machine.
 
     Raises:
         SourceError: a source is missing or empty, or nothing of it is left after cleaning.
@@ -78,12 +89,14 @@ def prepare(
         StageFailedError: a worker process died, or a step failed; names the log.
     """
     check_config(config)
+    check_executor(config.executor, cluster)
     if config.perplexity and not scorer:
         raise ConfigError(
             "perplexity needs a model. Name a checkpoint as the stage's judge, such as judge: artifact:ID."
         )
     work = work or to.with_name(to.name + ".work")
     _resume(config, work, {"test_items": {**(test_items or {})}, "scorer": list(scorer)})
+    (work / CLUSTER).write_text("null" if cluster is None else cluster.model_dump_json(), encoding="utf-8")
     result = _drive(work.absolute(), to.absolute(), progress)
     shutil.rmtree(work)
     return PrepareReport(
@@ -135,7 +148,7 @@ def _drive(work: Path, to: Path, progress: Progress | None) -> dict[str, Any]:
         )  # fmt: skip
     assert process.stdout is not None
     try:
-        for line in process.stdout:
+        for line in lines(process.stdout):
             if progress:
                 progress(*json.loads(line))
         status = process.wait()
@@ -143,10 +156,26 @@ def _drive(work: Path, to: Path, progress: Progress | None) -> dict[str, Any]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # nothing is lost: tasks with a completion marker are done
         process.wait()
-        process.stdout.close()
     if status == 0:
         return dict(json.loads((work / "result.json").read_text(encoding="utf-8")))
     raise _failure(work, log, status)
+
+
+def lines(stream: IO[bytes]) -> Iterator[bytes]:
+    """Lines of a pipe as they come. Each wait is short, so that an exception raised in this thread arrives soon."""
+    read: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def pump() -> None:
+        for line in stream:
+            read.put(line)
+        read.put(b"")
+
+    threading.Thread(target=pump, name="progress of a preparation", daemon=True).start()
+    while True:
+        with suppress(queue.Empty):
+            if not (line := read.get(timeout=0.5)):
+                return
+            yield line
 
 
 def _failure(work: Path, log: Path, status: int) -> CupolaError:

@@ -16,6 +16,7 @@ from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 
+from cupola_platform.clusters import Cluster, SlurmCluster
 from cupola_platform.corpus.config import ExecutorConfig
 from cupola_platform.corpus.core.documents import DEAD_WORKER, Document, Progress
 from cupola_platform.durable import sync_file_system
@@ -29,10 +30,10 @@ MISSED_POLLS = 8
 class Runner:
     """Runs pipelines one after another, in one work folder."""
 
-    def __init__(self, config: ExecutorConfig, work: Path, progress: Progress) -> None:
-        self.config, self.work, self.progress = config, work, progress
+    def __init__(self, config: ExecutorConfig, cluster: Cluster | None, work: Path, progress: Progress) -> None:
+        self.config, self.cluster, self.work, self.progress = config, cluster, work, progress
         multiprocess.set_forkserver_preload(["cupola_platform.corpus.pipeline.preloaded"])
-        if config.kind == "local" and config.workers != 1:
+        if not config.ray and not isinstance(cluster, SlurmCluster) and config.workers != 1:
             multiprocess.forkserver.ensure_running()  # its imports overlap with listing the sources
 
     def run(self, name: str, pipeline: Sequence[PipelineStep], tasks: int) -> None:
@@ -64,15 +65,17 @@ class Runner:
         return self.work / "runs" / name.replace(" ", "_")
 
     def _executor(self, pipeline: list[PipelineStep], tasks: int, folder: Path) -> PipelineExecutor:
-        if self.config.kind == "slurm":
+        cluster, workers = self.cluster, self.config.workers
+        if cluster:
+            workers = workers or cluster.limit or cluster.nodes * cluster.per_node
+        options: dict[str, Any] = {"pipeline": pipeline, "tasks": tasks, "logging_dir": str(folder)}
+        if self.config.ray:
+            return _on_ray(workers or -1, self.config.memory_gb, options)
+        if isinstance(cluster, SlurmCluster):
             from cupola_platform.corpus.pipeline.slurm import SlurmExecutor
 
-            return SlurmExecutor(self.config, pipeline, tasks, folder)
-        options: dict[str, Any] = {"pipeline": pipeline, "tasks": tasks, "logging_dir": str(folder)}
-        if self.config.kind == "ray":
-            return _on_ray(self.config, options)
-        workers = min(self.config.workers or len(os.sched_getaffinity(0)), tasks)
-        return LocalPipelineExecutor(workers=workers, **options)
+            return SlurmExecutor(cluster, pipeline, tasks, folder, workers=workers, memory_gb=self.config.memory_gb)
+        return LocalPipelineExecutor(workers=min(workers or len(os.sched_getaffinity(0)), tasks), **options)
 
     def _watch(self, name: str, folder: Path, tasks: int, ended: threading.Event) -> None:
         """Report progress, and end this process if a worker dies, because the pool would wait for it forever."""
@@ -104,7 +107,7 @@ class Sync(PipelineStep):  # type: ignore[misc]
         sync_file_system(self.work)
 
 
-def _on_ray(config: ExecutorConfig, options: dict[str, Any]) -> PipelineExecutor:
+def _on_ray(workers: int, memory_gb: int, options: dict[str, Any]) -> PipelineExecutor:
     """An executor on the cluster at RAY_ADDRESS, or on a Ray started here."""
     import ray
     from datatrove.executor.ray import RayPipelineExecutor
@@ -114,13 +117,7 @@ def _on_ray(config: ExecutorConfig, options: dict[str, Any]) -> PipelineExecutor
             path for path in sys.path if path
         )  # on the shared file system, like everything the workers read
         ray.init(runtime_env={"env_vars": {"PYTHONPATH": paths}}, log_to_driver=False)
-    hours, minutes, seconds = map(int, config.time.split(":"))
-    return RayPipelineExecutor(
-        workers=config.workers or -1,
-        mem_per_cpu_gb=config.memory_gb,
-        time=3600 * hours + 60 * minutes + seconds,
-        **options,
-    )
+    return RayPipelineExecutor(workers=workers, mem_per_cpu_gb=memory_gb, **options)
 
 
 def _done(folder: Path) -> int:

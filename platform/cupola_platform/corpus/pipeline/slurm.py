@@ -16,7 +16,7 @@ from blake3 import blake3
 from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 
-from cupola_platform.corpus.config import ExecutorConfig
+from cupola_platform.clusters import SlurmCluster
 from cupola_platform.errors import StageFailedError
 
 POLL_SECONDS = 2.0
@@ -32,22 +32,29 @@ AWAY_SECONDS = 900.0
 class SlurmExecutor(SlurmPipelineExecutor):  # type: ignore[misc]
     """Submits a pipeline's tasks and returns once its jobs are gone, whether they succeeded or not."""
 
-    def __init__(self, config: ExecutorConfig, pipeline: Sequence[PipelineStep], tasks: int, folder: Path) -> None:
-        paths = ":".join(path for path in sys.path if path)
+    def __init__(
+        self, cluster: SlurmCluster, pipeline: Sequence[PipelineStep], tasks: int, folder: Path, *, workers: int,
+        memory_gb: int,
+    ) -> None:  # fmt: skip
+        """A cluster's own settings say where the tasks run and in which environment.
+
+        Args:
+            workers: tasks that run at once.
+            memory_gb: memory of each, in GB.
+        """
         self._log = folder.parent.parent / "log.txt"  # the driver's log, which also gets sbatch's output
         super().__init__(
             pipeline=list(pipeline),
             tasks=tasks,
-            workers=config.workers or -1,
-            # a job runs several tasks in sequence, so that imports are done once
-            tasks_per_job=-(-tasks // config.workers) if config.workers else 1,
-            mem_per_cpu_gb=config.memory_gb,
-            time=config.time,
-            partition=config.partition,
+            workers=workers,
+            tasks_per_job=-(-tasks // workers),  # a job runs several tasks in sequence, so that imports are done once
+            mem_per_cpu_gb=memory_gb,
+            time=cluster.time_limit or "",
+            partition=cluster.partition or "",
             qos="",  # datatrove's default, "normal", does not exist on most clusters
             job_name=f"cupola-{folder.name}-{blake3(str(folder).encode()).hexdigest()[:12]}",
-            env_command=f"export PATH={shlex.quote(sys.prefix)}/bin:$PATH PYTHONPATH={shlex.quote(paths)}",
-            sbatch_args=config.sbatch,
+            env_command=_environment(cluster),
+            sbatch_args={**({"account": cluster.account} if cluster.account else {}), **cluster.sbatch},
             logging_dir=str(folder),
             slurm_logs_folder=str(folder / "slurm"),
             mail_user=None,
@@ -68,7 +75,7 @@ class SlurmExecutor(SlurmPipelineExecutor):  # type: ignore[misc]
         except subprocess.CalledProcessError as error:
             raise StageFailedError(
                 f"sbatch refused {self.job_name} with exit status {error.returncode}. See {self._log}, and check "
-                "executor.partition, time, memory_gb and sbatch."
+                "executor.memory_gb and the cluster's partition, account, time_limit and sbatch."
             ) from None
         self._wait()
         deadline = time.monotonic() + SETTLE_SECONDS
@@ -81,7 +88,7 @@ class SlurmExecutor(SlurmPipelineExecutor):  # type: ignore[misc]
     def get_sbatch_args(self, max_array: int = 1) -> dict[str, Any]:
         """datatrove's arguments without the empty ones."""
         options = super().get_sbatch_args(max_array)
-        return options if self.partition else {key: value for key, value in options.items() if key != "partition"}
+        return {key: value for key, value in options.items() if value or key not in ("partition", "time")}
 
     def _wait(self) -> None:
         """Wait until no job is in the queue. A controller that is away for a while does not mean that jobs are gone."""
@@ -97,6 +104,16 @@ class SlurmExecutor(SlurmPipelineExecutor):  # type: ignore[misc]
                     "them and submits the remaining tasks."
                 )
             time.sleep(POLL_SECONDS)
+
+
+def _environment(cluster: SlurmCluster) -> str:
+    """The lines of a job's script ahead of its tasks."""
+    python = cluster.python or Path(sys.executable)
+    ours = f"export PATH={shlex.quote(str(python.parent))}:$PATH"
+    if cluster.python is None:
+        ours += f" PYTHONPATH={shlex.quote(':'.join(path for path in sys.path if path))}"
+    variables = [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()]
+    return "\n".join([ours, *variables, *cluster.setup])
 
 
 def _last_line(text: str) -> str:

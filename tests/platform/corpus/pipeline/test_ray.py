@@ -21,14 +21,14 @@ def test_ray_writes_the_same_as_this_machine(tmp_path: Path) -> None:
         lines = (SENTENCE.format(number * 10 + line, line + 1, number + 2) for line in range(6))
         (tmp_path / "texts" / f"{number:02}.txt").write_text("\n".join(lines))
     written = []
-    for executor in (ExecutorConfig(kind="ray", workers=2, memory_gb=1), ExecutorConfig(workers=1)):
+    for executor in (ExecutorConfig(ray=True, workers=2, memory_gb=1), ExecutorConfig(workers=1)):
         config = PrepareConfig(
             sources={name: Files(path=str(tmp_path / "texts" / f"{name}*.txt")) for name in ("0", "1")},
             quality=None,
             tokenizer=TokenizerConfig(vocab_size=320),
             executor=executor,
         )
-        to = tmp_path / executor.kind
+        to = tmp_path / str(executor.ray)
         prepare(config, to)
         written.append({path.relative_to(to): path.read_bytes() for path in to.rglob("*") if path.is_file()})
     assert written[0] == written[1]

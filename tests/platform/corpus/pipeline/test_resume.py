@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from cupola_platform.clusters import KubernetesCluster, SlurmCluster
 from cupola_platform.corpus.config import ExecutorConfig, Files, PrepareConfig, TokenizerConfig
 from cupola_platform.corpus.pipeline.preparation import prepare
 from cupola_platform.errors import ConfigError, StageFailedError
@@ -158,10 +159,14 @@ def test_an_executor_that_this_machine_does_not_have_is_refused_before_anything_
 ) -> None:
     (tmp_path / "a.txt").write_text("text")
     monkeypatch.setenv("PATH", str(tmp_path))
-    for kind, words in (("ray", "needs the package ray"), ("slurm", "needs sbatch")):
-        config = PrepareConfig(
-            sources={"one": Files(path=str(tmp_path / "a.txt"))},
-            executor=ExecutorConfig(kind=kind),  # type: ignore[arg-type]
-        )
+    slurm = SlurmCluster(launcher="slurm", ranks_per_node=1)
+    kubernetes = KubernetesCluster(launcher="kubernetes", image="i", ranks_per_node=1, shared=False)
+    for ray, cluster, words in (
+        (True, None, "needs the package ray"),
+        (False, slurm, "sbatch is not on the PATH"),
+        (False, slurm.but(shared=False), "needs a workspace that all nodes share"),
+        (True, kubernetes, "needs a workspace that all nodes share"),
+    ):
+        config = PrepareConfig(sources={"one": Files(path=str(tmp_path / "a.txt"))}, executor=ExecutorConfig(ray=ray))
         with pytest.raises(ConfigError, match=words):
-            prepare(config, tmp_path / "out")
+            prepare(config, tmp_path / "out", cluster=cluster)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cupola_platform.clusters import SlurmCluster
 from cupola_platform.corpus.config import ExecutorConfig, Files, PrepareConfig, TokenizerConfig
 from cupola_platform.corpus.pipeline.preparation import prepare
 from cupola_platform.errors import StageFailedError
@@ -129,14 +130,15 @@ def config(texts: Path, **executor: object) -> PrepareConfig:
     )
 
 
-SLURM = {"kind": "slurm", "workers": 2, "partition": "main", "memory_gb": 1, "time": "00:05:00"}
+SLURM = {"workers": 2, "memory_gb": 1}
+CLUSTER = SlurmCluster(launcher="slurm", ranks_per_node=2, partition="main", time_limit="00:05:00")
 
 
 def test_slurm_writes_the_same_as_this_machine_and_leaves_no_job(
     slurm: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/usr/bin:/usr/sbin:/bin")  # no activated environment
-    prepare(config(texts, **SLURM), tmp_path / "slurm")
+    prepare(config(texts, **SLURM), tmp_path / "slurm", cluster=CLUSTER)
     prepare(config(texts, workers=1), tmp_path / "local")
     written = files_of(tmp_path / "slurm")
     assert written == files_of(tmp_path / "local")
@@ -157,9 +159,9 @@ def test_cancelled_jobs_are_reported_and_the_same_command_resumes(slurm: Path, t
     canceller = threading.Thread(target=cancel)
     canceller.start()
     with pytest.raises(StageFailedError, match=r"exact deduplication: 2 of 2 tasks failed\. Read .*logs\."):
-        prepare(config(texts, **SLURM), tmp_path / "out")
+        prepare(config(texts, **SLURM), tmp_path / "out", cluster=CLUSTER)
     canceller.join()
-    report = prepare(config(texts, **SLURM), tmp_path / "out")
+    report = prepare(config(texts, **SLURM), tmp_path / "out", cluster=CLUSTER)
     assert report.steps[0].documents_in == 12
 
 
@@ -170,7 +172,7 @@ def test_a_slurm_that_does_not_respond_is_one_line(
     away.write_text((slurm / "slurm.conf").read_text().replace("SlurmctldPort=", "SlurmctldPort=1\n# "))
     monkeypatch.setenv("SLURM_CONF", str(away))
     with pytest.raises(StageFailedError, match=r"^Slurm does not respond: .*controller.*\. Nothing was submitted\.$"):
-        prepare(config(texts, **SLURM), tmp_path / "out")
+        prepare(config(texts, **SLURM), tmp_path / "out", cluster=CLUSTER)
 
 
 def test_a_refusal_by_sbatch_is_one_line(slurm: Path, texts: Path, tmp_path: Path) -> None:
@@ -178,4 +180,4 @@ def test_a_refusal_by_sbatch_is_one_line(slurm: Path, texts: Path, tmp_path: Pat
         StageFailedError,
         match=r"sbatch refused cupola-read_and_clean-\w+ with exit status 1\. See .*/log\.txt, ",
     ):
-        prepare(config(texts, **{**SLURM, "partition": "nowhere"}), tmp_path / "out")
+        prepare(config(texts, **SLURM), tmp_path / "out", cluster=CLUSTER.but(partition="nowhere"))
