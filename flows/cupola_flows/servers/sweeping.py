@@ -2,7 +2,9 @@
 
 Each of Cupola's flow runs has a tag that names its process: host, process id and start time since boot. If the process
 is gone, the flow run gets the state that the registry has for it, or Crashed; a submitted run is then rescheduled once.
-Processes on other machines are checked there. Prefect is called by HTTP, never imported.
+A run whose job goes on on a cluster is not dead: it is Detached, and a submitted one is rescheduled to follow the job.
+What the cluster does not say changes nothing. Processes on other machines are checked there. Prefect is called by
+HTTP, never imported.
 """
 
 import fcntl
@@ -10,14 +12,18 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 
+from cupola_platform.errors import ServiceError
+from cupola_platform.launch import RunningJob
+from cupola_platform.launch.living import living_job
 from cupola_platform.liveness import lives, start_of
 from cupola_platform.registry import RunRow
 from cupola_platform.workspace import Workspace
@@ -27,6 +33,8 @@ OWN_SERVER_TAG = "cupola.own-server"
 """Tag of runs whose command started its own Prefect server; `cupola down` leaves them alone."""
 RESTARTED_TAG = "cupola.restarted"
 """Tag of a submitted run that was restarted after a crash; it is not restarted again."""
+ASK_EVERY = 60.0
+"""Seconds between questions to a cluster about the job of a detached run."""
 PATIENCE = 60.0
 """Seconds that a submitted run may be without its process, while the worker starts Python."""
 CANCELLED = "cancelled by `cupola down`. Finished work is kept. Run the same command to resume."
@@ -71,8 +79,9 @@ class Sweeper:
         """
         with self._locked():
             self.workspace.registry.sweep_lost_runs()
+            lines = self._end_detached()
             unfinished = self._runs(_UNFINISHED)
-            ended = [self._end(run) for run in unfinished if self._is_dead(run)]
+            ended = lines + [line for run in unfinished if self._is_dead(run) and (line := self._end(run))]
             crashed = [run for run in self._runs(["CRASHED"]) if self._may_restart(run)]
             return ended + [self._restart(run) for run in crashed]
 
@@ -125,9 +134,56 @@ class Sweeper:
     def _may_restart(self, run: FlowRun) -> bool:
         return self._is_submitted_here(run) and RESTARTED_TAG not in run["tags"] and not processes_of(run)
 
-    def _end(self, run: FlowRun) -> str:
+    def _end_detached(self) -> list[str]:
+        """Mark detached runs as failed once their job has ended. Asks the cluster of each about once a minute."""
+        lines = []
+        for lease in self.workspace.registry.leases.all():
+            folder = self.workspace.root / "work" / lease.fingerprint
+            if not lease.job or lease.is_held or not self._is_due(lease.fingerprint) or not folder.is_dir():
+                continue
+            with suppress(ServiceError):  # the cluster does not say
+                if living_job(self.workspace.settings, folder) is None:
+                    lines += self._end_runs_in(folder, f"job {lease.job} of cluster {lease.cluster}")
+                    self.workspace.registry.leases.forget_job(lease.fingerprint)
+        return lines
+
+    def _end_runs_in(self, folder: Path, job: str) -> list[str]:
+        """Mark the detached runs of a stage, and of its recipe, whose job has ended. Returns a line for each."""
+        registry, lines = self.workspace.registry, []
+        for row in registry.runs(_PAGE):
+            if row.status == "detached" and row.work_folder == folder:
+                for run in filter(None, (row.id, row.parent_id)):
+                    error = f"lost: nobody followed it, and {job} has ended. Start it again to resume."
+                    registry.finish_run(run, "failed", error=error)
+                lines.append(f"{row.recipe} {row.stage}: {job} has ended. Run {row.id} is set to failed.")
+        return lines
+
+    def _is_due(self, fingerprint: str) -> bool:
+        _, asked = self.seen.get(fingerprint, ("", float("-inf")))
+        if time.monotonic() - asked < ASK_EVERY:
+            return False
+        self.seen[fingerprint] = "", time.monotonic()
+        return True
+
+    def _job_of(self, known: RunRow) -> RunningJob | None:
+        """The job of a detached run, or of one of its stages. Raises ServiceError if its cluster does not say."""
+        rows = [known, *self.workspace.registry.runs(_PAGE, parent=known.id)]
+        folders = [row.work_folder for row in rows if row.status == "detached" and row.work_folder]
+        jobs = (living_job(self.workspace.settings, folder) for folder in folders)
+        return next((job for job in jobs if job), None)
+
+    def _end(self, run: FlowRun) -> str | None:
+        """Correct the state of a dead run. Returns what was changed, or None if its cluster does not say enough."""
         known = self._known(run)
-        ended = known is not None and known.status != "running" and not known.lost
+        try:
+            job = self._job_of(known) if known is not None and known.status == "detached" else None
+        except ServiceError:
+            return None
+        if known and job and (not run["deployment_id"] or RESTARTED_TAG in run["tags"]):
+            message = f"Its process is gone; {job.name} goes on. Follow it with cupola attach {known.id}."
+            self._set(run, "CANCELLED", "Detached", message)
+            return f"{run['name']}: {message} Set to Detached."
+        ended = known is not None and known.status not in ("running", "detached") and not known.lost
         state = _STATES[known.status] if known is not None and ended else "CRASHED"
         if state == "CRASHED" and run["state"]["type"] == "CANCELLING":
             state = "CANCELLED"

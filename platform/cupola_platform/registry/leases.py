@@ -38,6 +38,12 @@ class LeaseRow:
     job: str | None
     """Its name or number there."""
 
+    @property
+    def is_held(self) -> bool:
+        """Whether a command holds it, as far as this machine can tell."""
+        ended = self.host == socket.gethostname() and not lives(self.pid, self.process_start)
+        return self.holder != "" and not ended and self.expires > datetime.now(UTC)
+
 
 class Leases:
     """The leases of a registry."""
