@@ -81,7 +81,7 @@ class Slurm:
         (self.folder / "state").mkdir()
         self.environment = {"SLURM_CONF": str(self.folder / "slurm.conf")}
         lines = "\n".join(
-            f"NodeName=n{i} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=1000"
+            f"NodeName=n{i} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=8000"
             for i, port in enumerate(ports[1:], start=1)
         )
         (self.folder / "slurm.conf").write_text(

@@ -62,12 +62,16 @@ def deploy(
     recipes: Annotated[
         list[str] | None, typer.Argument(metavar="[RECIPE]...", help="Recipes to deploy. Default: all shipped recipes.")
     ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option("--on", metavar="CLUSTER", help="Run them in pods of this Kubernetes cluster of cupola.toml."),
+    ] = None,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Deploy recipes to the running Prefect server, with their parameters, schedule and work pool."""
     settings = settings_of(workspace)
     for recipe in recipes or [shipped.name for shipped in list_recipes()]:
-        print(f"Deployed {register_deployment(recipe, settings)}. Start it with: cupola submit {recipe}")
+        print(f"Deployed {register_deployment(recipe, settings, on)}. Start it with: cupola submit {recipe}")
 
 
 def submit(

@@ -9,10 +9,13 @@ from typing import Any
 
 import httpx
 
+from cupola_flows.orchestration.kubernetes_pool import TYPE as KUBERNETES
+from cupola_flows.orchestration.kubernetes_pool import job_template, pool_name
+from cupola_flows.orchestration.sharing import set_all_limits
 from cupola_flows.recipe.loading import find_recipe, load_recipe, shipped
 from cupola_flows.servers.prefect_api import PrefectApi
 from cupola_flows.servers.services import find_prefect
-from cupola_flows.servers.work_pool import WORK_POOL, ensure_work_pool
+from cupola_flows.servers.work_pool import WORK_POOL, WORKER_TYPE, ensure_work_pool
 from cupola_flows.terminal.text import in_markdown
 from cupola_platform.errors import ConfigError, NotFoundError, ServiceError
 from cupola_platform.nearest import did_you_mean
@@ -38,15 +41,23 @@ def list_recipes() -> list[ShippedRecipe]:
     return [ShippedRecipe(path.stem, path, recipe.description, recipe.schedule) for path, recipe in loaded.items()]
 
 
-def deploy(name_or_path: str, settings: Settings) -> str:
+def deploy(name_or_path: str, settings: Settings, on: str | None = None) -> str:
     """Deploy the lifecycle of a recipe to the running server. Returns its name, such as `lifecycle/tiny`.
 
+    Args:
+        on: a Kubernetes cluster of `cupola.toml`, whose pods run the recipe; None for the worker of `cupola up`.
+
     Raises:
+        ConfigError: `on` is no Kubernetes cluster, or its pods would not find the recipe.
         ServiceError: no server is running.
     """
-    recipe = load_recipe(name_or_path)
+    recipe, reference = load_recipe(name_or_path), _reference(name_or_path)
+    pool, template = (pool_name(on), job_template(settings, on)) if on else (WORK_POOL, None)
+    if on and reference not in shipped() and not Path(reference).is_relative_to(settings.home):
+        raise ConfigError(f"--on {on}: its pods do not see {reference}. Put the recipe into {settings.home}.")
     api = _server(settings)
-    ensure_work_pool(api)
+    ensure_work_pool(api, pool, KUBERNETES if on else WORKER_TYPE, template)
+    set_all_limits(settings, api)
     os.environ.update(api.environment(settings))
     from prefect.client.schemas.schedules import CronSchedule
     from prefect.flows import EntrypointType
@@ -56,10 +67,10 @@ def deploy(name_or_path: str, settings: Settings) -> str:
     deployment = lifecycle.to_deployment(
         name=recipe.name,
         description=in_markdown(recipe.description),
-        parameters={"recipe": _reference(name_or_path), "workspace": str(settings.home)},
+        parameters={"recipe": reference, "workspace": str(settings.home)},
         schedule=CronSchedule(cron=recipe.schedule, timezone="UTC") if recipe.schedule else None,
         entrypoint_type=EntrypointType.MODULE_PATH,
-        work_pool_name=WORK_POOL,
+        work_pool_name=pool,
         tags=["cupola"],
     )
     deployment.apply()

@@ -15,7 +15,7 @@ from contextlib import suppress
 from cupola_flows.servers import sweeper
 from cupola_flows.servers.services import find_prefect
 from cupola_flows.servers.sweeping import worker_name
-from cupola_flows.servers.work_pool import CONCURRENT_RUNS, WORK_POOL, ensure_work_pool
+from cupola_flows.servers.work_pool import MOST_RUNS, WORK_POOL, ensure_work_pool
 from cupola_platform.errors import CupolaError, ServiceError
 from cupola_platform.settings import load_settings
 
@@ -54,7 +54,7 @@ def _work(*, health: bool) -> None:
     from cupola_flows.orchestration.prefect_worker import CupolaWorker
 
     setup_signal_handlers_worker(os.getpid(), "the worker", print)
-    worker = CupolaWorker(work_pool_name=WORK_POOL, name=worker_name(os.getpid()), limit=CONCURRENT_RUNS)
+    worker = CupolaWorker(work_pool_name=WORK_POOL, name=worker_name(os.getpid()), limit=MOST_RUNS)
     with suppress(KeyboardInterrupt, asyncio.CancelledError):
         asyncio.run(worker.start(with_healthcheck=health))
 

@@ -13,7 +13,7 @@ import pytest
 
 from cupola_flows.orchestration.refusals import ENTRYPOINT, refusal
 from cupola_flows.servers.prefect_api import PrefectApi, own_prefect
-from cupola_flows.servers.work_pool import ensure_work_pool
+from cupola_flows.servers.work_pool import MOST_RUNS, ensure_work_pool
 from cupola_platform.settings import Settings
 
 CREDENTIAL_SIZE = len("cupola:") + 32
@@ -77,10 +77,10 @@ def test_the_pool_gets_its_limit_even_if_it_was_created_without_one(api: Prefect
         assert made.status_code == 201
         assert made.json()["concurrency_limit"] is None
         ensure_work_pool(api)
-        assert client.get("/work_pools/cupola").json()["concurrency_limit"] == 1
+        assert client.get("/work_pools/cupola").json()["concurrency_limit"] == MOST_RUNS
         client.delete("/work_pools/cupola")
         ensure_work_pool(api)
-        assert client.get("/work_pools/cupola").json()["concurrency_limit"] == 1
+        assert client.get("/work_pools/cupola").json()["concurrency_limit"] == MOST_RUNS
 
 
 def test_a_server_without_a_credential_is_not_started() -> None:
