@@ -15,6 +15,9 @@ TYPE = "kubernetes"
 PASSED_ON = ("store_url", "s3_endpoint_url", "s3_region", "mlflow_tracking_uri")
 """Settings of this machine that hold in the pods, too. Those with credentials come from the cluster's `secret`."""
 
+INSISTED_ON = {"parallelism": 1, "completions": 1}
+"""Fields of a job that Prefect's worker wants in the pod, where Kubernetes ignores them."""
+
 
 def pool_name(cluster: str) -> str:
     """The work pool of a cluster."""
@@ -66,7 +69,7 @@ def _pod(settings: Settings, cluster: KubernetesCluster) -> dict[str, Any]:
         "env": [{"name": key, "value": value} for key, value in _variables(settings, cluster).items()],
         "args": ["prefect", "flow-run", "execute"],
     }
-    pod: dict[str, Any] = {"restartPolicy": "Never", "containers": [container]}
+    pod: dict[str, Any] = {"restartPolicy": "Never", "containers": [container], **INSISTED_ON}
     if cluster.secret:
         container["envFrom"] = [{"secretRef": {"name": cluster.secret}}]
     if cluster.volume:

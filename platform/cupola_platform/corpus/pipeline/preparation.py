@@ -166,8 +166,9 @@ def lines(stream: IO[bytes]) -> Iterator[bytes]:
     read: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def pump() -> None:
-        for line in stream:
-            read.put(line)
+        with stream:
+            for line in stream:
+                read.put(line)
         read.put(b"")
 
     threading.Thread(target=pump, name="progress of a preparation", daemon=True).start()
