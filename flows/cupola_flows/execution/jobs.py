@@ -26,7 +26,8 @@ from cupola_platform.errors import (
 )
 from cupola_platform.json_lines import numbered
 from cupola_platform.launch import handle
-from cupola_platform.launch.launcher import Launcher, RunningJob, make_launcher, that_fit
+from cupola_platform.launch.interface import Launcher, RunningJob
+from cupola_platform.launch.launcher import make_launcher, that_fit
 from cupola_trainer.config import (
     AnyJob,
     LayoutConfig,

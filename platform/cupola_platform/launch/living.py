@@ -5,7 +5,8 @@ from pathlib import Path
 
 from cupola_platform.errors import CupolaError, ServiceError
 from cupola_platform.launch import handle
-from cupola_platform.launch.launcher import RunningJob, make_launcher
+from cupola_platform.launch.interface import RunningJob
+from cupola_platform.launch.launcher import make_launcher
 from cupola_platform.settings import Settings
 
 PATIENCE = 15.0

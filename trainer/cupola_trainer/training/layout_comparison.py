@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cupola_platform.errors import ConfigError, StageFailedError
-from cupola_platform.launch.launcher import Launcher
+from cupola_platform.launch.interface import Launcher
 from cupola_trainer.config import BatchConfig, LayoutConfig, TrainJob, write_job
 from cupola_trainer.config.layout_rules import validate_layout
 from cupola_trainer.reporting.metrics import read_metrics
