@@ -91,6 +91,7 @@ class LocalCluster(Cluster):
 
     launcher: Literal["local"]
     nodes: Literal[1] = 1
+    shared: Literal[True] = True
 
 
 class SlurmCluster(Cluster):

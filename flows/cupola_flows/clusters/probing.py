@@ -13,7 +13,8 @@ from cupola_flows.execution.jobs import error_of, tail
 from cupola_platform.clusters import Cluster
 from cupola_platform.errors import ConfigError, ServiceError, StageFailedError
 from cupola_platform.launch.capacity import Capacity
-from cupola_platform.launch.launcher import RunningJob, make_launcher
+from cupola_platform.launch.interface import RunningJob
+from cupola_platform.launch.launcher import make_launcher
 from cupola_platform.settings import Settings
 from cupola_trainer.config import JOB, JOB_VARIABLE, LayoutConfig, ProbeJob, ProbeReport, write_job
 from cupola_trainer.config.probe import REPORT, TOKEN

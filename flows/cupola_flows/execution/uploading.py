@@ -17,6 +17,8 @@ from cupola_flows.execution.backup import Backup, checkpoints
 from cupola_flows.execution.context import StageContext
 from cupola_flows.servers.processes import spawn
 from cupola_platform.errors import CupolaError, StoreError
+from cupola_platform.launch.launcher import is_unshared
+from cupola_platform.launch.unshared import clear
 from cupola_platform.settings import load_settings
 from cupola_platform.store import open_store
 from cupola_trainer.config import TrainJob
@@ -39,18 +41,20 @@ def discard(ctx: StageContext, job: TrainJob) -> None:
     """Remove the copies of a job whose artifact is published; if the store refuses, print that they stay."""
     try:
         backup_of(ctx, job).discard()
+        clear(ctx.workspace.settings, job.output)
     except StoreError as error:
         ctx.display.say(f"{ctx.name}: the uploaded checkpoints could not be removed from the store: {error}")
 
 
 @contextmanager
 def uploaded(ctx: StageContext, job: object, log: Path) -> Iterator[None]:
-    """Upload the job's checkpoints while the block runs, if the job asks for it.
+    """Upload the job's checkpoints while the block runs, if the job asks for it and its nodes do not do it themselves.
 
     If the job was stopped or crashed, waits up to `checkpoint.upload_wait` for its last checkpoint. An upload that has
     not finished by then is resumed at the next start.
     """
-    if not isinstance(job, TrainJob) or not job.checkpoint.upload:
+    unshared = is_unshared(ctx.workspace.settings, ctx.run_on)
+    if not isinstance(job, TrainJob) or not job.checkpoint.upload or unshared:
         yield
         return
     (job.output / EVENTS).unlink(missing_ok=True)

@@ -7,7 +7,8 @@ from cupola_flows.recipe.schema import Recipe
 from cupola_flows.stages.base import ARTIFACT
 from cupola_flows.stages.evaluation.evaluate import EvaluateStage
 from cupola_platform.errors import CupolaError
-from cupola_platform.launch.launcher import Launcher, make_launcher, that_fit
+from cupola_platform.launch.interface import Launcher
+from cupola_platform.launch.launcher import make_launcher, that_fit
 from cupola_platform.settings import Settings
 from cupola_trainer.config import LayoutConfig, ModelConfig
 

@@ -22,7 +22,7 @@ import httpx
 import psutil
 
 from cupola_platform.errors import ServiceError
-from cupola_platform.launch import RunningJob
+from cupola_platform.launch.interface import RunningJob
 from cupola_platform.launch.living import living_job
 from cupola_platform.liveness import lives, start_of
 from cupola_platform.registry import RunRow

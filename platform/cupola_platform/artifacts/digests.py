@@ -16,7 +16,7 @@ _MAPPED_FROM = 1 << 20
 they save."""
 
 
-def digest_bytes(data: bytes) -> str:
+def digest_bytes(data: bytes | memoryview) -> str:
     """BLAKE3 of `data`, in hex (64 characters)."""
     return str(blake3(data).hexdigest())
 

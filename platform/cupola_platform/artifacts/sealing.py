@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cupola_platform.artifacts.digests import canonical_json, code_version, digest_file, digest_files
+from cupola_platform.artifacts.elsewhere import ELSEWHERE, Elsewhere
 from cupola_platform.artifacts.environment import environment
 from cupola_platform.artifacts.manifest import (
     FORMAT,
@@ -36,6 +37,7 @@ def seal(
     config: Mapping[str, Any] | None = None,
     metrics: Mapping[str, float] | None = None,
     known: Mapping[str, tuple[int, str]] | None = None,
+    elsewhere: Mapping[str, tuple[int, str]] | None = None,
 ) -> Artifact:
     """Turn a folder into an artifact: hash and sync every file, then write `manifest.json`, replacing an older one.
 
@@ -43,12 +45,15 @@ def seal(
         parents: digests of the artifacts it was made from.
         config: plain JSON.
         known: size and digest, by relative path, of files that were hashed and synced as they were written.
+        elsewhere: the same of files that other machines hold.
 
     Raises:
         CorruptArtifactError: the folder is empty, or contains a link or anything else that is not a plain file.
         ConfigError: a metric is not finite, or the config is not plain JSON.
     """
-    files = tuple(_entry(folder, path, (known or {}).get(path)) for path in sorted(_plain_files(folder)))
+    here = [_entry(folder, path, (known or {}).get(path)) for path in _plain_files(folder)]
+    there = [FileEntry(path=path, size=size, blake3=digest) for path, (size, digest) in (elsewhere or {}).items()]
+    files = tuple(sorted((*here, *there), key=lambda file: file.path))
     if not files:
         raise CorruptArtifactError(f"{folder} has no files, so there is nothing to seal. Write the result there first.")
     manifest = Manifest(
@@ -86,7 +91,7 @@ def read(folder: Path, *, digest: str | None = None) -> Artifact:
 
 
 def verify(folder: Path, *, digest: str | None = None, share: tuple[int, int] = (0, 1)) -> Artifact:
-    """The artifact in a folder, after checking every file's size and digest against the manifest.
+    """The artifact in a folder, after checking the size and digest of every file that is on this machine.
 
     Args:
         digest: the artifact expected; None accepts any.
@@ -98,9 +103,12 @@ def verify(folder: Path, *, digest: str | None = None, share: tuple[int, int] = 
     """
     artifact = read(folder, digest=digest)
     present = set(_plain_files(folder))
+    partly = Elsewhere.read(folder) is not None
     first, every = share
     for number, file in enumerate(artifact.manifest.files):
         if file.path not in present:
+            if partly:  # checked when it is fetched
+                continue
             raise CorruptArtifactError(f"{folder / file.path} is missing. Make or fetch artifact {artifact.id} again.")
         if number % every == first:
             check_file(folder / file.path, file)
@@ -141,7 +149,7 @@ def _plain_files(folder: Path) -> Iterator[str]:
                 )
         for name in names:
             relative = Path(parent, name).relative_to(folder).as_posix()
-            if relative not in (MANIFEST, PARTIAL):
+            if relative not in (MANIFEST, PARTIAL, ELSEWHERE):
                 yield relative
 
 

@@ -8,8 +8,14 @@ from cupola_platform.launch.interface import Launcher
 from cupola_platform.launch.kubernetes.launcher import KubernetesLauncher
 from cupola_platform.launch.local import LocalLauncher, room
 from cupola_platform.launch.slurm import SlurmLauncher
+from cupola_platform.launch.unshared import UnsharedLauncher
 from cupola_platform.nearest import did_you_mean
 from cupola_platform.settings import Settings
+
+
+def is_unshared(settings: Settings, cluster: str | None) -> bool:
+    """Whether the nodes of a cluster do not see this machine's folders."""
+    return cluster is not None and cluster in settings.clusters and not settings.clusters[cluster].shared
 
 
 def make_launcher(settings: Settings, cluster: str | None = None, *, at_least: int = 0) -> Launcher:
@@ -31,8 +37,10 @@ def make_launcher(settings: Settings, cluster: str | None = None, *, at_least: i
             ranks = min(place.per_node, place.limit or place.per_node)
             return LocalLauncher(ranks, environment=place.environment)
         if isinstance(place, SlurmCluster):
-            return SlurmLauncher(cluster, place)
-        return KubernetesLauncher(cluster, place, settings.home)
+            launcher: Launcher = SlurmLauncher(cluster, place)
+        else:
+            launcher = KubernetesLauncher(cluster, place, settings.home)
+        return launcher if place.shared else UnsharedLauncher(launcher, cluster, place, settings)
     return LocalLauncher(max(settings.max_processes or room()[0], at_least))
 
 

@@ -2,7 +2,7 @@
 
 `python -m cupola_platform.launch.node --address --interface=ib0` prints this node's address there;
 `python -m cupola_platform.launch.node --nodes=2 --ranks=8 --head=ADDRESS:PORT --id=ID --node=SLURM_NODEID -- -m MODULE
-JOB.json` becomes torchrun.
+JOB.json` becomes torchrun. Where nodes share no folder it stays, fetches what the ranks read and sends what they write.
 """
 
 import argparse
@@ -10,10 +10,13 @@ import os
 import socket
 import sys
 import time
+from pathlib import Path
 
 import psutil
 
 from cupola_platform.launch.local import cores
+from cupola_platform.launch.unshared import is_ranks
+from cupola_platform.unshared.contract import read_contract
 
 NODE = "CUPOLA_NODE"
 """Environment variable with the name that the cluster's engine has for this node."""
@@ -31,6 +34,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--id", default="", help="Which start of which job this is.")
     parser.add_argument("--node", default="", help="Environment variable with this node's number, from 0.")
     parser.add_argument("--patience", type=int, default=600, help="Seconds to wait for the other nodes.")
+    parser.add_argument(
+        "--forward-signals", action="store_true",
+        help="Pass SIGTERM on to torchrun: for engines that send it to the first process only, unlike Slurm.",
+    )  # fmt: skip
     given = parser.parse_args(ours)
     interface = given.interface or default_interface()
     if given.address:
@@ -48,7 +55,12 @@ def main(arguments: list[str]) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // given.ranks)))
     os.environ[NODE] = node_name()
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
-    os.execv(command[0], command)
+    if (contract := read_contract()) is None:
+        os.execv(command[0], command)
+    from cupola_platform.unshared.agent import Agent
+
+    agent = Agent(contract, Path(command.pop()).name, is_ranks)
+    sys.exit(agent.run(command, passes_on=given.forward_signals))
 
 
 def wait_for(head: str, seconds: float) -> None:

@@ -21,6 +21,8 @@ from cupola_platform.launch.local import GRACE_SECONDS
 from cupola_platform.launch.slurm_batch import EXIT_STATUS, HISTORY, TERMS, Terms, choose, fields, is_out_of_use
 from cupola_platform.nearest import did_you_mean
 from cupola_platform.security.credential import without_credentials
+from cupola_platform.unshared.contract import folder_on_nodes
+from cupola_platform.unshared.files import LOG
 
 SCRIPT = "slurm.sh"
 POLL_EVERY = 2.0
@@ -29,6 +31,8 @@ ANSWER_WITHIN = 12.0
 """Seconds for the answer about nodes and queue. Slurm's commands themselves give up on a dead controller after 10."""
 PATIENCE = 300.0
 """Seconds for which a controller that does not answer is asked again."""
+FOLDER_PATIENCE = 30.0
+"""Seconds for a file of the job's first node to appear here: network file systems cache folders."""
 LIVING = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "RESIZING",
           "SIGNALING", "STAGE_OUT", "STOPPED", "PREEMPTED", "SPECIAL_EXIT", "REQUEUE_FED", "RESV_DEL_HOLD"}  # fmt: skip
 IN_WORDS = {
@@ -47,8 +51,9 @@ class SlurmJob:
 
     outlives = True
 
-    def __init__(self, cluster: str, number: str, folder: Path) -> None:
-        self.cluster, self.number, self.folder = cluster, number, folder
+    def __init__(self, cluster: str, number: str, folder: Path, *, shared: bool = True) -> None:
+        """`shared`: whether the job's nodes see `folder`."""
+        self.cluster, self.number, self.folder, self.shared = cluster, number, folder, shared
         self._asked = float("-inf")
         self._status: int | None = None
         self._waits: str | None = None
@@ -81,7 +86,7 @@ class SlurmJob:
             if state == "PENDING" and self._waits not in ("None", "Priority"):
                 self._make_do(answer)
             if state not in LIVING:
-                self._status = self._exit_status(state)
+                self._status = self._exit_status(answer)
         return self._status
 
     def wait(self, timeout: float | None = None) -> int | None:
@@ -123,8 +128,26 @@ class SlurmJob:
         if chosen and up < wanted:
             _slurm(["scontrol", "update", f"JobId={self.number}", f"NumNodes={chosen[2]}"], tolerant=True)
 
-    def _exit_status(self, state: str | None) -> int:
-        return int(self._ended().get("status", 0 if state == "COMPLETED" else 1))
+    def _exit_status(self, answer: Mapping[str, str]) -> int:
+        """What the batch step left, or else Slurm's word.
+
+        Raises:
+            ConfigError: it ended by itself and left nothing here, so its first node does not see this folder.
+        """
+        ended_by_itself = self.shared and answer.get("JobState") in ("COMPLETED", "FAILED")
+        until = time.monotonic() + (FOLDER_PATIENCE if ended_by_itself else 0)
+        while not (left := self._ended()) and time.monotonic() < until:
+            time.sleep(0.5)
+        if left:
+            return int(left["status"])
+        if ended_by_itself:
+            raise ConfigError(
+                f"Cluster {self.cluster}: node {answer.get('BatchHost')} wrote nothing into {self.folder}, so it does "
+                f"not share that folder, or Cupola does not start there. Mount the workspace on every node at this "
+                f"path, or set clusters.{self.cluster}.shared = false."
+            )
+        status, _, signal = answer.get("ExitCode", "0:0").partition(":")
+        return int(status) or (0 if answer.get("JobState") == "COMPLETED" and signal == "0" else 1)
 
     def _ended(self) -> dict[str, Any]:
         """What the batch step left as its last act; empty if it was ended before."""
@@ -161,17 +184,18 @@ class SlurmLauncher:
         for name in (EXIT_STATUS, HISTORY, STOP):
             (folder / name).unlink(missing_ok=True)
         jobs = [(job_file, processes), *fallbacks]
-        Terms(
+        terms = Terms(
             jobs=tuple((str(file), ranks) for file, ranks in jobs), per_node=self.cluster.per_node,
             python=str(self.cluster.python or sys.executable), module=self.module,
             interface=self.cluster.interface or "", restarts=restarts,
-        ).write(folder / TERMS)  # fmt: skip
+        )  # fmt: skip
+        terms.write(folder / TERMS)
         nodes, _ = self.cluster.spread(processes, self.name)
-        (folder / SCRIPT).write_text(self._script(folder / TERMS, nodes, log, env or {}))
+        (folder / SCRIPT).write_text(self._script(folder, terms, nodes, log, env or {}))
         printed = _slurm(["sbatch", "--parsable", str(folder / SCRIPT)], cluster=self.name)
         number = printed.strip().partition(";")[0]
         Handle(cluster=self.name, id=number).write(folder)
-        return SlurmJob(self.name, number, folder)
+        return self._job(number, folder)
 
     def attach(self, job_file: Path) -> SlurmJob | None:
         """The job that an earlier command submitted for this file, if Slurm still has it in its queue."""
@@ -181,7 +205,7 @@ class SlurmLauncher:
         self._has_slurm()
         if _ask(known.id).get("JobState") not in LIVING:
             return None
-        return SlurmJob(self.name, known.id, job_file.parent)
+        return self._job(known.id, job_file.parent)
 
     def capacity(self) -> Capacity:
         """The nodes and the queue of the partition that jobs go to.
@@ -208,13 +232,17 @@ class SlurmLauncher:
                 "Slurm's client."
             )
 
-    def _script(self, terms: Path, nodes: int, log: Path, env: Mapping[str, str]) -> str:
+    def _job(self, number: str, folder: Path) -> SlurmJob:
+        return SlurmJob(self.name, number, folder, shared=self.cluster.shared)
+
+    def _script(self, folder: Path, terms: Terms, nodes: int, log: Path, env: Mapping[str, str]) -> str:
         cluster = self.cluster
+        there = folder_on_nodes(env)
         options: dict[str, str | None] = {
             "job-name": "cupola",
             "nodes": str(nodes),
             "ntasks-per-node": "1",
-            "output": _quoted(str(log).replace("%", "%%")),
+            "output": _quoted(str(log).replace("%", "%%")) if there is None else os.devnull,
             "open-mode": "append",
             "signal": f"B:USR1@{cluster.save_ahead}",
             "partition": cluster.partition,
@@ -228,8 +256,15 @@ class SlurmLauncher:
         variables = {**cluster.environment, **env}
         lines += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
         lines += cluster.setup
+        if there:  # the first node has neither the folder nor the terms
+            lines += [
+                f"mkdir -p {shlex.quote(str(there))}",
+                f"printf %s {shlex.quote(terms.text())} > {shlex.quote(str(there / TERMS))}",
+                f"exec > {shlex.quote(str(there / LOG))} 2>&1",
+            ]
         python = shlex.quote(str(cluster.python or sys.executable))
-        lines.append(f"exec {python} -m cupola_platform.launch.slurm_batch {shlex.quote(str(terms))}")
+        at = shlex.quote(str((there or folder) / TERMS))
+        lines.append(f"exec {python} -m cupola_platform.launch.slurm_batch {at}")
         return "\n".join(lines) + "\n"
 
 

@@ -20,6 +20,7 @@ from typing import NoReturn
 from cupola_platform.durable import write_text
 from cupola_platform.launch import starts
 from cupola_platform.launch.node import address_of, default_interface
+from cupola_platform.launch.unshared_batch import Exchange
 
 TERMS = "slurm.json"
 EXIT_STATUS = "slurm-exit.json"
@@ -30,8 +31,8 @@ AHEAD = signal.SIGUSR1
 """Slurm sends it some time ahead of the time limit."""
 PORTS = (20_000, 40_000)
 """Of the rendezvous, by the job's number: below what systems hand out to clients."""
-LOOK_EVERY = 15.0
-"""Seconds between two looks at the nodes of a running job."""
+LOOK_EVERY = 10.0
+"""Seconds between two looks at the nodes and the log of a running job."""
 TO_ANSWER = 60.0
 """Seconds for a node to run a step that does nothing."""
 OUT_OF_USE = {"down", "fail", "error", "powering_down", "powered_down", "unknown", "no_respond"}
@@ -56,8 +57,11 @@ class Terms:
         given = json.loads(path.read_text())
         return Terms(**{**given, "jobs": tuple((str(file), int(ranks)) for file, ranks in given["jobs"])})
 
+    def text(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
     def write(self, path: Path) -> None:
-        write_text(path, json.dumps(asdict(self), indent=1))
+        write_text(path, self.text())
 
 
 @dataclass(kw_only=True)
@@ -83,6 +87,9 @@ class Batch:
         self.folder = path.parent
         self.terms = Terms.read(path)
         self.job = os.environ["SLURM_JOB_ID"]
+        self.exchange = Exchange.of_this_job()
+        if self.exchange:
+            self.exchange.bring()
         self.history = self._read_history()
         self.time_is_up = False
         signal.signal(AHEAD, self._save_ahead)
@@ -109,6 +116,8 @@ class Batch:
         self.history.starts += 1
         self.history.newest = self._newest()
         self._write_history()
+        if self.exchange:
+            self.exchange.clear()
         wrapper = [self.terms.python, "-m", "cupola_platform.launch.slurm_node"]
         node = [self.terms.python, "-m", "cupola_platform.launch.node", f"--interface={self.terms.interface}"]
         here = address_of(self.terms.interface or default_interface())  # the first node of the job runs this
@@ -121,6 +130,10 @@ class Batch:
             if lost := set(nodes) - set(usable(ask_them=False)):  # long before ranks give up waiting for them
                 self._say(f"lost {', '.join(sorted(lost))}")
                 step.terminate()  # srun ends the step; `scancel --signal=KILL` would end the job
+            if self.exchange:
+                self.exchange.send_log()
+        if self.exchange:
+            self.exchange.bring()
         return step.returncode
 
     def _fail(self, what: str) -> None:
@@ -146,6 +159,8 @@ class Batch:
         self.history.requeued = False
 
     def _newest(self) -> str:
+        if self.exchange:
+            return self.exchange.newest()
         return max((path.name for path in (self.folder / "checkpoints").glob("step_*")), default="")
 
     def _requeue(self, why: str) -> NoReturn:
@@ -161,6 +176,7 @@ class Batch:
 
     def _end(self, status: int) -> int:
         write_text(self.folder / EXIT_STATUS, json.dumps({"job": self.job, "status": status}))
+        self._send()
         return status
 
     def _say(self, line: str) -> None:
@@ -174,6 +190,11 @@ class Batch:
 
     def _write_history(self) -> None:
         write_text(self.folder / HISTORY, json.dumps(asdict(self.history)))
+        self._send()
+
+    def _send(self) -> None:
+        if self.exchange:
+            self.exchange.send()
 
 
 def free_port(number: int) -> int:

@@ -19,6 +19,7 @@ from cupola_platform.artifacts.manifest import parse_manifest
 from cupola_platform.artifacts.sealing import check_file
 from cupola_platform.errors import CorruptArtifactError, NotFoundError, StoreError
 from cupola_platform.store.local import LocalStore
+from cupola_platform.store.plain import Objects
 
 _FILES_AT_ONCE = 4
 _PARTS = TransferConfig(multipart_threshold=16 << 20, multipart_chunksize=16 << 20, max_concurrency=4)
@@ -128,6 +129,10 @@ class S3Store:
     def section(self, name: str, cache: Path) -> "S3Store":
         url = f"s3://{self.bucket}/{self._top}{name}"
         return S3Store(url, cache=LocalStore(cache), endpoint_url=self._endpoint, region=self._region)
+
+    def objects(self, name: str) -> Objects:
+        """The plain objects under a name beside the artifacts; all objects if it is empty."""
+        return Objects(self._s3, self.bucket, f"{self._top}{name}/" if name else self._top, self._refusals)
 
     def remove(self, digest: str) -> None:
         """Remove the manifest, then the rest. Raises StoreError if the server refuses."""

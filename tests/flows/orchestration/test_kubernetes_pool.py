@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import kubernetes_validate
 import pytest
-from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
+from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration  # type: ignore[import-untyped]
 
 from cupola_flows.orchestration.deployments import deploy
 from cupola_flows.orchestration.kubernetes_pool import INSISTED_ON, job_template

@@ -46,7 +46,8 @@ def by_hand() -> float:
         started = time.perf_counter()
         left @ right
         seconds.append(time.perf_counter() - started)
-    return 2 * 1024**3 / median(seconds) / torch.get_num_threads()
+    rate: float = 2 * 1024**3 / median(seconds) / torch.get_num_threads()
+    return rate
 
 
 def test_a_matrix_multiplication_is_as_fast_as_measured_by_hand() -> None:

@@ -1,5 +1,6 @@
 """Loading a checkpoint into any layout: each rank verifies a share of the files and reads the boxes it needs."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,19 @@ import torch.distributed as dist
 
 from cupola_platform import artifacts
 from cupola_platform.errors import ConfigError, CorruptArtifactError
-from cupola_trainer import runtime
+from cupola_platform.unshared.partly import Partly
 from cupola_trainer.checkpoint.description import STATE, Progress, read_model, read_optimizer, read_training
 from cupola_trainer.checkpoint.shards import MASTER, Shard, moment_key, moment_shards, weight_shards
 from cupola_trainer.checkpoint.storage import StoredState
 from cupola_trainer.config import OPTIMIZER
 from cupola_trainer.models.output import SCORE
+from cupola_trainer.runtime import folders
 
 OURS = ("step", "consumed_samples", "seed", "objective", "layout")
 """Entries of training.json that `Checkpointer` writes; the rest are the loop's."""
+
+
+log = logging.getLogger(__name__)
 
 
 def load_weights(folder: Path, chunks: Sequence[torch.nn.Module]) -> None:
@@ -34,7 +39,7 @@ def load_weights(folder: Path, chunks: Sequence[torch.nn.Module]) -> None:
         raise ConfigError(f"{folder} holds only adapters. Merge them first: cupola checkpoint merge-adapter.")
     state = StoredState(folder / STATE)
     new = set() if read_model(folder).is_scalar else {SCORE}
-    _on_all_ranks(lambda: [state.fill(shard) for shard in weight_shards(chunks) if shard.key not in new])
+    _fill(state, [(shard, shard.key) for shard in weight_shards(chunks) if shard.key not in new])
 
 
 def load_training(folder: Path, chunks: Sequence[torch.nn.Module], optimizer: Any, scheduler: Any) -> Progress:
@@ -51,14 +56,15 @@ def load_training(folder: Path, chunks: Sequence[torch.nn.Module], optimizer: An
     weights, moments = weight_shards(chunks), moment_shards(chunks, optimizer)
     _check_moments(folder, state, weights, moments)
 
-    def fill() -> None:
-        for shard in weights:
-            master = moment_key(MASTER, shard.key)  # from a bf16 run; more exact if these weights are fp32
-            state.fill(shard, master if shard.data.dtype is torch.float32 and master in state.boxes else "")
-        for shard in moments:
-            state.fill(shard, "" if shard.key in state.boxes else shard.key.removeprefix(moment_key(MASTER, "")))
-
-    _on_all_ranks(fill)
+    wanted = []
+    for shard in weights:
+        master = moment_key(MASTER, shard.key)  # from a bf16 run; more exact if these weights are fp32
+        exact = shard.data.dtype is torch.float32 and master in state.boxes
+        wanted.append((shard, master if exact else shard.key))
+    for shard in moments:
+        key = shard.key if shard.key in state.boxes else shard.key.removeprefix(moment_key(MASTER, ""))
+        wanted.append((shard, key))
+    _fill(state, wanted)
     for group in optimizer.param_groups:
         group["step"] = schedule["step"]
     scheduler.num_steps = 0
@@ -68,12 +74,28 @@ def load_training(folder: Path, chunks: Sequence[torch.nn.Module], optimizer: An
 
 
 def verify(folder: Path) -> None:
-    """Check every file's digest, each rank a share of them. Collective: every rank must call it.
+    """Check the digest of every file on this machine, each rank a share of them. Collective: every rank must call it.
 
     Raises:
         CorruptArtifactError: raised on every rank, naming the file.
     """
-    _on_all_ranks(lambda: artifacts.verify(folder, share=(runtime.rank(), dist.get_world_size())))
+    _on_all_ranks(lambda: artifacts.verify(folder, share=folders.share()))
+
+
+def _fill(state: StoredState, wanted: Sequence[tuple[Shard, str]]) -> None:
+    """Fill shards from the stored tensors of these keys, on every rank."""
+
+    def work() -> None:
+        state.fetch(wanted)
+        for shard, key in wanted:
+            state.fill(shard, key)
+
+    before = Partly.fetched
+    _on_all_ranks(work)
+    if not folders.is_shared():
+        amounts = [0] * dist.get_world_size()
+        dist.all_gather_object(amounts, Partly.fetched - before)
+        log.info("fetched %s bytes of tensors from the store, all ranks together", f"{sum(amounts):,}")
 
 
 def _on_all_ranks(work: Callable[[], object]) -> None:

@@ -14,12 +14,14 @@ from megatron.core.utils import unwrap_model
 
 from cupola_platform import artifacts
 from cupola_platform.artifacts import Artifact
+from cupola_platform.artifacts.elsewhere import absent
 from cupola_platform.durable import sync_folder
 from cupola_trainer import runtime
-from cupola_trainer.checkpoint import storage
+from cupola_trainer.checkpoint import storage, unshared
 from cupola_trainer.checkpoint.description import MODEL, SCHEDULE, STATE
 from cupola_trainer.checkpoint.shards import Shard, is_moment, moment_shards, weight_shards
 from cupola_trainer.config import OPTIMIZER, LayoutConfig, ModelConfig
+from cupola_trainer.runtime import folders
 
 POLL = 0.05
 """Seconds between checks whether every rank has written its part."""
@@ -48,6 +50,8 @@ class Save:
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
         self._copied = threading.Event()
+        self._written: dict[str, tuple[int, str]] = {}
+        """Size and digest of the files of this rank, then of those of all ranks."""
         self._sealing = False
         self._failure: str | None = None
 
@@ -57,7 +61,7 @@ class Save:
         Args:
             passing: addresses of tensors that may change before the next update; copied immediately.
         """
-        failed = runtime.on_first_rank(self._make_folder)
+        failed = folders.on_each_folder(self._make_folder)
         if failed:
             self._error = OSError(failed)
             self._copied.set()
@@ -70,7 +74,8 @@ class Save:
                 self._copied.set()
                 for part in self.parts:
                     held = [box for box in boxes if is_moment(box.key) == (part == OPTIMIZER)]
-                    storage.write(self.partial / part, runtime.rank(), memory, held)
+                    files = storage.write(self.partial / part, runtime.rank(), memory, held)
+                    self._written |= {f"{part}/{name}": entry for name, entry in files.items()}
             except Exception as error:  # noqa: BLE001 - after any error, this checkpoint must not be sealed
                 self._error = error
             finally:
@@ -90,9 +95,10 @@ class Save:
         if self._sealing:
             return True
         self._sealing = True
-        failures: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(failures, _message(self._error))
-        self._failure = next((text for text in failures if text), None)
+        ranks: list[tuple[str | None, dict[str, tuple[int, str]]]] = [(None, {})] * dist.get_world_size()
+        dist.all_gather_object(ranks, (_message(self._error), self._written))
+        self._failure = next((text for text, _ in ranks if text), None)
+        self._written = {path: entry for _, files in ranks for path, entry in files.items()}
         if self._failure is None and runtime.rank() == 0:
             self._thread = threading.Thread(target=self._seal, name=f"seal {self.folder.name}")
             self._thread.start()
@@ -113,8 +119,10 @@ class Save:
                 self._thread.join(POLL)
         failure = runtime.on_first_rank(lambda: self._failure)
         if failure:
-            runtime.on_first_rank(lambda: shutil.rmtree(self.partial, ignore_errors=True))
+            folders.on_each_folder(lambda: shutil.rmtree(self.partial, ignore_errors=True))
             raise SaveFailedError(f"{self.folder.name} could not be saved: {failure}.")
+        if not folders.is_shared():
+            unshared.tell_other_nodes(self.folder, self.partial)
         return artifacts.read(self.folder)
 
     def _make_folder(self) -> str | None:
@@ -134,12 +142,16 @@ class Save:
                 shutil.copytree(self.tokenizer, self.partial / "tokenizer", dirs_exist_ok=True)
             if self.schedule is not None:
                 (self.partial / SCHEDULE).write_text(json.dumps(self.schedule, indent=2))
-            known = {
-                f"{part}/{name}": entry
-                for part in self.parts
-                for name, entry in storage.written(self.partial / part).items()
-            }
-            artifacts.seal(self.partial, kind="checkpoint", config=self.training, known=known)
+            elsewhere = {path: self._written[path] for path in absent(self.partial, list(self._written))}
+            if elsewhere and folders.is_shared():
+                raise OSError(
+                    f"{min(elsewhere)}, which another rank wrote, is not there. Do all nodes share the folder?"
+                )
+            sealed = artifacts.seal(
+                self.partial, kind="checkpoint", config=self.training, known=self._written, elsewhere=elsewhere
+            )
+            if not folders.is_shared():
+                unshared.mark(self.folder, sealed)
             shutil.rmtree(self.folder, ignore_errors=True)
             self.partial.rename(self.folder)
             sync_folder(self.folder.parent)  # so that older checkpoints can be removed safely

@@ -20,7 +20,9 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
+from cupola_platform.artifacts.digests import digest_bytes
 from cupola_platform.errors import CorruptArtifactError
+from cupola_platform.unshared.partly import Partly
 from cupola_trainer import runtime
 from cupola_trainer.checkpoint.shards import Box, Shard
 
@@ -28,6 +30,8 @@ ALIGNMENT = 64
 """Alignment in bytes, a multiple of every dtype's element size."""
 BLOCK = 16 << 20
 """Bytes written at a time."""
+FETCHED_AT_ONCE = 16
+"""Boxes that a rank fetches from the store at once."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class StoredBox:
     size: tuple[int, ...]
     at: int
     """Offset in the file, in bytes."""
+    blake3: str = ""
+    """Digest of its bytes, so that it can be fetched alone."""
     file: Path = Path()
     """Where it is read from."""
 
@@ -100,11 +106,14 @@ class Staging:
         memory.copy_(shard.data, non_blocking=True)
 
 
-def write(folder: Path, rank: int, memory: Tensor, boxes: Sequence[StoredBox]) -> None:
+def write(folder: Path, rank: int, memory: Tensor, boxes: Sequence[StoredBox]) -> dict[str, tuple[int, str]]:
     """Write and fsync a rank's two files. Other threads compute the digest meanwhile.
 
     Args:
         boxes: adjacent boxes of `memory`; only these bytes are written.
+
+    Returns:
+        Size and digest of both files, by name.
 
     Raises:
         OSError: the disk is full, or the folder is not writable.
@@ -119,37 +128,50 @@ def write(folder: Path, rank: int, memory: Tensor, boxes: Sequence[StoredBox]) -
             while block:
                 block = block[file.write(block) :]
         os.fsync(file.fileno())
-    tensors = [
-        {name: value for name, value in asdict(replace(box, at=box.at - first)).items() if name != "file"}
-        for box in boxes
-    ]
-    line = {"size": len(view), "blake3": digest.result(), "tensors": tensors}
-    with path.with_suffix(".json").open("w") as index:
-        json.dump(line, index)
-        index.flush()
-        os.fsync(index.fileno())
-
-
-def written(folder: Path) -> dict[str, tuple[int, str]]:
-    """Size and digest of every rank's bytes, as recorded by its writer."""
-    return {
-        path.with_suffix(".bin").name: (entry["size"], entry["blake3"])
-        for path in sorted(folder.glob("rank_*.json"))
-        for entry in [json.loads(path.read_bytes())]
-    }
+    placed = [replace(box, at=box.at - first) for box in boxes]
+    placed = [replace(box, blake3=digest_bytes(view[box.at : box.at + box.nbytes])) for box in placed]
+    tensors = [{name: value for name, value in asdict(box).items() if name != "file"} for box in placed]
+    index = json.dumps({"size": len(view), "blake3": digest.result(), "tensors": tensors}).encode()
+    with path.with_suffix(".json").open("wb") as file:
+        file.write(index)
+        file.flush()
+        os.fsync(file.fileno())
+    return {path.name: (len(view), digest.result()), path.with_suffix(".json").name: (len(index), digest_bytes(index))}
 
 
 class StoredState:
-    """The tensors in folders of a checkpoint, written in any layout. Verify their digests first."""
+    """The tensors in folders of a checkpoint, written in any layout. Verify their digests first.
+
+    Boxes that are not on this machine are fetched from the store, each alone, and verified then.
+    """
 
     def __init__(self, *folders: Path) -> None:
+        """`folders` are of one checkpoint."""
         self.folder = folders[0]
         self.boxes: dict[str, list[StoredBox]] = defaultdict(list)
         self._files: dict[Path, Tensor] = {}
-        for path in (path for folder in folders for path in sorted(folder.glob("rank_*.json"))):
-            for entry in json.loads(path.read_bytes())["tensors"]:
+        self._checkpoint = Partly(self.folder.parent)
+        for path in (path for folder in folders for path in self._checkpoint.names(f"{folder.name}/rank_*.json")):
+            file = (self._checkpoint.folder / path).with_suffix(".bin")
+            for entry in json.loads(self._checkpoint.content(path))["tensors"]:
                 places = {name: tuple(entry[name]) for name in ("shape", "offset", "size")}
-                self.boxes[entry["key"]].append(StoredBox(**{**entry, **places}, file=path.with_suffix(".bin")))
+                self.boxes[entry["key"]].append(StoredBox(**{**entry, **places}, file=file))
+
+    def fetch(self, wanted: Iterable[tuple[Shard, str]]) -> None:
+        """Fetch what `fill` will read for (shard, key) and this machine does not have, several boxes at once."""
+        boxes = {
+            (box.file, box.at): box
+            for shard, key in wanted
+            for box in self.boxes.get(key or shard.key, ())
+            if _overlap((box.offset, box.size), (shard.offset, shard.size)) and not box.file.is_file()
+        }
+        with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
+            for _ in pool.map(self._fetched, boxes.values()):
+                pass
+
+    def _fetched(self, box: StoredBox) -> bytes:
+        path = box.file.relative_to(self._checkpoint.folder).as_posix()
+        return self._checkpoint.range(path, box.at, box.nbytes, box.blake3)
 
     def read(self, key: str, index: tuple[int, ...] = ()) -> Tensor:
         """A tensor, or its slice at an index into the leading (layer, expert) axes."""
@@ -195,6 +217,11 @@ class StoredState:
             )
 
     def _view(self, box: StoredBox) -> Tensor:
+        if not box.nbytes:
+            return torch.empty(box.size, dtype=getattr(torch, box.dtype))
+        if box.file not in self._files and not box.file.is_file():
+            content = torch.frombuffer(bytearray(self._fetched(box)), dtype=torch.uint8)
+            return content.view(getattr(torch, box.dtype)).view(box.size)
         if box.file not in self._files:  # mapped copy-on-write, since torch requires writable memory
             self._files[box.file] = torch.from_numpy(np.memmap(box.file, np.uint8, mode="c"))
         content = self._files[box.file][box.at : box.at + box.nbytes]

@@ -75,8 +75,11 @@ def computed_once(path: Path | None, compute: Callable[[], Mapping[str, np.ndarr
 
     Called on every rank. If `path` is None, nothing is cached.
     """
-    if path and runtime.on_first_rank(path.exists):
-        return dict(np.load(path))
+    kept: dict[str, np.ndarray] | None = runtime.on_first_rank(
+        lambda: dict(np.load(path)) if path and path.exists() else None
+    )
+    if kept is not None:
+        return kept
     arrays = compute()
     if path and runtime.rank() == 0:
         with replacing(path) as file:

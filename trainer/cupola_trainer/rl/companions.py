@@ -13,6 +13,7 @@ from cupola_trainer.checkpoint import Progress
 from cupola_trainer.checkpoint.folders import step_folder
 from cupola_trainer.config import ModelConfig
 from cupola_trainer.objectives.inputs import ObjectiveInputs
+from cupola_trainer.runtime import folders
 
 
 class CompanionCheckpoints:
@@ -48,7 +49,7 @@ class CompanionCheckpoints:
             optimizer=optimizer,
             scheduler=scheduler,
         )
-        runtime.on_first_rank(lambda: self._prune(progress.step))
+        folders.on_each_folder(lambda: self._prune(progress.step))
 
     def _prune(self, step: int) -> None:
         policies = {folder.name for folder in (self.inputs.output / "checkpoints").glob("step_*")}

@@ -136,7 +136,7 @@ class RolloutObjective(OnlineObjective):
         number, inside = divmod(progress.consumed_samples, self.samples)
         runtime.on_first_rank(lambda: self._remove_after(number if inside else number - 1))
         if inside:
-            self.current = Rollout.load(self._path(number))
+            self.current = runtime.on_first_rank(lambda: Rollout.load(self._path(number)))
             self.number = number
             if self.current.mask.shape[1] != self.length or len(self.current) != len(self._rows()):
                 raise CorruptArtifactError(

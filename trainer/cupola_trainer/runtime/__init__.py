@@ -10,6 +10,7 @@ import resource
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch.distributed as dist
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer.config import LayoutConfig
-from cupola_trainer.runtime import network
+from cupola_trainer.runtime import folders, network
 from cupola_trainer.runtime.allocator import keep_freed_memory
 from cupola_trainer.runtime.gloo import share_one_device
 
@@ -106,12 +107,21 @@ def _join() -> None:
         keep_freed_memory()
         share_one_device(os.environ.get("GLOO_SOCKET_IFNAME", ""))
         backend = "gloo"
+    _started["joined"] = _started.get("joined", 0) + 1  # keys of earlier groups stay in the store
+    store = dist.PrefixStore(f"join {_started['joined']}", _rendezvous())
+    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, store=store, rank=rank(), world_size=world_size())
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a job's folder that its nodes do not share though they should. Raises ConfigError on every rank."""
+    if world_size() > int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+        folders.check_shared(folder, _rendezvous())
+
+
+def _rendezvous() -> dist.Store:
     if "store" not in _started:
         _started["store"] = network.store(world_size())
-        _started["joined"] = 0
-    _started["joined"] += 1  # keys of earlier groups stay in the store
-    store = dist.PrefixStore(f"join {_started['joined']}", _started["store"])
-    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, store=store, rank=rank(), world_size=world_size())
+    return cast(dist.Store, _started["store"])
 
 
 def seed_step(seed: int, step: int) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from cupola_platform.errors import StageFailedError
-from cupola_trainer import runtime
 from cupola_trainer.checkpoint import Checkpointer, Progress, Save, SaveFailedError
 from cupola_trainer.checkpoint.folders import step_folder, step_of
 from cupola_trainer.config import CheckpointConfig, ModelConfig, TrainJob
 from cupola_trainer.optim import Trainee
 from cupola_trainer.reporting.metrics import MetricsWriter
+from cupola_trainer.runtime import folders
 
 FINGERPRINTED = False  # decides when to save
 
@@ -31,7 +31,7 @@ def is_due(every: int, step: int, last: int) -> bool:
 
 
 def prune(checkpoints: Path, config: CheckpointConfig, last: int) -> None:
-    """Remove all but the newest `keep` checkpoints and every `keep_every`-th step's. Called on the first rank.
+    """Remove all but the newest `keep` checkpoints and every `keep_every`-th step's. Called once for each folder.
 
     A checkpoint saved on interruption, off schedule, goes as soon as there is a newer one, so that the scheduled ones
     kept do not depend on interruptions. Folders are renamed at once; a thread deletes them, which is slow for large
@@ -138,4 +138,4 @@ class Autosave:
             seconds=now - self._started,
             stalled_seconds=self._stalled + now - began,
         )
-        runtime.on_first_rank(lambda: prune(self.folder, self.job.checkpoint, self.job.steps))
+        folders.on_each_folder(lambda: prune(self.folder, self.job.checkpoint, self.job.steps))

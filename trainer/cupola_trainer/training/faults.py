@@ -17,6 +17,7 @@ from typing import Any
 
 from cupola_platform.durable import write_text
 from cupola_trainer.checkpoint.description import read_training
+from cupola_trainer.checkpoint.folders import step_of
 from cupola_trainer.config import FaultConfig
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,13 @@ class Rollback:
     reason: str
 
 
+def remove_after(checkpoints: Path, step: int) -> None:
+    """Remove the checkpoints of later steps."""
+    for folder in checkpoints.glob("step_*"):
+        if step_of(folder) > step:
+            shutil.rmtree(folder)
+
+
 class Rollbacks:
     """The rollbacks of a job, stored in rollbacks.json."""
 
@@ -109,9 +117,7 @@ class Rollbacks:
         Removal comes first: a job killed in between resumes at the chosen checkpoint and hits the same fault.
         """
         step = self.choose(checkpoints) or 0
-        for folder in checkpoints.glob("step_*"):
-            if int(folder.name.removeprefix("step_")) > step:
-                shutil.rmtree(folder)
+        remove_after(checkpoints, step)
         first = int(read_training(checkpoints / f"step_{step:08d}")["consumed_samples"]) if step else 0
         self.add(rollback := Rollback(from_step, step, self.next_sample(first), end_sample, reason))
         log.warning("step %d: %s; rolling back to step %d and skipping samples %d to %d",

@@ -18,6 +18,7 @@ from cupola_trainer.lora import attaching
 from cupola_trainer.objectives.base import Objective
 from cupola_trainer.objectives.inputs import ObjectiveInputs
 from cupola_trainer.objectives.online import OnlineObjective
+from cupola_trainer.runtime import folders
 from cupola_trainer.training.identity import check_resumable, data_identity
 from cupola_trainer.training.objective_table import build_objective
 from cupola_trainer.training.resume import resume
@@ -83,7 +84,7 @@ def begin(job: TrainJob) -> Run:
     if (tokens := getattr(job.data, "tokens", None)) is not None:
         check_tokenizer(tokenizer, tokens)
     runtime.start(job.layout, job.seed)
-    tokenizer = runtime.on_first_rank(lambda: _tokenizer_with_date(job, tokenizer))
+    tokenizer = folders.on_each_folder(lambda: _tokenizer_with_date(job, tokenizer))
     data = runtime.on_first_rank(lambda: data_identity(job))
     check_resumable(job.output / "checkpoints", model, {} if job.allow_data_change else data)
     objective = build_objective(_inputs(job, tokenizer, model))

@@ -8,6 +8,7 @@ from cupola_platform.errors import CorruptArtifactError
 from cupola_trainer import checkpoint, runtime
 from cupola_trainer.checkpoint import Progress
 from cupola_trainer.optim import Trainee
+from cupola_trainer.runtime import folders
 
 TORN = "torn"
 """Subfolder for checkpoints that do not verify."""
@@ -17,16 +18,17 @@ log = logging.getLogger(__name__)
 
 def resume(checkpoints: Path, trainee: Trainee) -> Progress:
     """Load the newest checkpoint that verifies; start at step 0 if there is none. Called on every rank."""
-    runtime.on_first_rank(lambda: _remove_unfinished(checkpoints))
+    folders.on_each_folder(lambda: _remove_unfinished(checkpoints))
     while True:
-        newest = runtime.on_first_rank(lambda: max(checkpoints.glob("step_*"), default=None))
-        if newest is None:
+        name = runtime.on_first_rank(lambda: max((folder.name for folder in checkpoints.glob("step_*")), default=None))
+        if name is None:
             return Progress()
+        newest = checkpoints / name
         try:
             progress = checkpoint.load_training(newest, trainee.chunks, trainee.optimizer, trainee.scheduler)
         except CorruptArtifactError as error:
             log.warning("%s set aside under %s/: %s", newest.name, TORN, error)
-            runtime.on_first_rank(lambda folder=newest: _set_aside(folder))  # type: ignore[misc]
+            folders.on_each_folder(lambda folder=newest: _set_aside(folder))  # type: ignore[misc]
         else:
             log.info("resuming from %s", newest)
             return progress

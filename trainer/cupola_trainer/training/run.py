@@ -21,8 +21,9 @@ from cupola_trainer.objectives.online import OnlineObjective
 from cupola_trainer.optim import Trainee
 from cupola_trainer.reporting.metrics import MetricsWriter
 from cupola_trainer.reporting.results import train_results, write_result
+from cupola_trainer.runtime import folders
 from cupola_trainer.training.autosave import Autosave, is_due
-from cupola_trainer.training.faults import Monitor, Rollback, Rollbacks
+from cupola_trainer.training.faults import Monitor, Rollback, Rollbacks, remove_after
 from cupola_trainer.training.profiling import Profiler
 from cupola_trainer.training.resume import resume
 from cupola_trainer.training.sample_log import SampleLog
@@ -70,7 +71,7 @@ class Run:
         self.autosave.saved_step = progress.step
 
     def start(self) -> None:
-        runtime.on_first_rank(lambda: _clear_heartbeats(self.job.output))
+        folders.on_each_folder(lambda: _clear_heartbeats(self.job.output))
         self.watchdog.start()
         self._open_logs()
         self.metrics.write(
@@ -142,6 +143,7 @@ class Run:
             )
         folder, end = self.job.output / "checkpoints", self.progress.consumed_samples
         rollback: Rollback = runtime.on_first_rank(lambda: self.rollbacks.go_back(folder, step, end, fault))
+        folders.on_each_folder(lambda: remove_after(folder, rollback.to_step))
         if runtime.rank() > 0:
             self.rollbacks.done.append(rollback)
         with self.watchdog.pause():

@@ -17,7 +17,7 @@ class SampleLog:
     """Writes `samples/dp_*.jsonl`, one line per step: `{"event": "samples", "step", "ranges": [[first, end], ...]}`.
 
     Over all files, a step's ranges make up the global batch. On resume, lines past the step are dropped from all files,
-    even if the number of ranks changed.
+    even if the number of ranks changed: each rank drops them from its own file, the first one from those of no rank.
     """
 
     def __init__(self, output: Path, *, dry: bool) -> None:
@@ -43,4 +43,5 @@ class SampleLog:
 
     def _trim(self, resumed_step: int) -> None:
         for path in self.folder.glob("dp_*.jsonl"):
-            trim(path, resumed_step)
+            if int(path.stem.removeprefix("dp_")) >= parallel_state.get_data_parallel_world_size():
+                trim(path, resumed_step)

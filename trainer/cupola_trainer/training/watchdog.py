@@ -3,6 +3,8 @@
 A stopped rank leaves the others waiting in a collective. On each rank a thread watches whether the main thread makes
 progress; the first to time out notifies the others through a file. The threads also write heartbeats, so that a rank
 whose thread has stopped too can be named, and killed before it wakes up and writes.
+
+Where nodes share no folder, the ranks of each node watch each other, and all nodes time out at about the same time.
 """
 
 import faulthandler
@@ -14,11 +16,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cupola_platform.liveness import lives, start_of
+from cupola_platform.unshared.contract import is_unshared
 
 FINGERPRINTED = False  # keeps a job alive
 
@@ -66,7 +69,7 @@ class Watchdog:
     def __init__(self, output: Path, rank: int, seconds: float) -> None:
         """
         Args:
-            output: the job's folder, visible to every rank.
+            output: the job's folder.
             seconds: without a beat, after which the job counts as hung; 0 disables the watchdog.
         """
         self.output, self.rank, self.seconds = output, rank, seconds
@@ -115,7 +118,7 @@ class Watchdog:
                 self.others.listen()
             late = not self.paused and idle > self.seconds
             if late and not report.exists():
-                write_report(report, self._reason())
+                write_report(report, *self._reason())
             if late or report.exists():
                 self._give_up()
 
@@ -136,12 +139,15 @@ class Watchdog:
         """Heartbeats of ranks whose watchdog has stopped too."""
         return self.others.silent(2.5 * self.tick)
 
-    def _reason(self) -> str:
+    def _reason(self) -> tuple[str, list[int]]:
+        """Why the job ends, and the ranks that do not respond."""
         waited = f"{time.monotonic() - self.last:.0f} s"
-        ranks = ", ".join(path.stem.removeprefix("rank_").lstrip("0") or "0" for path in self._silent())
+        ranks = [int(path.stem.removeprefix("rank_")) for path in self._silent()]
         if ranks:
-            return f"rank {ranks} hangs at step {self.step}: it does not respond, and no progress for {waited}"
-        return f"the job hangs at step {self.step}: every rank responds, but no progress for {waited}"
+            names = ", ".join(str(rank) for rank in ranks)
+            return f"rank {names} hangs at step {self.step}: it does not respond, and no progress for {waited}", ranks
+        every = f"every rank on {socket.gethostname()}" if is_unshared() else "every rank"
+        return f"the job hangs at step {self.step}: {every} responds, but no progress for {waited}", []
 
     def _give_up(self) -> None:
         print(f"rank {self.rank}: the job hangs at step {self.step}; the stacks of this rank:", file=sys.stderr)
@@ -155,10 +161,10 @@ class Watchdog:
         os._exit(HUNG)
 
 
-def write_report(path: Path, reason: str) -> None:
-    """Write why the job ends, atomically."""
+def write_report(path: Path, reason: str, ranks: Sequence[int]) -> None:
+    """Write why the job ends, and which ranks do not respond, atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({"reason": reason}))
+    temporary.write_text(json.dumps({"reason": reason, "ranks": list(ranks)}))
     temporary.replace(path)
 
 

@@ -15,6 +15,7 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from cupola_platform.durable import sync_file_system
 from cupola_platform.errors import ConfigError, SourceError
 from cupola_trainer.config import NextTokenData
+from cupola_trainer.runtime import folders
 
 Dataset = Any
 """Megatron's BlendedDataset or GPTDataset: `len`, and items with tokens, labels, loss_mask, position_ids [s]."""
@@ -80,15 +81,24 @@ def build(
 
 @contextmanager
 def _whole(cache: Path) -> Iterator[None]:
-    """Discard the index if a job was killed while writing it: Megatron would read the truncated file as complete."""
+    """Discard the index if a job was killed while writing it: Megatron would read the truncated file as complete.
+
+    Megatron lets rank 0 build the index and all read it. Where nodes share no folder, the first rank of each does.
+    """
     marker = cache / "whole"
-    if dist.get_rank() == 0:
+    if folders.leads():
         if not marker.exists():
             shutil.rmtree(cache, ignore_errors=True)
         cache.mkdir(parents=True, exist_ok=True)
         marker.unlink(missing_ok=True)
-    yield
-    if dist.get_rank() == 0:
+    get_rank = dist.get_rank
+    if not folders.is_shared():
+        dist.get_rank = lambda *_: folders.share()[0]
+    try:
+        yield
+    finally:
+        dist.get_rank = get_rank
+    if folders.leads():
         sync_file_system(cache)
         marker.touch()
 
