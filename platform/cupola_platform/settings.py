@@ -66,6 +66,10 @@ class Settings(BaseSettings):
     s3_region: str | None = None
     """The bucket's region; None leaves it to AWS's own configuration."""
 
+    cache_size: float | None = Field(default=None, gt=0)
+    """GiB of artifacts fetched from S3 to keep in the workspace's `cache/`; the least recently used go first, but none
+    that a process uses. None keeps all."""
+
     registry_url: str | None = None
     """`postgresql+psycopg://user:password@host/database`; None uses a SQLite file in the workspace."""
 

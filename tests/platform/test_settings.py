@@ -28,7 +28,7 @@ def test_the_option_overrides_the_environment_and_that_the_file(
     ("toml", "message"),
     [
         ('store_ulr = "s3://b"', r"cupola.toml has an unknown key 'store_ulr'. Did you mean 'store_url'\?"),
-        ("zzz = 1", r"unknown key 'zzz'. Known: allowed_hosts, clusters, console_password"),
+        ("zzz = 1", r"unknown key 'zzz'. Known: allowed_hosts, cache_size, clusters"),
         ('store_url = "gs://b"', r"cupola.toml: store_url='gs://b' is not an S3 URL. Write s3://bucket/prefix"),
         ('store_url = "s3://"', r"has no bucket"),
         ('registry_url = "mysql://h/d"', r"must begin with postgresql\+psycopg:// or sqlite:///"),

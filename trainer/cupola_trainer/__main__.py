@@ -40,6 +40,7 @@ def main(path: Path, *, allow_data_change: bool = False) -> int:
         from cupola_trainer.config import TrainJob, read_job
 
         job = read_job(path)
+        _hold_inputs(json.loads(path.read_bytes()))
         if allow_data_change and isinstance(job, TrainJob):
             job = job.but(allow_data_change=True)
         output = job.output
@@ -56,6 +57,17 @@ def main(path: Path, *, allow_data_change: bool = False) -> int:
         if (line := f"{output}: {error} {ELSEWHERE}" if isinstance(error, SaveFailedError) else refusal(error)) is None:
             raise
         return _report(output, ConfigError(line))
+
+
+def _hold_inputs(value: object) -> None:
+    """Keep artifacts that a job reads from being removed from a cache while it runs, even without its command."""
+    from cupola_platform.store.room import hold_if_cached
+
+    if isinstance(value, str) and value.startswith("/"):
+        hold_if_cached(Path(value))
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            _hold_inputs(each)
 
 
 def run(job: "AnyJob", termination: "Termination") -> int:

@@ -42,9 +42,18 @@ class Store(Protocol):
             cache: a local folder for this section only, used if the store is remote.
         """
 
+    def sections(self, kind: str) -> set[str]:
+        """Names below `kind/` of the sections that hold anything."""
+
+    def withdraw(self, digest: str) -> None:
+        """Take an artifact out if it is there, at once or manifest first, so that nobody reads half of it. Local bytes
+        are freed by `sweep`."""
+
+    def sweep(self) -> None:
+        """Free the bytes of what was withdrawn, also by a process that was killed."""
+
     def remove(self, digest: str) -> None:
-        """Remove an artifact from a section if it is there. It is invalid from the first deletion on, so that nobody
-        reads half of it."""
+        """Withdraw an artifact and free its bytes."""
 
     def clear(self) -> None:
         """Remove everything from a section."""
@@ -65,4 +74,5 @@ def open_store(settings: Settings) -> Store:
         cache=LocalStore(settings.home / "cache"),
         endpoint_url=settings.s3_endpoint_url,
         region=settings.s3_region,
+        cache_size=None if settings.cache_size is None else int(settings.cache_size * (1 << 30)),
     )

@@ -6,12 +6,14 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cupola_platform.artifacts import Artifact, Manifest, read, verify
 from cupola_platform.durable import sync_folder
 from cupola_platform.errors import CorruptArtifactError, NotFoundError, StoreError
+
+_REMOVED = ".removed-"
 
 
 class LocalStore:
@@ -77,13 +79,21 @@ class LocalStore:
     def section(self, name: str, cache: Path) -> "LocalStore":
         return LocalStore(self.root.parent / name)
 
-    def remove(self, digest: str) -> None:
-        gone = self.root / f".removed-{digest}"
-        with _refusals(self.root / digest):
+    def sections(self, kind: str) -> set[str]:
+        folder = self.root.parent / kind
+        return {entry.name for entry in os.scandir(folder) if entry.is_dir()} if folder.is_dir() else set()
+
+    def withdraw(self, digest: str) -> None:
+        with _refusals(self.root / digest), suppress(FileNotFoundError):
+            (self.root / digest).rename(self.root / f"{_REMOVED}{digest}-{time.time_ns()}")
+
+    def sweep(self) -> None:
+        for gone in self.root.glob(f"{_REMOVED}*"):
             shutil.rmtree(gone, ignore_errors=True)
-            if (self.root / digest).exists():
-                (self.root / digest).rename(gone)
-                shutil.rmtree(gone)
+
+    def remove(self, digest: str) -> None:
+        self.withdraw(digest)
+        self.sweep()
 
     def clear(self) -> None:
         with _refusals(self.root):

@@ -1,28 +1,25 @@
 """Artifacts in an S3 bucket, each fetched once into a local cache."""
 
-import fcntl
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import boto3
-from boto3.exceptions import S3UploadFailedError
-from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from cupola_platform.artifacts import MANIFEST, Artifact, FileEntry, Manifest, verify
-from cupola_platform.artifacts.manifest import parse_manifest
+from cupola_platform.artifacts import MANIFEST, Artifact, FileEntry, Manifest
+from cupola_platform.artifacts.manifest import parse_manifest, write_manifest
 from cupola_platform.artifacts.sealing import check_file
 from cupola_platform.errors import CorruptArtifactError, NotFoundError, StoreError
+from cupola_platform.store import transfer
 from cupola_platform.store.local import LocalStore
 from cupola_platform.store.plain import Objects
+from cupola_platform.store.room import Room, hold
+from cupola_platform.store.transfer import AT_ONCE, Item
 
-_FILES_AT_ONCE = 4
-_PARTS = TransferConfig(multipart_threshold=16 << 20, multipart_chunksize=16 << 20, max_concurrency=4)
 _CREDENTIALS = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "ExpiredToken", "InvalidToken")
 _ABSENT = ("NoSuchKey", "404", "NotFound")
 
@@ -30,23 +27,32 @@ _ABSENT = ("NoSuchKey", "404", "NotFound")
 class S3Store:
     """Artifacts at `s3://bucket/prefix/artifacts/<digest>/`.
 
-    Files are uploaded first, each with a SHA-256 that the server checks. `manifest.json` is uploaded last, and only if
-    there is none, so an artifact is never partial and never overwritten.
+    Files are uploaded first, each piece with a CRC-32 that the server checks. `manifest.json` is uploaded last, and
+    only if there is none, so an artifact is never partial and never overwritten.
     """
 
     def __init__(
-        self, url: str, *, cache: LocalStore, endpoint_url: str | None = None, region: str | None = None
-    ) -> None:
+        self, url: str, *, cache: LocalStore, endpoint_url: str | None = None, region: str | None = None,
+        cache_size: int | None = None, private: bool = False,
+    ) -> None:  # fmt: skip
+        """
+        Args:
+            cache_size: bytes; None for no bound.
+            private: whether the cache is this process's own, so that nothing in it needs a lock.
+        """
         self.bucket, _, prefix = url.removeprefix("s3://").strip("/").partition("/")
         self._top = f"{prefix}/" if prefix else ""
         self.prefix = f"{self._top}artifacts/"
         self.cache = cache
+        self.room = Room(cache.root, cache_size)
+        self._hold = (lambda folder: None) if private else hold
         self._endpoint, self._region = endpoint_url, region
         self._server = endpoint_url or "AWS"
         style: Any = {"addressing_style": "path" if endpoint_url else "auto"}
         config = Config(
-            s3=style, connect_timeout=10, retries={"mode": "standard", "total_max_attempts": 4}, max_pool_connections=32
-        )
+            s3=style, connect_timeout=10, retries={"mode": "standard", "total_max_attempts": 4},
+            max_pool_connections=2 * AT_ONCE, response_checksum_validation="when_required",  # BLAKE3 is checked
+        )  # fmt: skip
         with self._refusals():
             self._s3 = boto3.Session().client("s3", endpoint_url=endpoint_url, region_name=region, config=config)
 
@@ -63,9 +69,9 @@ class S3Store:
             try:
                 self.manifest(artifact.digest)
             except NotFoundError:
-                self._for_each(artifact.manifest, lambda file: self._upload(artifact, file))
+                transfer.upload(self._s3, self.bucket, self._missing(artifact))
                 self._commit(artifact)
-        return self.cache.put(artifact)
+        return self._keep(artifact)
 
     def get(self, digest: str) -> Artifact:
         """The artifact in the cache, fetched and verified if it is not there yet. An interrupted fetch resumes.
@@ -76,22 +82,16 @@ class S3Store:
                 artifact. Names the file.
             StoreError: the server refused or cannot be reached.
         """
+        self._hold(self.cache.root / digest)
         if self.cache.holds(digest):
             return self.cache.get(digest)
         manifest = self.manifest(digest)
-        incoming = self.cache.root / f".incoming-{digest}"
-        with _locked(incoming.with_suffix(".lock")), self._refusals():
+        with self.room.incoming(digest, manifest.size) as incoming, self._refusals():
             if self.cache.holds(digest):  # another process fetched it meanwhile
                 return self.cache.get(digest)
-            incoming.mkdir(exist_ok=True)
-            self._for_each(manifest, lambda file: self._download(digest, file, incoming / file.path))
-            self._s3.download_file(self.bucket, self._key(digest, MANIFEST), str(incoming / MANIFEST))
-            try:
-                artifact = verify(incoming, digest=digest)
-            except CorruptArtifactError:
-                shutil.rmtree(incoming)
-                raise
-            return self.cache.put(artifact)
+            self._fetch(manifest, incoming)
+            write_manifest(incoming, manifest)
+            return self._keep(Artifact(incoming, manifest))
 
     def holds(self, digest: str) -> bool:
         try:
@@ -113,12 +113,13 @@ class S3Store:
             return parse_manifest(reply["Body"].read(), f"{self.location(digest)}/{MANIFEST}", digest=digest)
 
     def digests(self) -> set[str]:
+        return self._folders(self.prefix)
+
+    def _folders(self, prefix: str) -> set[str]:
         with self._refusals():
-            pages = self._s3.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=self.prefix, Delimiter="/"
-            )
+            pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix, Delimiter="/")
             return {
-                folder["Prefix"].removeprefix(self.prefix).rstrip("/")
+                folder["Prefix"].removeprefix(prefix).rstrip("/")
                 for page in pages
                 for folder in page.get("CommonPrefixes", [])
             }
@@ -128,22 +129,44 @@ class S3Store:
 
     def section(self, name: str, cache: Path) -> "S3Store":
         url = f"s3://{self.bucket}/{self._top}{name}"
-        return S3Store(url, cache=LocalStore(cache), endpoint_url=self._endpoint, region=self._region)
+        return S3Store(
+            url, cache=LocalStore(cache), endpoint_url=self._endpoint, region=self._region, private=True
+        )  # fmt: skip
 
     def objects(self, name: str) -> Objects:
         """The plain objects under a name beside the artifacts; all objects if it is empty."""
         return Objects(self._s3, self.bucket, f"{self._top}{name}/" if name else self._top, self._refusals)
 
-    def remove(self, digest: str) -> None:
+    def sections(self, kind: str) -> set[str]:
+        return self._folders(f"{self._top}{kind}/")
+
+    def withdraw(self, digest: str) -> None:
         """Remove the manifest, then the rest. Raises StoreError if the server refuses."""
         with self._refusals():
             self._s3.delete_object(Bucket=self.bucket, Key=self._key(digest, MANIFEST))
             self._delete(self._key(digest, ""))
 
+    def sweep(self) -> None:
+        """Remove from the cache what the bucket no longer has, unless a process uses it."""
+        for digest in self.cache.digests():
+            if not self.holds(digest):
+                self.room.remove(digest)
+        self.cache.sweep()
+
+    def remove(self, digest: str) -> None:
+        self.withdraw(digest)
+        self.sweep()
+
     def clear(self) -> None:
         for digest in self.digests():
             self.remove(digest)
         shutil.rmtree(self.cache.root, ignore_errors=True)
+
+    def _keep(self, artifact: Artifact) -> Artifact:
+        self._hold(self.cache.root / artifact.digest)
+        kept = self.cache.put(artifact)
+        self.room.added(artifact.digest, artifact.manifest.size)
+        return kept
 
     def _delete(self, prefix: str) -> None:
         pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
@@ -155,37 +178,28 @@ class S3Store:
     def _key(self, digest: str, path: str) -> str:
         return f"{self.prefix}{digest}/{path}"
 
-    def _for_each(self, manifest: Manifest, work: Callable[[FileEntry], None]) -> None:
-        with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-            try:
-                for _ in pool.map(work, manifest.files):
-                    pass
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+    def _missing(self, artifact: Artifact) -> list[Item]:
+        """The files that an interrupted upload has not left behind."""
+        items = [
+            Item(artifact.path / file.path, self._key(artifact.digest, file.path), file.size, file.blake3)
+            for file in artifact.manifest.files
+        ]
+        pages = self._s3.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=self._key(artifact.digest, "")
+        )
+        sizes = {item["Key"]: item["Size"] for page in pages for item in page.get("Contents", [])}
+        return [item for item in items if sizes.get(item.key) != item.size or not self._uploaded(item)]
 
-    def _upload(self, artifact: Artifact, file: FileEntry) -> None:
-        key = self._key(artifact.digest, file.path)
-        if self._uploaded(key, file):
-            return
-        arguments = {"ChecksumAlgorithm": "SHA256", "Metadata": {"blake3": file.blake3}}
-        self._s3.upload_file(str(artifact.path / file.path), self.bucket, key, ExtraArgs=arguments, Config=_PARTS)
-
-    def _uploaded(self, key: str, file: FileEntry) -> bool:
-        try:
-            head = self._s3.head_object(Bucket=self.bucket, Key=key)
-        except ClientError as error:
-            if error.response["Error"]["Code"] in _ABSENT:
-                return False
-            raise
-        return head["ContentLength"] == file.size and head["Metadata"].get("blake3") == file.blake3
+    def _uploaded(self, item: Item) -> bool:
+        metadata = self._s3.head_object(Bucket=self.bucket, Key=item.key)["Metadata"]
+        return bool(metadata.get("blake3") == item.blake3)
 
     def _commit(self, artifact: Artifact) -> None:
         body = (artifact.path / MANIFEST).read_bytes()
         try:
             self._s3.put_object(
                 Bucket=self.bucket, Key=self._key(artifact.digest, MANIFEST), Body=body,
-                ChecksumAlgorithm="SHA256", ContentType="application/json", IfNoneMatch="*",
+                ChecksumAlgorithm="CRC32", ContentType="application/json", IfNoneMatch="*",
             )  # fmt: skip
         except ClientError as error:
             if error.response["Error"]["Code"] not in (
@@ -194,21 +208,31 @@ class S3Store:
             ):  # another machine was first, with the same content
                 raise
 
-    def _download(self, digest: str, file: FileEntry, target: Path) -> None:
-        if target.is_file():
+    def _fetch(self, manifest: Manifest, incoming: Path) -> None:
+        """Download a manifest's files, each checked once; keep what an interrupted fetch has left behind."""
+        shutil.rmtree(parts := incoming.with_suffix(".parts"), ignore_errors=True)
+        parts.mkdir(parents=True)
+        items, targets = [], {}
+        for number, file in enumerate(manifest.files):
+            if not _is_there(incoming / file.path, file):
+                items.append(Item(parts / str(number), self._key(manifest.digest, file.path), file.size, file.blake3))
+                targets[items[-1].path] = file
+
+        def check(item: Item) -> None:
+            file = targets[item.path]
             try:
-                return check_file(target, file)
-            except CorruptArtifactError:
-                target.unlink()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self._s3.download_file(self.bucket, self._key(digest, file.path), str(target), Config=_PARTS)
+                check_file(item.path, file)
+            except CorruptArtifactError as error:
+                raise CorruptArtifactError(
+                    f"{self.location(manifest.digest)}/{file.path} was changed on the server: {error}"
+                ) from None
+            (incoming / file.path).parent.mkdir(parents=True, exist_ok=True)
+            item.path.rename(incoming / file.path)
+
         try:
-            check_file(target, file)
-        except CorruptArtifactError as error:
-            target.unlink()
-            raise CorruptArtifactError(
-                f"{self.location(digest)}/{file.path} was changed on the server: {error}"
-            ) from None
+            transfer.download(self._s3, self.bucket, items, check)
+        finally:
+            shutil.rmtree(parts, ignore_errors=True)
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
@@ -221,14 +245,12 @@ class S3Store:
             ) from None
         except ClientError as error:
             raise _refusal(error, where) from None
-        except S3UploadFailedError as error:
-            raise _refusal(error.__context__ or error, where) from None
         except BotoCoreError as error:
             raise StoreError(f"{where} cannot be reached: {error} Check s3_endpoint_url and the network.") from None
 
 
-def _refusal(error: BaseException, where: str) -> StoreError:
-    code = error.response["Error"]["Code"] if isinstance(error, ClientError) else ""
+def _refusal(error: ClientError, where: str) -> StoreError:
+    code = error.response["Error"]["Code"]
     if code in _CREDENTIALS:
         return StoreError(f"{where} refused the credentials ({code}). Check AWS_ACCESS_KEY_ID and its secret.")
     if code == "NoSuchBucket":
@@ -236,8 +258,9 @@ def _refusal(error: BaseException, where: str) -> StoreError:
     return StoreError(f"{where} refused: {error}")
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _is_there(path: Path, file: FileEntry) -> bool:
+    try:
+        check_file(path, file)
+    except (FileNotFoundError, CorruptArtifactError):
+        return False
+    return True
