@@ -119,6 +119,7 @@ class Workspace:
         for parent in parents:
             if isinstance(parent, Artifact):
                 self.registry.add_artifact(parent.manifest)
+        self.registry.retention.claim(sealed.digest)
         stored = self.store.put(sealed)
         self.registry.add_artifact(sealed.manifest, run_id)
         return stored
@@ -145,7 +146,7 @@ class Workspace:
         digest = self.registry.made_by(fingerprint)
         if digest is None and self.adopt():
             digest = self.registry.made_by(fingerprint)
-        if digest is None:
+        if digest is None or not self.use(digest):
             return None
         try:
             return verify(self.store.get(digest).path)
@@ -163,11 +164,18 @@ class Workspace:
         """
         alias = self.registry.alias(reference)
         if alias is not None:
+            self.use(alias.digest)
             return self.store.get(alias.digest)
         folder, spelled_like_an_id = Path(reference), _ID.fullmatch(reference)
         if ("/" in reference and folder.is_dir()) or ((folder / MANIFEST).is_file() and not spelled_like_an_id):
             return read(folder.absolute())
-        return self.store.get(self._digest(reference))
+        digest = self._digest(reference)
+        self.use(digest)
+        return self.store.get(digest)
+
+    def use(self, digest: str) -> bool:
+        """Keep `cupola gc` from removing an artifact for now. False if it is not registered, or no longer."""
+        return self.registry.read_only or self.registry.retention.use(digest)
 
     def lineage(self, artifact: Artifact) -> LineageNode:
         """The tree of an artifact's ancestors, down to the sources of its text."""

@@ -9,6 +9,7 @@ import typer
 from cupola_flows.cli import (
     artifacts,
     clusters,
+    collection,
     curves,
     experiments,
     jobs,
@@ -43,6 +44,7 @@ jobs.register(app)
 artifacts.register(app)
 layouts.register(app)
 curves.register(app)
+collection.register(app)
 experiments.register(app)
 presets.register(app)
 services.register(app)

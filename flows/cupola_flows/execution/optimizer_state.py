@@ -72,7 +72,7 @@ def restore(ws: Workspace, checkpoint: Artifact, job: Path) -> Path:
 
 def _published_with(ws: Workspace, checkpoint: Artifact) -> Artifact:
     for row in reversed(ws.registry.children(checkpoint.digest)):
-        if row.kind == OPTIMIZER and ws.store.holds(row.digest):
+        if row.kind == OPTIMIZER and ws.use(row.digest) and ws.store.holds(row.digest):
             return artifacts.verify(ws.store.get(row.digest).path)
     raise NotFoundError(
         f"There is no optimizer state of {checkpoint.kind} {checkpoint.id}: it was not published "

@@ -1,6 +1,6 @@
 """Conversion between the database's rows and the frozen rows that the registry returns."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
@@ -30,6 +30,7 @@ def artifact_table(manifest: Manifest, run_id: str | None) -> ArtifactTable:
         files=len(manifest.files),
         run_id=run_id,
         created=datetime.fromisoformat(manifest.created),
+        used=datetime.now(UTC),
         edges=[EdgeTable(position=position, parent=parent) for position, parent in enumerate(manifest.parents)],
     )
 

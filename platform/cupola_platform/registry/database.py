@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cupola_platform.errors import RegistryError
 from cupola_platform.registry.read_only import open_reader, read_only_file
 
-HEAD = "s0002"
+HEAD = "s0003"
 """The newest migration. A registry at this revision opens without loading Alembic."""
 _OF_0_1 = ("r0001", "r0002", "r0003")
 

@@ -59,7 +59,7 @@ class Leases:
             the lease as it is now; its `holder` is another one if it could not be taken.
         """
         with self._write() as session:
-            now = _now(session)
+            now = now_of(session)
             row = session.get(LeaseTable, fingerprint)
             if row is None:
                 row = LeaseTable(fingerprint=fingerprint, holder="", cluster=None, job=None)
@@ -77,7 +77,7 @@ class Leases:
             row = session.get(LeaseTable, fingerprint)
             if row is None or row.holder != holder:
                 return False
-            row.expires = _now(session) + timedelta(seconds=SECONDS)
+            row.expires = now_of(session) + timedelta(seconds=SECONDS)
             return True
 
     @patient
@@ -119,7 +119,7 @@ class Leases:
     def all(self) -> list[LeaseRow]:
         """Every lease that has a living holder or a job that may go on."""
         with self._read() as session:
-            now = _now(session)
+            now = now_of(session)
             rows = session.scalars(select(LeaseTable).order_by(LeaseTable.fingerprint))
             return [_row(row) for row in rows if row.job or (row.expires > now and not _is_dead(row))]
 
@@ -141,7 +141,7 @@ def _is_dead(row: LeaseTable) -> bool:
     return row.host == socket.gethostname() and not lives(row.pid, row.process_start)
 
 
-def _now(session: Session) -> datetime:
+def now_of(session: Session) -> datetime:
     """The time by the clock that all holders share: the server's, or this machine's for a file."""
     if session.get_bind().dialect.name == "sqlite":
         return datetime.now(UTC)

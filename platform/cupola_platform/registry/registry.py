@@ -20,6 +20,7 @@ from cupola_platform.registry.conversion import alias_row, annotation, artifact_
 from cupola_platform.registry.database import PATIENCE, open_engine, patient, patiently, refusals, writing
 from cupola_platform.registry.leases import Leases, jobs_left_by
 from cupola_platform.registry.read_only import read_only_file
+from cupola_platform.registry.retention import Retention
 from cupola_platform.registry.rows import (
     CONTINUED,
     AliasMove,
@@ -37,6 +38,7 @@ from cupola_platform.registry.tables import (
     ArtifactTable,
     EdgeTable,
     FingerprintTable,
+    RemovalTable,
     RunTable,
 )
 from cupola_platform.security.urls import shown
@@ -55,6 +57,7 @@ class Registry:
         self._engine = patiently(lambda: open_engine(url), patience)
         self._writing = writing(self._engine)
         self.leases = Leases(self._read, self._write, patience)
+        self.retention = Retention(self._read, self._write, patience)
         self.read_only = read_only_file(url) is not None
         """Whether the registry cannot be written."""
 
@@ -95,9 +98,10 @@ class Registry:
 
     @patient
     def digests(self) -> set[str]:
-        """Every registered digest."""
+        """Every known digest, including those that are being removed."""
         with self._read() as session:
-            return set(session.scalars(select(ArtifactTable.digest)))
+            removed = session.scalars(select(RemovalTable.digest))
+            return {*session.scalars(select(ArtifactTable.digest)), *removed}
 
     @patient
     def parents(self, digest: str) -> list[ArtifactRow]:

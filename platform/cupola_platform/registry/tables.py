@@ -53,6 +53,8 @@ class ArtifactTable(Table):
     files: Mapped[int]
     run_id: Mapped[str | None] = mapped_column(ForeignKey("run.id", ondelete="SET NULL"))
     created: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    used: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """When someone last looked it up, to use it."""
     edges: Mapped[list["EdgeTable"]] = relationship(order_by="EdgeTable.position", lazy="selectin")
 
 
@@ -134,6 +136,17 @@ class AnnotationTable(Table):
     annotator: Mapped[str] = mapped_column(String(64), primary_key=True)
     choice: Mapped[str] = mapped_column(String(16))
     made: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class RemovalTable(Table):
+    """An artifact that is being removed: no longer registered, its files perhaps still there."""
+
+    __tablename__ = "removal"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(64))
+    stage: Mapped[str] = mapped_column(String(128))
+    size: Mapped[int] = mapped_column(BigInteger)
 
 
 class LeaseTable(Table):

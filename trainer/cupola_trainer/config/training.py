@@ -122,7 +122,8 @@ class CheckpointConfig:
 
     publish_optimizer: bool = True
     """Publish the optimizer state beside the last checkpoint, as an artifact of kind `optimizer`, twice (fp32) or six
-    times (bf16) the size of the weights. Only continuing this training needs it; `cupola gc` removes it first."""
+    times (bf16) the size of the weights. Only continuing this training needs it; `cupola gc` removes it sooner than the
+    weights."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
