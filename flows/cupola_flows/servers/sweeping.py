@@ -144,7 +144,7 @@ class Sweeper:
             with suppress(ServiceError):  # the cluster does not say
                 if living_job(self.workspace.settings, folder) is None:
                     lines += self._end_runs_in(folder, f"job {lease.job} of cluster {lease.cluster}")
-                    self.workspace.registry.leases.forget_job(lease.fingerprint)
+                    self.workspace.registry.leases.release(lease.fingerprint, lease.holder, job_goes_on=False)
         return lines
 
     def _end_runs_in(self, folder: Path, job: str) -> list[str]:

@@ -35,7 +35,7 @@ def times(cupola: Any) -> list[tuple[float, float]]:
     spans = []
     for file in cupola.workspace.glob("work/*/job/metrics.jsonl"):
         lines = [json.loads(line)["time"] for line in file.read_text().splitlines() if line.endswith("}")]
-        spans.append((min(lines), max(lines)))
+        spans += [(min(lines), max(lines))] if lines else []
     return sorted(spans)
 
 
@@ -73,7 +73,7 @@ def test_two_trainings_run_at_once_each_in_its_flow_run_and_give_the_artifacts_o
 def test_ctrl_c_ends_both_after_they_have_saved_and_the_same_command_resumes(
     cupola: Any, two: Path, eventually: Any, undisturbed: Any
 ) -> None:
-    long = ("--set", "stages.pretrain.steps=300", "--set", "stages.pretrain_b.steps=300")
+    long = ("--set", "stages.pretrain.steps=600", "--set", "stages.pretrain_b.steps=600")
     run = cupola.start("run", str(two), "--no-prefect", *long)
     eventually(lambda: trained(cupola, 3), 300, "steps of both")
     run.send_signal(signal.SIGINT)
@@ -93,7 +93,7 @@ def test_two_commands_share_this_machine_and_the_second_waits_and_goes_on(
     cupola: Any, recipe: Path, eventually: Any
 ) -> None:
     """Each in a workspace of its own would not know of the other; in one workspace they count their ranks together."""
-    first = cupola.start("run", str(recipe), "--set", "stages.pretrain.steps=120")
+    first = cupola.start("run", str(recipe), "--set", "stages.pretrain.steps=1500")
     eventually(lambda: len(times(cupola)) == 1, 300, "the first training")
     second = cupola.start("run", str(recipe), "--set", "stages.pretrain.steps=20")
     printed, _ = second.communicate(timeout=600)
