@@ -48,7 +48,7 @@ def seaweedfs(folder: Path) -> Iterator[str]:
     names = [f"{name}{grpc}" for name in ("master", "volume", "filer", "s3") for grpc in (".port", ".port.grpc")]
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     command = [
-        Path(sys.executable).with_name("weed"), "server", f"-dir={folder}", "-ip=127.0.0.1", "-filer", "-s3",
+        str(Path(sys.executable).with_name("weed")), "server", f"-dir={folder}", "-ip=127.0.0.1", "-filer", "-s3",
         f"-s3.config={folder / 's3.json'}", "-master.volumeSizeLimitMB=1024", "-volume.max=100",
         "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
         *(f"-{name}={port}" for name, port in ports.items()),
