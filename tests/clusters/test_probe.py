@@ -220,7 +220,7 @@ def test_a_node_that_differs_is_named_with_what_differs(cupola: Cupola, apart: N
         (
             ["--cluster", "slurm"],
             {"CUPOLA_CLUSTERS": json.dumps({"slurm": {"partition": "mian"}})},
-            "Cluster slurm: Slurm has no partition 'mian'. Did you mean 'main'?",
+            "Cluster slurm: sbatch refused: Batch job submission failed: Invalid partition name specified.",
         ),
     ],
 )
@@ -236,6 +236,6 @@ def test_a_probe_that_cannot_start_is_one_line(
         assert done.stderr.startswith(f"cupola: error: {line}")
         assert done.stderr.count("\n") == 1
         assert len(slurm.ask("squeue", "--noheader").splitlines()) == 1  # the sleeper
-        assert list(tmp_path.glob(".cupola/work/*")) == []
+        assert not (tmp_path / ".cupola").exists()
     finally:
         slurm.ask("scancel", "--user=root")

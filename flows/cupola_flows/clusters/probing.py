@@ -4,6 +4,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from cupola_flows.execution.jobs import error_of, tail
 from cupola_platform.clusters import Cluster
 from cupola_platform.errors import ConfigError, ServiceError, StageFailedError
 from cupola_platform.launch.capacity import Capacity
-from cupola_platform.launch.interface import RunningJob
+from cupola_platform.launch.interface import Launcher, RunningJob
 from cupola_platform.launch.launcher import make_launcher
 from cupola_platform.settings import Settings
 from cupola_trainer.config import JOB, JOB_VARIABLE, LayoutConfig, ProbeJob, ProbeReport, write_job
@@ -46,7 +47,8 @@ def probe(settings: Settings, name: str, nodes: int | None, *, minutes: float, s
     """
     launcher = make_launcher(settings, name)
     cluster = settings.clusters[name]
-    count, down = _how_many(name, cluster, nodes, launcher.capacity())
+    count, down = _how_many(name, cluster, nodes, _capacity(launcher, say))
+    launcher.check(count * cluster.per_node)
     folder = settings.home / "work" / f"probe-{secrets.token_hex(6)}"
     log = settings.home / "logs" / f"probe-{name}.log"
     log.unlink(missing_ok=True)
@@ -60,15 +62,31 @@ def probe(settings: Settings, name: str, nodes: int | None, *, minutes: float, s
             return Probe(_report(job, running, status, name, log), down)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        for each in (folder.parent, log.parent, settings.home):
+            with suppress(OSError):
+                each.rmdir()  # only if nothing else is there
 
 
-def _how_many(name: str, cluster: Cluster, nodes: int | None, capacity: Capacity) -> tuple[int, Mapping[str, str]]:
+def _capacity(launcher: Launcher, say: Callable[[str], None]) -> Capacity | None:
+    """None where the engine refuses to say, as Kubernetes does without a cluster's role. It may take the job anyway."""
+    try:
+        return launcher.capacity()
+    except ConfigError as error:
+        say(str(error))
+        return None
+
+
+def _how_many(
+    name: str, cluster: Cluster, nodes: int | None, capacity: Capacity | None
+) -> tuple[int, Mapping[str, str]]:
     """Nodes to probe, and those that are missing because they are down."""
     if nodes is not None and nodes > cluster.nodes:
         raise ConfigError(
             f"--nodes {nodes}: a job of cluster {name} may take {cluster.nodes}. Give fewer, or raise "
             f"clusters.{name}.nodes."
         )
+    if capacity is None:
+        return nodes or cluster.nodes, {}
     if capacity.nodes < (nodes or 1):
         reasons = "; ".join(f"{node} is {why}" for node, why in capacity.down.items()) or "No node is down"
         raise ConfigError(f"Cluster {name} has {capacity.nodes} nodes up, and the probe needs {nodes or 1}. {reasons}.")
