@@ -133,7 +133,8 @@ def test_a_controller_that_hangs_is_unreachable_in_time_and_delays_no_other_clus
         assert time.monotonic() - started < 45  # 15 for the clusters; the rest is the command's own start
     finally:
         os.kill(controller, signal.SIGCONT)
-    assert (rows["slurm"]["state"], rows["desk"]["state"]) == ("unreachable", "free")
+    assert rows["slurm"]["state"] == "unreachable"
+    assert rows["desk"]["state"] in ("free", "busy")  # other jobs of this machine may run
     assert "sinfo does not answer" in rows["slurm"]["reason"]
 
 
