@@ -23,9 +23,6 @@ NO_TELEMETRY = {
     "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false",
 }
 
-LEASES_IN_FILES = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
-"""So that a server that is started again still knows who holds slots. Its default is its memory."""
-
 
 @dataclass(frozen=True)
 class PrefectApi:
@@ -53,7 +50,7 @@ class PrefectApi:
 
     def server_environment(self, settings: Settings) -> dict[str, str]:
         """The same for the server itself, which requires the credential."""
-        variables = self.environment(settings) | LEASES_IN_FILES
+        variables = self.environment(settings)
         if self.credential:
             variables["PREFECT_SERVER_API_AUTH_STRING"] = self.credential.get_secret_value()
         return variables

@@ -11,6 +11,10 @@ from cupola_platform.errors import CupolaError
 from cupola_platform.security.guard import LOOPBACK, Guard
 from cupola_platform.settings import load_settings
 
+LEASES_IN_FILES = "prefect.server.concurrency.lease_storage.filesystem"
+"""So that a server that is started again knows who holds slots of its limits. By default it remembers that in its own
+memory, and the slots would stay taken."""
+
 
 def main() -> None:
     """Serve until SIGTERM. Exits with status 2 if no credential is set."""
@@ -37,6 +41,7 @@ def serve(host: str, port: int, hosts: tuple[str, ...], *, ui: bool, services: b
     pages += [f"http://{name}:{port}" for name in (*sorted(LOOPBACK), *hosts)]
     os.environ["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = ",".join(pages)
     os.environ["PREFECT_SERVER_UI_ENABLED"] = str(ui).lower()
+    os.environ.setdefault("PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", LEASES_IN_FILES)
 
     import uvicorn
     from prefect.server.api.server import create_app
