@@ -1,7 +1,9 @@
-"""Writes that survive a power cut, after which a file that was not synced may be empty, even under its final name."""
+"""Writes that survive a power cut, after which a file that was not synced may be empty, even under its final name; and
+links to files that others may remove."""
 
 import ctypes
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,3 +53,14 @@ def sync_file_system(folder: Path) -> None:
             raise OSError(number, os.strerror(number), str(folder))
     finally:
         os.close(descriptor)
+
+
+def link(source: Path, target: Path) -> None:
+    """Make `target` a hard link to a file, or a copy where the file system has none."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(source, target)

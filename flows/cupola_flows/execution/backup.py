@@ -5,7 +5,6 @@ A copy is an artifact of kind `progress`: the sealed checkpoint, and the other f
 hard links if the file system supports them, so the trainer may remove the checkpoint during the upload.
 """
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from cupola_platform import artifacts
 from cupola_platform.artifacts import MANIFEST, Artifact
+from cupola_platform.durable import link
 from cupola_platform.errors import CorruptArtifactError
 from cupola_platform.store import Store
 
@@ -191,14 +191,3 @@ class Backup:
 def _empty(folder: Path) -> None:
     for entry in folder.glob("*/"):
         shutil.rmtree(entry)
-
-
-def link(source: Path, target: Path) -> None:
-    """Make `target` a hard link to a file, or a copy where the file system has none."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:
-        shutil.copyfile(source, target)

@@ -4,11 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
-from cupola_flows.execution.backup import link
 from cupola_flows.execution.context import StageContext
 from cupola_platform import artifacts
 from cupola_platform.artifacts import Artifact
 from cupola_platform.artifacts.digests import digest_files
+from cupola_platform.durable import link
 from cupola_platform.errors import ConfigError, NotFoundError
 from cupola_platform.workspace import Workspace
 from cupola_trainer.config import OPTIMIZER

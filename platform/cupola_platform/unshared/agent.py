@@ -76,6 +76,7 @@ class Agent:
         folder = self.contract.folder
         folder.mkdir(parents=True, exist_ok=True)
         self.files.pull(but=REPORTS, exactly=True)
+        self.parts.unstage()
         whole = {(each.folder, each.manifest.digest): each for each in self.parts.whole()}
         here = {(each.path.relative_to(folder).as_posix(), each.digest): each for each in self.parts.local()}
         for place in here.keys() - whole.keys():
@@ -121,9 +122,9 @@ class Agent:
             self.files.push(but={RESULT, *self._lesser_report()})
 
     def _send_parts(self) -> None:
-        made = self.parts.made()
+        self.parts.stage()
         self._send_files()  # a whole checkpoint never comes before the metrics and sample logs of its steps
-        self.parts.send(made)
+        self.parts.send()
         self._forget(again=True)
 
     def _forget(self, *, again: bool = False) -> None:

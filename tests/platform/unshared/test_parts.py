@@ -34,12 +34,17 @@ def node(objects: Objects, home: Path, step: int, rank: int) -> Parts:
     return Parts(objects, "job", home)
 
 
+def send(node: Parts) -> None:
+    node.stage()
+    node.send()
+
+
 def test_a_checkpoint_is_whole_once_every_node_has_sent_its_part(objects: Objects, tmp_path: Path) -> None:
     first, second = node(objects, tmp_path / "a", 5, 0), node(objects, tmp_path / "b", 5, 1)
     assert first.made()[0].artifact.digest == second.made()[0].artifact.digest
-    first.send(first.made())
+    send(first)
     assert first.whole() == second.whole() == []
-    second.send(second.made())
+    send(second)
     (whole,) = first.whole()
     assert (whole.folder, whole.step) == ("checkpoints/step_00000005", 5)
 
@@ -58,20 +63,46 @@ def test_a_checkpoint_is_whole_once_every_node_has_sent_its_part(objects: Object
 
 def test_a_part_that_is_gone_or_torn_never_makes_a_checkpoint_whole(objects: Objects, tmp_path: Path, s3: Any) -> None:
     first, second = node(objects, tmp_path / "a", 5, 0), node(objects, tmp_path / "b", 5, 1)
-    first.send(first.made())
-    made = second.made()
-    shutil.rmtree(tmp_path / "b/checkpoints")  # removed by the trainer meanwhile
-    second.send(made)
+    send(first)
+    (made,) = second.made()
+    shutil.rmtree(tmp_path / "b/checkpoints")
+    send(second)
     assert first.whole() == []
-    objects.write(f"parts/checkpoints/step_00000005@{made[0].artifact.digest}/state/rank_00001.bin", b"torn")
-    first.send(first.made())
+    objects.write(f"parts/{made.name}/state/rank_00001.bin", b"torn")
+    again = Parts(objects, "job", tmp_path / "a")
+    send(again)
     assert first.whole() == []
+
+
+def test_training_may_remove_a_checkpoint_before_it_is_sent_unless_it_went_back(
+    objects: Objects, tmp_path: Path
+) -> None:
+    for step in (5, 10):
+        first, second = node(objects, tmp_path / "a", step, 0), node(objects, tmp_path / "b", step, 1)
+    first.stage()
+    second.stage()
+    first.objects.upload(
+        f"{second.made()[0].name}/training.json", tmp_path / "a/checkpoints/step_00000005/training.json"
+    )
+    for name in "ab":
+        shutil.rmtree(tmp_path / name / "checkpoints/step_00000005")
+    first.send()
+    second.send()
+    assert [whole.step for whole in first.whole()] == [5, 10], "the older one was begun by another node"
+    assert not list(tmp_path.glob("*/.upload/*/*"))
+
+    for name in "ab":
+        each = node(objects, tmp_path / name, 15, "ab".index(name))
+        each.stage()
+        shutil.rmtree(tmp_path / name / "checkpoints/step_00000015")
+        each.send()
+    assert [whole.step for whole in each.whole()] == [5, 10]
 
 
 def test_a_changed_part_is_refused_by_name(objects: Objects, tmp_path: Path) -> None:
     for rank, name in enumerate("ab"):
         each = node(objects, tmp_path / name, 5, rank)
-        each.send(each.made())
+        send(each)
     (whole,) = each.whole()
     objects.write(f"parts/{whole.name}/state/rank_00001.bin", b"x" * 30)
     with pytest.raises(CorruptArtifactError, match=r"rank_00001\.bin is corrupt"):
@@ -85,7 +116,7 @@ def test_checkpoints_that_the_job_removed_leave_the_store_but_one_always_stays(
     for step in (5, 10):
         for rank, name in enumerate("ab"):
             each = node(objects, tmp_path / name, step, rank)
-            each.send(each.made())
+            send(each)
     assert [whole.step for whole in each.whole()] == [5, 10]
     each.drop([tmp_path / "b/checkpoints/step_00000005"])  # rolled back
     assert [whole.step for whole in each.whole()] == [5]
