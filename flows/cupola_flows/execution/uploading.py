@@ -18,7 +18,7 @@ from cupola_flows.execution.context import StageContext
 from cupola_flows.servers.processes import spawn
 from cupola_platform.errors import CupolaError, StoreError
 from cupola_platform.launch.launcher import is_unshared
-from cupola_platform.launch.unshared import clear
+from cupola_platform.launch.unshared.launcher import clear
 from cupola_platform.settings import load_settings
 from cupola_platform.store import open_store
 from cupola_trainer.config import TrainJob

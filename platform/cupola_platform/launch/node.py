@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from cupola_platform.launch.local import cores
-from cupola_platform.launch.unshared import is_ranks
+from cupola_platform.launch.unshared.launcher import is_ranks
 from cupola_platform.unshared.contract import read_contract
 
 NODE = "CUPOLA_NODE"

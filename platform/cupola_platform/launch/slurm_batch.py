@@ -20,7 +20,7 @@ from typing import NoReturn
 from cupola_platform.durable import write_text
 from cupola_platform.launch import starts
 from cupola_platform.launch.node import address_of, default_interface
-from cupola_platform.launch.unshared_batch import Exchange
+from cupola_platform.launch.unshared.batch import Exchange
 
 TERMS = "slurm.json"
 EXIT_STATUS = "slurm-exit.json"

@@ -5,7 +5,7 @@ import pytest
 from cupola_platform.clusters import SlurmCluster
 from cupola_platform.errors import ConfigError
 from cupola_platform.launch.launcher import is_unshared, make_launcher
-from cupola_platform.launch.unshared import UnsharedLauncher, contract_of
+from cupola_platform.launch.unshared.launcher import UnsharedLauncher, contract_of
 from cupola_platform.settings import Settings
 from cupola_platform.unshared.contract import folder_on_nodes, read_contract
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from cupola_platform.errors import StoreError
-from cupola_platform.launch.unshared import is_ranks
+from cupola_platform.launch.unshared.launcher import is_ranks
 from cupola_platform.unshared.contract import Contract, read_contract
 from cupola_platform.unshared.files import LOG, REPORTS, RESULT, Files
 from cupola_platform.unshared.parts import Parts
