@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.slow]
 CLUSTER = """
 store_url = "{store}"
 s3_endpoint_url = "{endpoint}"
@@ -123,7 +123,7 @@ def test_a_lost_node_leaves_no_trace(
             break
         time.sleep(0.02)
     slurm.kill_node(int(node[1:]))
-    printed, _ = run.communicate(timeout=500)
+    printed, _ = run.communicate(timeout=800)
     assert run.returncode == 0, printed
     starts = [event["step"] for event in cupola.events() if event["event"] == "start"]
     assert starts[0] == 0
