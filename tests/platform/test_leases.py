@@ -20,7 +20,7 @@ registry = Registry(sys.argv[1])
 run = registry.start_run("tiny")
 stage = registry.start_run("tiny", "sft", run)
 from pathlib import Path
-registry.update_run(stage, work_folder=Path("/work/" + "f" * 64))
+registry.update_run(stage, work_folder=Path("/somewhere/" + "f" * 64))
 assert registry.leases.take("f" * 64, "other").holder == "other"
 if sys.argv[2:]:
     registry.leases.note_job("f" * 64, "other", "h100", sys.argv[2])
@@ -110,7 +110,7 @@ def test_the_runs_of_a_killed_process_are_lost_or_detached(registry: Registry, j
     assert ("job 17 of cluster h100" in (registry.run(ids[0]).error or "")) == bool(job)
     whole = registry.start_run("tiny")
     stage = registry.start_run("tiny", "sft", whole)
-    registry.take_over(Path("/work") / STAGE, stage)
+    registry.take_over(Path("/somewhere") / STAGE, stage)
     if job:
         assert [registry.run(each).label for each in ids] == ["continued", "continued"]
         assert (registry.run(ids[0]).error or "").endswith(whole)
