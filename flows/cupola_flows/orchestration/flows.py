@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,10 @@ from cupola_platform.errors import CancelledError
 
 MOST_RETRIES = 100
 SERVER_IS_GONE = (httpx.HTTPError, PrefectHTTPStatusError)
+
+
+OPENED: ContextVar[Session | None] = ContextVar("opened session", default=None)
+"""The session that a command has opened for its lifecycle. It is no parameter: a deployment would show it."""
 
 
 class Turn:
@@ -122,7 +127,6 @@ def lifecycle(
     overrides: list[str] | None = None,
     only: list[str] | None = None,
     workspace: Path | None = None,
-    opened: Any = None,
 ) -> Any:
     """Run a recipe, each stage as a subflow.
 
@@ -131,16 +135,13 @@ def lifecycle(
         overrides: Settings to override, such as stages.pretrain.steps=200.
         only: Stages to run; empty for all.
         workspace: Folder of the workspace; empty for the worker's.
-        opened: The `Opened` session of a command; empty to open one.
     """
     with _claimed():
-        if opened is None:
+        if (session := OPENED.get()) is None:
             session = open_session(recipe, overrides or [], only or [], workspace, PlainDisplay)
             session.waits = True
             if api := find_prefect(session.workspace.settings):
                 share_places(session, api)
-        else:
-            session = opened.session
         try:
             with server_watched(session), session.recorded(flow_run_id()):
                 run_stages(session, partial(run_stage, session))

@@ -45,21 +45,23 @@ def run_under_prefect(session: Session) -> None:
         from prefect import tags
         from prefect.logging.handlers import APILogWorker
 
-        from cupola_flows.orchestration.flows import SERVER_IS_GONE, Opened, lifecycle
+        from cupola_flows.orchestration.flows import OPENED, SERVER_IS_GONE, lifecycle
 
         marks = [process_tag()] if find_prefect(settings) == api else [process_tag(), OWN_SERVER_TAG]
         with _cancelled_from_the_server(session, api), tags(*marks):
+            opened = OPENED.set(session)
             try:
                 lifecycle(
                     recipe=session.recipe.name,
                     overrides=list(session.overrides),
                     only=list(session.names),
                     workspace=settings.home,
-                    opened=Opened(session),
                     return_state=True,
                 )
             except SERVER_IS_GONE as error:
                 session.lose_prefect(type(error).__name__)
+            finally:
+                OPENED.reset(opened)
             if not session.prefect_is_gone.is_set():
                 APILogWorker.drain_all(timeout=5)  # before its server stops
     if session.error:

@@ -2,6 +2,7 @@
 
 import base64
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from cupola_flows.servers.processes import end_trees, free_port, spawn, wait_for
 from cupola_platform.security import credential
 from cupola_platform.settings import Settings
 
+BUSY_RETRIES = (0.5, 1.0, 2.0, 4.0)
+"""Seconds to wait before each further try of a request that finds the server's database busy."""
 GRACE = 10.0
 """Seconds between SIGTERM and SIGKILL when stopping a server."""
 NO_TELEMETRY = {
@@ -22,6 +25,19 @@ NO_TELEMETRY = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false",
 }
+
+
+class _Patient(httpx.HTTPTransport):
+    """Repeats requests that the server answers with 503, which changed nothing: its database was busy."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        for seconds in BUSY_RETRIES:
+            response = super().handle_request(request)
+            if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                return response
+            response.close()
+            time.sleep(seconds)
+        return super().handle_request(request)
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,7 @@ class PrefectApi:
         if self.credential:
             basic = base64.b64encode(self.credential.get_secret_value().encode()).decode()
             headers["Authorization"] = f"Basic {basic}"
-        return httpx.Client(base_url=self.url, timeout=timeout, headers=headers)
+        return httpx.Client(base_url=self.url, timeout=timeout, headers=headers, transport=_Patient())
 
     def environment(self, settings: Settings) -> dict[str, str]:
         """Environment variables that keep Prefect's files in the workspace and point its clients at this API.
