@@ -146,10 +146,7 @@ class KubernetesCluster(Cluster):
     @model_validator(mode="after")
     def _has_a_volume(self) -> "KubernetesCluster":
         if self.shared and self.volume is None:
-            raise ValueError(
-                'is shared and names no volume. Name the claim that holds the workspace (volume = "CLAIM"), or set '
-                "shared = false"
-            )
+            raise ValueError('names no volume. Name the claim that holds the workspace (volume = "CLAIM")')
         return self
 
 

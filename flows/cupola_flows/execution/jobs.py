@@ -121,7 +121,7 @@ def _attempt(
     ctx: StageContext, job: AnyJob, starts: restarts.Starts, layouts: Sequence[LayoutConfig] = ()
 ) -> JobResult:
     launcher = make_launcher(ctx.workspace.settings, ctx.run_on)
-    running = launcher.attach(job.output / JOB_FILE)
+    running = _left_running(ctx, job)
     if running is None and (earlier := read_result(job)) is not None:
         return earlier
     if (job.output / "result.json").exists():  # it was published, but the artifact is now missing or corrupt
@@ -137,6 +137,7 @@ def _attempt(
     start = partial(_start, ctx, launcher, fitting, log, starts.allowed - 1)
     with ctx.taking(fitting[0].layout.world_size, wait=running is None), uploaded(ctx, job, log):
         status, ended = _run_to_end(ctx, job, log, starts, running, start)
+    (job.output / handle.FILE).unlink(missing_ok=True)
     if error := error_of(job):
         raise type(error)(f"stage {ctx.name}: {error}")
     result = read_result(job)
@@ -150,6 +151,12 @@ def _attempt(
         why = why or f"its processes ended with status {code}"
         raise failure(f"stage {ctx.name}: {why}{often}. Log: {log}\n{tail(log)}")
     return result
+
+
+def _left_running(ctx: StageContext, job: AnyJob) -> RunningJob | None:
+    """The job that an earlier command left on a cluster, wherever this one would send it."""
+    known = handle.read(job.output)
+    return make_launcher(ctx.workspace.settings, known.cluster).attach(job.output / JOB_FILE) if known else None
 
 
 def _start(ctx: StageContext, launcher: Launcher, jobs: Sequence[AnyJob], log: Path, again: int) -> RunningJob:
