@@ -18,7 +18,8 @@ from cupola_platform.settings import Settings
 @pytest.fixture
 def page() -> str:
     text = (Path(__file__).parents[3] / "docs" / "clusters.md").read_text()
-    return text[text.index("## From a Kubernetes context to a run") :]
+    start = text.index("## From a Kubernetes context to a run")
+    return text[start : text.index("\n## ", start)]
 
 
 def block(page: str, language: str) -> str:
