@@ -127,6 +127,16 @@ class Slurm:
                 with suppress(psutil.NoSuchProcess):
                     end(process)
 
+    def heal(self) -> None:
+        """End all jobs, and bring lost and drained nodes back."""
+        for job in self.ask("squeue", "--noheader", "--format=%i").split():
+            self.ask("scancel", job)
+        for number in range(1, self.nodes + 1):
+            if not self.processes(f"n{number}"):
+                self.start_node(number)
+            self.ask("scontrol", "update", f"nodename=n{number}", "state=resume")
+        self.wait_for(lambda: self.ask("sinfo", "-h", "-o", "%T %D") == f"idle {self.nodes}", "idle nodes", 120)
+
     def restart_controller(self) -> None:
         """Kill the controller outright, and start it again from its saved state."""
         controller = psutil.Process(int((self.folder / "slurmctld.pid").read_text()))

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ while not (folder / "finish").exists():
 
 
 @pytest.fixture
-def started(tmp_path: Path, on_slurm: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def started(tmp_path: Path, slurm: Any, on_slurm: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """Starts a job of two ranks, with a smaller layout if one is given."""
     (tmp_path / "rank_of_test.py").write_text(RANK)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
@@ -53,19 +53,14 @@ def started(tmp_path: Path, on_slurm: Any, monkeypatch: pytest.MonkeyPatch) -> C
             folder / "job.json", processes=processes, log=tmp_path / "log", fallbacks=fallbacks, restarts=restarts
         )
 
-    return start
+    yield start
+    slurm.heal()
 
 
 def starts(job: Any, rank: int = 0) -> list[str]:
     """World size and node of each start of a rank."""
     path = job.folder / f"starts-{rank}"
     return path.read_text().splitlines() if path.exists() else []
-
-
-def restored(slurm: Any, node: str, eventually: Any) -> None:
-    """Start a lost node again, for the tests that follow."""
-    slurm.start_node(int(node[1:]))
-    eventually(lambda: slurm.ask("sinfo", "-h", "-o", "%T %D") == "idle 4", 90, "four idle nodes")
 
 
 def finish(job: Any) -> None:
@@ -83,7 +78,6 @@ def test_a_lost_node_is_replaced(which: str, slurm: Any, started: Callable[..., 
     eventually(lambda: len(starts(job)) == len(starts(job, 1)) == 2, 240, "the second start")
     finish(job)
     assert lost not in {starts(job, rank)[1].split()[1] for rank in (0, 1)}
-    restored(slurm, lost, eventually)
 
 
 def test_where_too_few_nodes_are_left_the_next_layout_runs(
@@ -95,20 +89,16 @@ def test_where_too_few_nodes_are_left_the_next_layout_runs(
     eventually(lambda: len(starts(job)) == 2, 240, "the second start")
     finish(job)
     assert [line.split()[0] for line in starts(job)] == ["4", "2"]
-    restored(slurm, "n4", eventually)
 
 
 def test_a_waiting_job_makes_do_with_the_nodes_that_are_left(
     slurm: Any, started: Callable[..., Any], eventually: Any
 ) -> None:
     slurm.ask("scontrol", "update", "nodename=n4", "state=down", "reason=on fire")
-    try:
-        job = started(processes=4, fallback=2)
-        eventually(lambda: job.poll() is None and len(starts(job)) == 1, 120, "the start")
-        finish(job)
-        assert starts(job)[0].startswith("2 ")
-    finally:
-        slurm.ask("scontrol", "update", "nodename=n4", "state=resume")
+    job = started(processes=4, fallback=2)
+    eventually(lambda: job.poll() is None and len(starts(job)) == 1, 120, "the start")
+    finish(job)
+    assert starts(job)[0].startswith("2 ")
 
 
 def test_failed_ranks_start_again_as_often_as_allowed(started: Callable[..., Any], eventually: Any) -> None:
@@ -149,13 +139,10 @@ def test_a_restarted_controller_and_a_drained_node_disturb_nothing(
     slurm: Any, started: Callable[..., Any], eventually: Any
 ) -> None:
     slurm.ask("scontrol", "update", "nodename=n1", "state=drain", "reason=broken fan")
-    try:
-        job = started()
-        eventually(lambda: len(starts(job, 1)) == 1, 120, "the first start")
-        assert "n1" not in starts(job)[0]
-        slurm.restart_controller()
-        assert job.poll() is None
-        finish(job)
-        assert len(starts(job)) == 1
-    finally:
-        slurm.ask("scontrol", "update", "nodename=n1", "state=resume")
+    job = started()
+    eventually(lambda: len(starts(job, 1)) == 1, 120, "the first start")
+    assert "n1" not in starts(job)[0]
+    slurm.restart_controller()
+    assert job.poll() is None
+    finish(job)
+    assert len(starts(job)) == 1
