@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from cupola_platform.launch.launcher import make_launcher
-from cupola_platform.launch.local import LocalLauncher, gpus
+from cupola_platform.launch.launcher import make_launcher, room_here
+from cupola_platform.launch.local import gpus
 from cupola_platform.settings import Settings
 
 
@@ -32,10 +32,8 @@ def place_of(settings: Settings, cluster: str | None) -> Place:
         ConfigError: no cluster has that name.
     """
     if cluster is None:
-        launcher, host = make_launcher(settings), socket.gethostname()
-        assert isinstance(launcher, LocalLauncher)
         unit = "GPUs" if gpus() else "ranks"
-        return Place("this machine", f"cupola-host-{host}", launcher.max_processes, unit)
+        return Place("this machine", f"cupola-host-{socket.gethostname()}", room_here(settings), unit)
     if cluster not in settings.clusters:
         make_launcher(settings, cluster)  # says so
     of = settings.clusters[cluster]

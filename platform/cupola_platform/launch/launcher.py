@@ -41,7 +41,12 @@ def make_launcher(settings: Settings, cluster: str | None = None, *, at_least: i
         else:
             launcher = KubernetesLauncher(cluster, place, settings.home)
         return launcher if place.shared else UnsharedLauncher(launcher, cluster, place, settings)
-    return LocalLauncher(max(settings.max_processes or room()[0], at_least))
+    return LocalLauncher(max(room_here(settings), at_least))
+
+
+def room_here(settings: Settings) -> int:
+    """Ranks that this machine may run at once."""
+    return settings.max_processes or room()[0]
 
 
 def that_fit(launcher: Launcher, sizes: Sequence[int]) -> list[int]:

@@ -291,13 +291,19 @@ class Preparation:
         self.seconds[phase] = time.perf_counter() - start
 
 
+def _cluster(file: Path) -> AnyCluster | None:
+    """The cluster that runs the tasks; None, or no file, for this machine."""
+    cluster: AnyCluster | None = TypeAdapter(AnyCluster).validate_json(file.read_bytes()) if file.is_file() else None
+    return cluster
+
+
 def main(work: Path, to: Path) -> int:
     """Run the preparation described in `work`, and return the exit status."""
     os.register_at_fork(after_in_child=die_with_parent)  # datatrove's Manager does not end by itself
     progress = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # other output goes to the log
     config = TypeAdapter(PrepareConfig).validate_json((work / "config.json").read_bytes())
-    cluster: AnyCluster | None = TypeAdapter(AnyCluster | None).validate_json((work / "cluster.json").read_bytes())
+    cluster = _cluster(work / "cluster.json")
     if cluster and not isinstance(cluster, SlurmCluster):
         os.environ.update(cluster.environment)  # its tasks are this process's children, or Ray's
     runner = Runner(config.executor, cluster, work, lambda *event: print(json.dumps(event), file=progress))

@@ -96,7 +96,9 @@ def prepare(
         )
     work = work or to.with_name(to.name + ".work")
     _resume(config, work, {"test_items": {**(test_items or {})}, "scorer": list(scorer)})
-    (work / CLUSTER).write_text("null" if cluster is None else cluster.model_dump_json(), encoding="utf-8")
+    (work / CLUSTER).unlink(missing_ok=True)
+    if cluster is not None:
+        (work / CLUSTER).write_text(cluster.model_dump_json(), encoding="utf-8")
     result = _drive(work.absolute(), to.absolute(), progress)
     shutil.rmtree(work)
     return PrepareReport(
