@@ -9,6 +9,7 @@ declaration applies.
 
 import ast
 import importlib.util
+import threading
 from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.metadata import entry_points
@@ -36,6 +37,9 @@ def modules_of(job: config.AnyJob) -> list[str]:
     """The trainer module that runs a job, and that of its objective."""
     data = getattr(job, "data", None)
     return [job_module(job.kind), *sorted(_objective(data.objective) if data else ())]
+
+
+_PARSING = threading.Lock()
 
 
 @cache
@@ -153,7 +157,14 @@ def _imported_names(module: str) -> set[tuple[str, str]]:
 
 @cache
 def _tree(module: str) -> ast.Module:
-    return ast.parse(_source(module).read_bytes())
+    return _parsed(module)
+
+
+def _parsed(module: str) -> ast.Module:
+    """A new syntax tree. In older Pythons two threads that parse at once make each other fail (python/cpython#106905),
+    as stages that run side by side would."""
+    with _PARSING:
+        return ast.parse(_source(module).read_bytes())
 
 
 def _source(module: str) -> Path:
@@ -170,7 +181,7 @@ def _source(module: str) -> Path:
 
 def _syntax_digest(module: str) -> str:
     """Digest of the syntax tree without docstrings, comments, line ends and positions."""
-    tree = ast.parse(_source(module).read_bytes())
+    tree = _parsed(module)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
