@@ -237,8 +237,8 @@ def usable(*, ask_them: bool) -> list[str]:
     names = subprocess.run(
         ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]], check=True, capture_output=True, text=True
     ).stdout.split()
-    states = state_of(names)
-    names = [name for name in names if not is_out_of_use(states.get(name, "unknown"))]
+    states = state_of(names)  # empty while the controller is away, which loses no node
+    names = [name for name in names if name not in states or not is_out_of_use(states[name])]
     if not ask_them:
         return names
     asked = {name: subprocess.Popen([*_srun([name]), "true"]) for name in names}

@@ -75,13 +75,13 @@ def computed_once(path: Path | None, compute: Callable[[], Mapping[str, np.ndarr
 
     Called on every rank. If `path` is None, nothing is cached.
     """
-    kept: dict[str, np.ndarray] | None = runtime.on_first_rank(
-        lambda: dict(np.load(path)) if path and path.exists() else None
-    )
+    if path is None:
+        return compute()
+    kept: dict[str, np.ndarray] | None = runtime.on_first_rank(lambda: dict(np.load(path)) if path.exists() else None)
     if kept is not None:
         return kept
     arrays = compute()
-    if path and runtime.rank() == 0:
+    if runtime.rank() == 0:
         with replacing(path) as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
     return arrays
