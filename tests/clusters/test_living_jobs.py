@@ -23,6 +23,7 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(home=tmp_path / "home", clusters={"test": CLUSTER})
 
 
+@pytest.mark.slow
 def test_a_job_that_waits_or_runs_is_found_in_any_folder_of_the_run_until_it_ends(
     on_slurm: Any, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -43,6 +44,7 @@ def test_a_job_that_waits_or_runs_is_found_in_any_folder_of_the_run_until_it_end
     assert living_job(settings, work) is None
 
 
+@pytest.mark.slow
 def test_an_engine_that_does_not_answer_says_nothing_about_the_job(
     slurm: Any, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,6 +91,7 @@ def core_flops() -> float:
     return float(2 * 1024**3 / np.median(seconds))
 
 
+@pytest.mark.slow
 def test_a_node_that_takes_no_jobs_is_named_with_its_reason(
     on_slurm: Mapping[str, str], drained: Callable[..., None]
 ) -> None:

@@ -49,11 +49,13 @@ def test_the_ranks_of_a_job_run_one_on_each_node(launcher: SlurmLauncher, tmp_pa
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_a_failed_rank_fails_the_job(launcher: SlurmLauncher, tmp_path: Path) -> None:
     running = launcher.start(job(tmp_path / "job", status=3), processes=2, log=tmp_path / "log")
     assert running.wait(120) == 1
 
 
+@pytest.mark.slow
 def test_stopping_lets_the_ranks_save(launcher: SlurmLauncher, tmp_path: Path) -> None:
     file = job(tmp_path / "job", seconds=300)
     running = launcher.start(file, processes=2, log=tmp_path / "log")
@@ -62,6 +64,7 @@ def test_stopping_lets_the_ranks_save(launcher: SlurmLauncher, tmp_path: Path) -
     assert {path.name for path in file.parent.glob("saved-*")} == {"saved-0", "saved-1"}
 
 
+@pytest.mark.slow
 def test_another_process_attaches_to_a_running_job_and_to_no_ended_one(launcher: SlurmLauncher, tmp_path: Path) -> None:
     file = job(tmp_path / "job", seconds=300)
     first = launcher.start(file, processes=1, log=tmp_path / "log")

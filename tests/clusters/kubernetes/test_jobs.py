@@ -27,7 +27,8 @@ def is_empty(cluster: Cluster) -> bool:
     return not any(cluster.all(plural) for plural in ("trainjobs", "trainingruntimes", "jobsets", "pods"))
 
 
-@pytest.mark.parametrize("engine", ["trainjob", pytest.param("jobset", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["trainjob", "jobset"])
 def test_the_ranks_of_a_job_run_one_on_each_node(
     launcher: Launch, job_file: Write, cluster: Cluster, wait_for: Wait, tmp_path: Path, engine: str
 ) -> None:

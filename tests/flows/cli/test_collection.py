@@ -46,6 +46,7 @@ def files(folder: Path) -> set[Path]:
     return {path for path in (*folder.glob("store/**/*"), *folder.glob("work/**/*")) if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_dry_run_lists_what_is_removed_with_its_bytes_and_removes_nothing(cupola: Any, tmp_path: Path) -> None:
     ws = Workspace.open(cupola.workspace)
     finished, interrupted = "a" * 64, "b" * 64
@@ -94,6 +95,7 @@ def test_a_stage_that_another_command_runs_keeps_its_work_folder(tmp_path: Path)
     assert (folder / "job").is_dir()
 
 
+@pytest.mark.slow
 def test_a_killed_collection_leaves_whole_artifacts_and_the_next_one_goes_on(
     tmp_path: Path, eventually: Eventually
 ) -> None:
@@ -123,6 +125,7 @@ def test_a_killed_collection_leaves_whole_artifacts_and_the_next_one_goes_on(
     assert [path.name for path in (again.root / "store" / "artifacts").iterdir()] == [kept.digest]
 
 
+@pytest.mark.slow
 def test_what_is_removed_from_s3_goes_from_the_cache_unless_a_process_uses_it(
     cupola: Any, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

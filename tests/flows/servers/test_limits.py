@@ -15,7 +15,7 @@ from cupola_flows.servers.prefect_api import PrefectApi, PrefectServer, own_pref
 from cupola_platform.errors import StageFailedError
 from cupola_platform.settings import Settings
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 HOLD = """
 import sys, time
 from pathlib import Path

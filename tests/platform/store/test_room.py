@@ -81,6 +81,7 @@ def cached(folder: Path, made: list[Artifact]) -> list[int]:
     return [number for number, artifact in enumerate(made) if artifact.digest in digests]
 
 
+@pytest.mark.slow
 def test_the_least_recently_used_make_room_but_none_that_a_process_uses(
     made: list[Artifact], user: Any, tmp_path: Path
 ) -> None:

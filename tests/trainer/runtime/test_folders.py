@@ -36,6 +36,7 @@ def look(tmp_path: Path, places: list[Path], variables: Mapping[str, str]) -> li
     return [rank.communicate(timeout=100)[0].strip() for rank in ranks]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("places", "variables", "says"),
     [
