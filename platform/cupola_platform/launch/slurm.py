@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from cupola_platform.clusters import SlurmCluster
 from cupola_platform.errors import ConfigError, ServiceError, StageFailedError
@@ -18,6 +18,7 @@ from cupola_platform.launch import handle
 from cupola_platform.launch.capacity import Capacity
 from cupola_platform.launch.handle import CANCELLED, STOP, Handle
 from cupola_platform.launch.local import GRACE_SECONDS
+from cupola_platform.launch.polled import PolledJob
 from cupola_platform.launch.slurm_batch import EXIT_STATUS, HISTORY, TERMS, Terms, choose, fields, is_out_of_use
 from cupola_platform.nearest import did_you_mean
 from cupola_platform.security.credential import without_credentials
@@ -46,10 +47,8 @@ IN_WORDS = {
 }
 
 
-class SlurmJob:
+class SlurmJob(PolledJob):
     """A job that Slurm knows by its number."""
-
-    outlives = True
 
     def __init__(self, cluster: str, number: str, folder: Path, *, shared: bool = True) -> None:
         """`shared`: whether the job's nodes see `folder`."""
@@ -89,13 +88,6 @@ class SlurmJob:
                 self._status = self._exit_status(answer)
         return self._status
 
-    def wait(self, timeout: float | None = None) -> int | None:
-        """Wait up to `timeout` seconds (None: until the job ends), then `poll`."""
-        until = float("inf") if timeout is None else time.monotonic() + timeout
-        while (status := self.poll()) is None and time.monotonic() < until:
-            time.sleep(min(0.5, max(0.0, until - time.monotonic())))
-        return status
-
     def stop(self, grace_seconds: float = GRACE_SECONDS) -> int:
         """Ask the ranks to save and exit, then cancel what is left after `grace_seconds`. Returns the exit status."""
         (self.folder / STOP).touch()
@@ -109,20 +101,16 @@ class SlurmJob:
         assert status is not None
         return status
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.poll() is None:
-            self.stop()
-
     def _make_do(self, answer: Mapping[str, str]) -> None:
         """Ask for fewer nodes where the partition has not as many left as the job waits for, and a fallback fits."""
         try:
             terms = Terms.read(self.folder / TERMS)
         except (FileNotFoundError, ValueError, TypeError):
             return
-        up = _up(_nodes(answer.get("Partition", ""))[1])
+        try:
+            up = _up(_nodes(answer.get("Partition", ""))[1])
+        except ServiceError:  # asked again at the next look
+            return
         wanted = int(answer.get("NumNodes", "1").partition("-")[0])
         chosen = choose(terms.jobs, terms.per_node, up)
         if chosen and up < wanted:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from cupola_platform.durable import write_text
 from cupola_platform.errors import ConfigError, CupolaError, ServiceError
@@ -15,6 +15,7 @@ from cupola_platform.launch.kubernetes.api import Api, MissingError
 from cupola_platform.launch.kubernetes.logs import Logs
 from cupola_platform.launch.kubernetes.manifests import JOB_LABEL, PLURALS
 from cupola_platform.launch.local import GRACE_SECONDS
+from cupola_platform.launch.polled import PolledJob
 
 STATE = "kubernetes.json"
 """In a job's folder: where its log is, and how it ended."""
@@ -32,10 +33,8 @@ SHORT_AFTER = 300.0
 """Seconds for which a job that started again waits for room, if it could run in another layout on fewer nodes."""
 
 
-class KubernetesJob:
+class KubernetesJob(PolledJob):
     """A job that the cluster knows by the name of its TrainJob or JobSet."""
-
-    outlives = True
 
     def __init__(self, api: Api, known: Handle, folder: Path, again: "Callable[[], KubernetesJob]") -> None:
         """
@@ -91,13 +90,6 @@ class KubernetesJob:
             self._asked = time.monotonic()
         return self._status
 
-    def wait(self, timeout: float | None = None) -> int | None:
-        """Wait up to `timeout` seconds (None: until the job ends), then `poll`."""
-        until = float("inf") if timeout is None else time.monotonic() + timeout
-        while (status := self.poll()) is None and time.monotonic() < until:
-            time.sleep(min(0.5, max(0.0, until - time.monotonic())))
-        return status
-
     def stop(self, grace_seconds: float = GRACE_SECONDS) -> int:
         """Ask the ranks to save and exit, then kill what is left after `grace_seconds`. Returns the exit status.
 
@@ -110,13 +102,6 @@ class KubernetesJob:
             self._end(143, None)
         assert self._status is not None
         return self._status
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.poll() is None:
-            self.stop()
 
     def find(self, patience: float = PATIENCE) -> dict[str, Any] | None:
         """The job's object in the cluster; None if there is none."""

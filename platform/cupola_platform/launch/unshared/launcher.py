@@ -22,6 +22,7 @@ from cupola_platform.launch.capacity import Capacity
 from cupola_platform.launch.handle import STOP
 from cupola_platform.launch.interface import Launcher, RunningJob
 from cupola_platform.launch.local import GRACE_SECONDS
+from cupola_platform.launch.polled import PolledJob
 from cupola_platform.settings import Settings
 from cupola_platform.unshared import references
 from cupola_platform.unshared.agent import INPUTS
@@ -86,18 +87,13 @@ class Mirror:
             Followed(log=followed.log, inode=inode, at=lines.tell()).write(self.folder)
 
 
-class UnsharedJob:
+class UnsharedJob(PolledJob):
     """A running job whose folder here follows the one in the store."""
 
     def __init__(self, inner: RunningJob, contract: Contract) -> None:
         self.inner, self.mirror = inner, Mirror(contract)
         self._looked = float("-inf")
         self._status: int | None = None
-
-    @property
-    def outlives(self) -> bool:
-        """Whether the job goes on when the process that started it ends."""
-        return self.inner.outlives
 
     @property
     def name(self) -> str:
@@ -130,13 +126,6 @@ class UnsharedJob:
                     self.mirror.look()
         return self._status
 
-    def wait(self, timeout: float | None = None) -> int | None:
-        """Wait up to `timeout` seconds (None: until the job ends), then `poll`."""
-        until = float("inf") if timeout is None else time.monotonic() + timeout
-        while (status := self.poll()) is None and time.monotonic() < until:
-            time.sleep(min(0.5, max(0.0, until - time.monotonic())))
-        return status
-
     def stop(self, grace_seconds: float = GRACE_SECONDS) -> int:
         """Ask the ranks to save and exit; kill what is left after `grace_seconds`. Returns the exit status."""
         self.mirror.files.put(STOP, b"")
@@ -144,13 +133,6 @@ class UnsharedJob:
         status = self.wait()
         assert status is not None
         return status
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.poll() is None:
-            self.stop()
 
 
 class UnsharedLauncher:
