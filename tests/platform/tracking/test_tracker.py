@@ -103,6 +103,7 @@ def until(condition: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow  # a minute
 def test_every_point_arrives_once_although_the_server_starts_late_and_is_killed(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

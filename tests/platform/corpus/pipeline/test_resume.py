@@ -114,6 +114,7 @@ def test_a_killed_preparation_repeats_no_finished_task_and_gives_the_same_bytes(
     assert not work.exists()
 
 
+@pytest.mark.slow  # a minute; a killed preparation is tested by default
 def test_a_power_failure_costs_no_finished_task_and_gives_the_same_bytes(tmp_path: Path, power_cut: Any) -> None:
     config = config_of(tmp_path / "raw", sources=4, documents=10)
     prepare(config, tmp_path / "whole")
