@@ -1,6 +1,7 @@
 """Recipes in pods: the work pool's template, as prefect-kubernetes turns it into a Kubernetes job. No cluster is asked."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,10 +33,15 @@ def settings(tmp_path: Path) -> Settings:
 
 def manifest(settings: Settings, **job_variables: Any) -> dict[str, Any]:
     """The job that the worker would send to the cluster for a run with these job variables."""
-    made = KubernetesWorkerJobConfiguration.from_template_and_values(
-        job_template(settings, "k"), job_variables, client=NO_SERVER
-    )
-    configuration = asyncio.run(made) if asyncio.iscoroutine(made) else made
+
+    async def make() -> Any:
+        made = KubernetesWorkerJobConfiguration.from_template_and_values(
+            job_template(settings, "k"), job_variables, client=NO_SERVER
+        )
+        return await made if asyncio.iscoroutine(made) else made
+
+    with ThreadPoolExecutor(1) as thread:  # an event loop of another test may run in this one
+        configuration = thread.submit(asyncio.run, make()).result()
     run = SimpleNamespace(id=uuid4(), name="smoke", deployment_id=None, flow_id=uuid4(), tags=[], work_queue_name="q")
     configuration.prepare_for_flow_run(run)
     return dict(configuration.job_manifest)
