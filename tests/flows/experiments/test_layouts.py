@@ -12,7 +12,8 @@ from cupola_trainer.config import BatchConfig, LayoutConfig
 from cupola_trainer.training.layout_comparison import Comparison, StepNumbers, common_batch, layout_name
 
 
-@pytest.mark.parametrize("layout", ["tp=2", pytest.param("tp=2,pp=2", marks=pytest.mark.slow)])
+@pytest.mark.slow  # half a minute for each layout
+@pytest.mark.parametrize("layout", ["tp=2", "tp=2,pp=2"])
 def test_two_layouts_give_the_same_numbers(cupola: Any, recipe: Path, layout: str) -> None:
     done = cupola("verify-layout", str(recipe), "--layout", layout, "--against", "tp=1", "--steps", "3", "--json")
     assert done.returncode == 0, done.stderr

@@ -158,7 +158,7 @@ def test_a_job_writes_the_documented_results(saved: Path, results: tuple[Path, d
 @pytest.mark.parametrize(
     "layout",
     [
-        pytest.param({"dp": 2, "ep": 2}, id="experts"),
+        pytest.param({"dp": 2, "ep": 2}, id="experts", marks=pytest.mark.slow),
         pytest.param({"tp": 2, "sp": True}, id="tensors", marks=pytest.mark.slow),
         pytest.param({"pp": 2}, id="stages"),
         pytest.param({"cp": 2}, id="contexts", marks=pytest.mark.slow),

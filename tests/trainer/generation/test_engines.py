@@ -19,6 +19,7 @@ MODEL = ModelConfig(
 )  # fmt: skip
 
 
+@pytest.mark.slow  # half a minute
 def test_an_engine_gets_the_current_weights(saved: Path, tmp_path: Path, torchrun: Callable[..., Any]) -> None:
     torchrun(2, Path(__file__).with_name("engine_ranks.py"), saved, tmp_path / "results.json")
     for name, results in json.loads((tmp_path / "results.json").read_text()).items():
