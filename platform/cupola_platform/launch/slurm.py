@@ -81,8 +81,9 @@ class SlurmJob(PolledJob):
             self._asked = time.monotonic()
             answer = _ask(self.number)
             state = answer.get("JobState")
-            self._waits = answer.get("Reason", "") if state == "PENDING" else None
-            if state == "PENDING" and self._waits not in ("None", "Priority"):
+            why = answer.get("Reason", "None")
+            self._waits = (why if why != "None" else "not scheduled yet") if state == "PENDING" else None
+            if state == "PENDING" and why not in ("None", "Priority"):
                 self._make_do(answer)
             if state not in LIVING:
                 self._status = self._exit_status(answer)
