@@ -4,7 +4,6 @@ shared."""
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from playwright.sync_api import Playwright, sync_playwright
+from scripts import local_slurm
 
 ACCESS_KEY, SECRET_KEY = "cupola-tests", "cupola-tests-secret"
 ENVIRONMENT = {
@@ -124,17 +124,7 @@ def result_folder() -> Callable[[Path], Path]:
 @pytest.fixture(scope="session")
 def free_ports() -> Callable[[int], list[int]]:
     """A function that returns the given number of free ports."""
-    return _free_ports
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    return local_slurm.free_ports
 
 
 @dataclass(frozen=True)
@@ -157,7 +147,7 @@ def s3_server() -> Iterator[S3]:
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     names = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc",
              "s3.port", "s3.port.grpc")  # fmt: skip
-    ports = dict(zip(names, _free_ports(len(names)), strict=True))
+    ports = dict(zip(names, local_slurm.free_ports(len(names)), strict=True))
     options = [f"-{name}={port}" for name, port in ports.items()]
     weed = Path(sys.executable).with_name("weed")
     with (folder / "log").open("wb") as log:

@@ -19,6 +19,11 @@ Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_./-]{
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
+def nodes_for(ranks: int, per_node: int, most: int) -> int | None:
+    """As few nodes as have room for `ranks`, each with as many as the others; None if that takes more than `most`."""
+    return next((nodes for nodes in range(math.ceil(ranks / per_node), most + 1) if ranks % nodes == 0), None)
+
+
 class Cluster(Strict):
     """What every `[clusters.NAME]` says, whatever starts its jobs."""
 
@@ -76,9 +81,8 @@ class Cluster(Strict):
                 f"The job needs {ranks} ranks; clusters.{name}.limit is {self.limit}. Choose a smaller layout, or "
                 "raise the limit."
             )
-        for nodes in range(math.ceil(ranks / self.per_node), self.nodes + 1):
-            if ranks % nodes == 0:
-                return nodes, ranks // nodes
+        if nodes := nodes_for(ranks, self.per_node, self.nodes):
+            return nodes, ranks // nodes
         raise ConfigError(
             f"The job needs {ranks} ranks; cluster {name} runs at most {self.nodes} x {self.per_node} = "
             f"{self.nodes * self.per_node}, with as many on each node. Choose a smaller layout, or raise "

@@ -28,6 +28,7 @@ from cupola_platform.json_lines import numbered
 from cupola_platform.launch import handle
 from cupola_platform.launch.interface import Launcher, RunningJob
 from cupola_platform.launch.launcher import make_launcher, that_fit
+from cupola_platform.launch.starts import clear
 from cupola_trainer.config import (
     AnyJob,
     LayoutConfig,
@@ -188,7 +189,7 @@ def _run_to_end(
         if running:
             ctx.display.say(f"{ctx.name}: attached to {running.name}.")
         else:
-            restarts.clear(job.output)
+            clear(job.output)
             ctx.display.note(ctx.name, f"sending the job to {ctx.run_on}" if ctx.run_on else "starting torchrun")
             running = start()
         status, silence = _follow(ctx, running, job)

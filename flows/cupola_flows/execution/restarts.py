@@ -1,13 +1,12 @@
 """Detection of jobs that hang or crash, and bounded restarts from their newest checkpoint."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from cupola_platform.errors import StageFailedError
+from cupola_platform.launch import starts
 from cupola_trainer.config import TrainJob
 from cupola_trainer.reporting.metrics import append, read_metrics
-from cupola_trainer.training.watchdog import FOLDER, REPORT, Listener
+from cupola_trainer.training.watchdog import FOLDER, Listener
 
 SLACK = 15.0
 """Seconds beyond the ranks' own timeout, which fires first unless all ranks have stopped."""
@@ -33,12 +32,7 @@ class Starts:
 
 def hang_of(job: object) -> str | None:
     """Why a job hung, in words; None if it did not."""
-    if not isinstance(job, TrainJob):
-        return None
-    try:
-        return str(json.loads((job.output / REPORT).read_bytes())["reason"])
-    except (OSError, ValueError, KeyError):
-        return None
+    return starts.hang_of(job.output) if isinstance(job, TrainJob) else None
 
 
 class Follower:
@@ -55,13 +49,6 @@ class Follower:
         self.listener.listen()
         limit = self.job.faults.hang_seconds + (SLACK if hang_of(self.job) is None else TO_END)
         return f"no rank has responded for {limit:.0f} s" if self.listener.all_silent(limit) else None
-
-
-def clear(output: Path) -> None:
-    """Remove the hang report and heartbeats of an earlier start."""
-    (output / REPORT).unlink(missing_ok=True)
-    for path in (output / FOLDER).glob("rank_*.json"):
-        path.unlink(missing_ok=True)
 
 
 def record(job: TrainJob, attempt: int, reason: str) -> None:

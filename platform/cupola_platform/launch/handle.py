@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cupola_platform.durable import replacing
+from cupola_platform.durable import write_text
 
 FILE = "handle.json"
 STOP = "stop"
@@ -24,8 +24,7 @@ class Handle:
 
     def write(self, folder: Path) -> None:
         """Keep it in a job's folder, in place of an earlier one."""
-        with replacing(folder / FILE) as file:
-            file.write(json.dumps(asdict(self)).encode())
+        write_text(folder / FILE, json.dumps(asdict(self)))
 
 
 def read(folder: Path) -> Handle | None:

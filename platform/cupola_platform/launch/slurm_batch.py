@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from cupola_platform.clusters import nodes_for
 from cupola_platform.durable import write_text
 from cupola_platform.launch import starts
 from cupola_platform.launch.node import address_of, default_interface
@@ -127,8 +128,8 @@ class Batch:
         torchrun = [*node, *where, *which, "--", "-m", self.terms.module, file]
         step = subprocess.Popen([*_srun(nodes), "--kill-on-bad-exit=1", *wrapper, *torchrun])
         while not _ends(step, LOOK_EVERY):
-            if lost := set(nodes) - set(usable(ask_them=False)):  # long before ranks give up waiting for them
-                self._say(f"lost {', '.join(sorted(lost))}")
+            if gone := lost(nodes):  # long before ranks give up waiting for them
+                self._say(f"lost {', '.join(gone)}")
                 step.terminate()  # srun ends the step; `scancel --signal=KILL` would end the job
             if self.exchange:
                 self.exchange.send_log()
@@ -139,7 +140,8 @@ class Batch:
     def _fail(self, what: str) -> None:
         """Count a failed start, and clear what it left that the next one would take for its own."""
         self.history.failures += 1
-        what = starts.clear(self.folder, what)
+        what = starts.hang_of(self.folder) or what
+        starts.clear(self.folder)
         self._say(f"failure {self.history.failures} of at most {self.terms.restarts}: {what}")
         if self.history.failures <= self.terms.restarts:
             starts.note(self.folder, attempt=self.history.failures, of=self.terms.restarts, reason=what)
@@ -222,9 +224,8 @@ def fields(line: str) -> dict[str, str]:
 def choose(jobs: Sequence[tuple[str, int]], per_node: int, nodes: int) -> tuple[str, int, int] | None:
     """(job file, ranks, nodes) of the first job that `nodes` nodes have room for, on as few of them as possible."""
     for file, ranks in jobs:
-        for count in range(-(-ranks // per_node), nodes + 1):
-            if ranks % count == 0:
-                return file, ranks, count
+        if count := nodes_for(ranks, per_node, nodes):
+            return file, ranks, count
     return None
 
 
@@ -237,8 +238,8 @@ def usable(*, ask_them: bool) -> list[str]:
     names = subprocess.run(
         ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]], check=True, capture_output=True, text=True
     ).stdout.split()
-    states = state_of(names)  # empty while the controller is away, which loses no node
-    names = [name for name in names if name not in states or not is_out_of_use(states[name])]
+    gone = lost(names)
+    names = [name for name in names if name not in gone]
     if not ask_them:
         return names
     asked = {name: subprocess.Popen([*_srun([name]), "true"]) for name in names}
@@ -258,6 +259,12 @@ def _ends(step: "subprocess.Popen[bytes]", seconds: float) -> bool:
     except subprocess.TimeoutExpired:
         return False
     return True
+
+
+def lost(nodes: Sequence[str]) -> list[str]:
+    """Those of some nodes that are known to be out of use; none while the controller is away."""
+    states = state_of(nodes)
+    return [name for name in nodes if name in states and is_out_of_use(states[name])]
 
 
 def state_of(nodes: Sequence[str]) -> dict[str, str]:

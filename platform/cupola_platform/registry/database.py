@@ -6,12 +6,13 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from cupola_platform.errors import RegistryError
 from cupola_platform.registry.read_only import open_reader, read_only_file
@@ -39,6 +40,10 @@ _NO_ANSWER = re.compile(
 log = logging.getLogger(__name__)
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
+
+
+Transaction = Callable[[], AbstractContextManager[Session]]
+"""Opens a transaction: of `Registry`, for the parts of it that have modules of their own."""
 
 
 class AwayError(RegistryError):

@@ -2,8 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,13 +11,11 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from cupola_platform.liveness import lives, start_of
-from cupola_platform.registry.database import patient
+from cupola_platform.registry.database import Transaction, patient
 from cupola_platform.registry.tables import LeaseTable, RunTable
 
 SECONDS = 90.0
 """How long a lease lasts unless it is renewed: a machine that loses power holds a stage no longer."""
-
-Transaction = Callable[[], AbstractContextManager[Session]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +38,7 @@ class LeaseRow:
     @property
     def is_held(self) -> bool:
         """Whether a command holds it, as far as this machine can tell."""
-        ended = self.host == socket.gethostname() and not lives(self.pid, self.process_start)
-        return self.holder != "" and not ended and self.expires > datetime.now(UTC)
+        return self.holder != "" and not _is_dead(self) and self.expires > datetime.now(UTC)
 
 
 class Leases:
@@ -136,7 +132,7 @@ def jobs_left_by(session: Session, runs: Iterable[RunTable]) -> dict[str, str]:
     return left
 
 
-def _is_dead(row: LeaseTable) -> bool:
+def _is_dead(row: LeaseTable | LeaseRow) -> bool:
     """Whether the holder was a process of this machine and has ended."""
     return row.host == socket.gethostname() and not lives(row.pid, row.process_start)
 

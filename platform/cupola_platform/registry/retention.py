@@ -6,15 +6,15 @@ continued by the next one. Whoever wants an artifact says so by `use` (finding i
 are transactions too, and writers take turns: either the decision sees them, or they see the decision.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 
-from cupola_platform.registry.database import patient
+from cupola_platform.registry.database import Transaction, patient
 from cupola_platform.registry.leases import now_of
 from cupola_platform.registry.tables import (
     AliasTable,
@@ -31,8 +31,6 @@ it is recorded, and machines' clocks differ."""
 JUDGEMENTS = ("evaluation", "promotion")
 """Kinds that are kept with the artifacts that they are about."""
 ACTIVE = ("running", "detached")
-
-Transaction = Callable[[], AbstractContextManager[Session]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cupola_flows.execution import restarts
+from cupola_platform.launch import starts
 from cupola_trainer.config import BatchConfig, FaultConfig, NextTokenData, TrainJob
 from cupola_trainer.training.watchdog import Watchdog
 
@@ -115,7 +116,7 @@ def test_a_restart_is_recorded_in_the_metrics_and_its_hang_report_removed(tmp_pa
     (tmp_path / "metrics.jsonl").write_text('{"event": "step", "time": 1.0, "step": 7}\n')
     assert restarts.hang_of(job_in(tmp_path)) == "rank 1 hangs"
     restarts.record(job_in(tmp_path), 1, "rank 1 hangs")
-    restarts.clear(tmp_path)
+    starts.clear(tmp_path)
     assert restarts.hang_of(job_in(tmp_path)) is None
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert last | {"time": 0} == {

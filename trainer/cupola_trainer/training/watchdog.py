@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cupola_platform.launch.starts import HANG_REPORT, HEARTBEATS
 from cupola_platform.liveness import lives, start_of
 from cupola_platform.unshared.contract import is_unshared
 
@@ -27,8 +28,8 @@ FINGERPRINTED = False  # keeps a job alive
 
 HUNG = 75
 """Exit status of a rank that exits because the job hangs."""
-FOLDER = "heartbeats"
-REPORT = "hang.json"
+FOLDER = HEARTBEATS
+REPORT = HANG_REPORT
 
 log = logging.getLogger(__name__)
 

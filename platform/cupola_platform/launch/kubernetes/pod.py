@@ -26,7 +26,8 @@ def main(folder: Path, restarts: int, arguments: Sequence[str]) -> int:
         print("cupola: the job needs no other start", flush=True)
         return 0
     if attempt and os.environ.get(INDEX, "0") == "0":  # the others' ranks wait for this node
-        reason = starts.clear(folder, f"start {attempt} failed")
+        reason = starts.hang_of(folder) or f"start {attempt} failed"
+        starts.clear(folder)
         starts.note(folder, attempt=attempt, of=restarts, reason=reason)
     agent = subprocess.Popen([sys.executable, "-m", "cupola_platform.launch.node", *arguments])
     signal.signal(signal.SIGTERM, lambda *_: let_save(agent.pid))

@@ -197,7 +197,7 @@ class UnsharedLauncher:
 
 
 def contract_of(settings: Settings, folder: Path, cache_gib: float = 0) -> Contract:
-    """What the nodes of the job in a folder are contract. Raises ConfigError for a folder outside the workspace."""
+    """The contract of the job in a folder, for its nodes. Raises ConfigError for a folder outside the workspace."""
     if not folder.absolute().is_relative_to(settings.home):
         raise ConfigError(
             f"{folder} is outside the workspace {settings.home}, so nodes without a shared folder cannot have it. "
