@@ -12,7 +12,7 @@ from cupola_platform.clusters import SlurmCluster
 from cupola_platform.errors import ServiceError
 from cupola_platform.launch.handle import Handle
 from cupola_platform.launch.living import living_job
-from cupola_platform.launch.slurm import SlurmLauncher
+from cupola_platform.launch.slurm.launcher import SlurmLauncher
 from cupola_platform.settings import Settings
 
 CLUSTER = SlurmCluster(launcher="slurm", nodes=4, ranks_per_node=1, interface="lo")

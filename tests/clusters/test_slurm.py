@@ -11,7 +11,7 @@ import pytest
 from cupola_platform.clusters import SlurmCluster
 from cupola_platform.errors import ConfigError
 from cupola_platform.launch import handle
-from cupola_platform.launch.slurm import SlurmLauncher
+from cupola_platform.launch.slurm.launcher import SlurmLauncher
 
 CLUSTER = SlurmCluster(launcher="slurm", nodes=4, ranks_per_node=1, interface="lo")
 RANK = """

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cupola_platform.clusters import SlurmCluster
-from cupola_platform.launch.slurm import SlurmLauncher
+from cupola_platform.launch.slurm.launcher import SlurmLauncher
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 CLUSTER = SlurmCluster(launcher="slurm", nodes=4, ranks_per_node=1, interface="lo")
@@ -129,7 +129,9 @@ def test_a_requeued_and_a_preempted_job_start_again(slurm: Any, started: Callabl
     eventually(lambda: len(starts(job, 1)) == 1, 120, "the first start")
     slurm.ask("scontrol", "requeue", job.number)
     eventually(lambda: len(starts(job, 1)) == 2, 400, "the start after the requeue")
-    urgent = slurm.ask("sbatch", "--parsable", "-p", "urgent", "-N4", "--exclusive", "--wrap", "sleep 5")
+    urgent = slurm.ask(
+        "sbatch", "--parsable", "-p", "urgent", "-N4", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 5"
+    )
     eventually(lambda: slurm.ask("squeue", "-h", "-j", urgent, "-o", "%T") == "RUNNING", 120, "the urgent job")
     assert job.poll() is None
     eventually(lambda: len(starts(job, 1)) == 3, 400, "the start after the preemption")

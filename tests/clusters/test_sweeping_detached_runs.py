@@ -14,7 +14,7 @@ from cupola_flows.servers import sweeping
 from cupola_flows.servers.sweeping import Sweeper
 from cupola_platform.clusters import SlurmCluster
 from cupola_platform.launch.living import living_job
-from cupola_platform.launch.slurm import SlurmLauncher
+from cupola_platform.launch.slurm.launcher import SlurmLauncher
 from cupola_platform.workspace import Workspace
 
 __all__ = ["prefect", "process"]

@@ -10,11 +10,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cupola_flows.cli.options import JsonOption, SetOption, WorkspaceOption, open_workspace
+from cupola_flows.cli.options import JsonOption, RunOnOption, SetOption, WorkspaceOption, open_workspace
 from cupola_flows.experiments.layout_comparison import parse_layout, trial_job
 from cupola_flows.recipe.loading import load_recipe
 from cupola_flows.terminal.text import plain, stdout
-from cupola_platform.launch.launcher import make_launcher
+from cupola_platform.launch.launcher import is_unshared, make_launcher
+from cupola_platform.launch.unshared.launcher import clear
 from cupola_trainer.training.layout_comparison import Comparison, layout_name, verify_layout
 
 
@@ -34,6 +35,7 @@ def verify(
     loss_tolerance: Annotated[float, typer.Option(min=0, help="Largest absolute difference in loss.")] = 1e-5,
     norm_tolerance: Annotated[float, typer.Option(min=0, help="Largest relative difference in gradient norm.")] = 1e-4,
     overrides: SetOption = None,
+    run_on: RunOnOption = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
@@ -46,17 +48,23 @@ def verify(
         job, data = trial_job(opened, loaded, stage, Path(scratch))
         if not as_json:
             console.print(plain(f"Data: {data}"))
-        comparison = verify_layout(
-            job,
-            first,
-            second,
-            folder=Path(scratch) / "runs",
-            launcher=make_launcher(opened.settings, at_least=max(first.world_size, second.world_size)),
-            steps=steps,
-            loss_tolerance=loss_tolerance,
-            norm_tolerance=norm_tolerance,
-            started=lambda each: None if as_json else console.print(f"Training {steps} steps with {layout_name(each)}"),
-        )
+        launcher = make_launcher(opened.settings, run_on, at_least=max(first.world_size, second.world_size))
+        runs = Path(scratch) / "runs"
+        try:
+            comparison = verify_layout(
+                job,
+                first,
+                second,
+                folder=runs,
+                launcher=launcher,
+                steps=steps,
+                loss_tolerance=loss_tolerance,
+                norm_tolerance=norm_tolerance,
+                started=lambda each: None if as_json else console.print(f"Training {steps} steps: {layout_name(each)}"),
+            )
+        finally:
+            if is_unshared(opened.settings, run_on):
+                clear(opened.settings, runs)
     print(json.dumps(comparison.to_json(), indent=2)) if as_json else _show(comparison)
     raise typer.Exit(0 if comparison.equal else 1)
 

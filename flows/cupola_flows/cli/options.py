@@ -27,6 +27,9 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one key, such as stages.pretrain.steps=200. Repeatable."),
 ]
+RunOnOption = Annotated[
+    str | None, typer.Option("--run-on", metavar="CLUSTER", help="Run all jobs on this cluster of cupola.toml.")
+]
 
 
 def settings_of(workspace: Path | None) -> Settings:

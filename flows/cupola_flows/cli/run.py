@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cupola_flows.cli.options import SetOption, WorkspaceOption
+from cupola_flows.cli.options import RunOnOption, SetOption, WorkspaceOption
 from cupola_flows.orchestration.running import run_plain, run_under_prefect
 from cupola_flows.reports.results import print_results
 from cupola_flows.runs.opening import open_session
@@ -31,9 +31,7 @@ def run(
     profile: Annotated[
         str, typer.Option(metavar="FIRST:LAST", help="Profile these steps of each training stage with torch.profiler.")
     ] = "",
-    run_on: Annotated[
-        str | None, typer.Option("--run-on", metavar="CLUSTER", help="Run all jobs on this cluster of cupola.toml.")
-    ] = None,
+    run_on: RunOnOption = None,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Run a recipe. Stages whose fingerprint has not changed are reused."""

@@ -7,7 +7,7 @@ from cupola_platform.errors import ConfigError
 from cupola_platform.launch.interface import Launcher
 from cupola_platform.launch.kubernetes.launcher import KubernetesLauncher
 from cupola_platform.launch.local import LocalLauncher, room
-from cupola_platform.launch.slurm import SlurmLauncher
+from cupola_platform.launch.slurm.launcher import SlurmLauncher
 from cupola_platform.launch.unshared.launcher import UnsharedLauncher
 from cupola_platform.nearest import did_you_mean
 from cupola_platform.settings import Settings

@@ -130,9 +130,8 @@ def _train(job: TrainJob, launcher: Launcher, started: Callable[[LayoutConfig], 
         code = running.wait()
     if code:
         error = job.output / "error.json"
-        message = (
-            json.loads(error.read_text())["message"] if error.exists() else f"its processes exited with status {code}"
-        )
+        ended = running.reason() or f"its processes exited with status {code}"
+        message = json.loads(error.read_text())["message"] if error.exists() else ended
         raise StageFailedError(f"layout {layout_name(job.layout)}: {message}. Log: {log}")
     rows = [row for row in read_metrics(job.output / "metrics.jsonl") if row["event"] == "step"]
     return [(_number(row["loss"]), _number(row["grad_norm"])) for row in rows]

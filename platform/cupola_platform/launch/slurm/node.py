@@ -1,6 +1,6 @@
 """Runs a command on one node of a Slurm job, and sends the job back into the queue if its first node is lost.
 
-`python -m cupola_platform.launch.slurm_node COMMAND ...`. The batch step, which restarts failed jobs, runs on the first
+`python -m cupola_platform.launch.slurm.node COMMAND ...`. The batch step, which restarts failed jobs, runs on the first
 node. Without it, a job that may lose nodes (`--no-kill`) would keep its other nodes for good: so these look after it.
 """
 
@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from cupola_platform.launch.slurm_batch import known_of, state_of
+from cupola_platform.launch.slurm.commands import known_of, state_of
 
 PATIENCE = 1800.0
 """Seconds to wait after a failure, for Slurm to end this step or to notice that the first node is gone."""

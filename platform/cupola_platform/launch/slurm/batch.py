@@ -1,7 +1,7 @@
 """What a Slurm job runs on its first node: srun over its nodes, again after a lost node or a failed rank, and back into
 the queue when the time limit is near or the job is preempted.
 
-`python -m cupola_platform.launch.slurm_batch FOLDER/slurm.json`, by the script that `slurm` submits.
+`python -m cupola_platform.launch.slurm.batch FOLDER/slurm.json`, by the script that `launcher` submits.
 """
 
 import json
@@ -21,6 +21,7 @@ from cupola_platform.clusters import nodes_for
 from cupola_platform.durable import write_text
 from cupola_platform.launch import starts
 from cupola_platform.launch.node import address_of, default_interface
+from cupola_platform.launch.slurm.commands import known_of, lost
 from cupola_platform.launch.unshared.batch import Exchange
 
 TERMS = "slurm.json"
@@ -36,12 +37,11 @@ LOOK_EVERY = 10.0
 """Seconds between two looks at the nodes and the log of a running job."""
 TO_ANSWER = 60.0
 """Seconds for a node to run a step that does nothing."""
-OUT_OF_USE = {"down", "fail", "error", "powering_down", "powered_down", "unknown", "no_respond"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """How a job is to be run, as `slurm` writes it into the job's folder."""
+    """How a job is to be run, as `launcher` writes it into the job's folder."""
 
     jobs: tuple[tuple[str, int], ...]
     """(job file, ranks), the preferred one first; the others are the same job in other layouts."""
@@ -119,7 +119,7 @@ class Batch:
         self._write_history()
         if self.exchange:
             self.exchange.clear()
-        wrapper = [self.terms.python, "-m", "cupola_platform.launch.slurm_node"]
+        wrapper = [self.terms.python, "-m", "cupola_platform.launch.slurm.node"]
         node = [self.terms.python, "-m", "cupola_platform.launch.node", f"--interface={self.terms.interface}"]
         here = address_of(self.terms.interface or default_interface())  # the first node of the job runs this
         self._say(f"start {self.history.starts}: {ranks} ranks on {','.join(nodes)}")
@@ -210,17 +210,6 @@ def free_port(number: int) -> int:
     raise OSError(f"no port from {first} to {last} is free")
 
 
-def known_of(job: str) -> dict[str, str]:
-    """What Slurm knows about a job; empty if it knows none by that number, or does not answer."""
-    done = subprocess.run(["scontrol", "--oneliner", "show", "job", job], check=False, capture_output=True, text=True)
-    return fields(done.stdout)
-
-
-def fields(line: str) -> dict[str, str]:
-    """The `Name=value` fields of a line of scontrol."""
-    return dict(word.partition("=")[::2] for word in line.split() if "=" in word)
-
-
 def choose(jobs: Sequence[tuple[str, int]], per_node: int, nodes: int) -> tuple[str, int, int] | None:
     """(job file, ranks, nodes) of the first job that `nodes` nodes have room for, on as few of them as possible."""
     for file, ranks in jobs:
@@ -259,26 +248,6 @@ def _ends(step: "subprocess.Popen[bytes]", seconds: float) -> bool:
     except subprocess.TimeoutExpired:
         return False
     return True
-
-
-def lost(nodes: Sequence[str]) -> list[str]:
-    """Those of some nodes that are known to be out of use; none while the controller is away."""
-    states = state_of(nodes)
-    return [name for name in nodes if name in states and is_out_of_use(states[name])]
-
-
-def state_of(nodes: Sequence[str]) -> dict[str, str]:
-    """Slurm's word for the state of nodes, by name; empty if it does not answer."""
-    lines = subprocess.run(
-        ["sinfo", "--noheader", "--Node", f"--nodes={','.join(nodes)}", "--format=%N %T"],
-        check=False, capture_output=True, text=True,
-    ).stdout.splitlines()  # fmt: skip
-    return {name: state.strip() for name, _, state in (line.partition(" ") for line in lines)}
-
-
-def is_out_of_use(state: str) -> bool:
-    """Whether a node in this state cannot run a step now. A draining one still can."""
-    return state.strip().endswith("*") or state.strip().rstrip("*~#!%$@^-+").lower() in OUT_OF_USE
 
 
 def _srun(nodes: Sequence[str]) -> list[str]:

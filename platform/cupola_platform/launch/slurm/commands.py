@@ -1,0 +1,127 @@
+"""Slurm's commands: what they are asked on a login node and on the nodes of a job, and what their answers mean."""
+
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+
+from cupola_platform.errors import ConfigError, ServiceError, StageFailedError
+from cupola_platform.nearest import did_you_mean
+from cupola_platform.security.credential import without_credentials
+
+ASK_EVERY = 2.0
+"""Seconds between two questions to Slurm's controller about one job."""
+ANSWER_WITHIN = 12.0
+"""Seconds for the answer about nodes and queue. Slurm's commands themselves give up on a dead controller after 10."""
+PATIENCE = 300.0
+"""Seconds for which a controller that does not answer is asked again."""
+OUT_OF_USE = {"down", "fail", "error", "powering_down", "powered_down", "unknown", "no_respond"}
+
+
+def known_of(job: str) -> dict[str, str]:
+    """What Slurm knows about a job; empty if it knows none by that number, or does not answer."""
+    done = subprocess.run(["scontrol", "--oneliner", "show", "job", job], check=False, capture_output=True, text=True)
+    return fields(done.stdout)
+
+
+def fields(line: str) -> dict[str, str]:
+    """The `Name=value` fields of a line of scontrol."""
+    return dict(word.partition("=")[::2] for word in line.split() if "=" in word)
+
+
+def lost(nodes: Sequence[str]) -> list[str]:
+    """Those of some nodes that are known to be out of use; none while the controller is away."""
+    states = state_of(nodes)
+    return [name for name in nodes if name in states and is_out_of_use(states[name])]
+
+
+def state_of(nodes: Sequence[str]) -> dict[str, str]:
+    """Slurm's word for the state of nodes, by name; empty if it does not answer."""
+    lines = subprocess.run(
+        ["sinfo", "--noheader", "--Node", f"--nodes={','.join(nodes)}", "--format=%N %T"],
+        check=False, capture_output=True, text=True,
+    ).stdout.splitlines()  # fmt: skip
+    return {name: state.strip() for name, _, state in (line.partition(" ") for line in lines)}
+
+
+def is_out_of_use(state: str) -> bool:
+    """Whether a node in this state cannot run a step now. A draining one still can."""
+    return state.strip().endswith("*") or state.strip().rstrip("*~#!%$@^-+").lower() in OUT_OF_USE
+
+
+def nodes_of(partitions: str, cluster: str = "") -> tuple[list[str], dict[str, tuple[str, str]]]:
+    """The names of partitions (given with commas between; the default one if empty), and the state of each of their
+    nodes with its reason. Raises ConfigError for one that does not exist, which sinfo does not mind."""
+    lines = answer(["sinfo", "--all", "--noheader", "--Node", "--format=%P|%N|%T|%E"], cluster).splitlines()
+    nodes: dict[str, dict[str, tuple[str, str]]] = {}
+    default: list[str] = []
+    for marked, node, state, why in (line.split("|", 3) for line in lines):
+        name = marked.removesuffix("*")  # of the default partition
+        default = [name] if name != marked else default
+        nodes.setdefault(name, {})[node] = state, why
+    names = partitions.split(",") if partitions else default
+    if not names:
+        raise ConfigError(f"Cluster {cluster}: Slurm has no default partition. Set clusters.{cluster}.partition.")
+    for name in names:
+        if name not in nodes:
+            raise ConfigError(f"Cluster {cluster}: Slurm has no partition {name!r}.{did_you_mean(name, nodes)}")
+    return names, {node: state for name in names for node, state in nodes[name].items()}
+
+
+def up(nodes: Mapping[str, tuple[str, str]]) -> int:
+    """How many nodes could take a new job, now or once others end."""
+    return sum(takes_jobs(state) for state, _ in nodes.values())
+
+
+def ask(number: str) -> dict[str, str]:
+    """What Slurm knows about a job; empty for one that it does not know. Asks again while no controller answers."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        done = _run(["scontrol", "--oneliner", "show", "job", number])
+        if done.returncode == 0:
+            return fields(done.stdout)
+        if "Invalid job id" in done.stderr:
+            return {}
+        if time.monotonic() > deadline:
+            raise StageFailedError(f"Slurm's controller does not answer: {_line(done.stderr)} The job goes on.")
+        time.sleep(ASK_EVERY)
+
+
+def takes_jobs(state: str) -> bool:
+    """Whether a node in one of sinfo's states runs a job now or could start one."""
+    return not is_out_of_use(state) and not state.startswith(("drain", "maint", "reboot"))
+
+
+def in_words(state: str, why: str) -> str:
+    """sinfo marks a node that does not answer with a star, and gives `none` for no reason."""
+    words = f"{state[:-1]}, does not answer" if state.endswith("*") else state
+    return words if why == "none" else f"{words}: {why}"
+
+
+def answer(words: Sequence[str], cluster: str) -> str:
+    try:
+        done = _run(words, timeout=ANSWER_WITHIN)
+    except subprocess.TimeoutExpired:
+        raise ServiceError(f"Cluster {cluster}: {words[0]} does not answer in {ANSWER_WITHIN:.0f} s.") from None
+    if done.returncode:
+        raise ServiceError(f"Cluster {cluster}: {words[0]} does not answer: {_line(done.stderr)}")
+    return done.stdout
+
+
+def command(words: Sequence[str], cluster: str = "", *, tolerant: bool = False) -> str:
+    """A command's output. Raises ConfigError with Slurm's own reason, unless `tolerant` (the job may have ended)."""
+    done = _run(words)
+    if done.returncode and not tolerant:
+        where = f"Cluster {cluster}: " if cluster else ""
+        raise ConfigError(f"{where}{words[0]} refused: {_line(done.stderr)}")
+    return done.stdout
+
+
+def _run(words: Sequence[str], timeout: float | None = None) -> "subprocess.CompletedProcess[str]":
+    environment = {**without_credentials(os.environ), "LC_ALL": "C"}
+    return subprocess.run(words, check=False, capture_output=True, text=True, env=environment, timeout=timeout)
+
+
+def _line(text: str) -> str:
+    lines = [line.partition("error: ")[2] or line for line in text.strip().splitlines()]
+    return f"{lines[-1]}." if lines else "no reason given."
