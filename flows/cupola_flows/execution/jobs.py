@@ -123,6 +123,8 @@ def _attempt(
 ) -> JobResult:
     launcher = make_launcher(ctx.workspace.settings, ctx.run_on)
     running = _left_running(ctx, job)
+    if running is None and ctx.lease:
+        ctx.lease.job = None
     if running is None and (earlier := read_result(job)) is not None:
         return earlier
     if (job.output / "result.json").exists():  # it was published, but the artifact is now missing or corrupt
@@ -138,7 +140,7 @@ def _attempt(
     start = partial(_start, ctx, launcher, fitting, log, starts.allowed - 1)
     with ctx.taking(fitting[0].layout.world_size, wait=running is None), uploaded(ctx, job, log):
         status, ended = _run_to_end(ctx, job, log, starts, running, start)
-    (job.output / handle.FILE).unlink(missing_ok=True)
+    _forget(ctx, job)
     if error := error_of(job):
         raise type(error)(f"stage {ctx.name}: {error}")
     result = read_result(job)
@@ -246,8 +248,16 @@ def _follow(ctx: StageContext, running: RunningJob, job: AnyJob) -> tuple[str, s
             ) from error
         ctx.display.note(ctx.name, "stopping: saving a checkpoint")
         running.stop(GRACE)
+        _forget(ctx, job)
         raise
     return status, silence
+
+
+def _forget(ctx: StageContext, job: AnyJob) -> None:
+    """Forget a job of a cluster once it has ended. Until then, a process that ends for any reason leaves it known."""
+    (job.output / handle.FILE).unlink(missing_ok=True)
+    if ctx.lease:
+        ctx.lease.job = None
 
 
 def error_of(job: AnyJob) -> CupolaError | None:

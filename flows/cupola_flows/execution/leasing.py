@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from cupola_platform.errors import DetachedError, RegistryError, StageFailedError
+from cupola_platform.errors import RegistryError, StageFailedError
 from cupola_platform.launch.handle import Handle
 from cupola_platform.registry import Registry
 from cupola_platform.registry.leases import SECONDS, LeaseRow
@@ -26,6 +26,8 @@ class Lease:
     fingerprint: str
     name: str
     """The stage's, for messages."""
+    job: Handle | None = None
+    """The job that runs the stage on a cluster, as far as this process knows: it goes on whatever ends this process."""
     holder: str = field(default_factory=lambda: uuid.uuid4().hex)
     _lost: threading.Event = field(default_factory=threading.Event)
     _done: threading.Event = field(default_factory=threading.Event)
@@ -40,6 +42,7 @@ class Lease:
 
     def note(self, handle: Handle) -> None:
         """Remember the job that runs the stage."""
+        self.job = handle
         self.registry.leases.note_job(self.fingerprint, self.holder, handle.cluster, handle.id)
 
     def renew(self) -> None:
@@ -55,11 +58,8 @@ class Lease:
 
 
 @contextmanager
-def leased(registry: Registry, fingerprint: str, name: str) -> Iterator[tuple[Lease, Handle | None]]:
-    """Hold a stage's lease while the block runs.
-
-    Yields:
-        the lease, and the job that an earlier command left on a cluster, if there is one.
+def leased(registry: Registry, fingerprint: str, name: str) -> Iterator[Lease]:
+    """Hold a stage's lease while the block runs. Its job may be one that an earlier command left on a cluster.
 
     Raises:
         BusyError: another living command runs the stage; says where.
@@ -69,16 +69,13 @@ def leased(registry: Registry, fingerprint: str, name: str) -> Iterator[tuple[Le
     if row.holder != lease.holder:
         raise BusyError(f"stage {name} is being run by {_who(row)}. Wait for it, or stop it first.")
     threading.Thread(target=lease.renew, name=f"lease of {name}", daemon=True).start()
-    job_goes_on = False
+    lease.job = Handle(cluster=row.cluster, id=row.job) if row.cluster and row.job else None
     try:
-        yield lease, Handle(cluster=row.cluster, id=row.job) if row.cluster and row.job else None
-    except DetachedError:
-        job_goes_on = True
-        raise
+        yield lease
     finally:
         lease.end()
         with suppress(RegistryError):  # else it expires
-            registry.leases.release(fingerprint, lease.holder, job_goes_on=job_goes_on)
+            registry.leases.release(fingerprint, lease.holder, job_goes_on=lease.job is not None)
 
 
 def _who(row: LeaseRow) -> str:

@@ -205,10 +205,10 @@ class Session:
         registry = self.workspace.registry
         with (
             locked(folder, name, self.display.say),
-            leased(registry, mark, name) as (lease, left),
+            leased(registry, mark, name) as lease,
             self._recorded(name, folder, prefect_id) as run_id,
         ):
-            check_is_here(self.workspace, folder, left, name)
+            check_is_here(self.workspace, folder, lease.job, name)
             registry.take_over(folder, run_id)
             seeds = self.recipe.seeds()
             ctx = StageContext(
