@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from cupola_platform.errors import StageFailedError
 from cupola_platform.launch import starts
 from cupola_trainer.config import TrainJob
-from cupola_trainer.reporting.metrics import append, read_metrics
 from cupola_trainer.training.watchdog import FOLDER, Listener
 
 SLACK = 15.0
@@ -52,7 +51,5 @@ class Follower:
 
 
 def record(job: TrainJob, attempt: int, reason: str) -> None:
-    """Append the restart to metrics.jsonl, where later starts keep it."""
-    path = job.output / "metrics.jsonl"
-    step = max((line["step"] for line in read_metrics(path) if "step" in line), default=0)
-    append(path, "restart", step=step, attempt=attempt, of=job.faults.max_restarts, reason=reason)
+    """Append the restart to the job's metrics, where later starts keep it."""
+    starts.note(job.output, attempt=attempt, of=job.faults.max_restarts, reason=reason)

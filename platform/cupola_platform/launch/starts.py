@@ -35,12 +35,12 @@ def clear(folder: Path) -> None:
 
 
 def note(folder: Path, *, attempt: int, of: int, reason: str) -> None:
-    """Append a restart to the job's metrics, as a launcher does that watches its jobs itself."""
+    """Append a restart to the job's metrics, where later starts keep it."""
     path = folder / "metrics.jsonl"
     step = 0
     for written in whole_lines(path):
         with suppress(ValueError):  # after a power cut, lines may be zeros
             step = max(step, json.loads(written).get("step", 0))
     line = {"event": "restart", "time": time.time(), "step": step, "attempt": attempt, "of": of, "reason": reason}
-    with path.open("a") as file:
+    with suppress(OSError), path.open("a") as file:  # a full disk loses the line, not the job
         file.write(json.dumps(line) + "\n")
