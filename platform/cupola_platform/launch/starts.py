@@ -14,9 +14,14 @@ HEARTBEATS = "heartbeats"
 """In a job's folder: a file per rank that shows that it lives."""
 
 
+def is_done(folder: Path) -> bool:
+    """Whether the job's result is there, which is written last."""
+    return (folder / "result.json").exists()
+
+
 def is_final(folder: Path) -> bool:
     """Whether another start would change nothing: the job is done, it reported an error, or it was stopped."""
-    return any((folder / name).exists() for name in ("result.json", "error.json", STOP))
+    return is_done(folder) or any((folder / name).exists() for name in ("error.json", STOP))
 
 
 def hang_of(folder: Path) -> str | None:

@@ -78,7 +78,7 @@ class History:
     newest: str = ""
     """The newest checkpoint at the last start."""
     requeued: bool = False
-    """Whether the job went back into the queue by itself."""
+    """Whether the job itself, a person or Slurm sent it back into the queue, rather than a lost node."""
 
 
 class Batch:
@@ -94,6 +94,7 @@ class Batch:
         self.history = self._read_history()
         self.time_is_up = False
         signal.signal(AHEAD, self._save_ahead)
+        signal.signal(signal.SIGTERM, self._note_requeue)
 
     def run(self) -> int:
         """Run the job until it ends or goes back into the queue. Returns its exit status."""
@@ -106,7 +107,9 @@ class Batch:
                 self._requeue(f"{len(nodes)} nodes are left, too few for any layout")
             file, ranks, count = chosen
             status = self._start(file, ranks, nodes[:count])
-            if status == 0 or starts.is_final(self.folder):
+            if status == 0 or starts.is_done(self.folder):  # a rank may be ended while it exits
+                return self._end(0)
+            if starts.is_final(self.folder):
                 return self._end(status)
             if self.time_is_up or self._is_preempted():
                 self._requeue("the time is up" if self.time_is_up else "preempted")
@@ -153,6 +156,11 @@ class Batch:
     def _save_ahead(self, *_: object) -> None:
         self.time_is_up = True
         subprocess.run(["scancel", "--signal=TERM", self.job], check=False)
+
+    def _note_requeue(self, *_: object) -> None:
+        """Slurm sends SIGTERM to this process if it ends the job, by a request or for another job; then SIGKILL."""
+        self.history.requeued = True
+        self._write_history()
 
     def _count_losses(self) -> None:
         """Count starts that Slurm ended without a word, such as by a lost first node."""
