@@ -226,6 +226,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--folder", type=Path, required=True, help="Folder of the cluster's files.")
     given = parser.parse_args(arguments)
     if given.what == "start":
+        if given.folder.exists() and any(given.folder.iterdir()):
+            sys.exit(f"{given.folder} is not empty. Stop the cluster there and remove it, or name a new folder.")
         cluster = Slurm(given.nodes, given.folder.absolute())
         print(f"export SLURM_CONF={shlex.quote(cluster.environment['SLURM_CONF'])}")
     elif (given.folder / "slurm.conf").is_file():

@@ -96,7 +96,8 @@ class SlurmJob(PolledJob):
         wanted = int(answer.get("NumNodes", "1").partition("-")[0])
         chosen = choose(terms.jobs, terms.per_node, up)
         if chosen and up < wanted:
-            commands.command(["scontrol", "update", f"JobId={self.number}", f"NumNodes={chosen[2]}"], tolerant=True)
+            nodes = f"NumNodes={chosen[2]}", f"NumTasks={chosen[2]}"  # a task for each node: else Slurm keeps the nodes
+            commands.command(["scontrol", "update", f"JobId={self.number}", *nodes], tolerant=True)
 
     def _exit_status(self, answer: Mapping[str, str]) -> int:
         """What the batch step left, or else Slurm's word.
