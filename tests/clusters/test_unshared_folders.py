@@ -135,15 +135,18 @@ def test_a_lost_node_leaves_no_trace(
 
 
 @pytest.mark.parametrize(
-    ("hidden", "says"),
+    ("hidden", "prepared", "says"),
     [
-        ((2,), r"is not one folder for all nodes: n2 does not see what n1 writes there. Mount the workspace"),
-        ((1, 2, 3, 4), r"Cluster test: node n1 wrote nothing into .*/job, so it does not share that folder"),
+        ((2,), True, r"is not one folder for all nodes: n2 does not see what n1 writes there. Mount the workspace"),
+        ((1, 2, 3, 4), True, r"Cluster test: node n1 wrote nothing into .*/job, so it does not share that folder"),
+        ((1, 2, 3, 4), False, r"nodes wrote nothing into .*/read_and_clean/slurm, so they do not share that folder"),
     ],
 )
 def test_nodes_that_do_not_share_the_folder_although_the_cluster_says_so_are_named(
-    cupola: Any, slurm: Any, on_cluster: Any, recipe: Path, hidden: tuple[int, ...], says: str
+    cupola: Any, slurm: Any, on_cluster: Any, recipe: Path, hidden: tuple[int, ...], prepared: bool, says: str
 ) -> None:
+    if prepared:
+        cupola("run", str(recipe), "--no-prefect", "--only", "prepare")
     cupola.workspace.mkdir(parents=True, exist_ok=True)
     slurm.hide(cupola.workspace, *hidden)
     try:

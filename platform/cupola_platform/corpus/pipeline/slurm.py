@@ -17,7 +17,7 @@ from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 
 from cupola_platform.clusters import SlurmCluster
-from cupola_platform.errors import StageFailedError
+from cupola_platform.errors import ConfigError, StageFailedError
 
 POLL_SECONDS = 2.0
 """Seconds between queries of the queue, which all users of the cluster share."""
@@ -42,6 +42,7 @@ class SlurmExecutor(SlurmPipelineExecutor):  # type: ignore[misc]
             workers: tasks that run at once.
             memory_gb: memory of each, in GB.
         """
+        self._output = folder / "slurm"
         self._log = folder.parent.parent / "log.txt"  # the driver's log, which also gets sbatch's output
         super().__init__(
             pipeline=list(pipeline),
@@ -56,7 +57,7 @@ class SlurmExecutor(SlurmPipelineExecutor):  # type: ignore[misc]
             env_command=_environment(cluster),
             sbatch_args={**({"account": cluster.account} if cluster.account else {}), **cluster.sbatch},
             logging_dir=str(folder),
-            slurm_logs_folder=str(folder / "slurm"),
+            slurm_logs_folder=str(self._output),
             mail_user=None,
         )
 
@@ -65,6 +66,7 @@ class SlurmExecutor(SlurmPipelineExecutor):  # type: ignore[misc]
 
         Raises:
             StageFailedError: sbatch refused, or Slurm does not respond.
+            ConfigError: the nodes do not see the folder.
         """
         ended = _ask("scancel", "--name", self.job_name)
         if ended.returncode:
@@ -81,6 +83,12 @@ class SlurmExecutor(SlurmPipelineExecutor):  # type: ignore[misc]
         deadline = time.monotonic() + SETTLE_SECONDS
         while self.get_incomplete_ranks() and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
+        if self.get_incomplete_ranks() and not any(self._output.glob("*.out")):  # which Slurm itself writes
+            raise ConfigError(
+                f"The cluster's nodes wrote nothing into {self._output}, so they do not share that folder. Mount the "
+                "workspace on every node at this path, or set shared = false for the cluster: texts are then prepared "
+                "on this machine."
+            )
 
     def launch_merge_stats(self) -> None:
         """Do nothing: the statistics are not used, and if a task failed this job would stay in the queue forever."""
