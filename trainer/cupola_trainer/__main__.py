@@ -33,7 +33,10 @@ def main(path: Path, *, allow_data_change: bool = False) -> int:
     _configure_logging()
     output = path.parent
     try:
-        if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:
+        from cupola_trainer.config import JOB_VARIABLE
+
+        several = int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
+        if several and JOB_VARIABLE not in os.environ:  # a probe reports such nodes
             from cupola_trainer import runtime
 
             runtime.check_folder(output)  # first: on a node that sees another folder there may be no job to read
