@@ -40,10 +40,10 @@ def main(path: Path, *, allow_data_change: bool = False) -> int:
             from cupola_trainer import runtime
 
             runtime.check_folder(output)  # first: on a node that sees another folder there may be no job to read
-        from cupola_trainer.config import TrainJob, read_job
+        from cupola_trainer.config import JOB, TrainJob, read_job
 
         job = read_job(path)
-        _hold_inputs(json.loads(path.read_bytes()))
+        _hold_inputs(JOB.dump_python(job, mode="json"))
         if allow_data_change and isinstance(job, TrainJob):
             job = job.but(allow_data_change=True)
         output = job.output
