@@ -145,12 +145,13 @@ def test_a_lost_node_leaves_no_trace(
 def test_nodes_that_do_not_share_the_folder_although_the_cluster_says_so_are_named(
     cupola: Any, slurm: Any, on_cluster: Any, recipe: Path, hidden: tuple[int, ...], prepared: bool, says: str
 ) -> None:
+    command = on_cluster(shared=True)
     if prepared:
-        cupola("run", str(recipe), "--no-prefect", "--only", "prepare")
+        command("run", str(recipe), "--no-prefect", "--only", "prepare")
     cupola.workspace.mkdir(parents=True, exist_ok=True)
     slurm.hide(cupola.workspace, *hidden)
     try:
-        done = on_cluster(shared=True)("run", str(recipe), *ON, *STEPS)
+        done = command("run", str(recipe), *ON, *STEPS)
     finally:
         slurm.show()
     assert done.returncode == 2, done.stdout + done.stderr

@@ -57,7 +57,11 @@ def test_every_rank_names_the_nodes_that_see_another_folder_than_most(
 
 
 def test_what_most_nodes_see_is_the_folder() -> None:
-    assert _odd(["a", "b", "c"], [(0, 1, 2)] * 3) == ""
-    assert _odd(["a", "b", "c"], [(0,), (1, 2), (1, 2)]) == "a does not see what b, c writes there"
-    assert _odd(["a", "b"], [(0,), (1,)]) == "b does not see what a writes there"
-    assert _odd(["a", "b"], [(), ()]) == "no node sees any file"
+    none = [False] * 3
+    assert _odd(["a", "b", "c"], [(0, 1, 2)] * 3, none) == ""
+    assert (
+        _odd(["a", "b", "c"], [(0,), (1, 2), (1, 2)], [True, False, False]) == "a does not see what b, c writes there"
+    )
+    assert _odd(["a", "b"], [(0,), (1,)], none[:2]) == "b does not see what a writes there"
+    assert _odd(["a", "b"], [(0,), (1,)], [False, True]) == "a does not see what b writes there", "b sees the job"
+    assert _odd(["a", "b"], [(), ()], none[:2]) == "no node sees any file"

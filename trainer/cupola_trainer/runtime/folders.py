@@ -103,23 +103,26 @@ def _look(folder: Path, store: dist.Store, nodes: int) -> None:
         if time.monotonic() > until:
             break
         time.sleep(0.1)
-    store.set(f"sees {node()}", json.dumps(seen))
+    store.set(f"sees {node()}", json.dumps([seen, any(folder.glob("job*.json"))]))
     if node() == 0:
         names = [store.get(f"name {each}").decode() for each in range(nodes)]
-        store.set("odd", _odd(names, [tuple(json.loads(store.get(f"sees {each}"))) for each in range(nodes)]))
+        told = [json.loads(store.get(f"sees {each}")) for each in range(nodes)]
+        store.set("odd", _odd(names, [tuple(files) for files, _ in told], [given for _, given in told]))
     store.get("odd")  # no node removes its file before all have looked
     with suppress(OSError):
         (folder / token.format(node())).unlink(missing_ok=True)
 
 
-def _odd(names: Sequence[str], seen: Sequence[tuple[int, ...]]) -> str:
+def _odd(names: Sequence[str], seen: Sequence[tuple[int, ...]], given: Sequence[bool]) -> str:
     """Which nodes see another folder than most, in words; empty if all see the same.
 
     Args:
         names: each node's name.
         seen: for each node, the nodes whose files it sees.
+        given: for each node, whether it sees the job that the launching machine wrote, which decides between equals.
     """
-    most = max(set(seen), key=lambda files: (seen.count(files), -seen.index(files)))
+    with_job = {files for files, is_there in zip(seen, given, strict=True) if is_there}
+    most = max(set(seen), key=lambda files: (seen.count(files), files in with_job, -seen.index(files)))
     if len(most) == len(names):
         return ""
     common = [name for name, files in zip(names, seen, strict=True) if files == most]
