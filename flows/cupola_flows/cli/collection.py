@@ -28,7 +28,8 @@ def gc(
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Remove artifacts, work folders and checkpoint copies that nothing needs.
+    """Remove artifacts, work folders, checkpoint copies and jobs' files in the
+    store that nothing needs.
 
     Keeps artifacts with an alias or with annotations, those used or made within
     the last DAYS, everything that a run in progress may read, and the ancestors

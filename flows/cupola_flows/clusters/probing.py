@@ -20,6 +20,8 @@ from cupola_platform.settings import Settings
 from cupola_trainer.config import JOB, JOB_VARIABLE, LayoutConfig, ProbeJob, ProbeReport, write_job
 from cupola_trainer.config.probe import REPORT, TOKEN
 
+PROBE = "probe-"
+"""How the name of a probe's work folder begins; other work folders are named by their stage's fingerprint."""
 LOOK_EVERY = 1.0
 """Seconds between looks at the job."""
 
@@ -49,7 +51,7 @@ def probe(settings: Settings, name: str, nodes: int | None, *, minutes: float, s
     cluster = settings.clusters[name]
     count, down = _how_many(name, cluster, nodes, _capacity(launcher, say))
     launcher.check(count * cluster.per_node)
-    folder = settings.home / "work" / f"probe-{secrets.token_hex(6)}"
+    folder = settings.home / "work" / f"{PROBE}{secrets.token_hex(6)}"
     log = settings.home / "logs" / f"probe-{name}.log"
     log.unlink(missing_ok=True)
     folder.mkdir(parents=True)

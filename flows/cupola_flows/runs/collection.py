@@ -5,16 +5,19 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+from cupola_flows.clusters.probing import PROBE
 from cupola_flows.execution.backup import KIND as COPIES
 from cupola_flows.servers.processes import jobs_in
 from cupola_platform.errors import CorruptArtifactError, NotFoundError
+from cupola_platform.launch.unshared.launcher import contract_of
+from cupola_platform.unshared.contract import section_of
 from cupola_platform.workspace import Workspace
 
 LATELY = timedelta(hours=1)
@@ -27,9 +30,9 @@ _REMOVED = ".removed-"
 class Removed:
     """Something that was removed, or would be."""
 
-    what: Literal["artifact", "work folder", "checkpoint copies"]
+    what: Literal["artifact", "work folder", "checkpoint copies", "job files"]
     name: str
-    """An artifact's id, or a stage's fingerprint."""
+    """An artifact's id, or the beginning of a stage's fingerprint or of a probe's name."""
     about: str
     """An artifact's kind and stage."""
     bytes: int
@@ -48,6 +51,7 @@ def collect_garbage(ws: Workspace, *, older_than: timedelta, dry_run: bool) -> I
     before = ws.registry.retention.now() - max(older_than, LATELY)
     yield from _work_folders(ws, before, dry_run)
     yield from _checkpoint_copies(ws, dry_run)
+    yield from _job_files(ws, before, dry_run)
     yield from _artifacts(ws, before, dry_run)
 
 
@@ -103,6 +107,29 @@ def _checkpoint_copies(ws: Workspace, dry_run: bool) -> Iterator[Removed]:
             if not dry_run:
                 section.clear()
             yield Removed("checkpoint copies", fingerprint[:12], "", size)
+
+
+def _job_files(ws: Workspace, before: datetime, dry_run: bool) -> Iterator[Removed]:
+    """What jobs whose nodes share no folder left in the store: those of stages whose artifact is there, as any other
+    stage may be continued, and probes that wrote nothing since `before`."""
+    names = ws.store.sections(section_of("work"))
+    if not names:
+        return
+    work = contract_of(ws.settings, ws.root / "work").objects()
+    for name in sorted(names):
+        folder, objects = ws.root / "work" / name, work.under(name)
+        if name.startswith(PROBE):
+            changed = None if folder.exists() else objects.changed()
+            claim: AbstractContextManager[bool] = nullcontext(changed is not None and changed < before)
+        elif ws.registry.made_by(name) is None:
+            continue
+        else:
+            claim = _claimed(ws, folder, dry_run)
+        with claim as ours:
+            if ours and (sizes := objects.sizes()):  # some servers list empty folders
+                if not dry_run:
+                    objects.remove(sizes)
+                yield Removed("job files", name[:12], "", sum(size for size, _ in sizes.values()))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,11 @@ class Objects:
 
     def sizes(self) -> dict[str, tuple[int, str]]:
         """Size in bytes and version (it changes with the content) of every object, by name."""
-        with self._refusals():
-            pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix)
-            return {
-                item["Key"].removeprefix(self.prefix): (item["Size"], item["ETag"])
-                for page in pages
-                for item in page.get("Contents", [])
-            }
+        return {item["Key"].removeprefix(self.prefix): (item["Size"], item["ETag"]) for item in self._listed()}
+
+    def changed(self) -> datetime | None:
+        """When an object was last written, by the server's clock; None if there is none."""
+        return max((item["LastModified"] for item in self._listed()), default=None)
 
     def read(self, name: str, first: int = 0, count: int | None = None) -> bytes:
         """An object's bytes, or `count` of them from `first` on. Raises NotFoundError."""
@@ -83,6 +82,11 @@ class Objects:
             for first in range(0, len(keys), REMOVED_AT_ONCE):
                 some = keys[first : first + REMOVED_AT_ONCE]
                 self._s3.delete_objects(Bucket=self.bucket, Delete={"Objects": some, "Quiet": True})
+
+    def _listed(self) -> list[Any]:
+        with self._refusals():
+            pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix)
+            return [item for page in pages for item in page.get("Contents", [])]
 
 
 def _parts() -> TransferConfig:

@@ -13,8 +13,10 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from cupola_flows.execution.backup import Backup
+from cupola_flows.runs import collection
 from cupola_flows.runs.collection import collect_garbage
 from cupola_platform import artifacts
+from cupola_platform.launch.unshared.launcher import contract_of
 from cupola_platform.workspace import Workspace
 
 Eventually = Callable[[Callable[[], bool], float, str], None]
@@ -93,6 +95,49 @@ def test_a_stage_that_another_command_runs_keeps_its_work_folder(tmp_path: Path)
         found = collect_garbage(ws, older_than=timedelta(days=30), dry_run=dry_run)
         assert [each.what for each in found] == ["artifact"]
     assert (folder / "job").is_dir()
+
+
+def test_what_jobs_left_in_the_store_goes_once_no_run_can_need_it(
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUPOLA_STORE_URL", f"s3://{s3.bucket}/{tmp_path.name}")
+    monkeypatch.setenv("CUPOLA_S3_ENDPOINT_URL", s3.endpoint_url)
+    monkeypatch.setattr(collection, "LATELY", timedelta(0))  # a server's clock cannot be set back
+    ws = Workspace.open(tmp_path / "home")
+    published, failed, detached, running = (digit * 64 for digit in "0123")
+    objects = contract_of(ws.settings, ws.root / "work").objects()
+    for name in (published, failed, detached, running, "probe-left", "probe-running"):
+        objects.write(f"{name}/round1/run2/files/metrics.jsonl/000000", b"x" * 100)
+        objects.write(f"{name}/round1/run2/parts/checkpoints/step_00000001@d/manifest.json", b"y" * 11)
+    run = ws.registry.start_run("recipe", "failed")
+    ws.registry.update_run(run, work_folder=ws.root / "work" / failed)
+    ws.registry.finish_run(run, "failed", error="lost")
+    for mark in (published, detached, running):
+        made = publish(ws, tmp_path, mark, fingerprint=mark)
+        ws.registry.set_alias(f"made{mark[0]}", made.digest, "It stays.")
+    for mark in (detached, running):
+        ws.registry.leases.take(mark, "another")
+    ws.registry.leases.note_job(detached, "another", "h100", "17")
+    ws.registry.leases.release(detached, "another", job_goes_on=True)
+    (ws.folder("work") / "probe-running").mkdir()
+
+    def left() -> set[str]:
+        return {name.partition("/")[0] for name in objects.sizes()}
+
+    def gone(*, days: float, dry_run: bool) -> list[tuple[str, int]]:
+        found = collect_garbage(ws, older_than=timedelta(days=days), dry_run=dry_run)
+        return [(each.name, each.bytes) for each in found if each.what == "job files"]
+
+    everything = left()
+    assert gone(days=30, dry_run=True) == [(published[:12], 111)]
+    assert gone(days=-1, dry_run=True) == [(published[:12], 111), ("probe-left", 111)]
+    assert left() == everything == {published, failed, detached, running, "probe-left", "probe-running"}
+    assert gone(days=-1, dry_run=False) == [(published[:12], 111), ("probe-left", 111)]
+    assert left() == {failed, detached, running, "probe-running"}
+    assert gone(days=-1, dry_run=False) == []
+    ws.registry.leases.forget_job(detached)
+    publish(ws, tmp_path, failed, fingerprint=failed)
+    assert gone(days=30, dry_run=False) == [(failed[:12], 111), (detached[:12], 111)]
 
 
 @pytest.mark.slow
