@@ -53,7 +53,7 @@ def said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureF
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "x")
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # between retries
-    monkeypatch.setattr("cupola_platform.registry.registry.patiently", lambda act, patience: act())
+    monkeypatch.setattr("cupola_platform.registry.connection.patiently", lambda act, patience: act())
     monkeypatch.setenv("CUPOLA_HOME", str(tmp_path / "home"))
     recipe = tmp_path / "recipe.yaml"
     prepare = {"corpus": {"sources": {"lake": {"type": "s3", "url": "s3://bucket"}}}}
