@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from cupola_flows.execution.context import StageContext, call
@@ -14,13 +13,13 @@ from cupola_flows.execution.leasing import BusyError, leased
 from cupola_flows.execution.places import Limits, Place, Slots, place_of
 from cupola_flows.recipe.schema import Recipe
 from cupola_flows.runs.fingerprint import fingerprint
+from cupola_flows.runs.recording import Recorder, as_cancellation
 from cupola_flows.runs.work_folders import check_is_here, locked
 from cupola_flows.stages.base import ARTIFACT, Stage, Taken
 from cupola_flows.terminal.display import Display
 from cupola_platform.artifacts import Artifact
-from cupola_platform.errors import CancelledError, ConfigError, CupolaError, DetachedError
+from cupola_platform.errors import ConfigError, CupolaError, DetachedError
 from cupola_platform.registry import RunStatus
-from cupola_platform.tracking.tracker import Tracker
 from cupola_platform.workspace import Workspace
 
 ONLY = "only"
@@ -53,8 +52,6 @@ class Session:
     """The overrides as given, for the record."""
     profile: tuple[int, int] | None = None
     """First and last step of each training job to trace with torch's profiler."""
-    run_id: str | None = None
-    """Id of the whole recipe's run in the registry."""
     prefect_run: str | None = None
     """Id of the whole recipe's flow run."""
     prefect_is_gone: threading.Event = field(default_factory=threading.Event)
@@ -65,9 +62,10 @@ class Session:
     """Counts the ranks that all runs of a Prefect server take; None without one."""
     waits: bool = False
     """Whether to wait for a stage that another command runs, as submitted runs do, rather than refuse it."""
-    recorded_reuses: set[str] = field(default_factory=set)
-    tracker: Tracker | None = None
-    """Sends to MLflow while `recorded`."""
+    records: Recorder = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.records = Recorder(self.workspace, self.recipe, self.display)
 
     @property
     def complete(self) -> bool:
@@ -76,20 +74,16 @@ class Session:
     @contextmanager
     def recorded(self, prefect_id: str | None) -> Iterator[None]:
         """Record the run of the whole recipe, and how it ends, in the registry and MLflow."""
-        with Tracker.open(self.workspace, self.display.say) as self.tracker:
-            self.prefect_run = prefect_id
-            self.run_id = self._start("", self.recipe.model_dump(mode="json") | {ONLY: list(self.names)})
-            self.workspace.registry.update_run(self.run_id, prefect_flow_run_id=prefect_id)
+        self.prefect_run = prefect_id
+        with self.records.of_recipe(self.recipe.model_dump(mode="json") | {ONLY: list(self.names)}, prefect_id):
             try:
                 yield
             except BaseException as error:
-                ended = _as_cancellation(error, self.recipe.name)
+                ended = as_cancellation(error, self.recipe.name)
                 self.error = self.error or (ended if isinstance(ended, CupolaError) else None)
-                self._finish(self.run_id, _status_of(ended), error=ended)
                 if ended is error:
                     raise
                 raise ended from error
-            self._finish(self.run_id, "completed")
 
     def lose_prefect(self, reason: str) -> None:
         """Continue without Prefect's server, and print so once."""
@@ -118,10 +112,7 @@ class Session:
         """Whether every stage can be reused. If so, records a run that says so."""
         if any(self.reuse(name) is None for name in self.names):
             return False
-        self.run_id = self._start("", {})
-        for name in self.names:
-            self._record_reuse(name, self.outcomes[name].artifact)
-        self._finish(self.run_id, "reused")
+        self.records.reuse_all({name: self.outcomes[name].artifact for name in self.names})
         return True
 
     def execute(self, name: str, *, step: Callable[..., Any] = call, prefect_id: str | None = None) -> Artifact:
@@ -134,7 +125,7 @@ class Session:
             made = name in self.outcomes and self.outcomes[name].state == "completed"
             reused = self.reuse(name)
             if reused and not made:
-                self._record_reuse(name, reused)
+                self.records.reuse(name, reused)
             return reused or self._make_in_turn(name, step, prefect_id)
         except CupolaError as error:
             if self.error is None or isinstance(error, DetachedError):  # several may run at once
@@ -194,7 +185,7 @@ class Session:
                 said = True
             time.sleep(BUSY_EVERY)
             if made := self.reuse(name):
-                self._record_reuse(name, made)
+                self.records.reuse(name, made)
                 return made
 
     def _make(self, name: str, step: Callable[..., Any], prefect_id: str | None) -> Artifact:
@@ -206,7 +197,7 @@ class Session:
         with (
             locked(folder, name, self.display.say),
             leased(registry, mark, name) as lease,
-            self._recorded(name, folder, prefect_id) as run_id,
+            self.records.of_stage(name, folder, prefect_id) as run_id,
         ):
             check_is_here(self.workspace, folder, lease.job, name)
             registry.take_over(folder, run_id)
@@ -225,7 +216,7 @@ class Session:
                 run_id=run_id,
                 folder=folder,
                 display=self.display,
-                tracker=self.tracker,
+                tracker=self.records.tracker,
                 step=step,
                 run_on=self.cluster(name),
                 slots=Slots(self.place(name), self._limits(), partial(self._say_of, name)),
@@ -236,7 +227,7 @@ class Session:
             artifact = stage.run(ctx, taken)
             lease.check()
         self.outcomes[name] = Outcome("completed", artifact, self.display.lines[name].elapsed())
-        self._finish(run_id, "completed", artifact)
+        self.records.finish(run_id, "completed", artifact)
         self.display.finished(name, "completed", f"artifact {artifact.id}")
         return artifact
 
@@ -246,47 +237,6 @@ class Session:
     def _say_of(self, name: str, text: str) -> None:
         self.display.say(f"{name}: {text}.")
         self.display.note(name, text)
-
-    @contextmanager
-    def _recorded(self, name: str, folder: Path, prefect_id: str | None) -> Iterator[str]:
-        """Record a run in the registry and MLflow, and any error that ends it."""
-        run = self._start(name, self.recipe.stages[name].model_dump(mode="json"))
-        self.workspace.registry.update_run(run, prefect_flow_run_id=prefect_id, work_folder=folder)
-        self.display.started(name)
-        try:
-            yield run
-        except BaseException as error:
-            ended = _as_cancellation(error, name)
-            status = _status_of(ended)
-            self._finish(run, status, error=ended)
-            self.display.finished(name, status, str(ended).splitlines()[0])
-            if ended is error:
-                raise
-            raise ended from error
-
-    def _start(self, name: str, config: dict[str, Any]) -> str:
-        run = self.workspace.registry.start_run(self.recipe.name, name, self.run_id, config)
-        if self.tracker:
-            title = name or self.recipe.name
-            self.tracker.open_run(
-                run, title, parent=self.run_id, params=config, tags={"cupola.recipe": self.recipe.name}
-            )
-        return run
-
-    def _record_reuse(self, name: str, artifact: Artifact) -> None:
-        if name not in self.recorded_reuses:
-            self.recorded_reuses.add(name)
-            self._finish(self._start(name, {}), "reused", artifact)
-
-    def _finish(
-        self, run: str, status: RunStatus, artifact: Artifact | None = None, error: BaseException | None = None
-    ) -> None:
-        metrics = artifact.metrics if artifact else {}
-        text = (str(error) or type(error).__name__) if error else None
-        self.workspace.registry.finish_run(run, status, artifact.digest if artifact else None, text, metrics)
-        if self.tracker:
-            tags = {"cupola.artifact": artifact.digest, "cupola.path": str(artifact.path)} if artifact else {}
-            self.tracker.end_run(run, status, metrics=metrics, tags=tags)
 
     def _known_inputs(self, name: str) -> Taken | None:
         for parent in self.recipe.parents(name):
@@ -302,16 +252,3 @@ class Session:
                 f"stage {name} needs {reference}, which has not been run. Run it first, or add it to --only."
             )
         return self.outcomes[reference].artifact
-
-
-def _status_of(error: BaseException) -> RunStatus:
-    if isinstance(error, DetachedError):
-        return "detached"
-    return "cancelled" if isinstance(error, CancelledError) else "failed"
-
-
-def _as_cancellation(error: BaseException, name: str) -> BaseException:
-    """Turn signals into CancelledError; other exceptions stay unchanged."""
-    if isinstance(error, Exception):
-        return error
-    return CancelledError(f"stage {name} was cancelled. Finished work is kept. Run the same command to resume.")

@@ -162,7 +162,7 @@ def test_every_interrupted_stage_is_recorded_as_cancelled(session: Callable[...,
     original = opened._make
 
     def slow(name: str, *rest: object) -> object:
-        with opened._recorded(name, opened.workspace.root, None):
+        with opened.records.of_stage(name, opened.workspace.root, None):
             stages(name)
         return original(name, *rest)  # type: ignore[arg-type]
 
