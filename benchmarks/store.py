@@ -3,9 +3,10 @@
     .venv/bin/python benchmarks/store.py [--small 1000] [--small-kb 64] [--large-gb 5] [--rounds 3] [--folder DIR]
 
 What is moved is one artifact: `--small` files of `--small-kb` kB each, or one file of `--large-gb` GB. boto3 moves the
-same files with `upload_file` and `download_file` from a thread pool of the same size as the store's, with its own
-settings; with awscrt installed a third contender is its CRT client. Methods take turns, in rounds. The store also
-checks every file's BLAKE3 after a download and writes a manifest; boto3 does neither. Every byte is random.
+same files through one transfer manager with boto3's own settings. The methods take turns, in rounds; no round begins
+that would end after `--minutes`. The store also checks every file's BLAKE3 after a download and writes a manifest; boto3
+does neither. Every byte is random. On the disk are at most three copies of a file, all removed at the end. Processor
+seconds tell more than megabytes per second if other work keeps the machine busy.
 """
 
 import argparse
@@ -18,30 +19,53 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import boto3
-from boto3.s3.transfer import TransferConfig
+import psutil
+from boto3.s3.transfer import TransferConfig, create_transfer_manager
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from cupola_platform.artifacts import seal
+from cupola_platform.artifacts import Artifact, seal
 from cupola_platform.store import LocalStore
 from cupola_platform.store.s3 import S3Store
-from cupola_platform.store.transfer import AT_ONCE
 
 BUCKET = "benchmark"
+COPIES = 3
+"""Of the files of a case on the disk at a time: the source, the server's, and the download."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What an upload or a download took, in seconds."""
+
+    wall: float
+    client: float
+    """Of processor time."""
+    server: float
+
+
+@dataclass(frozen=True)
+class Server:
+    url: str
+    process: psutil.Process
+
+    def taken(self, work: Callable[[], object]) -> Taken:
+        os.sync()
+        before = (time.perf_counter(), time.process_time(), sum(self.process.cpu_times()[:2]))
+        work()
+        after = (time.perf_counter(), time.process_time(), sum(self.process.cpu_times()[:2]))
+        return Taken(*(end - start for start, end in zip(before, after, strict=True)))
 
 
 @contextmanager
-def seaweedfs(folder: Path) -> Iterator[str]:
-    """A running server. Yields its URL."""
+def seaweedfs(folder: Path) -> Iterator[Server]:
+    """A running server."""
     identity = {"name": "all", "credentials": [{"accessKey": "key", "secretKey": "secret"}], "actions": ["Admin"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     os.environ.update(AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret", AWS_DEFAULT_REGION="us-east-1")
@@ -58,7 +82,7 @@ def seaweedfs(folder: Path) -> Iterator[str]:
     url = f"http://127.0.0.1:{ports['s3.port']}"
     try:
         wait_for(url)
-        yield url
+        yield Server(url, psutil.Process(server.pid))
     finally:
         server.kill()
         server.wait()
@@ -78,9 +102,8 @@ def wait_for(url: str) -> None:
     until = time.monotonic() + 90
     while True:
         try:
-            with suppress(ClientError):
-                client(url).create_bucket(Bucket=BUCKET)
-            client(url).put_object(Bucket=BUCKET, Key="ready", Body=b"1")
+            with emptied(url) as s3:
+                s3.put_object(Bucket=BUCKET, Key="ready", Body=b"1")
             return
         except (ClientError, BotoCoreError):
             if time.monotonic() > until:
@@ -90,8 +113,18 @@ def wait_for(url: str) -> None:
 
 def client(url: str) -> Any:
     style: Any = {"addressing_style": "path"}
-    config = Config(s3=style, max_pool_connections=4 * AT_ONCE)
-    return boto3.Session().client("s3", endpoint_url=url, config=config)
+    return boto3.Session().client("s3", endpoint_url=url, config=Config(s3=style))
+
+
+@contextmanager
+def emptied(url: str) -> Iterator[Any]:
+    """A client and a new bucket, which is removed with all that it holds: single objects would stay on the disk until
+    the server compacts."""
+    s3 = client(url)
+    with suppress(s3.exceptions.BucketAlreadyOwnedByYou):
+        s3.create_bucket(Bucket=BUCKET)
+    yield s3
+    s3.delete_bucket(Bucket=BUCKET)
 
 
 def make(folder: Path, files: int, size: int) -> None:
@@ -103,62 +136,46 @@ def make(folder: Path, files: int, size: int) -> None:
                 file.write(os.urandom(min(1 << 24, size - start)))
 
 
-def seconds(work: Callable[[], object]) -> float:
-    os.sync()
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+def ours(server: Server, sealed: Artifact, scratch: Path) -> tuple[Taken, Taken]:
+    """An upload and a download by the store."""
+    shutil.copytree(sealed.path, scratch / "put", copy_function=os.link)  # the store takes the folder over
+    here = S3Store(f"s3://{BUCKET}", cache=LocalStore(scratch / "here"), endpoint_url=server.url)
+    there = S3Store(f"s3://{BUCKET}", cache=LocalStore(scratch / "there"), endpoint_url=server.url)
+    up = server.taken(lambda: here.put(Artifact(scratch / "put", sealed.manifest)))
+    return up, server.taken(lambda: there.get(sealed.digest))
 
 
-def ours(url: str, source: Path, scratch: Path) -> tuple[float, float]:
-    """Seconds of an upload and a download of the store."""
-    prefix = uuid.uuid4().hex
-    sealed = seal(source, kind="benchmark")
-    shutil.copytree(source, scratch / "put", copy_function=os.link)  # the store takes the folder over
-    here = S3Store(f"s3://{BUCKET}/{prefix}", cache=LocalStore(scratch / "here"), endpoint_url=url)
-    there = S3Store(f"s3://{BUCKET}/{prefix}", cache=LocalStore(scratch / "there"), endpoint_url=url)
-    up = seconds(lambda: here.put(type(sealed)(scratch / "put", sealed.manifest)))
-    down = seconds(lambda: there.get(sealed.digest))
-    there.withdraw(sealed.digest)
+def boto(server: Server, sealed: Artifact, scratch: Path) -> tuple[Taken, Taken]:
+    """The same by boto3's transfer manager."""
+    s3, files = client(server.url), [file.path for file in sealed.manifest.files]
+    config = TransferConfig(preferred_transfer_client="classic")
+
+    def each(begin: Callable[[Any, str], Any]) -> None:
+        with create_transfer_manager(s3, config) as manager:
+            for future in [begin(manager, file) for file in files]:
+                future.result()
+
+    up = server.taken(lambda: each(lambda to, file: to.upload(str(sealed.path / file), BUCKET, file)))
+    down = server.taken(lambda: each(lambda of, file: of.download(BUCKET, file, str(scratch / file))))
     return up, down
 
 
-def boto(url: str, source: Path, scratch: Path, *, crt: bool) -> tuple[float, float]:
-    """The same of boto3's transfer manager, or of its CRT client."""
-    prefix, s3 = uuid.uuid4().hex, client(url)
-    config = TransferConfig(preferred_transfer_client="crt" if crt else "classic")
-    files = sorted(source.glob("*.bin"))
-    target = scratch / "there"
-    target.mkdir()
-
-    def each(work: Callable[[Path], object]) -> None:
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(work, files))
-
-    up = seconds(lambda: each(lambda file: s3.upload_file(str(file), BUCKET, f"{prefix}/{file.name}", Config=config)))
-    down = seconds(
-        lambda: each(
-            lambda file: s3.download_file(BUCKET, f"{prefix}/{file.name}", str(target / file.name), Config=config)
-        )
-    )
-    for file in files:
-        s3.delete_object(Bucket=BUCKET, Key=f"{prefix}/{file.name}")
-    return up, down
+METHODS = {"store": ours, "boto3": boto}
 
 
-def measure(url: str, source: Path, rounds: int, folder: Path) -> dict[str, list[tuple[float, float]]]:
-    methods: dict[str, Callable[[str, Path, Path], tuple[float, float]]] = {
-        "store": ours,
-        "boto3": lambda *given: boto(*given, crt=False),
-    }
-    if find_spec("awscrt"):
-        methods["boto3, CRT"] = lambda *given: boto(*given, crt=True)
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in methods}
+def measure(
+    server: Server, sealed: Artifact, rounds: int, until: float, folder: Path
+) -> dict[str, list[tuple[Taken, Taken]]]:
+    found: dict[str, list[tuple[Taken, Taken]]] = {name: [] for name in METHODS}
+    longest = 0.0
     for number in range(rounds):
-        order = list(methods) if number % 2 == 0 else list(reversed(methods))
-        for name in order:
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                found[name].append(methods[name](url, source, Path(scratch)))
+        began = time.monotonic()
+        if number and began + longest > until:
+            break
+        for name in [*METHODS] if number % 2 == 0 else reversed(METHODS):
+            with tempfile.TemporaryDirectory(dir=folder) as scratch, emptied(server.url):
+                found[name].append(METHODS[name](server, sealed, Path(scratch)))
+        longest = max(longest, time.monotonic() - began)
     return found
 
 
@@ -171,30 +188,37 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=None, help="where the server keeps its files, and the client its"
     )
+    parser.add_argument("--minutes", type=float, default=14.0, help="limit for all rounds together")
     options = parser.parse_args()
+    until = time.monotonic() + 60 * options.minutes
     cases = {
         f"{options.small:,} files of {options.small_kb} kB": (options.small, options.small_kb * 1000),
         f"one file of {options.large_gb:g} GB": (1, int(options.large_gb * 1e9)),
     }
     with tempfile.TemporaryDirectory(dir=options.folder) as top:
+        needed = COPIES * max(files * size for files, size in cases.values())
+        if shutil.disk_usage(top).free < needed:
+            sys.exit(f"{top} needs {needed / 1e9:.1f} GB free. Set --folder, or a smaller --large-gb.")
         (Path(top) / "server").mkdir()
-        with seaweedfs(Path(top) / "server") as url:
+        with seaweedfs(Path(top) / "server") as server:
             for number, (case, (files, size)) in enumerate(cases.items()):
                 if not files or not size:
                     continue
                 make(source := Path(top) / f"files{number}", files, size)
-                for name, times in measure(url, source, options.rounds, Path(top)).items():
-                    report(case, name, files * size, times)
+                found = measure(server, seal(source, kind="benchmark"), options.rounds, until, Path(top))
+                for name, rounds in found.items():
+                    report(case, name, files * size, rounds)
                 shutil.rmtree(source)
 
 
-def report(case: str, name: str, size: int, times: list[tuple[float, float]]) -> None:
-    for what, taken in zip(("upload", "download"), zip(*times, strict=True), strict=True):
-        rates = sorted(size / 1e6 / each for each in taken)
-        middle = statistics.median(rates)
+def report(case: str, name: str, size: int, rounds: list[tuple[Taken, Taken]]) -> None:
+    for what, taken in zip(("upload", "download"), zip(*rounds, strict=True), strict=True):
+        rates = sorted(size / 1e6 / each.wall for each in taken)
         print(
-            f"{case}  {what:<8}  {name:<10}  median {middle:7.1f} MB/s ({rates[0]:.1f} to {rates[-1]:.1f}), "
-            f"{statistics.median(taken):6.2f} s",
+            f"{case}  {what:<8}  {name:<5}  median {statistics.median(rates):6.1f} MB/s "
+            f"({rates[0]:.1f} to {rates[-1]:.1f}, {len(rates)} rounds); processor seconds: client "
+            f"{statistics.median(each.client for each in taken):.2f}, server "
+            f"{statistics.median(each.server for each in taken):.2f}",
             flush=True,
         )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -72,5 +73,5 @@ def _refusals(url: str) -> Iterator[None]:
     except ClientError as error:
         code = error.response["Error"]["Code"]
         raise SourceError(f"{url} cannot be read: {code}. Check the bucket, the key and AWS_ACCESS_KEY_ID.") from None
-    except BotoCoreError as error:
+    except (BotoCoreError, Boto3Error) as error:
         raise SourceError(f"{url} cannot be read: {error} Check s3_endpoint_url and the credentials.") from None

@@ -1,6 +1,6 @@
 """Plain objects under a name in the bucket: what the nodes of a job exchange if they share no folder."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
@@ -10,6 +10,8 @@ from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
 
 from cupola_platform.errors import NotFoundError
+from cupola_platform.store import transfer
+from cupola_platform.store.transfer import Item
 
 ABSENT = ("NoSuchKey", "404", "NotFound")
 REMOVED_AT_ONCE = 1000
@@ -62,12 +64,11 @@ class Objects:
                 if not once or error.response["Error"]["Code"] not in ("PreconditionFailed", "412"):
                     raise
 
-    def upload(self, name: str, path: Path) -> None:
-        """Write an object from a file, large ones in parts."""
+    def upload(self, files: Mapping[str, Path]) -> None:
+        """Write objects from files, by name, large ones in parts. The server checks a checksum of every part."""
+        items = [Item(path, self.prefix + name, path.stat().st_size) for name, path in files.items()]
         with self._refusals():
-            self._s3.upload_file(
-                str(path), self.bucket, self.prefix + name, ExtraArgs={"ChecksumAlgorithm": "SHA256"}, Config=_parts()
-            )
+            transfer.upload(self._s3, self.bucket, items)
 
     def download(self, name: str, path: Path) -> None:
         """Write an object into a file."""

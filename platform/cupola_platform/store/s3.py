@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
@@ -245,7 +246,7 @@ class S3Store:
             ) from None
         except ClientError as error:
             raise _refusal(error, where) from None
-        except BotoCoreError as error:
+        except (BotoCoreError, Boto3Error) as error:
             raise StoreError(f"{where} cannot be reached: {error} Check s3_endpoint_url and the network.") from None
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PARTS = "parts"
 AT_ONCE = 4
-"""Files that a node sends or fetches at once."""
+"""Files that a node fetches at once."""
 STAGED = ".upload"
 """Folder of a job's folder with what is on its way to the store."""
 LARGE = ".bin"
@@ -208,9 +208,7 @@ class Parts:
         sizes = {file.path: file.size for file in each.artifact.manifest.files}
         folder = each.artifact.path
         lacking = [path for path in each.held if there.get(path, (-1, ""))[0] != sizes[path]]
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            for _ in pool.map(lambda path: self.objects.upload(f"{each.name}/{path}", folder / path), lacking):
-                pass
+        self.objects.upload({f"{each.name}/{path}": folder / path for path in lacking})
         there = self.objects.under(each.name).sizes()
         whole = all(there.get(path, (-1, ""))[0] == size for path, size in sizes.items())
         if whole and _is_wanted(each, {self._name(artifact) for artifact in self.local()}):

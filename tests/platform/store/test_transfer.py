@@ -44,12 +44,6 @@ def test_files_of_every_size_arrive_whole(s3: Any, tmp_path: Path, parts_of_5_mi
     assert [len(item.parts()) for item in items] == [1, 1, 1, 1, 2, 3]
 
 
-def test_parts_grow_with_files_that_would_have_too_many(tmp_path: Path) -> None:
-    parts = Item(tmp_path, "x", 700 << 30, "").parts()
-    assert len(parts) <= 10_000
-    assert sum(length for _, length in parts) == 700 << 30
-
-
 def test_a_download_whose_connection_breaks_is_tried_again(
     s3: Any, tmp_path: Path, parts_of_5_mib: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,9 +81,8 @@ def test_training_may_remove_a_checkpoint_before_it_is_sent_unless_it_went_back(
         first, second = node(objects, tmp_path / "a", step, 0), node(objects, tmp_path / "b", step, 1)
     first.stage()
     second.stage()
-    first.objects.upload(
-        f"{second.made()[0].name}/training.json", tmp_path / "a/checkpoints/step_00000005/training.json"
-    )
+    begun = f"{second.made()[0].name}/training.json"
+    first.objects.upload({begun: tmp_path / "a/checkpoints/step_00000005/training.json"})
     for name in "ab":
         shutil.rmtree(tmp_path / name / "checkpoints/step_00000005")
     first.send()

@@ -33,8 +33,9 @@ def checkpoint(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     store = S3Store(
         f"s3://{s3.bucket}/{tmp_path.name}", cache=LocalStore(tmp_path / "cache"), endpoint_url=s3.endpoint_url
     )
-    for path in folder.rglob("*.bin"):
-        store.objects("there").upload(path.relative_to(folder).as_posix(), path)
+    shards = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.bin")}
+    store.objects("there").upload(shards)
+    for path in shards.values():
         path.unlink()
     Elsewhere(at="there").write(folder)
     variables = {

@@ -234,12 +234,10 @@ class Sender:
                     f"Artifact {digest[:12]} is not in the store, so the nodes cannot fetch it. Make it again with "
                     "store_url set."
                 ) from None
-        inputs = self.objects.under(INPUTS)
-        for relative in sorted(written.sent):
-            path = self.contract.home / relative
-            for each in sorted(path.rglob("*")) if path.is_dir() else [path]:
-                if each.is_file():
-                    inputs.upload(each.relative_to(self.contract.home).as_posix(), each)
+        home = self.contract.home
+        paths = [home / relative for relative in sorted(written.sent)]
+        files = [each for path in paths for each in (path.rglob("*") if path.is_dir() else [path]) if each.is_file()]
+        self.objects.under(INPUTS).upload({each.relative_to(home).as_posix(): each for each in files})
         self.files.put(file.name, written.text.encode())
 
     def send_state(self) -> None:
