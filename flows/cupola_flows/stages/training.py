@@ -94,7 +94,6 @@ class TrainStage(Stage, TrainSettings, LayoutSettings):
             reset_at_documents=getattr(self, "reset_at_documents", False),
             lengths=self.lengths(),
             copying=getattr(self, "copying", None),
-            pack=getattr(self, "pack", False) and layout.cp == 1,
         )
 
     def lengths(self) -> LengthSchedule | None:

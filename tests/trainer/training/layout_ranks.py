@@ -64,6 +64,8 @@ MODELS = {
     "scalar": replace(DENSE, head="scalar"),
     "scalar_moe": replace(MOE, head="scalar"),
     "logits": DENSE,
+    "packed": DENSE,
+    "packed_odd": replace(DENSE, hidden_size=48, num_attention_heads=6, num_query_groups=2),
     "gemma2": replace(
         DENSE,
         head_dim=24,
@@ -78,8 +80,25 @@ MODELS = {
         scale_embeddings=True,
     ),
 }
+MODELS |= {f"packed_{name}": MODELS[name] for name in ("moe", "dual_chunk", "gemma2")}
 
 LAYOUTS = {
+    "packed one process": LayoutConfig(),
+    "packed selective recompute": LayoutConfig(recompute="selective"),
+    "packed full recompute": LayoutConfig(recompute="full"),
+    "packed tp2 sp": LayoutConfig(tp=2, sp=True),
+    "packed pp2 vp2": LayoutConfig(pp=2, vp=2),
+    "packed cp2": LayoutConfig(cp=2),
+    "packed_odd one process": LayoutConfig(),
+    "packed_odd cp4": LayoutConfig(cp=4),
+    "packed_odd tp2 cp2": LayoutConfig(tp=2, cp=2),
+    "packed_moe one process": LayoutConfig(),
+    "packed_moe cp2 ep2": LayoutConfig(cp=2, ep=2),
+    "packed_dual_chunk one process": LayoutConfig(),
+    "packed_dual_chunk cp2": LayoutConfig(cp=2),
+    "packed_gemma2 one process": LayoutConfig(),
+    "packed_gemma2 cp2": LayoutConfig(cp=2),
+    "dual_chunk cp2": LayoutConfig(cp=2),
     "dense one process": LayoutConfig(),
     "dense tp2": LayoutConfig(tp=2),
     "dense tp2 sp": LayoutConfig(tp=2, sp=True),
@@ -225,6 +244,16 @@ class MaskedWords(Objective):
         return (output.float() * batch["loss_mask"]).sum(), self.count(batch), {}
 
 
+class PackedWords(MaskedWords):
+    """Several texts in a row, of one token and more."""
+
+    name = "packed_words"
+
+    def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+        starts = torch.from_numpy(np.stack([sample["tokens"][:-1] % 7 == 0 for sample in samples]))
+        return {**super().collate(samples), "segments": starts.cumsum(dim=1)}
+
+
 class Values(MaskedWords):
     """Regression with a scalar head: squared distances from a target derived from each token."""
 
@@ -256,6 +285,8 @@ def batches_of(objective: Objective, step: int) -> list[Batch]:
 
 
 def objective_of(name: str) -> MaskedWords:
+    if name.startswith("packed"):
+        return PackedWords()
     return Logits() if name.startswith("logits") else Values() if name.startswith("scalar") else MaskedWords()
 
 

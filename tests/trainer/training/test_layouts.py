@@ -31,9 +31,19 @@ NAMES = (
     "llama tp2 sp", "qk_norm tp2", "qk_norm tp2 sp", "qk_norm cp2", "dual_chunk tp2 sp", "dual_chunk pp2 vp2",
     "logn cp2", "gemma2 tp2 sp", "gemma2 pp2 vp2", "gemma2 cp2", "gemma2 dp2 overlap",
     "scalar tp2", "scalar tp2 sp", "scalar pp2 vp2", "scalar cp2", "scalar dp2",
-    "scalar_moe pp2", "logits tp2 sp", "logits cp2",
+    "scalar_moe pp2", "logits tp2 sp", "logits cp2", "dual_chunk cp2",
+    "packed selective recompute", "packed full recompute", "packed tp2 sp", "packed pp2 vp2", "packed cp2",
+    "packed_moe cp2 ep2", "packed_dual_chunk cp2", "packed_gemma2 cp2",
 )  # fmt: skip
-FOUR = ("dense tp2 pp2", "moe tp2 sp ep2 dp2", "bias tp2 sp pp2", "scalar_moe tp2 sp ep2 dp2", "logits tp2 pp2")
+FOUR = (
+    "dense tp2 pp2",
+    "moe tp2 sp ep2 dp2",
+    "bias tp2 sp pp2",
+    "scalar_moe tp2 sp ep2 dp2",
+    "logits tp2 pp2",
+    "packed_odd cp4",
+    "packed_odd tp2 cp2",
+)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ def validate_layout(
     batch: BatchConfig | None = None,
     *,
     reset_at_documents: bool = False,
-    pack: bool = False,
     lengths: LengthSchedule | None = None,
     copying: CopyingConfig | None = None,
     ranks: int | None = None,
@@ -23,7 +22,6 @@ def validate_layout(
     """Check that the model and its batches can be trained in a layout.
 
     Args:
-        pack: whether rows hold several conversations, each attending only to itself.
         lengths: schedule of sequence lengths; None for full rows throughout.
         copying: settings of repeated pieces; None for plain text.
         ranks: processes that the launcher has; None to skip that check.
@@ -39,15 +37,8 @@ def validate_layout(
         _check_batch(model, layout, batch)
     if batch and lengths:
         _check_lengths(lengths, layout, batch)
-    _check_chunks(model, layout)
     if batch and copying:
         _check_copying(copying, batch, lengths, reset_at_documents)
-    if batch and (reset_at_documents or pack):
-        _check_packing(model, batch, "reset_at_documents" if reset_at_documents else "pack")
-    if reset_at_documents and layout.cp > 1:
-        raise ConfigError(
-            f"reset_at_documents with cp={layout.cp}: context-parallel attention takes no mask. Use cp=1."
-        )
 
 
 def of_its_own(model: ModelConfig, layout: LayoutConfig) -> LayoutConfig:
@@ -151,24 +142,6 @@ def _check_copying(
 
 def _nearest_divisor(value: int, near: int) -> int:
     return min(_divisors(value), key=lambda size: abs(size - near))
-
-
-def _check_chunks(model: ModelConfig, layout: LayoutConfig) -> None:
-    if model.dual_chunk and layout.cp > 1:
-        raise ConfigError(
-            f"dual_chunk with cp={layout.cp}: context-parallel ranks hold parts of several chunks. Use cp=1; dual "
-            "chunk attention needs only memory linear in the length."
-        )
-
-
-def _check_packing(model: ModelConfig, batch: BatchConfig, option: str) -> None:
-    alone = model.relative_within
-    if alone and batch.sequence_length > alone:
-        raise ConfigError(
-            f"{option}=true with sequence_length={batch.sequence_length}: dual_chunk and length_scaling depend on "
-            f"the position in the row, so texts cannot share rows longer than {alone} tokens. "
-            f"Use {option}=false, or sequence_length={alone}."
-        )
 
 
 def _check_divides(name: str, value: int, divisor: str, by: int) -> None:

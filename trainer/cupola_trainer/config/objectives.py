@@ -40,7 +40,7 @@ class PackingSettings(Strict):
     """How conversations are packed into rows."""
 
     pack: bool = True
-    """Pack several conversations per row, each attending only to itself. Off, or with cp > 1: one per row, padded."""
+    """Pack several conversations per row, each attending only to itself. Off: one per row, padded."""
 
 
 def check_replay(pretraining: Path | str | None, share: float) -> None:

@@ -6,20 +6,23 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from cupola_trainer import runtime
-from cupola_trainer.models.attention import zigzag
+from cupola_trainer.models.contexts import zigzag
 
 Batch = dict[str, Tensor]
-"""tokens, labels, position_ids, loss_mask [b, s], plus the objective's own: [b, s, ...] per token, or other shapes."""
+"""tokens, labels, position_ids, loss_mask [b, s], plus the objective's own: [b, s, ...] per token, or other shapes.
+
+Rows of several texts also have "segments" [b, s], the text that each token belongs to: whole rows, on the host."""
 
 
 def to_rank(batch: Batch) -> Batch:
     """Move a collated batch to this rank's device and keep its part of each sequence."""
+    whole = {"segments": batch["segments"]} if "segments" in batch else {}
     size = parallel_state.get_context_parallel_world_size()
     if size > 1:
         length = batch["tokens"].size(1)
         positions = zigzag(length // size, parallel_state.get_context_parallel_rank(), size)
         batch = {name: _local_part(tensor, length, positions) for name, tensor in batch.items()}
-    return {name: tensor.to(runtime.device()) for name, tensor in batch.items()}
+    return {name: tensor.to(runtime.device()) for name, tensor in batch.items()} | whole
 
 
 def from_context_ranks(values: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from cupola_trainer.data.batches import Batch
+from cupola_trainer.models.texts import Texts
 
 Chunks = list[torch.nn.Module]
 Reads = Literal["token_losses", "values", "logits"]
@@ -36,7 +37,7 @@ def run(chunks: Chunks, batches: Sequence[Batch], step: Any, *, forward_only: bo
 
 def forward(batch: Batch, chunk: torch.nn.Module, reads: Reads) -> Tensor:
     """The model output selected by `reads` on the last pipeline stage, hidden states on the others."""
-    mask = batch.get("attention_mask")  # for packed rows; None: causal
+    packed = {"packed_seq_params": Texts.of(batch["segments"])} if "segments" in batch else {}
     labels = {"labels": batch["labels"], "loss_mask": batch["loss_mask"]} if reads == "token_losses" else {}
-    output: Tensor = chunk(batch["tokens"], batch["position_ids"], mask, **labels)
+    output: Tensor = chunk(batch["tokens"], batch["position_ids"], None, **packed, **labels)
     return output

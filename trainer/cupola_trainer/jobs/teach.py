@@ -15,6 +15,7 @@ from cupola_trainer import runtime
 from cupola_trainer.config import TeachJob
 from cupola_trainer.config.model.sizes import parameter_count
 from cupola_trainer.data.teachings import digest
+from cupola_trainer.forward.schedule import forward
 from cupola_trainer.generation.loading import check_whole, load
 from cupola_trainer.objectives.base import Objective
 from cupola_trainer.objectives.batches import collate
@@ -73,7 +74,7 @@ def run(job: TeachJob) -> None:
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def _top_k(model: torch.nn.Module, batch: Mapping[str, torch.Tensor], job: TeachJob) -> tuple[np.ndarray, np.ndarray]:
     """The most likely tokens and their log-probabilities [b, s, k]."""
-    logits = model(batch["tokens"], batch["position_ids"], batch.get("attention_mask"))
+    logits = forward(dict(batch), model, "logits")
     group = parallel_state.get_tensor_model_parallel_group()
     logprobs, tokens = vocabulary_topk(logits / job.temperature, job.top_k, group)
     return tokens.int().cpu().numpy(), logprobs.cpu().numpy()

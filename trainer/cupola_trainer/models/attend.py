@@ -13,6 +13,7 @@ from cupola_trainer.config.model.positions import LengthScaling
 from cupola_trainer.kernels.causal_attention import causal_attention
 from cupola_trainer.models.decoder_config import DecoderConfig
 from cupola_trainer.models.dual_chunks import DualChunks
+from cupola_trainer.models.texts import Texts
 
 SHORT = 512
 """Longest sequence whose scores are kept for backward: they take as much memory as the layer's activations."""
@@ -90,6 +91,14 @@ class Attend:
             scale=self.scale,
             enable_gqa=query.size(1) != key.size(1),
         )
+
+    def each_text(self, query: Tensor, key: Tensor, value: Tensor, texts: Texts) -> Tensor:
+        """Causal attention of whole rows, as `__call__`, within each of their texts."""
+        rows = []
+        for row, lengths in enumerate(texts.lengths):
+            parts = (each[row : row + 1].split(lengths, dim=2) for each in (query, key, value))
+            rows.append(torch.cat([self(*text) for text in zip(*parts, strict=True)], dim=2))
+        return torch.cat(rows)
 
     def one(
         self,

@@ -1,11 +1,11 @@
 """Attention with torch's scaled_dot_product_attention, and an RMSNorm for sequence parallelism."""
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
-from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
@@ -14,7 +14,9 @@ from torch import Tensor
 from cupola_trainer import runtime
 from cupola_trainer.kernels.rms_norm import rms_norm
 from cupola_trainer.models.attend import Attend
+from cupola_trainer.models.contexts import across_contexts
 from cupola_trainer.models.decoder_config import DecoderConfig
+from cupola_trainer.models.texts import Texts
 
 
 class TorchRMSNorm(torch.nn.RMSNorm):
@@ -35,11 +37,8 @@ class TorchRMSNorm(torch.nn.RMSNorm):
 
 
 class TorchAttention(MegatronModule):
-    """Causal grouped-query attention, without a materialized mask where possible; context parallelism gathers K and V.
-
-    A mask [b, 1, q, k] (True: hidden), as for decoding padded prompts, replaces causality. With more keys than queries
-    and no mask, the queries are the last positions.
-    """
+    """Causal grouped-query attention. Several texts in a row attend each to itself; context-parallel ranks exchange
+    tokens for heads. No tensor is quadratic in the length."""
 
     def __init__(
         self,
@@ -61,32 +60,16 @@ class TorchAttention(MegatronModule):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor | None = None,
+        attention_mask: None = None,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: Tensor | None = None,
-        packed_seq_params: Any = None,
+        packed_seq_params: Texts | None = None,
     ) -> Tensor:
-        """query [q, b, heads, d], key and value [k, b, groups, d] -> [q, b, heads * d]."""
-        visible = None if attention_mask is None else ~attention_mask
-        positions = None
+        """query [s, b, heads, d], key and value [s, b, groups, d] -> [s, b, heads * d]."""
+        assert attention_mask is None
+        core = partial(self.attend.each_text, texts=packed_seq_params) if packed_seq_params else self.attend
         if self.cp_group.size() > 1:
-            key = gather_from_sequence_parallel_region(key, group=self.cp_group)
-            value = gather_from_sequence_parallel_region(value, group=self.cp_group)
-            positions = self._positions(query.size(0), query.device)
-        q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))  # [b, heads, s, d]
-        output = self.attend(q, k, v, visible, positions)
-        return output.permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), -1)
-
-    def _positions(self, local_length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Positions of this rank's queries and of the gathered keys, in the order of `zigzag`."""
-        size = self.cp_group.size()
-        ranks = [zigzag(local_length, rank, size).to(device) for rank in range(size)]
-        return ranks[self.cp_group.rank()], torch.cat(ranks)
-
-
-def zigzag(local_length: int, rank: int, size: int) -> Tensor:
-    """Global positions of a context-parallel rank's tokens: chunks `rank` and `2 * size - 1 - rank`, which balances
-    causal attention."""
-    chunk = local_length // 2
-    positions = torch.arange(chunk)
-    return torch.cat([positions + rank * chunk, positions + (2 * size - 1 - rank) * chunk])
+            output = across_contexts(core, query, key, value, self.cp_group)
+        else:
+            output = core(*(each.permute(1, 2, 0, 3) for each in (query, key, value))).permute(2, 0, 1, 3)
+        return output.reshape(query.size(0), query.size(1), -1)

@@ -1,15 +1,19 @@
 """Megatron's GPTModel with what some families add outside the layers."""
 
 import math
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
 
+from cupola_trainer import runtime
 from cupola_trainer.config.model.architecture import ModelConfig
+from cupola_trainer.models.contexts import zigzag
 from cupola_trainer.models.decoder_config import DecoderConfig
 from cupola_trainer.models.output import ModelWithLoss
 from cupola_trainer.models.rope import Rotary
 from cupola_trainer.models.specs import decoder
+from cupola_trainer.models.texts import Texts
 
 
 class LanguageModel(ModelWithLoss):
@@ -34,3 +38,16 @@ class LanguageModel(ModelWithLoss):
             # rounded to the weights' precision, as in Gemma's training
             scale = torch.tensor(math.sqrt(model.hidden_size), dtype=config.params_dtype, device="cpu").item()
             self.embedding.register_forward_hook(lambda module, inputs, output: output * scale)
+
+    def _preprocess(self, *args: Any, packed_seq_params: Texts | None = None, **kwargs: Any) -> tuple[Any, ...]:
+        """Megatron's, but that positions start anew in each of several texts."""
+        made: tuple[Any, ...] = super()._preprocess(*args, **kwargs)
+        if packed_seq_params is None:
+            return made
+        places = packed_seq_params.places()
+        cp = self.pg_collection.cp
+        if cp.size() > 1:
+            own = zigzag(places[0].size(1) // cp.size(), cp.rank(), cp.size())
+            places = places[0][:, own], places[1][:, own]
+        angles = self.rotary_pos_emb.at(*(each.to(runtime.device()) for each in places))
+        return made[0], angles.transpose(0, 1)[:, :, None], *made[2:]

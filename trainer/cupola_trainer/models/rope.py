@@ -79,12 +79,16 @@ class Rotary(RotaryEmbedding):
         positions = self._within_chunk(places).float()
         return torch.outer(positions, inverse_frequencies(self.model, max_seq_len).to(positions.device))
 
-    def at(self, positions: Tensor) -> Tensor:
-        """Angles [b, s, head_dim] of integer positions [b, s]; a row's length is its largest position + 1."""
-        frequencies = inverse_frequencies(self.model, positions.amax(dim=1) + 1).to(positions.device)
-        angles = self._within_chunk(positions)[..., None] * (
-            frequencies[:, None] if frequencies.dim() == 2 else frequencies
-        )
+    def at(self, positions: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Angles [b, s, head_dim] of integer positions [b, s].
+
+        Args:
+            lengths: [b, s], the length of each token's text; None if a row is one text, up to its largest position.
+        """
+        if lengths is None:
+            lengths = positions.amax(dim=1, keepdim=True) + 1
+        frequencies = inverse_frequencies(self.model, lengths).to(positions.device)  # [b, s or 1, d / 2] or [d / 2]
+        angles = self._within_chunk(positions)[..., None] * frequencies
         return torch.cat([angles, angles], dim=-1)
 
     def _within_chunk(self, positions: Tensor) -> Tensor:

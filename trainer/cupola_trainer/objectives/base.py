@@ -51,7 +51,7 @@ class Objective(ABC):
     def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
         """tokens, labels, position_ids [b, s] int64; loss_mask [b, s] float32; and whatever else `loss` needs.
 
-        For packed rows also attention_mask [b, 1, s, s], true where a query must not attend to a key.
+        For rows of several texts also segments [b, s], the text that each token belongs to.
         """
 
     @abstractmethod

@@ -13,7 +13,7 @@ from cupola_trainer.data.batches import Batch
 from cupola_trainer.data.pretraining import tokens
 from cupola_trainer.data.pretraining.copying import Copying
 from cupola_trainer.data.pretraining.lengths import Lengths, cut
-from cupola_trainer.data.pretraining.packing import document_segments, hidden
+from cupola_trainer.data.pretraining.packing import document_segments
 from cupola_trainer.objectives.base import Objective
 from cupola_trainer.objectives.inputs import ObjectiveInputs
 
@@ -84,7 +84,7 @@ class NextTokenObjective(Objective):
             batch = cut(batch, int(samples[0]["sequence_length"]))
         if self._end is not None:
             segments, ends = document_segments(batch["tokens"], self._end)
-            batch["attention_mask"] = hidden(segments)
+            batch["segments"] = segments
             batch["loss_mask"] = batch["loss_mask"].masked_fill(ends, 0.0)
         return batch
 

@@ -14,7 +14,6 @@ from cupola_trainer.data.batches import Batch
 from cupola_trainer.data.chat import ChatTokenizer
 from cupola_trainer.data.conversations import Sample, load_conversations, refuse_empty
 from cupola_trainer.data.order import order
-from cupola_trainer.data.pretraining.packing import hidden
 from cupola_trainer.objectives import next_token
 from cupola_trainer.objectives.base import Objective
 from cupola_trainer.objectives.inputs import ObjectiveInputs
@@ -32,7 +31,6 @@ def build(inputs: ObjectiveInputs) -> Objective:
     """
     data: SftData = inputs.data
     tokenizer = inputs.chat_tokenizer()
-    data = data.but(pack=data.pack and inputs.layout.cp == 1)  # context-parallel attention takes no mask
     sft = SftObjective(data, tokenizer=tokenizer, sequence_length=inputs.batch.sequence_length, seed=inputs.seed)
     return _with_replay(sft, inputs, data) if data.pretraining else sft
 
@@ -78,11 +76,11 @@ class SftObjective(Objective):
         return self._heldout[index] if index < len(self._heldout) else None
 
     def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
-        """`pad`'s tensors; if packed also "attention_mask" [b, 1, s, s], true (masked) between conversations."""
+        """`pad`'s tensors; if packed also "segments" [b, s], the number of each token's conversation."""
         batch = pad([(sample["tokens"], sample["mask"]) for sample in samples], self.sequence_length)
         if self.packed:
             segments = _right_padded([sample["segments"] for sample in samples], self.sequence_length + 1)
-            batch["attention_mask"] = hidden(torch.from_numpy(segments[:, :-1].copy()))  # 0 for padding
+            batch["segments"] = torch.from_numpy(segments[:, :-1].copy())  # 0 for padding
         return batch
 
     def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

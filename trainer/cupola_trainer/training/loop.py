@@ -72,7 +72,6 @@ def begin(job: TrainJob) -> Run:
         job.layout,
         job.batch,
         reset_at_documents=getattr(job.data, "reset_at_documents", False),
-        pack=getattr(job.data, "pack", False) and job.layout.cp == 1,
         lengths=getattr(job.data, "lengths", None),
         copying=getattr(job.data, "copying", None),
         ranks=runtime.world_size(),

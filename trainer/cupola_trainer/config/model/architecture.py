@@ -186,16 +186,6 @@ class ModelConfig:
         """Sliding window of a layer (from 0) in tokens; None for full attention."""
         return self.attention_windows[layer % len(self.attention_windows)] if self.attention_windows else None
 
-    @property
-    def relative_within(self) -> int | None:
-        """Longest row in which attention depends on distances alone, so that texts can share it; None for any length.
-
-        Dual chunks and length scaling depend on the position in the row.
-        """
-        limits = [self.dual_chunk.stride] if self.dual_chunk else []
-        limits += [self.length_scaling.original_max_position_embeddings] if self.length_scaling else []
-        return min(limits, default=None)
-
     @model_validator(mode="after")
     def _shapes(self) -> "ModelConfig":
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
