@@ -88,8 +88,3 @@ def test_the_rules_and_the_job_schema_load_no_torch() -> None:
         "print('torch' in sys.modules)"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
-
-
-def test_documents_cannot_be_separated_over_context_parallel_ranks() -> None:
-    with pytest.raises(ConfigError, match=r"reset_at_documents with cp=2: .* Use cp=1"):
-        validate_layout(DENSE, LayoutConfig(cp=2), BATCH, reset_at_documents=True)

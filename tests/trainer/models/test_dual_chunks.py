@@ -17,8 +17,7 @@ from torch import Tensor
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer import models, runtime
-from cupola_trainer.config import BatchConfig, LayoutConfig
-from cupola_trainer.config.layout_rules import validate_layout
+from cupola_trainer.config import LayoutConfig
 from cupola_trainer.config.model.architecture import ModelConfig
 from cupola_trainer.config.model.positions import DualChunk, LengthScaling, YarnRope
 from cupola_trainer.conversion.config_json import from_config, to_config
@@ -217,17 +216,6 @@ def test_config_json_stores_chunks_as_qwens_long_models_do() -> None:
 def test_settings_that_exclude_dual_chunks_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         ModelConfig(**SHAPE | change)
-
-
-def test_layouts_and_packing_that_exclude_dual_chunks_are_refused() -> None:
-    model, batch = MODELS["alone"], BatchConfig(sequence_length=64)
-    with pytest.raises(ConfigError, match=r"dual_chunk with cp=2: .* Use cp=1"):
-        validate_layout(model, LayoutConfig(cp=2), batch)
-    with pytest.raises(ConfigError, match=r"reset_at_documents=true with sequence_length=64: .* sequence_length=12\."):
-        validate_layout(model, LayoutConfig(), batch, reset_at_documents=True)
-    with pytest.raises(ConfigError, match=r"pack=true with sequence_length=64: .* Use pack=false"):
-        validate_layout(model, LayoutConfig(), batch, pack=True)
-    validate_layout(model, LayoutConfig(), BatchConfig(sequence_length=12), pack=True)
 
 
 LONG = """

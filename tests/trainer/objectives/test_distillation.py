@@ -21,6 +21,7 @@ from cupola_trainer.config import (
     TeachJob,
     TrainJob,
 )
+from cupola_trainer.forward.schedule import forward
 from cupola_trainer.jobs import teach
 from cupola_trainer.objectives import passes
 from cupola_trainer.objectives.batches import read_batches, training_samples
@@ -93,10 +94,9 @@ def test_the_gradient_equals_torchs(teacher: Path, conversations: Path, chat_tok
 
     total, count = torch.zeros(()), 0.0
     for batch in batches:
-        inputs = batch["tokens"], batch["position_ids"], batch["attention_mask"]
         with torch.no_grad():
-            taught = (theirs(*inputs) / 1.7).log_softmax(-1)
-        trained = (plain(*inputs) / 1.7).log_softmax(-1)
+            taught = (forward(batch, theirs, "logits") / 1.7).log_softmax(-1)
+        trained = (forward(batch, plain, "logits") / 1.7).log_softmax(-1)
         kl = F.kl_div(trained, taught, reduction="none", log_target=True).sum(-1)
         total = total + (kl * batch["loss_mask"]).sum()
         count += float(batch["loss_mask"].sum())

@@ -11,6 +11,7 @@ import torch
 
 from cupola_trainer.config import BatchConfig, ModelConfig, OptimizerConfig, SftData, TrainJob, write_job
 from cupola_trainer.data.batches import Batch
+from cupola_trainer.models.texts import Texts
 from cupola_trainer.objectives.base import Objective
 from cupola_trainer.objectives.replay import ReplayObjective, rows_with_text, text_rows
 from cupola_trainer.objectives.sft import SftObjective
@@ -73,11 +74,11 @@ def test_all_tokens_of_text_but_only_responses_of_conversations_are_trained_on(s
     assert torch.equal(batch["pretraining"], torch.stack([torch.zeros(LENGTH), torch.ones(LENGTH)]))
 
 
-def test_tokens_in_a_packed_text_row_attend_to_all_earlier_ones(sft: SftObjective) -> None:
+def test_a_packed_row_of_pretraining_text_is_one_text(sft: SftObjective) -> None:
     sft.packed = True
     replay = ReplayObjective(sft, Text(), share=0.5)
     batch = replay.collate([replay.sample(1)])
-    assert torch.equal(batch["attention_mask"][0, 0], torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1))
+    assert Texts.of(batch["segments"]).lengths == ((LENGTH,),)
 
 
 def test_the_loss_is_the_mean_over_all_trained_tokens_and_both_parts_are_reported(sft: SftObjective) -> None:

@@ -95,7 +95,10 @@ def test_packed_conversations_have_the_same_losses_as_alone(conversations: Path,
 
     def losses(sft: SftObjective, rows: int) -> tuple[float, float]:
         batch = sft.collate([sft.sample(index) for index in range(rows)])
-        mask = ~batch["attention_mask"] if "attention_mask" in batch else None
+        mask = None
+        if "segments" in batch:
+            same = batch["segments"][:, :, None] == batch["segments"][:, None]
+            mask = same.tril()[:, None]
         with torch.no_grad():
             logits = model(batch["tokens"], attention_mask=mask, position_ids=batch["position_ids"]).logits
         token_losses = F.cross_entropy(logits.transpose(1, 2), batch["labels"], reduction="none")

@@ -12,6 +12,7 @@ from cupola_trainer.generation.cache import attached_cache
 from cupola_trainer.generation.decoding import DecodingLayer, decoding_layers
 from cupola_trainer.generation.sampling import Sampling, choose, token_logprobs, uniforms
 from cupola_trainer.generation.stages import Stages
+from cupola_trainer.models.texts import Texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +111,13 @@ class Batch:
         columns = torch.arange(start, start + tokens.size(1), device=tokens.device)
         positions = (columns - padding).clamp(min=0)
         if not self.padded:
-            return self.stages.forward(tokens, positions, None, layers)
+            return self.stages.forward(tokens, positions, layers=layers)
+        if start == 0:  # padding is a text of its own, which stays finite: a router would spread NaN to other rows
+            paddings = self.padding[rows].tolist()
+            lengths = tuple(tuple(n for n in (each, tokens.size(1) - each) if n) for each in paddings)
+            return self.stages.forward(tokens, positions, texts=Texts(lengths))
         seen = torch.arange(start + tokens.size(1), device=tokens.device)
-        # Padding attends to itself to stay finite: a router would spread NaN to other rows.
-        mask = (seen <= columns[:, None]) & (seen >= padding[:, :, None]) | (seen == columns[:, None])
+        mask = (seen <= columns[:, None]) & (seen >= padding[:, :, None])
         return self.stages.forward(tokens, positions, mask[:, None], layers)
 
     def _choose(self, logits: Tensor | None, uniform: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cupola_trainer.models.attend import Attend
+from cupola_trainer.models.texts import Texts
 
 
 class LayerCache:
@@ -59,11 +60,23 @@ class CachedAttention(torch.nn.Module):
         self.cache = cache
         self.attend = attend
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        packed_seq_params: Texts | None = None,
+        **_: Any,
+    ) -> Tensor:
         """[s, b, heads, head_dim] queries, [s, b, groups, head_dim] keys and values -> [s, b, heads * head_dim]."""
         keys, values = self.cache.append(key, value)
-        positions = places(attention_mask) if attention_mask is not None and self.attend.needs_positions else None
-        out = self.attend(query.permute(1, 2, 0, 3), keys, values, attention_mask, positions)
+        queries = query.permute(1, 2, 0, 3)
+        if packed_seq_params:
+            out = self.attend.each_text(queries, keys, values, packed_seq_params)
+        else:
+            positions = places(attention_mask) if attention_mask is not None and self.attend.needs_positions else None
+            out = self.attend(queries, keys, values, attention_mask, positions)
         return out.permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), -1)
 
 

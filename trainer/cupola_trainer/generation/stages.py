@@ -16,6 +16,7 @@ from megatron.core.utils import unwrap_model
 from torch import Tensor
 
 from cupola_trainer.generation.decoding import DecodingLayer, Turn
+from cupola_trainer.models.texts import Texts
 
 
 class Stages:
@@ -37,7 +38,12 @@ class Stages:
             yield from chunk.decoder.layers
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, mask: Tensor | None, layers: Sequence[DecodingLayer] | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor | None = None,
+        layers: Sequence[DecodingLayer] | None = None,
+        texts: Texts | None = None,
     ) -> Tensor | None:
         """Logits of the last column over the full vocabulary, in fp32: [b, s] -> [b, v]; None before the last stage.
 
@@ -45,9 +51,10 @@ class Stages:
             positions: [b, s].
             mask: [b, 1, s, columns so far], true where a query may attend; None for causal.
             layers: this rank's decoding layers, for a single token; None to use Megatron's layers.
+            texts: the texts in each row, if these are the first columns; None for one.
         """
         rope = self.chunks[0].rotary_pos_emb.at(positions).transpose(0, 1)[:, :, None]  # [s, b, 1, head_dim]
-        through = self._single_token(layers, mask, rope) if layers else self._megatron(mask, rope)
+        through = self._single_token(layers, mask, rope) if layers else self._megatron(mask, rope, texts)
         hidden = None
         for number, chunk in enumerate(self.chunks):
             if chunk.pre_process:
@@ -59,13 +66,17 @@ class Stages:
                 dist.send(hidden.contiguous(), group=self.group, group_dst=(self.stage + 1) % self.stages)
         return self._logits(hidden) if self.last else None
 
-    def _megatron(self, mask: Tensor | None, rope: Tensor) -> Callable[[Any, Tensor | None], Tensor]:
+    def _megatron(
+        self, mask: Tensor | None, rope: Tensor, texts: Texts | None
+    ) -> Callable[[Any, Tensor | None], Tensor]:
         """A function that runs a chunk's layers with Megatron."""
 
         def through(decoder: Any, hidden: Tensor | None) -> Tensor:
             if not decoder.pre_process:
                 decoder.set_input_tensor(hidden)
-            output: Tensor = decoder(hidden_states=hidden, attention_mask=mask, rotary_pos_emb=rope)
+            output: Tensor = decoder(
+                hidden_states=hidden, attention_mask=mask, rotary_pos_emb=rope, packed_seq_params=texts
+            )
             return output
 
         return through

@@ -52,10 +52,15 @@ def _split_sizes_on_cpu(moe_utils: Any) -> None:
     moe_utils.maybe_move_tensor_to_cpu = maybe_move_tensor_to_cpu
 
 
-def _rotary_without_transformer_engine(rope_utils: Any) -> None:
-    """Use our kernel instead of the fused one; unfused, Megatron needs several passes and a concatenation."""
-    if rope_utils.fused_apply_rotary_pos_emb is None:
-        rope_utils.fused_apply_rotary_pos_emb = rotary
+def _rotary_by_row(rope_utils: Any) -> None:
+    """Use our kernel where there is no fused one (unfused, Megatron needs several passes and a concatenation), and for
+    rows with positions of their own, which the fused one refuses."""
+    fused = rope_utils.fused_apply_rotary_pos_emb
+
+    def apply(x: Any, angles: Any, interleaved: bool = False) -> Any:
+        return (rotary if angles.size(1) > 1 else fused)(x, angles, interleaved=interleaved)
+
+    rope_utils.fused_apply_rotary_pos_emb = apply if fused else rotary
 
 
 def _swiglu_without_compiler(fused_bias_swiglu: Any) -> None:
@@ -89,7 +94,7 @@ PATCHES: dict[str, tuple[Callable[[Any], None], ...]] = {
     ),
     "megatron.core.tensor_parallel.layers": (shortcuts.plain_linear_on_one_rank, exchange_over_gloo),
     "megatron.core.distributed.param_and_grad_buffer": (exchange_at_once_over_gloo,),
-    "megatron.core.models.common.embeddings.rope_utils": (_rotary_without_transformer_engine,),
+    "megatron.core.models.common.embeddings.rope_utils": (_rotary_by_row,),
     "megatron.core.fusions.fused_bias_swiglu": (_swiglu_without_compiler,),
     "megatron.core.optimizer": (_adam,),
     "megatron.core.optimizer.distrib_optimizer": (_distributed_adam,),

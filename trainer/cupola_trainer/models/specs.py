@@ -51,8 +51,12 @@ def _transformer_engine_layer(config: DecoderConfig) -> ModuleSpec:
         num_experts=config.num_moe_experts, moe_grouped_gemm=False, qk_layernorm=config.qk_layernorm
     )
     own = (config.attention_windows, config.attn_logit_softcapping, config.dual_chunk, config.length_scaling)
-    if any(own):  # Transformer Engine supports a single window and none of the other features
-        spec.submodules.self_attention.submodules.core_attention = TorchAttention
+    attention: type = TorchAttention
+    if not any(own):  # Transformer Engine supports a single window and none of the other features
+        from cupola_trainer.models.transformer_engine import PackedAttention
+
+        attention = PackedAttention
+    spec.submodules.self_attention.submodules.core_attention = attention
     if config.num_moe_experts:
         spec.submodules.sharded_state_dict_keys_map = {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
     return spec

@@ -1,10 +1,13 @@
 """Several texts in one row, each attending only to itself. No mask is built: attention sees one text at a time."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from cupola_trainer import runtime
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,14 @@ class Texts:
         counts = [torch.tensor(row) for row in self.lengths]
         return torch.stack(positions), torch.stack([count.repeat_interleave(count) for count in counts])
 
-    def cumulative(self) -> Tensor:
-        """Where each text begins if all rows are laid end to end, then their whole length: [texts + 1] in int32."""
-        ends = torch.tensor([length for row in self.lengths for length in row]).cumsum(0)
-        return torch.cat([torch.zeros(1, dtype=ends.dtype), ends]).int()
+    @cached_property
+    def starts(self) -> Tensor:
+        """Where each text begins if all rows are laid end to end, then their whole length: [texts + 1] in int32, on the
+        device. Copied once for all layers."""
+        ends = torch.tensor([0, *(length for row in self.lengths for length in row)]).cumsum(0)
+        return ends.int().to(runtime.device())
 
+    @cached_property
     def longest(self) -> int:
         """Tokens of the longest text."""
         return max(max(row) for row in self.lengths)
