@@ -1,6 +1,5 @@
 """Preparation, evaluation and sampling on a real Slurm cluster: over two nodes, by the same settings as training."""
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -67,16 +66,17 @@ def test_a_preparation_over_two_nodes_gives_the_digest_of_this_machine(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_sampling_and_evaluation_run_over_two_nodes_and_measure_the_same(on_cluster: Any, recipe: Path) -> None:
+def test_evaluation_and_sampling_run_over_two_nodes_and_measure_the_same(
+    on_cluster: Any, recipe: Path, undisturbed: Callable[..., dict[str, str]]
+) -> None:
     recipe.write_text(recipe.read_text() + MORE)
-    first = on_cluster("run", str(recipe), "--no-prefect", "--only", "prepare,pretrain,conversations,sft")
+    local = ("--only", "prepare,pretrain,conversations,sft")
+    first = on_cluster("run", str(recipe), "--no-prefect", *local)
     assert first.returncode == 0, first.stdout + first.stderr
-    done = on_cluster("run", str(recipe), "--run-on", "test", "--no-prefect", "--only", "preferences,evaluate")
+    done = on_cluster("run", str(recipe), "--run-on", "test", "--no-prefect", "--only", "evaluate")
     assert done.returncode == 0, done.stdout + done.stderr
-    terms = [json.loads(path.read_text()) for path in on_cluster.workspace.glob("work/*/job/slurm.json")]
-    assert [term["jobs"][0][1] for term in terms] == [2, 2]
+    sampled = on_cluster("run", str(recipe), "--run-on", "test", "--no-prefect", "--only", "preferences")
+    assert "0 of 8 sampled responses are right" in sampled.stderr, "a model of two steps"
     log = "".join(path.read_text() for path in (on_cluster.workspace / "logs").glob("*.log"))
     assert len(re.findall(r"2 ranks on n\d,n\d", log)) == 2
-    metrics = {row["stage"]: row for row in on_cluster.json("artifacts")}
-    assert metrics["evaluate"]["kind"] == "evaluation"
-    assert metrics["preferences"]["kind"] == "preferences"
+    assert on_cluster.published() == undisturbed(recipe, "--only", f"{local[1]},evaluate")
