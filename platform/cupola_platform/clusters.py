@@ -4,19 +4,46 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from cupola_platform.errors import ConfigError
-from cupola_platform.strict import Strict
+from cupola_platform.strict import Strict, like
 
 FINGERPRINTED = False  # says where a job runs, not what it computes
 
-Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,+:/@-]*$")]
+Text = Annotated[str, like(r"[^\0]*", "text without NUL, which no process can be given")]
+Word = Annotated[str, like(r"[A-Za-z0-9][A-Za-z0-9_.,+:/@-]*", "a word of letters, digits and ._,+:/@-")]
 """A name of the engine's, which goes into scripts: no spaces, quotes or expansions."""
-Dns = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+Dns = Annotated[
+    str, like(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", "a name of at most 63 lower-case letters, digits and hyphens")
+]
 """A name as Kubernetes allows it."""
-Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_./-]{0,251}[A-Za-z0-9])?$")]
-Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Label = Annotated[
+    str, like(r"[A-Za-z0-9]([A-Za-z0-9_./-]{0,251}[A-Za-z0-9])?", "a name as Kubernetes allows it, such as rdma/hca")
+]
+LabelValue = Annotated[
+    str, like(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?", "at most 63 letters, digits and ._-, or empty")
+]
+Variable = Annotated[str, like(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable")]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Python = Annotated[Path, Field(strict=False), like(r"[^\0\n]*[^\0\n./][^\0\n]*", "the path of a Python")]
+TimeLimit = Annotated[
+    str,
+    like(
+        r"\d{1,6}-\d{1,2}(:\d{1,2}){0,2}|\d{1,7}(:\d{1,2}){0,2}",
+        "minutes, hours:minutes:seconds or days-hours:minutes:seconds",
+    ),
+]
+Option = Annotated[str, like(r"[a-z][a-z-]*", "a long option of sbatch without its hyphens, such as qos")]
+Quantity = Annotated[str, like(r"\d+[A-Za-z]*", "a quantity as Kubernetes writes it, such as 1 or 8Gi")]
+OWN_OPTIONS = {
+    "array": "a stage is one job", "exclusive": "jobs take whole nodes", "job-name": "jobs are found by it",
+    "nodes": "the job's layout decides", "ntasks-per-node": "it is 1", "ntasks": "it is one a node",
+    "open-mode": "logs are appended to", "output": "it is the job's log", "error": "it is the job's log",
+    "signal": "set save_ahead", "partition": "set partition", "account": "set account", "time": "set time_limit",
+    "gpus-per-node": "set gpus_per_node", "wrap": "Cupola writes the script", "clusters": "jobs go where squeue looks",
+}  # fmt: skip
+"""Options of sbatch that are Cupola's own, and why or what to set instead."""
 
 
 def nodes_for(ranks: int, per_node: int, most: int) -> int | None:
@@ -24,36 +51,48 @@ def nodes_for(ranks: int, per_node: int, most: int) -> int | None:
     return next((nodes for nodes in range(math.ceil(ranks / per_node), most + 1) if ranks % nodes == 0), None)
 
 
+def seconds_of(time_limit: str) -> int:
+    """A time limit as Slurm writes it, in seconds; 0 is none."""
+    days, _, rest = time_limit.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if not days and len(parts) < 3:
+        parts = [0, *parts]
+    hours, minutes, seconds = [*parts, 0, 0][:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
 class Cluster(Strict):
     """What every `[clusters.NAME]` says, whatever starts its jobs."""
 
+    model_config = ConfigDict(strict=True)
+
     launcher: str
     """The engine that starts jobs there."""
-    nodes: int = Field(default=1, ge=1)
+    nodes: Count = 1
     """Most nodes that one job may take."""
-    gpus_per_node: int = Field(default=0, ge=0)
+    gpus_per_node: int = Field(default=0, ge=0, le=1_000_000)
     """GPUs of a node, one rank each. 0 for a cluster without GPUs; set `ranks_per_node` then."""
-    ranks_per_node: int | None = Field(default=None, ge=1)
+    ranks_per_node: Count | None = None
     """Ranks that a node without GPUs runs."""
     gpu_memory: float | None = Field(default=None, gt=0)
     """Memory of a GPU in GiB; None if it is not known."""
     price: float | None = Field(default=None, ge=0)
     """Price of one node for one hour, in whatever currency you pay; None if nobody counts."""
-    limit: int | None = Field(default=None, ge=1)
+    limit: Count | None = None
     """Most ranks (GPUs, where there are any) that all runs together may take; None for as many as the cluster has."""
     shared: bool = True
     """Whether every node sees the workspace at the same path as this machine. If not, nodes fetch their inputs from
     the store and upload what they make, which needs `store_url`."""
     cache: float = Field(default=200, gt=0)
     """Most GiB of inputs that a node without a shared workspace keeps on its own disk."""
-    interface: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")] | None = None
+    interface: Annotated[str, like(r"[A-Za-z0-9_.-]+", "the name of a network interface, such as ib0")] | None = None
     """Network interface that the ranks of a job talk over, such as `ib0`; None for the one with the default route.
     Everybody on that network is trusted: see docs/clusters.md."""
-    python: Path | None = None
+    python: Python | None = None
     """Python on the nodes that has Cupola installed; None for the path of the one that runs this."""
-    environment: dict[Variable, str] = Field(default_factory=dict)
+    environment: dict[Variable, Text] = Field(default_factory=dict)
     """Environment variables for the ranks."""
-    setup: tuple[str, ...] = ()
+    setup: tuple[Text, ...] = Field(default=(), strict=False)
     """Shell lines that run before the ranks start, such as `module load cuda`; the ranks inherit their environment."""
 
     @model_validator(mode="after")
@@ -106,21 +145,36 @@ class SlurmCluster(Cluster):
     """Partition of the jobs; None for the default one."""
     account: Word | None = None
     """Account to charge; None for the user's default."""
-    time_limit: Annotated[str, StringConstraints(pattern=r"^(\d+-)?\d{1,2}(:\d\d){0,2}$")] | None = None
+    time_limit: TimeLimit | None = None
     """Time limit of a job as Slurm writes it, such as `2-00:00:00`; None for the partition's."""
     save_ahead: int = Field(default=180, ge=10, le=65535)
     """Seconds ahead of the time limit at which a job saves and goes back into the queue."""
-    sbatch: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z-]*$")], Word] = Field(default_factory=dict)
+    sbatch: dict[Option, Word] = Field(default_factory=dict)
     """Further long options of sbatch, such as `{qos = "high"}`."""
+
+    @model_validator(mode="after")
+    def _leaves_cupola_its_options(self) -> "SlurmCluster":
+        for option in OWN_OPTIONS.keys() & self.sbatch.keys():
+            raise ValueError(f"sets sbatch.{option}, which is Cupola's own ({OWN_OPTIONS[option]}). Leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _has_time_to_train(self) -> "SlurmCluster":
+        if self.time_limit and 0 < seconds_of(self.time_limit) <= self.save_ahead:
+            raise ValueError(
+                f"has time_limit = {self.time_limit!r}, {seconds_of(self.time_limit)} s, of which save_ahead takes "
+                f"{self.save_ahead} s. Give jobs more time, or lower save_ahead"
+            )
+        return self
 
 
 class KubernetesCluster(Cluster):
     """A Kubernetes cluster with Kubeflow Trainer or JobSet."""
 
     launcher: Literal["kubernetes"]
-    image: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][A-Za-z0-9_./:@-]*$")]
+    image: Annotated[str, like(r"[a-z0-9][A-Za-z0-9_./:@-]*", "an image, such as registry.example.org/cupola:0.3")]
     """Image of the nodes, with Cupola installed."""
-    context: str | None = None
+    context: Text | None = None
     """Context of the kubeconfig; None for the current one, or for the pod's own service account."""
     namespace: Dns = "default"
     """Namespace of the jobs."""
@@ -130,21 +184,21 @@ class KubernetesCluster(Cluster):
     """PersistentVolumeClaim with the workspace, mounted at the workspace's path; needed if `shared`."""
     service_account: Dns | None = None
     """Service account of the pods; None for the namespace's default."""
-    node_selector: dict[Label, Label] = Field(default_factory=dict)
+    node_selector: dict[Label, LabelValue] = Field(default_factory=dict)
     """Labels that the nodes must have."""
     secret: Dns | None = None
     """Secret whose entries become environment variables of the pods: the store's credentials."""
-    python: Path | None = None
+    python: Python | None = None
     """Python of the image that has Cupola installed; None for the one on the image's PATH."""
     cpus: float | None = Field(default=None, gt=0)
     """Cores that a pod requests; None for no request."""
     memory: float | None = Field(default=None, gt=0)
     """GiB of memory that a pod requests and may not exceed, with what its ranks keep in /dev/shm; None for no limit."""
-    resources: dict[Label, Annotated[str, StringConstraints(pattern=r"^\d+[A-Za-z]*$")]] = Field(default_factory=dict)
+    resources: dict[Label, Quantity] = Field(default_factory=dict)
     """Further resources of a pod, such as `{"rdma/hca" = "1"}`."""
-    user: int | None = Field(default=None, ge=1)
+    user: int | None = Field(default=None, ge=1, le=2**31 - 1)
     """User id of the pods, and group of the files that they write; None for the image's, which must not be root."""
-    grace: int = Field(default=120, ge=30)
+    grace: int = Field(default=120, ge=30, le=86400)
     """Seconds from SIGTERM to SIGKILL for a pod that is deleted, preempted or evicted: the time to save."""
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, StringConstraints, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -22,6 +22,7 @@ from pydantic_settings import (
 from cupola_platform.clusters import BY_LAUNCHER, AnyCluster
 from cupola_platform.errors import ConfigError
 from cupola_platform.nearest import did_you_mean
+from cupola_platform.strict import like
 
 FINGERPRINTED = False  # says where things are kept
 
@@ -93,9 +94,10 @@ class Settings(BaseSettings):
     max_processes: int | None = Field(default=None, ge=1)
     """Training processes that this machine may run at once; None for one per core."""
 
-    clusters: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")], AnyCluster] = Field(
-        default_factory=dict
-    )
+    clusters: dict[
+        Annotated[str, like(r"[a-z][a-z0-9_-]{0,62}", "a name of at most 63 lower-case letters, digits, - and _")],
+        AnyCluster,
+    ] = Field(default_factory=dict)
     """Named places where jobs can run, each a `[clusters.NAME]`."""
 
     console_password: SecretStr | None = None
@@ -219,12 +221,16 @@ def _shown(error: dict[str, Any]) -> str:
         return ""
     if isinstance(value, str) and "@" in value and "://" not in value:  # `shown` finds a password only in a URL
         return ""
-    return f"={value!r}"
+    return f"={_short(repr(value))}"
 
 
 def _visible(key: str) -> str:
     """A key without line ends: TOML allows any character in a quoted one."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in key)
+    return _short("".join(each if each.isprintable() else repr(each)[1:-1] for each in key))
+
+
+def _short(text: str, most: int = 100) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _rule(message: str) -> str:

@@ -1,13 +1,25 @@
 """Validation shared by all configurations: unknown keys are refused, numbers are finite, and a field's docstring is its
 description."""
 
+import re
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 FINGERPRINTED = False  # reads settings, whose values a fingerprint has
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def like(pattern: str, words: str) -> AfterValidator:
+    """A rule for text or a path: the whole of it matches `pattern`. `words` say so to people: `should be WORDS`."""
+
+    def check(value: Any) -> Any:
+        if re.fullmatch(pattern, str(value), re.DOTALL) is None:
+            raise ValueError(f"should be {words}")
+        return value
+
+    return AfterValidator(check)
 
 
 class Strict(BaseModel):

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from cupola_platform.clusters import KubernetesCluster, SlurmCluster, seconds_of
 from cupola_platform.errors import ConfigError
 from cupola_platform.settings import load_settings
 
@@ -65,8 +66,19 @@ SLURM = f'{A}launcher = "slurm"\nranks_per_node = 1\n'
         (A + 'launcher = "local"', "clusters.a has gpus_per_node = 0 and ranks_per_node = none. Give one of them"),
         (SLURM + 'nodes = "x"', "clusters.a.nodes='x' should be a valid integer"),
         (SLURM + "partition = 3", "clusters.a.partition=3 should be a valid string."),
-        (SLURM + 'partition = "a b"', "clusters.a.partition='a b' should match pattern"),
-        (SLURM.replace("clusters.a", "clusters.A"), "clusters.A should match pattern"),
+        (SLURM + 'partition = "a b"', "clusters.a.partition='a b' should be a word of letters, digits and ._,+:/@-."),
+        (SLURM + f'partition = "{"x" * 3000} "', f"clusters.a.partition='{'x' * 99}... should be a word"),
+        (SLURM.replace("clusters.a", "clusters.A"), "clusters.A should be a name of at most 63 lower-case letters"),
+        (SLURM + "nodes = true", "clusters.a.nodes=True should be a valid integer"),
+        (SLURM + 'shared = "no"', "clusters.a.shared='no' should be a valid boolean"),
+        (SLURM + f"nodes = {10**30}", "clusters.a.nodes=1000000000000000000000000000000 should be less than or equal"),
+        (SLURM + 'setup = ["a\\u0000b"]', "clusters.a.setup.0 should be text without NUL"),
+        (SLURM + 'environment = {A = "a\\u0000b"}', "clusters.a.environment.A should be text without NUL"),
+        (SLURM + 'python = ""', "clusters.a.python='' should be the path of a Python."),
+        (SLURM + 'time_limit = "1 day"', "time_limit='1 day' should be minutes, hours:minutes:seconds or days-hours"),
+        (SLURM + 'time_limit = "0:02:30"', "time_limit = '0:02:30', 150 s, of which save_ahead takes 180 s. Give jobs"),
+        (SLURM + 'sbatch = {array = "0-3"}', "sets sbatch.array, which is Cupola's own (a stage is one job). Leave it"),
+        (SLURM + 'sbatch = {partition = "gpu"}', "sets sbatch.partition, which is Cupola's own (set partition). Leave"),
         (A + 'launcher = "kubernetes"\nranks_per_node = 1', "clusters.a.image is missing. Add it."),
         ("[clusters]\na = 3", "clusters.a=3 should be a table."),
         (SLURM + '"a\\nb" = 3', r"unknown key 'clusters.a.a\nb'"),
@@ -78,6 +90,35 @@ def test_a_bad_cluster_is_refused_in_one_line(toml: str, message: str) -> None:
         load_settings()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [
+        ("0", 0),
+        ("1440", 86400),
+        ("90:30", 5430),
+        ("1:00:00", 3600),
+        ("2-12", 216000),
+        ("1-00:30", 88200),
+        ("1-2:3:4", 93784),
+    ],
+)
+def test_a_time_limit_is_read_as_slurm_reads_it(limit: str, seconds: int) -> None:
+    Path("cupola.toml").write_text(SLURM + f'time_limit = "{limit}"')
+    cluster = load_settings().clusters["a"]
+    assert isinstance(cluster, SlurmCluster)
+    assert cluster.time_limit == limit
+    assert seconds_of(limit) == seconds
+
+
+def test_a_node_label_may_have_no_value() -> None:
+    labels = '{"node-role.kubernetes.io/worker" = ""}'
+    image = 'launcher = "kubernetes"\nranks_per_node = 1\nimage = "a:1"\nvolume = "v"'
+    Path("cupola.toml").write_text(f"{A}{image}\nnode_selector = {labels}")
+    cluster = load_settings().clusters["a"]
+    assert isinstance(cluster, KubernetesCluster)
+    assert cluster.node_selector == {"node-role.kubernetes.io/worker": ""}
 
 
 @pytest.mark.parametrize(
