@@ -102,7 +102,10 @@ def test_a_node_that_takes_no_jobs_is_named_with_its_reason(
     slurm, typo = rows["slurm"], rows["typo"]
     assert (slurm.state, slurm.nodes_free, slurm.nodes_busy, slurm.jobs_waiting) == ("free", 3, 0, 0)
     assert slurm.nodes_down == {"n3": "drained: a bad | fan"}
-    assert (typo.state, typo.reason) == ("unreachable", "Slurm has no partition 'urgnt'. Did you mean 'urgent'?")
+    assert (typo.state, typo.reason) == (
+        "unreachable",
+        "Slurm has no partition 'urgnt'. Did you mean 'urgent'? Correct clusters.typo.partition.",
+    )
 
 
 @pytest.mark.slow
@@ -222,7 +225,7 @@ def test_a_node_that_differs_is_named_with_what_differs(cupola: Cupola, apart: N
         (
             ["--cluster", "slurm"],
             {"CUPOLA_CLUSTERS": json.dumps({"slurm": {"partition": "mian"}})},
-            "Cluster slurm: sbatch refused: Batch job submission failed: Invalid partition name specified.",
+            "Cluster slurm: Slurm has no partition 'mian'. Did you mean 'main'? Correct clusters.slurm.partition.",
         ),
     ],
 )

@@ -1,7 +1,10 @@
 """Jobs on a real Slurm cluster of four nodes on this machine."""
 
 import json
+import multiprocessing
 import os
+import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ from typing import Any
 import pytest
 
 from cupola_platform.clusters import SlurmCluster
-from cupola_platform.errors import ConfigError
+from cupola_platform.errors import ConfigError, ServiceError
 from cupola_platform.launch import handle
 from cupola_platform.launch.slurm.launcher import SlurmLauncher
 
@@ -81,7 +84,18 @@ def test_another_process_attaches_to_a_running_job_and_to_no_ended_one(launcher:
     ("changes", "processes", "says"),
     [
         ({}, 5, r"needs 5 ranks; cluster test runs at most 4 x 1 = 4"),
-        ({"partition": "nowhere"}, 1, r"Cluster test: sbatch refused: .*[Ii]nvalid partition"),
+        (
+            {"partition": "nowhere"},
+            1,
+            r"Slurm has no partition 'nowhere'\. Known: main, urgent\. Correct clusters\.test\.part",
+        ),
+        (
+            {"sbatch": {"constraint": "new"}},
+            1,
+            r"sbatch refused: .*Invalid feature.*\. Correct clusters\.test in cupola\.t",
+        ),
+        ({"sbatch": {"qoss": "x"}}, 1, r"sbatch refused: sbatch: unrecognized option '--qoss=x'\. Correct"),
+        ({"gpus_per_node": 1, "ranks_per_node": None}, 1, r"sbatch refused: Invalid generic resource \(gres\)"),
         ({"time_limit": "99"}, 4, None),
     ],
 )
@@ -96,6 +110,60 @@ def test_what_slurm_or_the_cluster_refuses_is_one_line(
         launcher.start(job(tmp_path / "job"), processes=processes, log=tmp_path / "log")
     assert "\n" not in str(caught.value)
     assert handle.read(tmp_path / "job") is None
+
+
+SBATCH = {
+    "answers nonsense": ("echo hello world", "sbatch answered 'hello world', which is no job's number"),
+    "answers nothing": ("true", "sbatch answered '', which is no job's number"),
+    "fails after it submitted": (
+        '$SBATCH "$@"; echo "error: a late one" >&2; exit 1',
+        "sbatch refused: a late one. Corr",
+    ),
+    "loses the answer": ('$SBATCH "$@" >&2; echo "error: Socket timed out" >&2; exit 1', "sbatch does not answer: "),
+}
+
+
+@pytest.mark.parametrize("what", SBATCH)
+def test_a_submission_that_fails_leaves_no_job(
+    what: str, launcher: SlurmLauncher, slurm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, says = SBATCH[what]
+    fake_sbatch(tmp_path, monkeypatch, script)
+    file = job(tmp_path / "job", seconds=300)
+    with pytest.raises((ConfigError, ServiceError), match=says) as caught:
+        launcher.start(file, processes=1, log=tmp_path / "log")
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in file.parent.iterdir()] == ["job.json"]
+    wait_for(lambda: slurm.ask("squeue", "--noheader") == "", 30)
+
+
+def test_a_job_of_a_command_that_was_killed_while_it_submitted_is_found_again(
+    launcher: SlurmLauncher, slurm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = job(tmp_path / "job", seconds=300)
+    fake_sbatch(tmp_path, monkeypatch, '$SBATCH "$@" >"$0.number"; kill -9 $PPID')
+    held = SlurmLauncher("test", CLUSTER.but(sbatch={"begin": "now+1hour"}))
+    child = multiprocessing.get_context("fork").Process(
+        target=held.start, args=(file,), kwargs={"processes": 1, "log": tmp_path / "log"}
+    )
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    number = (tmp_path / "bin" / "sbatch.number").read_text().strip()
+    again = launcher.attach(file)
+    assert again is not None
+    assert again.number == number
+    again.stop(0)
+    assert launcher.attach(file) is None
+
+
+def fake_sbatch(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Put another sbatch on PATH; `$SBATCH` is the real one."""
+    real = shutil.which("sbatch")
+    (folder / "bin").mkdir()
+    (folder / "bin" / "sbatch").write_text(f"#!/bin/bash\nSBATCH={real}\n{script}\n")
+    (folder / "bin" / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
 
 
 def test_a_machine_without_slurm_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Slurm's commands: what they are asked on a login node and on the nodes of a job, and what their answers mean."""
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,12 @@ ASK_EVERY = 2.0
 """Seconds between two questions to Slurm's controller about one job."""
 ANSWER_WITHIN = 12.0
 """Seconds for the answer about nodes and queue. Slurm's commands themselves give up on a dead controller after 10."""
+COMMAND_WITHIN = 120.0
+"""Seconds for any other command: a busy controller makes sbatch wait."""
 PATIENCE = 300.0
 """Seconds for which a controller that does not answer is asked again."""
+AWAY = re.compile("no answer within|contact slurm controller|timed out|Zero Bytes")
+"""In what a command says when nothing answers it."""
 OUT_OF_USE = {"down", "fail", "error", "powering_down", "powered_down", "unknown", "no_respond"}
 
 
@@ -64,7 +69,10 @@ def nodes_of(partitions: str, cluster: str = "") -> tuple[list[str], dict[str, t
         raise ConfigError(f"Cluster {cluster}: Slurm has no default partition. Set clusters.{cluster}.partition.")
     for name in names:
         if name not in nodes:
-            raise ConfigError(f"Cluster {cluster}: Slurm has no partition {name!r}.{did_you_mean(name, nodes)}")
+            raise ConfigError(
+                f"Cluster {cluster}: Slurm has no partition {name!r}.{did_you_mean(name, nodes)} Correct "
+                f"clusters.{cluster}.partition."
+            )
     return names, {node: state for name in names for node, state in nodes[name].items()}
 
 
@@ -87,6 +95,12 @@ def ask(number: str) -> dict[str, str]:
         time.sleep(ASK_EVERY)
 
 
+def number_of(name: str, cluster: str) -> str | None:
+    """The number of the job in the queue that has this name; None if there is none. Raises ServiceError."""
+    numbers = answer(["squeue", "--all", "--noheader", f"--name={name}", "--format=%i"], cluster).split()
+    return numbers[-1] if numbers else None
+
+
 def takes_jobs(state: str) -> bool:
     """Whether a node in one of sinfo's states runs a job now or could start one."""
     return not is_out_of_use(state) and not state.startswith(("drain", "maint", "reboot"))
@@ -99,29 +113,43 @@ def in_words(state: str, why: str) -> str:
 
 
 def answer(words: Sequence[str], cluster: str) -> str:
-    try:
-        done = _run(words, timeout=ANSWER_WITHIN)
-    except subprocess.TimeoutExpired:
-        raise ServiceError(f"Cluster {cluster}: {words[0]} does not answer in {ANSWER_WITHIN:.0f} s.") from None
+    done = _run(words, timeout=ANSWER_WITHIN)
     if done.returncode:
         raise ServiceError(f"Cluster {cluster}: {words[0]} does not answer: {_line(done.stderr)}")
     return done.stdout
 
 
 def command(words: Sequence[str], cluster: str = "", *, tolerant: bool = False) -> str:
-    """A command's output. Raises ConfigError with Slurm's own reason, unless `tolerant` (the job may have ended)."""
+    """A command's output, unless `tolerant` whatever happened: the job may have ended.
+
+    Raises:
+        ConfigError: Slurm refuses, with its own reason.
+        ServiceError: Slurm does not answer.
+    """
     done = _run(words)
     if done.returncode and not tolerant:
         where = f"Cluster {cluster}: " if cluster else ""
-        raise ConfigError(f"{where}{words[0]} refused: {_line(done.stderr)}")
+        if AWAY.search(done.stderr):
+            raise ServiceError(f"{where}{words[0]} does not answer: {_line(done.stderr)} Try again later.")
+        more = f" Correct clusters.{cluster} in cupola.toml." if cluster else ""
+        raise ConfigError(f"{where}{words[0]} refused: {_line(done.stderr)}{more}")
     return done.stdout
 
 
-def _run(words: Sequence[str], timeout: float | None = None) -> "subprocess.CompletedProcess[str]":
+def _run(words: Sequence[str], timeout: float = COMMAND_WITHIN) -> "subprocess.CompletedProcess[str]":
+    """Run a command. One that takes too long fails as one that Slurm does not answer."""
     environment = {**without_credentials(os.environ), "LC_ALL": "C"}
-    return subprocess.run(words, check=False, capture_output=True, text=True, env=environment, timeout=timeout)
+    try:
+        return subprocess.run(words, check=False, capture_output=True, text=True, env=environment, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(words, 1, "", f"no answer within {timeout:.0f} s")
+    except OSError as error:
+        raise ConfigError(
+            f"{words[0]} cannot be run: {error.strerror}. Put Slurm's client on PATH, or use a login node."
+        ) from None
 
 
 def _line(text: str) -> str:
-    lines = [line.partition("error: ")[2] or line for line in text.strip().splitlines()]
-    return f"{lines[-1]}." if lines else "no reason given."
+    """Everything that a command complained about, in one line."""
+    lines = [line.partition("error: ")[2] or line for line in text.strip().splitlines() if not line.startswith("Try ")]
+    return f"{'; '.join(dict.fromkeys(lines)).rstrip('.')}." if lines else "no reason given."

@@ -2,14 +2,18 @@
 watches it."""
 
 import os
+import re
 import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from blake3 import blake3
+
 from cupola_platform.clusters import SlurmCluster
-from cupola_platform.errors import ConfigError
+from cupola_platform.errors import ConfigError, CupolaError, ServiceError
 from cupola_platform.launch import handle
 from cupola_platform.launch.capacity import Capacity
 from cupola_platform.launch.handle import STOP, Handle
@@ -32,6 +36,9 @@ class SlurmLauncher:
         """Refuse a job that the cluster has no room for, or a machine without Slurm's commands. Raises ConfigError."""
         self.cluster.spread(processes, self.name)
         self._has_slurm()
+        if self.cluster.partition:
+            with suppress(ServiceError):  # a controller that is away now may be back when the job starts
+                commands.nodes_of(self.cluster.partition, self.name)
 
     def start(
         self, job_file: Path, *, processes: int, log: Path, env: Mapping[str, str] | None = None,
@@ -55,9 +62,18 @@ class SlurmLauncher:
         )  # fmt: skip
         terms.write(folder / TERMS)
         nodes, _ = self.cluster.spread(processes, self.name)
-        (folder / SCRIPT).write_text(self._script(folder, terms, nodes, log, env or {}))
-        printed = commands.command(["sbatch", "--parsable", str(folder / SCRIPT)], cluster=self.name)
-        number = printed.strip().partition(";")[0]
+        name = name_of(folder, log)
+        (folder / SCRIPT).write_text(self._script(folder, name, terms, nodes, log, env or {}))
+        # First the name: a job that was submitted is found again, whatever happens to this process.
+        Handle(cluster=self.name, id=name).write(folder)
+        try:
+            number = self._submit(folder, name)
+        except BaseException:
+            with suppress(CupolaError):  # if Slurm does not answer, the next command finds what it may have
+                commands.command(["scancel", f"--name={name}"])
+                for left in (handle.FILE, SCRIPT, TERMS):
+                    (folder / left).unlink(missing_ok=True)
+            raise
         Handle(cluster=self.name, id=number).write(folder)
         return self._job(number, folder)
 
@@ -67,9 +83,10 @@ class SlurmLauncher:
         if known is None or known.cluster != self.name:
             return None
         self._has_slurm()
-        if commands.ask(known.id).get("JobState") not in LIVING:
+        number = known.id if known.id.isdecimal() else commands.number_of(known.id, self.name)
+        if number is None or commands.ask(number).get("JobState") not in LIVING:
             return None
-        return self._job(known.id, job_file.parent)
+        return self._job(number, job_file.parent)
 
     def capacity(self) -> Capacity:
         """The nodes and the queue of the partition that jobs go to.
@@ -97,14 +114,26 @@ class SlurmLauncher:
                 "Slurm's client."
             )
 
+    def _submit(self, folder: Path, name: str) -> str:
+        """Submit the script in a job's folder. Returns the job's number."""
+        commands.command(["scancel", f"--name={name}"], tolerant=True)  # of a start whose end was not seen
+        printed = commands.command(["sbatch", "--parsable", str(folder / SCRIPT)], cluster=self.name)
+        number = (printed.strip().splitlines() or [""])[-1].partition(";")[0]
+        if not number.isdecimal():
+            raise ConfigError(
+                f"Cluster {self.name}: sbatch answered {number[:80]!r}, which is no job's number. Put Slurm's own "
+                "sbatch on PATH."
+            )
+        return number
+
     def _job(self, number: str, folder: Path) -> SlurmJob:
         return SlurmJob(self.name, number, folder, shared=self.cluster.shared)
 
-    def _script(self, folder: Path, terms: Terms, nodes: int, log: Path, env: Mapping[str, str]) -> str:
+    def _script(self, folder: Path, name: str, terms: Terms, nodes: int, log: Path, env: Mapping[str, str]) -> str:
         cluster = self.cluster
         there = folder_on_nodes(env)
         options: dict[str, str | None] = {
-            "job-name": "cupola",
+            "job-name": name,
             "nodes": str(nodes),
             "ntasks-per-node": "1",
             "output": _quoted(str(log).replace("%", "%%")) if there is None else os.devnull,
@@ -131,6 +160,12 @@ class SlurmLauncher:
         at = shlex.quote(str((there or folder) / TERMS))
         lines.append(f"exec {python} -m cupola_platform.launch.slurm.batch {at}")
         return "\n".join(lines) + "\n"
+
+
+def name_of(folder: Path, log: Path) -> str:
+    """What a job of this folder is called in Slurm: every start of it the same, and no other job. People see it too."""
+    stage = re.sub(r"[^a-z0-9]+", "-", log.stem.lower())[:40].strip("-")
+    return f"cupola-{stage}-{blake3(str(folder).encode()).hexdigest()[:12]}"
 
 
 def _quoted(path: str) -> str:
