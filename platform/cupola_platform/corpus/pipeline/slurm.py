@@ -65,8 +65,8 @@ class SlurmExecutor(SlurmPipelineExecutor):  # type: ignore[misc]
         """Submit the unfinished tasks, and wait.
 
         Raises:
-            StageFailedError: sbatch refused, or Slurm does not respond.
-            ConfigError: the nodes do not see the folder.
+            StageFailedError: Slurm does not respond.
+            ConfigError: sbatch refused, or the nodes do not see the folder.
         """
         ended = _ask("scancel", "--name", self.job_name)
         if ended.returncode:
@@ -75,7 +75,8 @@ class SlurmExecutor(SlurmPipelineExecutor):  # type: ignore[misc]
         try:
             super().launch_job()
         except subprocess.CalledProcessError as error:
-            raise StageFailedError(
+            _ask("scancel", "--name", self.job_name)  # Slurm may have it although sbatch failed
+            raise ConfigError(
                 f"sbatch refused {self.job_name} with exit status {error.returncode}. See {self._log}, and check "
                 "executor.memory_gb and the cluster's partition, account, time_limit and sbatch."
             ) from None

@@ -15,7 +15,7 @@ import pytest
 from cupola_platform.clusters import SlurmCluster
 from cupola_platform.corpus.config import ExecutorConfig, Files, PrepareConfig, TokenizerConfig
 from cupola_platform.corpus.pipeline.preparation import prepare
-from cupola_platform.errors import StageFailedError
+from cupola_platform.errors import ConfigError, StageFailedError
 
 CONFIG = """
 ClusterName=cupola
@@ -177,7 +177,7 @@ def test_a_slurm_that_does_not_respond_is_one_line(
 
 def test_a_refusal_by_sbatch_is_one_line(slurm: Path, texts: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        StageFailedError,
+        ConfigError,
         match=r"sbatch refused cupola-read_and_clean-\w+ with exit status 1\. See .*/log\.txt, ",
     ):
         prepare(config(texts, **SLURM), tmp_path / "out", cluster=CLUSTER.but(partition="nowhere"))
