@@ -31,6 +31,8 @@ def cancel_run(workspace: Workspace, run: str, grace: float = GRACE) -> Iterator
     """
     workspace.registry.sweep_lost_runs()
     row = workspace.registry.run(run)
+    if row.continued:
+        raise ConfigError(f"Run {run} is {row.error}. Cancel that one, or the newest of them: cupola runs.")
     if row.status not in ("running", "detached"):
         raise ConfigError(f"Run {run} is {row.label}: there is nothing to cancel.")
     rows = [row] if row.stage else [row, *workspace.registry.runs(parent=row.id)]
@@ -47,9 +49,19 @@ def cancel_run(workspace: Workspace, run: str, grace: float = GRACE) -> Iterator
             if each.work_folder:
                 workspace.registry.leases.forget_job(each.work_folder.name)
             workspace.registry.finish_run(each.id, "cancelled", error=f"cancelled by cupola cancel {run}.")
+        _end_whole(workspace, row)
     else:
         _end_process(workspace, row, interrupt=not ended)
     yield f"Run {run} is cancelled. Finished work is kept. Run the same command to resume."
+
+
+def _end_whole(workspace: Workspace, row: RunRow) -> None:
+    """End the detached run of a recipe whose last stage that went on was ended by its own id."""
+    whole = workspace.registry.run(row.parent_id) if row.parent_id else row
+    if whole.status == "detached" and all(
+        each.status not in ("running", "detached") for each in workspace.registry.runs(parent=whole.id)
+    ):
+        workspace.registry.finish_run(whole.id, "cancelled", error=f"cancelled by cupola cancel {row.id}.")
 
 
 def _end_process(workspace: Workspace, row: RunRow, *, interrupt: bool) -> None:
