@@ -136,10 +136,11 @@ def test_a_server_that_is_not_kubernetes(launcher: Launch, job_file: Write, serv
     )
 
 
-def test_a_server_that_stays_busy(launcher: Launch, job_file: Write, server: Server) -> None:
-    server.faults = [StatusError(429, "slow down", Retry_After="5") for _ in range(50)]
+@pytest.mark.parametrize("code", [429, 500, 503])
+def test_a_server_that_stays_busy(launcher: Launch, job_file: Write, server: Server, code: int) -> None:
+    server.faults = [StatusError(code, "slow down", Retry_After="5") for _ in range(50)]
     says = refusal(launcher(), job_file(), ServiceError)
-    assert says == "Cluster test: the API server answers 429: slow down."
+    assert says == f"Cluster test: the API server answers {code}: slow down."
 
 
 @pytest.mark.parametrize("text", ["", "{", "- a", "apiVersion: v1", "current-context: x\ncontexts: [{name: x}]"])

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -181,7 +181,11 @@ class Api:
     def _refusal(self, error: "kr8s.ServerError") -> Exception:
         response, where = error.response, f"Cluster {self.cluster}: the API server"
         status = response.status_code if response is not None else 500
-        message = " ".join(str(error).split()).rstrip(".")
+        message = str(error)
+        if status >= 500 and response is not None:  # kr8s has only httpx's words then
+            with suppress(UNREADABLE):
+                message = response.json()["message"]
+        message = " ".join(message.split()).rstrip(".")
         if status in TRY_AGAIN:
             later = response.headers.get("retry-after", "") if response is not None else ""
             seconds = min(float(later), LONGEST_WAIT) if later.isdecimal() else None
