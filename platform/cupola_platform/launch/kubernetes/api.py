@@ -183,7 +183,7 @@ class Api:
         status = response.status_code if response is not None else 500
         message = str(error)
         if status >= 500 and response is not None:  # kr8s has only httpx's words then
-            with suppress(UNREADABLE):
+            with suppress(*UNREADABLE):
                 message = response.json()["message"]
         message = " ".join(message.split()).rstrip(".")
         if status in TRY_AGAIN:
