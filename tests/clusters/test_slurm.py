@@ -157,6 +157,15 @@ def test_a_job_of_a_command_that_was_killed_while_it_submitted_is_found_again(
     assert launcher.attach(file) is None
 
 
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb"])
+def test_a_log_that_slurm_would_write_elsewhere_is_refused(name: str, launcher: SlurmLauncher, tmp_path: Path) -> None:
+    file = job(tmp_path / "job")
+    with pytest.raises(ConfigError, match="without quotes, backslashes and line ends") as caught:
+        launcher.start(file, processes=1, log=tmp_path / name / "log")
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in file.parent.iterdir()] == ["job.json"]
+
+
 def fake_sbatch(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     """Put another sbatch on PATH; `$SBATCH` is the real one."""
     real = shutil.which("sbatch")

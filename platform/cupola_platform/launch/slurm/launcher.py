@@ -60,10 +60,11 @@ class SlurmLauncher:
             python=str(self.cluster.python or sys.executable), module=self.module,
             interface=self.cluster.interface or "", restarts=restarts,
         )  # fmt: skip
-        terms.write(folder / TERMS)
         nodes, _ = self.cluster.spread(processes, self.name)
         name = name_of(folder, log)
-        (folder / SCRIPT).write_text(self._script(folder, name, terms, nodes, log, env or {}))
+        script = self._script(folder, name, terms, nodes, log, env or {})
+        terms.write(folder / TERMS)
+        (folder / SCRIPT).write_text(script)
         # First the name: a job that was submitted is found again, whatever happens to this process.
         Handle(cluster=self.name, id=name).write(folder)
         try:
@@ -170,6 +171,8 @@ def name_of(folder: Path, log: Path) -> str:
 
 def _quoted(path: str) -> str:
     """A path for an #SBATCH line, whose quotes are sbatch's own and have no escapes."""
-    if '"' in path or "\n" in path:
-        raise ConfigError(f"Slurm cannot write a log to {path!r}. Use a workspace without quotes in its path.")
+    if any(each in path for each in '"\\\n'):
+        raise ConfigError(
+            f"Slurm cannot write a log to {path!r}. Use a path without quotes, backslashes and line ends."
+        )
     return f'"{path}"'
