@@ -4,6 +4,7 @@ import fcntl
 import functools
 import logging
 import re
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -149,7 +150,7 @@ def refusals(url: str) -> Iterator[None]:
     """Turn database errors into one line."""
     try:
         yield
-    except (SQLAlchemyError, OSError) as error:
+    except (SQLAlchemyError, sqlite3.Error, OSError) as error:  # sqlite3: of `_migration_lock`
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         away = getattr(error, "connection_invalidated", False) or _NO_ANSWER.search(reason)
         raise (AwayError if away and not url.startswith("sqlite") else RegistryError)(
