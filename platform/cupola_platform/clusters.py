@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from cupola_platform.errors import ConfigError
 from cupola_platform.strict import Strict, like
@@ -44,6 +44,8 @@ OWN_OPTIONS = {
     "gpus-per-node": "set gpus_per_node", "wrap": "Cupola writes the script", "clusters": "jobs go where squeue looks",
 }  # fmt: skip
 """Options of sbatch that are Cupola's own, and why or what to set instead."""
+HOME = "CUPOLA_HOME"
+"""Environment variable with a machine's workspace."""
 
 
 def nodes_for(ranks: int, per_node: int, most: int) -> int | None:
@@ -103,6 +105,18 @@ class Cluster(Strict):
                 "one of them: the second for a cluster without GPUs"
             )
         return self
+
+    @field_validator("environment")
+    @classmethod
+    def _home_is_absolute(cls, environment: dict[str, str]) -> dict[str, str]:
+        if (home := environment.get(HOME)) is not None and not home.startswith("/"):
+            raise ValueError(f"has {HOME} = {home!r}, the workspace on the nodes. Give an absolute path")
+        return environment
+
+    @property
+    def home_on_nodes(self) -> str | None:
+        """The workspace of nodes that share none; None for this machine's path."""
+        return self.environment.get(HOME)
 
     @property
     def per_node(self) -> int:
@@ -181,7 +195,9 @@ class KubernetesCluster(Cluster):
     queue: Dns | None = None
     """Kueue's LocalQueue; None to start jobs without Kueue."""
     volume: Dns | None = None
-    """PersistentVolumeClaim with the workspace, mounted at the workspace's path; needed if `shared`."""
+    """PersistentVolumeClaim with the workspace, mounted at the workspace's path; needed if `shared`. Otherwise each pod
+    has an empty workspace on its node's disk, at `CUPOLA_HOME` in `environment` or at /workspace, and
+    `resources = {ephemeral-storage = "800Gi"}` asks for the room."""
     service_account: Dns | None = None
     """Service account of the pods; None for the namespace's default."""
     node_selector: dict[Label, LabelValue] = Field(default_factory=dict)
@@ -205,7 +221,14 @@ class KubernetesCluster(Cluster):
     def _has_a_volume(self) -> "KubernetesCluster":
         if self.shared and self.volume is None:
             raise ValueError('names no volume. Name the claim that holds the workspace (volume = "CLAIM")')
+        if self.volume and not self.shared:
+            raise ValueError(f"has shared = false and volume = {self.volume!r}. Leave one of them out")
         return self
+
+    @property
+    def home_on_nodes(self) -> str:
+        """The workspace of pods that share none."""
+        return self.environment.get(HOME, "/workspace")
 
 
 AnyCluster = Annotated[LocalCluster | SlurmCluster | KubernetesCluster, Field(discriminator="launcher")]

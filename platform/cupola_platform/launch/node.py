@@ -2,14 +2,20 @@
 
 `python -m cupola_platform.launch.node --address --interface=ib0` prints this node's address there;
 `python -m cupola_platform.launch.node --nodes=2 --ranks=8 --head=ADDRESS:PORT --id=ID --node=SLURM_NODEID -- -m MODULE
-JOB.json` becomes torchrun. Where nodes share no folder it stays, fetches what the ranks read and sends what they write.
+JOB.json` becomes torchrun. It stays where it has to pass on signals, and where nodes share no folder: there it fetches
+what the ranks read and sends what they write.
 """
 
 import argparse
 import os
+import signal
 import socket
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -36,7 +42,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--patience", type=int, default=600, help="Seconds to wait for the other nodes.")
     parser.add_argument(
         "--forward-signals", action="store_true",
-        help="Pass SIGTERM on to torchrun: for engines that send it to the first process only, unlike Slurm.",
+        help="Pass SIGTERM on to the ranks: for engines that send it to the first process only, unlike Slurm.",
     )  # fmt: skip
     given = parser.parse_args(ours)
     interface = given.interface or default_interface()
@@ -55,12 +61,33 @@ def main(arguments: list[str]) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // given.ranks)))
     os.environ[NODE] = node_name()
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
-    if (contract := read_contract()) is None:
-        os.execv(command[0], command)
-    from cupola_platform.unshared.agent import Agent
+    begin = partial(start, forwards=given.forward_signals)
+    if contract := read_contract():
+        from cupola_platform.unshared.agent import Agent
 
-    agent = Agent(contract, Path(command.pop()).name, is_ranks)
-    sys.exit(agent.run(command, passes_on=given.forward_signals))
+        agent = Agent(contract, Path(command.pop()).name, is_ranks)
+        sys.exit(agent.run(command, begin))
+    if not given.forward_signals:
+        os.execv(command[0], command)
+    status = begin(command).wait()
+    sys.exit(128 - status if status < 0 else status)
+
+
+def start(command: Sequence[str], *, forwards: bool) -> "subprocess.Popen[bytes]":
+    """Start torchrun. A SIGTERM to this process no longer ends it; with `forwards`, the first one reaches the ranks."""
+    torchrun = subprocess.Popen(command)
+    once = iter([partial(let_save, torchrun.pid)] if forwards else [])
+    signal.signal(signal.SIGTERM, lambda *_: next(once, lambda: None)())
+    return torchrun
+
+
+def let_save(torchrun: int) -> None:
+    """Ask the ranks to save and exit; torchrun itself only if it has none yet, because it kills ranks that take more
+    than 30 seconds, and hangs at a second SIGTERM."""
+    with suppress(psutil.NoSuchProcess):
+        agent = psutil.Process(torchrun)
+        for process in agent.children() or [agent]:
+            process.terminate()
 
 
 def wait_for(head: str, seconds: float) -> None:

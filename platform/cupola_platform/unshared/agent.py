@@ -5,7 +5,6 @@ ranks, and send what they write while they run.
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +31,8 @@ AFTER_FAILURE = 20.0
 INPUTS = "inputs"
 """Name in the store of what was sent along with the job."""
 
+Start = Callable[[Sequence[str]], "subprocess.Popen[bytes]"]
+
 
 class Agent:
     """One node of a job, for one start of it."""
@@ -52,11 +53,11 @@ class Agent:
         self._refused: dict[str, str] = {}
         self._local: list[Path] = []
 
-    def run(self, command: Sequence[str], *, passes_on: bool) -> int:
+    def run(self, command: Sequence[str], start: Start) -> int:
         """Run a node's ranks with the job's file as their last argument. Returns their exit status.
 
         Args:
-            passes_on: whether this process gets the signals for its ranks, which otherwise get them directly.
+            start: starts them, and says what a SIGTERM to this process does.
         """
         try:
             self._restore()
@@ -65,7 +66,7 @@ class Agent:
                 self._say(f"fetched {fetched.new:,} bytes of inputs, {fetched.kept:,} were there")
                 resolved = job.with_name(f".{job.name}")
                 resolved.write_text(references.resolve(job.read_text(), self.contract.home))
-                return self._supervise([*command, str(resolved)], passes_on)
+                return self._supervise(start([*command, str(resolved)]))
         except (CupolaError, OSError) as error:
             known = error if isinstance(error, CupolaError) else ConfigError(refusal(error) or str(error))
             self._report(known)
@@ -88,10 +89,7 @@ class Agent:
         for name in inputs.sizes():
             inputs.download(name, self.contract.home / check_inside(name))
 
-    def _supervise(self, command: Sequence[str], passes_on: bool) -> int:
-        ranks = subprocess.Popen(command)
-        once = iter([ranks.terminate] if passes_on else [])  # a second SIGTERM hangs torchrun
-        signal.signal(signal.SIGTERM, lambda *_: next(once, lambda: None)())
+    def _supervise(self, ranks: "subprocess.Popen[bytes]") -> int:
         end = threading.Event()
         senders = [
             threading.Thread(target=self._repeat, args=(work, end), daemon=True)

@@ -33,6 +33,8 @@ class Cluster:
             "jobset.x-k8s.io/v1alpha2": ["jobsets"],
         }
         self.images: set[str] = {"cupola:test"}
+        self.hidden: list[str] = []
+        """Folders of this machine that pods without a shared folder do not see."""
         self.admits = True
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._loop, daemon=True)
@@ -260,7 +262,7 @@ class Cluster:
             ]
             return
         environment = self._environment(pod)
-        self.containers[pod["metadata"]["uid"]] = Container(pod, environment, self._dns(pod))
+        self.containers[pod["metadata"]["uid"]] = Container(pod, environment, self._dns(pod), self.hidden)
         pod["status"] |= {
             "phase": "Running",
             "containerStatuses": [{"name": "node", "state": {"running": {"startedAt": now()}}}],

@@ -2,12 +2,14 @@
 objects."""
 
 import re
+import shlex
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -41,10 +43,27 @@ def has(thing: Object, kind: str) -> bool:
     return any(c["type"] == kind and c["status"] == "True" for c in thing.get("status", {}).get("conditions", []))
 
 
+def apart(pod: Object, hidden: Sequence[str]) -> list[str]:
+    """The start of a command that runs in folders of its own, where the pod mounts an `emptyDir`. These and what is
+    hidden are empty file systems, in a mount namespace, and vanish with the pod's processes."""
+    given = pod["spec"]["containers"][0]
+    empty = {volume["name"] for volume in pod["spec"]["volumes"] if volume.get("emptyDir") == {}}
+    folders = [mount["mountPath"] for mount in given["volumeMounts"] if mount["name"] in empty]
+    if not folders:
+        return []
+    for folder in folders:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    mounts = [f"mount -t tmpfs tmpfs {shlex.quote(folder)}" for folder in [*hidden, *folders]]
+    script = " && ".join([*mounts, f"cd {shlex.quote(given['workingDir'])}", 'exec "$@"'])
+    return ["unshare", "--mount", "sh", "-c", script, "sh"]
+
+
 class Container:
     """A pod's one container: a process, and what it printed."""
 
-    def __init__(self, pod: Object, environment: Mapping[str, str], replace: Mapping[str, str]) -> None:
+    def __init__(
+        self, pod: Object, environment: Mapping[str, str], replace: Mapping[str, str], hidden: Sequence[str]
+    ) -> None:  # fmt: skip
         given = pod["spec"]["containers"][0]
         command = [expand(word, environment) for word in given["command"]]
         for name, other in replace.items():
@@ -52,7 +71,7 @@ class Container:
         self.lines: list[tuple[str, bytes]] = []
         self.killed_for: str | None = None
         self.process = subprocess.Popen(
-            command, env=dict(environment), cwd=given.get("workingDir"), stdin=subprocess.DEVNULL,
+            [*apart(pod, hidden), *command], env=dict(environment), cwd=given["workingDir"], stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         self.reader = threading.Thread(target=self._read, daemon=True)

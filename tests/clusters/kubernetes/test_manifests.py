@@ -23,6 +23,7 @@ FULL = KubernetesCluster(
     interface="eth1", resources={"rdma/hca": "1"},
 )  # fmt: skip
 PLAIN = KubernetesCluster(launcher="kubernetes", ranks_per_node=2, image="cupola", volume="workspace")
+APART = FULL.but(shared=False, volume=None, environment={"CUPOLA_HOME": "/local"})
 HOSTILE = 'x\'; $(touch y) {{a}}\n- b: "c" ${IFS} ../../Ünïcode-' + "z" * 300
 
 
@@ -49,7 +50,7 @@ def _missing(given: Any, taken: Any) -> Any:
     return None if given == taken else given
 
 
-@pytest.mark.parametrize("cluster", [FULL, PLAIN], ids=["full", "plain"])
+@pytest.mark.parametrize("cluster", [FULL, PLAIN, APART], ids=["full", "plain", "apart"])
 @pytest.mark.parametrize("stage", ["pretrain-0123456789ab", HOSTILE, "---", ""])
 def test_trainer_and_jobset_know_every_field(cluster: KubernetesCluster, stage: str) -> None:
     sent = order(stage)
@@ -71,7 +72,7 @@ def test_the_check_of_fields_finds_a_misspelt_one() -> None:
 
 
 @pytest.mark.parametrize("version", ["1.31", "1.37"])
-@pytest.mark.parametrize("cluster", [FULL, PLAIN], ids=["full", "plain"])
+@pytest.mark.parametrize("cluster", [FULL, PLAIN, APART], ids=["full", "plain", "apart"])
 def test_the_job_inside_fits_the_schemas_of_kubernetes(cluster: KubernetesCluster, version: str) -> None:
     job = manifests.job_set(order(HOSTILE), cluster)["spec"]["replicatedJobs"][0]["template"]
     whole = {"apiVersion": "batch/v1", "kind": "Job", **job, "metadata": {**job["metadata"], "name": "job"}}

@@ -47,7 +47,6 @@ def refusal(
         ({"service_account": "me"}, 1, "there is no service account 'me' in the namespace 'train'. Create it (docs/clusters.md), or correct clusters.test.service_account."),
         ({"queue": "team"}, 1, "Cluster test has no Kueue"),
         ({"context": "elsewhere"}, 1, "no credentials for Kubernetes: No such context elsewhere"),
-        ({"shared": False}, 1, "need `shared = true`"),
     ],
 )  # fmt: skip
 def test_what_a_cluster_lacks_is_named(

@@ -20,6 +20,7 @@ from cupola_platform.launch.kubernetes.api import Api, ConflictError
 from cupola_platform.launch.kubernetes.job import STATE, KubernetesJob, read_state
 from cupola_platform.launch.kubernetes.logs import PLACES
 from cupola_platform.launch.kubernetes.manifests import Order
+from cupola_platform.unshared.contract import folder_on_nodes
 
 
 class KubernetesLauncher:
@@ -28,7 +29,7 @@ class KubernetesLauncher:
     def __init__(self, name: str, cluster: KubernetesCluster, workspace: Path, module: str = "cupola_trainer") -> None:
         """
         Args:
-            workspace: the workspace's folder, at which pods mount `cluster.volume`.
+            workspace: the workspace's folder, at which pods mount `cluster.volume` if they share it.
             module: the module each rank runs, with the job file as its only argument.
         """
         self.name, self.cluster, self.workspace, self.module = name, cluster, workspace, module
@@ -39,8 +40,6 @@ class KubernetesLauncher:
         """Refuse a job that the cluster has no room for, or a cluster that lacks what jobs need. Raises ConfigError,
         and ServiceError if it does not answer."""
         self.cluster.spread(processes, self.name)
-        if not self.cluster.shared:
-            raise ConfigError(f"Cluster {self.name}: jobs on Kubernetes need `shared = true` and a `volume` so far.")
         self._ready()
 
     def start(
@@ -57,16 +56,11 @@ class KubernetesLauncher:
         self.check(processes)
         jobs = [(job_file, processes), *fallbacks]
         file, ranks = self._choose(jobs)
-        nodes, per_node = self.cluster.spread(ranks, self.name)
-        order = Order(
-            name=manifests.new_name(log.stem), stage=log.stem, job_file=file, folder=job_file.parent,
-            nodes=nodes, ranks=per_node,
-            module=self.module, environment=env or {}, restarts=restarts, workspace=self.workspace,
-        )  # fmt: skip
         engine, folder = self._ready(), job_file.parent
+        order = self._order(file, ranks, folder, log.stem, env or {}, restarts)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as out:
-            out.write(f"cupola: {engine}/{order.name}: {ranks} ranks on {nodes} nodes of {self.name}\n")
+            out.write(f"cupola: {engine}/{order.name}: {ranks} ranks on {order.nodes} nodes of {self.name}\n")
         for left in (PLACES, handle.STOP):
             (folder / left).unlink(missing_ok=True)
         terms = {"log": str(log), "jobs": [(str(path), size) for path, size in jobs], "restarts": restarts}
@@ -120,6 +114,17 @@ class KubernetesLauncher:
             clusters.check_needs(self.api, self.cluster)
             self._engine = engine
         return self._engine
+
+    def _order(
+        self, file: Path, ranks: int, folder: Path, stage: str, env: Mapping[str, str], restarts: int
+    ) -> Order:  # fmt: skip
+        nodes, per_node = self.cluster.spread(ranks, self.name)
+        there = folder_on_nodes(env)
+        return Order(
+            name=manifests.new_name(stage), stage=stage, job_file=there / file.name if there else file,
+            folder=there or folder, nodes=nodes, ranks=per_node, module=self.module, environment=env,
+            restarts=restarts, workspace=Path(env["CUPOLA_HOME"]) if there else self.workspace,
+        )  # fmt: skip
 
     def _choose(self, jobs: Sequence[tuple[Path, int]]) -> tuple[Path, int]:
         """The first job that the nodes which are up have room for; the first of all if none has, or nobody knows."""

@@ -45,6 +45,7 @@ class Order:
     stage: str
     """What the job is called on this side: its log's name, with the stage and the fingerprint."""
     job_file: Path
+    """In the pods, like the other paths."""
     folder: Path
     """The job's folder, where every start leaves what the next one must know."""
     nodes: int
@@ -54,6 +55,7 @@ class Order:
     environment: Mapping[str, str]
     restarts: int
     workspace: Path
+    """Where the pods have their workspace."""
 
 
 def new_name(stage: str) -> str:
@@ -126,9 +128,7 @@ def _pod(order: Order, cluster: KubernetesCluster) -> dict[str, Any]:
     if cluster.user is not None:
         security |= {"runAsUser": cluster.user, "runAsGroup": cluster.user, "fsGroup": cluster.user,
                      "fsGroupChangePolicy": "OnRootMismatch"}  # fmt: skip
-    volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
-    if cluster.shared:
-        volumes.append({"name": "workspace", "persistentVolumeClaim": {"claimName": cluster.volume}})
+    workspace = {"persistentVolumeClaim": {"claimName": cluster.volume}} if cluster.shared else {"emptyDir": {}}
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": cluster.grace,
@@ -137,7 +137,7 @@ def _pod(order: Order, cluster: KubernetesCluster) -> dict[str, Any]:
         "shareProcessNamespace": True,  # process 1 is then the pause container, which collects orphans
         "securityContext": security,
         "containers": [_container(order, cluster)],
-        "volumes": volumes,
+        "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}, {"name": "workspace", **workspace}],
     }
     if cluster.service_account:
         pod["serviceAccountName"] = cluster.service_account
@@ -149,9 +149,6 @@ def _pod(order: Order, cluster: KubernetesCluster) -> dict[str, Any]:
 
 
 def _container(order: Order, cluster: KubernetesCluster) -> dict[str, Any]:
-    mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
-    if cluster.shared:
-        mounts.append({"name": "workspace", "mountPath": str(order.workspace)})
     attempt = {"name": ATTEMPT, "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{RESTARTED}']"}}}
     variables = {"PYTHONUNBUFFERED": "1", **cluster.environment, **order.environment}
     container: dict[str, Any] = {
@@ -160,11 +157,12 @@ def _container(order: Order, cluster: KubernetesCluster) -> dict[str, Any]:
         "command": _command(order, cluster),
         "env": [attempt, *({"name": name, "value": literal(value)} for name, value in variables.items())],
         "resources": _resources(order, cluster),
-        "volumeMounts": mounts,
+        "workingDir": str(order.workspace),
+        "volumeMounts": [
+            {"name": "shm", "mountPath": "/dev/shm"}, {"name": "workspace", "mountPath": str(order.workspace)},
+        ],
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-    }
-    if cluster.shared:
-        container["workingDir"] = str(order.workspace)
+    }  # fmt: skip
     if cluster.secret:
         container["envFrom"] = [{"secretRef": {"name": cluster.secret}}]
     return container

@@ -30,8 +30,8 @@ from cupola_platform.unshared.contract import Contract, section_of
 from cupola_platform.unshared.files import LOG, REPORTS, RESULT, Files
 from cupola_platform.unshared.parts import Parts
 
-ENGINES = "slurm"
-"""Files of a job's folder whose names begin like this are Slurm's."""
+ENGINES = ("slurm", "kubernetes")
+"""Files of a job's folder whose names begin like this belong to the engine."""
 LOOK_EVERY = 2.0
 """Seconds between two looks at what the job has sent."""
 FOLLOWED = ".log.json"
@@ -167,6 +167,7 @@ class UnsharedLauncher:
             sender.send_job(file)
         sender.send_state()
         log.parent.mkdir(parents=True, exist_ok=True)
+        (contract.folder / LOG).unlink(missing_ok=True)  # of an earlier job, whose lines are in `log`
         Followed(log=str(log)).write(contract.folder)
         variables = {**(env or {}), **self._for_nodes(contract)}
         inner = self.inner.start(
@@ -193,7 +194,8 @@ class UnsharedLauncher:
 
     def _for_nodes(self, contract: Contract) -> dict[str, str]:
         """The variables of a job's nodes, whose workspace may have another path."""
-        return {**contract.variables(), **{k: v for k, v in self.cluster.environment.items() if k == "CUPOLA_HOME"}}
+        home = self.cluster.home_on_nodes
+        return {**contract.variables(), **({"CUPOLA_HOME": home} if home else {})}
 
 
 def contract_of(settings: Settings, folder: Path, cache_gib: float = 0) -> Contract:
