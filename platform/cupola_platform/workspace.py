@@ -141,15 +141,16 @@ class Workspace:
             adopted += 1
         return adopted
 
-    def find(self, fingerprint: str) -> Artifact | None:
-        """The result of a stage with this fingerprint, if it is registered, stored and verifies."""
+    def find(self, fingerprint: str, *, partly: bool = False) -> Artifact | None:
+        """The result of a stage with this fingerprint, if it is registered, stored and verifies. `partly`: see
+        `Store.get`."""
         digest = self.registry.made_by(fingerprint)
         if digest is None and self.adopt():
             digest = self.registry.made_by(fingerprint)
         if digest is None or not self.use(digest):
             return None
         try:
-            return verify(self.store.get(digest).path)
+            return verify(self.store.get(digest, partly=partly).path)
         except (NotFoundError, CorruptArtifactError):
             return None
 

@@ -81,6 +81,7 @@ def test_a_run_equals_one_on_a_single_machine(
     assert re.search(r"cupola: n1: fetched [1-9][0-9,]* bytes of inputs", log.read_text())
     assert re.search(r"cupola: n2: fetched [1-9][0-9,]* bytes of inputs", log.read_text())
     assert jobs_objects(s3, tmp_path) == []
+    assert not list(cupola.workspace.rglob("rank_*.bin")), "the checkpoint was copied within the store"
     published = cupola.published()
     (cupola.workspace.parent / "cupola.toml").unlink()  # the twin has a store of its own
     assert published == undisturbed(recipe, *STEPS)

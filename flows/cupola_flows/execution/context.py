@@ -13,6 +13,8 @@ from cupola_flows.execution.leasing import Lease
 from cupola_flows.execution.places import Slots
 from cupola_flows.terminal.display import Display
 from cupola_platform.artifacts import Artifact
+from cupola_platform.errors import StoreError
+from cupola_platform.launch.unshared.launcher import clear
 from cupola_platform.strict import Strict
 from cupola_platform.tracking.tracker import Tracker
 from cupola_platform.workspace import Workspace
@@ -87,8 +89,9 @@ class StageContext:
         metrics: dict[str, float],
         known: Mapping[str, tuple[int, str]] | None = None,
     ) -> Artifact:
-        """Seal `folder`, store it, and register it as this stage's artifact. `known`: see `artifacts.seal`."""
-        return self.workspace.publish(
+        """Seal `folder`, store it, and register it as this stage's artifact, which needs what its jobs exchanged no
+        more. `known`: see `artifacts.seal`."""
+        artifact = self.workspace.publish(
             folder,
             kind=self.gives,
             parents=parents,
@@ -100,6 +103,11 @@ class StageContext:
             run_id=self.run_id,
             known=known,
         )
+        try:
+            clear(self.workspace.settings, self.folder)
+        except StoreError as error:
+            self.display.say(f"{self.name}: what its nodes exchanged could not be removed from the store: {error}")
+        return artifact
 
     def publish_aside(
         self,

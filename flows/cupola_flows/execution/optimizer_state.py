@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from cupola_flows.execution.context import StageContext
 from cupola_platform import artifacts
 from cupola_platform.artifacts import Artifact
 from cupola_platform.artifacts.digests import digest_files
+from cupola_platform.artifacts.elsewhere import Elsewhere, absent
 from cupola_platform.durable import link
 from cupola_platform.errors import ConfigError, NotFoundError
 from cupola_platform.workspace import Workspace
@@ -17,8 +19,8 @@ from cupola_trainer.config import OPTIMIZER
 def split_off(ctx: StageContext, checkpoint: Path, *, publish: bool) -> Artifact:
     """Move the optimizer state out of a job's checkpoint, and publish it as an artifact whose parent is the rest.
 
-    No large file is copied or hashed again. The state is published first, so that a stage whose checkpoint is in the
-    store has published both; a killed run goes on where it stopped.
+    No large file is copied or hashed again, nor fetched if it is in the store only. The state is published first, so
+    that a stage whose checkpoint is in the store has published both; a killed run goes on where it stopped.
 
     Args:
         publish: False removes the state.
@@ -29,16 +31,25 @@ def split_off(ctx: StageContext, checkpoint: Path, *, publish: bool) -> Artifact
     whole = artifacts.read(checkpoint).manifest
     prefix = f"{OPTIMIZER}/"
     weights = {path: entry for path, entry in whole.known.items() if not path.startswith(prefix)}
+    moments = {path.removeprefix(prefix): entry for path, entry in whole.known.items() if path.startswith(prefix)}
+    there = Elsewhere.read(checkpoint)
     state = ctx.folder / OPTIMIZER
     if (checkpoint / OPTIMIZER).is_dir():
         shutil.rmtree(state, ignore_errors=True)
         (checkpoint / OPTIMIZER).rename(state)
     if publish and state.is_dir():
         digest = digest_files((path, digest) for path, (_, digest) in weights.items())
-        known = {path.removeprefix(prefix): entry for path, entry in whole.known.items()}
-        ctx.publish_aside(state, kind=OPTIMIZER, parents=[digest], metrics={}, known=known)
+        if there:
+            Elsewhere(at=f"{there.at}/{OPTIMIZER}").write(state)
+            artifacts.seal(state, kind=OPTIMIZER, known=moments, elsewhere=_absent(state, moments))
+        ctx.publish_aside(state, kind=OPTIMIZER, parents=[digest], metrics={}, known=moments)
     shutil.rmtree(state, ignore_errors=True)
-    return artifacts.seal(checkpoint, kind=whole.kind, config=whole.config, known=weights)
+    elsewhere = _absent(checkpoint, weights) if there else {}
+    return artifacts.seal(checkpoint, kind=whole.kind, config=whole.config, known=weights, elsewhere=elsewhere)
+
+
+def _absent(folder: Path, known: Mapping[str, tuple[int, str]]) -> dict[str, tuple[int, str]]:
+    return {path: known[path] for path in absent(folder, list(known))}
 
 
 def restore(ws: Workspace, checkpoint: Artifact, job: Path) -> Path:

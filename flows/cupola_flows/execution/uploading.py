@@ -18,7 +18,6 @@ from cupola_flows.execution.context import StageContext
 from cupola_flows.servers.processes import spawn
 from cupola_platform.errors import CupolaError, StoreError
 from cupola_platform.launch.launcher import is_unshared
-from cupola_platform.launch.unshared.launcher import clear
 from cupola_platform.settings import load_settings
 from cupola_platform.store import open_store
 from cupola_trainer.config import TrainJob
@@ -41,7 +40,6 @@ def discard(ctx: StageContext, job: TrainJob) -> None:
     """Remove the copies of a job whose artifact is published; if the store refuses, print that they stay."""
     try:
         backup_of(ctx, job).discard()
-        clear(ctx.workspace.settings, job.output)
     except StoreError as error:
         ctx.display.say(f"{ctx.name}: the uploaded checkpoints could not be removed from the store: {error}")
 

@@ -18,7 +18,9 @@ from cupola_flows.runs.work_folders import check_is_here, locked
 from cupola_flows.stages.base import ARTIFACT, Stage, Taken
 from cupola_flows.terminal.display import Display
 from cupola_platform.artifacts import Artifact
+from cupola_platform.artifacts.elsewhere import Elsewhere
 from cupola_platform.errors import ConfigError, CupolaError, DetachedError
+from cupola_platform.launch.launcher import is_unshared
 from cupola_platform.registry import RunStatus
 from cupola_platform.workspace import Workspace
 
@@ -100,7 +102,7 @@ class Session:
         if name in self.outcomes:
             return self.outcomes[name].artifact
         inputs = self._known_inputs(name)
-        artifact = self.workspace.find(self.fingerprint(name, inputs)) if inputs is not None else None
+        artifact = self.workspace.find(self.fingerprint(name, inputs), partly=True) if inputs is not None else None
         if artifact is None:
             return None
         if name in self.names:
@@ -224,12 +226,21 @@ class Session:
                 cancelled=self.cancelled,
                 profile=self.profile,
             )
+            self._complete(name, taken)
             artifact = stage.run(ctx, taken)
             lease.check()
         self.outcomes[name] = Outcome("completed", artifact, self.display.lines[name].elapsed())
         self.records.finish(run_id, "completed", artifact)
         self.display.finished(name, "completed", f"artifact {artifact.id}")
         return artifact
+
+    def _complete(self, name: str, taken: Taken) -> None:
+        """Fetch what the inputs lack, unless the stage's nodes fetch for themselves what they need."""
+        if is_unshared(self.workspace.settings, self.cluster(name)):
+            return
+        for artifact in taken.all():
+            if Elsewhere.read(artifact.path):
+                self.workspace.store.get(artifact.digest)
 
     def _limits(self) -> Limits | None:
         return None if self.prefect_is_gone.is_set() else self.limits

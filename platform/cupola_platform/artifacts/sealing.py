@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cupola_platform.artifacts.digests import canonical_json, code_version, digest_file, digest_files
-from cupola_platform.artifacts.elsewhere import ELSEWHERE, Elsewhere
+from cupola_platform.artifacts.elsewhere import ELSEWHERE, Elsewhere, absent
 from cupola_platform.artifacts.environment import environment
 from cupola_platform.artifacts.manifest import (
     FORMAT,
@@ -45,14 +45,16 @@ def seal(
         parents: digests of the artifacts it was made from.
         config: plain JSON.
         known: size and digest, by relative path, of files that were hashed and synced as they were written.
-        elsewhere: the same of files that other machines hold.
+        elsewhere: the same of files that other machines or the store hold; None for those that an earlier manifest of
+            the folder names, if it says where they are (`Elsewhere`).
 
     Raises:
         CorruptArtifactError: the folder is empty, or contains a link or anything else that is not a plain file.
         ConfigError: a metric is not finite, or the config is not plain JSON.
     """
     here = [_entry(folder, path, (known or {}).get(path)) for path in _plain_files(folder)]
-    there = [FileEntry(path=path, size=size, blake3=digest) for path, (size, digest) in (elsewhere or {}).items()]
+    elsewhere = _not_here(folder) if elsewhere is None else elsewhere
+    there = [FileEntry(path=path, size=size, blake3=digest) for path, (size, digest) in elsewhere.items()]
     files = tuple(sorted((*here, *there), key=lambda file: file.path))
     if not files:
         raise CorruptArtifactError(f"{folder} has no files, so there is nothing to seal. Write the result there first.")
@@ -151,6 +153,13 @@ def _plain_files(folder: Path) -> Iterator[str]:
             relative = Path(parent, name).relative_to(folder).as_posix()
             if relative not in (MANIFEST, PARTIAL, ELSEWHERE):
                 yield relative
+
+
+def _not_here(folder: Path) -> Mapping[str, tuple[int, str]]:
+    if Elsewhere.read(folder) is None:
+        return {}
+    known = read(folder).manifest.known
+    return {path: known[path] for path in absent(folder, list(known))}
 
 
 def _entry(folder: Path, relative: str, known: tuple[int, str] | None) -> FileEntry:

@@ -16,11 +16,13 @@ class Store(Protocol):
     """Artifacts by digest."""
 
     def put(self, artifact: Artifact) -> Artifact:
-        """Take over a sealed folder, and return the artifact at its place in the store or its cache."""
+        """Take over a sealed folder, and return the artifact at its place in the store or its cache. Files that are in
+        the store only (`Elsewhere`) stay there, until `get` fetches them."""
 
-    def get(self, digest: str) -> Artifact:
+    def get(self, digest: str, *, partly: bool = False) -> Artifact:
         """An artifact on this machine, fetched if needed. Here and in `manifest`, an artifact stored under another
-        one's digest is refused. Raises NotFoundError, CorruptArtifactError."""
+        one's digest is refused. With `partly`, one that was put here without all of its files stays so. Raises
+        NotFoundError, CorruptArtifactError."""
 
     def holds(self, digest: str) -> bool:
         """Whether the complete artifact is there."""

@@ -48,7 +48,7 @@ class LocalStore:
             sync_folder(self.root)
         return Artifact(target, artifact.manifest)
 
-    def get(self, digest: str) -> Artifact:
+    def get(self, digest: str, *, partly: bool = False) -> Artifact:
         """The artifact, unverified: `artifacts.verify` reads every byte.
 
         Raises:

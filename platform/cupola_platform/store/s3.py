@@ -1,7 +1,7 @@
 """Artifacts in an S3 bucket, each fetched once into a local cache."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from cupola_platform.artifacts import MANIFEST, Artifact, FileEntry, Manifest
+from cupola_platform.artifacts.elsewhere import ELSEWHERE, Elsewhere
 from cupola_platform.artifacts.manifest import parse_manifest, write_manifest
 from cupola_platform.artifacts.sealing import check_file
 from cupola_platform.errors import CorruptArtifactError, NotFoundError, StoreError
@@ -60,10 +61,11 @@ class S3Store:
     def put(self, artifact: Artifact) -> Artifact:
         """Upload a sealed folder, then move it into the cache. An interrupted upload resumes where it stopped.
 
-        On an error the folder stays where it was.
+        Files that the folder says the store has already (`Elsewhere`) are copied on the server. On an error the folder
+        stays where it was.
 
         Raises:
-            CorruptArtifactError: the server has different content under that digest.
+            CorruptArtifactError: the server has different content under that digest, or not what the folder says.
             StoreError: the server refused or cannot be reached.
         """
         with self._refusals():
@@ -74,7 +76,7 @@ class S3Store:
                 self._commit(artifact)
         return self._keep(artifact)
 
-    def get(self, digest: str) -> Artifact:
+    def get(self, digest: str, *, partly: bool = False) -> Artifact:
         """The artifact in the cache, fetched and verified if it is not there yet. An interrupted fetch resumes.
 
         Raises:
@@ -84,15 +86,33 @@ class S3Store:
             StoreError: the server refused or cannot be reached.
         """
         self._hold(self.cache.root / digest)
-        if self.cache.holds(digest):
+        if self._is_here(digest, partly):
             return self.cache.get(digest)
         manifest = self.manifest(digest)
         with self.room.incoming(digest, manifest.size) as incoming, self._refusals():
-            if self.cache.holds(digest):  # another process fetched it meanwhile
+            if self._is_here(digest, partly):  # another process fetched it meanwhile
                 return self.cache.get(digest)
-            self._fetch(manifest, incoming)
+            if self.cache.holds(digest):
+                return self._complete(self.cache.get(digest), incoming)
+            self._fetch(manifest, manifest.files, incoming)
             write_manifest(incoming, manifest)
             return self._keep(Artifact(incoming, manifest))
+
+    def _is_here(self, digest: str, partly: bool) -> bool:
+        return self.cache.holds(digest) and (partly or Elsewhere.read(self.cache.root / digest) is None)
+
+    def _complete(self, artifact: Artifact, incoming: Path) -> Artifact:
+        """Fetch the files that an artifact in the cache lacks. Readers of the others are not disturbed."""
+        lacking = [file for file in artifact.manifest.files if not (artifact.path / file.path).is_file()]
+        self._fetch(artifact.manifest, lacking, incoming)
+        for file in lacking:
+            (incoming / file.path).chmod(0o444)
+            (artifact.path / file.path).parent.mkdir(parents=True, exist_ok=True)
+            (incoming / file.path).rename(artifact.path / file.path)
+        (artifact.path / ELSEWHERE).unlink()
+        shutil.rmtree(incoming, ignore_errors=True)
+        self.room.added(artifact.digest, artifact.manifest.size)
+        return artifact
 
     def holds(self, digest: str) -> bool:
         try:
@@ -165,8 +185,11 @@ class S3Store:
 
     def _keep(self, artifact: Artifact) -> Artifact:
         self._hold(self.cache.root / artifact.digest)
+        if Elsewhere.read(artifact.path):
+            Elsewhere(at=f"artifacts/{artifact.digest}").write(artifact.path)
         kept = self.cache.put(artifact)
-        self.room.added(artifact.digest, artifact.manifest.size)
+        here = [file.size for file in kept.manifest.files if (kept.path / file.path).is_file()]
+        self.room.added(kept.digest, sum(here))
         return kept
 
     def _delete(self, prefix: str) -> None:
@@ -181,15 +204,27 @@ class S3Store:
 
     def _missing(self, artifact: Artifact) -> list[Item]:
         """The files that an interrupted upload has not left behind."""
-        items = [
-            Item(artifact.path / file.path, self._key(artifact.digest, file.path), file.size, file.blake3)
-            for file in artifact.manifest.files
-        ]
-        pages = self._s3.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=self._key(artifact.digest, "")
-        )
-        sizes = {item["Key"]: item["Size"] for page in pages for item in page.get("Contents", [])}
-        return [item for item in items if sizes.get(item.key) != item.size or not self._uploaded(item)]
+        there = Elsewhere.read(artifact.path)
+        items = []
+        for file in artifact.manifest.files:
+            path = artifact.path / file.path
+            source = f"{self._top}{there.at}/{file.path}" if there and not path.is_file() else ""
+            items.append(Item(path, self._key(artifact.digest, file.path), file.size, file.blake3, source))
+        sizes = self._sizes(self._key(artifact.digest, ""))
+        missing = [item for item in items if sizes.get(item.key) != item.size or not self._uploaded(item)]
+        sources = self._sizes(f"{self._top}{there.at}/") if there else {}
+        for item in missing:
+            if item.source and sources.get(item.source) != item.size:
+                raise CorruptArtifactError(
+                    f"s3://{self.bucket}/{item.source} has {sources.get(item.source, 'no')} bytes, the manifest says "
+                    f"{item.size}. Make artifact {artifact.id} again."
+                )
+        return missing
+
+    def _sizes(self, prefix: str) -> dict[str, int]:
+        """Bytes of every object whose key begins with `prefix`."""
+        pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+        return {item["Key"]: item["Size"] for page in pages for item in page.get("Contents", [])}
 
     def _uploaded(self, item: Item) -> bool:
         metadata = self._s3.head_object(Bucket=self.bucket, Key=item.key)["Metadata"]
@@ -209,12 +244,12 @@ class S3Store:
             ):  # another machine was first, with the same content
                 raise
 
-    def _fetch(self, manifest: Manifest, incoming: Path) -> None:
-        """Download a manifest's files, each checked once; keep what an interrupted fetch has left behind."""
+    def _fetch(self, manifest: Manifest, files: Sequence[FileEntry], incoming: Path) -> None:
+        """Download files of a manifest, each checked once; keep what an interrupted fetch has left behind."""
         shutil.rmtree(parts := incoming.with_suffix(".parts"), ignore_errors=True)
         parts.mkdir(parents=True)
         items, targets = [], {}
-        for number, file in enumerate(manifest.files):
+        for number, file in enumerate(files):
             if not _is_there(incoming / file.path, file):
                 items.append(Item(parts / str(number), self._key(manifest.digest, file.path), file.size, file.blake3))
                 targets[items[-1].path] = file

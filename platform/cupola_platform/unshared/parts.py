@@ -175,18 +175,6 @@ class Parts:
         Elsewhere(at=f"{self.section}/{PARTS}/{whole.name}").write(folder)
         self.objects.download(f"{whole.name}/{MANIFEST}", folder / MANIFEST)
 
-    def fetch(self, whole: Whole, folder: Path) -> None:
-        """Fetch all files of a checkpoint into a folder that appears at once.
-
-        Raises:
-            CorruptArtifactError: a file is not what its manifest says.
-        """
-        partial = folder.with_name(f".{folder.name}.partial")
-        self._fetch(whole, partial, [file.path for file in whole.manifest.files])
-        self.objects.download(f"{whole.name}/{MANIFEST}", partial / MANIFEST)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-
     def local(self) -> Iterator[Artifact]:
         """The sealed folders of the job on this machine."""
         for manifest in sorted((*self.job.glob(f"*/{MANIFEST}"), *self.job.glob(f"*/step_*/{MANIFEST}"))):

@@ -85,6 +85,7 @@ def test_a_run_equals_one_on_a_single_machine(
     else:
         assert (starts, restarts) == ([0], [])
     assert not s3.client.list_objects_v2(Bucket=s3.bucket, Prefix=f"{tmp_path.name}/jobs/").get("Contents")
+    assert not list(on_cluster.workspace.rglob("rank_*.bin")), "the checkpoint was copied within the store"
     published = on_cluster.published()
     (on_cluster.workspace.parent / "cupola.toml").unlink()  # the twin has a store of its own
     assert published == undisturbed(recipe, *STEPS)

@@ -14,8 +14,9 @@ from cupola_flows.execution.optimizer_state import restore, split_off
 from cupola_flows.terminal.display import Display
 from cupola_platform import artifacts
 from cupola_platform.artifacts import sealing
+from cupola_platform.artifacts.elsewhere import Elsewhere
 from cupola_platform.errors import ConfigError, NotFoundError, StoreError
-from cupola_platform.store import LocalStore
+from cupola_platform.store import LocalStore, open_store
 from cupola_platform.store.s3 import S3Store
 from cupola_platform.workspace import Workspace
 
@@ -109,6 +110,38 @@ def test_a_stage_whose_store_refuses_the_optimizer_state_publishes_both_at_the_n
     (row,) = ctx.workspace.registry.children(checkpoint.digest)
     assert artifacts.verify(ctx.workspace.store.get(row.digest).path).manifest.size == 2011
     assert artifacts.verify(checkpoint.path).manifest.size == 1013
+
+
+def test_a_checkpoint_that_only_the_store_has_is_split_there(
+    ctx: StageContext, saved: Path, s3: Any, tmp_path: Path
+) -> None:
+    whole = artifacts.read(saved).manifest
+    settings = ctx.workspace.settings.model_copy(
+        update={"store_url": f"s3://{s3.bucket}/{tmp_path.name}", "s3_endpoint_url": s3.endpoint_url}
+    )
+    store = open_store(settings)
+    assert isinstance(store, S3Store)
+    folder = settings.home / "work" / "f"
+    at = f"jobs/work/f/job/parts/{STEP}@{whole.digest}"
+    for name, text in FILES.items():
+        store.objects(at).write(name, text.encode())
+        if name.endswith(".bin"):
+            (saved / name).unlink()
+    Elsewhere(at=at).write(saved)
+    apart = replace(ctx, workspace=replace(ctx.workspace, settings=settings, store=store), folder=folder)
+    folder.mkdir(parents=True)
+    weights = split_off(apart, saved, publish=True)
+    checkpoint = apart.publish(weights.path, parents=[], metrics={}, known=weights.manifest.known)
+    (row,) = ctx.workspace.registry.children(checkpoint.digest)
+    assert not [path for path in tmp_path.rglob("*.bin") if path.is_file()]
+    assert store.objects("jobs").sizes() == {}, "removed with the stage's artifact"
+    optimizer = store.get(row.digest)
+    assert (optimizer.path / "rank_00000.bin").read_text() == FILES["optimizer/rank_00000.bin"]
+    assert [artifacts.verify(each.path).manifest.size for each in (store.get(checkpoint.digest), optimizer)] == [
+        1013, 2011,
+    ]  # fmt: skip
+    assert restore(apart.workspace, store.get(checkpoint.digest), folder / "job") == folder / "job" / STEP
+    assert artifacts.verify(folder / "job" / STEP).digest == whole.digest
 
 
 @pytest.mark.slow  # a run of a recipe

@@ -1,11 +1,13 @@
 """When each stage of a run starts: after its inputs, side by side where there is room, and never twice."""
 
+import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,9 +15,14 @@ from cupola_flows.execution.context import StageContext
 from cupola_flows.execution.jobs import JobResult, run_once
 from cupola_flows.runs.opening import open_session
 from cupola_flows.runs.scheduling import Schedule, run_stages, stages_before
-from cupola_flows.runs.session import Session
+from cupola_flows.runs.session import Outcome, Session
 from cupola_flows.runs.work_folders import locked
+from cupola_flows.stages.base import Taken
+from cupola_flows.stages.checkpoints.upcycle import UpcycleStage
 from cupola_flows.terminal.display import PlainDisplay
+from cupola_platform.artifacts import Artifact, seal
+from cupola_platform.artifacts.digests import digest_bytes
+from cupola_platform.artifacts.elsewhere import Elsewhere
 from cupola_platform.errors import CancelledError, StageFailedError
 from cupola_trainer.config import MergeJob
 
@@ -224,6 +231,48 @@ def test_a_stage_that_another_command_runs_is_refused_or_waited_for(session: Cal
     assert third.outcomes["a"].state == "completed"
     first.execute("a")
     assert [row.status for row in third.workspace.registry.runs()] == ["reused", "completed"]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_only_the_store_has_of_an_input_is_fetched_unless_the_stages_nodes_do_it(
+    session: Callable[..., Session], monkeypatch: pytest.MonkeyPatch, s3: Any, tmp_path: Path, shared: bool
+) -> None:
+    cluster = {"launcher": "slurm", "nodes": 1, "ranks_per_node": 1, "shared": shared}
+    for name, value in {
+        "STORE_URL": f"s3://{s3.bucket}/{tmp_path.name}",
+        "S3_ENDPOINT_URL": s3.endpoint_url,
+        "CLUSTERS": json.dumps({"there": cluster}),
+    }.items():
+        monkeypatch.setenv(f"CUPOLA_{name}", value)
+    stages = {
+        "prepare": f"{{corpus: {{sources: {{text: {{type: files, path: {__file__}}}}}}}}}",
+        "a": PRETRAIN.format(dp=1),
+        "b": "{kind: upcycle, parent: a, run_on: there, moe: {num_experts: 2, top_k: 1, expert_ffn_hidden_size: 64}}",
+    }
+    opened = session(stages, 1)
+    objects = opened.workspace.store.objects("jobs/a")  # type: ignore[attr-defined]
+    objects.write("state/rank_00000.bin", b"weights")
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "model.json").write_text("{}")
+    seal(folder, kind="checkpoint", elsewhere={"state/rank_00000.bin": (7, digest_bytes(b"weights"))})
+    Elsewhere(at="jobs/a").write(folder)
+    checkpoint = opened.workspace.publish(folder, kind="checkpoint", fingerprint="a" * 64)
+    assert not (checkpoint.path / "state").exists()
+    opened.outcomes["a"] = Outcome("completed", checkpoint, 0.0)
+
+    def run(stage: UpcycleStage, ctx: StageContext, taken: Taken) -> Artifact:
+        assert (taken.one("parent").path / "state/rank_00000.bin").exists() == shared
+        raise StageFailedError("as far as the test goes")
+
+    monkeypatch.setattr(UpcycleStage, "run", run)
+    with pytest.raises(StageFailedError, match="as far as the test goes"):
+        opened.execute("b")
+    assert opened.workspace.find("a" * 64, partly=True) == checkpoint
+    assert (checkpoint.path / "state").exists() == shared
+    found = opened.workspace.find("a" * 64)
+    assert found is not None
+    assert (found.path / "state/rank_00000.bin").read_bytes() == b"weights"
 
 
 def test_what_two_stages_share_is_made_once(session: Callable[..., Session], monkeypatch: pytest.MonkeyPatch) -> None:

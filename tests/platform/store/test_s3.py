@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from cupola_platform.artifacts import Artifact, seal, verify
+from cupola_platform.artifacts import Artifact, read, seal, verify
+from cupola_platform.artifacts.digests import digest_bytes
+from cupola_platform.artifacts.elsewhere import Elsewhere
 from cupola_platform.errors import CorruptArtifactError, NotFoundError, StoreError
-from cupola_platform.store import LocalStore
+from cupola_platform.store import LocalStore, transfer
 from cupola_platform.store.s3 import S3Store
 from cupola_platform.workspace import Workspace
 
@@ -49,6 +51,82 @@ def test_one_machine_fetches_what_another_puts(
     assert not (tmp_path / "there" / sealed.digest).exists()
     assert verify(there.get(sealed.digest).path).metrics == {"loss": 1.0}
     assert there.location(sealed.digest) == f"s3://cupola/{tmp_path.name}/artifacts/{sealed.digest}"
+
+
+@pytest.fixture
+def partial(open_store: OpenStore, make_folder: MakeFolder) -> Callable[[dict[str, str], dict[str, str]], Path]:
+    """Makes a sealed folder of files that are here and files that only the store has, below `jobs/a`."""
+
+    def make(here: dict[str, str], there: dict[str, str]) -> Path:
+        objects = open_store("here").objects("jobs/a")
+        for name, text in there.items():
+            objects.write(name, text.encode())
+        folder = make_folder("partial", here)
+        known = {name: (len(text), digest_bytes(text.encode())) for name, text in there.items()}
+        seal(folder, kind="checkpoint", elsewhere=known)
+        Elsewhere(at="jobs/a").write(folder)
+        return folder
+
+    return make
+
+
+def sent_and_received(store: S3Store) -> list[tuple[str, int, int]]:
+    """Grows with every request: operation, bytes of files sent, bytes received."""
+    seen: list[tuple[str, int, int]] = []
+
+    def note(model: Any, params: dict[str, Any], **_: Any) -> None:
+        body = params["body"]
+        sent = len(body) if isinstance(body, bytes) else body.seek(0, os.SEEK_END) if hasattr(body, "seek") else 0
+        if hasattr(body, "seek"):
+            body.seek(0)
+        seen.append((model.name, sent, 0))
+
+    def got(model: Any, http_response: Any, **_: Any) -> None:
+        seen.append((model.name, 0, int(http_response.headers.get("content-length", 0))))
+
+    store._s3.meta.events.register("before-call.s3.*", note)
+    store._s3.meta.events.register("after-call.s3.*", got)
+    return seen
+
+
+def test_what_the_store_has_already_is_copied_there_and_fetched_when_it_is_read(
+    open_store: OpenStore, partial: Callable[..., Path], s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "COPIED_PART", 5 << 20)
+    large, small = "".join(f"{number:9} " for number in range(1_200_000)), "y" * 1000
+    folder = partial({"model.json": "{}"}, {"state/large.bin": large, "state/small.bin": small})
+    store, digest = open_store("here"), read(folder).digest
+    seen = sent_and_received(store)
+    kept = store.put(seal(folder, kind="checkpoint", config={"step": 1}))
+    moved = sum(sent + received for _, sent, received in seen)
+    assert moved < 20_000, seen
+    assert [name for name, sent, received in seen if not received].count("UploadPartCopy") == 3
+    assert kept.path == tmp_path / "here" / digest == store.get(digest, partly=True).path
+    assert sorted(path.name for path in kept.path.rglob("*") if path.is_file()) == [
+        ".elsewhere.json", "manifest.json", "model.json",
+    ]  # fmt: skip
+    store.objects("jobs/a").remove(["state/large.bin", "state/small.bin"])
+    assert verify(open_store("there").get(digest).path).digest == digest
+    assert verify(store.get(digest).path).digest == digest
+    assert (kept.path / "state/large.bin").read_text() == large
+    assert (kept.path / "state/small.bin").stat().st_mode & 0o222 == 0
+    assert not (kept.path / ".elsewhere.json").exists()
+
+
+def test_a_copy_of_what_the_store_has_not_is_refused_by_name(
+    open_store: OpenStore, partial: Callable[..., Path], s3: Any
+) -> None:
+    folder = partial({"model.json": "{}"}, {"state/a.bin": "a" * 10, "state/b.bin": "b" * 10})
+    store = open_store("here")
+    for text, says in ((b"torn", "has 4 bytes, the manifest says 10"), (None, "has no bytes, the manifest says 10")):
+        if text:
+            store.objects("jobs/a").write("state/b.bin", text)
+        else:
+            store.objects("jobs/a").remove(["state/b.bin"])
+        with pytest.raises(CorruptArtifactError, match=rf"jobs/a/state/b\.bin {says}"):
+            store.put(read(folder))
+    assert not store.holds(read(folder).digest)
+    assert folder.exists()
 
 
 def test_an_existing_digest_is_not_written_again(open_store: OpenStore, make_folder: MakeFolder, s3: Any) -> None:

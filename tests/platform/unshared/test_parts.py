@@ -56,9 +56,6 @@ def test_a_checkpoint_is_whole_once_every_node_has_sent_its_part(objects: Object
     ]  # fmt: skip
     assert verify(folder).digest == whole.manifest.digest
     assert third.made() == [], "it holds nothing that the store lacks"
-    third.fetch(whole, tmp_path / "d")
-    assert verify(tmp_path / "d").digest == whole.manifest.digest
-    assert (tmp_path / "d/state/rank_00001.bin").read_text() == "5 1" * 10
 
 
 def test_a_part_that_is_gone_or_torn_never_makes_a_checkpoint_whole(objects: Objects, tmp_path: Path, s3: Any) -> None:
@@ -103,10 +100,10 @@ def test_a_changed_part_is_refused_by_name(objects: Objects, tmp_path: Path) -> 
         each = node(objects, tmp_path / name, 5, rank)
         send(each)
     (whole,) = each.whole()
-    objects.write(f"parts/{whole.name}/state/rank_00001.bin", b"x" * 30)
-    with pytest.raises(CorruptArtifactError, match=r"rank_00001\.bin is corrupt"):
-        each.fetch(whole, tmp_path / "c")
-    assert not (tmp_path / "c").exists()
+    objects.write(f"parts/{whole.name}/training.json", b"[]")
+    with pytest.raises(CorruptArtifactError, match=r"training\.json is corrupt"):
+        Parts(objects, "job", tmp_path / "c").place(whole)
+    assert not list(tmp_path.glob("c/**/manifest.json"))
 
 
 def test_checkpoints_that_the_job_removed_leave_the_store_but_one_always_stays(

@@ -6,6 +6,7 @@ and results into the job's folder here as they appear, where whoever follows the
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from cupola_platform.artifacts import MANIFEST
+from cupola_platform.artifacts.elsewhere import Elsewhere
 from cupola_platform.clusters import Cluster
 from cupola_platform.durable import write_text
 from cupola_platform.errors import ConfigError, NotFoundError, StoreError
@@ -58,7 +60,8 @@ class Mirror:
         self._follow_log()
 
     def bring_result(self) -> None:
-        """Bring what is left, and the folder that the result names before the result itself.
+        """Bring what is left, and the folder that the result names before the result itself. Of a checkpoint, only the
+        small files: whoever publishes it copies the others within the store.
 
         Raises:
             StoreError: the store cannot be reached.
@@ -71,9 +74,10 @@ class Mirror:
         folder = json.loads(result)["folder"]
         whole = [each for each in self.parts.whole() if each.folder == folder]
         if whole and not (self.folder / folder / MANIFEST).exists():
-            self.parts.fetch(whole[-1], self.folder / folder)
+            shutil.rmtree(self.folder / folder, ignore_errors=True)
+            self.parts.place(whole[-1])
         write_text(self.folder / RESULT, result.decode())
-        if not any(each.folder.startswith("checkpoints/") for each in self.parts.whole()):
+        if not self.parts.whole():
             self.objects.remove(self.objects.sizes())  # nothing to resume from: the result is all there is
 
     def _follow_log(self) -> None:
@@ -210,7 +214,8 @@ def contract_of(settings: Settings, folder: Path, cache_gib: float = 0) -> Contr
 
 
 def clear(settings: Settings, folder: Path) -> None:
-    """Remove from the store what the nodes of a job exchanged, once its result is published. Raises StoreError."""
+    """Remove from the store what the nodes of the jobs in a folder exchanged, once all results are published. Raises
+    StoreError."""
     if settings.store_url is not None:
         objects = contract_of(settings, folder).objects()
         objects.remove(objects.sizes())
@@ -248,7 +253,8 @@ class Sender:
         self.files.remove(ended)
         self.files.concerns = lambda path: is_ranks(path) and path not in REPORTS
         own = job_files(self.contract.folder)
-        here = [each for each in self.parts.local() if each.path.parent.name == "checkpoints"]
+        sealed = [each for each in self.parts.local() if each.path.parent.name == "checkpoints"]
+        here = [each for each in sealed if Elsewhere.read(each.path) is None]
         newest = max(here, key=lambda each: each.path.name, default=None)
         there = [each.step for each in self.parts.whole() if each.folder.startswith("checkpoints/")]
         if newest and int(newest.manifest.config["step"]) > max(there, default=-1):
