@@ -62,11 +62,16 @@ class Agent:
         try:
             self._restore()
             job = self.contract.folder / self.name
-            with self.cache.holding(sorted(references.artifacts_of(job.read_text()))) as fetched:
+            inputs = sorted(references.artifacts_of(job.read_text()))
+            with self.cache.holding(inputs) as fetched:
                 self._say(f"fetched {fetched.new:,} bytes of inputs, {fetched.kept:,} were there")
                 resolved = job.with_name(f".{job.name}")
                 resolved.write_text(references.resolve(job.read_text(), self.contract.home))
-                return self._supervise(start([*command, str(resolved)]))
+                status = self._supervise(start([*command, str(resolved)]))
+                kept, size = self.cache.in_part(inputs)
+                if size:
+                    self._say(f"has {kept:,} of the {size:,} bytes of its token shards")
+                return status
         except (CupolaError, OSError) as error:
             known = error if isinstance(error, CupolaError) else ConfigError(refusal(error) or str(error))
             self._report(known)

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cupola_platform.artifacts import MANIFEST, FileEntry, Manifest, read
+from cupola_platform.artifacts.blocks import LARGE, digests_of
 from cupola_platform.artifacts.elsewhere import Elsewhere
 from cupola_platform.artifacts.manifest import parse_manifest
 from cupola_platform.artifacts.sealing import check_file
@@ -22,6 +24,12 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 RANGES = "ranges"
 """Folder of the parts of large files, each named by its digest."""
+PARTIAL = ".partial"
+"""Ends the name of the folder beside an artifact with files of which the node has some blocks."""
+ROOM = 64 << 20
+"""Bytes that a process makes room for at a time."""
+FULL = 60.0
+"""Seconds until a process looks again whether there is room."""
 NOT_READ = ("report.html", "contaminated.jsonl", "sources.jsonl")
 """Files of artifacts that no job reads."""
 
@@ -47,6 +55,8 @@ class Cache:
         self.root, self.limit, self.objects = root, limit, objects
         self._free = 0.0
         """Bytes that this process may still write before it looks again what is there."""
+        self._full_until = float("-inf")
+        self._counting = threading.Lock()
         root.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
@@ -62,6 +72,7 @@ class Cache:
         with ExitStack() as locks:
             for digest in digests:
                 locks.enter_context(self._lock(digest, fcntl.LOCK_SH))
+                locks.enter_context(self._lock(digest + PARTIAL, fcntl.LOCK_SH))
             manifests = [parse_manifest(self.objects.read(f"artifacts/{d}/{MANIFEST}"), d, digest=d) for d in digests]
             wanted = sum(file.size for manifest in manifests for file in needed(manifest))
             if wanted > self.limit:
@@ -86,17 +97,36 @@ class Cache:
             os.utime(path)
         except FileNotFoundError:
             content = fetch()
-            if len(content) > self._free:
-                ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # they all write, and look at different times
-                self._free = (self._make_room(len(content) * ranks) + len(content) * ranks) / ranks
-            if len(content) > self._free:
+            if not self.admits(len(content)):
                 return content
-            self._free -= len(content)
             path.parent.mkdir(exist_ok=True)
             partial = path.with_name(f".{digest}.{os.getpid()}.{time.monotonic_ns()}")
             partial.write_bytes(content)
             partial.replace(path)
         return content
+
+    def admits(self, size: int) -> bool:
+        """Whether there is room for `size` more bytes, which the caller then writes. What was unused for longest makes
+        room."""
+        with self._counting:
+            if size > self._free and time.monotonic() > self._full_until:
+                ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # they all write, and look at different times
+                wanted = max(size, min(ROOM, self.limit / 50)) * ranks
+                self._free = (self._make_room(wanted) + wanted) / ranks
+                self._full_until = time.monotonic() + FULL if size > self._free else float("-inf")
+            if size > self._free:
+                return False
+            self._free -= size
+            return True
+
+    def in_part(self, digests: Sequence[str]) -> tuple[int, int]:
+        """Of the files of some artifacts that are read by blocks: bytes that this node has, and bytes of them all."""
+        here = size = 0
+        for digest in digests:
+            manifest = read(self.root / digest).manifest
+            size += sum(file.size for file in manifest.files if _has_blocks(manifest, file.path))
+            here += _bytes(self.root / (digest + PARTIAL))
+        return min(here, size), size
 
     def _fetch(self, manifest: Manifest, amount: Fetched) -> None:
         folder = self.root / manifest.digest
@@ -111,7 +141,9 @@ class Cache:
             Elsewhere(at=f"artifacts/{manifest.digest}").write(folder)
             self.objects.download(f"artifacts/{manifest.digest}/{MANIFEST}", folder / MANIFEST)
             read(folder, digest=manifest.digest)
-        os.utime(folder)
+        for used in (folder, folder.with_name(folder.name + PARTIAL)):
+            if used.exists():
+                os.utime(used)
 
     def _has(self, folder: Path, file: FileEntry) -> bool:
         if not (folder / file.path).is_file():
@@ -164,10 +196,17 @@ class Cache:
 
 def needed(manifest: Manifest) -> list[FileEntry]:
     """The files of an artifact that a node fetches whole."""
-    by_range = manifest.kind in ("checkpoint", "adapter", "reward_model")
+    by_tensor = manifest.kind in ("checkpoint", "adapter", "reward_model")
     return [
-        file for file in manifest.files if file.path not in NOT_READ and not (by_range and file.path.endswith(".bin"))
-    ]
+        file for file in manifest.files
+        if file.path not in NOT_READ
+        and not (by_tensor and file.path.endswith(LARGE)) and not _has_blocks(manifest, file.path)
+    ]  # fmt: skip
+
+
+def _has_blocks(manifest: Manifest, path: str) -> bool:
+    """Whether a file of an artifact is read by blocks. Artifacts of 0.2.0 have no digests of blocks."""
+    return path.endswith(LARGE) and any(file.path == digests_of(path) for file in manifest.files)
 
 
 def _used(entry: Path) -> float:
@@ -179,9 +218,11 @@ def _used(entry: Path) -> float:
 
 
 def _bytes(entry: Path) -> int:
-    if not entry.is_dir():
-        try:
-            return entry.stat().st_size
-        except FileNotFoundError:
-            return 0
-    return sum(path.stat().st_size for path in entry.rglob("*") if path.is_file())
+    """Bytes on the disk. Sparse files take less than their size."""
+    if entry.is_dir():
+        return sum(_bytes(path) for path in entry.rglob("*") if path.is_file())
+    try:
+        status = entry.stat()
+    except FileNotFoundError:
+        return 0
+    return min(status.st_size, status.st_blocks * 512)

@@ -78,14 +78,14 @@ class Partly:
                 Partly.fetched += count
             return content
 
-        return _cache().range(digest, fetch)
+        return node_cache().range(digest, fetch)
 
 
 def _patiently(name: str, first: int, count: int) -> bytes:
     until = time.monotonic() + PATIENCE
     while True:
         try:
-            return _cache().objects.read(name, first, count)
+            return node_cache().objects.read(name, first, count)
         except NotFoundError as error:
             if time.monotonic() > until:
                 raise CorruptArtifactError(f"{error} No node has uploaded it for {PATIENCE:.0f} s.") from None
@@ -93,7 +93,7 @@ def _patiently(name: str, first: int, count: int) -> bytes:
 
 
 @once
-def _cache() -> Cache:
+def node_cache() -> Cache:
     """This process's connection to the store and to its node's disk."""
     contract = read_contract()
     if contract is None:

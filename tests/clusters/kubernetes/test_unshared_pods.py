@@ -77,6 +77,8 @@ def test_a_run_equals_one_on_a_single_machine(
     (log,) = on_cluster.workspace.glob("logs/pretrain-*.log")
     for node in (0, 1):
         assert re.search(rf"node {node}: cupola: .*: fetched [1-9][0-9,]* bytes of inputs", log.read_text())
+        has = r"has [1-9][0-9,]* of the [1-9][0-9,]* bytes of its token shards"
+        assert re.search(rf"node {node}: cupola: .*: {has}", log.read_text())
     starts = [event["step"] for event in on_cluster.events() if event["event"] == "start"]
     restarts = [event["attempt"] for event in on_cluster.events() if event["event"] == "restart"]
     if loses_a_pod:

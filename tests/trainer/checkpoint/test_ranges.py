@@ -45,7 +45,7 @@ def checkpoint(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     }  # fmt: skip
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    partly._cache.cache_clear()
+    partly.node_cache.cache_clear()
     monkeypatch.setattr(partly, "PATIENCE", 1.0)
     monkeypatch.setattr(Partly, "fetched", 0)
     return folder

@@ -16,11 +16,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import parallel_state
-from megatron.core.datasets.indexed_dataset import IndexedDataset
 from torch import Tensor
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer import runtime
+from cupola_trainer.data.pretraining.shards import Shards, fetch_all
 from cupola_trainer.forward.outputs import token_losses
 
 END_OF_DOCUMENT = "<|endoftext|>"
@@ -89,7 +89,7 @@ def _first(prefix: Path, budget: int) -> list[Tokens]:
     documents: list[Tokens] = []
     if not budget:
         return documents
-    dataset = IndexedDataset(str(prefix))
+    dataset = Shards(str(prefix))
     for index in range(len(dataset)):
         documents.append(np.asarray(dataset.get(index), dtype=np.int64)[:budget])
         budget -= len(documents[-1])
@@ -111,7 +111,8 @@ def unigram_bits_per_byte(folder: Path, heldout: Heldout, vocabulary: int) -> fl
     counts = np.ones(vocabulary)
     for name, source in json.loads((folder / "index.json").read_bytes())["sources"].items():
         if source["train"]["tokens"]:
-            dataset = IndexedDataset(str(folder / "shards" / f"train-{name}"))
+            dataset = Shards(str(folder / "shards" / f"train-{name}"))
+            fetch_all(dataset)
             for index in range(len(dataset)):
                 counts += np.bincount(dataset.get(index), minlength=vocabulary)
     log2 = np.log2(counts) - math.log2(counts.sum())

@@ -43,6 +43,9 @@ class Objective(ABC):
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
         """Training sample `index`, for any index >= 0. Every epoch has a different order, determined by the seed."""
 
+    def expect(self, samples: Sequence[int]) -> None:  # noqa: B027
+        """Begin to fetch training samples that are read next, if this machine does not have them. Returns at once."""
+
     @abstractmethod
     def heldout(self, index: int) -> Mapping[str, np.ndarray] | None:
         """Held-out sample `index`; None past the last."""

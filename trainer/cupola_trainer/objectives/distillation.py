@@ -55,6 +55,9 @@ class DistillationObjective(Objective):
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
         return self.text.sample(index)
 
+    def expect(self, samples: Sequence[int]) -> None:
+        self.text.expect(samples)
+
     def heldout(self, index: int) -> Mapping[str, np.ndarray] | None:
         return self.text.heldout(index)
 

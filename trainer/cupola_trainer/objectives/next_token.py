@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from cupola_trainer.config import BatchConfig, NextTokenData
 from cupola_trainer.data.batches import Batch
-from cupola_trainer.data.pretraining import tokens
+from cupola_trainer.data.pretraining import shards, tokens
 from cupola_trainer.data.pretraining.copying import Copying
 from cupola_trainer.data.pretraining.lengths import Lengths, cut
 from cupola_trainer.data.pretraining.packing import document_segments
@@ -55,6 +56,8 @@ class NextTokenObjective(Objective):
         self._train, self._heldout = tokens.build(
             data, sequence_length=batch.sequence_length, samples=samples, seed=seed, cache=cache
         )
+        self._fetching = ThreadPoolExecutor(1) if shards.is_partly(self._train) else None
+        self._fetch: Future[None] | None = None
         self._end = tokens.end_of_document(data) if data.reset_at_documents else None
         self._lengths = Lengths(data.lengths, batch, seed) if data.lengths else None
         self._copying = (
@@ -73,6 +76,11 @@ class NextTokenObjective(Objective):
         if self._copying:
             arrays = self._copying.apply(arrays, index, length)
         return arrays | {"sequence_length": np.array(length)} if self._lengths else arrays
+
+    def expect(self, samples: Sequence[int]) -> None:
+        if self._fetching and (self._fetch is None or self._fetch.done()):
+            rows = [index % len(self._train) for index in samples]
+            self._fetch = self._fetching.submit(shards.fetch, self._train, rows)
 
     def heldout(self, index: int) -> Mapping[str, np.ndarray] | None:
         return _arrays(self._heldout[index]) if index < len(self._heldout) else None

@@ -98,6 +98,8 @@ class Run:
             with self.times.part("data"):
                 samples = training_samples(self.job.batch, first)
                 batches = read_batches(self.objective, samples)
+                following = training_samples(self.job.batch, first + self.job.batch.global_batch_size)
+                self.objective.expect([index for micro in following for index in micro])
             means = passes.train(self.trainee.chunks, self.objective, batches) | gathered
             means |= self.online.train_others(batches) if self.online else {}
             with self.times.part("save"):

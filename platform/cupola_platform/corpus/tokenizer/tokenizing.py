@@ -14,6 +14,7 @@ from datatrove.pipeline.base import PipelineStep
 from pyarrow import compute, parquet
 from tokenizers import Tokenizer
 
+from cupola_platform.artifacts.blocks import write_blocks
 from cupola_platform.corpus.config import PrepareConfig
 from cupola_platform.corpus.core.chat_documents import without_control_tokens
 from cupola_platform.corpus.core.document_files import I64, first_indices, read_array, read_documents, save_array
@@ -210,8 +211,8 @@ class Tokenize(PipelineStep):  # type: ignore[misc]
 
 
 def join(parts: Path, tasks: int, sources: Sequence[str], to: Path, dtype: str) -> Written:
-    """Join all tasks' shards into one per source and split, and their documents into one table. Empty shards are not
-    written, because they cannot be memory-mapped.
+    """Join all tasks' shards into one per source and split, and their documents into one table; digest the shards'
+    blocks. Empty shards are not written, because they cannot be memory-mapped.
     """
     written = Written()
     shards: dict[tuple[str, str], ShardWriter] = {}
@@ -231,6 +232,8 @@ def join(parts: Path, tasks: int, sources: Sequence[str], to: Path, dtype: str) 
                     if key not in shards:
                         shards[key] = stack.enter_context(ShardWriter(to / "shards" / "-".join(key), dtype))
                     shards[key].add_shard(part)
+    for key in shards:
+        write_blocks(to / "shards" / f"{'-'.join(key)}.bin")
     return written
 
 

@@ -247,7 +247,11 @@ def test_a_corpus_of_one_document_trains_on_it_and_holds_nothing_out(
         executor=ExecutorConfig(workers=1),
     )
     prepare(config, tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out" / "shards").iterdir()) == ["train-one.bin", "train-one.idx"]
+    assert sorted(path.name for path in (tmp_path / "out" / "shards").iterdir()) == [
+        "train-one.bin",
+        "train-one.blocks",
+        "train-one.idx",
+    ]
 
 
 def test_a_missing_source_leaves_nothing_behind(tmp_path: Path) -> None:

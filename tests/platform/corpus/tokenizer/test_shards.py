@@ -112,7 +112,7 @@ def test_shards_do_not_depend_on_the_workers_or_the_tasks(tokens: Path, tmp_path
     prepare(config_of(tmp_path, 2), other)
     names = sorted(path.name for path in (tokens / "shards").iterdir())
     assert names == sorted(path.name for path in (other / "shards").iterdir())
-    assert names[:2] == ["heldout-letters.bin", "heldout-letters.idx"]
+    assert names[:3] == ["heldout-letters.bin", "heldout-letters.blocks", "heldout-letters.idx"]
     for name in names:
         assert (tokens / "shards" / name).read_bytes() == (other / "shards" / name).read_bytes()
     columns = ["language", "split", "begin", "end", "bytes", "tokens", "document", "digest", "text"]

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch.distributed as dist
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
 
 from cupola_platform.durable import sync_file_system
 from cupola_platform.errors import ConfigError, SourceError
 from cupola_trainer.config import NextTokenData
+from cupola_trainer.data.pretraining.shards import TokenDataset
 from cupola_trainer.runtime import folders
 
 Dataset = Any
@@ -55,7 +56,7 @@ def build(
     weights = [(data.weights or {}).get(name, sources[name]["train"]["tokens"]) for name in train]
     heldout = _prefixes(data, sources, "heldout", sequence_length)
     builder = BlendedMegatronDatasetBuilder(
-        GPTDataset,
+        TokenDataset,
         [samples, None, None],
         lambda: True,
         GPTDatasetConfig(
