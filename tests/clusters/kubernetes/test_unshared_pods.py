@@ -34,6 +34,17 @@ python = "{python}"
 environment = {{ PYTHONPATH = "{path}", CUPOLA_HOME = "{home}" }}
 """
 STEPS = ("--set", "stages.pretrain.steps=60", "--set", "stages.pretrain.checkpoint.every=5")
+ADAPT = """
+  adapt:
+    kind: pretrain
+    parent: pretrain
+    tokens: prepare
+    lora: {rank: 2, alpha: 4}
+    layout: {tp: 2}
+    batch: {sequence_length: 64, micro_batch_size: 4, global_batch_size: 4}
+    steps: 4
+    checkpoint: {every: 4}
+"""
 ON = ("--run-on", "test", "--no-prefect")
 
 
@@ -111,6 +122,23 @@ def test_cancel_lets_the_job_save_and_the_same_command_resumes_on_new_pods(
     again = on_cluster("run", str(recipe), *ON, *changes)
     assert again.returncode == 0, again.stdout + again.stderr
     assert [event["step"] for event in on_cluster.events() if event["event"] == "start"] == [0, ended["step"]]
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.slow
+def test_adapters_are_folded_from_what_the_store_has(
+    on_cluster: Any, recipe: Path, undisturbed: Callable[..., dict[str, str]]
+) -> None:
+    """The stage's second job reads the checkpoint of its first one, which this machine has only in part."""
+    few = ("--set", "stages.pretrain.steps=4", "--set", "stages.pretrain.checkpoint.every=4")
+    recipe.write_text(recipe.read_text() + ADAPT)
+    done = on_cluster("run", str(recipe), *ON, *few, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not list(on_cluster.workspace.rglob("rank_*.bin"))
+    published = on_cluster.published()
+    assert {"pretrain", "adapt", "adapt-adapter", "adapt-optimizer"} <= published.keys()
+    (on_cluster.workspace.parent / "cupola.toml").unlink()
+    assert published == undisturbed(recipe, *few)
 
 
 def test_a_manifest_has_a_workspace_of_each_pod_and_no_secret(
