@@ -19,11 +19,13 @@ import numpy as np
 
 from cupola_platform.corpus.tokenizer.shards import ShardWriter
 
-SIZES = {  # hidden, layers, heads, ffn, vocabulary
-    "1m": (128, 4, 4, 352, 4096),
-    "10m": (320, 7, 8, 864, 4096),
-    "1m-152k": (128, 4, 4, 352, 152_064),
-    "50m-152k": (256, 8, 4, 704, 152_064),
+SIZES = {  # hidden, layers, heads, ffn, vocabulary, experts, experts of a token
+    "1m": (128, 4, 4, 352, 4096, 0, 0),
+    "10m": (320, 7, 8, 864, 4096, 0, 0),
+    "1m-152k": (128, 4, 4, 352, 152_064, 0, 0),
+    "50m-152k": (256, 8, 4, 704, 152_064, 0, 0),
+    "8-experts": (160, 2, 4, 224, 4096, 8, 2),
+    "64-experts": (160, 2, 4, 64, 4096, 64, 8),
 }
 TOKENS_A_STEP = 2048
 
@@ -54,7 +56,7 @@ def compare(peers: list[str], size: str, sequence: int, processes: int, rounds: 
     rows = max(TOKENS_A_STEP // sequence, processes)
     best: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        write_shard(Path(folder) / "tokens", SIZES[size][-1])
+        write_shard(Path(folder) / "tokens", SIZES[size][4])
         for _ in range(rounds):
             for peer in peers:
                 found = measure(peer, (*SIZES[size], sequence, rows), processes, seconds, folder)
@@ -73,7 +75,7 @@ def compare(peers: list[str], size: str, sequence: int, processes: int, rounds: 
 def compare_by_turns(size: str, sequence: int, seconds: float) -> None:
     """One case for a busy machine: CPU seconds per step of ours and of the bare loop, in turns in one process."""
     with tempfile.TemporaryDirectory() as folder:
-        write_shard(Path(folder) / "tokens", SIZES[size][-1])
+        write_shard(Path(folder) / "tokens", SIZES[size][4])
         found = measure("by-turns", (*SIZES[size], sequence, TOKENS_A_STEP // sequence), 1, seconds, folder)
     ours, theirs = found["cupola_cpu_seconds_a_step"], found["loop_cpu_seconds_a_step"]
     print(

@@ -1,9 +1,9 @@
 """One peer of `benchmarks/training.py` in its own processes: rank 0 prints the speed as one line of JSON.
 
-    torchrun --nproc-per-node N benchmarks/training_worker.py PEER HIDDEN LAYERS HEADS FFN VOCAB SEQUENCE ROWS SECONDS
-    FOLDER
+    torchrun --nproc-per-node N benchmarks/training_worker.py PEER HIDDEN LAYERS HEADS FFN VOCAB EXPERTS TOP_K SEQUENCE
+    ROWS SECONDS FOLDER
 
-Every peer trains the same Qwen2 from random weights on the same shards: fp32, AdamW, clipping to norm 1, `ROWS`
+Every peer trains the same Qwen2 (Qwen2-MoE if there are experts) from random weights on the same shards: fp32, AdamW, clipping to norm 1, `ROWS`
 sequences per step over all processes. Loading and the first steps are not timed.
 """
 
@@ -32,7 +32,10 @@ class Case:
     layers: int
     heads: int
     ffn: int
+    """Of an expert, if there are any; the shared expert is twice as wide."""
     vocab: int
+    experts: int
+    top_k: int
     sequence: int
     rows: int
     seconds: float
@@ -41,8 +44,7 @@ class Case:
 
 def main() -> None:
     peer, *numbers, seconds, folder = sys.argv[1:]
-    hidden, layers, heads, ffn, vocab, sequence, rows = map(int, numbers)
-    case = Case(hidden, layers, heads, ffn, vocab, sequence, rows, float(seconds), Path(folder))
+    case = Case(*map(int, numbers), seconds=float(seconds), folder=Path(folder))  # type: ignore[arg-type]
     measured = PEERS[peer](case)
     if os.environ["RANK"] == "0":
         print(json.dumps({"peer": peer, **measured}), flush=True)
@@ -124,6 +126,7 @@ def cupola_step(case: Case, tensor_parallel: bool = False) -> Step:
         BatchConfig,
         LayoutConfig,
         ModelConfig,
+        MoEConfig,
         NextTokenData,
         OptimizerConfig,
         TrainJob,
@@ -142,6 +145,14 @@ def cupola_step(case: Case, tensor_parallel: bool = False) -> Step:
             ffn_hidden_size=case.ffn,
             vocab_size=case.vocab,
             max_position_embeddings=case.sequence,
+            moe=MoEConfig(
+                num_experts=case.experts,
+                top_k=case.top_k,
+                expert_ffn_hidden_size=case.ffn,
+                shared_expert_ffn_hidden_size=2 * case.ffn,
+            )
+            if case.experts
+            else None,
         ),
         steps=10_000,
         layout=layout,
@@ -166,22 +177,31 @@ def cupola_step(case: Case, tensor_parallel: bool = False) -> Step:
 
 def _transformers_model(case: Case) -> Any:
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["WORLD_SIZE"])))
     torch.manual_seed(0)
-    return Qwen2ForCausalLM(
-        Qwen2Config(
-            hidden_size=case.hidden,
-            num_hidden_layers=case.layers,
-            num_attention_heads=case.heads,
-            num_key_value_heads=case.heads // 2,
-            intermediate_size=case.ffn,
-            vocab_size=case.vocab,
-            max_position_embeddings=case.sequence,
-            tie_word_embeddings=True,
-        )
-    )
+    shape = {
+        "hidden_size": case.hidden,
+        "num_hidden_layers": case.layers,
+        "num_attention_heads": case.heads,
+        "num_key_value_heads": case.heads // 2,
+        "intermediate_size": case.ffn,
+        "vocab_size": case.vocab,
+        "max_position_embeddings": case.sequence,
+        "tie_word_embeddings": True,
+    }
+    if not case.experts:
+        return Qwen2ForCausalLM(Qwen2Config(**shape))
+    experts = {
+        "num_experts": case.experts,
+        "num_experts_per_tok": case.top_k,
+        "moe_intermediate_size": case.ffn,
+        "shared_expert_intermediate_size": 2 * case.ffn,
+        "decoder_sparse_step": 1,
+        "output_router_logits": True,  # adds the balancing loss, as ours does
+    }
+    return Qwen2MoeForCausalLM(Qwen2MoeConfig(**shape, **experts))
 
 
 def _stream(case: Case) -> Any:

@@ -14,6 +14,7 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoESubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
@@ -21,6 +22,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from cupola_trainer.models.attention import TorchAttention, TorchRMSNorm
 from cupola_trainer.models.decoder_config import DecoderConfig
+from cupola_trainer.models.experts import Experts
 from cupola_trainer.models.post_norm import with_post_norms
 from cupola_trainer.models.router import Router
 
@@ -30,8 +32,10 @@ def decoder(config: DecoderConfig, vp_stage: int | None = None) -> TransformerBl
     layer = _transformer_engine_layer(config) if HAVE_TE else _torch_layer(config)
     if config.post_norm:
         layer = with_post_norms(layer, config, _final_norm())
-    if isinstance(layer.submodules.mlp.submodules, MoESubmodules):
-        layer.submodules.mlp.submodules.router = Router
+    if isinstance(mixture := layer.submodules.mlp.submodules, MoESubmodules):
+        mixture.router = Router
+        if mixture.experts.module is SequentialMLP:
+            mixture.experts.module = Experts
     return TransformerBlockSubmodules(
         layer_specs=[layer] * get_num_layers_to_build(config, vp_stage=vp_stage), layer_norm=_final_norm()
     )
