@@ -23,7 +23,7 @@ class Router(TopKRouter):
     count, so the step's auxiliary loss is the mean over micro-batches, weighted like the main loss.
     """
 
-    micro_batch_count: float = 1.0
+    micro_batch_count: float | Tensor = 1.0
     """The objective's count in the current micro-batch, over its context-parallel ranks: see `weighted_forward`."""
 
     tokens_per_expert: Tensor | None = None
@@ -73,8 +73,9 @@ class Router(TopKRouter):
         return MoEAuxLossAutoScaler.apply(logits, z_loss * self.micro_batch_count)
 
 
-def weighted_forward(chunk: torch.nn.Module, count: float, forward: Callable[[], Tensor]) -> Tensor:
-    """Run `forward()` of one micro-batch through the chunk, weighting auxiliary losses by the objective's `count`.
+def weighted_forward(chunk: torch.nn.Module, count: Tensor, forward: Callable[[], Tensor]) -> Tensor:
+    """Run `forward()` of one micro-batch through the chunk, weighting auxiliary losses by the objective's `count`, a
+    number on the device.
 
     A pipeline stage runs other micro-batches between this one's forward and backward passes, and with `recompute: full`
     the auxiliary losses that matter are computed in backward. So the count is set again when the gradient of the output

@@ -67,13 +67,14 @@ def _reduce(objective: Objective, batch: Batch, output: Tensor) -> tuple[Tensor,
     return total, count.to(torch.int), {"loss": total.detach(), **sums, "count": count}
 
 
-def _count(objective: Objective, batch: Batch) -> float:
-    """The objective's count of a micro-batch, summed over context-parallel ranks, on every pipeline stage."""
-    count = objective.count(batch)
+def _count(objective: Objective, batch: Batch) -> Tensor:
+    """The objective's count of a micro-batch, summed over context-parallel ranks, on every pipeline stage. It stays on
+    the device, which would otherwise have to finish all queued work first."""
+    count = objective.count(batch).float()
     if parallel_state.get_context_parallel_world_size() > 1:
         count = count.clone()
         dist.all_reduce(count, group=parallel_state.get_context_parallel_group())
-    return float(count)
+    return count
 
 
 def _means(results: list[dict[str, Tensor]]) -> dict[str, float]:
