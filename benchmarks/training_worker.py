@@ -44,7 +44,8 @@ class Case:
 
 def main() -> None:
     peer, *numbers, seconds, folder = sys.argv[1:]
-    case = Case(*map(int, numbers), seconds=float(seconds), folder=Path(folder))  # type: ignore[arg-type]
+    hidden, layers, heads, ffn, vocab, experts, top_k, sequence, rows = map(int, numbers)
+    case = Case(hidden, layers, heads, ffn, vocab, experts, top_k, sequence, rows, float(seconds), Path(folder))
     measured = PEERS[peer](case)
     if os.environ["RANK"] == "0":
         print(json.dumps({"peer": peer, **measured}), flush=True)

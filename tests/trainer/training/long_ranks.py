@@ -56,7 +56,7 @@ class Pairs(DpoObjective):
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
         prompt, chosen, rejected = tokens_of(index, self.sequence_length - 64), tokens_of(1, 64), tokens_of(2, 64)
         sample = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-        return {**sample, "reference": np.zeros(2, np.float32), "margin": np.float32(0)}
+        return {**sample, "reference": np.zeros(2, np.float32), "margin": np.zeros((), np.float32)}
 
 
 class Responses(GrpoObjective):
