@@ -107,6 +107,7 @@ def test_a_machine_that_loses_power_repeatedly_publishes_what_an_undisturbed_one
     assert cupola.published() == undisturbed(recipe, *sizes)
 
 
+@pytest.mark.slow  # most of a minute
 def test_a_second_run_of_a_stage_is_refused_and_killing_the_launcher_of_the_first_leaves_no_rank(
     cupola: Any, recipe: Path, eventually: Eventually
 ) -> None:

@@ -246,6 +246,7 @@ def test_a_user_error_about_long_contexts_is_one_line_with_exit_status_two(
     assert line in said
 
 
+@pytest.mark.slow  # a traced run
 def test_a_reader_follows_a_command_to_the_gradient_of_its_loss_through_few_files(
     life: Any, new_command: Any, tmp_path: Path
 ) -> None:

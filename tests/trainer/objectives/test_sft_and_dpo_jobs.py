@@ -60,6 +60,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow  # half a minute; the lifecycle trains both
 def test_sft_lowers_the_held_out_loss_and_dpo_flips_held_out_pairs(
     data: Path, chat_tokenizer_folder: Path, tmp_path: Path, torchrun: Callable[..., Any]
 ) -> None:
