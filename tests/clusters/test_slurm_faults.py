@@ -22,6 +22,7 @@ def save(*_):
     if rank == "0":
         with (folder / "metrics.jsonl").open("a") as file:
             file.write('{"event": "end", "status": "preempted"}\\n')
+        (folder / "checkpoints" / f"step_{time.time_ns()}").mkdir(parents=True)
     sys.exit(143)
 signal.signal(signal.SIGTERM, save)
 with (folder / f"starts-{rank}").open("a") as file:

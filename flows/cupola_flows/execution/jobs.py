@@ -159,7 +159,14 @@ def _attempt(
 def _left_running(ctx: StageContext, job: AnyJob) -> RunningJob | None:
     """The job that an earlier command left on a cluster, wherever this one would send it."""
     known = handle.read(job.output)
-    return make_launcher(ctx.workspace.settings, known.cluster).attach(job.output / JOB_FILE) if known else None
+    if known is None:
+        return None
+    if known.cluster not in ctx.workspace.settings.clusters:
+        raise ConfigError(
+            f"stage {ctx.name}: job {known.id} was left on cluster {known.cluster!r}, which cupola.toml no longer has. "
+            f"Name it again, or remove {job.output / handle.FILE} if that job has ended."
+        )
+    return make_launcher(ctx.workspace.settings, known.cluster).attach(job.output / JOB_FILE)
 
 
 def _start(ctx: StageContext, launcher: Launcher, jobs: Sequence[AnyJob], log: Path, again: int) -> RunningJob:

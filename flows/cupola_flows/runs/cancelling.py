@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 from cupola_platform.errors import ConfigError, ServiceError
-from cupola_platform.launch.living import living_job
+from cupola_platform.launch.living import forget_jobs, living_job
 from cupola_platform.liveness import lives
 from cupola_platform.registry import RunRow
 from cupola_platform.workspace import Workspace
@@ -47,6 +47,7 @@ def cancel_run(workspace: Workspace, run: str, grace: float = GRACE) -> Iterator
     if row.status == "detached":
         for each in unfinished:
             if each.work_folder:
+                forget_jobs(each.work_folder)
                 workspace.registry.leases.forget_job(each.work_folder.name)
             workspace.registry.finish_run(each.id, "cancelled", error=f"cancelled by cupola cancel {run}.")
         _end_whole(workspace, row)

@@ -23,7 +23,7 @@ def living_job(settings: Settings, work_folder: Path, patience: float = PATIENCE
             nobody knows.
     """
     unknown: ServiceError | None = None
-    for file in [file for depth in ("", "*/", "*/*/") for file in work_folder.glob(f"{depth}{handle.FILE}")]:
+    for file in _handles(work_folder):
         try:
             if job := _attached(settings, file.parent, patience):
                 return job
@@ -32,6 +32,16 @@ def living_job(settings: Settings, work_folder: Path, patience: float = PATIENCE
     if unknown:
         raise unknown
     return None
+
+
+def forget_jobs(work_folder: Path) -> None:
+    """Forget the jobs of a run's work folder, once they have ended: their cluster need not be named any more."""
+    for file in _handles(work_folder):
+        file.unlink(missing_ok=True)
+
+
+def _handles(work_folder: Path) -> list[Path]:
+    return [file for depth in ("", "*/", "*/*/") for file in work_folder.glob(f"{depth}{handle.FILE}")]
 
 
 def _attached(settings: Settings, folder: Path, patience: float) -> RunningJob | None:

@@ -111,8 +111,10 @@ class Batch:
                 return self._end(0)
             if starts.is_final(self.folder):
                 return self._end(status)
-            if self.time_is_up or self._is_preempted():
-                self._requeue("the time is up" if self.time_is_up else "preempted")
+            if self.time_is_up:
+                self._requeue_in_time()
+            if self._is_preempted():
+                self._requeue("preempted")
             self._fail(f"start {self.history.starts} ended with status {status}")
         return self._end(1)
 
@@ -167,6 +169,13 @@ class Batch:
         if self.history.starts and not self.history.requeued:
             self.history.lost = 0 if self._newest() != self.history.newest else self.history.lost + 1
         self.history.requeued = False
+
+    def _requeue_in_time(self) -> None:
+        """Go on in a new allocation, unless this one and as many before were too short for a single checkpoint."""
+        self.history.lost = 0 if self._newest() != self.history.newest else self.history.lost + 1
+        if self.history.lost <= self.terms.restarts:
+            self._requeue("the time is up")
+        self._say("the time is up, and no checkpoint was saved in it: raise time_limit")
 
     def _newest(self) -> str:
         if self.exchange:
