@@ -121,13 +121,14 @@ def test_a_linear_layer_that_communicates_nothing_is_torchs_own() -> None:
     assert not written_in_python(y)
 
 
-def test_rotary_embedding_is_one_kernel_without_transformer_engine() -> None:
+@pytest.mark.parametrize("rows", [1, 2], ids=["the same positions", "positions of their own"])
+def test_rotary_embedding_is_one_kernel_for_rows_with_positions_of_their_own(rows: int) -> None:
     from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
     from megatron.core.transformer import TransformerConfig
 
     torch.manual_seed(0)
     shape: dict[str, Any] = {"num_layers": 1, "hidden_size": 8, "num_attention_heads": 1}
-    x, angles = torch.randn(5, 2, 1, 8), torch.randn(5, 1, 1, 4).repeat(1, 1, 1, 2)
+    x, angles = torch.randn(5, 2, 1, 8), torch.randn(5, rows, 1, 4).repeat(1, 1, 1, 2)
     fused = apply_rotary_pos_emb(x, angles, TransformerConfig(**shape, apply_rope_fusion=True))
     assert torch.allclose(fused, apply_rotary_pos_emb(x, angles, TransformerConfig(**shape)), atol=1e-6)
 
