@@ -68,7 +68,7 @@ def run(job: PruneJob) -> None:
 def _importance(job: PruneJob, model: ModelConfig) -> Importance:
     assert job.tokens is not None
     check_tokenizer(job.parent / "tokenizer", job.tokens)
-    [chunk] = models.build(model, job.layout, seed=None)
+    [chunk] = models.build(model, job.layout, seed=None, plain_layers=True)  # to see what the norms give
     checkpoint.load_weights(job.parent, [chunk])
     rows = sequences(job, min(job.sequence_length, model.max_position_embeddings))
     importance: Importance = measure(model, chunk, list(islice(rows, runtime.rank(), None, runtime.world_size())))

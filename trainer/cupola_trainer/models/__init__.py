@@ -24,7 +24,12 @@ RECOMPUTE: dict[str, dict[str, Any]] = {
 
 
 def build(
-    model: ModelConfig, layout: LayoutConfig, *, seed: int | None = 0, dtype: torch.dtype | None = None
+    model: ModelConfig,
+    layout: LayoutConfig,
+    *,
+    seed: int | None = 0,
+    dtype: torch.dtype | None = None,
+    plain_layers: bool = False,
 ) -> list[LanguageModel]:
     """This rank's part of the model on its device: one chunk, or one per virtual pipeline stage.
 
@@ -33,8 +38,11 @@ def build(
     Args:
         seed: None leaves the weights uninitialized, for loading.
         dtype: dtype of the weights; None for the runtime's.
+        plain_layers: use torch's layers even where Transformer Engine is installed: its own take no LoRA adapters, and
+            do not show what a norm gives a linear layer.
     """
     config = transformer_config(model, layout, dtype)
+    config.plain_layers = plain_layers
     stages = range(layout.vp) if layout.vp else [None]
     chunks = [LanguageModel(model, config, stage) for stage in stages]
     if runtime.expert_tensor_parallel_size(layout) != layout.tp:

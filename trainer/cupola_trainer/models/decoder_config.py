@@ -18,3 +18,5 @@ class DecoderConfig(TransformerConfig):
     dual_chunk: DualChunk | None = None
     inverse_frequencies: tuple[float, ...] = ()
     """RoPE's frequencies, in radians per position; only for dual chunks, which rotate queries further."""
+    plain_layers: bool = False
+    """Whether to use torch's layers even where Transformer Engine is installed."""

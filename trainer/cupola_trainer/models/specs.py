@@ -3,6 +3,7 @@
 Both use the same checkpoint names, so a checkpoint written with one loads with the other.
 """
 
+import torch
 from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.backends import LocalSpecProvider
@@ -26,24 +27,36 @@ from cupola_trainer.models.experts import Experts
 from cupola_trainer.models.post_norm import with_post_norms
 from cupola_trainer.models.router import Router
 
+FUSED_DTYPES: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16)
+"""Dtypes of Transformer Engine's fused attention. Its other kernel keeps all scores, and takes neither several texts in
+a row nor context parallelism."""
+
+FUSED_HEAD_SIZES = range(8, 129, 8)
+"""Sizes of a head that its fused attention supports on every GPU since Hopper."""
+
 
 def decoder(config: DecoderConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
     """Specs of this rank's pipeline stage: its layers and the final norm."""
-    layer = _transformer_engine_layer(config) if HAVE_TE else _torch_layer(config)
+    fused = _uses_transformer_engine(config)
+    layer = _transformer_engine_layer(config) if fused else _torch_layer(config)
+    norm = _transformer_engine_norm() if fused else TorchRMSNorm
     if config.post_norm:
-        layer = with_post_norms(layer, config, _final_norm())
+        layer = with_post_norms(layer, config, norm)
     if isinstance(mixture := layer.submodules.mlp.submodules, MoESubmodules):
         mixture.router = Router
         if mixture.experts.module is SequentialMLP:
             mixture.experts.module = Experts
     return TransformerBlockSubmodules(
-        layer_specs=[layer] * get_num_layers_to_build(config, vp_stage=vp_stage), layer_norm=_final_norm()
+        layer_specs=[layer] * get_num_layers_to_build(config, vp_stage=vp_stage), layer_norm=norm
     )
 
 
-def _final_norm() -> type:
-    if not HAVE_TE:
-        return TorchRMSNorm
+def _uses_transformer_engine(config: DecoderConfig) -> bool:
+    """Whether it is installed and wanted. On the meta device, for planning, Megatron cannot create its layers."""
+    return HAVE_TE and not config.plain_layers and torch.get_default_device().type != "meta"
+
+
+def _transformer_engine_norm() -> type:
     from megatron.core.extensions.transformer_engine import TENorm
 
     norm: type = TENorm
@@ -54,16 +67,21 @@ def _transformer_engine_layer(config: DecoderConfig) -> ModuleSpec:
     spec = get_gpt_layer_with_transformer_engine_spec(
         num_experts=config.num_moe_experts, moe_grouped_gemm=False, qk_layernorm=config.qk_layernorm
     )
-    own = (config.attention_windows, config.attn_logit_softcapping, config.dual_chunk, config.length_scaling)
-    attention: type = TorchAttention
-    if not any(own):  # Transformer Engine supports a single window and none of the other features
-        from cupola_trainer.models.transformer_engine import PackedAttention
-
-        attention = PackedAttention
-    spec.submodules.self_attention.submodules.core_attention = attention
+    spec.submodules.self_attention.submodules.core_attention = _attention(config)
     if config.num_moe_experts:
         spec.submodules.sharded_state_dict_keys_map = {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
     return spec
+
+
+def _attention(config: DecoderConfig) -> type:
+    """Transformer Engine's attention where it has a fused kernel for all that the model needs."""
+    own = (config.attention_windows, config.attn_logit_softcapping, config.dual_chunk, config.length_scaling)
+    fused = config.params_dtype in FUSED_DTYPES and config.kv_channels in FUSED_HEAD_SIZES
+    if any(own) or not fused:  # it supports a single window and none of the other features
+        return TorchAttention
+    from cupola_trainer.models.transformer_engine import PackedAttention
+
+    return PackedAttention
 
 
 def _torch_layer(config: DecoderConfig) -> ModuleSpec:

@@ -88,7 +88,8 @@ def begin(job: TrainJob) -> Run:
     check_resumable(job.output / "checkpoints", model, {} if job.allow_data_change else data)
     objective = build_objective(_inputs(job, tokenizer, model))
     job = _with_steps(job, objective)
-    chunks = models.build(model, job.layout, seed=job.seed, dtype=runtime.dtype(job.precision))
+    dtype = runtime.dtype(job.precision)
+    chunks = models.build(model, job.layout, seed=job.seed, dtype=dtype, plain_layers=job.lora is not None)
     for chunk in chunks:  # if set, pipeline stages exchange the shape of each micro-batch
         chunk.config.variable_seq_lengths = getattr(job.data, "lengths", None) is not None
     if job.parent:
