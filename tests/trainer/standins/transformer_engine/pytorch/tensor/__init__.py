@@ -1,0 +1,3 @@
+from ...absent import absent
+
+QuantizedTensor = absent("pytorch.tensor.QuantizedTensor")
