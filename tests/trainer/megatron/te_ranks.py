@@ -129,7 +129,7 @@ def masks_for_texts() -> Iterator[None]:
     from megatron.core.extensions.transformer_engine import TEDotProductAttention
     from megatron.core.transformer.enums import AttnMaskType
 
-    from cupola_trainer.models import transformer_engine
+    from cupola_trainer.models.attention import transformer_engine
 
     class MaskedAttention(TEDotProductAttention):
         def forward(self, query: Any, key: Any, value: Any, *unused: Any, packed_seq_params: Any, **more: Any) -> Any:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cupola_trainer.models import attend
-from cupola_trainer.models.attend import Attend
+from cupola_trainer.models.attention import attend
+from cupola_trainer.models.attention.attend import Attend
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, how: Attend, visible: Tensor | None = None) -> Tensor:

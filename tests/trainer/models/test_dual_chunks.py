@@ -25,8 +25,8 @@ from cupola_trainer.generation.generation import generate
 from cupola_trainer.generation.sampling import Sampling
 from cupola_trainer.kernels.rotary import rotary
 from cupola_trainer.models import dual_chunks
-from cupola_trainer.models.attend import Attend
-from cupola_trainer.models.dual_chunks import DualChunks
+from cupola_trainer.models.attention.attend import Attend
+from cupola_trainer.models.attention.dual_chunks import DualChunks
 
 FREQUENCIES = (1.0, 0.3, 0.05, 0.01)
 

@@ -10,7 +10,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from cupola_trainer.config.model.architecture import ModelConfig
 from cupola_trainer.config.model.positions import DynamicRope, LinearRope, Llama3Rope, YarnRope
 from cupola_trainer.conversion.config_json import to_config
-from cupola_trainer.models.rope import Rotary, attention_factor, inverse_frequencies
+from cupola_trainer.models.attention.rope import Rotary, attention_factor, inverse_frequencies
 
 SCALINGS: dict[str, Any] = {
     "linear": LinearRope(factor=3.0),

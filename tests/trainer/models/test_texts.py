@@ -24,8 +24,8 @@ from cupola_trainer.config.model.positions import DualChunk, DynamicRope, Length
 from cupola_trainer.conversion.mapping import from_huggingface
 from cupola_trainer.conversion.model_writer import fill
 from cupola_trainer.forward.schedule import forward
-from cupola_trainer.models.contexts import split
-from cupola_trainer.models.texts import Texts
+from cupola_trainer.models.attention.contexts import split
+from cupola_trainer.models.attention.texts import Texts
 
 LENGTHS = ((13, 1, 18), (32,), (5, 5, 22))
 YARN = YarnRope(factor=2.0, original_max_position_embeddings=8)

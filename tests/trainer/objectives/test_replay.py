@@ -11,7 +11,7 @@ import torch
 
 from cupola_trainer.config import BatchConfig, ModelConfig, OptimizerConfig, SftData, TrainJob, write_job
 from cupola_trainer.data.batches import Batch
-from cupola_trainer.models.texts import Texts
+from cupola_trainer.models.attention.texts import Texts
 from cupola_trainer.objectives.base import Objective
 from cupola_trainer.objectives.replay import ReplayObjective, rows_with_text, text_rows
 from cupola_trainer.objectives.sft import SftObjective

@@ -6,7 +6,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from cupola_trainer import runtime
-from cupola_trainer.models.contexts import zigzag
+from cupola_trainer.models.attention.contexts import zigzag
 
 Batch = dict[str, Tensor]
 """tokens, labels, position_ids, loss_mask [b, s], plus the objective's own: [b, s, ...] per token, or other shapes.

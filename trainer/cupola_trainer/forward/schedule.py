@@ -9,7 +9,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from cupola_trainer.data.batches import Batch
-from cupola_trainer.models.texts import Texts
+from cupola_trainer.models.attention.texts import Texts
 
 Chunks = list[torch.nn.Module]
 Reads = Literal["token_losses", "values", "logits"]

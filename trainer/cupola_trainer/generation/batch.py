@@ -12,7 +12,7 @@ from cupola_trainer.generation.cache import attached_cache
 from cupola_trainer.generation.decoding import DecodingLayer, decoding_layers
 from cupola_trainer.generation.sampling import Sampling, choose, token_logprobs, uniforms
 from cupola_trainer.generation.stages import Stages
-from cupola_trainer.models.texts import Texts
+from cupola_trainer.models.attention.texts import Texts
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cupola_trainer.models.attend import Attend
-from cupola_trainer.models.texts import Texts
+from cupola_trainer.models.attention.attend import Attend
+from cupola_trainer.models.attention.texts import Texts
 
 
 class LayerCache:

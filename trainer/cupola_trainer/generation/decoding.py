@@ -19,8 +19,8 @@ from megatron.core.transformer.mlp import MLP
 from torch import Tensor
 
 from cupola_trainer.generation.cache import LayerCache, places
-from cupola_trainer.models.attend import Attend
-from cupola_trainer.models.attention import TorchRMSNorm
+from cupola_trainer.models.attention.attend import Attend
+from cupola_trainer.models.norm import TorchRMSNorm
 from cupola_trainer.models.post_norm import AddNormed
 
 Map = Callable[[Tensor], Tensor]

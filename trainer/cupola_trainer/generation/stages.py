@@ -16,7 +16,7 @@ from megatron.core.utils import unwrap_model
 from torch import Tensor
 
 from cupola_trainer.generation.decoding import DecodingLayer, Turn
-from cupola_trainer.models.texts import Texts
+from cupola_trainer.models.attention.texts import Texts
 
 
 class Stages:

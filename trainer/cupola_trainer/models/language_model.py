@@ -8,12 +8,12 @@ from megatron.core import parallel_state
 
 from cupola_trainer import runtime
 from cupola_trainer.config.model.architecture import ModelConfig
-from cupola_trainer.models.contexts import zigzag
+from cupola_trainer.models.attention.contexts import zigzag
+from cupola_trainer.models.attention.rope import Rotary
+from cupola_trainer.models.attention.texts import Texts
 from cupola_trainer.models.decoder_config import DecoderConfig
 from cupola_trainer.models.output import ModelWithLoss
-from cupola_trainer.models.rope import Rotary
 from cupola_trainer.models.specs import decoder
-from cupola_trainer.models.texts import Texts
 
 
 class LanguageModel(ModelWithLoss):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cupola_trainer.config import LayoutConfig, ModelConfig, MoEConfig
-from cupola_trainer.models.rope import attention_factor, inverse_frequencies
+from cupola_trainer.models.attention.rope import attention_factor, inverse_frequencies
 from cupola_trainer.runtime import expert_tensor_parallel_size
 
 

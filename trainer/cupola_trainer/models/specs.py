@@ -21,9 +21,10 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from cupola_trainer.models.attention import TorchAttention, TorchRMSNorm
+from cupola_trainer.models.attention.torch_attention import TorchAttention
 from cupola_trainer.models.decoder_config import DecoderConfig
 from cupola_trainer.models.experts import Experts
+from cupola_trainer.models.norm import TorchRMSNorm
 from cupola_trainer.models.post_norm import with_post_norms
 from cupola_trainer.models.router import Router
 
@@ -79,7 +80,7 @@ def _attention(config: DecoderConfig) -> type:
     fused = config.params_dtype in FUSED_DTYPES and config.kv_channels in FUSED_HEAD_SIZES
     if any(own) or not fused:  # it supports a single window and none of the other features
         return TorchAttention
-    from cupola_trainer.models.transformer_engine import PackedAttention
+    from cupola_trainer.models.attention.transformer_engine import PackedAttention
 
     return PackedAttention
 

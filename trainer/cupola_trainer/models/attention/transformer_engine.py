@@ -7,9 +7,9 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
-from cupola_trainer.models.attention import TorchAttention
+from cupola_trainer.models.attention.texts import Texts
+from cupola_trainer.models.attention.torch_attention import TorchAttention
 from cupola_trainer.models.decoder_config import DecoderConfig
-from cupola_trainer.models.texts import Texts
 
 
 class PackedAttention(TEDotProductAttention):

@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from cupola_trainer import runtime
 from cupola_trainer.config.model.positions import LengthScaling
 from cupola_trainer.kernels.causal_attention import causal_attention
+from cupola_trainer.models.attention.dual_chunks import DualChunks
+from cupola_trainer.models.attention.texts import Texts
 from cupola_trainer.models.decoder_config import DecoderConfig
-from cupola_trainer.models.dual_chunks import DualChunks
-from cupola_trainer.models.texts import Texts
 
 SHORT = 512
 """Longest sequence whose scores are kept for backward: they take as much memory as the layer's activations."""
