@@ -24,7 +24,7 @@ from cupola_trainer.conversion.config_json import from_config, to_config
 from cupola_trainer.generation.generation import generate
 from cupola_trainer.generation.sampling import Sampling
 from cupola_trainer.kernels.rotary import rotary
-from cupola_trainer.models import dual_chunks
+from cupola_trainer.models.attention import dual_chunks
 from cupola_trainer.models.attention.attend import Attend
 from cupola_trainer.models.attention.dual_chunks import DualChunks
 

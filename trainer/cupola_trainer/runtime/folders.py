@@ -106,8 +106,8 @@ def _look(folder: Path, store: dist.Store, nodes: int) -> None:
     store.set(f"sees {node()}", json.dumps([seen, any(folder.glob("job*.json"))]))
     if node() == 0:
         names = [store.get(f"name {each}").decode() for each in range(nodes)]
-        told = [json.loads(store.get(f"sees {each}")) for each in range(nodes)]
-        store.set("odd", _odd(names, [tuple(files) for files, _ in told], [given for _, given in told]))
+        views = [json.loads(store.get(f"sees {each}")) for each in range(nodes)]
+        store.set("odd", _odd(names, [tuple(files) for files, _ in views], [given for _, given in views]))
     store.get("odd")  # no node removes its file before all have looked
     with suppress(OSError):
         (folder / token.format(node())).unlink(missing_ok=True)
