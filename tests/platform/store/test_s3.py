@@ -76,13 +76,14 @@ def sent_and_received(store: S3Store) -> list[tuple[str, int, int]]:
 
     def note(model: Any, params: dict[str, Any], **_: Any) -> None:
         body = params["body"]
-        sent = len(body) if isinstance(body, bytes) else body.seek(0, os.SEEK_END) if hasattr(body, "seek") else 0
+        sent = len(body) if hasattr(body, "__len__") else body.seek(0, os.SEEK_END) if hasattr(body, "seek") else 0
         if hasattr(body, "seek"):
             body.seek(0)
         seen.append((model.name, sent, 0))
 
     def got(model: Any, http_response: Any, **_: Any) -> None:
-        seen.append((model.name, 0, int(http_response.headers.get("content-length", 0))))
+        received = 0 if model.http["method"] == "HEAD" else int(http_response.headers.get("content-length", 0))
+        seen.append((model.name, 0, received))
 
     store._s3.meta.events.register("before-call.s3.*", note)
     store._s3.meta.events.register("after-call.s3.*", got)
