@@ -1,6 +1,5 @@
 """A run on a cluster outlives the command that started it, is attached to, cancelled, and never started twice."""
 
-import json
 import os
 import signal
 from collections.abc import Callable
@@ -110,8 +109,7 @@ def test_a_detached_run_is_cancelled_without_a_follower(
     events = on_cluster.events()
     assert events[-1]["status"] == "preempted"
     assert [row["status"] for row in on_cluster.json("runs")] == ["cancelled", "completed", "cancelled"]
-    handle = json.loads(next(on_cluster.workspace.glob("work/*/job/handle.json")).read_text())
-    assert handle["cluster"] == "test"
+    assert not list(on_cluster.workspace.glob("work/*/job/handle.json")), "the ended job is forgotten"
 
 
 @pytest.mark.slow
