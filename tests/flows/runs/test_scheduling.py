@@ -174,9 +174,13 @@ def test_every_interrupted_stage_is_recorded_as_cancelled(session: Callable[...,
         return original(name, *rest)  # type: ignore[arg-type]
 
     opened._make = slow  # type: ignore[method-assign, assignment]
-    signal_once_two_run(stages, signal.SIGINT)
-    with pytest.raises(CancelledError), opened.recorded(None):
-        run_stages(opened, opened.execute)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker of pytest-xdist ignores it
+    try:
+        signal_once_two_run(stages, signal.SIGINT)
+        with pytest.raises(CancelledError), opened.recorded(None):
+            run_stages(opened, opened.execute)
+    finally:
+        signal.signal(signal.SIGINT, before)
     rows = {row.stage: row.status for row in opened.workspace.registry.runs()}
     assert rows == {"": "cancelled", "a": "cancelled", "b": "cancelled"}
     assert isinstance(opened.error, CancelledError)
