@@ -2,38 +2,13 @@
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a minute for each layout
-CLUSTER = """
-store_url = "{store}"
-s3_endpoint_url = "{endpoint}"
-[clusters.test]
-launcher = "slurm"
-nodes = 4
-ranks_per_node = 1
-interface = "lo"
-shared = {shared}
-environment = {{CUPOLA_HOME = "{home}"}}
-"""
 EXPERTS = ("--set", "stages.pretrain.model.moe={num_experts: 4, top_k: 2, expert_ffn_hidden_size: 32}")
-
-
-@pytest.fixture
-def on_cluster(cupola: Any, slurm: Any, s3: Any, tmp_path: Path) -> Any:
-    """The command on a machine whose cupola.toml names the test's cluster."""
-
-    def command(*, shared: bool = True, home: Path = cupola.workspace) -> Any:
-        store = f"s3://{s3.bucket}/{tmp_path.name}"
-        text = CLUSTER.format(store=store, endpoint=s3.endpoint_url, shared=str(shared).lower(), home=home)
-        (cupola.workspace.parent / "cupola.toml").write_text(text)
-        return replace(cupola, variables=dict(slurm.environment))
-
-    return command
 
 
 def compare(cupola: Any, recipe: Path, layout: str, *more: str) -> dict[str, Any]:
@@ -61,22 +36,22 @@ def sizes(slurm: Any) -> list[int]:
     ],
 )
 def test_nodes_train_as_one_process_does(
-    layout: str, nodes: int, more: tuple[str, ...], on_cluster: Any, recipe: Path, slurm: Any
+    layout: str, nodes: int, more: tuple[str, ...], with_store: Any, recipe: Path, slurm: Any
 ) -> None:
-    found = compare(on_cluster(), recipe, layout, *more)
+    found = compare(with_store(shared=True), recipe, layout, *more)
     assert found["loss_difference"] <= 1e-5
     assert found["norm_difference"] <= 1e-4
     assert sizes(slurm)[-2:] == [nodes, 1]
 
 
 def test_nodes_without_a_shared_folder_do_too_and_leave_nothing_in_the_store(
-    on_cluster: Any, recipe: Path, slurm: Any, s3: Any, tmp_path: Path
+    with_store: Any, recipe: Path, slurm: Any, s3: Any, tmp_path: Path
 ) -> None:
     home = tmp_path / "node"
     home.mkdir()
     slurm.hide(home, 1, 2, 3, 4)
     try:
-        found = compare(on_cluster(shared=False, home=home), recipe, "tp=2")
+        found = compare(with_store(shared=False, home=home), recipe, "tp=2")
     finally:
         slurm.show()
     assert found["loss_difference"] <= 1e-5
@@ -84,7 +59,7 @@ def test_nodes_without_a_shared_folder_do_too_and_leave_nothing_in_the_store(
     assert "Contents" not in s3.client.list_objects_v2(Bucket=s3.bucket, Prefix=f"{tmp_path.name}/jobs/")
 
 
-def test_a_layout_that_the_cluster_has_no_room_for_is_refused(on_cluster: Any, recipe: Path) -> None:
-    done = on_cluster()("verify-layout", str(recipe), "--layout", "dp=8", "--run-on", "test")
+def test_a_layout_that_the_cluster_has_no_room_for_is_refused(with_store: Any, recipe: Path) -> None:
+    done = with_store(shared=True)("verify-layout", str(recipe), "--layout", "dp=8", "--run-on", "test")
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].count("8 ranks; cluster test runs at most 4 x 1 = 4") == 1

@@ -4,24 +4,12 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.slow]
-CLUSTER = """
-store_url = "{store}"
-s3_endpoint_url = "{endpoint}"
-[clusters.test]
-launcher = "slurm"
-nodes = 4
-ranks_per_node = 1
-interface = "lo"
-shared = {shared}
-environment = {{CUPOLA_HOME = "{home}"}}
-"""
 STEPS = ("--set", "stages.pretrain.steps=60", "--set", "stages.pretrain.checkpoint.every=5")
 LONG = ("--set", "stages.pretrain.steps=200", "--set", "stages.pretrain.checkpoint.every=5")
 ON = ("--run-on", "test", "--no-prefect")
@@ -46,20 +34,6 @@ def other_path(slurm: Any, tmp_path: Path) -> Any:
     slurm.show()
 
 
-@pytest.fixture
-def on_cluster(cupola: Any, slurm: Any, s3: Any, tmp_path: Path) -> Callable[..., Any]:
-    """A function that returns the command on a machine whose cupola.toml names the test's cluster."""
-
-    def command(*, shared: bool, home: Path = cupola.workspace) -> Any:
-        settings = CLUSTER.format(
-            store=f"s3://{s3.bucket}/{tmp_path.name}", endpoint=s3.endpoint_url, shared=str(shared).lower(), home=home
-        )
-        (cupola.workspace.parent / "cupola.toml").write_text(settings)
-        return replace(cupola, variables=dict(slurm.environment))
-
-    return command
-
-
 def jobs_objects(s3: Any, tmp_path: Path) -> list[str]:
     """What jobs have in the store, as keys."""
     listed = s3.client.list_objects_v2(Bucket=s3.bucket, Prefix=f"{tmp_path.name}/jobs/")
@@ -68,13 +42,13 @@ def jobs_objects(s3: Any, tmp_path: Path) -> list[str]:
 
 def test_a_run_equals_one_on_a_single_machine(
     other_path: Path,
-    on_cluster: Any,
+    with_store: Any,
     recipe: Path,
     undisturbed: Callable[..., dict[str, str]],
     s3: Any,
     tmp_path: Path,
 ) -> None:
-    cupola = on_cluster(shared=False, home=other_path)
+    cupola = with_store(shared=False, home=other_path)
     done = cupola("run", str(recipe), *ON, *STEPS)
     assert done.returncode == 0, done.stdout + done.stderr
     (log,) = cupola.workspace.glob("logs/pretrain-*.log")
@@ -109,10 +83,10 @@ def is_at(slurm: Any, cupola: Any, node: str, place: str, whole: set[str]) -> bo
 
 @pytest.mark.parametrize(("place", "node"), [("a step", "n1"), ("a save", "n2"), ("an upload", "n2")])
 def test_a_lost_node_leaves_no_trace(
-    private: Any, on_cluster: Any, slurm: Any, recipe: Path, undisturbed: Callable[..., dict[str, str]], s3: Any,
+    private: Any, with_store: Any, slurm: Any, recipe: Path, undisturbed: Callable[..., dict[str, str]], s3: Any,
     tmp_path: Path, place: str, node: str,
 ) -> None:  # fmt: skip
-    cupola = on_cluster(shared=False)
+    cupola = with_store(shared=False)
     run = cupola.start("run", str(recipe), *ON, *LONG)
     until = time.monotonic() + 400
     while True:
@@ -144,9 +118,9 @@ def test_a_lost_node_leaves_no_trace(
     ],
 )
 def test_nodes_that_do_not_share_the_folder_although_the_cluster_says_so_are_named(
-    cupola: Any, slurm: Any, on_cluster: Any, recipe: Path, hidden: tuple[int, ...], prepared: bool, says: str
+    cupola: Any, slurm: Any, with_store: Any, recipe: Path, hidden: tuple[int, ...], prepared: bool, says: str
 ) -> None:
-    command = on_cluster(shared=True)
+    command = with_store(shared=True)
     if prepared:
         command("run", str(recipe), "--no-prefect", "--only", "prepare")
     cupola.workspace.mkdir(parents=True, exist_ok=True)
