@@ -44,10 +44,10 @@ def main() -> None:
     options = parser.parse_args()
     for size in options.sizes.split(","):
         for sequence in map(int, options.sequences.split(",")):
+            if options.by_turns:  # in one process
+                compare_by_turns(size, sequence, options.seconds)
+                continue
             for processes in map(int, options.processes.split(",")):
-                if options.by_turns:
-                    compare_by_turns(size, sequence, options.seconds)
-                    continue
                 compare(options.peers.split(","), size, sequence, processes, options.rounds, options.seconds)
 
 
