@@ -89,8 +89,8 @@ class StageContext:
         metrics: dict[str, float],
         known: Mapping[str, tuple[int, str]] | None = None,
     ) -> Artifact:
-        """Seal `folder`, store it, and register it as this stage's artifact, which needs what its jobs exchanged no
-        more. `known`: see `artifacts.seal`."""
+        """Seal `folder`, store it, register it as this stage's artifact, and remove from the store what its jobs
+        exchanged there. `known`: see `artifacts.seal`."""
         artifact = self.workspace.publish(
             folder,
             kind=self.gives,

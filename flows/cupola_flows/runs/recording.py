@@ -40,7 +40,8 @@ class Recorder:
 
     @contextmanager
     def of_stage(self, name: str, folder: Path, prefect_id: str | None) -> Iterator[str]:
-        """Record the run of a stage, and any error that ends it, which is shown too. Yields its id, for `finish`."""
+        """Record a stage's run while the block runs; an error that ends it is recorded and shown. Yields the run's id,
+        for `finish`."""
         run = self._start(name, self.recipe.stages[name].model_dump(mode="json"))
         self.workspace.registry.update_run(run, prefect_flow_run_id=prefect_id, work_folder=folder)
         self.display.started(name)

@@ -14,6 +14,7 @@ DIGEST = 16
 """Bytes of a digest: enough against changes, half of what is needed against collisions. They add 0.8 %."""
 SUFFIX = ".blocks"
 LARGE = ".bin"
+"""Suffix of the files of artifacts of which ranks read parts."""
 
 
 def digests_of(path: str) -> str:

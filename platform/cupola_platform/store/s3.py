@@ -1,7 +1,7 @@
 """Artifacts in an S3 bucket, each fetched once into a local cache."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -205,26 +205,23 @@ class S3Store:
     def _missing(self, artifact: Artifact) -> list[Item]:
         """The files that an interrupted upload has not left behind."""
         there = Elsewhere.read(artifact.path)
-        items = []
+        sent = self.objects(f"artifacts/{artifact.digest}").sizes()
+        sources = self.objects(there.at).sizes() if there else {}
+        missing = []
         for file in artifact.manifest.files:
-            path = artifact.path / file.path
-            source = f"{self._top}{there.at}/{file.path}" if there and not path.is_file() else ""
-            items.append(Item(path, self._key(artifact.digest, file.path), file.size, file.blake3, source))
-        sizes = self._sizes(self._key(artifact.digest, ""))
-        missing = [item for item in items if sizes.get(item.key) != item.size or not self._uploaded(item)]
-        sources = self._sizes(f"{self._top}{there.at}/") if there else {}
-        for item in missing:
-            if item.source and sources.get(item.source) != item.size:
+            path, source = artifact.path / file.path, ""
+            if there and not path.is_file():
+                source = f"{self._top}{there.at}/{file.path}"
+            item = Item(path, self._key(artifact.digest, file.path), file.size, file.blake3, source)
+            if _size_of(sent, file.path) == file.size and self._uploaded(item):
+                continue
+            if source and (size := _size_of(sources, file.path)) != file.size:
                 raise CorruptArtifactError(
-                    f"s3://{self.bucket}/{item.source} has {sources.get(item.source, 'no')} bytes, the manifest says "
-                    f"{item.size}. Make artifact {artifact.id} again."
+                    f"s3://{self.bucket}/{source} has {'no' if size is None else size} bytes, the manifest says "
+                    f"{file.size}. Make artifact {artifact.id} again."
                 )
+            missing.append(item)
         return missing
-
-    def _sizes(self, prefix: str) -> dict[str, int]:
-        """Bytes of every object whose key begins with `prefix`."""
-        pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
-        return {item["Key"]: item["Size"] for page in pages for item in page.get("Contents", [])}
 
     def _uploaded(self, item: Item) -> bool:
         metadata = self._s3.head_object(Bucket=self.bucket, Key=item.key)["Metadata"]
@@ -300,3 +297,8 @@ def _is_there(path: Path, file: FileEntry) -> bool:
     except (FileNotFoundError, CorruptArtifactError):
         return False
     return True
+
+
+def _size_of(objects: Mapping[str, tuple[int, str]], name: str) -> int | None:
+    """Bytes of one of `Objects.sizes`; None if it is not there."""
+    return objects[name][0] if name in objects else None

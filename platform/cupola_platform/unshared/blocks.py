@@ -9,7 +9,6 @@ import fcntl
 import mmap
 import os
 import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,16 +17,14 @@ from pathlib import Path
 from cupola_platform.artifacts import read
 from cupola_platform.artifacts.blocks import BLOCK, DIGEST, digest_of, digests_of
 from cupola_platform.artifacts.elsewhere import Elsewhere
-from cupola_platform.errors import CorruptArtifactError, StoreError
+from cupola_platform.errors import CorruptArtifactError
 from cupola_platform.unshared.cache import PARTIAL, Cache
+from cupola_platform.unshared.patience import insist
 
 AT_ONCE = 16
 """Requests of a process at a time."""
 LONGEST = (16 << 20) // BLOCK
 """Blocks of one request."""
-PATIENCE = 600.0
-"""Seconds for which a store that does not answer is asked again: training is worth waiting for."""
-RETRY_EVERY = 5.0
 _COUNTING = threading.Lock()
 
 
@@ -68,7 +65,7 @@ class Blocks:
 
         Raises:
             CorruptArtifactError: the store has other bytes there than when the artifact was made.
-            StoreError: the store has not answered for `PATIENCE` seconds.
+            StoreError: the store does not answer, see `insist`.
         """
         numbers = _blocks(first, count)
         there = {number: block for number in numbers if (block := self._kept(number)) is not None}
@@ -99,7 +96,8 @@ class Blocks:
     def _get(self, run: range) -> dict[int, bytes]:
         """Adjacent blocks, from the store."""
         first = run.start * BLOCK
-        content = self._ask(first, min(run.stop * BLOCK, self.size) - first)
+        count = min(run.stop * BLOCK, self.size) - first
+        content = insist(lambda: self.cache.objects.read(self.name, first, count))
         blocks = {number: content[(number - run.start) * BLOCK :][:BLOCK] for number in run}
         for number, block in blocks.items():
             if not self._is(number, block):
@@ -109,16 +107,6 @@ class Blocks:
         if self.cache.admits(len(content)):
             os.pwrite(self._file, content, first)
         return blocks
-
-    def _ask(self, first: int, count: int) -> bytes:
-        until = time.monotonic() + PATIENCE
-        while True:
-            try:
-                return self.cache.objects.read(self.name, first, count)
-            except StoreError:
-                if time.monotonic() > until:
-                    raise
-            time.sleep(RETRY_EVERY)
 
     def _kept(self, number: int) -> bytes | None:
         """A block on this disk; None if it is not there."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cupola_platform.clusters import HOME
 from cupola_platform.errors import ConfigError
 from cupola_platform.settings import Settings, load_settings
 from cupola_platform.store.local import LocalStore
@@ -73,7 +74,7 @@ class Contract:
     def variables(self) -> dict[str, str]:
         """The environment variables that tell other processes of it, wherever they run."""
         settings = {
-            "CUPOLA_HOME": str(self.settings.home),
+            HOME: str(self.settings.home),
             "CUPOLA_STORE_URL": self.settings.store_url,
             "CUPOLA_S3_ENDPOINT_URL": self.settings.s3_endpoint_url,
             "CUPOLA_S3_REGION": self.settings.s3_region,
@@ -89,7 +90,7 @@ def is_unshared() -> bool:
 
 def folder_on_nodes(environment: Mapping[str, str]) -> Path | None:
     """The job's folder on the nodes that get these variables; None if it is the same folder as here."""
-    return Path(environment["CUPOLA_HOME"], environment[FOLDER]) if SECTION in environment else None
+    return Path(environment[HOME], environment[FOLDER]) if SECTION in environment else None
 
 
 def section_of(relative: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cupola_platform.artifacts import MANIFEST, Artifact, Manifest, read
+from cupola_platform.artifacts.blocks import LARGE
 from cupola_platform.artifacts.elsewhere import Elsewhere
 from cupola_platform.artifacts.manifest import parse_manifest
 from cupola_platform.artifacts.sealing import check_file
@@ -30,8 +31,6 @@ AT_ONCE = 4
 """Files that a node fetches at once."""
 STAGED = ".upload"
 """Folder of a job's folder with what is on its way to the store."""
-LARGE = ".bin"
-"""Suffix of the files that ranks read by range."""
 
 
 @dataclass(frozen=True)

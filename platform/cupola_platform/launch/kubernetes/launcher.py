@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cupola_platform.clusters import KubernetesCluster
+from cupola_platform.clusters import HOME, KubernetesCluster
 from cupola_platform.durable import write_text
 from cupola_platform.errors import ConfigError, CupolaError
 from cupola_platform.launch import handle
@@ -123,7 +123,7 @@ class KubernetesLauncher:
         return Order(
             name=manifests.new_name(stage), stage=stage, job_file=there / file.name if there else file,
             folder=there or folder, nodes=nodes, ranks=per_node, module=self.module, environment=env,
-            restarts=restarts, workspace=Path(env["CUPOLA_HOME"]) if there else self.workspace,
+            restarts=restarts, workspace=Path(env[HOME]) if there else self.workspace,
         )  # fmt: skip
 
     def _choose(self, jobs: Sequence[tuple[Path, int]]) -> tuple[Path, int]:

@@ -25,8 +25,7 @@ OUT_OF_USE = {"down", "fail", "error", "powering_down", "powered_down", "unknown
 
 def known_of(job: str) -> dict[str, str]:
     """What Slurm knows about a job; empty if it knows none by that number, or does not answer."""
-    done = subprocess.run(["scontrol", "--oneliner", "show", "job", job], check=False, capture_output=True, text=True)
-    return fields(done.stdout)
+    return fields(_run(["scontrol", "--oneliner", "show", "job", job]).stdout)
 
 
 def fields(line: str) -> dict[str, str]:
@@ -42,10 +41,7 @@ def lost(nodes: Sequence[str]) -> list[str]:
 
 def state_of(nodes: Sequence[str]) -> dict[str, str]:
     """Slurm's word for the state of nodes, by name; empty if it does not answer."""
-    lines = subprocess.run(
-        ["sinfo", "--noheader", "--Node", f"--nodes={','.join(nodes)}", "--format=%N %T"],
-        check=False, capture_output=True, text=True,
-    ).stdout.splitlines()  # fmt: skip
+    lines = _run(["sinfo", "--noheader", "--Node", f"--nodes={','.join(nodes)}", "--format=%N %T"]).stdout.splitlines()
     return {name: state.strip() for name, _, state in (line.partition(" ") for line in lines)}
 
 

@@ -1,22 +1,18 @@
 """What a job's first node exchanges with the store around its ranks, if nodes share no folder."""
 
-import time
-from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Self
 
 from cupola_platform.errors import StoreError
 from cupola_platform.launch.unshared.launcher import is_ranks
 from cupola_platform.unshared.contract import Contract, read_contract
 from cupola_platform.unshared.files import LOG, REPORTS, RESULT, Files
 from cupola_platform.unshared.parts import Parts
+from cupola_platform.unshared.patience import insist
 
-PATIENCE = 600.0
-"""Seconds for which a store that does not answer is asked again."""
-RETRY_EVERY = 5.0
-
-T = TypeVar("T")
+_insist = partial(insist, say=partial(print, flush=True))
 
 
 class Exchange:
@@ -57,16 +53,3 @@ class Exchange:
         """Send what the ranks printed since the last time."""
         with suppress(StoreError):  # the next one sends it too
             self.log.push()
-
-
-def _insist(work: Callable[[], T]) -> T:
-    """Do some work with the store, again if it fails: the ranks are worth waiting for."""
-    until = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return work()
-        except StoreError as error:
-            if time.monotonic() > until:
-                raise
-            print(f"cupola: will retry: {error}", flush=True)
-        time.sleep(RETRY_EVERY)

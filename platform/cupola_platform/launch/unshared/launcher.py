@@ -16,7 +16,7 @@ from typing import Self
 
 from cupola_platform.artifacts import MANIFEST
 from cupola_platform.artifacts.elsewhere import Elsewhere
-from cupola_platform.clusters import Cluster
+from cupola_platform.clusters import HOME, Cluster
 from cupola_platform.durable import write_text
 from cupola_platform.errors import ConfigError, NotFoundError, StoreError
 from cupola_platform.launch import handle
@@ -199,7 +199,7 @@ class UnsharedLauncher:
     def _for_nodes(self, contract: Contract) -> dict[str, str]:
         """The variables of a job's nodes, whose workspace may have another path."""
         home = self.cluster.home_on_nodes
-        return {**contract.variables(), **({"CUPOLA_HOME": home} if home else {})}
+        return {**contract.variables(), **({HOME: home} if home else {})}
 
 
 def contract_of(settings: Settings, folder: Path, cache_gib: float = 0) -> Contract:

@@ -79,7 +79,4 @@ def _to_tokens(x: Tensor, parts: Sequence[range], group: Any) -> Tensor:
     s, b, mine, d = sent.size(0) // size, sent.size(1), sent.size(2), sent.size(3)
     counts = [s * b * len(part) for part in parts]
     received = all_to_all(group, sent.reshape(-1, d), counts, [s * b * mine] * size)
-    return torch.cat(
-        [each.view(s, b, -1, d) for each in received.split(counts)],
-        dim=2,
-    )
+    return torch.cat([each.view(s, b, -1, d) for each in received.split(counts)], dim=2)
