@@ -49,6 +49,7 @@ def probe(settings: Settings, name: str, nodes: int | None, *, minutes: float, s
     """
     launcher = make_launcher(settings, name)
     cluster = settings.clusters[name]
+    launcher.check(cluster.per_node)  # before it is asked for room: what it lacks is said once
     count, down = _how_many(name, cluster, nodes, _capacity(launcher, say))
     launcher.check(count * cluster.per_node)
     folder = settings.home / "work" / f"{PROBE}{secrets.token_hex(6)}"
