@@ -31,9 +31,10 @@ TOY_MODEL = ModelConfig(
     rope_theta=10_000.0,
     qkv_bias=False,
     qk_norm=True,
+    activation="gelu_tanh",
 )
 TOY = '''
-"""A Llama with QK norm and its own tensor names."""
+"""A Llama with QK norm, GeGLU and its own tensor names."""
 
 from transformers import AutoConfig, LlamaConfig
 
@@ -55,12 +56,27 @@ FAMILY = Family(
     model_type="toy",
     title="Toy",
     architecture="ToyForCausalLM",
-    traits={"qk_norm": True},
-    only={"hidden_act": "silu"},
-    config_entries=lambda model: {"hidden_act": "silu", "head_dim": model.head_size},
+    traits={"qk_norm": True, "activation": "gelu_tanh"},
+    only={"hidden_act": "gelu_pytorch_tanh"},
+    config_entries=lambda model: {"hidden_act": "gelu_pytorch_tanh", "head_dim": model.head_size},
     rules=lambda model: renamed(decoder_rules(model), NAMES),
 )
 '''
+
+OURS = (
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "llama",
+    "mistral",
+    "mixtral",
+    "olmo2",
+    "phi3",
+    "qwen2",
+    "qwen2_moe",
+    "qwen3",
+    "qwen3_moe",
+)
 
 Install = Callable[[str], None]
 
@@ -131,7 +147,7 @@ def test_without_the_plugin_the_model_is_refused_naming_the_trait(
 ) -> None:
     assert main(["export", "--checkpoint", str(toy_checkpoint), "--to", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == (
-        "transformers has no such model: its llama does not support qk_norm=True. It cannot be exported.\n"
+        "transformers has no such model: its qwen3 does not support activation='gelu_tanh'. It cannot be exported.\n"
     )
 
 
@@ -152,8 +168,8 @@ def test_a_plugin_without_a_new_family_is_named(install: Install, source: str, m
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("qwen3", "model_type='qwen3' is not supported. Did you mean 'qwen2'?"),
-        ("gpt2", "model_type='gpt2' is not supported. Known: gemma2, llama, qwen2, qwen2_moe."),
+        ("qwen4", "model_type='qwen4' is not supported. Did you mean 'qwen3'?"),
+        ("gpt2", f"model_type='gpt2' is not supported. Known: {', '.join(OURS)}."),
         (["llama"], "model_type=['llama'] is not supported. Did you mean 'llama'?"),
     ],
 )
@@ -168,8 +184,8 @@ def test_every_family_is_among_the_checkpoints_that_the_tests_convert(saved: Pat
     assert {families.of(model).model_type for model in models} == set(families.families())
 
 
-def test_the_families_page_has_a_column_for_each() -> None:
+def test_the_families_page_has_a_row_for_each() -> None:
     page = (Path(__file__).parents[3] / "docs" / "families.md").read_text()
-    [header] = [line for line in page.splitlines() if line.startswith("| |")]
-    columns = {column.split("(")[0].strip() for column in header.strip("| ").split("|")}
-    assert columns == {family.title for family in families.families().values()}
+    table = page.split("## Values by family")[1].split("\n\n")[1].splitlines()
+    rows = {line.split("|")[1].split("(")[0].strip() for line in table[2:]}
+    assert rows == {family.title for family in families.families().values()}

@@ -35,7 +35,7 @@ def changed(folder: Path, to: Path, **config: Any) -> Path:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "gpt2"}, "'gpt2' is not supported. Known: gemma2, llama, qwen2, qwen2_moe"),
+        ({"model_type": "gpt2"}, "'gpt2' is not supported. Known: gemma, gemma2, gemma3_text, llama, "),
         (
             {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "short_factor": [1.0] * 8,
                                  "long_factor": [2.0] * 8, "original_max_position_embeddings": 32}},

@@ -20,7 +20,7 @@ from cupola_platform.corpus.core.qwen_tokenizer import save_tokenizer
 from cupola_platform.corpus.tokenizer.vocabulary import train_tokenizer
 from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.config import LayoutConfig, ModelConfig, MoEConfig
-from cupola_trainer.config.model.positions import DynamicRope, Llama3Rope, YarnRope
+from cupola_trainer.config.model.positions import DynamicRope, LinearRope, Llama3Rope, YarnRope
 from cupola_trainer.scoring.tasks import make_tasks
 
 SHAPE: dict[str, Any] = {
@@ -47,6 +47,44 @@ MODELS = {
     ),
     "yarn": ModelConfig(**SHAPE, rope_scaling=YarnRope(factor=4.0, original_max_position_embeddings=32)),
     "dynamic": ModelConfig(**SHAPE, rope_scaling=DynamicRope(factor=4.0, original_max_position_embeddings=32)),
+    "qwen3": ModelConfig(**SHAPE, head_dim=24, qkv_bias=False, qk_norm=True, attention_windows=(24, None)),
+    "qwen3_moe": ModelConfig(
+        **SHAPE,
+        qkv_bias=False,
+        qk_norm=True,
+        moe=MoEConfig(num_experts=4, top_k=2, expert_ffn_hidden_size=48, norm_topk_prob=True),
+    ),
+    "mistral": ModelConfig(**SHAPE, qkv_bias=False, head_dim=24, attention_windows=(24,)),
+    "mixtral": ModelConfig(
+        **SHAPE,
+        qkv_bias=False,
+        tie_embeddings=False,
+        moe=MoEConfig(num_experts=4, top_k=2, expert_ffn_hidden_size=160, norm_topk_prob=True),
+    ),
+    "phi3": ModelConfig(**SHAPE, qkv_bias=False, tie_embeddings=False, family="phi3"),
+    "gemma": ModelConfig(
+        **SHAPE,
+        head_dim=24,
+        activation="gelu_tanh",
+        zero_centered_norm=True,
+        qkv_bias=False,
+        scale_embeddings=True,
+    ),
+    "gemma3": ModelConfig(
+        **SHAPE,
+        head_dim=24,
+        activation="gelu_tanh",
+        attention_windows=(24, None),
+        local_rope_theta=1000.0,
+        rope_scaling=LinearRope(factor=4.0),
+        query_pre_attn_scalar=20,
+        zero_centered_norm=True,
+        qk_norm=True,
+        post_norm=True,
+        qkv_bias=False,
+        scale_embeddings=True,
+    ),
+    "olmo2": ModelConfig(**SHAPE, qkv_bias=False, joint_qk_norm=True, pre_norm=False, post_norm=True),
     "gemma2": ModelConfig(
         **SHAPE,
         head_dim=24,

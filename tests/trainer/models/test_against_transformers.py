@@ -14,8 +14,6 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen2MoeConfig,
     Qwen2MoeForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
 from cupola_trainer import models, optim, runtime
@@ -66,6 +64,10 @@ GEMMA2 = replace(
     post_norm=True,
     scale_embeddings=True,
 )
+GEMMA3 = replace(
+    GEMMA2, attn_logit_softcapping=None, final_logit_softcapping=None, qk_norm=True, local_rope_theta=100.0
+)
+OLMO2 = replace(DENSE, qkv_bias=False, joint_qk_norm=True, pre_norm=False, post_norm=True)
 QK_NORM = replace(DENSE, qkv_bias=False, qk_norm=True, head_dim=24)
 """Qwen3's shape."""
 OPTIMIZER = OptimizerConfig(lr=2e-3, min_lr_ratio=0.1, warmup_steps=2, weight_decay=0.1, clip_grad=0.5)
@@ -88,8 +90,6 @@ def huggingface(model: ModelConfig) -> Any:
         "initializer_range": 0.05,
         "use_cache": False,
     }
-    if model.qk_norm:
-        return Qwen3ForCausalLM(Qwen3Config(**common, head_dim=model.head_dim)).float()
     if not model.qkv_bias:  # families that the export supports
         config = to_config(model, dtype="float32", bos=None, eos=None, pad=None) | {"initializer_range": 0.05}
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config)).float()
@@ -166,7 +166,9 @@ def plain_pytorch(model: Any) -> list[tuple[float, float, float]]:
 
 
 @pytest.mark.parametrize(
-    "model", [DENSE, MOE, LLAMA, GEMMA2, QK_NORM], ids=["dense", "moe", "llama", "gemma2", "qk_norm"]
+    "model",
+    [DENSE, MOE, LLAMA, GEMMA2, GEMMA3, OLMO2, QK_NORM],
+    ids=["dense", "moe", "llama", "gemma2", "gemma3", "olmo2", "qk_norm"],
 )
 def test_ten_steps_of_two_unequal_micro_batches_equal_plain_pytorch_on_the_whole(model: ModelConfig) -> None:
     theirs = huggingface(model)

@@ -9,6 +9,7 @@ import torch
 from tests.trainer.models.test_against_transformers import (
     DENSE,
     GEMMA2,
+    GEMMA3,
     LLAMA,
     MOE,
     QK_NORM,
@@ -34,6 +35,7 @@ MODELS = {
     "moe": MOE,
     "llama": LLAMA,
     "gemma2": GEMMA2,
+    "gemma3": GEMMA3,
     "qk_norm": QK_NORM,
     "dual_chunk": replace(DENSE, rope_scaling=YARN, dual_chunk=DualChunk(chunk_size=12, local_window=4)),
     "dynamic": replace(DENSE, rope_scaling=DynamicRope(factor=4.0, original_max_position_embeddings=8)),

@@ -11,19 +11,20 @@ from torch import Tensor
 from cupola_platform import artifacts
 from cupola_trainer.checkpoint.description import STATE
 from cupola_trainer.checkpoint.storage import StoredState
+from cupola_trainer.config import OPTIMIZER
 
 
 class StoredTensors(Mapping[str, Tensor]):
     """The tensors of a checkpoint by key, read lazily from disk, whole or one layer at a time.
 
-    The checkpoint's digests are verified before anything is read.
+    The checkpoint's digests are verified before anything is read; an optimizer's files are left unread.
 
     Raises:
         CorruptArtifactError: a file does not match its digest; names the file.
     """
 
     def __init__(self, folder: Path) -> None:
-        artifacts.verify(folder)
+        artifacts.verify(folder, unread=OPTIMIZER)
         self._state = StoredState(folder / STATE)
 
     def __getitem__(self, key: str) -> Tensor:

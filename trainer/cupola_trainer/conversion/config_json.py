@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -84,7 +85,7 @@ def from_config(config: Mapping[str, Any]) -> ModelConfig:
         if (full.get(key, value) or value) != value:
             raise ConfigError(f"config.json: {key}={full[key]!r} is not supported. Only {value!r} is.")
     try:
-        return ModelConfig(
+        model = ModelConfig(
             **family.fixed_values
             | {ours: full[theirs] for ours, theirs in ENTRIES.items()}
             | _head_dim(full)
@@ -96,6 +97,7 @@ def from_config(config: Mapping[str, Any]) -> ModelConfig:
         )
     except ValidationError as error:
         raise ConfigError(_line(error)) from error
+    return model if families.of(model) is family else replace(model, family=family.model_type)
 
 
 def _family(config: Mapping[str, Any]) -> Family:

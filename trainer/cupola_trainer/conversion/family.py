@@ -16,6 +16,9 @@ PLAIN: Mapping[str, Any] = {
     "activation": "silu",
     "qkv_bias": False,
     "qk_norm": False,
+    "joint_qk_norm": False,
+    "local_rope_theta": None,
+    "pre_norm": True,
     "post_norm": False,
     "zero_centered_norm": False,
     "scale_embeddings": False,
@@ -23,10 +26,13 @@ PLAIN: Mapping[str, Any] = {
     "attn_logit_softcapping": None,
     "final_logit_softcapping": None,
     "window_sizes": 0,
+    "windows_in_some_layers": False,
     "mixture": False,
     "score_function": None,
+    "norm_topk_prob": None,
+    "shared_expert": False,
 }
-"""The traits of a plain decoder, such as Llama: fields of ModelConfig, then three derived from them."""
+"""The traits of a plain decoder, such as Llama: fields of ModelConfig, then some derived from them."""
 
 SEQUENCE = "ForSequenceClassification"
 """transformers' class suffix for models with a scalar head (one label)."""
@@ -55,8 +61,11 @@ class Family:
     architecture: str
     """transformers' class for causal language modeling."""
 
+    classifier: str | None = None
+    """transformers' class for a scalar head, if its name does not follow from `architecture`."""
+
     traits: Mapping[str, Any]
-    """Differences from `PLAIN`; `ANY` for traits that vary. No two families have the same traits."""
+    """Differences from `PLAIN`; `ANY` for traits that vary. If several families fit, `ModelConfig.family` names one."""
 
     only: Mapping[str, Any]
     """Entries of config.json with a single supported value."""
@@ -76,7 +85,7 @@ class Family:
     @property
     def sequence_classifier(self) -> str:
         """transformers' class for a model with a scalar head."""
-        return self.architecture.replace("ForCausalLM", SEQUENCE)
+        return self.classifier or self.architecture.replace("ForCausalLM", SEQUENCE)
 
     @property
     def fixed_values(self) -> dict[str, Any]:
@@ -92,9 +101,13 @@ class Family:
 
 
 def _traits(model: ModelConfig) -> dict[str, Any]:
+    windows, moe = set(model.attention_windows), model.moe
     counted = {
-        "window_sizes": len({window for window in model.attention_windows if window}),
-        "mixture": model.moe is not None,
-        "score_function": model.moe.score_function if model.moe else None,
+        "window_sizes": len(windows - {None}),
+        "windows_in_some_layers": len(windows) > 1,
+        "mixture": moe is not None,
+        "score_function": moe.score_function if moe else None,
+        "norm_topk_prob": moe.norm_topk_prob if moe else None,
+        "shared_expert": bool(moe and moe.shared_expert_ffn_hidden_size),
     }
     return {name: counted[name] if name in counted else getattr(model, name) for name in PLAIN}

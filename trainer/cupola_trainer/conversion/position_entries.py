@@ -22,7 +22,12 @@ def rope_entries(model: ModelConfig) -> dict[str, Any]:
     longest = model.max_position_embeddings
     if isinstance(scaling, DynamicRope):
         longest = scaling.original_max_position_embeddings
-    return {"max_position_embeddings": longest, "rope_theta": model.rope_theta, "rope_parameters": parameters}
+    local = {}
+    if model.local_rope_theta:
+        local = {"rope_local_base_freq": model.local_rope_theta}
+        plain = {"rope_type": "default", "rope_theta": model.local_rope_theta}
+        parameters = {"full_attention": parameters, "sliding_attention": plain}
+    return {"max_position_embeddings": longest, "rope_theta": model.rope_theta, "rope_parameters": parameters} | local
 
 
 def rope_values(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,13 +36,18 @@ def rope_values(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: an unsupported form of RoPE; names the entry.
     """
-    given = {name: value for name, value in config["rope_parameters"].items() if value is not None}
+    given, local = config["rope_parameters"], {}
+    if "full_attention" in given:  # one for each kind of layer
+        if given["sliding_attention"]["rope_type"] != "default":
+            raise ConfigError("config.json: scaled RoPE in layers with a window is not supported.")
+        given, local = given["full_attention"], {"local_rope_theta": given["sliding_attention"]["rope_theta"]}
+    given = {name: value for name, value in given.items() if value is not None}
     kind, theta = given.pop("rope_type"), given.pop("rope_theta")
     given.pop("type", None)  # the name of rope_type before transformers 4.45
     if given.pop("partial_rotary_factor", 1.0) != 1:
         raise ConfigError("config.json: partial_rotary_factor (RoPE on part of a head) is not supported.")
     longest = config["max_position_embeddings"]
-    rope = {"rope_theta": theta, "max_position_embeddings": longest}
+    rope = {"rope_theta": theta, "max_position_embeddings": longest, **local}
     if kind == "default":
         return rope
     if kind not in ROPES:
@@ -77,6 +87,17 @@ def window_values(config: Mapping[str, Any]) -> dict[str, Any]:
     patterns = (windows[:length] for length in range(1, len(windows) + 1))
     shortest = next(pattern for pattern in patterns if windows == (pattern * len(windows))[: len(windows)])
     return {"attention_windows": shortest}
+
+
+def uniform_window_entries(model: ModelConfig) -> dict[str, Any]:
+    """The window of families that have the same one in every layer."""
+    return {"sliding_window": model.window(0)}
+
+
+def uniform_window_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The reverse of `uniform_window_entries`."""
+    size = config.get("sliding_window")
+    return {"attention_windows": (size,)} if size else {}
 
 
 def dual_chunk_entries(model: ModelConfig) -> dict[str, Any]:

@@ -26,6 +26,8 @@ Q_NORM, K_NORM = f"{LAYERS}self_attention.q_layernorm.weight", f"{LAYERS}self_at
 ATTENTION_OUTPUT = f"{LAYERS}self_attention.linear_proj.weight"
 POST_ATTENTION_NORM = f"{LAYERS}post_attention_norm.weight"
 MLP_NORM = f"{LAYERS}mlp.linear_fc1.layer_norm_weight"
+FFN_IN, FFN_OUT = f"{LAYERS}mlp.linear_fc1.weight", f"{LAYERS}mlp.linear_fc2.weight"
+EXPERT_IN, EXPERT_OUT = (f"{LAYERS}mlp.experts.experts.linear_{part}.weight" for part in ("fc1", "fc2"))
 ROUTER = f"{LAYERS}mlp.router.weight"
 SHARED_GATE = f"{LAYERS}mlp.shared_experts.gate_weight"
 POST_MLP_NORM = f"{LAYERS}post_mlp_norm.weight"
@@ -84,6 +86,17 @@ class GroupedQKV:
         return [part.reshape(-1, *rest) for part in parts]
 
 
+class FusedQKV(GroupedQKV):
+    """The same for families that keep all queries, then all keys, then all values in one tensor."""
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        head_dim = parts[0].size(0) // (self.heads + 2 * self.groups)
+        return super().join(parts[0].split([self.heads * head_dim, *[self.groups * head_dim] * 2]))
+
+    def split(self, whole: Tensor) -> Sequence[Tensor]:
+        return [torch.cat(list(super().split(whole)))]
+
+
 @dataclass(frozen=True)
 class Rule:
     """One checkpoint tensor, and the transformers tensors with the same values."""
@@ -112,9 +125,10 @@ def decoder_rules(model: ModelConfig) -> list[Rule]:
     table = [
         Rule(EMBEDDING, ("model.embed_tokens.weight",), same),
         *_attention(model, f"{layer}self_attn."),
-        Rule(ATTENTION_NORM, (f"{layer}input_layernorm.weight",), same),
-        Rule(MLP_NORM, (f"{layer}post_attention_layernorm.weight",), same),
     ]
+    if model.pre_norm:
+        table.append(Rule(ATTENTION_NORM, (f"{layer}input_layernorm.weight",), same))
+        table.append(Rule(MLP_NORM, (f"{layer}post_attention_layernorm.weight",), same))
     if model.post_norm:
         table.append(Rule(POST_ATTENTION_NORM, (f"{layer}post_self_attn_layernorm.weight",), same))
         table.append(Rule(POST_MLP_NORM, (f"{layer}post_mlp_layernorm.weight",), same))
@@ -135,7 +149,7 @@ def _attention(model: ModelConfig, theirs: str) -> list[Rule]:
     ]
     if model.qkv_bias:
         table.append(Rule(QKV_BIAS, tuple(f"{theirs}{part}_proj.bias" for part in "qkv"), qkv))
-    if model.qk_norm:
+    if model.qk_norm or model.joint_qk_norm:
         table += [Rule(Q_NORM, (f"{theirs}q_norm.weight",), same), Rule(K_NORM, (f"{theirs}k_norm.weight",), same)]
     return table
 

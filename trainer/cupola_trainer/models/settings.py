@@ -49,7 +49,10 @@ def settings(model: ModelConfig, layout: LayoutConfig) -> dict[str, Any]:
         "normalization": "RMSNorm",
         "layernorm_epsilon": model.rms_norm_eps,
         "layernorm_zero_centered_gamma": model.zero_centered_norm,
+        "pre_norm": model.pre_norm,
         "post_norm": model.post_norm,
+        "joint_qk_norm": model.joint_qk_norm,
+        "local_rope": model.local_rope_theta is not None,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
     }
@@ -74,6 +77,7 @@ def mixture(moe: MoEConfig, layout: LayoutConfig) -> dict[str, Any]:
         "moe_ffn_hidden_size": moe.expert_ffn_hidden_size,
         "moe_shared_expert_intermediate_size": moe.shared_expert_ffn_hidden_size,
         "moe_shared_expert_gate": moe.shared_expert_ffn_hidden_size is not None,
+        "moe_shared_expert_overlap": layout.overlap and layout.ep > 1 and bool(moe.shared_expert_ffn_hidden_size),
         "moe_layer_freq": 1,
         "moe_router_score_function": moe.score_function,
         "moe_router_pre_softmax": moe.score_function == "softmax" and not moe.norm_topk_prob,

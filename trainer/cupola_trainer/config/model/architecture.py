@@ -123,6 +123,9 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None
     """RoPE scaling beyond the trained length; None for no scaling."""
 
+    local_rope_theta: float | None = Field(default=None, gt=0, exclude_if=lambda value: value is None)
+    """RoPE base of layers with a window, which `rope_scaling` leaves alone (Gemma 3); None for `rope_theta`."""
+
     dual_chunk: DualChunk | None = None
     """Dual chunk attention; None for plain attention."""
 
@@ -148,6 +151,9 @@ class ModelConfig:
     zero_centered_norm: bool = False
     """RMSNorm multiplies by 1 + weight, with weights initialized to 0 (Gemma)."""
 
+    pre_norm: bool = Field(default=True, exclude_if=lambda value: value)
+    """RMSNorm on the inputs of attention and FFN. OLMo 2 has only `post_norm`."""
+
     post_norm: bool = False
     """An extra RMSNorm on the outputs of attention and FFN, before the residual is added (Gemma 2)."""
 
@@ -156,6 +162,10 @@ class ModelConfig:
 
     qk_norm: bool = Field(default=False, exclude_if=lambda value: not value)
     """RMSNorm on each query and key head before RoPE (Qwen3). Omitted from JSON when off, as in older checkpoints."""
+
+    joint_qk_norm: bool = Field(default=False, exclude_if=lambda value: not value)
+    """The same over all query heads together, and over all key heads, with a weight for each of their dimensions
+    (OLMo 2)."""
 
     tie_embeddings: bool = True
     """Share the input embedding with the output layer, as Qwen2 0.5B and 1.5B do."""
@@ -168,6 +178,10 @@ class ModelConfig:
 
     moe: MoEConfig | None = None
     """None for a dense model."""
+
+    family: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """transformers' model_type to export as, where several families describe the model; None for the first of them by
+    name. Changes nothing else."""
 
     head: Literal["language_model", "scalar"] = "language_model"
     """The output head: logits over the vocabulary, or one number per token (reward and value models)."""
@@ -199,6 +213,18 @@ class ModelConfig:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} is not a multiple of "
                 f"num_query_groups={self.num_query_groups}. Try num_query_groups={self.num_attention_heads}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _norms(self) -> "ModelConfig":
+        if self.qk_norm and self.joint_qk_norm:
+            raise ValueError("qk_norm and joint_qk_norm: queries and keys have one norm. Leave one of them out.")
+        if not self.pre_norm and not self.post_norm:
+            raise ValueError("pre_norm=false with post_norm=false: no layer would have a norm. Use one of them.")
+        if self.local_rope_theta and not any(self.attention_windows):
+            raise ValueError(
+                "local_rope_theta without attention_windows: it is the base of layers with a window. Leave it out."
             )
         return self
 

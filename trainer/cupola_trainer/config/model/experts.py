@@ -21,7 +21,7 @@ def mixture_of(dense: ModelConfig, moe: MoEConfig, *, router: RouterStart, match
         raise ConfigError("moe: the parent is a mixture of experts already. Upcycle a dense checkpoint.")
     output_scales(dense, moe, router=router, match_dense=match_dense)
     try:
-        return replace(dense, moe=moe)
+        return replace(dense, moe=moe, family=None)
     except ValidationError as error:
         raise ConfigError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 

@@ -9,7 +9,8 @@ def parameter_count(model: ModelConfig) -> int:
     """Total parameters over all ranks; tied embeddings count once."""
     h, queries = model.hidden_size, model.num_attention_heads * model.head_size
     qkv = queries + 2 * model.num_query_groups * model.head_size
-    layer = h * qkv + (qkv if model.qkv_bias else 0) + queries * h + (4 if model.post_norm else 2) * h
+    layer = h * qkv + (qkv if model.qkv_bias else 0) + queries * h
+    layer += 2 * h * (model.pre_norm + model.post_norm)
     if model.moe:
         layer += model.moe.num_experts * (h + 3 * h * model.moe.expert_ffn_hidden_size)
         if model.moe.shared_expert_ffn_hidden_size:
@@ -18,6 +19,8 @@ def parameter_count(model: ModelConfig) -> int:
         layer += 3 * h * model.ffn_hidden_size
     if model.qk_norm:
         layer += 2 * model.head_size
+    if model.joint_qk_norm:
+        layer += queries + model.num_query_groups * model.head_size
     output = h if model.is_scalar else 0 if model.tie_embeddings else model.vocab_size * h
     return model.num_layers * layer + h + model.vocab_size * h + output
 

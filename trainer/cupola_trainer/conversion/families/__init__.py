@@ -49,8 +49,8 @@ def named(model_type: object) -> Family:
 
 
 def nearest(model: ModelConfig) -> Family:
-    """The family that shares the most traits with a model; the first one if several do."""
-    return min(families().values(), key=lambda family: len(family.mismatches(model)))
+    """The family that shares the most traits with a model; of several, the one that it names, else the first."""
+    return min(families().values(), key=lambda each: (len(each.mismatches(model)), each.model_type != model.family))
 
 
 def of(model: ModelConfig) -> Family:

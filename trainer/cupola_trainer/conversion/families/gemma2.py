@@ -74,6 +74,7 @@ FAMILY = Family(
         "attn_logit_softcapping": ANY,
         "final_logit_softcapping": ANY,
         "window_sizes": ANY,
+        "windows_in_some_layers": ANY,
     },
     only={"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "use_bidirectional_attention": None},
     config_entries=config_entries,

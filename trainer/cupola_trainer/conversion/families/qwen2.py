@@ -23,7 +23,7 @@ FAMILY = Family(
     model_type="qwen2",
     title="Qwen2",
     architecture="Qwen2ForCausalLM",
-    traits={"qkv_bias": True, "window_sizes": ANY},
+    traits={"qkv_bias": True, "window_sizes": ANY, "windows_in_some_layers": ANY},
     only={"hidden_act": "silu"},
     config_entries=config_entries,
 )

@@ -1,6 +1,7 @@
 """Rotary position embedding, and its scaling beyond the trained length."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -66,13 +67,24 @@ def _llama3(plain: Tensor, scaling: Llama3Rope) -> Tensor:
 
 
 class Rotary(RotaryEmbedding):
-    """Megatron's rotary embedding with any scaling. With dual chunks, positions restart in each chunk."""
+    """Megatron's rotary embedding with any scaling. With dual chunks, positions restart in each chunk.
+
+    If layers with a window have a base of their own, their angles follow the others' along the last dimension, and each
+    layer takes its own (`LayerAttention`).
+    """
 
     def __init__(self, model: ModelConfig, cp_group: Any) -> None:
         super().__init__(
             model.head_size, 1.0, rotary_base=model.rope_theta, use_cpu_initialization=True, cp_group=cp_group
         )
-        self.model = model
+        self.model, self.local = model, None
+        if model.local_rope_theta:
+            local = replace(model, rope_theta=model.local_rope_theta, local_rope_theta=None, rope_scaling=None)
+            self.local = Rotary(local, cp_group)
+
+    def get_emb(self, max_seq_len: int, offset: int = 0) -> Tensor:
+        angles: Tensor = super().get_emb(max_seq_len, offset)
+        return angles if self.local is None else torch.cat([angles, self.local.get_emb(max_seq_len, offset)], dim=-1)
 
     def get_freqs_non_repeated(self, max_seq_len: int, offset: int = 0) -> Tensor:
         places = torch.arange(max_seq_len, device=self.inv_freq.device) + offset
@@ -80,7 +92,7 @@ class Rotary(RotaryEmbedding):
         return torch.outer(positions, inverse_frequencies(self.model, max_seq_len).to(positions.device))
 
     def at(self, positions: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Angles [b, s, head_dim] of integer positions [b, s].
+        """Angles [b, s, head_dim] of integer positions [b, s], twice as many if `local_rope_theta` is given.
 
         Args:
             lengths: [b, s], the length of each token's text; None if a row is one text, up to its largest position.
@@ -89,7 +101,8 @@ class Rotary(RotaryEmbedding):
             lengths = positions.amax(dim=1, keepdim=True) + 1
         frequencies = inverse_frequencies(self.model, lengths).to(positions.device)  # [b, s or 1, d / 2] or [d / 2]
         angles = self._within_chunk(positions)[..., None] * frequencies
-        return torch.cat([angles, angles], dim=-1)
+        both = [angles, angles] if self.local is None else [angles, angles, self.local.at(positions, lengths)]
+        return torch.cat(both, dim=-1)
 
     def _within_chunk(self, positions: Tensor) -> Tensor:
         return positions % self.model.dual_chunk.stride if self.model.dual_chunk else positions

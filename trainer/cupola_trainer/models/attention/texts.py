@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cupola_trainer import runtime
+from cupola_trainer.runtime.copies import to_device
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Texts:
         """Where each text begins if all rows are laid end to end, then their whole length: [texts + 1] in int32, on the
         device. Copied once for all layers."""
         ends = torch.tensor([0, *(length for row in self.lengths for length in row)]).cumsum(0)
-        return ends.int().to(runtime.device())
+        return to_device(ends.int())
 
     @cached_property
     def longest(self) -> int:
