@@ -8,8 +8,8 @@ from pathlib import Path
 from blake3 import blake3
 
 BLOCK = 2 << 10
-"""Bytes: about a document of the web. A sample is made of documents from all over the shard, so larger blocks would be
-read by every node."""
+"""Bytes. A row of 4,096 tokens has 8 or 16 KiB and begins anywhere, so with larger blocks a node would fetch more of
+what others read."""
 DIGEST = 16
 """Bytes of a digest: enough against changes, half of what is needed against collisions. They add 0.8 %."""
 SUFFIX = ".blocks"

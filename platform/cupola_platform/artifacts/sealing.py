@@ -92,12 +92,15 @@ def read(folder: Path, *, digest: str | None = None) -> Artifact:
     return Artifact(folder, parse_manifest(path.read_bytes(), str(path), digest=digest))
 
 
-def verify(folder: Path, *, digest: str | None = None, share: tuple[int, int] = (0, 1)) -> Artifact:
+def verify(
+    folder: Path, *, digest: str | None = None, share: tuple[int, int] = (0, 1), unread: str | None = None
+) -> Artifact:
     """The artifact in a folder, after checking the size and digest of every file that is on this machine.
 
     Args:
         digest: the artifact expected; None accepts any.
         share: (i, n) reads only every n-th file from the i-th on, so that n processes can verify one artifact.
+        unread: a subfolder that the caller does not use; only the presence of its files is checked.
 
     Raises:
         CorruptArtifactError: a file is missing, changed, a link or not in the manifest, or the manifest belongs to
@@ -106,13 +109,15 @@ def verify(folder: Path, *, digest: str | None = None, share: tuple[int, int] = 
     artifact = read(folder, digest=digest)
     present = set(_plain_files(folder))
     partly = Elsewhere.read(folder) is not None
+    used = [file.path for file in artifact.manifest.files if unread is None or not file.path.startswith(f"{unread}/")]
     first, every = share
-    for number, file in enumerate(artifact.manifest.files):
+    mine = set(used[first::every])
+    for file in artifact.manifest.files:
         if file.path not in present:
             if partly:  # checked when it is fetched
                 continue
             raise CorruptArtifactError(f"{folder / file.path} is missing. Make or fetch artifact {artifact.id} again.")
-        if number % every == first:
+        if file.path in mine:
             check_file(folder / file.path, file)
         present.discard(file.path)
     if present:

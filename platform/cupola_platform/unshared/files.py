@@ -23,7 +23,7 @@ RESULT = "result.json"
 HANG = "hang.json"
 REPORTS = frozenset({RESULT, "error.json", HANG})
 """How a start of the job ended. They are sent last, the result after everything that it names."""
-OWN = frozenset({"index", "heartbeats", "tokenizer"})
+OWN = frozenset({"heartbeats", "tokenizer"})
 """Folders that each node makes for itself."""
 LOG = "log.txt"
 """What the ranks of all nodes print, as the job's first node collects it."""

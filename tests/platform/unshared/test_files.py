@@ -60,7 +60,7 @@ def test_a_log_grows_at_the_other_end_and_only_its_end_is_sent(
 
 def test_what_is_removed_private_or_sealed_is_not_in_the_store(two: tuple[Files, Files]) -> None:
     here, there = two
-    for path in ("a", "private", ".hidden", "index/x", "checkpoints/step_1/manifest.json", "result.json", "empty"):
+    for path in ("a", "private", ".hidden", "heartbeats/x", "checkpoints/step_1/manifest.json", "result.json", "empty"):
         (here.folder / path).parent.mkdir(parents=True, exist_ok=True)
         (here.folder / path).write_text("" if path == "empty" else path)
     here.push(but={"result.json"})

@@ -19,7 +19,6 @@ from cupola_platform.unshared import partly
 from cupola_platform.unshared.blocks import Blocks
 from cupola_trainer import runtime
 from cupola_trainer.config import BatchConfig, LayoutConfig, NextTokenData
-from cupola_trainer.data.pretraining import shards
 from cupola_trainer.data.pretraining.tokens import build
 from cupola_trainer.evaluation.likelihood import heldout_documents
 from cupola_trainer.objectives.next_token import NextTokenObjective
@@ -39,13 +38,15 @@ def tokens_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokens")
     (folder / "shards").mkdir()
     texts = [np.frombuffer(file.read_bytes(), np.uint8) for file in sorted(Path(json.__file__).parents[1].glob("*.py"))]
-    sources: dict[str, dict[str, dict[str, int]]] = {"code": {}}
+    sources: dict[str, dict[str, dict[str, Any]]] = {"code": {}}
     for split, several in (("train", texts[:30]), ("heldout", texts[30:33])):
-        with ShardWriter(folder / "shards" / f"{split}-code", "uint16") as shard:
+        with ShardWriter(folder / "shards" / f"{split}-code", "uint16", max_bytes=200_000) as shard:
             for text in several:
                 shard.add(text)
-        write_blocks(folder / "shards" / f"{split}-code.bin")
-        sources["code"][split] = {"documents": shard.documents, "tokens": shard.tokens}
+        for name in shard.names:
+            write_blocks(folder / "shards" / f"{name}.bin")
+        sources["code"][split] = {"documents": shard.documents, "tokens": shard.tokens, "files": shard.names}
+    assert len(sources["code"]["train"]["files"]) > 3
     (folder / "index.json").write_text(json.dumps({"vocab_size": 320, "end_of_document": 0, "sources": sources}))
     return folder
 
@@ -74,40 +75,36 @@ def node(tokens_folder: Path, s3: Any, tmp_path: Path, monkeypatch: pytest.Monke
     return be
 
 
-def samples(folder: Path, cache: Path, indices: range | None = None, *, ahead: bool = False) -> dict[int, np.ndarray]:
+def samples(folder: Path, indices: range | None = None, *, ahead: bool = False) -> dict[int, np.ndarray]:
     """Samples of one epoch, by index."""
-    train, _ = build(NextTokenData(tokens=folder), sequence_length=LENGTH, samples=1, seed=1, cache=cache)
-    chosen = range(len(train)) if indices is None else indices
+    train, _ = build(NextTokenData(tokens=folder), sequence_length=LENGTH, seed=1)
+    chosen = range(train.epoch) if indices is None else indices
     if ahead:
-        shards.fetch(train, chosen)
+        train.fetch(chosen)
     before = Blocks.fetched
-    read = {index: train[index]["tokens"].numpy() for index in chosen}
+    read = {index: train[index] for index in chosen}
     assert not ahead or Blocks.fetched == before, "everything was there"
     return read
 
 
 def test_two_nodes_read_the_same_samples_and_fetch_less_than_two_copies(
-    node: Callable[[str], Path], tokens_folder: Path, tmp_path: Path
+    node: Callable[[str], Path], tokens_folder: Path
 ) -> None:
-    alone = samples(tokens_folder, tmp_path / "index")
-    size = (tokens_folder / "shards" / "train-code.bin").stat().st_size
+    alone = samples(tokens_folder)
+    size = sum(path.stat().st_size for path in (tokens_folder / "shards").glob("train-*.bin"))
     assert len(alone) > 40
-    first = samples(node("a"), tmp_path / "index-a", range(0, len(alone), 2))
-    second = samples(node("b"), tmp_path / "index-b", range(1, len(alone), 2), ahead=True)
+    first = samples(node("a"), range(0, len(alone), 2))
+    second = samples(node("b"), range(1, len(alone), 2), ahead=True)
     assert (first | second).keys() == alone.keys()
     for index, tokens in (first | second).items():
         assert np.array_equal(tokens, alone[index])
     assert size * 0.9 < Blocks.fetched < size * 1.5
 
 
-def test_training_asks_ahead_for_the_next_samples(node: Callable[[str], Path], tmp_path: Path) -> None:
-    objective = NextTokenObjective(
-        NextTokenData(tokens=node("a")), batch=BatchConfig(sequence_length=LENGTH), samples=4, seed=1,
-        cache=tmp_path / "index",
-    )  # fmt: skip
+def test_samples_are_fetched_ahead_once(node: Callable[[str], Path]) -> None:
+    data = NextTokenData(tokens=node("a"))
+    objective = NextTokenObjective(data, batch=BatchConfig(sequence_length=LENGTH), seed=1)
     objective.expect([0, 1])
-    assert objective._fetch is not None
-    objective._fetch.result(60)
     fetched = Blocks.fetched
     assert fetched > 0
     for index in (0, 1):
@@ -121,4 +118,4 @@ def test_heldout_documents_and_a_missing_shard(node: Callable[[str], Path], toke
     assert [document.tolist() for document in there] == [document.tolist() for document in here]
     (folder / ".elsewhere.json").unlink()
     with pytest.raises(CorruptArtifactError, match=r"train-code\.bin is missing\. Make or fetch the artifact again"):
-        shards.Shards(str(folder / "shards" / "train-code"))
+        samples(folder)

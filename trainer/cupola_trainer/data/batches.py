@@ -5,8 +5,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from cupola_trainer import runtime
 from cupola_trainer.models.attention.contexts import zigzag
+from cupola_trainer.runtime.copies import to_device
 
 Batch = dict[str, Tensor]
 """tokens, labels, position_ids, loss_mask [b, s], plus the objective's own: [b, s, ...] per token, or other shapes.
@@ -22,7 +22,7 @@ def to_rank(batch: Batch) -> Batch:
         length = batch["tokens"].size(1)
         positions = zigzag(length // size, parallel_state.get_context_parallel_rank(), size)
         batch = {name: _local_part(tensor, length, positions) for name, tensor in batch.items()}
-    return {name: tensor.to(runtime.device()) for name, tensor in batch.items()} | whole
+    return {name: to_device(tensor) for name, tensor in batch.items()} | whole
 
 
 def from_context_ranks(values: Tensor) -> Tensor:

@@ -20,12 +20,16 @@ from torch import Tensor
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer import runtime
-from cupola_trainer.data.pretraining.shards import Shards, fetch_all
+from cupola_trainer.data.pretraining.shards import Stream
 from cupola_trainer.forward.outputs import token_losses
 
 END_OF_DOCUMENT = "<|endoftext|>"
 LOGITS_PER_PASS = 2**25
 """Maximum logits per forward pass (tokens including padding, times the vocabulary size): 128 MiB in fp32."""
+
+UNIGRAM_TOKENS = 1 << 30
+"""Maximum tokens that the unigram model counts: ten seconds, and no more changes its figure."""
+TOKENS_PER_READ = 1 << 22
 
 Tokens = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -81,20 +85,21 @@ def heldout_documents(folder: Path, max_tokens: int) -> list[Tokens]:
     documents: list[Tokens] = []
     for name, source in sources.items():
         budget = math.ceil(min(max_tokens, total) * source["heldout"]["tokens"] / total)
-        documents += _first(folder / "shards" / f"heldout-{name}", budget)
+        if budget:
+            documents += _first(Stream(folder, source["heldout"], "heldout", name), budget)
     return documents
 
 
-def _first(prefix: Path, budget: int) -> list[Tokens]:
+def _first(stream: Stream, budget: int) -> list[Tokens]:
+    """Documents from the beginning of a stream; the last is truncated to the budget."""
     documents: list[Tokens] = []
-    if not budget:
-        return documents
-    dataset = Shards(str(prefix))
-    for index in range(len(dataset)):
-        documents.append(np.asarray(dataset.get(index), dtype=np.int64)[:budget])
-        budget -= len(documents[-1])
-        if budget <= 0:
+    position, end = 0, min(budget, len(stream))
+    stream.fetch([(0, end)])
+    for length in stream.lengths():
+        if position >= end:
             break
+        documents.append(stream.read(position, min(length, end - position)))
+        position += length
     return documents
 
 
@@ -107,14 +112,20 @@ def byte_lengths(tokenizer: Any) -> Tokens:
 
 
 def unigram_bits_per_byte(folder: Path, heldout: Heldout, vocabulary: int) -> float:
-    """Bits per byte of a unigram model of the training shards, with add-one smoothing."""
+    """Bits per byte of a unigram model of the training shards, with add-one smoothing. Of more than `UNIGRAM_TOKENS`,
+    it counts the first ones of each source."""
     counts = np.ones(vocabulary)
-    for name, source in json.loads((folder / "index.json").read_bytes())["sources"].items():
-        if source["train"]["tokens"]:
-            dataset = Shards(str(folder / "shards" / f"train-{name}"))
-            fetch_all(dataset)
-            for index in range(len(dataset)):
-                counts += np.bincount(dataset.get(index), minlength=vocabulary)
+    sources = json.loads((folder / "index.json").read_bytes())["sources"]
+    share = min(1.0, UNIGRAM_TOKENS / max(1, sum(source["train"]["tokens"] for source in sources.values())))
+    for name, source in sources.items():
+        if not source["train"]["tokens"]:
+            continue
+        stream = Stream(folder, source["train"], "train", name)
+        end = math.ceil(len(stream) * share)
+        for first in range(0, end, TOKENS_PER_READ):
+            span = first, min(TOKENS_PER_READ, end - first)
+            stream.fetch([span])
+            counts += np.bincount(stream.read(*span), minlength=vocabulary)
     log2 = np.log2(counts) - math.log2(counts.sum())
     return -sum(float(log2[document].sum()) for document in heldout.documents) / heldout.bytes
 

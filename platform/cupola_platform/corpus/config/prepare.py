@@ -102,6 +102,10 @@ class PrepareConfig:
 
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
 
+    max_shard_bytes: int = Field(default=16 << 30, ge=1)
+    """Maximum bytes of a file of tokens: a source with more is split over several files, between documents. Training
+    reads them as one. With 16 GiB, a trillion tokens at 2 or 4 bytes each are 117 or 233 files."""
+
     seed: int = Field(default=0, ge=0)
     """Seed of the held-out choice and of MinHash."""
 

@@ -213,7 +213,8 @@ class Preparation:
             self.to.mkdir(parents=True)
             shutil.copytree(tokenizer / "tokenizer", self.to / "tokenizer")
             vocab_size = int((tokenizer / "vocab_size").read_text())
-            written = join(parts, self.tasks, self.sources, self.to, token_dtype(vocab_size))
+            dtype, max_bytes = token_dtype(vocab_size), self.config.max_shard_bytes
+            written = join(parts, self.tasks, self.sources, self.to, dtype, max_bytes)
             write_index(self.config, written, tokenizer, self.to)
         with self._timed("report"):
             self._join("files", "sources.jsonl")

@@ -1,5 +1,7 @@
 """Finds the document, file and text of a token in a shard."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import numpy as np
 from pyarrow import parquet
 from tokenizers import Tokenizer
 
-from cupola_platform.corpus.tokenizer.shards import document_lengths, read_document
+from cupola_platform.corpus.tokenizer.shard_index import ShardIndex, open_shards
 from cupola_platform.errors import ConfigError, NotFoundError
 
 CONTEXT = 80
@@ -54,37 +56,53 @@ def locate(folder: Path, shard: str, offset: int) -> Location:
         NotFoundError: there is no such shard.
         ConfigError: the shard has fewer tokens.
     """
-    prefix = folder / "shards" / shard
-    if not prefix.with_name(prefix.name + ".idx").is_file():
-        known = ", ".join(sorted(path.stem for path in (folder / "shards").glob("*.idx")))
-        raise NotFoundError(f"--shard {shard}: there is no such shard. Known: {known}.")
-    ends = np.cumsum(document_lengths(prefix))
-    if not 0 <= offset < ends[-1]:
-        raise ConfigError(f"--offset {offset} is out of range. {shard} has tokens 0 to {ends[-1] - 1:,}.")
-    document = int(np.searchsorted(ends, offset, side="right"))
-    tokens = int(ends[document] - (ends[document - 1] if document else 0))
-    start = int(ends[document]) - tokens
+    sources = json.loads((folder / "index.json").read_bytes())["sources"]
+    splits = {
+        f"{split}-{source}": (split, source) for source in sources for split in sources[source]
+        if sources[source][split]["tokens"]
+    }  # fmt: skip
+    if shard not in splits:
+        raise NotFoundError(f"--shard {shard}: there is no such shard. Known: {', '.join(sorted(splits))}.")
+    split, source = splits[shard]
+    counts = sources[source][split]
+    if not 0 <= offset < counts["tokens"]:
+        raise ConfigError(f"--offset {offset} is out of range. {shard} has tokens 0 to {counts['tokens'] - 1:,}.")
+    document, start, ids = _document(open_shards(folder, counts, split, source), offset)
     within = offset - start
-    ids = read_document(prefix, start, tokens).tolist()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
     before, text, after = (
         tokenizer.decode(part, skip_special_tokens=False)
         for part in (ids[:within], ids[within : within + 1], ids[within + 1 : -1])
     )
-    split, _, source = shard.partition("-")
     row = _row(folder, source, split, document)
     return Location(
         shard=shard,
         offset=offset,
         document=document,
         within=within,
-        tokens=tokens,
+        tokens=len(ids),
         token=ids[within],
         before=before[-CONTEXT:],
         text=text,
         after=after[:CONTEXT],
         **row,
     )
+
+
+def _document(indices: Sequence[ShardIndex], offset: int) -> tuple[int, int, list[int]]:
+    """The document with a token: its number, the position of its first token, its tokens. Numbers and positions count
+    through all files."""
+    documents = position = 0
+    for index in indices:
+        if offset < position + index.tokens:
+            break
+        documents += index.documents
+        position += index.tokens
+    size = index.dtype.itemsize
+    number = int(np.searchsorted(index.starts, (offset - position) * size, side="right")) - 1
+    start, length = int(index.starts[number]), int(index.lengths[number])
+    ids = np.fromfile(index.tokens_path, index.dtype, length, offset=start).tolist()
+    return documents + number, position + start // size, ids
 
 
 def _row(folder: Path, source: str, split: str, document: int) -> dict[str, str]:

@@ -47,6 +47,8 @@ class Written:
     languages_of_sources: dict[str, dict[str, Counts]] = field(default_factory=dict)
     lengths: dict[int, int] = field(default_factory=dict)
     """Documents by length in tokens, in powers of two."""
+    files: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    """The joined shards by source and split, see `shard_names`; a task has none."""
 
     @property
     def languages(self) -> dict[str, Counts]:
@@ -210,9 +212,9 @@ class Tokenize(PipelineStep):  # type: ignore[misc]
         write(self.to / f"{rank:05d}.json", json.dumps(asdict(written)))
 
 
-def join(parts: Path, tasks: int, sources: Sequence[str], to: Path, dtype: str) -> Written:
-    """Join all tasks' shards into one per source and split, and their documents into one table; digest the shards'
-    blocks. Empty shards are not written, because they cannot be memory-mapped.
+def join(parts: Path, tasks: int, sources: Sequence[str], to: Path, dtype: str, max_bytes: int) -> Written:
+    """Join all tasks' shards into one per source and split, or several if it would exceed `max_bytes`, and their
+    documents into one table; digest the shards' blocks. Empty shards are not written.
     """
     written = Written()
     shards: dict[tuple[str, str], ShardWriter] = {}
@@ -230,10 +232,13 @@ def join(parts: Path, tasks: int, sources: Sequence[str], to: Path, dtype: str) 
                 if part.with_name(part.name + ".idx").exists():
                     key = (split, sources[task])
                     if key not in shards:
-                        shards[key] = stack.enter_context(ShardWriter(to / "shards" / "-".join(key), dtype))
+                        prefix = to / "shards" / "-".join(key)
+                        shards[key] = stack.enter_context(ShardWriter(prefix, dtype, max_bytes))
                     shards[key].add_shard(part)
-    for key in shards:
-        write_blocks(to / "shards" / f"{'-'.join(key)}.bin")
+    for (split, source), shard in shards.items():
+        written.files.setdefault(source, {})[split] = shard.names
+        for name in shard.names:
+            write_blocks(to / "shards" / f"{name}.bin")
     return written
 
 
@@ -252,7 +257,11 @@ def write_index(config: PrepareConfig, written: Written, tokenizer: Path, to: Pa
         "vocab_size": int((tokenizer / "vocab_size").read_text()),
         "end_of_document": model.token_to_id(END_OF_TEXT),
         "sources": {
-            name: {split: asdict(count) for split, count in written.splits[name].items()} for name in config.sources
+            name: {
+                split: asdict(count) | {"files": written.files.get(name, {}).get(split, [])}
+                for split, count in written.splits[name].items()
+            }
+            for name in config.sources
         },
     }
     weights = {name: source.weight for name, source in config.sources.items() if source.weight is not None}

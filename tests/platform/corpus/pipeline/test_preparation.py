@@ -140,6 +140,7 @@ def test_the_shards_hold_every_document_once_and_the_splits_are_disjoint(prepare
                 "documents": len(rows),
                 "tokens": sum(row["tokens"] for row in rows),
                 "bytes": sum(len(text.encode()) for text in decoded),
+                "files": [f"{split}-{source}"],
             }
             assert len(rows) > 0
             texts[split] += decoded

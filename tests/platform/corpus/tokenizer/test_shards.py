@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from tokenizers import Tokenizer
 from cupola_platform.corpus.config import ExecutorConfig, Files, PrepareConfig, TokenizerConfig
 from cupola_platform.corpus.pipeline.preparation import prepare
 from cupola_platform.corpus.tokenizer.locating import locate
-from cupola_platform.corpus.tokenizer.shards import ShardWriter, document_lengths, token_dtype
+from cupola_platform.corpus.tokenizer.shard_index import ShardIndex
+from cupola_platform.corpus.tokenizer.shards import ShardWriter, token_dtype
 from cupola_platform.errors import ConfigError, CorruptArtifactError, NotFoundError
 
 
@@ -52,6 +54,40 @@ def test_joined_shards_read_as_one(tmp_path: Path) -> None:
     assert [document.tolist() for document in dataset] == [[0, 1, 2], [3, 4, 5, 6], [100, 101, 102, 103, 104]]
 
 
+def test_documents_that_do_not_fit_a_file_begin_the_next_one(tmp_path: Path) -> None:
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    lengths = np.array([3, 4, 9, 1, 1, 20, 2, 5])
+    with ShardWriter(tmp_path / "a", "int32", max_bytes=40) as several:
+        several.add_documents(np.arange(45), lengths)
+        several.add(np.arange(45, 50))
+    with ShardWriter(tmp_path / "b", "int32") as one:
+        one.add_documents(np.arange(50), np.append(lengths, 5))
+    with ShardWriter(tmp_path / "c", "int32", max_bytes=40) as joined:
+        joined.add_shard(tmp_path / "b")
+    assert several.names == ["a", "a.00001", "a.00002", "a.00003", "a.00004", "a.00005"]
+    assert (several.documents, several.tokens) == (one.documents, one.tokens) == (9, 50)
+    datasets = [IndexedDataset(str(tmp_path / name)) for name in several.names]
+    sizes = [[len(document) for document in dataset] for dataset in datasets]
+    assert sizes == [[3, 4], [9, 1], [1], [20], [2, 5], [5]], "only a document of its own exceeds 10 tokens"
+    for first, second in zip(several.names, joined.names, strict=True):
+        for suffix in (".bin", ".idx"):
+            assert (tmp_path / (first + suffix)).read_bytes() == (tmp_path / (second + suffix)).read_bytes()
+    content = b"".join((tmp_path / f"{name}.bin").read_bytes() for name in several.names)
+    assert content == (tmp_path / "b.bin").read_bytes()
+
+
+def test_a_shard_shorter_than_its_index_is_not_joined(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "a", "uint16") as writer:
+        writer.add(np.arange(7))
+    (tmp_path / "a.bin").write_bytes(b"1234")
+    with (
+        pytest.raises(CorruptArtifactError, match=r"a\.bin is shorter than its index says"),
+        ShardWriter(tmp_path / "b", "uint16") as joined,
+    ):
+        joined.add_shard(tmp_path / "a")
+
+
 def test_a_truncated_index_is_refused(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "a", "uint16") as writer:
         writer.add_documents(np.arange(7), np.array([3, 4]))
@@ -59,7 +95,7 @@ def test_a_truncated_index_is_refused(tmp_path: Path) -> None:
     for cut in (b"", data[:20], data[:-1], b"X" + data[1:]):
         (tmp_path / "a.idx").write_bytes(cut)
         with pytest.raises(CorruptArtifactError, match=r"is truncated or not an index of token shards"):
-            document_lengths(tmp_path / "a")
+            ShardIndex(tmp_path / "a")
 
 
 TEXTS = {
@@ -121,10 +157,38 @@ def test_shards_do_not_depend_on_the_workers_or_the_tasks(tokens: Path, tmp_path
     )
 
 
-def test_every_token_is_traced_to_its_document_and_position_in_the_text(tokens: Path) -> None:
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory, tokens: Path) -> Path:
+    """The same tokens in files of 1,000 bytes at most."""
+    folder = tmp_path_factory.mktemp("split")
+    config = config_of(folder, 1)
+    prepare(replace(config, max_shard_bytes=1000), folder / "made")
+    return folder / "made"
+
+
+def test_a_preparation_splits_a_source_over_files_and_its_index_lists_them(tokens: Path, split: Path) -> None:
+    one, several = (json.loads((folder / "index.json").read_text())["sources"] for folder in (tokens, split))
+    assert one["notes"]["train"]["files"] == ["train-notes"]
+    files = several["notes"]["train"].pop("files")
+    assert several["notes"]["train"] == {name: one["notes"]["train"][name] for name in ("documents", "tokens", "bytes")}
+    assert files[:3] == ["train-notes", "train-notes.00001", "train-notes.00002"]
+    assert (
+        b"".join((split / "shards" / f"{name}.bin").read_bytes() for name in files)
+        == (tokens / "shards" / "train-notes.bin").read_bytes()
+    )
+    assert {path.name for path in (split / "shards").glob("train-notes*")} == {
+        f"{name}{suffix}" for name in files for suffix in (".bin", ".idx", ".blocks")
+    }
+
+
+@pytest.mark.parametrize("made", ["tokens", "split"])
+def test_every_token_is_traced_to_its_document_and_position_in_the_text(
+    made: str, tokens: Path, request: pytest.FixtureRequest
+) -> None:
+    whole, tokens = tokens, request.getfixturevalue(made)
     tokenizer = Tokenizer.from_file(str(tokens / "tokenizer" / "tokenizer.json"))
     for shard in ("train-notes", "heldout-letters"):
-        stream = np.fromfile(tokens / "shards" / f"{shard}.bin", "uint16")
+        stream = np.fromfile(whole / "shards" / f"{shard}.bin", "uint16")
         for offset in range(0, len(stream), 97):
             found = locate(tokens, shard, offset)
             assert found.token == stream[offset]
