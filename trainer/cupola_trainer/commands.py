@@ -91,6 +91,28 @@ def _print_method(name: str) -> None:
     print(f"Measuring {name}", file=sys.stderr, flush=True)
 
 
+def _plan_save(options: argparse.Namespace) -> None:
+    from pydantic import TypeAdapter
+
+    from cupola_trainer import runtime
+    from cupola_trainer.config import LayoutConfig, ModelConfig
+    from cupola_trainer.config.model.sizes import parameter_count
+    from cupola_trainer.planning.saves import plan_save, written_by
+
+    model = TypeAdapter(ModelConfig).validate_json(options.model)
+    layout = TypeAdapter(LayoutConfig).validate_json(options.layout)
+    dtype, moments = runtime.dtype(options.precision), runtime.dtype(options.moments)
+    if options.rank is None:
+        summary = plan_save(model, layout, dtype, moments).summary(
+            int(options.host_memory * 2**30), options.ranks_per_node
+        )
+        print(json.dumps({"parameters": parameter_count(model), **summary}))
+    else:
+        written = written_by(options.rank, model, layout, dtype, moments)
+        rows = [{"part": part, **box.entry("")} for part, boxes in written.items() for box in boxes]
+        print(json.dumps([{name: value for name, value in row.items() if name != "blake3"} for row in rows]))
+
+
 def _surprise(options: argparse.Namespace) -> None:
     from cupola_trainer.evaluation.surprise import answer_lines
 
@@ -132,6 +154,14 @@ def _parser() -> argparse.ArgumentParser:
     surprise = commands.add_parser("surprise", help="bits per byte of texts: JSON lists on stdin, lists on stdout")
     surprise.add_argument("checkpoint", type=Path, metavar="DIR")
     surprise.add_argument("max_bytes", type=int, metavar="BYTES")
+    plan = commands.add_parser("plan-save", help="plan the checkpoints of a training job; prints JSON")
+    plan.add_argument("--model", required=True, metavar="JSON", help="a ModelConfig")
+    plan.add_argument("--layout", required=True, metavar="JSON", help="a LayoutConfig")
+    plan.add_argument("--precision", choices=("bf16", "fp32"), required=True)
+    plan.add_argument("--moments", choices=("bf16", "fp32"), default="fp32")
+    plan.add_argument("--host-memory", type=float, required=True, metavar="GIB", help="as in CheckpointConfig")
+    plan.add_argument("--ranks-per-node", type=int, required=True, metavar="N")
+    plan.add_argument("--rank", type=int, metavar="N", help="print what this rank writes instead")
     for name, run in COMMANDS.items():
         commands.choices[name].set_defaults(run=run)
     return parser
@@ -145,4 +175,5 @@ COMMANDS = {
     "diff": _diff,
     "long-context": _long_context,
     "surprise": _surprise,
+    "plan-save": _plan_save,
 }

@@ -24,6 +24,7 @@ from cupola_flows.cli.checkpoints import base as checkpoint
 from cupola_flows.cli.checkpoints import differences, long_context
 from cupola_flows.cli.checkpoints import evaluate as evaluating
 from cupola_flows.cli.checkpoints import merge as merging
+from cupola_flows.cli.checkpoints import plan as planning
 from cupola_flows.cli.checkpoints import prune as pruning
 from cupola_flows.servers.prefect_api import NO_TELEMETRY
 from cupola_flows.terminal.text import visible
@@ -50,6 +51,7 @@ presets.register(app)
 services.register(app)
 clusters.register(app)
 differences.register(checkpoint.app)
+planning.register(checkpoint.app)
 evaluating.register(checkpoint.app)
 long_context.register(checkpoint.app)
 merging.register(checkpoint.app)

@@ -22,7 +22,8 @@ from cupola_platform import artifacts
 from cupola_platform.errors import ConfigError, CorruptArtifactError, StageFailedError
 from cupola_trainer import checkpoint
 from cupola_trainer.checkpoint.shards import Shard, boxes, weight_shards
-from cupola_trainer.checkpoint.storage import Staging, StoredState, owned, write
+from cupola_trainer.checkpoint.staging import BLOCK, Staging, Transfer, write
+from cupola_trainer.checkpoint.storage import StoredState, owned
 from cupola_trainer.config import (
     BatchConfig,
     CheckpointConfig,
@@ -32,6 +33,7 @@ from cupola_trainer.config import (
     TrainJob,
     write_job,
 )
+from cupola_trainer.conversion.checkpoint_reader import StoredTensors
 from cupola_trainer.reporting.metrics import read_metrics
 from cupola_trainer.training import loop
 
@@ -85,9 +87,9 @@ def test_any_range_of_a_flattened_array_is_a_few_boxes_in_order(shape: list[int]
 
 def test_missing_parts_of_a_tensor_are_named(tmp_path: Path) -> None:
     whole = torch.arange(12.0).view(3, 4)
-    content, stored = Staging().copy([Shard("a", (3, 4), (0, 0), whole[:2])])
-    write(tmp_path, 0, content, stored)
-    state = StoredState(tmp_path)
+    (tmp_path / "state").mkdir()
+    write(tmp_path, 0, {"state": [Shard("a", (3, 4), (0, 0), whole[:2])]}, Transfer(Staging()))
+    state = StoredState(tmp_path / "state")
     part = torch.zeros(2, 2)
     state.fill(Shard("a", (3, 4), (0, 2), part))
     assert part.tolist() == [[2.0, 3.0], [6.0, 7.0]]
@@ -133,6 +135,25 @@ def test_the_latest_and_every_second_checkpoint_are_kept_and_verify(trained: Tra
     events = [line for line in read_metrics(trained.output / "metrics.jsonl") if line["event"] == "checkpoint"]
     assert [event["step"] for event in events] == [1, 2, 3, 4, 5, 6]
     assert all(0 < event["stalled_seconds"] <= event["seconds"] for event in events)
+    assert all(event["host_bytes"] == 2 * BLOCK for event in events), "one of weights, one of moments"
+
+
+def test_a_job_logs_once_how_much_host_memory_its_saves_take(
+    tmp_path: Path, tokens_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "cupola_trainer.training.autosave")
+    run = loop.begin(job_in(tmp_path, tokens_folder, checkpoint=CheckpointConfig(host_memory=0.25)))
+    run.autosave.limit = 100_000  # a process writes more than this
+    for _ in range(2):
+        run.save()
+        run.autosave.wait()
+    assert [record.message for record in caplog.records] == [
+        "a save takes 0.03 GiB of host memory a process, 0.03 GiB a node",
+        (
+            "a process writes 0.00 GiB: after a save, the next update waits until all but checkpoint.host_memory=0.25 GiB is "
+            "on disk"
+        ),
+    ]
 
 
 def test_a_resumed_job_with_another_model_mixture_or_schedule_is_refused_in_one_line(
@@ -183,6 +204,26 @@ def test_weights_load_without_their_optimizer_state_and_training_asks_for_it(tra
         assert torch.equal(shard.data, wanted), shard.key
     with pytest.raises(ConfigError, match=r"weights holds weights only.*cupola checkpoint restore"):
         checkpoint.load_training(weights, run.trainee.chunks, run.trainee.optimizer, run.trainee.scheduler)
+
+
+def test_who_needs_only_weights_never_reads_the_moments(trained: TrainJob, tmp_path: Path) -> None:
+    run = loop.begin(trained.but(output=tmp_path / "job"))
+    folder = tmp_path / "step"
+    shutil.copytree(trained.output / "checkpoints" / "step_00000006", folder)
+    moments = folder / "optimizer" / "rank_00000.bin"
+    moments.write_bytes(bytes(moments.stat().st_size))  # whoever reads them finds out
+    checkpoint.load_weights(folder, run.trainee.chunks)
+    read = StoredTensors(folder)
+    for shard in weight_shards(run.trainee.chunks):
+        assert torch.equal(read[shard.key][tuple(slice(a, a + n) for a, n in zip(shard.offset, shard.size, strict=True))],
+                           shard.data), shard.key  # fmt: skip
+    assert not [key for key in read if key.startswith("optimizer.")]
+    with pytest.raises(CorruptArtifactError, match=r"optimizer/rank_00000\.bin is corrupt"):
+        checkpoint.load_training(folder, run.trainee.chunks, run.trainee.optimizer, run.trainee.scheduler)
+    weights = folder / "state" / "rank_00000.bin"
+    weights.write_bytes(bytes(weights.stat().st_size))
+    with pytest.raises(CorruptArtifactError, match=r"state/rank_00000\.bin is corrupt"):
+        checkpoint.load_weights(folder, run.trainee.chunks)
 
 
 def test_a_torn_optimizer_file_is_set_aside_like_torn_weights(trained: TrainJob, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Tensors of a checkpoint whose large files are only in the store."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,27 @@ from cupola_platform.store import LocalStore
 from cupola_platform.store.s3 import S3Store
 from cupola_platform.unshared import partly
 from cupola_platform.unshared.partly import Partly
-from cupola_trainer.checkpoint import storage
 from cupola_trainer.checkpoint.shards import Shard
+from cupola_trainer.checkpoint.staging import Staging, Transfer, write
 from cupola_trainer.checkpoint.storage import StoredState
 
+PARTS = ("state", "optimizer")
+MOMENT = "optimizer.exp_avg.weight"
 ROWS = torch.arange(12, dtype=torch.float32).view(6, 2)
 
 
 @pytest.fixture
 def checkpoint(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A weight of six rows, written by two ranks; only the index files and the manifest are on this node."""
+    """A weight of six rows and its moment, written by two ranks; only the index files and the manifest are on this node."""
     folder = tmp_path / "checkpoint"
-    (folder / "state").mkdir(parents=True)
+    for part in PARTS:
+        (folder / part).mkdir(parents=True)
     for rank in (0, 1):
-        shard = Shard("weight", (6, 2), (3 * rank, 0), ROWS[3 * rank : 3 * rank + 3])
-        storage.write(folder / "state", rank, *storage.Staging().copy([shard]))
+        held = {
+            part: [Shard(key, (6, 2), (3 * rank, 0), values[3 * rank : 3 * rank + 3])]
+            for part, key, values in zip(PARTS, ("weight", MOMENT), (ROWS, -ROWS), strict=True)
+        }
+        write(folder, rank, held, Transfer(Staging()))
     seal(folder, kind="checkpoint")
     store = S3Store(
         f"s3://{s3.bucket}/{tmp_path.name}", cache=LocalStore(tmp_path / "cache"), endpoint_url=s3.endpoint_url
@@ -60,7 +67,10 @@ def test_only_the_boxes_that_a_rank_needs_are_fetched_and_once_for_a_node(checkp
     state.fill(mine)
     assert torch.equal(mine.data, ROWS[1:3])
     assert torch.equal(StoredState(checkpoint / "state").read("weight"), ROWS)
-    assert Partly.fetched == 6 * 2 * 4
+    assert Partly.fetched == 6 * 2 * 4, "no moments"
+    resuming = StoredState(checkpoint / "state", checkpoint / "optimizer")
+    resuming.fetch([(replace(mine, key=MOMENT), MOMENT)])
+    assert Partly.fetched == 6 * 2 * 4 + 3 * 2 * 4, "the first rank's moments, not the second's"
 
 
 def test_a_box_that_was_changed_or_never_uploaded_is_refused(checkpoint: Path, s3: Any, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from cupola_platform import artifacts
 from cupola_platform.errors import ConfigError, CorruptArtifactError
 from cupola_platform.unshared.partly import Partly
 from cupola_trainer.checkpoint.description import STATE, Progress, read_model, read_optimizer, read_training
+from cupola_trainer.checkpoint.scales import SCALES, scale_shards
 from cupola_trainer.checkpoint.shards import MASTER, Shard, moment_key, moment_shards, weight_shards
 from cupola_trainer.checkpoint.storage import StoredState
 from cupola_trainer.config import OPTIMIZER
@@ -34,7 +35,7 @@ def load_weights(folder: Path, chunks: Sequence[torch.nn.Module]) -> None:
         CorruptArtifactError: a file does not match its digest, or a weight is missing.
         ConfigError: the checkpoint holds only adapters.
     """
-    verify(folder)
+    verify(folder, weights_only=True)
     if read_training(folder).get("adapter"):
         raise ConfigError(f"{folder} holds only adapters. Merge them first: cupola checkpoint merge-adapter.")
     state = StoredState(folder / STATE)
@@ -64,6 +65,9 @@ def load_training(folder: Path, chunks: Sequence[torch.nn.Module], optimizer: An
     for shard in moments:
         key = shard.key if shard.key in state.boxes else shard.key.removeprefix(moment_key(MASTER, ""))
         wanted.append((shard, key))
+    wanted += [
+        (shard, shard.key) for shard in scale_shards(chunks) if shard.key in state.boxes
+    ]  # else it starts afresh
     _fill(state, wanted)
     for group in optimizer.param_groups:
         group["step"] = schedule["step"]
@@ -73,13 +77,17 @@ def load_training(folder: Path, chunks: Sequence[torch.nn.Module], optimizer: An
     return Progress(training["step"], training["consumed_samples"], extra)
 
 
-def verify(folder: Path) -> None:
+def verify(folder: Path, *, weights_only: bool = False) -> None:
     """Check the digest of every file on this machine, each rank a share of them. Collective: every rank must call it.
+
+    Args:
+        weights_only: leave the optimizer's files unread.
 
     Raises:
         CorruptArtifactError: raised on every rank, naming the file.
     """
-    _on_all_ranks(lambda: artifacts.verify(folder, share=folders.share()))
+    unread = OPTIMIZER if weights_only else None
+    _on_all_ranks(lambda: artifacts.verify(folder, share=folders.share(), unread=unread))
 
 
 def _fill(state: StoredState, wanted: Sequence[tuple[Shard, str]]) -> None:
@@ -114,11 +122,11 @@ def _on_all_ranks(work: Callable[[], object]) -> None:
 
 def _check_moments(folder: Path, state: StoredState, weights: Sequence[Shard], moments: Sequence[Shard]) -> None:
     """Refuse missing or unexpected moments instead of starting them at zero."""
-    masters = moment_key(MASTER, "")
+    optional = moment_key(MASTER, ""), SCALES
     ranks: list[set[str]] = [set() for _ in range(dist.get_world_size())]
     dist.all_gather_object(ranks, {shard.key for shard in (*weights, *moments)})
-    wanted = {key for key in set().union(*ranks) if not key.startswith(masters)}
-    stored = {key for key in state.boxes if not key.startswith(masters)}
+    wanted = {key for key in set().union(*ranks) if not key.startswith(optional)}
+    stored = {key for key in state.boxes if not key.startswith(optional)}
     if missing := sorted(wanted - stored):
         raise CorruptArtifactError(f"{folder} holds no {missing[0]}, which this model trains ({len(missing)} missing).")
     if extra := sorted(stored - wanted):

@@ -4,7 +4,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ from cupola_platform.artifacts import Artifact
 from cupola_platform.artifacts.elsewhere import absent
 from cupola_platform.durable import sync_folder
 from cupola_trainer import runtime
-from cupola_trainer.checkpoint import storage, unshared
+from cupola_trainer.checkpoint import unshared
 from cupola_trainer.checkpoint.description import MODEL, SCHEDULE, STATE
-from cupola_trainer.checkpoint.shards import Shard, is_moment, moment_shards, weight_shards
+from cupola_trainer.checkpoint.scales import scale_shards
+from cupola_trainer.checkpoint.shards import Shard
+from cupola_trainer.checkpoint.share import KeptShare, Share
+from cupola_trainer.checkpoint.staging import NotWrittenError, Staging, Transfer, write
 from cupola_trainer.config import OPTIMIZER, LayoutConfig, ModelConfig
 from cupola_trainer.runtime import folders
 
@@ -47,7 +50,7 @@ class Save:
         self.schedule = schedule
         self.parts = (STATE,) if schedule is None else (STATE, OPTIMIZER)
         self.partial = folder.with_name(f".{folder.name}.partial")
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._copied = threading.Event()
         self._written: dict[str, tuple[int, str]] = {}
@@ -55,8 +58,8 @@ class Save:
         self._sealing = False
         self._failure: str | None = None
 
-    def start(self, shards: Sequence[Shard], staging: storage.Staging, *, passing: set[int]) -> None:
-        """Copy and write this rank's shards in a thread.
+    def start(self, share: Share, staging: Staging, *, passing: set[int]) -> None:
+        """Copy and write this rank's share in threads.
 
         Args:
             passing: addresses of tensors that may change before the next update; copied immediately.
@@ -66,16 +69,14 @@ class Save:
             self._error = OSError(failed)
             self._copied.set()
             return
-        memory, boxes, copy_the_rest = staging.begin(shards, passing)
+        parts = {part: [_kept(shard, passing) for shard in staging.arranged(share[part])] for part in self.parts}
+        transfer = Transfer(staging)
 
         def work() -> None:
             try:
-                copy_the_rest()
-                self._copied.set()
-                for part in self.parts:
-                    held = [box for box in boxes if is_moment(box.key) == (part == OPTIMIZER)]
-                    files = storage.write(self.partial / part, runtime.rank(), memory, held)
-                    self._written |= {f"{part}/{name}": entry for name, entry in files.items()}
+                self._written = write(self.partial, runtime.rank(), parts, transfer, copied=self._copied.set)
+            except NotWrittenError as error:
+                self._error = error.__cause__
             except Exception as error:  # noqa: BLE001 - after any error, this checkpoint must not be sealed
                 self._error = error
             finally:
@@ -84,9 +85,14 @@ class Save:
         self._thread = threading.Thread(target=work, name=f"save {self.folder.name}")
         self._thread.start()
 
-    def wait_until_copied(self) -> None:
-        """Wait until weights and moments are copied and may change."""
-        self._copied.wait()
+    def wait_until_copied(self, beat: Callable[[], None] = lambda: None) -> None:
+        """Wait until weights and moments are copied and may change.
+
+        Args:
+            beat: called periodically while waiting.
+        """
+        while not self._copied.wait(POLL):
+            beat()
 
     def ready(self) -> bool:
         """Whether every rank has written its part and the first has sealed the folder. Collective."""
@@ -160,12 +166,20 @@ class Save:
 
 
 class Checkpointer:
-    """Saves one model repeatedly, keeping host memory and the assignment of shards to ranks between saves."""
+    """Saves one model repeatedly, keeping host memory and the list of shards between saves."""
 
-    def __init__(self, chunks: Sequence[torch.nn.Module], optimizer: Any = None, scheduler: Any = None) -> None:
+    def __init__(
+        self,
+        chunks: Sequence[torch.nn.Module],
+        optimizer: Any = None,
+        scheduler: Any = None,
+        *,
+        staging: Staging | None = None,
+    ) -> None:
+        """`staging` is for saves that training continues beside."""
         self.chunks, self.optimizer, self.scheduler = chunks, optimizer, scheduler
-        self.staging = storage.Staging()
-        self._places: list[list[tuple[Any, int]]] = []
+        self.staging = staging or Staging()
+        self.share = KeptShare(chunks, optimizer)
 
     def begin(
         self,
@@ -196,8 +210,9 @@ class Checkpointer:
         save = Save(folder, tokenizer, model, training, self._schedule())
         for chunk in self.chunks:
             gather(chunk)
-        buffers = {buffer.data_ptr() for chunk in unwrap_model(list(self.chunks)) for buffer in chunk.buffers()}
-        save.start(self._shards(), self.staging, passing=buffers)
+        passing = {buffer.data_ptr() for chunk in unwrap_model(list(self.chunks)) for buffer in chunk.buffers()}
+        passing |= {shard.data.data_ptr() for shard in scale_shards(self.chunks)}
+        save.start(self.share.now(), self.staging, passing=passing)
         return save
 
     def _schedule(self) -> dict[str, Any] | None:
@@ -205,16 +220,6 @@ class Checkpointer:
             return None
         steps = [int(group.get("step", 0)) for group in self.optimizer.param_groups]
         return {"step": max(steps, default=0), "scheduler": self.scheduler.state_dict()}
-
-    def _shards(self) -> list[Shard]:
-        shards = weight_shards(self.chunks)
-        if self.optimizer is not None:
-            shards += moment_shards(self.chunks, self.optimizer)
-        if not self._places:
-            self._places = [[] for _ in range(dist.get_world_size())]
-            mine = [(shard.place, shard.data.nbytes) for shard in shards if shard.main]
-            dist.all_gather_object(self._places, mine)
-        return storage.owned(shards, self._places, runtime.rank())
 
 
 def gather(chunk: torch.nn.Module) -> None:
@@ -225,5 +230,9 @@ def gather(chunk: torch.nn.Module) -> None:
         chunk.enable_forward_pre_hook()
 
 
-def _message(error: Exception | None) -> str | None:
+def _kept(shard: Shard, passing: set[int]) -> Shard:
+    return replace(shard, data=shard.data.clone()) if shard.data.data_ptr() in passing else shard
+
+
+def _message(error: BaseException | None) -> str | None:
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__) if error else None

@@ -24,8 +24,12 @@ MASTER = "master"
 
 _MOMENTS = "optimizer."
 
-Box = tuple[tuple[int, ...], tuple[int, ...]]
-"""Offset and size along each axis."""
+Offset = tuple[int, ...]
+Size = tuple[int, ...]
+"""Along each axis."""
+Box = tuple[Offset, Size]
+Place = tuple[str, Offset, Size]
+"""Key, offset and size: equal for all replicas."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,7 @@ class Shard:
         return tuple(self.data.shape)
 
     @property
-    def place(self) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
-        """Key, offset and size: equal for all replicas."""
+    def place(self) -> Place:
         return self.key, self.offset, self.size
 
 
@@ -70,7 +73,7 @@ def weight_shards(chunks: Sequence[torch.nn.Module]) -> list[Shard]:
 
 def moment_shards(chunks: Sequence[torch.nn.Module], optimizer: Any) -> list[Shard]:
     """This rank's optimizer moments, and its fp32 weights if the model is bf16."""
-    weights = sorted(weight_shards(chunks), key=lambda shard: shard.data.data_ptr())
+    weights = sorted(weight_shards(chunks), key=lambda shard: shard.data.storage_offset())
     shards = []
     for part in optimizer.chained_optimizers:
         if part.is_stub_optimizer:
@@ -78,7 +81,7 @@ def moment_shards(chunks: Sequence[torch.nn.Module], optimizer: Any) -> list[Sha
         for parameter, start, main, states in _moments(part):
             shards += [
                 piece
-                for weight in _within(weights, parameter)
+                for weight in within(weights, parameter)
                 for moment, values in _named(main, parameter, states).items()
                 for piece in _pieces(weight, parameter, start, moment, values)
             ]
@@ -88,11 +91,11 @@ def moment_shards(chunks: Sequence[torch.nn.Module], optimizer: Any) -> list[Sha
 def master_shards(chunks: Sequence[torch.nn.Module], part: Any, moment: str | None = None) -> list[Shard]:
     """The fp32 weights that a part of the optimizer updates, copies or not, or one of their moments in the same pieces.
     Keys are those of `MASTER`."""
-    weights = sorted(weight_shards(chunks), key=lambda shard: shard.data.data_ptr())
+    weights = sorted(weight_shards(chunks), key=lambda shard: shard.data.storage_offset())
     return [
         piece
         for parameter, start, main, states in _moments(part)
-        for weight in _within(weights, parameter)
+        for weight in within(weights, parameter)
         for piece in _pieces(weight, parameter, start, MASTER, (states[moment] if moment else main).detach().view(-1))
     ]
 
@@ -155,23 +158,38 @@ def _named(main: Tensor, parameter: Tensor, states: dict[str, Tensor]) -> dict[s
     return {name: value.detach().view(-1) for name, value in (master | states).items()}
 
 
-def _within(weights: Sequence[Shard], parameter: Tensor) -> list[Shard]:
-    first = parameter.data_ptr()
-    last = first + parameter.numel() * parameter.element_size()
-    return [weight for weight in weights if first <= weight.data.data_ptr() < last]
+def within(weights: Sequence[Shard], parameter: Tensor) -> list[Shard]:
+    """The weights in a parameter's memory, by storage and offset: tensors on the meta device have no addresses."""
+    memory = parameter.untyped_storage()._cdata
+    first, last = parameter.storage_offset(), parameter.storage_offset() + parameter.numel()
+    return [
+        weight
+        for weight in weights
+        if weight.data.untyped_storage()._cdata == memory and first <= weight.data.storage_offset() < last
+    ]
 
 
 def _pieces(weight: Shard, parameter: Tensor, start: int, moment: str, values: Tensor) -> Iterator[Shard]:
     """The part of a moment that belongs to one weight; a parameter may hold several (SwiGLU's gate and up)."""
+    for place, size, at in pieces(weight, parameter, start, values.numel()):
+        data = values[at : at + math.prod(size)].view(size)
+        yield Shard(moment_key(moment, weight.key), weight.shape, place, data, weight.main)
+
+
+def pieces(weight: Shard, parameter: Tensor, start: int, count: int) -> Iterator[tuple[Offset, Size, int]]:
+    """The part of a weight in a range of its parameter's flattened elements, as boxes of the global tensor.
+
+    Args:
+        start: first element of the range, which has `count`.
+
+    Returns:
+        Offset and size of each box, and its first element within the range.
+    """
     assert weight.data.is_contiguous(), weight.key
-    skipped = (weight.data.data_ptr() - parameter.data_ptr()) // parameter.element_size()
+    skipped = weight.data.storage_offset() - parameter.storage_offset()
     first = max(start, skipped)
-    last = min(start + values.numel(), skipped + weight.data.numel())
+    last = min(start + count, skipped + weight.data.numel())
     at = first - start
     for offset, size in boxes(weight.size, first - skipped, last - skipped):
-        count = math.prod(size)
-        place = tuple(a + b for a, b in zip(weight.offset, offset, strict=True))
-        yield Shard(
-            moment_key(moment, weight.key), weight.shape, place, values[at : at + count].view(size), weight.main
-        )
-        at += count
+        yield tuple(a + b for a, b in zip(weight.offset, offset, strict=True)), size, at
+        at += math.prod(size)

@@ -9,11 +9,11 @@ import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -23,13 +23,10 @@ from torch import Tensor
 from cupola_platform.artifacts.digests import digest_bytes
 from cupola_platform.errors import CorruptArtifactError
 from cupola_platform.unshared.partly import Partly
-from cupola_trainer import runtime
-from cupola_trainer.checkpoint.shards import Box, Shard
+from cupola_trainer.checkpoint.shards import Box, Place, Shard
 
 ALIGNMENT = 64
 """Alignment in bytes, a multiple of every dtype's element size."""
-BLOCK = 16 << 20
-"""Bytes written at a time."""
 FETCHED_AT_ONCE = 16
 """Boxes that a rank fetches from the store at once."""
 
@@ -56,87 +53,104 @@ class StoredBox:
         """Bytes, without padding."""
         return math.prod(self.size) * int(getattr(torch, self.dtype).itemsize)
 
+    @property
+    def end(self) -> int:
+        """Offset in the file of the first byte after it."""
+        return self.at + self.nbytes
 
-class Staging:
-    """Host memory to copy a checkpoint to before writing it, reused between saves."""
+    def entry(self, digest: str) -> dict[str, Any]:
+        """Its entry in the index of its file."""
+        names = ("key", "dtype", "shape", "offset", "size", "at")
+        return {name: getattr(self, name) for name in names} | {"blake3": digest}
 
-    deferred = True
-    """Whether `begin` may defer most of the copying."""
 
-    def __init__(self) -> None:
-        self._memory = torch.empty(0, dtype=torch.uint8)
+def placed(shards: Iterable[Shard]) -> list[StoredBox]:
+    """Where shards are in a file, in sequence."""
+    return in_sequence(
+        StoredBox(shard.key, str(shard.data.dtype).removeprefix("torch."), shard.shape, shard.offset, shard.size, at=0)
+        for shard in shards
+    )
 
-    def begin(self, shards: Sequence[Shard], passing: set[int]) -> tuple[Tensor, list[StoredBox], Callable[[], None]]:
-        """Reserve contiguous memory for shards, and copy those whose address is in `passing`.
 
-        Returns:
-            the memory, each shard's box in it, and a function that copies the rest.
+def in_sequence(boxes: Iterable[StoredBox]) -> list[StoredBox]:
+    """Boxes at their places in a file, each at the next multiple of `ALIGNMENT`."""
+    result, end = [], 0
+    for box in boxes:
+        result.append(replace(box, at=-(-end // ALIGNMENT) * ALIGNMENT))
+        end = result[-1].end
+    return result
+
+
+def file_size(boxes: Sequence[StoredBox]) -> int:
+    """Bytes of a rank's file with these boxes."""
+    return boxes[-1].end if boxes else 0
+
+
+class PartFile:
+    """A rank's two files of one part while they are written. One thread calls `write`, another `hash`, each with all
+    bytes in order."""
+
+    def __init__(self, folder: Path, rank: int, boxes: Sequence[StoredBox]) -> None:
+        """Raises OSError: the folder is not writable."""
+        self.path = folder / f"rank_{rank:05d}.bin"
+        self.boxes = boxes
+        self._file = self.path.open("wb", buffering=0)
+        self._whole = _hasher()
+        self._box = _hasher()
+        self._size = 0
+        self._digests: list[str] = []
+        """Of the boxes hashed so far."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def write(self, block: memoryview) -> None:
+        """Append bytes. Raises OSError: the disk is full, for instance."""
+        while block:
+            block = block[self._file.write(block) :]
+
+    def hash(self, block: memoryview) -> None:
+        """Digest bytes, and each box by itself."""
+        self._whole.update(block)
+        start, end = self._size, self._size + len(block)
+        while len(self._digests) < len(self.boxes) and (box := self.boxes[len(self._digests)]).at < end:
+            self._box.update(block[max(box.at, start) - start : max(box.at, start, box.end) - start])
+            if box.end > end:
+                break
+            self._end_box()
+        self._size = end
+
+    def _end_box(self) -> None:
+        self._digests.append(self._box.hexdigest())
+        self._box = _hasher()
+
+    def finish(self) -> dict[str, tuple[int, str]]:
+        """Sync the file, and write and sync its index. Returns size and digest of both files, by name.
+
+        Raises:
+            OSError: the disk is full, for instance.
         """
-        if not self.deferred:
-            return *self.copy(shards), lambda: None
-        memory, stored = self._reserve(shards)
-        self._copy([pair for pair in zip(shards, stored, strict=True) if pair[0].data.data_ptr() in passing])
-        rest = [pair for pair in zip(shards, stored, strict=True) if pair[0].data.data_ptr() not in passing]
-        return memory, stored, lambda: self._copy(rest)
-
-    def copy(self, shards: Sequence[Shard]) -> tuple[Tensor, list[StoredBox]]:
-        """Copy shards to contiguous memory. Returns the memory and each shard's box in it."""
-        memory, stored = self._reserve(shards)
-        self._copy(zip(shards, stored, strict=True))
-        return memory, stored
-
-    def _reserve(self, shards: Sequence[Shard]) -> tuple[Tensor, list[StoredBox]]:
-        stored, end = [], 0
-        for shard in shards:
-            dtype = str(shard.data.dtype).removeprefix("torch.")
-            stored.append(StoredBox(shard.key, dtype, shard.shape, shard.offset, shard.size, at=end))
-            end += -(-shard.data.nbytes // ALIGNMENT) * ALIGNMENT
-        if self._memory.numel() < end:
-            self._memory = runtime.host_memory(end)
-        return self._memory[:end], stored
-
-    def _copy(self, placed: Iterable[tuple[Shard, StoredBox]]) -> None:
-        for shard, box in placed:
-            memory = self._memory[box.at : box.at + shard.data.nbytes]
-            self.place(shard, memory.view(shard.data.dtype).view(shard.size))
-        runtime.synchronize()
-
-    def place(self, shard: Shard, memory: Tensor) -> None:
-        """Copy a shard into memory of its shape."""
-        memory.copy_(shard.data, non_blocking=True)
+        os.fsync(self._file.fileno())
+        while len(self._digests) < len(self.boxes):  # empty ones
+            self._end_box()
+        tensors = [box.entry(digest) for box, digest in zip(self.boxes, self._digests, strict=True)]
+        digest = self._whole.hexdigest()
+        index = json.dumps({"size": self._size, "blake3": digest, "tensors": tensors}).encode()
+        with self.path.with_suffix(".json").open("wb") as file:
+            file.write(index)
+            file.flush()
+            os.fsync(file.fileno())
+        return {
+            self.path.name: (self._size, digest),
+            self.path.with_suffix(".json").name: (len(index), digest_bytes(index)),
+        }
 
 
-def write(folder: Path, rank: int, memory: Tensor, boxes: Sequence[StoredBox]) -> dict[str, tuple[int, str]]:
-    """Write and fsync a rank's two files. Other threads compute the digest meanwhile.
-
-    Args:
-        boxes: adjacent boxes of `memory`; only these bytes are written.
-
-    Returns:
-        Size and digest of both files, by name.
-
-    Raises:
-        OSError: the disk is full, or the folder is not writable.
-    """
-    path = folder / f"rank_{rank:05d}.bin"
-    first, end = (boxes[0].at, boxes[-1].at + boxes[-1].nbytes) if boxes else (0, 0)
-    view = memoryview(memory[first:end].numpy())
-    with ThreadPoolExecutor(1) as pool, path.open("wb", buffering=0) as file:
-        digest = pool.submit(lambda: blake3(max_threads=blake3.AUTO).update(view).hexdigest())
-        for start in range(0, len(view), BLOCK):
-            block = view[start : start + BLOCK]
-            while block:
-                block = block[file.write(block) :]
-        os.fsync(file.fileno())
-    placed = [replace(box, at=box.at - first) for box in boxes]
-    placed = [replace(box, blake3=digest_bytes(view[box.at : box.at + box.nbytes])) for box in placed]
-    tensors = [{name: value for name, value in asdict(box).items() if name != "file"} for box in placed]
-    index = json.dumps({"size": len(view), "blake3": digest.result(), "tensors": tensors}).encode()
-    with path.with_suffix(".json").open("wb") as file:
-        file.write(index)
-        file.flush()
-        os.fsync(file.fileno())
-    return {path.name: (len(view), digest.result()), path.with_suffix(".json").name: (len(index), digest_bytes(index))}
+def _hasher() -> Any:
+    return blake3(max_threads=blake3.AUTO)
 
 
 class StoredState:
@@ -228,26 +242,30 @@ class StoredState:
         return content.view(getattr(torch, box.dtype)).view(box.size)
 
 
-def owned(shards: Sequence[Shard], places: Iterable[Iterable[tuple[Any, int]]], rank: int) -> list[Shard]:
-    """The shards that this rank writes: each box goes to the holder with the least to write so far.
+def writers(places: Iterable[Iterable[tuple[Place, int]]]) -> dict[Place, int]:
+    """The rank that writes each box: the holder with the least to write so far.
 
     Args:
         places: per rank, the places and bytes of its shards.
     """
-    holders: dict[Any, list[int]] = defaultdict(list)
-    size: dict[Any, int] = {}
+    holders: dict[Place, list[int]] = defaultdict(list)
+    size: dict[Place, int] = {}
     for holder, held in enumerate(places):
         for place, count in held:
             holders[place].append(holder)
             size[place] = count
     load: dict[int, int] = defaultdict(int)
-    mine = set()
+    chosen = {}
     for place in sorted(holders, key=lambda place: (len(holders[place]), -size[place], place)):
-        writer = min(holders[place], key=lambda holder: (load[holder], holder))
-        load[writer] += size[place]
-        if writer == rank:
-            mine.add(place)
-    return [shard for shard in shards if shard.main and shard.place in mine]
+        chosen[place] = min(holders[place], key=lambda holder: (load[holder], holder))
+        load[chosen[place]] += size[place]
+    return chosen
+
+
+def owned(shards: Sequence[Shard], places: Iterable[Iterable[tuple[Place, int]]], rank: int) -> list[Shard]:
+    """The shards that this rank writes. `places` is as for `writers`."""
+    chosen = writers(places)
+    return [shard for shard in shards if shard.main and chosen.get(shard.place) == rank]
 
 
 def _overlap(one: Box, other: Box) -> Box | None:

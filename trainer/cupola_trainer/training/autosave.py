@@ -1,6 +1,7 @@
 """Save checkpoints during training: asynchronously, one at a time, removing old ones."""
 
 import logging
+import os
 import shutil
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import Any
 from cupola_platform.errors import StageFailedError
 from cupola_trainer.checkpoint import Checkpointer, Progress, Save, SaveFailedError
 from cupola_trainer.checkpoint.folders import step_folder, step_of
+from cupola_trainer.checkpoint.staging import Staging, host_memory
 from cupola_trainer.config import CheckpointConfig, ModelConfig, TrainJob
 from cupola_trainer.optim import Trainee
 from cupola_trainer.reporting.metrics import MetricsWriter
@@ -64,9 +66,13 @@ class Autosave:
         self.job, self.model, self.tokenizer, self.objective = job, model, tokenizer, objective
         self.metrics, self.beat = metrics, beat
         self.folder = job.output / "checkpoints"
-        self.checkpointer = Checkpointer(trainee.chunks, trainee.optimizer, trainee.scheduler)
+        self.limit = int(job.checkpoint.host_memory * 2**30)
+        self.checkpointer = Checkpointer(
+            trainee.chunks, trainee.optimizer, trainee.scheduler, staging=Staging(self.limit)
+        )
         self.saved_step = 0
         """Step of the newest complete checkpoint."""
+        self._told = False
         self._failures = 0
         """Saves in a row that failed."""
         self._save: Save | None = None
@@ -91,12 +97,28 @@ class Autosave:
             extra=extra,
         )
         self._stalled = time.monotonic() - self._started
+        if not self._told:
+            self._tell_host_memory()
+
+    def _tell_host_memory(self) -> None:
+        """Log how much host memory the saves of this job take."""
+        self._told = True
+        sizes = self.checkpointer.share.sizes
+        process, node = host_memory(sizes, self.limit, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        log.info("a save takes %.2f GiB of host memory a process, %.2f GiB a node", process / 2**30, node / 2**30)
+        if (largest := max(map(sum, sizes))) > self.limit:
+            log.info(
+                "a process writes %.2f GiB: after a save, the next update waits until all but checkpoint.host_memory="
+                "%g GiB is on disk",
+                largest / 2**30,
+                self.job.checkpoint.host_memory,
+            )
 
     def before_update(self) -> None:
         """Wait until weights and moments are copied: the optimizer is about to change them."""
         if self._save:
             began = time.monotonic()
-            self._save.wait_until_copied()
+            self._save.wait_until_copied(self.beat)
             self._stalled += time.monotonic() - began
 
     def look(self) -> None:
@@ -137,5 +159,6 @@ class Autosave:
             path=str(save.folder.relative_to(self.job.output)),
             seconds=now - self._started,
             stalled_seconds=self._stalled + now - began,
+            host_bytes=self.checkpointer.staging.nbytes,
         )
         folders.on_each_folder(lambda: prune(self.folder, self.job.checkpoint, self.job.steps))

@@ -1,0 +1,1 @@
+"""Forecasts of a job that is not run."""
