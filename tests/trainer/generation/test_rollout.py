@@ -23,7 +23,8 @@ from cupola_trainer.generation.sampling import Sampling, choose, uniforms
 from cupola_trainer.jobs.sample import run
 from cupola_trainer.reporting.metrics import read_metrics
 
-NAMES = ["dense", "moe", "moe_normalized", "moe_alone", "windows", "llama", "yarn", "dynamic", "gemma2"]
+NAMES = ["dense", "moe", "moe_normalized", "moe_alone", "windows", "llama", "yarn", "dynamic", "gemma2", "qwen3",
+         "qwen3_moe", "mistral", "mixtral", "phi3", "gemma", "gemma3", "olmo2"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -222,6 +222,15 @@ def trained(layouts: Mapping[str, LayoutConfig]) -> dict[str, Any]:
     return found
 
 
+def offloading() -> dict[str, Any]:
+    """A step with layers that keep their activations on the host, and how many bytes those were."""
+    from transformer_engine.pytorch import cpu_offload
+
+    cpu_offload.OFFLOADED.clear()
+    found = trajectory(MODELS["packed"], LayoutConfig(offload_activations=True), "fp32", objective_of("packed"))
+    return {"steps": found, "bytes": sum(cpu_offload.OFFLOADED)}
+
+
 def checked_on_one_rank() -> dict[str, Any]:
     runtime.start(LayoutConfig(), seed=0)
     found: dict[str, Any] = {
@@ -230,6 +239,7 @@ def checked_on_one_rank() -> dict[str, Any]:
         "plain classes": classes("dense", torch.bfloat16, plain_layers=True),
         "meta": on_meta(),
         "refusals": refusals(),
+        "offloading": offloading(),
     }
     for name in BF16:
         found[f"{name} in bf16"] = trajectory(MODELS[name], LayoutConfig(), "bf16", objective_of(name))

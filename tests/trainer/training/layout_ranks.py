@@ -2,6 +2,7 @@
 
 layout_ranks.py OUTPUT.json             all layouts of this world size
 layout_ranks.py OUTPUT.json combined    those in COMBINED
+layout_ranks.py OUTPUT.json stacked     those in STACKED, with the experts that GPUs take
 """
 
 import json
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -51,6 +53,8 @@ MODELS = {
     "bias": replace(MOE, moe=replace(EXPERTS, balancing="bias", score_function="sigmoid", bias_update_rate=0.05)),
     "bf16": DENSE,
     "bf16_moe": MOE,
+    "states": DENSE,
+    "states_moe": MOE,
     "capacity": replace(MOE, moe=replace(EXPERTS, capacity_factor=0.8)),
     "llama": replace(DENSE, qkv_bias=False, rope_scaling=Llama3Rope(original_max_position_embeddings=16)),
     "qk_norm": replace(DENSE, qkv_bias=False, qk_norm=True),
@@ -80,7 +84,16 @@ MODELS = {
         scale_embeddings=True,
     ),
 }
-MODELS |= {f"packed_{name}": MODELS[name] for name in ("moe", "dual_chunk", "gemma2")}
+MODELS["gemma3"] = replace(
+    MODELS["gemma2"],
+    attn_logit_softcapping=None,
+    final_logit_softcapping=None,
+    qk_norm=True,
+    local_rope_theta=100.0,
+    rope_theta=1e4,
+)
+MODELS["olmo2"] = replace(DENSE, qkv_bias=False, joint_qk_norm=True, pre_norm=False, post_norm=True)
+MODELS |= {f"packed_{name}": MODELS[name] for name in ("moe", "dual_chunk", "gemma2", "gemma3")}
 
 LAYOUTS = {
     "packed one process": LayoutConfig(),
@@ -98,6 +111,16 @@ LAYOUTS = {
     "packed_dual_chunk cp2": LayoutConfig(cp=2),
     "packed_gemma2 one process": LayoutConfig(),
     "packed_gemma2 cp2": LayoutConfig(cp=2),
+    "packed_gemma3 one process": LayoutConfig(),
+    "packed_gemma3 cp2": LayoutConfig(cp=2),
+    "gemma3 one process": LayoutConfig(),
+    "gemma3 tp2 sp": LayoutConfig(tp=2, sp=True),
+    "gemma3 pp2 vp2": LayoutConfig(pp=2, vp=2),
+    "olmo2 one process": LayoutConfig(),
+    "olmo2 tp2": LayoutConfig(tp=2),
+    "olmo2 tp2 sp": LayoutConfig(tp=2, sp=True),
+    "olmo2 pp2": LayoutConfig(pp=2),
+    "olmo2 cp2": LayoutConfig(cp=2),
     "dual_chunk cp2": LayoutConfig(cp=2),
     "dense one process": LayoutConfig(),
     "dense tp2": LayoutConfig(tp=2),
@@ -111,6 +134,8 @@ LAYOUTS = {
     "dense tp2 pp2": LayoutConfig(tp=2, pp=2),
     "moe one process": LayoutConfig(),
     "moe ep2": LayoutConfig(dp=2, ep=2),
+    "moe dp2 ep2 overlap": LayoutConfig(dp=2, ep=2, overlap=True),
+    "moe dp2 offloaded optimizer": LayoutConfig(dp=2, offload_optimizer=True),
     "moe dp2": LayoutConfig(dp=2),
     "moe tp2 sp ep2": LayoutConfig(tp=2, sp=True, ep=2),
     "moe tp2 sp etp2": LayoutConfig(tp=2, sp=True),
@@ -132,6 +157,11 @@ LAYOUTS = {
     "bf16 tp2 sp": LayoutConfig(tp=2, sp=True),
     "bf16 dp2": LayoutConfig(dp=2),
     "bf16_moe dp2 ep2": LayoutConfig(dp=2, ep=2),
+    "states one process": LayoutConfig(),
+    "states dp2": LayoutConfig(dp=2),
+    "states tp2 sp": LayoutConfig(tp=2, sp=True),
+    "states_moe one process": LayoutConfig(),
+    "states_moe dp2 ep2": LayoutConfig(dp=2, ep=2),
     "capacity one process": LayoutConfig(),
     "capacity dp2 ep2": LayoutConfig(dp=2, ep=2),
     "capacity tp2 sp ep2": LayoutConfig(tp=2, sp=True, ep=2),
@@ -185,7 +215,7 @@ COMBINED = {
     "dense dp4 selective recompute": LayoutConfig(dp=4, recompute="selective"),
     "moe pp2 vp2": LayoutConfig(pp=2, vp=2),
     "moe cp2 ep2": LayoutConfig(cp=2, ep=2),
-    "moe dp2 ep2 overlap": LayoutConfig(dp=2, ep=2, overlap=True),
+    "moe tp2 sp ep2 overlap": LayoutConfig(tp=2, sp=True, ep=2, overlap=True),
     "moe dp2 ep2 whole optimizer": LayoutConfig(dp=2, ep=2, distributed_optimizer=False),
     "moe dp4 ep4": LayoutConfig(dp=4, ep=4),
     "moe dp4 ep2 overlap": LayoutConfig(dp=4, ep=2, overlap=True),
@@ -203,6 +233,8 @@ COMBINED = {
     "seq_aux tp2 sp cp2": LayoutConfig(tp=2, sp=True, cp=2),
     "global_aux cp2 ep2": LayoutConfig(cp=2, ep=2),
     "global_aux tp2 sp pp2 vp2": LayoutConfig(tp=2, sp=True, pp=2, vp=2),
+    "states pp2 dp2 whole optimizer": LayoutConfig(pp=2, dp=2, distributed_optimizer=False),
+    "states_moe tp2 sp pp2 vp2 ep2": LayoutConfig(tp=2, sp=True, pp=2, vp=2, ep=2),
     "bias cp2 dp2 ep4": LayoutConfig(cp=2, dp=2, ep=4),
     "bias pp2 vp2 dp2 ep2": LayoutConfig(pp=2, vp=2, dp=2, ep=2),
     "bias tp2 sp etp2 dp2 overlap": LayoutConfig(tp=2, sp=True, dp=2, overlap=True),
@@ -212,6 +244,19 @@ COMBINED = {
     "capacity dp4 ep4 full recompute": LayoutConfig(dp=4, ep=4, recompute="full"),
 }
 """Two or more kinds of parallelism at once, also with each kind of load balancing. Slow."""
+
+
+STACKED = {
+    "moe one process": LayoutConfig(),
+    "packed_moe one process": LayoutConfig(),
+    "bf16_moe one process": LayoutConfig(),
+    "capacity one process": LayoutConfig(),
+    "moe ep2": LayoutConfig(dp=2, ep=2),
+    "moe tp2 sp etp2": LayoutConfig(tp=2, sp=True),
+    "moe dp2 overlap": LayoutConfig(dp=2, overlap=True),
+    "moe pp2 vp2 full recompute": LayoutConfig(pp=2, vp=2, recompute="full"),
+    "moe cp2 ep2 whole optimizer": LayoutConfig(cp=2, ep=2, distributed_optimizer=False),
+}
 
 
 class MaskedWords(Objective):
@@ -291,13 +336,17 @@ def objective_of(name: str) -> MaskedWords:
 
 
 def trajectory(
-    model: ModelConfig, layout: LayoutConfig, precision: str, objective: MaskedWords
+    model: ModelConfig,
+    layout: LayoutConfig,
+    precision: str,
+    objective: MaskedWords,
+    states: Literal["fp32", "bf16"] = "fp32",
 ) -> list[dict[str, float]]:
     """Loss, gradient norm and balancing loss of each step."""
     validate_layout(model, layout, BATCH)
     runtime.start(layout, seed=0)
     chunks = models.build(model, layout, seed=5, dtype=runtime.dtype(precision))
-    trainee = optim.build(chunks, layout, replace(OPTIMIZER, lr=objective.lr), STEPS)
+    trainee = optim.build(chunks, layout, replace(OPTIMIZER, lr=objective.lr, states=states), STEPS)
     assert {param.dtype for group in trainee.optimizer.param_groups for param in group["params"]} == {torch.float32}
     steps = []
     for step in range(STEPS):
@@ -314,7 +363,11 @@ def trajectory(
 def main(output: Path, layouts: Mapping[str, LayoutConfig]) -> None:
     results = {
         name: trajectory(
-            MODELS[name.split()[0]], layout, "bf16" if name.startswith("bf16") else "fp32", objective_of(name)
+            MODELS[name.split()[0]],
+            layout,
+            "bf16" if name.startswith("bf16") else "fp32",
+            objective_of(name),
+            "bf16" if name.startswith("states") else "fp32",
         )
         for name, layout in sorted(layouts.items(), key=lambda item: str(item[1]))  # equal layouts share their groups
         if layout.world_size == runtime.world_size()
@@ -325,4 +378,7 @@ def main(output: Path, layouts: Mapping[str, LayoutConfig]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), COMBINED if sys.argv[2:] == ["combined"] else LAYOUTS)
+    wanted = sys.argv[2:]
+    if wanted == ["stacked"]:
+        runtime.has_grouped_products = lambda dtype: True
+    main(Path(sys.argv[1]), COMBINED if wanted == ["combined"] else STACKED if wanted else LAYOUTS)

@@ -26,6 +26,7 @@ NAMES = (
     "dense tp2", "dense tp2 sp", "dense pp2", "dense pp2 vp2", "dense dp2", "dense dp2 whole optimizer",
     "dense dp2 overlap", "dense cp2", "dense full recompute", "dense selective recompute",
     "moe ep2", "moe dp2", "moe tp2 sp ep2", "moe tp2 sp etp2", "moe tp2 sp etp1", "moe dp2 etp2", "moe pp2", "moe cp2",
+    "moe dp2 ep2 overlap", "moe dp2 offloaded optimizer",
     "moe full recompute", "moe selective recompute", "seq_aux tp2 sp ep2", "seq_aux cp2", "global_aux tp2 sp ep2",
     "global_aux pp2", "bias dp2 ep2", "capacity dp2 ep2", "capacity tp2 sp ep2", "capacity cp2",
     "llama tp2 sp", "qk_norm tp2", "qk_norm tp2 sp", "qk_norm cp2", "dual_chunk tp2 sp", "dual_chunk pp2 vp2",
@@ -34,6 +35,8 @@ NAMES = (
     "scalar_moe pp2", "logits tp2 sp", "logits cp2", "dual_chunk cp2",
     "packed selective recompute", "packed full recompute", "packed tp2 sp", "packed pp2 vp2", "packed cp2",
     "packed_moe cp2 ep2", "packed_dual_chunk cp2", "packed_gemma2 cp2",
+    "packed_gemma3 cp2", "gemma3 tp2 sp", "gemma3 pp2 vp2", "olmo2 tp2", "olmo2 tp2 sp", "olmo2 pp2", "olmo2 cp2",
+    "states dp2", "states tp2 sp", "states_moe dp2 ep2",
 )  # fmt: skip
 FOUR = (
     "dense tp2 pp2",
@@ -80,7 +83,7 @@ def test_four_processes_give_the_same_numbers(
         assert_equal(results[name], trajectories[f"{name.split()[0]} one process"], name)
 
 
-@pytest.mark.slow  # 38 layouts
+@pytest.mark.slow  # 40 layouts
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_combined_parallelism_gives_the_same_numbers(
@@ -88,7 +91,7 @@ def test_combined_parallelism_gives_the_same_numbers(
 ) -> None:
     torchrun(ranks, Path(__file__).with_name("layout_ranks.py"), tmp_path / "results.json", "combined", timeout=1000)
     results: dict[str, Trajectory] = json.loads((tmp_path / "results.json").read_text())
-    assert len(results) == {2: 6, 4: 32}[ranks]
+    assert len(results) == {2: 6, 4: 34}[ranks]
     for name, numbers in results.items():
         assert_equal(numbers, trajectories[f"{name.split()[0]} one process"], name)
 

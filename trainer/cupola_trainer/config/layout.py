@@ -40,10 +40,19 @@ class LayoutConfig:
     """Shard optimizer states over the data-parallel group."""
 
     overlap: bool = False
-    """Overlap gradient reduction and parameter all-gather with computation."""
+    """Overlap gradient reduction and parameter all-gather with computation, and with ep > 1 the exchange of tokens
+    between experts with the shared expert."""
 
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations to recompute in the backward pass: none; attention scores; or whole layers, from their input."""
+
+    offload_optimizer: bool = False
+    """Keep Adam's moments in the host's memory; they visit the device for each update. fp32 weights stay on the
+    device."""
+
+    offload_activations: bool = False
+    """Keep what layers save for the backward pass in the host's memory, of all layers but the last. Needs Transformer
+    Engine."""
 
     @property
     def world_size(self) -> int:

@@ -33,6 +33,7 @@ def validate_layout(
     _check_tensor_parallel(model, layout)
     _check_pipeline(model, layout)
     _check_experts(model, layout)
+    _check_offloading(layout)
     if batch:
         _check_batch(model, layout, batch)
     if batch and lengths:
@@ -86,6 +87,21 @@ def _check_experts(model: ModelConfig, layout: LayoutConfig) -> None:
     if moe.shared_expert_ffn_hidden_size:
         _check_divides("moe.shared_expert_ffn_hidden_size", moe.shared_expert_ffn_hidden_size, "tp", layout.tp)
     _check_divides("tp x cp x dp", layout.tp * layout.cp * layout.dp, "ep x etp", layout.ep * etp)
+
+
+def _check_offloading(layout: LayoutConfig) -> None:
+    if not layout.offload_activations:
+        return
+    if layout.pp > 1:
+        raise ConfigError(
+            f"offload_activations=true with pp={layout.pp}: Transformer Engine's offloading knows no pipeline. Use "
+            "pp=1, or recompute=full."
+        )
+    if layout.recompute != "none":
+        raise ConfigError(
+            f"offload_activations=true with recompute={layout.recompute}: what is computed again is not kept. Leave "
+            "one of them out."
+        )
 
 
 def _check_batch(model: ModelConfig, layout: LayoutConfig, batch: BatchConfig) -> None:

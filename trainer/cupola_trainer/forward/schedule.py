@@ -1,6 +1,7 @@
 """Run micro-batches through a model's chunks with Megatron's pipeline schedules."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from cupola_trainer.data.batches import Batch
 from cupola_trainer.models.attention.texts import Texts
+from cupola_trainer.models.precision import without_fp8
 
 Chunks = list[torch.nn.Module]
 Reads = Literal["token_losses", "values", "logits"]
@@ -17,21 +19,23 @@ Reads = Literal["token_losses", "values", "logits"]
 
 def run(chunks: Chunks, batches: Sequence[Batch], step: Any, *, forward_only: bool) -> list[dict[str, Any]]:
     """Make one pass over this rank's micro-batches. Returns results on the last pipeline stage, [] elsewhere.
+    Without gradients it computes in bf16, whatever training does.
 
     Args:
         step: Megatron's forward step: maps an iterator over batches and a chunk to its output and a loss function.
     """
     iterators = [iter(batches) for _ in chunks]
     rows, local_length = batches[0]["tokens"].shape
-    results: list[dict[str, Any]] = get_forward_backward_func()(
-        forward_step_func=step,
-        data_iterator=iterators if len(chunks) > 1 else iterators[0],
-        model=chunks if len(chunks) > 1 else chunks[0],
-        num_microbatches=len(batches),
-        seq_length=local_length * parallel_state.get_context_parallel_world_size(),
-        micro_batch_size=rows,
-        forward_only=forward_only,
-    )
+    with without_fp8(chunks) if forward_only else nullcontext():
+        results: list[dict[str, Any]] = get_forward_backward_func()(
+            forward_step_func=step,
+            data_iterator=iterators if len(chunks) > 1 else iterators[0],
+            model=chunks if len(chunks) > 1 else chunks[0],
+            num_microbatches=len(batches),
+            seq_length=local_length * parallel_state.get_context_parallel_world_size(),
+            micro_batch_size=rows,
+            forward_only=forward_only,
+        )
     return results
 
 

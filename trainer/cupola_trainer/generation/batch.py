@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cupola_trainer.generation.cache import attached_cache
 from cupola_trainer.generation.decoding import DecodingLayer, decoding_layers
+from cupola_trainer.generation.graphs import Recordings
 from cupola_trainer.generation.sampling import Sampling, choose, token_logprobs, uniforms
 from cupola_trainer.generation.stages import Stages
 from cupola_trainer.models.attention.texts import Texts
@@ -76,6 +77,7 @@ class Batch:
             for cache in caches:
                 cache.keep(copies)
             layers = decoding_layers(list(self.stages.layers()), caches)
+            recordings = Recordings(self.stages, layers, self.capacity)
             for step in range(self.sampling.max_new_tokens):
                 new, logprobs = self._choose(logits, self.noise[rows, step])
                 self.tokens[rows, step], self.logprobs[rows, step] = new, logprobs
@@ -91,7 +93,11 @@ class Batch:
                     rows, active, new = rows[kept], active[kept], new[kept]
                     for cache in caches:
                         cache.keep(kept)
-                logits = self._forward(new[:, None], rows, self.width + step, layers)
+                column, left = self.width + step, self.sampling.max_new_tokens - step - 1
+                padding = self.padding[rows][:, None]
+                logits = recordings.logits(new[:, None], column - padding, padding, column, left)
+                if logits is None:
+                    logits = self._forward(new[:, None], rows, column, layers)
         return [self._completion(row) for row in range(self.count)]
 
     def _distinct(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -39,6 +39,18 @@ class LayerCache:
         self.stored.select(3, self.length).copy_(both)
         return self._columns(self.length + 1)
 
+    def append_at(self, both: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+        """The same at a column that the device knows [1]. Returns all columns of the capacity, filled or not."""
+        assert self.stored is not None
+        self.stored.index_copy_(3, column, both.unsqueeze(3))
+        keys, values = self.stored.unbind(2)
+        return keys, values
+
+    def clear_rest(self) -> None:
+        """Fill the columns that are still free with zeros: a mask hides them, but not what is not a number."""
+        assert self.stored is not None
+        self.stored[:, :, :, self.length :] = 0
+
     def _columns(self, end: int) -> tuple[Tensor, Tensor]:
         assert self.stored is not None
         self.length = end

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from cupola_trainer.generation.cache import LayerCache, places
 from cupola_trainer.models.attention.attend import Attend
-from cupola_trainer.models.norm import TorchRMSNorm
+from cupola_trainer.models.attention.layer_attention import LayerAttention, has_window, own_angles
+from cupola_trainer.models.norm import JointNorm, TorchRMSNorm
 from cupola_trainer.models.post_norm import AddNormed
 
 Map = Callable[[Tensor], Tensor]
@@ -61,23 +62,36 @@ class DecodingLayer:
         self.each: int = attention.num_attention_heads_per_partition // self.groups + 2
         """A group's number of queries, keys and values."""
         self.mix, self.project = _linear(attention.linear_qkv), _linear(attention.linear_proj)
+        self.q_norm, self.k_norm = _norm(attention.q_layernorm), _norm(attention.k_layernorm)
+        self.norms_heads: bool = attention.config.qk_layernorm or attention.config.joint_qk_norm
+        self.local: bool = attention.config.local_rope and has_window(attention.config, attention.layer_number - 1)
+        """Whether the layer has the RoPE of layers with a window."""
         self.norm, self.second_norm = _norm(layer.input_layernorm), _norm(layer.pre_mlp_layernorm)
         self.feed_forward = _feed_forward(layer.mlp)
         self.add, self.second_add = _add(layer.self_attn_bda), _add(layer.mlp_bda)
 
-    def __call__(self, hidden: Tensor, turn: Turn, mask: Tensor | None) -> Tensor:
+    def __call__(self, hidden: Tensor, turn: Turn, mask: Tensor | None, column: Tensor | None = None) -> Tensor:
         """Run the next token's hidden states through the layer, [b, h] -> [b, h].
 
         Args:
             mask: [b, 1, 1, columns so far], true where a row may attend; None for everywhere.
+            column: [1], the token's, if the device is to know it: then the mask is of the cache's capacity.
         """
         rows = hidden.size(0)
-        mixed = turn(self.mix(self.norm(hidden)).view(rows, self.groups, self.each, self.head_dim))
-        keys, values = self.cache.append_one(mixed[:, :, -2:])
+        mixed = self.mix(self.norm(hidden)).view(rows, self.groups, self.each, self.head_dim)
+        mixed = turn(self._normed(mixed) if self.norms_heads else mixed)
+        both = mixed[:, :, -2:]
+        keys, values = self.cache.append_one(both) if column is None else self.cache.append_at(both, column)
         where = places(mask) if mask is not None and self.attend.needs_positions else None
         read = self.attend.one(mixed[:, :, :-2], keys, values, mask, where)
         hidden = self.add(hidden, self.project(read.reshape(rows, -1)))
         return self.second_add(hidden, self.feed_forward(self.second_norm(hidden)))
+
+    def _normed(self, mixed: Tensor) -> Tensor:
+        """Normalize queries and keys: [b, groups, each, d] -> same shape."""
+        queries, keys, values = mixed.split([self.each - 2, 1, 1], dim=2)
+        normed = (norm(x.flatten(1, 2)).view_as(x) for norm, x in ((self.q_norm, queries), (self.k_norm, keys)))
+        return torch.cat([*normed, values], dim=2)
 
 
 def decoding_layers(layers: Sequence[Any], caches: Sequence[LayerCache]) -> list[DecodingLayer] | None:
@@ -87,13 +101,21 @@ def decoding_layers(layers: Sequence[Any], caches: Sequence[LayerCache]) -> list
     return [DecodingLayer(layer, cache) for layer, cache in zip(layers, caches, strict=True)]
 
 
+def turns_of(angles: Tensor, layers: Sequence[DecodingLayer], dtype: torch.dtype) -> dict[bool, Turn]:
+    """RoPE of these layers: of layers with a window if True, of the others if False."""
+    one = angles.size(-1) == layers[0].head_dim
+    parts = {False: angles} if one else {local: own_angles(angles, local) for local in (False, True)}
+    return {local: Turn(part, layers[0].each, dtype) for local, part in parts.items()}
+
+
 def _is_supported(layer: Any) -> bool:
     attention = layer.self_attention
     linear = (ColumnParallelLinear, RowParallelLinear)
     plain = isinstance(attention.linear_qkv, linear) and isinstance(attention.linear_proj, linear)
-    alone = all(isinstance(norm or IdentityOp(), IdentityOp) for norm in (attention.q_layernorm, attention.k_layernorm))
+    norms = (attention.q_layernorm, attention.k_layernorm)
+    known = all(norm is None or isinstance(norm, IdentityOp | TorchRMSNorm | JointNorm) for norm in norms)
     whole = attention.config.num_query_groups >= attention.tp_group.size()
-    return type(attention) is SelfAttention and plain and alone and whole
+    return type(attention) in (SelfAttention, LayerAttention) and plain and known and whole
 
 
 def _linear(layer: Any) -> Map:

@@ -15,8 +15,10 @@ from megatron.core import parallel_state
 from megatron.core.utils import unwrap_model
 from torch import Tensor
 
-from cupola_trainer.generation.decoding import DecodingLayer, Turn
+from cupola_trainer.checkpoint.saving import gather
+from cupola_trainer.generation.decoding import DecodingLayer, turns_of
 from cupola_trainer.models.attention.texts import Texts
+from cupola_trainer.models.precision import without_fp8
 
 
 class Stages:
@@ -53,8 +55,29 @@ class Stages:
             layers: this rank's decoding layers, for a single token; None to use Megatron's layers.
             texts: the texts in each row, if these are the first columns; None for one.
         """
-        rope = self.chunks[0].rotary_pos_emb.at(positions).transpose(0, 1)[:, :, None]  # [s, b, 1, head_dim]
+        rope = self.angles(positions)
         through = self._single_token(layers, mask, rope) if layers else self._megatron(mask, rope, texts)
+        return self._through(tokens, positions, through)
+
+    def angles(self, positions: Tensor) -> Tensor:
+        """RoPE's angles of positions [b, s]: [s, b, 1, head_dim]."""
+        angles: Tensor = self.chunks[0].rotary_pos_emb.at(positions).transpose(0, 1)[:, :, None]
+        return angles
+
+    def decode(
+        self, tokens: Tensor, angles: Tensor, mask: Tensor, layers: Sequence[DecodingLayer], column: Tensor
+    ) -> Tensor | None:
+        """Logits of one token per row [b, 1] at a column that the device knows [1], without asking the host anything.
+
+        Args:
+            mask: [b, 1, 1, capacity], true where a row may attend.
+        """
+        return self._through(tokens, tokens, self._single_token(layers, mask, angles, column))
+
+    def _through(
+        self, tokens: Tensor, positions: Tensor, through: Callable[[Any, Tensor | None], Tensor]
+    ) -> Tensor | None:
+        """Embed, run each chunk's layers, and make logits on the last stage."""
         hidden = None
         for number, chunk in enumerate(self.chunks):
             if chunk.pre_process:
@@ -82,16 +105,17 @@ class Stages:
         return through
 
     def _single_token(
-        self, layers: Sequence[DecodingLayer], mask: Tensor | None, rope: Tensor
+        self, layers: Sequence[DecodingLayer], mask: Tensor | None, rope: Tensor, column: Tensor | None = None
     ) -> Callable[[Any, Tensor | None], Tensor]:
         """A function that runs a chunk's layers on one token per row."""
-        turn, following = Turn(rope, layers[0].each, self.dtype), iter(layers)
+        turns, following = turns_of(rope, layers, self.dtype), iter(layers)
 
         def through(decoder: Any, hidden: Tensor | None) -> Tensor:
             assert hidden is not None
             state = hidden[0]  # [1, b, h] -> [b, h]
             for _ in decoder.layers:
-                state = next(following)(state, turn, mask)
+                layer = next(following)
+                state = layer(state, turns[layer.local], mask, column)
             norm = decoder.final_layernorm
             return (state if norm is None else norm(state))[None]
 
@@ -122,7 +146,9 @@ class Stages:
 
 @contextmanager
 def generating(chunks: Sequence[torch.nn.Module]) -> Iterator[Stages]:
-    """Put the chunks in evaluation mode without sequence parallelism within the block."""
+    """Put the chunks in evaluation mode, without sequence parallelism and FP8, within the block."""
+    for chunk in chunks:
+        gather(chunk)  # decoding reads weights without calling their modules
     stages = Stages(chunks)
     training = [chunk.training for chunk in stages.chunks]
     sharded = [(owner, name) for chunk in stages.chunks for owner, name in _sequence_parallel(chunk)]
@@ -131,7 +157,8 @@ def generating(chunks: Sequence[torch.nn.Module]) -> Iterator[Stages]:
     for owner, name in sharded:
         setattr(owner, name, False)
     try:
-        yield stages
+        with without_fp8(chunks):
+            yield stages
     finally:
         for owner, name in sharded:
             setattr(owner, name, True)

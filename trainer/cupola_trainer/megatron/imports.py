@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from cupola_trainer.megatron.patches import patch
-from cupola_trainer.megatron.versions import check_version
+from cupola_trainer.megatron.versions import check_versions
 
 RENAMED = {
     "torch.cuda.FloatTensor": "torch.FloatTensor",
@@ -31,9 +31,9 @@ STAND_IN = "cupola_trainer.megatron.cuda_on_cpu"
 
 
 def find_spec(name: str, path: Sequence[str] | None) -> importlib.machinery.ModuleSpec | None:
-    """The module's usual spec with a loader for this device. The first import in a process checks the version."""
+    """The module's usual spec with a loader for this device. The first import in a process checks versions."""
     if name == "megatron.core":
-        check_version()
+        check_versions()
     spec = importlib.machinery.PathFinder.find_spec(name, path)
     if spec and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
         loader = PatchingLoader if torch.cuda.is_available() else RetargetingLoader

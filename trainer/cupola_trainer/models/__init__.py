@@ -7,11 +7,14 @@ import torch
 from torch import Tensor
 
 from cupola_trainer import runtime
-from cupola_trainer.config import LayoutConfig, ModelConfig
+from cupola_trainer.config import Fp8Config, LayoutConfig, ModelConfig
 from cupola_trainer.models.decoder_config import DecoderConfig
+from cupola_trainer.models.hooks import gather_overlapped_experts
 from cupola_trainer.models.initialization import initialize
 from cupola_trainer.models.language_model import LanguageModel
+from cupola_trainer.models.precision import fp8_settings
 from cupola_trainer.models.settings import settings
+from cupola_trainer.runtime.fusions import fusions
 
 __all__ = ["build", "transformer_config"]
 
@@ -30,6 +33,7 @@ def build(
     seed: int | None = 0,
     dtype: torch.dtype | None = None,
     plain_layers: bool = False,
+    fp8: Fp8Config | None = None,
 ) -> list[LanguageModel]:
     """This rank's part of the model on its device: one chunk, or one per virtual pipeline stage.
 
@@ -40,13 +44,16 @@ def build(
         dtype: dtype of the weights; None for the runtime's.
         plain_layers: use torch's layers even where Transformer Engine is installed: its own take no LoRA adapters, and
             do not show what a norm gives a linear layer.
+        fp8: how to multiply in FP8, in training; None for not at all.
     """
-    config = transformer_config(model, layout, dtype)
+    config = transformer_config(model, layout, dtype, fp8)
     config.plain_layers = plain_layers
     stages = range(layout.vp) if layout.vp else [None]
     chunks = [LanguageModel(model, config, stage) for stage in stages]
     if runtime.expert_tensor_parallel_size(layout) != layout.tp:
         _reduce_experts_separately(chunks)
+    if config.moe_shared_expert_overlap:
+        gather_overlapped_experts(chunks)
     if seed is not None:
         initialize(chunks, model, seed)
     on_meta = next(chunks[0].parameters()).is_meta  # under `torch.device("meta")`, for planning
@@ -65,12 +72,15 @@ def _reduce_experts_separately(chunks: Sequence[torch.nn.Module]) -> None:
                 weight.allreduce = False  # type: ignore[attr-defined]
 
 
-def transformer_config(model: ModelConfig, layout: LayoutConfig, dtype: torch.dtype | None = None) -> DecoderConfig:
+def transformer_config(
+    model: ModelConfig, layout: LayoutConfig, dtype: torch.dtype | None = None, fp8: Fp8Config | None = None
+) -> DecoderConfig:
     """Megatron's configuration of a model in a layout; `dtype` defaults to the runtime's."""
-    return DecoderConfig(**settings(model, layout), **_execution(layout, dtype or runtime.dtype()))
+    execution = _execution(layout, dtype or runtime.dtype(), model.num_layers)
+    return DecoderConfig(**settings(model, layout), **execution, **fp8_settings(fp8))
 
 
-def _execution(layout: LayoutConfig, dtype: torch.dtype) -> dict[str, Any]:
+def _execution(layout: LayoutConfig, dtype: torch.dtype, layers: int) -> dict[str, Any]:
     """The layout and execution part of the configuration."""
     return {
         "tensor_model_parallel_size": layout.tp,
@@ -83,6 +93,9 @@ def _execution(layout: LayoutConfig, dtype: torch.dtype) -> dict[str, Any]:
         "bf16": dtype is torch.bfloat16,
         "calculate_per_token_loss": True,
         **RECOMPUTE[layout.recompute],
+        "cpu_offloading": layout.offload_activations,
+        "cpu_offloading_num_layers": layers - 1 if layout.offload_activations else 0,
+        "cpu_offloading_weights": False,
         # the interleaved schedule computes wrong gradients with batched point-to-point calls over gloo
         "overlap_p2p_comm": layout.vp is not None,
         "batch_p2p_comm": layout.vp is None,
@@ -91,12 +104,7 @@ def _execution(layout: LayoutConfig, dtype: torch.dtype) -> dict[str, Any]:
         "init_method": _uninitialized,
         "output_layer_init_method": _uninitialized,
         "embedding_init_method": _uninitialized,
-        # these fusions need Apex or a compiler
-        "gradient_accumulation_fusion": False,
-        "masked_softmax_fusion": False,
-        "bias_dropout_fusion": False,
-        "apply_rope_fusion": True,  # Transformer Engine's, or ours
-        "persist_layer_norm": False,
+        **fusions(),
     }
 
 

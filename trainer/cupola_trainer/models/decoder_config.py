@@ -13,7 +13,11 @@ class DecoderConfig(TransformerConfig):
 
     attention_windows: tuple[int | None, ...] = ()
     attn_logit_softcapping: float | None = None
+    pre_norm: bool = True
     post_norm: bool = False
+    joint_qk_norm: bool = False
+    local_rope: bool = False
+    """Whether layers with a window have a RoPE of their own."""
     length_scaling: LengthScaling | None = None
     dual_chunk: DualChunk | None = None
     inverse_frequencies: tuple[float, ...] = ()

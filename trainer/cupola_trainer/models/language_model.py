@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
-from cupola_trainer import runtime
 from cupola_trainer.config.model.architecture import ModelConfig
 from cupola_trainer.models.attention.contexts import zigzag
 from cupola_trainer.models.attention.rope import Rotary
@@ -14,6 +13,7 @@ from cupola_trainer.models.attention.texts import Texts
 from cupola_trainer.models.decoder_config import DecoderConfig
 from cupola_trainer.models.output import ModelWithLoss
 from cupola_trainer.models.specs import decoder
+from cupola_trainer.runtime.copies import to_device
 
 
 class LanguageModel(ModelWithLoss):
@@ -49,5 +49,5 @@ class LanguageModel(ModelWithLoss):
         if cp.size() > 1:
             own = zigzag(places[0].size(1) // cp.size(), cp.rank(), cp.size())
             places = places[0][:, own], places[1][:, own]
-        angles = self.rotary_pos_emb.at(*(each.to(runtime.device()) for each in places))
+        angles = self.rotary_pos_emb.at(*map(to_device, places))
         return made[0], angles.transpose(0, 1)[:, :, None], *made[2:]

@@ -46,12 +46,15 @@ class Router(TopKRouter):
         reduce_group: Any,
         reduce_group_has_dp: bool = False,
         valid_token_count: int | Tensor | None = None,
+        needs_dp_avg: bool = True,
     ) -> Tensor:
         """Attach `aux_loss`, this rank's share: the shares of the reduce group sum to the loss.
 
         The group is TP x CP for a micro-batch's loss. For the global loss it also includes the data-parallel ranks; the
-        loss then covers all their micro-batches, assumed to have equal counts.
+        loss then covers all their micro-batches, assumed to have equal counts. Megatron-Core 0.16 and 0.17 say so by
+        `reduce_group_has_dp`, 0.19 by `needs_dp_avg`.
         """
+        reduce_group_has_dp = reduce_group_has_dp or not needs_dp_avg
         save_to_aux_losses_tracker(
             aux_loss_name,
             aux_loss / aux_loss_coeff,

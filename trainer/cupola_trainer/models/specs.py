@@ -21,10 +21,14 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
+from cupola_trainer import runtime
+from cupola_trainer.megatron.versions import building, submodules_of
+from cupola_trainer.models.attention.layer_attention import LayerAttention
 from cupola_trainer.models.attention.torch_attention import TorchAttention
 from cupola_trainer.models.decoder_config import DecoderConfig
 from cupola_trainer.models.experts import Experts
-from cupola_trainer.models.norm import TorchRMSNorm
+from cupola_trainer.models.grouped_experts import GroupedExperts
+from cupola_trainer.models.norm import JointNorm, TorchRMSNorm
 from cupola_trainer.models.post_norm import with_post_norms
 from cupola_trainer.models.router import Router
 
@@ -41,20 +45,28 @@ def decoder(config: DecoderConfig, vp_stage: int | None = None) -> TransformerBl
     fused = _uses_transformer_engine(config)
     layer = _transformer_engine_layer(config) if fused else _torch_layer(config)
     norm = _transformer_engine_norm() if fused else TorchRMSNorm
+    if config.local_rope:
+        layer.submodules.self_attention.module = LayerAttention
     if config.post_norm:
         layer = with_post_norms(layer, config, norm)
-    if isinstance(mixture := layer.submodules.mlp.submodules, MoESubmodules):
+    if isinstance(mixture := submodules_of(layer.submodules.mlp), MoESubmodules):
         mixture.router = Router
-        if mixture.experts.module is SequentialMLP:
-            mixture.experts.module = Experts
+        mixture.experts = building(mixture.experts, SequentialMLP, _experts(config))
     return TransformerBlockSubmodules(
         layer_specs=[layer] * get_num_layers_to_build(config, vp_stage=vp_stage), layer_norm=norm
     )
 
 
+def _experts(config: DecoderConfig) -> type:
+    """Stacked where torch has kernels for it. Adapters and measurements need each expert's own layers."""
+    stacked = runtime.has_grouped_products(config.params_dtype) and not config.plain_layers
+    return GroupedExperts if stacked else Experts
+
+
 def _uses_transformer_engine(config: DecoderConfig) -> bool:
     """Whether it is installed and wanted. On the meta device, for planning, Megatron cannot create its layers."""
-    return HAVE_TE and not config.plain_layers and torch.get_default_device().type != "meta"
+    own = config.plain_layers or config.joint_qk_norm or not config.pre_norm
+    return HAVE_TE and not own and torch.get_default_device().type != "meta"
 
 
 def _transformer_engine_norm() -> type:
@@ -66,7 +78,7 @@ def _transformer_engine_norm() -> type:
 
 def _transformer_engine_layer(config: DecoderConfig) -> ModuleSpec:
     spec = get_gpt_layer_with_transformer_engine_spec(
-        num_experts=config.num_moe_experts, moe_grouped_gemm=False, qk_layernorm=config.qk_layernorm
+        num_experts=config.num_moe_experts, moe_grouped_gemm=True, qk_layernorm=config.qk_layernorm
     )
     spec.submodules.self_attention.submodules.core_attention = _attention(config)
     if config.num_moe_experts:
@@ -85,12 +97,19 @@ def _attention(config: DecoderConfig) -> type:
     return PackedAttention
 
 
+def _head_norm(config: DecoderConfig, heads: int) -> type | ModuleSpec:
+    """The norm of queries or keys, of which there are `heads`."""
+    if config.joint_qk_norm:
+        return ModuleSpec(module=JointNorm, params={"heads": heads})
+    return TorchRMSNorm if config.qk_layernorm else IdentityOp
+
+
 def _torch_layer(config: DecoderConfig) -> ModuleSpec:
-    head_norm = TorchRMSNorm if config.qk_layernorm else IdentityOp
+    norm = TorchRMSNorm if config.pre_norm else IdentityOp
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=TorchRMSNorm,
+            input_layernorm=norm,
             self_attention=ModuleSpec(
                 module=SelfAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
@@ -98,12 +117,12 @@ def _torch_layer(config: DecoderConfig) -> ModuleSpec:
                     linear_qkv=ColumnParallelLinear,
                     core_attention=TorchAttention,
                     linear_proj=RowParallelLinear,
-                    q_layernorm=head_norm,
-                    k_layernorm=head_norm,
+                    q_layernorm=_head_norm(config, config.num_attention_heads),
+                    k_layernorm=_head_norm(config, config.num_query_groups),
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=TorchRMSNorm,
+            pre_mlp_layernorm=norm,
             mlp=get_mlp_module_spec_for_backend(LocalSpecProvider(), num_experts=config.num_moe_experts),
             mlp_bda=get_bias_dropout_add,
             sharded_state_dict_keys_map={

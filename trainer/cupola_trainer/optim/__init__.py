@@ -20,7 +20,10 @@ from cupola_trainer.checkpoint.compatibility import check_architecture
 from cupola_trainer.checkpoint.description import read_model
 from cupola_trainer.checkpoint.shards import ADAPTERS
 from cupola_trainer.config import LayoutConfig, ModelConfig, OnlineMergingConfig, OptimizerConfig
+from cupola_trainer.megatron.adam import moments_on_host
 from cupola_trainer.optim.online_merging import OnlineMerging
+from cupola_trainer.optim.schedule import schedule
+from cupola_trainer.optim.states import count_every_step, store_moments_in
 
 
 @dataclass(frozen=True)
@@ -68,27 +71,28 @@ def build(chunks: Sequence[GPTModel], layout: LayoutConfig, config: OptimizerCon
     bf16 parameters have fp32 master copies in the optimizer. Weight decay applies only to matrices, not to norm weights
     and biases. Gradients are clipped to a global norm.
     """
-    wrapped = _data_parallel(chunks, layout)
+    wrapped = data_parallel(chunks, layout)
     dtype = chunks[0].config.params_dtype
-    optimizer = get_megatron_optimizer(
-        MegatronOptimizerConfig(
-            optimizer="adam",
-            lr=config.lr,
-            min_lr=config.lr * config.min_lr_ratio,
-            weight_decay=config.weight_decay,
-            adam_beta1=config.beta1,
-            adam_beta2=config.beta2,
-            adam_eps=config.eps,
-            clip_grad=config.clip_grad,
-            bf16=dtype is torch.bfloat16,
-            params_dtype=dtype,
-            use_distributed_optimizer=layout.distributed_optimizer,
-            overlap_param_gather=layout.overlap and layout.distributed_optimizer,
-        ),
-        wrapped,
+    settings = MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=config.lr,
+        min_lr=config.lr * config.min_lr_ratio,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.beta1,
+        adam_beta2=config.beta2,
+        adam_eps=config.eps,
+        clip_grad=config.clip_grad,
+        bf16=dtype is torch.bfloat16,
+        params_dtype=dtype,
+        use_distributed_optimizer=layout.distributed_optimizer,
+        overlap_param_gather=layout.overlap and layout.distributed_optimizer,
     )
+    with moments_on_host(layout.offload_optimizer):
+        optimizer = get_megatron_optimizer(settings, wrapped)
+    store_moments_in(optimizer, torch.bfloat16 if config.states == "bf16" else torch.float32)
+    count_every_step(optimizer)
     _schedule_hooks(chunks[0].config, wrapped, optimizer, layout)
-    return Trainee(wrapped, optimizer, _scheduler(optimizer, config, steps))
+    return Trainee(wrapped, optimizer, schedule(optimizer, config, steps))
 
 
 def merge_online(
@@ -108,7 +112,8 @@ def merge_online(
     OnlineMerging(config, trainee.chunks, trainee.optimizer, reference=parent, seed=seed)
 
 
-def _data_parallel(chunks: Sequence[GPTModel], layout: LayoutConfig) -> list[torch.nn.Module]:
+def data_parallel(chunks: Sequence[GPTModel], layout: LayoutConfig) -> list[torch.nn.Module]:
+    """Wrap a model's chunks in Megatron's data parallelism, whose buffers then hold weights and gradients."""
     config = chunks[0].config
     ddp = DistributedDataParallelConfig(
         use_distributed_optimizer=layout.distributed_optimizer,
@@ -118,7 +123,11 @@ def _data_parallel(chunks: Sequence[GPTModel], layout: LayoutConfig) -> list[tor
     )
     if config.bf16:
         chunks = [Float16Module(config, chunk) for chunk in chunks]
-    return [DistributedDataParallel(config, ddp, chunk, disable_bucketing=i > 0) for i, chunk in enumerate(chunks)]
+    wrapped = [DistributedDataParallel(config, ddp, chunk, disable_bucketing=i > 0) for i, chunk in enumerate(chunks)]
+    for module in (module for chunk in wrapped for module in chunk.modules()):
+        if hasattr(module, "fuse_wgrad_accumulation"):  # Transformer Engine adds gradients to the buffers by itself
+            module.fuse_wgrad_accumulation = True
+    return wrapped
 
 
 def _schedule_hooks(config: Any, chunks: list[torch.nn.Module], optimizer: Any, layout: LayoutConfig) -> None:
@@ -128,23 +137,3 @@ def _schedule_hooks(config: Any, chunks: list[torch.nn.Module], optimizer: Any, 
     if layout.overlap:
         no_sync = [chunk.no_sync for chunk in chunks]
         config.no_sync_func = no_sync if len(chunks) > 1 else no_sync[0]
-
-
-def _scheduler(optimizer: Any, config: OptimizerConfig, steps: int) -> OptimizerParamScheduler:
-    """Linear warmup from 0 to the peak, then cosine decay to `min_lr_ratio` of it at the last step.
-
-    Stepped before each update: the first of w warmup steps runs at peak / w.
-    """
-    return OptimizerParamScheduler(
-        optimizer,
-        init_lr=0.0,
-        max_lr=config.lr,
-        min_lr=config.lr * config.min_lr_ratio,
-        lr_warmup_steps=min(config.warmup_steps, steps - 1),
-        lr_decay_steps=steps,
-        lr_decay_style="cosine",
-        start_wd=config.weight_decay,
-        end_wd=config.weight_decay,
-        wd_incr_steps=steps,
-        wd_incr_style="constant",
-    )

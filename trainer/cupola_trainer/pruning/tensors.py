@@ -18,8 +18,8 @@ AXES: dict[str, tuple[str, ...]] = {
     "decoder.layers.self_attention.linear_qkv.layer_norm_weight": ("hidden",),
     "decoder.layers.self_attention.linear_qkv.weight": ("qkv", "hidden"),
     "decoder.layers.self_attention.linear_qkv.bias": ("qkv",),
-    "decoder.layers.self_attention.q_layernorm.weight": ("",),
-    "decoder.layers.self_attention.k_layernorm.weight": ("",),
+    "decoder.layers.self_attention.q_layernorm.weight": ("query heads",),
+    "decoder.layers.self_attention.k_layernorm.weight": ("key heads",),
     "decoder.layers.self_attention.linear_proj.weight": ("hidden", "heads"),
     "decoder.layers.mlp.linear_fc1.layer_norm_weight": ("hidden",),
     "decoder.layers.post_attention_norm.weight": ("hidden",),
@@ -81,6 +81,10 @@ class Pruned:
             return self._units(layer, expert, twice=what != "ffn")
         if what in ("heads", "qkv") and kept.groups and kept.heads:
             return self._head_rows(kept.groups[layer], kept.heads[layer], with_key_and_value=what == "qkv")
+        if what in ("query heads", "key heads") and self.model.joint_qk_norm and kept.groups and kept.heads:
+            if what == "query heads":
+                return self._head_rows(kept.groups[layer], kept.heads[layer], with_key_and_value=False)
+            return self._rows_of(kept.groups[layer].cpu())
         return None
 
     def _units(self, layer: int, expert: int | None, *, twice: bool) -> Tensor | None:
@@ -100,5 +104,8 @@ class Pruned:
             last = torch.tensor([per_group, per_group + 1]).expand(len(groups), 2)
             heads, per_group = torch.cat([heads.cpu(), last], dim=1), per_group + 2
         rows = groups.cpu()[:, None] * per_group + heads.cpu()  # [groups, heads per group]
+        return self._rows_of(rows.flatten())
+
+    def _rows_of(self, heads: Tensor) -> Tensor:
         size = self.model.head_size
-        return (rows.flatten()[:, None] * size + torch.arange(size)).flatten()
+        return (heads[:, None] * size + torch.arange(size)).flatten()

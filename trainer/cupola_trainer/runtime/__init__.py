@@ -9,6 +9,7 @@ import random
 import resource
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -37,10 +38,11 @@ def device() -> torch.device:
 
 
 def dtype(precision: str = "auto") -> torch.dtype:
-    """The dtype of parameters and activations for a `precision`; auto is bf16 on a GPU, fp32 on a CPU."""
+    """The dtype of parameters and activations for a `precision`; auto is bf16 on a GPU, fp32 on a CPU. FP8 only
+    multiplies in less."""
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() else "fp32"
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    return torch.float32 if precision == "fp32" else torch.bfloat16
 
 
 def world_size() -> int:
@@ -69,7 +71,7 @@ def start(layout: LayoutConfig, seed: int) -> None:
             f"{layout.world_size} ranks, but the launcher started {world_size()}. "
             f"Launch {layout.world_size}, or change the layout."
         )
-    sizes = _sizes(layout)
+    sizes = group_sizes(layout)
     if sizes != _started.get("sizes"):
         stop()  # groups of an earlier layout own threads
         _join()
@@ -78,7 +80,7 @@ def start(layout: LayoutConfig, seed: int) -> None:
     _seed(seed)
 
 
-def _sizes(layout: LayoutConfig) -> dict[str, int | None]:
+def group_sizes(layout: LayoutConfig) -> dict[str, int | None]:
     return {
         "tensor_model_parallel_size": layout.tp,
         "pipeline_model_parallel_size": layout.pp,
@@ -157,6 +159,11 @@ def has_fused_kernels() -> bool:
     return bool(torch.cuda.is_available())
 
 
+def has_grouped_products(dtype: torch.dtype) -> bool:
+    """Whether torch multiplies groups of rows by a matrix each in one kernel on this device."""
+    return torch.cuda.is_available() and dtype is torch.bfloat16 and torch.cuda.get_device_capability() >= (9, 0)
+
+
 def rows_of_logits(vocabulary: int) -> int:
     """Tokens per block of logits: enough to fill a GPU; on a CPU few enough for its caches (32 MiB), or, if even those
     would not fit, more, so that weights are read less often."""
@@ -203,3 +210,29 @@ def synchronize() -> None:
     """Wait until this rank's device has finished all queued work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+class Copies:
+    """Copies from the device to pinned host memory, beside the work that this rank queues from now on.
+
+    A context manager: on a GPU, what is copied inside is queued on a stream of its own, which starts once all work
+    queued before is done. May be entered in another thread.
+    """
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream() if torch.cuda.is_available() else None
+        if self._stream:
+            self._stream.wait_stream(torch.cuda.current_stream())
+        self._entered = ExitStack()
+
+    def __enter__(self) -> None:
+        if self._stream:
+            self._entered.enter_context(torch.cuda.stream(self._stream))
+
+    def __exit__(self, *error: object) -> None:
+        self._entered.close()
+
+    def wait(self) -> None:
+        """Wait until everything copied so far has arrived."""
+        if self._stream:
+            self._stream.synchronize()

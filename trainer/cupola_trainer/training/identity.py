@@ -13,6 +13,7 @@ from cupola_platform.errors import ConfigError, NotFoundError
 from cupola_trainer.checkpoint.compatibility import check_architecture, shortened
 from cupola_trainer.checkpoint.description import read_model, read_training
 from cupola_trainer.config import ModelConfig, TrainJob
+from cupola_trainer.data.pretraining.tokens import ORDER
 
 FINGERPRINTED = False  # only checks, computes nothing
 
@@ -24,8 +25,8 @@ def data_identity(job: TrainJob) -> dict[str, Any]:
         "seed": job.seed,
         "template_date": job.template_date.isoformat() if job.template_date else None,
         "sequence_length": job.batch.sequence_length,
-        "samples": job.steps * job.batch.global_batch_size,
-    }
+        "global_batch_size": job.batch.global_batch_size,
+    } | ({"sample_order": ORDER} if any(getattr(job.data, name, None) for name in ("tokens", "pretraining")) else {})
     return json.loads(json.dumps(settings | order | {"objective": job.objective_name}))  # type: ignore[no-any-return]
 
 

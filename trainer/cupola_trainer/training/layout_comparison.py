@@ -10,6 +10,7 @@ from cupola_platform.errors import ConfigError, StageFailedError
 from cupola_platform.launch.interface import Launcher
 from cupola_trainer.config import BatchConfig, LayoutConfig, TrainJob, write_job
 from cupola_trainer.config.layout_rules import validate_layout
+from cupola_trainer.config.precision_rules import validate_precision
 from cupola_trainer.reporting.metrics import read_metrics
 
 
@@ -99,6 +100,7 @@ def verify_layout(
     for each in (layout, against):
         apart = getattr(job.data, "reset_at_documents", False)
         validate_layout(job.model, each, batch, reset_at_documents=apart)
+        validate_precision(job.model, job.but(batch=batch), each)
     job = job.but(steps=steps, batch=batch, log_every=1, dry=True)
     folder.mkdir(parents=True, exist_ok=True)
     ours, theirs = (

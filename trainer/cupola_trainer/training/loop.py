@@ -11,7 +11,9 @@ from cupola_trainer import checkpoint, models, optim, runtime
 from cupola_trainer.checkpoint.compatibility import check_architecture, check_head, check_tokenizer
 from cupola_trainer.config import ModelConfig, TrainJob
 from cupola_trainer.config.layout_rules import validate_layout
+from cupola_trainer.config.memory import forecast
 from cupola_trainer.config.model.long_context import stretch
+from cupola_trainer.config.precision_rules import validate_precision
 from cupola_trainer.data.tokenizer_folders import keep_date
 from cupola_trainer.forward import outputs
 from cupola_trainer.lora import attaching
@@ -19,6 +21,7 @@ from cupola_trainer.objectives.base import Objective
 from cupola_trainer.objectives.inputs import ObjectiveInputs
 from cupola_trainer.objectives.online import OnlineObjective
 from cupola_trainer.runtime import folders
+from cupola_trainer.runtime.precision import check_memory, check_offloading, check_precision
 from cupola_trainer.training.identity import check_resumable, data_identity
 from cupola_trainer.training.objective_table import build_objective
 from cupola_trainer.training.resume import resume
@@ -56,7 +59,7 @@ def _train(job: TrainJob, terminated: Callable[[], bool]) -> bool:
             run.step()
         run.complete()
     finally:
-        run.watchdog.stop()  # after an error too: the process may outlive this job
+        run.close()
     return True
 
 
@@ -76,6 +79,11 @@ def begin(job: TrainJob) -> Run:
         copying=getattr(job.data, "copying", None),
         ranks=runtime.world_size(),
     )
+    validate_precision(model, job, job.layout)
+    check_precision(job.precision, job.fp8)
+    check_offloading(job.layout)
+    size, frozen = runtime.dtype(job.precision).itemsize, job.lora is not None
+    check_memory(forecast(model, job.layout, job.batch, job.optimizer, size, frozen=frozen))
     if job.parent:
         check_head(job.parent, checkpoint.read_model(job.parent), model)
     if job.parent and job.model:
@@ -89,7 +97,8 @@ def begin(job: TrainJob) -> Run:
     objective = build_objective(_inputs(job, tokenizer, model))
     job = _with_steps(job, objective)
     dtype = runtime.dtype(job.precision)
-    chunks = models.build(model, job.layout, seed=job.seed, dtype=dtype, plain_layers=job.lora is not None)
+    fp8 = job.fp8 if job.precision == "fp8" else None
+    chunks = models.build(model, job.layout, seed=job.seed, dtype=dtype, plain_layers=job.lora is not None, fp8=fp8)
     for chunk in chunks:  # if set, pipeline stages exchange the shape of each micro-batch
         chunk.config.variable_seq_lengths = getattr(job.data, "lengths", None) is not None
     if job.parent:

@@ -16,8 +16,9 @@ from cupola_trainer.config.model.sizes import parameter_count
 from cupola_trainer.lora import attaching
 from cupola_trainer.objectives import passes
 from cupola_trainer.objectives.base import Objective
-from cupola_trainer.objectives.batches import heldout_batches, read_batches, training_samples
+from cupola_trainer.objectives.batches import heldout_batches, training_samples
 from cupola_trainer.objectives.online import OnlineObjective
+from cupola_trainer.objectives.prefetching import Prefetcher
 from cupola_trainer.optim import Trainee
 from cupola_trainer.reporting.metrics import MetricsWriter
 from cupola_trainer.reporting.results import train_results, write_result
@@ -62,6 +63,7 @@ class Run:
         for chunk in trainee.chunks:
             chunk.register_forward_pre_hook(self.watchdog.beat)
         self.profiler = Profiler(job.profile, job.output / "profile")
+        self.batches = Prefetcher(objective)
         self.heldout = heldout_batches(objective, job.batch, job.evaluate_batches)
         self.metrics = MetricsWriter(job.output / "metrics.jsonl" if runtime.rank() == 0 else None)
         self.log = StepLog(job, model, trainee, self.metrics)
@@ -97,9 +99,10 @@ class Run:
                 gathered = self.online.gather(first) if self.online else {}
             with self.times.part("data"):
                 samples = training_samples(self.job.batch, first)
-                batches = read_batches(self.objective, samples)
-                following = training_samples(self.job.batch, first + self.job.batch.global_batch_size)
-                self.objective.expect([index for micro in following for index in micro])
+                batches = self.batches.read(samples)
+            if self.progress.step + 1 < self.job.steps:
+                following = self.rollbacks.next_sample(first + self.job.batch.global_batch_size)
+                self.batches.begin(training_samples(self.job.batch, following))
             means = passes.train(self.trainee.chunks, self.objective, batches) | gathered
             means |= self.online.train_others(batches) if self.online else {}
             with self.times.part("save"):
@@ -207,6 +210,11 @@ class Run:
         self.metrics.write("end", step=self.progress.step, status=status)
         self.metrics.close()
         self.samples.close()
+
+    def close(self) -> None:
+        """End the threads of this run; after an error too, because the process may outlive its job."""
+        self.batches.close()
+        self.watchdog.stop()
 
     def complete(self) -> None:
         """Finish the last save and write result.json. `step` has already evaluated and begun to save."""

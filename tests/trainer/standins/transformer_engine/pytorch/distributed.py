@@ -4,13 +4,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.utils.checkpoint
 from torch import Tensor
 
 from ..absent import absent
+from .fp8 import FP8GlobalStateManager
 
 CudaRNGStatesTracker = absent("pytorch.distributed.CudaRNGStatesTracker")
 activation_recompute_forward = absent("pytorch.distributed.activation_recompute_forward")
-checkpoint = absent("pytorch.distributed.checkpoint")
 
 
 def set_tensor_model_parallel_attributes(tensor: Tensor, is_parallel: bool, dim: int, stride: int) -> None:
@@ -67,3 +68,30 @@ add_up = _pair("AddUp", _sum, _same)
 
 add_up_gradients = _pair("AddUpGradients", _same, _sum)
 """The same on every rank, each of which computes a part of what follows."""
+
+
+def checkpoint(
+    function: Any,
+    *args: Any,
+    distribute_saved_activations: bool = False,
+    get_rng_state_tracker: Any = None,
+    tp_group: Any = None,
+    use_reentrant: bool = True,
+    **kwargs: Any,
+) -> Any:
+    """Recompute `function` in the backward pass, under the FP8 region of its forward pass. The original also brings
+    back the scales of that time, which the stand-in, without them, refuses to do without."""
+    manager = FP8GlobalStateManager
+    region = manager.enabled, manager.recipe, manager.group
+    if distribute_saved_activations or kwargs or (region[0] and manager.get_fp8_recipe().delayed()):
+        raise NotImplementedError("the stand-in for Transformer Engine recomputes without delayed scaling only")
+
+    def in_region(*values: Any) -> Any:
+        before = manager.enabled, manager.recipe, manager.group
+        manager.enabled, manager.recipe, manager.group = region
+        try:
+            return function(*values)
+        finally:
+            manager.enabled, manager.recipe, manager.group = before
+
+    return torch.utils.checkpoint.checkpoint(in_region, *args, use_reentrant=use_reentrant)

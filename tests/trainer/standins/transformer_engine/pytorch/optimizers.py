@@ -27,6 +27,8 @@ class FusedAdam(torch.optim.Optimizer):
         bias_correction: bool = True,
         adam_w_mode: bool = True,
         master_weights: bool = False,
+        exp_avg_dtype: torch.dtype = torch.float32,
+        exp_avg_sq_dtype: torch.dtype = torch.float32,
         use_decoupled_grad: bool = False,
     ) -> None:
         if amsgrad:
@@ -35,6 +37,14 @@ class FusedAdam(torch.optim.Optimizer):
             raise NotImplementedError("the stand-in for Transformer Engine has only AdamW on the weights themselves")
         super().__init__(params, {"lr": lr, "bias_correction": True, "betas": betas, "eps": eps,
                                   "weight_decay": weight_decay})  # fmt: skip
+        self.name_to_dtype_map = {"exp_avg": exp_avg_dtype, "exp_avg_sq": exp_avg_sq_dtype}
+        self._scales: dict[Tensor, dict[str, Tensor]] = {}
+
+    def initialize_state(self, param: Tensor, store_param_remainders: bool) -> None:
+        for name, dtype in self.name_to_dtype_map.items():
+            self.state[param][name] = torch.zeros_like(param, dtype=dtype)
+            if dtype != torch.float32:  # of fp16; bf16 has one that nobody reads
+                self._scales.setdefault(param, {})[name] = torch.ones(1)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None, grad_scaler: None = None) -> None:  # type: ignore[override]
@@ -44,9 +54,17 @@ class FusedAdam(torch.optim.Optimizer):
             for parameter in group["params"]:
                 state = self.state[parameter]
                 if not state:
-                    state |= {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-                if parameter.grad is not None:
-                    self._update(parameter, state["exp_avg"], state["exp_avg_sq"], group)
+                    self.initialize_state(parameter, False)
+                if parameter.grad is None:
+                    continue
+                moments = {}
+                for name, dtype in self.name_to_dtype_map.items():
+                    assert state[name].dtype == dtype
+                    assert dtype == torch.float32 or name in self._scales[parameter]
+                    moments[name] = state[name].float()
+                self._update(parameter, moments["exp_avg"], moments["exp_avg_sq"], group)
+                for name, value in moments.items():
+                    state[name].copy_(value)
 
     @staticmethod
     def _update(parameter: Tensor, mean: Tensor, square: Tensor, group: dict[str, Any]) -> None:

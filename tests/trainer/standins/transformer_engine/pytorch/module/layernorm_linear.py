@@ -41,7 +41,8 @@ class LayerNormLinear(LinearBase):
             self.layer_norm_bias.sequence_parallel = self.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, inp: Tensor, is_first_microbatch: bool | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        self._check_input(inp)
+        self._prepare(inp)
         assert inp.size(-1) == self.in_features, "GEMM not possible"
         weight, bias = self.layer_norm_weight, self.layer_norm_bias
-        return self._multiply(normalize(inp, weight, bias, self.eps, self.zero_centered_gamma, self.normalization))
+        normal = normalize(inp, weight, bias, self.eps, self.zero_centered_gamma, self.normalization)
+        return self._multiply(normal, is_first_microbatch)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -15,6 +14,7 @@ from ..distributed import (
     scatter_sequence,
     set_tensor_model_parallel_attributes,
 )
+from ..products import product
 from .base import TransformerEngineBaseModule
 
 
@@ -38,8 +38,7 @@ class LinearBase(TransformerEngineBaseModule):
         device: torch.device | str = "cuda",
     ) -> None:
         super().__init__()
-        if fuse_wgrad_accumulation:
-            raise NotImplementedError("the stand-in for Transformer Engine does not accumulate into main_grad")
+        self.fuse_wgrad_accumulation = fuse_wgrad_accumulation
         assert parallel_mode in (None, "column", "row"), f"parallel_mode {parallel_mode} not supported"
         self._join(tp_group, tp_size)
         self.parallel_mode = parallel_mode
@@ -68,13 +67,13 @@ class LinearBase(TransformerEngineBaseModule):
         assert features % self.tp_size == 0, f"{features} is not divisible by {self.tp_size}"
         return features // self.tp_size
 
-    def _multiply(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def _multiply(self, x: Tensor, first: bool | None) -> Tensor | tuple[Tensor, Tensor]:
         """[s, ..., in] -> [s, ..., out], with the group's communication. `column` turns parts of the sequence into
         parts of the features under sequence parallelism, `row` the other way round."""
         assert x.size(-1) == self.in_features, "GEMM not possible"
         if self.parallel_mode == "column" and self.tp_size > 1:
             x = (gather_sequence if self.sequence_parallel else add_up_gradients)(x, self.tp_group)
-        y: Tensor = F.linear(x, self.weight)
+        y = product(self, x, self.weight, first)
         if self.parallel_mode == "row" and self.tp_size > 1:
             y = (scatter_sequence if self.sequence_parallel else add_up)(y, self.tp_group)
         y = y + self.bias if self.apply_bias else y
@@ -84,11 +83,19 @@ class LinearBase(TransformerEngineBaseModule):
 class Linear(LinearBase):
     """A linear layer."""
 
+    save_original_input = False
+    """Whether to round the input again in the backward pass, instead of keeping the rounded one: the numbers are the
+    same."""
+
     def __init__(
         self, in_features: int, out_features: int, *, rng_tracker_name: str | None = None, **options: Any
     ) -> None:
         super().__init__(in_features, out_features, **options)
 
     def forward(self, inp: Tensor, is_first_microbatch: bool | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        self._check_input(inp)
-        return self._multiply(inp)
+        self._prepare(inp)
+        delayed = self.fp8 and self.fp8_meta["recipe"].delayed()
+        assert not (delayed and self.save_original_input), (
+            "DelayedScaling recipe is not supported with save_original_input"
+        )
+        return self._multiply(inp, is_first_microbatch)
