@@ -1,10 +1,6 @@
 """A model behind an OpenAI-compatible HTTP endpoint (vLLM, llama.cpp, a provider's): chat completions, with retries."""
 
 import json
-import os
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,19 +10,15 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
 
 from cupola_platform.conversation import Message, for_template, normal
-from cupola_platform.errors import ConfigError, ServiceError
-
-RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-"""HTTP statuses worth retrying."""
-LONGEST_WAIT = 60.0
-"""Maximum seconds between two attempts."""
+from cupola_platform.json_service import ask
+from cupola_platform.strict import PublicUrl
 
 
 @checked(frozen=True, kw_only=True, config={"extra": "forbid", "use_attribute_docstrings": True})
 class EndpointConfig:
     """Where a model is served, and how to query it."""
 
-    url: str = Field(pattern=r"^https?://[^\s@?]+$")
+    url: PublicUrl
     """Base URL, such as http://localhost:8000/v1; `/chat/completions` is appended. It must not contain a user, password
     or key, because recipes are stored and shown."""
 
@@ -83,24 +75,14 @@ class Endpoint:
             "seed": seed,
             **({"tools": tools} if tools else {}),
         }
-        reason = ""
-        for attempt in range(self.config.retries + 1):
-            wait = min(0.5 * 2**attempt, LONGEST_WAIT)
-            try:
-                return _completion(self._post(asked))
-            except urllib.error.HTTPError as error:
-                with error:
-                    reason = f"status {error.code}: {_said(error)}"
-                    if error.code not in RETRIED:
-                        raise ConfigError(f"{self.config.url} refuses the request, {reason}") from None
-                    wait = _told_to_wait(error.headers.get("Retry-After"), wait)
-            except (OSError, ValueError, KeyError, TypeError, IndexError) as error:  # lost, or not a completion
-                reason = f"{type(error).__name__}: {error}"
-            if attempt < self.config.retries:
-                time.sleep(wait)
-        raise ServiceError(
-            f"{self.config.url} gave no response in {self.config.retries + 1} tries; the last: {reason}. Earlier "
-            "responses are kept: start the same command again."
+        return ask(
+            self.config.url.rstrip("/") + "/chat/completions",
+            asked,
+            _completion,
+            key_variable=self.config.key_variable,
+            timeout=self.config.timeout,
+            retries=self.config.retries,
+            name=self.config.url,
         )
 
     def map(
@@ -125,16 +107,6 @@ class Endpoint:
                 yield from threads.map(ask, zip(conversations, seeds, tools or [None] * len(seeds), strict=True))
             finally:
                 threads.shutdown(cancel_futures=True)
-
-    def _post(self, asked: dict[str, Any]) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(self.config.key_variable):
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(
-            self.config.url.rstrip("/") + "/chat/completions", json.dumps(asked).encode(), headers
-        )
-        with urllib.request.urlopen(request, timeout=self.config.timeout) as answer:
-            return json.load(answer)
 
 
 def _completion(answer: Any) -> Completion:
@@ -171,14 +143,3 @@ def _on_the_wire(messages: Sequence[Message]) -> list[Message]:
             message = {"tool_call_id": answered, **message}
         sent.append(message)
     return sent
-
-
-def _said(error: urllib.error.HTTPError) -> str:
-    return " ".join(error.read(2000).decode(errors="replace").split())[:200]
-
-
-def _told_to_wait(header: str | None, otherwise: float) -> float:
-    try:
-        return min(float(header or otherwise), LONGEST_WAIT)
-    except ValueError:  # a date
-        return otherwise

@@ -2,7 +2,7 @@
 description."""
 
 import re
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
@@ -30,3 +30,7 @@ class Strict(BaseModel):
     def but(self, **changes: Any) -> Self:
         """A copy with some values changed, validated again. Raises pydantic's ValidationError."""
         return type(self)(**{**dict(self), **changes})
+
+
+PublicUrl = Annotated[str, like(r"https?://[^\s@?]+", "an http(s) URL without a user, password or query")]
+"""A URL in settings, which are stored and shown."""

@@ -34,9 +34,7 @@ class Toy(next_token.NextTokenObjective):
 
 
 def build(inputs):
-    return Toy(
-        inputs.data, batch=inputs.batch, samples=inputs.samples, seed=inputs.seed, cache=inputs.output / "index"
-    )
+    return Toy(inputs.data, batch=inputs.batch, seed=inputs.seed)
 '''
 BATCH = BatchConfig(sequence_length=32, micro_batch_size=2, global_batch_size=4)
 

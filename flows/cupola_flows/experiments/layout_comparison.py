@@ -19,7 +19,7 @@ from cupola_platform.corpus.tokenizer.shards import ShardWriter
 from cupola_platform.errors import ConfigError
 from cupola_platform.nearest import did_you_mean
 from cupola_platform.workspace import Workspace
-from cupola_trainer.config import LayoutConfig, NextTokenData, TrainJob
+from cupola_trainer.config import LayoutConfig, ModelConfig, NextTokenData, TrainJob
 
 FINGERPRINTED = False  # finds tokens by fingerprint
 
@@ -53,23 +53,13 @@ def trial_job(workspace: Workspace, recipe: Recipe, stage_name: str, folder: Pat
 
     Uses the recipe's tokens if `prepare` has been run; else random tokens, written to `folder`.
     """
-    name = stage_name or next((n for n in recipe.order() if isinstance(recipe.stages[n], PretrainStage)), "")
-    stage = recipe.stages.get(name)
-    pretraining = [n for n, s in recipe.stages.items() if isinstance(s, PretrainStage)]
-    if not isinstance(stage, PretrainStage):
-        raise ConfigError(f"{name or recipe.name!r} is not a pretraining stage.{did_you_mean(name, pretraining)}")
-    model = model_of(recipe, name)
-    if model is None:
-        raise ConfigError(
-            f"stages.{name}: its model comes from an artifact. Name a stage whose shape is in the recipe."
-        )
+    name, stage, model = pretraining_model(recipe, stage_name)
     prepared = prepared_tokens(workspace, recipe, name)
     if prepared:
         tokens, words = prepared.path, f"artifact {prepared.id}, the recipe's own tokens"
         model = fit_vocabulary(model, prepared, 1)
     else:
-        size = model.vocab_size or _vocabulary(recipe, name)
-        model = replace(model, vocab_size=-(-size // 64) * 64)
+        model = with_vocabulary(model, recipe, name)
         tokens, words = folder / "tokens", "random tokens (the recipe's prepare stage has not been run)"
         draw_tokens(tokens, model.vocab_size, stage.batch.sequence_length, recipe.seed)
     job = TrainJob(
@@ -82,6 +72,31 @@ def trial_job(workspace: Workspace, recipe: Recipe, stage_name: str, folder: Pat
         data=NextTokenData(tokens=tokens),
     )
     return job, words
+
+
+def pretraining_model(recipe: Recipe, stage_name: str) -> tuple[str, PretrainStage, ModelConfig]:
+    """A pretraining stage by name, or the first one, and its model.
+
+    Raises:
+        ConfigError: there is no such stage, or its model's shape is not in the recipe.
+    """
+    name = stage_name or next((n for n in recipe.order() if isinstance(recipe.stages[n], PretrainStage)), "")
+    stage = recipe.stages.get(name)
+    pretraining = [n for n, s in recipe.stages.items() if isinstance(s, PretrainStage)]
+    if not isinstance(stage, PretrainStage):
+        raise ConfigError(f"{name or recipe.name!r} is not a pretraining stage.{did_you_mean(name, pretraining)}")
+    model = model_of(recipe, name)
+    if model is None:
+        raise ConfigError(
+            f"stages.{name}: its model comes from an artifact. Name a stage whose shape is in the recipe."
+        )
+    return name, stage, model
+
+
+def with_vocabulary(model: ModelConfig, recipe: Recipe, name: str) -> ModelConfig:
+    """A stage's model with the vocabulary that its tokens will have, if none is set; a multiple of 64."""
+    size = model.vocab_size or _vocabulary(recipe, name)
+    return replace(model, vocab_size=-(-size // 64) * 64)
 
 
 def draw_tokens(folder: Path, vocab_size: int, sequence_length: int, seed: int) -> None:

@@ -110,6 +110,6 @@ def _only(series: Series, source: str) -> Path:
             (view / name).symlink_to((tokens / name).resolve(), target_is_directory=True)
     index = json.loads((tokens / "index.json").read_text())
     counts = index["sources"][source]
-    index["sources"] = {source: {"train": dict.fromkeys(counts["train"], 0), "heldout": counts["heldout"]}}
+    index["sources"] = {source: {"train": {"documents": 0, "tokens": 0}, "heldout": counts["heldout"]}}
     (view / "index.json").write_text(json.dumps(index))
     return view

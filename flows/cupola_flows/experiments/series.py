@@ -54,9 +54,11 @@ class Basis:
         return self.stage.weights or source_weights(self.tokens) or tokens
 
     def optimizer(self, steps: int, **changes: Any) -> OptimizerConfig:
-        """The stage's optimizer for `steps`, with the same share of warmup steps."""
+        """The stage's optimizer for `steps`, with the same shares of warm-up and decay."""
         of = self.job.optimizer
-        return replace(of, warmup_steps=round(of.warmup_steps * steps / self.stage.steps), **changes)
+        warmup, decay = (round(part * steps / self.stage.steps) for part in (of.warmup_steps, of.decay_steps))
+        decay = max(decay, 1) if of.decay_steps else 0
+        return replace(of, warmup_steps=warmup, decay_steps=decay, **changes)
 
     def with_batch(self, sequences: int, **changes: Any) -> TrainJob:
         """The job with another global batch size."""
@@ -97,6 +99,7 @@ def basis_of(workspace: Workspace, recipe: Recipe, stage_name: str = "") -> Basi
         batch=stage.batch,
         data=NextTokenData(tokens=tokens.path, reset_at_documents=stage.reset_at_documents, copying=stage.copying),
         precision=stage.precision,
+        fp8=stage.fp8,
     )
     return Basis(recipe, name, stage, tokens, job)
 

@@ -25,6 +25,7 @@ from cupola_trainer.config import (
     TrainSettings,
 )
 from cupola_trainer.config.layout_rules import validate_layout
+from cupola_trainer.config.precision_rules import validate_precision
 
 HELDOUT_MEANS = ("loss", "margin", "accuracy", "ece", "reward")
 """Held-out metrics in the summary of a training stage, before and after."""
@@ -95,6 +96,7 @@ class TrainStage(Stage, TrainSettings, LayoutSettings):
             lengths=self.lengths(),
             copying=getattr(self, "copying", None),
         )
+        validate_precision(model, self, layout)
 
     def lengths(self) -> LengthSchedule | None:
         """The schedule of sequence lengths; None for a single length."""

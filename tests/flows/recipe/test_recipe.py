@@ -63,6 +63,11 @@ def test_the_schema_describes_every_field() -> None:
         ("parent: upcycle", "parent: upcicle", "stages.pretrain_moe.parent: there is no stage 'upcicle'. Did you mean"),
         ("parent: pretrain\n", "parent: dpo\n", "the stages form a cycle: upcycle -> dpo -> preferences -> sft"),
         ("parent: pretrain_moe", "parent: prepare", "stages.sft.parent: stage 'prepare' gives tokens, but checkpoint is"),
+        (
+            "warmup_steps: 20",
+            "warmup_steps: 20, schedule: wsd, decay_steps: 9999",
+            "decay_steps=9999 are more than the",
+        ),
         ("warmup_steps: 20", "warmup_steps: many", "stages.pretrain.optimizer.warmup_steps: 'many': input should be a"),
         ("seed: 7", "seed: !!python/object/apply:os.system [ls]", "line 3: YAML tags"),
         ("seed: 7", "seed: &a 7", "line 3: YAML anchors and aliases are refused"),
@@ -126,7 +131,7 @@ def test_a_preset_gives_the_published_values_with_the_changes() -> None:
 @pytest.mark.parametrize(
     ("model", "line"),
     [
-        ("{preset: qwen2-0.6b}", "stages.pretrain.model: preset 'qwen2-0.6b' is unknown. Did you mean 'qwen2-0.5b'?"),
+        ("{preset: qwen2-0.4b}", "stages.pretrain.model: preset 'qwen2-0.4b' is unknown. Did you mean 'qwen2-0.5b'?"),
         ("{preset: 3}", "stages.pretrain.model: preset 3 is unknown. Known: gemma-2-27b,"),
         ("{presett: qwen2-0.5b}", "stages.pretrain.model.presett: there is no such key. Did you mean 'preset'?"),
         ("{preset: qwen2-0.5b, num_layer: 3}", "model.num_layer: there is no such key. Did you mean 'num_layers'?"),

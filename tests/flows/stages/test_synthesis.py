@@ -74,7 +74,7 @@ def server() -> Iterator[Server]:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The waits of the client, in seconds, without waiting."""
     kept: list[float] = []
-    monkeypatch.setattr("cupola_platform.endpoint.time.sleep", kept.append)
+    monkeypatch.setattr("cupola_platform.json_service.time.sleep", kept.append)
     return kept
 
 

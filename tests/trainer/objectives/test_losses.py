@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 from trl import DPOTrainer, RewardTrainer
+from trl.experimental.cpo import CPOTrainer
 from trl.experimental.gkd import GKDTrainer
+from trl.experimental.orpo import ORPOTrainer
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer.objectives.losses.distillation import distillation_loss, topk_distillation_loss
-from cupola_trainer.objectives.losses.preference import dpo_loss, reward_loss
+from cupola_trainer.objectives.losses.preference import dpo_loss, reference_free_loss, reward_loss
 
 PAIRS, VOCABULARY = 16, 40
 
@@ -30,6 +32,10 @@ def same(ours: Tensor, theirs: Tensor, *inputs: Tensor) -> None:
     actual, expected = torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs)
     for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def halves(values: Tensor) -> tuple[Tensor, Tensor]:
+    return values[:PAIRS], values[PAIRS:]
 
 
 def trl_dpo(logps: Tensor, reference: Tensor, loss_type: str, beta: float) -> Tensor:
@@ -53,12 +59,53 @@ def trl_dpo(logps: Tensor, reference: Tensor, loss_type: str, beta: float) -> Te
     return loss
 
 
-@pytest.mark.parametrize(("loss_type", "beta"), [("sigmoid", 0.1), ("sigmoid", 0.7), ("ipo", 0.2)])
+@pytest.mark.parametrize(
+    ("loss_type", "beta"), [("sigmoid", 0.1), ("sigmoid", 0.7), ("ipo", 0.2), ("apo_zero", 0.1), ("apo_down", 0.3)]
+)
 def test_dpo_equals_trls(loss_type: str, beta: float) -> None:
     logps, reference = draw(0, 2 * PAIRS, spread=5), draw(1, 2 * PAIRS, spread=5).detach()
     losses, chosen, rejected = dpo_loss(*logps.chunk(2), *reference.chunk(2), beta=beta, loss_type=loss_type)
     same(losses.mean(), trl_dpo(logps, reference, loss_type, beta), logps)
     torch.testing.assert_close(torch.cat([chosen, rejected]), beta * (logps - reference).detach())
+
+
+@pytest.mark.parametrize(("loss_type", "theirs"), [("cpo", "sigmoid"), ("simpo", "simpo")])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cpo_and_simpo_equal_trls(loss_type: str, theirs: str, smoothing: float) -> None:
+    logps, lengths = draw(0, 2 * PAIRS, spread=5), torch.arange(1.0, 2 * PAIRS + 1, dtype=torch.float64)
+    trainer: Any = object.__new__(CPOTrainer)
+    trainer.alpha, trainer.loss_type, trainer.beta, trainer.simpo_gamma = 0.0, theirs, 0.3, 0.5
+    trainer.label_smoothing, trainer.accelerator = smoothing, Accelerator(cpu=True)
+    better, worse = logps.chunk(2)
+    losses, chosen, rejected = reference_free_loss(
+        better, worse, halves(lengths), loss_type=loss_type, beta=0.3, label_smoothing=smoothing, target_margin=0.5
+    )
+    given = logps if loss_type == "cpo" else logps / lengths  # TRL averages before
+    expected, *rewards = trainer.cpo_loss(*given.chunk(2))
+    same(losses.mean(), expected.mean(), logps)
+    torch.testing.assert_close([chosen, rejected], rewards)
+
+
+def test_orpo_equals_trls() -> None:
+    logps = draw(0, 2 * PAIRS, spread=5).detach().abs().neg().requires_grad_()
+    lengths = torch.arange(1.0, 2 * PAIRS + 1, dtype=torch.float64)
+    trainer: Any = object.__new__(ORPOTrainer)
+    trainer.beta, trainer.accelerator = 0.2, Accelerator(cpu=True)
+    better, worse = logps.chunk(2)
+    losses, *_ = reference_free_loss(better, worse, halves(lengths), loss_type="orpo", beta=0.2)
+    expected = -trainer.odds_ratio_loss(*(logps / lengths).chunk(2))[0]  # in fp32
+    torch.testing.assert_close(losses, expected.double(), rtol=1e-6, atol=1e-6)
+    ours, theirs = (torch.autograd.grad(each.sum(), logps, retain_graph=True)[0] for each in (losses, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_the_odds_of_a_certain_response_stay_finite() -> None:
+    logps = torch.tensor([0.0, -1e-9, -200.0], requires_grad=True)
+    losses, *_ = reference_free_loss(logps, logps.flip(0), (torch.ones(3), torch.ones(3)), loss_type="orpo")
+    losses.sum().backward()
+    assert losses.isfinite().all()
+    assert logps.grad is not None
+    assert logps.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("margins", [False, True])

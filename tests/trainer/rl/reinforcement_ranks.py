@@ -48,6 +48,11 @@ LAYOUTS = {
     "grpo dense dp2": LayoutConfig(dp=2),
     "grpo dense tp2 sp cp2": LayoutConfig(tp=2, sp=True, cp=2),
     "grpo dense pp2 vp2 dp2": LayoutConfig(pp=2, vp=2, dp=2),
+    "gspo dense one process": LayoutConfig(),
+    "gspo dense tp2 sp": LayoutConfig(tp=2, sp=True),
+    "gspo dense cp2": LayoutConfig(cp=2),
+    "cispo dense one process": LayoutConfig(),
+    "cispo dense cp2": LayoutConfig(cp=2),
     "grpo moe one process": LayoutConfig(),
     "grpo moe ep2": LayoutConfig(dp=2, ep=2),
     "grpo moe tp2 sp pp2": LayoutConfig(tp=2, sp=True, pp=2),
@@ -62,6 +67,18 @@ LAYOUTS = {
     "online_dpo dense pp2": LayoutConfig(pp=2),
     "online_dpo dense cp2": LayoutConfig(cp=2),
     "online_dpo dense tp2 sp dp2": LayoutConfig(tp=2, sp=True, dp=2),
+}
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "grpo": {"normalization": "token"},
+    "gspo": {"ratio": "sequence", "clip_low": 0.01, "clip_high": 0.01, "kl_estimator": "k2"},
+    "cispo": {
+        "clipping": "weight",
+        "normalization": "token",
+        "baseline": "leave_one_out",
+        "scale_rewards": "rollout",
+    },
 }
 
 
@@ -83,7 +100,7 @@ def job_of(kind: str, material: Path, policy: Path, layout: LayoutConfig, output
         ),
         "rewards": (PythonReward(function="toy_rewards:spaces"),),
     }
-    data: GrpoData | PpoData | OnlineDpoData = GrpoData(**shared, normalization="token")
+    data: GrpoData | PpoData | OnlineDpoData = GrpoData(**shared, **VARIANTS.get(kind, {}))
     if kind == "ppo":
         data = PpoData(**shared, value_warmup_steps=1, value_optimizer=OptimizerConfig(lr=1e-3))
     elif pairs:

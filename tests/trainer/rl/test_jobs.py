@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,34 @@ def test_ppo_learns_values_first_and_then_raises_the_reward(job: JobOf, material
     assert lines[2]["kl_coef"] != 0.04
     before, after = rewards(events, 4)
     assert after > before + 0.05
+
+
+def test_a_rollout_without_any_reward_ends_the_job(job: JobOf, material: Path) -> None:
+    data = grpo(material, rewards=(PythonReward(function="toy_rewards:failing"),))
+    with pytest.raises(ConfigError, match=r"none of its 32 responses has a reward \(reward_raised 32\)"):
+        train(job("failing", data), lambda: False)
+
+
+def test_responses_near_the_longest_lose_reward_in_training_only(job: JobOf, material: Path) -> None:
+    data = grpo(material, rollout=replace(ROLLOUT, length_buffer=4))
+    under_way = begin(job("late", data))
+    under_way.start()
+    under_way.step()
+    under_way.watchdog.stop()
+    objective: Any = under_way.objective
+    rollout = objective.current
+    late = -np.clip(rollout.lengths - (ROLLOUT.max_new_tokens - 4), 0, None) / 4
+    assert late.min() == -1
+    assert rollout.metrics["reward_length"] == pytest.approx(late.mean())
+    assert rollout.metrics["reward"] == pytest.approx(rollout.metrics["reward_spaces"] + late.mean())
+    assert objective.measure()["reward"] >= 0  # the share of spaces
+
+
+def test_a_buffer_longer_than_a_response_is_refused(material: Path) -> None:
+    with pytest.raises(ConfigError, match=r"length_buffer=9 is more than max_new_tokens=8"):
+        replace(ROLLOUT, max_new_tokens=8, length_buffer=9).check(BatchConfig(sequence_length=32), pairs=False)
+    with pytest.raises(ValueError, match="CISPO weighs tokens"):
+        grpo(material, ratio="sequence", clipping="weight")
 
 
 def test_responses_without_a_reward_are_counted_and_left_out(job: JobOf, material: Path) -> None:

@@ -22,8 +22,10 @@ from cupola_trainer.objectives.losses.actor_critic import (
 )
 from cupola_trainer.objectives.losses.policy_gradient import (
     clipped_ratio_loss,
+    clipped_weight_loss,
     group_advantages,
     kl_estimate,
+    length_penalty,
     token_weights,
 )
 
@@ -44,12 +46,14 @@ def draw(seed: int = 0) -> dict[str, Tensor]:
     }
 
 
-def trl_loss(data: dict[str, Tensor], loss_type: str, beta: float, low: float, high: float) -> Tensor:
+def trl_loss(
+    data: dict[str, Tensor], loss_type: str, beta: float, low: float, high: float, level: str = "token"
+) -> Tensor:
     """The loss of TRL's trainer, given our log-probabilities in place of a model's."""
     trainer: Any = object.__new__(GRPOTrainer)
     trainer._get_per_token_logps_and_entropies = lambda *a, **k: (data["logps"], torch.zeros(ROWS, TOKENS), None)
     trainer.top_entropy_quantile, trainer.off_policy_mask_threshold = 1.0, None
-    trainer.importance_sampling_level, trainer.loss_type, trainer.beta = "token", loss_type, beta
+    trainer.importance_sampling_level, trainer.loss_type, trainer.beta = level, loss_type, beta
     trainer.epsilon_low, trainer.epsilon_high, trainer.max_completion_length = low, high, LONGEST
     trainer.args = SimpleNamespace(delta=None, use_bias_correction_kl=False, steps_per_generation=1)
     trainer.use_vllm = trainer.aux_loss_enabled = trainer._entropy_bonus_enabled = False
@@ -78,7 +82,7 @@ def trl_loss(data: dict[str, Tensor], loss_type: str, beta: float, low: float, h
 @pytest.mark.parametrize(("beta", "high"), [(0.0, 0.2), (0.04, 0.28)])
 def test_the_loss_and_its_gradient_equal_trls(normalization: Any, theirs: str, beta: float, high: float) -> None:
     data = draw()
-    losses, clipped = clipped_ratio_loss(data["logps"], data["old"], data["advantages"][:, None], low=0.2, high=high)
+    losses, clipped = clipped_ratio_loss(data["logps"] - data["old"], data["advantages"][:, None], low=0.2, high=high)
     losses = losses + beta * kl_estimate(data["logps"], data["ref"])
     loss = (losses * token_weights(data["mask"], normalization, LONGEST)).sum() / ROWS
     expected = trl_loss(data, theirs, beta, 0.2, high)
@@ -88,11 +92,53 @@ def test_the_loss_and_its_gradient_equal_trls(normalization: Any, theirs: str, b
     assert 0.05 < clipped.double().mean() < 0.5
 
 
+def assert_same(loss: Tensor, expected: Tensor, logps: Tensor) -> None:
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+    ours, reference = (torch.autograd.grad(value, logps, retain_graph=True)[0] for value in (loss, expected))
+    torch.testing.assert_close(ours, reference, rtol=1e-6, atol=1e-6)
+
+
+def test_one_ratio_for_each_response_equals_trls_gspo() -> None:
+    data = draw()
+    shares = data["mask"] / data["mask"].sum(dim=1, keepdim=True)
+    log_ratio = ((data["logps"] - data["old"]) * shares).sum(dim=1, keepdim=True).expand_as(shares)
+    losses, clipped = clipped_ratio_loss(log_ratio, data["advantages"][:, None], low=0.05, high=0.05)
+    assert_same((losses * shares).sum() / ROWS, trl_loss(data, "grpo", 0.0, 0.05, 0.05, "sequence"), data["logps"])
+    assert clipped.any()
+
+
+def test_clipped_weights_equal_trls_cispo() -> None:
+    data = draw()
+    log_ratio = data["logps"] - data["old"]
+    losses, clipped = clipped_weight_loss(data["logps"], log_ratio, data["advantages"][:, None], high=0.2)
+    loss = (losses * token_weights(data["mask"], "token", LONGEST)).sum() / ROWS
+    assert_same(loss, trl_loss(data, "cispo", 0.0, 0.2, 1.2), data["logps"])
+    assert clipped.any()
+
+
+def test_a_reward_is_compared_with_the_mean_of_the_others() -> None:
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 5.0], [2.0, 2.0, 3.0, 2.0]])
+    others = (rewards.sum(dim=1, keepdim=True) - rewards) / 3
+    torch.testing.assert_close(group_advantages(rewards, baseline="leave_one_out", scale="none"), rewards - others)
+
+
+def test_advantages_are_divided_by_the_rollouts_standard_deviation() -> None:
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 5.0], [2.0, 2.0, 3.0, 2.0]])
+    expected = (rewards - rewards.mean(dim=1, keepdim=True)) / (rewards.std() + 1e-4)  # TRL's scale_rewards="batch"
+    torch.testing.assert_close(group_advantages(rewards, scale="rollout"), expected)
+
+
+def test_the_length_penalty_falls_over_the_buffer() -> None:
+    lengths = torch.tensor([0.0, 6.0, 7.0, 8.0, 10.0])
+    assert length_penalty(lengths, 10, 4).tolist() == [0.0, 0.0, -0.25, -0.5, -1.0]
+    assert length_penalty(lengths, 10, 0).abs().sum() == 0
+
+
 def test_advantages_are_divided_by_the_groups_standard_deviation() -> None:
     rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [2.0, 2.0, 2.0, 2.0], [3.0, 1.0, 2.0, 6.0]])
     expected = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)  # as in TRL
     torch.testing.assert_close(group_advantages(rewards), expected, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(group_advantages(rewards, scale=False)[2], torch.tensor([0.0, -2.0, -1.0, 3.0]))
+    torch.testing.assert_close(group_advantages(rewards, scale="none")[2], torch.tensor([0.0, -2.0, -1.0, 3.0]))
 
 
 def test_responses_without_a_reward_are_ignored_and_a_lone_one_has_no_advantage() -> None:
@@ -116,6 +162,7 @@ def test_k1_and_k3_are_unbiased_and_k3_is_never_negative() -> None:
         expectation = (policy.exp() * kl_estimate(policy, reference, kind)).sum()  # type: ignore[arg-type]
         torch.testing.assert_close(expectation, exact, rtol=1e-12, atol=1e-12)
     assert (kl_estimate(policy, reference, "k3") >= 0).all()
+    torch.testing.assert_close(kl_estimate(policy, reference, "k2"), (policy - reference).square() / 2)
     assert (kl_estimate(policy, reference, "k1") < 0).any()
 
 

@@ -2,7 +2,10 @@
 
 import json
 import math
+import threading
+import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 
 from cupola_platform.errors import ConfigError, CorruptArtifactError
 from cupola_trainer import runtime
-from cupola_trainer.config import ExecutionReward, LayoutConfig, PythonReward, TaskReward
+from cupola_trainer.config import ExecutionReward, HttpReward, LayoutConfig, PatternReward, PythonReward, TaskReward
 from cupola_trainer.generation.batch import Completion
 from cupola_trainer.rl.prompts import Prompt, PromptOrder, read_prompts, spread
 from cupola_trainer.rl.rewards import combine, load_function, score_responses
@@ -102,3 +105,65 @@ def test_a_rollout_survives_saving_and_a_truncated_file_is_refused(tmp_path: Pat
     (tmp_path / "kept.npz").write_bytes((tmp_path / "kept.npz").read_bytes()[:200])
     with pytest.raises(CorruptArtifactError, match=r"kept\.npz cannot be read"):
         Rollout.load(tmp_path / "kept.npz")
+
+
+@pytest.fixture
+def service() -> Iterator[tuple[str, list[Any]]]:
+    """A reward service, its URL and what it was asked: it answers a response "late" after a second, "text" with text,
+    "down" with status 503 and "wrong" with status 401."""
+    asked: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append((question, self.headers.get("Authorization")))
+            response = question["response"]
+            if response == "late":
+                time.sleep(1)
+            answer = {"text": b"I would give it a 7."}.get(response, json.dumps({"reward": len(response)}).encode())
+            self.send_response({"down": 503, "wrong": 401}.get(response, 200))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *unused: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/score", asked
+        server.shutdown()
+        thread.join()
+
+
+def test_a_service_scores_responses_and_a_late_or_unreadable_score_drops_one(
+    one_rank: None, service: tuple[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, asked = service
+    monkeypatch.setenv("CUPOLA_REWARD_KEY", "s3cret")
+    rewards = (HttpReward(url=url, timeout_seconds=0.3, retries=1),)
+    rows = [{"id": str(number)} for number in range(4)]
+    scores = combine(rewards, score_responses(rewards, rows, ["good", "late", "text", "down"]))
+    assert scores.total[0] == 4
+    assert np.isnan(scores.total[1:]).all()
+    assert scores.drops == {"reward_unanswered": 3}
+    assert ({"row": {"id": "0"}, "response": "good"}, "Bearer s3cret") in asked
+    assert len(asked) == 1 + 3 * 2  # each failure was tried again
+
+
+def test_a_service_that_refuses_ends_the_job_without_telling_the_key(
+    one_rank: None, service: tuple[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUPOLA_REWARD_KEY", "s3cret")
+    with pytest.raises(ConfigError, match="refuses the request, status 401") as refused:
+        score_responses((HttpReward(url=service[0]),), [{}], ["wrong"])
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_pattern_rewards_the_form_of_a_whole_response(one_rank: None) -> None:
+    rewards = (PatternReward(pattern="<think>.*</think>.+"),)
+    responses = ["<think>\nhm\n</think>\n4", "4", "<think></think>"]
+    scores = combine(rewards, score_responses(rewards, [{}] * 3, responses))
+    assert scores.total.tolist() == [1.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match="is not a regular expression"):
+        PatternReward(pattern="(")

@@ -22,3 +22,8 @@ OVERWHELMING: set[str] = set()
 def overwhelming(row: dict[str, Any], response: str) -> float:
     """The share of spaces, except for some prompts."""
     return 1.7e308 if row["messages"][-1]["content"] in OVERWHELMING else spaces(row, response)
+
+
+def failing(row: dict[str, Any], response: str) -> float:
+    """Never gives a score."""
+    raise ValueError("not today")

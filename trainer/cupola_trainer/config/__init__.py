@@ -14,6 +14,9 @@ scorers.py          how responses are scored
 rl.py               objectives that train on the model's own responses: prompts, sampling, rewards
 probe.py            the job that examines a cluster's nodes, and its report
 layout_rules.py     which layouts are refused
+memory.py           a forecast of the memory that training takes
+precision.py        in which precision a model trains
+precision_rules.py  which precisions are refused
 model/              the model: shape, positions, presets
 jobs.py             the jobs
 """
@@ -70,23 +73,31 @@ from cupola_trainer.config.objectives import (
     TrainingData,
     check_replay,
 )
+from cupola_trainer.config.precision import Fp8Config, Precision
 from cupola_trainer.config.probe import NodeReport, ProbeJob, ProbeReport
 from cupola_trainer.config.rl import (
-    ExecutionReward,
     GrpoData,
     GrpoSettings,
     OnlineDpoData,
     OnlineDpoSettings,
     PpoData,
     PpoSettings,
-    PythonReward,
     ReinforcementSettings,
+    RolloutConfig,
+)
+from cupola_trainer.config.scorers import (
+    ROW_FIELDS,
+    ExecutionReward,
+    HttpReward,
+    PatternReward,
+    PreferenceScorer,
+    PythonReward,
     Reward,
     RewardModelReward,
-    RolloutConfig,
+    Scorer,
+    SynthesisScorer,
     TaskReward,
 )
-from cupola_trainer.config.scorers import ROW_FIELDS, PreferenceScorer, Scorer, SynthesisScorer
 from cupola_trainer.config.training import (
     OPTIMIZER,
     BatchConfig,
@@ -116,8 +127,10 @@ __all__ = [
     "EvaluateSettings",
     "ExecutionReward",
     "FaultConfig",
+    "Fp8Config",
     "GrpoData",
     "GrpoSettings",
+    "HttpReward",
     "Job",
     "LayoutConfig",
     "LayoutSettings",
@@ -139,9 +152,11 @@ __all__ = [
     "OnlineMergingConfig",
     "OptimizerConfig",
     "ParetoFrontJob",
+    "PatternReward",
     "PositionChange",
     "PpoData",
     "PpoSettings",
+    "Precision",
     "PreferenceScorer",
     "ProbeJob",
     "ProbeReport",

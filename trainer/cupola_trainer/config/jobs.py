@@ -53,7 +53,7 @@ class TrainJob(TrainSettings, RenderingJob):
     """First and last step to trace with torch's profiler, into `output/profile`; None for no trace."""
 
     @model_validator(mode="after")
-    def _one_length(self) -> "TrainJob":
+    def _length(self) -> "TrainJob":
         epochs = getattr(self.data, "epochs", None)
         if bool(self.steps) == bool(epochs):
             raise ValueError(f"steps={self.steps} and data.epochs={epochs}: set exactly one of them")

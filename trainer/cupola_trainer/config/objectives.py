@@ -83,11 +83,36 @@ class SftData(SftSettings):
         return self
 
 
+REFERENCE_FREE = ("cpo", "simpo", "orpo")
+"""Losses on pairs that need no reference model."""
+
+
 class DpoSettings(PairLossSettings):
     """DPO's loss, with an optional SFT loss on the chosen responses."""
 
+    loss_type: Literal["sigmoid", "ipo", "apo_zero", "apo_down", "cpo", "simpo", "orpo"] = "sigmoid"  # type: ignore[assignment]
+    """DPO's own loss; IPO's squared one, which does not diverge on pairs that are already separated; APO's, which
+    fixes whether chosen responses become likelier (`apo_zero`) or not (`apo_down`); or, without a reference, CPO's,
+    SimPO's or ORPO's."""
+
+    target_margin: float = Field(default=0.0, ge=0)
+    """SimPO's gamma: by how much beta times the mean log-probability of the chosen response should be higher."""
+
     sft_weight: float = Field(default=0.0, ge=0)
     """Weight of the mean token loss on chosen responses, which keeps them likely while the margin grows."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss compares with the frozen initial model."""
+        return self.loss_type not in REFERENCE_FREE
+
+    @model_validator(mode="after")
+    def _parts_of_the_loss(self) -> "DpoSettings":
+        if self.target_margin and self.loss_type != "simpo":
+            raise ValueError(f"target_margin with loss_type={self.loss_type}: only simpo has one. Leave it out")
+        if self.loss_type == "orpo" and not self.sft_weight:
+            raise ValueError("loss_type=orpo without sft_weight: ORPO adds its term to SFT's loss. Set sft_weight: 1")
+        return self
 
 
 class DpoData(DpoSettings):
@@ -101,6 +126,12 @@ class DpoData(DpoSettings):
     reference: Path | None = None
     """Folder of a `reference` artifact: the frozen model's log-probabilities; None to compute them before the first
     step."""
+
+    @model_validator(mode="after")
+    def _reference_is_used(self) -> "DpoData":
+        if self.reference and not self.needs_reference:
+            raise ValueError(f"reference with loss_type={self.loss_type}, which has none. Leave it out")
+        return self
 
 
 class RewardSettings(Strict):

@@ -1,62 +1,15 @@
-"""Training on the model's own responses: prompts, sampling, rewards."""
+"""Training on the model's own responses: prompts, sampling, losses."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from cupola_platform.errors import ConfigError
 from cupola_platform.strict import STRICT, Strict
+from cupola_trainer.config.scorers import Reward, TaskReward
 from cupola_trainer.config.training import BatchConfig, OptimizerConfig
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class TaskReward:
-    """The scorer of the prompt's task (reasoning-gym): 1 for a correct response, less otherwise."""
-
-    scorer: Literal["task"] = "task"
-    weight: float = 1.0
-    """Weight of the score in the total reward."""
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class ExecutionReward:
-    """The share of a row's unit tests that the response's Python passes. The code runs in a sandbox without network or
-    write access. Rows carry {"tests": [Python statements]}."""
-
-    scorer: Literal["execution"] = "execution"
-    weight: float = 1.0
-    """Weight of the score in the total reward."""
-    timeout_seconds: float = Field(default=5.0, gt=0)
-    """Limit on CPU time and on wall time, for all tests of a response together."""
-    memory_bytes: int = Field(default=512 * 2**20, ge=2**26)
-    """Address space limit of the process."""
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class RewardModelReward:
-    """A reward model's score of prompt and response."""
-
-    scorer: Literal["reward_model"] = "reward_model"
-    weight: float = 1.0
-    """Weight of the score in the total reward."""
-    checkpoint: Path
-    """Folder of a checkpoint with a scalar head and the policy's tokenizer."""
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class PythonReward:
-    """A Python function of the prompt's row and the response text: `function(row, response) -> float`."""
-
-    scorer: Literal["python"] = "python"
-    weight: float = 1.0
-    """Weight of the score in the total reward."""
-    function: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
-    """`package.module:function`, importable by the job's processes."""
-
-
-Reward = Annotated[TaskReward | ExecutionReward | RewardModelReward | PythonReward, Field(discriminator="scorer")]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -98,6 +51,10 @@ class RolloutConfig:
     truncated: Literal["keep", "mask"] = "keep"
     """Responses truncated at max_new_tokens: score them as they are, or mask them out of the loss too."""
 
+    length_buffer: int = Field(default=0, ge=0)
+    """Responses within this many tokens of max_new_tokens lose up to 1 of their reward (DAPO's soft overlong
+    punishment); 0 for none."""
+
     heldout_prompts: int = Field(default=64, ge=0)
     """Held-out prompts, spread over their file, whose greedy responses are scored at each evaluation."""
 
@@ -120,6 +77,11 @@ class RolloutConfig:
             raise ConfigError(
                 f"a rollout has {samples} {what}, not a multiple of global_batch_size={batch.global_batch_size}. "
                 f"Try global_batch_size={samples}, or change rollout.prompts={self.prompts}."
+            )
+        if self.length_buffer > self.max_new_tokens:
+            raise ConfigError(
+                f"rollout.length_buffer={self.length_buffer} is more than max_new_tokens={self.max_new_tokens}: every "
+                "response would lose reward. Use a smaller one."
             )
         if batch.sequence_length <= self.max_new_tokens:
             raise ConfigError(
@@ -164,12 +126,32 @@ class GrpoSettings(ReinforcementSettings):
     clip_high: float = Field(default=0.2, gt=0)
     """How far above 1 it may rise."""
 
+    ratio: Literal["token", "sequence"] = "token"
+    """What is clipped: each token's ratio, or one of each response, the geometric mean of its tokens' (GSPO)."""
+
+    clipping: Literal["loss", "weight"] = "loss"
+    """`loss`: a clipped token has no gradient (PPO, GRPO). `weight`: the ratio, at most 1 + clip_high, weighs the
+    gradient of every token (CISPO)."""
+
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """How the KL is estimated in the loss: log ratio, half its square, or GRPO's. k1 has a gradient of mean zero."""
+
+    baseline: Literal["mean", "leave_one_out"] = "mean"
+    """What a reward is compared with: its group's mean, or the mean of the group's others (RLOO)."""
+
     normalization: Literal["response", "token", "constant"] = "response"
     """`response`: mean over tokens, then responses (GRPO). `token`: mean over all tokens (DAPO). `constant`: divide by
     max_new_tokens (Dr. GRPO)."""
 
-    scale_rewards: bool = True
-    """Divide a group's advantages by the standard deviation of its rewards."""
+    scale_rewards: Literal["group", "rollout", "none"] = "group"
+    """Divide advantages by the standard deviation of the group's rewards (GRPO) or of the rollout's (REINFORCE++), or
+    leave them (Dr. GRPO, RLOO)."""
+
+    @model_validator(mode="after")
+    def _one_way_to_clip(self) -> "GrpoSettings":
+        if self.ratio == "sequence" and self.clipping == "weight":
+            raise ValueError("ratio=sequence with clipping=weight: CISPO weighs tokens. Use ratio: token")
+        return self
 
     @model_validator(mode="after")
     def _ema_needs_kl(self) -> "GrpoSettings":
@@ -236,6 +218,10 @@ class PpoData(PpoSettings, ReinforcementData):
     """Folder of a `tokens` artifact to mix in, one sequence per response; None for no mixing."""
 
 
+SMOOTHED = ("sigmoid", "cpo", "simpo")
+"""Losses on pairs that allow for wrong labels."""
+
+
 class PairLossSettings(Strict):
     """DPO's loss on a pair, wherever the pair comes from."""
 
@@ -245,8 +231,18 @@ class PairLossSettings(Strict):
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Probability that a label is wrong (conservative DPO)."""
 
-    loss_type: Literal["sigmoid", "ipo"] = "sigmoid"
-    """DPO's own loss, or IPO's squared one, which does not diverge on pairs that are already separated."""
+    loss_type: Literal["sigmoid", "ipo", "apo_zero", "apo_down"] = "sigmoid"
+    """DPO's own loss; IPO's squared one, which does not diverge on pairs that are already separated; or APO's, which
+    fixes whether chosen responses become likelier (`apo_zero`) or not (`apo_down`)."""
+
+    @model_validator(mode="after")
+    def _smoothing_is_used(self) -> "PairLossSettings":
+        if self.label_smoothing and self.loss_type not in SMOOTHED:
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing} with loss_type={self.loss_type}: only {', '.join(SMOOTHED)} "
+                "have it. Leave it out"
+            )
+        return self
 
 
 class OnlineDpoSettings(PairLossSettings, ReinforcementSettings):

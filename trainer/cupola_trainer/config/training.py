@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from cupola_platform.errors import ConfigError
 from cupola_platform.strict import STRICT, Strict
 from cupola_trainer.config.lora import LoraConfig
+from cupola_trainer.config.precision import Fp8Config, Precision
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -34,16 +35,26 @@ class OnlineMergingConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay, as in Qwen's pretraining."""
+    """AdamW with linear warm-up and a schedule; by default cosine decay, as in Qwen's pretraining."""
 
     lr: float = Field(default=3e-4, gt=0)
     """Peak learning rate."""
 
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
-    """Final learning rate as a fraction of the peak."""
+    """Lowest learning rate after the warm-up, as a fraction of the peak."""
 
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up."""
+
+    schedule: Literal["cosine", "linear", "constant", "inverse_sqrt", "wsd"] = "cosine"
+    """After the warm-up: decay to `min_lr_ratio` at the last step along half a cosine or a line; no decay; peak x
+    sqrt(warmup_steps / step); or, for `wsd`, the peak until the last `decay_steps` (warm-up, stable, decay)."""
+
+    decay_steps: int = Field(default=0, ge=0)
+    """Steps of the decay of `wsd`, at the end of the run."""
+
+    decay: Literal["linear", "cosine", "exponential", "minus_sqrt"] = "linear"
+    """Shape of that decay. `minus_sqrt`: 1 - sqrt(share of it that is over) (Haegele et al. 2024)."""
 
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """AdamW's first moment decay."""
@@ -60,8 +71,43 @@ class OptimizerConfig:
     clip_grad: float = Field(default=1.0, ge=0)
     """Maximum global gradient norm; 0 disables clipping."""
 
+    states: Literal["fp32", "bf16"] = "fp32"
+    """Precision in which both moments are stored. bf16 halves them, in memory and in the optimizer's artifact: they are
+    computed in fp32 and rounded to the nearest. Weights are updated in fp32 either way."""
+
     merging: OnlineMergingConfig | None = None
     """Online merging, which preserves the parent checkpoint's abilities; None for plain AdamW."""
+
+    @model_validator(mode="after")
+    def _decay_belongs_to_wsd(self) -> "OptimizerConfig":
+        if (self.schedule == "wsd") != bool(self.decay_steps):
+            raise ValueError(
+                f"schedule={self.schedule} with decay_steps={self.decay_steps}: wsd needs decay_steps, and only wsd "
+                "has them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _moments_can_move(self) -> "OptimizerConfig":
+        if self.states == "bf16" and self.beta2 > MOST_BETA2:
+            raise ValueError(
+                f"beta2={self.beta2} with states=bf16: a step changes the second moment by less than bf16 resolves, so "
+                f"it would never shrink. Use beta2={MOST_BETA2} or less, or states: fp32"
+            )
+        return self
+
+    def too_long(self, steps: int) -> str:
+        """Why the schedule does not fit into a run of this many steps; empty if it does."""
+        if self.schedule != "wsd" or min(self.warmup_steps, steps - 1) + self.decay_steps <= steps:
+            return ""
+        return (
+            f"optimizer: warmup_steps={self.warmup_steps} and decay_steps={self.decay_steps} are more than the {steps} "
+            "steps of the run. Use fewer"
+        )
+
+
+MOST_BETA2 = 0.99
+"""With moments in bf16: a step must change them by more than half of the last of their 8 bits, at most 2^-8 of them."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -112,6 +158,12 @@ class CheckpointConfig:
     keep_every: int = Field(default=0, ge=0)
     """Also keep checkpoints whose step is a multiple of this, however old; 0 for none."""
 
+    host_memory: float = Field(default=16.0, ge=1 / 16)
+    """GiB of host memory per process that a save copies weights and moments to, so that training can continue while
+    they are written. It is kept between saves. If a process writes more than this, the next update waits until all but
+    this much is on disk. 16 GiB hold what a rank writes of a mixture of 57B parameters on 64 ranks or of 1T on 2,048,
+    and are 128 GiB on a node of eight."""
+
     upload: bool = False
     """Upload each checkpoint to the store in the background, with the same retention. A stage whose work folder is
     empty, on another machine for instance, resumes from there."""
@@ -155,9 +207,9 @@ class PassSettings(Strict):
     """Batch and precision of a pass over data."""
 
     batch: BatchConfig
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """Precision of weights and activations; bf16 keeps master weights, gradients and moments in fp32. `auto`: bf16 on
-    GPUs, fp32 on CPUs."""
+    GPUs, fp32 on CPUs. `fp8`: bf16 with FP8 products in training; passes without gradient are bf16."""
 
 
 class TrainSettings(PassSettings):
@@ -165,6 +217,8 @@ class TrainSettings(PassSettings):
 
     steps: int = Field(default=0, ge=0)
     """Optimizer steps; 0 in supervised fine-tuning to train for `epochs`."""
+    fp8: Fp8Config = Field(default_factory=Fp8Config)
+    """How `precision: fp8` computes."""
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     lora: LoraConfig | None = None
     """Train adapters on the frozen parent and fold them in at the end; None trains every weight."""
@@ -176,3 +230,15 @@ class TrainSettings(PassSettings):
     """Steps between held-out evaluations; 0 evaluates only before the first step and after the last."""
     evaluate_batches: int = Field(default=4, ge=1)
     """Global batches per held-out evaluation."""
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> "TrainSettings":
+        if self.steps and (problem := self.optimizer.too_long(self.steps)):
+            raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _fp8_is_used(self) -> "TrainSettings":
+        if self.precision != "fp8" and self.fp8 != Fp8Config():
+            raise ValueError(f"fp8 is set, but precision={self.precision}. Set precision: fp8, or leave fp8 out")
+        return self

@@ -20,7 +20,8 @@ class Objective(ABC):
     """A training objective. Subclasses define samples, collation and loss; the rest has defaults.
 
     An objective has no state that changes during training, so a resumed job simply rebuilds it. Objectives with state
-    are `online.OnlineObjective`s.
+    are `online.OnlineObjective`s. Of the others, a thread calls `expect`, `sample` and `collate` for the next step
+    while the main thread computes this one.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Objective(ABC):
         """Training sample `index`, for any index >= 0. Every epoch has a different order, determined by the seed."""
 
     def expect(self, samples: Sequence[int]) -> None:  # noqa: B027
-        """Begin to fetch training samples that are read next, if this machine does not have them. Returns at once."""
+        """Fetch training samples that are about to be read, many at once, if this machine does not have them."""
 
     @abstractmethod
     def heldout(self, index: int) -> Mapping[str, np.ndarray] | None:

@@ -1,7 +1,8 @@
-"""Direct preference optimization, with the frozen initial model as the reference."""
+"""Direct preference optimization, with the frozen initial model as the reference, and its variants without one."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from cupola_trainer.data.order import order
 from cupola_trainer.objectives.base import Forward, Objective
 from cupola_trainer.objectives.collectives import shared
 from cupola_trainer.objectives.inputs import ObjectiveInputs, computed_once
-from cupola_trainer.objectives.losses.preference import dpo_loss
+from cupola_trainer.objectives.losses.preference import dpo_loss, reference_free_loss
 from cupola_trainer.objectives.sft import pad
 
 
@@ -92,19 +93,18 @@ class DpoObjective(Objective):
         """Sum over pairs, number of pairs, and sums over pairs of margin, accuracy and both rewards."""
         chosen, rejected = (-over_rows(output, batch["loss_mask"])).view(-1, 2).unbind(dim=1)  # [pairs] each
         reference_chosen, reference_rejected = batch["reference_logps"].view(-1, 2).unbind(dim=1)
-        losses, chosen_rewards, rejected_rewards = dpo_loss(
-            chosen,
-            rejected,
-            reference_chosen,
-            reference_rejected,
-            beta=self.data.beta,
-            label_smoothing=self.data.label_smoothing,
-            loss_type=self.data.loss_type,
-        )
-        if self.data.sft_weight:
-            losses = (
-                losses - self.data.sft_weight * chosen / over_rows(torch.ones_like(output), batch["loss_mask"])[0::2]
+        lengths = over_rows(torch.ones_like(output), batch["loss_mask"]).view(-1, 2).unbind(dim=1)
+        settings: dict[str, Any] = {name: getattr(self.data, name) for name in ("loss_type", "beta", "label_smoothing")}
+        if self.data.needs_reference:
+            losses, chosen_rewards, rejected_rewards = dpo_loss(
+                chosen, rejected, reference_chosen, reference_rejected, **settings
             )
+        else:
+            losses, chosen_rewards, rejected_rewards = reference_free_loss(
+                chosen, rejected, lengths, target_margin=self.data.target_margin, **settings
+            )
+        if self.data.sft_weight:
+            losses = losses - self.data.sft_weight * chosen / lengths[0]
         margins = chosen_rewards - rejected_rewards
         sums = {
             "margin": margins.sum(),
@@ -120,7 +120,9 @@ class DpoObjective(Objective):
 
     def prepare(self, forward: Forward) -> None:
         """Compute the reference log-probabilities, unless `data.reference` or an earlier start of the job has them."""
-        if not self.data.reference:
+        if not self.data.needs_reference:
+            self._reference = np.zeros_like(self._reference)
+        elif not self.data.reference:
             self._reference = computed_once(self.kept, lambda: {"reference": self.reference(forward)})["reference"]
 
     def reference(self, forward: Forward) -> np.ndarray:

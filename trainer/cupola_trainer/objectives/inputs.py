@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from cupola_platform.durable import replacing
 from cupola_platform.errors import ConfigError
 from cupola_trainer import runtime
-from cupola_trainer.config import BatchConfig, LayoutConfig
+from cupola_trainer.config import BatchConfig, LayoutConfig, Precision
 from cupola_trainer.config.model.architecture import ModelConfig
 from cupola_trainer.data.chat import ChatTokenizer
 from cupola_trainer.data.tokenizer_folders import load_tokenizer
@@ -40,14 +40,9 @@ class ObjectiveInputs:
     parent: Path | None = None
     """Checkpoint folder to start from."""
     layout: LayoutConfig = field(default_factory=LayoutConfig)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     dry: bool = False
     """Write nothing but caches."""
-
-    @property
-    def samples(self) -> int:
-        """Training samples over all steps."""
-        return self.steps * self.batch.global_batch_size
 
     def chat_tokenizer(self) -> ChatTokenizer:
         """The tokenizer, with its chat template.

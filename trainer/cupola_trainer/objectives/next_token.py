@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +9,7 @@ from torch import Tensor
 
 from cupola_trainer.config import BatchConfig, NextTokenData
 from cupola_trainer.data.batches import Batch
-from cupola_trainer.data.pretraining import shards, tokens
+from cupola_trainer.data.pretraining import tokens
 from cupola_trainer.data.pretraining.copying import Copying
 from cupola_trainer.data.pretraining.lengths import Lengths, cut
 from cupola_trainer.data.pretraining.packing import document_segments
@@ -28,15 +26,9 @@ def build(inputs: ObjectiveInputs) -> Objective:
 
     Raises:
         SourceError: the artifact has too few tokens, or is not a `tokens` artifact.
+        CorruptArtifactError: a shard of it is missing or truncated.
     """
-    return text(inputs, inputs.data, inputs.samples)
-
-
-def text(inputs: ObjectiveInputs, data: NextTokenData, samples: int) -> "NextTokenObjective":
-    """Sequences of a `tokens` artifact, as a job's objective or as part of another one."""
-    return NextTokenObjective(
-        data, batch=inputs.batch, samples=samples, seed=inputs.seed, cache=inputs.output / "index"
-    )
+    return NextTokenObjective(inputs.data, batch=inputs.batch, seed=inputs.seed)
 
 
 class NextTokenObjective(Objective):
@@ -48,16 +40,13 @@ class NextTokenObjective(Objective):
 
     name = "next_token"
 
-    def __init__(self, data: NextTokenData, *, batch: BatchConfig, samples: int, seed: int, cache: Path) -> None:
+    def __init__(self, data: NextTokenData, *, batch: BatchConfig, seed: int) -> None:
         """
         Raises:
             SourceError: the artifact has too few tokens, or is not a `tokens` artifact.
+            CorruptArtifactError: a shard of it is missing or truncated.
         """
-        self._train, self._heldout = tokens.build(
-            data, sequence_length=batch.sequence_length, samples=samples, seed=seed, cache=cache
-        )
-        self._fetching = ThreadPoolExecutor(1) if shards.is_partly(self._train) else None
-        self._fetch: Future[None] | None = None
+        self._train, self._heldout = tokens.build(data, sequence_length=batch.sequence_length, seed=seed)
         self._end = tokens.end_of_document(data) if data.reset_at_documents else None
         self._lengths = Lengths(data.lengths, batch, seed) if data.lengths else None
         self._copying = (
@@ -66,24 +55,22 @@ class NextTokenObjective(Objective):
 
     def _vocabulary(self, end_of_document: int) -> np.ndarray:
         """The distinct tokens of the first training sequences, sorted."""
-        rows = min(len(self._train), math.ceil(WORDS_FROM / len(self._train[0]["tokens"])))
-        text = np.concatenate([self._train[row]["tokens"].numpy() for row in range(rows)])
+        rows = min(self._train.epoch, math.ceil(WORDS_FROM / len(self._train[0])))
+        text = np.concatenate([self._train[row] for row in range(rows)])
         return np.setdiff1d(text, [end_of_document])
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
-        arrays = _arrays(self._train[index % len(self._train)])  # exceeds the length only after a rollback
+        arrays = _arrays(self._train[index])
         length = self._lengths.of(index) if self._lengths else len(arrays["tokens"])
         if self._copying:
             arrays = self._copying.apply(arrays, index, length)
         return arrays | {"sequence_length": np.array(length)} if self._lengths else arrays
 
     def expect(self, samples: Sequence[int]) -> None:
-        if self._fetching and (self._fetch is None or self._fetch.done()):
-            rows = [index % len(self._train) for index in samples]
-            self._fetch = self._fetching.submit(shards.fetch, self._train, rows)
+        self._train.fetch(samples)
 
     def heldout(self, index: int) -> Mapping[str, np.ndarray] | None:
-        return _arrays(self._heldout[index]) if index < len(self._heldout) else None
+        return _arrays(self._heldout[index]) if self._heldout and index < self._heldout.epoch else None
 
     def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
         """With `reset_at_documents`, no token attends to another document or is predicted from its end."""
@@ -100,5 +87,8 @@ class NextTokenObjective(Objective):
         return (output.float() * batch["loss_mask"]).sum(), self.count(batch), {}
 
 
-def _arrays(item: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    return {name: item[name].numpy() for name in FIELDS}
+def _arrays(row: np.ndarray) -> dict[str, np.ndarray]:
+    """`FIELDS` [s] of a row [s + 1]. Every token counts."""
+    length = len(row) - 1
+    values = row[:-1], row[1:], np.ones(length, np.float32), np.arange(length)
+    return dict(zip(FIELDS, values, strict=True))

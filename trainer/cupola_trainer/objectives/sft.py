@@ -1,6 +1,5 @@
 """Supervised fine-tuning: next-token loss on the assistant's tokens only."""
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 
@@ -14,10 +13,10 @@ from cupola_trainer.data.batches import Batch
 from cupola_trainer.data.chat import ChatTokenizer
 from cupola_trainer.data.conversations import Sample, load_conversations, refuse_empty
 from cupola_trainer.data.order import order
-from cupola_trainer.objectives import next_token
 from cupola_trainer.objectives.base import Objective
 from cupola_trainer.objectives.inputs import ObjectiveInputs
-from cupola_trainer.objectives.replay import ReplayObjective, rows_with_text, text_rows
+from cupola_trainer.objectives.next_token import NextTokenObjective
+from cupola_trainer.objectives.replay import ReplayObjective
 
 OPEN_ROWS = 64
 """Rows that packing keeps open to be filled."""
@@ -39,11 +38,8 @@ def _with_replay(sft: Objective, inputs: ObjectiveInputs, data: SftData) -> Obje
     """`sft` with pretraining text mixed in."""
     assert data.pretraining
     check_tokenizer(inputs.tokenizer, data.pretraining)
-    rows, share = inputs.samples, data.pretraining_share
-    if data.epochs:
-        rows = math.ceil(data.epochs * rows_with_text(sft.epoch or 0, share))
-    text = next_token.text(inputs, NextTokenData(tokens=data.pretraining), text_rows(rows, share) + 1)
-    return ReplayObjective(sft, text, share)
+    text = NextTokenObjective(NextTokenData(tokens=data.pretraining), batch=inputs.batch, seed=inputs.seed)
+    return ReplayObjective(sft, text, data.pretraining_share)
 
 
 class SftObjective(Objective):

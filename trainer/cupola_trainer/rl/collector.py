@@ -5,19 +5,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
+from cupola_platform.errors import ConfigError
 from cupola_trainer import runtime
 from cupola_trainer.checkpoint.compatibility import check_tokenizer
-from cupola_trainer.config import BatchConfig, LayoutConfig, ModelConfig
-from cupola_trainer.config.rl import ReinforcementData, RewardModelReward
+from cupola_trainer.config import BatchConfig, LayoutConfig, ModelConfig, Precision
+from cupola_trainer.config.rl import ReinforcementData
+from cupola_trainer.config.scorers import RewardModelReward
 from cupola_trainer.forward import outputs
 from cupola_trainer.forward.schedule import Chunks
 from cupola_trainer.generation.engine import engine_of
 from cupola_trainer.generation.sampling import Sampling
+from cupola_trainer.objectives.losses.policy_gradient import length_penalty
 from cupola_trainer.rl.inference import load_frozen, over_rows
 from cupola_trainer.rl.prompts import Prompt
 from cupola_trainer.rl.reward_model import RewardModel
@@ -35,7 +38,7 @@ class RolloutSettings:
     batch: BatchConfig
     layout: LayoutConfig
     seed: int
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
 
 
 class RolloutCollector:
@@ -86,6 +89,12 @@ class RolloutCollector:
         began = time.monotonic()
         repeated = [prompt for prompt in prompts for _ in range(self.config.samples_per_prompt)]
         rollout, scores = self._respond(repeated, self.sampling, seed=(self.settings.seed << 32) + number + 1)
+        if np.isnan(scores.total).all():
+            reasons = ", ".join(f"{name} {count}" for name, count in scores.drops.items())
+            raise ConfigError(
+                f"rollout {number}: none of its {len(rollout)} responses has a reward ({reasons}). Try the rewards on "
+                "some responses first."
+            )
         generation_seconds = time.monotonic() - began
         rollout.arrays["logps"] = self.logps(self.chunks, rollout)
         if self.reference:
@@ -135,6 +144,10 @@ class RolloutCollector:
         for name, reward_model in self.reward_models.items():
             verdicts[name] = reward_model.score_rollout(rollout, self.settings.batch.micro_batch_size)
         scores = combine(self.data.rewards, verdicts)
+        if self.config.length_buffer and sampling is self.sampling:  # not when measuring
+            lengths = torch.from_numpy(np.asarray(rollout.lengths, dtype=np.float64))
+            late = length_penalty(lengths, self.config.max_new_tokens, self.config.length_buffer).numpy()
+            scores = Scores(scores.total + late, {**scores.parts, "length": late}, scores.drops)
         rollout.arrays["rewards"] = scores.total
         return rollout, scores
 

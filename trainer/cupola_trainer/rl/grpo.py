@@ -11,9 +11,11 @@ from cupola_trainer.checkpoint import Progress
 from cupola_trainer.config import ModelConfig
 from cupola_trainer.config.rl import GrpoData
 from cupola_trainer.data.batches import Batch
+from cupola_trainer.objectives.dpo import over_rows
 from cupola_trainer.objectives.inputs import ObjectiveInputs
 from cupola_trainer.objectives.losses.policy_gradient import (
     clipped_ratio_loss,
+    clipped_weight_loss,
     group_advantages,
     kl_estimate,
     token_weights,
@@ -75,7 +77,8 @@ class GrpoObjective(RolloutObjective):
         groups = rollout.arrays["rewards"].reshape(-1, self.config.samples_per_prompt)
         rewards = torch.from_numpy(groups)
         valid = ~rewards.isnan()
-        advantages = group_advantages(rewards, valid, scale=self.grpo.scale_rewards).float().numpy()
+        advantages = group_advantages(rewards, valid, baseline=self.grpo.baseline, scale=self.grpo.scale_rewards)
+        advantages = advantages.float().numpy()
         rollout.arrays["advantages"] = np.where(rollout.mask, advantages.reshape(-1, 1), 0.0).astype(np.float32)
         rollout.arrays["trained_on"] = (
             rollout.mask & trained_on(rollout, self.config.truncated, self.config.samples_per_prompt)[:, None]
@@ -102,13 +105,19 @@ class GrpoObjective(RolloutObjective):
         fraction, KL from the policy that generated them."""
         logps = torch.where(batch["loss_mask"] > 0, -output.float(), 0.0)  # those of padding are arbitrary
         data, old = self.grpo, batch["old_logps"]
-        losses, clipped = clipped_ratio_loss(logps, old, batch["advantages"], low=data.clip_low, high=data.clip_high)
+        log_ratio = logps - old
+        if data.ratio == "sequence":
+            log_ratio = over_rows(log_ratio, batch["shares"])[:, None].expand_as(logps)
+        if data.clipping == "weight":
+            losses, clipped = clipped_weight_loss(logps, log_ratio, batch["advantages"], high=data.clip_high)
+        else:
+            losses, clipped = clipped_ratio_loss(log_ratio, batch["advantages"], low=data.clip_low, high=data.clip_high)
         sums = {
             "clip_fraction": (clipped * batch["shares"]).sum().float(),
             "policy_kl": (kl_estimate(old, logps.detach()) * batch["shares"]).sum(),
         }
         if data.kl_coef:
-            kl = kl_estimate(logps, batch["ref_logps"])
+            kl = kl_estimate(logps, batch["ref_logps"], data.kl_estimator)
             losses = losses + data.kl_coef * kl
             sums["kl"] = (kl.detach() * batch["shares"]).sum()
         return (losses * batch["weights"]).sum(), self.count(batch), sums

@@ -12,7 +12,6 @@ from cupola_trainer.checkpoint.compatibility import check_tokenizer
 from cupola_trainer.config import ModelConfig, NextTokenData
 from cupola_trainer.config.rl import PpoData
 from cupola_trainer.data.batches import Batch
-from cupola_trainer.objectives import next_token
 from cupola_trainer.objectives.inputs import ObjectiveInputs
 from cupola_trainer.objectives.losses.actor_critic import (
     AdaptiveKl,
@@ -62,7 +61,8 @@ class PpoObjective(RolloutObjective):
         self.pretraining: NextTokenObjective | None = None
         if data.pretraining:
             check_tokenizer(inputs.tokenizer, data.pretraining)
-            self.pretraining = next_token.text(inputs, NextTokenData(tokens=data.pretraining), inputs.samples)
+            text = NextTokenData(tokens=data.pretraining)
+            self.pretraining = NextTokenObjective(text, batch=inputs.batch, seed=inputs.seed)
 
     def attach(self, trainee: Trainee, model: ModelConfig) -> None:
         super().attach(trainee, model)
@@ -128,7 +128,7 @@ class PpoObjective(RolloutObjective):
         generated them."""
         old = batch["old_logps"]
         logps = torch.where(batch["loss_mask"] > 0, -output.float(), 0.0)
-        losses, clipped = clipped_ratio_loss(logps, old, batch["advantages"], low=self.ppo.clip, high=self.ppo.clip)
+        losses, clipped = clipped_ratio_loss(logps - old, batch["advantages"], low=self.ppo.clip, high=self.ppo.clip)
         total = (losses * batch["weights"]).sum()
         sums = {
             "clip_fraction": (clipped * batch["shares"]).sum().float(),

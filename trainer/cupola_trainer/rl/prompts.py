@@ -12,8 +12,7 @@ import numpy as np
 from cupola_platform import json_lines
 from cupola_platform.conversation import normal_tools, problem
 from cupola_platform.json_lines import Row
-from cupola_trainer.config.rl import Reward
-from cupola_trainer.config.scorers import ROW_FIELDS
+from cupola_trainer.config.scorers import ROW_FIELDS, Reward
 from cupola_trainer.data.chat import ChatTokenizer, RefusedError, control_tokens, encode_prompt
 from cupola_trainer.data.order import order
 

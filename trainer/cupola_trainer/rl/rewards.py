@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +12,19 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from cupola_platform.errors import ConfigError
+from cupola_platform.errors import ConfigError, ServiceError
 from cupola_platform.json_lines import Row
+from cupola_platform.json_service import ask
 from cupola_trainer import runtime
-from cupola_trainer.config.rl import ExecutionReward, PythonReward, Reward, RewardModelReward, TaskReward
+from cupola_trainer.config.scorers import (
+    ExecutionReward,
+    HttpReward,
+    PatternReward,
+    PythonReward,
+    Reward,
+    RewardModelReward,
+    TaskReward,
+)
 from cupola_trainer.scoring.execution import passed
 from cupola_trainer.scoring.tasks import score
 
@@ -30,7 +40,7 @@ class Scores:
     parts: dict[str, np.ndarray]
     """Unweighted scores of each reward [responses]."""
     drops: Counter[str]
-    """Number of failures by reason: "reward_raised", "reward_not_finite"."""
+    """Number of failures by reason: "reward_raised", "reward_not_finite", "reward_unanswered"."""
 
 
 def name_of(reward: Reward) -> str:
@@ -48,6 +58,11 @@ def score_function(reward: Reward) -> ScoreFunction | None:
         return _by_task
     if isinstance(reward, ExecutionReward):
         return lambda row, response: passed(response, row["tests"], reward.timeout_seconds, reward.memory_bytes)
+    if isinstance(reward, HttpReward):
+        return lambda row, response: _by_service(reward, row, response)
+    if isinstance(reward, PatternReward):
+        wanted = re.compile(reward.pattern, re.DOTALL)
+        return lambda row, response: float(wanted.fullmatch(response) is not None)
     return None if isinstance(reward, RewardModelReward) else load_function(reward.function)
 
 
@@ -81,8 +96,7 @@ def score_responses(
         function = score_function(reward)
         if function is None:
             continue
-        threads = 4 if isinstance(reward, ExecutionReward) else 1  # each waits for a subprocess
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(_threads(reward)) as pool:
             share = list(pool.map(lambda index, call=function: _verdict(call, rows[index], responses[index]), mine))  # type: ignore[misc]
         shares: list[list[float | str]] = [[]] * runtime.world_size()
         dist.all_gather_object(shares, share)
@@ -128,9 +142,29 @@ def _verdict(function: ScoreFunction, row: Row, response: str) -> float | str:
         value = float(function(row, response))
     except ConfigError:
         raise
+    except ServiceError:
+        return "reward_unanswered"
     except Exception:  # noqa: BLE001 - any failure of a reward drops only this response
         return "reward_raised"
     return value if math.isfinite(value) else "reward_not_finite"
+
+
+def _threads(reward: Reward) -> int:
+    """How many responses to score at a time."""
+    if isinstance(reward, ExecutionReward):
+        return 4  # each waits for a subprocess
+    return reward.concurrency if isinstance(reward, HttpReward) else 1
+
+
+def _by_service(reward: HttpReward, row: Row, response: str) -> float:
+    return ask(
+        reward.url,
+        {"row": row, "response": response},
+        lambda answer: float(answer["reward"]),
+        key_variable=reward.key_variable,
+        timeout=reward.timeout_seconds,
+        retries=reward.retries,
+    )
 
 
 def _by_task(row: Row, response: str) -> float:

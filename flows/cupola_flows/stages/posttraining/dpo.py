@@ -11,7 +11,7 @@ from cupola_trainer.config import DpoData, DpoSettings, ReferenceJob
 
 
 class DpoStage(TrainStage, DpoSettings):
-    """Direct preference optimization against the frozen parent."""
+    """Direct preference optimization against the frozen parent, or one of its variants without a reference."""
 
     renders: ClassVar[bool] = True
     merges_online: ClassVar[bool] = True
@@ -25,7 +25,8 @@ class DpoStage(TrainStage, DpoSettings):
     def run(self, ctx: StageContext, taken: Taken) -> Artifact:
         """Align a checkpoint on preference pairs, with itself as the frozen reference."""
         parent, preferences = taken.one("parent"), taken.one("preferences")
-        stored = None if taken.maybe("base") else reference(ctx, self, parent, preferences)
+        compares = self.needs_reference and not taken.maybe("base")
+        stored = reference(ctx, self, parent, preferences) if compares else None
         data = DpoData(
             **settings(self, DpoSettings), preferences=preferences.path, reference=stored.path if stored else None
         )

@@ -8,6 +8,8 @@ from cupola_flows.stages.base import Input, Stages, Taken, settings
 from cupola_flows.stages.training import TrainStage
 from cupola_trainer.config import (
     ExecutionReward,
+    HttpReward,
+    PatternReward,
     PythonReward,
     ReinforcementSettings,
     Reward,
@@ -15,7 +17,9 @@ from cupola_trainer.config import (
     TaskReward,
 )
 
-RewardRule = Annotated[TaskReward | ExecutionReward | PythonReward, Field(discriminator="scorer")]
+RewardRule = Annotated[
+    TaskReward | ExecutionReward | PythonReward | HttpReward | PatternReward, Field(discriminator="scorer")
+]
 
 
 class OwnResponsesStage(TrainStage, ReinforcementSettings):
