@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 CHECKOV_INSTALLED := $(CHECKOV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format clean
+.PHONY: help install demo test test-all gpu-check lint format clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ test: lint $(CHECKOV_INSTALLED)  ## lint, type-check, check the layers, and run 
 test-all: lint $(CHECKOV_INSTALLED)  ## the same, including slow tests
 	scripts/install-debian-packages
 	$(BIN)/pytest $(BY_FILE) -m ''
+
+gpu-check: install  ## check on one GPU, in ten minutes, what cannot be checked without one
+	$(BIN)/python benchmarks/gpu_check run
 
 lint: install  ## run ruff, mypy and import-linter
 	$(BIN)/ruff check .

@@ -18,18 +18,18 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import numpy as np
 import tiktoken
-from contest import interleaved
-from near_duplicates import near_duplicate_contest
 from numpy.typing import NDArray
-from preparation import pipeline
-from real_text import real_texts
 from tokenizers import Tokenizer
 
+from contest import interleaved
 from cupola_platform.corpus.config import TokenizerConfig
 from cupola_platform.corpus.core.qwen_tokenizer import END_OF_TEXT, PATTERN
 from cupola_platform.corpus.tokenizer.encoding import DocumentEncoder
 from cupola_platform.corpus.tokenizer.ranks import byte_letters
 from cupola_platform.corpus.tokenizer.vocabulary import make_tokenizer
+from near_duplicates import near_duplicate_contest
+from preparation import pipeline
+from real_text import real_texts
 
 
 def main() -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
-from contest import interleaved
 from datasketch import MinHash, MinHashLSH
 from datatrove.data import Document
 from datatrove.pipeline.dedup.minhash import (
@@ -29,6 +28,7 @@ from datatrove.pipeline.dedup.minhash import (
 from datatrove.utils.word_tokenizers import WordTokenizer
 from loguru import logger
 
+from contest import interleaved
 from cupola_platform.corpus.config import DeduplicationConfig
 from cupola_platform.corpus.core.documents import Document as OurDocument
 from cupola_platform.corpus.core.shingles import shingle

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Self
 
 import psutil
-from real_text import bytes_of, real_sources
 
 from cupola_platform.corpus.config import ExecutorConfig, PrepareConfig, Source, TokenizerConfig
 from cupola_platform.corpus.pipeline.preparation import PrepareReport, prepare
+from real_text import bytes_of, real_sources
 
 SERIAL = ("plan", "tokenizer", "near deduplication", "between")
 """Phases with one task each, and the driver's own work."""

@@ -94,7 +94,8 @@ def both_models(shape: tuple[int, ...], positions: int, folder: Path) -> tuple[l
         folder / "checkpoint", chunks, model=model, layout=layout, step=0, consumed_samples=0, seed=0,
         objective="next_token", tokenizer=None,
     )  # fmt: skip
-    return list(chunks), AutoModelForCausalLM.from_pretrained(export(folder / "checkpoint", folder / "hf")).eval()
+    theirs = AutoModelForCausalLM.from_pretrained(export(folder / "checkpoint", folder / "hf"), dtype=runtime.dtype())
+    return list(chunks), theirs.to(runtime.device()).eval()
 
 
 def our_turn(chunks: list[Any], vocabulary: int, prompts: list[list[int]], new: int) -> Callable[[int], None]:
@@ -111,8 +112,8 @@ def our_turn(chunks: list[Any], vocabulary: int, prompts: list[list[int]], new: 
 
 def their_turn(model: Any, prompts: list[list[int]], new: int) -> Callable[[int], None]:
     width = max(map(len, prompts))
-    tokens = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    tokens = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
     model.generation_config.eos_token_id = None
 
     def turn(number: int) -> None:

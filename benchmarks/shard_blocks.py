@@ -4,7 +4,7 @@
 
 Documents have log-normal lengths; over one epoch, node i of n takes every n-th sample from the i-th on. The numbers are
 copies of the shard that all nodes fetch together, mean and range over seeds. Nothing is fetched: the script counts the
-blocks that Megatron's samples touch.
+blocks that the samples touch.
 """
 
 import argparse
@@ -12,13 +12,11 @@ import json
 import statistics
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cupola_platform.corpus.tokenizer.shards import ShardWriter
-from cupola_trainer import runtime
-from cupola_trainer.config import LayoutConfig, NextTokenData
+from cupola_trainer.config import NextTokenData
 from cupola_trainer.data.pretraining import tokens
 
 BLOCKS = (2 << 10, 16 << 10)
@@ -32,7 +30,6 @@ def main() -> None:
     parser.add_argument("--sequence", type=int, default=4096)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    runtime.start(LayoutConfig(), seed=0)
     for dtype in ("uint16", "int32"):
         found = [counted(dtype, seed, options) for seed in range(options.seeds)]
         for block in BLOCKS:
@@ -43,7 +40,6 @@ def main() -> None:
                     f"{statistics.mean(copies):.2f} copies ({min(copies):.2f} to {max(copies):.2f})",
                     flush=True,
                 )
-    runtime.stop()
 
 
 def counted(dtype: str, seed: int, options: argparse.Namespace) -> dict[tuple[int, int], float]:
@@ -51,41 +47,21 @@ def counted(dtype: str, seed: int, options: argparse.Namespace) -> dict[tuple[in
     with tempfile.TemporaryDirectory() as folder:
         count = write_shard(Path(folder), dtype, seed, options)
         samples = (count - 1) // options.sequence
-        data = NextTokenData(tokens=Path(folder))
-        dataset, _ = tokens.build(
-            data, sequence_length=options.sequence, samples=samples, seed=seed, cache=Path(folder) / "index"
-        )
-        part = getattr(dataset, "datasets", [dataset])[0]
-        part.dataset.bin_reader = Noting(part.dataset.bin_reader)
-        spans = []
-        for index in range(samples):
-            dataset[index]
-            spans.append(part.dataset.bin_reader.taken())
-    size = count * np.dtype(dtype).itemsize
-    return {(block, nodes): copies(spans, block, nodes, size) for block in BLOCKS for nodes in NODES}
+        rows, _ = tokens.build(NextTokenData(tokens=Path(folder)), sequence_length=options.sequence, seed=seed)
+        spans = [rows.sources[0].span(index) for index in range(samples)]
+    itemsize = np.dtype(dtype).itemsize
+    return {(block, nodes): copies(spans, block, nodes, count, itemsize) for block in BLOCKS for nodes in NODES}
 
 
-class Noting:
-    """Reads as a shard's reader does, and notes what is read."""
-
-    def __init__(self, reader: Any) -> None:
-        self.reader, self.spans = reader, list[tuple[int, int]]()
-
-    def read(self, dtype: Any, count: int, offset: int) -> Any:
-        self.spans.append((int(offset), int(offset) + int(count) * np.dtype(dtype).itemsize))
-        return self.reader.read(dtype=dtype, count=count, offset=offset)
-
-    def taken(self) -> list[tuple[int, int]]:
-        spans, self.spans = self.spans, []
-        return spans
-
-
-def copies(spans: list[list[tuple[int, int]]], block: int, nodes: int, size: int) -> float:
+def copies(spans: list[tuple[int, int]], block: int, nodes: int, size: int, itemsize: int) -> float:
     touched = [set[int]() for _ in range(nodes)]
-    for sample, parts in enumerate(spans):
-        for first, end in parts:
-            touched[sample % nodes].update(range(first // block, -(-end // block)))
-    return sum(map(len, touched)) * block / size
+    for sample, (first, count) in enumerate(spans):
+        for begin, end in (
+            (first, min(first + count, size)),
+            (0, max(0, first + count - size)),
+        ):  # the end goes on there
+            touched[sample % nodes].update(range(begin * itemsize // block, -(-end * itemsize // block)))
+    return sum(map(len, touched)) * block / (size * itemsize)
 
 
 def write_shard(folder: Path, dtype: str, seed: int, options: argparse.Namespace) -> int:

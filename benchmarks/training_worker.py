@@ -22,6 +22,7 @@ from typing import Any
 
 warnings.simplefilter("ignore")
 WARM_UP = 3
+PRODUCTS = "mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class Case:
     rows: int
     seconds: float
     folder: Path
+    recompute: bool = False
+    """Whether layers are computed again in the backward pass, to save memory."""
+    precision: str = "auto"
+    """bf16 on a GPU, fp32 on a CPU: ours as `precision`, the others by autocast over fp32 weights."""
 
 
 def main() -> None:
@@ -79,8 +84,23 @@ class Clock:
         return {
             "tokens_per_second": tokens / (self.last - self.wall),
             "tokens_per_cpu_second": tokens / summed(self.last_cpu - self.cpu),
-            "memory_gib": summed(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20),
+            "memory_gib": summed(_peak_memory() / 2**30),
         }
+
+
+def _peak_memory() -> int:
+    """Bytes: allocated on the GPU, or resident on the host."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _device() -> Any:
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def timed(case: Case, step: Step) -> dict[str, float]:
@@ -98,7 +118,7 @@ def agreed(number: int) -> int:
 
     if not dist.is_initialized():
         return number
-    shared = torch.tensor([number])
+    shared = torch.tensor([number], device=_device())
     dist.broadcast(shared, 0)
     return int(shared)
 
@@ -110,7 +130,7 @@ def summed(value: float) -> float:
 
     if not dist.is_initialized():
         return value
-    total = torch.tensor([value], dtype=torch.float64)
+    total = torch.tensor([value], dtype=torch.float64, device=_device())
     dist.all_reduce(total)
     return float(total)
 
@@ -123,11 +143,21 @@ def cupola(case: Case, tensor_parallel: bool = False) -> dict[str, float]:
 def cupola_step(case: Case, tensor_parallel: bool = False) -> Step:
     """A function that does everything a job does in a step."""
     from cupola_trainer import runtime
+
+    run = cupola_run(case, tensor_parallel)
+
+    def step(number: int) -> None:
+        runtime.any_rank(False)  # as the loop checks whether a rank was asked to end
+        run.step()
+
+    return step
+
+
+def cupola_run(case: Case, tensor_parallel: bool = False) -> Any:
+    """A job before its first step, whose lines go to `metrics.jsonl` in a folder of `case.folder`."""
     from cupola_trainer.config import (
         BatchConfig,
         LayoutConfig,
-        ModelConfig,
-        MoEConfig,
         NextTokenData,
         OptimizerConfig,
         TrainJob,
@@ -135,26 +165,14 @@ def cupola_step(case: Case, tensor_parallel: bool = False) -> Step:
     from cupola_trainer.training import loop
 
     ranks = int(os.environ["WORLD_SIZE"])
-    layout = LayoutConfig(tp=ranks) if tensor_parallel else LayoutConfig(dp=ranks)
+    layout = LayoutConfig(
+        tp=ranks if tensor_parallel else 1,
+        dp=1 if tensor_parallel else ranks,
+        recompute="full" if case.recompute else "none",
+    )
     job = TrainJob(
         output=case.folder / f"job-{os.environ['MASTER_PORT']}",
-        model=ModelConfig(
-            hidden_size=case.hidden,
-            num_layers=case.layers,
-            num_attention_heads=case.heads,
-            num_query_groups=case.heads // 2,
-            ffn_hidden_size=case.ffn,
-            vocab_size=case.vocab,
-            max_position_embeddings=case.sequence,
-            moe=MoEConfig(
-                num_experts=case.experts,
-                top_k=case.top_k,
-                expert_ffn_hidden_size=case.ffn,
-                shared_expert_ffn_hidden_size=2 * case.ffn,
-            )
-            if case.experts
-            else None,
-        ),
+        model=cupola_model(case),
         steps=10_000,
         layout=layout,
         optimizer=OptimizerConfig(lr=1e-4),
@@ -163,17 +181,36 @@ def cupola_step(case: Case, tensor_parallel: bool = False) -> Step:
             micro_batch_size=case.rows // layout.dp,
             global_batch_size=case.rows,
         ),
+        precision=case.precision,
         data=NextTokenData(tokens=case.folder / "tokens"),
     )
     job.output.mkdir(exist_ok=True)
     run = loop.begin(job)
     run.metrics.open(0)
+    return run
 
-    def step(number: int) -> None:
-        runtime.any_rank(False)  # as the loop checks whether a rank was asked to end
-        run.step()
 
-    return step
+def cupola_model(case: Case) -> Any:
+    """Our configuration of the model."""
+    from cupola_trainer.config import ModelConfig, MoEConfig
+
+    return ModelConfig(
+        hidden_size=case.hidden,
+        num_layers=case.layers,
+        num_attention_heads=case.heads,
+        num_query_groups=case.heads // 2,
+        ffn_hidden_size=case.ffn,
+        vocab_size=case.vocab,
+        max_position_embeddings=case.sequence,
+        moe=MoEConfig(
+            num_experts=case.experts,
+            top_k=case.top_k,
+            expert_ffn_hidden_size=case.ffn,
+            shared_expert_ffn_hidden_size=2 * case.ffn,
+        )
+        if case.experts
+        else None,
+    )
 
 
 def _transformers_model(case: Case) -> Any:
@@ -193,7 +230,8 @@ def _transformers_model(case: Case) -> Any:
         "tie_word_embeddings": True,
     }
     if not case.experts:
-        return Qwen2ForCausalLM(Qwen2Config(**shape))
+        with _device():  # a GPU draws a billion weights at once
+            return Qwen2ForCausalLM(Qwen2Config(**shape))
     experts = {
         "num_experts": case.experts,
         "num_experts_per_tok": case.top_k,
@@ -202,7 +240,8 @@ def _transformers_model(case: Case) -> Any:
         "decoder_sparse_step": 1,
         "output_router_logits": True,  # adds the balancing loss, as ours does
     }
-    return Qwen2MoeForCausalLM(Qwen2MoeConfig(**shape, **experts))
+    with _device():
+        return Qwen2MoeForCausalLM(Qwen2MoeConfig(**shape, **experts))
 
 
 def _stream(case: Case) -> Any:
@@ -221,10 +260,14 @@ def loop_step(case: Case, compiled: bool = False) -> Step:
     import torch
     import torch.distributed as dist
 
+    device = _device()
     model = _transformers_model(case)
+    if case.recompute:
+        model.gradient_checkpointing_enable()
+    in_bf16 = case.precision == "bf16" or (case.precision == "auto" and device.type == "cuda")
     ranks, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
     if ranks > 1:
-        dist.init_process_group("gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         model = torch.nn.parallel.DistributedDataParallel(model)
     if compiled:
         model = torch.compile(model)
@@ -235,7 +278,9 @@ def loop_step(case: Case, compiled: bool = False) -> Step:
     def step(number: int) -> None:
         start = (number * case.rows + rank * share) * case.sequence % (len(tokens) - case.rows * case.sequence)
         ids = torch.from_numpy(tokens[start : start + share * case.sequence].astype("int64")).view(share, -1)
-        loss = model(input_ids=ids, labels=ids).loss
+        ids = ids.to(device, non_blocking=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
+            loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -249,18 +294,35 @@ def by_turns(case: Case) -> dict[str, float]:
     """Ours and the bare loop in one process, in alternating steps, so that other load affects both."""
     steps = {"cupola": cupola_step(case), "loop": loop_step(case)}
     spent: dict[str, list[float]] = {name: [] for name in steps}
+    walls: list[float] = []  # of the loop
     end = time.perf_counter() + case.seconds
     number = 0
     while number < WARM_UP + 3 or time.perf_counter() < end:
         for name, step in steps.items():
-            start = time.process_time()
+            start, began = time.process_time(), time.perf_counter()
             step(number)
             spent[name].append(time.process_time() - start)
+        walls.append(time.perf_counter() - began)
         number += 1
     kept = {name: times[WARM_UP:] for name, times in spent.items()}
     ratios = [theirs / ours for ours, theirs in zip(kept["cupola"], kept["loop"], strict=True)]
     least = {f"{name}_cpu_seconds_a_step": min(times) for name, times in kept.items()}
-    return {**least, "ratio": statistics.median(ratios), "ratio_of_least": min(kept["loop"]) / min(kept["cupola"])}
+    return {
+        **least,
+        "ratio": statistics.median(ratios),
+        "ratio_of_least": min(kept["loop"]) / min(kept["cupola"]),
+        "highest_ratio": min(walls[WARM_UP:]) / min(products_seconds(steps["cupola"], number + i) for i in range(5)),
+    }
+
+
+def products_seconds(step: Step, number: int) -> float:
+    """Seconds of a step's matrix products, which no implementation of the same arithmetic can save."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        step(number)
+    times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}  # microseconds
+    return float(sum(times.get(f"aten::{name}", 0.0) for name in PRODUCTS)) / 1e6
 
 
 def trainer(case: Case) -> dict[str, float]:

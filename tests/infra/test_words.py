@@ -13,7 +13,14 @@ from cupola_flows.stages.data.preferences import PreferencesStage
 from cupola_flows.stages.data.synthesis import SynthesisSettings
 from cupola_platform.strict import Strict
 from cupola_trainer.config import JOB, Scorer
-from cupola_trainer.config.rl import ExecutionReward, PythonReward, RewardModelReward, TaskReward
+from cupola_trainer.config.scorers import (
+    ExecutionReward,
+    HttpReward,
+    PatternReward,
+    PythonReward,
+    RewardModelReward,
+    TaskReward,
+)
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("platform", "trainer", "flows", "dashboards")
@@ -35,7 +42,7 @@ INSTEAD = {
 }
 """Settings that named a thing for which there was another word, and that word."""
 SAY_NOTHING = {"found", "told"}
-REWARDS = (TaskReward, ExecutionReward, RewardModelReward, PythonReward)
+REWARDS = (TaskReward, ExecutionReward, RewardModelReward, PythonReward, HttpReward, PatternReward)
 
 
 def settings_of(schema: Mapping[str, Any]) -> dict[str, set[str]]:
