@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cupola_platform.launch.launcher import make_launcher, room_here
-from cupola_platform.launch.local import gpus
+from cupola_platform.launch.local import gpus, host_memory
 from cupola_platform.settings import Settings
 
 
@@ -23,6 +23,16 @@ class Place:
     """Ranks that fit at once."""
     unit: str
     """What a rank takes: `GPUs`, or `ranks` where there are none."""
+    memory: float | None = None
+    """Bytes of a GPU; without GPUs, of the machine that all ranks share. None if not known."""
+
+    @property
+    def has_gpus(self) -> bool:
+        return self.unit == "GPUs"
+
+    def memory_of_rank(self, ranks: int) -> float | None:
+        """Bytes that each of a job's ranks may use; None if not known."""
+        return self.memory if self.has_gpus or self.memory is None else self.memory / ranks
 
 
 def place_of(settings: Settings, cluster: str | None) -> Place:
@@ -32,8 +42,8 @@ def place_of(settings: Settings, cluster: str | None) -> Place:
         ConfigError: no cluster has that name.
     """
     if cluster is None:
-        unit = "GPUs" if gpus() else "ranks"
-        return Place("this machine", f"cupola-host-{socket.gethostname()}", room_here(settings), unit)
+        unit, memory = ("GPUs", None) if gpus() else ("ranks", host_memory())
+        return Place("this machine", f"cupola-host-{socket.gethostname()}", room_here(settings), unit, memory)
     if cluster not in settings.clusters:
         make_launcher(settings, cluster)  # says so
     of = settings.clusters[cluster]
@@ -42,6 +52,7 @@ def place_of(settings: Settings, cluster: str | None) -> Place:
         f"cupola-{cluster}",
         of.limit or of.nodes * of.per_node,
         "GPUs" if of.gpus_per_node else "ranks",
+        of.gpu_memory * 2**30 if of.gpu_memory else None,
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from cupola_flows.execution.places import Place, place_of
 from cupola_flows.recipe.schema import Recipe
 from cupola_flows.stages.base import ARTIFACT
 from cupola_flows.stages.evaluation.evaluate import EvaluateStage
@@ -27,7 +28,7 @@ def validate(recipe: Recipe, settings: Settings, only: Sequence[str] = ()) -> No
             cluster = recipe.stages[name].cluster(recipe.run_on, settings.clusters)
             launcher = make_launcher(settings, cluster)
             recipe.stages[name].check_cluster(settings.clusters[cluster] if cluster else None)
-            _check_layout(recipe, name, launcher)
+            _check_layout(recipe, name, launcher, place_of(settings, cluster))
 
 
 def model_of(recipe: Recipe, name: str) -> ModelConfig | None:
@@ -38,7 +39,7 @@ def model_of(recipe: Recipe, name: str) -> ModelConfig | None:
     return recipe.stages[name].shape(known)
 
 
-def _check_layout(recipe: Recipe, name: str, launcher: Launcher) -> None:
+def _check_layout(recipe: Recipe, name: str, launcher: Launcher, place: Place) -> None:
     stage = recipe.stages[name]
     layout: LayoutConfig | None = getattr(stage, "layout", None)
     if layout is None:
@@ -47,8 +48,9 @@ def _check_layout(recipe: Recipe, name: str, launcher: Launcher) -> None:
     that_fit(launcher, [each.world_size for each in layouts])
     for source in recipe.inputs(name)["checkpoints"] if isinstance(stage, EvaluateStage) else (name,):
         model = None if source.startswith(ARTIFACT) else model_of(recipe, source)
-        if model is not None:
-            for each in layouts:
+        for each in layouts:
+            stage.check_place(place, model, each)
+            if model is not None:
                 stage.check_model(model, each)
 
 

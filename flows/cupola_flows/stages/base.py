@@ -178,6 +178,13 @@ class Stage(Strict):
         """The same for a model that the stage trains, makes or evaluates. Raises CupolaError."""
         validate_layout(model, layout)
 
+    def check_place(self, place: Place, model: ModelConfig | None, layout: LayoutConfig) -> None:
+        """The same for the place where the stage runs. Raises CupolaError.
+
+        Args:
+            model: None if it comes from an artifact.
+        """
+
     def content(self, stages: "Mapping[str, Strict]", seeds: Mapping[str, int]) -> dict[str, Any]:
         """What the result depends on besides the recipe, such as the files that the stage reads. Plain JSON.
 

@@ -11,6 +11,7 @@ from pydantic import model_validator
 from cupola_flows.execution.context import StageContext
 from cupola_flows.execution.jobs import run_job
 from cupola_flows.execution.optimizer_state import split_off
+from cupola_flows.execution.places import Place
 from cupola_flows.execution.uploading import discard
 from cupola_flows.stages import adapters
 from cupola_flows.stages.base import Input, Stage, Stages, Taken, settings
@@ -25,7 +26,9 @@ from cupola_trainer.config import (
     TrainSettings,
 )
 from cupola_trainer.config.layout_rules import validate_layout
-from cupola_trainer.config.precision_rules import validate_precision
+from cupola_trainer.config.memory import forecast
+from cupola_trainer.config.precision import bytes_per_value
+from cupola_trainer.config.precision_rules import check_memory, refuse_without_gpu, validate_precision
 
 HELDOUT_MEANS = ("loss", "margin", "accuracy", "ece", "reward")
 """Held-out metrics in the summary of a training stage, before and after."""
@@ -97,6 +100,16 @@ class TrainStage(Stage, TrainSettings, LayoutSettings):
             copying=getattr(self, "copying", None),
         )
         validate_precision(model, self, layout)
+
+    def check_place(self, place: Place, model: ModelConfig | None, layout: LayoutConfig) -> None:
+        if not place.has_gpus:
+            refuse_without_gpu(self.precision, layout, place.name)
+        held = place.memory_of_rank(layout.world_size)
+        if model is None or held is None:
+            return
+        size = bytes_per_value(self.precision, gpu=place.has_gpus)
+        frozen = self.lora is not None
+        check_memory(forecast(model, layout, self.batch, self.optimizer, size, frozen=frozen), held)
 
     def lengths(self) -> LengthSchedule | None:
         """The schedule of sequence lengths; None for a single length."""

@@ -42,6 +42,11 @@ def gpus() -> int:
     return there if visible is None else min(there, len([name for name in visible.split(",") if name.strip()]))
 
 
+def host_memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def room() -> tuple[int, str]:
     """Ranks that this machine runs at once, and what they are counted in: one per GPU, or else one per core."""
     return (gpus(), "GPUs") if gpus() else (cores(), "cores")

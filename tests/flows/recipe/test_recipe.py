@@ -3,15 +3,18 @@
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cupola_flows.execution import places
 from cupola_flows.orchestration.deployments import list_recipes
 from cupola_flows.recipe.loading import Recipe, load_recipe, parse_recipe, shipped
 from cupola_flows.recipe.validation import validate
 from cupola_flows.runs.fingerprint import fingerprint
 from cupola_flows.stages.pretraining.prepare import evaluation_prompts
 from cupola_flows.stages.table import kinds
+from cupola_platform.clusters import LocalCluster
 from cupola_platform.errors import ConfigError, CupolaError, NotFoundError, SourceError
 from cupola_platform.settings import Settings
 from cupola_trainer.config.model.presets import preset
@@ -175,12 +178,34 @@ def test_an_unknown_override_is_refused(override: str, line: str) -> None:
         ("stages.evaluate.layout.tp=2", ConfigError, "stages.evaluate: tp=2 without sp"),
         ("stages.upcycle.moe.top_k=9", ConfigError, "stages.upcycle.moe: top_k=9 is more than num_experts=8"),
         ("stages.upcycle.match_dense=true", ConfigError, "stages.upcycle: match_dense: router='random' is not 'copies'"),
+        ("stages.sft.precision=fp8", ConfigError, "stages.sft: precision=fp8 needs a GPU, and this machine has none"),
+        ("stages.dpo.layout.offload_optimizer=true", ConfigError, "stages.dpo: layout.offload_optimizer=true needs a GPU"),
+        ("stages.pretrain.batch={sequence_length: 256, micro_batch_size: 9999999, global_batch_size: 9999999}",
+         ConfigError, "stages.pretrain: micro_batch_size x sequence_length = 2,559,999,744 tokens need about"),
     ],
 )  # fmt: skip
-def test_a_recipe_is_validated_before_it_starts(override: str, error: type[CupolaError], line: str) -> None:
+def test_a_recipe_is_validated_before_it_starts(
+    monkeypatch: pytest.MonkeyPatch, override: str, error: type[CupolaError], line: str
+) -> None:
+    monkeypatch.setattr(places, "gpus", lambda: 0)
     with pytest.raises(error) as caught:
         validate(load_recipe("tiny", [override]), Settings(max_processes=2))
     assert line in str(caught.value)
+
+
+def test_the_clusters_devices_count_where_a_stage_runs_on_one() -> None:
+    fp8 = ["stages.pretrain.precision=fp8", "stages.pretrain.fp8={first_layers: 0, last_layers: 0}"]
+    recipe = load_recipe("tiny", [*fp8, "run_on=there"])
+
+    def check(**there: Any) -> None:
+        cluster = LocalCluster(launcher="local", **there)
+        validate(recipe, Settings(clusters={"there": cluster}), ["pretrain"])
+
+    with pytest.raises(ConfigError, match="precision=fp8 needs a GPU, and cluster there has none"):
+        check(ranks_per_node=2)
+    with pytest.raises(ConfigError, match=r"tokens need about .* Not even the model fits"):
+        check(gpus_per_node=2, gpu_memory=0.001)
+    check(gpus_per_node=2)
 
 
 def test_an_empty_source_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from cupola_platform.errors import ConfigError
 from cupola_trainer import runtime
 from cupola_trainer.config import BatchConfig, Fp8Config, LayoutConfig, ModelConfig, OptimizerConfig
 from cupola_trainer.config.memory import forecast
+from cupola_trainer.config.precision_rules import check_memory
 from cupola_trainer.runtime import precision
 
 
@@ -40,9 +41,9 @@ def test_fp8_on_a_cpu_is_refused_and_other_precisions_are_not() -> None:
     with pytest.raises(
         ConfigError, match=r"^precision=fp8 needs a GPU, and this machine has none. Use precision=bf16.$"
     ):
-        precision.check_precision("fp8", Fp8Config())
+        precision.check_device("fp8", Fp8Config(), LayoutConfig())
     for other in ("auto", "fp32", "bf16"):
-        precision.check_precision(other, Fp8Config())  # type: ignore[arg-type]
+        precision.check_device(other, Fp8Config(), LayoutConfig())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("asked", ["auto", "bf16", "fp8"])
@@ -88,17 +89,19 @@ def test_weights_and_passes_without_gradient_are_bf16_in_an_fp8_run() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 @pytest.mark.parametrize("name", ["offload_optimizer", "offload_activations"])
 def test_offloading_on_a_cpu_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^layout.{name}=true on a CPU: there is no device to offload from"):
-        precision.check_offloading(LayoutConfig(**{name: True}))  # type: ignore[arg-type]
-    precision.check_offloading(LayoutConfig())
+    with pytest.raises(
+        ConfigError, match=rf"^layout.{name}=true needs a GPU to offload from, and this machine has none"
+    ):
+        precision.check_device("auto", Fp8Config(), LayoutConfig(**{name: True}))  # type: ignore[arg-type]
+    precision.check_device("auto", Fp8Config(), LayoutConfig())
 
 
 def test_offloading_activations_without_transformer_engine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, "NVIDIA H200", (9, 0))
     monkeypatch.setattr(precision, "has_transformer_engine", lambda: False)
     with pytest.raises(ConfigError, match="offload_activations=true needs Transformer Engine, which is not installed"):
-        precision.check_offloading(LayoutConfig(offload_activations=True))
-    precision.check_offloading(LayoutConfig(offload_optimizer=True))
+        precision.check_device("auto", Fp8Config(), LayoutConfig(offload_activations=True))
+    precision.check_device("auto", Fp8Config(), LayoutConfig(offload_optimizer=True))
 
 
 QWEN = ModelConfig(
@@ -108,17 +111,16 @@ QWEN = ModelConfig(
 EIGHT = LayoutConfig(tp=4, sp=True, dp=2)
 
 
-def test_a_length_that_no_rank_can_hold_is_refused_with_the_forecasts_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "memory", lambda: 80.0 * 2**30)
+def test_a_length_that_no_rank_can_hold_is_refused_with_the_forecasts_numbers() -> None:
+    held = 80.0 * 2**30
     batch = BatchConfig(sequence_length=1 << 20, micro_batch_size=1)
     line = (
         r"= 1,048,576 tokens need about 1,1\d\d\.\d GiB a rank, 21\.\d GiB of it for weights, gradients and optimizer, and "
         r"a rank has 80\.0 GiB\. About 5\d,\d{3} tokens a micro-batch fit\. Shorten the sequences"
     )
     with pytest.raises(ConfigError, match=line):
-        precision.check_memory(forecast(QWEN, EIGHT, batch, OptimizerConfig(), 2))
-    precision.check_memory(
-        forecast(QWEN, EIGHT, BatchConfig(sequence_length=32_768, micro_batch_size=1), OptimizerConfig(), 2)
-    )
+        check_memory(forecast(QWEN, EIGHT, batch, OptimizerConfig(), 2), held)
+    shorter = BatchConfig(sequence_length=32_768, micro_batch_size=1)
+    check_memory(forecast(QWEN, EIGHT, shorter, OptimizerConfig(), 2), held)
     with pytest.raises(ConfigError, match="Not even the model fits"):
-        precision.check_memory(forecast(QWEN, LayoutConfig(), batch, OptimizerConfig(), 2))
+        check_memory(forecast(QWEN, LayoutConfig(), batch, OptimizerConfig(), 2), held)

@@ -12,7 +12,7 @@ from tests.trainer.training.layout_ranks import DENSE
 from cupola_platform.errors import ConfigError
 from cupola_trainer import runtime
 from cupola_trainer.config import BatchConfig, Fp8Config, LayoutConfig, NextTokenData, TrainJob
-from cupola_trainer.runtime import precision
+from cupola_trainer.training import loop
 from cupola_trainer.training.loop import begin
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machi
     [
         ({"precision": "fp8"}, "^precision=fp8 needs a GPU, and this machine has none"),
         ({"precision": "fp8", "fp8": Fp8Config(first_layers=9)}, "^fp8.first_layers=9 is more than the 4 layers"),
-        ({"layout": LayoutConfig(offload_optimizer=True)}, "^layout.offload_optimizer=true on a CPU"),
+        ({"layout": LayoutConfig(offload_optimizer=True)}, "^layout.offload_optimizer=true needs a GPU"),
         ({"model": replace(DENSE, max_position_embeddings=1 << 30), "length": 1 << 29}, "= 536,870,912 tokens need about"),
     ],
 )  # fmt: skip
@@ -31,7 +31,7 @@ def test_a_job_that_cannot_run_here_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], line: str
 ) -> None:
     runtime.stop()  # what an earlier test in this process may have left
-    monkeypatch.setattr(precision, "memory", lambda: 64.0 * 2**30)
+    monkeypatch.setattr(loop, "memory", lambda: 64.0 * 2**30)
     length = settings.pop("length", 32)
     batch = BatchConfig(sequence_length=length, micro_batch_size=1, global_batch_size=1)
     data = NextTokenData(tokens=tmp_path / "tokens")

@@ -10,6 +10,11 @@ from cupola_platform.strict import STRICT
 Precision = Literal["auto", "fp32", "bf16", "fp8"]
 
 
+def bytes_per_value(precision: str, *, gpu: bool) -> int:
+    """Bytes of a weight or activation; `auto` is bf16 on a GPU and fp32 on a CPU. FP8 only multiplies in less."""
+    return 4 if precision == "fp32" or (precision == "auto" and not gpu) else 2
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Fp8Config:
     """FP8 matrix products in the decoder's linear layers, by Transformer Engine. Weights stay bf16, with fp32 masters;

@@ -1,9 +1,10 @@
-"""Checks of FP8 and of the optimizer's precision before anything starts. Imports no torch."""
+"""Checks of precision, offloading and memory before anything starts. Imports no torch."""
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer.config.layout import LayoutConfig
+from cupola_trainer.config.memory import Forecast
 from cupola_trainer.config.model.architecture import ModelConfig
-from cupola_trainer.config.precision import Fp8Config
+from cupola_trainer.config.precision import Fp8Config, Precision
 from cupola_trainer.config.training import BatchConfig, TrainSettings
 
 FINGERPRINTED = False  # only refuses, computes nothing
@@ -27,6 +28,43 @@ def validate_precision(model: ModelConfig, settings: TrainSettings, layout: Layo
     _check_layers(model, layout, settings.fp8)
     _check_features(model, layout, settings.fp8)
     _check_tokens(layout, settings.batch, settings.fp8)
+
+
+def refuse_without_gpu(precision: Precision, layout: LayoutConfig, where: str) -> None:
+    """Check that nothing is asked for that only a GPU has.
+
+    Args:
+        where: what has no GPU, such as `this machine`.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    if precision == "fp8":
+        raise ConfigError(f"precision=fp8 needs a GPU, and {where} has none. Use precision=bf16.")
+    for name in ("offload_optimizer", "offload_activations"):
+        if getattr(layout, name):
+            raise ConfigError(f"layout.{name}=true needs a GPU to offload from, and {where} has none. Leave it out.")
+
+
+def check_memory(forecast: Forecast, held: float) -> None:
+    """Check that a rank can hold what training keeps.
+
+    Args:
+        held: bytes that a rank may use.
+
+    Raises:
+        ConfigError: gives the forecast, what there is, and how many tokens would fit.
+    """
+    if forecast.total <= held:
+        return
+    most = forecast.tokens_within(held)
+    fits = f"About {most:,} tokens a micro-batch fit" if most else "Not even the model fits"
+    needed, state, there = (f"{size / 2**30:,.1f} GiB" for size in (forecast.total, forecast.state, held))
+    raise ConfigError(
+        f"micro_batch_size x sequence_length = {forecast.tokens:,} tokens need about {needed} a rank, {state} of it "
+        f"for weights, gradients and optimizer, and a rank has {there}. {fits}. Shorten the sequences, raise tp, pp "
+        "or cp, or use recompute=full."
+    )
 
 
 def _check_layers(model: ModelConfig, layout: LayoutConfig, fp8: Fp8Config) -> None:

@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer.config import LayoutConfig
+from cupola_trainer.config.precision import bytes_per_value
 from cupola_trainer.runtime import folders, network
 from cupola_trainer.runtime.allocator import keep_freed_memory
 from cupola_trainer.runtime.gloo import share_one_device
@@ -40,9 +41,8 @@ def device() -> torch.device:
 def dtype(precision: str = "auto") -> torch.dtype:
     """The dtype of parameters and activations for a `precision`; auto is bf16 on a GPU, fp32 on a CPU. FP8 only
     multiplies in less."""
-    if precision == "auto":
-        precision = "bf16" if torch.cuda.is_available() else "fp32"
-    return torch.float32 if precision == "fp32" else torch.bfloat16
+    wide = bytes_per_value(precision, gpu=torch.cuda.is_available()) == 4
+    return torch.float32 if wide else torch.bfloat16
 
 
 def world_size() -> int:

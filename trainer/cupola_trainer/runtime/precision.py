@@ -6,9 +6,10 @@ import os
 import torch
 
 from cupola_platform.errors import ConfigError
+from cupola_platform.launch.local import host_memory
 from cupola_trainer.config.layout import LayoutConfig
-from cupola_trainer.config.memory import Forecast
 from cupola_trainer.config.precision import Fp8Config, Precision
+from cupola_trainer.config.precision_rules import refuse_without_gpu
 
 FINGERPRINTED = False  # only refuses, computes nothing
 
@@ -28,16 +29,25 @@ def has_transformer_engine() -> bool:
     return importlib.util.find_spec("transformer_engine") is not None
 
 
-def check_precision(precision: Precision, fp8: Fp8Config) -> None:
-    """Refuse a precision that this rank's device, or what is installed beside it, does not support.
+def check_device(precision: Precision, fp8: Fp8Config, layout: LayoutConfig) -> None:
+    """Refuse what this rank's device, or what is installed beside it, does not support.
 
     Raises:
         ConfigError: names the device and what it lacks.
     """
-    if not torch.cuda.is_available():
-        if precision == "fp8":
-            raise ConfigError("precision=fp8 needs a GPU, and this machine has none. Use precision=bf16.")
-        return
+    if torch.cuda.is_available():
+        check_precision(precision, fp8)
+        _check_offloading(layout)
+    else:
+        refuse_without_gpu(precision, layout, "this machine")
+
+
+def check_precision(precision: Precision, fp8: Fp8Config) -> None:
+    """Refuse a precision that this rank's GPU, or what is installed beside it, does not support.
+
+    Raises:
+        ConfigError: names the GPU and what it lacks.
+    """
     name, capability = torch.cuda.get_device_name(_own()), torch.cuda.get_device_capability(_own())
     device = f"{name} (compute capability {'.'.join(map(str, capability))})"
     if precision != "fp32" and capability < BF16:
@@ -62,15 +72,7 @@ def _why_no_fp8(fp8: Fp8Config, capability: tuple[int, int]) -> str:
     return "" if available else f"Transformer Engine answers: {reason} Use another fp8.recipe, or precision=bf16."
 
 
-def check_offloading(layout: LayoutConfig) -> None:
-    """Refuse to offload where there is nothing to offload from, or nothing that does it.
-
-    Raises:
-        ConfigError: names the setting.
-    """
-    for name in ("offload_optimizer", "offload_activations"):
-        if getattr(layout, name) and not torch.cuda.is_available():
-            raise ConfigError(f"layout.{name}=true on a CPU: there is no device to offload from. Leave it out.")
+def _check_offloading(layout: LayoutConfig) -> None:
     if layout.offload_activations and not has_transformer_engine():
         raise ConfigError(
             "layout.offload_activations=true needs Transformer Engine, which is not installed. Install it (pip install "
@@ -82,24 +84,4 @@ def memory() -> float:
     """Bytes that this rank may use at most: its GPU's, or on a CPU its share of the machine's."""
     if torch.cuda.is_available():
         return float(torch.cuda.get_device_properties(_own()).total_memory)
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / ranks
-
-
-def check_memory(forecast: Forecast) -> None:
-    """Refuse what this rank cannot hold.
-
-    Raises:
-        ConfigError: gives the forecast, what there is, and how many tokens would fit.
-    """
-    held = memory()
-    if forecast.total <= held:
-        return
-    most = forecast.tokens_within(held)
-    fits = f"About {most:,} tokens a micro-batch fit" if most else "Not even the model fits"
-    needed, state, there = (f"{size / 2**30:,.1f} GiB" for size in (forecast.total, forecast.state, held))
-    raise ConfigError(
-        f"micro_batch_size x sequence_length = {forecast.tokens:,} tokens need about {needed} a rank, {state} of it "
-        f"for weights, gradients and optimizer, and a rank has {there}. {fits}. Shorten the sequences, raise tp, pp "
-        "or cp, or use recompute=full."
-    )
+    return host_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -13,7 +13,7 @@ from cupola_trainer.config import ModelConfig, TrainJob
 from cupola_trainer.config.layout_rules import validate_layout
 from cupola_trainer.config.memory import forecast
 from cupola_trainer.config.model.long_context import stretch
-from cupola_trainer.config.precision_rules import validate_precision
+from cupola_trainer.config.precision_rules import check_memory, validate_precision
 from cupola_trainer.data.tokenizer_folders import keep_date
 from cupola_trainer.forward import outputs
 from cupola_trainer.lora import attaching
@@ -21,7 +21,7 @@ from cupola_trainer.objectives.base import Objective
 from cupola_trainer.objectives.inputs import ObjectiveInputs
 from cupola_trainer.objectives.online import OnlineObjective
 from cupola_trainer.runtime import folders
-from cupola_trainer.runtime.precision import check_memory, check_offloading, check_precision
+from cupola_trainer.runtime.precision import check_device, memory
 from cupola_trainer.training.identity import check_resumable, data_identity
 from cupola_trainer.training.objective_table import build_objective
 from cupola_trainer.training.resume import resume
@@ -80,10 +80,9 @@ def begin(job: TrainJob) -> Run:
         ranks=runtime.world_size(),
     )
     validate_precision(model, job, job.layout)
-    check_precision(job.precision, job.fp8)
-    check_offloading(job.layout)
+    check_device(job.precision, job.fp8, job.layout)
     size, frozen = runtime.dtype(job.precision).itemsize, job.lora is not None
-    check_memory(forecast(model, job.layout, job.batch, job.optimizer, size, frozen=frozen))
+    check_memory(forecast(model, job.layout, job.batch, job.optimizer, size, frozen=frozen), memory())
     if job.parent:
         check_head(job.parent, checkpoint.read_model(job.parent), model)
     if job.parent and job.model:
