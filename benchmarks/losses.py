@@ -1,6 +1,6 @@
 """Every loss of DPO's and GRPO's stages on the same small task, from the same weights, with several seeds.
 
-    python benchmarks/losses.py FOLDER [--seeds 7,8,9] [--only grpo,gspo,dpo] [--steps 60]
+    python benchmarks/losses.py FOLDER [--seeds 7,8,9] [--only grpo,gspo,dpo] [--steps 160]
 
 FOLDER becomes a workspace, and what it has is not computed again. The text is the source of the sympy that
 constraints.txt pins and the tasks are reasoning-gym's, so both are the same on every machine. A model that still makes
@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-DPO_RATE = 2.0e-4
+DPO_RATE = 1.0e-4
 OFFLINE: dict[str, dict[str, Any]] = {  # the settings of a stage `dpo`
     "DPO": {},
     "APO-zero": {"loss_type": "apo_zero"},
@@ -37,7 +37,7 @@ ONLINE: dict[str, dict[str, Any]] = {  # of a stage `grpo`, as docs/reinforcemen
     "RLOO": {"baseline": "leave_one_out", "scale_rewards": "none"},
     "REINFORCE++": {"scale_rewards": "rollout"},
 }
-SUMS = {"name": "chain_sum", "config": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}}
+SIBLINGS = {"name": "aiw", "config": {"task_type_weights": [1, 0, 0], "max_entities": 9}}
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", default="7,8,9")
     parser.add_argument("--only", default="", help="methods by name, in any case; all by default")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=160)
     options = parser.parse_args()
     chosen = {name.lower() for name in options.only.split(",") if name}
     known = {**OFFLINE, **ONLINE}
@@ -104,14 +104,14 @@ def base_stages() -> dict[str, Any]:
     return {
         "prepare": {"corpus": {"sources": sources, "tokenizer": {"vocab_size": 2048, "train_bytes": 2_000_000}}},
         "pretrain": {"model": shape, "optimizer": {"lr": 2.0e-3, "warmup_steps": 20}, "steps": 150, **training},
-        "conversations": {"tasks": [{**SUMS, "count": 6000}], "heldout_per_task": 2000},
-        "prompts": {"kind": "conversations", "tasks": [{**SUMS, "count": 1600}], "heldout_per_task": 400},
+        "conversations": {"tasks": [{**SIBLINGS, "count": 6000}], "heldout_per_task": 2000},
+        "prompts": {"kind": "conversations", "tasks": [{**SIBLINGS, "count": 1600}], "heldout_per_task": 400},
         "early": {
             "kind": "sft",
             "parent": "pretrain",
             "conversations": "conversations",
             "optimizer": {"lr": 1.5e-3, "warmup_steps": 10},
-            "steps": 200,
+            "steps": 80,
             **training,
         },
         "preferences": {
@@ -137,17 +137,18 @@ def method_stage(method: str, steps: int) -> dict[str, Any]:
             "layout": {"dp": 2},
             "optimizer": {"lr": DPO_RATE, "warmup_steps": 5},
             "batch": {"sequence_length": 64, "micro_batch_size": 8, "global_batch_size": 16},
-            "steps": steps,
+            "steps": steps // 2,
             **OFFLINE[method],
         }
     return {
         "kind": "grpo",
         "parent": "early",
         "conversations": "prompts",
-        "rollout": {"prompts": 16, "samples_per_prompt": 8, "max_new_tokens": 8},
+        "rollout": {"prompts": 64, "samples_per_prompt": 8, "max_new_tokens": 8},
         "layout": {"dp": 2},
-        "optimizer": {"lr": 3.0e-4, "warmup_steps": 5},
-        "batch": {"sequence_length": 128, "micro_batch_size": 32, "global_batch_size": 64},
+        "optimizer": {"lr": 5.0e-4, "warmup_steps": 4, "weight_decay": 0.0},
+        "batch": {"sequence_length": 128, "micro_batch_size": 32, "global_batch_size": 128},
+        "kl_coef": 0.01,
         "steps": steps,
         **ONLINE[method],
     }

@@ -153,7 +153,7 @@ def trajectory(family: str, kind: str, precision: str) -> tuple[dict[str, list[f
 
 def _batches(objective: Objective, config: BatchConfig, step: int, chunks: list[Any]) -> Iterator[Batch]:
     """Micro-batches of a step, whose references are the initial model's, moved by what the sample says."""
-    for micro in training_samples(config, step * config.global_batch_size):
+    for micro in training_samples(objective, config, step * config.global_batch_size):
         batch = objective.collate([objective.sample(index) for index in micro])
         if objective.name != "sft":
             logps = -outputs.token_losses(chunks, batch).cpu() * batch["loss_mask"]

@@ -170,7 +170,9 @@ def trajectory(name: str, model: ModelConfig, layout: LayoutConfig, teacher: Pat
     steps = []
     for step in range(STEPS):
         means = passes.train(
-            trainee.chunks, objective, read_batches(objective, training_samples(BATCH, step * BATCH.global_batch_size))
+            trainee.chunks,
+            objective,
+            read_batches(objective, training_samples(objective, BATCH, step * BATCH.global_batch_size)),
         )
         trainee.scheduler.step(increment=1)
         means["grad_norm"], _ = trainee.update()

@@ -89,7 +89,7 @@ def test_the_gradient_equals_torchs(teacher: Path, conversations: Path, chat_tok
     chunks = models.build(STUDENT, ONE, seed=5)
     plain, [theirs] = models.build(STUDENT, ONE, seed=5)[0], models.build(TEACHER, ONE, seed=3)
     trainee = optim.build(chunks, ONE, OptimizerConfig(), 1)
-    batches = read_batches(objective, training_samples(BATCH, 0))
+    batches = read_batches(objective, training_samples(objective, BATCH, 0))
     means = passes.train(trainee.chunks, objective, batches)
 
     total, count = torch.zeros(()), 0.0

@@ -229,6 +229,7 @@ def test_on_a_gpu_batches_are_copied_on_a_side_stream_that_the_step_waits_for(mo
     gpu = OnGpu()
     monkeypatch.setattr(copies, "torch", SimpleNamespace(cuda=gpu))
     objective: Any = SimpleNamespace(
+        padded=False,
         expect=lambda samples: None,
         sample=lambda index: {},
         collate=lambda samples: {"tokens": gpu.tensor("tokens"), "segments": gpu.tensor("segments")},
@@ -250,6 +251,7 @@ def test_on_a_gpu_batches_are_copied_on_a_side_stream_that_the_step_waits_for(mo
 def test_on_a_gpu_batches_are_the_hosts() -> None:
     rows = torch.arange(1 << 22).reshape(4, -1)
     objective: Any = SimpleNamespace(
+        padded=False,
         expect=lambda samples: None,
         sample=lambda index: {"row": rows[index].numpy()},
         collate=lambda samples: {"tokens": torch.from_numpy(np.stack([sample["row"] for sample in samples]))},

@@ -28,6 +28,7 @@ from cupola_trainer.config import (
     RolloutConfig,
     TrainJob,
 )
+from cupola_trainer.data import batches
 from cupola_trainer.generation.batch import Completion
 from cupola_trainer.generation.generation import generate
 from cupola_trainer.generation.sampling import Sampling
@@ -53,6 +54,10 @@ LAYOUTS = {
     "gspo dense cp2": LayoutConfig(cp=2),
     "cispo dense one process": LayoutConfig(),
     "cispo dense cp2": LayoutConfig(cp=2),
+    "once dense one process": LayoutConfig(),
+    "once dense tp2 sp": LayoutConfig(tp=2, sp=True),
+    "once dense pp2": LayoutConfig(pp=2),
+    "once dense cp2": LayoutConfig(cp=2),
     "grpo moe one process": LayoutConfig(),
     "grpo moe ep2": LayoutConfig(dp=2, ep=2),
     "grpo moe tp2 sp pp2": LayoutConfig(tp=2, sp=True, pp=2),
@@ -72,6 +77,7 @@ LAYOUTS = {
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "grpo": {"normalization": "token"},
+    "once": {"normalization": "token"},  # each rollout is one step
     "gspo": {"ratio": "sequence", "clip_low": 0.01, "clip_high": 0.01, "kl_estimator": "k2"},
     "cispo": {
         "clipping": "weight",
@@ -96,7 +102,10 @@ def job_of(kind: str, material: Path, policy: Path, layout: LayoutConfig, output
     shared: dict[str, Any] = {
         "conversations": material / "conversations",
         "rollout": RolloutConfig(
-            prompts=8 if pairs else 4, samples_per_prompt=2 if pairs else 4, epochs=2, max_new_tokens=12
+            prompts=8 if pairs else 2 if kind == "once" else 4,
+            samples_per_prompt=2 if pairs else 4,
+            epochs=1 if kind == "once" else 2,
+            max_new_tokens=12,
         ),
         "rewards": (PythonReward(function="toy_rewards:spaces"),),
     }
@@ -134,7 +143,8 @@ def trajectory(kind: str, material: Path, policy: Path, layout: LayoutConfig) ->
     }
 
 
-NUMBERS = ("loss", "grad_norm", "kl", "policy_kl", "value_loss", "value_grad_norm", "margin", "reference_kl", "entropy")
+NUMBERS = ("loss", "grad_norm", "kl", "policy_kl", "value_loss", "value_grad_norm", "margin", "reference_kl", "entropy",
+           "sampler_gap", "sampler_gap_p99", "sampler_gap_quarter4")  # fmt: skip
 
 
 def policy(kind: str, folder: Path) -> Path:
@@ -152,6 +162,7 @@ def policy(kind: str, folder: Path) -> Path:
 
 def main(material: Path, output: Path) -> None:
     sys.path.insert(0, str(HERE))
+    batches.ROW_UNIT = 8  # rows are so short that 64 would cut none
     results = {}
     for name, layout in sorted(LAYOUTS.items(), key=lambda item: str(item[1])):  # equal layouts share their groups
         if layout.world_size == runtime.world_size():

@@ -52,7 +52,7 @@ def test_the_reference_follows_the_policy_step_by_step(job: JobOf, material: Pat
     for ours, expected in zip(reference, average, strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
     assert any(not torch.equal(ours, theirs) for ours, theirs in zip(reference, policy, strict=True))
-    kl = float((objective.current.arrays["logps"] - objective.current.arrays["ref_logps"]).sum())
+    kl = float((objective.current.sampling_logps - objective.current.arrays["ref_logps"]).sum())
     assert kl != 0  # the third rollout was compared with the average rather than the policy
     under_way.watchdog.stop()
 

@@ -77,7 +77,7 @@ def test_grpo_raises_the_reward(job: JobOf, material: Path) -> None:
     assert lines[0]["policy_kl"] == pytest.approx(0, abs=1e-9)
     assert max(line["clip_fraction"] for line in lines) > 0
     assert lines[-1]["kl"] > lines[0]["kl"] >= 0
-    assert all(line["sampling_gap"] < 1e-4 for line in lines)
+    assert all(line["sampler_gap_p99"] < 1e-4 for line in lines)
     assert {"reward_std", "entropy", "length", "truncated", "rollout_tokens_per_second", "tokens_per_second"} <= set(
         lines[0]
     )

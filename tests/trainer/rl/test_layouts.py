@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 TWO = ("grpo dense tp2 sp", "grpo dense pp2", "grpo dense cp2", "grpo dense dp2", "gspo dense tp2 sp",
-       "gspo dense cp2", "cispo dense cp2", "grpo moe ep2", "ppo dense tp2 sp",
+       "gspo dense cp2", "once dense tp2 sp", "once dense pp2", "once dense cp2", "cispo dense cp2", "grpo moe ep2", "ppo dense tp2 sp",
        "ppo moe ep2", "online_dpo dense pp2", "online_dpo dense cp2")  # fmt: skip
 FOUR = ("grpo dense tp2 sp cp2", "grpo dense pp2 vp2 dp2", "grpo moe tp2 sp pp2", "grpo moe cp2 dp2 ep2",
         "ppo dense pp2 dp2", "ppo dense cp2 tp2", "online_dpo dense tp2 sp dp2")  # fmt: skip

@@ -96,7 +96,9 @@ def trajectory(trainee: Trainee) -> list[float]:
     numbers = []
     for step in range(STEPS):
         means = passes.train(
-            trainee.chunks, Words(), read_batches(Words(), training_samples(BATCH, step * BATCH.global_batch_size))
+            trainee.chunks,
+            Words(),
+            read_batches(Words(), training_samples(Words(), BATCH, step * BATCH.global_batch_size)),
         )
         trainee.scheduler.step(increment=1)
         norm, _ = trainee.update()

@@ -326,7 +326,7 @@ class Logits(MaskedWords):
 
 def batches_of(objective: Objective, step: int) -> list[Batch]:
     """This rank's micro-batches of a step."""
-    return read_batches(objective, training_samples(BATCH, step * BATCH.global_batch_size))
+    return read_batches(objective, training_samples(objective, BATCH, step * BATCH.global_batch_size))
 
 
 def objective_of(name: str) -> MaskedWords:

@@ -107,7 +107,7 @@ def main(name: str, length: int, output: Path) -> None:
     objective: Objective = OBJECTIVES[name](length)
     trainee = optim.build(models.build(model, layout, seed=5), layout, OptimizerConfig(), 1)
     with Largest():
-        means = passes.train(trainee.chunks, objective, read_batches(objective, training_samples(batch, 0)))
+        means = passes.train(trainee.chunks, objective, read_batches(objective, training_samples(objective, batch, 0)))
         norm, _ = trainee.update()
     peak = torch.tensor(float(runtime.memory_bytes()))
     torch.distributed.all_reduce(peak, op=torch.distributed.ReduceOp.MAX)

@@ -111,8 +111,17 @@ def _check_features(model: ModelConfig, layout: LayoutConfig, fp8: Fp8Config) ->
         _check_multiple(name, features, ranks, multiple, fp8)
 
 
+def fp8_unit(layout: LayoutConfig, precision: Precision, fp8: Fp8Config) -> int:
+    """Every micro-batch has a multiple of this many tokens."""
+    return _tokens_of_a_rank(layout, fp8) * layout.cp * (layout.tp if layout.sp else 1) if precision == "fp8" else 1
+
+
+def _tokens_of_a_rank(layout: LayoutConfig, fp8: Fp8Config) -> int:
+    return BLOCK if fp8.recipe == "block" and layout.sp else UNIT[fp8.recipe]
+
+
 def _check_tokens(layout: LayoutConfig, batch: BatchConfig, fp8: Fp8Config) -> None:
-    unit = BLOCK if fp8.recipe == "block" and layout.sp else UNIT[fp8.recipe]
+    unit = _tokens_of_a_rank(layout, fp8)
     ranks = layout.cp * (layout.tp if layout.sp else 1)
     tokens = batch.micro_batch_size * batch.sequence_length
     _check_multiple("micro_batch_size x sequence_length", tokens, ranks, unit, fp8)

@@ -55,6 +55,17 @@ class RolloutConfig:
     """Responses within this many tokens of max_new_tokens lose up to 1 of their reward (DAPO's soft overlong
     punishment); 0 for none."""
 
+    correction: Literal["none", "truncate", "mask"] = "none"
+    """Weigh each token's loss by its probability in training over that in sampling: `truncate` it at `correction_cap`
+    (truncated importance sampling), or `mask` tokens above it out."""
+
+    correction_cap: float = Field(default=2.0, gt=0)
+    """The largest weight of `correction`."""
+
+    max_gap: float | None = Field(default=None, gt=0)
+    """End the run when log-probabilities in sampling and in training differ by more, in nats a token on average over a
+    step; None to go on in any case."""
+
     heldout_prompts: int = Field(default=64, ge=0)
     """Held-out prompts, spread over their file, whose greedy responses are scored at each evaluation."""
 
@@ -82,6 +93,11 @@ class RolloutConfig:
             raise ConfigError(
                 f"rollout.length_buffer={self.length_buffer} is more than max_new_tokens={self.max_new_tokens}: every "
                 "response would lose reward. Use a smaller one."
+            )
+        if pairs and (self.correction != "none" or self.max_gap is not None):
+            raise ConfigError(
+                "rollout.correction and rollout.max_gap are for policy gradients; the loss of pairs has no ratio to "
+                "sampling. Leave them out."
             )
         if batch.sequence_length <= self.max_new_tokens:
             raise ConfigError(

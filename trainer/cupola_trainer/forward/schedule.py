@@ -25,6 +25,9 @@ def run(chunks: Chunks, batches: Sequence[Batch], step: Any, *, forward_only: bo
         step: Megatron's forward step: maps an iterator over batches and a chunk to its output and a loss function.
     """
     iterators = [iter(batches) for _ in chunks]
+    shapes = {batch["tokens"].shape for batch in batches}
+    for chunk in chunks:  # if set, pipeline stages exchange the shape of each micro-batch
+        chunk.config.variable_seq_lengths = len(shapes) > 1
     rows, local_length = batches[0]["tokens"].shape
     with without_fp8(chunks) if forward_only else nullcontext():
         results: list[dict[str, Any]] = get_forward_backward_func()(

@@ -47,7 +47,7 @@ def run(job: ParetoFrontJob) -> None:
         seed=job.seed,
         precision=job.precision,
     )
-    collector = RolloutCollector(settings, tokenizer, model, chunks, keeps_reference=True)
+    collector = RolloutCollector(settings, tokenizer, model, chunks, keeps_reference=True, scores_policy=True)
     points = {}
     size, count = parameter_count(model), len(job.checkpoints)
     with Report(job.output, kind="pareto_front", steps=count, parameters=size) as report:

@@ -14,11 +14,11 @@ from cupola_platform.errors import ConfigError
 from cupola_trainer import runtime
 from cupola_trainer.config import TeachJob
 from cupola_trainer.config.model.sizes import parameter_count
+from cupola_trainer.data.batches import to_rank
 from cupola_trainer.data.teachings import digest
 from cupola_trainer.forward.schedule import forward
 from cupola_trainer.generation.loading import check_whole, load
 from cupola_trainer.objectives.base import Objective
-from cupola_trainer.objectives.batches import collate
 from cupola_trainer.objectives.inputs import ObjectiveInputs
 from cupola_trainer.objectives.losses.distillation import vocabulary_topk
 from cupola_trainer.reporting.progress import Report
@@ -61,7 +61,7 @@ def run(job: TeachJob) -> None:
         for place in range(
             rank, -(-len(batches) // ranks) * ranks, ranks
         ):  # the same number of passes on every rank, because expert parallelism needs all of them
-            batch = collate(text, batches[min(place, len(batches) - 1)])
+            batch = to_rank(text.collate(batches[min(place, len(batches) - 1)]))
             likeliest = _top_k(loaded.chunks[0], batch, job)
             tokens.append(likeliest[0])
             logprobs.append(likeliest[1])

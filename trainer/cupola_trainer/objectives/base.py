@@ -34,6 +34,13 @@ class Objective(ABC):
     "logits": [b, s, v / tp], this tensor-parallel rank's part of the vocabulary, after soft-capping.
     """
 
+    padded: bool = False
+    """Whether rows end in padding that nothing depends on. Batches are then cut to their longest row, and a step's
+    samples are put into micro-batches by `width`."""
+
+    row_unit: int = 64
+    """The cut rows have a multiple of this many columns. The training loop sets what its layout and precision need."""
+
     epoch: int | None = None
     """Training samples in one pass over the data; None if the objective has no epochs."""
 
@@ -43,6 +50,10 @@ class Objective(ABC):
     @abstractmethod
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
         """Training sample `index`, for any index >= 0. Every epoch has a different order, determined by the seed."""
+
+    def width(self, index: int) -> int:
+        """Columns of training sample `index` that matter; asked only of objectives whose rows are `padded`."""
+        return 0
 
     def expect(self, samples: Sequence[int]) -> None:  # noqa: B027
         """Fetch training samples that are about to be read, many at once, if this machine does not have them."""

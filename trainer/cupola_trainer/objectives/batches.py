@@ -6,26 +6,26 @@ import numpy as np
 from megatron.core import parallel_state
 
 from cupola_trainer.config import BatchConfig
-from cupola_trainer.data.batches import Batch, to_rank
+from cupola_trainer.data.batches import Batch, to_rank, without_padding
 from cupola_trainer.objectives.base import Objective
 
+Samples = Sequence[Sequence[int]]
+"""Numbers of samples by micro-batch."""
 
-def training_samples(config: BatchConfig, first: int) -> list[range]:
+
+def training_samples(objective: Objective, config: BatchConfig, first: int) -> Samples:
     """This rank's samples of the step that begins at sample `first`, by micro-batch.
 
-    Samples are numbered across the job. Each micro-batch is a range of consecutive samples, so its members are the same
-    in every layout.
+    Samples are numbered across the job. A micro-batch has consecutive samples of the step, by width if the objective's
+    rows are padded, so its members are the same in every layout.
     """
+    step = range(first, first + config.global_batch_size)
+    in_order = sorted(step, key=objective.width) if objective.padded else list(step)
     rows = _rows(config, config.num_microbatches(parallel_state.get_data_parallel_world_size()))
-    return [range(first + micro.start, first + micro.stop) for micro in rows]
+    return [in_order[micro.start : micro.stop] for micro in rows]
 
 
-def training_batches(objective: Objective, config: BatchConfig, step: int) -> list[Batch]:
-    """This rank's micro-batches of training step `step` (0-based) in a job that has skipped no samples."""
-    return read_batches(objective, training_samples(config, step * config.global_batch_size))
-
-
-def read_batches(objective: Objective, samples: Sequence[range]) -> list[Batch]:
+def read_batches(objective: Objective, samples: Samples) -> list[Batch]:
     """The micro-batches with these samples."""
     return [collate(objective, [objective.sample(index) for index in micro]) for micro in samples]
 
@@ -50,7 +50,8 @@ def heldout_batches(objective: Objective, config: BatchConfig, global_batches: i
 
 def collate(objective: Objective, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
     """A batch on this rank's device, with this context-parallel rank's part of every sequence."""
-    return to_rank(objective.collate(samples))
+    batch = objective.collate(samples)
+    return to_rank(without_padding(batch, objective.row_unit) if objective.padded else batch)
 
 
 def _rows(config: BatchConfig, passes: int) -> list[range]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from cupola_platform.errors import ConfigError
 from cupola_trainer import runtime
 from cupola_trainer.config import DpoData
-from cupola_trainer.data.batches import Batch
+from cupola_trainer.data.batches import Batch, without_padding
 from cupola_trainer.data.chat import ChatTokenizer
 from cupola_trainer.data.conversations import load_preferences, refuse_empty
 from cupola_trainer.data.order import order
@@ -44,6 +44,7 @@ class DpoObjective(Objective):
     """Pairs of a `preferences` artifact. A sample is one pair; a batch of p pairs has 2p rows: chosen, rejected, ..."""
 
     name = "dpo"
+    padded = True
 
     def __init__(
         self,
@@ -80,6 +81,9 @@ class DpoObjective(Objective):
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
         return self._pair(order(index, len(self._train), self.seed))
+
+    def width(self, index: int) -> int:
+        return pair_width(self.sample(index))
 
     def heldout(self, index: int) -> Mapping[str, np.ndarray] | None:
         return self._pair(len(self._train) + index) if index < len(self._heldout) else None
@@ -135,16 +139,16 @@ class DpoObjective(Objective):
         pairs, group = len(self._pairs), _data_parallel_group()
         ranks, rank = (group.size(), group.rank()) if group else (1, 0)
         gathered = torch.zeros(pairs, 2)
+        by_width = sorted(range(pairs), key=lambda place: pair_width(self._pairs[place]))
         passes = -(-pairs // (self.pairs_per_pass * ranks))
         for number in range(passes):
             start = (number * ranks + rank) * self.pairs_per_pass
-            places = [
-                min(start + offset, pairs - 1) for offset in range(self.pairs_per_pass)
-            ]  # repeats the last pair to keep the shape
-            batch = self.collate([self._pair(place) for place in places])
+            mine = by_width[start : start + self.pairs_per_pass]
+            # repeats the last pair, because expert parallelism needs as many passes of as many rows on every rank
+            places = mine + by_width[-1:] * (self.pairs_per_pass - len(mine))
+            batch = without_padding(self.collate([self._pair(place) for place in places]), self.row_unit)
             logps = -(forward(batch).cpu() * batch["loss_mask"]).sum(dim=1)
-            mine = range(start, min(start + self.pairs_per_pass, pairs))
-            gathered[list(mine)] = logps.view(-1, 2)[: len(mine)]
+            gathered[mine] = logps.view(-1, 2)[: len(mine)]
         if group and ranks > 1:
             total = gathered.to(runtime.device())
             dist.all_reduce(total, group=group)
@@ -181,6 +185,11 @@ def pair_rows(samples: Sequence[Mapping[str, np.ndarray]]) -> list[tuple[np.ndar
             tokens = np.concatenate([sample["prompt"], response])
             rows.append((tokens, np.arange(len(tokens)) >= len(sample["prompt"])))
     return rows
+
+
+def pair_width(pair: Mapping[str, np.ndarray]) -> int:
+    """Tokens of a pair's longer conversation."""
+    return len(pair["prompt"]) + max(len(pair["chosen"]), len(pair["rejected"]))
 
 
 def over_rows(output: Tensor, mask: Tensor) -> Tensor:

@@ -1,11 +1,10 @@
 """Reading a step's batches while the step before is computed."""
 
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from cupola_trainer.data.batches import Batch
 from cupola_trainer.objectives.base import Objective
-from cupola_trainer.objectives.batches import read_batches
+from cupola_trainer.objectives.batches import Samples, read_batches
 from cupola_trainer.objectives.online import OnlineObjective
 from cupola_trainer.runtime.copies import SideStream
 
@@ -23,9 +22,9 @@ class Prefetcher:
         self.objective = objective
         self._thread = None if isinstance(objective, OnlineObjective) else ThreadPoolExecutor(1, "batches")
         self._stream = SideStream()
-        self._ahead: tuple[list[range], Future[list[Batch]]] | None = None
+        self._ahead: tuple[Samples, Future[list[Batch]]] | None = None
 
-    def read(self, samples: list[range]) -> list[Batch]:
+    def read(self, samples: Samples) -> list[Batch]:
         """The micro-batches with these samples. Raises what the objective raised while it read them."""
         if self._thread is None:
             return read_batches(self.objective, samples)
@@ -37,7 +36,7 @@ class Prefetcher:
         self._stream.hand_over(tensor for batch in batches for tensor in batch.values())
         return batches
 
-    def begin(self, samples: list[range]) -> None:
+    def begin(self, samples: Samples) -> None:
         """Begin to read micro-batches that will be asked for next. Returns at once."""
         if self._thread is not None:
             self._ahead = samples, self._thread.submit(self._read, samples)
@@ -47,7 +46,7 @@ class Prefetcher:
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
 
-    def _read(self, samples: Sequence[range]) -> list[Batch]:
+    def _read(self, samples: Samples) -> list[Batch]:
         with self._stream.copying():
             self.objective.expect([index for micro in samples for index in micro])
             return read_batches(self.objective, samples)

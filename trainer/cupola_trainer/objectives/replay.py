@@ -27,13 +27,16 @@ class ReplayObjective(Objective):
             share: share of text in all rows, between 0 and 1 (exclusive).
         """
         self.sft, self.text, self.share = sft, text, share
-        self.drops = sft.drops
+        self.drops, self.padded = sft.drops, sft.padded
         self.epoch = rows_with_text(sft.epoch or 0, share)
 
     def sample(self, index: int) -> Row:
         row = self._mixed(index, self.sft.sample, self.text.sample)
         assert row is not None
         return row
+
+    def width(self, index: int) -> int:
+        return len(self.sample(index)["tokens"])
 
     def heldout(self, index: int) -> Row | None:
         """None where either conversations or text have run out."""

@@ -12,7 +12,7 @@ from cupola_trainer.data.chat import ChatTokenizer
 from cupola_trainer.data.conversations import Sample, load_preferences, refuse_empty
 from cupola_trainer.data.order import order
 from cupola_trainer.objectives.base import Objective
-from cupola_trainer.objectives.dpo import over_rows, pair_rows
+from cupola_trainer.objectives.dpo import over_rows, pair_rows, pair_width
 from cupola_trainer.objectives.inputs import ObjectiveInputs
 from cupola_trainer.objectives.losses.preference import reward_loss
 from cupola_trainer.objectives.sft import pad
@@ -36,6 +36,7 @@ class RewardObjective(Objective):
 
     name = "reward"
     reads = "values"
+    padded = True
 
     def __init__(self, data: RewardData, *, tokenizer: ChatTokenizer, sequence_length: int, seed: int) -> None:
         """
@@ -56,6 +57,9 @@ class RewardObjective(Objective):
         round_, tag = divmod(index, len(self._by_tag))
         pairs = self._by_tag[tag]
         return _numbers(pairs[order(round_, len(pairs), self.seed + tag)])
+
+    def width(self, index: int) -> int:
+        return pair_width(self.sample(index))
 
     def heldout(self, index: int) -> Mapping[str, np.ndarray] | None:
         return _numbers(self._heldout[index]) if index < len(self._heldout) else None

@@ -54,7 +54,7 @@ class SftObjective(Objective):
         """
         self.sequence_length = sequence_length
         self.seed = seed
-        self.packed = data.pack
+        self.packed, self.padded = data.pack, not data.pack
         train, self.drops = load_conversations(data.conversations / "train.jsonl", tokenizer, sequence_length)
         heldout, self.heldout_drops = load_conversations(
             data.conversations / "heldout.jsonl", tokenizer, sequence_length
@@ -67,6 +67,9 @@ class SftObjective(Objective):
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
         return self._train[order(index, len(self._train), self.seed)]
+
+    def width(self, index: int) -> int:
+        return len(self.sample(index)["tokens"])
 
     def heldout(self, index: int) -> Mapping[str, np.ndarray] | None:
         return self._heldout[index] if index < len(self._heldout) else None

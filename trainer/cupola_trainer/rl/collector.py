@@ -45,18 +45,26 @@ class RolloutCollector:
     """Collects rollouts with the model in training, its reference and the reward models."""
 
     def __init__(
-        self, settings: RolloutSettings, tokenizer: Any, model: ModelConfig, chunks: Chunks, *, keeps_reference: bool
+        self,
+        settings: RolloutSettings,
+        tokenizer: Any,
+        model: ModelConfig,
+        chunks: Chunks,
+        *,
+        keeps_reference: bool,
+        scores_policy: bool,
     ) -> None:
         """
         Args:
             chunks: the model in training.
             keeps_reference: whether to compute log-probabilities under the initial weights.
+            scores_policy: whether to compute them under the current weights as training does.
 
         Raises:
             ConfigError: a reward function or reward model is not usable.
         """
         self.settings, self.data, self.config = settings, settings.data, settings.data.rollout
-        self.tokenizer, self.chunks = tokenizer, chunks
+        self.tokenizer, self.chunks, self.scores_policy = tokenizer, chunks, scores_policy
         self.engine = engine_of(self.config, chunks, tokenizer, model)
         self.sampling = Sampling(
             max_new_tokens=self.config.max_new_tokens,
@@ -83,7 +91,7 @@ class RolloutCollector:
     def collect(self, prompts: Sequence[Prompt], number: int) -> Rollout:
         """Collect rollout `number` of the job: `samples_per_prompt` responses to each prompt, grouped by prompt.
 
-        Its arrays hold "rewards" [rows] (NaN if scoring failed), "logps" [rows, s] and, with a reference, "ref_logps"
+        Its arrays hold "rewards" [rows] (NaN if scoring failed) and, where they are computed, "logps" and "ref_logps"
         [rows, s].
         """
         began = time.monotonic()
@@ -96,7 +104,8 @@ class RolloutCollector:
                 "some responses first."
             )
         generation_seconds = time.monotonic() - began
-        rollout.arrays["logps"] = self.logps(self.chunks, rollout)
+        if self.scores_policy:
+            rollout.arrays["logps"] = self.logps(self.chunks, rollout)
         if self.reference:
             rollout.arrays["ref_logps"] = self.logps(self.reference, rollout)
         tokens = float(rollout.lengths.sum())
@@ -154,7 +163,7 @@ class RolloutCollector:
     def _report(self, rollout: Rollout, scores: Scores) -> dict[str, float]:
         rewards, mask = scores.total, rollout.mask
         known = rewards[~np.isnan(rewards)]
-        logps = rollout.arrays["logps"]
+        logps = rollout.arrays.get("logps", rollout.sampling_logps)
         tokens = max(int(mask.sum()), 1)
         metrics = {
             "reward": float(known.mean()) if len(known) else math.nan,
@@ -162,7 +171,6 @@ class RolloutCollector:
             "length": float(rollout.lengths.mean()),
             "truncated": float((~rollout.finished).sum()),
             "entropy": float(-logps.sum() / tokens),  # estimated by the mean surprisal of sampled tokens
-            "sampling_gap": float(np.abs(logps - rollout.sampling_logps).max()),
         }
         if "ref_logps" in rollout.arrays:
             metrics["reference_kl"] = float((logps - rollout.arrays["ref_logps"]).sum() / tokens)

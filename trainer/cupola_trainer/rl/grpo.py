@@ -24,6 +24,7 @@ from cupola_trainer.optim import Trainee
 from cupola_trainer.rl.ema import EmaReference
 from cupola_trainer.rl.rollout_objective import RolloutObjective
 from cupola_trainer.rl.rollouts import Rollout
+from cupola_trainer.rl.sampler_gap import correction, gap_metrics, gap_sums
 
 
 def build(inputs: ObjectiveInputs) -> "GrpoObjective":
@@ -102,9 +103,9 @@ class GrpoObjective(RolloutObjective):
 
     def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Sum over responses, their number, and sums over responses of token means: KL to the reference, clipped
-        fraction, KL from the policy that generated them."""
+        fraction, KL from the policy that generated them. Without "old_logps" that is the policy of this very step."""
         logps = torch.where(batch["loss_mask"] > 0, -output.float(), 0.0)  # those of padding are arbitrary
-        data, old = self.grpo, batch["old_logps"]
+        data, old = self.grpo, batch.get("old_logps", logps.detach())
         log_ratio = logps - old
         if data.ratio == "sequence":
             log_ratio = over_rows(log_ratio, batch["shares"])[:, None].expand_as(logps)
@@ -112,15 +113,21 @@ class GrpoObjective(RolloutObjective):
             losses, clipped = clipped_weight_loss(logps, log_ratio, batch["advantages"], high=data.clip_high)
         else:
             losses, clipped = clipped_ratio_loss(log_ratio, batch["advantages"], low=data.clip_low, high=data.clip_high)
+        if (weights := correction(old, batch["sampling_logps"], self.config)) is not None:
+            losses = losses * weights
         sums = {
             "clip_fraction": (clipped * batch["shares"]).sum().float(),
             "policy_kl": (kl_estimate(old, logps.detach()) * batch["shares"]).sum(),
+            **gap_sums(old, batch["sampling_logps"], batch["quarters"]),
         }
         if data.kl_coef:
             kl = kl_estimate(logps, batch["ref_logps"], data.kl_estimator)
             losses = losses + data.kl_coef * kl
             sums["kl"] = (kl.detach() * batch["shares"]).sum()
         return (losses * batch["weights"]).sum(), self.count(batch), sums
+
+    def report(self, means: dict[str, float]) -> dict[str, float]:
+        return gap_metrics(means, self.config.max_gap)
 
 
 def trained_on(rollout: Rollout, truncated: str, samples_per_prompt: int) -> np.ndarray:
@@ -139,15 +146,17 @@ def trained_on(rollout: Rollout, truncated: str, samples_per_prompt: int) -> np.
 def row_of(rollout: Rollout, place: int, weights: np.ndarray) -> dict[str, np.ndarray]:
     """One response as a sample: arrays [s], and tokens [s + 1]."""
     mask = rollout.arrays["trained_on"][place].astype(np.float32)
-    return {
+    row = {
         "tokens": rollout.tokens[place],
         "loss_mask": mask,
         "shares": mask / max(mask.sum(), 1),
+        "quarters": mask * (1 + 4 * (mask.cumsum() - 1) // max(mask.sum(), 1)),
         "weights": weights.astype(np.float32),
         "advantages": rollout.arrays["advantages"][place],
-        "old_logps": rollout.arrays["logps"][place],
-        "ref_logps": rollout.arrays.get("ref_logps", rollout.arrays["logps"])[place],
+        "sampling_logps": rollout.sampling_logps[place],
     }
+    arrays = {"old_logps": "logps", "ref_logps": "ref_logps"}
+    return row | {name: rollout.arrays[array][place] for name, array in arrays.items() if array in rollout.arrays}
 
 
 def collate_rows(samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:

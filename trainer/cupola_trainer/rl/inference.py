@@ -10,7 +10,7 @@ from megatron.core import parallel_state
 
 from cupola_trainer import checkpoint, models
 from cupola_trainer.config import LayoutConfig, ModelConfig
-from cupola_trainer.data.batches import Batch
+from cupola_trainer.data.batches import Batch, row_unit, without_padding
 from cupola_trainer.forward.schedule import Chunks
 from cupola_trainer.rl.rollouts import Rollout
 
@@ -29,16 +29,22 @@ def load_frozen(folder: Path, model: ModelConfig, layout: LayoutConfig, dtype: t
 
 
 def over_rows(rollout: Rollout, micro_batch_size: int, forward: Callable[[Batch], torch.Tensor]) -> np.ndarray:
-    """Apply `forward` to all rows in micro-batches [rows, s]. Data-parallel ranks share the work."""
+    """Apply `forward` to all rows in micro-batches of similar length [rows, s]; 0 after a row's last token.
+    Data-parallel ranks share the work."""
     ranks, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
+    ends = rollout.ends()
+    by_end = np.argsort(ends, kind="stable")
     rounds = -(-len(rollout) // (micro_batch_size * ranks))
-    mine = []
+    mine: list[tuple[np.ndarray, np.ndarray]] = []
     for number in range(rounds):
         first = (number * ranks + rank) * micro_batch_size
-        # repeat the last row, so that all passes have the same shape and all ranks the same number of passes
-        rows = [min(first + offset, len(rollout) - 1) for offset in range(micro_batch_size)]
-        mine.append(forward(rollout.batch(rows)).cpu().numpy())
-    shares: list[list[np.ndarray]] = [[]] * ranks
+        # repeat the last row: expert parallelism needs as many passes of as many rows on every rank
+        rows = by_end[[min(first + offset, len(rollout) - 1) for offset in range(micro_batch_size)]]
+        batch = without_padding(rollout.batch(rows.tolist()), row_unit(), used=int(ends[rows].max()) + 1)
+        mine.append((rows, forward(batch).cpu().numpy()))
+    shares: list[list[tuple[np.ndarray, np.ndarray]]] = [[]] * ranks
     dist.all_gather_object(shares, mine, group=parallel_state.get_data_parallel_group())
-    in_order = [shares[number % ranks][number // ranks] for number in range(rounds * ranks)]
-    return np.concatenate(in_order)[: len(rollout)]
+    whole = np.zeros(rollout.mask.shape, dtype=np.float32)
+    for rows, values in (part for share in shares for part in share):
+        whole[rows, : values.shape[1]] = values
+    return whole

@@ -29,6 +29,7 @@ class OnlineDpoObjective(RolloutObjective):
     """A sample is the pair of one prompt. If all responses have the same reward, its weight is 0 and it is counted."""
 
     name = "online_dpo"
+    scores_policy = False  # its loss has no ratio to the policy that sampled
 
     def __init__(self, inputs: ObjectiveInputs) -> None:
         self.dpo: OnlineDpoData = inputs.data
@@ -49,7 +50,7 @@ class OnlineDpoObjective(RolloutObjective):
         rollout.arrays["kept"] = kept.any(axis=1) & (rewards[groups, best] > rewards[groups, worst])
         rollout.arrays["pairs"] = groups[:, None] * size + np.stack([best, worst], axis=1)
         rollout.arrays["trained_on"] = rollout.mask
-        rollout.arrays["advantages"] = np.zeros_like(rollout.arrays["logps"])
+        rollout.arrays["advantages"] = np.zeros_like(rollout.sampling_logps)
         rollout.metrics["dropped_equal"] = float((~rollout.arrays["kept"]).sum())
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
@@ -63,6 +64,11 @@ class OnlineDpoObjective(RolloutObjective):
         weights = np.full(self.length, weight, dtype=np.float32)
         rows = [row_of(self.current, int(row), weights) for row in (best, worst)]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def rows_of(self, index: int) -> list[int]:
+        assert self.current
+        pair: list[int] = self.current.arrays["pairs"][self.place(index)].tolist()
+        return pair
 
     def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
         """Rows [2 pairs, s], best and worst alternating."""

@@ -27,6 +27,7 @@ from cupola_trainer.optim import Trainee
 from cupola_trainer.rl.grpo import collate_rows, row_of
 from cupola_trainer.rl.rollout_objective import RolloutObjective
 from cupola_trainer.rl.rollouts import Rollout
+from cupola_trainer.rl.sampler_gap import correction, gap_metrics, gap_sums
 from cupola_trainer.rl.value_model import ValueModel
 
 
@@ -47,6 +48,7 @@ class PpoObjective(RolloutObjective):
     """
 
     name = "ppo"
+    scores_policy = True  # rewards contain the KL to the reference
 
     def __init__(self, inputs: ObjectiveInputs) -> None:
         data: PpoData = inputs.data
@@ -129,15 +131,21 @@ class PpoObjective(RolloutObjective):
         old = batch["old_logps"]
         logps = torch.where(batch["loss_mask"] > 0, -output.float(), 0.0)
         losses, clipped = clipped_ratio_loss(logps - old, batch["advantages"], low=self.ppo.clip, high=self.ppo.clip)
+        if (weights := correction(old, batch["sampling_logps"], self.config)) is not None:
+            losses = losses * weights
         total = (losses * batch["weights"]).sum()
         sums = {
             "clip_fraction": (clipped * batch["shares"]).sum().float(),
             "policy_kl": (kl_estimate(old, logps.detach()) * batch["shares"]).sum(),
+            **gap_sums(old, batch["sampling_logps"], batch["quarters"]),
         }
         if "pretraining" in batch:
             mixed = (output.float() * batch["pretraining"]).sum()
             total, sums["pretraining_loss"] = total + mixed, mixed.detach() / self.ppo.pretraining_coef
         return total, self.count(batch), sums
+
+    def report(self, means: dict[str, float]) -> dict[str, float]:
+        return gap_metrics(means, self.config.max_gap)
 
     # value model
 

@@ -34,8 +34,16 @@ log = logging.getLogger(__name__)
 class RolloutObjective(OnlineObjective):
     """The common base of GRPO, PPO and online DPO."""
 
+    padded = True
+
     keeps_reference: bool = True
     """Whether log-probabilities under the initial weights are needed."""
+
+    @property
+    def scores_policy(self) -> bool:
+        """Whether the policy's log-probabilities are needed before a rollout is trained on: not if all of it is one
+        step, whose own forward pass computes them."""
+        return self.samples != self.inputs.batch.global_batch_size
 
     def __init__(self, inputs: ObjectiveInputs) -> None:
         """
@@ -99,7 +107,12 @@ class RolloutObjective(OnlineObjective):
 
     def attach(self, trainee: Trainee, model: ModelConfig) -> None:
         self.collector = RolloutCollector(
-            self.settings, self.tokenizer, model, trainee.chunks, keeps_reference=self.keeps_reference
+            self.settings,
+            self.tokenizer,
+            model,
+            trainee.chunks,
+            keeps_reference=self.keeps_reference,
+            scores_policy=self.scores_policy,
         )
 
     def prepare(self, forward: Forward) -> None:
@@ -183,6 +196,14 @@ class RolloutObjective(OnlineObjective):
         number, inside = divmod(index, self.samples)
         epoch, at = divmod(inside, self.units)
         return order(at, self.units, hash_seed(self.inputs.seed, number, epoch))
+
+    def width(self, index: int) -> int:
+        assert self.current
+        return int(self.current.ends()[self.rows_of(index)].max())
+
+    def rows_of(self, index: int) -> list[int]:
+        """Rows of the current rollout that are in sample `index`."""
+        return [self.place(index)]
 
     def step_of(self, index: int) -> tuple[list[int], int]:
         """`place` of all samples in the step of sample `index`, and the position of `index` among them."""

@@ -13,7 +13,8 @@ from cupola_trainer.config import ModelConfig, TrainJob
 from cupola_trainer.config.layout_rules import validate_layout
 from cupola_trainer.config.memory import forecast
 from cupola_trainer.config.model.long_context import stretch
-from cupola_trainer.config.precision_rules import check_memory, validate_precision
+from cupola_trainer.config.precision_rules import check_memory, fp8_unit, validate_precision
+from cupola_trainer.data.batches import row_unit
 from cupola_trainer.data.tokenizer_folders import keep_date
 from cupola_trainer.forward import outputs
 from cupola_trainer.lora import attaching
@@ -94,12 +95,11 @@ def begin(job: TrainJob) -> Run:
     data = runtime.on_first_rank(lambda: data_identity(job))
     check_resumable(job.output / "checkpoints", model, {} if job.allow_data_change else data)
     objective = build_objective(_inputs(job, tokenizer, model))
+    objective.row_unit = math.lcm(row_unit(), fp8_unit(job.layout, job.precision, job.fp8))
     job = _with_steps(job, objective)
     dtype = runtime.dtype(job.precision)
     fp8 = job.fp8 if job.precision == "fp8" else None
     chunks = models.build(model, job.layout, seed=job.seed, dtype=dtype, plain_layers=job.lora is not None, fp8=fp8)
-    for chunk in chunks:  # if set, pipeline stages exchange the shape of each micro-batch
-        chunk.config.variable_seq_lengths = getattr(job.data, "lengths", None) is not None
     if job.parent:
         checkpoint.load_weights(job.parent, chunks)
     if job.lora:

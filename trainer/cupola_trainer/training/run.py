@@ -98,11 +98,11 @@ class Run:
             with self.watchdog.pause():
                 gathered = self.online.gather(first) if self.online else {}
             with self.times.part("data"):
-                samples = training_samples(self.job.batch, first)
+                samples = training_samples(self.objective, self.job.batch, first)
                 batches = self.batches.read(samples)
-            if self.progress.step + 1 < self.job.steps:
+            if self.progress.step + 1 < self.job.steps and self.online is None:
                 following = self.rollbacks.next_sample(first + self.job.batch.global_batch_size)
-                self.batches.begin(training_samples(self.job.batch, following))
+                self.batches.begin(training_samples(self.objective, self.job.batch, following))
             means = passes.train(self.trainee.chunks, self.objective, batches) | gathered
             means |= self.online.train_others(batches) if self.online else {}
             with self.times.part("save"):

@@ -1,6 +1,6 @@
 """Log which samples each data-parallel rank read in each step: proof that an interrupted job repeats and skips none."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from megatron.core import parallel_state
@@ -35,8 +35,9 @@ class SampleLog:
         runtime.on_first_rank(lambda: self._trim(resumed_step))
         self._writer.open(resumed_step)
 
-    def write(self, step: int, samples: Sequence[range]) -> None:
-        self._writer.write("samples", step=step, ranges=[[micro.start, micro.stop] for micro in samples])
+    def write(self, step: int, samples: Sequence[Sequence[int]]) -> None:
+        """`samples` are the step's numbers on this rank, by micro-batch."""
+        self._writer.write("samples", step=step, ranges=[part for micro in samples for part in _ranges(micro)])
 
     def close(self) -> None:
         self._writer.close()
@@ -45,3 +46,10 @@ class SampleLog:
         for path in self.folder.glob("dp_*.jsonl"):
             if int(path.stem.removeprefix("dp_")) >= parallel_state.get_data_parallel_world_size():
                 trim(path, resumed_step)
+
+
+def _ranges(numbers: Sequence[int]) -> Iterator[list[int]]:
+    """[first, end] of each run of consecutive numbers."""
+    starts = [i for i, number in enumerate(numbers) if i == 0 or number != numbers[i - 1] + 1]
+    for start, end in zip(starts, [*starts[1:], len(numbers)], strict=True):
+        yield [numbers[start], numbers[end - 1] + 1]
