@@ -31,7 +31,7 @@ OFFLINE: dict[str, dict[str, Any]] = {  # the settings of a stage `dpo`
 ONLINE: dict[str, dict[str, Any]] = {  # of a stage `grpo`, as docs/reinforcement.md lists them
     "GRPO": {},
     "Dr. GRPO": {"normalization": "constant", "scale_rewards": "none", "kl_coef": 0},
-    "DAPO": {"normalization": "token", "clip_high": 0.28, "kl_coef": 0},
+    "DAPO": {"normalization": "token", "clip_high": 0.28, "kl_coef": 0, "rollout": {"max_draws": 10}},
     "GSPO": {"ratio": "sequence", "clip_low": 3.0e-4, "clip_high": 4.0e-4},
     "CISPO": {"clipping": "weight", "normalization": "token", "kl_coef": 0},
     "RLOO": {"baseline": "leave_one_out", "scale_rewards": "none"},
@@ -140,17 +140,18 @@ def method_stage(method: str, steps: int) -> dict[str, Any]:
             "steps": steps // 2,
             **OFFLINE[method],
         }
+    variant = dict(ONLINE[method])
     return {
         "kind": "grpo",
         "parent": "early",
         "conversations": "prompts",
-        "rollout": {"prompts": 64, "samples_per_prompt": 8, "max_new_tokens": 8},
+        "rollout": {"prompts": 64, "samples_per_prompt": 8, "max_new_tokens": 8} | variant.pop("rollout", {}),
         "layout": {"dp": 2},
         "optimizer": {"lr": 5.0e-4, "warmup_steps": 4, "weight_decay": 0.0},
         "batch": {"sequence_length": 128, "micro_batch_size": 32, "global_batch_size": 128},
         "kl_coef": 0.01,
         "steps": steps,
-        **ONLINE[method],
+        **variant,
     }
 
 

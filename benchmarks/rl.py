@@ -145,9 +145,7 @@ def our_job(folder: Path, steps: int, data: Any, **batch: int) -> tuple[float, f
 def our_grpo(folder: Path, steps: int) -> tuple[float, float]:
     from cupola_trainer.config import GrpoData, PythonReward, RolloutConfig
 
-    rollout = RolloutConfig(
-        prompts=PROMPTS, samples_per_prompt=SAMPLES, max_new_tokens=RESPONSE, heldout_prompts=0
-    )
+    rollout = RolloutConfig(prompts=PROMPTS, samples_per_prompt=SAMPLES, max_new_tokens=RESPONSE, heldout_prompts=0)
     data = GrpoData(conversations=folder, rollout=rollout, rewards=(PythonReward(function="rl:spaces"),))
     return our_job(folder, steps, data, micro_batch_size=32, global_batch_size=PROMPTS * SAMPLES)
 

@@ -27,3 +27,13 @@ def overwhelming(row: dict[str, Any], response: str) -> float:
 def failing(row: dict[str, Any], response: str) -> float:
     """Never gives a score."""
     raise ValueError("not today")
+
+
+def spaced(row: dict[str, Any], response: str) -> float:
+    """Whether there is more than one space."""
+    return float(response.count(" ") > 1)
+
+
+def equal(row: dict[str, Any], response: str) -> float:
+    """The same for all."""
+    return 1.0

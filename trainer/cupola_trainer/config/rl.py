@@ -66,6 +66,10 @@ class RolloutConfig:
     """End the run when log-probabilities in sampling and in training differ by more, in nats a token on average over a
     step; None to go on in any case."""
 
+    max_draws: int = Field(default=1, ge=1, le=100)
+    """Sample further prompts in place of those whose responses all have the same reward, which teach nothing, until
+    there are none or prompts were drawn this often (DAPO's dynamic sampling). 1: keep all."""
+
     heldout_prompts: int = Field(default=64, ge=0)
     """Held-out prompts, spread over their file, whose greedy responses are scored at each evaluation."""
 
@@ -219,6 +223,15 @@ class PpoSettings(ReinforcementSettings):
 
     pretraining_coef: float = Field(default=1.0, gt=0)
     """Weight of the next-token loss on pretraining text, if any is mixed in."""
+
+    @model_validator(mode="after")
+    def _draws_once(self) -> "PpoSettings":
+        if self.rollout.max_draws > 1:
+            raise ValueError(
+                f"rollout.max_draws={self.rollout.max_draws}: PPO learns from responses that all have the same reward, "
+                "too. Leave it out"
+            )
+        return self
 
 
 class PpoData(PpoSettings, ReinforcementData):

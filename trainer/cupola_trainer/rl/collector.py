@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ from cupola_trainer.rl.prompts import Prompt
 from cupola_trainer.rl.reward_model import RewardModel
 from cupola_trainer.rl.rewards import Scores, combine, name_of, score_responses
 from cupola_trainer.rl.rollouts import Rollout
+
+MorePrompts = Callable[[int], Sequence[Prompt]]
+"""Gives the next prompts, as many as it is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,38 +91,33 @@ class RolloutCollector:
         check_tokenizer(self.settings.parent / "tokenizer", folder)
         return RewardModel(folder, self.settings.layout, precision=self.settings.precision)
 
-    def collect(self, prompts: Sequence[Prompt], number: int) -> Rollout:
+    def collect(self, prompts: Sequence[Prompt], number: int, more: MorePrompts | None = None) -> Rollout:
         """Collect rollout `number` of the job: `samples_per_prompt` responses to each prompt, grouped by prompt.
 
         Its arrays hold "rewards" [rows] (NaN if scoring failed) and, where they are computed, "logps" and "ref_logps"
-        [rows, s].
+        [rows, s]. Its metrics are of all responses drawn, but for those of log-probabilities.
+
+        Args:
+            more: gives as many further prompts as it is asked for, which take the place of prompts whose responses all
+                have the same reward, up to `max_draws`. None to keep all.
         """
         began = time.monotonic()
-        repeated = [prompt for prompt in prompts for _ in range(self.config.samples_per_prompt)]
-        rollout, scores = self._respond(repeated, self.sampling, seed=(self.settings.seed << 32) + number + 1)
-        if np.isnan(scores.total).all():
-            reasons = ", ".join(f"{name} {count}" for name, count in scores.drops.items())
-            raise ConfigError(
-                f"rollout {number}: none of its {len(rollout)} responses has a reward ({reasons}). Try the rewards on "
-                "some responses first."
-            )
+        drawn, scores = self._draw(prompts, number, more)
+        rollout = drawn.rows(rows_kept(scores.total, self.config.samples_per_prompt, len(prompts)))
         generation_seconds = time.monotonic() - began
         if self.scores_policy:
             rollout.arrays["logps"] = self.logps(self.chunks, rollout)
         if self.reference:
             rollout.arrays["ref_logps"] = self.logps(self.reference, rollout)
-        tokens = float(rollout.lengths.sum())
-        rollout.metrics = self._report(rollout, scores) | {
-            "rollout_tokens_per_second": tokens / generation_seconds,
+        rollout.metrics = self._report(drawn, rollout, scores) | {
+            "rollout_tokens_per_second": float(drawn.lengths.sum()) / generation_seconds,
             "rollout_seconds": time.monotonic() - began,
         }
         return rollout
 
     def variances(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """Variance of the rewards of `samples_per_prompt` responses to each prompt; 0 if scoring failed."""
-        repeated = [prompt for prompt in prompts for _ in range(self.config.samples_per_prompt)]
-        rewards = self._respond(repeated, self.sampling, seed=self.settings.seed << 32)[1].total
-        groups = rewards.reshape(len(prompts), -1)
+        groups = self._sample(prompts, 0)[1].total.reshape(len(prompts), -1)
         known = ~np.isnan(groups)
         filled = np.where(known, groups, 0.0)
         count = np.maximum(known.sum(axis=1), 1)
@@ -144,6 +142,32 @@ class RolloutCollector:
         losses = over_rows(rollout, size, lambda batch: outputs.token_losses(chunks, batch))
         return np.where(rollout.mask, -losses, 0.0).astype(np.float32)
 
+    def _draw(self, prompts: Sequence[Prompt], number: int, more: MorePrompts | None) -> tuple[Rollout, Scores]:
+        """Responses to the prompts, then to others for those whose responses are alike: as many as give enough if their
+        share stays what it was."""
+        drawn, scores = self._sample(prompts, number + 1)
+        for draw in range(1, self.config.max_draws if more else 1):
+            differ = groups_differ(scores.total, self.config.samples_per_prompt)
+            missing = len(prompts) - int(differ.sum())
+            if missing <= 0:
+                break
+            count = min(len(prompts), math.ceil(missing * len(differ) / max(int(differ.sum()), 1)))
+            assert more
+            further = self._sample(more(count), (draw << 24) + number + 1)
+            drawn, scores = drawn.followed_by(further[0]), scores.followed_by(further[1])
+        if np.isnan(scores.total).all():
+            reasons = ", ".join(f"{name} {count}" for name, count in scores.drops.items())
+            raise ConfigError(
+                f"rollout {number}: none of its {len(drawn)} responses has a reward ({reasons}). Try the rewards on "
+                "some responses first."
+            )
+        return drawn, scores
+
+    def _sample(self, prompts: Sequence[Prompt], stream: int) -> tuple[Rollout, Scores]:
+        """`samples_per_prompt` scored responses to each prompt."""
+        repeated = [prompt for prompt in prompts for _ in range(self.config.samples_per_prompt)]
+        return self._respond(repeated, self.sampling, seed=(self.settings.seed << 32) + stream)
+
     def _respond(self, prompts: list[Prompt], sampling: Sampling, seed: int) -> tuple[Rollout, Scores]:
         tokens = [prompt.tokens for prompt in prompts]
         completions = self.engine.generate(tokens, sampling, seed=seed)
@@ -160,20 +184,37 @@ class RolloutCollector:
         rollout.arrays["rewards"] = scores.total
         return rollout, scores
 
-    def _report(self, rollout: Rollout, scores: Scores) -> dict[str, float]:
-        rewards, mask = scores.total, rollout.mask
-        known = rewards[~np.isnan(rewards)]
+    def _report(self, drawn: Rollout, rollout: Rollout, scores: Scores) -> dict[str, float]:
+        known = scores.total[~np.isnan(scores.total)]
         logps = rollout.arrays.get("logps", rollout.sampling_logps)
-        tokens = max(int(mask.sum()), 1)
+        tokens = max(int(rollout.mask.sum()), 1)
         metrics = {
             "reward": float(known.mean()) if len(known) else math.nan,
             "reward_std": float(known.std()) if len(known) else math.nan,
-            "length": float(rollout.lengths.mean()),
-            "truncated": float((~rollout.finished).sum()),
+            "length": float(drawn.lengths.mean()),
+            "truncated": float((~drawn.finished).sum()),
             "entropy": float(-logps.sum() / tokens),  # estimated by the mean surprisal of sampled tokens
         }
+        if self.config.max_draws > 1:
+            metrics["prompts_drawn"] = float(len(drawn) // self.config.samples_per_prompt)
         if "ref_logps" in rollout.arrays:
             metrics["reference_kl"] = float((logps - rollout.arrays["ref_logps"]).sum() / tokens)
         if len(scores.parts) > 1:
             metrics |= {f"reward_{name}": float(np.nanmean(part)) for name, part in scores.parts.items()}
         return metrics | {f"dropped_{name}": float(count) for name, count in scores.drops.items()}
+
+
+def groups_differ(rewards: np.ndarray, samples_per_prompt: int) -> np.ndarray:
+    """Whether the known rewards [rows] of each prompt's responses differ [prompts]."""
+    groups = rewards.reshape(-1, samples_per_prompt)
+    unknown = np.isnan(groups)
+    differ: np.ndarray = np.where(unknown, -np.inf, groups).max(axis=1) > np.where(unknown, np.inf, groups).min(axis=1)
+    return differ
+
+
+def rows_kept(rewards: np.ndarray, samples_per_prompt: int, prompts: int) -> np.ndarray:
+    """The rows of `prompts` groups, in the order they were drawn in: those whose rewards differ, then, if these are too
+    few, others."""
+    first = np.argsort(~groups_differ(rewards, samples_per_prompt), kind="stable")[:prompts]
+    rows: np.ndarray = (np.sort(first)[:, None] * samples_per_prompt + np.arange(samples_per_prompt)).reshape(-1)
+    return rows

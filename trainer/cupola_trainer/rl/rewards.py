@@ -42,6 +42,11 @@ class Scores:
     drops: Counter[str]
     """Number of failures by reason: "reward_raised", "reward_not_finite", "reward_unanswered"."""
 
+    def followed_by(self, other: "Scores") -> "Scores":
+        """Those of both."""
+        parts = {name: np.concatenate([part, other.parts[name]]) for name, part in self.parts.items()}
+        return Scores(np.concatenate([self.total, other.total]), parts, self.drops + other.drops)
+
 
 def name_of(reward: Reward) -> str:
     """A reward's name in metrics."""

@@ -84,6 +84,8 @@ class RolloutObjective(OnlineObjective):
         self.current: Rollout | None = None
         self.number = -1
         """Number of the current rollout."""
+        self.prompts_drawn = 0
+        """By all rollouts so far."""
 
     # sizes
 
@@ -126,14 +128,17 @@ class RolloutObjective(OnlineObjective):
         """Collect the rollout that contains `sample`, unless it is current. Returns metrics to report."""
         number = sample // self.samples
         if number != self.number or self.current is None:
-            first = number * self.config.prompts
-            prompts = [self.prompts[self.order.place(first + place)] for place in range(self.config.prompts)]
-            rollout = self.collector.collect(prompts, number)
+            self.prompts_drawn = max(self.prompts_drawn, number * self.config.prompts)  # a rollback skips prompts
+            rollout = self.collector.collect(self._next_prompts(self.config.prompts), number, self._next_prompts)
             self.complete(rollout)
             if not self.inputs.dry:
                 runtime.on_first_rank(lambda: rollout.save(self._path(number)))
             self.number, self.current = number, rollout
         return self.current.metrics
+
+    def _next_prompts(self, count: int) -> list[Prompt]:
+        first, self.prompts_drawn = self.prompts_drawn, self.prompts_drawn + count
+        return [self.prompts[self.order.place(first + place)] for place in range(count)]
 
     @abstractmethod
     def complete(self, rollout: Rollout) -> None:
@@ -146,6 +151,7 @@ class RolloutObjective(OnlineObjective):
             CorruptArtifactError: the rollout is missing or corrupt.
         """
         self.number, self.current = -1, None
+        self.prompts_drawn = progress.extra["objective_state"]["prompts_drawn"] if progress.step else 0
         number, inside = divmod(progress.consumed_samples, self.samples)
         runtime.on_first_rank(lambda: self._remove_after(number if inside else number - 1))
         if inside:
@@ -171,7 +177,7 @@ class RolloutObjective(OnlineObjective):
     def save(self, progress: Progress) -> dict[str, Any]:
         """Remove rollouts that no checkpoint needs. The current one was written when it was collected."""
         runtime.on_first_rank(self._prune)
-        return {}
+        return {"prompts_drawn": self.prompts_drawn}
 
     def _prune(self) -> None:
         kept = sorted((self.inputs.output / "checkpoints").glob("step_*"))

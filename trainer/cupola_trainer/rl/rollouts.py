@@ -68,6 +68,17 @@ class Rollout:
         ends: np.ndarray = self.mask.shape[1] - self.mask[:, ::-1].argmax(axis=1)
         return ends
 
+    def followed_by(self, other: "Rollout") -> "Rollout":
+        """The rows of both, without metrics."""
+        fields: dict[str, Any] = {n: np.concatenate([getattr(self, n), getattr(other, n)]) for n in FIELDS}
+        arrays = {name: np.concatenate([array, other.arrays[name]]) for name, array in self.arrays.items()}
+        return Rollout(**fields, arrays=arrays)
+
+    def rows(self, rows: np.ndarray) -> "Rollout":
+        """Only the given rows, without metrics."""
+        fields: dict[str, Any] = {name: getattr(self, name)[rows] for name in FIELDS}
+        return Rollout(**fields, arrays={name: array[rows] for name, array in self.arrays.items()})
+
     def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """tokens, labels, position_ids, loss_mask [b, s] of the given rows."""
         tokens = torch.from_numpy(self.tokens[rows])
