@@ -24,6 +24,7 @@ OFFLINE: dict[str, dict[str, Any]] = {  # the settings of a stage `dpo`
     "DPO": {},
     "APO-zero": {"loss_type": "apo_zero"},
     "APO-down": {"loss_type": "apo_down"},
+    "KTO": {"loss_type": "kto"},
     "CPO": {"loss_type": "cpo"},
     "SimPO": {"loss_type": "simpo", "beta": 2.0},
     "ORPO": {"loss_type": "orpo"},

@@ -69,7 +69,10 @@ class Responses(GrpoObjective):
 
     def __init__(self, sequence_length: int) -> None:
         self.grpo = GrpoData(conversations=Path(), rewards=(TaskReward(),), kl_coef=0.1)
-        self.sequence_length = sequence_length
+        self.config, self.sequence_length = self.grpo.rollout, sequence_length
+
+    def width(self, index: int) -> int:
+        return self.sequence_length
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
         random, length = draws(3, index), self.sequence_length
@@ -78,7 +81,8 @@ class Responses(GrpoObjective):
         share = mask / np.float32(mask.sum())
         return {
             "tokens": random.integers(0, 512, length + 1), "loss_mask": mask, "shares": share, "weights": share,
-            "advantages": mask * np.float32(random.integers(-4, 5) / 2), "old_logps": 0 * mask,
+            "advantages": mask * np.float32(random.integers(-4, 5) / 2), "quarters": mask, "old_logps": 0 * mask,
+            "sampling_logps": 0 * mask,
             "ref_logps": mask * (random.integers(-4, 5, length) / 16).astype(np.float32),
         }  # fmt: skip
 

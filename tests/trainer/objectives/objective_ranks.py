@@ -59,7 +59,7 @@ LAYOUTS = {
     "pp2 full recompute": LayoutConfig(pp=2, recompute="full"),
     "pp2 vp2 full recompute": LayoutConfig(pp=2, vp=2, recompute="full"),
 }
-OBJECTIVES = ("dpo", "reward", "forward_kl", "jsd", "replay")
+OBJECTIVES = ("dpo", "kto", "reward", "forward_kl", "jsd", "replay")
 
 
 def pair(index: int) -> dict[str, np.ndarray]:
@@ -79,6 +79,19 @@ class Pairs(DpoObjective):
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
         return pair(index)
+
+
+class Judged(Pairs):
+    """The same under KTO's loss, each with a response to another prompt."""
+
+    def __init__(self) -> None:
+        self.data = DpoData(preferences=Path(), loss_type="kto", undesirable_weight=1.5)
+        self.sequence_length = LENGTH
+
+    def sample(self, index: int) -> Mapping[str, np.ndarray]:
+        sample, other = pair(index), pair(index + 1000)
+        reference = np.concatenate([sample["reference"], other["reference"][:1] - 20])  # a KL above 0
+        return {**sample, "mismatched": other["chosen"], "reference": reference}
 
 
 class Ranked(RewardObjective):
@@ -146,6 +159,8 @@ class Sequences(Words):
 def objective_of(name: str, teacher: Path, layout: LayoutConfig) -> Objective:
     if name == "dpo":
         return Pairs()
+    if name == "kto":
+        return Judged()
     if name == "reward":
         return Ranked()
     if name == "sft":

@@ -139,6 +139,7 @@ def test_the_reference_is_the_initial_model(preferences: Path, chat_tokenizer: A
         {"sft_weight": 0.5},
         {"loss_type": "apo_zero"},
         {"loss_type": "apo_down"},
+        {"loss_type": "kto", "desirable_weight": 1.2},
         {"loss_type": "cpo", "sft_weight": 0.1},
         {"loss_type": "simpo", "beta": 2.0, "target_margin": 1.0},
         {"loss_type": "orpo", "sft_weight": 1.0},
@@ -171,6 +172,40 @@ def test_training_flips_the_ranking_of_held_out_pairs(
     assert sums["margin"].item() > before + 0.1
     assert not dpo.data.needs_reference or sums["accuracy"].item() == 2
     assert sums["margin"].item() == pytest.approx((sums["chosen_reward"] - sums["rejected_reward"]).item(), rel=1e-5)
+
+
+def test_ktos_kl_is_of_responses_to_other_prompts(preferences: Path, chat_tokenizer: Any) -> None:
+    dpo, policy = objective(preferences, chat_tokenizer, loss_type="kto"), model()
+    with torch.no_grad():
+        dpo.prepare(lambda batch: token_losses(policy, batch))
+        for parameter in policy.parameters():
+            parameter.add_(0.02)  # any other weights
+    pairs = [dpo.sample(index) for index in range(6)]
+    batch = dpo.collate(pairs)
+    assert batch["tokens"].shape == (18, 48)
+    texts = [chat_tokenizer.decode(row) for row in batch["tokens"]]
+    for place, pair in enumerate(pairs):
+        own, other = (pair[name].tolist() for name in ("chosen", "mismatched"))
+        assert other != own
+        assert texts[3 * place + 2].startswith(chat_tokenizer.decode(pair["prompt"]))
+        assert chat_tokenizer.decode(other).removesuffix("<|im_end|>") in texts[3 * place + 2]
+    with torch.no_grad():
+        output = token_losses(policy, batch)
+    _, count, sums = dpo.loss(output, batch)
+    assert count.item() == 6
+    logps = -(output * batch["loss_mask"]).sum(dim=1).view(6, 3)[:, 2]
+    ratios = logps - torch.tensor(np.array([pair["reference"][2] for pair in pairs]))
+    assert sums["kl"].item() / 6 == pytest.approx(max(ratios.mean().item(), 0), rel=1e-5)
+
+
+def test_kto_needs_two_prompts(tmp_path: Path, chat_tokenizer: Any) -> None:
+    row = {"messages": [{"role": "user", "content": "Yes or no?"}], "chosen": "yes", "rejected": "no"}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({**row, "chosen": "sure"}) + "\n")
+    (tmp_path / "heldout.jsonl").write_text("")
+    with pytest.raises(ConfigError, match="All pairs have the same prompt"):
+        objective(tmp_path, chat_tokenizer, loss_type="kto")
+    with pytest.raises(ValueError, match="only kto has them"):
+        DpoData(preferences=tmp_path, desirable_weight=2.0)
 
 
 def test_no_usable_pair_is_refused(preferences: Path, chat_tokenizer: Any) -> None:

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
-from trl import DPOTrainer, RewardTrainer
+from trl import DPOTrainer, KTOTrainer, RewardTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.gkd import GKDTrainer
 from trl.experimental.orpo import ORPOTrainer
 
 from cupola_platform.errors import ConfigError
 from cupola_trainer.objectives.losses.distillation import distillation_loss, topk_distillation_loss
-from cupola_trainer.objectives.losses.preference import dpo_loss, reference_free_loss, reward_loss
+from cupola_trainer.objectives.losses.preference import dpo_loss, kto_loss, reference_free_loss, reward_loss
 
 PAIRS, VOCABULARY = 16, 40
 
@@ -67,6 +67,45 @@ def test_dpo_equals_trls(loss_type: str, beta: float) -> None:
     losses, chosen, rejected = dpo_loss(*logps.chunk(2), *reference.chunk(2), beta=beta, loss_type=loss_type)
     same(losses.mean(), trl_dpo(logps, reference, loss_type, beta), logps)
     torch.testing.assert_close(torch.cat([chosen, rejected]), beta * (logps - reference).detach())
+
+
+def trl_kto(logps: Tensor, reference: Tensor, others: Tensor, **settings: float) -> Tensor:
+    """TRL's KTO loss of one-token responses [2 pairs], with log(policy/ref) of responses to other prompts."""
+    trainer: Any = object.__new__(KTOTrainer)
+    trainer.model, trainer.accelerator = SimpleNamespace(training=True), Accelerator(cpu=True)
+    trainer.aux_loss_enabled, trainer.calculate_KL, trainer.precompute_ref_logps = False, True, True
+    trainer.loss_type, trainer._tp_size, trainer._total_train_tokens = "kto", 1, 0
+    trainer._metrics = {"train": defaultdict(list)}
+    for name, value in settings.items():
+        setattr(trainer, name, value)
+    ids, completion = torch.zeros(2 * PAIRS, 2, dtype=torch.long), torch.tensor([[0, 1]] * 2 * PAIRS)
+    inputs = {
+        "input_ids": ids, "attention_mask": torch.ones_like(ids), "completion_mask": completion, "ref_logps": reference,
+        "label": torch.arange(2 * PAIRS) < PAIRS, "KL_input_ids": ids, "KL_attention_mask": torch.ones_like(ids),
+        "KL_completion_mask": completion, "ref_KL_logps": torch.zeros(2 * PAIRS),
+    }  # fmt: skip
+    zeros = torch.zeros(2 * PAIRS, 1)
+    answers = iter([others, logps])  # TRL asks for those of the KL first
+    loss: Tensor = trainer._compute_loss(
+        lambda **kwargs: SimpleNamespace(log_probs=next(answers)[:, None], entropy=zeros, mean_logits=zeros),
+        inputs,
+        False,
+    )
+    return loss
+
+
+@pytest.mark.parametrize("shift", [3.0, -3.0], ids=["kl above 0", "kl below 0"])
+@pytest.mark.parametrize(("desirable", "undesirable"), [(1.0, 1.0), (0.7, 1.3)])
+def test_kto_equals_trls(shift: float, desirable: float, undesirable: float) -> None:
+    logps, reference = draw(0, 2 * PAIRS, spread=5), draw(1, 2 * PAIRS, spread=5).detach()
+    others = draw(2, 2 * PAIRS) + shift
+    settings = {"beta": 0.3, "desirable_weight": desirable, "undesirable_weight": undesirable}
+    better, worse = (logps - reference).chunk(2)
+    losses, chosen, rejected, z = kto_loss(better, worse, others, **settings)
+    same(losses.mean(), trl_kto(logps, reference, others, **settings), logps)
+    torch.testing.assert_close(torch.cat([chosen, rejected]), 0.3 * (logps - reference).detach())
+    assert z.item() == pytest.approx(max(others.mean().item(), 0))
+    assert not z.requires_grad
 
 
 @pytest.mark.parametrize(("loss_type", "theirs"), [("cpo", "sigmoid"), ("simpo", "simpo")])

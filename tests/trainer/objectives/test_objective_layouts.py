@@ -21,7 +21,7 @@ def trajectories(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..
 
 
 @pytest.mark.parametrize("layout", ["tp2 sp", "pp2", "pp2 vp2", "cp2", "dp2"])
-@pytest.mark.parametrize("name", ["dpo", "reward", "forward_kl", "jsd", "replay"])
+@pytest.mark.parametrize("name", ["dpo", "kto", "reward", "forward_kl", "jsd", "replay"])
 def test_every_objective_trains_the_same_in_every_layout(
     trajectories: dict[str, Trajectory], name: str, layout: str
 ) -> None:

@@ -64,11 +64,16 @@ class Responses(GrpoObjective):
 
     def __init__(self, length: int) -> None:
         self.grpo, self.length = GrpoData(conversations=Path(), kl_coef=0.0), length
+        self.config = self.grpo.rollout
+
+    def width(self, index: int) -> int:
+        return self.length
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
         mask = (np.arange(self.length) > self.length // 2).astype(np.float32)
-        columns = {"loss_mask": mask, "weights": mask, "shares": mask, "advantages": mask}
-        return {"tokens": tokens_of(index, self.length + 1), "old_logps": -9 * mask, **columns}
+        columns = {"loss_mask": mask, "weights": mask, "shares": mask, "advantages": mask, "quarters": mask}
+        logps = {"old_logps": -9 * mask, "sampling_logps": -9 * mask}
+        return {"tokens": tokens_of(index, self.length + 1), **logps, **columns}
 
 
 class Text(Conversations):

@@ -90,10 +90,16 @@ REFERENCE_FREE = ("cpo", "simpo", "orpo")
 class DpoSettings(PairLossSettings):
     """DPO's loss, with an optional SFT loss on the chosen responses."""
 
-    loss_type: Literal["sigmoid", "ipo", "apo_zero", "apo_down", "cpo", "simpo", "orpo"] = "sigmoid"  # type: ignore[assignment]
+    loss_type: Literal["sigmoid", "ipo", "apo_zero", "apo_down", "kto", "cpo", "simpo", "orpo"] = "sigmoid"  # type: ignore[assignment]
     """DPO's own loss; IPO's squared one, which does not diverge on pairs that are already separated; APO's, which
-    fixes whether chosen responses become likelier (`apo_zero`) or not (`apo_down`); or, without a reference, CPO's,
-    SimPO's or ORPO's."""
+    fixes whether chosen responses become likelier (`apo_zero`) or not (`apo_down`); KTO's, which judges each response
+    by itself; or, without a reference, CPO's, SimPO's or ORPO's."""
+
+    desirable_weight: float = Field(default=1.0, gt=0)
+    """Weight of chosen responses in KTO's loss."""
+
+    undesirable_weight: float = Field(default=1.0, gt=0)
+    """Weight of rejected responses in KTO's loss."""
 
     target_margin: float = Field(default=0.0, ge=0)
     """SimPO's gamma: by how much beta times the mean log-probability of the chosen response should be higher."""
@@ -110,6 +116,11 @@ class DpoSettings(PairLossSettings):
     def _parts_of_the_loss(self) -> "DpoSettings":
         if self.target_margin and self.loss_type != "simpo":
             raise ValueError(f"target_margin with loss_type={self.loss_type}: only simpo has one. Leave it out")
+        if self.loss_type != "kto" and (self.desirable_weight, self.undesirable_weight) != (1, 1):
+            raise ValueError(
+                f"desirable_weight and undesirable_weight with loss_type={self.loss_type}: only kto has them. Leave "
+                "them out"
+            )
         if self.loss_type == "orpo" and not self.sft_weight:
             raise ValueError("loss_type=orpo without sft_weight: ORPO adds its term to SFT's loss. Set sft_weight: 1")
         return self

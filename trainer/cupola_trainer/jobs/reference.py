@@ -14,7 +14,7 @@ from cupola_trainer.reporting.progress import Report
 
 
 def run(job: ReferenceJob) -> None:
-    """Write `output/reference/reference.npz`: "reference" [pairs, 2], in the objective's order.
+    """Write `output/reference/reference.npz`: "reference" [pairs, rows], in the objective's order.
 
     Raises:
         ConfigError: the checkpoint has no tokenizer or no language-model head or does not fit the layout,

@@ -15,12 +15,12 @@ from cupola_trainer import runtime
 from cupola_trainer.config import DpoData
 from cupola_trainer.data.batches import Batch, without_padding
 from cupola_trainer.data.chat import ChatTokenizer
-from cupola_trainer.data.conversations import load_preferences, refuse_empty
+from cupola_trainer.data.conversations import Sample, load_preferences, refuse_empty
 from cupola_trainer.data.order import order
 from cupola_trainer.objectives.base import Forward, Objective
 from cupola_trainer.objectives.collectives import shared
 from cupola_trainer.objectives.inputs import ObjectiveInputs, computed_once
-from cupola_trainer.objectives.losses.preference import dpo_loss, reference_free_loss
+from cupola_trainer.objectives.losses.preference import dpo_loss, kto_loss, reference_free_loss
 from cupola_trainer.objectives.sft import pad
 
 
@@ -41,7 +41,10 @@ def build(inputs: ObjectiveInputs) -> Objective:
 
 
 class DpoObjective(Objective):
-    """Pairs of a `preferences` artifact. A sample is one pair; a batch of p pairs has 2p rows: chosen, rejected, ..."""
+    """Pairs of a `preferences` artifact. A sample is one pair; a batch of p pairs has 2p rows: chosen, rejected, ...
+
+    With KTO's loss it has 3p rows: each pair is followed by its prompt with a response to another prompt.
+    """
 
     name = "dpo"
     padded = True
@@ -75,9 +78,16 @@ class DpoObjective(Objective):
         )
         refuse_empty(self._train, self.drops, data.preferences / "train.jsonl", "pair", sequence_length)
         self._pairs = self._train + self._heldout
-        self._reference = np.full((len(self._pairs), 2), np.nan, dtype=np.float32)  # until `prepare`
+        if data.loss_type == "kto":
+            self._pairs = with_mismatched(self._pairs, len(self._train), sequence_length)
+        self._reference = np.full((len(self._pairs), self.rows), np.nan, dtype=np.float32)  # until `prepare`
         if data.reference:
-            self._reference = _stored(data.reference, len(self._pairs))
+            self._reference = _stored(data.reference, self._reference.shape)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch per pair."""
+        return 3 if self.data.loss_type == "kto" else 2
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
         return self._pair(order(index, len(self._train), self.seed))
@@ -89,28 +99,22 @@ class DpoObjective(Objective):
         return self._pair(len(self._train) + index) if index < len(self._heldout) else None
 
     def collate(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
-        """`pad`'s tensors [2 pairs, s] plus "reference_logps" [2 pairs], chosen and rejected alternating."""
+        """`pad`'s tensors [rows, s] plus "reference_logps" [rows]: chosen, rejected, chosen, ..."""
         reference = np.concatenate([sample["reference"] for sample in samples])
         return {**pad(pair_rows(samples), self.sequence_length), "reference_logps": torch.from_numpy(reference)}
 
     def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Sum over pairs, number of pairs, and sums over pairs of margin, accuracy and both rewards."""
-        chosen, rejected = (-over_rows(output, batch["loss_mask"])).view(-1, 2).unbind(dim=1)  # [pairs] each
-        reference_chosen, reference_rejected = batch["reference_logps"].view(-1, 2).unbind(dim=1)
-        lengths = over_rows(torch.ones_like(output), batch["loss_mask"]).view(-1, 2).unbind(dim=1)
-        settings: dict[str, Any] = {name: getattr(self.data, name) for name in ("loss_type", "beta", "label_smoothing")}
-        if self.data.needs_reference:
-            losses, chosen_rewards, rejected_rewards = dpo_loss(
-                chosen, rejected, reference_chosen, reference_rejected, **settings
-            )
-        else:
-            losses, chosen_rewards, rejected_rewards = reference_free_loss(
-                chosen, rejected, lengths, target_margin=self.data.target_margin, **settings
-            )
+        """Sum over pairs, number of pairs, and sums over pairs of margin, accuracy and both rewards; with KTO, also of
+        the micro-batch's estimate of the KL to the reference."""
+        logps = (-over_rows(output, batch["loss_mask"])).view(-1, self.rows)
+        lengths = over_rows(torch.ones_like(output), batch["loss_mask"]).view(-1, self.rows)
+        losses, chosen_rewards, rejected_rewards, more = self._losses(
+            logps, batch["reference_logps"].view(-1, self.rows), lengths
+        )
         if self.data.sft_weight:
-            losses = losses - self.data.sft_weight * chosen / lengths[0]
+            losses = losses - self.data.sft_weight * logps[:, 0] / lengths[:, 0]
         margins = chosen_rewards - rejected_rewards
-        sums = {
+        sums = more | {
             "margin": margins.sum(),
             "accuracy": (margins > 0).sum().float(),
             "chosen_reward": chosen_rewards.sum(),
@@ -118,9 +122,27 @@ class DpoObjective(Objective):
         }
         return losses.sum(), self.count(batch), sums
 
+    def _losses(
+        self, logps: Tensor, reference: Tensor, lengths: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Losses, chosen rewards and rejected rewards [pairs], and further sums to report; arguments [pairs, rows]."""
+        data = self.data
+        if data.loss_type == "kto":
+            ratios = (logps - reference).unbind(dim=1)
+            weights = {"desirable_weight": data.desirable_weight, "undesirable_weight": data.undesirable_weight}
+            *judged, z = kto_loss(*ratios, beta=data.beta, **weights)
+            return *judged, {"kl": z * len(logps)}
+        settings: dict[str, Any] = {name: getattr(data, name) for name in ("loss_type", "beta", "label_smoothing")}
+        chosen, rejected = logps.unbind(dim=1)
+        if data.needs_reference:
+            ref_chosen, ref_rejected = reference.unbind(dim=1)
+            return *dpo_loss(chosen, rejected, ref_chosen, ref_rejected, **settings), {}
+        tokens = lengths[:, 0], lengths[:, 1]
+        return *reference_free_loss(chosen, rejected, tokens, target_margin=data.target_margin, **settings), {}
+
     def count(self, batch: Batch) -> Tensor:
         """The number of pairs."""
-        return torch.tensor(len(batch["tokens"]) / 2, device=batch["tokens"].device)
+        return torch.tensor(len(batch["tokens"]) / self.rows, device=batch["tokens"].device)
 
     def prepare(self, forward: Forward) -> None:
         """Compute the reference log-probabilities, unless `data.reference` or an earlier start of the job has them."""
@@ -130,15 +152,15 @@ class DpoObjective(Objective):
             self._reference = computed_once(self.kept, lambda: {"reference": self.reference(forward)})["reference"]
 
     def reference(self, forward: Forward) -> np.ndarray:
-        """Log-probabilities [pairs, 2] of all responses under the current weights, training pairs first. Data-parallel
-        ranks share the work.
+        """Log-probabilities [pairs, rows] of all responses under the current weights, training pairs first.
+        Data-parallel ranks share the work.
 
         Args:
-            forward: computes the token losses [2 pairs, s] of a batch, without gradient.
+            forward: computes the token losses [rows, s] of a batch, without gradient.
         """
         pairs, group = len(self._pairs), _data_parallel_group()
         ranks, rank = (group.size(), group.rank()) if group else (1, 0)
-        gathered = torch.zeros(pairs, 2)
+        gathered = torch.zeros(pairs, self.rows)
         by_width = sorted(range(pairs), key=lambda place: pair_width(self._pairs[place]))
         passes = -(-pairs // (self.pairs_per_pass * ranks))
         for number in range(passes):
@@ -148,7 +170,7 @@ class DpoObjective(Objective):
             places = mine + by_width[-1:] * (self.pairs_per_pass - len(mine))
             batch = without_padding(self.collate([self._pair(place) for place in places]), self.row_unit)
             logps = -(forward(batch).cpu() * batch["loss_mask"]).sum(dim=1)
-            gathered[mine] = logps.view(-1, 2)[: len(mine)]
+            gathered[mine] = logps.view(-1, self.rows)[: len(mine)]
         if group and ranks > 1:
             total = gathered.to(runtime.device())
             dist.all_reduce(total, group=group)
@@ -160,17 +182,22 @@ class DpoObjective(Objective):
         return {**self._pairs[place], "reference": self._reference[place]}
 
 
-def _stored(folder: Path, pairs: int) -> np.ndarray:
+def _stored(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
     path = folder / "reference.npz"
     if not path.is_file():
         raise ConfigError(f"{path} does not exist. Give the folder of a `reference` artifact.")
     reference: np.ndarray = np.load(path)["reference"]
-    if reference.shape != (pairs, 2):
+    if reference.shape != shape:
         raise ConfigError(
-            f"{folder} holds {len(reference)} pairs, but this job has {pairs}. Make it again with the same "
-            "preferences, tokenizer and sequence_length."
+            f"{folder} holds {_of(reference.shape)}, but this job has {_of(shape)}. Make it again with the same "
+            "preferences, tokenizer, sequence_length and loss_type."
         )
     return reference
+
+
+def _of(shape: tuple[int, ...]) -> str:
+    """A reference's shape in words."""
+    return f"{shape[0]} pairs of {shape[-1]} rows"
 
 
 def _data_parallel_group() -> dist.ProcessGroup | None:
@@ -178,18 +205,48 @@ def _data_parallel_group() -> dist.ProcessGroup | None:
 
 
 def pair_rows(samples: Sequence[Mapping[str, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Token ids [n] and response masks [n] of pairs: chosen, rejected, chosen, ..."""
+    """Token ids [n] and response masks [n] of pairs: chosen, rejected, chosen, ..., each pair with its mismatched
+    response if it has one."""
     rows = []
     for sample in samples:
-        for response in (sample["chosen"], sample["rejected"]):
+        for response in (sample[side] for side in SIDES if side in sample):
             tokens = np.concatenate([sample["prompt"], response])
             rows.append((tokens, np.arange(len(tokens)) >= len(sample["prompt"])))
     return rows
 
 
 def pair_width(pair: Mapping[str, np.ndarray]) -> int:
-    """Tokens of a pair's longer conversation."""
-    return len(pair["prompt"]) + max(len(pair["chosen"]), len(pair["rejected"]))
+    """Tokens of a pair's longest conversation."""
+    return len(pair["prompt"]) + max(len(pair[side]) for side in SIDES if side in pair)
+
+
+SIDES = ("chosen", "rejected", "mismatched")
+"""The responses of a pair."""
+
+
+def with_mismatched(pairs: Sequence[Sample], train: int, sequence_length: int) -> list[Sample]:
+    """The pairs, each with "mismatched" [m], the response of a training pair with another prompt: chosen and rejected
+    ones in turns, from halfway through the file, cut to what fits the sequence.
+
+    Args:
+        train: the first of the pairs, which are for training.
+
+    Raises:
+        ConfigError: all training pairs have the same prompt.
+    """
+    prompts = [sample["prompt"].tobytes() for sample in pairs]
+    if len(set(prompts[:train])) < 2:
+        raise ConfigError(
+            "All pairs have the same prompt. KTO estimates the KL from responses to other prompts: give pairs of at "
+            "least two, or use loss_type: apo_zero."
+        )
+    made: list[Sample] = []
+    for place, sample in enumerate(pairs):
+        start = place + train // 2
+        other = next(at % train for at in range(start, start + train) if prompts[at % train] != prompts[place])
+        response = pairs[other][SIDES[place % 2]]
+        made.append({**sample, "mismatched": response[: sequence_length + 1 - len(sample["prompt"])]})
+    return made
 
 
 def over_rows(output: Tensor, mask: Tensor) -> Tensor:

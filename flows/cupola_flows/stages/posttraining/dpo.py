@@ -40,13 +40,14 @@ def reference(ctx: StageContext, stage: DpoStage, parent: Artifact, preferences:
         "sequence_length": stage.batch.sequence_length,
         "precision": stage.precision,
         "template_date": ctx.template_date.isoformat() if ctx.template_date else None,
+        "mismatched": stage.loss_type == "kto",
     }
     job = ReferenceJob(
         output=ctx.folder / "reference",
         seed=ctx.seed,
         template_date=ctx.template_date,
         parent=parent.path,
-        data=DpoData(preferences=preferences.path),
+        data=DpoData(preferences=preferences.path, loss_type="kto" if stage.loss_type == "kto" else "sigmoid"),
         batch=stage.batch,
         layout=stage.layout,
         precision=stage.precision,

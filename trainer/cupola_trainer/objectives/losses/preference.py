@@ -48,6 +48,35 @@ def dpo_loss(
     return losses, (beta * chosen).detach(), (beta * rejected).detach()
 
 
+def kto_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    mismatched: Tensor,
+    *,
+    beta: float = 0.1,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """KTO's losses of both responses of each pair, their mean, and implicit rewards (Ethayarajh et al. 2024, equation
+    7); all tensors [pairs], log(policy/ref) of full responses.
+
+    With z the mean of `mismatched`, at least 0: wd (1 - sigmoid(beta (chosen - z))) and wu (1 - sigmoid(beta (z -
+    rejected))).
+
+    Args:
+        mismatched: of responses to other prompts, which estimate the KL to the reference; without gradient.
+
+    Returns:
+        losses, chosen rewards, rejected rewards, and z [].
+    """
+    z = mismatched.detach().mean().clamp(min=0)
+    losses = (
+        desirable_weight * (1 - torch.sigmoid(beta * (chosen - z)))
+        + undesirable_weight * (1 - torch.sigmoid(beta * (z - rejected)))
+    ) / 2
+    return losses, (beta * chosen).detach(), (beta * rejected).detach(), z
+
+
 def reference_free_loss(
     chosen: Tensor,
     rejected: Tensor,
