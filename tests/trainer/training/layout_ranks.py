@@ -345,6 +345,7 @@ def trajectory(
     """Loss, gradient norm and balancing loss of each step."""
     validate_layout(model, layout, BATCH)
     runtime.start(layout, seed=0)
+    passes.aux_losses(model, 1)  # clears what other tests of this process may have left
     chunks = models.build(model, layout, seed=5, dtype=runtime.dtype(precision))
     trainee = optim.build(chunks, layout, replace(OPTIMIZER, lr=objective.lr, states=states), STEPS)
     assert {param.dtype for group in trainee.optimizer.param_groups for param in group["params"]} == {torch.float32}
