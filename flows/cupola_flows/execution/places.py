@@ -24,14 +24,14 @@ class Place:
     unit: str
     """What a rank takes: `GPUs`, or `ranks` where there are none."""
     memory: float | None = None
-    """Bytes of a GPU; without GPUs, of the machine that all ranks share. None if not known."""
+    """Bytes of a GPU; without GPUs, of the machine that all ranks share. None if unknown."""
 
     @property
     def has_gpus(self) -> bool:
         return self.unit == "GPUs"
 
     def memory_of_rank(self, ranks: int) -> float | None:
-        """Bytes that each of a job's ranks may use; None if not known."""
+        """Bytes that each rank of a job may use; None if unknown."""
         return self.memory if self.has_gpus or self.memory is None else self.memory / ranks
 
 

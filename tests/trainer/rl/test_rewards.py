@@ -93,7 +93,7 @@ def test_a_rollout_survives_saving_and_a_truncated_file_is_refused(tmp_path: Pat
     rollout = Rollout.of([[1, 2, 3], [4]], done, sequence_length=6)
     assert rollout.tokens.tolist() == [[1, 2, 3, 7, 8, 0, 0], [4, 9, 0, 0, 0, 0, 0]]
     assert rollout.mask.astype(int).tolist() == [[0, 0, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0]]
-    assert rollout.ends().tolist() == [4, 1]
+    assert rollout.ends.tolist() == [4, 1]
     assert rollout.lengths.tolist() == [2, 1]
     rollout.arrays["rewards"], rollout.metrics = np.array([1.0, math.nan]), {"reward": 1.0}
     rollout.save(tmp_path / "kept.npz")

@@ -7,6 +7,7 @@ from cupola_trainer import checkpoint, models, runtime
 from cupola_trainer.config import ReferenceJob
 from cupola_trainer.config.layout_rules import validate_layout
 from cupola_trainer.config.model.sizes import parameter_count
+from cupola_trainer.data.batches import row_unit
 from cupola_trainer.forward import outputs
 from cupola_trainer.objectives.dpo import DpoObjective
 from cupola_trainer.objectives.inputs import required_tokenizer
@@ -36,6 +37,7 @@ def run(job: ReferenceJob) -> None:
         pairs_per_pass=job.batch.micro_batch_size,
         seed=job.seed,
     )
+    objective.row_unit = row_unit()
     chunks = models.build(model, job.layout, seed=None, dtype=runtime.dtype(job.precision))
     checkpoint.load_weights(job.parent, chunks)
     for chunk in chunks:

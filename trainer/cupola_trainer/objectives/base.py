@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from cupola_trainer.data.batches import Batch
+from cupola_trainer.data.batches import ROW_UNIT, Batch
 from cupola_trainer.forward.schedule import Reads
 
 Forward = Callable[[Batch], Tensor]
@@ -38,8 +38,8 @@ class Objective(ABC):
     """Whether rows end in padding that nothing depends on. Batches are then cut to their longest row, and a step's
     samples are put into micro-batches by `width`."""
 
-    row_unit: int = 64
-    """The cut rows have a multiple of this many columns. The training loop sets what its layout and precision need."""
+    row_unit: int = ROW_UNIT
+    """The cut rows have a multiple of this many columns. A job sets what its layout and precision need."""
 
     epoch: int | None = None
     """Training samples in one pass over the data; None if the objective has no epochs."""

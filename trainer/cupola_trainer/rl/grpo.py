@@ -24,7 +24,7 @@ from cupola_trainer.optim import Trainee
 from cupola_trainer.rl.ema import EmaReference
 from cupola_trainer.rl.rollout_objective import RolloutObjective
 from cupola_trainer.rl.rollouts import Rollout
-from cupola_trainer.rl.sampler_gap import correction, gap_metrics, gap_sums
+from cupola_trainer.rl.sampler_gap import QUARTERS, correction, gap_metrics, gap_sums
 
 
 def build(inputs: ObjectiveInputs) -> "GrpoObjective":
@@ -150,7 +150,7 @@ def row_of(rollout: Rollout, place: int, weights: np.ndarray) -> dict[str, np.nd
         "tokens": rollout.tokens[place],
         "loss_mask": mask,
         "shares": mask / max(mask.sum(), 1),
-        "quarters": mask * (1 + 4 * (mask.cumsum() - 1) // max(mask.sum(), 1)),
+        "quarters": mask * (1 + QUARTERS * (mask.cumsum() - 1) // max(mask.sum(), 1)),
         "weights": weights.astype(np.float32),
         "advantages": rollout.arrays["advantages"][place],
         "sampling_logps": rollout.sampling_logps[place],

@@ -32,7 +32,7 @@ def over_rows(rollout: Rollout, micro_batch_size: int, forward: Callable[[Batch]
     """Apply `forward` to all rows in micro-batches of similar length [rows, s]; 0 after a row's last token.
     Data-parallel ranks share the work."""
     ranks, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
-    ends = rollout.ends()
+    ends = rollout.ends
     by_end = np.argsort(ends, kind="stable")
     rounds = -(-len(rollout) // (micro_batch_size * ranks))
     mine: list[tuple[np.ndarray, np.ndarray]] = []

@@ -145,5 +145,5 @@ class RewardModel:
     def score_rollout(self, rollout: Rollout, micro_batch_size: int) -> list[float | str]:
         """The reward of each response [rows], or the reason it has none."""
         values = over_rows(rollout, micro_batch_size, lambda batch: outputs.values(self.chunks, batch))
-        scores = values[np.arange(len(rollout)), np.minimum(rollout.ends(), values.shape[1] - 1)]
+        scores = values[np.arange(len(rollout)), np.minimum(rollout.ends, values.shape[1] - 1)]
         return [float(score) if np.isfinite(score) else "reward_not_finite" for score in scores]

@@ -205,7 +205,7 @@ class RolloutObjective(OnlineObjective):
 
     def width(self, index: int) -> int:
         assert self.current
-        return int(self.current.ends()[self.rows_of(index)].max())
+        return int(self.current.ends[self.rows_of(index)].max())
 
     def rows_of(self, index: int) -> list[int]:
         """Rows of the current rollout that are in sample `index`."""

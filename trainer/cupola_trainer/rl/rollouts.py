@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -63,6 +64,7 @@ class Rollout:
         lengths: np.ndarray = self.mask.sum(axis=1)
         return lengths
 
+    @cached_property
     def ends(self) -> np.ndarray:
         """Index of each row's last token [rows]."""
         ends: np.ndarray = self.mask.shape[1] - self.mask[:, ::-1].argmax(axis=1)
